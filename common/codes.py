@@ -1,0 +1,223 @@
+"""The codes dataset: what the tokenizer writes and the prior reads.
+
+A folder that `datasets.load_dataset(FOLDER)` reads as it is:
+
+    SPLIT-00000-of-00006.parquet    one row a view of an image: codes (T,), label, row (its index in the source)
+    codes.json                      K, grid, views, classes, source and its fingerprint, the tokenizer's SHA-256
+    README.md                       the dataset card, with its YAML head
+
+Shapes: codes (N, T) in [0, K), T = h·w in raster order, in the smallest unsigned type that holds K; labels (N,).
+
+Shards are written aside and renamed; `codes.json` comes last, so a folder that has one is whole.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from common.config import Settings, build
+from common.errors import UserError
+from common.folder import FORMAT, check_format, read_json, replacing, write_json
+
+PLAN = ".plan.json"  # what an encode set out to write; stands beside the shards
+
+
+class TokenizerIdentity(Settings):
+    """Which tokenizer wrote the codes: two with the same SHA-256 of their weights are the same."""
+
+    name: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    def __str__(self) -> str:
+        return f"{self.name} (sha256 {self.sha256[:12]})"
+
+
+class CodesInfo(Settings):
+    """What `codes.json` says."""
+
+    codebook_size: int = Field(ge=2)
+    grid: Annotated[tuple[int, int], Field(description="(h, w)")]
+    views: int = Field(ge=1)
+    class_names: tuple[str, ...] | None
+    tokenizer: TokenizerIdentity
+    source: dict[str, Any]
+    """the images' settings and their fingerprint"""
+    shard_size: int = Field(ge=1)
+
+    @property
+    def length(self) -> int:
+        """T, codes an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest unsigned type that holds K codes."""
+        return np.min_scalar_type(self.codebook_size - 1)
+
+
+class CodesSplit(NamedTuple):
+    codes: np.ndarray  # (N, T) unsigned
+    labels: np.ndarray | None  # (N,) int64, -1 where a row has none
+    rows: np.ndarray  # (N,) int64, index in the source
+
+
+class Codes(NamedTuple):
+    info: CodesInfo
+    splits: dict[str, CodesSplit]
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def begin(folder: Path, info: CodesInfo) -> None:
+    """Start writing, or go on: the plan is kept beside the shards and must be the same when an encode is resumed.
+
+    Raises:
+        UserError: the folder holds codes of another tokenizer, source or setting; it names both.
+    """
+    plan = folder / PLAN
+    planned = info.model_dump(mode="json")
+    if plan.exists():
+        before = build(CodesInfo, read_json(plan), str(plan))
+        if before.tokenizer.sha256 != info.tokenizer.sha256:
+            raise UserError(
+                f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
+                "give another --output or remove the folder"
+            )
+        differ = [key for key, value in before.model_dump(mode="json").items() if value != planned[key]]
+        if differ and differ != ["tokenizer"]:
+            raise UserError(
+                f"{folder} holds codes of other settings: {', '.join(differ)} differ; "
+                "give the same ones, another --output, or remove the folder"
+            )
+        return
+    if folder.is_dir() and any(p.suffix == ".parquet" for p in folder.iterdir()):
+        raise UserError(f"{folder} holds Parquet files that no encode of ours began; give another --output")
+    write_json(plan, planned)
+
+
+def shard_path(folder: Path, split: str, shard: int, shards: int) -> Path:
+    return folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+
+
+def write_shard(
+    path: Path, info: CodesInfo, codes: np.ndarray, labels: np.ndarray | None, rows: np.ndarray
+) -> None:  # fmt: skip
+    """Write codes (N, T), labels (N,) and rows (N,) as one Parquet shard that appears when it is whole."""
+    assert codes.shape == (len(rows), info.length)
+    schema = _features(info).arrow_schema
+    flat = pa.array(np.ascontiguousarray(codes, info.dtype).reshape(-1))
+    columns = {"codes": pa.FixedSizeListArray.from_arrays(flat, info.length), "row": pa.array(rows, pa.int64())}
+    if info.class_names is not None:
+        columns["label"] = pa.array(labels, pa.int64())
+    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    with replacing(path) as aside:
+        pq.write_table(table, aside, compression="zstd")
+
+
+def _features(info: CodesInfo):
+    from datasets import ClassLabel, Features, List, Value
+
+    columns = {"codes": List(Value(info.dtype.name), length=info.length)}
+    if info.class_names is not None:
+        columns["label"] = ClassLabel(names=list(info.class_names))
+    return Features({**columns, "row": Value("int64")})
+
+
+def finish(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the dataset card, then `codes.json`: the folder is whole from here on.
+
+    Args:
+        splits: of each split its `rows`, and any figures worth keeping beside it.
+    """
+    names = "".join(f"  - split: {name}\n    path: {name}-*.parquet\n" for name in splits)
+    head = f"---\npretty_name: image codes\nconfigs:\n- config_name: default\n  data_files:\n{names}---\n\n"
+    with replacing(folder / "README.md") as aside:
+        aside.write_text(head + _card(info), encoding="utf-8")
+    body = {"kind": "tesserae.codes", "format": FORMAT, **info.model_dump(mode="json"), "splits": splits}
+    write_json(folder / "codes.json", body)
+
+
+def _card(info: CodesInfo) -> str:
+    h, w = info.grid
+    return (
+        f"# Image codes\n\n{h} x {w} codes an image, raster order, from a codebook of {info.codebook_size}; "
+        f"{info.views} view(s) an image, each a row.\n\n"
+        f"- tokenizer: {info.tokenizer.name}, SHA-256 of its weights `{info.tokenizer.sha256}`\n"
+        f"- source: `{json.dumps(info.source)}`\n"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def is_whole(folder: Path) -> bool:
+    return (folder / "codes.json").exists()
+
+
+def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
+    """What `codes.json` says of the codes, and of each split. Raises `UserError` when the folder is not, or not yet, whole."""
+    if not folder.is_dir():
+        raise UserError(f"there is no codes dataset {folder}; tokenizer/encode.py writes one")
+    if not is_whole(folder):
+        begun = "was begun and not finished: run tokenizer/encode.py again" if (folder / PLAN).exists() else (
+            "has no codes.json: it is not a codes dataset that tokenizer/encode.py wrote"
+        )  # fmt: skip
+        raise UserError(f"{folder} {begun}")
+    path = folder / "codes.json"
+    written = read_json(path)
+    check_format(written, "tesserae.codes", path)
+    splits = written.get("splits")
+    if not isinstance(splits, dict) or not all(isinstance(s, dict) and isinstance(s.get("rows"), int) for s in splits.values()):
+        raise UserError(f"{path}: splits must say how many rows each has, got {splits!r}")
+    settings = {key: value for key, value in written.items() if key not in ("kind", "format", "splits")}
+    return build(CodesInfo, settings, str(path)), splits
+
+
+def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
+    """The named splits, or all, checked against `codes.json`.
+
+    Raises:
+        UserError: a split, a shard or rows are missing, or codes and labels lie outside what the JSON says.
+    """
+    info, there = read_info(folder)
+    wanted = list(there) if splits is None else splits
+    if missing := [split for split in wanted if split not in there]:
+        raise UserError(f"{folder} has no split {missing[0]!r}; it has {', '.join(there)}")
+    found = {}
+    for name in wanted:
+        shards = [read_shard(path, info) for path in shard_paths(folder, name)]
+        codes, labels, rows = zip(*shards, strict=True) if shards else ((), (), ())
+        if sum(map(len, rows)) != there[name]["rows"]:
+            raise UserError(f"split {name} of {folder} must have {there[name]['rows']} rows, got {sum(map(len, rows))}")
+        found[name] = CodesSplit(*(None if column[0] is None else np.concatenate(column) for column in (codes, labels, rows)))
+    return Codes(info, found)
+
+
+def shard_paths(folder: Path, split: str) -> list[Path]:
+    return sorted(folder.glob(f"{split}-?????-of-?????.parquet"))
+
+
+def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
+    """One shard, or a `UserError` that names it when it is damaged or not what `info` says."""
+    try:
+        table = pq.read_table(path, columns=["codes", "row"] + (["label"] if info.class_names is not None else []))
+        parts = [chunk.flatten().to_numpy() for chunk in table["codes"].chunks]
+        codes = np.concatenate(parts or [np.empty(0, info.dtype)]).reshape(-1, info.length)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if codes.dtype.kind != "u" or (codes.size and codes.max() >= info.codebook_size):
+        raise UserError(f"{path}: codes must be integers in [0, {info.codebook_size}), got {codes.dtype} up to {codes.max()}")
+    rows = table["row"].to_numpy()
+    if info.class_names is None:
+        return CodesSplit(codes, None, rows)
+    labels = table["label"].to_numpy()
+    if labels.size and not (labels.min() >= -1 and labels.max() < len(info.class_names)):
+        raise UserError(f"{path}: labels must lie in [0, {len(info.class_names)}), got {labels.min()} to {labels.max()}")
+    return CodesSplit(codes, labels, rows)

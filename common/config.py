@@ -1,0 +1,301 @@
+"""Typed settings: a YAML file and command-line overrides, read strictly into frozen pydantic models.
+
+Defaults < YAML file < `--key.sub value` on the command line, wherever it stands. A key that no class declares, a wrong
+type, a missing file and a key given twice are errors of one line that name the file and the key. Nothing named in a
+file is imported: a table `kind:` selects among the classes a field declares.
+"""
+
+import argparse
+import copy
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from common.errors import UserError
+
+
+class Settings(BaseModel):
+    """The base of everything that configures: frozen, strict, and documented by the docstring under each field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+# ---------------------------------------------------------------------------------------------------- YAML, strictly
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, without its two traps: `1e-4` is a float, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise UserError(f"line {key_node.start_mark.line + 1}: a setting's name must be text, got {key!r}")
+            if key in seen:
+                raise UserError(f"line {key_node.start_mark.line + 1}: {key} is given twice; keep one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `UserError` naming the file when there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.yaml")], 1, 0.5)
+        raise UserError(f"there is no config file {path}{f'; did you mean {near[0]}?' if near else ''}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}") from None
+    try:
+        settings = yaml.load(text, _Loader)
+    except UserError as error:
+        raise UserError(f"{path}, {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is not a YAML file of settings: {reason}") from None
+    if not isinstance(settings or {}, dict):
+        raise UserError(f"{path} must hold `key: value` lines, got {type(settings).__name__}")
+    return settings or {}
+
+
+def write_yaml(settings: Settings, path: Path) -> None:
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------- from a mapping to typed settings
+
+
+def build(cls: type[S], settings: Mapping[str, Any], source: str) -> S:
+    """`settings` as `cls`, or a `UserError` that names the full key, the source it stands in, and the nearest name."""
+    try:
+        return cls.model_validate_json(json.dumps(settings, default=str))  # JSON mode: a list may fill a tuple
+    except ValidationError as error:
+        raise UserError(_explain(cls, error, source)) from None
+    except ValueError as error:  # JSON has no nan
+        raise UserError(f"{source}: {error}") from None
+
+
+def _explain(cls: type[Settings], error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(_without_tags(cls, path)) or cls.__name__
+    if first["type"] == "extra_forbidden":
+        known = [name for name, _ in leaves(cls)]
+        last = key.rpartition(".")[2]
+        near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rpartition(".")[2] == last][:1]
+        hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(cls.model_fields)}"
+        return f"{source}: unknown setting {key}; {hint}"
+    if first["type"] == "missing":
+        return f"{source}: {key} must be given"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if not message.startswith("Input") else message[6:]
+    if first["type"] == "value_error":
+        return f"{source}: {message}" if len(path) == 0 else f"{source}: {key}: {message}"
+    return f"{source}: {key} {message}, got {first['input']!r}"
+
+
+def _without_tags(cls: type[Settings], path: list[str]) -> Iterator[str]:
+    """pydantic puts the chosen `kind` of a union into an error's place; a user never typed it there."""
+    members: list[type[Settings]] = [cls]
+    for part in path:
+        if len(members) > 1 and any(part in typing.get_args(m.model_fields["kind"].annotation) for m in members):
+            members = [m for m in members if part in typing.get_args(m.model_fields["kind"].annotation)]
+            continue
+        yield part
+        found = [m.model_fields[part].annotation for m in members if part in m.model_fields]
+        members = _nested(found[0]) if found else []
+
+
+def _nested(annotation: Any) -> list[type[Settings]]:
+    """The settings classes a field may hold: none for a plain value, several for a table with a `kind`."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [cls for argument in typing.get_args(annotation) for cls in _nested(argument)]
+
+
+def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting by its full dotted name, each once, unions of kinds laid side by side."""
+    for name, field in cls.model_fields.items():
+        nested = _nested(field.annotation)
+        if not nested:
+            yield prefix + name, field
+        found: dict[str, FieldInfo] = {}
+        for member in nested:
+            for key, leaf in leaves(member, f"{prefix}{name}."):
+                found.setdefault(key, leaf)
+        if len(nested) > 1:  # the kinds there are to choose from
+            kinds = tuple(kind for m in nested for kind in typing.get_args(m.model_fields["kind"].annotation))
+            chosen = copy.copy(found[f"{prefix}{name}.kind"])
+            chosen.annotation = Literal[kinds]
+            found[f"{prefix}{name}.kind"] = chosen
+        yield from found.items()
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+class _Once(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        if hasattr(namespace, self.dest):
+            raise UserError(f"{option_string} is given twice; keep one")
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; --help lists the settings")
+
+
+def _takes(annotation: Any, wanted: Any) -> bool:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return any(_takes(argument, wanted) for argument in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Literal:
+        return any(isinstance(value, wanted) for value in typing.get_args(annotation))
+    return annotation is wanted or typing.get_origin(annotation) is wanted
+
+
+def _from_text(text: str, annotation: Any) -> Any:
+    """One word of the command line as what the field wants: text stays text, `null` is none, the rest is YAML."""
+    if text == "null" and _takes(annotation, types.NoneType):
+        return None
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        value = text
+    wants_text = _takes(annotation, str)
+    wants_number = _takes(annotation, int) or _takes(annotation, float)
+    return text if wants_text and not (wants_number and isinstance(value, int | float)) else value
+
+
+def _from_words(words: list[str], field: FieldInfo) -> Any:
+    if not _takes(field.annotation, tuple):
+        return _from_text(words[0], field.annotation)
+    if words == ["null"] and _takes(field.annotation, types.NoneType):
+        return None
+    items = [part.strip() for word in words for part in word.strip("[]").split(",") if part.strip()]
+    element = next(a for a in typing.get_args(field.annotation) or () if a is not types.NoneType)
+    if typing.get_origin(element) is tuple:
+        element = typing.get_args(element)[0]
+    return [_from_text(item, element) for item in items]
+
+
+def _type_name(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(str(value) for value in typing.get_args(annotation))
+    if _takes(annotation, tuple):
+        return "several"
+    names = [a.__name__ for a in (bool, int, float, str) if _takes(annotation, a)]
+    return " or ".join(names) or "value"
+
+
+def parser(cls: type[Settings], description: str, positional: str, positional_help: str) -> argparse.ArgumentParser:
+    """A parser with one `--option` a setting: type, meaning and default in its help."""
+    p = _Parser(
+        usage=f"%(prog)s [{positional}] [--key value ...]", description=description, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument(positional, nargs="?", help=positional_help)
+    if positional != "config":
+        p.add_argument("--config", action=_Once, default=argparse.SUPPRESS, help="a YAML file of these settings")
+    group = p.add_argument_group("settings")
+    for key, field in leaves(cls):
+        if key == positional:
+            continue
+        shown = "" if field.is_required() else f" (default: {_show(field.get_default(call_default_factory=True))})"
+        group.add_argument(
+            f"--{key}",
+            dest=f"set:{key}",
+            nargs="+" if _takes(field.annotation, tuple) else 1,
+            action=_Once,
+            default=argparse.SUPPRESS,
+            metavar=_type_name(field.annotation),
+            help=((field.description or "") + shown).replace("%", "%%"),
+        )
+    return p
+
+
+def _show(default: Any) -> str:
+    return "null" if default is None else json.dumps(default, default=str)
+
+
+def parse(
+    cls: type[S], description: str, argv: Sequence[str], *, positional: str = "config",
+    positional_help: str = "a YAML file of these settings", default_file: Path | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> S:  # fmt: skip
+    """The settings a command was given.
+
+    Args:
+        positional: `config`, a YAML file; or the name of a field of `cls`, which then may also be given first by place.
+        default_file: the config read when none is given.
+        base: settings that stand under the file and the options, as a saved run's.
+    """
+    p = parser(cls, description, positional, positional_help)
+    arguments, rest = p.parse_known_args([_underscored(word) for word in argv])
+    if rest:
+        raise UserError(_unknown_option(rest[0], [key for key, _ in leaves(cls)]))
+    given = vars(arguments)
+    path = Path(given["config"]) if given.get("config") else default_file
+    settings = json.loads(json.dumps(base or {}))
+    if path:
+        _merge(settings, read_yaml(path))
+    fields = dict(leaves(cls))
+    overrides: dict[str, Any] = {}
+    for key, words in ((k.removeprefix("set:"), w) for k, w in given.items() if k.startswith("set:")):
+        try:
+            _put(overrides, key, _from_words(words, fields[key]))
+        except UserError as error:
+            raise UserError(f"--{key} {error}") from None
+    if positional != "config" and given[positional] is not None:
+        overrides[positional] = given[positional]
+    _merge(settings, overrides)
+    return build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
+
+
+def _underscored(word: str) -> str:
+    """`--num-images` is `--num_images`; values are left as they are."""
+    option, equals, value = word.partition("=")
+    return "--" + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def _unknown_option(option: str, known: list[str]) -> str:
+    name = option.partition("=")[0].lstrip("-").replace("-", "_")
+    near = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.endswith(f".{name}")][:1]
+    if not option.startswith("-"):
+        return f"unexpected argument {option}; settings are given as --key value"
+    return f"unknown option {option.partition('=')[0]}; " + (
+        f"did you mean --{near[0]}?" if near else "--help lists the settings"
+    )
+
+
+def _put(settings: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+    settings[leaf] = value
+
+
+def _merge(settings: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(settings.get(key), dict):
+            _merge(settings[key], value)
+        else:
+            settings[key] = value

@@ -1,0 +1,169 @@
+"""Folders on disk: written aside and renamed, so that nobody ever reads half of one; and the model folder.
+
+A model folder is `config.json` (settings, and which kind of model it is) beside `model.safetensors`. Nothing in it is
+a pickle, and the weights' SHA-256 is the model's identity.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from common import config
+from common.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
+FORMAT = 1  # of every file of ours; a reader refuses what is newer than itself
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file or a folder at; it takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    remove(aside)
+    try:
+        yield aside
+        sync(aside)
+        if path.is_dir():  # a folder cannot be replaced in one step: the old one stands aside for a moment
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            remove(old)
+            path.rename(old)
+            aside.rename(path)
+            remove(old)
+        else:
+            os.replace(aside, path)
+        sync_entry(path.parent)
+    except BaseException:
+        remove(aside)
+        raise
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or all files of a folder, to the disk; files are made readable by others (safetensors' are not)."""
+    if path.is_dir():
+        for child in path.iterdir():
+            sync(child)
+        sync_entry(path)
+        return
+    os.chmod(path, 0o644)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_entry(directory: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` that names the file when it is absent or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
+    """That a JSON file of ours is of this kind and no newer than this code."""
+    if value.get("kind") != kind:
+        raise UserError(f"{path} must be of kind {kind!r}, got {value.get('kind')!r}")
+    if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
+        raise UserError(f"{path} has format {value.get('format')!r}, this version reads up to {FORMAT}; update tesserae")
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+def kind_of(cls: type) -> str:
+    return f"tesserae.{cls.__name__.lower()}"
+
+
+def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
+    """Write `config.json` and `model.safetensors` into the folder `path`, which takes the place of an older one."""
+    with replacing(path) as aside:
+        aside.mkdir()
+        head = {"kind": kind_of(type(model)), "format": FORMAT}
+        (aside / "config.json").write_text(
+            json.dumps({**head, **settings.model_dump(mode="json")}, indent=2) + "\n", encoding="utf-8"
+        )
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_model(path: str | Path, cls: type[M], settings_cls: type[config.Settings]) -> M:
+    """The model in a folder, or in a Hub repository of that name, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: no such folder, another kind of model, or weights that do not fit the config.
+    """
+    found = locate(path)
+    written = read_json(found / "config.json")
+    check_format(written, kind_of(cls), found / "config.json")
+    settings = {key: value for key, value in written.items() if key not in ("kind", "format")}
+    model = cls(config.build(settings_cls, settings, str(found / "config.json")))
+    try:
+        weights = load_file(found / "model.safetensors")
+    except FileNotFoundError:
+        raise UserError(f"there is no {found / 'model.safetensors'}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{found / 'model.safetensors'} is damaged: {error}") from None
+    try:
+        model.load_state_dict(weights)  # strict
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{found / 'model.safetensors'} does not fit its config.json: {reason}") from None
+    return model.eval()
+
+
+def locate(path: str | Path) -> Path:
+    """The folder itself, or the local copy of the Hub repository `owner/name`."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if str(path).count("/") != 1 or str(path).startswith((".", "/")):
+        raise UserError(f"there is no folder {path}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        raise UserError(f"there is no folder {path} here, and the Hub has or reaches no repository of that name") from None

@@ -1,0 +1,83 @@
+"""Which rows a step trains on: a pure function of (seed, step), whatever the number of processes.
+
+The rows of a set are dealt epoch after epoch, each a fresh permutation, as one endless sequence; step s takes places
+[s G, (s + 1) G) of it, for a global batch of G. A process takes its share of them, in micro-batches when gradients
+accumulate. Nothing is repeated, nothing dropped, and to resume is to start counting at another step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process takes of each step's global batch, and in how many micro-batches."""
+
+    batch_size: int  # G, over all processes and micro-batches
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self):
+        parts = self.accumulate * self.world
+        if self.batch_size % parts:
+            raise UserError(
+                f"batch_size {self.batch_size} must divide by {self.world} processes times {self.accumulate} "
+                f"micro-batches = {parts}; {max(1, round(self.batch_size / parts)) * parts} would"
+            )
+
+    @property
+    def size(self) -> int:
+        """Rows of one micro-batch on one process."""
+        return self.batch_size // (self.accumulate * self.world)
+
+
+class Order:
+    """Iterates over (rows (b,), epochs (b,)) int64, one micro-batch of this process after the other, from `first_step`."""
+
+    def __init__(self, rows: int, seed: int, share: Share, first_step: int):
+        self.rows, self.seed, self.share, self.first_step = rows, seed, share, first_step
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        share, step = self.share, self.first_step
+        while True:
+            for micro in range(share.accumulate):
+                start = step * share.batch_size + (micro * share.world + share.rank) * share.size
+                yield self.at(start, start + share.size)
+            step += 1
+
+    def at(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Places [start, stop) of the endless sequence."""
+        epochs, places = np.divmod(np.arange(start, stop), self.rows)
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            inside = epochs == epoch
+            rows[inside] = self._permuted(int(epoch))[places[inside]]
+        return torch.from_numpy(rows), torch.from_numpy(epochs)
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        return self._permutation
+
+
+def batches(dataset: Dataset, order: Order, workers: int = 0) -> Iterator:
+    """`dataset[(rows, epochs)]` for each of the order's micro-batches, read ahead by `workers` processes."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,  # the order yields whole batches
+        sampler=order,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # a loader's iterator draws a number: not from the global generator
+    )
+    return iter(loader)

@@ -1,0 +1,54 @@
+"""Pictures of a run: grids of images and curves of its metrics, for people to look at."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from common.folder import replacing
+
+
+def image_grid(images: Tensor, columns: int, *, side: int = 64) -> Image.Image:
+    """images (N, C, H, W) uint8 as one picture, row after row; small ones are enlarged, pixels kept, to about `side`."""
+    N, C, H, W = images.shape
+    scale, gap = max(1, side // max(H, W)), 2
+    rows = -(-N // columns)
+    tiles = images.new_full((rows * columns, C, H + gap, W + gap), 255)
+    tiles[:N, :, :H, :W] = images
+    pixels = rearrange(tiles, "(r c) ch h w -> (r h) (c w) ch", r=rows).numpy()[:-gap, :-gap]
+    picture = Image.fromarray(pixels[..., 0] if C == 1 else pixels)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    with replacing(path) as aside:
+        picture.save(aside, format="PNG")
+
+
+def save_curves(
+    metrics: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], path: Path,
+    levels: Mapping[str, float] | None = None,
+) -> None:  # fmt: skip
+    """One panel a title, each with the named metrics over the step, and `levels` as dashed lines."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
+    for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        for name in names:
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker="." if len(points) < 30 else "")
+        for (name, level), grey in zip((levels or {}).items(), ("0.3", "0.6"), strict=False):
+            axes.axhline(level, linestyle="--", color=grey, label=name)
+        axes.set(title=title, xlabel="step")
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)

@@ -1,0 +1,105 @@
+"""The codes dataset: what the tokenizer writes is what the prior reads."""
+
+import json
+
+import numpy as np
+import pytest
+
+from common import codes
+from common.codes import CodesInfo, TokenizerIdentity
+from common.errors import UserError
+
+INFO = CodesInfo(
+    codebook_size=300, grid=(2, 3), views=1, class_names=("cat", "dog"), source={"source": "test"}, shard_size=4,
+    tokenizer=TokenizerIdentity(name="one/tokenizer", sha256="1" * 64),
+)  # fmt: skip
+CODES = np.random.default_rng(0).integers(0, 300, (7, 6))
+LABELS = np.array([0, 1, 1, 0, -1, 1, 0])
+
+
+def write(folder, info=INFO):
+    codes.begin(folder, info)
+    labels = None if info.class_names is None else LABELS
+    for shard, some in enumerate((slice(0, 4), slice(4, 7))):
+        path = codes.shard_path(folder, "train", shard, 2)
+        codes.write_shard(path, info, CODES[some], None if labels is None else labels[some], np.arange(7)[some])
+    codes.finish(folder, info, {"train": {"rows": 7}})
+
+
+def test_codes_survive_the_disk_in_the_smallest_type(tmp_path):
+    write(tmp_path / "codes")
+    info, splits = codes.read(tmp_path / "codes")
+    assert info == INFO
+    assert np.array_equal(splits["train"].codes, CODES) and splits["train"].codes.dtype == np.uint16
+    assert np.array_equal(splits["train"].labels, LABELS) and np.array_equal(splits["train"].rows, np.arange(7))
+
+
+def test_datasets_reads_the_folder_as_it_is(tmp_path):
+    from datasets import load_dataset
+
+    write(tmp_path / "codes")
+    read = load_dataset(str(tmp_path / "codes"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert read["codes"] == CODES.tolist() and read.features["label"].names == ["cat", "dog"]
+
+
+def test_unlabelled_codes_have_no_label_column(tmp_path):
+    write(tmp_path / "codes", INFO.model_copy(update={"class_names": None}))
+    assert codes.read(tmp_path / "codes").splits["train"].labels is None
+
+
+@pytest.mark.parametrize("K, kind", [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")])
+def test_the_type_is_the_smallest_that_holds_the_codes(K, kind):
+    assert INFO.model_copy(update={"codebook_size": K}).dtype == kind
+
+
+def test_codes_of_another_tokenizer_are_refused_with_both_names(tmp_path):
+    write(tmp_path / "codes")
+    other = INFO.model_copy(update={"tokenizer": TokenizerIdentity(name="two/tokenizer", sha256="2" * 64)})
+    with pytest.raises(UserError, match=r"tokenizer one/tokenizer .*, not of two/tokenizer"):
+        codes.begin(tmp_path / "codes", other)
+
+
+def test_going_on_with_other_settings_is_refused_by_name(tmp_path):
+    write(tmp_path / "codes")
+    codes.begin(tmp_path / "codes", INFO)
+    with pytest.raises(UserError, match="other settings: views differ"):
+        codes.begin(tmp_path / "codes", INFO.model_copy(update={"views": 2}))
+
+
+def test_a_folder_that_is_not_whole_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="there is no codes dataset"):
+        codes.read(tmp_path / "none")
+    codes.begin(tmp_path / "begun", INFO)
+    with pytest.raises(UserError, match=r"was begun and not finished: run tokenizer/encode\.py again"):
+        codes.read(tmp_path / "begun")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: (f / "train-00001-of-00002.parquet").unlink(), "must have 7 rows, got 4"),
+        (
+            lambda f: (f / "train-00001-of-00002.parquet").write_bytes(b"PAR1"),
+            "train-00001-of-00002.parquet is damaged",
+        ),
+        (lambda f: change(f, codebook_size=290), r"codes must be integers in \[0, 290\)"),
+        (lambda f: change(f, class_names=["cat"]), r"labels must lie in \[0, 1\), got 0 to 1"),
+        (lambda f: change(f, format=9), "format 9"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, message):
+    write(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
+        codes.read(tmp_path)
+
+
+def change(folder, **settings):
+    path = folder / "codes.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    write(tmp_path)
+    with pytest.raises(UserError, match="has no split 'test'; it has train"):
+        codes.read(tmp_path, ["test"])

@@ -1,0 +1,152 @@
+"""Settings: what is written in a file or on the command line, read strictly."""
+
+from pathlib import Path
+
+import pytest
+
+from common import config
+from common.errors import UserError
+from common.folder import read_json, write_json
+from prior.config import PriorConfig
+from prior.config import TrainConfig as PriorTraining
+from prior.sample import SamplingConfig
+from tokenizer.config import EMAVQConfig, TokenizerConfig
+from tokenizer.config import TrainConfig as TokenizerTraining
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and not path.name.startswith("_"))
+
+
+def parse(*argv, cls=TokenizerTraining, **options):
+    return config.parse(cls, "", [str(word) for word in argv], **options)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "settings.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_loads_and_its_stages_share_a_run(name):
+    tokenizer = parse(CONFIGS / name / "tokenizer.yaml")
+    prior = parse(CONFIGS / name / "prior.yaml", cls=PriorTraining)
+    assert tokenizer.run == prior.run == config.read_yaml(CONFIGS / name / "generate.yaml")["run"] == f"runs/{name}"
+
+
+def test_a_file_overrides_defaults_and_the_command_line_overrides_both(tmp_path):
+    path = written(tmp_path, "steps: 7\nlr: 1e-4\nmodel: {channels: [8, 16]}\n")
+    for argv in ([path, "--steps", 9], ["--steps", 9, path], ["--steps=9", path]):
+        c = parse(*argv)
+        assert (c.steps, c.lr, c.model.channels, c.batch_size) == (9, 1e-4, (8, 16), 128)
+
+
+def test_dashes_and_underscores_are_alike():
+    assert parse("--batch-size", 3) == parse("--batch_size", 3)
+
+
+def test_several_values_may_stand_apart_or_in_brackets():
+    assert parse("--model.channels", 8, 16) == parse("--model.channels", "[8,16]")
+
+
+def test_a_settings_kind_selects_its_class():
+    c = parse("--model.quantizer.kind", "vq_ema", "--model.quantizer.decay", "0.9")
+    assert isinstance(c.model.quantizer, EMAVQConfig) and c.model.quantizer.decay == 0.9
+
+
+def test_a_config_survives_being_written_and_read(tmp_path):
+    c = parse("--lr", "3e-4", "--model.quantizer.kind", "vq_ema", "--images.subset", "null")
+    config.write_yaml(c, tmp_path / "copy.yaml")
+    assert parse(tmp_path / "copy.yaml") == c
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("modell: {}", "unknown setting modell; did you mean model"),
+        ("model: {quantizer: {codebok_size: 4}}", "model.quantizer.codebok_size; did you mean model.quantizer.codebook_size"),
+        ("model: {quantizer: {kind: vq, codebook_size: 4.5}}", "model.quantizer.codebook_size .*integer.*got 4.5"),
+        ("model: {quantizer: {kind: os.system}}", "model.quantizer .*'vq', 'vq_ema'"),
+        ("steps: '7'", "steps .*integer.*got '7'"),
+        ("steps: 7\nsteps: 8", "line 2: steps is given twice"),
+        ("lr: -1", "lr .*greater than 0"),
+        ("lr: .nan", "nan"),
+        ("steps: [1", "is not a YAML file"),
+        ("- steps", "key: value"),
+        ("steps: !!python/object/apply:os.getcwd []", "is not a YAML file"),
+        ("model: {image_size: [30, 32], channels: [8, 8, 8]}", "height of 30 does not divide by the downsampling 4.*32 would"),
+        ("model: {image_size: [2, 2], patch: 4}", "smaller than the downsampling"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_fails_with_the_files_name_and_the_full_key(tmp_path, text, message):
+    path = written(tmp_path, text)
+    with pytest.raises(UserError, match=message) as raised:
+        parse(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--stepz", "3"], "unknown option --stepz; did you mean --steps"),
+        (["--quantizer", "3"], "unknown option --quantizer"),
+        (["--steps", "3", "--steps", "4"], "--steps is given twice"),
+        (["--steps", "many"], "steps .*integer.*got 'many'"),
+        (["--steps"], "expected 1 argument"),
+        (["nowhere.yaml"], "there is no config file nowhere.yaml"),
+        (["configs/digits/tokeniser.yaml"], "did you mean configs/digits/tokenizer.yaml"),
+        (["a.yaml", "b.yaml"], "unexpected argument b.yaml"),
+    ],
+)
+def test_a_wrong_command_line_fails_in_one_line(argv, message, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    with pytest.raises(UserError, match=message) as raised:
+        parse(*argv)
+    assert "\n" not in str(raised.value)
+
+
+def test_help_shows_type_meaning_and_default_of_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--model.quantizer.kind vq | vq_ema" in shown
+    assert "--steps int optimizer steps (default: 1000)" in shown
+    for key, field in config.leaves(TokenizerTraining):
+        assert f"--{key} " in shown and field.description, key
+
+
+def test_the_same_strict_reader_reads_a_saved_models_config(tmp_path):
+    write_json(tmp_path / "config.json", {"image_size": [16, 16], "widths": [8]})
+    with pytest.raises(UserError, match=r"config\.json: unknown setting widths"):
+        config.build(TokenizerConfig, read_json(tmp_path / "config.json"), str(tmp_path / "config.json"))
+
+
+def test_sampling_settings_are_checked():
+    for wrong in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 1.5}, {"guidance": -1.0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            config.build(SamplingConfig, wrong, "sampling")
+
+
+def test_the_largest_preset_has_the_shapes_it_promises():
+    """Built without memory: 343 million weights of prior over 16 x 16 codes of a 256 x 256 tokenizer."""
+    import torch
+
+    from common.codes import CodesInfo, TokenizerIdentity
+    from prior.model import Prior
+    from tokenizer.model import Tokenizer
+
+    stage_one = parse(CONFIGS / "imagenet256/tokenizer.yaml")
+    stage_two = parse(CONFIGS / "imagenet256/prior.yaml", cls=PriorTraining)
+    assert stage_one.model.grid == (16, 16)
+    info = CodesInfo(
+        codebook_size=stage_one.model.quantizer.codebook_size, grid=stage_one.model.grid, views=1,
+        class_names=tuple(map(str, range(1000))), tokenizer=TokenizerIdentity(name="x", sha256="0" * 64), source={},
+        shard_size=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        images = torch.empty(2, 3, 256, 256)
+        reconstruction = Tokenizer(stage_one.model).decoder(torch.empty(2, 8, 16, 16))
+        prior = Prior(PriorConfig.over(info, stage_two.model, conditional=True))
+        logits = prior(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 256, dtype=torch.int64))
+    assert reconstruction.shape == images.shape and logits.shape == (2, 256, 16384)
+    assert 330e6 < sum(p.numel() for p in prior.parameters()) < 350e6
