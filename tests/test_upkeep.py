@@ -1,0 +1,98 @@
+"""What keeps a codebook alive: moving averages and revival, the same on every process."""
+
+import pytest
+import torch
+
+from common.ema import EMA
+from tokenizer.config import EMAVQConfig, VQConfig
+from tokenizer.quantize import build_quantizer
+from tokenizer.upkeep import REVIVE_EVERY, CodebookUpkeep, forget
+
+CONFIGS = {"vq": VQConfig(codebook_size=8, code_dim=4), "vq_ema": EMAVQConfig(codebook_size=8, code_dim=4, decay=0.9)}
+
+
+def with_a_dead_code(kind: str):
+    """A quantizer whose last code lies far from the data, its upkeep, and data."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer(CONFIGS[kind])
+    z_e = torch.randn(16, 4, 4, 4).abs()  # all in one orthant
+    quantizer.place(torch.arange(8), torch.randn(8, 4).abs())
+    quantizer.place(torch.tensor([7]), -torch.ones(1, 4))
+    return quantizer, CodebookUpkeep(quantizer, revive_below=0.05), z_e
+
+
+def run_steps(quantizer, upkeep, z_e, accelerator, steps):
+    revived = []
+    for step in range(steps):
+        upkeep.observe(quantizer(z_e))
+        revived += upkeep.step(accelerator, step, revive=True).tolist()
+    return revived
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_dead_code_is_revived_and_lives_on(kind, accelerator):
+    """In a peer the revived vector was overwritten one step later by its stale moving average."""
+    quantizer, upkeep, z_e = with_a_dead_code(kind)
+    steps = 0
+    while 7 not in run_steps(quantizer, upkeep, z_e, accelerator, REVIVE_EVERY):
+        steps += REVIVE_EVERY
+        assert steps < 50 * REVIVE_EVERY, "never revived"
+    placed = quantizer.vectors[7].clone()
+    assert (quantizer(z_e).indices == 7).any()
+    upkeep.observe(quantizer(z_e))
+    upkeep.step(accelerator, 0, revive=True)
+    assert (quantizer(z_e).indices == 7).any()
+    assert torch.dot(quantizer.vectors[7], placed) > 0.9, "it moved away in the next step"
+
+
+def test_codes_in_use_are_left_alone(accelerator):
+    quantizer, upkeep, z_e = with_a_dead_code("vq")
+    before = quantizer.codebook.detach().clone()
+    revived = run_steps(quantizer, upkeep, z_e, accelerator, 40 * REVIVE_EVERY)
+    others = [i for i in range(8) if i not in revived]
+    assert 7 in revived and others
+    assert torch.equal(quantizer.codebook[others], before[others])
+
+
+def test_a_revived_row_has_no_optimizer_history():
+    parameter = torch.nn.Parameter(torch.randn(4, 3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.square().sum().backward()
+    optimizer.step()
+    forget(optimizer, parameter, torch.tensor([2]))
+    moment = optimizer.state[parameter]["exp_avg"]
+    assert moment[2].eq(0).all() and moment[[0, 1, 3]].ne(0).all()
+
+
+def test_an_ema_codebook_moves_to_the_mean_of_what_it_was_given(accelerator):
+    """Appendix A.1: after many equal steps each used vector is the (normalised) mean of its vectors."""
+    quantizer, upkeep, z_e = with_a_dead_code("vq_ema")
+    run_steps(quantizer, upkeep, z_e, accelerator, 200)
+    quantized = quantizer(z_e)
+    flat, indices = quantized.z_e.permute(0, 2, 3, 1).reshape(-1, 4), quantized.indices.flatten()
+    for code in indices.unique():
+        mean = torch.nn.functional.normalize(flat[indices == code].mean(0), dim=0)
+        torch.testing.assert_close(quantizer.vectors[code], mean, atol=1e-3, rtol=0)  # 0.9^200 of the start is left
+
+
+def test_micro_batches_are_one_batch(accelerator):
+    """Gradient accumulation must not move the codebook more than once a step."""
+    whole, upkeep_whole, z_e = with_a_dead_code("vq_ema")
+    parts, upkeep_parts, _ = with_a_dead_code("vq_ema")
+    upkeep_whole.observe(whole(z_e))
+    for part in z_e.chunk(4):
+        upkeep_parts.observe(parts(part))
+    upkeep_whole.step(accelerator, 0, revive=True)
+    upkeep_parts.step(accelerator, 0, revive=True)
+    torch.testing.assert_close(whole.codebook, parts.codebook)
+
+
+def test_averaged_weights_start_close_and_buffers_are_copied():
+    torch.manual_seed(0)
+    model = torch.nn.BatchNorm1d(3)
+    ema = EMA(model, decay=0.999)
+    model.weight.data += 1
+    model.running_mean += 5
+    ema.update(model, step=0)  # the average forgets the initial weights early: its first decay is 1 / 10
+    torch.testing.assert_close(ema.model.weight, torch.full((3,), 1.9))
+    assert torch.equal(ema.model.running_mean, model.running_mean)

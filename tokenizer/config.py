@@ -1,0 +1,164 @@
+"""Which images are read, what a tokenizer is (its `config.json`), and how it is trained and applied."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from common.config import Settings
+from common.launch import Precision
+
+
+class ImagesConfig(Settings):
+    """Where the images come from, and how they are brought to the size the model wants."""
+
+    source: str = "digits"
+    """`digits` (1,797 of 8x8 pixels, built in), the name of a data set on the Hugging Face Hub, or a local folder of
+    Parquet, Arrow (also save_to_disk), WebDataset .tar shards or image files"""
+    subset: str | None = None
+    """the data set's configuration, where it has several"""
+    image_column: str | None = None
+    """the column of images; null finds it by its type"""
+    label_column: str | None = None
+    """the column of class labels; null finds it by its type, and without one the images are unlabelled"""
+    resize: Literal["crop", "stretch"] = "crop"
+    """crop: the shorter side to size and the centre of the longer one; stretch: both sides to size"""
+    margin: int = Field(0, ge=0)
+    """pixels read beyond the size on either axis, cropped away at random in training and from the centre otherwise"""
+    flip: bool = False
+    """mirror half of the training images left-right"""
+    validation_share: float = Field(0.05, gt=0, le=0.5)
+    """share of the training images held out where the source has no split `validation` (val, valid, dev)"""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """what to do with an image that cannot be decoded: stop and name it, or leave it out and count it"""
+    memory: float = Field(1.0, ge=0)
+    """GiB of decoded pixels kept in memory; a set that needs more is read from disk batch by batch"""
+
+
+class VQConfig(Settings):
+    """A codebook moved by the gradient of the codebook loss (van den Oord et al. 2017, eq. 3)."""
+
+    kind: Literal["vq"] = "vq"
+    """how the codebook learns: `vq` by the codebook loss, `vq_ema` by a moving average"""
+    codebook_size: int = Field(512, ge=2, le=2**24)
+    """K, entries of the codebook"""
+    code_dim: int = Field(8, ge=1)
+    """D, dimensions of a codebook vector; a few are enough and keep every code in use (Yu et al. 2021, sec. 3.2)"""
+    normalize: bool = True
+    """l2-normalise codes and encoder outputs, so that nearest means the largest cosine (Yu et al. 2021, sec. 3.2)"""
+
+
+class EMAVQConfig(VQConfig):
+    """A codebook that follows the running mean of the encoder outputs assigned to it (van den Oord et al. 2017, app. A.1)."""
+
+    kind: Literal["vq_ema"] = "vq_ema"
+    """how the codebook learns: `vq` by the codebook loss, `vq_ema` by a moving average"""
+    decay: float = Field(0.99, gt=0, lt=1)
+    """gamma of the moving average: near 1 moves slowly"""
+
+
+def _kind(quantizer: Any) -> str:
+    return quantizer.get("kind", "vq") if isinstance(quantizer, dict) else getattr(quantizer, "kind", "")
+
+
+QuantizerConfig = Annotated[Annotated[VQConfig, Tag("vq")] | Annotated[EMAVQConfig, Tag("vq_ema")], Discriminator(_kind)]
+
+
+class TokenizerConfig(Settings):
+    """The convolutional VQ-VAE of the VQGAN family (Esser et al. 2021, table 7)."""
+
+    image_size: tuple[int, int] = (16, 16)
+    """height and width of the images, in pixels"""
+    image_channels: Literal[1, 3, 4] = 1
+    """1 grey, 3 RGB, 4 RGBA"""
+    patch: Literal[1, 2, 4, 8] = 1
+    """pixels a side that the first layer folds into channels; 2 or 4 save most of the time of a full-size level"""
+    channels: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = Field((64, 128), min_length=1)
+    """width of each level; each level after the first halves the image"""
+    blocks: int = Field(1, ge=1)
+    """residual blocks a level"""
+    attention: bool = False
+    """self-attention at the lowest level"""
+    quantizer: QuantizerConfig = VQConfig()
+    """the codebook between encoder and decoder"""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TokenizerConfig":
+        for side, pixels in zip(("height", "width"), self.image_size, strict=True):
+            if pixels < self.downsampling:
+                raise ValueError(
+                    f"image_size: a {side} of {pixels} is smaller than the downsampling {self.downsampling}; "
+                    f"take larger images, fewer channels levels or a smaller patch"
+                )
+            if pixels % self.downsampling:
+                near = max(1, round(pixels / self.downsampling)) * self.downsampling
+                raise ValueError(
+                    f"image_size: a {side} of {pixels} does not divide by the downsampling {self.downsampling} "
+                    f"(patch {self.patch} and {len(self.channels) - 1} halvings); {near} would"
+                )
+        return self
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side that one code stands for."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the codes."""
+        return self.image_size[0] // self.downsampling, self.image_size[1] // self.downsampling
+
+
+class EncodeConfig(Settings):
+    """How a dataset becomes codes."""
+
+    views: int = Field(1, ge=1)
+    """rows an image: the plain one, its mirror when images.flip, then random crops inside images.margin"""
+    batch_size: int = Field(256, ge=1)
+    """images a process encodes at once"""
+    shard_size: int = Field(10_000, ge=1)
+    """images a Parquet shard, each with all its views; an interrupted encode goes on at the first shard not whole"""
+
+
+class TrainConfig(Settings):
+    """Stage one: train the image tokenizer."""
+
+    run: str = "runs/digits"
+    """folder of the experiment; this stage writes into its subfolder tokenizer/"""
+    images: ImagesConfig = ImagesConfig()
+    """which images, and how they are read"""
+    model: TokenizerConfig = TokenizerConfig()
+    """the tokenizer"""
+    encode: EncodeConfig = EncodeConfig()
+    """how tokenizer/encode.py will turn the images into codes"""
+    steps: int = Field(1000, ge=1)
+    """optimizer steps"""
+    batch_size: int = Field(128, ge=1)
+    """images an optimizer step, over all processes and micro-batches"""
+    accumulate: int = Field(1, ge=1)
+    """micro-batches an optimizer step, each of batch_size / accumulate images"""
+    lr: float = Field(1e-3, gt=0)
+    """peak learning rate"""
+    warmup: int = Field(100, ge=0)
+    """steps of linear warm-up; half a cosine follows, down to 0"""
+    weight_decay: float = Field(1e-4, ge=0)
+    """AdamW's"""
+    clip: float = Field(1.0, gt=0)
+    """largest norm of the gradient"""
+    commitment_weight: float = Field(0.25, ge=0)
+    """beta in eq. 3 of van den Oord et al. (2017), on the commitment loss and only there"""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """of the averaged weights that are evaluated and saved"""
+    revive_below: float = Field(0.05, ge=0, lt=1)
+    """a code used less than this share of its fair part is moved to where the codebook fits worst"""
+    precision: Precision = "auto"
+    """auto is bf16 where the hardware computes it; weights, distances and losses are fp32 always"""
+    seed: int = Field(0, ge=0)
+    """of the weights, the order of the images and every draw"""
+    workers: int = Field(0, ge=0)
+    """processes that read images ahead; 0 is best for sets kept in memory"""
+    log_every: int = Field(20, ge=1)
+    """steps between lines of metrics.jsonl"""
+    evaluate_every: int = Field(250, ge=1)
+    """steps between evaluations on the whole validation split"""
+    save_every: int = Field(250, ge=1)
+    """steps between saved states"""

@@ -1,0 +1,190 @@
+"""Turn a dataset of images into a dataset of codes, with the tokenizer of a run.
+
+    accelerate launch tokenizer/encode.py runs/cifar10 --views 2
+
+Reads RUN/tokenizer/{config.yaml, model/} and the images named there (or in --source), and writes every split into
+RUN/codes (or --output), a folder that `datasets.load_dataset` reads: see `common/codes.py`. Each process writes whole
+shards; interrupted, the same command goes on at the first shard that is not whole. At the end codes are read back from
+the disk and decoded, and their PSNR against the images is printed.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from einops import rearrange
+
+from common import codes, config
+from common.codes import CodesInfo, TokenizerIdentity
+from common.errors import UserError
+from common.folder import sha256
+from common.launch import Precision, make_accelerator, run_command
+from common.run import progress_bar
+from tokenizer.config import EncodeConfig, ImagesConfig
+from tokenizer.evaluation import psnr_each
+from tokenizer.images import ImageSplit, centre, open_images, to_float, to_uint8, view
+from tokenizer.model import Tokenizer
+from tokenizer.quantize import perplexity, usage
+
+CHECKED = 10_000  # images a split that are decoded back, evenly spaced
+CHECK_BATCH = 256
+
+
+class Settings(EncodeConfig):
+    """Encode a dataset of images."""
+
+    run: str = "runs/digits"
+    """folder of the experiment: its tokenizer is used, its codes are written to the subfolder codes/"""
+    output: str | None = None
+    """another folder for the codes"""
+    source: str | None = None
+    """another dataset than the tokenizer was trained on: a Hub id or a folder"""
+    precision: Precision = "auto"
+    """auto is bf16 where the hardware computes it; distances are fp32 always"""
+
+
+def encode(c: Settings, accelerator: Accelerator) -> Path:
+    """Write the codes dataset, or what is missing of it, and return its folder."""
+    run = Path(c.run) / "tokenizer"
+    tokenizer = Tokenizer.from_pretrained(_trained(run)).to(accelerator.device)
+    images_config = config.build(ImagesConfig, config.read_yaml(run / "config.yaml")["images"], str(run / "config.yaml"))
+    if c.source is not None:
+        images_config = images_config.model_copy(update={"source": c.source, "subset": None})
+    images = open_images(images_config, tokenizer.config.image_size, tokenizer.config.image_channels)
+    folder = Path(c.output or f"{c.run}/codes")
+    info = CodesInfo(
+        codebook_size=tokenizer.config.quantizer.codebook_size,
+        grid=tokenizer.config.grid,
+        views=c.views,
+        class_names=images.class_names,
+        tokenizer=TokenizerIdentity(name=f"{Path(c.run).name}/tokenizer", sha256=sha256(run / "model/model.safetensors")),
+        source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
+        shard_size=c.shard_size,
+    )
+    if accelerator.is_main_process:
+        codes.begin(folder, info)
+    accelerator.wait_for_everyone()
+
+    if codes.is_whole(folder):
+        accelerator.print(f"{folder} is whole already")
+        return folder
+    for name, split in images.splits.items():
+        encode_split(tokenizer, split, name, info, images_config, folder, c.batch_size, accelerator)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        splits = {name: check(folder, name, split, info, tokenizer, accelerator) for name, split in images.splits.items()}
+        codes.finish(folder, info, splits)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _trained(run: Path) -> Path:
+    if not (run / "model/config.json").exists():
+        raise UserError(f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py --run {run.parent} makes one")
+    return run / "model"
+
+
+def shards_of(split: ImageSplit, info: CodesInfo) -> int:
+    return -(-len(split) // info.shard_size)
+
+
+def encode_split(
+    tokenizer: Tokenizer, split: ImageSplit, name: str, info: CodesInfo, images: ImagesConfig, folder: Path,
+    batch_size: int, accelerator: Accelerator,
+) -> None:  # fmt: skip
+    """Write this process's shards of a split: shard k belongs to rank k mod world."""
+    shards = shards_of(split, info)
+    bar = progress_bar(accelerator, len(split), f"encode {name}", unit="image")
+    for shard in range(shards):
+        positions = torch.arange(shard * info.shard_size, min((shard + 1) * info.shard_size, len(split)))
+        path = codes.shard_path(folder, name, shard, shards)
+        if shard % accelerator.num_processes == accelerator.process_index and not path.exists():
+            parts = []
+            for batch in positions.split(batch_size):
+                parts.append(encode_batch(tokenizer, split, batch, info.views, images, accelerator))
+                bar.update(len(batch) if accelerator.num_processes == 1 else 0)
+            columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+            codes.write_shard(path, info, *columns)
+        elif accelerator.num_processes == 1:
+            bar.update(len(positions))
+        if accelerator.num_processes > 1:
+            bar.update(len(positions))
+    bar.close()
+
+
+class EncodedBatch(NamedTuple):
+    codes: np.ndarray  # (b · views, T), the views of an image side by side
+    labels: np.ndarray  # (b · views,)
+    rows: np.ndarray  # (b · views,)
+
+
+def encode_batch(
+    tokenizer: Tokenizer, split: ImageSplit, positions: torch.Tensor, views: int, images: ImagesConfig,
+    accelerator: Accelerator,
+) -> EncodedBatch:  # fmt: skip
+    batch = split.read(positions)
+    for row, reason in batch.corrupt:
+        print(f"skipped row {row} of {split.name}: {reason}", file=sys.stderr)
+    size = tokenizer.config.image_size
+    found = []
+    for index in range(views):
+        pixels = view(batch.images, 0, batch.rows, index, images, size).to(accelerator.device)
+        with accelerator.autocast():
+            found.append(rearrange(tokenizer.encode(to_float(pixels)), "b h w -> b (h w)").cpu())
+    together = rearrange(torch.stack(found), "v b t -> (b v) t")
+    repeat = lambda column: column.repeat_interleave(views).numpy()  # noqa: E731
+    return EncodedBatch(together.numpy(), repeat(batch.labels), repeat(batch.rows))
+
+
+@torch.no_grad()
+def check(
+    folder: Path, name: str, split: ImageSplit, info: CodesInfo, tokenizer: Tokenizer, accelerator: Accelerator
+) -> dict[str, float]:  # fmt: skip
+    """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
+    counts, psnr, rows = torch.zeros(info.codebook_size), [], 0
+    for path in codes.shard_paths(folder, name):
+        shard = codes.read_shard(path, info)
+        rows += len(shard.rows)
+        counts += torch.from_numpy(np.bincount(shard.codes.reshape(-1), minlength=info.codebook_size))
+        plain = np.arange(0, len(shard.rows), info.views)
+        wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
+        for part in torch.from_numpy(plain[:: max(1, -(-len(plain) // wanted))]).split(CHECK_BATCH):
+            images = centre(split.read_rows(shard.rows[part]).images, tokenizer.config.image_size)
+            indices = torch.from_numpy(shard.codes[part].astype(np.int64)).view(-1, *info.grid)
+            with accelerator.autocast():
+                decoded = tokenizer.decode(indices.to(accelerator.device))
+            psnr.append(psnr_each(images, to_uint8(decoded).cpu()))
+    decoded_back = torch.cat(psnr)
+    return {
+        "rows": rows, "images": rows // info.views, "skipped": len(split.corrupt) + len(split) - rows // info.views,
+        "psnr": decoded_back.mean().item(), "psnr_images": len(decoded_back),
+        "usage": usage(counts), "perplexity": perplexity(counts),
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    options = {"positional": "run", "positional_help": "folder of the experiment"}
+    trained = Path(config.parse(Settings, __doc__, argv, **options).run) / "tokenizer" / "config.yaml"
+    base = config.read_yaml(trained)["encode"] if trained.exists() else {}
+    c = config.parse(Settings, __doc__, argv, base=base, **options)
+    accelerator = make_accelerator(c.precision)
+    folder = encode(c, accelerator)
+    if accelerator.is_main_process:
+        for name, split in codes.read_info(folder)[1].items():
+            print(
+                f"{name}: {split['images']} images, {split['rows']} rows, {split['skipped']} unreadable images skipped; "
+                f"decoded back from disk {split['psnr']:.2f} dB over {split['psnr_images']} images; "
+                f"codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}"
+            )
+        print(f"the codes are in {folder}\nnext: accelerate launch prior/train.py --run {c.run}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,79 @@
+"""How good a tokenizer is on a split: PSNR of its reconstructions and the use of its codebook, over the whole split.
+
+    metrics    reconstruction_loss, psnr (dB), usage in (0, 1], perplexity in [1, K]
+
+PSNR is each image's, of 8-bit pixels, averaged over images: mean of 10 log10(255² / MSE).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from common.pictures import image_grid, save_picture
+from tokenizer.images import ImageSplit, centre, to_float, to_uint8
+from tokenizer.model import Tokenizer
+from tokenizer.quantize import perplexity, usage
+
+BATCH = 256
+SHOWN = 12  # images of the picture
+
+
+class Evaluation(NamedTuple):
+    images: int  # how many were evaluated
+    psnr: float
+    reconstruction_loss: float
+    counts: Tensor  # (K,) how often each code was used
+    originals: Tensor  # (n, C, H, W) uint8, a few
+    reconstructions: Tensor  # (n, C, H, W) uint8
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "validation_loss": self.reconstruction_loss,
+            "psnr": self.psnr,
+            "usage": usage(self.counts),
+            "perplexity": perplexity(self.counts),
+        }
+
+    def summary(self) -> dict[str, str]:
+        return {"psnr": f"{self.psnr:.2f} dB", "usage": f"{usage(self.counts):.1%}"}
+
+
+def psnr_each(images: Tensor, others: Tensor) -> Tensor:
+    """(B,) dB between two batches of uint8 images; equal images give 100 dB, not infinity."""
+    mse = (images.float() - others.float()).square().mean((1, 2, 3))
+    return 10 * torch.log10(255**2 / mse.clamp_min(255**2 * 1e-10))
+
+
+@torch.no_grad()
+def evaluate(tokenizer: Tokenizer, split: ImageSplit, accelerator: Accelerator) -> Evaluation:
+    """Every process takes its share of the split; the sums are of all of it. `tokenizer` is not wrapped."""
+    device, size = accelerator.device, tokenizer.config.image_size
+    counts = torch.zeros(tokenizer.config.quantizer.codebook_size, device=device)
+    sums = torch.zeros(3, dtype=torch.float32, device=device)  # PSNR, squared error, images
+    originals, reconstructions = [], []
+    for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
+        images = centre(split.read(positions).images, size).to(device)
+        with accelerator.autocast():
+            indices = tokenizer.encode(to_float(images))
+            decoded = tokenizer.decode(indices)
+        counts += torch.bincount(indices.flatten(), minlength=len(counts))
+        again = to_uint8(decoded)
+        error = (decoded - to_float(images)).square().mean((1, 2, 3))
+        sums += torch.stack([psnr_each(images, again).sum(), error.sum(), error.new_tensor(len(images))])
+        if sum(map(len, originals)) < SHOWN:
+            originals.append(images[:SHOWN].cpu())
+            reconstructions.append(again[:SHOWN].cpu())
+    counts, (psnr, error, number) = accelerator.reduce(counts).cpu(), accelerator.reduce(sums).tolist()
+    return Evaluation(
+        int(number), psnr / max(number, 1), error / max(number, 1), counts,
+        torch.cat(originals)[:SHOWN], torch.cat(reconstructions)[:SHOWN],
+    )  # fmt: skip
+
+
+def save_reconstructions(evaluation: Evaluation, path: Path) -> None:
+    """Originals in the upper row, what they become in the lower."""
+    both = torch.cat([evaluation.originals, evaluation.reconstructions])
+    save_picture(image_grid(both, columns=len(evaluation.originals)), path)

@@ -1,0 +1,307 @@
+"""Images from wherever they lie, as batches of pixels: the one place that reads pictures.
+
+    source  ->  ImageSplit.read  ->  ImageBatch  ->  augment | centre | view  ->  to_float
+
+A set whose decoded pixels fit in `memory` is decoded once; a larger one is read from disk batch by batch. PIL decodes:
+torchvision.io ends the process on some damaged files.
+
+Shapes: B images, C channels (1, 3 or 4), H x W pixels wanted; H' = H + margin, W' = W + margin pixels read.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
+
+from common.errors import UserError
+from tokenizer.config import ImagesConfig
+from tokenizer.sources import VALIDATION_NAMES, Part, file_of, fingerprint, on_main, one_line, open_source
+
+ROWS_AT_ONCE = 1024
+
+
+class CorruptRow(NamedTuple):
+    """A row that could not be decoded. (A plain tuple would leave torch's DataLoader as a list.)"""
+
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.reason}"
+
+
+class ImageBatch(NamedTuple):
+    images: Tensor  # (B, C, H', W') uint8
+    labels: Tensor  # (B,) int64, -1 where unlabelled
+    rows: Tensor  # (B,) int64, the row's index in its split of the source
+    epochs: Tensor  # (B,) int64, as the sampler gave them
+    corrupt: list[CorruptRow]  # asked for and left out
+
+
+# ----------------------------------------------------------------------------------------- one encoded row to pixels
+
+
+class _Shape(NamedTuple):
+    """What every image is brought to, and how."""
+
+    channels: int
+    height: int
+    width: int
+    resize: str
+
+
+def _in_mode(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
+    """Whatever PIL opened as L, RGB or RGBA. Transparency is kept for four channels and laid on white for fewer."""
+    if image.mode == "F":
+        raise ValueError("32-bit float pixels have no agreed range; save them as 8 or 16 bit")
+    if image.mode.startswith("I"):  # PIL's own conversion clips 16 bits at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit pixels must lie in 0..65535")
+        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data and channels != 4:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _resized(pixels: Tensor, shape: _Shape) -> Tensor:
+    """(C, h, w) to the shape's height and width. Cropped first: a strip of 1 x 60,000 pixels would outgrow memory."""
+    size = [shape.height, shape.width]
+    if list(pixels.shape[1:]) == size:
+        return pixels
+    if shape.resize == "crop":
+        scale = max(want / have for want, have in zip(size, pixels.shape[1:], strict=True))
+        seen = [min(have, max(1, round(want / scale))) for want, have in zip(size, pixels.shape[1:], strict=True)]
+        pixels = transforms.center_crop(pixels, seen)
+    if shape.channels < 4:
+        return transforms.resize(pixels, size, antialias=True)
+    alpha = pixels[3:] / 255  # colours weigh by their opacity: what is transparent must not bleed into the edges
+    mixed = transforms.resize(torch.cat([pixels[:3] * alpha, alpha]), size, antialias=True)
+    colours = mixed[:3] / mixed[3:].clamp(min=1e-3)
+    return torch.cat([colours, mixed[3:] * 255]).round().clamp(0, 255).to(torch.uint8)
+
+
+def _pixels_of(image: PIL.Image.Image, shape: _Shape) -> Tensor:
+    """(C, H', W') uint8."""
+    pixels = np.array(_in_mode(image, shape.channels))  # (h, w) or (h, w, C)
+    pixels = torch.from_numpy(pixels).view(*pixels.shape[:2], shape.channels)
+    return _resized(pixels.permute(2, 0, 1), shape)
+
+
+def _decoded(file: bytes, shape: _Shape) -> Tensor:
+    """(C, H', W') uint8. Raises whatever PIL raises."""
+    with PIL.Image.open(io.BytesIO(file)) as image:
+        PIL.ImageOps.exif_transpose(image, in_place=True)
+        return _pixels_of(image, shape)
+
+
+# ------------------------------------------------------------------------------------------------- splits of a source
+
+
+class ImageSplit(torch.utils.data.Dataset):
+    """Positions 0..len-1 into some rows of a source's split, read in batches.
+
+    For a DataLoader with `batch_size=None` and a sampler of (positions, epochs): `split[positions, epochs]`.
+    """
+
+    def __init__(
+        self, name: str, part: Part, rows: np.ndarray, class_names: tuple[str, ...] | None, shape: _Shape, corrupt: str
+    ):
+        self.name, self.class_names = name, class_names
+        self.rows = rows  # (len,) int64, ascending
+        self.labels = part.labels[rows]  # (len,) int64
+        self.corrupt: list[CorruptRow] = []  # left out when the split was decoded into memory
+        self._part, self._shape, self._on_corrupt = part, shape, corrupt
+        self._pixels: Tensor | None = None  # (len, C, H', W') uint8
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions_and_epochs: tuple[Any, Any]) -> ImageBatch:
+        return self.read(*positions_and_epochs)
+
+    def read_rows(self, rows: Any) -> ImageBatch:
+        """The images of these rows of the source, which must be of this split."""
+        rows = np.asarray(rows, dtype=np.int64)
+        positions = np.searchsorted(self.rows, rows)
+        assert np.array_equal(self.rows[positions], rows), f"rows that are not of split {self.name}"
+        return self.read(positions)
+
+    def read(self, positions: Any, epochs: Any = 0) -> ImageBatch:
+        """The images at `positions`, a 1-D tensor, array or list; those that cannot be decoded stand in `corrupt`."""
+        positions = np.asarray(positions, dtype=np.int64)
+        epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), positions.shape)
+        if self._pixels is not None:
+            images, kept, corrupt = self._pixels[torch.from_numpy(positions)], slice(None), []
+        else:
+            images, kept, corrupt = self._decode(self.rows[positions])
+        labels, rows = self.labels[positions][kept], self.rows[positions][kept]
+        return ImageBatch(images, *map(torch.tensor, (labels, rows, epochs[kept])), corrupt)
+
+    def keep_in_memory(self) -> None:
+        """Decode every image now. The split shrinks by those that cannot be decoded, and remembers them."""
+        pixels = torch.empty(len(self), *self._shape[:3], dtype=torch.uint8)
+        kept = []
+        with tqdm(total=len(self), desc=f"decode {self.name}", unit="img", delay=2, disable=not on_main()) as progress:
+            for start in range(0, len(self), ROWS_AT_ONCE):
+                images, here, corrupt = self._decode(self.rows[start : start + ROWS_AT_ONCE])
+                pixels[len(kept) : len(kept) + len(here)] = images
+                kept.extend(start + here)
+                self.corrupt.extend(corrupt)
+                progress.update(len(here) + len(corrupt))
+        if not kept:
+            raise UserError(f"{self._part.title}: none of {len(self)} images can be decoded; {self.corrupt[0].reason}")
+        self.rows, self.labels, self._pixels = self.rows[kept], self.labels[kept], pixels[: len(kept)]
+
+    def _decode(self, rows: np.ndarray) -> tuple[Tensor, np.ndarray, list[CorruptRow]]:
+        """The images of `rows` that can be decoded, which of `rows` these are, and the others."""
+        images = torch.empty(len(rows), *self._shape[:3], dtype=torch.uint8)
+        kept, corrupt = [], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            for i, (row, encoded) in enumerate(zip(rows.tolist(), self._part.column[rows], strict=True)):
+                try:
+                    images[len(kept)] = _decoded(file_of(encoded), self._shape)
+                    kept.append(i)
+                except Exception as error:  # damaged files raise nearly anything in PIL: OSError, SyntaxError, KeyError
+                    corrupt.append(CorruptRow(row, one_line(error)))
+                    if self._on_corrupt == "refuse":
+                        raise UserError(
+                            f"{self._part.title}, row {row}: the image cannot be decoded ({corrupt[-1].reason}); "
+                            f"mend or remove it, or leave such images out with corrupt: skip"
+                        ) from None
+        return images[: len(kept)], np.array(kept, dtype=np.int64), corrupt
+
+
+class ImageSet(NamedTuple):
+    splits: dict[str, ImageSplit]  # train, validation, and whatever else the source has
+    class_names: tuple[str, ...] | None
+    fingerprint: str  # of the images and labels themselves: the same wherever they are copied
+    source: str
+
+
+# --------------------------------------------------------------------------------------------------- the set as a whole
+
+
+def _with_validation(parts: dict[str, Part], share: float) -> dict[str, tuple[Part, np.ndarray]]:
+    """Each split's part and rows (len,), ascending; without a split for validation some rows of train are held out.
+
+    Which ones is a hash of their index: numpy may change its permutations, and a resumed run must not see the others.
+    """
+    rows = {name: (part, np.arange(len(part.labels))) for name, part in parts.items()}
+    train, everything = rows.pop("train")
+    given = next((name for name in VALIDATION_NAMES if name in rows), None)
+    if given is not None:
+        return {"train": (train, everything), "validation": rows.pop(given), **rows}
+    if len(everything) == 1:
+        raise UserError(f"{train.title} has 1 image; at least 2 are needed, one to train on and one to validate with")
+    shuffled = np.argsort(_mixed(everything.astype(np.uint64)), kind="stable")
+    count = min(max(1, round(share * len(everything))), len(everything) - 1)
+    held_out, kept = np.sort(shuffled[:count]), np.sort(shuffled[count:])
+    return {"train": (train, kept), "validation": (train, held_out), **rows}
+
+
+def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> ImageSet:
+    """The source's images, to be read as (channels, *size) with the margin around; decoded now where memory allows.
+
+    Raises:
+        UserError: there is no such source or column, a split is empty, class names disagree between splits, or
+            (when decoded now, `corrupt: refuse`) an image is damaged.
+    """
+    if channels not in (1, 3, 4):
+        raise UserError(f"images have 1 channel (grey), 3 (RGB) or 4 (RGBA), got {channels}")
+    parts, class_names = open_source(config)
+    shape = _Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize)
+    splits = {
+        name: ImageSplit(name, part, rows, class_names, shape, config.corrupt)
+        for name, (part, rows) in _with_validation(parts, config.validation_share).items()
+    }
+    if sum(map(len, splits.values())) * math.prod(shape[:3]) <= config.memory * 2**30:
+        for split in splits.values():
+            split.keep_in_memory()
+    return ImageSet(splits, class_names, fingerprint(parts, class_names), config.source)
+
+
+# --------------------------------------------------------------------------- views of an image: a function of its row
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """splitmix64 (Steele et al. 2014): uint64 to uint64, each bit depending on all."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _uniforms(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int) -> Tensor:
+    """(count, B) in [0, 1), a function of seed, epoch, row and nothing else."""
+    state = _mixed(np.full(rows.shape, seed % 2**64, dtype=np.uint64))
+    state = _mixed(_mixed(state ^ epochs.astype(np.uint64)) ^ rows.astype(np.uint64))
+    drawn = np.stack([_mixed(state + np.uint64(i)) >> np.uint64(11) for i in range(count)])
+    return torch.from_numpy(drawn.astype(np.float64) * 2.0**-53)
+
+
+def augment(images: Tensor, seed: int, rows: Any, epochs: Any, config: ImagesConfig, size: tuple[int, int]) -> Tensor:
+    """images (B, C, H', W') cropped at random inside the margin, half of them mirrored where `flip`: (B, C, H, W)."""
+    B, C, _, wide = images.shape
+    H, W = size
+    rows = np.asarray(rows, dtype=np.int64)
+    epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), rows.shape)
+    down, right, mirror = _uniforms(seed, epochs, rows, 3)[..., None]  # (B, 1) each
+    y = (down * (config.margin + 1)).long() + torch.arange(H)  # (B, H)
+    x = (right * (config.margin + 1)).long() + torch.arange(W)  # (B, W)
+    if config.flip:
+        x = torch.where(mirror < 0.5, x.flip(1), x)
+    places = (y[:, :, None] * wide + x[:, None, :]).view(B, 1, H * W).to(images.device)
+    return images.flatten(2).gather(2, places.expand(B, C, H * W)).view(B, C, H, W)  # 4 to 20 times indexing's speed
+
+
+def centre(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """images (B, C, H', W') without their margin: (B, C, H, W)."""
+    top, left = ((have - want) // 2 for have, want in zip(images.shape[-2:], size, strict=True))
+    return images[..., top : top + size[0], left : left + size[1]]
+
+
+def view(images: Tensor, seed: int, rows: Any, index: int, config: ImagesConfig, size: tuple[int, int]) -> Tensor:
+    """View 0 is the image, 1 its mirror (where `flip`), the further ones are augmentations: (B, C, H, W)."""
+    if index == 0:
+        return centre(images, size)
+    if index == 1 and config.flip:
+        return centre(images, size).flip(-1)
+    return augment(images, seed, rows, index, config, size)
+
+
+# ------------------------------------------------------------------------------------------------- bytes and numbers
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 to float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to uint8, rounded and clamped. Inverse of `to_float`."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_pil(pictures: Sequence[PIL.Image.Image], size: tuple[int, int], channels: int) -> Tensor:
+    """Pictures of any size and mode, cropped and resized as files are: (B, C, H, W) uint8."""
+    shape = _Shape(channels, *size, "crop")
+    return torch.stack([_pixels_of(picture, shape) for picture in pictures])
+
+
+def to_pil(images: Tensor) -> list[PIL.Image.Image]:
+    """images (B, C, H, W) uint8 as L, RGB or RGBA pictures."""
+    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
+    return [PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]

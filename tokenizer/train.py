@@ -1,0 +1,196 @@
+"""Stage one: train the image tokenizer.
+
+    accelerate launch tokenizer/train.py configs/cifar10/tokenizer.yaml --lr 1e-4
+
+Reads images and writes into RUN/tokenizer:
+    config.yaml           the settings of this run, overrides included
+    metrics.jsonl         one line every `log_every` steps, one every evaluation
+    reconstructions.png   validation images above what they become, at the last evaluation
+    curves.png            losses, PSNR and codebook use over the steps
+    state/                what resuming needs
+    model/                what everyone else needs: the averaged weights and their config
+Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from common import config, state
+from common.ema import EMA
+from common.errors import UserError
+from common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from common.order import Order, Share, batches
+from common.pictures import save_curves
+from common.run import Means, Metrics, open_run, progress_bar, read_metrics
+from common.schedule import warmup_cosine
+from tokenizer.config import TrainConfig
+from tokenizer.evaluation import evaluate, save_reconstructions
+from tokenizer.images import ImageBatch, ImageSplit, augment, open_images, to_float
+from tokenizer.initialization import initialize_codebook
+from tokenizer.model import Tokenizer
+from tokenizer.upkeep import CodebookUpkeep, forget
+
+CHANGEABLE = {"workers", "log_every", "save_every"}
+REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
+
+
+class Trained(NamedTuple):
+    """What training moves."""
+
+    tokenizer: Tokenizer
+    ema: EMA
+    upkeep: CodebookUpkeep
+    optimizer: torch.optim.Optimizer
+    means: Means  # of the losses since they were last logged
+
+
+def train(c: TrainConfig, accelerator: Accelerator) -> Path:
+    """Train, or go on training, and return the folder of the model."""
+    run = Path(c.run) / "tokenizer"
+    share = Share(
+        batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
+    )  # fmt: skip
+    splits = open_images(c.images, c.model.image_size, c.model.image_channels).splits
+    open_run(run, c, CHANGEABLE, accelerator)
+
+    trained, first_step = start(c, splits["train"], run, accelerator)
+    model = accelerator.prepare(trained.tokenizer)
+    metrics = Metrics(run, accelerator, first_step)
+    bar, figures = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step), {}
+    reader = batches(splits["train"], Order(len(splits["train"]), c.seed, share, first_step), c.workers)
+    with Interrupt(accelerator) as interrupt:
+        for step in range(first_step, c.steps):
+            state.seed_step(c.seed, step, accelerator.process_index)
+            lr = warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
+            for group in trained.optimizer.param_groups:
+                group["lr"] = lr
+
+            for micro in range(c.accumulate):
+                images = prepare_images(next(reader), c, accelerator)
+                with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
+                    reconstruction, quantized = model(images)
+                    terms = {
+                        "reconstruction_loss": F.mse_loss(reconstruction.float(), images),
+                        "codebook_loss": quantized.codebook_loss,
+                        "commitment_loss": quantized.commitment_loss,
+                    }
+                    loss = (
+                        terms["reconstruction_loss"] + terms["codebook_loss"] + c.commitment_weight * terms["commitment_loss"]
+                    )
+                    accelerator.backward(loss / c.accumulate)
+                trained.upkeep.observe(quantized)
+                trained.means.add(loss=loss, **terms)
+            accelerator.clip_grad_norm_(model.parameters(), c.clip)
+            trained.optimizer.step()
+            trained.optimizer.zero_grad()
+            keep_codebook_alive(trained, step, c, accelerator)
+
+            done, last = step + 1, step + 1 == c.steps
+            bar.update()
+            if done % c.log_every == 0 or last:
+                losses = trained.means.take()
+                metrics.log(done, **losses, lr=lr)
+                bar.set_postfix(loss=f"{losses['loss']:.4f}", **figures)
+            if done % c.evaluate_every == 0 or last:
+                evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
+                metrics.log(done, **evaluation.metrics())
+                figures = evaluation.summary()
+                if accelerator.is_main_process:
+                    save_reconstructions(evaluation, run / "reconstructions.png")
+            interrupted = interrupt.asked(done) and not last
+            if done % c.save_every == 0 or last or interrupted:
+                save(trained, done, run, accelerator)
+            if interrupted:
+                raise Interrupted(f"saved at step {done} of {c.steps}; the same command goes on from there")
+    bar.close()
+    if accelerator.is_main_process:
+        draw_curves(run)
+    accelerator.wait_for_everyone()
+    return run / "model"
+
+
+def start(c: TrainConfig, split: ImageSplit, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:
+    """What training moves, at its beginning or as last saved, and the first step to take."""
+    saved = state.latest(run)
+    state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
+    tokenizer = Tokenizer(c.model).to(accelerator.device)
+    if saved is None:
+        initialize_codebook(tokenizer, split, c, accelerator)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=c.weight_decay)
+    upkeep = CodebookUpkeep(tokenizer.quantizer, revive_below=c.revive_below)
+    ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
+    trained = Trained(tokenizer, ema, upkeep, accelerator.prepare(optimizer), means)
+    if saved is None:
+        return trained, 0
+    tokenizer.load_state_dict(saved.tensors["model"])
+    ema.load_state_dict(saved.tensors["ema"])
+    means.load_state_dict(saved.tensors["means"])
+    upkeep.load_state_dict(saved.tensors["upkeep"])
+    state.load_optimizer(trained.optimizer, saved.tensors["optimizer"])
+    return trained, saved.step
+
+
+def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) -> Tensor:
+    """One micro-batch, cropped and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
+    if len(batch.images) == 0:
+        row, reason = batch.corrupt[0]
+        raise UserError(f"no image of a batch of {len(batch.corrupt)} could be read; row {row}: {reason}")
+    images = augment(batch.images, c.seed, batch.rows, batch.epochs, c.images, c.model.image_size)
+    return to_float(images.to(accelerator.device, non_blocking=True))
+
+
+def keep_codebook_alive(trained: Trained, step: int, c: TrainConfig, accelerator: Accelerator) -> None:
+    """After the optimizer's step: move an EMA codebook, revive dead codes, and average the weights."""
+    quantizer = trained.tokenizer.quantizer
+    revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
+    trained.ema.update(trained.tokenizer, step)
+    if len(revived):
+        forget(trained.optimizer, quantizer.codebook, revived)
+        trained.ema.model.quantizer.place(revived, quantizer.codebook[revived])
+
+
+def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> None:
+    tensors = {
+        "model": trained.tokenizer.state_dict(),
+        "ema": trained.ema.state_dict(),
+        "upkeep": trained.upkeep.state_dict(),
+        "optimizer": state.optimizer_tensors(trained.optimizer),
+        "means": trained.means.state_dict(),
+    }
+    if accelerator.is_main_process:
+        state.save(run, step, tensors, {})
+        trained.ema.model.save_pretrained(run / "model")
+    accelerator.wait_for_everyone()
+
+
+def draw_curves(run: Path) -> None:
+    panels = {
+        "loss": ["reconstruction_loss", "codebook_loss", "commitment_loss"],
+        "validation PSNR, dB": ["psnr"],
+        "codebook perplexity": ["perplexity"],
+        "codebook usage": ["usage"],
+    }
+    save_curves(read_metrics(run / "metrics.jsonl"), panels, run / "curves.png")
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+    accelerator = make_accelerator(c.precision)
+    model = train(c, accelerator)
+    accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch tokenizer/encode.py {c.run}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,103 @@
+"""What keeps a codebook alive between optimizer steps: its moving averages, and the revival of dead codes.
+
+    observe(quantized)      every micro-batch: count codes, sum what each was given, remember some z_e
+    step(...)               every optimizer step, after it: move an EMA codebook; every `REVIVE_EVERY` steps, revive
+
+Counts and sums are summed over processes and micro-batches before they are used, and a dead code is put where all
+processes agree, so codebooks cannot drift apart. A revived code's averages start afresh with it (a stale sum would
+overwrite it in the next step), and so do its optimizer moments and its averaged weights.
+
+EMA codebook: van den Oord et al. (2017), appendix A.1; revival: Dhariwal et al. (2020), sec. 3.1, here drawn in
+proportion to the squared distance to the nearest code, as k-means++ draws.
+"""
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from einops import rearrange
+from torch import Tensor
+
+from tokenizer.kmeans import assigned
+from tokenizer.nearest import nearest
+from tokenizer.quantize import EMAVectorQuantizer, Quantized, VectorQuantizer
+
+REVIVE_EVERY = 10
+USE_DECAY = 0.9  # of the average over windows of REVIVE_EVERY steps
+CANDIDATES = 4096  # vectors a process offers
+
+
+class CodebookUpkeep:
+    """Kept by the training loop beside the quantizer; its tensors are part of the training state."""
+
+    def __init__(self, quantizer: VectorQuantizer, *, revive_below: float):
+        K, D = quantizer.config.codebook_size, quantizer.config.code_dim
+        self.quantizer, self.revive_below = quantizer, revive_below
+        device = quantizer.codebook.device
+        self.use = torch.ones(K, device=device)  # average use, in units of the uniform use: 1 is a fair share
+        self.window = torch.zeros(K, device=device)  # counts since the last revival
+        self.counts = torch.ones(K, device=device)  # of the EMA codebook: N_i in eq. 6 of appendix A.1
+        self.sums = quantizer.vectors.detach().clone()  # of the EMA codebook: m_i in eq. 7
+        self._step_counts, self._step_sums = torch.zeros(K, device=device), torch.zeros(K, D, device=device)
+        self._offered = torch.empty(0, D, device=device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"use": self.use, "window": self.window, "counts": self.counts, "sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+    @torch.no_grad()
+    def observe(self, quantized: Quantized) -> None:
+        vectors = rearrange(quantized.z_e, "b d h w -> (b h w) d")
+        counts, sums = assigned(vectors, quantized.indices.flatten(), len(self.use))
+        self._step_counts += counts
+        self._step_sums += sums
+        self._offered = vectors
+
+    @torch.no_grad()
+    def step(self, accelerator: Accelerator, step: int, *, revive: bool) -> Tensor:
+        """Once after optimizer step `step`. Returns the rows (R,) that were revived, the same on every process."""
+        self.window += self._step_counts
+        if isinstance(self.quantizer, EMAVectorQuantizer):
+            self._move(accelerator.reduce(self._step_counts), accelerator.reduce(self._step_sums))
+        self._step_counts.zero_()
+        self._step_sums.zero_()
+        if (step + 1) % REVIVE_EVERY:
+            return torch.empty(0, dtype=torch.int64, device=self.use.device)
+        counts = accelerator.reduce(self.window)
+        self.use.lerp_(counts * len(counts) / counts.sum().clamp_min(1), 1 - USE_DECAY)
+        self.window.zero_()
+        dead = (self.use < self.revive_below).nonzero()[:, 0]
+        return self._revive(accelerator, dead) if revive and len(dead) else dead[:0]
+
+    def _move(self, counts: Tensor, sums: Tensor) -> None:
+        decay = self.quantizer.config.decay
+        self.counts.lerp_(counts, 1 - decay)
+        self.sums.lerp_(sums, 1 - decay)
+        means = self.sums / self.counts.clamp_min(1e-5)[:, None]
+        self.quantizer.codebook.copy_(F.normalize(means, dim=1) if self.quantizer.config.normalize else means)
+
+    def _revive(self, accelerator: Accelerator, dead: Tensor) -> Tensor:
+        chosen = torch.randint(len(self._offered), (CANDIDATES,), device=dead.device)  # seeded by (seed, step, rank)
+        offered = accelerator.gather(self._offered[chosen])  # the same on every process
+        vectors = self.quantizer.vectors
+        distances = (offered - vectors[nearest(offered, vectors)]).square().sum(1)
+        dead = dead[:CANDIDATES]
+        # An exponential race draws without replacement in proportion to distance; its noise is a function of place.
+        noise = torch.rand(len(offered), generator=torch.Generator().manual_seed(len(dead))).to(dead.device)
+        race = (distances + 1e-12).log() - (-noise.clamp_min(1e-12).log()).log()
+        drawn = offered[race.topk(len(dead)).indices]
+        self.quantizer.place(dead, drawn)
+        self.use[dead] = 1.0
+        self.counts[dead] = self.counts.mean()
+        self.sums[dead] = drawn * self.counts[dead][:, None]
+        return dead
+
+
+@torch.no_grad()
+def forget(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, rows: Tensor) -> None:
+    """Clear the optimizer's moments of some rows of a parameter: a revived code has no past."""
+    for value in optimizer.state.get(parameter, {}).values():
+        if value.shape == parameter.shape:
+            value[rows] = 0
