@@ -1,0 +1,110 @@
+"""What a prior is (saved beside its weights as `config.json`), and how it is trained."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.codes import CodesInfo, TokenizerIdentity
+from common.config import Settings
+from common.launch import Precision
+
+
+class ArchitectureConfig(Settings):
+    """Sizes of the Transformer that no other stage decides."""
+
+    depth: int = Field(6, ge=1)
+    """Transformer blocks"""
+    dim: int = Field(256, ge=8)
+    """C, width of the residual stream"""
+    heads: int = Field(4, ge=1)
+    """attention heads; dim / heads must divide by 4, two rotated pairs for each of the two axes"""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """on embeddings and on what each block adds; small sets need it"""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ArchitectureConfig":
+        if self.dim % (4 * self.heads):
+            raise ValueError(f"dim {self.dim} must divide by 4 x heads = {4 * self.heads}")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Of the SwiGLU: 8/3 of dim, as many weights as a plain MLP of 4 x dim (Shazeer 2020)."""
+        return -(-8 * self.dim // 3 // 32) * 32
+
+
+class PriorConfig(Settings):
+    """A prior over the codes of one tokenizer. The codes dataset decides all but the architecture."""
+
+    codebook_size: int = Field(ge=2)
+    """K"""
+    grid: tuple[int, int]
+    """(h, w)"""
+    class_names: tuple[str, ...] | None
+    """names of the classes; null for an unconditional prior"""
+    tokenizer: TokenizerIdentity
+    """whose codes these are"""
+    architecture: ArchitectureConfig
+    """depth and widths"""
+
+    @classmethod
+    def over(cls, info: CodesInfo, architecture: ArchitectureConfig, conditional: bool) -> "PriorConfig":
+        """The config of a prior over a codes dataset."""
+        return cls(
+            codebook_size=info.codebook_size, grid=info.grid, tokenizer=info.tokenizer, architecture=architecture,
+            class_names=info.class_names if conditional else None,
+        )  # fmt: skip
+
+    @property
+    def length(self) -> int:
+        """T, codes an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names or ())
+
+
+class TrainConfig(Settings):
+    """Stage two: train the prior."""
+
+    run: str = "runs/digits"
+    """folder of the experiment; this stage reads its subfolder codes/ and writes into prior/"""
+    codes: str | None = None
+    """another folder of codes"""
+    model: ArchitectureConfig = ArchitectureConfig()
+    """sizes; K, the grid and the classes are read from the codes"""
+    condition: Literal["labels", "nothing"] = "labels"
+    """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """share of training rows whose class is hidden, so that guidance has an unconditional prediction to lean on"""
+    steps: int = Field(1000, ge=1)
+    """optimizer steps"""
+    batch_size: int = Field(128, ge=1)
+    """rows an optimizer step, over all processes and micro-batches"""
+    accumulate: int = Field(1, ge=1)
+    """micro-batches an optimizer step"""
+    lr: float = Field(1e-3, gt=0)
+    """peak learning rate"""
+    warmup: int = Field(100, ge=0)
+    """steps of linear warm-up; half a cosine follows, down to 0"""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's, on matrices"""
+    clip: float = Field(1.0, gt=0)
+    """largest norm of the gradient"""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """of the averaged weights that are evaluated and saved"""
+    precision: Precision = "auto"
+    """auto is bf16 where the hardware computes it; logits and loss are fp32 always"""
+    seed: int = Field(0, ge=0)
+    """of the weights, the order of the rows and every draw"""
+    log_every: int = Field(20, ge=1)
+    """steps between lines of metrics.jsonl"""
+    evaluate_every: int = Field(250, ge=1)
+    """steps between evaluations on the whole validation split; the best weights are kept"""
+    save_every: int = Field(250, ge=1)
+    """steps between saved states"""

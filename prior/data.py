@@ -1,0 +1,43 @@
+"""The rows of a codes dataset as training batches: codes (b, T) int64 and labels (b,) int64."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common.codes import CodesInfo, CodesSplit
+from common.errors import UserError
+from prior.config import PriorConfig
+
+
+class CodesBatch(NamedTuple):
+    codes: Tensor  # (b, T) int64
+    labels: Tensor  # (b,) int64; num_classes stands for no class
+
+
+class CodesRows(Dataset):
+    """One split, in memory in its small type; indexed by `common.order`'s (rows, epochs)."""
+
+    def __init__(self, split: CodesSplit, config: PriorConfig):
+        self.split, self.none = split, config.num_classes
+        if len(split.codes) == 0:
+            raise UserError("the codes dataset has a split without rows; encode images into it first")
+
+    def __len__(self) -> int:
+        return len(self.split.codes)
+
+    def __getitem__(self, key: tuple[Tensor, Tensor]) -> CodesBatch:
+        rows = key[0].numpy()
+        codes = torch.from_numpy(self.split.codes[rows].astype(np.int64))
+        if self.none == 0 or self.split.labels is None:
+            return CodesBatch(codes, torch.full((len(rows),), self.none))
+        labels = torch.from_numpy(self.split.labels[rows])
+        return CodesBatch(codes, torch.where(labels < 0, self.none, labels))
+
+
+def plain_views(split: CodesSplit, info: CodesInfo) -> CodesSplit:
+    """The first row of each image: the others are its mirror and crops, and a held-out figure is of images as they are."""
+    labels = None if split.labels is None else split.labels[:: info.views]
+    return CodesSplit(split.codes[:: info.views], labels, split.rows[:: info.views])

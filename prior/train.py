@@ -1,0 +1,202 @@
+"""Stage two: train the prior over the codes of a run.
+
+    accelerate launch prior/train.py configs/cifar10/prior.yaml --model.depth 12
+
+Reads RUN/codes (or --codes) and writes into RUN/prior:
+    config.yaml      the settings of this run, overrides included
+    metrics.jsonl    one line every `log_every` steps, one every evaluation
+    curves.png       training and validation NLL beside the two priors that need no training
+    state/           what resuming needs
+    model/           what everyone else needs: the averaged weights that were best on the validation split
+Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from common import codes, config, folder, state
+from common.ema import EMA
+from common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from common.order import Order, Share, batches
+from common.pictures import save_curves
+from common.run import Means, Metrics, open_run, progress_bar, read_metrics
+from common.schedule import warmup_cosine
+from prior.baselines import marginal_nll, uniform_nll
+from prior.config import PriorConfig, TrainConfig
+from prior.data import CodesBatch, CodesRows, plain_views
+from prior.model import Prior, nll_each
+
+CHANGEABLE = {"log_every", "save_every"}
+EVALUATION_BATCH = 256
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
+
+
+class Trained(NamedTuple):
+    """What training moves."""
+
+    prior: Prior
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    means: Means  # of the NLL since it was last logged
+
+
+class Best(NamedTuple):
+    """The evaluation whose weights are kept."""
+
+    step: int
+    nll: float
+
+
+def train(c: TrainConfig, accelerator: Accelerator) -> Path:
+    """Train, or go on training, and return the folder of the best model."""
+    run = Path(c.run) / "prior"
+    share = Share(
+        batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
+    )  # fmt: skip
+    data = codes.read(Path(c.codes or f"{c.run}/codes"))
+    open_run(run, c, CHANGEABLE, accelerator)
+    model_config = PriorConfig.over(data.info, c.model, conditional=c.condition == "labels")
+    rows = CodesRows(data.splits["train"], model_config)
+    validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
+
+    trained, first_step, best = start(c, model_config, run, accelerator)
+    model = accelerator.prepare(trained.prior)
+    metrics = Metrics(run, accelerator, first_step)
+    bar = progress_bar(accelerator, c.steps, "prior", initial=first_step)
+    reader = batches(rows, Order(len(rows), c.seed, share, first_step))
+    with Interrupt(accelerator) as interrupt:
+        for step in range(first_step, c.steps):
+            state.seed_step(c.seed, step, accelerator.process_index)
+            lr = warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
+            for group in trained.optimizer.param_groups:
+                group["lr"] = lr
+
+            for micro in range(c.accumulate):
+                batch = to_device(next(reader), accelerator)
+                labels = hide_labels(batch.labels, model_config.num_classes, c.label_dropout)
+                with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
+                    nll = nll_each(model(labels, batch.codes), batch.codes).mean()
+                    accelerator.backward(nll / c.accumulate)
+                trained.means.add(nll=nll)
+            accelerator.clip_grad_norm_(model.parameters(), c.clip)
+            trained.optimizer.step()
+            trained.optimizer.zero_grad()
+            trained.ema.update(trained.prior, step)
+
+            done, last = step + 1, step + 1 == c.steps
+            bar.update()
+            if done % c.log_every == 0 or last:
+                logged = trained.means.take()
+                metrics.log(done, **logged, lr=lr)
+                bar.set_postfix(nll=f"{logged['nll']:.3f}", best=f"{best.nll:.3f}")
+            if done % c.evaluate_every == 0 or last:
+                held_out = evaluate(trained.ema.model, validation, accelerator)
+                metrics.log(done, validation_nll=held_out)
+                if held_out < best.nll:
+                    best = Best(done, held_out)
+                    if accelerator.is_main_process:
+                        trained.ema.model.save_pretrained(run / "model")
+            interrupted = interrupt.asked(done) and not last
+            if done % c.save_every == 0 or last or interrupted:
+                save(trained, done, best, run, accelerator)
+            if interrupted:
+                raise Interrupted(f"saved at step {done} of {c.steps}; the same command goes on from there")
+    bar.close()
+    report(data, best, run, accelerator)
+    return run / "model"
+
+
+def start(c: TrainConfig, model_config: PriorConfig, run: Path, accelerator: Accelerator) -> tuple[Trained, int, Best]:
+    """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
+    state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
+    prior = Prior(model_config).to(accelerator.device)
+    matrices = [p for p in prior.parameters() if p.ndim == 2]
+    vectors = [p for p in prior.parameters() if p.ndim != 2]
+    groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.95))
+    trained = Trained(prior, EMA(prior, c.ema_decay), accelerator.prepare(optimizer), Means(accelerator))
+    saved = state.latest(run)
+    if saved is None:
+        return trained, 0, Best(0, float("inf"))
+    prior.load_state_dict(saved.tensors["model"])
+    trained.ema.load_state_dict(saved.tensors["ema"])
+    state.load_optimizer(trained.optimizer, saved.tensors["optimizer"])
+    trained.means.load_state_dict(saved.tensors["means"])
+    return trained, saved.step, Best(**saved.info["best"])
+
+
+def save(trained: Trained, step: int, best: Best, run: Path, accelerator: Accelerator) -> None:
+    tensors = {
+        "model": trained.prior.state_dict(),
+        "ema": trained.ema.state_dict(),
+        "optimizer": state.optimizer_tensors(trained.optimizer),
+        "means": trained.means.state_dict(),
+    }
+    if accelerator.is_main_process:
+        state.save(run, step, tensors, {"best": best._asdict()})
+    accelerator.wait_for_everyone()
+
+
+def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
+    return CodesBatch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in batch))
+
+
+def hide_labels(labels: Tensor, none: int, share: float) -> Tensor:
+    """labels (b,) with a random share of them replaced by `none`, for classifier-free guidance."""
+    return labels.masked_fill(torch.rand(labels.shape, device=labels.device) < share, none)
+
+
+@torch.no_grad()
+def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> float:
+    """Mean −log p of a code over a whole split, in nats; every process takes its share."""
+    sums = torch.zeros(2, device=accelerator.device)
+    for some in torch.arange(accelerator.process_index, len(rows), accelerator.num_processes).split(EVALUATION_BATCH):
+        batch = to_device(rows[some, some], accelerator)
+        with accelerator.autocast():
+            log_prob = prior.log_prob(batch.codes, batch.labels)
+        sums += torch.stack([-log_prob.sum(), log_prob.new_tensor(batch.codes.numel())]).to(sums)
+    total, number = accelerator.reduce(sums).tolist()
+    return total / number
+
+
+def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -> None:
+    """Evaluate the kept weights on every held-out split, beside the priors without training; draw the curves."""
+    kept = Prior.from_pretrained(run / "model").to(accelerator.device)
+    train_codes, K = data.splits["train"].codes, data.info.codebook_size
+    figures = {"best_step": best.step, "uniform_nll": uniform_nll(K)}
+    for name, split in data.splits.items():
+        if name != "train":
+            plain = plain_views(split, data.info)
+            figures[f"{name}_nll"] = evaluate(kept, CodesRows(plain, kept.config), accelerator)
+            figures[f"{name}_marginal_nll"] = marginal_nll(train_codes, plain.codes, K)
+            accelerator.print(
+                f"{name}: {figures[f'{name}_nll']:.3f} nats per code; independent codes "
+                f"{figures[f'{name}_marginal_nll']:.3f}, uniform ln {K} = {figures['uniform_nll']:.3f}"
+            )
+    if accelerator.is_main_process:
+        folder.write_json(run / "figures.json", figures)
+        lines = read_metrics(run / "metrics.jsonl")
+        flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
+        save_curves(lines, {"NLL, nats per code": ["nll", "validation_nll"]}, run / "curves.png", flat)
+    accelerator.wait_for_everyone()
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+    accelerator = make_accelerator(c.precision)
+    model = train(c, accelerator)
+    accelerator.print(f"the prior is in {model}\nnext: accelerate launch pipeline/generate.py {c.run}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,174 @@
+"""The prior: a causal distribution over codes, sampled exactly."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from prior.baselines import marginal_nll, uniform_nll
+from prior.cache import KVCache
+from prior.config import ArchitectureConfig
+from prior.layers import causal_attention, grid_angles
+from prior.model import Prior, nll_each
+from prior.sample import SamplingConfig, draw, image_uniforms, sample
+from prior.train import hide_labels
+
+
+@pytest.fixture
+def codes():
+    return torch.randint(0, 16, (4, 9), generator=torch.Generator().manual_seed(0))
+
+
+LABELS = torch.tensor([0, 2, 3, 1])  # 3 stands for no class
+
+
+def test_a_code_cannot_be_seen_before_it_is_predicted(prior, codes):
+    changed = codes.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % 16
+    before, after = prior(LABELS, codes), prior(LABELS, changed)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+def test_every_code_is_seen_by_all_that_follow(prior, codes):
+    changed = codes.clone()
+    changed[:, 2] = (changed[:, 2] + 1) % 16
+    difference = (prior(LABELS, codes) - prior(LABELS, changed)).abs().amin(dim=(0, 2))
+    assert (difference[3:] > 0).all()
+
+
+def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(prior, codes):
+    cache = KVCache(prior.config, 4, device=torch.device("cpu"), dtype=torch.float32)
+    expected, x = prior(LABELS, codes), prior.class_embedding(LABELS)[:, None]
+    for t in range(9):
+        torch.testing.assert_close(prior.step(x, t, cache), expected[:, t], atol=1e-4, rtol=1e-4)  # fp32 rounding
+        x = prior.code_embedding(codes[:, t : t + 1])
+
+
+def test_plain_attention_is_the_fused_one():
+    q, k, v = torch.randn(3, 2, 4, 7, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(causal_attention(q, k, v), fused)
+
+
+def test_an_untrained_prior_is_uniform(prior, codes):
+    """Its head starts at zero, so training starts at ln K and not above."""
+    untrained = Prior(prior.config)
+    torch.testing.assert_close(-untrained.log_prob(codes, LABELS), torch.full((4,), 9 * math.log(16)))
+
+
+def test_log_probabilities_of_all_images_sum_to_one(prior):
+    """Exact enumeration: 16² sequences of two codes, the rest marginalised by causality."""
+    pairs = torch.cartesian_prod(torch.arange(16), torch.arange(16))
+    codes = torch.cat([pairs, torch.zeros(256, 7, dtype=torch.int64)], dim=1)
+    labels = torch.ones(256, dtype=torch.int64)
+    log_prob = -nll_each(prior(labels, codes), codes)[:, :2].sum(1)
+    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_rotary_positions_are_two_dimensional(prior):
+    """The codes of one row share half of their angles, those of one column the other half; the class is not turned."""
+    angles = grid_angles(prior.config)
+    quarter = angles.shape[1] // 2
+    at = {(i, j): angles[1 + 3 * i + j] for i in range(3) for j in range(3) if 1 + 3 * i + j < 9}
+    assert angles[0].eq(0).all()
+    assert torch.equal(at[0, 0][:quarter], at[0, 2][:quarter]) and torch.equal(at[0, 1][quarter:], at[1, 1][quarter:])
+    assert not torch.equal(at[0, 0][:quarter], at[1, 0][:quarter])
+
+
+def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(prior):
+    """Bit for bit: the batch has a fixed, padded size."""
+    together = sample(prior, torch.tensor([1, 2, 0, 1]), [5, 6, 7, 8], SamplingConfig(), batch_size=4)
+    alone = sample(prior, torch.tensor([2]), [6], SamplingConfig(), batch_size=4)
+    swapped = sample(prior, torch.tensor([2, 1]), [6, 5], SamplingConfig(), batch_size=4)
+    assert torch.equal(together[1:2], alone) and torch.equal(swapped, together[[1, 0]])
+    other_seed = sample(prior, torch.tensor([2]), [60], SamplingConfig(), batch_size=4)
+    assert not torch.equal(alone, other_seed)
+
+
+def test_draws_follow_the_softmax():
+    """20,000 draws of 4 codes: a share strays from its probability by more than 0.02 with odds below 1e-7."""
+    logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(20_000, 4)
+    u = image_uniforms([0], 20_000)[0]
+    frequency = torch.bincount(draw(logits, u, SamplingConfig()), minlength=4) / len(u)
+    torch.testing.assert_close(frequency, logits[0].softmax(0), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings, allowed",
+    [
+        ({"top_k": 2}, {1, 3}),
+        ({"top_p": 0.6}, {1}),  # probabilities 0.09, 0.64, 0.03, 0.24
+        ({"top_p": 0.7}, {1, 3}),
+        ({"top_p": 1.0, "top_k": 4}, {0, 1, 2, 3}),
+        ({"temperature": 1e-3}, {1}),
+    ],
+)
+def test_truncation_keeps_the_likeliest_codes(settings, allowed):
+    logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(2_000, 4)
+    drawn = draw(logits, image_uniforms([0], 2_000)[0], SamplingConfig(**settings))
+    assert set(drawn.tolist()) == allowed
+
+
+def test_the_ends_of_the_uniform_draw_codes_that_are_possible():
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, 4)
+    assert draw(logits, torch.tensor([2.0**-24, 1.0]), SamplingConfig()).tolist() == [1, 2]
+
+
+def test_guidance_leans_from_no_class_towards_the_class(prior):
+    """At 0 the class does not matter; at 1 there is no second forward; far above 1 the classes part."""
+    labels, seeds = torch.tensor([0, 1]), [3, 3]
+
+    def drawn(guidance: float) -> torch.Tensor:
+        return sample(prior, labels, seeds, SamplingConfig(guidance=guidance), batch_size=2)
+
+    none = sample(prior, torch.tensor([3]), [3], SamplingConfig(), batch_size=2)
+    assert torch.equal(drawn(0.0), none.expand(2, 9))
+    assert not torch.equal(*drawn(4.0))
+
+
+def test_hidden_labels_are_a_share_of_all():
+    torch.manual_seed(0)
+    hidden = hide_labels(torch.zeros(10_000, dtype=torch.int64), none=7, share=0.25)
+    assert set(hidden.tolist()) == {0, 7}
+    assert (hidden == 7).float().mean().item() == pytest.approx(0.25, abs=0.03)  # seven standard deviations
+
+
+@pytest.mark.parametrize(
+    "labels, seeds, settings, message",
+    [
+        ([1, 2], [5], {}, "one seed an image: got 2 labels and 1 seeds"),
+        ([4], [5], {}, r"labels must lie in \[0, 3\], got \[4\]"),
+        ([1], [5], {"top_k": 17}, "top_k 17 is more than the 16 codes"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(prior, labels, seeds, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sample(prior, torch.tensor(labels), seeds, SamplingConfig(**settings))
+
+
+def test_an_unconditional_prior_refuses_guidance(prior):
+    unconditional = Prior(prior.config.model_copy(update={"class_names": None}))
+    assert sample(unconditional, torch.tensor([0]), [1], SamplingConfig()).shape == (1, 9)
+    with pytest.raises(ValueError, match="unconditional"):
+        sample(unconditional, torch.tensor([0]), [1], SamplingConfig(guidance=2.0))
+
+
+def test_log_prob_refuses_codes_it_was_not_trained_for(prior):
+    with pytest.raises(ValueError, match=r"codes must be \(B, 9\), got \(1, 8\)"):
+        prior.log_prob(torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"codes must lie in \[0, 16\), got 16 to 16"):
+        prior.log_prob(torch.full((1, 9), 16), torch.zeros(1, dtype=torch.int64))
+
+
+def test_the_priors_without_training():
+    assert uniform_nll(512) == pytest.approx(math.log(512))
+    codes = np.random.default_rng(0).integers(0, 4, (10_000, 8))
+    assert marginal_nll(codes, codes, 4) == pytest.approx(math.log(4), abs=1e-3)
+    assert marginal_nll(np.zeros((1000, 8), int), np.zeros((5, 8), int), 4) < 0.01
+
+
+def test_heads_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="dim 100 must divide by 4 x heads = 32"):
+        ArchitectureConfig(dim=100, heads=8)
