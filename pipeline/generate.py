@@ -1,0 +1,150 @@
+"""Draw images: sample codes from the prior, decode them with the tokenizer.
+
+    accelerate launch pipeline/generate.py runs/fashion_mnist --labels sneaker bag --num-images 32 --seed 7
+
+Reads RUN/pipeline, which it makes of RUN/tokenizer/model and RUN/prior/model when those are newer, or any pipeline
+folder given as RUN. Writes into RUN/samples (or --output) PNG files with metadata.jsonl and grid.png; --format npz
+writes the evaluators' samples.npz, --format codes a codes dataset. Several processes share the batches; interrupted,
+the same command goes on with the batches that are missing.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from accelerate import Accelerator
+from pydantic import Field
+
+from common import config, folder
+from common.errors import UserError
+from common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from common.run import progress_bar
+from pipeline.image_pipeline import BATCH_SIZE, ImagePipeline
+from pipeline.output import FORMATS, Output, Request
+from prior.sample import SamplingConfig
+
+
+class Settings(SamplingConfig):
+    """Draw images from a trained prior. Sampling settings not given are those of generation_config.json."""
+
+    run: str = "runs/digits"
+    """folder of the experiment, or a pipeline folder"""
+    output: str | None = None
+    """folder for the images; samples/ in the run when null"""
+    overwrite: bool = False
+    """replace what another request wrote into the output folder"""
+    labels: tuple[int | str, ...] | None = None
+    """class names or numbers, dealt to the images in turn; all classes when null"""
+    num_images: int | None = Field(None, ge=1)
+    """images in all; one a label when null"""
+    seed: int = Field(0, ge=0)
+    """image i has seed `seed + i`"""
+    format: Literal["png", "npz", "codes"] = "png"
+    """png: an imagefolder; npz: the evaluators' layout; codes: a codes dataset"""
+    batch_size: int = Field(BATCH_SIZE, ge=1)
+    """images a process draws at once"""
+
+
+def open_pipeline(run: Path, sampling: SamplingConfig, accelerator: Accelerator) -> tuple[ImagePipeline, Path]:
+    """The pipeline of a run, assembled and saved when the models are new; and its folder."""
+    if (run / "model_index.json").exists():
+        return ImagePipeline.from_pretrained(run), run
+    tokenizer, prior, path = run / "tokenizer/model", run / "prior/model", run / "pipeline"
+    for model, command in ((tokenizer, "tokenizer/train.py"), (prior, "prior/train.py")):
+        if not (model / "config.json").exists():
+            raise UserError(f"there is no trained model in {model}; {command} --run {run} makes one")
+    pipeline = ImagePipeline.from_models(tokenizer, prior, sampling)
+    if accelerator.is_main_process and not _same_weights(path, tokenizer, prior):
+        pipeline.save_pretrained(path)
+    accelerator.wait_for_everyone()
+    return pipeline, path
+
+
+def _same_weights(path: Path, tokenizer: Path, prior: Path) -> bool:
+    pairs = ((path / "tokenizer", tokenizer), (path / "prior", prior))
+    return (path / "model_index.json").exists() and all(
+        folder.sha256(a / "model.safetensors") == folder.sha256(b / "model.safetensors") for a, b in pairs
+    )
+
+
+def open_output(c: Settings, request: Request, pipeline_folder: Path) -> Output:
+    """The output folder, begun by the same request or empty. Raises `UserError` when another request wrote into it."""
+    base = pipeline_folder if Path(c.run) == pipeline_folder else Path(c.run)
+    path = Path(c.output) if c.output else base / "samples"
+    asked: dict[str, Any] = {
+        **c.model_dump(mode="json", exclude={"run", "output", "overwrite"}),
+        "labels": list(request.labels),
+        "seeds": list(request.seeds),
+        "tokenizer": request.pipeline.identity.sha256,
+        "prior": folder.sha256(pipeline_folder / "prior/model.safetensors"),
+    }
+    plan = path / ".request.json"
+    if plan.exists() and folder.read_json(plan) == asked:
+        return FORMATS[c.format](path, request)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not c.overwrite or not plan.exists():
+            what = "another request's images" if plan.exists() else "something else"
+            hint = ", or --overwrite true to replace them" if plan.exists() else ""
+            raise UserError(f"{path} holds {what}; give another --output{hint}")
+        folder.remove(path)
+    folder.write_json(plan, asked)
+    return FORMATS[c.format](path, request)
+
+
+def generate(c: Settings, accelerator: Accelerator) -> Path:
+    """Write what was asked for, or what is missing of it, and return its folder."""
+    pipeline, pipeline_folder = open_pipeline(Path(c.run), SamplingConfig(**_sampling(c)), accelerator)
+    labels = pipeline.deal_labels(c.labels, c.num_images)
+    request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), c.batch_size)
+    if accelerator.is_main_process:
+        open_output(c, request, pipeline_folder)
+    accelerator.wait_for_everyone()
+    output = open_output(c, request, pipeline_folder)
+    there = frozenset(number for number in range(request.batches) if output.has(number))
+    bar = progress_bar(accelerator, len(labels), "generate", unit="image")
+    pipeline.to(accelerator.device)
+    with Interrupt(accelerator) as interrupt:
+        batches = pipeline.generate(
+            labels, request.seeds, SamplingConfig(**_sampling(c)), batch_size=c.batch_size, skip=there,
+            first=accelerator.process_index, every=accelerator.num_processes,
+        )  # fmt: skip
+        for batch in batches:
+            output.write(batch)
+            bar.update(min(len(batch.images) * accelerator.num_processes, bar.total - bar.n))
+            if interrupt.stopped:
+                raise Interrupted("what was drawn is saved; the same command goes on with the rest")
+    bar.close()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output.finish()
+    accelerator.wait_for_everyone()
+    return output.folder
+
+
+def _sampling(c: SamplingConfig) -> dict[str, Any]:
+    return c.model_dump(include=set(SamplingConfig.model_fields))
+
+
+def _saved_sampling(run: Path) -> dict[str, Any]:
+    """The sampling settings kept with the run's pipeline, if it has one."""
+    for path in (run / "generation_config.json", run / "pipeline/generation_config.json"):
+        if path.exists():
+            return folder.read_json(path)
+    return {}
+
+
+def main(argv: Sequence[str]) -> None:
+    options = {"positional": "run", "positional_help": "folder of the experiment, or a pipeline folder"}
+    run = Path(config.parse(Settings, __doc__, argv, **options).run)
+    c = config.parse(Settings, __doc__, argv, base=_saved_sampling(run), **options)
+    accelerator = make_accelerator()
+    path = generate(c, accelerator)
+    accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,138 @@
+"""Where generated images go: a folder of PNG files, the field's npz, or a codes dataset; each written batch by batch.
+
+has(number)     whether a batch is on the disk already: an interrupted request goes on
+write(...)      one batch, by the process that drew it
+finish()        by the main process, when all batches are there
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.codes import CodesInfo, begin, finish, shard_path, write_shard
+from common.folder import remove, replacing
+from common.pictures import image_grid, save_picture
+from pipeline.image_pipeline import Batch, ImagePipeline
+from tokenizer.images import to_pil
+
+GRID = 100  # images of grid.png at most
+
+
+class Request:
+    """What was asked for: a class number and a seed for each image, dealt in batches."""
+
+    def __init__(self, pipeline: ImagePipeline, labels: Sequence[int], seeds: Sequence[int], batch_size: int):
+        self.pipeline, self.labels, self.seeds, self.batch_size = pipeline, labels, seeds, batch_size
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.pipeline.prior.config.class_names
+
+
+class Output:
+    """Batches as safetensors under .parts/, until `finish` makes of them what was asked for."""
+
+    def __init__(self, folder: Path, request: Request):
+        self.folder, self.request = folder, request
+
+    def _part(self, number: int) -> Path:
+        return self.folder / ".parts" / f"{number:06d}.safetensors"
+
+    def has(self, number: int) -> bool:
+        return self._part(number).exists()
+
+    def write(self, batch: Batch) -> None:
+        with replacing(self._part(batch.start // self.request.batch_size)) as aside:
+            save_file({"images": batch.images.contiguous(), "codes": batch.codes.contiguous()}, aside)
+
+    def parts(self) -> list[dict[str, torch.Tensor]]:
+        return [load_file(self._part(number)) for number in range(self.request.batches)]
+
+    def save_grid(self, images: torch.Tensor) -> None:
+        """A column for each class when they were dealt in turn, so that a column reads as its class."""
+        labels = self.request.labels
+        classes = len(dict.fromkeys(labels))
+        columns = classes if 1 < classes <= 20 else max(1, round(len(images) ** 0.5))
+        save_picture(image_grid(images, columns), self.folder / "grid.png")
+
+    def finish(self) -> None:
+        raise NotImplementedError
+
+
+class PngFolder(Output):
+    """PNG files and metadata.jsonl: what `load_dataset("imagefolder", data_dir=FOLDER)` reads, and grid.png."""
+
+    def _names(self, number: int) -> list[str]:
+        start = number * self.request.batch_size
+        stop = min(start + self.request.batch_size, len(self.request.labels))
+        return [f"{place:06d}.png" for place in range(start, stop)]
+
+    def has(self, number: int) -> bool:
+        return all((self.folder / name).exists() for name in self._names(number))
+
+    def write(self, batch: Batch) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = self._names(batch.start // self.request.batch_size)
+        for name, image in zip(names, to_pil(batch.images), strict=True):
+            aside = self.folder / f".{name}.writing"
+            image.save(aside, format="PNG")
+            os.replace(aside, self.folder / name)
+
+    def finish(self) -> None:
+        import PIL.Image
+
+        names = [name for number in range(self.request.batches) for name in self._names(number)]
+        lines = []
+        for name, label, seed in zip(names, self.request.labels, self.request.seeds, strict=True):
+            line = {"file_name": name, "seed": seed}
+            if self.request.class_names is not None:
+                line["label"] = self.request.class_names[label]
+            lines.append(json.dumps(line) + "\n")
+        with replacing(self.folder / "metadata.jsonl") as aside:
+            aside.write_text("".join(lines), encoding="utf-8")
+        shown = [np.atleast_3d(np.asarray(PIL.Image.open(self.folder / name))) for name in names[:GRID]]
+        self.save_grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2))
+
+
+class NpzFile(Output):
+    """samples.npz in the evaluators' layout: arr_0 uint8 (N, H, W, C), arr_1 labels (N,); and grid.png."""
+
+    def finish(self) -> None:
+        images = torch.cat([part["images"] for part in self.parts()])
+        arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
+        if self.request.class_names is not None:
+            arrays["arr_1"] = np.asarray(self.request.labels, np.int64)
+        with replacing(self.folder / "samples.npz") as aside, open(aside, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        self.save_grid(images[:GRID])
+        remove(self.folder / ".parts")
+
+
+class CodesFolder(Output):
+    """A codes dataset of one split, `generated`, whose row is the image's place in the request; and grid.png."""
+
+    def finish(self) -> None:
+        parts, prior, request = self.parts(), self.request.pipeline.prior.config, self.request
+        info = CodesInfo(
+            codebook_size=prior.codebook_size, grid=prior.grid, views=1, class_names=prior.class_names,
+            tokenizer=prior.tokenizer, source={"generated": True, "seed": request.seeds[0]}, shard_size=len(request.labels),
+        )  # fmt: skip
+        begin(self.folder, info)
+        codes = torch.cat([part["codes"] for part in parts]).numpy()
+        labels = None if prior.class_names is None else np.asarray(request.labels, np.int64)
+        write_shard(shard_path(self.folder, "generated", 0, 1), info, codes, labels, np.arange(len(codes)))
+        finish(self.folder, info, {"generated": {"rows": len(codes)}})
+        self.save_grid(torch.cat([part["images"] for part in parts])[:GRID])
+        remove(self.folder / ".parts")
+
+
+FORMATS = {"png": PngFolder, "npz": NpzFile, "codes": CodesFolder}

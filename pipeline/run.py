@@ -1,0 +1,144 @@
+"""The whole chain in one command: train the tokenizer, encode, train the prior, generate.
+
+    python pipeline/run.py configs/digits
+    python pipeline/run.py configs/imagefolder --images ~/pictures --run runs/mine --launch "accelerate launch --multi_gpu"
+
+Runs the four commands one after the other, each a process of its own, and prints them. Writes into RUN, beside what
+they write, samples.png, reconstructions.png, curves.png and summary.json. Interrupted, the same command goes on: each
+of the four knows where it was.
+"""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import PIL.Image
+from pydantic import Field
+
+from common import codes, config, folder
+from common.config import Settings
+from common.errors import UserError
+from common.launch import INTERRUPTED, run_command
+from common.pictures import save_picture
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class RunSettings(Settings):
+    """Both stages, end to end."""
+
+    configs: str = str(ROOT / "configs/digits")
+    """folder with tokenizer.yaml, prior.yaml and generate.yaml"""
+    run: str | None = None
+    """folder of the experiment, where it is not the one the configs name"""
+    images: str | None = None
+    """images.source, where it is not the one the configs name: a Hub dataset id or a folder"""
+    seed: int | None = Field(None, ge=0)
+    """of both trainings and the samples"""
+    launch: str = "python"
+    """what starts each command: `python`, or for several devices `accelerate launch ...`"""
+
+
+def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
+    """The command line of each stage, in order."""
+    folder_ = Path(c.configs)
+    seed = [] if c.seed is None else ["--seed", str(c.seed)]
+    images = [] if c.images is None else ["--images.source", c.images]
+    launch = [sys.executable] if c.launch == "python" else shlex.split(c.launch)
+    scripts = {
+        "tokenizer": ["tokenizer/train.py", str(folder_ / "tokenizer.yaml"), "--run", run, *images, *seed],
+        "encode": ["tokenizer/encode.py", run],
+        "prior": ["prior/train.py", str(folder_ / "prior.yaml"), "--run", run, *seed],
+        "generate": [
+            "pipeline/generate.py",
+            run,
+            "--config",
+            str(folder_ / "generate.yaml"),
+            "--overwrite",
+            "true",
+            *seed,
+        ],
+    }
+    return {name: [*launch, str(ROOT / script), *arguments] for name, (script, *arguments) in scripts.items()}
+
+
+def run_stage(name: str, command: list[str]) -> None:
+    """Run one command; Ctrl-C reaches it as well, and is left to it. Ends this process as it ended, if not well."""
+    print(f"\n=== {name}: {shlex.join(command)}", flush=True)
+    process = subprocess.Popen(command)
+    handlers = {number: signal.signal(number, _pass_on(process)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
+
+
+def _pass_on(process: subprocess.Popen):
+    def handler(number: int, _frame) -> None:
+        if number == signal.SIGTERM:  # Ctrl-C is sent to the whole group by the terminal
+            process.send_signal(number)
+
+    return handler
+
+
+def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
+    """The figures of a finished run; test is the validation split where the source has no other."""
+    _, splits = codes.read_info(run / "codes")
+    figures = folder.read_json(run / "prior/figures.json")
+    split = "test" if "test" in splits else "validation"
+    summary = {f"{name}_seconds": value for name, value in seconds.items()} | {"split": split}
+    summary |= {f"{name}_{split}": splits[split][name] for name in ("psnr", "usage", "perplexity")}
+    summary |= {f"nll_{split}": figures[f"{split}_nll"], f"marginal_nll_{split}": figures[f"{split}_marginal_nll"]}
+    return summary | {"uniform_nll": figures["uniform_nll"]}
+
+
+def gather_pictures(run: Path) -> None:
+    """samples.png, reconstructions.png and curves.png of both stages, in the run's folder."""
+    save_picture(PIL.Image.open(run / "samples/grid.png"), run / "samples.png")
+    save_picture(PIL.Image.open(run / "tokenizer/reconstructions.png"), run / "reconstructions.png")
+    above, below = (PIL.Image.open(run / stage / "curves.png").convert("RGB") for stage in ("tokenizer", "prior"))
+    both = PIL.Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
+    both.paste(above, (0, 0))
+    both.paste(below, (0, above.height))
+    save_picture(both, run / "curves.png")
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs")
+    for name in ("tokenizer", "prior", "generate"):
+        if not (Path(c.configs) / f"{name}.yaml").exists():
+            there = ", ".join(sorted(p.name for p in (ROOT / "configs").iterdir() if p.is_dir() and p.name[0] != "_"))
+            raise UserError(f"there is no {name}.yaml in {c.configs}; the shipped folders in configs/ are {there}")
+    run = c.run or config.read_yaml(Path(c.configs) / "tokenizer.yaml").get("run", "runs/digits")
+    seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
+    for name, command in stages(c, run).items():
+        started = time.perf_counter()
+        try:
+            run_stage(name, command)
+        finally:
+            if Path(run).is_dir():
+                seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
+                folder.write_json(Path(run) / ".seconds.json", seconds)
+    gather_pictures(Path(run))
+    summary = summarize(Path(run), seconds)
+    folder.write_json(Path(run) / "summary.json", summary)
+    print("\n" + "\n".join(f"{name}: {value}" for name, value in summary.items()))
+    print(f"\nlook at {run}/samples.png, {run}/reconstructions.png and {run}/curves.png")
+    print(f"next: accelerate launch pipeline/generate.py {run} --seed 1 --num-images 20 --output {run}/more")
+
+
+if __name__ == "__main__":
+    run_command(main)

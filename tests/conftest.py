@@ -1,0 +1,70 @@
+"""Tiny models and runs that several tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from common.codes import TokenizerIdentity
+from common.launch import make_accelerator
+from prior.config import ArchitectureConfig, PriorConfig
+from prior.config import TrainConfig as PriorTraining
+from prior.model import Prior
+from tokenizer.config import EncodeConfig, ImagesConfig, TokenizerConfig, VQConfig
+from tokenizer.config import TrainConfig as TokenizerTraining
+
+torch.set_num_threads(1)  # tiny models gain nothing from more
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> Accelerator:
+    return make_accelerator("fp32")
+
+
+@pytest.fixture
+def prior() -> Prior:
+    """Two blocks over 3 x 3 codes of 16, three classes; its head drawn at random, so that logits differ."""
+    torch.manual_seed(0)
+    config = PriorConfig(
+        codebook_size=16, grid=(3, 3), class_names=("a", "b", "c"),
+        tokenizer=TokenizerIdentity(name="test", sha256="0" * 64),
+        architecture=ArchitectureConfig(depth=2, dim=32, heads=2, dropout=0.0),
+    )  # fmt: skip
+    model = Prior(config).eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def tokenizer_training(run: Path, **settings) -> TokenizerTraining:
+    """Six steps on the digits, of a tokenizer with 4 x 4 codes of 16."""
+    model = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))
+    defaults = {
+        "run": str(run), "model": model, "images": ImagesConfig(margin=2), "encode": EncodeConfig(views=2, shard_size=500),
+        "steps": 6, "batch_size": 16, "warmup": 2, "evaluate_every": 3, "save_every": 3, "log_every": 2, "precision": "fp32",
+    }  # fmt: skip
+    return TokenizerTraining(**{**defaults, **settings})
+
+
+def prior_training(run: Path, **settings) -> PriorTraining:
+    """Six steps of one block over the codes of `tokenizer_training`."""
+    defaults = {
+        "run": str(run), "model": ArchitectureConfig(depth=1, dim=16, heads=2), "steps": 6, "batch_size": 16, "warmup": 2,
+        "evaluate_every": 3, "save_every": 3, "log_every": 2, "precision": "fp32",
+    }  # fmt: skip
+    return PriorTraining(**{**defaults, **settings})
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, accelerator) -> Path:
+    """Both stages trained for six steps on the digits. Shared: copy it before changing anything."""
+    from prior.train import train as train_prior
+    from tokenizer.encode import Settings as EncodeSettings
+    from tokenizer.encode import encode
+    from tokenizer.train import train as train_tokenizer
+
+    run = tmp_path_factory.mktemp("finished") / "digits"
+    train_tokenizer(tokenizer_training(run), accelerator)
+    encode(EncodeSettings(run=str(run), views=2, shard_size=500, precision="fp32"), accelerator)
+    train_prior(prior_training(run), accelerator)
+    return run

@@ -1,0 +1,137 @@
+"""Both trainings and the encoding, on six steps of the digits: resumed equals uninterrupted, and nothing is lost."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from common import codes, folder
+from common.errors import UserError
+from common.run import read_metrics
+from prior.train import train as train_prior
+from tests.conftest import prior_training, tokenizer_training
+from tokenizer.encode import Settings as EncodeSettings
+from tokenizer.encode import encode
+from tokenizer.train import train as train_tokenizer
+
+
+def same_files(a, b, *names):
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+
+
+RESUMABLE = ("metrics.jsonl", "model/model.safetensors", "state/step_00000006/optimizer.safetensors")
+
+
+def test_a_resumed_tokenizer_is_the_uninterrupted_one_bit_for_bit(finished_run, tmp_path, accelerator):
+    """As after a kill at any moment past step 3: what the killed run had written after its last state is undone."""
+    shutil.copytree(finished_run, tmp_path / "killed")
+    folder.remove(tmp_path / "killed/tokenizer/state/step_00000006")
+    settings = tokenizer_training(finished_run)
+    folder.remove(tmp_path / "killed/tokenizer/config.yaml")  # names the other folder
+    train_tokenizer(settings.model_copy(update={"run": str(tmp_path / "killed")}), accelerator)
+    assert same_files(finished_run / "tokenizer", tmp_path / "killed/tokenizer", *RESUMABLE)
+
+
+def test_a_resumed_prior_is_the_uninterrupted_one_bit_for_bit(finished_run, tmp_path, accelerator):
+    shutil.copytree(finished_run, tmp_path / "killed")
+    folder.remove(tmp_path / "killed/prior/state/step_00000006")
+    folder.remove(tmp_path / "killed/prior/config.yaml")
+    train_prior(prior_training(tmp_path / "killed"), accelerator)
+    assert same_files(finished_run / "prior", tmp_path / "killed/prior", *RESUMABLE)
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(finished_run, tmp_path, accelerator):
+    """Equal up to fp32 rounding of sums in another order, which six steps of AdamW enlarge."""
+    train_tokenizer(tokenizer_training(tmp_path / "parts", accumulate=4), accelerator)
+    whole, parts = (read_metrics(run / "tokenizer/metrics.jsonl") for run in (finished_run, tmp_path / "parts"))
+    assert [line["step"] for line in whole] == [line["step"] for line in parts]
+    for a, b in zip(whole, parts, strict=True):
+        for name in {"loss", "reconstruction_loss", "psnr"} & a.keys():
+            assert a[name] == pytest.approx(b[name], rel=1e-3)
+
+
+def test_every_loss_term_is_logged_and_beta_multiplies_the_commitment_alone(finished_run):
+    line = next(line for line in read_metrics(finished_run / "tokenizer/metrics.jsonl") if "loss" in line)
+    expected = line["reconstruction_loss"] + line["codebook_loss"] + 0.25 * line["commitment_loss"]
+    assert line["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_evaluation_reports_psnr_usage_and_perplexity(finished_run):
+    lines = [line for line in read_metrics(finished_run / "tokenizer/metrics.jsonl") if "psnr" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    for line in lines:
+        assert 0 < line["usage"] <= 1 and 1 <= line["perplexity"] <= 16 and line["psnr"] > 5
+
+
+def test_the_best_prior_by_validation_nll_is_kept(finished_run, tmp_path, accelerator):
+    """A learning rate that ruins the weights after the first evaluation leaves those of the first in model/."""
+    shutil.copytree(finished_run / "codes", tmp_path / "codes")
+    train_prior(prior_training(tmp_path, steps=40, lr=3.0, warmup=30, evaluate_every=1, ema_decay=0.0), accelerator)
+    values = {x["step"]: x["validation_nll"] for x in read_metrics(tmp_path / "prior/metrics.jsonl") if "validation_nll" in x}
+    figures = folder.read_json(tmp_path / "prior/figures.json")
+    assert figures["best_step"] == min(values, key=values.get) < 40
+    assert figures["validation_nll"] == pytest.approx(min(values.values()), rel=1e-5)  # the kept weights, read back
+
+
+def test_a_run_of_other_settings_is_refused_by_their_names(finished_run, accelerator):
+    with pytest.raises(UserError, match=r"run of other settings: lr was 0\.001 and is 0\.002"):
+        train_tokenizer(tokenizer_training(finished_run, lr=2e-3), accelerator)
+    train_tokenizer(tokenizer_training(finished_run, log_every=5), accelerator)  # changes no result
+
+
+def test_a_codebook_larger_than_the_data_is_refused(tmp_path, accelerator):
+    c = tokenizer_training(tmp_path)
+    quantizer = c.model.quantizer.model_copy(update={"codebook_size": 30_000})
+    with pytest.raises(UserError, match="codebook_size 30000 is more than the 1425 x 4 x 4 = 22800 vectors"):
+        train_tokenizer(c.model_copy(update={"model": c.model.model_copy(update={"quantizer": quantizer})}), accelerator)
+
+
+def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
+    """Every split, every view, in the order of the rows; decoding back is part of encoding."""
+    from tokenizer.images import centre, open_images, to_float
+    from tokenizer.model import Tokenizer
+
+    c = tokenizer_training(finished_run)
+    tokenizer = Tokenizer.from_pretrained(finished_run / "tokenizer/model")
+    images = open_images(c.images, c.model.image_size, 1)
+    info, splits = codes.read(finished_run / "codes")
+    assert set(splits) == {"train", "validation", "test"} and info.class_names == tuple("0123456789")
+    for name, split in splits.items():
+        source = images.splits[name]
+        plain = split.codes[:: info.views]
+        batch = source.read(np.arange(len(source)))
+        expected = tokenizer.encode(to_float(centre(batch.images, c.model.image_size))).flatten(1)
+        agree = (expected.numpy() == plain).mean()
+        assert agree > 0.999, "only rounding between batch shapes may differ"
+        assert np.array_equal(split.labels[:: info.views], batch.labels) and np.array_equal(split.rows[::2], batch.rows)
+
+
+def test_an_interrupted_encode_ends_with_the_same_bytes(finished_run, tmp_path, accelerator):
+    shutil.copytree(finished_run, tmp_path / "killed")
+    (tmp_path / "killed/codes/codes.json").unlink()
+    (tmp_path / "killed/codes/train-00001-of-00003.parquet").unlink()
+    settings = EncodeSettings(run=str(finished_run), views=2, shard_size=500, precision="fp32")
+    encode(settings.model_copy(update={"output": str(tmp_path / "killed/codes")}), accelerator)
+    names = [path.name for path in (finished_run / "codes").iterdir()]
+    assert "train-00001-of-00003.parquet" in names
+    assert same_files(finished_run / "codes", tmp_path / "killed/codes", *names)
+
+
+def test_the_decode_back_check_agrees_with_the_training_evaluation(finished_run):
+    """Codes read from the disk reach the PSNR that validation reported for the same weights."""
+    last = [line for line in read_metrics(finished_run / "tokenizer/metrics.jsonl") if "psnr" in line][-1]
+    check = json.loads((finished_run / "codes/codes.json").read_text())["splits"]["validation"]
+    assert check["psnr"] == pytest.approx(last["psnr"], abs=0.01) and check["psnr_images"] == check["images"]
+
+
+def test_a_prior_reads_K_grid_and_classes_from_the_codes(finished_run):
+    written = folder.read_json(finished_run / "prior/model/config.json")
+    assert (written["codebook_size"], written["grid"], written["class_names"]) == (16, [4, 4], list("0123456789"))
+
+
+def test_a_missing_stage_is_named_with_the_command_that_makes_it(tmp_path, accelerator):
+    with pytest.raises(UserError, match=r"no trained tokenizer .*tokenizer/train\.py --run"):
+        encode(EncodeSettings(run=str(tmp_path)), accelerator)
+    with pytest.raises(UserError, match=r"no codes dataset .*tokenizer/encode\.py"):
+        train_prior(prior_training(tmp_path), accelerator)
