@@ -5,6 +5,7 @@ Every script is `accelerate launch SCRIPT` or `python SCRIPT`, on one process or
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from common.errors import UserError
 
@@ -28,7 +30,10 @@ def make_accelerator(precision: Precision = "fp32") -> Accelerator:
     """
     cpu = not torch.accelerator.is_available()
     bf16 = precision == "bf16" or (precision == "auto" and _has_bf16(cpu))
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
+    try:
+        accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"accelerate cannot start its processes: {' '.join(str(error).split())}") from None
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(
@@ -95,13 +100,24 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         status = _fail("interrupted: the same command goes on from what was saved", INTERRUPTED)
     except torch.OutOfMemoryError as error:
         status = _fail(f"error: the device's memory is full ({str(error).splitlines()[0]}); lower batch_size", 1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+    except (OSError, SafetensorError) as error:
+        reason = _unwritable(error)
+        if reason is None:
             raise
-        status = _fail(f"error: cannot write {error.filename or ''}: {error.strerror}; what was whole before still is", 1)
+        status = _fail(f"error: cannot write: {reason}; what was whole before still is, and the same command goes on", 1)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     sys.exit(status)
+
+
+def _unwritable(error: OSError | SafetensorError) -> str | None:
+    """Why a file could not be written, when that is for the user to mend."""
+    if isinstance(error, SafetensorError):  # it tells the number in words
+        found = re.search(r"os error (\d+)", str(error))
+        error = OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError()
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG):
+        return None
+    return f"{error.strerror} {error.filename or ''}".strip()
 
 
 def _fail(message: str, status: int) -> int:

@@ -80,4 +80,7 @@ def batches(dataset: Dataset, order: Order, workers: int = 0) -> Iterator:
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # a loader's iterator draws a number: not from the global generator
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UserError as error:  # a worker's comes wrapped in its traceback
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None

@@ -61,6 +61,15 @@ def latest(run: Path) -> State | None:
     return State(head["step"], tensors, head["info"])
 
 
+def check_same_data(saved: State, fingerprint: str, what: str, run: Path) -> None:
+    """That a run goes on with the data it began with. `what` names them in the message."""
+    if saved.info["data"] != fingerprint:
+        raise UserError(
+            f"{run} was trained on {what} {saved.info['data'][:12]} and these are {fingerprint[:12]}: they have changed "
+            "since it began; give another --run, or remove the folder"
+        )
+
+
 def _folders(run: Path) -> list[Path]:
     return sorted(p for p in (run / "state").glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name))
 

@@ -104,6 +104,8 @@ def generate(c: Settings, accelerator: Accelerator) -> Path:
         open_output(c, request, pipeline_folder)
     accelerator.wait_for_everyone()
     output = open_output(c, request, pipeline_folder)
+    if output.is_whole():
+        return output.folder
     there = frozenset(number for number in range(request.batches) if output.has(number))
     bar = progress_bar(accelerator, len(labels), "generate", unit="image")
     pipeline.to(accelerator.device)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.codes import CodesInfo, begin, finish, shard_path, write_shard
+from common.codes import CodesInfo, begin, finish, is_whole, shard_path, write_shard
 from common.folder import remove, replacing
 from common.pictures import image_grid, save_picture
 from pipeline.image_pipeline import Batch, ImagePipeline
@@ -47,6 +47,10 @@ class Output:
     def _part(self, number: int) -> Path:
         return self.folder / ".parts" / f"{number:06d}.safetensors"
 
+    def is_whole(self) -> bool:
+        """Whether `finish` was done; the parts are gone then."""
+        raise NotImplementedError
+
     def has(self, number: int) -> bool:
         return self._part(number).exists()
 
@@ -70,6 +74,9 @@ class Output:
 
 class PngFolder(Output):
     """PNG files and metadata.jsonl: what `load_dataset("imagefolder", data_dir=FOLDER)` reads, and grid.png."""
+
+    def is_whole(self) -> bool:
+        return False  # to finish again costs nothing
 
     def _names(self, number: int) -> list[str]:
         start = number * self.request.batch_size
@@ -106,19 +113,25 @@ class PngFolder(Output):
 class NpzFile(Output):
     """samples.npz in the evaluators' layout: arr_0 uint8 (N, H, W, C), arr_1 labels (N,); and grid.png."""
 
+    def is_whole(self) -> bool:
+        return (self.folder / "samples.npz").exists()
+
     def finish(self) -> None:
         images = torch.cat([part["images"] for part in self.parts()])
         arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
         if self.request.class_names is not None:
             arrays["arr_1"] = np.asarray(self.request.labels, np.int64)
+        self.save_grid(images[:GRID])
         with replacing(self.folder / "samples.npz") as aside, open(aside, "wb") as file:
             np.savez_compressed(file, **arrays)
-        self.save_grid(images[:GRID])
         remove(self.folder / ".parts")
 
 
 class CodesFolder(Output):
     """A codes dataset of one split, `generated`, whose row is the image's place in the request; and grid.png."""
+
+    def is_whole(self) -> bool:
+        return is_whole(self.folder)
 
     def finish(self) -> None:
         parts, prior, request = self.parts(), self.request.pipeline.prior.config, self.request
@@ -130,8 +143,8 @@ class CodesFolder(Output):
         codes = torch.cat([part["codes"] for part in parts]).numpy()
         labels = None if prior.class_names is None else np.asarray(request.labels, np.int64)
         write_shard(shard_path(self.folder, "generated", 0, 1), info, codes, labels, np.arange(len(codes)))
-        finish(self.folder, info, {"generated": {"rows": len(codes)}})
         self.save_grid(torch.cat([part["images"] for part in parts])[:GRID])
+        finish(self.folder, info, {"generated": {"rows": len(codes)}})
         remove(self.folder / ".parts")
 
 

@@ -128,6 +128,7 @@ def start(c: TrainConfig, model_config: PriorConfig, run: Path, accelerator: Acc
     saved = state.latest(run)
     if saved is None:
         return trained, 0, Best(0, float("inf"))
+    state.check_same_data(saved, model_config.tokenizer.sha256, "codes of a tokenizer", run)
     prior.load_state_dict(saved.tensors["model"])
     trained.ema.load_state_dict(saved.tensors["ema"])
     state.load_optimizer(trained.optimizer, saved.tensors["optimizer"])
@@ -143,7 +144,7 @@ def save(trained: Trained, step: int, best: Best, run: Path, accelerator: Accele
         "means": trained.means.state_dict(),
     }
     if accelerator.is_main_process:
-        state.save(run, step, tensors, {"best": best._asdict()})
+        state.save(run, step, tensors, {"best": best._asdict(), "data": trained.prior.config.tokenizer.sha256})
     accelerator.wait_for_everyone()
 
 

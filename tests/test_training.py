@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.run import read_metrics
 from prior.train import train as train_prior
 from tests.conftest import prior_training, tokenizer_training
+from tokenizer.config import ImagesConfig
 from tokenizer.encode import Settings as EncodeSettings
 from tokenizer.encode import encode
 from tokenizer.train import train as train_tokenizer
@@ -78,6 +79,24 @@ def test_a_run_of_other_settings_is_refused_by_their_names(finished_run, acceler
     with pytest.raises(UserError, match=r"run of other settings: lr was 0\.001 and is 0\.002"):
         train_tokenizer(tokenizer_training(finished_run, lr=2e-3), accelerator)
     train_tokenizer(tokenizer_training(finished_run, log_every=5), accelerator)  # changes no result
+
+
+def test_a_run_whose_data_have_changed_is_refused(finished_run, tmp_path, accelerator):
+    shutil.copytree(finished_run, tmp_path / "run")
+    for stage in ("tokenizer", "prior"):
+        folder.remove(tmp_path / "run" / stage / "config.yaml")  # names the other folder
+        path = tmp_path / "run" / stage / "state/step_00000006/state.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "info": {"data": "0" * 64}}))
+    with pytest.raises(UserError, match=r"images of fingerprint 0+ and these are .*they have changed"):
+        train_tokenizer(tokenizer_training(tmp_path / "run"), accelerator)
+    with pytest.raises(UserError, match=r"codes of a tokenizer 0+ and these are .*they have changed"):
+        train_prior(prior_training(tmp_path / "run"), accelerator)
+
+
+def test_views_that_would_repeat_images_are_refused(finished_run, tmp_path, accelerator):
+    train_tokenizer(tokenizer_training(tmp_path, images=ImagesConfig(flip=True), steps=1), accelerator)
+    with pytest.raises(UserError, match="views 3 would repeat images: without a margin there are 2 different ones"):
+        encode(EncodeSettings(run=str(tmp_path), views=3), accelerator)
 
 
 def test_a_codebook_larger_than_the_data_is_refused(tmp_path, accelerator):

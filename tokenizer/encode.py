@@ -68,6 +68,12 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
         shard_size=c.shard_size,
     )
+    different = 1 + images_config.flip
+    if c.views > different and images_config.margin == 0:
+        raise UserError(
+            f"views {c.views} would repeat images: without a margin there are {different} different ones; "
+            f"give --views {different}, or train the tokenizer with images.margin"
+        )
     if accelerator.is_main_process:
         codes.begin(folder, info)
     accelerator.wait_for_everyone()

@@ -36,7 +36,7 @@ from common.run import Means, Metrics, open_run, progress_bar, read_metrics
 from common.schedule import warmup_cosine
 from tokenizer.config import TrainConfig
 from tokenizer.evaluation import evaluate, save_reconstructions
-from tokenizer.images import ImageBatch, ImageSplit, augment, open_images, to_float
+from tokenizer.images import ImageBatch, ImageSet, augment, open_images, to_float
 from tokenizer.initialization import initialize_codebook
 from tokenizer.model import Tokenizer
 from tokenizer.upkeep import CodebookUpkeep, forget
@@ -54,6 +54,7 @@ class Trained(NamedTuple):
     upkeep: CodebookUpkeep
     optimizer: torch.optim.Optimizer
     means: Means  # of the losses since they were last logged
+    data: str  # fingerprint of the images
 
 
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
@@ -62,10 +63,14 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
-    splits = open_images(c.images, c.model.image_size, c.model.image_channels).splits
+    images = open_images(c.images, c.model.image_size, c.model.image_channels)
+    splits = images.splits
     open_run(run, c, CHANGEABLE, accelerator)
+    for split in splits.values():
+        if split.corrupt:
+            accelerator.print(f"{split.name}: {len(split.corrupt)} unreadable images left out; {split.corrupt[0]}")
 
-    trained, first_step = start(c, splits["train"], run, accelerator)
+    trained, first_step = start(c, images, run, accelerator)
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step)
     bar, figures = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step), {}
@@ -78,11 +83,11 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 group["lr"] = lr
 
             for micro in range(c.accumulate):
-                images = prepare_images(next(reader), c, accelerator)
+                pixels = prepare_images(next(reader), c, accelerator)
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-                    reconstruction, quantized = model(images)
+                    reconstruction, quantized = model(pixels)
                     terms = {
-                        "reconstruction_loss": F.mse_loss(reconstruction.float(), images),
+                        "reconstruction_loss": F.mse_loss(reconstruction.float(), pixels),
                         "codebook_loss": quantized.codebook_loss,
                         "commitment_loss": quantized.commitment_loss,
                     }
@@ -121,17 +126,19 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     return run / "model"
 
 
-def start(c: TrainConfig, split: ImageSplit, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:
+def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:
     """What training moves, at its beginning or as last saved, and the first step to take."""
     saved = state.latest(run)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     tokenizer = Tokenizer(c.model).to(accelerator.device)
     if saved is None:
-        initialize_codebook(tokenizer, split, c, accelerator)
+        initialize_codebook(tokenizer, images.splits["train"], c, accelerator)
+    else:
+        state.check_same_data(saved, images.fingerprint, "images of fingerprint", run)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=c.weight_decay)
     upkeep = CodebookUpkeep(tokenizer.quantizer, revive_below=c.revive_below)
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
-    trained = Trained(tokenizer, ema, upkeep, accelerator.prepare(optimizer), means)
+    trained = Trained(tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, images.fingerprint)
     if saved is None:
         return trained, 0
     tokenizer.load_state_dict(saved.tensors["model"])
@@ -170,7 +177,7 @@ def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> No
         "means": trained.means.state_dict(),
     }
     if accelerator.is_main_process:
-        state.save(run, step, tensors, {})
+        state.save(run, step, tensors, {"data": trained.data})
         trained.ema.model.save_pretrained(run / "model")
     accelerator.wait_for_everyone()
 

@@ -22,7 +22,7 @@ from tokenizer.nearest import nearest
 from tokenizer.quantize import EMAVectorQuantizer, Quantized, VectorQuantizer
 
 REVIVE_EVERY = 10
-USE_DECAY = 0.9  # of the average over windows of REVIVE_EVERY steps
+USE_DECAY = 0.8  # of the average over windows of REVIVE_EVERY steps
 CANDIDATES = 4096  # vectors a process offers
 
 

@@ -1,0 +1,170 @@
+"""Both stages together: labels and seeds to images on the disk, the same however they were drawn."""
+
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from common import codes, folder
+from common.codes import TokenizerIdentity
+from common.errors import UserError
+from pipeline.generate import Settings, generate
+from pipeline.image_pipeline import ImagePipeline
+from prior.model import Prior
+from prior.sample import SamplingConfig
+
+
+@pytest.fixture(scope="module")
+def pipeline(finished_run):
+    return ImagePipeline.from_models(finished_run / "tokenizer/model", finished_run / "prior/model", SamplingConfig())
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of the finished run that a test may write into."""
+    return shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
+
+
+def pixels(images):
+    return np.stack([np.asarray(image) for image in images])
+
+
+def test_a_pipeline_survives_the_disk(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    again = ImagePipeline.from_pretrained(tmp_path / "pipeline")
+    files = {"model_index.json", "generation_config.json", "tokenizer", "prior"}
+    assert {path.name for path in (tmp_path / "pipeline").iterdir()} == files
+    drawn, redrawn = (p(labels=[3, 7], seed=1) for p in (pipeline, again))
+    assert np.array_equal(pixels(drawn.images), pixels(redrawn.images))
+
+
+def test_nothing_in_a_pipeline_folder_is_a_pickle(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+
+
+def test_the_wrong_tokenizer_is_refused_and_both_are_named(pipeline):
+    other = TokenizerIdentity(name="other/tokenizer", sha256="f" * 64)
+    with pytest.raises(UserError, match=r"codes of the tokenizer digits/tokenizer .*, not of other/tokenizer"):
+        ImagePipeline(pipeline.tokenizer, pipeline.prior, SamplingConfig(), other)
+
+
+def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(pipeline):
+    together = pipeline(labels=[3, 5, 3], seed=10)
+    alone = pipeline(labels=5, seed=11)
+    assert np.array_equal(pixels(together.images)[1], pixels(alone.images)[0])
+    assert together.seeds == [10, 11, 12] and not torch.equal(together.codes[0], together.codes[2])
+
+
+def test_labels_are_given_by_name_or_number_and_dealt_in_turn(pipeline):
+    assert pipeline(labels=["7", 2], num_images=5, seed=0).labels == [7, 2, 7, 2, 7]
+    assert pipeline(num_images=12, seed=0).labels == [*range(10), 0, 1]
+
+
+def test_class_names_are_found_whatever_their_case(pipeline):
+    prior = Prior(pipeline.prior.config.model_copy(update={"class_names": ("Sneaker", "ankle boot", "1")}))
+    named = ImagePipeline(pipeline.tokenizer, prior, SamplingConfig(), pipeline.identity)
+    assert [named.class_number(label) for label in ("sneaker", "Ankle Boot", "1", 1, "0")] == [0, 1, 2, 1, 0]
+
+
+def test_a_generator_draws_the_seeds_as_in_diffusers(pipeline):
+    drawn = [pipeline(labels=[1, 2], generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert drawn[0].seeds == drawn[1].seeds and torch.equal(drawn[0].codes, drawn[1].codes)
+
+
+def test_pictures_are_what_the_codes_decode_to(pipeline):
+    drawn = pipeline(labels=[4], seed=2)
+    image = drawn.images[0]
+    assert isinstance(image, PIL.Image.Image) and image.size == (8, 8) and image.mode == "L"
+    assert np.array_equal(np.asarray(image), pipeline.decode(drawn.codes)[0, 0].numpy())
+
+
+def test_any_picture_can_be_reconstructed(pipeline):
+    """Of any size and mode; the result has the tokenizer's."""
+    picture = PIL.Image.linear_gradient("L").resize((40, 30)).convert("RGBA")
+    again = pipeline.reconstruct([picture, picture.convert("P")])
+    assert [image.size for image in again] == [(8, 8)] * 2
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ({"labels": ["shoe"]}, "there is no class 'shoe'; the classes are 0, 1, 2"),
+        ({"labels": [10]}, "there is no class 10; classes are 0 to 9"),
+        ({"labels": []}, "at least one class"),
+        ({"num_images": 0}, "num_images must be at least 1, got 0"),
+        ({"seed": 1, "generator": torch.Generator()}, "a seed or a generator, not both"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"top_k": 17}, "top_k 17 is more than the 16 codes"),
+        ({"tempreture": 1.0}, "unknown setting tempreture; did you mean temperature"),
+    ],
+)
+def test_a_wrong_call_says_what_was_expected(pipeline, call, message):
+    with pytest.raises(UserError, match=message):
+        pipeline(**call)
+
+
+def test_generated_images_are_an_imagefolder_with_label_and_seed(run, accelerator, tmp_path):
+    from datasets import load_dataset
+
+    out = generate(Settings(run=str(run), labels=("7", 1), num_images=6, seed=4, batch_size=4), accelerator)
+    read = load_dataset("imagefolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"))["train"]
+    assert read["label"] == ["7", "1"] * 3 and read["seed"] == [4, 5, 6, 7, 8, 9]
+    pipeline = ImagePipeline.from_pretrained(run / "pipeline")
+    expected = pipeline(labels=[7, 1], num_images=6, seed=4, batch_size=4)
+    assert np.array_equal(pixels(read["image"]), pixels(expected.images))
+    assert (out / "grid.png").exists()
+
+
+def test_npz_has_the_evaluators_layout(run, accelerator):
+    out = generate(Settings(run=str(run), num_images=20, format="npz", batch_size=8), accelerator)
+    arrays = np.load(out / "samples.npz")
+    assert arrays["arr_0"].shape == (20, 8, 8, 1) and arrays["arr_0"].dtype == np.uint8
+    assert arrays["arr_1"].tolist() == [*range(10)] * 2
+
+
+def test_sampled_codes_are_a_codes_dataset_of_the_same_tokenizer(run, accelerator):
+    out = generate(Settings(run=str(run), num_images=5, format="codes", seed=3), accelerator)
+    info, splits = codes.read(out)
+    drawn = ImagePipeline.from_pretrained(run / "pipeline")(num_images=5, seed=3)
+    assert np.array_equal(splits["generated"].codes, drawn.codes.numpy())
+    assert info.tokenizer.sha256 == folder.sha256(run / "tokenizer/model/model.safetensors")
+
+
+@pytest.mark.parametrize("format", ["png", "npz", "codes"])
+def test_the_same_request_goes_on_and_another_is_refused(run, accelerator, format):
+    c = Settings(run=str(run), num_images=10, batch_size=4, format=format)
+    out = generate(c, accelerator)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for name in ("000002.png", "metadata.jsonl", "grid.png") if format == "png" else ():
+        (out / name).unlink()  # as if it had been interrupted; the other formats keep parts until they are whole
+    generate(c, accelerator)
+    assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    other = c.model_copy(update={"seed": 1})
+    with pytest.raises(UserError, match=r"holds another request's images; give another --output, or --overwrite true"):
+        generate(other, accelerator)
+    generate(other.model_copy(update={"overwrite": True}), accelerator)
+
+
+def test_a_folder_of_something_else_is_never_overwritten(run, accelerator):
+    (run / "samples").mkdir()
+    (run / "samples/thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds something else; give another --output"):
+        generate(Settings(run=str(run), overwrite=True), accelerator)
+    assert (run / "samples/thesis.txt").exists()
+
+
+def test_a_run_without_a_prior_names_the_command_that_makes_one(run, accelerator):
+    shutil.rmtree(run / "prior")
+    with pytest.raises(UserError, match=r"no trained model in .*prior/model; prior/train\.py --run"):
+        generate(Settings(run=str(run)), accelerator)
+
+
+def test_a_damaged_index_is_named(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"kind": "DDPMPipeline"}))
+    with pytest.raises(UserError, match=r"model_index\.json must be of kind 'tesserae\.imagepipeline', got 'DDPM"):
+        ImagePipeline.from_pretrained(tmp_path)

@@ -1,0 +1,145 @@
+"""The commands as a user starts them: processes of their own, on one process or two, interrupted and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+
+from tokenizer.config import EMAVQConfig, VQConfig
+from tokenizer.quantize import build_quantizer
+from tokenizer.upkeep import CodebookUpkeep
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "--model.image_size",
+    "8",
+    "8",
+    "--model.channels",
+    "8",
+    "16",
+    "--model.quantizer.codebook_size",
+    "16",
+    "--model.quantizer.code_dim",
+    "4",
+    "--images.margin",
+    "2",
+    "--batch_size",
+    "16",
+    "--precision",
+    "fp32",
+    "--model.patch",
+    "1",
+]
+ONE = [sys.executable]
+TWO = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+
+
+def start(launch: list[str], *arguments: object) -> subprocess.Popen:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launch, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(tmp_path):
+    """Interrupted at whatever step it has reached: the end is that of a run never interrupted, bit for bit."""
+    settings = [*TINY, "--steps", 300, "--log_every", 1, "--save_every", 100, "--evaluate_every", 150]
+
+    def command(run: str) -> list[object]:
+        return ["tokenizer/train.py", "--run", tmp_path / run, *settings]
+
+    whole = start(ONE, *command("whole"))
+    interrupted = start(ONE, *command("interrupted"))
+    metrics = tmp_path / "interrupted/tokenizer/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 20):
+        assert interrupted.poll() is None, interrupted.communicate()[1]
+        time.sleep(0.01)
+    interrupted.send_signal(signal.SIGINT)
+    _, err = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
+    out = finish(start(ONE, *command("interrupted")))
+    assert "next: accelerate launch tokenizer/encode.py" in out
+    finish(whole)
+    weights = [(tmp_path / run / "tokenizer/model/model.safetensors").read_bytes() for run in ("whole", "interrupted")]
+    assert weights[0] == weights[1]
+
+
+def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
+    """Both stages on two CPU processes; then the same tokenizer's codes, and the same pipeline's images, from one."""
+    run = tmp_path / "two"
+    short = ["--steps", 12, "--batch_size", 16, "--precision", "fp32"]
+    finish(start(TWO, "tokenizer/train.py", "--run", run, *TINY, "--steps", 12, "--evaluate_every", 6))
+    finish(start(TWO, "tokenizer/encode.py", run, "--shard_size", 200, "--views", 2, "--precision", "fp32"))
+    finish(start(TWO, "prior/train.py", "--run", run, *short, "--model.depth", 1, "--model.dim", 16, "--model.heads", 1))
+    two = start(TWO, "pipeline/generate.py", run, "--num-images", 40, "--batch_size", 8)
+    one = start(
+        ONE, "tokenizer/encode.py", run, "--shard_size", 200, "--views", 2, "--precision", "fp32", "--output", run / "c1"
+    )
+    finish(two)
+    finish(one)
+    finish(start(ONE, "pipeline/generate.py", run, "--num-images", 40, "--batch_size", 8, "--output", run / "s1"))
+    for pair in (("codes", "c1", "*.parquet"), ("samples", "s1", "*.png")):
+        files = {path.name: path.read_bytes() for path in (run / pair[0]).glob(pair[2])}
+        assert len(files) > 5 and files == {path.name: path.read_bytes() for path in (run / pair[1]).glob(pair[2])}
+
+
+def _drift(folder: str) -> None:
+    """On each process other data; after many steps with revivals the codebooks must be equal."""
+    accelerator = Accelerator(cpu=True)
+    for kind in (VQConfig(codebook_size=64, code_dim=4), EMAVQConfig(codebook_size=64, code_dim=4, decay=0.9)):
+        torch.manual_seed(0)
+        quantizer = build_quantizer(kind)
+        upkeep = CodebookUpkeep(quantizer, revive_below=0.1)
+        torch.manual_seed(1 + accelerator.process_index)
+        revived = 0
+        for step in range(200):
+            upkeep.observe(quantizer(torch.randn(4, 4, 4, 4).abs()))  # in one orthant: most codes are never nearest
+            revived += len(upkeep.step(accelerator, step, revive=True))
+        codebooks = accelerator.gather(quantizer.codebook.detach()[None])
+        assert revived > 0 and torch.equal(codebooks[0], codebooks[1])
+    Path(folder, f"equal-{accelerator.process_index}").touch()
+
+
+def test_codebooks_do_not_drift_apart_between_processes(tmp_path):
+    debug_launcher(_drift, args=(str(tmp_path),), num_processes=2)
+    assert len(list(tmp_path.glob("equal-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["tokenizer/train.py", "--stepz", "3"], "error: unknown option --stepz; did you mean --steps?"),
+        (["tokenizer/encode.py", "nowhere"], "error: there is no trained tokenizer in nowhere/tokenizer/model"),
+        (["pipeline/generate.py", "nowhere"], "error: there is no trained model in nowhere/tokenizer/model"),
+        (["pipeline/run.py", "configs/none"], "error: there is no tokenizer.yaml in configs/none; the shipped folders"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_status_2(arguments, message):
+    process = start(ONE, *arguments)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and out == "" and err.startswith(message) and err.count("\n") == 1
+
+
+def test_processes_that_cannot_find_each_other_are_one_line():
+    process = subprocess.run(
+        [*ONE, "pipeline/generate.py"],
+        cwd=ROOT,
+        env={**os.environ, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 2 and process.stderr.startswith("error: accelerate cannot start its processes")
+    assert process.stderr.count("\n") == 1
