@@ -88,12 +88,15 @@ class TrainConfig(Settings):
     """rows an optimizer step, over all processes and micro-batches"""
     accumulate: int = Field(1, ge=1)
     """micro-batches an optimizer step"""
-    lr: float = Field(1e-3, gt=0)
-    """peak learning rate"""
+    lr: float = Field(3e-3, gt=0)
+    """peak learning rate of AdamW, which moves embeddings, norms and head"""
+    matrix_lr: float | None = Field(0.02, gt=0)
+    """peak learning rate of Muon (Jordan et al. 2024), which moves the matrices inside the blocks and needs half the
+    steps; null leaves them to AdamW"""
     warmup: int = Field(100, ge=0)
     """steps of linear warm-up; half a cosine follows, down to 0"""
     weight_decay: float = Field(0.05, ge=0)
-    """AdamW's, on matrices"""
+    """of the matrices inside the blocks"""
     clip: float = Field(1.0, gt=0)
     """largest norm of the gradient"""
     ema_decay: float = Field(0.999, ge=0, lt=1)

@@ -35,10 +35,14 @@ class Prior(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Matrices N(0, 0.02²), what a block adds smaller by √(2 · depth), and a head of zeros: the first NLL is ln K."""
+        """
+        embeddings             N(0, 0.2²): large enough that the first steps of the blocks see them
+        matrices of a block    N(0, 0.02²), those that add to the stream smaller by √(2 · depth)
+        head                   zeros: the first NLL is ln K
+        """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=0.2 if "embedding" in name else 0.02)
             if name.endswith(("attention.out.weight", "mlp.down.weight")):
                 parameter.data /= (2 * self.config.architecture.depth) ** 0.5
         nn.init.zeros_(self.head.weight)

@@ -46,7 +46,7 @@ class Trained(NamedTuple):
 
     prior: Prior
     ema: EMA
-    optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]
     means: Means  # of the NLL since it was last logged
 
 
@@ -77,9 +77,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     with Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
             state.seed_step(c.seed, step, accelerator.process_index)
-            lr = warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
-            for group in trained.optimizer.param_groups:
-                group["lr"] = lr
+            height = warmup_cosine(step, peak=1.0, warmup=c.warmup, total=c.steps)
+            for name, optimizer in trained.optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = height * (c.matrix_lr if name == "muon" else c.lr)
 
             for micro in range(c.accumulate):
                 batch = to_device(next(reader), accelerator)
@@ -89,15 +90,16 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     accelerator.backward(nll / c.accumulate)
                 trained.means.add(nll=nll)
             accelerator.clip_grad_norm_(model.parameters(), c.clip)
-            trained.optimizer.step()
-            trained.optimizer.zero_grad()
+            for optimizer in trained.optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad()
             trained.ema.update(trained.prior, step)
 
             done, last = step + 1, step + 1 == c.steps
             bar.update()
             if done % c.log_every == 0 or last:
                 logged = trained.means.take()
-                metrics.log(done, **logged, lr=lr)
+                metrics.log(done, **logged, lr=height * c.lr)
                 bar.set_postfix(nll=f"{logged['nll']:.3f}", best=f"{best.nll:.3f}")
             if done % c.evaluate_every == 0 or last:
                 held_out = evaluate(trained.ema.model, validation, accelerator)
@@ -120,27 +122,37 @@ def start(c: TrainConfig, model_config: PriorConfig, run: Path, accelerator: Acc
     """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = Prior(model_config).to(accelerator.device)
-    matrices = [p for p in prior.parameters() if p.ndim == 2]
-    vectors = [p for p in prior.parameters() if p.ndim != 2]
-    groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.95))
-    trained = Trained(prior, EMA(prior, c.ema_decay), accelerator.prepare(optimizer), Means(accelerator))
+    optimizers = {name: accelerator.prepare(each) for name, each in make_optimizers(prior, c).items()}
+    trained = Trained(prior, EMA(prior, c.ema_decay), optimizers, Means(accelerator))
     saved = state.latest(run)
     if saved is None:
         return trained, 0, Best(0, float("inf"))
     state.check_same_data(saved, model_config.tokenizer.sha256, "codes of a tokenizer", run)
     prior.load_state_dict(saved.tensors["model"])
     trained.ema.load_state_dict(saved.tensors["ema"])
-    state.load_optimizer(trained.optimizer, saved.tensors["optimizer"])
+    for name, optimizer in optimizers.items():
+        state.load_optimizer(optimizer, saved.tensors[name])
     trained.means.load_state_dict(saved.tensors["means"])
     return trained, saved.step, Best(**saved.info["best"])
+
+
+def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for the rest: each parameter has one of them."""
+    matrices = [p for p in prior.blocks.parameters() if p.ndim == 2]
+    inside = set(map(id, matrices))
+    rest = [p for p in prior.parameters() if id(p) not in inside]
+    if c.matrix_lr is None:
+        groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        return {"adamw": torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.95))}
+    muon = torch.optim.Muon(matrices, lr=c.matrix_lr, weight_decay=c.weight_decay, momentum=0.95)
+    return {"adamw": torch.optim.AdamW(rest, lr=c.lr, betas=(0.9, 0.95), weight_decay=0.0), "muon": muon}
 
 
 def save(trained: Trained, step: int, best: Best, run: Path, accelerator: Accelerator) -> None:
     tensors = {
         "model": trained.prior.state_dict(),
         "ema": trained.ema.state_dict(),
-        "optimizer": state.optimizer_tensors(trained.optimizer),
+        **{name: state.optimizer_tensors(optimizer) for name, optimizer in trained.optimizers.items()},
         "means": trained.means.state_dict(),
     }
     if accelerator.is_main_process:

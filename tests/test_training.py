@@ -21,7 +21,7 @@ def same_files(a, b, *names):
     return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
 
 
-RESUMABLE = ("metrics.jsonl", "model/model.safetensors", "state/step_00000006/optimizer.safetensors")
+RESUMABLE = ("metrics.jsonl", "model/model.safetensors", "state/step_00000006/ema.safetensors")
 
 
 def test_a_resumed_tokenizer_is_the_uninterrupted_one_bit_for_bit(finished_run, tmp_path, accelerator):
@@ -35,6 +35,7 @@ def test_a_resumed_tokenizer_is_the_uninterrupted_one_bit_for_bit(finished_run, 
 
 
 def test_a_resumed_prior_is_the_uninterrupted_one_bit_for_bit(finished_run, tmp_path, accelerator):
+    """With both optimizers, Muon and AdamW."""
     shutil.copytree(finished_run, tmp_path / "killed")
     folder.remove(tmp_path / "killed/prior/state/step_00000006")
     folder.remove(tmp_path / "killed/prior/config.yaml")
@@ -68,7 +69,7 @@ def test_every_evaluation_reports_psnr_usage_and_perplexity(finished_run):
 def test_the_best_prior_by_validation_nll_is_kept(finished_run, tmp_path, accelerator):
     """A learning rate that ruins the weights after the first evaluation leaves those of the first in model/."""
     shutil.copytree(finished_run / "codes", tmp_path / "codes")
-    train_prior(prior_training(tmp_path, steps=40, lr=3.0, warmup=30, evaluate_every=1, ema_decay=0.0), accelerator)
+    train_prior(prior_training(tmp_path, steps=40, lr=3.0, matrix_lr=None, warmup=30, evaluate_every=1, ema_decay=0.0), accelerator)
     values = {x["step"]: x["validation_nll"] for x in read_metrics(tmp_path / "prior/metrics.jsonl") if "validation_nll" in x}
     figures = folder.read_json(tmp_path / "prior/figures.json")
     assert figures["best_step"] == min(values, key=values.get) < 40
