@@ -11,6 +11,7 @@ Shapes: codes (N, T) in [0, K), T = h·w in raster order, in the smallest unsign
 Shards are written aside and renamed; `codes.json` comes last, so a folder that has one is whole.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,8 +76,8 @@ class Codes(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-def begin(folder: Path, info: CodesInfo) -> None:
-    """Start writing, or go on: the plan is kept beside the shards and must be the same when an encode is resumed.
+def check_plan(folder: Path, info: CodesInfo) -> None:
+    """That these codes may be written into the folder: it is new, or an encode of the same plan began it.
 
     Raises:
         UserError: the folder holds codes of another tokenizer, source or setting; it names both.
@@ -96,10 +97,15 @@ def begin(folder: Path, info: CodesInfo) -> None:
                 f"{folder} holds codes of other settings: {', '.join(differ)} differ; "
                 "give the same ones, another --output, or remove the folder"
             )
-        return
-    if folder.is_dir() and any(p.suffix == ".parquet" for p in folder.iterdir()):
+    elif folder.is_dir() and any(p.suffix == ".parquet" for p in folder.iterdir()):
         raise UserError(f"{folder} holds Parquet files that no encode of ours began; give another --output")
-    write_json(plan, planned)
+
+
+def begin(folder: Path, info: CodesInfo) -> None:
+    """Start writing, or go on: the plan is kept beside the shards. Raises what `check_plan` raises."""
+    check_plan(folder, info)
+    if not (folder / PLAN).exists():
+        write_json(folder / PLAN, info.model_dump(mode="json"))
 
 
 def shard_path(folder: Path, split: str, shard: int, shards: int) -> Path:
@@ -198,6 +204,12 @@ def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
             raise UserError(f"split {name} of {folder} must have {there[name]['rows']} rows, got {sum(map(len, rows))}")
         found[name] = CodesSplit(*(None if column[0] is None else np.concatenate(column) for column in (codes, labels, rows)))
     return Codes(info, found)
+
+
+def fingerprint(codes: Codes) -> str:
+    """SHA-256 over what the codes are of and how many there are: other views, source or tokenizer give another."""
+    rows = {name: len(split.rows) for name, split in codes.splits.items()}
+    return hashlib.sha256(json.dumps([codes.info.model_dump(mode="json"), rows], sort_keys=True).encode()).hexdigest()
 
 
 def shard_paths(folder: Path, split: str) -> list[Path]:

@@ -76,6 +76,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return settings or {}
 
 
+def beside(run: str, stage: str) -> str:
+    """The shipped config of a stage for a run named like its folder, or CONFIG: for hints on what to type next."""
+    path = Path("configs") / Path(run).name / f"{stage}.yaml"
+    return str(path) if path.exists() else "CONFIG"
+
+
 def write_yaml(settings: Settings, path: Path) -> None:
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
@@ -178,11 +184,9 @@ def _from_text(text: str, annotation: Any) -> Any:
         return None
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a date that there is not is a ValueError
         value = text
-    wants_text = _takes(annotation, str)
-    wants_number = _takes(annotation, int) or _takes(annotation, float)
-    return text if wants_text and not (wants_number and isinstance(value, int | float)) else value
+    return text if _takes(annotation, str) else value
 
 
 def _from_words(words: list[str], field: FieldInfo) -> Any:
@@ -190,7 +194,9 @@ def _from_words(words: list[str], field: FieldInfo) -> Any:
         return _from_text(words[0], field.annotation)
     if words == ["null"] and _takes(field.annotation, types.NoneType):
         return None
-    items = [part.strip() for word in words for part in word.strip("[]").split(",") if part.strip()]
+    bracketed = [word.startswith("[") and word.endswith("]") for word in words]  # only there a comma parts values
+    parts = [word[1:-1].split(",") if inside else [word] for word, inside in zip(words, bracketed, strict=True)]
+    items = [part.strip() for several in parts for part in several if part.strip()]
     element = next(a for a in typing.get_args(field.annotation) or () if a is not types.NoneType)
     if typing.get_origin(element) is tuple:
         element = typing.get_args(element)[0]
@@ -217,8 +223,6 @@ def parser(cls: type[Settings], description: str, positional: str, positional_he
         p.add_argument("--config", action=_Once, default=argparse.SUPPRESS, help="a YAML file of these settings")
     group = p.add_argument_group("settings")
     for key, field in leaves(cls):
-        if key == positional:
-            continue
         shown = "" if field.is_required() else f" (default: {_show(field.get_default(call_default_factory=True))})"
         group.add_argument(
             f"--{key}",
@@ -265,6 +269,8 @@ def parse(
         except UserError as error:
             raise UserError(f"--{key} {error}") from None
     if positional != "config" and given[positional] is not None:
+        if positional in overrides:
+            raise UserError(f"{positional} is given twice, as {given[positional]} and as --{positional}; keep one")
         overrides[positional] = given[positional]
     _merge(settings, overrides)
     return build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))

@@ -112,12 +112,19 @@ def sha256(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------- models
 
 
+def check_ours(path: Path, mark: str) -> None:
+    """That a folder may be written at `path`: nothing is there, or one of ours, which holds a file `mark`."""
+    if path.exists() and not (path.is_dir() and ((path / mark).exists() or not any(path.iterdir()))):
+        raise UserError(f"{path} holds something else than what would be written there; give another folder")
+
+
 def kind_of(cls: type) -> str:
     return f"tesserae.{cls.__name__.lower()}"
 
 
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
     """Write `config.json` and `model.safetensors` into the folder `path`, which takes the place of an older one."""
+    check_ours(path, "config.json")
     with replacing(path) as aside:
         aside.mkdir()
         head = {"kind": kind_of(type(model)), "format": FORMAT}

@@ -19,6 +19,10 @@ from common.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
 INTERRUPTED = 130  # the exit status of a command that saved what it had and can go on
+MENDABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
+    errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
 ASK_EVERY = 10  # steps between the questions whether any process was interrupted
 
 
@@ -115,12 +119,13 @@ def _unwritable(error: OSError | SafetensorError) -> str | None:
     if isinstance(error, SafetensorError):  # it tells the number in words
         found = re.search(r"os error (\d+)", str(error))
         error = OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError()
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG):
+    if error.errno not in MENDABLE:
         return None
     return f"{error.strerror} {error.filename or ''}".strip()
 
 
 def _fail(message: str, status: int) -> int:
-    if os.environ.get("RANK", "0") == "0" or status not in (2, INTERRUPTED):
-        print(message, file=sys.stderr, flush=True)
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0 or status != INTERRUPTED:
+        print(f"[process {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
     return status

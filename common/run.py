@@ -26,7 +26,7 @@ def open_run(folder: Path, settings: Settings, changeable: Set[str], accelerator
         UserError: the folder holds a run of other settings; it names them.
     """
     path, given = folder / "config.yaml", _flat(settings.model_dump(mode="json"))
-    if path.exists():
+    if path.exists() and any((folder / "state").glob("step_*")):  # before the first state there is nothing to lose
         before = _flat(read_yaml(path))
         differ = [k for k in before.keys() | given.keys() if before.get(k) != given.get(k) and k not in changeable]
         if differ:
@@ -37,8 +37,6 @@ def open_run(folder: Path, settings: Settings, changeable: Set[str], accelerator
             )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} must be a folder, but a file of that name stands there")
         with replacing(path) as aside:
             write_yaml(settings, aside)
     accelerator.wait_for_everyone()
@@ -95,10 +93,12 @@ class Means:
         sums = self.state_dict()
         values = {name: sums[name].item() / self._count for name in sorted(self._sums)}
         self._sums, self._count = {}, 0
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise UserError(f"{name} became {value}; the last saved state is whole: lower lr or take precision fp32")
+        _check_finite(values)
         return values
+
+    def check_finite(self) -> None:
+        """Raises `UserError` when a mean so far is not finite; called on every process."""
+        _check_finite({name: value.item() for name, value in self.state_dict().items()})
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums so far, averaged over processes, which all must call this."""
@@ -110,6 +110,12 @@ class Means:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._sums = {name: value.to(self.accelerator.device) for name, value in state.items() if name != "count"}
         self._count = int(state["count"]) if self._sums else 0
+
+
+def _check_finite(values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} became {value}; the last saved state is whole: lower lr or take precision fp32")
 
 
 class _Lines:

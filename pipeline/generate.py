@@ -27,6 +27,8 @@ from pipeline.image_pipeline import BATCH_SIZE, ImagePipeline
 from pipeline.output import FORMATS, Output, Request
 from prior.sample import SamplingConfig
 
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/generate.yaml"
+
 
 class Settings(SamplingConfig):
     """Draw images from a trained prior. Sampling settings not given are those of generation_config.json."""
@@ -49,16 +51,17 @@ class Settings(SamplingConfig):
     """images a process draws at once"""
 
 
-def open_pipeline(run: Path, sampling: SamplingConfig, accelerator: Accelerator) -> tuple[ImagePipeline, Path]:
-    """The pipeline of a run, assembled and saved when the models are new; and its folder."""
+def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> tuple[ImagePipeline, Path]:
+    """The pipeline of a run, assembled and saved when the models or the sampling settings to keep are new; its folder."""
     if (run / "model_index.json").exists():
         return ImagePipeline.from_pretrained(run), run
     tokenizer, prior, path = run / "tokenizer/model", run / "prior/model", run / "pipeline"
     for model, command in ((tokenizer, "tokenizer/train.py"), (prior, "prior/train.py")):
         if not (model / "config.json").exists():
-            raise UserError(f"there is no trained model in {model}; {command} --run {run} makes one")
-    pipeline = ImagePipeline.from_models(tokenizer, prior, sampling)
-    if accelerator.is_main_process and not _same_weights(path, tokenizer, prior):
+            raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
+    pipeline = ImagePipeline.from_models(tokenizer, prior, kept)
+    same = _same_weights(path, tokenizer, prior) and _saved_sampling(run) == kept.model_dump(mode="json")
+    if accelerator.is_main_process and not same:
         pipeline.save_pretrained(path)
     accelerator.wait_for_everyone()
     return pipeline, path
@@ -73,8 +76,8 @@ def _same_weights(path: Path, tokenizer: Path, prior: Path) -> bool:
 
 def open_output(c: Settings, request: Request, pipeline_folder: Path) -> Output:
     """The output folder, begun by the same request or empty. Raises `UserError` when another request wrote into it."""
-    base = pipeline_folder if Path(c.run) == pipeline_folder else Path(c.run)
-    path = Path(c.output) if c.output else base / "samples"
+    inside = Path(f"{pipeline_folder}-samples") if Path(c.run) == pipeline_folder else Path(c.run) / "samples"
+    path = Path(c.output) if c.output else inside
     asked: dict[str, Any] = {
         **c.model_dump(mode="json", exclude={"run", "output", "overwrite"}),
         "labels": list(request.labels),
@@ -95,9 +98,13 @@ def open_output(c: Settings, request: Request, pipeline_folder: Path) -> Output:
     return FORMATS[c.format](path, request)
 
 
-def generate(c: Settings, accelerator: Accelerator) -> Path:
-    """Write what was asked for, or what is missing of it, and return its folder."""
-    pipeline, pipeline_folder = open_pipeline(Path(c.run), SamplingConfig(**_sampling(c)), accelerator)
+def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None = None) -> Path:
+    """Write what was asked for, or what is missing of it, and return its folder.
+
+    Args:
+        kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given.
+    """
+    pipeline, pipeline_folder = open_pipeline(Path(c.run), kept or SamplingConfig(), accelerator)
     labels = pipeline.deal_labels(c.labels, c.num_images)
     request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), c.batch_size)
     if accelerator.is_main_process:
@@ -142,9 +149,14 @@ def _saved_sampling(run: Path) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     options = {"positional": "run", "positional_help": "folder of the experiment, or a pipeline folder"}
     run = Path(config.parse(Settings, __doc__, argv, **options).run)
-    c = config.parse(Settings, __doc__, argv, base=_saved_sampling(run), **options)
+    saved = _saved_sampling(run)
+    default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None
+    c = config.parse(Settings, __doc__, argv, base=saved, default_file=default, **options)
+    # What a file says of sampling is kept with the pipeline as its defaults; what this one command line says is not.
+    files = [word for i, word in enumerate(argv) if word.startswith("--config=") or "--config" in (word, *argv[:i][-1:])]
+    from_file = config.parse(Settings, __doc__, files, base=saved, default_file=default, **options)
     accelerator = make_accelerator()
-    path = generate(c, accelerator)
+    path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))
     accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}")
 
 

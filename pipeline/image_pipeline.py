@@ -84,6 +84,7 @@ class ImagePipeline:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write both model folders, `model_index.json` and `generation_config.json` into a folder."""
+        folder.check_ours(Path(path), "model_index.json")
         with folder.replacing(Path(path)) as aside:
             aside.mkdir()
             self.tokenizer.save_pretrained(aside / "tokenizer")
@@ -205,6 +206,8 @@ class ImagePipeline:
     def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:
         """What the codes of images decode to; images of any size and mode are brought to the tokenizer's first."""
         given = [images] if isinstance(images, PIL.Image.Image) else images
+        if not given:
+            return []
         pixels = from_pil(given, self.tokenizer.config.image_size, self.tokenizer.config.image_channels)
         found = []
         for part in pixels.split(BATCH_SIZE):

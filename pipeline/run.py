@@ -73,25 +73,23 @@ def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
 def run_stage(name: str, command: list[str]) -> None:
     """Run one command; Ctrl-C reaches it as well, and is left to it. Ends this process as it ended, if not well."""
     print(f"\n=== {name}: {shlex.join(command)}", flush=True)
-    process = subprocess.Popen(command)
-    handlers = {number: signal.signal(number, _pass_on(process)) for number in (signal.SIGINT, signal.SIGTERM)}
+    process, asked = subprocess.Popen(command), []
+
+    def ask(number: int, _frame) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM:  # Ctrl-C is sent to the whole group by the terminal
+            process.send_signal(number)
+
+    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = process.wait()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if status == INTERRUPTED:
+    if status == INTERRUPTED or asked:  # even when the command ended well before it noticed
         raise KeyboardInterrupt
     if status:
         sys.exit(status if status > 0 else 128 - status)
-
-
-def _pass_on(process: subprocess.Popen):
-    def handler(number: int, _frame) -> None:
-        if number == signal.SIGTERM:  # Ctrl-C is sent to the whole group by the terminal
-            process.send_signal(number)
-
-    return handler
 
 
 def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
@@ -137,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
     folder.write_json(Path(run) / "summary.json", summary)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in summary.items()))
     print(f"\nlook at {run}/samples.png, {run}/reconstructions.png and {run}/curves.png")
-    print(f"next: accelerate launch pipeline/generate.py {run} --seed 1 --num-images 20 --output {run}/more")
+    print(f"next: accelerate launch -q pipeline/generate.py {run} --seed 1 --num-images 20 --output {run}/more")
 
 
 if __name__ == "__main__":

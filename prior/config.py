@@ -102,7 +102,7 @@ class TrainConfig(Settings):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """of the averaged weights that are evaluated and saved"""
     precision: Precision = "auto"
-    """auto is bf16 where the hardware computes it; logits and loss are fp32 always"""
+    """auto is bf16 where the hardware computes it; weights and loss are fp32 always"""
     seed: int = Field(0, ge=0)
     """of the weights, the order of the rows and every draw"""
     log_every: int = Field(20, ge=1)

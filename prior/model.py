@@ -77,6 +77,8 @@ class Prior(nn.Module):
             raise ValueError(f"codes must lie in [0, {K}), got {codes.min().item()} to {codes.max().item()}")
         if labels.shape != codes.shape[:1]:
             raise ValueError(f"one label an image: got {len(codes)} images and labels {tuple(labels.shape)}")
+        if labels.numel() and not (labels.min() >= 0 and labels.max() <= self.config.num_classes):
+            raise ValueError(f"labels must lie in [0, {self.config.num_classes}], got {labels.min()} to {labels.max()}")
         return -nll_each(self(labels, codes), codes).sum(1)
 
     def save_pretrained(self, path: str | Path) -> None:

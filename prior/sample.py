@@ -6,7 +6,7 @@ All the randomness of an image is T uniform numbers from its own seed, and the b
 an image is the same wherever in the batch it stands and whichever process draws it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
@@ -32,15 +32,13 @@ class SamplingConfig(Settings):
 
 @torch.inference_mode()
 def sample(
-    prior: Prior, labels: Tensor, seeds: Sequence[int], config: SamplingConfig, *, batch_size: int = 64,
-    progress: Callable[[int], object] = lambda images: None,
+    prior: Prior, labels: Tensor, seeds: Sequence[int], config: SamplingConfig, *, batch_size: int = 64
 ) -> Tensor:  # fmt: skip
     """One sequence an image, in batches of `batch_size`.
 
     Args:
         labels: (B,) in [0, num_classes], on the prior's device; num_classes stands for no class.
         seeds: B of them; the same label and seed give the same codes.
-        progress: told how many images each batch finished.
     Returns:
         (B, T) int64.
     Raises:
@@ -63,7 +61,6 @@ def sample(
         padded = torch.cat([labels[some], labels[some][-1:].expand(batch_size - number)])
         uniforms = image_uniforms([*seeds[some], *[0] * (batch_size - number)], prior.config.length)
         parts.append(_sample_batch(prior, padded, uniforms.to(labels.device), config)[:number])
-        progress(number)
     return torch.cat(parts)
 
 

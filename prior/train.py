@@ -26,6 +26,7 @@ from torch import Tensor
 
 from common import codes, config, folder, state
 from common.ema import EMA
+from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
 from common.pictures import save_curves
@@ -36,7 +37,7 @@ from prior.config import PriorConfig, TrainConfig
 from prior.data import CodesBatch, CodesRows, plain_views
 from prior.model import Prior, nll_each
 
-CHANGEABLE = {"log_every", "save_every"}
+CHANGEABLE = {"run", "codes", "log_every", "save_every"}  # which codes they are is checked by their fingerprint
 EVALUATION_BATCH = 256
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
 
@@ -48,6 +49,26 @@ class Trained(NamedTuple):
     ema: EMA
     optimizers: dict[str, torch.optim.Optimizer]
     means: Means  # of the NLL since it was last logged
+    data: str  # fingerprint of the codes
+
+
+def read_codes(c: TrainConfig) -> codes.Codes:
+    """The codes of the run, with splits to train and to validate on, written by the run's own tokenizer if it has one.
+
+    Raises:
+        UserError: a split is missing, or the run's tokenizer is another than the codes', with both names.
+    """
+    data = codes.read(Path(c.codes or f"{c.run}/codes"))
+    for split in ("train", "validation"):
+        if split not in data.splits:
+            raise UserError(f"the codes must have a split {split}; they have {', '.join(data.splits)}")
+    weights = Path(c.run) / "tokenizer/model/model.safetensors"
+    if weights.exists() and folder.sha256(weights) != data.info.tokenizer.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, {weights.parent} "
+            f"(sha256 {folder.sha256(weights)[:12]}): encode again, or give another --run"
+        )
+    return data
 
 
 class Best(NamedTuple):
@@ -63,13 +84,13 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
-    data = codes.read(Path(c.codes or f"{c.run}/codes"))
+    data = read_codes(c)
     open_run(run, c, CHANGEABLE, accelerator)
     model_config = PriorConfig.over(data.info, c.model, conditional=c.condition == "labels")
     rows = CodesRows(data.splits["train"], model_config)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
-    trained, first_step, best = start(c, model_config, run, accelerator)
+    trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
     model = accelerator.prepare(trained.prior)
     metrics = Metrics(run, accelerator, first_step)
     bar = progress_bar(accelerator, c.steps, "prior", initial=first_step)
@@ -118,16 +139,18 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     return run / "model"
 
 
-def start(c: TrainConfig, model_config: PriorConfig, run: Path, accelerator: Accelerator) -> tuple[Trained, int, Best]:
+def start(
+    c: TrainConfig, model_config: PriorConfig, fingerprint: str, run: Path, accelerator: Accelerator
+) -> tuple[Trained, int, Best]:  # fmt: skip
     """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = Prior(model_config).to(accelerator.device)
     optimizers = {name: accelerator.prepare(each) for name, each in make_optimizers(prior, c).items()}
-    trained = Trained(prior, EMA(prior, c.ema_decay), optimizers, Means(accelerator))
+    trained = Trained(prior, EMA(prior, c.ema_decay), optimizers, Means(accelerator), fingerprint)
     saved = state.latest(run)
     if saved is None:
         return trained, 0, Best(0, float("inf"))
-    state.check_same_data(saved, model_config.tokenizer.sha256, "codes of a tokenizer", run)
+    state.check_same_data(saved, fingerprint, "codes of fingerprint", run)
     prior.load_state_dict(saved.tensors["model"])
     trained.ema.load_state_dict(saved.tensors["ema"])
     for name, optimizer in optimizers.items():
@@ -155,8 +178,9 @@ def save(trained: Trained, step: int, best: Best, run: Path, accelerator: Accele
         **{name: state.optimizer_tensors(optimizer) for name, optimizer in trained.optimizers.items()},
         "means": trained.means.state_dict(),
     }
+    trained.means.check_finite()
     if accelerator.is_main_process:
-        state.save(run, step, tensors, {"best": best._asdict(), "data": trained.prior.config.tokenizer.sha256})
+        state.save(run, step, tensors, {"best": best._asdict(), "data": trained.data})
     accelerator.wait_for_everyone()
 
 
@@ -208,7 +232,8 @@ def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
     accelerator = make_accelerator(c.precision)
     model = train(c, accelerator)
-    accelerator.print(f"the prior is in {model}\nnext: accelerate launch pipeline/generate.py {c.run}")
+    following = f"{c.run} --config {config.beside(c.run, 'generate')}"
+    accelerator.print(f"the prior is in {model}\nnext: accelerate launch -q pipeline/generate.py {following}")
 
 
 if __name__ == "__main__":

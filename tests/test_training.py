@@ -69,7 +69,9 @@ def test_every_evaluation_reports_psnr_usage_and_perplexity(finished_run):
 def test_the_best_prior_by_validation_nll_is_kept(finished_run, tmp_path, accelerator):
     """A learning rate that ruins the weights after the first evaluation leaves those of the first in model/."""
     shutil.copytree(finished_run / "codes", tmp_path / "codes")
-    train_prior(prior_training(tmp_path, steps=40, lr=3.0, matrix_lr=None, warmup=30, evaluate_every=1, ema_decay=0.0), accelerator)
+    train_prior(
+        prior_training(tmp_path, steps=40, lr=3.0, matrix_lr=None, warmup=30, evaluate_every=1, ema_decay=0.0), accelerator
+    )
     values = {x["step"]: x["validation_nll"] for x in read_metrics(tmp_path / "prior/metrics.jsonl") if "validation_nll" in x}
     figures = folder.read_json(tmp_path / "prior/figures.json")
     assert figures["best_step"] == min(values, key=values.get) < 40
@@ -90,13 +92,13 @@ def test_a_run_whose_data_have_changed_is_refused(finished_run, tmp_path, accele
         path.write_text(json.dumps({**json.loads(path.read_text()), "info": {"data": "0" * 64}}))
     with pytest.raises(UserError, match=r"images of fingerprint 0+ and these are .*they have changed"):
         train_tokenizer(tokenizer_training(tmp_path / "run"), accelerator)
-    with pytest.raises(UserError, match=r"codes of a tokenizer 0+ and these are .*they have changed"):
+    with pytest.raises(UserError, match=r"codes of fingerprint 0+ and these are .*they have changed"):
         train_prior(prior_training(tmp_path / "run"), accelerator)
 
 
 def test_views_that_would_repeat_images_are_refused(finished_run, tmp_path, accelerator):
     train_tokenizer(tokenizer_training(tmp_path, images=ImagesConfig(flip=True), steps=1), accelerator)
-    with pytest.raises(UserError, match="views 3 would repeat images: without a margin there are 2 different ones"):
+    with pytest.raises(UserError, match="views 3 would repeat images: with margin 0 there are 2 different ones"):
         encode(EncodeSettings(run=str(tmp_path), views=3), accelerator)
 
 
@@ -151,7 +153,7 @@ def test_a_prior_reads_K_grid_and_classes_from_the_codes(finished_run):
 
 
 def test_a_missing_stage_is_named_with_the_command_that_makes_it(tmp_path, accelerator):
-    with pytest.raises(UserError, match=r"no trained tokenizer .*tokenizer/train\.py --run"):
+    with pytest.raises(UserError, match=r"no trained tokenizer .*tokenizer/train\.py with --run"):
         encode(EncodeSettings(run=str(tmp_path)), accelerator)
     with pytest.raises(UserError, match=r"no codes dataset .*tokenizer/encode\.py"):
         train_prior(prior_training(tmp_path), accelerator)

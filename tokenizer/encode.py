@@ -68,12 +68,14 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
         shard_size=c.shard_size,
     )
-    different = 1 + images_config.flip
-    if c.views > different and images_config.margin == 0:
+    different = (1 + images_config.flip) * (1 + images_config.margin) ** 2
+    if c.views > different:
         raise UserError(
-            f"views {c.views} would repeat images: without a margin there are {different} different ones; "
-            f"give --views {different}, or train the tokenizer with images.margin"
+            f"views {c.views} would repeat images: with margin {images_config.margin} there are {different} different "
+            f"ones; give --views {different}, or train the tokenizer with a larger images.margin"
         )
+    codes.check_plan(folder, info)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         codes.begin(folder, info)
     accelerator.wait_for_everyone()
@@ -93,7 +95,9 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
 
 def _trained(run: Path) -> Path:
     if not (run / "model/config.json").exists():
-        raise UserError(f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py --run {run.parent} makes one")
+        raise UserError(
+            f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {run.parent} makes one"
+        )
     return run / "model"
 
 
@@ -137,7 +141,7 @@ def encode_batch(
 ) -> EncodedBatch:  # fmt: skip
     batch = split.read(positions)
     for row, reason in batch.corrupt:
-        print(f"skipped row {row} of {split.name}: {reason}", file=sys.stderr)
+        print(f"left out row {row} of {split.name}: {reason}", file=sys.stderr)
     size = tokenizer.config.image_size
     found = []
     for index in range(views):
@@ -161,7 +165,8 @@ def check(
         counts += torch.from_numpy(np.bincount(shard.codes.reshape(-1), minlength=info.codebook_size))
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
-        for part in torch.from_numpy(plain[:: max(1, -(-len(plain) // wanted))]).split(CHECK_BATCH):
+        chosen = plain[:: max(1, -(-len(plain) // wanted))]
+        for part in np.split(chosen, range(CHECK_BATCH, len(chosen), CHECK_BATCH)):
             images = centre(split.read_rows(shard.rows[part]).images, tokenizer.config.image_size)
             indices = torch.from_numpy(shard.codes[part].astype(np.int64)).view(-1, *info.grid)
             with accelerator.autocast():
@@ -189,7 +194,9 @@ def main(argv: Sequence[str]) -> None:
                 f"decoded back from disk {split['psnr']:.2f} dB over {split['psnr_images']} images; "
                 f"codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}"
             )
-        print(f"the codes are in {folder}\nnext: accelerate launch prior/train.py --run {c.run}")
+        print(f"the codes are in {folder}")
+        output = f" --codes {c.output}" if c.output else ""
+        print(f"next: accelerate launch -q prior/train.py {config.beside(c.run, 'prior')} --run {c.run}{output}")
 
 
 if __name__ == "__main__":

@@ -296,9 +296,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_pil(pictures: Sequence[PIL.Image.Image], size: tuple[int, int], channels: int) -> Tensor:
-    """Pictures of any size and mode, cropped and resized as files are: (B, C, H, W) uint8."""
+    """Pictures of any size and mode, turned as their EXIF says, cropped and resized: (B, C, H, W) uint8."""
     shape = _Shape(channels, *size, "crop")
-    return torch.stack([_pixels_of(picture, shape) for picture in pictures])
+    return torch.stack([_pixels_of(PIL.ImageOps.exif_transpose(picture), shape) for picture in pictures])
 
 
 def to_pil(images: Tensor) -> list[PIL.Image.Image]:

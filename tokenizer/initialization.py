@@ -43,7 +43,7 @@ def initialize_codebook(tokenizer: Tokenizer, split: ImageSplit, c: TrainConfig,
             positions, _ = order.at(start, min(start + BATCH, len(split)))
             images = to_float(centre(split.read(positions).images, c.model.image_size).to(accelerator.device))
             with accelerator.autocast():
-                z_e = tokenizer(images).quantized.z_e
+                z_e = tokenizer.quantizer(tokenizer.encoder(images)).z_e
             found.append(rearrange(z_e, "b d h w -> (b h w) d"))
         vectors = torch.cat(found)
         generator = torch.Generator(vectors.device).manual_seed(c.seed)

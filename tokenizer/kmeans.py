@@ -46,7 +46,7 @@ def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
     uniform = torch.rand(k, generator=generator, device=vectors.device)
     for i in range(1, k):
         distances = torch.minimum(distances, (vectors - vectors[chosen[i - 1]]).square().sum(1))
-        cumulative = distances.double().cumsum(0)
+        cumulative = distances.cumsum(0)
         chosen[i] = torch.searchsorted(cumulative, uniform[i] * cumulative[-1]).clamp_max(N - 1)
     return vectors[chosen]
 

@@ -60,9 +60,8 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, z_e: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, h, w)."""
-        B, _, h, _ = z_e.shape
-        flat = nearest(rearrange(z_e, "b d h w -> (b h w) d"), self.vectors)
-        return rearrange(flat, "(b h w) -> b h w", b=B, h=h)
+        B, _, h, w = z_e.shape
+        return nearest(rearrange(z_e, "b d h w -> (b h w) d"), self.vectors).view(B, h, w)  # B may be 0
 
     def lookup(self, indices: Tensor) -> Tensor:
         """(B, h, w) -> (B, D, h, w), the map the decoder reads."""

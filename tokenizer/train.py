@@ -41,7 +41,7 @@ from tokenizer.initialization import initialize_codebook
 from tokenizer.model import Tokenizer
 from tokenizer.upkeep import CodebookUpkeep, forget
 
-CHANGEABLE = {"workers", "log_every", "save_every"}
+CHANGEABLE = {"run", "workers", "log_every", "save_every", "encode.views", "encode.batch_size", "encode.shard_size"}
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
 
@@ -67,8 +67,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     splits = images.splits
     open_run(run, c, CHANGEABLE, accelerator)
     for split in splits.values():
+        for corrupt in split.corrupt:
+            accelerator.print(f"left out of {split.name}: {corrupt}")
         if split.corrupt:
-            accelerator.print(f"{split.name}: {len(split.corrupt)} unreadable images left out; {split.corrupt[0]}")
+            accelerator.print(f"{split.name}: {len(split.corrupt)} unreadable images left out, {len(split)} remain")
 
     trained, first_step = start(c, images, run, accelerator)
     model = accelerator.prepare(trained.tokenizer)
@@ -151,9 +153,10 @@ def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator)
 
 def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) -> Tensor:
     """One micro-batch, cropped and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
+    for corrupt in batch.corrupt:
+        print(f"left out of this step: {corrupt}", file=sys.stderr)
     if len(batch.images) == 0:
-        row, reason = batch.corrupt[0]
-        raise UserError(f"no image of a batch of {len(batch.corrupt)} could be read; row {row}: {reason}")
+        raise UserError(f"no image of a batch of {len(batch.corrupt)} could be read; {batch.corrupt[0]}")
     images = augment(batch.images, c.seed, batch.rows, batch.epochs, c.images, c.model.image_size)
     return to_float(images.to(accelerator.device, non_blocking=True))
 
@@ -172,13 +175,14 @@ def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> No
     tensors = {
         "model": trained.tokenizer.state_dict(),
         "ema": trained.ema.state_dict(),
-        "upkeep": trained.upkeep.state_dict(),
+        "upkeep": trained.upkeep.state_dict(accelerator),
         "optimizer": state.optimizer_tensors(trained.optimizer),
         "means": trained.means.state_dict(),
     }
+    trained.means.check_finite()  # weights that are not must never replace good ones
     if accelerator.is_main_process:
+        trained.ema.model.save_pretrained(run / "model")  # first: a run whose last state is there has its model
         state.save(run, step, tensors, {"data": trained.data})
-        trained.ema.model.save_pretrained(run / "model")
     accelerator.wait_for_everyone()
 
 
@@ -196,7 +200,7 @@ def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
     accelerator = make_accelerator(c.precision)
     model = train(c, accelerator)
-    accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch tokenizer/encode.py {c.run}")
+    accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}")
 
 
 if __name__ == "__main__":

@@ -40,12 +40,14 @@ class CodebookUpkeep:
         self._step_counts, self._step_sums = torch.zeros(K, device=device), torch.zeros(K, D, device=device)
         self._offered = torch.empty(0, D, device=device)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"use": self.use, "window": self.window, "counts": self.counts, "sums": self.sums}
+    def state_dict(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        """All processes call this: each has counted its own window, and goes on with the mean of them."""
+        window = accelerator.reduce(self.window, "mean")
+        return {"use": self.use, "window": window, "counts": self.counts, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+        for name, tensor in state.items():
+            getattr(self, name).copy_(tensor)
 
     @torch.no_grad()
     def observe(self, quantized: Quantized) -> None:
@@ -76,7 +78,8 @@ class CodebookUpkeep:
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
         means = self.sums / self.counts.clamp_min(1e-5)[:, None]
-        self.quantizer.codebook.copy_(F.normalize(means, dim=1) if self.quantizer.config.normalize else means)
+        means = F.normalize(means, dim=1) if self.quantizer.config.normalize else means
+        self.quantizer.codebook.copy_(torch.where(self.counts[:, None] > 1e-5, means, self.quantizer.codebook))
 
     def _revive(self, accelerator: Accelerator, dead: Tensor) -> Tensor:
         chosen = torch.randint(len(self._offered), (CANDIDATES,), device=dead.device)  # seeded by (seed, step, rank)
