@@ -7,6 +7,7 @@ import pytest
 from common import config
 from common.errors import UserError
 from common.folder import read_json, write_json
+from pipeline.generate import Settings as Generation
 from prior.config import PriorConfig
 from prior.config import TrainConfig as PriorTraining
 from prior.sample import SamplingConfig
@@ -47,6 +48,20 @@ def test_dashes_and_underscores_are_alike():
 
 def test_several_values_may_stand_apart_or_in_brackets():
     assert parse("--model.channels", 8, 16) == parse("--model.channels", "[8,16]")
+
+
+def test_text_on_the_command_line_stays_text():
+    """Class folders 0 to 11 sort as text: `--labels 2` is the class of that name, not the third. Names may hold commas."""
+    given = ["2", "yes", "tench, Tinca tinca"]
+    assert parse("runs/a", "--labels", *given, cls=Generation, positional="run").labels == tuple(given)
+    assert parse("runs/a", "--labels", "[cat,dog]", cls=Generation, positional="run").labels == ("cat", "dog")
+    assert parse("2024-02-30", cls=Generation, positional="run").run == "2024-02-30"
+
+
+def test_what_has_a_place_may_be_given_by_name_but_not_twice():
+    assert parse("--run", "runs/a", cls=Generation, positional="run").run == "runs/a"
+    with pytest.raises(UserError, match="run is given twice, as runs/b and as --run; keep one"):
+        parse("runs/b", "--run", "runs/a", cls=Generation, positional="run")
 
 
 def test_a_settings_kind_selects_its_class():

@@ -11,7 +11,7 @@ import torch
 from common import codes, folder
 from common.codes import TokenizerIdentity
 from common.errors import UserError
-from pipeline.generate import Settings, generate
+from pipeline.generate import Settings, generate, main
 from pipeline.image_pipeline import ImagePipeline
 from prior.model import Prior
 from prior.sample import SamplingConfig
@@ -147,6 +147,28 @@ def test_the_same_request_goes_on_and_another_is_refused(run, accelerator, forma
     with pytest.raises(UserError, match=r"holds another request's images; give another --output, or --overwrite true"):
         generate(other, accelerator)
     generate(other.model_copy(update={"overwrite": True}), accelerator)
+
+
+def test_one_calls_sampling_is_not_kept_as_the_default_but_a_files_is(run, tmp_path):
+    def kept():
+        return folder.read_json(run / "pipeline/generation_config.json")
+
+    main([str(run), "--top_k", "1", "--num-images", "1", "--output", str(tmp_path / "a")])
+    assert kept() == SamplingConfig().model_dump()
+    (tmp_path / "g.yaml").write_text("temperature: 0.5\nnum_images: 1\n")
+    main([str(run), "--config", str(tmp_path / "g.yaml"), "--top_k", "1", "--output", str(tmp_path / "b")])
+    assert kept() == SamplingConfig(temperature=0.5).model_dump()
+    main([str(run), "--num-images", "1", "--output", str(tmp_path / "c")])
+    assert kept() == SamplingConfig(temperature=0.5).model_dump()
+    assert folder.read_json(tmp_path / "c/.request.json")["temperature"] == 0.5
+
+
+def test_a_model_is_never_saved_over_something_else(pipeline, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for save in (pipeline.save_pretrained, pipeline.tokenizer.save_pretrained, pipeline.prior.save_pretrained):
+        with pytest.raises(UserError, match="holds something else"):
+            save(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
 
 
 def test_a_folder_of_something_else_is_never_overwritten(run, accelerator):

@@ -99,6 +99,10 @@ def test_no_vectors_have_no_codes():
     assert nearest(torch.empty(0, 4), torch.randn(8, 4)).shape == (0,)
 
 
+def test_an_empty_batch_has_an_empty_grid(quantizer):
+    assert quantizer.nearest(torch.empty(0, 4, 3, 5)).shape == (0, 3, 5)
+
+
 def test_perplexity_is_1_when_collapsed_and_K_when_uniform():
     assert perplexity(torch.tensor([16, 0, 0, 0])) == pytest.approx(1)
     assert perplexity(torch.tensor([4, 4, 4, 4])) == pytest.approx(4)

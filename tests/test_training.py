@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from common import codes, folder
@@ -145,6 +146,53 @@ def test_the_decode_back_check_agrees_with_the_training_evaluation(finished_run)
     last = [line for line in read_metrics(finished_run / "tokenizer/metrics.jsonl") if "psnr" in line][-1]
     check = json.loads((finished_run / "codes/codes.json").read_text())["splits"]["validation"]
     assert check["psnr"] == pytest.approx(last["psnr"], abs=0.01) and check["psnr_images"] == check["images"]
+
+
+def test_a_split_of_one_row_more_than_a_batch_is_checked(finished_run, tmp_path, accelerator):
+    """257 = 256 + 1: the last batch of the check was one row, indexed by a tensor of one, and crashed after all encoding."""
+    pictures = tmp_path / "pictures"
+    for split, number in (("train", 40), ("validation", 257)):
+        (pictures / split).mkdir(parents=True)
+        for i in range(number):
+            PIL.Image.new("L", (8, 8), i % 256).save(pictures / split / f"{i:03d}.png")
+    settings = EncodeSettings(run=str(finished_run), source=str(pictures), output=str(tmp_path / "codes"), precision="fp32")
+    encode(settings, accelerator)
+    splits = folder.read_json(tmp_path / "codes/codes.json")["splits"]
+    assert (splits["validation"]["images"], splits["validation"]["psnr_images"]) == (257, 257)
+
+
+def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerator):
+    """A learning rate of 1e30 ends in NaN between two lines of metrics; nothing of it is saved."""
+    c = tokenizer_training(tmp_path, lr=1e30, warmup=0, steps=20, log_every=20, save_every=10, evaluate_every=20, clip=1e30)
+    with pytest.raises(UserError, match=r"became (nan|inf); the last saved state is whole"):
+        train_tokenizer(c, accelerator)
+    assert not list((tmp_path / "tokenizer").glob("state/*")) and not (tmp_path / "tokenizer/model").exists()
+
+
+def test_settings_may_still_change_before_anything_is_saved(tmp_path, accelerator):
+    """So that the advice of an error, such as a smaller codebook, can be taken."""
+    c = tokenizer_training(tmp_path)
+    quantizer = c.model.quantizer.model_copy(update={"codebook_size": 30_000})
+    with pytest.raises(UserError, match="choose a smaller one"):
+        train_tokenizer(c.model_copy(update={"model": c.model.model_copy(update={"quantizer": quantizer})}), accelerator)
+    train_tokenizer(c, accelerator)
+
+
+def test_a_prior_refuses_codes_of_another_tokenizer_than_its_runs(finished_run, tmp_path, accelerator):
+    shutil.copytree(finished_run, tmp_path / "run")
+    train_tokenizer(tokenizer_training(tmp_path / "other", seed=1), accelerator)
+    shutil.rmtree(tmp_path / "run/tokenizer")
+    shutil.copytree(tmp_path / "other/tokenizer", tmp_path / "run/tokenizer")
+    with pytest.raises(UserError, match=r"tokenizer digits/tokenizer .*, not by the one of this run, .*sha256"):
+        train_prior(prior_training(tmp_path / "run"), accelerator)
+
+
+def test_a_prior_refuses_codes_without_a_split_to_train_on(finished_run, tmp_path, accelerator):
+    shutil.copytree(finished_run / "codes", tmp_path / "codes")
+    written = folder.read_json(tmp_path / "codes/codes.json")
+    folder.write_json(tmp_path / "codes/codes.json", {**written, "splits": {"test": written["splits"]["test"]}})
+    with pytest.raises(UserError, match="codes must have a split train; they have test"):
+        train_prior(prior_training(tmp_path), accelerator)
 
 
 def test_a_prior_reads_K_grid_and_classes_from_the_codes(finished_run):
