@@ -31,6 +31,7 @@ class Evaluation(NamedTuple):
 
     def metrics(self) -> dict[str, float]:
         return {
+            "validation_images": self.images,  # fewer than the split when some cannot be read
             "validation_loss": self.reconstruction_loss,
             "psnr": self.psnr,
             "usage": usage(self.counts),

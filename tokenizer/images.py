@@ -115,10 +115,8 @@ class ImageSplit(torch.utils.data.Dataset):
     For a DataLoader with `batch_size=None` and a sampler of (positions, epochs): `split[positions, epochs]`.
     """
 
-    def __init__(
-        self, name: str, part: Part, rows: np.ndarray, class_names: tuple[str, ...] | None, shape: _Shape, corrupt: str
-    ):
-        self.name, self.class_names = name, class_names
+    def __init__(self, name: str, part: Part, rows: np.ndarray, shape: _Shape, corrupt: str):
+        self.name = name
         self.rows = rows  # (len,) int64, ascending
         self.labels = part.labels[rows]  # (len,) int64
         self.corrupt: list[CorruptRow] = []  # left out when the split was decoded into memory
@@ -188,7 +186,6 @@ class ImageSet(NamedTuple):
     splits: dict[str, ImageSplit]  # train, validation, and whatever else the source has
     class_names: tuple[str, ...] | None
     fingerprint: str  # of the images and labels themselves: the same wherever they are copied
-    source: str
 
 
 # --------------------------------------------------------------------------------------------------- the set as a whole
@@ -224,13 +221,13 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     parts, class_names = open_source(config)
     shape = _Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize)
     splits = {
-        name: ImageSplit(name, part, rows, class_names, shape, config.corrupt)
+        name: ImageSplit(name, part, rows, shape, config.corrupt)
         for name, (part, rows) in _with_validation(parts, config.validation_share).items()
     }
     if sum(map(len, splits.values())) * math.prod(shape[:3]) <= config.memory * 2**30:
         for split in splits.values():
             split.keep_in_memory()
-    return ImageSet(splits, class_names, fingerprint(parts, class_names), config.source)
+    return ImageSet(splits, class_names, fingerprint(parts, class_names))
 
 
 # --------------------------------------------------------------------------- views of an image: a function of its row
