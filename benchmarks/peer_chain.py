@@ -1,0 +1,205 @@
+"""The plain chain a user would build today: vector-quantize-pytorch for the tokenizer, x-transformers for the prior.
+
+    images (B, H, W, C) uint8    z_q (B, D, h, w)    indices (B, h, w)    sequences (B, 1 + T): a class, T codes
+
+Both libraries with the settings of their READMEs: `VectorQuantize(decay=0.8, commitment_weight=1.)` between a strided
+conv encoder and decoder twice as wide as the library's Fashion-MNIST example, mean squared error plus the commitment
+loss it returns; `TransformerWrapper(Decoder(...))` in an `AutoregressiveWrapper`, the class ids appended to the
+vocabulary and one of them first, `generate` with its own defaults (top-k over a tenth of the vocabulary). Where the
+READMEs' sizes are a GPU's (codes of 256, a Transformer of 512 x 12) they are cut to what two cores train in minutes.
+AdamW at the constant rate of the examples, fp32, the last weights. Each stage trains for a given wall-clock; imports,
+reading the images, encoding them for stage two and all evaluation are not counted.
+
+    python -m benchmarks.peer_chain --data FOLDER --out DIR --tokenizer-seconds S --prior-seconds S --seed N
+
+Writes DIR/samples.npz (10,000 images, 1,000 a class) and DIR/reconstructions.npz (the test split), both in the
+evaluator layout, DIR/grid.png with one column a class, and last DIR/figures.json. Nothing is resumed.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+from x_transformers.autoregressive_wrapper import top_k
+
+from benchmarks import images as figures
+from benchmarks.images import LabelledImages, held_out, load_grey, write_grid, write_npz
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    codebook_size: int = 512
+    code_dim: int = 64
+    width: int = 32
+    tokenizer_batch_size: int = 64
+    tokenizer_lr: float = 3e-4
+    dim: int = 256
+    depth: int = 6
+    heads: int = 8
+    prior_batch_size: int = 64
+    prior_lr: float = 3e-4
+    validation_share: float = 0.05
+    images_per_class: int = 1000
+    sample_batch_size: int = 100
+
+
+class Tokenizer(nn.Module):
+    """Two halvings: a 28x28 image becomes 7x7 codes."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        w, d = recipe.width, recipe.code_dim
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, w, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv2d(2 * w, d, 3, padding=1),
+        )  # fmt: skip
+        self.quantizer = VectorQuantize(
+            dim=d, codebook_size=recipe.codebook_size, decay=0.8, commitment_weight=1.0, accept_image_fmap=True
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(d, 2 * w, 3, padding=1), nn.GELU(),
+            nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1), nn.GELU(),
+            nn.ConvTranspose2d(w, 1, 4, stride=2, padding=1),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The loss."""
+        pixels = _pixels(images)
+        z_q, _, commitment_loss = self.quantizer(self.encoder(pixels))
+        return F.mse_loss(self.decoder(z_q), pixels) + commitment_loss
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor, batch_size: int = 500) -> Tensor:
+        """Images to indices (N, h, w)."""
+        return torch.cat([self.quantizer(self.encoder(_pixels(batch)))[1] for batch in images.split(batch_size)])
+
+    @torch.inference_mode()
+    def decode(self, indices: Tensor, batch_size: int = 500) -> Tensor:
+        """Indices to images (N, H, W, C) uint8."""
+        lookup = self.quantizer.get_output_from_indices
+        return torch.cat([_bytes(self.decoder(lookup(batch))) for batch in indices.split(batch_size)])
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return rearrange(images, "b h w c -> b c h w").float() / 127.5 - 1
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return rearrange(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte(), "b c h w -> b h w c")
+
+
+def make_prior(recipe: Recipe, codes: int, classes: int) -> AutoregressiveWrapper:
+    layers = Decoder(dim=recipe.dim, depth=recipe.depth, heads=recipe.heads)
+    vocabulary = recipe.codebook_size + classes
+    return AutoregressiveWrapper(TransformerWrapper(num_tokens=vocabulary, max_seq_len=1 + codes, attn_layers=layers))
+
+
+def batches(rows: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Full batches without end, every epoch in a new order."""
+    while True:
+        order = torch.randperm(len(rows))
+        for batch in order[: len(order) // batch_size * batch_size].split(batch_size):
+            yield rows[batch]
+
+
+def train(model: nn.Module, rows: Tensor, batch_size: int, lr: float, seconds: float) -> int:
+    """Minimise `model(batch)`, its loss. Returns the number of steps the seconds were enough for."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr)
+    model.train()
+    step, end = 0, time.perf_counter() + seconds
+    for batch in batches(rows, batch_size):
+        if time.perf_counter() >= end:
+            break
+        loss = model(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+    model.eval()
+    return step
+
+
+@torch.inference_mode()
+def nll(prior: AutoregressiveWrapper, sequences: Tensor) -> float:
+    """Nats per code."""
+    losses = torch.stack([prior(batch) * len(batch) for batch in sequences.split(500)])
+    return losses.sum().item() / len(sequences)
+
+
+@torch.inference_mode()
+def sample(tokenizer: Tokenizer, prior: AutoregressiveWrapper, labels: Tensor, h: int, w: int) -> Tensor:
+    """One image (H, W, C) uint8 for each label."""
+    codebook_size = tokenizer.quantizer.codebook_size
+
+    def codes_alone(logits: Tensor) -> Tensor:  # a class id has no vector in the codebook
+        return top_k(logits.index_fill(1, torch.arange(codebook_size, logits.shape[1]), float("-inf")))
+
+    prompts = (codebook_size + labels)[:, None]
+    codes = prior.generate(prompts, h * w, filter_logits_fn=codes_alone)  # (B, T)
+    return tokenizer.decode(rearrange(codes, "b (h w) -> b h w", h=h))
+
+
+def run(data: Path, out: Path, recipe: Recipe, tokenizer_seconds: float, prior_seconds: float, seed: int) -> None:
+    whole, test = load_grey(data)
+    split, _ = held_out(whole, recipe.validation_share)  # kept out of training as it is in our chain
+    classes = int(whole.labels.max()) + 1
+    torch.manual_seed(seed)
+    out.mkdir(parents=True, exist_ok=True)
+
+    tokenizer = Tokenizer(recipe)
+    rows = split.images
+    tokenizer_steps = train(tokenizer, rows, recipe.tokenizer_batch_size, recipe.tokenizer_lr, tokenizer_seconds)
+    start = time.perf_counter()
+    indices = tokenizer.encode(split.images)
+    encode_seconds = time.perf_counter() - start
+    indices_test = tokenizer.encode(test.images)
+    _, h, w = indices.shape
+
+    prior = make_prior(recipe, h * w, classes)
+    sequences = torch.cat([recipe.codebook_size + split.labels[:, None], indices.flatten(1)], 1)
+    sequences_test = torch.cat([recipe.codebook_size + test.labels[:, None], indices_test.flatten(1)], 1)
+    prior_steps = train(prior, sequences, recipe.prior_batch_size, recipe.prior_lr, prior_seconds)
+    labels = torch.arange(classes).repeat_interleave(recipe.images_per_class)
+    drawn = [sample(tokenizer, prior, batch, h, w) for batch in labels.split(recipe.sample_batch_size)]
+
+    samples = LabelledImages(torch.cat(drawn), labels)
+    reconstructions = LabelledImages(tokenizer.decode(indices_test), test.labels)
+    write_npz(out / "samples.npz", samples)
+    write_npz(out / "reconstructions.npz", reconstructions)
+    write_grid(out / "grid.png", samples)
+    known: dict[str, Any] = {
+        "psnr_test": figures.psnr(test.images, reconstructions.images),
+        "usage_test": figures.usage(indices_test, recipe.codebook_size),
+        "perplexity_test": figures.perplexity(indices_test, recipe.codebook_size),
+        "nll_test": nll(prior, sequences_test),
+        "marginal_nll_test": figures.marginal_nll(indices, indices_test, recipe.codebook_size),
+        "codes": h * w, "codebook_size": recipe.codebook_size, "seed": seed,
+        "tokenizer_seconds": tokenizer_seconds, "encode_seconds": encode_seconds, "prior_seconds": prior_seconds,
+        "tokenizer_steps": tokenizer_steps, "prior_steps": prior_steps,
+        "tokenizer_parameters": sum(p.numel() for p in tokenizer.parameters()),
+        "prior_parameters": sum(p.numel() for p in prior.parameters()),
+        "threads": torch.get_num_threads(), "recipe": asdict(recipe),
+    }  # fmt: skip
+    (out / "figures.json").write_text(json.dumps(known, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokenizer-seconds", type=float, required=True)
+    parser.add_argument("--prior-seconds", type=float, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    run(args.data, args.out, Recipe(), args.tokenizer_seconds, args.prior_seconds, args.seed)

@@ -1,0 +1,64 @@
+"""What a result must be kept with: when, where, with what and by which command it was measured."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "accelerate", "datasets")
+
+
+def record(module: str, peers: Sequence[str] = ()) -> dict[str, Any]:
+    """Date, command, commit, machine and versions, ready to stand in a result's JSON.
+
+    Args:
+        module: the benchmark as `python -m` knows it, `benchmarks.fashion_mnist`.
+        peers: packages measured beside us, whose versions belong to the result.
+    """
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command(module, sys.argv[1:]),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *peers)}},
+    }
+
+
+def command(module: str, arguments: Sequence[str]) -> str:
+    """The command line. Of an absolute path only its last name: what stands above it is the machine's affair."""
+    shown = [f".../{Path(word).name}" if Path(word).is_absolute() else word for word in arguments]
+    return " ".join(["python", "-m", module, *shown])
+
+
+def commit() -> str | None:
+    """The commit measured, with `-dirty` where files differ from it; None where there is none."""
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    described = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return described.stdout.strip() if described.returncode == 0 else None
+
+
+def machine() -> dict[str, Any]:
+    """CPU, the cores this process may use, memory and accelerators; never a host's name."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory / 2**30, 1),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "system": platform.system(),
+    }
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
