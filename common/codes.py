@@ -26,6 +26,7 @@ from common.config import Settings, build
 from common.errors import UserError
 from common.folder import FORMAT, check_format, read_json, replacing, write_json
 
+AGAIN = "encode again with the same command to mend it"
 PLAN = ".plan.json"  # what an encode set out to write; stands beside the shards
 
 
@@ -167,6 +168,28 @@ def is_whole(folder: Path) -> bool:
     return (folder / "codes.json").exists()
 
 
+def mend(folder: Path) -> list[Path]:
+    """Remove what is damaged of a codes dataset, so that encoding again writes it anew; returns what was removed."""
+    removed = []
+    for path in sorted(folder.glob("*-?????-of-?????.parquet")):
+        try:
+            pq.read_metadata(path)
+        except (pa.ArrowException, OSError):
+            path.unlink()
+            removed.append(path)
+    if is_whole(folder):
+        try:
+            _, splits = read_info(folder)
+            there = {name: sum(pq.read_metadata(p).num_rows for p in shard_paths(folder, name)) for name in splits}
+            damaged = any(there[name] != split["rows"] for name, split in splits.items())
+        except UserError:
+            damaged = True
+        if damaged:
+            (folder / "codes.json").unlink()
+            removed.append(folder / "codes.json")
+    return removed
+
+
 def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
     """What `codes.json` says of the codes, and of each split. Raises `UserError` when the folder is not, or not yet, whole."""
     if not folder.is_dir():
@@ -201,7 +224,9 @@ def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
         shards = [read_shard(path, info) for path in shard_paths(folder, name)]
         codes, labels, rows = zip(*shards, strict=True) if shards else ((), (), ())
         if sum(map(len, rows)) != there[name]["rows"]:
-            raise UserError(f"split {name} of {folder} must have {there[name]['rows']} rows, got {sum(map(len, rows))}")
+            raise UserError(
+                f"split {name} of {folder} must have {there[name]['rows']} rows, got {sum(map(len, rows))}; {AGAIN}"
+            )
         found[name] = CodesSplit(*(None if column[0] is None else np.concatenate(column) for column in (codes, labels, rows)))
     return Codes(info, found)
 
@@ -223,7 +248,7 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
         parts = [chunk.flatten().to_numpy() for chunk in table["codes"].chunks]
         codes = np.concatenate(parts or [np.empty(0, info.dtype)]).reshape(-1, info.length)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
     if codes.dtype.kind != "u" or (codes.size and codes.max() >= info.codebook_size):
         raise UserError(f"{path}: codes must be integers in [0, {info.codebook_size}), got {codes.dtype} up to {codes.max()}")
     rows = table["row"].to_numpy()

@@ -76,9 +76,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return settings or {}
 
 
+def remember_folder(run: str, argv: Sequence[str], default_file: Path) -> None:
+    """Keep in a run which folder its first stage's config stood in, so that later hints can name its neighbours."""
+    file = next((word for word in argv if word.endswith((".yaml", ".yml"))), str(default_file))
+    (Path(run) / ".configs").write_text(str(Path(file.removeprefix("--config=")).parent), encoding="utf-8")
+
+
 def beside(run: str, stage: str) -> str:
-    """The shipped config of a stage for a run named like its folder, or CONFIG: for hints on what to type next."""
-    path = Path("configs") / Path(run).name / f"{stage}.yaml"
+    """The config of a stage that stands beside the one a run was started with, or CONFIG: for hints on what to type next."""
+    kept = Path(run) / ".configs"
+    path = Path(kept.read_text(encoding="utf-8")) / f"{stage}.yaml" if kept.exists() else Path("CONFIG")
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     return str(path) if path.exists() else "CONFIG"
 
 
@@ -158,6 +167,9 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
 # ------------------------------------------------------------------------------------------------- the command line
 
 
+CONFIG_HELP = "a YAML file of these settings"
+
+
 class _Once(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         if hasattr(namespace, self.dest):
@@ -219,8 +231,7 @@ def parser(cls: type[Settings], description: str, positional: str, positional_he
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     p.add_argument(positional, nargs="?", help=positional_help)
-    if positional != "config":
-        p.add_argument("--config", action=_Once, default=argparse.SUPPRESS, help="a YAML file of these settings")
+    p.add_argument("--config", dest="config_option", nargs=1, action=_Once, default=argparse.SUPPRESS, help=CONFIG_HELP)
     group = p.add_argument_group("settings")
     for key, field in leaves(cls):
         shown = "" if field.is_required() else f" (default: {_show(field.get_default(call_default_factory=True))})"
@@ -257,7 +268,10 @@ def parse(
     if rest:
         raise UserError(_unknown_option(rest[0], [key for key, _ in leaves(cls)]))
     given = vars(arguments)
-    path = Path(given["config"]) if given.get("config") else default_file
+    files = [*given.get("config_option", []), *([given["config"]] if given.get("config") else [])]
+    if len(files) > 1:
+        raise UserError(f"the config is given twice, as {files[0]} and {files[1]}; keep one")
+    path = Path(files[0]) if files else default_file
     settings = json.loads(json.dumps(base or {}))
     if path:
         _merge(settings, read_yaml(path))

@@ -43,7 +43,7 @@ class Settings(SamplingConfig):
     """class names or numbers, dealt to the images in turn; all classes when null"""
     num_images: int | None = Field(None, ge=1)
     """images in all; one a label when null"""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**62)
     """image i has seed `seed + i`"""
     format: Literal["png", "npz", "codes"] = "png"
     """png: an imagefolder; npz: the evaluators' layout; codes: a codes dataset"""
@@ -88,7 +88,7 @@ def open_output(c: Settings, request: Request, pipeline_folder: Path) -> Output:
     plan = path / ".request.json"
     if plan.exists() and folder.read_json(plan) == asked:
         return FORMATS[c.format](path, request)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(entry != plan for entry in path.iterdir())):
         if not c.overwrite or not plan.exists():
             what = "another request's images" if plan.exists() else "something else"
             hint = ", or --overwrite true to replace them" if plan.exists() else ""

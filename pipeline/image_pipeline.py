@@ -174,6 +174,8 @@ class ImagePipeline:
         """A seed for each image."""
         if seed is not None and generator is not None:
             raise UserError("give a seed or a generator, not both")
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed <= 2**62):
+            raise UserError(f"seed must be a whole number from 0 to 2**62, got {seed!r}")
         if seed is not None:
             return [seed + i for i in range(number)]
         device = generator.device if generator is not None else None

@@ -41,7 +41,7 @@ class RunSettings(Settings):
     """folder of the experiment, where it is not the one the configs name"""
     images: str | None = None
     """images.source, where it is not the one the configs name: a Hub dataset id or a folder"""
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, le=2**62)
     """of both trainings and the samples"""
     launch: str = "python"
     """what starts each command: `python`, or for several devices `accelerate launch ...`"""

@@ -103,7 +103,7 @@ class TrainConfig(Settings):
     """of the averaged weights that are evaluated and saved"""
     precision: Precision = "auto"
     """auto is bf16 where the hardware computes it; weights and loss are fp32 always"""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**62)
     """of the weights, the order of the rows and every draw"""
     log_every: int = Field(20, ge=1)
     """steps between lines of metrics.jsonl"""

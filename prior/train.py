@@ -86,6 +86,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     )  # fmt: skip
     data = read_codes(c)
     open_run(run, c, CHANGEABLE, accelerator)
+    if c.batch_size > len(data.splits["train"].rows):
+        raise UserError(f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it")
     model_config = PriorConfig.over(data.info, c.model, conditional=c.condition == "labels")
     rows = CodesRows(data.splits["train"], model_config)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)

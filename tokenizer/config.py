@@ -152,7 +152,7 @@ class TrainConfig(Settings):
     """a code used less than this share of its fair part is moved to where the codebook fits worst"""
     precision: Precision = "auto"
     """auto is bf16 where the hardware computes it; weights, distances and losses are fp32 always"""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**62)
     """of the weights, the order of the images and every draw"""
     workers: int = Field(0, ge=0)
     """processes that read images ahead; 0 is best for sets kept in memory"""

@@ -78,6 +78,8 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         codes.begin(folder, info)
+        for path in codes.mend(folder):
+            print(f"{path} was damaged and is written again", file=sys.stderr)
     accelerator.wait_for_everyone()
 
     if codes.is_whole(folder):

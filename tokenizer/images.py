@@ -10,6 +10,7 @@ Shapes: B images, C channels (1, 3 or 4), H x W pixels wanted; H' = H + margin, 
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -109,6 +110,12 @@ def _decoded(file: bytes, shape: _Shape) -> Tensor:
 # ------------------------------------------------------------------------------------------------- splits of a source
 
 
+def _reason(error: Exception, encoded: dict[str, Any] | None) -> str:
+    """Why a row could not be decoded, with its file where it has one."""
+    reason = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", one_line(error))
+    return f"{encoded['path']}: {reason}" if encoded and encoded["path"] else reason
+
+
 class ImageSplit(torch.utils.data.Dataset):
     """Positions 0..len-1 into some rows of a source's split, read in batches.
 
@@ -173,7 +180,7 @@ class ImageSplit(torch.utils.data.Dataset):
                     images[len(kept)] = _decoded(file_of(encoded), self._shape)
                     kept.append(i)
                 except Exception as error:  # damaged files raise nearly anything in PIL: OSError, SyntaxError, KeyError
-                    corrupt.append(CorruptRow(row, one_line(error)))
+                    corrupt.append(CorruptRow(row, _reason(error, encoded)))
                     if self._on_corrupt == "refuse":
                         raise UserError(
                             f"{self._part.title}, row {row}: the image cannot be decoded ({corrupt[-1].reason}); "

@@ -72,7 +72,12 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         if split.corrupt:
             accelerator.print(f"{split.name}: {len(split.corrupt)} unreadable images left out, {len(split)} remain")
 
+    if c.batch_size > len(splits["train"]):
+        raise UserError(f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it")
+
     trained, first_step = start(c, images, run, accelerator)
+    if first_step > 0 and accelerator.is_main_process:
+        trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step)
     bar, figures = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step), {}
@@ -200,6 +205,8 @@ def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
     accelerator = make_accelerator(c.precision)
     model = train(c, accelerator)
+    if accelerator.is_main_process:
+        config.remember_folder(c.run, argv, DEFAULT_CONFIG)
     accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}")
 
 
