@@ -58,6 +58,20 @@ def test_text_on_the_command_line_stays_text():
     assert parse("2024-02-30", cls=Generation, positional="run").run == "2024-02-30"
 
 
+def test_hints_name_the_configs_beside_the_one_a_run_was_started_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    config.remember_folder(str(tmp_path), ["configs/emoji/tokenizer.yaml", "--steps", "3"], Path("unused"))
+    assert config.beside(str(tmp_path), "prior") == "configs/emoji/prior.yaml"
+    assert config.beside(str(tmp_path / "unknown"), "prior") == "CONFIG"
+
+
+def test_a_config_may_be_given_by_name_but_not_twice(tmp_path):
+    path = written(tmp_path, "steps: 7")
+    assert parse("--config", path).steps == 7
+    with pytest.raises(UserError, match="the config is given twice"):
+        parse(path, "--config", path)
+
+
 def test_what_has_a_place_may_be_given_by_name_but_not_twice():
     assert parse("--run", "runs/a", cls=Generation, positional="run").run == "runs/a"
     with pytest.raises(UserError, match="run is given twice, as runs/b and as --run; keep one"):
@@ -108,6 +122,7 @@ def test_a_wrong_file_fails_with_the_files_name_and_the_full_key(tmp_path, text,
         (["--steps", "3", "--steps", "4"], "--steps is given twice"),
         (["--steps", "many"], "steps .*integer.*got 'many'"),
         (["--steps"], "expected 1 argument"),
+        (["--seed", "99999999999999999999999"], "seed .*less than or equal to"),
         (["nowhere.yaml"], "there is no config file nowhere.yaml"),
         (["configs/digits/tokeniser.yaml"], "did you mean configs/digits/tokenizer.yaml"),
         (["a.yaml", "b.yaml"], "unexpected argument b.yaml"),

@@ -141,6 +141,32 @@ def test_an_interrupted_encode_ends_with_the_same_bytes(finished_run, tmp_path, 
     assert same_files(finished_run / "codes", tmp_path / "killed/codes", *names)
 
 
+def test_a_damaged_shard_or_summary_is_written_again_by_the_same_command(finished_run, tmp_path, accelerator):
+    shutil.copytree(finished_run / "codes", tmp_path / "codes")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "codes").iterdir()}
+    settings = EncodeSettings(run=str(finished_run), output=str(tmp_path / "codes"), views=2, shard_size=500, precision="fp32")
+    for name, damage in (("train-00001-of-00003.parquet", b"PAR1"), ("codes.json", b"{")):
+        (tmp_path / "codes" / name).write_bytes(damage)
+        encode(settings, accelerator)
+        assert before == {path.name: path.read_bytes() for path in (tmp_path / "codes").iterdir()}
+
+
+def test_a_damaged_model_of_a_finished_run_is_written_again_from_its_state(finished_run, tmp_path, accelerator):
+    shutil.copytree(finished_run, tmp_path / "run")
+    weights = tmp_path / "run/tokenizer/model/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    train_tokenizer(tokenizer_training(tmp_path / "run"), accelerator)
+    assert weights.read_bytes() == whole
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path, accelerator):
+    with pytest.raises(UserError, match="batch_size 100000 is more than the 1350 training images; lower it"):
+        train_tokenizer(
+            tokenizer_training(tmp_path, batch_size=100_000, images=ImagesConfig(validation_share=0.1)), accelerator
+        )
+
+
 def test_the_decode_back_check_agrees_with_the_training_evaluation(finished_run):
     """Codes read from the disk reach the PSNR that validation reported for the same weights."""
     last = [line for line in read_metrics(finished_run / "tokenizer/metrics.jsonl") if "psnr" in line][-1]
