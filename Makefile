@@ -10,6 +10,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt ruff
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
