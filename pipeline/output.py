@@ -1,8 +1,8 @@
 """Where generated images go: a folder of PNG files, the field's npz, or a codes dataset; each written batch by batch.
 
-has(number)     whether a batch is on the disk already: an interrupted request goes on
-write(...)      one batch, by the process that drew it
-finish()        by the main process, when all batches are there
+`is_whole()` says whether nothing is left to do, `has(number)` whether a batch is on the disk already, so that an
+interrupted request goes on; `write(batch)` is called by the process that drew it, `finish()` by the main process when
+all batches are there.
 """
 
 import json

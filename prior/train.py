@@ -5,7 +5,8 @@
 Reads RUN/codes (or --codes) and writes into RUN/prior:
     config.yaml      the settings of this run, overrides included
     metrics.jsonl    one line every `log_every` steps, one every evaluation
-    curves.png       training and validation NLL beside the two priors that need no training
+    figures.json     NLL of the kept weights on every held-out split, beside the two priors that need no training
+    curves.png       training and validation NLL beside the same two
     state/           what resuming needs
     model/           what everyone else needs: the averaged weights that were best on the validation split
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.

@@ -1,3 +1,5 @@
+"""Images from wherever they lie: every layout, every mode of file, and what is said of those that cannot be read."""
+
 import io
 import json
 import pickle
