@@ -3,10 +3,11 @@
 A folder that `datasets.load_dataset(FOLDER)` reads as it is:
 
     SPLIT-00000-of-00006.parquet    one row a view of an image: codes (T,), label, row (its index in the source)
-    codes.json                      K, grid, views, classes, source and its fingerprint, the tokenizer's SHA-256
+    codes.json                      K, grid, depth, views, classes, source and its fingerprint, the tokenizer's SHA-256
     README.md                       the dataset card, with its YAML head
 
-Shapes: codes (N, T) in [0, K), T = h·w in raster order, in the smallest unsigned type that holds K; labels (N,).
+Shapes: codes (N, T) in [0, K), T = h·w·Q in raster order, the Q codes of a place side by side, in the smallest unsigned
+type that holds K; labels (N,).
 
 Shards are written aside and renamed; `codes.json` comes last, so a folder that has one is whole.
 """
@@ -14,13 +15,14 @@ Shards are written aside and renamed; `codes.json` comes last, so a folder that 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config import Settings, build
 from common.errors import UserError
@@ -44,7 +46,12 @@ class CodesInfo(Settings):
     """What `codes.json` says."""
 
     codebook_size: int = Field(ge=2)
+    """K, values a code has"""
+    factors: tuple[Annotated[int, Field(ge=2)], ...] | None = None
+    """values of each digit of a code, most significant first, their product K: several for fsq and lfq; null is one digit"""
     grid: Annotated[tuple[int, int], Field(description="(h, w)")]
+    code_depth: int = Field(1, ge=1)
+    """Q, codes a place of the grid"""
     views: int = Field(ge=1)
     class_names: tuple[str, ...] | None
     tokenizer: TokenizerIdentity
@@ -52,10 +59,16 @@ class CodesInfo(Settings):
     """the images' settings and their fingerprint"""
     shard_size: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _multiplies(self) -> "CodesInfo":
+        if self.factors is not None and prod(self.factors) != self.codebook_size:
+            raise ValueError(f"factors {self.factors} must multiply to codebook_size {self.codebook_size}")
+        return self
+
     @property
     def length(self) -> int:
         """T, codes an image."""
-        return self.grid[0] * self.grid[1]
+        return self.grid[0] * self.grid[1] * self.code_depth
 
     @property
     def dtype(self) -> np.dtype:
@@ -153,8 +166,9 @@ def finish(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]
 
 def _card(info: CodesInfo) -> str:
     h, w = info.grid
+    depth = f" x {info.code_depth}" if info.code_depth > 1 else ""
     return (
-        f"# Image codes\n\n{h} x {w} codes an image, raster order, from a codebook of {info.codebook_size}; "
+        f"# Image codes\n\n{h} x {w}{depth} codes an image, raster order, each of {info.codebook_size} values; "
         f"{info.views} view(s) an image, each a row.\n\n"
         f"- tokenizer: {info.tokenizer.name}, SHA-256 of its weights `{info.tokenizer.sha256}`\n"
         f"- source: `{json.dumps(info.source)}`\n"

@@ -114,6 +114,8 @@ def _explain(cls: type[Settings], error: ValidationError, source: str) -> str:
     key = ".".join(_without_tags(cls, path)) or cls.__name__
     if first["type"] == "extra_forbidden":
         known = [name for name, _ in leaves(cls)]
+        if key in known:  # pydantic puts the chosen kind before the setting
+            return f"{source}: {key} is a setting of another kind than {path[-2]}"
         last = key.rpartition(".")[2]
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rpartition(".")[2] == last][:1]
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(cls.model_fields)}"
@@ -286,8 +288,27 @@ def parse(
         if positional in overrides:
             raise UserError(f"{positional} is given twice, as {given[positional]} and as --{positional}; keep one")
         overrides[positional] = given[positional]
+    _leave_what_another_kind_has_not(cls, settings, overrides)
     _merge(settings, overrides)
     return build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
+
+
+def _leave_what_another_kind_has_not(cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Where the command line chooses another `kind` than the file did, the file's settings that only the old one has go."""
+    for name, value in overrides.items():
+        below, members = settings.get(name), _nested(cls.model_fields[name].annotation) if name in cls.model_fields else []
+        if not isinstance(value, Mapping) or not isinstance(below, dict) or not members:
+            continue
+        chosen = members[0]
+        if len(members) > 1:
+            kinds = {kind: m for m in members for kind in typing.get_args(m.model_fields["kind"].annotation)}
+            before = kinds.get(below.get("kind", members[0].model_fields["kind"].default))
+            chosen = kinds.get(value.get("kind"), before)
+            if before is not None and chosen is not before:
+                for key in set(below) & set(before.model_fields) - set(chosen.model_fields):
+                    del below[key]
+        if chosen is not None:
+            _leave_what_another_kind_has_not(chosen, below, value)
 
 
 def _underscored(word: str) -> str:

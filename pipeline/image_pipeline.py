@@ -3,8 +3,8 @@
     pipeline = ImagePipeline.from_pretrained("runs/digits/pipeline").to("cuda")
     pipeline(labels=["3", "7"], seed=0).images    # a list of PIL images
 
-Shapes inside: codes (B, T) -> indices (B, h, w) -> images (B, C, H, W) uint8. An image is a function of (weights,
-label, seed): batches have a fixed, padded size, so neither its neighbours nor the number of processes change it.
+Shapes inside: codes (B, T) -> indices (B, h, w) or (B, h, w, Q) -> images (B, C, H, W) uint8. An image is a function of
+(weights, label, seed): batches have a fixed, padded size, so neither its neighbours nor the number of processes change it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from common import config, folder
@@ -21,8 +20,9 @@ from common.codes import TokenizerIdentity
 from common.errors import UserError
 from prior.model import Prior
 from prior.sample import SamplingConfig, sample
+from tokenizer.base import ImageTokenizer
 from tokenizer.images import from_pil, to_float, to_pil, to_uint8
-from tokenizer.model import Tokenizer
+from tokenizer.model import load_tokenizer
 
 BATCH_SIZE = 64
 
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 class ImagePipeline:
     """A tokenizer and a prior over its codes."""
 
-    def __init__(self, tokenizer: Tokenizer, prior: Prior, sampling: SamplingConfig, identity: TokenizerIdentity):
+    def __init__(self, tokenizer: ImageTokenizer, prior: Prior, sampling: SamplingConfig, identity: TokenizerIdentity):
         """
         Args:
             sampling: used where a call gives nothing else.
@@ -68,7 +68,7 @@ class ImagePipeline:
     def from_models(cls, tokenizer: str | Path, prior: str | Path, sampling: SamplingConfig) -> "ImagePipeline":
         """From the two model folders that training wrote."""
         path = folder.locate(tokenizer)
-        loaded = Tokenizer.from_pretrained(path)
+        loaded = load_tokenizer(path)
         identity = TokenizerIdentity(name=str(tokenizer), sha256=folder.sha256(path / "model.safetensors"))
         return cls(loaded, Prior.from_pretrained(prior), sampling, identity)
 
@@ -91,7 +91,7 @@ class ImagePipeline:
             self.prior.save_pretrained(aside / "prior")
             index = {
                 "kind": "tesserae.imagepipeline", "format": folder.FORMAT, "_class_name": "ImagePipeline",
-                "tokenizer": ["tokenizer.model", "Tokenizer"], "prior": ["prior.model", "Prior"],
+                "tokenizer": _class_of(self.tokenizer), "prior": _class_of(self.prior),
             }  # fmt: skip
             folder.write_json(aside / "model_index.json", index)
             folder.write_json(aside / "generation_config.json", self.sampling.model_dump(mode="json"))
@@ -201,8 +201,7 @@ class ImagePipeline:
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """codes (B, T) -> images (B, C, H, W) uint8 on the CPU."""
-        indices = rearrange(codes, "b (h w) -> b h w", h=self.prior.config.grid[0])
-        return to_uint8(self.tokenizer.decode(indices)).cpu()
+        return to_uint8(self.tokenizer.decode(codes.view(-1, *self.tokenizer.index_shape))).cpu()
 
     @torch.inference_mode()
     def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:
@@ -216,3 +215,7 @@ class ImagePipeline:
             decoded = self.tokenizer.decode(self.tokenizer.encode(to_float(part.to(self.device))))
             found += to_pil(to_uint8(decoded).cpu())
         return found
+
+
+def _class_of(model: torch.nn.Module) -> list[str]:
+    return [type(model).__module__, type(model).__name__]

@@ -13,10 +13,13 @@ def uniform_nll(codebook_size: int) -> float:
     return math.log(codebook_size)
 
 
-def marginal_nll(train: np.ndarray, held_out: np.ndarray, codebook_size: int) -> float:
-    """Cross-entropy of held-out codes under the train split's code frequencies (each count raised by one).
+def marginal_nll(train: np.ndarray, held_out: np.ndarray, codebook_size: int, code_depth: int = 1) -> float:
+    """Cross-entropy of held-out codes under the train split's code frequencies at their depth (each count raised by one).
 
     On the codes it was counted on this is their entropy, up to the smoothing.
     """
-    counts = np.bincount(train.reshape(-1), minlength=codebook_size) + 1.0
-    return float(-np.log(counts / counts.sum())[held_out.reshape(-1)].mean())
+    total = 0.0
+    for seen, wanted in zip(train.reshape(-1, code_depth).T, held_out.reshape(-1, code_depth).T, strict=True):
+        counts = np.bincount(seen, minlength=codebook_size) + 1.0
+        total -= np.log(counts / counts.sum())[wanted].mean()
+    return float(total / code_depth)

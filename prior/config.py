@@ -8,6 +8,9 @@ from common.codes import CodesInfo, TokenizerIdentity
 from common.config import Settings
 from common.launch import Precision
 
+LARGEST_VOCABULARY = 16_384  # the embedding and the head of more rows would outweigh the blocks between them
+PART_VOCABULARY = 1024
+
 
 class ArchitectureConfig(Settings):
     """Sizes of the Transformer that no other stage decides."""
@@ -41,9 +44,13 @@ class PriorConfig(Settings):
     """A prior over the codes of one tokenizer. The codes dataset decides all but the architecture."""
 
     codebook_size: int = Field(ge=2)
-    """K"""
+    """K, values a code has"""
+    factors: tuple[int, ...] | None = None
+    """values of each digit of a code, where it has several"""
     grid: tuple[int, int]
     """(h, w)"""
+    code_depth: int = Field(1, ge=1)
+    """Q, codes a place of the grid"""
     class_names: tuple[str, ...] | None
     """names of the classes; null for an unconditional prior"""
     tokenizer: TokenizerIdentity
@@ -55,14 +62,29 @@ class PriorConfig(Settings):
     def over(cls, info: CodesInfo, architecture: ArchitectureConfig, conditional: bool) -> "PriorConfig":
         """The config of a prior over a codes dataset."""
         return cls(
-            codebook_size=info.codebook_size, grid=info.grid, tokenizer=info.tokenizer, architecture=architecture,
-            class_names=info.class_names if conditional else None,
+            codebook_size=info.codebook_size, factors=info.factors, grid=info.grid, code_depth=info.code_depth,
+            tokenizer=info.tokenizer, architecture=architecture, class_names=info.class_names if conditional else None,
         )  # fmt: skip
 
     @property
     def length(self) -> int:
         """T, codes an image."""
-        return self.grid[0] * self.grid[1]
+        return self.grid[0] * self.grid[1] * self.code_depth
+
+    @property
+    def vocabularies(self) -> tuple[int, ...]:
+        """Values of each part that a code is embedded and predicted in; their product is K.
+
+        One part up to `LARGEST_VOCABULARY` values, and where a code is one digit; of more, digits side by side are grouped.
+        """
+        if self.factors is None or self.codebook_size <= LARGEST_VOCABULARY:
+            return (self.codebook_size,)
+        groups = [1]
+        for digit in self.factors:
+            if groups[-1] > 1 and groups[-1] * digit > PART_VOCABULARY:
+                groups.append(1)
+            groups[-1] *= digit
+        return tuple(groups)
 
     @property
     def num_classes(self) -> int:

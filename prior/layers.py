@@ -19,12 +19,12 @@ SHORT = 256  # up to this length plain products beat the fused attention on a CP
 
 
 def grid_angles(config: PriorConfig) -> Tensor:
-    """(T, head_dim / 2): how far each pair is turned at each input: the class at (0, 0), code (i, j) at (i + 1, j + 1)."""
+    """(T, head_dim / 2): how far each pair is turned at each input: the class at (0, 0), codes of (i, j) at (i + 1, j + 1)."""
     pairs = config.architecture.head_dim // 4  # of each axis
     speed = ROTARY_BASE ** (-torch.arange(pairs).double() / pairs)
     h, w = config.grid
     row, column = torch.meshgrid(torch.arange(h) + 1.0, torch.arange(w) + 1.0, indexing="ij")
-    places = torch.stack([row.flatten(), column.flatten()], 1).double()  # (T, 2)
+    places = torch.stack([row.flatten(), column.flatten()], 1).double().repeat_interleave(config.code_depth, 0)  # (T, 2)
     places = torch.cat([places.new_zeros(1, 2), places[:-1]])  # the last code is predicted, never an input
     return rearrange(places[:, :, None] * speed, "t yx p -> t (yx p)").float()
 

@@ -2,8 +2,8 @@
 
 B images of T codes from a codebook of K:  labels (B,), seeds (B,) -> codes (B, T), int64 in [0, K).
 
-All the randomness of an image is T uniform numbers from its own seed, and the batch has a fixed, padded size, so that
-an image is the same wherever in the batch it stands and whichever process draws it.
+All the randomness of an image is T uniform numbers from its own seed (times the parts a code is drawn in), and the batch
+has a fixed, padded size, so that an image is the same wherever in the batch it stands and whichever process draws it.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.config import Settings
+from common.digits import to_index
 from prior.cache import KVCache
 from prior.model import Prior
 
@@ -59,18 +60,19 @@ def sample(
         some = slice(start, min(start + batch_size, B))
         number = some.stop - some.start
         padded = torch.cat([labels[some], labels[some][-1:].expand(batch_size - number)])
-        uniforms = image_uniforms([*seeds[some], *[0] * (batch_size - number)], prior.config.length)
+        padding = [0] * (batch_size - number)
+        uniforms = image_uniforms([*seeds[some], *padding], prior.config.length, len(prior.vocabularies))
         parts.append(_sample_batch(prior, padded, uniforms.to(labels.device), config)[:number])
     return torch.cat(parts)
 
 
-def image_uniforms(seeds: Sequence[int], length: int) -> Tensor:
-    """(B, length) in (0, 1]: all the randomness of each image, from its own seed."""
-    return torch.stack([1 - torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
+    """(B, *shape) in (0, 1]: all the randomness of each image, from its own seed; a number for each part of each code."""
+    return torch.stack([1 - torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def _sample_batch(prior: Prior, labels: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    B, T = uniforms.shape
+    B, T, G = uniforms.shape
     guided = config.guidance != 1
     if guided:  # with the class above, without it below, in one batch
         labels = torch.cat([labels, torch.full_like(labels, prior.config.num_classes)])
@@ -78,12 +80,15 @@ def _sample_batch(prior: Prior, labels: Tensor, uniforms: Tensor, config: Sampli
     codes = torch.empty(B, T, dtype=torch.int64, device=labels.device)
     x = prior.class_embedding(labels)[:, None]  # (B or 2B, 1, C)
     for t in range(T):
-        logits = prior.step(x, t, cache)
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = torch.lerp(unconditional, conditional, config.guidance)
-        codes[:, t] = draw(logits, uniforms[:, t], config)
-        x = prior.code_embedding(codes[:, t : t + 1])
+        hidden, parts = prior.step(x, t, cache), []
+        for g in range(G):
+            logits = prior.head.part(hidden, t, [torch.cat([part, part]) if guided else part for part in parts])
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = torch.lerp(unconditional, conditional, config.guidance)
+            parts.append(draw(logits, uniforms[:, t, g], config))
+        codes[:, t] = to_index(torch.stack(parts, dim=-1), prior.vocabularies)
+        x = prior.embed(codes[:, t : t + 1], t)
         x = torch.cat([x, x]) if guided else x
     return codes
 

@@ -110,7 +110,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 batch = to_device(next(reader), accelerator)
                 labels = hide_labels(batch.labels, model_config.num_classes, c.label_dropout)
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-                    nll = nll_each(model(labels, batch.codes), batch.codes).mean()
+                    nll = nll_each(model(labels, batch.codes), batch.codes, model_config.vocabularies).mean()
                     accelerator.backward(nll / c.accumulate)
                 trained.means.add(nll=nll)
             accelerator.clip_grad_norm_(model.parameters(), c.clip)
@@ -218,7 +218,7 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
         if name != "train":
             plain = plain_views(split, data.info)
             figures[f"{name}_nll"] = evaluate(kept, CodesRows(plain, kept.config), accelerator)
-            figures[f"{name}_marginal_nll"] = marginal_nll(train_codes, plain.codes, K)
+            figures[f"{name}_marginal_nll"] = marginal_nll(train_codes, plain.codes, K, data.info.code_depth)
             accelerator.print(
                 f"{name}: {figures[f'{name}_nll']:.3f} nats per code; independent codes "
                 f"{figures[f'{name}_marginal_nll']:.3f}, uniform ln {K} = {figures['uniform_nll']:.3f}"

@@ -8,17 +8,20 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from tokenizer.quantizers.build import build_quantizer
 
 from common.launch import make_accelerator, run_command
-from tokenizer.config import EMAVQConfig, VQConfig
-from tokenizer.quantize import build_quantizer
+from tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, ResidualConfig, SimVQConfig, VQConfig
 from tokenizer.upkeep import CodebookUpkeep
 
 
 def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator()
     assert accelerator.num_processes == 2
-    for config in (VQConfig(codebook_size=64, code_dim=4), EMAVQConfig(codebook_size=64, code_dim=4, decay=0.9)):
+    sizes = {"codebook_size": 64, "code_dim": 4}
+    stacked = ResidualConfig(code_depth=2, each=EMAVQConfig(**sizes, decay=0.9))
+    kinds = (VQConfig(**sizes), EMAVQConfig(**sizes, decay=0.9), SimVQConfig(**sizes), GumbelConfig(**sizes), stacked)
+    for config in kinds:
         torch.manual_seed(0)
         quantizer = build_quantizer(config)
         upkeep = CodebookUpkeep(quantizer, revive_below=0.1)
@@ -26,10 +29,10 @@ def main(argv: Sequence[str]) -> None:
         revived = 0
         for step in range(200):
             upkeep.observe(quantizer(torch.randn(4, 4, 4, 4).abs()))  # in one orthant: most codes are never nearest
-            revived += len(upkeep.step(accelerator, step, revive=True))
-        codebooks = accelerator.gather(quantizer.codebook.detach()[None])
+            revived += sum(map(len, upkeep.step(accelerator, step, revive=True)))
         assert revived > 0, "nothing was revived, so nothing was tested"
-        accelerator.print(config.kind, "equal" if torch.equal(codebooks[0], codebooks[1]) else "DRIFTED")
+        both = [accelerator.gather(table.codebook.detach()[None]) for table in quantizer.tables()]
+        accelerator.print(config.kind, "equal" if all(torch.equal(a, b) for a, b in both) else "DRIFTED")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from common.launch import make_accelerator
 from prior.config import ArchitectureConfig, PriorConfig
 from prior.config import TrainConfig as PriorTraining
 from prior.model import Prior
-from tokenizer.config import EncodeConfig, ImagesConfig, TokenizerConfig, VQConfig
+from tokenizer.config import EncodeConfig, ImagesConfig, TokenizerConfig
 from tokenizer.config import TrainConfig as TokenizerTraining
+from tokenizer.quantizers.config import VQConfig
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
 

@@ -11,8 +11,9 @@ from pipeline.generate import Settings as Generation
 from prior.config import PriorConfig
 from prior.config import TrainConfig as PriorTraining
 from prior.sample import SamplingConfig
-from tokenizer.config import EMAVQConfig, TokenizerConfig
+from tokenizer.config import ClusterConfig, TokenizerConfig
 from tokenizer.config import TrainConfig as TokenizerTraining
+from tokenizer.quantizers.config import EMAVQConfig, FSQConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and not path.name.startswith("_"))
@@ -30,7 +31,8 @@ def written(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_loads_and_its_stages_share_a_run(name):
-    tokenizer = parse(CONFIGS / name / "tokenizer.yaml")
+    fitted_by = ClusterConfig if name.endswith("kmeans") else TokenizerTraining
+    tokenizer = parse(CONFIGS / name / "tokenizer.yaml", cls=fitted_by)
     prior = parse(CONFIGS / name / "prior.yaml", cls=PriorTraining)
     assert tokenizer.run == prior.run == config.read_yaml(CONFIGS / name / "generate.yaml")["run"] == f"runs/{name}"
 
@@ -81,6 +83,20 @@ def test_what_has_a_place_may_be_given_by_name_but_not_twice():
 def test_a_settings_kind_selects_its_class():
     c = parse("--model.quantizer.kind", "vq_ema", "--model.quantizer.decay", "0.9")
     assert isinstance(c.model.quantizer, EMAVQConfig) and c.model.quantizer.decay == 0.9
+
+
+def test_another_kind_on_the_command_line_leaves_the_files_settings_that_it_has_not(tmp_path):
+    path = written(tmp_path, "model: {quantizer: {kind: vq_ema, codebook_size: 64, decay: 0.9}}")
+    assert parse(path, "--model.quantizer.kind", "vq").model.quantizer.codebook_size == 64
+    assert parse(path, "--model.quantizer.kind", "fsq").model.quantizer == FSQConfig()
+    stacked = parse(path, "--model.quantizer.kind", "residual", "--model.quantizer.each.codebook_size", "32")
+    assert stacked.model.quantizer.each.codebook_size == 32
+
+
+def test_a_kind_that_the_file_itself_misfits_is_refused(tmp_path):
+    path = written(tmp_path, "model: {quantizer: {kind: fsq, codebook_size: 64}}")
+    with pytest.raises(UserError, match=r"model.quantizer.codebook_size is a setting of another kind than fsq"):
+        parse(path)
 
 
 def test_a_config_survives_being_written_and_read(tmp_path):
@@ -139,7 +155,7 @@ def test_help_shows_type_meaning_and_default_of_every_setting(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--model.quantizer.kind vq | vq_ema" in shown
+    assert "--model.quantizer.kind vq | vq_ema | simvq | gumbel | fsq | lfq | residual" in shown
     assert "--steps int optimizer steps (default: 1000)" in shown
     for key, field in config.leaves(TokenizerTraining):
         assert f"--{key} " in shown and field.description, key

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.digits import to_digits, to_index
 from prior.baselines import marginal_nll, uniform_nll
 from prior.cache import KVCache
 from prior.config import ArchitectureConfig
@@ -21,6 +22,25 @@ def codes():
 
 
 LABELS = torch.tensor([0, 2, 3, 1])  # 3 stands for no class
+SHAPES = {
+    "one code a place": {},
+    "two codes a place": {"grid": (3, 2), "code_depth": 2},
+    "codes in parts": {"codebook_size": 32768, "factors": (16, 16, 16, 8), "grid": (2, 2), "code_depth": 2},
+}
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
+def any_prior(prior, request):
+    """The shapes codes come in, over the classes and widths of `prior`."""
+    torch.manual_seed(0)
+    model = Prior(prior.config.model_copy(update=request.param)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def some_codes(prior: Prior) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, prior.config.codebook_size, (4, prior.config.length), generator=generator)
 
 
 def test_a_code_cannot_be_seen_before_it_is_predicted(prior, codes):
@@ -38,12 +58,17 @@ def test_every_code_is_seen_by_all_that_follow(prior, codes):
     assert (difference[3:] > 0).all()
 
 
-def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(prior, codes):
-    cache = KVCache(prior.config, 4, device=torch.device("cpu"), dtype=torch.float32)
-    expected, x = prior(LABELS, codes), prior.class_embedding(LABELS)[:, None]
-    for t in range(9):
-        torch.testing.assert_close(prior.step(x, t, cache), expected[:, t], atol=1e-4, rtol=1e-4)  # fp32 rounding
-        x = prior.code_embedding(codes[:, t : t + 1])
+def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior):
+    codes = some_codes(any_prior)
+    cache = KVCache(any_prior.config, 4, device=torch.device("cpu"), dtype=torch.float32)
+    expected, x = any_prior(LABELS, codes), any_prior.class_embedding(LABELS)[:, None]
+    digits = to_digits(codes, any_prior.vocabularies)
+    for t in range(any_prior.config.length):
+        hidden = any_prior.step(x, t, cache)
+        before = [digits[:, t, :g].unbind(-1) for g in range(len(any_prior.vocabularies))]
+        logits = torch.cat([any_prior.head.part(hidden, t, parts) for parts in before], dim=-1)
+        torch.testing.assert_close(logits, expected[:, t], atol=1e-4, rtol=1e-4)  # fp32 rounding
+        x = any_prior.embed(codes[:, t : t + 1], t)
 
 
 def test_plain_attention_is_the_fused_one():
@@ -52,10 +77,49 @@ def test_plain_attention_is_the_fused_one():
     torch.testing.assert_close(causal_attention(q, k, v), fused)
 
 
-def test_an_untrained_prior_is_uniform(prior, codes):
-    """Its head starts at zero, so training starts at ln K and not above."""
-    untrained = Prior(prior.config)
-    torch.testing.assert_close(-untrained.log_prob(codes, LABELS), torch.full((4,), 9 * math.log(16)))
+def test_an_untrained_prior_is_uniform(any_prior):
+    """Its head starts at zero, so training starts at ln K and not above, also where a code is predicted in parts."""
+    untrained, c = Prior(any_prior.config), any_prior.config
+    expected = torch.full((4,), c.length * math.log(c.codebook_size))
+    torch.testing.assert_close(-untrained.log_prob(some_codes(untrained), LABELS), expected)
+
+
+def test_a_large_code_of_digits_is_predicted_in_parts_and_a_table_is_not(prior):
+    def vocabularies(**settings):
+        return prior.config.model_copy(update=settings).vocabularies
+
+    assert vocabularies(codebook_size=2**18, factors=(2,) * 18) == (1024, 256)
+    assert vocabularies(codebook_size=1000, factors=(8, 5, 5, 5)) == (1000,)
+    assert vocabularies(codebook_size=2**18, factors=(2**18,)) == (2**18,)
+
+
+def test_the_parts_of_a_code_are_a_distribution(prior):
+    """p(code) = p(first part) p(second part | first): over all 32,768 codes of the first place they sum to one."""
+    config = prior.config.model_copy(update={"codebook_size": 32768, "factors": (512, 64), "grid": (1, 2)})
+    torch.manual_seed(0)
+    model = Prior(config).eval()
+    torch.nn.init.normal_(model.head.weight)
+    codes = torch.stack([torch.arange(32768), torch.zeros(32768, dtype=torch.int64)], dim=1)
+    labels = torch.ones(32768, dtype=torch.int64)
+    nll = torch.cat([
+        nll_each(model(a, b), b, config.vocabularies) for a, b in zip(labels.split(4096), codes.split(4096), strict=True)
+    ])  # fmt: skip
+    assert nll[:, 0].neg().exp().sum().item() == pytest.approx(1, abs=1e-4)  # fp32, 32,768 terms
+
+
+def test_each_depth_has_an_embedding_and_a_head_of_its_own(prior):
+    deep = Prior(prior.config.model_copy(update={"code_depth": 2})).eval()
+    assert deep.code_embedding.num_embeddings == 2 * 16 and deep.head.weight.shape == (2 * 16, 32)
+    same = torch.full((1, 2), 5)
+    first, second = deep.embed(same, 0)[0]
+    assert torch.equal(first, deep.code_embedding.weight[5]) and torch.equal(second, deep.code_embedding.weight[16 + 5])
+
+
+def test_the_depths_of_a_place_share_its_position(prior):
+    """Input 1 + 2 i and 2 + 2 i are the two codes of place i, input 0 is the class."""
+    flat, deep = grid_angles(prior.config), grid_angles(prior.config.model_copy(update={"code_depth": 2}))
+    assert torch.equal(deep[0], flat[0])
+    assert torch.equal(deep[1:17:2], flat[1:]) and torch.equal(deep[2:17:2], flat[1:])
 
 
 def test_log_probabilities_of_all_images_sum_to_one(prior):
@@ -63,7 +127,7 @@ def test_log_probabilities_of_all_images_sum_to_one(prior):
     pairs = torch.cartesian_prod(torch.arange(16), torch.arange(16))
     codes = torch.cat([pairs, torch.zeros(256, 7, dtype=torch.int64)], dim=1)
     labels = torch.ones(256, dtype=torch.int64)
-    log_prob = -nll_each(prior(labels, codes), codes)[:, :2].sum(1)
+    log_prob = -nll_each(prior(labels, codes), codes, prior.vocabularies)[:, :2].sum(1)
     assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
@@ -77,14 +141,21 @@ def test_rotary_positions_are_two_dimensional(prior):
     assert not torch.equal(at[0, 0][:quarter], at[1, 0][:quarter])
 
 
-def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(prior):
+def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(any_prior):
     """Bit for bit: the batch has a fixed, padded size."""
-    together = sample(prior, torch.tensor([1, 2, 0, 1]), [5, 6, 7, 8], SamplingConfig(), batch_size=4)
-    alone = sample(prior, torch.tensor([2]), [6], SamplingConfig(), batch_size=4)
-    swapped = sample(prior, torch.tensor([2, 1]), [6, 5], SamplingConfig(), batch_size=4)
+    together = sample(any_prior, torch.tensor([1, 2, 0, 1]), [5, 6, 7, 8], SamplingConfig(), batch_size=4)
+    alone = sample(any_prior, torch.tensor([2]), [6], SamplingConfig(), batch_size=4)
+    swapped = sample(any_prior, torch.tensor([2, 1]), [6, 5], SamplingConfig(), batch_size=4)
     assert torch.equal(together[1:2], alone) and torch.equal(swapped, together[[1, 0]])
-    other_seed = sample(prior, torch.tensor([2]), [60], SamplingConfig(), batch_size=4)
+    other_seed = sample(any_prior, torch.tensor([2]), [60], SamplingConfig(), batch_size=4)
     assert not torch.equal(alone, other_seed)
+
+
+def test_a_greedy_draw_is_the_likeliest_code_given_those_before(any_prior):
+    """At a vanishing temperature every part of every code is the argmax of its teacher-forced logits."""
+    drawn = sample(any_prior, LABELS, [1, 2, 3, 4], SamplingConfig(temperature=1e-6), batch_size=4)
+    parts = any_prior(LABELS, drawn).split(list(any_prior.vocabularies), dim=-1)
+    assert torch.equal(to_index(torch.stack([part.argmax(-1) for part in parts], -1), any_prior.vocabularies), drawn)
 
 
 def test_draws_follow_the_softmax():
@@ -167,6 +238,13 @@ def test_the_priors_without_training():
     codes = np.random.default_rng(0).integers(0, 4, (10_000, 8))
     assert marginal_nll(codes, codes, 4) == pytest.approx(math.log(4), abs=1e-3)
     assert marginal_nll(np.zeros((1000, 8), int), np.zeros((5, 8), int), 4) < 0.01
+
+
+def test_independent_codes_are_counted_at_each_depth():
+    """The first depth always 0 and the second always 1 are certain, though both occur as often."""
+    codes = np.tile([0, 1], (1000, 4))
+    assert marginal_nll(codes, codes, 4, code_depth=2) < 0.01
+    assert marginal_nll(codes, codes, 4) == pytest.approx(math.log(2), abs=0.01)
 
 
 def test_heads_that_do_not_fit_are_refused():

@@ -6,15 +6,20 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from common import codes, folder
 from common.errors import UserError
 from common.run import read_metrics
+from pipeline.generate import Settings as Generation
+from pipeline.generate import generate
 from prior.train import train as train_prior
 from tests.conftest import prior_training, tokenizer_training
-from tokenizer.config import ImagesConfig
+from tokenizer.config import ImagesConfig, TokenizerConfig
 from tokenizer.encode import Settings as EncodeSettings
 from tokenizer.encode import encode
+from tokenizer.finite import MOST_IN_A_ROW, Part, SkippedSteps
+from tokenizer.quantizers.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, SimVQConfig, VQConfig
 from tokenizer.train import train as train_tokenizer
 
 
@@ -188,11 +193,75 @@ def test_a_split_of_one_row_more_than_a_batch_is_checked(finished_run, tmp_path,
 
 
 def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerator):
-    """A learning rate of 1e30 ends in NaN between two lines of metrics; nothing of it is saved."""
+    """A learning rate of 1e30 ends in NaN; the steps after are skipped, the run stops, and nothing of it is saved."""
     c = tokenizer_training(tmp_path, lr=1e30, warmup=0, steps=20, log_every=20, save_every=10, evaluate_every=20, clip=1e30)
-    with pytest.raises(UserError, match=r"became (nan|inf); the last saved state is whole"):
+    with pytest.raises(
+        UserError, match=r"5 steps in a row were not finite \(.*encoder's output is NaN or Inf for \d+ of 16 images"
+    ):
         train_tokenizer(c, accelerator)
     assert not list((tmp_path / "tokenizer").glob("state/*")) and not (tmp_path / "tokenizer/model").exists()
+
+
+def part(z_e: torch.Tensor, **losses: torch.Tensor) -> Part:
+    return Part(z_e, losses, rows=torch.arange(10, 10 + len(z_e)))
+
+
+NAN, ONE = torch.tensor(torch.nan), torch.tensor(1.0)
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(capsys):
+    """First things first: the encoder's output with its rows, then a loss, then the gradient."""
+    skipped, good, bad = SkippedSteps(), torch.zeros(3, 2, 1, 1), torch.zeros(3, 2, 1, 1)
+    bad[1] = torch.inf
+    assert skipped.check(1, ONE, [part(good, loss=ONE)])
+    assert not skipped.check(2, NAN, [part(good, loss=ONE), part(bad, loss=NAN)])
+    assert not skipped.check(3, NAN, [part(good, regularizer=NAN)])
+    assert not skipped.check(4, NAN, [part(good, loss=ONE)])
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "step 2 skipped: the encoder's output is NaN or Inf for 1 of 3 images, rows 11 of train"
+    assert said[1:] == ["step 3 skipped: regularizer is nan", "step 4 skipped: the gradient is NaN or Inf"]
+    assert (skipped.total, skipped.in_a_row) == (3, 3)
+
+
+def test_only_skipped_steps_in_a_row_stop_a_run():
+    skipped, parts = SkippedSteps(), [part(torch.zeros(1, 2, 1, 1))]
+    for step in range(20):
+        assert skipped.check(step, NAN if step % 2 else ONE, parts) == (step % 2 == 0)
+    assert skipped.total == 10
+    with pytest.raises(UserError, match="5 steps in a row were not finite"):
+        for step in range(MOST_IN_A_ROW):
+            skipped.check(step, NAN, parts)
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "simvq", "fsq", "lfq", "residual"])
+def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_path, accelerator):
+    """Trained for three steps and three more it is bit for bit what six steps are; then codes, prior and images."""
+    quantizers = {
+        "gumbel": GumbelConfig(codebook_size=16, code_dim=4), "simvq": SimVQConfig(codebook_size=16, code_dim=4),
+        "fsq": FSQConfig(levels=(4, 3)), "lfq": LFQConfig(bits=4),
+        "residual": ResidualConfig(code_depth=2, each=VQConfig(codebook_size=16, code_dim=4)),
+    }  # fmt: skip
+    model = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizers[kind])
+    images = ImagesConfig()
+    c = tokenizer_training(tmp_path / "whole", model=model, images=images)
+    train_tokenizer(c, accelerator)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    folder.remove(tmp_path / "killed/tokenizer/state/step_00000006")
+    folder.remove(tmp_path / "killed/tokenizer/config.yaml")
+    train_tokenizer(c.model_copy(update={"run": str(tmp_path / "killed")}), accelerator)
+    assert same_files(tmp_path / "whole/tokenizer", tmp_path / "killed/tokenizer", *RESUMABLE)
+
+    run = tmp_path / "whole"
+    encode(EncodeSettings(run=str(run), precision="fp32"), accelerator)
+    info, _ = codes.read_info(run / "codes")
+    assert (info.codebook_size, info.code_depth, info.length) == (
+        c.model.codebook_size,
+        c.model.code_depth,
+        16 * model.code_depth,
+    )
+    train_prior(prior_training(run), accelerator)
+    drawn = generate(Generation(run=str(run), num_images=3), accelerator)
+    assert len(list(drawn.glob("0*.png"))) == 3
 
 
 def test_settings_may_still_change_before_anything_is_saved(tmp_path, accelerator):

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from tokenizer.quantizers.build import build_quantizer
 
 from common.ema import EMA
-from tokenizer.config import EMAVQConfig, VQConfig
-from tokenizer.quantize import build_quantizer
+from tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, ResidualConfig, SimVQConfig, VQConfig
 from tokenizer.upkeep import REVIVE_EVERY, CodebookUpkeep, forget
 
-CONFIGS = {"vq": VQConfig(codebook_size=8, code_dim=4), "vq_ema": EMAVQConfig(codebook_size=8, code_dim=4, decay=0.9)}
+SIZES = {"codebook_size": 8, "code_dim": 4}
+CONFIGS = {
+    "vq": VQConfig(**SIZES), "vq_ema": EMAVQConfig(**SIZES, decay=0.9), "simvq": SimVQConfig(**SIZES),
+    "gumbel": GumbelConfig(**SIZES),
+}  # fmt: skip
 
 
 def with_a_dead_code(kind: str):
@@ -25,7 +29,7 @@ def run_steps(quantizer, upkeep, z_e, accelerator, steps, revive=True):
     revived = []
     for step in range(steps):
         upkeep.observe(quantizer(z_e))
-        revived += upkeep.step(accelerator, step, revive=revive).tolist()
+        revived += upkeep.step(accelerator, step, revive=revive)[0].tolist()
     return revived
 
 

@@ -1,11 +1,12 @@
-"""Which images are read, what a tokenizer is (its `config.json`), and how it is trained and applied."""
+"""Which images are read, what a tokenizer is (its `config.json`), and how it is fitted and applied."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from common.config import Settings
 from common.launch import Precision
+from tokenizer.quantizers.config import QuantizerConfig, VQConfig
 
 
 class ImagesConfig(Settings):
@@ -34,35 +35,6 @@ class ImagesConfig(Settings):
     """GiB of decoded pixels kept in memory; a set that needs more is read from disk batch by batch"""
 
 
-class VQConfig(Settings):
-    """A codebook moved by the gradient of the codebook loss (van den Oord et al. 2017, eq. 3)."""
-
-    kind: Literal["vq"] = "vq"
-    """how the codebook learns: `vq` by the codebook loss, `vq_ema` by a moving average"""
-    codebook_size: int = Field(512, ge=2, le=2**24)
-    """K, entries of the codebook"""
-    code_dim: int = Field(8, ge=1)
-    """D, dimensions of a codebook vector; a few are enough and keep every code in use (Yu et al. 2021, sec. 3.2)"""
-    normalize: bool = True
-    """l2-normalise codes and encoder outputs, so that nearest means the largest cosine (Yu et al. 2021, sec. 3.2)"""
-
-
-class EMAVQConfig(VQConfig):
-    """A codebook that follows the running mean of the encoder outputs assigned to it (van den Oord et al. 2017, app. A.1)."""
-
-    kind: Literal["vq_ema"] = "vq_ema"
-    """how the codebook learns: `vq` by the codebook loss, `vq_ema` by a moving average"""
-    decay: float = Field(0.99, gt=0, lt=1)
-    """gamma of the moving average: near 1 moves slowly"""
-
-
-def _kind(quantizer: Any) -> str:
-    return quantizer.get("kind", "vq") if isinstance(quantizer, dict) else getattr(quantizer, "kind", "")
-
-
-QuantizerConfig = Annotated[Annotated[VQConfig, Tag("vq")] | Annotated[EMAVQConfig, Tag("vq_ema")], Discriminator(_kind)]
-
-
 class TokenizerConfig(Settings):
     """The convolutional VQ-VAE of the VQGAN family (Esser et al. 2021, table 7)."""
 
@@ -79,7 +51,7 @@ class TokenizerConfig(Settings):
     attention: bool = False
     """self-attention at the lowest level"""
     quantizer: QuantizerConfig = VQConfig()
-    """the codebook between encoder and decoder"""
+    """what turns encoder outputs into codes"""
 
     @model_validator(mode="after")
     def _divides(self) -> "TokenizerConfig":
@@ -107,6 +79,59 @@ class TokenizerConfig(Settings):
         """(h, w) of the codes."""
         return self.image_size[0] // self.downsampling, self.image_size[1] // self.downsampling
 
+    @property
+    def codebook_size(self) -> int:
+        """K, values a code has."""
+        return self.quantizer.codebook_size
+
+    @property
+    def code_depth(self) -> int:
+        """Q, codes a place of the grid."""
+        return self.quantizer.code_depth
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Sizes of the digits a code is made of; their product is K."""
+        return self.quantizer.factors
+
+
+class KMeansConfig(Settings):
+    """K-means of patches: the tokenizer without a network."""
+
+    image_size: tuple[int, int] = (16, 16)
+    """height and width of the images, in pixels"""
+    image_channels: Literal[1, 3, 4] = 1
+    """1 grey, 3 RGB, 4 RGBA"""
+    patch: int = Field(4, ge=1)
+    """pixels a side of the patch that one code stands for"""
+    codebook_size: int = Field(512, ge=2, le=2**24)
+    """K, means"""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "KMeansConfig":
+        for side, pixels in zip(("height", "width"), self.image_size, strict=True):
+            if pixels % self.patch:
+                raise ValueError(f"image_size: a {side} of {pixels} does not divide by the patch {self.patch}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the codes."""
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+    @property
+    def code_dim(self) -> int:
+        """D, numbers a patch."""
+        return self.image_channels * self.patch**2
+
+    @property
+    def code_depth(self) -> int:
+        return 1
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        return (self.codebook_size,)
+
 
 class EncodeConfig(Settings):
     """How a dataset becomes codes."""
@@ -117,6 +142,23 @@ class EncodeConfig(Settings):
     """images a process encodes at once"""
     shard_size: int = Field(10_000, ge=1)
     """images a Parquet shard, each with all its views; an interrupted encode goes on at the first shard not whole"""
+
+
+class ClusterConfig(Settings):
+    """Stage one without a network: fit the K-means tokenizer."""
+
+    run: str = "runs/digits_kmeans"
+    """folder of the experiment; this stage writes into its subfolder tokenizer/"""
+    images: ImagesConfig = ImagesConfig()
+    """which images, and how they are read; they are taken as they are, without crops and mirrors"""
+    model: KMeansConfig = KMeansConfig()
+    """the tokenizer"""
+    encode: EncodeConfig = EncodeConfig()
+    """how tokenizer/encode.py will turn the images into codes"""
+    iterations: int = Field(20, ge=1)
+    """steps of EM, each over all training images"""
+    seed: int = Field(0, ge=0, le=2**62)
+    """of the first means"""
 
 
 class TrainConfig(Settings):

@@ -27,11 +27,12 @@ from common.errors import UserError
 from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.run import progress_bar
+from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
 from tokenizer.evaluation import psnr_each
 from tokenizer.images import ImageSplit, centre, open_images, to_float, to_uint8, view
-from tokenizer.model import Tokenizer
-from tokenizer.quantize import perplexity, usage
+from tokenizer.model import load_tokenizer
+from tokenizer.usage import count, perplexity, usage
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 CHECK_BATCH = 256
@@ -53,15 +54,17 @@ class Settings(EncodeConfig):
 def encode(c: Settings, accelerator: Accelerator) -> Path:
     """Write the codes dataset, or what is missing of it, and return its folder."""
     run = Path(c.run) / "tokenizer"
-    tokenizer = Tokenizer.from_pretrained(_trained(run)).to(accelerator.device)
+    tokenizer = load_tokenizer(_trained(run)).to(accelerator.device)
     images_config = config.build(ImagesConfig, config.read_yaml(run / "config.yaml")["images"], str(run / "config.yaml"))
     if c.source is not None:
         images_config = images_config.model_copy(update={"source": c.source, "subset": None})
     images = open_images(images_config, tokenizer.config.image_size, tokenizer.config.image_channels)
     folder = Path(c.output or f"{c.run}/codes")
     info = CodesInfo(
-        codebook_size=tokenizer.config.quantizer.codebook_size,
+        codebook_size=tokenizer.config.codebook_size,
+        factors=tokenizer.config.factors,
         grid=tokenizer.config.grid,
+        code_depth=tokenizer.config.code_depth,
         views=c.views,
         class_names=images.class_names,
         tokenizer=TokenizerIdentity(name=f"{Path(c.run).name}/tokenizer", sha256=sha256(run / "model/model.safetensors")),
@@ -108,7 +111,7 @@ def shards_of(split: ImageSplit, info: CodesInfo) -> int:
 
 
 def encode_split(
-    tokenizer: Tokenizer, split: ImageSplit, name: str, info: CodesInfo, images: ImagesConfig, folder: Path,
+    tokenizer: ImageTokenizer, split: ImageSplit, name: str, info: CodesInfo, images: ImagesConfig, folder: Path,
     batch_size: int, accelerator: Accelerator,
 ) -> None:  # fmt: skip
     """Write this process's shards of a split: shard k belongs to rank k mod world."""
@@ -138,7 +141,7 @@ class EncodedBatch(NamedTuple):
 
 
 def encode_batch(
-    tokenizer: Tokenizer, split: ImageSplit, positions: torch.Tensor, views: int, images: ImagesConfig,
+    tokenizer: ImageTokenizer, split: ImageSplit, positions: torch.Tensor, views: int, images: ImagesConfig,
     accelerator: Accelerator,
 ) -> EncodedBatch:  # fmt: skip
     batch = split.read(positions)
@@ -149,7 +152,7 @@ def encode_batch(
     for index in range(views):
         pixels = view(batch.images, 0, batch.rows, index, images, size).to(accelerator.device)
         with accelerator.autocast():
-            found.append(rearrange(tokenizer.encode(to_float(pixels)), "b h w -> b (h w)").cpu())
+            found.append(tokenizer.encode(to_float(pixels)).flatten(1).cpu())  # raster order, depth innermost
     together = rearrange(torch.stack(found), "v b t -> (b v) t")
     repeat = lambda column: column.repeat_interleave(views).numpy()  # noqa: E731
     return EncodedBatch(together.numpy(), repeat(batch.labels), repeat(batch.rows))
@@ -157,20 +160,20 @@ def encode_batch(
 
 @torch.no_grad()
 def check(
-    folder: Path, name: str, split: ImageSplit, info: CodesInfo, tokenizer: Tokenizer, accelerator: Accelerator
+    folder: Path, name: str, split: ImageSplit, info: CodesInfo, tokenizer: ImageTokenizer, accelerator: Accelerator
 ) -> dict[str, float]:  # fmt: skip
     """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
-    counts, psnr, rows = torch.zeros(info.codebook_size), [], 0
+    counts, psnr, rows = torch.zeros(info.code_depth, info.codebook_size), [], 0
     for path in codes.shard_paths(folder, name):
         shard = codes.read_shard(path, info)
         rows += len(shard.rows)
-        counts += torch.from_numpy(np.bincount(shard.codes.reshape(-1), minlength=info.codebook_size))
+        counts += count(torch.from_numpy(shard.codes.astype(np.int64)), info.codebook_size, info.code_depth)
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]
         for part in np.split(chosen, range(CHECK_BATCH, len(chosen), CHECK_BATCH)):
             images = centre(split.read_rows(shard.rows[part]).images, tokenizer.config.image_size)
-            indices = torch.from_numpy(shard.codes[part].astype(np.int64)).view(-1, *info.grid)
+            indices = torch.from_numpy(shard.codes[part].astype(np.int64)).view(-1, *tokenizer.index_shape)
             with accelerator.autocast():
                 decoded = tokenizer.decode(indices.to(accelerator.device))
             psnr.append(psnr_each(images, to_uint8(decoded).cpu()))

@@ -1,6 +1,7 @@
 """How good a tokenizer is on a split: PSNR of its reconstructions and the use of its codebook, over the whole split.
 
     metrics    reconstruction_loss, psnr (dB), usage in (0, 1], perplexity in [1, K]
+    counts     (Q, K), how often each code was used at each depth
 
 PSNR is each image's, of 8-bit pixels, averaged over images: mean of 10 log10(255² / MSE).
 """
@@ -12,10 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from common.folder import write_json
 from common.pictures import image_grid, save_picture
+from tokenizer.base import ImageTokenizer
 from tokenizer.images import ImageSplit, centre, to_float, to_uint8
-from tokenizer.model import Tokenizer
-from tokenizer.quantize import perplexity, usage
+from tokenizer.usage import count, perplexity, usage
 
 BATCH = 256
 SHOWN = 12  # images of the picture
@@ -25,7 +27,7 @@ class Evaluation(NamedTuple):
     images: int  # how many were evaluated
     psnr: float
     reconstruction_loss: float
-    counts: Tensor  # (K,) how often each code was used
+    counts: Tensor  # (Q, K) how often each code was used
     originals: Tensor  # (n, C, H, W) uint8, a few
     reconstructions: Tensor  # (n, C, H, W) uint8
 
@@ -49,10 +51,11 @@ def psnr_each(images: Tensor, others: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(tokenizer: Tokenizer, split: ImageSplit, accelerator: Accelerator) -> Evaluation:
+def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> Evaluation:
     """Every process takes its share of the split; the sums are of all of it. `tokenizer` is not wrapped."""
     device, size = accelerator.device, tokenizer.config.image_size
-    counts = torch.zeros(tokenizer.config.quantizer.codebook_size, device=device)
+    K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
+    counts = torch.zeros(Q, K, device=device)
     sums = torch.zeros(3, dtype=torch.float32, device=device)  # PSNR, squared error, images
     originals, reconstructions = [], []
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
@@ -60,7 +63,7 @@ def evaluate(tokenizer: Tokenizer, split: ImageSplit, accelerator: Accelerator) 
         with accelerator.autocast():
             indices = tokenizer.encode(to_float(images))
             decoded = tokenizer.decode(indices)
-        counts += torch.bincount(indices.flatten(), minlength=len(counts))
+        counts += count(indices, K, Q)
         again = to_uint8(decoded)
         error = (decoded - to_float(images)).square().mean((1, 2, 3))
         sums += torch.stack([psnr_each(images, again).sum(), error.sum(), error.new_tensor(len(images))])
@@ -72,6 +75,11 @@ def evaluate(tokenizer: Tokenizer, split: ImageSplit, accelerator: Accelerator) 
         int(number), psnr / max(number, 1), error / max(number, 1), counts,
         torch.cat(originals)[:SHOWN], torch.cat(reconstructions)[:SHOWN],
     )  # fmt: skip
+
+
+def save_histogram(evaluation: Evaluation, path: Path) -> None:
+    """How often each code was used on the validation split, as JSON: counts[depth][code]."""
+    write_json(path, {"split": "validation", "images": evaluation.images, "counts": evaluation.counts.long().tolist()})
 
 
 def save_reconstructions(evaluation: Evaluation, path: Path) -> None:

@@ -8,17 +8,32 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from einops import rearrange
+from torch import Tensor
 
 from common.errors import UserError
 from common.order import Order, Share
 from tokenizer.config import TrainConfig
 from tokenizer.images import ImageSplit, centre, to_float
-from tokenizer.kmeans import kmeans
 from tokenizer.model import Tokenizer
 
 VECTORS_A_CODE = 32  # Faiss asks for 39 to 256 points a centroid; 32 do for a start that training refines
+MOST_VECTORS = 2**19  # at most, but at least twice the codes: a larger codebook starts from a coarser sample
 BATCH = 256
-ITERATIONS = 10
+
+
+def sampled(codebook_size: int) -> int:
+    """How many vectors a codebook is fitted to at first."""
+    return max(min(VECTORS_A_CODE * codebook_size, MOST_VECTORS), 2 * codebook_size)
+
+
+def check_enough(codebook_size: int, images: int, grid: tuple[int, int], what: str) -> None:
+    """That there are as many vectors as codes. Raises `UserError` with both numbers."""
+    h, w = grid
+    if images * h * w < codebook_size:
+        raise UserError(
+            f"codebook_size {codebook_size} is more than the {images} x {h} x {w} = {images * h * w} {what} of the "
+            "training split; choose a smaller one"
+        )
 
 
 @torch.no_grad()
@@ -26,29 +41,31 @@ def initialize_codebook(tokenizer: Tokenizer, split: ImageSplit, c: TrainConfig,
     """Set the codebook to k-means of encoder outputs; computed by the main process, the same on all.
 
     Raises:
-        UserError: the training split has fewer vectors than the codebook has entries.
+        UserError: the training split has fewer vectors than the codebook has entries, or they are not finite.
     """
-    K = c.model.quantizer.codebook_size
-    h, w = c.model.grid
-    if len(split) * h * w < K:
-        raise UserError(
-            f"codebook_size {K} is more than the {len(split)} x {h} x {w} = {len(split) * h * w} vectors of the "
-            "training split; choose a smaller one"
-        )
-    means = torch.zeros_like(tokenizer.quantizer.vectors)
+    if not tokenizer.quantizer.tables():
+        return
+    check_enough(c.model.codebook_size, len(split), c.model.grid, "vectors")
     if accelerator.is_main_process:
-        order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
-        found = []
-        for start in range(0, min(len(split), -(-VECTORS_A_CODE * K // (h * w))), BATCH):
-            positions, _ = order.at(start, min(start + BATCH, len(split)))
-            images = to_float(centre(split.read(positions).images, c.model.image_size).to(accelerator.device))
-            with accelerator.autocast():
-                z_e = tokenizer.quantizer(tokenizer.encoder(images)).z_e
-            found.append(rearrange(z_e, "b d h w -> (b h w) d"))
-        vectors = torch.cat(found)
-        generator = torch.Generator(vectors.device).manual_seed(c.seed)
-        means = kmeans(
-            vectors[torch.randperm(len(vectors), generator=generator, device=vectors.device)][: VECTORS_A_CODE * K], K,
-            iterations=ITERATIONS, generator=generator, spherical=c.model.quantizer.normalize,
-        )  # fmt: skip
-    tokenizer.quantizer.place(torch.arange(K, device=means.device), broadcast(means))
+        vectors = encoder_outputs(tokenizer, split, sampled(c.model.codebook_size), c, accelerator)
+        if not vectors.isfinite().all():
+            raise UserError("the untrained encoder gives NaN or Inf for some images; take precision fp32")
+        tokenizer.quantizer.initialize(vectors, torch.Generator(vectors.device).manual_seed(c.seed))
+    for tensor in tokenizer.quantizer.state_dict().values():
+        tensor.copy_(broadcast(tensor.contiguous()))
+
+
+def encoder_outputs(tokenizer: Tokenizer, split: ImageSplit, number: int, c: TrainConfig, accelerator: Accelerator) -> Tensor:
+    """Prepared z_e of images in the order of training, about `number` vectors: (N, D)."""
+    h, w = c.model.grid
+    order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
+    found = []
+    for start in range(0, min(len(split), -(-number // (h * w))), BATCH):
+        positions, _ = order.at(start, min(start + BATCH, len(split)))
+        images = to_float(centre(split.read(positions).images, c.model.image_size).to(accelerator.device))
+        with accelerator.autocast():
+            z_e = tokenizer.encoder(images)
+        found.append(rearrange(tokenizer.quantizer.prepare(z_e.float()), "b d h w -> (b h w) d"))
+    vectors = torch.cat(found)
+    generator = torch.Generator(vectors.device).manual_seed(c.seed)
+    return vectors[torch.randperm(len(vectors), generator=generator, device=vectors.device)[:number]]

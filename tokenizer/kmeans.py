@@ -1,19 +1,25 @@
 """K-means, the lecture's thought model of a codebook: assign to the nearest mean, move each mean to what it was given.
 
-    vectors (N, D) -> means (K, D)
+    vectors (N, D) -> means (K, D)                  as the start of every codebook
+    images (B, C, H, W) -> indices (B, h, w)        on its own, of patches: the simplest tokenizer
 
-The E step is a mixture's posterior with hard assignment, the M step its maximum likelihood mean (Bishop 2006, sec.
-9.3.2); neither can raise the mean squared distance. The start is k-means++ (Arthur and Vassilvitskii 2007).
+The E step is a mixture's posterior with hard assignment (equal, vanishing variances), the M step its maximum likelihood
+mean (Bishop 2006, sec. 9.3.2); neither can raise the mean squared distance. The start is k-means++ (Arthur and Vassilvitskii
+2007), drawn in `ROUNDS` rounds where K is more than that (Bahmani et al. 2012).
 """
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Generator, Tensor
 
+from tokenizer.base import ImageTokenizer
+from tokenizer.config import KMeansConfig
 from tokenizer.nearest import nearest
 
+ROUNDS = 1024
 
-@torch.no_grad()
+
 def kmeans(vectors: Tensor, k: int, *, iterations: int, generator: Generator, spherical: bool = False) -> Tensor:
     """`k` means of `vectors` after `iterations` of EM.
 
@@ -24,46 +30,86 @@ def kmeans(vectors: Tensor, k: int, *, iterations: int, generator: Generator, sp
     Returns:
         (k, D) fp32.
     Raises:
-        ValueError: fewer vectors than means.
+        ValueError: fewer vectors than means, or one that is not finite.
     """
     if len(vectors) < k:
         raise ValueError(f"{k} means need at least as many vectors to start from, got {len(vectors)}")
+    if not vectors.isfinite().all():
+        raise ValueError("vectors must be finite, got NaN or Inf among them")
     vectors = vectors.float()
     means = plus_plus(vectors, k, generator)
     for _ in range(iterations):
-        means = m_step(vectors, nearest(vectors, means), means)
+        indices = e_step(vectors, means)
+        means = m_step(*assigned(vectors, indices, k), means, vectors)
         if spherical:
             means = F.normalize(means, dim=1)
     return means
 
 
+@torch.no_grad()
 def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
     """k-means++: each further mean is one of `vectors`, drawn in proportion to its squared distance to the nearest yet."""
-    N = len(vectors)
-    chosen = torch.empty(k, dtype=torch.int64, device=vectors.device)
-    chosen[0] = torch.randint(N, (1,), generator=generator, device=vectors.device)
-    distances = torch.full((N,), torch.inf, device=vectors.device)
-    uniform = torch.rand(k, generator=generator, device=vectors.device)
-    for i in range(1, k):
-        distances = torch.minimum(distances, (vectors - vectors[chosen[i - 1]]).square().sum(1))
+    N, device = len(vectors), vectors.device
+    chosen = torch.randint(N, (1,), generator=generator, device=device)
+    distances = torch.full((N,), torch.inf, device=device)
+    a_round = -(-k // ROUNDS)  # 1: the plain algorithm
+    while len(chosen) < k:
+        fresh = vectors[chosen[-a_round:]]
+        distances = torch.minimum(distances, (vectors - fresh[nearest(vectors, fresh)]).square().sum(1))
         cumulative = distances.cumsum(0)
-        chosen[i] = torch.searchsorted(cumulative, uniform[i] * cumulative[-1]).clamp_max(N - 1)
+        uniform = torch.rand(min(a_round, k - len(chosen)), generator=generator, device=device)
+        chosen = torch.cat([chosen, torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(N - 1)])
     return vectors[chosen]
 
 
-def m_step(vectors: Tensor, indices: Tensor, means: Tensor) -> Tensor:
-    """Each mean of the vectors assigned to it; a mean without any goes to the vectors that are farthest from theirs."""
-    counts, sums = assigned(vectors, indices, len(means))
+def e_step(vectors: Tensor, means: Tensor) -> Tensor:
+    """The mean nearest to each vector: (N, D), (K, D) -> (N,)."""
+    return nearest(vectors, means)
+
+
+@torch.no_grad()
+def m_step(counts: Tensor, sums: Tensor, means: Tensor, vectors: Tensor) -> Tensor:
+    """Each mean of the vectors it was given; a mean that was given none goes to one that is farthest from all.
+
+    Args:
+        counts, sums: (K,) and (K, D), how many vectors each mean was given and their sum, see `assigned`.
+        vectors: (N, D) to draw new places for empty means from, all of them or a sample.
+    """
     moved = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], means)
-    empty = (counts == 0).nonzero()[:, 0]
+    empty = (counts == 0).nonzero()[: len(vectors), 0]
     if len(empty):
-        distances = (vectors - moved[indices]).square().sum(1)
+        alive = moved[counts > 0]
+        distances = (vectors - alive[nearest(vectors, alive)]).square().sum(1)
         moved[empty] = vectors[distances.topk(len(empty)).indices]
     return moved
 
 
+@torch.no_grad()
 def assigned(vectors: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """How many vectors each index was given (k,), and their sum (k, D), without a one-hot (N, k)."""
     counts = torch.bincount(indices, minlength=k).to(vectors.dtype)
     sums = vectors.new_zeros(k, vectors.shape[1]).index_add_(0, indices, vectors)
     return counts, sums
+
+
+class KMeansTokenizer(ImageTokenizer):
+    """A code is the mean nearest to a patch, and decodes to that mean. Fitted by `tokenizer/cluster.py`."""
+
+    config_class = KMeansConfig
+
+    def __init__(self, config: KMeansConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))  # (K, C · patch · patch)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) -> vectors (B · h · w, C · patch · patch)."""
+        p = self.config.patch
+        return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return e_step(self.patches(images), self.codebook).view(len(images), *self.config.grid)
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        p = self.config.patch
+        return rearrange(F.embedding(indices, self.codebook), "b h w (c p q) -> b c (h p) (w q)", p=p, q=p)

@@ -1,18 +1,20 @@
-"""The image tokenizer: a convolutional encoder, a quantizer, a convolutional decoder.
+"""The VQ-VAE: a convolutional encoder, a quantizer, a convolutional decoder.
 
-Shapes: images (B, C, H, W) in [-1, 1], z_e and z_q (B, D, h, w), indices (B, h, w) in [0, K).
+Shapes: images (B, C, H, W) in [-1, 1], z_e and z_q (B, D, h, w), indices (B, h, w) or (B, h, w, Q) in [0, K).
 """
 
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import folder
+from tokenizer.base import ImageTokenizer
 from tokenizer.config import TokenizerConfig
+from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.layers import Decoder, Encoder
-from tokenizer.quantize import Quantized, build_quantizer
+from tokenizer.quantizers.base import Quantized
+from tokenizer.quantizers.build import build_quantizer
 
 
 class Reconstruction(NamedTuple):
@@ -20,8 +22,10 @@ class Reconstruction(NamedTuple):
     quantized: Quantized
 
 
-class Tokenizer(nn.Module):
-    """Images to indices and back."""
+class Tokenizer(ImageTokenizer):
+    """Images to indices and back, by a network trained with `tokenizer/train.py`."""
+
+    config_class = TokenizerConfig
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -32,43 +36,29 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.encoder(images))
-        return Reconstruction(self.decoder(quantized.z_q), quantized)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) in [-1, 1] -> indices (B, h, w).
-
-        Raises:
-            ValueError: images of another size or number of channels than the tokenizer was trained for.
-        """
-        expected = (self.config.image_channels, *self.config.image_size)
-        if images.ndim != 4 or images.shape[1:] != expected:
-            raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
-        return self.quantizer(self.encoder(images)).indices
-
-    @torch.no_grad()
-    def decode(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w) -> images (B, C, H, W), clamped to [-1, 1].
-
-        Raises:
-            ValueError: indices that no codebook entry has, or not on a grid.
-        """
-        K = self.config.quantizer.codebook_size
-        if indices.ndim != 3 or indices.is_floating_point():
-            raise ValueError(f"indices must be integers (B, h, w), got {indices.dtype} {tuple(indices.shape)}")
-        if indices.numel() and not (indices.min() >= 0 and indices.max() < K):
-            raise ValueError(f"indices must lie in [0, {K}), got {indices.min().item()} to {indices.max().item()}")
-        return self.decoder(self.lookup(indices)).float().clamp(-1, 1)
+        return Reconstruction(self._draw(quantized.z_q), quantized)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w) -> z_q (B, D, h, w)."""
+        """indices (B, h, w), or (B, h, w, Q) -> z_q (B, D, h, w)."""
         return self.quantizer.lookup(indices)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a folder."""
-        folder.save_model(Path(path), self, self.config)
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.quantizer(self.encoder(images)).indices
 
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> "Tokenizer":
-        """Read a folder, or a Hub repository, that `save_pretrained` wrote."""
-        return folder.load_model(path, cls, TokenizerConfig)
+    def _decode(self, indices: Tensor) -> Tensor:
+        return self._draw(self.lookup(indices))
+
+    def _draw(self, z_q: Tensor) -> Tensor:
+        return self.decoder(z_q.to(self.decoder[0].weight.dtype))  # z_q is fp32 also in a model of half precision
+
+
+def load_tokenizer(path: str | Path) -> ImageTokenizer:
+    """The tokenizer in a folder, or in a Hub repository: which kind it is stands in its `config.json`.
+
+    Raises:
+        UserError: no such folder, no tokenizer in it, or weights that do not fit the config.
+    """
+    found = folder.locate(path)
+    kind = folder.read_json(found / "config.json").get("kind")
+    kinds = {folder.kind_of(cls): cls for cls in (Tokenizer, KMeansTokenizer)}
+    return kinds.get(kind, Tokenizer).from_pretrained(found)

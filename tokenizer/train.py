@@ -7,6 +7,7 @@ Reads images and writes into RUN/tokenizer:
     metrics.jsonl         one line every `log_every` steps, one every evaluation
     reconstructions.png   validation images above what they become, at the last evaluation
     curves.png            losses, PSNR and codebook use over the steps
+    histogram.json        how often each code was used, at the last evaluation
     state/                what resuming needs
     model/                what everyone else needs: the averaged weights and their config
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
@@ -35,11 +36,13 @@ from common.pictures import save_curves
 from common.run import Means, Metrics, open_run, progress_bar, read_metrics
 from common.schedule import warmup_cosine
 from tokenizer.config import TrainConfig
-from tokenizer.evaluation import evaluate, save_reconstructions
+from tokenizer.evaluation import evaluate, save_histogram, save_reconstructions
+from tokenizer.finite import Part, SkippedSteps
 from tokenizer.images import ImageBatch, ImageSet, augment, open_images, to_float
 from tokenizer.initialization import initialize_codebook
 from tokenizer.model import Tokenizer
 from tokenizer.upkeep import CodebookUpkeep, forget
+from tokenizer.usage import warning
 
 CHANGEABLE = {"run", "workers", "log_every", "save_every", "encode.views", "encode.batch_size", "encode.shard_size"}
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
@@ -54,6 +57,7 @@ class Trained(NamedTuple):
     upkeep: CodebookUpkeep
     optimizer: torch.optim.Optimizer
     means: Means  # of the losses since they were last logged
+    skipped: SkippedSteps
     data: str  # fingerprint of the images
 
 
@@ -89,38 +93,50 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             for group in trained.optimizer.param_groups:
                 group["lr"] = lr
 
+            trained.tokenizer.quantizer.anneal(step / c.steps)
+
+            parts = []
             for micro in range(c.accumulate):
-                pixels = prepare_images(next(reader), c, accelerator)
+                batch = next(reader)
+                pixels = prepare_images(batch, c, accelerator)
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
                     reconstruction, quantized = model(pixels)
-                    terms = {
+                    losses = {
                         "reconstruction_loss": F.mse_loss(reconstruction.float(), pixels),
                         "codebook_loss": quantized.codebook_loss,
                         "commitment_loss": quantized.commitment_loss,
+                        "regularizer": quantized.regularizer,
                     }
-                    loss = (
-                        terms["reconstruction_loss"] + terms["codebook_loss"] + c.commitment_weight * terms["commitment_loss"]
-                    )
+                    weights = {"commitment_loss": c.commitment_weight}
+                    loss = sum(weights.get(name, 1.0) * value for name, value in losses.items())
                     accelerator.backward(loss / c.accumulate)
                 trained.upkeep.observe(quantized)
-                trained.means.add(loss=loss, **terms)
-            accelerator.clip_grad_norm_(model.parameters(), c.clip)
-            trained.optimizer.step()
+                parts.append(Part(quantized.z_e, {"loss": loss, **losses}, batch.rows))
+            norm = accelerator.clip_grad_norm_(model.parameters(), c.clip)
+            if trained.skipped.check(step + 1, norm, parts):
+                trained.optimizer.step()
+                keep_codebook_alive(trained, step, c, accelerator)
+                for part in parts:
+                    trained.means.add(**part.losses)
+            else:
+                trained.upkeep.discard()
             trained.optimizer.zero_grad()
-            keep_codebook_alive(trained, step, c, accelerator)
 
             done, last = step + 1, step + 1 == c.steps
             bar.update()
             if done % c.log_every == 0 or last:
-                losses = trained.means.take()
-                metrics.log(done, **losses, lr=lr)
-                bar.set_postfix(loss=f"{losses['loss']:.4f}", **figures)
+                means = trained.means.take()
+                metrics.log(done, **means, lr=lr, skipped_steps=trained.skipped.total)
+                bar.set_postfix(**{"loss": f"{means['loss']:.4f}"} if means else {}, **figures)
             if done % c.evaluate_every == 0 or last:
                 evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
                 metrics.log(done, **evaluation.metrics())
                 figures = evaluation.summary()
                 if accelerator.is_main_process:
                     save_reconstructions(evaluation, run / "reconstructions.png")
+                    save_histogram(evaluation, run / "histogram.json")
+                if low := warning(evaluation.counts):
+                    accelerator.print(f"step {done}: {low}", file=sys.stderr)
             interrupted = interrupt.asked(done) and not last
             if done % c.save_every == 0 or last or interrupted:
                 save(trained, done, run, accelerator)
@@ -145,7 +161,8 @@ def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=c.weight_decay)
     upkeep = CodebookUpkeep(tokenizer.quantizer, revive_below=c.revive_below)
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
-    trained = Trained(tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, images.fingerprint)
+    skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
+    trained = Trained(tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, images.fingerprint)
     if saved is None:
         return trained, 0
     tokenizer.load_state_dict(saved.tensors["model"])
@@ -168,12 +185,13 @@ def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) 
 
 def keep_codebook_alive(trained: Trained, step: int, c: TrainConfig, accelerator: Accelerator) -> None:
     """After the optimizer's step: move an EMA codebook, revive dead codes, and average the weights."""
-    quantizer = trained.tokenizer.quantizer
     revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
     trained.ema.update(trained.tokenizer, step)
-    if len(revived):
-        forget(trained.optimizer, quantizer.codebook, revived)
-        trained.ema.model.quantizer.place(revived, quantizer.codebook[revived])
+    both = zip(trained.tokenizer.quantizer.tables(), trained.ema.model.quantizer.tables(), strict=True)
+    for (table, average), rows in zip(both, revived, strict=True):
+        if len(rows):
+            forget(trained.optimizer, table.codebook, rows)
+            average.codebook[rows] = table.codebook.detach()[rows]
 
 
 def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> None:
@@ -187,13 +205,14 @@ def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> No
     trained.means.check_finite()  # weights that are not must never replace good ones
     if accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # first: a run whose last state is there has its model
-        state.save(run, step, tensors, {"data": trained.data})
+        skipped = {"total": trained.skipped.total, "in_a_row": trained.skipped.in_a_row}
+        state.save(run, step, tensors, {"data": trained.data, "skipped": skipped})
     accelerator.wait_for_everyone()
 
 
 def draw_curves(run: Path) -> None:
     panels = {
-        "loss": ["reconstruction_loss", "codebook_loss", "commitment_loss"],
+        "loss": ["reconstruction_loss", "codebook_loss", "commitment_loss", "regularizer"],
         "validation PSNR, dB": ["psnr"],
         "codebook perplexity": ["perplexity"],
         "codebook usage": ["usage"],

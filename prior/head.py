@@ -1,0 +1,64 @@
+"""From the Transformer's stream to a distribution over the next code.
+
+Shapes: x (B, T, C); logits (B, T, V) with V the sum of the sizes V_1, ..., V_G of the parts a code is predicted in; digits
+(B, T, G), part g in [0, V_g). Place t is at depth t mod Q, and each depth has a matrix of its own.
+
+Mostly G is 1 and V is K. Where K is large and a code a number of several digits, p(code) = Π_g p(part g | parts before):
+part g is read from the stream after a small residual network has seen the parts before it. So 2^18 codes cost 1,280 rows of
+logits and not 262,144, and no step of the Transformer more. (Luo et al. 2024, Open-MAGVIT2, https://arxiv.org/abs/2409.04410,
+sec. 3.2, factorise for the same reason.)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from prior.config import PriorConfig
+from prior.layers import RMSNorm, SwiGLU
+
+
+class CodeHead(nn.Module):
+    def __init__(self, config: PriorConfig):
+        super().__init__()
+        a = config.architecture
+        self.sizes, self.code_depth = config.vocabularies, config.code_depth
+        self.weight = nn.Parameter(torch.empty(config.code_depth * sum(self.sizes), a.dim))
+        later = range(1, len(self.sizes))
+        self.part_embedding = nn.ModuleList(nn.Embedding(size, a.dim) for size in self.sizes[:-1])
+        self.part_norm = nn.ModuleList(RMSNorm(a.dim) for _ in later)
+        self.part_mlp = nn.ModuleList(SwiGLU(a) for _ in later)
+
+    def forward(self, x: Tensor, digits: Tensor) -> Tensor:
+        """Teacher-forced: logits of every part, given the true parts before it."""
+        matrices = self._matrices()
+        parts = [
+            _per_depth(self._after(x, digits[..., :g].unbind(-1)), matrices[g], self.code_depth) for g in range(len(self.sizes))
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def part(self, x: Tensor, t: int, before: Sequence[Tensor]) -> Tensor:
+        """x (B, C) at place t and the parts drawn so far, each (B,) -> logits (B, V_g) fp32 of the next."""
+        matrix = self._matrices()[len(before)][t % self.code_depth]
+        return (self._after(x, before) @ matrix.T).float()
+
+    def _matrices(self) -> tuple[Tensor, ...]:
+        """Of each part (Q, V_g, C)."""
+        return self.weight.view(self.code_depth, sum(self.sizes), -1).split(self.sizes, dim=1)
+
+    def _after(self, x: Tensor, before: Sequence[Tensor]) -> Tensor:
+        """The stream once the parts before have been seen."""
+        if not before:
+            return x
+        seen = x
+        for embedding, digit in zip(self.part_embedding, before, strict=False):
+            seen = seen + embedding(digit)
+        g = len(before) - 1
+        return x + self.part_mlp[g](self.part_norm[g](seen))
+
+
+def _per_depth(x: Tensor, matrices: Tensor, code_depth: int) -> Tensor:
+    """x (B, n · Q, C) with matrices (Q, V, C) -> (B, n · Q, V)."""
+    y = torch.bmm(rearrange(x, "b (n q) c -> q (b n) c", q=code_depth), matrices.transpose(1, 2))
+    return rearrange(y, "q (b n) v -> b (n q) v", b=len(x))

@@ -1,0 +1,70 @@
+"""What every image tokenizer is: images to indices and back, and a folder on the disk.
+
+Shapes: images (B, C, H, W) in [-1, 1]; indices (B, h, w) int64 in [0, K), or (B, h, w, Q) where a place has Q > 1 codes.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from common import folder
+from common.config import Settings
+
+
+class ImageTokenizer(nn.Module):
+    """`config` says image_size, image_channels, grid (h, w), codebook_size K, code_depth Q and factors."""
+
+    config_class: ClassVar[type[Settings]]
+    config: Any
+
+    @property
+    def index_shape(self) -> tuple[int, ...]:
+        """Of one image's indices: (h, w), or (h, w, Q)."""
+        depth = self.config.code_depth
+        return (*self.config.grid, depth) if depth > 1 else self.config.grid
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) in [-1, 1] -> indices (B, h, w), or (B, h, w, Q).
+
+        Raises:
+            ValueError: images of another size or number of channels than the tokenizer was trained for.
+        """
+        expected = (self.config.image_channels, *self.config.image_size)
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
+        return self._encode(images)
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor) -> Tensor:
+        """indices (B, h, w), or (B, h, w, Q) -> images (B, C, H, W), clamped to [-1, 1]. Any grid decodes, to its size.
+
+        Raises:
+            ValueError: indices that no code has, or not on a grid of this tokenizer's depth.
+        """
+        K, Q = self.config.codebook_size, self.config.code_depth
+        shape = ("h", "w", Q) if Q > 1 else ("h", "w")
+        if indices.ndim != 1 + len(shape) or indices.is_floating_point() or (Q > 1 and indices.shape[-1] != Q):
+            raise ValueError(
+                f"indices must be integers (B, {', '.join(map(str, shape))}), got {indices.dtype} {tuple(indices.shape)}"
+            )
+        if indices.numel() and not (indices.min() >= 0 and indices.max() < K):
+            raise ValueError(f"indices must lie in [0, {K}), got {indices.min().item()} to {indices.max().item()}")
+        return self._decode(indices).float().clamp(-1, 1)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into a folder."""
+        folder.save_model(Path(path), self, self.config)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "ImageTokenizer":
+        """Read a folder, or a Hub repository, that `save_pretrained` wrote."""
+        return folder.load_model(path, cls, cls.config_class)

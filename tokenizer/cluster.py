@@ -1,0 +1,137 @@
+"""Stage one without a network: fit the K-means tokenizer, whose codes are means of image patches.
+
+    accelerate launch tokenizer/cluster.py configs/digits_kmeans/tokenizer.yaml --model.codebook_size 256
+
+Reads images and writes into RUN/tokenizer what tokenizer/train.py writes: config.yaml, metrics.jsonl (one line an EM
+step), reconstructions.png, curves.png, histogram.json, state/ and model/. tokenizer/encode.py, prior/train.py and
+pipeline/generate.py take it from there. Interrupted, the same command goes on from the last EM step.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from common import config, state
+from common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from common.order import Order, Share
+from common.pictures import save_curves
+from common.run import Metrics, open_run, progress_bar, read_metrics
+from tokenizer.config import ClusterConfig
+from tokenizer.evaluation import evaluate, save_histogram, save_reconstructions
+from tokenizer.images import ImageSplit, centre, open_images, to_float
+from tokenizer.initialization import check_enough, sampled
+from tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plus
+from tokenizer.usage import warning
+
+CHANGEABLE = {"run", "encode.views", "encode.batch_size", "encode.shard_size"}
+BATCH = 1024
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/tokenizer.yaml"
+
+
+def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
+    """Fit, or go on fitting, and return the folder of the model."""
+    run = Path(c.run) / "tokenizer"
+    splits = open_images(c.images, c.model.image_size, c.model.image_channels)
+    fingerprint, splits = splits.fingerprint, splits.splits
+    open_run(run, c, CHANGEABLE, accelerator)
+    check_enough(c.model.codebook_size, len(splits["train"]), c.model.grid, "patches")
+    tokenizer = KMeansTokenizer(c.model).to(accelerator.device)
+    sample = sampled_patches(tokenizer, splits["train"], c, accelerator)
+    saved = state.latest(run)
+    if saved is None:
+        generator = torch.Generator(accelerator.device).manual_seed(c.seed)
+        tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, generator)))
+    else:
+        state.check_same_data(saved, fingerprint, "images of fingerprint", run)
+        tokenizer.load_state_dict(saved.tensors["model"])
+    first = saved.step if saved else 0
+    metrics = Metrics(run, accelerator, first)
+    bar = progress_bar(accelerator, c.iterations, "k-means", initial=first, unit="EM step")
+    with Interrupt(accelerator) as interrupt:
+        for iteration in range(first, c.iterations):
+            counts, sums, error = expectation(tokenizer, splits["train"], accelerator)
+            means = m_step(counts, sums, tokenizer.codebook, sample)
+            tokenizer.codebook.copy_(broadcast(means))  # one process' rounding decides for all
+            done, last = iteration + 1, iteration + 1 == c.iterations
+            bar.update()
+            metrics.log(done, objective=error, empty=int((counts == 0).sum()))
+            bar.set_postfix(mse=f"{error:.5f}")
+            if accelerator.is_main_process:
+                state.save(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint})
+            accelerator.wait_for_everyone()
+            if interrupt.asked() and not last:
+                raise Interrupted(f"saved after EM step {done} of {c.iterations}; the same command goes on from there")
+    bar.close()
+    report(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
+    return run / "model"
+
+
+def patches_of(tokenizer: KMeansTokenizer, split: ImageSplit, positions: Tensor) -> Tensor:
+    """(b · h · w, D) on the tokenizer's device."""
+    images = centre(split.read(positions).images, tokenizer.config.image_size)
+    return tokenizer.patches(to_float(images.to(tokenizer.codebook.device)))
+
+
+def sampled_patches(tokenizer: KMeansTokenizer, split: ImageSplit, c: ClusterConfig, accelerator: Accelerator) -> Tensor:
+    """What the first means are drawn from, and new places for empty ones: of images drawn by the seed, (N, D)."""
+    h, w = c.model.grid
+    number = sampled(c.model.codebook_size)
+    order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
+    positions, _ = order.at(0, min(len(split), -(-number // (h * w))))
+    return torch.cat([patches_of(tokenizer, split, some) for some in positions.split(BATCH)])
+
+
+def expectation(tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Accelerator) -> tuple[Tensor, Tensor, float]:
+    """The E step over all images, each process its share: counts (K,), sums (K, D), mean squared error of a pixel."""
+    K, D = tokenizer.codebook.shape
+    counts, sums = torch.zeros_like(tokenizer.codebook[:, 0]), torch.zeros_like(tokenizer.codebook)
+    error = torch.zeros(2, device=sums.device)  # squared distances, numbers
+    for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
+        vectors = patches_of(tokenizer, split, positions)
+        indices = e_step(vectors, tokenizer.codebook)
+        some_counts, some_sums = assigned(vectors, indices, K)
+        counts += some_counts
+        sums += some_sums
+        squared = (vectors - tokenizer.codebook[indices]).square().sum()
+        error += torch.stack([squared, squared.new_tensor(len(vectors) * D)])
+    total, number = accelerator.reduce(error).tolist()
+    return accelerator.reduce(counts), accelerator.reduce(sums), total / number
+
+
+def report(
+    tokenizer: KMeansTokenizer, validation: ImageSplit, iterations: int, metrics: Metrics, run: Path, accelerator: Accelerator
+) -> None:  # fmt: skip
+    """Evaluate, and write what is for the user."""
+    evaluation = evaluate(tokenizer, validation, accelerator)
+    metrics.log(iterations, **evaluation.metrics())
+    if accelerator.is_main_process:
+        save_reconstructions(evaluation, run / "reconstructions.png")
+        save_histogram(evaluation, run / "histogram.json")
+        save_curves(read_metrics(run / "metrics.jsonl"), {"mean squared error": ["objective"]}, run / "curves.png")
+        tokenizer.save_pretrained(run / "model")
+    if low := warning(evaluation.counts):
+        accelerator.print(low, file=sys.stderr)
+    figures = ", ".join(f"{name} {value}" for name, value in evaluation.summary().items())
+    accelerator.print(f"validation: {figures}")
+    accelerator.wait_for_everyone()
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(ClusterConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+    accelerator = make_accelerator()
+    model = cluster(c, accelerator)
+    if accelerator.is_main_process:
+        config.remember_folder(c.run, argv, DEFAULT_CONFIG)
+    accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,60 @@
+"""`lfq`: no codebook; a code is the signs of D numbers, K = 2^D.
+
+Yu et al. (2023, MAGVIT-v2), https://arxiv.org/abs/2310.05737, sec. 3.1. The regularizer is their eq. 5,
+
+    entropy_weight · (mean H[p(c | z_e)] − spread · H[mean p(c | z_e)])
+
+with p the softmax over codes of −|z_e − c|² / temperature. That softmax is a product over bits, each a sigmoid of
+4 z / temperature, so the first entropy is exact at any K without N x K numbers. The second is exact within groups of
+`GROUP` bits, and for more bits the sum over groups, an upper bound that is reached when the groups are independent.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from common.digits import to_digits, to_index
+from tokenizer.quantizers.base import Quantized, Quantizer
+from tokenizer.quantizers.config import LFQConfig
+from tokenizer.quantizers.estimators import straight_through
+
+GROUP = 10
+
+
+class LookupFreeQuantizer(Quantizer):
+    """Bit 0 of a code is −1, bit 1 is 1; of a number that is 0, the sign is −1."""
+
+    spacing = 0.5
+
+    def __init__(self, config: LFQConfig):
+        super().__init__()
+        self.config = config
+
+    def quantize(self, z_e: Tensor) -> Quantized:
+        indices = to_index(rearrange(z_e > 0, "b d h w -> b h w d"), self.config.factors)
+        e = self.lookup(indices)
+        certain, spread = self.entropies(z_e)
+        return Quantized(
+            z_q=straight_through(z_e, e),
+            indices=indices,
+            codebook_loss=z_e.new_zeros(()),
+            commitment_loss=F.mse_loss(z_e, e),
+            regularizer=self.config.entropy_weight * (certain - self.config.spread * spread),
+            z_e=z_e,
+        )
+
+    def entropies(self, z_e: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean H[p(c | z_e)], H[mean p(c | z_e)]) of z_e (B, D, h, w), in nats."""
+        one = torch.sigmoid(4 * rearrange(z_e, "b d h w -> (b h w) d") / self.config.temperature)  # (N, D)
+        certain = (torch.special.entr(one) + torch.special.entr(1 - one)).sum(1).mean()
+        spread = z_e.new_zeros(())
+        for bits in one.split(GROUP, dim=1):
+            joint = bits.new_ones(len(bits), 1)
+            for bit in bits.unbind(1):
+                joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=1)
+            spread = spread + torch.special.entr(joint.mean(0)).sum()
+        return certain, spread
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return rearrange(to_digits(indices, self.config.factors), "b h w d -> b d h w").float() * 2 - 1

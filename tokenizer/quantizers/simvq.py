@@ -1,0 +1,34 @@
+"""`simvq`: a frozen codebook C under one learned linear map W; the codes are C Wᵀ.
+
+Zhu et al. (2024), https://arxiv.org/abs/2411.02038, sec. 4. In a plain codebook only the chosen vectors get a gradient and
+the others are left behind; here a step that moves W moves them all. W starts as the identity and C as K-means of
+encoder outputs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer.quantizers.config import SimVQConfig
+from tokenizer.quantizers.vq import VectorQuantizer
+
+
+class SimVectorQuantizer(VectorQuantizer):
+    """The codebook is a buffer (K, D), the map a parameter (D, D)."""
+
+    def __init__(self, config: SimVQConfig):
+        super().__init__(config)
+        codebook = self.codebook.detach()
+        del self.codebook
+        self.register_buffer("codebook", codebook)
+        self.map = nn.Parameter(torch.eye(config.code_dim))
+
+    @property
+    def vectors(self) -> Tensor:
+        mapped = self.codebook @ self.map.T
+        return F.normalize(mapped, dim=1) if self.config.normalize else mapped
+
+    @torch.no_grad()
+    def place(self, rows: Tensor, vectors: Tensor) -> None:
+        """Put at the codebook's `rows` what the map brings to `vectors`."""
+        self.codebook[rows] = vectors.float() @ torch.linalg.pinv(self.map).T

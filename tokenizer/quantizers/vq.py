@@ -1,0 +1,72 @@
+"""`vq`: nearest neighbour in a codebook that learns by the codebook loss.
+
+    L = L_rec + |sg[z_e] − e|² + β |z_e − sg[e]|²        van den Oord et al. (2017), https://arxiv.org/abs/1711.00937, eq. 3
+
+the decoder's gradient reaching z_e straight through, or by rotation. Low-dimensional, l2-normalised codes: Yu et al.
+(2021), https://arxiv.org/abs/2110.04627, sec. 3.2. This is the lecture's K-means with an encoder before it: the codebook
+loss is the M step by gradient, `nearest` the E step.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Generator, Tensor, nn
+
+from tokenizer.kmeans import kmeans
+from tokenizer.nearest import nearest
+from tokenizer.quantizers.base import Quantized, Quantizer
+from tokenizer.quantizers.config import TableConfig
+from tokenizer.quantizers.estimators import ESTIMATORS
+
+ITERATIONS = 10  # of the K-means that sets the first vectors
+
+
+class VectorQuantizer(Quantizer):
+    """The codebook is a parameter (K, D)."""
+
+    def __init__(self, config: TableConfig):
+        super().__init__()
+        self.config = config
+        self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.code_dim))
+
+    @property
+    def vectors(self) -> Tensor:
+        """(K, D), as the decoder sees them."""
+        return F.normalize(self.codebook, dim=1) if self.config.normalize else self.codebook
+
+    def prepare(self, z_e: Tensor) -> Tensor:
+        return F.normalize(z_e, dim=1) if self.config.normalize else z_e
+
+    def quantize(self, z_e: Tensor) -> Quantized:
+        indices = self.nearest(z_e)
+        e = self.lookup(indices)
+        return Quantized(
+            z_q=ESTIMATORS[self.config.gradient](z_e, e),
+            indices=indices,
+            codebook_loss=F.mse_loss(e, z_e.detach()),
+            commitment_loss=F.mse_loss(z_e, e.detach()),
+            regularizer=z_e.new_zeros(()),
+            z_e=z_e,
+        )
+
+    def nearest(self, z_e: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, h, w)."""
+        B, _, h, w = z_e.shape
+        return nearest(rearrange(z_e, "b d h w -> (b h w) d"), self.vectors).view(B, h, w)  # B may be 0
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return rearrange(F.embedding(indices, self.vectors), "b h w d -> b d h w")
+
+    def initialize(self, vectors: Tensor, generator: Generator) -> None:
+        K = self.config.codebook_size
+        spherical = self.config.normalize
+        means = kmeans(vectors, K, iterations=ITERATIONS, generator=generator, spherical=spherical)
+        self.place(torch.arange(K, device=means.device), means)
+
+    @torch.no_grad()
+    def place(self, rows: Tensor, vectors: Tensor) -> None:
+        """Put `vectors` (R, D) at the codebook's `rows` (R,)."""
+        self.codebook[rows] = vectors.to(self.codebook.dtype)
+
+    def tables(self) -> tuple[Quantizer, ...]:
+        return (self,)
