@@ -1,4 +1,4 @@
-"""The whole chain in one command: train the tokenizer, encode, train the prior, generate.
+"""The whole chain in one command: fit the tokenizer, encode, train the prior, generate.
 
     python pipeline/run.py configs/digits
     python pipeline/run.py configs/imagefolder --images ~/pictures --run runs/mine --launch "accelerate launch --multi_gpu"
@@ -36,7 +36,7 @@ class RunSettings(Settings):
     """Both stages, end to end."""
 
     configs: str = str(ROOT / "configs/digits")
-    """folder with tokenizer.yaml, prior.yaml and generate.yaml"""
+    """folder with tokenizer.yaml (or cluster.yaml, for K-means), prior.yaml and generate.yaml"""
     run: str | None = None
     """folder of the experiment, where it is not the one the configs name"""
     images: str | None = None
@@ -47,14 +47,29 @@ class RunSettings(Settings):
     """what starts each command: `python`, or for several devices `accelerate launch ...`"""
 
 
+FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokenizer/cluster.py"}
+
+
+def first_config(folder_: Path) -> Path:
+    """The config of stage one. Raises `UserError` when there is none, or several."""
+    found = [folder_ / name for name in FIRST_STAGES if (folder_ / name).exists()]
+    if len(found) != 1:
+        there = ", ".join(sorted(p.name for p in (ROOT / "configs").iterdir() if p.is_dir() and p.name[0] != "_"))
+        raise UserError(
+            f"{folder_} must hold either tokenizer.yaml or cluster.yaml, got {len(found)} of them; the shipped folders in "
+            f"configs/ are {there}"
+        )
+    return found[0]
+
+
 def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
     """The command line of each stage, in order."""
-    folder_ = Path(c.configs)
+    folder_, first = Path(c.configs), first_config(Path(c.configs))
     seed = [] if c.seed is None else ["--seed", str(c.seed)]
     images = [] if c.images is None else ["--images.source", c.images]
     launch = [sys.executable] if c.launch == "python" else shlex.split(c.launch)
     scripts = {
-        "tokenizer": ["tokenizer/train.py", str(folder_ / "tokenizer.yaml"), "--run", run, *images, *seed],
+        "tokenizer": [FIRST_STAGES[first.name], str(first), "--run", run, *images, *seed],
         "encode": ["tokenizer/encode.py", run],
         "prior": ["prior/train.py", str(folder_ / "prior.yaml"), "--run", run, *seed],
         "generate": [
@@ -116,11 +131,11 @@ def gather_pictures(run: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs")
-    for name in ("tokenizer", "prior", "generate"):
+    first = first_config(Path(c.configs))
+    for name in ("prior", "generate"):
         if not (Path(c.configs) / f"{name}.yaml").exists():
-            there = ", ".join(sorted(p.name for p in (ROOT / "configs").iterdir() if p.is_dir() and p.name[0] != "_"))
-            raise UserError(f"there is no {name}.yaml in {c.configs}; the shipped folders in configs/ are {there}")
-    run = c.run or config.read_yaml(Path(c.configs) / "tokenizer.yaml").get("run", "runs/digits")
+            raise UserError(f"there is no {name}.yaml in {c.configs}")
+    run = c.run or config.read_yaml(first).get("run", "runs/digits")
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
     for name, command in stages(c, run).items():
         started = time.perf_counter()

@@ -52,6 +52,29 @@ def test_the_type_is_the_smallest_that_holds_the_codes(K, kind):
     assert INFO.model_copy(update={"codebook_size": K}).dtype == kind
 
 
+def test_a_place_may_have_several_codes(tmp_path):
+    """T = h·w·Q, the Q codes of a place side by side; a reader that knows no depth still sees the row as it is."""
+    info = INFO.model_copy(update={"grid": (1, 3), "code_depth": 2, "factors": (20, 15)})
+    assert info.length == 6
+    write(tmp_path / "codes", info)
+    read, splits = codes.read(tmp_path / "codes")
+    assert read == info and np.array_equal(splits["train"].codes, CODES)
+    assert "1 x 3 x 2 codes an image" in (tmp_path / "codes/README.md").read_text()
+
+
+def test_codes_written_before_there_were_depths_still_load(tmp_path):
+    write(tmp_path / "codes")
+    path = tmp_path / "codes/codes.json"
+    body = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("code_depth", "factors")}
+    path.write_text(json.dumps(body))
+    assert codes.read(tmp_path / "codes").info == INFO
+
+
+def test_the_digits_of_a_code_must_make_up_the_codebook():
+    with pytest.raises(ValueError, match=r"factors \(2, 2\) must multiply to codebook_size 300"):
+        CodesInfo(**{**INFO.model_dump(), "factors": (2, 2)})
+
+
 def test_codes_of_another_tokenizer_are_refused_with_both_names(tmp_path):
     write(tmp_path / "codes")
     other = INFO.model_copy(update={"tokenizer": TokenizerIdentity(name="two/tokenizer", sha256="2" * 64)})

@@ -101,7 +101,10 @@ def test_codebooks_do_not_drift_apart_between_processes():
         (["tokenizer/train.py", "--stepz", "3"], "error: unknown option --stepz; did you mean --steps?"),
         (["tokenizer/encode.py", "nowhere"], "error: there is no trained tokenizer in nowhere/tokenizer/model"),
         (["pipeline/generate.py", "nowhere"], "error: there is no trained model in nowhere/tokenizer/model"),
-        (["pipeline/run.py", "configs/none"], "error: there is no tokenizer.yaml in configs/none; the shipped folders"),
+        (
+            ["pipeline/run.py", "configs/none"],
+            "error: configs/none must hold either tokenizer.yaml or cluster.yaml, got 0 of them; the shipped folders",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_2(arguments, message):

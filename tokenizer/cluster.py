@@ -1,6 +1,6 @@
 """Stage one without a network: fit the K-means tokenizer, whose codes are means of image patches.
 
-    accelerate launch tokenizer/cluster.py configs/digits_kmeans/tokenizer.yaml --model.codebook_size 256
+    accelerate launch tokenizer/cluster.py configs/digits_kmeans/cluster.yaml --model.codebook_size 256
 
 Reads images and writes into RUN/tokenizer what tokenizer/train.py writes: config.yaml, metrics.jsonl (one line an EM
 step), reconstructions.png, curves.png, histogram.json, state/ and model/. tokenizer/encode.py, prior/train.py and
@@ -33,7 +33,7 @@ from tokenizer.usage import warning
 
 CHANGEABLE = {"run", "encode.views", "encode.batch_size", "encode.shard_size"}
 BATCH = 1024
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/tokenizer.yaml"
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cluster.yaml"
 
 
 def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST = 1e-3  # of a length, below which its direction is not trusted
+
 
 def straight_through(z_e: Tensor, e: Tensor) -> Tensor:
     """dL/dz_e is dL/dz_q (Bengio et al. 2013, https://arxiv.org/abs/1308.3432; van den Oord et al. 2017, sec. 3.2)."""
@@ -20,14 +22,16 @@ def rotation(z_e: Tensor, e: Tensor) -> Tensor:
 
     z_q = λ R z_e with λ = |e| / |z_e| and R = I − 2 r rᵀ + 2 ê ẑᵀ, r = (ê + ẑ) / |ê + ẑ|, λ and R held constant: Fifty et
     al. (2024), https://arxiv.org/abs/2410.06424, sec. 4.2. The angle between gradient and code is that between gradient
-    and encoder output; straight-through keeps the direction instead.
+    and encoder output; straight-through keeps the direction instead, and is used where there is no angle.
     """
     with torch.no_grad():
         to, at = F.normalize(e, dim=-3), F.normalize(z_e, dim=-3)
-        r = F.normalize(to + at, dim=-3)
-        scale = e.norm(dim=-3, keepdim=True) / z_e.norm(dim=-3, keepdim=True).clamp_min(1e-6)
+        length, both = z_e.norm(dim=-3, keepdim=True), (to + at).norm(dim=-3, keepdim=True)
+        r, scale = F.normalize(to + at, dim=-3), e.norm(dim=-3, keepdim=True) / length.clamp_min(LEAST)
+        no_angle = (length < LEAST) | (both < LEAST)  # z_e is 0, or opposite to e: which way to turn is rounding
     along_r, along_z = (z_e * r).sum(-3, keepdim=True), (z_e * at).sum(-3, keepdim=True)
-    return scale * (z_e - 2 * along_r * r + 2 * along_z * to)
+    turned = scale * (z_e - 2 * along_r * r + 2 * along_z * to)
+    return straight_through(torch.where(no_angle, z_e, turned), e)  # e to the last bit, whatever rounding the turn had
 
 
 def gumbel_softmax(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
