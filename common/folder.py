@@ -78,9 +78,10 @@ def sync_entry(directory: Path) -> None:
             os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """`indent=None` writes one line: for what is long and read by programs."""
     with replacing(path) as aside:
-        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from tokenizer.quantizers.build import build_quantizer
 
 from common.launch import make_accelerator, run_command
+from tokenizer.quantizers.build import build_quantizer
 from tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, ResidualConfig, SimVQConfig, VQConfig
 from tokenizer.upkeep import CodebookUpkeep
 

@@ -20,6 +20,7 @@ from tokenizer.quantizers.config import (
     VQConfig,
 )
 from tokenizer.quantizers.estimators import straight_through
+from tokenizer.quantizers.losses import codebook_and_commitment
 from tokenizer.usage import count, entropy_bits, perplexity, reachable, usage, warning
 
 SIZES = {"codebook_size": 9, "code_dim": 3}
@@ -74,7 +75,7 @@ def test_indices_are_a_grid_of_values_below_K(quantizer, z_e):
     c = quantizer.config
     indices = quantizer(z_e).indices
     assert indices.shape == ((2, 3, 5, c.code_depth) if c.code_depth > 1 else (2, 3, 5)) and indices.dtype == torch.int64
-    assert 0 <= indices.min() and indices.max() < c.codebook_size
+    assert indices.min() >= 0 and indices.max() < c.codebook_size
 
 
 @pytest.mark.parametrize("config", (TABLES | IMPLICIT).values(), ids=TABLES | IMPLICIT)
@@ -162,6 +163,14 @@ def test_the_losses_are_the_papers(z_e):
     squared = F.mse_loss(z_e, quantizer.lookup(quantized.indices))
     torch.testing.assert_close(quantized.codebook_loss, squared)
     torch.testing.assert_close(quantized.commitment_loss, squared)
+
+
+def test_both_losses_have_the_gradients_of_their_definition():
+    z_e, e = (torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    found = torch.autograd.grad(torch.stack(codebook_and_commitment(z_e, e)) @ torch.tensor([2.0, 3.0]).double(), (z_e, e))
+    defined = 2 * F.mse_loss(e, z_e.detach()) + 3 * F.mse_loss(z_e, e.detach())
+    for a, b in zip(found, torch.autograd.grad(defined, (z_e, e)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_codebook_loss_is_a_step_of_k_means(z_e):
@@ -273,6 +282,25 @@ def test_lfq_entropies_are_those_of_the_softmax_over_all_codes():
     certain, spread = quantizer.entropies(z_e)
     torch.testing.assert_close(certain, torch.special.entr(p).sum(1).mean())
     torch.testing.assert_close(spread, torch.special.entr(p.mean(0)).sum())
+
+
+def test_lfq_entropies_have_a_finite_gradient_where_all_bits_are_certain():
+    """sigmoid(40) is 1 in fp32, and the gradient of −p ln p at p = 0 infinite: training stopped at NaN in the first step."""
+    z_e = torch.full((1, 3, 2, 2), 10.0, requires_grad=True)
+    certain, spread = build_quantizer(LFQConfig(bits=3)).entropies(z_e)
+    (gradient,) = torch.autograd.grad(certain - spread, z_e)
+    assert gradient.isfinite().all()
+
+
+def test_lfq_bits_begin_balanced_whatever_the_untrained_encoder_says():
+    """Whitened by the mean and covariance of its first outputs, here far from 0 and nearly on a line."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer(LFQConfig(bits=3))
+    line = torch.randn(4000, 1) * torch.tensor([5.0, 4.0, 3.0])
+    quantizer.initialize(line + 0.01 * torch.randn(4000, 3) + 7, torch.Generator())
+    z_e = (line + 0.01 * torch.randn(4000, 3) + 7)[:, :, None, None]
+    counts = count(quantizer(z_e).indices, 8, 1)
+    assert perplexity(counts) > 7.5  # of 8; before, all signs were 1
 
 
 def test_lfq_entropies_need_no_table_of_all_codes():

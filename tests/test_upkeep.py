@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tokenizer.quantizers.build import build_quantizer
 
 from common.ema import EMA
-from tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, ResidualConfig, SimVQConfig, VQConfig
+from tokenizer.quantizers.build import build_quantizer
+from tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
 from tokenizer.upkeep import REVIVE_EVERY, CodebookUpkeep, forget
 
 SIZES = {"codebook_size": 8, "code_dim": 4}

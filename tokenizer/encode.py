@@ -31,7 +31,7 @@ from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
 from tokenizer.evaluation import psnr_each
 from tokenizer.images import ImageSplit, centre, open_images, to_float, to_uint8, view
-from tokenizer.model import load_tokenizer
+from tokenizer.model import load_tokenizer, trained
 from tokenizer.usage import count, perplexity, usage
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
@@ -54,7 +54,7 @@ class Settings(EncodeConfig):
 def encode(c: Settings, accelerator: Accelerator) -> Path:
     """Write the codes dataset, or what is missing of it, and return its folder."""
     run = Path(c.run) / "tokenizer"
-    tokenizer = load_tokenizer(_trained(run)).to(accelerator.device)
+    tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
     images_config = config.build(ImagesConfig, config.read_yaml(run / "config.yaml")["images"], str(run / "config.yaml"))
     if c.source is not None:
         images_config = images_config.model_copy(update={"source": c.source, "subset": None})
@@ -96,14 +96,6 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         codes.finish(folder, info, splits)
     accelerator.wait_for_everyone()
     return folder
-
-
-def _trained(run: Path) -> Path:
-    if not (run / "model/config.json").exists():
-        raise UserError(
-            f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {run.parent} makes one"
-        )
-    return run / "model"
 
 
 def shards_of(split: ImageSplit, info: CodesInfo) -> int:
@@ -163,7 +155,7 @@ def check(
     folder: Path, name: str, split: ImageSplit, info: CodesInfo, tokenizer: ImageTokenizer, accelerator: Accelerator
 ) -> dict[str, float]:  # fmt: skip
     """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
-    counts, psnr, rows = torch.zeros(info.code_depth, info.codebook_size), [], 0
+    counts, psnr, rows = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), [], 0
     for path in codes.shard_paths(folder, name):
         shard = codes.read_shard(path, info)
         rows += len(shard.rows)

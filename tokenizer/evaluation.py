@@ -55,7 +55,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     """Every process takes its share of the split; the sums are of all of it. `tokenizer` is not wrapped."""
     device, size = accelerator.device, tokenizer.config.image_size
     K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
-    counts = torch.zeros(Q, K, device=device)
+    counts = torch.zeros(Q, K, dtype=torch.int64, device=device)
     sums = torch.zeros(3, dtype=torch.float32, device=device)  # PSNR, squared error, images
     originals, reconstructions = [], []
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
@@ -79,7 +79,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
 
 def save_histogram(evaluation: Evaluation, path: Path) -> None:
     """How often each code was used on the validation split, as JSON: counts[depth][code]."""
-    write_json(path, {"split": "validation", "images": evaluation.images, "counts": evaluation.counts.long().tolist()})
+    write_json(path, {"split": "validation", "images": evaluation.images, "counts": evaluation.counts.tolist()}, indent=None)
 
 
 def save_reconstructions(evaluation: Evaluation, path: Path) -> None:

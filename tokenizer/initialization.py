@@ -17,13 +17,14 @@ from tokenizer.images import ImageSplit, centre, to_float
 from tokenizer.model import Tokenizer
 
 VECTORS_A_CODE = 32  # Faiss asks for 39 to 256 points a centroid; 32 do for a start that training refines
+LEAST_VECTORS = 2**12
 MOST_VECTORS = 2**19  # at most, but at least twice the codes: a larger codebook starts from a coarser sample
 BATCH = 256
 
 
 def sampled(codebook_size: int) -> int:
     """How many vectors a codebook is fitted to at first."""
-    return max(min(VECTORS_A_CODE * codebook_size, MOST_VECTORS), 2 * codebook_size)
+    return max(min(max(VECTORS_A_CODE * codebook_size, LEAST_VECTORS), MOST_VECTORS), 2 * codebook_size)
 
 
 def check_enough(codebook_size: int, images: int, grid: tuple[int, int], what: str) -> None:
@@ -43,11 +44,10 @@ def initialize_codebook(tokenizer: Tokenizer, split: ImageSplit, c: TrainConfig,
     Raises:
         UserError: the training split has fewer vectors than the codebook has entries, or they are not finite.
     """
-    if not tokenizer.quantizer.tables():
-        return
-    check_enough(c.model.codebook_size, len(split), c.model.grid, "vectors")
+    codes = c.model.codebook_size if tokenizer.quantizer.tables() else 2
+    check_enough(codes, len(split), c.model.grid, "vectors")
     if accelerator.is_main_process:
-        vectors = encoder_outputs(tokenizer, split, sampled(c.model.codebook_size), c, accelerator)
+        vectors = encoder_outputs(tokenizer, split, sampled(codes), c, accelerator)
         if not vectors.isfinite().all():
             raise UserError("the untrained encoder gives NaN or Inf for some images; take precision fp32")
         tokenizer.quantizer.initialize(vectors, torch.Generator(vectors.device).manual_seed(c.seed))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from common import folder
+from common.errors import UserError
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import TokenizerConfig
 from tokenizer.kmeans import KMeansTokenizer
@@ -50,6 +51,16 @@ class Tokenizer(ImageTokenizer):
 
     def _draw(self, z_q: Tensor) -> Tensor:
         return self.decoder(z_q.to(self.decoder[0].weight.dtype))  # z_q is fp32 also in a model of half precision
+
+
+def trained(run: Path) -> Path:
+    """The model folder of RUN/tokenizer. Raises `UserError` that says how to make one."""
+    if not (run / "model/config.json").exists():
+        raise UserError(
+            f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {run.parent} makes one "
+            "(tokenizer/cluster.py, one of K-means)"
+        )
+    return run / "model"
 
 
 def load_tokenizer(path: str | Path) -> ImageTokenizer:

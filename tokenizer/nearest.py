@@ -2,20 +2,32 @@
 
     vectors (N, D), codebook (K, D) -> indices (N,) int64 in [0, K)
 
-‖v − e‖² = ‖v‖² − 2 v·e + ‖e‖², so the nearest e has the least ‖e‖²/2 − v·e. Scores are computed a tile at a time in
-one reused buffer, and K is searched as blocks whose minima are taken first: `amin` is vectorised on a CPU and `argmin`
-is not (0.1 against 0.9 ns an element). Of several equally near vectors the one with the lowest index is taken.
+‖v − e‖² = ‖v‖² − 2 v·e + ‖e‖², so the nearest e has the greatest score v·e − ‖e‖²/2, which is one product of
+[e, −‖e‖²/2] with [v, 1]. Scores are computed a tile of C codes by n vectors at a time in one reused buffer, and each
+vector keeps the best of the tiles so far: the memory depends on neither N nor K, but for the (K, D + 1) table.
+
+"Exactly" is up to the rounding of fp32: of codes whose scores differ by less, either may be taken. Of codes that score
+the same, the one with the lowest index is. On CUDA a fused kernel searches (`tokenizer/nearest_triton.py`), once it has
+given this file's codes on that device.
 """
 
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-TILE_BYTES = {"cpu": 4 * 2**20}  # stays in a core's cache
-LARGE_TILE_BYTES = 256 * 2**20  # an accelerator wants work
-BLOCKS = 16
+CPU_TILE = (512, 2048)  # codes, vectors: 4 MB of scores, which a core or two keep in their cache
+ACCELERATOR_TILE = (1024, 4096)  # 16 MB
+GROUPS = 4  # parts of a tile's vectors, which threads share
+STEP = 16  # codes; a register's worth
+NEAR_TIES = 3  # of the self-check's 777 codes: what TF32 may miss, where a block that is forgotten costs nine or more
 
 
-@torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the codebook vector nearest to each of `vectors`, in fp32 whatever comes.
 
@@ -23,24 +35,133 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
         vectors: (N, D).
         codebook: (K, D).
     Returns:
-        (N,) int64. Ties go to the lowest index.
+        (N,) int64. Ties go to the lowest index; a vector that is not finite gets some index.
     """
-    vectors, codebook = vectors.float(), codebook.float()
-    N, K = len(vectors), len(codebook)
-    columns = -(-K // BLOCKS) * BLOCKS  # K, padded to whole blocks with vectors that are infinitely far
-    offset = vectors.new_full((columns,), torch.inf)
-    offset[:K] = codebook.square().sum(1) / 2
-    table = vectors.new_zeros(vectors.shape[1], columns)
-    table[:, :K] = codebook.T
+    if vectors.is_cuda and len(vectors) and kernel_is_trusted(vectors.shape[1], vectors.device):
+        from tokenizer.nearest_triton import nearest_fused  # not every torch comes with triton
 
-    rows = max(1, min(N, TILE_BYTES.get(vectors.device.type, LARGE_TILE_BYTES) // (4 * columns)))
-    tile = vectors.new_empty(rows, columns)
-    indices = torch.empty(N, dtype=torch.int64, device=vectors.device)
-    for start in range(0, N, rows):
-        part = vectors[start : start + rows]
-        scores = torch.addmm(offset, part, table, alpha=-1, out=tile[: len(part)])
-        blocks = scores.view(len(part), BLOCKS, -1)  # (n, blocks, K / blocks)
-        block = blocks.amin(2).argmin(1)  # (n,)
-        inside = blocks[torch.arange(len(part), device=part.device), block].argmin(1)
-        indices[start : start + rows] = block * blocks.shape[2] + inside
-    return indices
+        return nearest_fused(vectors, codebook)
+    return nearest_tiled(vectors.T[None], codebook)[0]
+
+
+def nearest_grid(z_e: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest` of each place of a grid: (B, D, h, w), (K, D) -> (B, h, w). On a CPU it is searched as it lies."""
+    B, _, h, w = z_e.shape
+    if z_e.is_cuda:
+        return nearest(rearrange(z_e, "b d h w -> (b h w) d"), codebook).view(B, h, w)
+    return nearest_tiled(rearrange(z_e, "b d h w -> b d (h w)"), codebook).view(B, h, w)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products in fp32, also where training allows them TF32 or bf16: those can pick the wrong neighbour."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+@torch.no_grad()
+@full_precision()
+def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest` in PyTorch alone, on any device: columns (B, D, n), codebook (K, D) -> (B, n). The fused kernel's measure."""
+    B, _, n = columns.shape
+    indices = torch.empty(B, n, dtype=torch.int64, device=columns.device)
+    if not indices.numel():
+        return indices
+    most_codes, most_vectors = CPU_TILE if columns.device.type == "cpu" else ACCELERATOR_TILE
+    tiles = -(-len(codebook) // most_codes)
+    table = code_table(codebook, multiple=STEP * tiles)
+    codes = table.split(len(table) // tiles)
+    tile = table.new_empty(len(codes[0]) * min(most_vectors, B * n))
+    images = max(1, most_vectors // n)
+    for some, found in zip(columns.split(images), indices.split(images), strict=True):
+        for part, places in zip(some.split(most_vectors, 2), found.split(most_vectors, 1), strict=True):
+            places.copy_(search(codes, grouped(part), tile).view_as(places))
+    return indices.clamp_(max=len(codebook) - 1)
+
+
+def search(codes: Sequence[Tensor], queries: Tensor, tile: Tensor) -> Tensor:
+    """Tiles (C, D + 1) of the code table, queries (groups, D + 1, n) -> (groups, n)."""
+    best, index = first_maximum(scores(codes[0], queries, tile))
+    for number, some in enumerate(codes[1:], start=1):
+        score, code = first_maximum(scores(some, queries, tile))
+        better = score > best  # not >=: an earlier tile has the lower index
+        best, index = torch.where(better, score, best), torch.where(better, code + number * len(some), index)
+    return index.contiguous()
+
+
+def code_table(codebook: Tensor, multiple: int) -> Tensor:
+    """(K, D) -> (K or somewhat more, D + 1) fp32: each e beside its −‖e‖²/2; the last is repeated to a `multiple`.
+
+    Tiles are of one size, and that of whole steps, because products of another shape may round another way: copies of
+    one vector could then score differently, and the first of them lose.
+    """
+    K, D = codebook.shape
+    table = torch.empty(-(-K // multiple) * multiple, D + 1, device=codebook.device)
+    table[:K, :D] = codebook
+    for rows in table[:K].split(4096):  # the squares of a part at a time, which is all the memory this takes besides
+        torch.linalg.vecdot(rows[:, :D], rows[:, :D], out=rows[:, D]).div_(-2)
+    table[K:] = table[K - 1]
+    return table
+
+
+def grouped(columns: Tensor) -> Tensor:
+    """(b, D, n) -> (groups, D + 1, b n / groups) fp32, each column above a 1. One image is divided, for the threads."""
+    b, D, n = columns.shape
+    if b == 1 and n % GROUPS == 0:
+        columns = rearrange(columns, "1 d (g n) -> g d n", g=GROUPS)
+    queries = torch.ones(len(columns), D + 1, columns.shape[2], device=columns.device)
+    queries[:, :D] = columns
+    return queries
+
+
+def scores(codes: Tensor, queries: Tensor, tile: Tensor) -> Tensor:
+    """(C, D + 1), (groups, D + 1, n) -> (groups, C, n), in `tile`'s memory. Greatest where nearest."""
+    groups, _, n = queries.shape
+    out = tile[: groups * len(codes) * n].view(groups, len(codes), n)
+    return torch.bmm(codes.expand(groups, -1, -1), queries, out=out)
+
+
+def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(groups, C, n) -> the greatest scores and their first indices, both (groups, n).
+
+    On a CPU, `max` and `argmax` compare one element at a time (0.5 to 1.4 ns each) and max pooling, which finds the
+    same, a vector register at a time (0.2 ns) where channels come last: so the n columns are its channels.
+    """
+    if scores.device.type != "cpu":
+        return scores.max(1)
+    image = scores.unsqueeze(2).permute(0, 3, 1, 2)  # (groups, n, C, 1): these strides, of all, are taken for channels last
+    best, index = F.max_pool2d(image, (image.shape[2], 1), return_indices=True)
+    return best[:, :, 0, 0], index[:, :, 0, 0]
+
+
+@cache
+def kernel_is_trusted(D: int, device: torch.device) -> bool:
+    """Whether the fused kernel runs here and finds what `nearest_tiled` finds. Warns where it does not, once."""
+    try:
+        from tokenizer.nearest_triton import nearest_fused
+
+        why = disagreement(nearest_fused, D, device)
+    except Exception as error:  # no triton, no compiler, a kernel this device cannot hold: all have the same answer
+        why = f"it does not run ({type(error).__name__}: {error})"
+    if why:
+        warnings.warn(f"codes of {D} dimensions are searched without the fused kernel on {device}: {why}", stacklevel=3)
+    return not why
+
+
+def disagreement(fused: Callable[[Tensor, Tensor], Tensor], D: int, device: torch.device) -> str | None:
+    """What is wrong with a search's answer to a small random problem, if anything."""
+    generator = torch.Generator().manual_seed(0)  # its own: the training's random numbers stay what they are
+    vectors, codebook = (torch.randn(size, D, generator=generator).to(device) for size in (777, 1333))
+    found, expected = fused(vectors, codebook), nearest_tiled(vectors.T[None], codebook)[0]
+    if found.dtype != expected.dtype or found.shape != expected.shape or found.amin() < 0 or found.amax() >= len(codebook):
+        return "it returns what are no codes"
+    reached, least = ((vectors.double() - codebook[codes].double()).square().sum(1) for codes in (found, expected))
+    wrong = (reached - least > 1e-5 * (1 + D)).sum().item()  # distances are of the size of D, fp32 rounds them to 1e-7 of it
+    return f"of {len(vectors)} codes {wrong} are not the nearest" if wrong > NEAR_TIES else None

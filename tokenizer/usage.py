@@ -8,15 +8,17 @@ import math
 import torch
 from torch import Tensor
 
+ENOUGH = 5  # codes counted for each there is: as many drawn evenly leave 0.7% unused and show a perplexity of 0.9 K
 LOW = 0.9  # of the usage that as many codes drawn evenly would reach
+GROSS = 0.5  # in place of LOW where they are fewer: uneven but healthy use reaches as few as 0.7 of what even use would
 
 
 def count(indices: Tensor, codebook_size: int, code_depth: int) -> Tensor:
-    """How often each code occurs: indices (B, h, w) or (B, h, w, Q), or codes (B, h · w · Q) -> (Q, K) float64."""
+    """How often each code occurs: indices (B, h, w) or (B, h, w, Q), or codes (B, h · w · Q) -> (Q, K) int64."""
     K, Q = codebook_size, code_depth
     depth = torch.arange(Q, device=indices.device) * K
     flat = (indices.reshape(-1, Q).long() + depth).flatten()
-    return torch.bincount(flat, minlength=Q * K).view(Q, K).double()
+    return torch.bincount(flat, minlength=Q * K).view(Q, K)
 
 
 def perplexity(counts: Tensor) -> float:
@@ -44,12 +46,12 @@ def reachable(counts: Tensor) -> float:
 
 def warning(counts: Tensor) -> str | None:
     """What to say of a codebook that is used too little: figure, cause and remedy; none where it is well."""
-    used, could = usage(counts), reachable(counts)
-    if used >= LOW * could:
+    used, could, K = usage(counts), reachable(counts), counts.shape[-1]
+    if used >= (LOW if counts.sum(-1).max() >= ENOUGH * K else GROSS) * could:
         return None
-    K = counts.shape[-1]
     return (
         f"only {used:.1%} of the {K} codes are used (as many codes drawn evenly would use {could:.1%}): the encoder's outputs "
-        "lie near few of the codebook's vectors. Remedies, the first first: quantizer normalize true and code_dim 8 or less; "
-        "revive_below 0.05 or more; kind vq_ema, simvq or fsq; a smaller codebook_size"
+        "lie near few of the codebook's vectors. Remedies, the first first: model.quantizer.normalize true and "
+        "model.quantizer.code_dim 8 or less; revive_below 0.05 or more; model.quantizer.kind vq_ema, simvq or fsq; a smaller "
+        "model.quantizer.codebook_size. tokenizer/codebook.py draws it, and says what fits this run"
     )

@@ -114,7 +114,7 @@ class LFQConfig(Settings):
     """numbers a code, each -1 or 1; K is 2 to that power"""
     temperature: float = Field(1.0, gt=0)
     """of the soft assignment whose entropies are taken"""
-    entropy_weight: float = Field(0.1, ge=0)
+    entropy_weight: float = Field(0.03, ge=0)
     """on the entropy terms: each place certain, all together spread"""
     spread: float = Field(1.0, ge=0)
     """weight of the second term against the first"""

@@ -1,7 +1,7 @@
 """What gradient the encoder gets through a choice that has none: the estimators of the quantizers.
 
 Shapes: z_e and e (..., D, h, w), the encoder's output and the vector chosen for it. Each function returns e in the
-forward direction, up to rounding. `benchmarks/estimators.py` measures their bias and variance where the exact gradient
+forward direction. `benchmarks/estimators.py` measures their bias and variance where the exact gradient
 can be enumerated.
 """
 
@@ -12,9 +12,21 @@ from torch import Tensor
 LEAST = 1e-3  # of a length, below which its direction is not trusted
 
 
+class _StraightThrough(torch.autograd.Function):
+    """What z_e + (e − z_e).detach() means, without its rounding and its two passes over memory."""
+
+    @staticmethod
+    def forward(ctx, z_e: Tensor, e: Tensor) -> Tensor:
+        return e.view_as(e)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 def straight_through(z_e: Tensor, e: Tensor) -> Tensor:
     """dL/dz_e is dL/dz_q (Bengio et al. 2013, https://arxiv.org/abs/1308.3432; van den Oord et al. 2017, sec. 3.2)."""
-    return z_e + (e - z_e).detach()
+    return _StraightThrough.apply(z_e, e)
 
 
 def rotation(z_e: Tensor, e: Tensor) -> Tensor:

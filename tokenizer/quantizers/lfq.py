@@ -7,12 +7,15 @@ Yu et al. (2023, MAGVIT-v2), https://arxiv.org/abs/2310.05737, sec. 3.1. The reg
 with p the softmax over codes of −|z_e − c|² / temperature. That softmax is a product over bits, each a sigmoid of
 4 z / temperature, so the first entropy is exact at any K without N x K numbers. The second is exact within groups of
 `GROUP` bits, and for more bits the sum over groups, an upper bound that is reached when the groups are independent.
+
+Signs are balanced only if the encoder's outputs lie around 0. Those of an untrained one do not, and bits that begin
+constant stay so; hence they are whitened by their own mean and covariance, found once before training (PCA whitening).
 """
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Generator, Tensor
 
 from common.digits import to_digits, to_index
 from tokenizer.quantizers.base import Quantized, Quantizer
@@ -20,6 +23,7 @@ from tokenizer.quantizers.config import LFQConfig
 from tokenizer.quantizers.estimators import straight_through
 
 GROUP = 10
+LEAST_VARIANCE = 1e-6  # of the largest: directions in which nothing varies are not blown up
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -30,6 +34,17 @@ class LookupFreeQuantizer(Quantizer):
     def __init__(self, config: LFQConfig):
         super().__init__()
         self.config = config
+        self.register_buffer("mean", torch.zeros(config.bits))
+        self.register_buffer("whitening", torch.eye(config.bits))
+
+    def prepare(self, z_e: Tensor) -> Tensor:
+        return torch.einsum("ij,bjhw->bihw", self.whitening, z_e - self.mean.view(-1, 1, 1))
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor, generator: Generator) -> None:
+        self.mean.copy_(vectors.mean(0))
+        variance, axes = torch.linalg.eigh(torch.cov((vectors - self.mean).T).view(self.config.bits, -1))
+        self.whitening.copy_((axes / (variance + LEAST_VARIANCE * variance.amax()).sqrt()).T)
 
     def quantize(self, z_e: Tensor) -> Quantized:
         indices = to_index(rearrange(z_e > 0, "b d h w -> b h w d"), self.config.factors)
@@ -46,14 +61,15 @@ class LookupFreeQuantizer(Quantizer):
 
     def entropies(self, z_e: Tensor) -> tuple[Tensor, Tensor]:
         """(mean H[p(c | z_e)], H[mean p(c | z_e)]) of z_e (B, D, h, w), in nats."""
-        one = torch.sigmoid(4 * rearrange(z_e, "b d h w -> (b h w) d") / self.config.temperature)  # (N, D)
-        certain = (torch.special.entr(one) + torch.special.entr(1 - one)).sum(1).mean()
+        logits = 4 * rearrange(z_e, "b d h w -> (b h w) d") / self.config.temperature  # (N, D), of bit 1 against bit 0
+        # H = ln(1 + exp x) − x σ(x), whose gradient is finite also where σ(x) is 1 to the last bit and p ln p is not
+        certain = (F.softplus(logits) - logits * logits.sigmoid()).sum(1).mean()
         spread = z_e.new_zeros(())
-        for bits in one.split(GROUP, dim=1):
+        for bits in logits.split(GROUP, dim=1):
             joint = bits.new_ones(len(bits), 1)
             for bit in bits.unbind(1):
-                joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], dim=1)
-            spread = spread + torch.special.entr(joint.mean(0)).sum()
+                joint = torch.cat([joint * torch.sigmoid(-bit[:, None]), joint * torch.sigmoid(bit[:, None])], dim=1)
+            spread = spread + torch.special.entr(joint.mean(0).clamp_min(torch.finfo(joint.dtype).tiny)).sum()
         return certain, spread
 
     def lookup(self, indices: Tensor) -> Tensor:

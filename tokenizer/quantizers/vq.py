@@ -13,10 +13,11 @@ from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from tokenizer.kmeans import kmeans
-from tokenizer.nearest import nearest
+from tokenizer.nearest import nearest_grid
 from tokenizer.quantizers.base import Quantized, Quantizer
 from tokenizer.quantizers.config import TableConfig
 from tokenizer.quantizers.estimators import ESTIMATORS
+from tokenizer.quantizers.losses import codebook_and_commitment
 
 ITERATIONS = 10  # of the K-means that sets the first vectors
 
@@ -40,22 +41,22 @@ class VectorQuantizer(Quantizer):
     def quantize(self, z_e: Tensor) -> Quantized:
         indices = self.nearest(z_e)
         e = self.lookup(indices)
+        codebook_loss, commitment_loss = codebook_and_commitment(z_e, e)
         return Quantized(
             z_q=ESTIMATORS[self.config.gradient](z_e, e),
             indices=indices,
-            codebook_loss=F.mse_loss(e, z_e.detach()),
-            commitment_loss=F.mse_loss(z_e, e.detach()),
+            codebook_loss=codebook_loss,
+            commitment_loss=commitment_loss,
             regularizer=z_e.new_zeros(()),
             z_e=z_e,
         )
 
     def nearest(self, z_e: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, h, w)."""
-        B, _, h, w = z_e.shape
-        return nearest(rearrange(z_e, "b d h w -> (b h w) d"), self.vectors).view(B, h, w)  # B may be 0
+        return nearest_grid(z_e, self.vectors)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return rearrange(F.embedding(indices, self.vectors), "b h w d -> b d h w")
+        return rearrange(F.embedding(indices, self.vectors), "b h w d -> b d h w").contiguous()  # as z_e lies
 
     def initialize(self, vectors: Tensor, generator: Generator) -> None:
         K = self.config.codebook_size

@@ -1,0 +1,171 @@
+"""The search for the nearest code: what it finds, whatever the sizes, types and settings around it."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokenizer.nearest import CPU_TILE, disagreement, nearest, nearest_grid
+
+CODES, VECTORS = CPU_TILE
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_nearest(found: torch.Tensor, vectors: torch.Tensor, codebook: torch.Tensor) -> None:
+    """Every code found is as near as the nearest, by distances in fp64."""
+    distances = torch.cdist(vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    reached = distances.gather(1, found[:, None])[:, 0]
+    # Where fp32 rounding could decide, any code is right that is as near as the nearest to 1e-5 of the vectors' size.
+    size = vectors.double().square().sum(1) + codebook.double().square().sum(1).amax()
+    assert (reached - distances.amin(1) <= 1e-5 * size).all()
+
+
+@pytest.mark.parametrize(
+    "N, D, K",
+    [
+        (1, 1, 1),
+        (3, 5, 16),
+        (700, 3, 17),
+        (VECTORS + 1, 8, CODES - 1),  # a tile of vectors and one more
+        (30, 7, CODES + 1),  # just more codes than a tile holds
+        (VECTORS + 37, 2, 3 * CODES + 5),  # the best so far is kept over four tiles
+        (4, 300, 2 * CODES),
+    ],
+)
+def test_the_tiled_search_is_the_plain_search(N, D, K):
+    vectors, codebook = draw(N, D), draw(K, D, seed=1)
+    found = nearest(vectors, codebook)
+    assert found.dtype == torch.int64 and found.shape == (N,)
+    assert_nearest(found, vectors, codebook)
+
+
+def test_every_code_can_be_found():
+    codebook = draw(3 * CODES + 5, 6)
+    assert torch.equal(nearest(codebook, codebook), torch.arange(len(codebook)))
+
+
+def test_of_equally_near_codes_the_first_is_taken():
+    codebook = torch.tensor([[1.0, 0.0]] * 40 + [[0.0, 1.0]] * 40)
+    assert nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), codebook).tolist() == [0, 40]
+
+
+@pytest.mark.parametrize("N, D, K", [(1, 65, 513), (9, 3, 700), (300, 768, 700), (5, 1, 40)])
+def test_of_equal_codes_in_several_tiles_the_first_is_taken(N, D, K):
+    """Tiles of another size once scored a copy a rounding higher than the original: products of 2 rows are computed in
+    another order than products of 512. All tiles are of one size since."""
+    codebook = draw(K, D).repeat(3, 1)[:-1]
+    assert nearest(draw(N, D, seed=1), codebook).amax() < K
+
+
+def test_no_vectors_have_no_codes():
+    found = nearest(torch.empty(0, 4), draw(8, 4))
+    assert found.shape == (0,) and found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_are_searched_as_the_fp32_numbers_they_are(dtype):
+    vectors, codebook = draw(100, 5).to(dtype), draw(CODES + 9, 5, seed=1).to(dtype)
+    assert torch.equal(nearest(vectors, codebook), nearest(vectors.float(), codebook.float()))
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_the_search_is_in_fp32_whatever_products_are_set_to(precision):
+    """`medium` makes fp32 products bf16 also on a CPU that can, and one code in ten another."""
+    vectors, codebook = draw(500, 64), draw(CODES, 64, seed=1)
+    expected = nearest(vectors, codebook)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = nearest(vectors, codebook)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_vector_that_is_not_finite_has_some_code_and_leaves_the_others_theirs(value):
+    vectors, codebook = draw(10, 4), draw(2 * CODES + 3, 4, seed=1)
+    broken = vectors.clone()
+    broken[3] = value
+    broken[5, 1] = value
+    found = nearest(broken, codebook)
+    whole = torch.tensor([i for i in range(10) if i not in (3, 5)])
+    assert torch.equal(found[whole], nearest(vectors, codebook)[whole])
+    assert found.amin() >= 0 and found.amax() < len(codebook)
+
+
+def test_vectors_may_lie_in_memory_as_they_like():
+    vectors, codebook = draw(5, 100), draw(30, 10, seed=1)
+    assert torch.equal(nearest(vectors.T, codebook[:, ::2]), nearest(vectors.T.contiguous(), codebook[:, ::2].contiguous()))
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 7, 9), (1, 5, 50, VECTORS // 40), (2 * VECTORS, 2, 1, 1), (0, 5, 2, 2), (50, 2, 8, 7)]
+)
+def test_a_grid_s_codes_are_those_of_its_places_one_by_one(shape):
+    z_e, codebook = draw(*shape), draw(CODES + 3, shape[1], seed=1)
+    places = nearest(z_e.permute(0, 2, 3, 1).reshape(-1, shape[1]), codebook)
+    assert torch.equal(nearest_grid(z_e, codebook).flatten(), places)
+
+
+# --------------------------------------------------------------------------------------------------- the fused kernel
+
+
+def test_a_kernel_that_finds_other_codes_is_found_out():
+    def forgets_the_last_codes(vectors, codebook):
+        return nearest(vectors, codebook[:-53])
+
+    device = torch.device("cpu")
+    assert disagreement(nearest, 8, device) is None
+    assert "are not the nearest" in disagreement(forgets_the_last_codes, 8, device)
+    assert "no codes" in disagreement(lambda vectors, codebook: nearest(vectors, codebook) - 1333, 8, device)
+
+
+INTERPRETED = """
+import torch
+from tests.test_nearest import assert_nearest, draw
+from tokenizer.nearest_triton import nearest_fused
+
+for N, D, K in ((5, 3, 1), (70, 5, 300), (65, 40, 130), (0, 4, 9)):  # sizes beside those of the blocks, shared out or not
+    vectors, codebook = draw(N, D), draw(K, D, seed=1)
+    found = nearest_fused(vectors, codebook)
+    assert found.dtype == torch.int64 and found.shape == (N,)
+    assert_nearest(found, vectors, codebook)
+    halves = nearest_fused(vectors.half().T.contiguous().T, codebook.bfloat16())
+    assert torch.equal(halves, nearest_fused(vectors.half().float(), codebook.bfloat16().float()))
+
+copies = draw(150, 4).repeat(3, 1)
+assert nearest_fused(draw(70, 4, seed=1), copies).amax() < 150, "of equal codes not the first"
+
+broken = draw(3, 4)
+broken[1] = torch.nan
+found = nearest_fused(broken, copies)
+assert found.amin() >= 0 and found.amax() < 450, "a NaN is no code"
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no triton for this machine")
+def test_the_fused_kernel_finds_the_nearest_codes_in_triton_s_interpreter():
+    """In a process of its own, since triton reads TRITON_INTERPRET when it is first imported."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", INTERPRETED]
+    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("N, D, K", [(1, 1, 1), (700, 3, 17), (5000, 64, 3000), (300, 256, 16384)])
+def test_on_a_gpu_the_codes_are_those_of_a_cpu(N, D, K):
+    vectors, codebook = draw(N, D), draw(K, D, seed=1)
+    on_gpu = nearest(vectors.cuda(), codebook.cuda()).cpu()
+    assert (on_gpu != nearest(vectors, codebook)).double().mean() <= 0.005  # near ties that TF32 may miss, one in thousands

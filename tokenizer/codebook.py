@@ -1,0 +1,209 @@
+"""Draw the codebook of a run's tokenizer, say how well it is used, and what to change.
+
+    accelerate launch -q tokenizer/codebook.py runs/digits
+
+Reads RUN/tokenizer/{config.yaml, model/} and counts the codes of whole splits: of RUN/codes where this very tokenizer
+wrote them from the run's own images, else by encoding the validation split now (or --splits), the work and the counts
+shared over processes. Writes, anew each time:
+    RUN/tokenizer/codebook.json   figures and counts of each split, nearest pairs, advice
+    RUN/tokenizer/codebook.png    the usage curve, every code's patch, the nearest pairs
+and prints a summary with the advice.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from common import codes, config
+from common.config import Settings as BaseSettings
+from common.errors import UserError
+from common.folder import sha256, write_json
+from common.launch import Precision, make_accelerator, run_command
+from common.run import progress_bar
+from tokenizer.base import ImageTokenizer
+from tokenizer.codebook_picture import draw
+from tokenizer.config import ImagesConfig
+from tokenizer.health import Codebook, Counted, advice, neighbours, split_figures
+from tokenizer.images import ImageSplit, centre, open_images, to_float
+from tokenizer.kmeans import KMeansTokenizer
+from tokenizer.model import load_tokenizer, trained
+from tokenizer.quantizers.config import ResidualConfig
+from tokenizer.usage import count
+
+BATCH = 256
+
+
+class Settings(BaseSettings):
+    """Draw a codebook and judge its use."""
+
+    run: str = "runs/digits"
+    """folder of the experiment: its tokenizer is looked at"""
+    splits: tuple[str, ...] | None = None
+    """which splits are counted, or `all`; null is all of RUN/codes, and validation alone where codes must be made first"""
+    precision: Precision = "auto"
+    """of the encoder where codes must be made first; auto is bf16 where the hardware computes it"""
+
+
+def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
+    """Count, compare, judge and draw, and return what `codebook.json` says."""
+    run = Path(c.run) / "tokenizer"
+    tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
+    settings = config.read_yaml(run / "config.yaml")
+    counted = count_splits(c, tokenizer, settings, accelerator)
+    counts = counted.counts[counted.most]
+    near = [neighbours(table, row) for table, row in zip(tables(tokenizer), counts, strict=False)]  # none of fsq, lfq
+    book = described(tokenizer, settings.get("revive_below"))
+    figures = {
+        "kind": book.kind,
+        "codebook_size": book.codebook_size,
+        "code_depth": book.code_depth,
+        "counted_from": counted.source,
+        "splits": {name: split_figures(some, counted.images[name]) for name, some in counted.counts.items()},
+        "nearest": [{**found._asdict(), "pairs": [pair._asdict() for pair in found.pairs]} for found in near],
+        "advice": advice(book, counted.counts, near),
+    }
+    if accelerator.is_main_process:
+        write_json(run / "codebook.json", figures, indent=None)
+        draw(tokenizer, counted, near, figures["advice"], run / "codebook.png")
+    accelerator.wait_for_everyone()
+    return figures
+
+
+def tables(tokenizer: ImageTokenizer) -> list[Tensor]:
+    """The vectors (K, D) among which the nearest is searched, of each depth; none where codes are digits."""
+    if isinstance(tokenizer, KMeansTokenizer):
+        return [tokenizer.codebook]
+    return [table.vectors for table in tokenizer.quantizer.tables()]
+
+
+def described(tokenizer: ImageTokenizer, revive_below: float | None) -> Codebook:
+    c = tokenizer.config
+    sizes = {"codebook_size": c.codebook_size, "code_depth": c.code_depth}
+    if isinstance(tokenizer, KMeansTokenizer):
+        return Codebook("kmeans", code_dim=c.code_dim, at="model.", **sizes)
+    residual = isinstance(c.quantizer, ResidualConfig)
+    each = c.quantizer.each if residual else c.quantizer
+    at = "model.quantizer.each." if residual else "model.quantizer."
+    normalize = getattr(each, "normalize", None)  # fsq and lfq have none
+    return Codebook(each.kind, code_dim=each.code_dim, at=at, normalize=normalize, revive_below=revive_below, **sizes)
+
+
+# ------------------------------------------------------------------------------------------------------------ counting
+
+
+def count_splits(
+    c: Settings, tokenizer: ImageTokenizer, settings: Mapping[str, Any], accelerator: Accelerator
+) -> Counted:  # fmt: skip
+    run = Path(c.run)
+    images = config.build(ImagesConfig, settings["images"], str(run / "tokenizer/config.yaml"))
+    reason = why_not_codes(run, images)
+    if reason is None:
+        _, there = codes.read_info(run / "codes")
+        wanted = _wanted(c.splits or ("all",), list(there), run / "codes")
+        both = {name: count_codes(run / "codes", name, there[name]["rows"], accelerator) for name in wanted}
+        source = str(run / "codes")
+    else:
+        splits = open_images(images, tokenizer.config.image_size, tokenizer.config.image_channels).splits
+        wanted = _wanted(c.splits or ("validation",), list(splits), images.source)
+        accelerator.print(f"{reason}: {', '.join(wanted)} of {images.source} is encoded now", file=sys.stderr)
+        both = {name: count_images(tokenizer, splits[name], accelerator) for name in wanted}
+        source = f"images of {images.source}"
+    return Counted(source, {name: some for name, (some, _) in both.items()}, {name: some for name, (_, some) in both.items()})
+
+
+def why_not_codes(run: Path, images: ImagesConfig) -> str | None:
+    """Why RUN/codes cannot be counted, or none where it can."""
+    if not codes.is_whole(run / "codes"):
+        return f"{run / 'codes'} is not there, or not yet whole"
+    info, _ = codes.read_info(run / "codes")
+    if info.tokenizer.sha256 != sha256(run / "tokenizer/model/model.safetensors"):
+        return f"{run / 'codes'} is of another tokenizer, {info.tokenizer}"
+    if (info.source.get("source"), info.source.get("subset")) != (images.source, images.subset):
+        return f"{run / 'codes'} is of other images, {info.source.get('source')}"
+    return None
+
+
+def _wanted(names: Sequence[str], there: Sequence[str], where: object) -> list[str]:
+    if tuple(names) == ("all",):
+        return list(there)
+    if missing := [name for name in names if name not in there]:
+        raise UserError(f"{where} has no split {missing[0]!r}; it has {', '.join(there)}")
+    return list(names)
+
+
+def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) -> tuple[int, Tensor]:
+    """Images, and counts (Q, K), of a split of codes. Shard k is rank k mod world's; views but the plain one are left out."""
+    info, _ = codes.read_info(folder)
+    counts, read = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), 0
+    for path in codes.shard_paths(folder, name)[accelerator.process_index :: accelerator.num_processes]:
+        shard = codes.read_shard(path, info)
+        read += len(shard.rows)
+        plain = torch.from_numpy(shard.codes[:: info.views].astype(np.int64))
+        counts += count(plain, info.codebook_size, info.code_depth)
+    read, counts = _summed(read, counts, accelerator)
+    if read != rows:
+        raise UserError(f"split {name} of {folder} must have {rows} rows, got {read}; {codes.AGAIN}")
+    return read // info.views, counts
+
+
+@torch.no_grad()
+def count_images(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> tuple[int, Tensor]:
+    """Images, and counts (Q, K), of a split of images, of which every process encodes its share."""
+    K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
+    counts, read = torch.zeros(Q, K, dtype=torch.int64), 0
+    world = accelerator.num_processes
+    bar = progress_bar(accelerator, len(split), f"encode {split.name}", unit="image")
+    for positions in torch.arange(accelerator.process_index, len(split), world).split(BATCH):
+        images = centre(split.read(positions).images, tokenizer.config.image_size)
+        with accelerator.autocast():
+            indices = tokenizer.encode(to_float(images.to(accelerator.device)))
+        counts += count(indices.cpu(), K, Q)
+        read += len(images)
+        bar.update(min(len(positions) * world, bar.total - bar.n))
+    bar.close()
+    return _summed(read, counts, accelerator)
+
+
+def _summed(number: int, counts: Tensor, accelerator: Accelerator) -> tuple[int, Tensor]:
+    """Over processes, as whole numbers: in fp32 a count stops growing at 2^24."""
+    total = accelerator.reduce(torch.tensor(number, device=accelerator.device))
+    return int(total), accelerator.reduce(counts.to(accelerator.device)).cpu()
+
+
+def summary(figures: Mapping[str, Any]) -> Iterator[str]:
+    """What is printed."""
+    Q = figures["code_depth"]
+    kind, deep = (f"residual {figures['kind']}", f", {Q} deep") if Q > 1 else (figures["kind"], "")
+    yield f"{kind} of {figures['codebook_size']:,} codes{deep}, counted from {figures['counted_from']}"
+    for name, split in figures["splits"].items():
+        yield (
+            f"{name}: {split['images']:,} images, {split['codes']:,} codes; used {split['usage']:.1%}, "
+            f"{split['dead_codes']:,} dead; perplexity {split['perplexity']:.1f}; "
+            f"{split['bits_a_place']:.2f} of {split['most_bits_a_place']:.2f} bits a place"
+        )
+        for number, row in enumerate(split["depths"] if Q > 1 else (), start=1):
+            yield f"    depth {number}: used {row['usage']:.1%}, perplexity {row['perplexity']:.1f}"
+    yield "advice:"
+    yield from (f"  - {sentence}" for sentence in figures["advice"])
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    accelerator = make_accelerator(c.precision)
+    figures = examine(c, accelerator)
+    for line in summary(figures):
+        accelerator.print(line)
+    accelerator.print(f"the picture is {c.run}/tokenizer/codebook.png, the figures are codebook.json beside it")
+
+
+if __name__ == "__main__":
+    run_command(main)
