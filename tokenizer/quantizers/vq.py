@@ -56,7 +56,9 @@ class VectorQuantizer(Quantizer):
         return nearest_grid(z_e, self.vectors)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return rearrange(F.embedding(indices, self.vectors), "b h w d -> b d h w").contiguous()  # as z_e lies
+        b, h, w = indices.shape
+        columns = self.vectors.T.contiguous().index_select(1, indices.flatten())  # half an embedding's time: no transpose of N
+        return rearrange(columns, "d (b h w) -> b d h w", b=b, h=h, w=w)
 
     def initialize(self, vectors: Tensor, generator: Generator) -> None:
         K = self.config.codebook_size
