@@ -38,7 +38,7 @@ from tokenizer.quantizers.config import VQConfig
 
 ROOT = Path(__file__).parents[1]
 SIDE = 32  # of the grid of codes, so N is B x 1024
-REPEATS, ENOUGH, SLOW = 7, 2.0, 6.0  # runs; seconds after which no further run; seconds of a warm-up that counts as the run
+REPEATS, ENOUGH, SLOW = 30, 1.0, 4.0  # runs; seconds after which no further run; seconds of a warm-up that counts as the run
 TIE = 1e-5  # of |v|² + |e|²: squared distances nearer to each other than this are equal in fp32
 MIB = 2**20
 Figures = dict[str, Any]
