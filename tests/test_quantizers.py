@@ -406,9 +406,10 @@ def test_every_quantizer_fits_between_encoder_and_decoder(config):
     assert indices.shape == (2, *tokenizer.index_shape) and tokenizer.decode(indices).shape == (2, 1, 8, 8)
 
 
+@pytest.mark.parametrize("config", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_tokenizer_of_half_precision_encodes_and_decodes(dtype):
-    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=TABLES["vq"])).eval().to(dtype)
+def test_a_tokenizer_of_half_precision_encodes_and_decodes(config, dtype):
+    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=config)).eval().to(dtype)
     indices = tokenizer.encode(torch.zeros(2, 1, 8, 8, dtype=dtype))
     assert tokenizer.decode(indices).dtype == torch.float32
 

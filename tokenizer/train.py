@@ -36,7 +36,7 @@ from common.pictures import save_curves
 from common.run import Means, Metrics, open_run, progress_bar, read_metrics
 from common.schedule import warmup_cosine
 from tokenizer.config import TrainConfig
-from tokenizer.evaluation import evaluate, save_histogram, save_reconstructions
+from tokenizer.evaluation import Evaluation, evaluate, save_histogram, save_reconstructions
 from tokenizer.finite import Part, SkippedSteps
 from tokenizer.images import ImageBatch, ImageSet, augment, open_images, to_float
 from tokenizer.initialization import initialize_codebook
@@ -92,7 +92,6 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             lr = warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
             for group in trained.optimizer.param_groups:
                 group["lr"] = lr
-
             trained.tokenizer.quantizer.anneal(step / c.steps)
 
             parts = []
@@ -101,17 +100,17 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 pixels = prepare_images(batch, c, accelerator)
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
                     reconstruction, quantized = model(pixels)
-                    losses = {
+                    terms = {
                         "reconstruction_loss": F.mse_loss(reconstruction.float(), pixels),
                         "codebook_loss": quantized.codebook_loss,
                         "commitment_loss": quantized.commitment_loss,
                         "regularizer": quantized.regularizer,
                     }
-                    weights = {"commitment_loss": c.commitment_weight}
-                    loss = sum(weights.get(name, 1.0) * value for name, value in losses.items())
+                    loss = terms["reconstruction_loss"] + terms["codebook_loss"] + terms["regularizer"]
+                    loss = loss + c.commitment_weight * terms["commitment_loss"]
                     accelerator.backward(loss / c.accumulate)
                 trained.upkeep.observe(quantized)
-                parts.append(Part(quantized.z_e, {"loss": loss, **losses}, batch.rows))
+                parts.append(Part(quantized.z_e, {"loss": loss, **terms}, batch.rows))
             norm = accelerator.clip_grad_norm_(model.parameters(), c.clip)
             if trained.skipped.check(step + 1, norm, parts):
                 trained.optimizer.step()
@@ -129,14 +128,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 metrics.log(done, **means, lr=lr, skipped_steps=trained.skipped.total)
                 bar.set_postfix(**{"loss": f"{means['loss']:.4f}"} if means else {}, **figures)
             if done % c.evaluate_every == 0 or last:
-                evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
-                metrics.log(done, **evaluation.metrics())
-                figures = evaluation.summary()
-                if accelerator.is_main_process:
-                    save_reconstructions(evaluation, run / "reconstructions.png")
-                    save_histogram(evaluation, run / "histogram.json")
-                if low := warning(evaluation.counts):
-                    accelerator.print(f"step {done}: {low}", file=sys.stderr)
+                figures = report(
+                    evaluate(trained.ema.model, splits["validation"], accelerator), done, metrics, run, accelerator
+                )
             interrupted = interrupt.asked(done) and not last
             if done % c.save_every == 0 or last or interrupted:
                 save(trained, done, run, accelerator)
@@ -208,6 +202,17 @@ def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> No
         skipped = {"total": trained.skipped.total, "in_a_row": trained.skipped.in_a_row}
         state.save(run, step, tensors, {"data": trained.data, "skipped": skipped})
     accelerator.wait_for_everyone()
+
+
+def report(evaluation: Evaluation, step: int, metrics: Metrics, run: Path, accelerator: Accelerator) -> dict[str, str]:
+    """Log an evaluation, draw it, warn of codes that are not used; what of it stands beside the progress bar."""
+    metrics.log(step, **evaluation.metrics())
+    if accelerator.is_main_process:
+        save_reconstructions(evaluation, run / "reconstructions.png")
+        save_histogram(evaluation, run / "histogram.json")
+    if low := warning(evaluation.counts):
+        accelerator.print(f"step {step}: {low}", file=sys.stderr)
+    return evaluation.summary()
 
 
 def draw_curves(run: Path) -> None:

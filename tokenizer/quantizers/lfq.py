@@ -38,12 +38,13 @@ class LookupFreeQuantizer(Quantizer):
         self.register_buffer("whitening", torch.eye(config.bits))
 
     def prepare(self, z_e: Tensor) -> Tensor:
-        return torch.einsum("ij,bjhw->bihw", self.whitening, z_e - self.mean.view(-1, 1, 1))
+        return torch.einsum("ij,bjhw->bihw", self.whitening.float(), z_e - self.mean.float().view(-1, 1, 1))
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, generator: Generator) -> None:
         self.mean.copy_(vectors.mean(0))
-        variance, axes = torch.linalg.eigh(torch.cov((vectors - self.mean).T).view(self.config.bits, -1))
+        covariance = torch.cov(vectors.T).view(self.config.bits, -1)
+        variance, axes = torch.linalg.eigh(covariance.cpu().double())  # not every accelerator has it
         self.whitening.copy_((axes / (variance + LEAST_VARIANCE * variance.amax()).sqrt()).T)
 
     def quantize(self, z_e: Tensor) -> Quantized:

@@ -25,10 +25,11 @@ class SimVectorQuantizer(VectorQuantizer):
 
     @property
     def vectors(self) -> Tensor:
-        mapped = self.codebook @ self.map.T
+        mapped = self.codebook.float() @ self.map.float().T
         return F.normalize(mapped, dim=1) if self.config.normalize else mapped
 
     @torch.no_grad()
     def place(self, rows: Tensor, vectors: Tensor) -> None:
         """Put at the codebook's `rows` what the map brings to `vectors`."""
-        self.codebook[rows] = vectors.float() @ torch.linalg.pinv(self.map).T
+        inverse = torch.linalg.pinv(self.map.float().cpu()).to(self.map.device)  # not every accelerator has one
+        self.codebook[rows] = (vectors.float() @ inverse.T).to(self.codebook.dtype)

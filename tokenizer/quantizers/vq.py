@@ -32,8 +32,8 @@ class VectorQuantizer(Quantizer):
 
     @property
     def vectors(self) -> Tensor:
-        """(K, D), as the decoder sees them."""
-        return F.normalize(self.codebook, dim=1) if self.config.normalize else self.codebook
+        """(K, D) fp32, as the decoder sees them."""
+        return F.normalize(self.codebook.float(), dim=1) if self.config.normalize else self.codebook.float()
 
     def prepare(self, z_e: Tensor) -> Tensor:
         return F.normalize(z_e, dim=1) if self.config.normalize else z_e
