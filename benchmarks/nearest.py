@@ -9,6 +9,7 @@ memory: of our search, and of the peer's forward, beyond what the process held b
 not fit four times into free memory is not run with those that keep them. Codes that differ are looked at in fp64.
 
     python -m benchmarks.nearest [--quick] [--device cuda --peak-tflops T] [--out JSON]
+    python -m benchmarks.nearest --memory    # of our search alone, at every point, into results/nearest_memory.json
 
 With a peak, `roofline` is the share of it that our search computes, counting 2 N K d operations.
 """
@@ -287,7 +288,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="N = 4096 alone, K up to 8192")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peak-tflops", type=float, help="the device's TF32 peak, dense")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/nearest.json"))
+    parser.add_argument("--memory", action="store_true", help="our extra memory alone: neither times nor the peer")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what `fresh` asks of its processes
     parser.add_argument("--point", type=int, nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -297,7 +299,10 @@ def main() -> None:
 
     points = []
     for point in QUICK_POINTS if args.quick else POINTS:
-        points.append(measure(point, args.device, args.peak_tflops))
+        if args.memory:
+            points.append(asdict(point) | fresh("our_memory", point, args.device))
+        else:
+            points.append(measure(point, args.device, args.peak_tflops))
         print(json.dumps(points[-1]), flush=True)
     points.append(asdict(LARGE) | fresh("large", LARGE, args.device))
     judged = [result for result in (each.judge(points) for each in checks()) if result]
@@ -307,8 +312,9 @@ def main() -> None:
         "checks": judged,
         "points": points,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    out = args.out or ROOT / f"benchmarks/results/nearest{'_memory' * args.memory}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
     print(*map(verdict, judged), sep="\n")
 
 

@@ -25,6 +25,7 @@ CPU_TILE = (512, 2048)  # codes, vectors: 4 MB of scores, which a core or two ke
 ACCELERATOR_TILE = (1024, 4096)  # 16 MB
 GROUPS = 4  # parts of a tile's vectors, which threads share
 STEP = 16  # codes; a register's worth
+TABLE_BYTES = 4 * 2**20  # of the codebook's copy that is searched at once
 NEAR_TIES = 3  # of the self-check's 777 codes: what TF32 may miss, where a block that is forgotten costs nine or more
 
 
@@ -70,30 +71,32 @@ def full_precision() -> Iterator[None]:
 @full_precision()
 def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
     """`nearest` in PyTorch alone, on any device: columns (B, D, n), codebook (K, D) -> (B, n). The fused kernel's measure."""
-    B, _, n = columns.shape
-    indices = torch.empty(B, n, dtype=torch.int64, device=columns.device)
+    B, D, n = columns.shape
+    indices = torch.zeros(B, n, dtype=torch.int64, device=columns.device)
     if not indices.numel():
         return indices
     most_codes, most_vectors = CPU_TILE if columns.device.type == "cpu" else ACCELERATOR_TILE
-    tiles = -(-len(codebook) // most_codes)
-    table = code_table(codebook, multiple=STEP * tiles)
-    codes = table.split(len(table) // tiles)
-    tile = table.new_empty(len(codes[0]) * min(most_vectors, B * n))
+    rows = -(-len(codebook) // -(-len(codebook) // most_codes) // STEP) * STEP  # of a tile: all alike, none much padded
+    tile = columns.new_empty(rows * min(most_vectors, B * n), dtype=torch.float32)
+    best = columns.new_full((B, n), -torch.inf, dtype=torch.float32)
     images = max(1, most_vectors // n)
-    for some, found in zip(columns.split(images), indices.split(images), strict=True):
-        for part, places in zip(some.split(most_vectors, 2), found.split(most_vectors, 1), strict=True):
-            places.copy_(search(codes, grouped(part), tile).view_as(places))
+    first = 0
+    for some_codes in codebook.split(max(1, TABLE_BYTES // (4 * (D + 1) * rows)) * rows):
+        tiles = code_table(some_codes, multiple=rows).split(rows)
+        for some, *found in zip(columns.split(images), best.split(images), indices.split(images), strict=True):
+            for part, *kept in zip(some.split(most_vectors, 2), *(each.split(most_vectors, 1) for each in found), strict=True):
+                search(tiles, first, grouped(part), tile, *kept)
+        first += len(some_codes)
     return indices.clamp_(max=len(codebook) - 1)
 
 
-def search(codes: Sequence[Tensor], queries: Tensor, tile: Tensor) -> Tensor:
-    """Tiles (C, D + 1) of the code table, queries (groups, D + 1, n) -> (groups, n)."""
-    best, index = first_maximum(scores(codes[0], queries, tile))
-    for number, some in enumerate(codes[1:], start=1):
-        score, code = first_maximum(scores(some, queries, tile))
+def search(tiles: Sequence[Tensor], first: int, queries: Tensor, tile: Tensor, best: Tensor, indices: Tensor) -> None:
+    """Tiles (C, D + 1) of codes from `first` on, queries (groups, D + 1, n): `best` and `indices` are improved where they can."""
+    for number, codes in enumerate(tiles):
+        score, code = (each.reshape(best.shape) for each in first_maximum(scores(codes, queries, tile)))
         better = score > best  # not >=: an earlier tile has the lower index
-        best, index = torch.where(better, score, best), torch.where(better, code + number * len(some), index)
-    return index.contiguous()
+        torch.where(better, score, best, out=best)
+        torch.where(better, code + (first + number * len(codes)), indices, out=indices)
 
 
 def code_table(codebook: Tensor, multiple: int) -> Tensor:
