@@ -163,6 +163,26 @@ def test_the_fused_kernel_finds_the_nearest_codes_in_triton_s_interpreter():
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no triton for this machine")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("D", [8, 256])
+def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here_and_fits_its_memory(capability, D):
+    """A loop over d that was unrolled asked for 268 KiB of shared memory at d = 256, more than any GPU has."""
+    from triton import compile as compile_for
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tokenizer.nearest_triton import KEPT, LANES, ROWS, block_dims, search_kernel
+
+    pointers = {"vectors": "*fp32", "codebook": "*fp32", "offsets": "*fp32", "candidates": "*i32"}
+    numbers = ("N", "K", "share", "vector_row", "vector_dim", "code_row", "code_dim")
+    sizes = {"D": D, "DIMS": block_dims(D), "ROWS": ROWS, "LANES": LANES, "KEPT": KEPT}
+    signature = pointers | dict.fromkeys(numbers, "i32") | dict.fromkeys(sizes, "constexpr")
+    source = ASTSource(fn=search_kernel, signature=signature, constexprs=sizes)
+    compiled = compile_for(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8, "num_stages": 2})
+    assert compiled.metadata.shared <= 99 * 1024  # what the smallest of these generations lets one program have
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("N, D, K", [(1, 1, 1), (700, 3, 17), (5000, 64, 3000), (300, 256, 16384)])
 def test_on_a_gpu_the_codes_are_those_of_a_cpu(N, D, K):

@@ -91,7 +91,7 @@ def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
 
 
 def search(tiles: Sequence[Tensor], first: int, queries: Tensor, tile: Tensor, best: Tensor, indices: Tensor) -> None:
-    """Tiles (C, D + 1) of codes from `first` on, queries (groups, D + 1, n): `best` and `indices` are improved where they can."""
+    """Tiles (C, D + 1) of codes from `first` on, queries (groups, D + 1, n): `best` and `indices` are kept up."""
     for number, codes in enumerate(tiles):
         score, code = (each.reshape(best.shape) for each in first_maximum(scores(codes, queries, tile)))
         better = score > best  # not >=: an earlier tile has the lower index

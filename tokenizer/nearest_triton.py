@@ -46,7 +46,7 @@ def search_kernel(
     for start in range(first, tl.minimum(first + share, K), LANES):
         codes = start + lanes
         score = tl.zeros((ROWS, LANES), tl.float32)
-        for d in tl.static_range(0, D, DIMS):
+        for d in range(0, D, DIMS):  # unrolled, all blocks of a long vector would want a place on the chip at once
             dims = d + tl.arange(0, DIMS)
             v = load_block(vectors, rows, dims, vector_row, vector_dim, N, D)
             e = load_block(codebook, codes, dims, code_row, code_dim, K, D)
@@ -78,7 +78,7 @@ def choose_kernel(
     for candidate in range(count):
         code = tl.load(candidates + rows.to(tl.int64) * count + candidate, mask=rows < N, other=0)
         distance = tl.zeros((ROWS,), tl.float32)
-        for d in tl.static_range(0, D, DIMS):
+        for d in range(0, D, DIMS):
             dims = d + tl.arange(0, DIMS)
             v = load_block(vectors, rows, dims, vector_row, vector_dim, N, D)
             e = load_block(codebook, code, dims, code_row, code_dim, K, D)
@@ -87,6 +87,11 @@ def choose_kernel(
         least = tl.where(better, distance, least)
         index = tl.where(better, code, index)
     tl.store(indices + rows, index.to(tl.int64), mask=rows < N)
+
+
+def block_dims(D: int) -> int:
+    """Dimensions multiplied at once: a tensor core takes 16; more than 32 crowd a small GPU's memory."""
+    return min(32, max(16, triton.next_power_of_2(D)))
 
 
 @torch.no_grad()
@@ -110,7 +115,7 @@ def nearest_fused(vectors: Tensor, codebook: Tensor) -> Tensor:
     candidates = torch.empty(N, shares, KEPT, dtype=torch.int32, device=vectors.device)
     offsets = torch.linalg.vecdot(codebook.float(), codebook.float()) / 2
     strides = (*vectors.stride(), *codebook.stride())
-    dims = min(32, max(16, triton.next_power_of_2(D)))  # a tensor core takes 16; more than 32 crowd a small GPU's memory
+    dims = block_dims(D)
     search_kernel[(blocks, shares)](
         vectors, codebook, offsets, candidates, N, K, share, *strides,
         D=D, DIMS=dims, ROWS=ROWS, LANES=LANES, KEPT=KEPT, num_warps=8, num_stages=2,
