@@ -260,9 +260,14 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
     try:
         table = pq.read_table(path, columns=["codes", "row"] + (["label"] if info.class_names is not None else []))
         parts = [chunk.flatten().to_numpy() for chunk in table["codes"].chunks]
-        codes = np.concatenate(parts or [np.empty(0, info.dtype)]).reshape(-1, info.length)
+        flat = np.concatenate(parts or [np.empty(0, info.dtype)])
+        codes = flat.reshape(-1, info.length) if flat.size == table.num_rows * info.length else flat
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
+    if len(codes) != table.num_rows:
+        raise UserError(
+            f"{path}: a row must have {info.length} codes, as codes.json says, got {codes.size / table.num_rows:g}; {AGAIN}"
+        )
     if codes.dtype.kind != "u" or (codes.size and codes.max() >= info.codebook_size):
         raise UserError(f"{path}: codes must be integers in [0, {info.codebook_size}), got {codes.dtype} up to {codes.max()}")
     rows = table["row"].to_numpy()

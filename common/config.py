@@ -114,12 +114,16 @@ def _explain(cls: type[Settings], error: ValidationError, source: str) -> str:
     key = ".".join(_without_tags(cls, path)) or cls.__name__
     if first["type"] == "extra_forbidden":
         known = [name for name, _ in leaves(cls)]
-        if key in known:  # pydantic puts the chosen kind before the setting
+        if any(name == key or name.startswith(f"{key}.") for name in known):  # pydantic puts the chosen kind before it
             return f"{source}: {key} is a setting of another kind than {path[-2]}"
         last = key.rpartition(".")[2]
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rpartition(".")[2] == last][:1]
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(cls.model_fields)}"
         return f"{source}: unknown setting {key}; {hint}"
+    if first["type"] == "union_tag_invalid":
+        kinds, given = first["ctx"]["expected_tags"].replace("'", ""), first["ctx"]["tag"]
+        near = difflib.get_close_matches(given, kinds.split(", "), 1)
+        return f"{source}: {key}.kind must be one of {kinds}, got {given!r}{f'; did you mean {near[0]}?' if near else ''}"
     if first["type"] == "missing":
         return f"{source}: {key} must be given"
     message = first["msg"].removeprefix("Value error, ")
@@ -158,7 +162,12 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
         for member in nested:
             for key, leaf in leaves(member, f"{prefix}{name}."):
                 found.setdefault(key, leaf)
-        if len(nested) > 1:  # the kinds there are to choose from
+        if len(nested) > 1:  # the kinds there are to choose from, and which of them have a setting
+            for key, leaf in found.items():
+                having = [m.model_fields["kind"].default for m in nested if key in dict(leaves(m, f"{prefix}{name}."))]
+                if len(having) < len(nested):
+                    found[key] = copy.copy(leaf)
+                    found[key].description = f"({', '.join(having)}) {leaf.description}"
             kinds = tuple(kind for m in nested for kind in typing.get_args(m.model_fields["kind"].annotation))
             chosen = copy.copy(found[f"{prefix}{name}.kind"])
             chosen.annotation = Literal[kinds]

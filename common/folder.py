@@ -21,6 +21,7 @@ from common import config
 from common.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
+ANEW = "the command that trained it writes it again; of a copy, copy it again"
 FORMAT = 1  # of every file of ours; a reader refuses what is newer than itself
 
 
@@ -150,14 +151,14 @@ def load_model(path: str | Path, cls: type[M], settings_cls: type[config.Setting
     try:
         weights = load_file(found / "model.safetensors")
     except FileNotFoundError:
-        raise UserError(f"there is no {found / 'model.safetensors'}") from None
+        raise UserError(f"there is no {found / 'model.safetensors'}; {ANEW}") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{found / 'model.safetensors'} is damaged: {error}") from None
+        raise UserError(f"{found / 'model.safetensors'} is damaged: {error}; {ANEW}") from None
     try:
         model.load_state_dict(weights)  # strict
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{found / 'model.safetensors'} does not fit its config.json: {reason}") from None
+        raise UserError(f"{found / 'model.safetensors'} does not fit its config.json: {reason}; {ANEW}") from None
     return model.eval()
 
 

@@ -30,7 +30,8 @@ def open_run(folder: Path, settings: Settings, changeable: Set[str], accelerator
         before = _flat(read_yaml(path))
         differ = [k for k in before.keys() | given.keys() if before.get(k) != given.get(k) and k not in changeable]
         if differ:
-            shown = "; ".join(f"{k} was {before.get(k)!r} and is {given.get(k)!r}" for k in sorted(differ)[:4])
+            telling = sorted(differ, key=lambda k: (not k.endswith("kind"), k not in before or k not in given, k))  # first
+            shown = "; ".join(f"{k} was {before.get(k)!r} and is {given.get(k)!r}" for k in telling[:4])
             raise UserError(
                 f"{folder} is a run of other settings: {shown}. Give the same ones to go on with it, another --run "
                 "for a new one, or remove the folder"

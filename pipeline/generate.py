@@ -56,7 +56,7 @@ def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> 
     if (run / "model_index.json").exists():
         return ImagePipeline.from_pretrained(run), run
     tokenizer, prior, path = run / "tokenizer/model", run / "prior/model", run / "pipeline"
-    for model, command in ((tokenizer, "tokenizer/train.py"), (prior, "prior/train.py")):
+    for model, command in ((tokenizer, "tokenizer/train.py (or tokenizer/cluster.py)"), (prior, "prior/train.py")):
         if not (model / "config.json").exists():
             raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
     pipeline = ImagePipeline.from_models(tokenizer, prior, kept)

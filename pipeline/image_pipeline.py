@@ -53,13 +53,17 @@ class ImagePipeline:
             sampling: used where a call gives nothing else.
             identity: of the tokenizer's weights.
         Raises:
-            UserError: the prior was trained on the codes of another tokenizer; the message names both.
+            UserError: the prior was trained on the codes of another tokenizer, or of another shape; the message names both.
         """
         if prior.config.tokenizer.sha256 != identity.sha256:
             raise UserError(
                 f"the prior was trained on codes of the tokenizer {prior.config.tokenizer}, not of {identity}; "
                 "its codes mean nothing to another tokenizer: encode again and train the prior on those codes"
             )
+        for name in ("codebook_size", "grid", "code_depth"):
+            ours, theirs = getattr(tokenizer.config, name), getattr(prior.config, name)
+            if ours != theirs:
+                raise UserError(f"{name} is {ours} for the tokenizer and {theirs} for the prior: a config.json was changed")
         self.tokenizer, self.prior, self.sampling, self.identity = tokenizer, prior, sampling, identity
 
     # ---------------------------------------------------------------------------------------------------- on the disk

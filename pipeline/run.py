@@ -139,10 +139,14 @@ def main(argv: Sequence[str]) -> None:
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
     for name, command in stages(c, run).items():
         started = time.perf_counter()
+        refused = False
         try:
             run_stage(name, command)
+        except SystemExit as end:
+            refused = end.code == 2
+            raise
         finally:
-            if Path(run).is_dir():
+            if Path(run).is_dir() and not refused:
                 seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
                 folder.write_json(Path(run) / ".seconds.json", seconds)
     gather_pictures(Path(run))

@@ -75,6 +75,14 @@ def test_the_digits_of_a_code_must_make_up_the_codebook():
         CodesInfo(**{**INFO.model_dump(), "factors": (2, 2)})
 
 
+def test_a_shape_that_is_not_the_shards_is_refused(tmp_path):
+    write(tmp_path / "codes")
+    path = tmp_path / "codes/codes.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code_depth": 2}))
+    with pytest.raises(UserError, match=r"a row must have 12 codes, as codes\.json says, got 6; encode again"):
+        codes.read(tmp_path / "codes")
+
+
 def test_codes_of_another_tokenizer_are_refused_with_both_names(tmp_path):
     write(tmp_path / "codes")
     other = INFO.model_copy(update={"tokenizer": TokenizerIdentity(name="two/tokenizer", sha256="2" * 64)})

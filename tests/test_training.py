@@ -19,6 +19,7 @@ from tokenizer.config import ImagesConfig, TokenizerConfig
 from tokenizer.encode import Settings as EncodeSettings
 from tokenizer.encode import encode
 from tokenizer.finite import MOST_IN_A_ROW, Part, SkippedSteps
+from tokenizer.model import Tokenizer
 from tokenizer.quantizers.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, SimVQConfig, VQConfig
 from tokenizer.train import train as train_tokenizer
 
@@ -194,12 +195,20 @@ def test_a_split_of_one_row_more_than_a_batch_is_checked(finished_run, tmp_path,
 
 def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerator):
     """A learning rate of 1e30 ends in NaN; the steps after are skipped, the run stops, and nothing of it is saved."""
-    c = tokenizer_training(tmp_path, lr=1e30, warmup=0, steps=20, log_every=20, save_every=10, evaluate_every=20, clip=1e30)
+    c = tokenizer_training(tmp_path, lr=1e30, warmup=0, steps=20, log_every=20, save_every=2, evaluate_every=2, clip=1e30)
     with pytest.raises(
         UserError, match=r"5 steps in a row were not finite \(.*encoder's output is NaN or Inf for \d+ of 16 images"
     ):
         train_tokenizer(c, accelerator)
     assert not list((tmp_path / "tokenizer").glob("state/*")) and not (tmp_path / "tokenizer/model").exists()
+
+
+def test_codes_of_a_tokenizer_that_has_diverged_are_refused():
+    """The code nearest to NaN is some code: it was written down, with 6 dB and a usage of one code, and encode ended well."""
+    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=VQConfig(codebook_size=4, code_dim=2)))
+    tokenizer.encoder[0].weight.data[:] = torch.nan
+    with pytest.raises(UserError, match="output is NaN or Inf for 3 of 3 images: its weights have diverged"):
+        tokenizer.encode(torch.zeros(3, 1, 8, 8))
 
 
 def part(z_e: torch.Tensor, **losses: torch.Tensor) -> Part:

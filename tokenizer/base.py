@@ -30,7 +30,8 @@ class ImageTokenizer(nn.Module):
         """images (B, C, H, W) in [-1, 1] -> indices (B, h, w), or (B, h, w, Q).
 
         Raises:
-            ValueError: images of another size or number of channels than the tokenizer was trained for.
+            ValueError: images of another size or number of channels than the tokenizer was trained for, or whose codes
+                would mean nothing, the encoder's output being NaN or Inf.
         """
         expected = (self.config.image_channels, *self.config.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:

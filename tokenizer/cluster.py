@@ -26,10 +26,10 @@ from common.pictures import save_curves
 from common.run import Metrics, open_run, progress_bar, read_metrics
 from tokenizer.config import ClusterConfig
 from tokenizer.evaluation import evaluate, save_histogram, save_reconstructions
+from tokenizer.health import described, unused
 from tokenizer.images import ImageSplit, centre, open_images, to_float
 from tokenizer.initialization import check_enough, sampled
 from tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plus
-from tokenizer.usage import warning
 
 CHANGEABLE = {"run", "encode.views", "encode.batch_size", "encode.shard_size"}
 BATCH = 1024
@@ -117,7 +117,7 @@ def report(
         save_histogram(evaluation, run / "histogram.json")
         save_curves(read_metrics(run / "metrics.jsonl"), {"mean squared error": ["objective"]}, run / "curves.png")
         tokenizer.save_pretrained(run / "model")
-    if low := warning(evaluation.counts):
+    for low in unused(described(tokenizer), "validation", evaluation.counts):
         accelerator.print(low, file=sys.stderr)
     figures = ", ".join(f"{name} {value}" for name, value in evaluation.summary().items())
     accelerator.print(f"validation: {figures}")

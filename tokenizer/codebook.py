@@ -32,11 +32,10 @@ from common.run import progress_bar
 from tokenizer.base import ImageTokenizer
 from tokenizer.codebook_picture import draw
 from tokenizer.config import ImagesConfig
-from tokenizer.health import Codebook, Counted, advice, neighbours, split_figures
+from tokenizer.health import Counted, advice, described, neighbours, split_figures
 from tokenizer.images import ImageSplit, centre, open_images, to_float
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.model import load_tokenizer, trained
-from tokenizer.quantizers.config import ResidualConfig
 from tokenizer.usage import count
 
 BATCH = 256
@@ -85,18 +84,6 @@ def tables(tokenizer: ImageTokenizer) -> list[Tensor]:
     return [table.vectors for table in tokenizer.quantizer.tables()]
 
 
-def described(tokenizer: ImageTokenizer, revive_below: float | None) -> Codebook:
-    c = tokenizer.config
-    sizes = {"codebook_size": c.codebook_size, "code_depth": c.code_depth}
-    if isinstance(tokenizer, KMeansTokenizer):
-        return Codebook("kmeans", code_dim=c.code_dim, at="model.", **sizes)
-    residual = isinstance(c.quantizer, ResidualConfig)
-    each = c.quantizer.each if residual else c.quantizer
-    at = "model.quantizer.each." if residual else "model.quantizer."
-    normalize = getattr(each, "normalize", None)  # fsq and lfq have none
-    return Codebook(each.kind, code_dim=each.code_dim, at=at, normalize=normalize, revive_below=revive_below, **sizes)
-
-
 # ------------------------------------------------------------------------------------------------------------ counting
 
 
@@ -105,7 +92,7 @@ def count_splits(
 ) -> Counted:  # fmt: skip
     run = Path(c.run)
     images = config.build(ImagesConfig, settings["images"], str(run / "tokenizer/config.yaml"))
-    reason = why_not_codes(run, images)
+    reason = why_not_codes(run, images, tokenizer)
     if reason is None:
         _, there = codes.read_info(run / "codes")
         wanted = _wanted(c.splits or ("all",), list(there), run / "codes")
@@ -120,13 +107,15 @@ def count_splits(
     return Counted(source, {name: some for name, (some, _) in both.items()}, {name: some for name, (_, some) in both.items()})
 
 
-def why_not_codes(run: Path, images: ImagesConfig) -> str | None:
+def why_not_codes(run: Path, images: ImagesConfig, tokenizer: ImageTokenizer) -> str | None:
     """Why RUN/codes cannot be counted, or none where it can."""
     if not codes.is_whole(run / "codes"):
         return f"{run / 'codes'} is not there, or not yet whole"
     info, _ = codes.read_info(run / "codes")
     if info.tokenizer.sha256 != sha256(run / "tokenizer/model/model.safetensors"):
         return f"{run / 'codes'} is of another tokenizer, {info.tokenizer}"
+    if any(getattr(info, name) != getattr(tokenizer.config, name) for name in ("codebook_size", "grid", "code_depth")):
+        return f"{run / 'codes'} says of its codes another size than the tokenizer's: its codes.json was changed"
     if (info.source.get("source"), info.source.get("subset")) != (images.source, images.subset):
         return f"{run / 'codes'} is of other images, {info.source.get('source')}"
     return None

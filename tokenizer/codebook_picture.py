@@ -160,12 +160,12 @@ def draw_curves(axes, counted: Counted) -> None:
         used = int((level > 0).sum())
         shown = torch.linspace(0, max(0, used - 1), min(max(1, used), CURVE_POINTS)).round().long()
         label = f"{name}: {used:,} of {K:,} used, perplexity {perplexity(row):,.1f}" if number < 8 else None
-        axes.plot(shown + 1, level[shown], color=colour, label=label)
+        axes.plot(shown + 1, level[shown], color=colour, label=label, marker="." if used < 30 else "")
         axes.axvline(perplexity(row), linestyle=":", color=colour)
     axes.axhline(1, linestyle="--", color="0.5", label="even use")
     axes.set(
         yscale="log",
-        xlim=(0, len(row) + 1),
+        xlim=(0, max(int((row > 0).sum()) for row in lines.values()) * 1.02 + 1),
         xlabel="codes, the most used first; dotted: perplexity",
         ylabel="use, in units of even use",
     )

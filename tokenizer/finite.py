@@ -38,8 +38,8 @@ class SkippedSteps:
         print(f"step {step} skipped: {found}", file=sys.stderr)
         if self.in_a_row >= MOST_IN_A_ROW:
             raise UserError(
-                f"{self.in_a_row} steps in a row were not finite ({found}); the last saved state is whole: lower lr, or "
-                "take precision fp32, or look at the images of those rows"
+                f"{self.in_a_row} steps in a row were not finite ({found}); what was saved before is whole. Begin another "
+                "--run with a lower lr or precision fp32, or look at the images of those rows"
             )
         return False
 

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tokenizer.base import ImageTokenizer
+from tokenizer.kmeans import KMeansTokenizer
+from tokenizer.quantizers.config import ResidualConfig
 from tokenizer.usage import ENOUGH, GROSS, LOW, entropy_bits, perplexity, reachable, usage
 
 SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
@@ -134,6 +137,19 @@ class Codebook(NamedTuple):
         return f"{self.size} {bits if self.kind == 'lfq' else 2**bits}"
 
 
+def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
+    """What advice depends on of a tokenizer, and of its training."""
+    c = tokenizer.config
+    sizes = {"codebook_size": c.codebook_size, "code_depth": c.code_depth}
+    if isinstance(tokenizer, KMeansTokenizer):
+        return Codebook("kmeans", code_dim=c.code_dim, at="model.", **sizes)
+    residual = isinstance(c.quantizer, ResidualConfig)
+    each = c.quantizer.each if residual else c.quantizer
+    at = "model.quantizer.each." if residual else "model.quantizer."
+    normalize = getattr(each, "normalize", None)  # fsq and lfq have none
+    return Codebook(each.kind, code_dim=each.code_dim, at=at, normalize=normalize, revive_below=revive_below, **sizes)
+
+
 def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbours] = ()) -> list[str]:
     """What to change, the most pressing first: each with its figure, cause and remedy. One sentence also where all is well.
 
@@ -187,8 +203,12 @@ def _too_few(book: Codebook, split: str, counts: Tensor, splits: Mapping[str, Te
     ]
 
 
+def unused(book: Codebook, split: str, counts: Tensor) -> list[str]:
+    """The warning of training: what to say of codes that are not used, and nothing where it is well."""
+    return _dead(book, split, counts, range(book.code_depth))
+
+
 def _dead(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -> list[str]:
-    """By the measure of training's warning, where enough are counted."""
     enough = counts[0].sum() >= ENOUGH * book.codebook_size
     low = [depth for depth in depths if usage(counts[depth]) < (LOW if enough else GROSS) * reachable(counts[depth])]
     if not low:

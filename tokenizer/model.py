@@ -44,7 +44,14 @@ class Tokenizer(ImageTokenizer):
         return self.quantizer.lookup(indices)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return self.quantizer(self.encoder(images)).indices
+        z_e = self.encoder(images)
+        bad = ~z_e.flatten(1).isfinite().all(1)
+        if bad.any():  # the nearest code to NaN is some code: it would be written down as if it meant something
+            raise UserError(
+                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: its weights have diverged, or "
+                "precision fp32 is needed; train another --run with a lower lr"
+            )
+        return self.quantizer(z_e).indices
 
     def _decode(self, indices: Tensor) -> Tensor:
         return self._draw(self.lookup(indices))

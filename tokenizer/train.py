@@ -38,11 +38,11 @@ from common.schedule import warmup_cosine
 from tokenizer.config import TrainConfig
 from tokenizer.evaluation import Evaluation, evaluate, save_histogram, save_reconstructions
 from tokenizer.finite import Part, SkippedSteps
+from tokenizer.health import described, unused
 from tokenizer.images import ImageBatch, ImageSet, augment, open_images, to_float
 from tokenizer.initialization import initialize_codebook
 from tokenizer.model import Tokenizer
 from tokenizer.upkeep import CodebookUpkeep, forget
-from tokenizer.usage import warning
 
 CHANGEABLE = {"run", "workers", "log_every", "save_every", "encode.views", "encode.batch_size", "encode.shard_size"}
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
@@ -84,7 +84,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step)
-    bar, figures = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step), {}
+    bar, shown, figures = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step), {}, {}
     reader = batches(splits["train"], Order(len(splits["train"]), c.seed, share, first_step), c.workers)
     with Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
@@ -126,17 +126,20 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             if done % c.log_every == 0 or last:
                 means = trained.means.take()
                 metrics.log(done, **means, lr=lr, skipped_steps=trained.skipped.total)
-                bar.set_postfix(**{"loss": f"{means['loss']:.4f}"} if means else {}, **figures)
-            if done % c.evaluate_every == 0 or last:
-                figures = report(
-                    evaluate(trained.ema.model, splits["validation"], accelerator), done, metrics, run, accelerator
-                )
+                shown = {"loss": f"{means['loss']:.4f}"} if means else {}
+                bar.set_postfix(**shown, **figures)
+            sound = trained.skipped.in_a_row == 0 or last  # weights whose steps are skipped may be what is wrong: not to keep
+            if sound and (done % c.evaluate_every == 0 or last):
+                evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
+                figures = report(evaluation, done, trained, metrics, run, accelerator)
+                bar.set_postfix(**shown, **figures)
             interrupted = interrupt.asked(done) and not last
-            if done % c.save_every == 0 or last or interrupted:
+            if sound and (done % c.save_every == 0 or last or interrupted):
                 save(trained, done, run, accelerator)
             if interrupted:
-                raise Interrupted(f"saved at step {done} of {c.steps}; the same command goes on from there")
+                raise Interrupted(f"at step {done} of {c.steps}; the same command goes on from the last state that was saved")
     bar.close()
+    accelerator.print("validation: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
     if accelerator.is_main_process:
         draw_curves(run)
     accelerator.wait_for_everyone()
@@ -204,13 +207,16 @@ def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> No
     accelerator.wait_for_everyone()
 
 
-def report(evaluation: Evaluation, step: int, metrics: Metrics, run: Path, accelerator: Accelerator) -> dict[str, str]:
+def report(
+    evaluation: Evaluation, step: int, trained: Trained, metrics: Metrics, run: Path, accelerator: Accelerator
+) -> dict[str, str]:  # fmt: skip
     """Log an evaluation, draw it, warn of codes that are not used; what of it stands beside the progress bar."""
     metrics.log(step, **evaluation.metrics())
     if accelerator.is_main_process:
         save_reconstructions(evaluation, run / "reconstructions.png")
         save_histogram(evaluation, run / "histogram.json")
-    if low := warning(evaluation.counts):
+    book = described(trained.tokenizer, trained.upkeep.revive_below)
+    for low in unused(book, "validation", evaluation.counts):
         accelerator.print(f"step {step}: {low}", file=sys.stderr)
     return evaluation.summary()
 

@@ -108,6 +108,7 @@ class CodebookUpkeep:
     """Of all tables of a quantizer: none, one, or one a depth."""
 
     def __init__(self, quantizer: Quantizer, *, revive_below: float):
+        self.revive_below = revive_below
         self.tables = [TableUpkeep(table, revive_below=revive_below) for table in quantizer.tables()]
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Tensor]:

@@ -42,16 +42,3 @@ def reachable(counts: Tensor) -> float:
     """The usage to expect of as many codes drawn evenly: below 1 where there are few codes for so many values."""
     number, K = counts.sum(-1).max().item(), counts.shape[-1]
     return 1 - math.exp(-number / K)
-
-
-def warning(counts: Tensor) -> str | None:
-    """What to say of a codebook that is used too little: figure, cause and remedy; none where it is well."""
-    used, could, K = usage(counts), reachable(counts), counts.shape[-1]
-    if used >= (LOW if counts.sum(-1).max() >= ENOUGH * K else GROSS) * could:
-        return None
-    return (
-        f"only {used:.1%} of the {K} codes are used (as many codes drawn evenly would use {could:.1%}): the encoder's outputs "
-        "lie near few of the codebook's vectors. Remedies, the first first: model.quantizer.normalize true and "
-        "model.quantizer.code_dim 8 or less; revive_below 0.05 or more; model.quantizer.kind vq_ema, simvq or fsq; a smaller "
-        "model.quantizer.codebook_size. tokenizer/codebook.py draws it, and says what fits this run"
-    )

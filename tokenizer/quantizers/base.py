@@ -24,6 +24,11 @@ class Quantized(NamedTuple):
     stages: tuple["Quantized", ...] = ()  # of `residual`: what each depth returned
 
 
+def fp32(x: Tensor) -> Tensor:
+    """x in fp32, or in fp64 where it is: what a half-precision model's numbers are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class Quantizer(nn.Module):
     """z_e to codes and back. Distances and losses are fp32 whatever comes, under autocast too."""
 
@@ -32,7 +37,7 @@ class Quantizer(nn.Module):
 
     def forward(self, z_e: Tensor) -> Quantized:
         with torch.autocast(z_e.device.type, enabled=False):  # distances in bf16 can pick the wrong neighbour
-            return self.quantize(self.prepare(z_e.float()))
+            return self.quantize(self.prepare(fp32(z_e)))
 
     def prepare(self, z_e: Tensor) -> Tensor:
         """z_e brought to the region where the codes are: onto the sphere, into bounds, or as it is."""

@@ -11,10 +11,11 @@ Of every kind the rest of the project reads four sizes:
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from common.config import Settings
 
+MOST_CODES = 2**24  # counted one by one, also where there is no table of them
 KIND = """`vq`: codebook loss; `vq_ema`: moving average; `simvq`: a frozen codebook under a learned map; `gumbel`: drawn
 from a soft assignment; `fsq`: rounded numbers; `lfq`: signs; `residual`: several, each on what the ones before left"""
 
@@ -22,7 +23,7 @@ from a soft assignment; `fsq`: rounded numbers; `lfq`: signs; `residual`: severa
 class TableConfig(Settings):
     """A quantizer with a table of K vectors."""
 
-    codebook_size: int = Field(512, ge=2, le=2**24)
+    codebook_size: int = Field(512, ge=2, le=MOST_CODES)
     """K, entries of the codebook"""
     code_dim: int = Field(8, ge=1)
     """D, dimensions of a codebook vector; a few are enough and keep every code in use (Yu et al. 2021, sec. 3.2)"""
@@ -87,7 +88,15 @@ class FSQConfig(Settings):
 
     kind: Annotated[Literal["fsq"], Field(description=KIND)] = "fsq"
     levels: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field((8, 8, 8), min_length=1)
-    """values of each number; K is their product"""
+    """values of each number; K is their product, 2^24 at most"""
+
+    @model_validator(mode="after")
+    def _counts(self) -> "FSQConfig":
+        if self.codebook_size > MOST_CODES:
+            raise ValueError(
+                f"levels {self.levels} make {self.codebook_size} codes, more than 2^24; take fewer or smaller ones"
+            )
+        return self
 
     @property
     def codebook_size(self) -> int:

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Generator, Tensor
 
 from common.digits import to_digits, to_index
-from tokenizer.quantizers.base import Quantized, Quantizer
+from tokenizer.quantizers.base import Quantized, Quantizer, fp32
 from tokenizer.quantizers.config import LFQConfig
 from tokenizer.quantizers.estimators import straight_through
 
@@ -38,7 +38,7 @@ class LookupFreeQuantizer(Quantizer):
         self.register_buffer("whitening", torch.eye(config.bits))
 
     def prepare(self, z_e: Tensor) -> Tensor:
-        return torch.einsum("ij,bjhw->bihw", self.whitening.float(), z_e - self.mean.float().view(-1, 1, 1))
+        return torch.einsum("ij,bjhw->bihw", fp32(self.whitening), z_e - fp32(self.mean).view(-1, 1, 1))
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, generator: Generator) -> None:

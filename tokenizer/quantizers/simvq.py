@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizer.quantizers.base import fp32
 from tokenizer.quantizers.config import SimVQConfig
 from tokenizer.quantizers.vq import VectorQuantizer
 
@@ -25,11 +26,11 @@ class SimVectorQuantizer(VectorQuantizer):
 
     @property
     def vectors(self) -> Tensor:
-        mapped = self.codebook.float() @ self.map.float().T
+        mapped = fp32(self.codebook) @ fp32(self.map).T
         return F.normalize(mapped, dim=1) if self.config.normalize else mapped
 
     @torch.no_grad()
     def place(self, rows: Tensor, vectors: Tensor) -> None:
         """Put at the codebook's `rows` what the map brings to `vectors`."""
-        inverse = torch.linalg.pinv(self.map.float().cpu()).to(self.map.device)  # not every accelerator has one
-        self.codebook[rows] = (vectors.float() @ inverse.T).to(self.codebook.dtype)
+        inverse = torch.linalg.pinv(fp32(self.map).cpu()).to(self.map.device)  # not every accelerator has one
+        self.codebook[rows] = (fp32(vectors) @ inverse.T).to(self.codebook.dtype)

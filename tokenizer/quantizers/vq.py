@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from tokenizer.kmeans import kmeans
 from tokenizer.nearest import nearest_grid
-from tokenizer.quantizers.base import Quantized, Quantizer
+from tokenizer.quantizers.base import Quantized, Quantizer, fp32
 from tokenizer.quantizers.config import TableConfig
 from tokenizer.quantizers.estimators import ESTIMATORS
 from tokenizer.quantizers.losses import codebook_and_commitment
@@ -33,7 +33,7 @@ class VectorQuantizer(Quantizer):
     @property
     def vectors(self) -> Tensor:
         """(K, D) fp32, as the decoder sees them."""
-        return F.normalize(self.codebook.float(), dim=1) if self.config.normalize else self.codebook.float()
+        return F.normalize(fp32(self.codebook), dim=1) if self.config.normalize else fp32(self.codebook)
 
     def prepare(self, z_e: Tensor) -> Tensor:
         return F.normalize(z_e, dim=1) if self.config.normalize else z_e
