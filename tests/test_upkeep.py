@@ -6,7 +6,7 @@ import torch
 from common.ema import EMA
 from tokenizer.quantizers.build import build_quantizer
 from tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
-from tokenizer.upkeep import REVIVE_EVERY, CodebookUpkeep, forget
+from tokenizer.upkeep import REVIVE_EVERY, TableUpkeep, forget
 
 SIZES = {"codebook_size": 8, "code_dim": 4}
 CONFIGS = {
@@ -22,14 +22,14 @@ def with_a_dead_code(kind: str):
     z_e = torch.randn(16, 4, 4, 4).abs()  # all in one orthant
     quantizer.place(torch.arange(8), torch.randn(8, 4).abs())
     quantizer.place(torch.tensor([7]), -torch.ones(1, 4))
-    return quantizer, CodebookUpkeep(quantizer, revive_below=0.05), z_e
+    return quantizer, TableUpkeep(quantizer, revive_below=0.05), z_e
 
 
 def run_steps(quantizer, upkeep, z_e, accelerator, steps, revive=True):
     revived = []
     for step in range(steps):
         upkeep.observe(quantizer(z_e))
-        revived += upkeep.step(accelerator, step, revive=revive)[0].tolist()
+        revived += upkeep.step(accelerator, step, revive=revive).tolist()
     return revived
 
 
@@ -47,6 +47,19 @@ def test_a_dead_code_is_revived_and_lives_on(kind, accelerator):
     upkeep.step(accelerator, 0, revive=True)
     assert (quantizer(z_e).indices == 7).any()
     assert torch.dot(quantizer.vectors[7], placed) > 0.9, "it moved away in the next step"
+
+
+def test_a_gumbel_code_that_is_only_drawn_is_revived(accelerator):
+    """Use is that of evaluation: draws reach every code, so by them none is dead, and 5% of the codes were never nearest."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer(GumbelConfig(**SIZES))
+    quantizer.log_sharpness.data.fill_(-10.0)  # all codes are drawn alike
+    z_e = torch.randn(16, 4, 4, 4).abs()
+    quantizer.place(torch.arange(8), torch.randn(8, 4).abs())
+    quantizer.place(torch.tensor([7]), -torch.ones(1, 4))
+    upkeep = TableUpkeep(quantizer, revive_below=0.05)
+    assert (quantizer(z_e).indices == 7).any()
+    assert 7 in run_steps(quantizer, upkeep, z_e, accelerator, 20 * REVIVE_EVERY)
 
 
 def test_codes_in_use_are_left_alone(accelerator):

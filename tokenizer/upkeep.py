@@ -55,7 +55,7 @@ class TableUpkeep:
     @torch.no_grad()
     def observe(self, quantized: Quantized) -> None:
         vectors = rearrange(quantized.z_e, "b d h w -> (b h w) d").detach()
-        counts, sums = assigned(vectors, quantized.indices.flatten(), len(self.use))
+        counts, sums = assigned(vectors, self.table.assignments(quantized).flatten(), len(self.use))
         self._step_counts += counts
         self._step_sums += sums
         self._offered = vectors

@@ -43,6 +43,10 @@ class GumbelQuantizer(VectorQuantizer):
         squared = flat.square().sum(1, keepdim=True) - 2 * flat @ vectors.T + vectors.square().sum(1)
         return (-self.log_sharpness.exp() * squared).log_softmax(dim=1)
 
+    def assignments(self, quantized: Quantized) -> Tensor:
+        """The nearest: a code that is drawn now and then and never nearest is dead in evaluation."""
+        return self.nearest(quantized.z_e)
+
     def quantize(self, z_e: Tensor) -> Quantized:
         zero = z_e.new_zeros(())
         if not self.training:

@@ -55,6 +55,10 @@ class VectorQuantizer(Quantizer):
         """(B, D, h, w) -> (B, h, w)."""
         return nearest_grid(z_e, self.vectors)
 
+    def assignments(self, quantized: Quantized) -> Tensor:
+        """The codes (B, h, w) that evaluation would choose where training chose `quantized.indices`."""
+        return quantized.indices
+
     def lookup(self, indices: Tensor) -> Tensor:
         b, h, w = indices.shape
         columns = self.vectors.T.contiguous().index_select(1, indices.flatten())  # half an embedding's time: no transpose of N
