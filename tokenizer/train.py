@@ -70,12 +70,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     images = open_images(c.images, c.model.image_size, c.model.image_channels)
     splits = images.splits
     open_run(run, c, CHANGEABLE, accelerator)
-    for split in splits.values():
-        for corrupt in split.corrupt:
-            accelerator.print(f"left out of {split.name}: {corrupt}")
-        if split.corrupt:
-            accelerator.print(f"{split.name}: {len(split.corrupt)} unreadable images left out, {len(split)} remain")
-
+    tell_corrupt(images, accelerator)
     if c.batch_size > len(splits["train"]):
         raise UserError(f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it")
 
@@ -144,6 +139,15 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         draw_curves(run)
     accelerator.wait_for_everyone()
     return run / "model"
+
+
+def tell_corrupt(images: ImageSet, accelerator: Accelerator) -> None:
+    """Name the images that could not be read when the splits were taken into memory."""
+    for split in images.splits.values():
+        for corrupt in split.corrupt:
+            accelerator.print(f"left out of {split.name}: {corrupt}")
+        if split.corrupt:
+            accelerator.print(f"{split.name}: {len(split.corrupt)} unreadable images left out, {len(split)} remain")
 
 
 def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:
