@@ -132,7 +132,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             if sound and (done % c.save_every == 0 or last or interrupted):
                 save(trained, done, run, accelerator)
             if interrupted:
-                raise Interrupted(f"at step {done} of {c.steps}; the same command goes on from the last state that was saved")
+                what = "saved" if sound else "last saved before the steps skipped"
+                raise Interrupted(f"{what} at step {done} of {c.steps}; the same command goes on from there")
     bar.close()
     accelerator.print("validation: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
     if accelerator.is_main_process:
