@@ -4,7 +4,7 @@
 
 ‖v − e‖² = ‖v‖² − 2 v·e + ‖e‖², so the nearest e has the greatest score v·e − ‖e‖²/2, which is one product of
 [e, −‖e‖²/2] with [v, 1]. Scores are computed a tile of C codes by n vectors at a time in one reused buffer, and each
-vector keeps the best of the tiles so far: the memory depends on neither N nor K, but for the (K, D + 1) table.
+vector keeps the best of the tiles so far: the memory depends on neither N nor K, but for a score and an index a vector.
 
 "Exactly" is up to the rounding of fp32: of codes whose scores differ by less, either may be taken. Of codes that score
 the same, the one with the lowest index is. On CUDA a fused kernel searches (`tokenizer/nearest_triton.py`), once it has
