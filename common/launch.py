@@ -33,7 +33,10 @@ def make_accelerator(precision: Precision = "fp32") -> Accelerator:
         UserError: launched as several processes of which Accelerate sees one, which would each do all the work.
     """
     cpu = not torch.accelerator.is_available()
-    bf16 = precision == "bf16" or (precision == "auto" and _has_bf16(cpu))
+    device = "cpu" if cpu else torch.accelerator.current_accelerator().type
+    bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
+    if bf16 and device == "cuda":
+        torch.set_float32_matmul_precision("high")  # of the products left in fp32: TF32 is finer than bf16 is
     try:
         accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
     except (ValueError, RuntimeError) as error:
@@ -47,10 +50,11 @@ def make_accelerator(precision: Precision = "fp32") -> Accelerator:
     return accelerator
 
 
-def _has_bf16(cpu: bool) -> bool:
-    if not cpu:
-        return torch.accelerator.current_accelerator().type == "cuda" and torch.cuda.is_bf16_supported(False)
-    return torch.backends.mkldnn.is_available() and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+def computes_bf16(device: str) -> bool:
+    """Whether the hardware multiplies in bf16, on a device of this type."""
+    if device == "cpu":
+        return torch.backends.mkldnn.is_available() and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return device == "cuda" and torch.cuda.is_bf16_supported(False)
 
 
 class Interrupt:

@@ -23,9 +23,10 @@ from common import config, folder
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.run import progress_bar
-from pipeline.image_pipeline import BATCH_SIZE, ImagePipeline
+from pipeline.image_pipeline import ImagePipeline
 from pipeline.output import FORMATS, Output, Request
-from prior.sample import SamplingConfig
+from prior.draw import SamplingConfig
+from prior.sample import BATCH
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/generate.yaml"
 
@@ -47,8 +48,8 @@ class Settings(SamplingConfig):
     """image i has seed `seed + i`"""
     format: Literal["png", "npz", "codes"] = "png"
     """png: an imagefolder; npz: the evaluators' layout; codes: a codes dataset"""
-    batch_size: int = Field(BATCH_SIZE, ge=1)
-    """images a process draws at once"""
+    batch_size: int | None = Field(None, ge=1)
+    """images a process draws at once; 64, or 256 on CUDA, when null, and fewer where memory asks for it"""
 
 
 def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> tuple[ImagePipeline, Path]:
@@ -80,6 +81,7 @@ def open_output(c: Settings, request: Request, pipeline_folder: Path) -> Output:
     path = Path(c.output) if c.output else inside
     asked: dict[str, Any] = {
         **c.model_dump(mode="json", exclude={"run", "output", "overwrite"}),
+        "batch_size": request.batch_size,
         "labels": list(request.labels),
         "seeds": list(request.seeds),
         "tokenizer": request.pipeline.identity.sha256,
@@ -106,7 +108,8 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     """
     pipeline, pipeline_folder = open_pipeline(Path(c.run), kept or SamplingConfig(), accelerator)
     labels = pipeline.deal_labels(c.labels, c.num_images)
-    request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), c.batch_size)
+    batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
+    request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
     if accelerator.is_main_process:
         open_output(c, request, pipeline_folder)
     accelerator.wait_for_everyone()
@@ -116,9 +119,11 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     there = frozenset(number for number in range(request.batches) if output.has(number))
     bar = progress_bar(accelerator, len(labels), "generate", unit="image")
     pipeline.to(accelerator.device)
+    fitting = pipeline.sampler(**_sampling(c)).batch_size
+    sampler = pipeline.sampler(c.batch_size or min(batch_size, fitting), **_sampling(c))
     with Interrupt(accelerator) as interrupt:
         batches = pipeline.generate(
-            labels, request.seeds, SamplingConfig(**_sampling(c)), batch_size=c.batch_size, skip=there,
+            labels, request.seeds, sampler, batch_size=batch_size, skip=there,
             first=accelerator.process_index, every=accelerator.num_processes,
         )  # fmt: skip
         for batch in batches:

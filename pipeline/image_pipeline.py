@@ -2,11 +2,14 @@
 
     pipeline = ImagePipeline.from_pretrained("runs/digits/pipeline").to("cuda")
     pipeline(labels=["3", "7"], seed=0).images    # a list of PIL images
+    pipeline.complete(pictures, mask, seed=0).images    # the pixels the mask keeps, the rest drawn anew
 
 Shapes inside: codes (B, T) -> indices (B, h, w) or (B, h, w, Q) -> images (B, C, H, W) uint8. An image is a function of
 (weights, label, seed): batches have a fixed, padded size, so neither its neighbours nor the number of processes change it.
 """
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +17,21 @@ from typing import Any, NamedTuple
 import PIL.Image
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from common import config, folder
 from common.codes import TokenizerIdentity
 from common.errors import UserError
+from pipeline.mask import fill_unknown, known_places, read_mask
+from prior.draw import SamplingConfig
 from prior.model import Prior
-from prior.sample import SamplingConfig, sample
+from prior.order import shuffled
+from prior.sample import Sampler
 from tokenizer.base import ImageTokenizer
 from tokenizer.images import from_pil, to_float, to_pil, to_uint8
 from tokenizer.model import load_tokenizer
 
-BATCH_SIZE = 64
+ENCODED = 64  # images at once where they are encoded, scored and decoded
 
 
 class Generated(NamedTuple):
@@ -33,7 +40,14 @@ class Generated(NamedTuple):
     images: list[PIL.Image.Image]
     labels: list[int] | None  # class numbers; none for an unconditional prior
     seeds: list[int]
-    codes: Tensor  # (B, T) int64
+    codes: Tensor  # (B, T) int64, on the CPU
+
+
+class LogProb(NamedTuple):
+    """What B images cost: log p(codes | label) of each, of its unknown codes alone where others are given."""
+
+    nats: Tensor  # (B,)
+    bits: Tensor  # (B,), what an ideal coder needs for the codes: −log2 p
 
 
 class Batch(NamedTuple):
@@ -120,7 +134,7 @@ class ImagePipeline:
         num_images: int | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         **sampling: Any,
     ) -> Generated:
         """Draw images.
@@ -130,18 +144,130 @@ class ImagePipeline:
             num_images: as many as labels, or classes, when not given.
             seed: image i has seed `seed + i`; without it and a generator, seeds are drawn at random.
             generator: draws the seeds instead, as in diffusers.
-            batch_size: images a forward; changes images only by rounding.
-            sampling: temperature, top_k, top_p, guidance, where they shall differ from the pipeline's.
+            batch_size: images a forward; changes images only by rounding. Every batch is computed whole, also for fewer
+                images, so 1 is soonest done with a single one. As many as memory holds, up to 64 (256 on CUDA), when not given.
+            sampling: settings of `SamplingConfig` (temperature, top_k, top_p, min_p, guidance, ...) that shall differ from the
+                pipeline's.
         Raises:
             UserError: labels there are not, settings there are not, or a seed and a generator at once.
         """
         numbers = self.deal_labels(labels, num_images)
         seeds = self.deal_seeds(len(numbers), seed, generator)
-        settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
-        batches = list(self.generate(numbers, seeds, settings, batch_size=batch_size))
-        images = [image for batch in batches for image in to_pil(batch.images)]
-        known = numbers if self.prior.config.num_classes else None
-        return Generated(images, known, seeds, torch.cat([batch.codes for batch in batches]))
+        return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling))
+
+    def complete(
+        self,
+        images: Sequence[PIL.Image.Image] | PIL.Image.Image,
+        mask: Any,
+        *,
+        labels: Sequence[int | str] | int | str | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Generated:
+        """Keep a part of each image and draw the rest.
+
+        A place of the grid is kept where all its pixels are; nothing is read of the others. What is kept is shown as its codes
+        decode. A prior trained with `order: any` draws the rest given all that is kept, exactly. One of raster order draws each
+        code given what stands before it alone: exact for upper rows, and for other masks what is kept further on is not
+        heeded, of which a warning says so.
+
+        Args:
+            images: pictures of any size and mode; brought to the tokenizer's.
+            mask: booleans of the tokenizer's image size, (H, W) or (B, H, W): true where a pixel is kept.
+            labels: one for all or one an image; none draws without a class.
+            seed, generator, batch_size, sampling: as in a call.
+        Raises:
+            UserError: a mask of another shape or type, another number of labels, or what a call refuses.
+        """
+        pixels = self._pixels(images)
+        numbers = self._labels_of(labels, len(pixels))
+        seeds = self.deal_seeds(len(pixels), seed, generator)
+        kept = read_mask(mask, len(pixels), self.tokenizer.config.image_size)
+        known = known_places(kept, self.prior.config.grid)
+        codes = self._encode(fill_unknown(pixels, kept))
+        return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
+
+    def vary(
+        self,
+        images: Sequence[PIL.Image.Image] | PIL.Image.Image,
+        share: float = 0.3,
+        *,
+        labels: Sequence[int | str] | int | str | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Generated:
+        """Draw a share of each image's places again, chosen at random by its seed, given the others. As `complete`."""
+        if not 0 <= share <= 1:
+            raise UserError(f"share must lie in [0, 1], got {share}")
+        pixels = self._pixels(images)
+        seeds = self.deal_seeds(len(pixels), seed, generator)
+        ranks = torch.cat([_ranks(self.prior.config.places, seed) for seed in seeds])
+        numbers, sampler = self._labels_of(labels, len(pixels)), self.sampler(batch_size, **sampling)
+        return self._drawn(numbers, seeds, sampler, self._encode(pixels), ranks >= round(share * ranks.shape[1]))
+
+    def interpolate(
+        self,
+        first: PIL.Image.Image,
+        last: PIL.Image.Image,
+        steps: int = 8,
+        share: float = 0.5,
+        *,
+        label: int | str | None = None,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Generated:
+        """A way from one image to another: place after place, in a random order, takes the code of the last image, and about
+        the middle of the way up to a share of the places is drawn again, given the others, so that both halves meet.
+
+        Returns:
+            `steps` images, the first and last of them the reconstructions of those given. As `complete`.
+        """
+        if steps < 2 or not 0 <= share <= 1:
+            raise UserError(f"steps must be at least 2 and share lie in [0, 1], got {steps} and {share}")
+        (seed,) = self.deal_seeds(1, seed)
+        ends = self._encode(self._pixels([first, last]))
+        way = torch.linspace(0, 1, steps)[:, None]
+        come, again = (_ranks(self.prior.config.places, each) for each in (seed, seed + 1))
+        taken = come < (way * come.shape[1]).round()  # (steps, P)
+        known = again >= (share * 4 * way * (1 - way) * again.shape[1]).round()
+        codes = torch.where(taken.repeat_interleave(self.prior.config.code_depth, 1), ends[1], ends[0])
+        numbers, sampler = self._labels_of(label, steps), self.sampler(batch_size, **sampling)
+        return self._drawn(numbers, [seed] * steps, sampler, codes, known)
+
+    @torch.inference_mode()
+    def log_prob(
+        self,
+        images: Sequence[PIL.Image.Image] | PIL.Image.Image | Tensor,
+        *,
+        labels: Sequence[int | str] | int | str | None = None,
+        known: Tensor | None = None,
+    ) -> LogProb:
+        """What the prior thinks of images: log p(codes | label), the rate term of the ELBO. What the codes do not say of the
+        pixels is not in it.
+
+        Args:
+            images: pictures, or codes (B, T).
+            labels: one for all or one an image; none scores without a class.
+            known: (B, P) bool, places of the grid whose codes are given and cost nothing, see `Prior.log_prob`.
+        Raises:
+            UserError: another number of labels, or codes or known places of another shape or range.
+        """
+        codes = images if isinstance(images, Tensor) else self._encode(self._pixels(images))
+        numbers = torch.tensor(self._labels_of(labels, len(codes)), dtype=torch.int64)
+        nats = []
+        try:
+            for rows in torch.arange(len(codes)).split(ENCODED):
+                given = None if known is None else known[rows].to(self.device)
+                nats.append(self.prior.log_prob(codes[rows].to(self.device), numbers[rows].to(self.device), given).cpu())
+        except (ValueError, IndexError) as error:
+            raise UserError(str(error)) from None
+        found = torch.cat(nats) if nats else torch.empty(0)
+        return LogProb(found, -found / math.log(2))
 
     def deal_labels(self, labels: Sequence[int | str] | int | str | None, num_images: int | None) -> list[int]:
         """A class number for each image: the given labels, or all classes, in turn."""
@@ -185,8 +311,16 @@ class ImagePipeline:
         device = generator.device if generator is not None else None
         return torch.randint(2**62, (number,), generator=generator, device=device).tolist()
 
+    def sampler(self, batch_size: int | None = None, **sampling: Any) -> Sampler:
+        """What draws codes with the pipeline's settings, or others. Raises `UserError` for settings that cannot be."""
+        settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
+        try:
+            return Sampler(self.prior, settings, batch_size)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
     def generate(
-        self, labels: Sequence[int], seeds: Sequence[int], sampling: SamplingConfig, *, batch_size: int = BATCH_SIZE,
+        self, labels: Sequence[int], seeds: Sequence[int], sampler: Sampler, *, batch_size: int,
         first: int = 0, every: int = 1, skip: frozenset[int] = frozenset(),
     ) -> Iterator[Batch]:  # fmt: skip
         """The batches of a request, those numbered first, first + every, ...: a process's share. `skip` are not drawn."""
@@ -194,31 +328,70 @@ class ImagePipeline:
             if number in skip:
                 continue
             some = slice(number * batch_size, (number + 1) * batch_size)
-            wanted = torch.tensor(labels[some], device=self.device)
-            try:
-                codes = sample(self.prior, wanted, seeds[some], sampling, batch_size=batch_size)
-            except ValueError as error:
-                raise UserError(str(error)) from None
-            padded = torch.cat([codes, codes[-1:].expand(batch_size - len(codes), -1)])
-            yield Batch(some.start, self.decode(padded)[: len(codes)], codes.cpu())
+            codes = sampler(torch.tensor(labels[some]), seeds[some]).cpu()
+            yield Batch(some.start, self.decode(codes), codes)
+
+    def _drawn(
+        self, labels: list[int], seeds: list[int], sampler: Sampler, codes: Tensor | None = None, known: Tensor | None = None
+    ) -> Generated:  # fmt: skip
+        """Images drawn whole, or around the codes that are known."""
+        if known is not None and not self.prior.config.any_order and (known[:, 1:] & ~known[:, :-1]).any():
+            warnings.warn(
+                "this prior was trained in raster order: what is kept below or right of what is drawn is not heeded in drawing "
+                "it; prior/train.py with --order any trains one that heeds all",
+                stacklevel=3,
+            )
+        several = len(labels) > sampler.batch_size
+        try:
+            with tqdm(total=len(labels), unit=" image", disable=not several) as bar:
+                drawn = sampler(torch.tensor(labels), seeds, codes, known, progress=bar.update).cpu()
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        given = labels if self.prior.config.num_classes and any(n < self.prior.config.num_classes for n in labels) else None
+        return Generated(to_pil(self.decode(drawn)), given, seeds, drawn)
+
+    def _labels_of(self, labels: Sequence[int | str] | int | str | None, images: int) -> list[int]:
+        """A class number for each of the images given: no class, one for all, or one each."""
+        if labels is None:
+            return [self.prior.config.num_classes] * images
+        if isinstance(labels, int | str):
+            return [self.class_number(labels)] * images
+        if len(labels) != images:
+            raise UserError(f"labels must be one for all images or one for each, got {len(labels)} labels and {images} images")
+        return [self.class_number(label) for label in labels]
+
+    def _pixels(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> Tensor:
+        """Pictures of any size and mode -> (B, C, H, W) uint8 of the tokenizer's."""
+        c = self.tokenizer.config
+        given = [images] if isinstance(images, PIL.Image.Image) else list(images)
+        if not given:
+            return torch.empty(0, c.image_channels, *c.image_size, dtype=torch.uint8)
+        return from_pil(given, c.image_size, c.image_channels)
+
+    @torch.inference_mode()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> codes (B, T)."""
+        parts = [self.tokenizer.encode(to_float(part.to(self.device))).flatten(1).cpu() for part in pixels.split(ENCODED)]
+        return torch.cat(parts) if len(pixels) else torch.empty(0, self.prior.config.length, dtype=torch.int64)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes (B, T) -> images (B, C, H, W) uint8 on the CPU."""
-        return to_uint8(self.tokenizer.decode(codes.view(-1, *self.tokenizer.index_shape))).cpu()
+        """codes (B, T) -> images (B, C, H, W) uint8 on the CPU. In batches of one size, so that neighbours change nothing."""
+        found = []
+        for part in codes.split(ENCODED):
+            padded = torch.cat([part, part[-1:].expand(ENCODED - len(part), -1)]).to(self.device)
+            found.append(to_uint8(self.tokenizer.decode(padded.view(-1, *self.tokenizer.index_shape)))[: len(part)].cpu())
+        return torch.cat(found)
 
-    @torch.inference_mode()
     def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:
         """What the codes of images decode to; images of any size and mode are brought to the tokenizer's first."""
-        given = [images] if isinstance(images, PIL.Image.Image) else images
-        if not given:
-            return []
-        pixels = from_pil(given, self.tokenizer.config.image_size, self.tokenizer.config.image_channels)
-        found = []
-        for part in pixels.split(BATCH_SIZE):
-            decoded = self.tokenizer.decode(self.tokenizer.encode(to_float(part.to(self.device))))
-            found += to_pil(to_uint8(decoded).cpu())
-        return found
+        codes = self._encode(self._pixels(images))
+        return to_pil(self.decode(codes)) if len(codes) else []
+
+
+def _ranks(places: int, seed: int) -> Tensor:
+    """(1, P): a random permutation that belongs to a seed."""
+    return shuffled(1, places, torch.Generator().manual_seed(seed))
 
 
 def _class_of(model: torch.nn.Module) -> list[str]:

@@ -1,6 +1,6 @@
 """What a prior is (saved beside its weights as `config.json`), and how it is trained."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,24 +11,52 @@ from common.launch import Precision
 LARGEST_VOCABULARY = 16_384  # the embedding and the head of more rows would outweigh the blocks between them
 PART_VOCABULARY = 1024
 
+Preset = Literal["5m", "14m", "38m", "111m", "343m"]
+PRESETS: dict[Preset, dict[str, int]] = {  # named after their weights; of the last two with the 16,384 codes of LlamaGen
+    "5m": {"depth": 6, "dim": 256, "heads": 4},
+    "14m": {"depth": 8, "dim": 384, "heads": 6},
+    "38m": {"depth": 12, "dim": 512, "heads": 8},
+    "111m": {"depth": 12, "dim": 768, "heads": 12},  # LlamaGen-B (Sun et al. 2024, https://arxiv.org/abs/2406.06525)
+    "343m": {"depth": 24, "dim": 1024, "heads": 16},  # LlamaGen-L
+}
+
 
 class ArchitectureConfig(Settings):
     """Sizes of the Transformer that no other stage decides."""
 
+    preset: Preset | None = None
+    """a shape by its number of weights: sets depth, dim and heads where they are not given beside it"""
     depth: int = Field(6, ge=1)
     """Transformer blocks"""
     dim: int = Field(256, ge=8)
     """C, width of the residual stream"""
     heads: int = Field(4, ge=1)
     """attention heads; dim / heads must divide by 4, two rotated pairs for each of the two axes"""
+    kv_heads: int | None = Field(None, ge=1)
+    """heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023): fewer make the cache smaller;
+    null is as many as heads"""
     dropout: float = Field(0.1, ge=0, lt=1)
     """on embeddings and on what each block adds; small sets need it"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("preset"), str):
+            return {**PRESETS.get(given["preset"], {}), **given}
+        return given
 
     @model_validator(mode="after")
     def _divides(self) -> "ArchitectureConfig":
         if self.dim % (4 * self.heads):
             raise ValueError(f"dim {self.dim} must divide by 4 x heads = {4 * self.heads}")
+        if self.heads % self.key_heads:
+            raise ValueError(f"heads {self.heads} must divide by kv_heads {self.kv_heads}")
         return self
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
 
     @property
     def head_dim(self) -> int:
@@ -57,19 +85,29 @@ class PriorConfig(Settings):
     """whose codes these are"""
     architecture: ArchitectureConfig
     """depth and widths"""
+    any_order: bool = False
+    """trained to predict the places in every order; otherwise in raster order alone"""
 
     @classmethod
-    def over(cls, info: CodesInfo, architecture: ArchitectureConfig, conditional: bool) -> "PriorConfig":
+    def over(
+        cls, info: CodesInfo, architecture: ArchitectureConfig, *, conditional: bool, any_order: bool = False
+    ) -> "PriorConfig":  # fmt: skip
         """The config of a prior over a codes dataset."""
         return cls(
             codebook_size=info.codebook_size, factors=info.factors, grid=info.grid, code_depth=info.code_depth,
             tokenizer=info.tokenizer, architecture=architecture, class_names=info.class_names if conditional else None,
+            any_order=any_order,
         )  # fmt: skip
+
+    @property
+    def places(self) -> int:
+        """P, places of the grid."""
+        return self.grid[0] * self.grid[1]
 
     @property
     def length(self) -> int:
         """T, codes an image."""
-        return self.grid[0] * self.grid[1] * self.code_depth
+        return self.places * self.code_depth
 
     @property
     def vocabularies(self) -> tuple[int, ...]:
@@ -102,6 +140,9 @@ class TrainConfig(Settings):
     """sizes; K, the grid and the classes are read from the codes"""
     condition: Literal["labels", "nothing"] = "labels"
     """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""
+    order: Literal["raster", "any", "annealed"] = "raster"
+    """in which order codes are predicted. raster: row after row; any: every image's places in a new random order each time, so
+    that any part of an image can be completed from any other; annealed: from any to raster, as in RAR (Yu et al. 2024)"""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """share of training rows whose class is hidden, so that guidance has an unconditional prediction to lean on"""
     steps: int = Field(1000, ge=1)
@@ -124,7 +165,11 @@ class TrainConfig(Settings):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """of the averaged weights that are evaluated and saved"""
     precision: Precision = "auto"
-    """auto is bf16 where the hardware computes it; weights and loss are fp32 always"""
+    """auto is bf16 where the hardware computes it; weights, logits and loss are fp32 always"""
+    recompute: bool = False
+    """compute the blocks' activations again in the backward pass instead of keeping them: less memory, a third more time"""
+    compile: bool = False
+    """torch.compile the training forward: a minute at the start, faster steps on a GPU"""
     seed: int = Field(0, ge=0, le=2**62)
     """of the weights, the order of the rows and every draw"""
     log_every: int = Field(20, ge=1)

@@ -1,10 +1,14 @@
 """The prior: a causal Transformer over the codes of one image, opened by its class.
 
 Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
-codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their sizes.
+codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their sizes;
+order (B, T), the place of the sequence that each step predicts.
 
 The input is [class, c_0, ..., c_{T-2}], the output a distribution over c_0, ..., c_{T-1}: log p(codes | class) is the
 sum of their log-probabilities, the rate term of the lecture's ELBO. Depths of a place have embeddings and heads of their own.
+
+An input is turned by where its own code stands and has added to it an embedding of the place to predict, so the same weights
+can predict the places in any order (Yu et al. 2024, RAR, sec. 3.2): the input is then [class, c_{o_0}, c_{o_1}, ...].
 """
 
 from collections.abc import Sequence
@@ -13,13 +17,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from common import folder
 from common.digits import to_digits
-from prior.cache import KVCache
 from prior.config import PriorConfig
 from prior.head import CodeHead
 from prior.layers import Block, RMSNorm, grid_angles
+from prior.order import code_order, known_first
 
 
 class Prior(nn.Module):
@@ -38,6 +43,7 @@ class Prior(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)  # (T, G)
+        self.recompute = False  # set in training: blocks compute their activations again in the backward pass
         self._initialize()
 
     def _initialize(self) -> None:
@@ -53,44 +59,83 @@ class Prior(nn.Module):
                 parameter.data /= (2 * self.config.architecture.depth) ** 0.5
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, labels: Tensor, codes: Tensor) -> Tensor:
-        """logits (B, T, V) fp32; logits[:, t] has seen the label and codes[:, :t], and of codes[:, t] the parts before."""
-        x = torch.cat([self.class_embedding(labels)[:, None], self.embed(codes[:, :-1], 0)], dim=1)
-        x = self.dropout(x + self.place_embedding)
+    def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+        """logits (B, T, V) fp32 of the codes in the order given, raster order where none is.
+
+        logits[:, n] has seen the label, the n codes before it in the order, and of its own code the parts before.
+        """
+        ordered = codes if order is None else codes.gather(1, order)
+        x = self.dropout(self.inputs(labels, ordered[:, :-1], order))
+        cos, sin = self.turns(order)
         for block in self.blocks:
-            x = block(x, self.cos, self.sin)
-        return self.head(self.norm(x), to_digits(codes, self.vocabularies)).float()
+            again = self.recompute and self.training
+            x = checkpoint(block, x, cos, sin, use_reentrant=False) if again else block(x, cos, sin)
+        return self.head(self.norm(x), to_digits(ordered, self.vocabularies))
 
-    def embed(self, codes: Tensor, t: int) -> Tensor:
-        """codes (B, n) of places t, ..., t + n − 1 -> (B, n, C): the sum of the embeddings of their parts."""
-        rows = to_digits(codes, self.vocabularies) + self.first_rows[t : t + codes.shape[1]]  # (B, n, G)
-        return self.code_embedding(rows).sum(2)
+    def inputs(self, labels: Tensor, ordered: Tensor, order: Tensor | None) -> Tensor:
+        """labels (B,) and the first n codes in the order (B, n) -> what the first n + 1 steps read (B, n + 1, C)."""
+        rows = to_digits(ordered, self.vocabularies) + self.first_rows[: ordered.shape[1]]  # (B, n, G)
+        x = torch.cat([self.class_embedding(labels)[:, None], self.code_embedding(rows).sum(2)], dim=1)
+        wanted = self.place_embedding if order is None else self.place_embedding[order]
+        return x + wanted[..., : x.shape[1], :]
 
-    def step(self, x: Tensor, t: int, cache: KVCache) -> Tensor:
-        """One place: the embedding x (B, 1, C) of the input at place t, remembered in `cache` -> what the head reads (B, C)."""
-        x = x + self.place_embedding[t]
-        cos, sin = self.cos[t : t + 1], self.sin[t : t + 1]
-        for layer, block in enumerate(self.blocks):
-            x = block.step(x, cos, sin, cache, layer, t)
-        return self.norm(x)[:, 0]
+    def turns(self, order: Tensor | None) -> tuple[Tensor, Tensor]:
+        """cos and sin of the angles by which the inputs of all steps are turned: (T, d / 2), or (B, 1, T, d / 2)."""
+        if order is None:
+            return self.cos[:-1], self.sin[:-1]
+        standing = torch.cat([torch.zeros_like(order[:, :1]), 1 + order[:, :-1]], dim=1)  # the class, then each code
+        return self.cos[standing][:, None], self.sin[standing][:, None]
 
     @torch.no_grad()
-    def log_prob(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """codes (B, T), labels (B,) -> log p(codes | labels) of each image (B,), in nats.
+    def log_prob(self, codes: Tensor, labels: Tensor, known: Tensor | None = None, *, order: Tensor | None = None) -> Tensor:
+        """log p(codes | labels) of each image, or of its unknown codes given the known ones, in nats.
 
+        Args:
+            codes: (B, T).
+            labels: (B,) in [0, num_classes]; num_classes stands for no class.
+            known: (B, P) bool, the places whose codes are given. A prior trained in every order then reads the known ones
+                first. One trained in raster order reads them where they stand: each code is given the known and unknown
+                ones before it alone, which is the same where all known places come first.
+            order: (B, P), a permutation of the places for each image, in which they are predicted instead.
+        Returns:
+            (B,).
         Raises:
-            ValueError: codes not of the length, or codes or labels not of the range, this prior was trained for.
+            ValueError: codes not of the length, or codes or labels not of the range, this prior was trained for; an order
+                for a prior of raster order; an order and known places at once.
         """
+        self.check(codes, labels, known)
+        if order is not None and (known is not None or not self.config.any_order):
+            raise ValueError("an order is for a prior trained with order: any, and without known places, which give their own")
+        if known is not None and self.config.any_order:
+            order = known_first(known)
+        steps = None if order is None else code_order(order, self.config.code_depth)
+        ordered = codes if steps is None else codes.gather(1, steps)
+        nll = nll_each(self(labels, codes, steps), ordered, self.vocabularies)
+        if known is not None:
+            given = known.repeat_interleave(self.config.code_depth, 1)
+            nll = nll.masked_fill(given if steps is None else given.gather(1, steps), 0)
+        return -nll.sum(1)
+
+    def check(self, codes: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
+        """That codes (B, T), labels (B,) and known places (B, P) are such as this prior was trained for, else a ValueError."""
         T, K = self.config.length, self.config.codebook_size
         if codes.ndim != 2 or codes.shape[1] != T:
-            raise ValueError(f"codes must be (B, {T}), got {tuple(codes.shape)}")
+            h, w = self.config.grid
+            raise ValueError(
+                f"codes must be (B, {T}), the grid of {h} x {w} places of {self.config.code_depth} codes this prior was "
+                f"trained for; got {tuple(codes.shape)}"
+            )
         if codes.numel() and not (codes.min() >= 0 and codes.max() < K):
             raise ValueError(f"codes must lie in [0, {K}), got {codes.min().item()} to {codes.max().item()}")
         if labels.shape != codes.shape[:1]:
             raise ValueError(f"one label an image: got {len(codes)} images and labels {tuple(labels.shape)}")
         if labels.numel() and not (labels.min() >= 0 and labels.max() <= self.config.num_classes):
             raise ValueError(f"labels must lie in [0, {self.config.num_classes}], got {labels.min()} to {labels.max()}")
-        return -nll_each(self(labels, codes), codes, self.vocabularies).sum(1)
+        if known is not None and (known.dtype != torch.bool or known.shape != (len(codes), self.config.places)):
+            raise ValueError(
+                f"known must be bool ({len(codes)}, {self.config.places}), a mask of each image's places; got "
+                f"{known.dtype} {tuple(known.shape)}"
+            )
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder."""

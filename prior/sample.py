@@ -1,108 +1,219 @@
-"""Draw code sequences from the prior, one place at a time.
+"""Draw code sequences from the prior, whole or around codes that are known.
 
 B images of T codes from a codebook of K:  labels (B,), seeds (B,) -> codes (B, T), int64 in [0, K).
 
-All the randomness of an image is T uniform numbers from its own seed (times the parts a code is drawn in), and the batch
-has a fixed, padded size, so that an image is the same wherever in the batch it stands and whichever process draws it.
+All the randomness of an image is T uniform numbers from its own seed (times the parts a code is drawn in), and a batch has a
+fixed, padded size, so that an image is the same wherever in the batch it stands and whichever process draws it.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
+import psutil
 import torch
-from pydantic import Field
+import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import Settings
-from common.digits import to_index
-from prior.cache import KVCache
+from prior.config import PriorConfig
+from prior.decoder import CountedStep, Decoder, NumberedStep, Step
+from prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
+from prior.graph import Graphs
+from prior.matrix import Precision, cache_type, resolve
 from prior.model import Prior
+from prior.order import code_order, known_first, raster
+
+BATCH = {"cpu": 64, "cuda": 256}  # images a batch where memory does not ask for fewer: more gain little
+SPARE = 0.5  # of the free memory is left to others and to what is not counted
 
 
-class SamplingConfig(Settings):
-    """How codes are drawn from the prior's distribution."""
+class Sampler:
+    """Draws from one prior with one setting, in batches of one size. The weights are taken as they are when it is made."""
 
-    temperature: float = Field(1.0, gt=0)
-    """logits are divided by it: below 1 is safer, above 1 more varied"""
-    top_k: int | None = Field(None, ge=1)
-    """draw among the k likeliest codes only"""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """draw among the fewest codes that hold this share of the probability (Holtzman et al. 2019)"""
-    guidance: float = Field(1.0, ge=0)
-    """classifier-free guidance (Ho and Salimans 2022): 1 is none, above 1 leans towards the class"""
+    def __init__(self, prior: Prior, config: SamplingConfig, batch_size: int | None = None):
+        """
+        Args:
+            batch_size: images a batch, of which the last is padded; as many as memory holds, up to `BATCH`, when not given.
+        Raises:
+            ValueError: top_k above K, guidance of an unconditional prior, int8 on another device than a CPU.
+        """
+        if config.top_k is not None and config.top_k > prior.config.codebook_size:
+            raise ValueError(f"top_k {config.top_k} is more than the {prior.config.codebook_size} codes there are")
+        if config.guidance != 1 and prior.config.num_classes == 0:
+            raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.prior, self.config, self.device = prior, config, prior.head.weight.device
+        self.guided, self.precision = config.guidance != 1, resolve(config.precision, self.device)
+        self.batch_size = batch_size or fitting_batch(prior.config, self.device, self.guided, self.precision)
+        self._batch: _Batch | None = None
+
+    @torch.inference_mode()
+    def __call__(
+        self, labels: Tensor, seeds: Sequence[int], codes: Tensor | None = None, known: Tensor | None = None,
+        progress: Callable[[int], object] = lambda images: None,
+    ) -> Tensor:  # fmt: skip
+        """One sequence an image; where codes are known, they are kept and the others drawn around them.
+
+        Args:
+            labels: (B,) in [0, num_classes]; num_classes stands for no class.
+            seeds: B of them; the same weights, label, seed and known codes give the same codes.
+            codes: (B, T), read at the known places.
+            known: (B, P) bool, places whose codes are kept. A prior trained in every order draws the others given all known
+                ones, one trained in raster order given those that stand before them.
+            progress: called with the number of images of each batch that is done.
+        Returns:
+            (B, T) int64.
+        Raises:
+            ValueError: not one seed a label, labels the prior has no class for, codes or a mask of another shape.
+        """
+        if len(seeds) != len(labels):
+            raise ValueError(f"one seed an image: got {len(labels)} labels and {len(seeds)} seeds")
+        c = self.prior.config
+        if (codes is None) != (known is None):
+            raise ValueError("codes and known are given together or not at all")
+        if codes is None:
+            codes = torch.zeros(len(labels), c.length, dtype=torch.int64)
+            known = torch.zeros(len(labels), c.places, dtype=torch.bool)
+        labels, codes, known = labels.to(self.device), codes.to(self.device), known.to(self.device)
+        self.prior.check(codes, labels, known)
+        drawn = codes.clone()  # of images known whole, and else overwritten
+        order = known_first(known) if c.any_order else raster(len(labels), c.places, self.device)
+        given = known.gather(1, order)  # (B, P), in the order
+        lead = given.long().cumprod(1).sum(1)  # known places that the order begins with
+        for places in lead[lead < c.places].unique().tolist():
+            for rows in (lead == places).nonzero()[:, 0].split(self.batch_size):
+                some = [seeds[i] for i in rows.tolist()]
+                drawn[rows] = self._draw(labels[rows], some, codes[rows], order[rows], given[rows], places)
+                progress(len(rows))
+        return drawn
+
+    def _draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
+        """One batch, or fewer images; in halves when memory does not hold it."""
+        while True:
+            try:
+                self._batch = self._batch or _Batch(self.prior, self.config, self.batch_size, self.guided, self.precision)
+                parts = [
+                    self._batch.draw(labels[i], [seeds[j] for j in i.tolist()], codes[i], order[i], given[i], lead)
+                    for i in torch.arange(len(labels), device=self.device).split(self.batch_size)
+                ]
+                return torch.cat(parts)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or self.batch_size == 1:
+                    raise
+            self._batch, self.batch_size = None, -(-self.batch_size // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            warnings.warn(f"memory is full: going on with batches of {self.batch_size} images", stacklevel=3)
 
 
-@torch.inference_mode()
 def sample(
-    prior: Prior, labels: Tensor, seeds: Sequence[int], config: SamplingConfig, *, batch_size: int = 64
+    prior: Prior, labels: Tensor, seeds: Sequence[int], config: SamplingConfig, *, batch_size: int | None = None
 ) -> Tensor:  # fmt: skip
-    """One sequence an image, in batches of `batch_size`.
+    """labels (B,), seeds -> codes (B, T): `Sampler` for a single call."""
+    return Sampler(prior, config, batch_size)(labels, seeds)
 
-    Args:
-        labels: (B,) in [0, num_classes], on the prior's device; num_classes stands for no class.
-        seeds: B of them; the same label and seed give the same codes.
-    Returns:
-        (B, T) int64.
-    Raises:
-        ValueError: not one seed a label, labels the prior has no class for, top_k above K, guidance of an
-            unconditional prior.
+
+def fitting_batch(config: PriorConfig, device: torch.device, guided: bool, precision: Precision) -> int:
+    """Images a batch: `BATCH` of the device, halved until cache and logits fit into half of the memory that is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    a = config.architecture
+    cache = 2 * a.depth * a.key_heads * a.head_dim * config.length * cache_type(precision).itemsize
+    image = (1 + guided) * (cache + 32 * a.dim) + 40 * max(config.vocabularies) + 64 * config.length
+    batch = BATCH.get(device.type, 64)
+    while batch > 1 and batch * image > SPARE * free:
+        batch //= 2
+    return batch
+
+
+def _out_of_memory(error: Exception) -> bool:
+    told = ("not enough memory", "can't allocate memory")  # by the CPU's allocator
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+
+
+class _Batch:
+    """The state of one batch on the device, at fixed addresses; of all steps' tables, row n belongs to step n.
+
+    R = B rows, or 2 B under guidance: with the class above, without it below.
     """
-    B, K = len(labels), prior.config.codebook_size
-    if len(seeds) != B:
-        raise ValueError(f"one seed an image: got {B} labels and {len(seeds)} seeds")
-    if B and not (labels.min() >= 0 and labels.max() <= prior.config.num_classes):
-        raise ValueError(f"labels must lie in [0, {prior.config.num_classes}], got {labels.tolist()}")
-    if config.top_k is not None and config.top_k > K:
-        raise ValueError(f"top_k {config.top_k} is more than the {K} codes there are")
-    if config.guidance != 1 and prior.config.num_classes == 0:
-        raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
-    parts = [labels.new_empty(0, prior.config.length)]
-    for start in range(0, B, batch_size):
-        some = slice(start, min(start + batch_size, B))
-        number = some.stop - some.start
-        padded = torch.cat([labels[some], labels[some][-1:].expand(batch_size - number)])
-        padding = [0] * (batch_size - number)
-        uniforms = image_uniforms([*seeds[some], *padding], prior.config.length, len(prior.vocabularies))
-        parts.append(_sample_batch(prior, padded, uniforms.to(labels.device), config)[:number])
-    return torch.cat(parts)
 
+    def __init__(self, prior: Prior, config: SamplingConfig, batch_size: int, guided: bool, precision: Precision):
+        c, device = prior.config, prior.head.weight.device
+        self.prior, self.config, self.size, self.guided, self.device = prior, config, batch_size, guided, device
+        self.T, self.Q, rows = c.length, c.code_depth, batch_size * (1 + guided)
+        self.decoder = Decoder(prior, rows, precision)
+        self.scales = guidance_scales(config, self.T).to(device)
+        self.sizes = torch.tensor(prior.vocabularies, device=device)  # of the G parts of a code
+        self.worth = self.sizes.flip(0).cumprod(0).flip(0) // self.sizes
+        self.x = torch.zeros(rows, c.architecture.dim, device=device)  # the embedding of the code before
+        self.order = torch.zeros(self.T, rows, dtype=torch.int64, device=device)  # the place each step predicts
+        self.standing = torch.zeros_like(self.order)  # where the code before stands
+        self.uniforms = torch.zeros(self.T, len(self.sizes), batch_size, device=device)
+        self.given = torch.zeros(self.T, batch_size, dtype=torch.bool, device=device)
+        self.codes = torch.zeros(self.T, batch_size, dtype=torch.int64, device=device)  # in the order; given, then drawn
+        self.graphs = Graphs(self._advance_counted, self.decoder.slots, self.Q, device) if device.type == "cuda" else None
 
-def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
-    """(B, *shape) in (0, 1]: all the randomness of each image, from its own seed; a number for each part of each code."""
-    return torch.stack([1 - torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
+        """Up to B images whose order begins with `lead` known places: codes (b, T), order and given (b, P) -> codes (b, T)."""
+        b, start = len(labels), lead * self.Q
+        pad = torch.arange(self.size, device=self.device).clamp_max(b - 1)  # the last image again
+        steps = code_order(order[pad], self.Q)
+        forced = bool(given[:, lead:].any())  # a code known further on, in raster order
+        if self.graphs is not None:
+            self.graphs.capture(forced)
+        self.uniforms.copy_(image_uniforms(seeds, self.T, len(self.sizes))[pad.cpu()].permute(1, 2, 0))
+        self.order.copy_(self._doubled(steps).T)
+        self.standing.copy_(torch.cat([torch.zeros_like(self.order[:1]), 1 + self.order[:-1]]))
+        self.codes.copy_(codes[pad].gather(1, steps).T)
+        self.given.copy_(given[pad].repeat_interleave(self.Q, 1).T)
+        classes = self._doubled(labels[pad])
+        if self.guided:
+            classes[self.size :] = self.prior.config.num_classes
+        self._begin(classes, self._doubled(steps), start)
+        if self.graphs is not None:
+            self.graphs.run(start, self.T, forced)
+        else:
+            for n in range(start, self.T):
+                self._advance(NumberedStep(n), n % self.Q, forced)
+        return torch.empty_like(steps).scatter_(1, steps, self.codes.T)[:b]
 
+    def _begin(self, classes: Tensor, steps: Tensor, start: int) -> None:
+        """Read the class and the codes that the order begins with, but for the last of them, which the next step reads."""
+        if start == 0:
+            self.x.copy_(self.prior.class_embedding(classes))
+            return
+        known = self._doubled(self.codes[: start - 1].T)
+        self.decoder.prefill(self.prior.inputs(classes, known, steps), self.decoder.turn[self.standing[:start].T])
+        self._read_back(self.codes[start - 1], (start - 1) % self.Q)
 
-def _sample_batch(prior: Prior, labels: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    B, T, G = uniforms.shape
-    guided = config.guidance != 1
-    if guided:  # with the class above, without it below, in one batch
-        labels = torch.cat([labels, torch.full_like(labels, prior.config.num_classes)])
-    cache = KVCache(prior.config, len(labels), device=labels.device, dtype=prior.head.weight.dtype)
-    codes = torch.empty(B, T, dtype=torch.int64, device=labels.device)
-    x = prior.class_embedding(labels)[:, None]  # (B or 2B, 1, C)
-    for t in range(T):
-        hidden, parts = prior.step(x, t, cache), []
-        for g in range(G):
-            logits = prior.head.part(hidden, t, [torch.cat([part, part]) if guided else part for part in parts])
-            if guided:
+    def _advance_counted(self, n: Tensor, length: int, depth: int, forced: bool) -> None:
+        self._advance(CountedStep(n, length), depth, forced)
+
+    def _advance(self, step: Step, depth: int, forced: bool) -> None:
+        """One step: from the embedding of the code before to the next code and its embedding."""
+        x = self.x + F.embedding(step.read(self.order), self.prior.place_embedding)
+        hidden = self.decoder.step(x, self.decoder.turn.index_select(0, step.read(self.standing)), step)
+        parts: list[Tensor] = []
+        for u in step.read(self.uniforms).unbind(0):
+            logits = self.decoder.logits(hidden, depth, [self._doubled(part) for part in parts])
+            if self.guided:
                 conditional, unconditional = logits.chunk(2)
-                logits = torch.lerp(unconditional, conditional, config.guidance)
-            parts.append(draw(logits, uniforms[:, t, g], config))
-        codes[:, t] = to_index(torch.stack(parts, dim=-1), prior.vocabularies)
-        x = prior.embed(codes[:, t : t + 1], t)
-        x = torch.cat([x, x]) if guided else x
-    return codes
+                logits = torch.lerp(unconditional, conditional, step.read(self.scales))
+            parts.append(draw(logits, u, self.config))
+        code = parts[0] if len(parts) == 1 else torch.stack(parts, dim=-1).mul_(self.worth).sum(-1)
+        if forced:
+            code = torch.where(step.read(self.given), step.read(self.codes), code)
+        step.write(self.codes, code)
+        self._read_back(code, depth)
 
+    def _read_back(self, code: Tensor, depth: int) -> None:
+        """What the next step reads of a code (B,) at a depth of its place."""
+        if len(self.sizes) == 1:
+            embedded = F.embedding(code + depth * self.prior.vocabularies[0], self.prior.code_embedding.weight)
+        else:
+            rows = code[:, None] // self.worth % self.sizes + self.prior.first_rows[depth]  # (B, G)
+            embedded = F.embedding(rows, self.prior.code_embedding.weight).sum(1)
+        self.x.copy_(self._doubled(embedded))
 
-def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
-    """Invert the categorical's cumulative distribution at u: logits (B, K), u (B,) in (0, 1] -> (B,). No host sync."""
-    logits = logits.float() / config.temperature
-    if config.top_k is not None and config.top_k < logits.shape[1]:
-        logits = logits.masked_fill(logits < logits.topk(config.top_k).values[:, -1:], -torch.inf)
-    probabilities = logits.softmax(dim=-1)
-    if config.top_p is not None and config.top_p < 1:
-        ordered = probabilities.sort(descending=True).values
-        before = ordered.cumsum(1) - ordered  # the mass of likelier codes
-        least = ordered.masked_fill(before >= config.top_p, torch.inf).amin(1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < least, 0)
-    cumulative = probabilities.cumsum(dim=-1)
-    return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:]).squeeze(1)  # u > 0: never a code of mass 0
+    def _doubled(self, x: Tensor) -> Tensor:
+        """x (B, ...) -> (R, ...)."""
+        return torch.cat([x, x]) if self.guided else x

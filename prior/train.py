@@ -37,9 +37,12 @@ from prior.baselines import marginal_nll, uniform_nll
 from prior.config import PriorConfig, TrainConfig
 from prior.data import CodesBatch, CodesRows, plain_views
 from prior.model import Prior, nll_each
+from prior.order import code_order, raster, shuffled
 
-CHANGEABLE = {"run", "codes", "log_every", "save_every"}  # which codes they are is checked by their fingerprint
+# Which codes they are is checked by their fingerprint; the last two change speed and memory alone.
+CHANGEABLE = {"run", "codes", "log_every", "save_every", "recompute", "compile"}
 EVALUATION_BATCH = 256
+ANNEALED = (0.5, 0.75)  # between these shares of the steps random orders give way to raster order, as in RAR
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
 
 
@@ -89,12 +92,12 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     open_run(run, c, CHANGEABLE, accelerator)
     if c.batch_size > len(data.splits["train"].rows):
         raise UserError(f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it")
-    model_config = PriorConfig.over(data.info, c.model, conditional=c.condition == "labels")
+    model_config = PriorConfig.over(data.info, c.model, conditional=c.condition == "labels", any_order=c.order == "any")
     rows = CodesRows(data.splits["train"], model_config)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
     trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
-    model = accelerator.prepare(trained.prior)
+    model = accelerator.prepare(torch.compile(trained.prior) if c.compile else trained.prior)
     metrics = Metrics(run, accelerator, first_step)
     bar = progress_bar(accelerator, c.steps, "prior", initial=first_step)
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
@@ -109,8 +112,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             for micro in range(c.accumulate):
                 batch = to_device(next(reader), accelerator)
                 labels = hide_labels(batch.labels, model_config.num_classes, c.label_dropout)
+                order = draw_order(len(labels), model_config, share_shuffled(c, step), accelerator.device)
+                ordered = batch.codes if order is None else batch.codes.gather(1, order)
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-                    nll = nll_each(model(labels, batch.codes), batch.codes, model_config.vocabularies).mean()
+                    nll = nll_each(model(labels, batch.codes, order), ordered, model_config.vocabularies).mean()
                     accelerator.backward(nll / c.accumulate)
                 trained.means.add(nll=nll)
             accelerator.clip_grad_norm_(model.parameters(), c.clip)
@@ -148,6 +153,7 @@ def start(
     """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = Prior(model_config).to(accelerator.device)
+    prior.recompute = c.recompute
     optimizers = {name: accelerator.prepare(each) for name, each in make_optimizers(prior, c).items()}
     trained = Trained(prior, EMA(prior, c.ema_decay), optimizers, Means(accelerator), fingerprint)
     saved = state.latest(run)
@@ -196,14 +202,36 @@ def hide_labels(labels: Tensor, none: int, share: float) -> Tensor:
     return labels.masked_fill(torch.rand(labels.shape, device=labels.device) < share, none)
 
 
+def share_shuffled(c: TrainConfig, step: int) -> float:
+    """Of the rows of a step, how many are predicted in a random order."""
+    if c.order != "annealed":
+        return float(c.order == "any")
+    begin, end = (share * c.steps for share in ANNEALED)
+    return min(1.0, max(0.0, (end - step) / max(end - begin, 1)))
+
+
+def draw_order(rows: int, config: PriorConfig, shuffled_share: float, device: torch.device) -> Tensor | None:
+    """(b, T): a random order for a share of the rows, raster order for the others; nothing where all are in raster order."""
+    if shuffled_share == 0:
+        return None
+    places, chosen = raster(rows, config.places, device), torch.rand(rows, 1, device=device) < shuffled_share
+    return code_order(torch.where(chosen, shuffled(rows, config.places, device=device), places), config.code_depth)
+
+
 @torch.no_grad()
 def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> float:
-    """Mean −log p of a code over a whole split, in nats; every process takes its share."""
-    sums = torch.zeros(2, device=accelerator.device)
+    """Mean −log p of a code over a whole split, in nats; every process takes its share.
+
+    A prior of any order is asked for each row in an order that belongs to the row; others in raster order.
+    """
+    sums, places = torch.zeros(2, device=accelerator.device), prior.config.places
     for some in torch.arange(accelerator.process_index, len(rows), accelerator.num_processes).split(EVALUATION_BATCH):
-        batch = to_device(rows[some, some], accelerator)
+        batch, order = to_device(rows[some, some], accelerator), None
+        if prior.config.any_order:
+            seeded = (torch.Generator().manual_seed(row) for row in some.tolist())
+            order = torch.cat([shuffled(1, places, generator) for generator in seeded]).to(accelerator.device)
         with accelerator.autocast():
-            log_prob = prior.log_prob(batch.codes, batch.labels)
+            log_prob = prior.log_prob(batch.codes, batch.labels, order=order)
         sums += torch.stack([-log_prob.sum(), log_prob.new_tensor(batch.codes.numel())]).to(sums)
     total, number = accelerator.reduce(sums).tolist()
     return total / number

@@ -10,7 +10,7 @@ from common.folder import read_json, write_json
 from pipeline.generate import Settings as Generation
 from prior.config import PriorConfig
 from prior.config import TrainConfig as PriorTraining
-from prior.sample import SamplingConfig
+from prior.draw import SamplingConfig
 from tokenizer.config import ClusterConfig, TokenizerConfig
 from tokenizer.config import TrainConfig as TokenizerTraining
 from tokenizer.quantizers.config import EMAVQConfig, FSQConfig

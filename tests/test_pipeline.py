@@ -13,8 +13,8 @@ from common.codes import TokenizerIdentity
 from common.errors import UserError
 from pipeline.generate import Settings, generate, main
 from pipeline.image_pipeline import ImagePipeline
+from prior.draw import SamplingConfig
 from prior.model import Prior
-from prior.sample import SamplingConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,13 @@ import torch
 
 from common.digits import to_digits, to_index
 from prior.baselines import marginal_nll, uniform_nll
-from prior.cache import KVCache
 from prior.config import ArchitectureConfig
+from prior.decoder import Decoder, NumberedStep
+from prior.draw import SamplingConfig, draw, image_uniforms
 from prior.layers import causal_attention, grid_angles
 from prior.model import Prior, nll_each
-from prior.sample import SamplingConfig, draw, image_uniforms, sample
+from prior.order import code_order, shuffled
+from prior.sample import sample
 from prior.train import hide_labels
 
 
@@ -58,17 +60,32 @@ def test_every_code_is_seen_by_all_that_follow(prior, codes):
     assert (difference[3:] > 0).all()
 
 
-def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior):
-    codes = some_codes(any_prior)
-    cache = KVCache(any_prior.config, 4, device=torch.device("cpu"), dtype=torch.float32)
-    expected, x = any_prior(LABELS, codes), any_prior.class_embedding(LABELS)[:, None]
-    digits = to_digits(codes, any_prior.vocabularies)
-    for t in range(any_prior.config.length):
-        hidden = any_prior.step(x, t, cache)
-        before = [digits[:, t, :g].unbind(-1) for g in range(len(any_prior.vocabularies))]
-        logits = torch.cat([any_prior.head.part(hidden, t, parts) for parts in before], dim=-1)
-        torch.testing.assert_close(logits, expected[:, t], atol=1e-4, rtol=1e-4)  # fp32 rounding
-        x = any_prior.embed(codes[:, t : t + 1], t)
+def decoded(prior: Prior, codes: torch.Tensor, order: torch.Tensor | None, start: int, precision: str) -> torch.Tensor:
+    """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at once."""
+    decoder, B = Decoder(prior, len(codes), precision), len(codes)
+    ordered = codes if order is None else codes.gather(1, order)
+    cos, sin = prior.turns(order)
+    turns = torch.complex(cos, sin).reshape(-1, *cos.shape[-2:]).expand(B, -1, -1)
+    x = prior.inputs(LABELS, ordered[:, :-1], order)
+    if start:
+        decoder.prefill(x[:, :start], turns[:, :start])
+    found, digits = [], to_digits(ordered, prior.vocabularies)
+    for n in range(start, prior.config.length):
+        hidden = decoder.step(x[:, n].clone(), turns[:, n], NumberedStep(n))
+        before = [list(digits[:, n, :g].unbind(-1)) for g in range(len(prior.vocabularies))]
+        found.append(torch.cat([decoder.logits(hidden, n % prior.config.code_depth, parts) for parts in before], dim=-1))
+    return torch.stack(found, dim=1)
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+@pytest.mark.parametrize("ordered", [False, True], ids=["raster", "any order"])
+@torch.no_grad()
+def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior, ordered, start):
+    """In any order, and wherever the part read at once ends and the steps begin."""
+    codes, c = some_codes(any_prior), any_prior.config
+    order = code_order(shuffled(4, c.places, torch.Generator().manual_seed(1)), c.code_depth) if ordered else None
+    expected = any_prior(LABELS, codes, order)[:, start:]
+    torch.testing.assert_close(decoded(any_prior, codes, order, start, "fp32"), expected, atol=1e-4, rtol=1e-4)  # fp32 rounding
 
 
 def test_plain_attention_is_the_fused_one():
@@ -111,7 +128,7 @@ def test_each_depth_has_an_embedding_and_a_head_of_its_own(prior):
     deep = Prior(prior.config.model_copy(update={"code_depth": 2})).eval()
     assert deep.code_embedding.num_embeddings == 2 * 16 and deep.head.weight.shape == (2 * 16, 32)
     same = torch.full((1, 2), 5)
-    first, second = deep.embed(same, 0)[0]
+    first, second = (deep.code_embedding(row) for row in (same + deep.first_rows[:2, 0])[0])
     assert torch.equal(first, deep.code_embedding.weight[5]) and torch.equal(second, deep.code_embedding.weight[16 + 5])
 
 
@@ -119,7 +136,7 @@ def test_the_depths_of_a_place_share_its_position(prior):
     """Input 1 + 2 i and 2 + 2 i are the two codes of place i, input 0 is the class."""
     flat, deep = grid_angles(prior.config), grid_angles(prior.config.model_copy(update={"code_depth": 2}))
     assert torch.equal(deep[0], flat[0])
-    assert torch.equal(deep[1:17:2], flat[1:]) and torch.equal(deep[2:17:2], flat[1:])
+    assert torch.equal(deep[1::2], flat[1:]) and torch.equal(deep[2::2], flat[1:])
 
 
 def test_log_probabilities_of_all_images_sum_to_one(prior):
@@ -210,7 +227,7 @@ def test_hidden_labels_are_a_share_of_all():
     "labels, seeds, settings, message",
     [
         ([1, 2], [5], {}, "one seed an image: got 2 labels and 1 seeds"),
-        ([4], [5], {}, r"labels must lie in \[0, 3\], got \[4\]"),
+        ([4], [5], {}, r"labels must lie in \[0, 3\], got 4 to 4"),
         ([1], [5], {"top_k": 17}, "top_k 17 is more than the 16 codes"),
     ],
 )
@@ -227,7 +244,7 @@ def test_an_unconditional_prior_refuses_guidance(prior):
 
 
 def test_log_prob_refuses_codes_it_was_not_trained_for(prior):
-    with pytest.raises(ValueError, match=r"codes must be \(B, 9\), got \(1, 8\)"):
+    with pytest.raises(ValueError, match=r"codes must be \(B, 9\), .*got \(1, 8\)"):
         prior.log_prob(torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"codes must lie in \[0, 16\), got 16 to 16"):
         prior.log_prob(torch.full((1, 9), 16), torch.zeros(1, dtype=torch.int64))

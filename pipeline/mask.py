@@ -1,0 +1,43 @@
+"""Which part of an image is kept: from pixels to places of the grid.
+
+Shapes: mask (B, H, W) bool, true where a pixel is kept; known (B, P) bool, the places of the grid whose pixels all are.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from einops import reduce
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from common.errors import UserError
+
+
+def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
+    """An array or tensor of booleans, (H, W) for all images or (B, H, W), as (B, H, W). Raises `UserError` for all else."""
+    given = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask).cpu()
+    H, W = size
+    if given.dtype != torch.bool or tuple(given.shape) not in ((H, W), (images, H, W)):
+        raise UserError(
+            f"the mask must be of booleans, true where a pixel is kept, ({H}, {W}) or ({images}, {H}, {W}), the tokenizer's "
+            f"image size; got {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
+        )
+    return given.expand(images, H, W)
+
+
+def known_places(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """mask (B, H, W) -> known (B, P)."""
+    return reduce(mask.byte(), "b (h p) (w q) -> b (h w)", "min", h=grid[0], w=grid[1]).bool()
+
+
+def fill_unknown(images: Tensor, mask: Tensor) -> Tensor:
+    """images (B, C, H, W) with each pixel that is not kept replaced by the nearest that is, so that no code has seen it."""
+    filled = images.clone()
+    for image, kept in zip(filled, mask.numpy(), strict=True):
+        if not kept.any():
+            image.zero_()
+        elif not kept.all():
+            rows, columns = distance_transform_edt(~kept, return_distances=False, return_indices=True)
+            image.copy_(image[:, torch.from_numpy(rows), torch.from_numpy(columns)])
+    return filled

@@ -1,0 +1,71 @@
+"""One draw from the distribution over the next code: temperature, truncation, guidance, and the draw itself.
+
+Shapes: logits (B, K), u (B,) uniform in (0, 1], codes (B,). Nothing here waits for the device.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from common.config import Settings
+from prior.matrix import Precision
+
+
+class SamplingConfig(Settings):
+    """How codes are drawn from the prior's distribution."""
+
+    temperature: float = Field(1.0, gt=0)
+    """logits are divided by it: below 1 is safer, above 1 more varied"""
+    top_k: int | None = Field(None, ge=1)
+    """draw among the k likeliest codes only"""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """draw among the fewest codes that hold this share of the probability (Holtzman et al. 2019)"""
+    min_p: float | None = Field(None, ge=0, le=1)
+    """draw among the codes at least this share as likely as the likeliest (Nguyen et al. 2024)"""
+    guidance: float = Field(1.0, ge=0)
+    """classifier-free guidance (Ho and Salimans 2022): 1 is none, above 1 leans towards the class"""
+    guidance_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
+    """how guidance goes from 1 at the first code to its value at the last: at once, linearly, or late and steeply (RAR)"""
+    guidance_power: float = Field(2.75, gt=0)
+    """of power-cosine: the greater, the later guidance sets in"""
+    precision: Precision = "auto"
+    """of the weights: auto is bf16 where the hardware computes it, else fp32; int8 is smallest and coarsest, for single images
+    on a CPU"""
+
+
+def guidance_scales(config: SamplingConfig, length: int) -> Tensor:
+    """(T,): the guidance of each step. power-cosine: 1 + (s − 1) (1 − cos(π rᵖ)) / 2 at the share r of the steps."""
+    share = torch.linspace(0, 1, length, dtype=torch.float64)
+    weight = {
+        "constant": torch.ones_like(share),
+        "linear": share,
+        "power-cosine": (1 - (torch.pi * share**config.guidance_power).cos()) / 2,
+    }[config.guidance_schedule]
+    return (1 + (config.guidance - 1) * weight).float()
+
+
+def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
+    """(B, *shape) in (0, 1]: all the randomness of each image, from its own seed; a number for each part of each code."""
+    return torch.stack([1 - torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
+    """Invert the categorical's cumulative distribution at u: logits (B, K), u (B,) in (0, 1] -> (B,)."""
+    if config.temperature != 1:
+        logits = logits / config.temperature
+    if config.top_k is not None and config.top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(config.top_k).values[:, -1:], -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    if config.min_p is not None:
+        least = config.min_p * probabilities.amax(1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+    if config.top_p is not None and config.top_p < 1:
+        ordered = probabilities.sort(descending=True).values
+        before = ordered.cumsum(1) - ordered  # the mass of likelier codes
+        least = ordered.masked_fill(before >= config.top_p * ordered.sum(1, keepdim=True), torch.inf).amin(1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+    cumulative = probabilities.cumsum(dim=-1)
+    return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:]).squeeze(1)  # u > 0: never a code of mass 0

@@ -1,0 +1,81 @@
+"""A matrix of weights as the sampling loop multiplies with it: a few rows, the same few, thousands of times.
+
+    x (N, C) -> y (N, O) = x Wᵀ, for a weight W (O, C); x of any type, y of the type that is multiplied in
+
+At few rows a product is bound by reading W, and on a CPU by bringing W into the kernel's own layout, which `F.linear` does at
+every call. So W is packed once, for the number of rows of a step; other numbers of rows are computed as well, more slowly. What
+a build of torch has no packed kernel for is multiplied by `F.linear`.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.launch import computes_bf16
+
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+Matrix = Callable[[Tensor], Tensor]
+FEW, SMALL = 4, 2**18  # rows and weights below which a CPU multiplies sooner in fp32 than oneDNN starts on bf16
+
+
+def resolve(precision: Precision, device: torch.device) -> Precision:
+    """`auto` on a device: bf16 where the hardware computes it, else fp32. Raises ValueError where int8 has no kernel."""
+    if precision == "auto":
+        return "bf16" if computes_bf16(device.type) else "fp32"
+    if precision == "int8" and device.type != "cpu":
+        raise ValueError(f"precision int8 is for CPUs, got {device.type}; leave it at auto")
+    return precision
+
+
+def cache_type(precision: Precision) -> torch.dtype:
+    """Of keys and values. int8 is for single images, whose cache is small beside the weights."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def make_matrix(weight: Tensor, rows: int, precision: Precision) -> Matrix:
+    """The product with a weight (O, C), laid out for `rows` rows.
+
+    Args:
+        precision: fp32, bf16, or int8: whole numbers with one scale an output, multiplied with bf16.
+    """
+    weight = weight.detach().contiguous()
+    if precision == "int8":
+        return _rounded(weight)
+    if precision == "bf16" and weight.device.type == "cpu" and rows <= FEW and weight.numel() < SMALL:
+        precision = "fp32"
+    weight = weight.to(cache_type(precision))
+    if weight.device.type == "cpu":
+        pack = _packed_by_mkl if precision == "fp32" else _packed_by_onednn
+        try:
+            packed = pack(weight, rows)
+            packed(weight.new_zeros(rows, weight.shape[1]))
+            return packed
+        except (AttributeError, RuntimeError, NotImplementedError):  # a build without MKL or oneDNN
+            pass
+    return lambda x: F.linear(x.to(weight.dtype), weight)
+
+
+def _packed_by_mkl(weight: Tensor, rows: int) -> Matrix:
+    if rows == 1:  # a product with one vector reads W as it is
+        transposed = weight.T.contiguous()
+        return lambda x: torch.mm(x.float(), transposed)
+    linear = torch.ops.mkl._mkl_linear
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+    return lambda x: linear(x.float(), packed, weight, None, rows)
+
+
+def _packed_by_onednn(weight: Tensor, rows: int) -> Matrix:
+    linear = torch.ops.mkldnn._linear_pointwise
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return lambda x: linear(x.bfloat16(), packed, None, "none", [], "")
+
+
+def _rounded(weight: Tensor) -> Matrix:
+    """Each output's weights divided by the largest, times 127, rounded: an error of at most 1/254 of the largest."""
+    scale = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
+    rounded = (weight / scale[:, None]).round().to(torch.int8)
+    scale = scale.bfloat16()
+    return lambda x: torch._weight_int8pack_mm(x.bfloat16(), rounded, scale)

@@ -1,0 +1,31 @@
+"""In which order the codes of an image are predicted.
+
+P = h·w places of the grid, each of Q codes; T = P·Q. An order is places (B, P) int64, a permutation of 0, ..., P − 1 for each
+image; `code_order` says the same of the codes, (B, T): the Q codes of a place stay side by side, depth by depth.
+
+Raster order is the prior's own. Any order, with positions that tell what is predicted next: Yu et al. 2024, Randomized
+autoregressive visual generation, https://arxiv.org/abs/2411.00776.
+"""
+
+import torch
+from torch import Tensor
+
+
+def raster(images: int, places: int, device: torch.device) -> Tensor:
+    """(B, P): row after row, from the left."""
+    return torch.arange(places, device=device).expand(images, places)
+
+
+def shuffled(images: int, places: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
+    """(B, P): every image's places in an order of their own, all orders equally likely."""
+    return torch.rand(images, places, generator=generator, device=device).argsort(dim=1)
+
+
+def known_first(known: Tensor) -> Tensor:
+    """known (B, P) bool -> (B, P): the known places in raster order, then the others in raster order."""
+    return known.logical_not().byte().argsort(dim=1, stable=True)
+
+
+def code_order(order: Tensor, code_depth: int) -> Tensor:
+    """order (B, P) of places -> (B, T) of codes."""
+    return (order[:, :, None] * code_depth + torch.arange(code_depth, device=order.device)).flatten(1)
