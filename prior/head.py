@@ -10,6 +10,7 @@ sec. 3.2, factorise for the same reason.)
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from einops import rearrange
@@ -38,7 +39,7 @@ class CodeHead(nn.Module):
         matrices, parts = self.matrices(), []
         for g in range(len(self.sizes)):
             seen = self.after(x, digits[..., :g].unbind(-1))
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=False):
+            with _no_autocast(x.device):
                 parts.append(_per_depth(seen.float(), matrices[g].float(), self.code_depth))
         return torch.cat(parts, dim=-1)
 
@@ -55,6 +56,11 @@ class CodeHead(nn.Module):
             seen = seen + embedding(digit)
         g = len(before) - 1
         return x + self.part_mlp[g](self.part_norm[g](seen))
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager:
+    kind = device.type  # meta, which shapes are checked on, has no autocast to leave
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _per_depth(x: Tensor, matrices: Tensor, code_depth: int) -> Tensor:

@@ -1,0 +1,150 @@
+"""Images completed by a prior of raster order and by one of any order, both trained for as long.
+
+    python -m benchmarks.completion --fashion_mnist FOLDER --cifar10 FOLDER --work DIR --seeds 0 1 2
+
+Trains on each set one tokenizer, and for every seed two priors of the same size, steps, batch and learning rates over its codes,
+one with `order: raster` and one with `order: any`. Of the test split's codes a part is given and the rest scored: nats per
+unknown code, with the class. The raster prior gives each unknown code what stands before it; the other, all that is known. For
+upper halves the two condition on the same. Conditional likelihoods are of the codes: that is what either prior can know.
+
+Writes the result and, of the first seed, a picture a set: test images, what is kept of them, and what either prior draws for the
+rest (codes of the kept part have seen no other pixel). The same command goes on where it was interrupted.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from torch import Tensor
+
+from benchmarks.claim import mean_and_spread
+from benchmarks.record import record
+from common import codes
+from common.codes import CodesInfo, CodesSplit
+from common.pictures import image_grid, save_picture
+from pipeline.image_pipeline import ImagePipeline
+from prior.draw import SamplingConfig
+from prior.model import Prior
+from tokenizer.images import from_pil, to_pil
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks/results/completion.json"
+ORDERS = ("raster", "any")
+# Fashion-MNIST by its shipped configs; CIFAR-10 by settings that two CPU cores can train.
+TOKENIZER = {
+    "fashion_mnist": [],
+    "cifar10": ["--model.channels", "32", "64", "--model.blocks", "1", "--model.quantizer.codebook_size", "512", "--encode.views",
+                "1", "--steps", "800", "--batch_size", "64", "--lr", "2e-3", "--warmup", "50", "--ema_decay", "0.99",
+                "--evaluate_every", "400", "--save_every", "400"],
+}  # fmt: skip
+PRIOR = {
+    "fashion_mnist": [],
+    "cifar10": ["--model", "{depth: 4, dim: 192, heads: 4, dropout: 0.0}", "--steps", "1700", "--batch_size", "64", "--lr", "6e-3",
+                "--matrix_lr", "0.03", "--warmup", "100", "--ema_decay", "0.999", "--evaluate_every", "425", "--save_every", "425"],
+}  # fmt: skip
+Figures = dict[str, Any]
+
+
+def masks(h: int, w: int) -> dict[str, Tensor]:
+    """Parts of a grid that are known, (h, w) bool each."""
+    row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    centre = (row >= h // 4) & (row < h - h // 4) & (column >= w // 4) & (column < w - w // 4)
+    scattered = torch.rand(h, w, generator=torch.Generator().manual_seed(0)) < 0.5
+    return {
+        "upper half": row < h // 2, "lower half": row >= h - h // 2, "left half": column < w // 2, "all but the centre": ~centre,
+        "half of the places at random": scattered,
+    }  # fmt: skip
+
+
+def run_once(command: Sequence[str], made: Path) -> None:
+    if not made.exists():
+        print("+", *command, flush=True)
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+
+
+def train(name: str, data: Path, work: Path, seeds: Sequence[int]) -> None:
+    configs, first = f"configs/{name}", work / name
+    tokenizer = ["tokenizer/train.py", f"{configs}/tokenizer.yaml", "--run", str(first), "--images.source", str(data)]
+    run_once([*tokenizer, *TOKENIZER[name]], first / "codes/codes.json")
+    run_once(["tokenizer/encode.py", str(first)], first / "codes/codes.json")
+    for seed in seeds:
+        for order in ORDERS:
+            run = work / f"{name}-{order}-{seed}"
+            prior = ["prior/train.py", f"{configs}/prior.yaml", "--run", str(run), "--codes", str(first / "codes")]
+            run_once([*prior, *PRIOR[name], "--order", order, "--seed", str(seed)], run / "prior/figures.json")
+
+
+@torch.inference_mode()
+def score(prior: Prior, info: CodesInfo, split: CodesSplit) -> Figures:
+    """Nats per unknown code of a split, for each mask and with nothing known."""
+    labels, found = torch.from_numpy(split.labels), {}
+    rows = torch.from_numpy(split.codes.astype("int64"))
+    for name, mask in {"nothing": torch.zeros(info.grid, dtype=torch.bool), **masks(*info.grid)}.items():
+        known, total = mask.flatten(), 0.0
+        for some in torch.arange(len(rows)).split(500):
+            given = known.expand(len(some), -1) if name != "nothing" else None
+            total -= prior.log_prob(rows[some], labels[some], given).sum().item()
+        found[name] = total / (len(rows) * int((~known).sum()) * info.code_depth)
+    return found
+
+
+def draw_picture(name: str, data: Path, work: Path, seed: int, path: Path) -> None:
+    """Ten test images, one a class; for each mask what is kept, and the rest as either prior draws it."""
+    first, split = work / name, load_dataset(str(data))["test"]
+    labels = split["label"][:]
+    chosen = [labels.index(number) for number in sorted(set(labels))]
+    pictures = [split[row]["image"] for row in chosen]
+    pipelines = {
+        order: ImagePipeline.from_models(
+            first / "tokenizer/model", work / f"{name}-{order}-{seed}/prior/model", SamplingConfig()
+        )
+        for order in ORDERS
+    }
+    c = pipelines["any"].tokenizer.config
+    whole = from_pil(pictures, c.image_size, c.image_channels)
+    rows = [whole]
+    for mask_name in ("upper half", "lower half", "all but the centre"):
+        mask = masks(*c.grid)[mask_name]
+        pixels = mask.repeat_interleave(c.image_size[0] // c.grid[0], 0).repeat_interleave(c.image_size[1] // c.grid[1], 1)
+        rows.append(torch.where(pixels, whole, 128))
+        for order in ORDERS:
+            if order == "any" or mask_name == "upper half":
+                drawn = pipelines[order].complete(to_pil(whole), pixels, labels=list(range(len(chosen))), seed=0)
+                rows.append(from_pil(drawn.images, c.image_size, c.image_channels))
+    save_picture(image_grid(torch.cat(rows), len(chosen)), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fashion_mnist", type=Path)
+    parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--pictures", type=Path, default=ROOT / "docs")
+    arguments = parser.parse_args()
+    sets = {name: getattr(arguments, name) for name in TOKENIZER if getattr(arguments, name)}
+    result: Figures = {**record("benchmarks.completion"), "protocol": __doc__, "nats_per_unknown_code": {}}
+    for name, data in sets.items():
+        train(name, data.resolve(), arguments.work.resolve(), arguments.seeds)
+        info, splits = codes.read(arguments.work / name / "codes", ["test"])
+        of_order = {}
+        for order in ORDERS:
+            runs = [arguments.work / f"{name}-{order}-{seed}" for seed in arguments.seeds]
+            per_seed = [score(Prior.from_pretrained(run / "prior/model"), info, splits["test"]) for run in runs]
+            of_order[order] = {"summary": mean_and_spread(per_seed), "per_seed": per_seed}
+        result["nats_per_unknown_code"][name] = of_order
+        draw_picture(name, data, arguments.work, arguments.seeds[0], arguments.pictures / f"completion_{name}.png")
+        for mask in masks(*info.grid):
+            print(name, mask, *(f"{order}: {of_order[order]['summary'][mask]['mean']:.3f}" for order in ORDERS), flush=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
