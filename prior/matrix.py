@@ -18,6 +18,7 @@ from common.launch import computes_bf16
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 Matrix = Callable[[Tensor], Tensor]
+INT8_INPUTS = 32  # torch's int8 kernel reads weights of another multiple of inputs beyond their end
 FEW, SMALL = 4, 2**18  # rows and weights below which a CPU multiplies sooner in fp32 than oneDNN starts on bf16
 
 
@@ -43,7 +44,7 @@ def make_matrix(weight: Tensor, rows: int, precision: Precision) -> Matrix:
     """
     weight = weight.detach().contiguous()
     if precision == "int8":
-        return _rounded(weight)
+        return _rounded(weight, rows)
     if precision == "bf16" and weight.device.type == "cpu" and rows <= FEW and weight.numel() < SMALL:
         precision = "fp32"
     weight = weight.to(cache_type(precision))
@@ -73,9 +74,11 @@ def _packed_by_onednn(weight: Tensor, rows: int) -> Matrix:
     return lambda x: linear(x.bfloat16(), packed, None, "none", [], "")
 
 
-def _rounded(weight: Tensor) -> Matrix:
+def _rounded(weight: Tensor, rows: int) -> Matrix:
     """Each output's weights divided by the largest, times 127, rounded: an error of at most 1/254 of the largest."""
     scale = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
-    rounded = (weight / scale[:, None]).round().to(torch.int8)
-    scale = scale.bfloat16()
+    rounded = (weight / scale[:, None]).round()
+    if weight.shape[1] % INT8_INPUTS:
+        return make_matrix(rounded * scale[:, None], rows, "fp32")
+    rounded, scale = rounded.to(torch.int8), scale.bfloat16()
     return lambda x: torch._weight_int8pack_mm(x.bfloat16(), rounded, scale)

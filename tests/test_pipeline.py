@@ -59,6 +59,19 @@ def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(pipeline):
     assert together.seeds == [10, 11, 12] and not torch.equal(together.codes[0], together.codes[2])
 
 
+def test_four_processes_draw_what_one_does(pipeline):
+    """Each its share of the batches of a request: the same codes, bit for bit."""
+    labels, seeds = pipeline.deal_labels(None, 22), pipeline.deal_seeds(22, 7)
+    sampler = pipeline.sampler(4, precision="fp32")
+    alone = torch.cat([batch.codes for batch in pipeline.generate(labels, seeds, sampler, batch_size=4)])
+    shares = [
+        batch
+        for rank in range(4)
+        for batch in pipeline.generate(labels, seeds, pipeline.sampler(4, precision="fp32"), batch_size=4, first=rank, every=4)
+    ]
+    assert torch.equal(torch.cat([batch.codes for batch in sorted(shares, key=lambda batch: batch.start)]), alone)
+
+
 def test_labels_are_given_by_name_or_number_and_dealt_in_turn(pipeline):
     assert pipeline(labels=["7", 2], num_images=5, seed=0).labels == [7, 2, 7, 2, 7]
     assert pipeline(num_images=12, seed=0).labels == [*range(10), 0, 1]

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.digits import to_digits, to_index
+from common.digits import to_index
 from prior.baselines import marginal_nll, uniform_nll
-from prior.config import ArchitectureConfig
-from prior.decoder import Decoder, NumberedStep
 from prior.draw import SamplingConfig, draw, image_uniforms
 from prior.layers import causal_attention, grid_angles
 from prior.model import Prior, nll_each
-from prior.order import code_order, shuffled
 from prior.sample import sample
 from prior.train import hide_labels
 
@@ -58,34 +55,6 @@ def test_every_code_is_seen_by_all_that_follow(prior, codes):
     changed[:, 2] = (changed[:, 2] + 1) % 16
     difference = (prior(LABELS, codes) - prior(LABELS, changed)).abs().amin(dim=(0, 2))
     assert (difference[3:] > 0).all()
-
-
-def decoded(prior: Prior, codes: torch.Tensor, order: torch.Tensor | None, start: int, precision: str) -> torch.Tensor:
-    """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at once."""
-    decoder, B = Decoder(prior, len(codes), precision), len(codes)
-    ordered = codes if order is None else codes.gather(1, order)
-    cos, sin = prior.turns(order)
-    turns = torch.complex(cos, sin).reshape(-1, *cos.shape[-2:]).expand(B, -1, -1)
-    x = prior.inputs(LABELS, ordered[:, :-1], order)
-    if start:
-        decoder.prefill(x[:, :start], turns[:, :start])
-    found, digits = [], to_digits(ordered, prior.vocabularies)
-    for n in range(start, prior.config.length):
-        hidden = decoder.step(x[:, n].clone(), turns[:, n], NumberedStep(n))
-        before = [list(digits[:, n, :g].unbind(-1)) for g in range(len(prior.vocabularies))]
-        found.append(torch.cat([decoder.logits(hidden, n % prior.config.code_depth, parts) for parts in before], dim=-1))
-    return torch.stack(found, dim=1)
-
-
-@pytest.mark.parametrize("start", [0, 1, 3])
-@pytest.mark.parametrize("ordered", [False, True], ids=["raster", "any order"])
-@torch.no_grad()
-def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior, ordered, start):
-    """In any order, and wherever the part read at once ends and the steps begin."""
-    codes, c = some_codes(any_prior), any_prior.config
-    order = code_order(shuffled(4, c.places, torch.Generator().manual_seed(1)), c.code_depth) if ordered else None
-    expected = any_prior(LABELS, codes, order)[:, start:]
-    torch.testing.assert_close(decoded(any_prior, codes, order, start, "fp32"), expected, atol=1e-4, rtol=1e-4)  # fp32 rounding
 
 
 def test_plain_attention_is_the_fused_one():
@@ -158,16 +127,6 @@ def test_rotary_positions_are_two_dimensional(prior):
     assert not torch.equal(at[0, 0][:quarter], at[1, 0][:quarter])
 
 
-def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(any_prior):
-    """Bit for bit: the batch has a fixed, padded size."""
-    together = sample(any_prior, torch.tensor([1, 2, 0, 1]), [5, 6, 7, 8], SamplingConfig(), batch_size=4)
-    alone = sample(any_prior, torch.tensor([2]), [6], SamplingConfig(), batch_size=4)
-    swapped = sample(any_prior, torch.tensor([2, 1]), [6, 5], SamplingConfig(), batch_size=4)
-    assert torch.equal(together[1:2], alone) and torch.equal(swapped, together[[1, 0]])
-    other_seed = sample(any_prior, torch.tensor([2]), [60], SamplingConfig(), batch_size=4)
-    assert not torch.equal(alone, other_seed)
-
-
 def test_a_greedy_draw_is_the_likeliest_code_given_those_before(any_prior):
     """At a vanishing temperature every part of every code is the argmax of its teacher-forced logits."""
     drawn = sample(any_prior, LABELS, [1, 2, 3, 4], SamplingConfig(temperature=1e-6), batch_size=4)
@@ -223,19 +182,6 @@ def test_hidden_labels_are_a_share_of_all():
     assert (hidden == 7).float().mean().item() == pytest.approx(0.25, abs=0.03)  # seven standard deviations
 
 
-@pytest.mark.parametrize(
-    "labels, seeds, settings, message",
-    [
-        ([1, 2], [5], {}, "one seed an image: got 2 labels and 1 seeds"),
-        ([4], [5], {}, r"labels must lie in \[0, 3\], got 4 to 4"),
-        ([1], [5], {"top_k": 17}, "top_k 17 is more than the 16 codes"),
-    ],
-)
-def test_what_cannot_be_sampled_is_refused(prior, labels, seeds, settings, message):
-    with pytest.raises(ValueError, match=message):
-        sample(prior, torch.tensor(labels), seeds, SamplingConfig(**settings))
-
-
 def test_an_unconditional_prior_refuses_guidance(prior):
     unconditional = Prior(prior.config.model_copy(update={"class_names": None}))
     assert sample(unconditional, torch.tensor([0]), [1], SamplingConfig()).shape == (1, 9)
@@ -262,8 +208,3 @@ def test_independent_codes_are_counted_at_each_depth():
     codes = np.tile([0, 1], (1000, 4))
     assert marginal_nll(codes, codes, 4, code_depth=2) < 0.01
     assert marginal_nll(codes, codes, 4) == pytest.approx(math.log(2), abs=0.01)
-
-
-def test_heads_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="dim 100 must divide by 4 x heads = 32"):
-        ArchitectureConfig(dim=100, heads=8)

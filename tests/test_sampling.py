@@ -1,0 +1,439 @@
+"""Sampling: the distribution the prior defines, exactly, however the draws are batched, and around what is known."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chi2
+
+from common.codes import TokenizerIdentity
+from common.digits import to_digits
+from prior.config import PRESETS, ArchitectureConfig, PriorConfig
+from prior.decoder import CountedStep, Decoder, NumberedStep
+from prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
+from prior.graph import lengths
+from prior.matrix import make_matrix, resolve
+from prior.model import Prior
+from prior.order import code_order, known_first, raster, shuffled
+from prior.sample import BATCH, Sampler, fitting_batch, sample
+
+FP32 = SamplingConfig(precision="fp32")
+
+
+def make_prior(architecture: ArchitectureConfig | None = None, **settings) -> Prior:
+    """A prior with random weights, its head included; two blocks over 3 x 3 codes of 16 of three classes if not said else."""
+    torch.manual_seed(0)
+    shape = {
+        "codebook_size": 16, "grid": (3, 3), "class_names": ("a", "b", "c"),
+        "tokenizer": TokenizerIdentity(name="test", sha256="0" * 64),
+        "architecture": architecture or ArchitectureConfig(depth=2, dim=32, heads=2, dropout=0.0),
+    }  # fmt: skip
+    prior = Prior(PriorConfig(**{**shape, **settings})).eval()
+    torch.nn.init.normal_(prior.head.weight, std=0.3)
+    torch.nn.init.normal_(prior.place_embedding, std=0.2)
+    for name, parameter in prior.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return prior
+
+
+def random_codes(prior: Prior, images: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, prior.config.codebook_size, (images, prior.config.length), generator=generator)
+
+
+@torch.no_grad()
+def decoded(
+    prior: Prior, labels: torch.Tensor, codes: torch.Tensor, *, order: torch.Tensor | None = None, start: int = 0,
+    precision: str = "fp32", counted: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at once."""
+    decoder, B, Q = Decoder(prior, len(codes), precision), len(codes), prior.config.code_depth
+    ordered = codes if order is None else codes.gather(1, order)
+    cos, sin = prior.turns(order)
+    turns = torch.complex(cos, sin).reshape(-1, *cos.shape[-2:]).expand(B, -1, -1)
+    x = prior.inputs(labels, ordered[:, :-1], order)
+    if start:
+        decoder.prefill(x[:, :start], turns[:, :start])
+    found, digits = [], to_digits(ordered, prior.vocabularies)
+    for n in range(start, prior.config.length):
+        step = CountedStep(torch.tensor([n]), decoder.slots) if counted else NumberedStep(n)
+        hidden = decoder.step(x[:, n].clone(), turns[:, n], step)
+        before = [list(digits[:, n, :g].unbind(-1)) for g in range(len(prior.vocabularies))]
+        found.append(torch.cat([decoder.logits(hidden, n % Q, parts) for parts in before], dim=-1))
+    return torch.stack(found, dim=1)
+
+
+# ------------------------------------------------------------------------------------------------- cached = recomputed
+
+SHAPES = {
+    "one code a place": {},
+    "two codes a place": {"grid": (3, 2), "code_depth": 2},
+    "codes in parts": {"codebook_size": 32768, "factors": (16, 16, 16, 8), "grid": (2, 2), "code_depth": 2},
+    "a wide grid": {"grid": (2, 5)},
+    "grouped heads": {"architecture": ArchitectureConfig(depth=2, dim=64, heads=4, kv_heads=2)},
+    "one head of keys": {"architecture": ArchitectureConfig(depth=2, dim=64, heads=4, kv_heads=1)},
+}
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
+def any_prior(request):
+    return make_prior(**request.param)
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+@pytest.mark.parametrize("ordered", [False, True], ids=["raster", "any order"])
+@torch.no_grad()
+def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior, ordered, start):
+    """In any order, and wherever the part read at once ends and the steps begin."""
+    codes, c, labels = random_codes(any_prior, 4), any_prior.config, torch.tensor([0, 2, 3, 1])
+    order = code_order(shuffled(4, c.places, torch.Generator().manual_seed(1)), c.code_depth) if ordered else None
+    expected = any_prior(labels, codes, order)[:, start:]
+    found = decoded(any_prior, labels, codes, order=order, start=start)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # fp32 rounding
+
+
+LARGE = ("111m", "343m")  # once each, for they take seconds and gigabytes
+
+
+@pytest.mark.parametrize(
+    "preset, grouped", [(preset, grouped) for preset in PRESETS for grouped in ((True,) if preset in LARGE else (False, True))]
+)
+@torch.no_grad()
+def test_the_cache_is_exact_for_every_preset(preset, grouped):
+    """Its depth, width and heads, on a small grid; with half as many heads of keys and two codes a place, or without."""
+    kv_heads = PRESETS[preset]["heads"] // 2 if grouped else None
+    architecture = ArchitectureConfig(preset=preset, kv_heads=kv_heads, dropout=0.0)
+    prior = make_prior(architecture, codebook_size=64, grid=(2, 3), code_depth=1 + grouped)
+    labels, codes = torch.tensor([0, 3]), random_codes(prior, 2)
+    torch.testing.assert_close(decoded(prior, labels, codes), prior(labels, codes), atol=1e-4, rtol=1e-4)  # fp32 rounding
+
+
+def test_the_step_a_graph_captures_is_the_step(any_prior):
+    """The step counted on the device attends to the whole cache, masked; the numbered one to a slice of it."""
+    labels, codes = torch.tensor([0, 2, 3, 1]), random_codes(any_prior, 4)
+    numbered, counted = (decoded(any_prior, labels, codes, counted=counted) for counted in (False, True))
+    torch.testing.assert_close(counted, numbered, atol=1e-4, rtol=1e-4)  # fp32 rounding
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_captured_graphs_draw_what_single_steps_draw(any_prior):
+    labels, seeds = torch.tensor([0, 1, 2, 3], device="cuda"), [1, 2, 3, 4]
+    sampler = Sampler(any_prior.cuda(), FP32, 4)
+    graphed = sampler(labels, seeds)
+    sampler._batch.graphs = None
+    assert torch.equal(sampler(labels, seeds), graphed)
+
+
+def test_lengths_of_the_cache_end_with_all_of_it():
+    assert lengths(16) == [16] and lengths(64) == [64] and lengths(256) == [64, 128, 192, 256]
+    assert lengths(4096) == [512 * i for i in range(1, 9)] and all(n % 8 == 0 for n in lengths(576))
+
+
+@pytest.mark.parametrize("precision, largest", [("bf16", 0.05), ("int8", 0.1)])
+def test_coarser_weights_move_the_logits_by_little(precision, largest):
+    """The root mean square error, in standard deviations of the logits: 8 bits of mantissa, or 254 steps a row."""
+    prior = make_prior(ArchitectureConfig(depth=4, dim=128, heads=4))
+    labels, codes = torch.tensor([0, 2, 3, 1]), random_codes(prior, 4)
+    exact, coarse = decoded(prior, labels, codes), decoded(prior, labels, codes, precision=precision)
+    error = (coarse - exact).square().mean().sqrt() / exact.std()
+    assert 0 < error < largest
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("inputs", [40, 64])
+def test_a_packed_matrix_multiplies_any_number_of_rows(precision, rows, inputs):
+    """Though it is laid out for one number of them. torch's int8 kernel ends the process on 40 inputs: it is not asked then."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(24, inputs, generator=generator), torch.randn(7, inputs, generator=generator)
+    matrix = make_matrix(weight, rows, precision)
+    for some in (x, x[:rows], x[:1]):
+        error = (matrix(some).float() - some @ weight.T).abs().max()
+        assert error < {"fp32": 1e-5, "bf16": 0.15, "int8": 0.3}[precision]  # of sums of `inputs` products of about 1
+
+
+# ------------------------------------------------------------------------------------------------ what is drawn, exactly
+
+
+def chi_square_surprise(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """The odds of counts (n,) straying this far from what probabilities (n,) let expect. Rare cells are taken together."""
+    expected = probabilities * counts.sum()
+    rare = expected < 5
+    if rare.any():
+        counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    statistic = ((counts - expected).square() / expected).sum().item()
+    return float(chi2.sf(statistic, len(counts) - 1))
+
+
+def all_sequences(K: int, T: int) -> torch.Tensor:
+    return torch.cartesian_prod(*[torch.arange(K)] * T)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_draws_have_the_distribution_of_the_prior(precision):
+    """20,000 draws of three codes of four against the exact probabilities of all 64 images: a right sampler fails with odds of
+    1e-6 once over all seeds, and these are fixed. (bf16, where it is auto, moves probabilities by less than 20,000 draws see.)
+    """
+    prior = make_prior(codebook_size=4, grid=(1, 3))
+    images = all_sequences(4, 3)
+    exact = prior.log_prob(images, torch.ones(64, dtype=torch.int64)).double().exp()
+    assert exact.sum().item() == pytest.approx(1, abs=1e-5)
+    config = SamplingConfig(precision=precision)
+    drawn = sample(prior, torch.ones(20_000, dtype=torch.int64), range(20_000), config, batch_size=2000)
+    counts = torch.bincount(drawn @ torch.tensor([16, 4, 1]), minlength=64).double()
+    assert chi_square_surprise(counts, exact) > 1e-6
+
+
+def test_completions_have_the_distribution_of_the_prior_given_what_is_known():
+    """The last of four codes is known and the others drawn: 20,000 draws against the 64 exact conditional probabilities, which
+    a prior of any order has; odds of a false alarm 1e-6, seeds fixed."""
+    prior = make_prior(codebook_size=4, grid=(2, 2), any_order=True)
+    images = torch.cat([all_sequences(4, 3), torch.full((64, 1), 2)], dim=1)
+    known = torch.tensor([[False, False, False, True]])
+    labels = torch.ones(64, dtype=torch.int64)
+    exact = prior.log_prob(images, labels, known.expand(64, 4)).double().exp()
+    assert exact.sum().item() == pytest.approx(1, abs=1e-5)
+    n = 20_000
+    drawn = Sampler(prior, FP32, 2000)(
+        torch.ones(n, dtype=torch.int64), range(n), torch.full((n, 4), 2), known.expand(n, 4)
+    )  # fmt: skip
+    assert (drawn[:, 3] == 2).all()
+    counts = torch.bincount(drawn[:, :3] @ torch.tensor([16, 4, 1]), minlength=64).double()
+    assert chi_square_surprise(counts, exact) > 1e-6
+
+
+def test_a_wrong_distribution_is_noticed():
+    """The test above can fail: draws at a temperature of 0.9 are told from the prior's."""
+    prior = make_prior(codebook_size=4, grid=(1, 3))
+    exact = prior.log_prob(all_sequences(4, 3), torch.ones(64, dtype=torch.int64)).double().exp()
+    config = SamplingConfig(temperature=0.9, precision="fp32")
+    drawn = sample(prior, torch.ones(20_000, dtype=torch.int64), range(20_000), config, batch_size=2000)
+    counts = torch.bincount(drawn @ torch.tensor([16, 4, 1]), minlength=64).double()
+    assert chi_square_surprise(counts, exact) < 1e-6
+
+
+# ------------------------------------------------------------------------------------------------------ an image is itself
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_does_not_change_by_a_bit_with_its_place_in_the_batch(any_prior, precision):
+    config, n = SamplingConfig(precision=precision), 8
+    labels, seeds = torch.arange(n) % 4, list(range(100, 100 + n))
+    together = sample(any_prior, labels, seeds, config, batch_size=n)
+    for rows in (torch.arange(n).flip(0), torch.tensor([5]), torch.tensor([7, 2, 2])):
+        elsewhere = sample(any_prior, labels[rows], [seeds[i] for i in rows.tolist()], config, batch_size=n)
+        assert torch.equal(elsewhere, together[rows])
+
+
+def test_another_batch_size_changes_draws_by_rounding_alone(any_prior):
+    """Of 64 images at most one meets a uniform number that rounding moves a cumulative probability across."""
+    labels, seeds = torch.arange(64) % 4, range(64)
+    one, many = (sample(any_prior, labels, seeds, FP32, batch_size=size) for size in (1, 64))
+    assert (one != many).any(1).sum() <= 1
+
+
+def test_a_completed_image_does_not_change_with_its_neighbours(any_prior):
+    """Also where their masks differ."""
+    c = any_prior.config
+    known = torch.rand(6, c.places, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 6)[:, None]
+    labels, seeds, codes = torch.arange(6) % 4, list(range(6)), random_codes(any_prior, 6)
+    for any_order in (False, True):
+        prior = Prior(c.model_copy(update={"any_order": any_order})).eval()
+        prior.load_state_dict(any_prior.state_dict())
+        sampler = Sampler(prior, FP32, 4)
+        together = sampler(labels, seeds, codes, known)
+        alone = torch.cat([sampler(labels[i : i + 1], seeds[i : i + 1], codes[i : i + 1], known[i : i + 1]) for i in range(6)])
+        assert torch.equal(together, alone)
+
+
+# --------------------------------------------------------------------------------------------------- around what is known
+
+
+@pytest.mark.parametrize("any_order", [False, True])
+def test_what_is_known_is_kept_and_the_rest_is_drawn(any_order):
+    prior = make_prior(any_order=any_order, code_depth=2)
+    codes, known = random_codes(prior, 32), torch.rand(32, 9, generator=torch.Generator().manual_seed(2)) < 0.5
+    drawn = Sampler(prior, FP32, 32)(torch.zeros(32, dtype=torch.int64), range(32), codes, known)
+    given = known.repeat_interleave(2, 1)
+    assert torch.equal(drawn[given], codes[given])
+    assert (drawn != codes)[~given].float().mean() > 0.5
+
+
+def test_nothing_known_is_sampling_and_all_known_is_the_image(any_prior):
+    labels, codes, sampler = torch.zeros(4, dtype=torch.int64), random_codes(any_prior, 4), Sampler(any_prior, FP32, 4)
+    known = torch.zeros(4, any_prior.config.places, dtype=torch.bool)
+    assert torch.equal(sampler(labels, range(4), codes, known), sampler(labels, range(4)))
+    assert torch.equal(sampler(labels, range(4), codes, ~known), codes)
+
+
+def test_only_a_prior_of_any_order_heeds_what_comes_later():
+    """The last code is known, as one or as another value: the first codes change with it, or do not."""
+    labels, seeds = torch.zeros(64, dtype=torch.int64), range(64)
+    known = torch.arange(9).eq(8).expand(64, 9)
+    for any_order in (False, True):
+        prior = make_prior(any_order=any_order)
+        one, other = (Sampler(prior, FP32, 64)(labels, seeds, torch.full((64, 9), k), known) for k in (3, 12))
+        assert torch.equal(one[:, :8], other[:, :8]) is not any_order
+
+
+def test_upper_rows_known_are_completed_alike_in_either_order():
+    """Known first and in raster order are one order then, so the same draws."""
+    codes, known = random_codes(make_prior(), 16), torch.arange(9).lt(3).expand(16, 9)
+    labels = torch.zeros(16, dtype=torch.int64)
+    drawn = [Sampler(make_prior(any_order=any_order), FP32, 16)(labels, range(16), codes, known) for any_order in (False, True)]
+    assert torch.equal(*drawn)
+
+
+@torch.no_grad()
+def test_a_code_cannot_be_seen_before_its_turn_in_any_order():
+    prior = make_prior()
+    codes, order = random_codes(prior, 4), shuffled(4, 9, torch.Generator().manual_seed(3))
+    changed = codes.scatter(1, order[:, 5:], (codes.gather(1, order[:, 5:]) + 1) % 16)
+    labels = torch.zeros(4, dtype=torch.int64)
+    before, after = prior(labels, codes, order), prior(labels, changed, order)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+@torch.no_grad()
+def test_raster_order_is_one_of_the_orders():
+    prior = make_prior(code_depth=2)
+    labels, codes = torch.zeros(4, dtype=torch.int64), random_codes(prior, 4)
+    order = code_order(raster(4, 9, codes.device), 2)
+    torch.testing.assert_close(prior(labels, codes, order), prior(labels, codes))
+
+
+def test_known_places_come_first_each_in_raster_order():
+    known = torch.tensor([[False, True, False, True], [True, True, True, True]])
+    assert known_first(known).tolist() == [[1, 3, 0, 2], [0, 1, 2, 3]]
+    assert code_order(known_first(known), 2)[0].tolist() == [2, 3, 6, 7, 0, 1, 4, 5]
+
+
+def test_in_any_order_the_unknown_is_a_distribution_given_the_known():
+    """Of 3 x 3 codes seven are known: the probabilities of the 256 ways to fill in the others sum to one."""
+    prior = make_prior(any_order=True)
+    codes = random_codes(prior, 1).expand(256, 9).clone()
+    codes[:, [1, 6]] = torch.cartesian_prod(torch.arange(16), torch.arange(16))
+    known = torch.ones(256, 9, dtype=torch.bool)
+    known[:, [1, 6]] = False
+    log_prob = prior.log_prob(codes, torch.ones(256, dtype=torch.int64), known)
+    assert log_prob.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_raster_prior_is_not_asked_in_another_order():
+    codes, order = torch.zeros(1, 9, dtype=torch.int64), torch.arange(9)[None]
+    with pytest.raises(ValueError, match="an order is for a prior trained with order: any"):
+        make_prior().log_prob(codes, codes[:, 0], order=order)
+
+
+# ---------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_guidance_schedules_go_from_none_to_all():
+    """power-cosine of RAR: 1 + (s - 1) (1 - cos(pi r^p)) / 2."""
+    constant = guidance_scales(SamplingConfig(guidance=3.0), 5)
+    linear = guidance_scales(SamplingConfig(guidance=3.0, guidance_schedule="linear"), 5)
+    cosine = guidance_scales(SamplingConfig(guidance=3.0, guidance_schedule="power-cosine", guidance_power=2.0), 5)
+    assert constant.tolist() == [3.0] * 5
+    torch.testing.assert_close(linear, torch.tensor([1.0, 1.5, 2.0, 2.5, 3.0]))
+    torch.testing.assert_close(cosine[[0, 2, 4]], torch.tensor([1.0, 2 - math.cos(math.pi / 4), 3.0]))
+
+
+def test_without_guidance_no_row_is_computed_twice():
+    prior = make_prior()
+    for guidance, rows in ((1.0, 4), (2.0, 8)):
+        sampler = Sampler(prior, SamplingConfig(guidance=guidance), 4)
+        sampler(torch.zeros(4, dtype=torch.int64), range(4))
+        assert sampler._batch.decoder.rows == rows
+
+
+def test_guided_draws_follow_the_guided_distribution():
+    """20,000 first codes at guidance 3 against softmax(u + 3 (c - u)); odds of a false alarm 1e-6, seeds fixed."""
+    prior = make_prior(codebook_size=8, grid=(1, 1))
+    with torch.no_grad():
+        c, u = prior(torch.tensor([1, 3]), torch.zeros(2, 1, dtype=torch.int64))[:, 0].double()
+    config = SamplingConfig(guidance=3.0, precision="fp32")
+    drawn = sample(prior, torch.ones(20_000, dtype=torch.int64), range(20_000), config, batch_size=4000)
+    assert chi_square_surprise(torch.bincount(drawn[:, 0], minlength=8).double(), (u + 3 * (c - u)).softmax(0)) > 1e-6
+
+
+@pytest.mark.parametrize("min_p, allowed", [(0.0, {0, 1, 2, 3}), (0.1, {0, 1, 3}), (0.2, {1, 3}), (1.0, {1})])
+def test_min_p_keeps_codes_a_share_as_likely_as_the_likeliest(min_p, allowed):
+    logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(2_000, 4)  # 0.14, 1, 0.05, 0.37 of the likeliest
+    assert set(draw(logits, image_uniforms([0], 2_000)[0], SamplingConfig(min_p=min_p)).tolist()) == allowed
+
+
+# -------------------------------------------------------------------------------------------------------------- bad input
+
+
+def around(codes: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"codes": codes, "known": known}
+
+
+CODES, KNOWN = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ({"seeds": [5, 6, 7]}, "one seed an image: got 2 labels and 3 seeds"),
+        ({"labels": torch.tensor([0, 4])}, r"labels must lie in \[0, 3\], got 0 to 4"),
+        ({"known": KNOWN}, "codes and known are given together"),
+        (around(torch.zeros(2, 16, dtype=torch.int64), KNOWN), r"the grid of 3 x 3 .*got \(2, 16\)"),
+        (around(CODES, KNOWN.view(2, 3, 3)), r"known must be bool \(2, 9\)"),
+        (around(CODES, KNOWN.float()), r"known must be bool \(2, 9\)"),
+        (around(CODES + 16, KNOWN), r"codes must lie in \[0, 16\), got 16"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(make_prior(), FP32, 2)(**{"labels": torch.tensor([0, 1]), "seeds": [5, 6], **call})
+
+
+@pytest.mark.parametrize(
+    "settings, batch_size, message",
+    [({"top_k": 17}, 1, "top_k 17 is more than the 16 codes"), ({}, 0, "batch_size must be at least 1, got 0")],
+)
+def test_settings_that_cannot_be_are_refused(settings, batch_size, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(make_prior(), SamplingConfig(**settings), batch_size)
+
+
+def test_int8_is_refused_where_it_has_no_kernel():
+    with pytest.raises(ValueError, match="precision int8 is for CPUs, got cuda"):
+        resolve("int8", torch.device("cuda"))
+
+
+def test_when_memory_is_full_the_batch_is_halved_and_said_so(monkeypatch):
+    """Memory that holds attention over three rows and no more: batches of 8, then 4, then 2."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def cramped(q, *others, **settings):
+        if len(q) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return attention(q, *others, **settings)
+
+    prior, labels, seeds = make_prior(), torch.arange(5) % 3, list(range(5))
+    expected = sample(prior, labels, seeds, FP32, batch_size=2)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", cramped)
+    sampler = Sampler(prior, FP32, 8)
+    with pytest.warns(UserWarning, match="memory is full: going on with batches of"):
+        drawn = sampler(labels, seeds)
+    assert sampler.batch_size == 2 and torch.equal(drawn, expected)
+
+
+def test_batches_are_as_large_as_free_memory_holds(monkeypatch):
+    import psutil
+
+    large = make_prior().config.model_copy(
+        update={"architecture": ArchitectureConfig(preset="343m"), "grid": (24, 24), "codebook_size": 16384}
+    )
+    cpu, sizes = torch.device("cpu"), []
+    for gibibytes in (1, 8, 2000):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=gibibytes: type("", (), {"available": free * 2**30}))
+        sizes.append(fitting_batch(large, cpu, guided=False, precision="fp32"))
+    cache = 2 * 24 * 1024 * 576 * 4  # bytes an image
+    assert sizes[0] < sizes[1] < sizes[2] == BATCH["cpu"]
+    assert sizes[1] * cache < 4 * 2**30
