@@ -2,10 +2,11 @@
 
     python -m benchmarks.scaling --work DIR
 
-Three series, every point in a process of its own. Drawing with the prior of 5 million weights, bf16 where the processor computes
-it: over the codes an image T (batch 4) and over the batch (T = 256); seconds an image and the memory that drawing adds to the
-weights, an image. And a codes dataset of N rows of T = 64: seconds to read it, memory it adds, and seconds a training step (batch
-64). Memory is the growth of the process's peak (VmHWM). Writes the result and, as docs/scaling.png, its plot.
+Three series, every point in a process of its own. Drawing with the prior of 5 million weights, bf16 where the processor
+computes it: over the codes an image T (batch 4) and over the batch (T = 256); seconds an image, and the memory that drawing
+adds to the weights, an image. And a codes dataset of N rows of T = 64: seconds to read it, memory it adds, and seconds a
+training step (batch 64). Memory is the growth of the process's peak (VmHWM). Writes the result and, as docs/scaling.png, its
+plot.
 """
 
 import argparse

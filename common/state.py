@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from common.errors import UserError
 from common.folder import FORMAT, check_format, read_json, remove, replacing
+from common.sharding import parts_like
 
 KEPT = 2
 
@@ -81,11 +82,12 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`, on an optimizer over the same parameters."""
+    """The inverse of `optimizer_tensors`, on an optimizer over the same parameters, whole or in parts."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        state.setdefault(int(index), {})[name] = parts_like(tensor, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -104,13 +104,13 @@ class Decoder:
         """
         a, self.device = prior.config.architecture, prior.head.weight.device
         self.rows, self.dim, self.head_dim, self.heads, self.key_heads = rows, a.dim, a.head_dim, a.heads, a.key_heads
-        self.precision, self.dtype = precision, cache_type(precision)
+        self.precision, self.dtype = precision, cache_type(precision, rows, self.device)
         self.split = (a.heads + a.key_heads, a.key_heads)  # heads that are turned, and values
         self.slots = -(-prior.config.length // ALIGNED) * ALIGNED
         self.floor = {width: torch.tensor((width * EPSILON) ** 0.5) for width in (a.dim, a.head_dim)}
         self.after = prior.head.after
         with torch.no_grad():
-            self.turn = torch.complex(prior.cos, prior.sin)  # (1 + T, d / 2)
+            self.angles = torch.complex(prior.cos, prior.sin)  # (1 + T, d / 2)
             self.layers = [self._layer(block) for block in prior.blocks]
             self.norm = prior.norm.weight.float() * self._scale(a.dim)
             precise = "bf16" if self.device.type == "cuda" and precision == "bf16" else "fp32"
@@ -139,11 +139,16 @@ class Decoder:
             values=torch.zeros(shape, device=self.device, dtype=self.dtype),
         )
 
-    def step(self, x: Tensor, turn: Tensor, step: Step) -> Tensor:
-        """The inputs x (R, C) of a step, turned by turn (R, d / 2) complex -> what the head reads (R, C). Writes over x."""
-        mask, turn = step.mask(), turn[:, None]
+    def turns(self, target: Tensor, own: Tensor) -> Tensor:
+        """The places to predict and the inputs' own, as rows (N,) of the table of angles -> (N, heads + key_heads, d / 2)."""
+        queries, keys = self.angles.index_select(0, target), self.angles.index_select(0, own)
+        return torch.cat([queries[:, None].expand(-1, self.heads, -1), keys[:, None].expand(-1, self.key_heads, -1)], dim=1)
+
+    def step(self, x: Tensor, turns: Tensor, step: Step) -> Tensor:
+        """The inputs x (R, C) of a step and their `turns` -> what the head reads (R, C). Writes over x."""
+        mask = step.mask()
         for layer in self.layers:
-            q, k, v = self._qkv(layer, x, turn)
+            q, k, v = self._qkv(layer, x, turns)
             keys, values = step.remember(layer.keys, k), step.remember(layer.values, v)
             grouped = q.view(self.rows, self.key_heads, -1, self.head_dim)
             seen = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
@@ -151,12 +156,12 @@ class Decoder:
             x += self._mlp(layer, x)
         return self._unit(x) * self.norm
 
-    def prefill(self, x: Tensor, turn: Tensor) -> None:
-        """The inputs x (R, n, C) of the first n steps, turned by turn (R, n, d / 2): keys and values go into the cache."""
+    def prefill(self, x: Tensor, target: Tensor, own: Tensor) -> None:
+        """The inputs x (R, n, C) of the first n steps, target and own (R, n) as in `turns`: fills the cache."""
         n = x.shape[1]
-        x, turn = x.flatten(0, 1).contiguous(), turn.flatten(0, 1)[:, None]
+        x, turns = x.flatten(0, 1).contiguous(), self.turns(target.flatten(), own.flatten())
         for layer in self.layers:
-            q, k, v = (rearrange(each, "(r n) h d -> r h n d", n=n).to(self.dtype) for each in self._qkv(layer, x, turn))
+            q, k, v = (rearrange(each, "(r n) h d -> r h n d", n=n).to(self.dtype) for each in self._qkv(layer, x, turns))
             layer.keys[:, :, :n], layer.values[:, :, :n] = k, v
             x += layer.out(rearrange(causal_attention(q, k, v), "r h n d -> (r n) (h d)"))
             x += self._mlp(layer, x)
@@ -165,12 +170,12 @@ class Decoder:
         """What `step` returned (R, C), at a depth of its place, and the parts drawn so far, each (R,) -> logits (R, V_g)."""
         return self.head[len(before)][depth](self.after(hidden, before))
 
-    def _qkv(self, layer: Layer, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (N, C), turn (N, 1, d / 2) -> queries (N, heads, d), keys and values (N, key_heads, d)."""
+    def _qkv(self, layer: Layer, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (N, C), turns (N, heads + key_heads, d / 2) -> queries (N, heads, d), keys and values (N, key_heads, d)."""
         heads = layer.qkv(self._unit(x)).view(len(x), -1, self.head_dim)
         qk, v = heads.split_with_sizes(self.split, dim=1)
         qk = (self._unit(qk.float()) * layer.qk_weight).view(len(x), self.split[0], -1, 2)
-        qk = torch.view_as_real(torch.view_as_complex(qk) * turn).flatten(2).to(self.dtype)
+        qk = torch.view_as_real(torch.view_as_complex(qk) * turns).flatten(2).to(self.dtype)
         return qk[:, : self.heads], qk[:, self.heads :], v
 
     def _mlp(self, layer: Layer, x: Tensor) -> Tensor:

@@ -1,16 +1,22 @@
 """The parts of the Transformer: rotary positions on the grid, causal attention, SwiGLU, the block.
 
-Shapes: x (B, T, C), queries (B, heads, T, head_dim), keys and values (B, key_heads, T, head_dim), cos and sin of the angles
+Shapes: x (B, T, C), queries (B, heads, T, head_dim), keys and values (B, key_heads, T, head_dim), cos and sin of a turn
 (T, head_dim / 2), or (B, 1, T, head_dim / 2) where images differ in their order.
+
+A key is turned by where its code stands, a query by the place that is to be predicted: what attention sees is how far a code
+lies from there, in rows and in columns, whatever the order.
 
 RMSNorm: Zhang and Sennrich (2019). SwiGLU: Shazeer (2020). Rotary positions: Su et al. (2021), here half of the pairs
 turn with the row and half with the column. QK-norm: Henry et al. (2020). Grouped queries: Ainslie et al. (2023).
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from prior.config import ArchitectureConfig, PriorConfig
 
@@ -31,10 +37,16 @@ def grid_angles(config: PriorConfig) -> Tensor:
     return rearrange(places[:, :, None] * speed, "t yx p -> t (yx p)").float()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + d/2}) of x (B, heads, T, d) by angles of cos and sin (T, d / 2) or (B, 1, T, d / 2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+class Turn(NamedTuple):
+    """How far each step's queries or keys are turned: (T, d / 2), or (B, 1, T, d / 2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Turn the pairs (x_i, x_{i + d/2}) of x (B, heads, T, d)."""
+        (a, b), cos, sin = x.chunk(2, dim=-1), self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -45,8 +57,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     hidden = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
-    weights = torch.softmax(q @ k.transpose(2, 3) * q.shape[3] ** -0.5 + hidden, dim=-1)
-    return weights.to(v.dtype) @ v
+    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=q.shape[3] ** -0.5)
+    weights = torch.softmax(scores, dim=-1).to(v.dtype)
+    return (weights @ v.flatten(0, 1)).view(q.shape)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -56,7 +69,32 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_grad_enabled():  # torch has no kernel of its own there
+            read = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype  # by the matrix behind
+            return _NormOnCPU.apply(x, self.weight.to(read))
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class _NormOnCPU(torch.autograd.Function):
+    """The same in half the passes over memory, and in the type of the weight; a fifth of a training step. With u = x / rms(x)
+    and a gradient g of u * weight, the gradient of x is (g * weight − u mean(g * weight * u)) / rms(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
+        unit = torch.mul(x, inverse.to(x.dtype)).to(weight.dtype)
+        ctx.save_for_backward(unit, inverse, weight)
+        return unit * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        unit, inverse, weight = ctx.saved_tensors
+        along = gradient * unit
+        mean = (along @ weight[:, None]).div_(unit.shape[-1])
+        of_x = (gradient * weight).addcmul_(unit, mean, value=-1).mul_(inverse.to(unit.dtype))
+        return of_x, along.flatten(0, -2).sum(0)
 
 
 class Attention(nn.Module):
@@ -67,11 +105,10 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, target: Turn, own: Turn) -> Tensor:
         heads = rearrange(self.qkv(x), "b t (h d) -> b h t d", h=self.heads + 2 * self.key_heads)
         q, k, v = heads.split([self.heads, self.key_heads, self.key_heads], dim=1)
-        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        q, k = target(self.q_norm(q)), own(self.k_norm(k))
         return self.out(rearrange(causal_attention(q, k, v), "b h t d -> b t (h d)"))
 
 
@@ -93,6 +130,6 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = RMSNorm(config.dim), SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin))
+    def forward(self, x: Tensor, target: Turn, own: Turn) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), target, own))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))

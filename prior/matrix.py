@@ -31,9 +31,10 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def cache_type(precision: Precision) -> torch.dtype:
-    """Of keys and values. int8 is for single images, whose cache is small beside the weights."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+def cache_type(precision: Precision, rows: int, device: torch.device) -> torch.dtype:
+    """Of keys and values: bf16 with weights in bf16, unless a CPU attends for few rows: rounding then costs more than reading."""
+    few = device.type == "cpu" and rows <= FEW
+    return torch.bfloat16 if precision == "bf16" and not few else torch.float32
 
 
 def make_matrix(weight: Tensor, rows: int, precision: Precision) -> Matrix:
@@ -47,7 +48,7 @@ def make_matrix(weight: Tensor, rows: int, precision: Precision) -> Matrix:
         return _rounded(weight, rows)
     if precision == "bf16" and weight.device.type == "cpu" and rows <= FEW and weight.numel() < SMALL:
         precision = "fp32"
-    weight = weight.to(cache_type(precision))
+    weight = weight.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     if weight.device.type == "cpu":
         pack = _packed_by_mkl if precision == "fp32" else _packed_by_onednn
         try:

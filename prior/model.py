@@ -7,8 +7,9 @@ order (B, T), the place of the sequence that each step predicts.
 The input is [class, c_0, ..., c_{T-2}], the output a distribution over c_0, ..., c_{T-1}: log p(codes | class) is the
 sum of their log-probabilities, the rate term of the lecture's ELBO. Depths of a place have embeddings and heads of their own.
 
-An input is turned by where its own code stands and has added to it an embedding of the place to predict, so the same weights
-can predict the places in any order (Yu et al. 2024, RAR, sec. 3.2): the input is then [class, c_{o_0}, c_{o_1}, ...].
+Added to an input is an embedding of the place to predict, its queries are turned by that place and its keys by the one where
+its own code stands; so the same weights can predict the places in any order, and the input is then [class, c_{o_0}, c_{o_1},
+...]. (Target-aware positions: Yu et al. 2024, RAR, sec. 3.2.)
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from common import folder
 from common.digits import to_digits
 from prior.config import PriorConfig
 from prior.head import CodeHead
-from prior.layers import Block, RMSNorm, grid_angles
+from prior.layers import Block, RMSNorm, Turn, grid_angles
 from prior.order import code_order, known_first
 
 
@@ -34,7 +35,7 @@ class Prior(nn.Module):
         self.class_embedding = nn.Embedding(config.num_classes + 1, a.dim)  # the last row is no class
         self.vocabularies = config.vocabularies
         self.code_embedding = nn.Embedding(config.code_depth * sum(self.vocabularies), a.dim)
-        self.place_embedding = nn.Parameter(torch.zeros(config.length, a.dim))  # of the code to predict
+        self.target_embedding = nn.Parameter(torch.zeros(config.length, a.dim))  # of the place to predict
         self.dropout = nn.Dropout(a.dropout)
         self.blocks = nn.ModuleList(Block(a) for _ in range(a.depth))
         self.norm = RMSNorm(a.dim)
@@ -66,25 +67,25 @@ class Prior(nn.Module):
         """
         ordered = codes if order is None else codes.gather(1, order)
         x = self.dropout(self.inputs(labels, ordered[:, :-1], order))
-        cos, sin = self.turns(order)
+        target, own = self.turns(order)
         for block in self.blocks:
             again = self.recompute and self.training
-            x = checkpoint(block, x, cos, sin, use_reentrant=False) if again else block(x, cos, sin)
+            x = checkpoint(block, x, target, own, use_reentrant=False) if again else block(x, target, own)
         return self.head(self.norm(x), to_digits(ordered, self.vocabularies))
 
     def inputs(self, labels: Tensor, ordered: Tensor, order: Tensor | None) -> Tensor:
         """labels (B,) and the first n codes in the order (B, n) -> what the first n + 1 steps read (B, n + 1, C)."""
         rows = to_digits(ordered, self.vocabularies) + self.first_rows[: ordered.shape[1]]  # (B, n, G)
         x = torch.cat([self.class_embedding(labels)[:, None], self.code_embedding(rows).sum(2)], dim=1)
-        wanted = self.place_embedding if order is None else self.place_embedding[order]
+        wanted = self.target_embedding if order is None else self.target_embedding[order]
         return x + wanted[..., : x.shape[1], :]
 
-    def turns(self, order: Tensor | None) -> tuple[Tensor, Tensor]:
-        """cos and sin of the angles by which the inputs of all steps are turned: (T, d / 2), or (B, 1, T, d / 2)."""
+    def turns(self, order: Tensor | None) -> tuple[Turn, Turn]:
+        """How far the queries of all steps are turned, by the place to predict, and the keys, by the input's own."""
         if order is None:
-            return self.cos[:-1], self.sin[:-1]
-        standing = torch.cat([torch.zeros_like(order[:, :1]), 1 + order[:, :-1]], dim=1)  # the class, then each code
-        return self.cos[standing][:, None], self.sin[standing][:, None]
+            return Turn(self.cos[1:], self.sin[1:]), Turn(self.cos[:-1], self.sin[:-1])
+        target, own = 1 + order, own_rows(order)
+        return Turn(self.cos[target][:, None], self.sin[target][:, None]), Turn(self.cos[own][:, None], self.sin[own][:, None])
 
     @torch.no_grad()
     def log_prob(self, codes: Tensor, labels: Tensor, known: Tensor | None = None, *, order: Tensor | None = None) -> Tensor:
@@ -153,6 +154,11 @@ def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tens
     parts = logits.float().transpose(1, 2).split(list(vocabularies), dim=1)
     each = [F.cross_entropy(part, digit, reduction="none") for part, digit in zip(parts, digits, strict=True)]
     return torch.stack(each).sum(0)
+
+
+def own_rows(order: Tensor) -> Tensor:
+    """order (B, T) -> (B, T): the row of the table of angles where each step's input stands: the class, then each code."""
+    return F.pad(1 + order[:, :-1], (1, 0))
 
 
 def embedding_rows(config: PriorConfig) -> Tensor:

@@ -6,6 +6,7 @@ All the randomness of an image is T uniform numbers from its own seed (times the
 fixed, padded size, so that an image is the same wherever in the batch it stands and whichever process draws it.
 """
 
+import gc
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ from prior.decoder import CountedStep, Decoder, NumberedStep, Step
 from prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
 from prior.graph import Graphs
 from prior.matrix import Precision, cache_type, resolve
-from prior.model import Prior
+from prior.model import Prior, own_rows
 from prior.order import code_order, known_first, raster
 
 BATCH = {"cpu": 64, "cuda": 256}  # images a batch where memory does not ask for fewer: more gain little
@@ -102,6 +103,7 @@ class Sampler:
                     raise
             self._batch, self.batch_size = None, -(-self.batch_size // 2)
             if self.device.type == "cuda":
+                gc.collect()  # captured graphs and the state they read refer to each other
                 torch.cuda.empty_cache()
             warnings.warn(f"memory is full: going on with batches of {self.batch_size} images", stacklevel=3)
 
@@ -117,9 +119,9 @@ def fitting_batch(config: PriorConfig, device: torch.device, guided: bool, preci
     """Images a batch: `BATCH` of the device, halved until cache and logits fit into half of the memory that is free."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     a = config.architecture
-    cache = 2 * a.depth * a.key_heads * a.head_dim * config.length * cache_type(precision).itemsize
+    batch = BATCH.get(device.type, BATCH["cpu"])
+    cache = 2 * a.depth * a.key_heads * a.head_dim * config.length * cache_type(precision, batch, device).itemsize
     image = (1 + guided) * (cache + 32 * a.dim) + 40 * max(config.vocabularies) + 64 * config.length
-    batch = BATCH.get(device.type, 64)
     while batch > 1 and batch * image > SPARE * free:
         batch //= 2
     return batch
@@ -146,7 +148,7 @@ class _Batch:
         self.worth = self.sizes.flip(0).cumprod(0).flip(0) // self.sizes
         self.x = torch.zeros(rows, c.architecture.dim, device=device)  # the embedding of the code before
         self.order = torch.zeros(self.T, rows, dtype=torch.int64, device=device)  # the place each step predicts
-        self.standing = torch.zeros_like(self.order)  # where the code before stands
+        self.own = torch.zeros_like(self.order)  # and where the code before stands, as a row of the table of angles
         self.uniforms = torch.zeros(self.T, len(self.sizes), batch_size, device=device)
         self.given = torch.zeros(self.T, batch_size, dtype=torch.bool, device=device)
         self.codes = torch.zeros(self.T, batch_size, dtype=torch.int64, device=device)  # in the order; given, then drawn
@@ -162,7 +164,7 @@ class _Batch:
             self.graphs.capture(forced)
         self.uniforms.copy_(image_uniforms(seeds, self.T, len(self.sizes))[pad.cpu()].permute(1, 2, 0))
         self.order.copy_(self._doubled(steps).T)
-        self.standing.copy_(torch.cat([torch.zeros_like(self.order[:1]), 1 + self.order[:-1]]))
+        self.own.copy_(own_rows(self.order.T).T)
         self.codes.copy_(codes[pad].gather(1, steps).T)
         self.given.copy_(given[pad].repeat_interleave(self.Q, 1).T)
         classes = self._doubled(labels[pad])
@@ -182,7 +184,7 @@ class _Batch:
             self.x.copy_(self.prior.class_embedding(classes))
             return
         known = self._doubled(self.codes[: start - 1].T)
-        self.decoder.prefill(self.prior.inputs(classes, known, steps), self.decoder.turn[self.standing[:start].T])
+        self.decoder.prefill(self.prior.inputs(classes, known, steps), 1 + self.order[:start].T, self.own[:start].T)
         self._read_back(self.codes[start - 1], (start - 1) % self.Q)
 
     def _advance_counted(self, n: Tensor, length: int, depth: int, forced: bool) -> None:
@@ -190,8 +192,9 @@ class _Batch:
 
     def _advance(self, step: Step, depth: int, forced: bool) -> None:
         """One step: from the embedding of the code before to the next code and its embedding."""
-        x = self.x + F.embedding(step.read(self.order), self.prior.place_embedding)
-        hidden = self.decoder.step(x, self.decoder.turn.index_select(0, step.read(self.standing)), step)
+        order = step.read(self.order)
+        x = self.x + F.embedding(order, self.prior.target_embedding)
+        hidden = self.decoder.step(x, self.decoder.turns(1 + order, step.read(self.own)), step)
         parts: list[Tensor] = []
         for u in step.read(self.uniforms).unbind(0):
             logits = self.decoder.logits(hidden, depth, [self._doubled(part) for part in parts])

@@ -23,9 +23,9 @@ if __package__ in (None, ""):
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from common import codes, config, folder, state
+from common import codes, config, folder, sharding, state
 from common.ema import EMA
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
@@ -50,6 +50,7 @@ class Trained(NamedTuple):
     """What training moves."""
 
     prior: Prior
+    model: nn.Module  # the same as Accelerate wraps it, to be called in training
     ema: EMA
     optimizers: dict[str, torch.optim.Optimizer]
     means: Means  # of the NLL since it was last logged
@@ -97,7 +98,6 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
     trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
-    model = accelerator.prepare(torch.compile(trained.prior) if c.compile else trained.prior)
     metrics = Metrics(run, accelerator, first_step)
     bar = progress_bar(accelerator, c.steps, "prior", initial=first_step)
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
@@ -114,11 +114,11 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 labels = hide_labels(batch.labels, model_config.num_classes, c.label_dropout)
                 order = draw_order(len(labels), model_config, share_shuffled(c, step), accelerator.device)
                 ordered = batch.codes if order is None else batch.codes.gather(1, order)
-                with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-                    nll = nll_each(model(labels, batch.codes, order), ordered, model_config.vocabularies).mean()
+                with accelerator.no_sync(trained.model) if micro + 1 < c.accumulate else nullcontext():
+                    nll = nll_each(trained.model(labels, batch.codes, order), ordered, model_config.vocabularies).mean()
                     accelerator.backward(nll / c.accumulate)
                 trained.means.add(nll=nll)
-            accelerator.clip_grad_norm_(model.parameters(), c.clip)
+            accelerator.clip_grad_norm_(trained.model.parameters(), c.clip)
             for optimizer in trained.optimizers.values():
                 optimizer.step()
                 optimizer.zero_grad()
@@ -135,8 +135,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 metrics.log(done, validation_nll=held_out)
                 if held_out < best.nll:
                     best = Best(done, held_out)
-                    if accelerator.is_main_process:
-                        trained.ema.model.save_pretrained(run / "model")
+                    keep(trained.ema.model, run / "model", accelerator)
             interrupted = interrupt.asked(done) and not last
             if done % c.save_every == 0 or last or interrupted:
                 save(trained, done, best, run, accelerator)
@@ -154,14 +153,16 @@ def start(
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = Prior(model_config).to(accelerator.device)
     prior.recompute = c.recompute
-    optimizers = {name: accelerator.prepare(each) for name, each in make_optimizers(prior, c).items()}
-    trained = Trained(prior, EMA(prior, c.ema_decay), optimizers, Means(accelerator), fingerprint)
-    saved = state.latest(run)
+    ema, saved = EMA(prior, c.ema_decay), state.latest(run)
+    if saved is not None:
+        state.check_same_data(saved, fingerprint, "codes of fingerprint", run)
+        prior.load_state_dict(saved.tensors["model"])
+        ema.load_state_dict(saved.tensors["ema"])
+    forward = torch.compile(prior) if c.compile else prior
+    model, optimizers = sharding.prepare(forward, ema.model, make_optimizers(prior, c), accelerator)
+    trained = Trained(prior, model, ema, optimizers, Means(accelerator), fingerprint)
     if saved is None:
         return trained, 0, Best(0, float("inf"))
-    state.check_same_data(saved, fingerprint, "codes of fingerprint", run)
-    prior.load_state_dict(saved.tensors["model"])
-    trained.ema.load_state_dict(saved.tensors["ema"])
     for name, optimizer in optimizers.items():
         state.load_optimizer(optimizer, saved.tensors[name])
     trained.means.load_state_dict(saved.tensors["means"])
@@ -187,10 +188,21 @@ def save(trained: Trained, step: int, best: Best, run: Path, accelerator: Accele
         **{name: state.optimizer_tensors(optimizer) for name, optimizer in trained.optimizers.items()},
         "means": trained.means.state_dict(),
     }
+    tensors = {name: sharding.whole(named, accelerator) for name, named in tensors.items()}
     trained.means.check_finite()
     if accelerator.is_main_process:
         state.save(run, step, tensors, {"best": best._asdict(), "data": trained.data})
     accelerator.wait_for_everyone()
+
+
+def keep(prior: Prior, path: Path, accelerator: Accelerator) -> None:
+    """Write the model folder of a prior, which may be in parts on the processes: all must take part, the main one writes."""
+    weights = sharding.whole(prior.state_dict(), accelerator)
+    if accelerator.is_main_process:
+        with torch.device("meta"):
+            kept = Prior(prior.config)
+        kept.load_state_dict(weights, assign=True)
+        kept.save_pretrained(path)
 
 
 def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
@@ -225,14 +237,16 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> float:
     A prior of any order is asked for each row in an order that belongs to the row; others in raster order.
     """
     sums, places = torch.zeros(2, device=accelerator.device), prior.config.places
-    for some in torch.arange(accelerator.process_index, len(rows), accelerator.num_processes).split(EVALUATION_BATCH):
+    for few in torch.arange(len(rows)).split(EVALUATION_BATCH * accelerator.num_processes):
+        mine = few[accelerator.process_index :: accelerator.num_processes]
+        some = mine if len(mine) else few[:1]  # sharded weights are gathered for all processes or none: none may stay away
         batch, order = to_device(rows[some, some], accelerator), None
         if prior.config.any_order:
             seeded = (torch.Generator().manual_seed(row) for row in some.tolist())
             order = torch.cat([shuffled(1, places, generator) for generator in seeded]).to(accelerator.device)
         with accelerator.autocast():
-            log_prob = prior.log_prob(batch.codes, batch.labels, order=order)
-        sums += torch.stack([-log_prob.sum(), log_prob.new_tensor(batch.codes.numel())]).to(sums)
+            log_prob = prior.log_prob(batch.codes, batch.labels, order=order)[: len(mine)]
+        sums += torch.stack([-log_prob.sum(), log_prob.new_tensor(len(mine) * prior.config.length)]).to(sums)
     total, number = accelerator.reduce(sums).tolist()
     return total / number
 

@@ -9,7 +9,7 @@ import torch
 from common.digits import to_index
 from prior.baselines import marginal_nll, uniform_nll
 from prior.draw import SamplingConfig, draw, image_uniforms
-from prior.layers import causal_attention, grid_angles
+from prior.layers import RMSNorm, causal_attention, grid_angles
 from prior.model import Prior, nll_each
 from prior.sample import sample
 from prior.train import hide_labels
@@ -61,6 +61,26 @@ def test_plain_attention_is_the_fused_one():
     q, k, v = torch.randn(3, 2, 4, 7, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(causal_attention(q, k, v), fused)
+
+
+@pytest.mark.parametrize("size", [(5, 32), (2, 3, 7, 16)])
+def test_the_norm_on_a_cpu_is_torchs(size):
+    """Value and both gradients: it is torch's own formula in fewer passes."""
+    torch.manual_seed(0)
+    x, norm = torch.randn(size, requires_grad=True), RMSNorm(size[-1])
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    gradient = torch.randn(size)
+    expected = torch.nn.functional.rms_norm(x, size[-1:], norm.weight, norm.eps)
+    wanted = torch.autograd.grad(expected, (x, norm.weight), gradient)
+    found = torch.autograd.grad(norm(x), (x, norm.weight), gradient)
+    torch.testing.assert_close(norm(x), expected)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_logits_are_fp32_under_autocast(prior, codes):
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = prior(LABELS, codes)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
 def test_an_untrained_prior_is_uniform(any_prior):

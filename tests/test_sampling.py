@@ -13,7 +13,7 @@ from prior.decoder import CountedStep, Decoder, NumberedStep
 from prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
 from prior.graph import lengths
 from prior.matrix import make_matrix, resolve
-from prior.model import Prior
+from prior.model import Prior, own_rows
 from prior.order import code_order, known_first, raster, shuffled
 from prior.sample import BATCH, Sampler, fitting_batch, sample
 
@@ -30,7 +30,7 @@ def make_prior(architecture: ArchitectureConfig | None = None, **settings) -> Pr
     }  # fmt: skip
     prior = Prior(PriorConfig(**{**shape, **settings})).eval()
     torch.nn.init.normal_(prior.head.weight, std=0.3)
-    torch.nn.init.normal_(prior.place_embedding, std=0.2)
+    torch.nn.init.normal_(prior.target_embedding, std=0.2)
     for name, parameter in prior.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -50,15 +50,15 @@ def decoded(
     """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at once."""
     decoder, B, Q = Decoder(prior, len(codes), precision), len(codes), prior.config.code_depth
     ordered = codes if order is None else codes.gather(1, order)
-    cos, sin = prior.turns(order)
-    turns = torch.complex(cos, sin).reshape(-1, *cos.shape[-2:]).expand(B, -1, -1)
+    places = raster(B, prior.config.length, codes.device) if order is None else order
+    target, own = 1 + places, own_rows(places)
     x = prior.inputs(labels, ordered[:, :-1], order)
     if start:
-        decoder.prefill(x[:, :start], turns[:, :start])
+        decoder.prefill(x[:, :start], target[:, :start], own[:, :start])
     found, digits = [], to_digits(ordered, prior.vocabularies)
     for n in range(start, prior.config.length):
         step = CountedStep(torch.tensor([n]), decoder.slots) if counted else NumberedStep(n)
-        hidden = decoder.step(x[:, n].clone(), turns[:, n], step)
+        hidden = decoder.step(x[:, n].clone(), decoder.turns(target[:, n], own[:, n]), step)
         before = [list(digits[:, n, :g].unbind(-1)) for g in range(len(prior.vocabularies))]
         found.append(torch.cat([decoder.logits(hidden, n % Q, parts) for parts in before], dim=-1))
     return torch.stack(found, dim=1)
@@ -134,7 +134,7 @@ def test_lengths_of_the_cache_end_with_all_of_it():
 def test_coarser_weights_move_the_logits_by_little(precision, largest):
     """The root mean square error, in standard deviations of the logits: 8 bits of mantissa, or 254 steps a row."""
     prior = make_prior(ArchitectureConfig(depth=4, dim=128, heads=4))
-    labels, codes = torch.tensor([0, 2, 3, 1]), random_codes(prior, 4)
+    labels, codes = torch.arange(8) % 4, random_codes(prior, 8)
     exact, coarse = decoded(prior, labels, codes), decoded(prior, labels, codes, precision=precision)
     error = (coarse - exact).square().mean().sqrt() / exact.std()
     assert 0 < error < largest

@@ -1,0 +1,85 @@
+"""Fully sharded training (FSDP2): every process holds a part of each weight, gradient, average and optimizer state.
+
+    accelerate launch --config_file configs/imagenet256/fsdp.yaml prior/train.py configs/imagenet256/prior.yaml
+
+It is Accelerate's configuration that asks for it; without one, nothing here changes anything. A tensor in parts is a
+`DTensor`. What is written is whole, so the same run may go on with other processes, and without sharding.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from common.errors import UserError
+
+NEEDED = {  # of Accelerate's configuration
+    "fsdp_version": 2,
+    "fsdp_activation_checkpointing": False,  # would draw another dropout in the backward pass; our `recompute` draws the same
+    "fsdp_cpu_ram_efficient_loading": False,  # each process has the weights already; Accelerate 1.15 fails on ours with it
+    "fsdp_offload_params": False,
+}
+
+
+def prepare(
+    model: nn.Module, average: nn.Module, optimizers: Mapping[str, Optimizer], accelerator: Accelerator
+) -> tuple[nn.Module, dict[str, Optimizer]]:  # fmt: skip
+    """`accelerator.prepare` of a model and its optimizers; where that shards, the model's average is sharded alike, in place.
+
+    Raises:
+        UserError: Accelerate is configured for a sharding under which the training would not be right.
+    """
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded:
+        plugin = accelerator.state.fsdp_plugin
+        check(plugin)
+        # Accelerate's policy for bf16 would round the logits too and sum gradients in bf16; autocast does as without sharding.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    prepared, *each = accelerator.prepare(model, *optimizers.values())
+    if sharded:
+        prepared.forward = accelerator.autocast()(prepared.forward)
+        fsdp2_prepare_model(accelerator, average)
+        average.set_reshard_after_forward(True)  # its root too, which waits for a backward pass otherwise: there is none
+    return prepared, dict(zip(optimizers, each, strict=True))
+
+
+def check(plugin: FullyShardedDataParallelPlugin) -> None:
+    """That Accelerate is configured as this training needs it."""
+    offload = plugin.cpu_offload
+    given = {
+        "fsdp_version": plugin.fsdp_version,
+        "fsdp_activation_checkpointing": plugin.activation_checkpointing,
+        "fsdp_cpu_ram_efficient_loading": plugin.cpu_ram_efficient_loading,
+        "fsdp_offload_params": getattr(offload, "offload_params", isinstance(offload, CPUOffloadPolicy)),
+    }
+    for name, needed in NEEDED.items():
+        if given[name] != needed:
+            raise UserError(
+                f"{name} must be {str(needed).lower()} in the config of accelerate, got {str(given[name]).lower()}; "
+                "configs/imagenet256/fsdp.yaml is one that serves"
+            )
+
+
+def whole(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Tensors in parts made whole, one after another, on the CPU of the main process. Every process must take part."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+            tensor = tensor.cpu() if accelerator.is_main_process else tensor.new_empty(0)
+        gathered[name] = tensor
+    return gathered
+
+
+def parts_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The inverse of `whole` for what an optimizer keeps of a parameter: in parts where the parameter is, and of its shape."""
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor
+    with torch.no_grad():
+        here = tensor.to(parameter.device)
+        return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)  # all have read it

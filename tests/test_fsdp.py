@@ -1,0 +1,139 @@
+"""What a large prior needs: weights in parts on the processes (FSDP2), activations computed again, a compiled forward."""
+
+import functools
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+
+from common import config, folder, sharding
+from common.errors import UserError
+from common.run import read_metrics
+from prior.config import ArchitectureConfig
+from prior.model import Prior, nll_each
+from prior.train import train
+from tests.conftest import prior_training
+from tests.test_processes import ROOT, finish, start
+
+SHARDED = [
+    sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/imagenet256/fsdp.yaml"),
+    "--num_processes", "2", "--main_process_port", "0",
+]  # fmt: skip
+ADAMW = {
+    "model": ArchitectureConfig(depth=2, dim=32, heads=2, dropout=0.0), "label_dropout": 0.0, "matrix_lr": None,
+    "clip": 0.05, "accumulate": 2,
+}  # fmt: skip
+MUON = {"model": ADAMW["model"], "label_dropout": 0.0, "recompute": True}
+# Its evaluations are never the best but the first: weights gathered for one are then in parts again for the next step.
+WORSE = {"lr": 3.0, "warmup": 1, "ema_decay": 0.0, "evaluate_every": 1, "save_every": 6}
+LAST = "state/step_00000006"
+
+
+def train_in_parts(*settings) -> None:
+    """Train with each of the settings in turn, on two processes."""
+    files = [Path(f"{c.run}.yaml") for c in settings]
+    for c, file in zip(settings, files, strict=True):
+        config.write_yaml(c, file)
+    out = finish(start(SHARDED, "tests/prior_in_parts.py", *files))
+    assert out.count("in parts\n") == len(files)
+
+
+def half_of(run, copied_to):
+    """The run as it was after step 3 of 6."""
+    shutil.copytree(run / "prior", copied_to / "prior")
+    folder.remove(copied_to / "prior" / LAST)
+    folder.remove(copied_to / "prior/config.yaml")  # names the other folder
+    return copied_to
+
+
+def same(a, b, rtol):
+    """Every number a run leaves: weights, averages, both optimizers' states, and the figures."""
+    for name in ("model/model", *(f"{LAST}/{path.stem}" for path in (a / "prior" / LAST).glob("*.safetensors"))):
+        x, y = (load_file(run / f"prior/{name}.safetensors") for run in (a, b))
+        assert {key: tensor.shape for key, tensor in x.items()} == {key: tensor.shape for key, tensor in y.items()}
+        for key in x:
+            assert (x[key] - y[key]).norm() <= rtol * y[key].norm(), (name, key)
+    for x, y in zip(*(read_metrics(run / "prior/metrics.jsonl") for run in (a, b)), strict=True):
+        assert x == pytest.approx(y, rel=max(rtol, 1e-6))  # a mean that is taken up again has been rounded once more
+    return True
+
+
+def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_state(finished_run, tmp_path, accelerator):
+    """Weights, averages, both optimizers, clipping, accumulation, evaluation on shares of unequal length: on two processes,
+    each with its part, as on one. Up to the rounding of sums in another order: AdamW divides the smallest gradients by
+    themselves, and Muon computes in bf16, where 1% is what two processes without sharding differ by."""
+    codes = {"codes": str(finished_run / "codes")}
+    adamw, muon = (functools.partial(prior_training, **codes, **settings) for settings in (ADAMW, MUON))
+    for name, training in (("whole", adamw), ("whole_muon", muon)):
+        train(training(tmp_path / name), accelerator)
+    half_of(tmp_path / "whole", tmp_path / "whole_then_parts")
+    train_in_parts(adamw(tmp_path / "parts"), muon(tmp_path / "parts_muon"), adamw(tmp_path / "worse", **WORSE))
+    half_of(tmp_path / "parts", tmp_path / "parts_then_parts")
+    half_of(tmp_path / "parts", tmp_path / "parts_then_whole")
+    half_of(tmp_path / "parts_muon", tmp_path / "parts_then_parts_muon")
+    train_in_parts(
+        adamw(tmp_path / "whole_then_parts"), adamw(tmp_path / "parts_then_parts"), muon(tmp_path / "parts_then_parts_muon")
+    )  # fmt: skip
+    train(adamw(tmp_path / "parts_then_whole"), accelerator)
+    for name in ("parts", "whole_then_parts", "parts_then_whole"):
+        assert same(tmp_path / name, tmp_path / "whole", rtol=1e-4)
+    assert same(tmp_path / "parts_muon", tmp_path / "whole_muon", rtol=0.05)
+    assert same(tmp_path / "parts_then_parts", tmp_path / "parts", rtol=0)
+    assert same(tmp_path / "parts_then_parts_muon", tmp_path / "parts_muon", rtol=0)
+    assert folder.read_json(tmp_path / "worse/prior/figures.json")["best_step"] < 5
+    assert Prior.from_pretrained(tmp_path / "parts/prior/model").config.architecture == ADAMW["model"]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"fsdp_version": 1}, "fsdp_version must be 2 .*got 1; configs/imagenet256/fsdp.yaml"),
+        ({"activation_checkpointing": True}, "fsdp_activation_checkpointing must be false .*got true"),
+        ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading must be false"),
+        ({"cpu_offload": True}, "fsdp_offload_params must be false"),
+    ],
+)
+def test_a_sharding_under_which_training_would_not_be_right_is_refused(given, message, monkeypatch):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # the plugin leaves what it is given there
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, **given})
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
+    with pytest.raises(UserError, match=message):
+        sharding.prepare(torch.nn.Identity(), torch.nn.Identity(), {}, accelerator)
+
+
+def test_recomputed_activations_give_the_same_gradients_bit_for_bit(prior):
+    """With dropout, which is drawn the same again, and under autocast, which is entered again."""
+    architecture = prior.config.architecture.model_copy(update={"dropout": 0.3})
+    torch.manual_seed(0)
+    prior = Prior(prior.config.model_copy(update={"architecture": architecture})).train()
+    torch.nn.init.normal_(prior.head.weight)
+    labels, codes = torch.tensor([0, 2]), torch.randint(0, 16, (2, 9))
+
+    def gradients(recompute: bool) -> list[torch.Tensor]:
+        prior.recompute = recompute
+        prior.zero_grad()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = prior(labels, codes)
+        nll_each(logits, codes, prior.config.vocabularies).mean().backward()
+        return [parameter.grad.clone() for parameter in prior.parameters()]
+
+    kept, again = gradients(False), gradients(True)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True)) and any(a.any() for a in kept)
+
+
+def test_a_compiled_training_leaves_the_same_files_and_goes_on_from_them(finished_run, tmp_path, accelerator, monkeypatch):
+    """Traced and differentiated ahead of time as for a GPU, then run as it is: building its C++ takes 40 s."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    training = functools.partial(prior_training, codes=str(finished_run / "codes"), **ADAMW)
+    train(training(tmp_path / "plain"), accelerator)
+    train(training(tmp_path / "compiled", compile=True), accelerator)
+    half_of(tmp_path / "compiled", tmp_path / "resumed")
+    train(training(tmp_path / "resumed", compile=True), accelerator)
+    assert same(tmp_path / "compiled", tmp_path / "plain", rtol=1e-4)  # among them the names of the weights
+    assert same(tmp_path / "resumed", tmp_path / "compiled", rtol=0)
