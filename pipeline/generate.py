@@ -23,6 +23,7 @@ from common import config, folder
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.run import progress_bar
+from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline
 from pipeline.output import FORMATS, Output, Request
 from prior.draw import SamplingConfig
@@ -56,14 +57,11 @@ def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> 
     """The pipeline of a run, assembled and saved when the models or the sampling settings to keep are new; its folder."""
     if (run / "model_index.json").exists():
         return ImagePipeline.from_pretrained(run), run
-    tokenizer, prior, path = run / "tokenizer/model", run / "prior/model", run / "pipeline"
-    for model, command in ((tokenizer, "tokenizer/train.py (or tokenizer/cluster.py)"), (prior, "prior/train.py")):
-        if not (model / "config.json").exists():
-            raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
-    pipeline = ImagePipeline.from_models(tokenizer, prior, kept)
-    same = _same_weights(path, tokenizer, prior) and _saved_sampling(run) == kept.model_dump(mode="json")
-    if accelerator.is_main_process and not same:
-        pipeline.save_pretrained(path)
+    path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
+    if accelerator.is_main_process:
+        same = _same_weights(path, run / "tokenizer/model", run / "prior/model") and _saved_sampling(run) == kept
+        if not same:  # how settings were chosen is not kept with others, nor with other weights
+            pipeline.save_pretrained(path)
     accelerator.wait_for_everyone()
     return pipeline, path
 
@@ -143,18 +141,19 @@ def _sampling(c: SamplingConfig) -> dict[str, Any]:
     return c.model_dump(include=set(SamplingConfig.model_fields))
 
 
-def _saved_sampling(run: Path) -> dict[str, Any]:
+def _saved_sampling(run: Path) -> SamplingConfig | None:
     """The sampling settings kept with the run's pipeline, if it has one."""
     for path in (run / "generation_config.json", run / "pipeline/generation_config.json"):
         if path.exists():
-            return folder.read_json(path)
-    return {}
+            return GenerationConfig.read(path).sampling
+    return None
 
 
 def main(argv: Sequence[str]) -> None:
     options = {"positional": "run", "positional_help": "folder of the experiment, or a pipeline folder"}
     run = Path(config.parse(Settings, __doc__, argv, **options).run)
-    saved = _saved_sampling(run)
+    found = _saved_sampling(run)
+    saved = found.model_dump() if found else {}
     default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None
     c = config.parse(Settings, __doc__, argv, base=saved, default_file=default, **options)
     # What a file says of sampling is kept with the pipeline as its defaults; what this one command line says is not.

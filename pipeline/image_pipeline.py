@@ -22,6 +22,7 @@ from tqdm import tqdm
 from common import config, folder
 from common.codes import TokenizerIdentity
 from common.errors import UserError
+from pipeline.generation_config import Chosen, GenerationConfig
 from pipeline.mask import fill_unknown, known_places, read_mask
 from prior.draw import SamplingConfig
 from prior.model import Prior
@@ -61,11 +62,15 @@ class Batch(NamedTuple):
 class ImagePipeline:
     """A tokenizer and a prior over its codes."""
 
-    def __init__(self, tokenizer: ImageTokenizer, prior: Prior, sampling: SamplingConfig, identity: TokenizerIdentity):
+    def __init__(
+        self, tokenizer: ImageTokenizer, prior: Prior, sampling: SamplingConfig, identity: TokenizerIdentity,
+        chosen: Chosen | None = None,
+    ):  # fmt: skip
         """
         Args:
             sampling: used where a call gives nothing else.
             identity: of the tokenizer's weights.
+            chosen: how a search chose `sampling` for these weights; kept beside it on the disk.
         Raises:
             UserError: the prior was trained on the codes of another tokenizer, or of another shape; the message names both.
         """
@@ -78,17 +83,29 @@ class ImagePipeline:
             ours, theirs = getattr(tokenizer.config, name), getattr(prior.config, name)
             if ours != theirs:
                 raise UserError(f"{name} is {ours} for the tokenizer and {theirs} for the prior: a config.json was changed")
-        self.tokenizer, self.prior, self.sampling, self.identity = tokenizer, prior, sampling, identity
+        self.tokenizer, self.prior, self.identity = tokenizer, prior, identity
+        self.sampling, self.chosen = sampling, chosen
 
     # ---------------------------------------------------------------------------------------------------- on the disk
 
     @classmethod
-    def from_models(cls, tokenizer: str | Path, prior: str | Path, sampling: SamplingConfig) -> "ImagePipeline":
+    def from_models(
+        cls, tokenizer: str | Path, prior: str | Path, sampling: SamplingConfig, chosen: Chosen | None = None
+    ) -> "ImagePipeline":  # fmt: skip
         """From the two model folders that training wrote."""
         path = folder.locate(tokenizer)
         loaded = load_tokenizer(path)
         identity = TokenizerIdentity(name=str(tokenizer), sha256=folder.sha256(path / "model.safetensors"))
-        return cls(loaded, Prior.from_pretrained(prior), sampling, identity)
+        return cls(loaded, Prior.from_pretrained(prior), sampling, identity, chosen)
+
+    @classmethod
+    def from_run(cls, run: Path, sampling: SamplingConfig) -> "ImagePipeline":
+        """From both stages of a run. Raises `UserError` that names the command which makes what is missing."""
+        tokenizer, prior = run / "tokenizer/model", run / "prior/model"
+        for model, command in ((tokenizer, "tokenizer/train.py (or tokenizer/cluster.py)"), (prior, "prior/train.py")):
+            if not (model / "config.json").exists():
+                raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
+        return cls.from_models(tokenizer, prior, sampling)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "ImagePipeline":
@@ -96,9 +113,8 @@ class ImagePipeline:
         found = folder.locate(path)
         index = folder.read_json(found / "model_index.json")
         folder.check_format(index, "tesserae.imagepipeline", found / "model_index.json")
-        settings = folder.read_json(found / "generation_config.json")
-        sampling = config.build(SamplingConfig, settings, str(found / "generation_config.json"))
-        return cls.from_models(found / "tokenizer", found / "prior", sampling)
+        settings = GenerationConfig.read(found / "generation_config.json")
+        return cls.from_models(found / "tokenizer", found / "prior", settings.sampling, settings.chosen)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write both model folders, `model_index.json` and `generation_config.json` into a folder."""
@@ -112,7 +128,8 @@ class ImagePipeline:
                 "tokenizer": _class_of(self.tokenizer), "prior": _class_of(self.prior),
             }  # fmt: skip
             folder.write_json(aside / "model_index.json", index)
-            folder.write_json(aside / "generation_config.json", self.sampling.model_dump(mode="json"))
+            chosen = {} if self.chosen is None else {"chosen": self.chosen.model_dump(mode="json")}
+            folder.write_json(aside / "generation_config.json", self.sampling.model_dump(mode="json") | chosen)
 
     # ------------------------------------------------------------------------------------------------------ the device
 

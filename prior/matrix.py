@@ -32,7 +32,7 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
 
 
 def cache_type(precision: Precision, rows: int, device: torch.device) -> torch.dtype:
-    """Of keys and values: bf16 with weights in bf16, unless a CPU attends for few rows: rounding then costs more than reading."""
+    """Of keys and values: bf16 with weights in bf16, but for few rows on a CPU, where rounding costs more than reading."""
     few = device.type == "cpu" and rows <= FEW
     return torch.bfloat16 if precision == "bf16" and not few else torch.float32
 

@@ -1,0 +1,50 @@
+"""`generation_config.json`: how a pipeline draws where a call says nothing else, and how that was chosen."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from common import config, folder
+from common.config import Settings
+from prior.draw import SamplingConfig
+
+
+class Chosen(Settings):
+    """The protocol of `pipeline/tune.py`: how sampling settings were chosen, and what they came to."""
+
+    metric: str
+    """the Fréchet distance that was made small, named after its features"""
+    split: str
+    """of the codes dataset; never test"""
+    held_out: int = Field(ge=1)
+    """images of that split they were held against"""
+    images: int = Field(ge=1)
+    """drawn for each figure"""
+    seed: int = Field(ge=0)
+    """of the first image of every candidate"""
+    fresh_seed: int = Field(ge=0)
+    """of the first image of the two figures below, which no choice among candidates has seen"""
+    candidates: int = Field(ge=1)
+    """settings that were drawn and compared"""
+    value: float
+    """the figure of the settings chosen"""
+    start_value: float
+    """the figure of those the search began with"""
+    start: SamplingConfig
+    """which these were"""
+    date: str
+
+
+class GenerationConfig(SamplingConfig):
+    """What `generation_config.json` says: sampling settings and, where a search chose them, its protocol."""
+
+    chosen: Chosen | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> "GenerationConfig":
+        """Raises `UserError` that names the file, and a key that is none of ours."""
+        return config.build(cls, folder.read_json(path), str(path))
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(**self.model_dump(include=set(SamplingConfig.model_fields)))

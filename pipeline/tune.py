@@ -1,0 +1,261 @@
+"""Choose sampling settings: draw with each candidate, and keep what comes nearest to the validation split.
+
+    accelerate launch -q pipeline/tune.py runs/digits --guidance 1 1.5 2 3 --images 2000
+
+Reads RUN/codes (or --codes), RUN/tokenizer/model and RUN/prior/model; the test split is never read. The figure is a
+Fréchet distance between images drawn and the validation split's codes, both decoded, joint with the labels where the prior
+has classes (pipeline/frechet.py). What is drawn has the split's labels, and the same seeds for every candidate.
+
+The search takes one setting after the other: guidance, its schedule, temperature, top_k, top_p, min_p. Of each it draws the
+candidates, all other settings being the best so far, and keeps the best. It begins with the settings kept, or, where an
+earlier search chose those, with what that one began with: the same command repeats itself. What it found and what it began
+with are then drawn once more with seeds the search has not seen, for the smallest of many figures is always a lucky one;
+the better of the two on these is kept.
+
+Writes into RUN/pipeline:
+    generation_config.json   the settings, which pipeline/generate.py uses from then on, and under `chosen` the protocol
+    tuning.json              every candidate and its figure
+Several processes share the drawing. Interrupted, it has written nothing; the same command begins again.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from common import codes, config, folder
+from common.config import Settings as BaseSettings
+from common.errors import UserError
+from common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from common.run import progress_bar
+from pipeline.frechet import Ruler, cells
+from pipeline.generation_config import Chosen, GenerationConfig
+from pipeline.image_pipeline import ENCODED, ImagePipeline
+from prior.data import CodesBatch, CodesRows, plain_views
+from prior.draw import SamplingConfig
+from prior.sample import BATCH
+
+SWEPT = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "min_p")  # in this order
+SPLIT = "validation"
+HELD_OUT = 10_000  # images of it that are looked at, evenly spaced: many more than features, and they fit into memory
+
+
+class Settings(BaseSettings):
+    """Choose sampling settings on the validation split. Each of the last six is a list of candidates; [] leaves a setting."""
+
+    run: str = "runs/digits"
+    """folder of the experiment"""
+    codes: str | None = None
+    """another folder of codes, where the prior was trained on one"""
+    images: int = Field(1000, ge=2)
+    """drawn for each candidate; more than the validation split has are dealt its labels evenly"""
+    seed: int = Field(0, ge=0, le=2**62)
+    """image i of every candidate has seed `seed + i`; the last comparison takes the seeds after those"""
+    guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
+    """left alone where the prior is unconditional"""
+    guidance_schedule: tuple[Literal["constant", "linear", "power-cosine"], ...] = ("constant", "linear", "power-cosine")
+    """left alone while guidance is 1"""
+    temperature: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1)
+    top_k: tuple[int | None, ...] = (None,)
+    top_p: tuple[float | None, ...] = (None, 0.95, 0.9)
+    min_p: tuple[float | None, ...] = (None, 0.02, 0.05)
+
+
+class Tuned(NamedTuple):
+    sampling: SamplingConfig  # what is kept
+    found: SamplingConfig  # best on the search's seeds
+    found_value: float  # on fresh ones
+    chosen: Chosen
+    figures: dict[SamplingConfig, float]  # of every candidate, in the order they were drawn
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+class Bench:
+    """Draws candidates and measures them against the held-out images, each candidate once."""
+
+    def __init__(self, c: Settings, pipeline: ImagePipeline, held_out: CodesBatch, interrupt: Interrupt):
+        self.c, self.pipeline, self.interrupt, self.accelerator = c, pipeline, interrupt, interrupt.accelerator
+        self.labels = held_out.labels[torch.arange(c.images) * len(held_out.labels) // c.images]  # the split's, evenly
+        self.ruler = Ruler(self._held_out_cells(held_out.codes), held_out.labels, pipeline.prior.config.num_classes, c.images)
+        self.figures: dict[SamplingConfig, float] = {}
+
+    def _held_out_cells(self, held_out: Tensor) -> Tensor:
+        """codes (N, T) -> (N, P), each process decoding its share."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        found = torch.zeros(len(held_out), cells(self.pipeline.decode(held_out[:1])).shape[1])
+        for rows in torch.arange(rank, len(held_out), world).split(ENCODED):
+            found[rows] = cells(self.pipeline.decode(held_out[rows]))
+        return self._together(found)
+
+    def _together(self, found: Tensor) -> Tensor:
+        """Rows that other processes filled, in place of zeros."""
+        return self.accelerator.reduce(found.to(self.accelerator.device)).cpu()
+
+    def draw(self, sampling: SamplingConfig, seed: int, bar: tqdm) -> float:
+        """The distance of `images` images whose seeds begin with `seed`; the same number on every process."""
+        seeds, world = range(seed, seed + self.c.images), self.accelerator.num_processes
+        found = torch.zeros(self.c.images, self.ruler.centre.numel())
+        for batch in self.pipeline.generate(
+            self.labels.tolist(), seeds, self.pipeline.sampler(**sampling.model_dump()),
+            batch_size=BATCH.get(self.accelerator.device.type, BATCH["cpu"]),
+            first=self.accelerator.process_index, every=world,
+        ):  # fmt: skip
+            found[batch.start : batch.start + len(batch.images)] = cells(batch.images)
+            bar.update(min(len(batch.images) * world, bar.total - bar.n))
+        if self.interrupt.asked():
+            raise Interrupted("nothing was written; the same command begins again")
+        value = [self.ruler(self._together(found), self.labels)]
+        return broadcast_object_list(value)[0]  # equal to the last bit, so that all processes choose alike
+
+    def best(self, setting: str, candidates: Sequence[SamplingConfig]) -> SamplingConfig:
+        """Draw those of the candidates that were not drawn yet, with a line each; the best of all, the first of equals."""
+        if new := [sampling for sampling in dict.fromkeys(candidates) if sampling not in self.figures]:
+            bar = progress_bar(self.accelerator, len(new) * self.c.images, setting, unit="image")
+            for sampling in new:
+                self.figures[sampling] = self.draw(sampling, self.c.seed, bar)
+                if self.accelerator.is_main_process:
+                    bar.write(f"{self.figures[sampling]:10.5f}  {described(sampling)}")
+            bar.close()
+        return min(candidates, key=self.figures.__getitem__)
+
+
+def described(sampling: SamplingConfig) -> str:
+    """The settings that a search may change, without those that are off."""
+    shown = {name: getattr(sampling, name) for name in SWEPT if getattr(sampling, name) is not None}
+    if sampling.guidance == 1:
+        del shown["guidance_schedule"]
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+# ------------------------------------------------------------------------------------------------------------ searching
+
+
+def search(c: Settings, start: SamplingConfig, bench: Bench) -> SamplingConfig:
+    """The best that one sweep over each setting finds."""
+    best = bench.best("start", [start])
+    for name in swept(bench.pipeline):
+        if name != "guidance_schedule" or best.guidance != 1:
+            best = bench.best(name, [best, *(best.model_copy(update={name: value}) for value in getattr(c, name))])
+    return best
+
+
+def swept(pipeline: ImagePipeline) -> list[str]:
+    """The settings there are to search, in order: an unconditional prior has no guidance."""
+    return [name for name in SWEPT if pipeline.prior.config.num_classes or not name.startswith("guidance")]
+
+
+def compare(c: Settings, start: SamplingConfig, found: SamplingConfig, bench: Bench) -> Tuned:
+    """Both once more on fresh seeds, and the better of them with the protocol."""
+    both, seed = dict.fromkeys([start, found]), c.seed + c.images
+    bar = progress_bar(bench.accelerator, len(both) * c.images, "fresh seeds", unit="image")
+    values = {sampling: bench.draw(sampling, seed, bar) for sampling in both}
+    bar.close()
+    kept = found if values[found] < values[start] else start
+    chosen = Chosen(
+        metric=bench.ruler.metric, split=SPLIT, held_out=len(bench.ruler.reference), images=c.images, seed=c.seed,
+        fresh_seed=seed, candidates=len(bench.figures), value=values[kept], start_value=values[start], start=start,
+        date=datetime.now(UTC).date().isoformat(),
+    )  # fmt: skip
+    return Tuned(kept, found, values[found], chosen, bench.figures)
+
+
+def tune(c: Settings, accelerator: Accelerator) -> Tuned:
+    """Search, compare and write."""
+    start = beginning(Path(c.run))
+    pipeline = ImagePipeline.from_run(Path(c.run), start)
+    for name in swept(pipeline):
+        for value in getattr(c, name):
+            pipeline.sampler(**{name: value})  # one that cannot be is refused now, not after an hour
+    held_out = read_held_out(c, pipeline)
+    with Interrupt(accelerator) as interrupt:
+        bench = Bench(c, pipeline.to(accelerator.device), held_out, interrupt)
+        tuned = compare(c, start, search(c, start, bench), bench)
+    if accelerator.is_main_process:
+        write(Path(c.run) / "pipeline", tuned, pipeline)
+    accelerator.wait_for_everyone()
+    return tuned
+
+
+# ---------------------------------------------------------------------------------------------------- reading and writing
+
+
+def beginning(run: Path) -> SamplingConfig:
+    """The settings a search begins with."""
+    path = run / "pipeline/generation_config.json"
+    if not path.exists():
+        return SamplingConfig()
+    kept = GenerationConfig.read(path)
+    return kept.chosen.start if kept.chosen else kept.sampling
+
+
+def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
+    """The validation split, or images evenly spaced in it; with labels as the prior knows them."""
+    path = Path(c.codes or f"{c.run}/codes")
+    info, splits = codes.read_info(path)
+    if SPLIT not in splits:
+        raise UserError(
+            f"{path} must have a validation split to choose on, it has {', '.join(splits)}; tokenizer/encode.py holds one "
+            "out of the training images, and test is never chosen on"
+        )
+    if info.tokenizer.sha256 != pipeline.identity.sha256:
+        raise UserError(
+            f"{path} was written by the tokenizer {info.tokenizer}, not by the one of this run, {pipeline.identity}: encode "
+            "again, or give another --codes"
+        )
+    rows = CodesRows(plain_views(codes.read(path, [SPLIT]).splits[SPLIT], info), pipeline.prior.config)
+    evenly = torch.arange(0, len(rows), -(-len(rows) // HELD_OUT))
+    return rows[evenly, evenly]
+
+
+def write(path: Path, tuned: Tuned, pipeline: ImagePipeline) -> None:
+    """The pipeline with its settings and their protocol, and every candidate's figure."""
+    kept = ImagePipeline(pipeline.tokenizer, pipeline.prior, tuned.sampling, pipeline.identity, tuned.chosen)
+    kept.save_pretrained(path)
+    report = {
+        "kind": "tesserae.tuning", "format": folder.FORMAT, **tuned.chosen.model_dump(mode="json"),
+        "kept": tuned.sampling.model_dump(mode="json"), "found": tuned.found.model_dump(mode="json"),
+        "found_value": tuned.found_value,
+        "figures": [{"value": value, **sampling.model_dump(mode="json")} for sampling, value in tuned.figures.items()],
+    }  # fmt: skip
+    folder.write_json(path / "tuning.json", report)
+
+
+def summary(tuned: Tuned) -> Iterator[str]:
+    """What is printed at the end."""
+    chosen, figures = tuned.chosen, tuned.figures
+    yield f"{chosen.metric} of {chosen.images} images to {chosen.held_out} held out, on the search's seeds and on fresh ones:"
+    yield f"  began with {figures[chosen.start]:.5f} and {chosen.start_value:.5f}: {described(chosen.start)}"
+    yield f"  found      {figures[tuned.found]:.5f} and {tuned.found_value:.5f}: {described(tuned.found)}"
+    if tuned.found == chosen.start:
+        yield "no candidate was better than what it began with: that is kept"
+    else:
+        better = "what it found" if tuned.sampling == tuned.found else "what it began with, which is better there,"
+        yield f"on fresh seeds: {better} is kept"
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    accelerator = make_accelerator()
+    tuned = tune(c, accelerator)
+    for line in summary(tuned):
+        accelerator.print(line)
+    accelerator.print(
+        f"next: accelerate launch -q pipeline/generate.py {c.run} --seed 1 --num-images 20 --output {c.run}/tuned"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

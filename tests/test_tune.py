@@ -1,0 +1,242 @@
+"""Sampling settings are chosen on the validation split, by a distance that sees images and their classes."""
+
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from common import folder
+from common.errors import UserError
+from common.launch import Interrupt, Interrupted
+from pipeline.frechet import SIDE, Ruler, cells, frechet_distance
+from pipeline.generate import main as generate
+from pipeline.generation_config import GenerationConfig
+from pipeline.image_pipeline import ImagePipeline
+from pipeline.tune import Bench, Settings, beginning, compare, read_held_out, tune
+from prior.draw import SamplingConfig
+from prior.model import Prior
+
+ONE_EACH = {"guidance": (1.0, 2.0), "temperature": (0.5, 1.0), "top_p": (), "min_p": ()}
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy of the finished run that a test may write into."""
+    return shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
+
+
+def settings(run, **given):
+    return Settings(run=str(run), images=64, **{**ONE_EACH, **given})
+
+
+def kept(run):
+    return folder.read_json(run / "pipeline/generation_config.json")
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------- the distance
+
+
+def test_equal_features_are_at_no_distance():
+    assert frechet_distance(normal(0, 500, 6), normal(0, 500, 6)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_shift_costs_its_square():
+    a = normal(0, 500, 6)
+    assert frechet_distance(a, a + torch.tensor([3.0, 4.0, 0, 0, 0, 0])) == pytest.approx(25)
+
+
+def test_it_is_the_distance_that_the_matrix_root_gives():
+    a, b = normal(0, 300, 5) @ normal(1, 5, 5), normal(2, 200, 5) @ normal(3, 5, 5)
+    cov_a, cov_b = np.cov(a.T.numpy()), np.cov(b.T.numpy())
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = (a.mean(0) - b.mean(0)).square().sum().item() + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected)
+
+
+def test_a_feature_that_says_nothing_new_costs_no_more_than_it_differs():
+    """One-hot labels sum to one: their covariance has no inverse."""
+    a, b = normal(0, 300, 5), normal(2, 200, 5) @ normal(3, 5, 5)
+    wide = [torch.cat([x, x, torch.ones(len(x), 1)], 1) for x in (a, b)]
+    assert frechet_distance(*wide) == pytest.approx(2 * frechet_distance(a, b))
+
+
+def test_images_that_do_not_show_their_class_cost():
+    labels = torch.arange(400) % 4
+    features = normal(0, 400, 5) + labels[:, None]
+    measure = Ruler(features, labels, 4, 400)
+    assert measure(features, labels) == pytest.approx(0, abs=1e-6)
+    assert measure(features, labels.roll(1)) > 0.5
+
+
+def test_the_distance_does_not_depend_on_the_scale_of_pixels():
+    held_out, drawn, none = normal(0, 300, 5), normal(1, 300, 5), torch.zeros(300, dtype=torch.int64)
+    plain, scaled = Ruler(held_out, none, 0, 300)(drawn, none), Ruler(100 * held_out, none, 0, 300)(100 * drawn, none)
+    assert scaled == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("held_out, drawn, classes, components", [(40, 500, 3, 7), (500, 40, 3, 7), (500, 500, 0, 12)])
+def test_features_are_far_fewer_than_images(held_out, drawn, classes, components):
+    """A quarter of the images with the classes among them, or the components that hold 95% of the variance."""
+    found = torch.cat([normal(0, held_out, 12), 0.1 * normal(1, held_out, 12)], 1)
+    assert Ruler(found, torch.zeros(held_out, dtype=torch.int64), classes, drawn).components == components
+
+
+def test_a_cell_of_a_large_image_is_the_mean_of_its_pixels():
+    images = torch.zeros(1, 1, 2 * SIDE, 4, dtype=torch.uint8)
+    images[..., 1::2, 0] = 255
+    assert cells(images).tolist() == [[0, -1, -1, -1] * SIDE]
+
+
+# ------------------------------------------------------------------------------------------------------------ the search
+
+
+def test_what_is_chosen_is_what_generate_draws_with(run, accelerator, tmp_path):
+    tuned = tune(settings(run), accelerator)
+    written = kept(run)
+    assert GenerationConfig.read(run / "pipeline/generation_config.json").chosen == tuned.chosen
+    generate([str(run), "--num-images", "1", "--output", str(tmp_path / "a")])
+    asked = folder.read_json(tmp_path / "a/.request.json")
+    assert kept(run) == written and asked.items() >= tuned.sampling.model_dump().items()
+    assert ImagePipeline.from_pretrained(run / "pipeline").sampling == tuned.sampling
+
+
+def test_the_best_figure_is_found_among_candidates_that_are_drawn_once(run, accelerator):
+    tuned = tune(settings(run), accelerator)
+    assert len(tuned.figures) == 3 + (tuned.found.guidance != 1) * 2 == tuned.chosen.candidates  # the two schedules
+    assert tuned.figures[tuned.found] == min(tuned.figures.values())
+    report = folder.read_json(run / "pipeline/tuning.json")
+    assert [row["value"] for row in report["figures"]] == list(tuned.figures.values())
+
+
+def test_the_same_command_repeats_itself(run, accelerator):
+    """Although it finds what it wrote: it begins where the first began."""
+    first = tune(settings(run), accelerator)
+    again = tune(settings(run), accelerator)
+    assert again._replace(chosen=first.chosen) == first
+    assert again.chosen.model_copy(update={"date": first.chosen.date}) == first.chosen
+
+
+def test_the_search_begins_with_the_settings_kept(run, accelerator, tmp_path):
+    (tmp_path / "g.yaml").write_text("temperature: 0.7\nguidance: 1.25\nnum_images: 1\n")
+    generate([str(run), "--config", str(tmp_path / "g.yaml")])
+    assert tune(settings(run), accelerator).chosen.start == SamplingConfig(temperature=0.7, guidance=1.25)
+
+
+def test_the_test_split_is_never_read(run, accelerator):
+    for path in (run / "codes").glob("test-*"):
+        path.unlink()
+    assert tune(settings(run), accelerator).chosen.split == "validation"
+
+
+def test_an_unconditional_prior_has_no_guidance_to_search(run, accelerator):
+    config = Prior.from_pretrained(run / "prior/model").config
+    Prior(config.model_copy(update={"class_names": None})).save_pretrained(run / "prior/model")
+    tuned = tune(settings(run), accelerator)
+    assert tuned.chosen.metric.startswith("fd_decoded_pca")
+    assert [(s.guidance, s.temperature) for s in tuned.figures] == [(1, 1), (1, 0.5)]
+
+
+def test_a_choice_that_was_luck_is_not_kept(run, accelerator):
+    """The best of many figures on the search's seeds, and not on fresh ones: the start stays."""
+    start, lucky, c = SamplingConfig(), SamplingConfig(temperature=0.5), settings(run)
+
+    class Lucky(Bench):
+        def draw(self, sampling, seed, bar):
+            return 1.0 if sampling == start else {0: 0.5, 64: 2.0}[seed]
+
+    pipeline = ImagePipeline.from_run(run, start)
+    bench = Lucky(c, pipeline, read_held_out(c, pipeline), Interrupt(accelerator))
+    assert bench.best("temperature", [start, lucky]) == lucky
+    tuned = compare(c, start, lucky, bench)
+    assert (tuned.sampling, tuned.chosen.value, tuned.found_value) == (start, 1.0, 2.0)
+
+
+def test_an_interrupted_search_has_written_nothing(run, accelerator, monkeypatch):
+    def interrupted(images):
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.undo()
+        return cells(images)
+
+    monkeypatch.setattr("pipeline.tune.cells", interrupted)
+    with pytest.raises(Interrupted, match="nothing was written; the same command begins again"):
+        tune(settings(run), accelerator)
+    assert not (run / "pipeline").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- the protocol
+
+
+def test_a_protocol_stands_only_beside_the_settings_it_chose(run, accelerator, tmp_path):
+    tuned = tune(settings(run), accelerator)
+    (tmp_path / "g.yaml").write_text(f"temperature: {tuned.sampling.temperature}\nnum_images: 1\n")
+    generate([str(run), "--config", str(tmp_path / "g.yaml"), "--output", str(tmp_path / "a")])
+    assert "chosen" in kept(run)
+    (tmp_path / "g.yaml").write_text("temperature: 0.7\nnum_images: 1\n")
+    generate([str(run), "--config", str(tmp_path / "g.yaml"), "--output", str(tmp_path / "b")])
+    assert kept(run) == {**tuned.sampling.model_dump(), "temperature": 0.7}
+    assert beginning(run).temperature == 0.7
+
+
+def test_a_protocol_goes_with_the_weights_it_was_found_with(run, accelerator):
+    tuned = tune(settings(run), accelerator)
+    Prior(Prior.from_pretrained(run / "prior/model").config).save_pretrained(run / "prior/model")
+    generate([str(run), "--num-images", "1"])
+    assert kept(run) == tuned.sampling.model_dump()
+
+
+def test_a_pipeline_keeps_its_protocol_wherever_it_is_saved(run, accelerator, tmp_path):
+    tuned = tune(settings(run), accelerator)
+    ImagePipeline.from_pretrained(run / "pipeline").save_pretrained(tmp_path / "copy")
+    assert ImagePipeline.from_pretrained(tmp_path / "copy").chosen == tuned.chosen
+
+
+@pytest.mark.parametrize("key, message", [("tempreture", "tempreture; did you mean temperature"), ("chosen.by", "chosen.by")])
+def test_a_key_that_is_none_of_ours_is_refused_by_name(run, accelerator, key, message):
+    tune(settings(run), accelerator)
+    written = kept(run)
+    table, name = (written["chosen"], "by") if "." in key else (written, key)
+    table[name] = "me"
+    folder.write_json(run / "pipeline/generation_config.json", written)
+    with pytest.raises(UserError, match=rf"generation_config\.json: unknown setting {message}"):
+        ImagePipeline.from_pretrained(run / "pipeline")
+
+
+def forget_validation(run):
+    info = folder.read_json(run / "codes/codes.json")
+    del info["splits"]["validation"]
+    folder.write_json(run / "codes/codes.json", info)
+
+
+def rename_tokenizer(run):
+    info = folder.read_json(run / "codes/codes.json")
+    folder.write_json(run / "codes/codes.json", {**info, "tokenizer": {"name": "other", "sha256": "f" * 64}})
+
+
+@pytest.mark.parametrize(
+    "harm, given, message",
+    [
+        (forget_validation, {}, r"must have a validation split to choose on, it has train, test"),
+        (rename_tokenizer, {}, r"written by the tokenizer other .*, not by the one of this run, .*digits/tokenizer/model"),
+        (lambda run: shutil.rmtree(run / "codes"), {}, r"no codes dataset .*; tokenizer/encode\.py writes one"),
+        (lambda run: shutil.rmtree(run / "prior"), {}, r"no trained model in .*prior/model; prior/train\.py with --run"),
+        (
+            lambda run: None,
+            {"images": 11},
+            r"over at least 11 features, 10 of them classes, needs more than 11 images",
+        ),
+        (lambda run: None, {"temperature": (1.0, 0.0)}, r"temperature should be greater than 0, got 0"),
+        (lambda run: None, {"top_k": (None, 17)}, r"top_k 17 is more than the 16 codes"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_is_drawn(run, accelerator, harm, given, message):
+    harm(run)
+    with pytest.raises(UserError, match=message):
+        tune(settings(run).model_copy(update=given), accelerator)
+    assert not (run / "pipeline").exists()
