@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +27,7 @@ class Settings(BaseModel):
     """The base of everything that configures: frozen, strict, and documented by the docstring under each field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # settings that are chosen by another one, where it is given
 
 
 S = TypeVar("S", bound=Settings)
@@ -298,6 +299,7 @@ def parse(
             raise UserError(f"{positional} is given twice, as {given[positional]} and as --{positional}; keep one")
         overrides[positional] = given[positional]
     _leave_what_another_kind_has_not(cls, settings, overrides)
+    _leave_what_is_chosen_anew(cls, settings, overrides)
     _merge(settings, overrides)
     return build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
 
@@ -318,6 +320,16 @@ def _leave_what_another_kind_has_not(cls: type[Settings], settings: dict[str, An
                     del below[key]
         if chosen is not None:
             _leave_what_another_kind_has_not(chosen, below, value)
+
+
+def _leave_what_is_chosen_anew(cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Where the command line gives a setting that stands for others (`Settings.stands_for`), the file's own of those go."""
+    for name, value in overrides.items():
+        for key in cls.stands_for.get(name, ()):
+            settings.pop(key, None)
+        members = _nested(cls.model_fields[name].annotation) if name in cls.model_fields else []
+        if isinstance(value, Mapping) and isinstance(settings.get(name), dict) and len(members) == 1:
+            _leave_what_is_chosen_anew(members[0], settings[name], value)
 
 
 def _underscored(word: str) -> str:

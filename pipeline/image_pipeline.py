@@ -9,6 +9,7 @@ Shapes inside: codes (B, T) -> indices (B, h, w) or (B, h, w, Q) -> images (B, C
 """
 
 import math
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,10 +46,11 @@ class Generated(NamedTuple):
 
 
 class LogProb(NamedTuple):
-    """What B images cost: log p(codes | label) of each, of its unknown codes alone where others are given."""
+    """log p(codes | label) of each of B images, or of its unknown codes given the others: at most 0, and what an ideal coder
+    needs for the codes with its sign changed."""
 
-    nats: Tensor  # (B,)
-    bits: Tensor  # (B,), what an ideal coder needs for the codes: −log2 p
+    nats: Tensor  # (B,), ln p
+    bits: Tensor  # (B,), log2 p
 
 
 class Batch(NamedTuple):
@@ -218,8 +220,7 @@ class ImagePipeline:
         **sampling: Any,
     ) -> Generated:
         """Draw a share of each image's places again, chosen at random by its seed, given the others. As `complete`."""
-        if not 0 <= share <= 1:
-            raise UserError(f"share must lie in [0, 1], got {share}")
+        _check_share(share)
         pixels = self._pixels(images)
         seeds = self.deal_seeds(len(pixels), seed, generator)
         ranks = torch.cat([_ranks(self.prior.config.places, seed) for seed in seeds])
@@ -244,8 +245,9 @@ class ImagePipeline:
         Returns:
             `steps` images, the first and last of them the reconstructions of those given. As `complete`.
         """
-        if steps < 2 or not 0 <= share <= 1:
-            raise UserError(f"steps must be at least 2 and share lie in [0, 1], got {steps} and {share}")
+        _check_share(share)
+        if _whole(steps, "steps") < 2:
+            raise UserError(f"steps must be at least 2, got {steps}")
         (seed,) = self.deal_seeds(1, seed)
         ends = self._encode(self._pixels([first, last]))
         way = torch.linspace(0, 1, steps)[:, None]
@@ -275,16 +277,20 @@ class ImagePipeline:
             UserError: another number of labels, or codes or known places of another shape or range.
         """
         codes = images if isinstance(images, Tensor) else self._encode(self._pixels(images))
+        if codes.ndim != 2:
+            raise UserError(f"codes must be (B, {self.prior.config.length}), got {tuple(codes.shape)}")
+        if known is not None and (not isinstance(known, Tensor) or len(known) != len(codes)):
+            raise UserError(f"known must be a bool tensor ({len(codes)}, {self.prior.config.places}), one row an image")
         numbers = torch.tensor(self._labels_of(labels, len(codes)), dtype=torch.int64)
         nats = []
         try:
             for rows in torch.arange(len(codes)).split(ENCODED):
                 given = None if known is None else known[rows].to(self.device)
                 nats.append(self.prior.log_prob(codes[rows].to(self.device), numbers[rows].to(self.device), given).cpu())
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             raise UserError(str(error)) from None
         found = torch.cat(nats) if nats else torch.empty(0)
-        return LogProb(found, -found / math.log(2))
+        return LogProb(found, found / math.log(2))
 
     def deal_labels(self, labels: Sequence[int | str] | int | str | None, num_images: int | None) -> list[int]:
         """A class number for each image: the given labels, or all classes, in turn."""
@@ -294,7 +300,7 @@ class ImagePipeline:
             chosen = list(range(self.prior.config.num_classes)) or [0]  # an unconditional prior's only number
         if not chosen:
             raise UserError("labels must name at least one class, got none")
-        number = len(chosen) if num_images is None else num_images
+        number = len(chosen) if num_images is None else _whole(num_images, "num_images")
         if number < 1:
             raise UserError(f"num_images must be at least 1, got {number}")
         return [chosen[i % len(chosen)] for i in range(number)]
@@ -312,19 +318,23 @@ class ImagePipeline:
                 return folded.index(label.casefold())
             if not label.isdecimal():
                 raise UserError(f"there is no class {label!r}; the classes are {', '.join(names)}")
-        if not 0 <= int(label) < len(names):
+        label = int(label) if isinstance(label, str) else _whole(label, "a label that is no name")
+        if not 0 <= label < len(names):
             raise UserError(f"there is no class {label}; classes are 0 to {len(names) - 1}: {', '.join(names)}")
-        return int(label)
+        return label
 
     @staticmethod
     def deal_seeds(number: int, seed: int | None, generator: torch.Generator | None = None) -> list[int]:
         """A seed for each image."""
         if seed is not None and generator is not None:
             raise UserError("give a seed or a generator, not both")
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed <= 2**62):
-            raise UserError(f"seed must be a whole number from 0 to 2**62, got {seed!r}")
         if seed is not None:
+            seed = _whole(seed, "seed")
+            if not 0 <= seed <= 2**62:
+                raise UserError(f"seed must be a whole number from 0 to 2**62, got {seed}")
             return [seed + i for i in range(number)]
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise UserError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         device = generator.device if generator is not None else None
         return torch.randint(2**62, (number,), generator=generator, device=device).tolist()
 
@@ -332,7 +342,7 @@ class ImagePipeline:
         """What draws codes with the pipeline's settings, or others. Raises `UserError` for settings that cannot be."""
         settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
         try:
-            return Sampler(self.prior, settings, batch_size)
+            return Sampler(self.prior, settings, None if batch_size is None else _whole(batch_size, "batch_size"))
         except ValueError as error:
             raise UserError(str(error)) from None
 
@@ -379,17 +389,21 @@ class ImagePipeline:
 
     def _pixels(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> Tensor:
         """Pictures of any size and mode -> (B, C, H, W) uint8 of the tokenizer's."""
-        c = self.tokenizer.config
-        given = [images] if isinstance(images, PIL.Image.Image) else list(images)
-        if not given:
-            return torch.empty(0, c.image_channels, *c.image_size, dtype=torch.uint8)
-        return from_pil(given, c.image_size, c.image_channels)
+        c, given = self.tokenizer.config, [images] if isinstance(images, PIL.Image.Image) else images
+        if not isinstance(given, Sequence) or not given or not all(isinstance(each, PIL.Image.Image) for each in given):
+            what = [type(each).__name__ for each in given][:4] if isinstance(given, Sequence) else type(given).__name__
+            raise UserError(f"images must be a PIL picture, or a list of at least one, got {what}; PIL.Image.open reads a file")
+        try:
+            return from_pil(given, c.image_size, c.image_channels)
+        except (ValueError, ZeroDivisionError) as error:  # pixels of no agreed range, or none
+            raise UserError(f"a picture cannot be read: {error}") from None
 
     @torch.inference_mode()
     def _encode(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> codes (B, T)."""
-        parts = [self.tokenizer.encode(to_float(part.to(self.device))).flatten(1).cpu() for part in pixels.split(ENCODED)]
-        return torch.cat(parts) if len(pixels) else torch.empty(0, self.prior.config.length, dtype=torch.int64)
+        return torch.cat([
+            self.tokenizer.encode(to_float(part.to(self.device))).flatten(1).cpu() for part in pixels.split(ENCODED)
+        ])  # fmt: skip
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
@@ -402,8 +416,22 @@ class ImagePipeline:
 
     def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:
         """What the codes of images decode to; images of any size and mode are brought to the tokenizer's first."""
-        codes = self._encode(self._pixels(images))
-        return to_pil(self.decode(codes)) if len(codes) else []
+        return to_pil(self.decode(self._encode(self._pixels(images))))
+
+
+def _check_share(share: float) -> None:
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise UserError(f"share must be a number in [0, 1], got {share!r}")
+
+
+def _whole(value: Any, name: str) -> int:
+    """A whole number, whatever library it is of. Raises `UserError` for anything else, booleans too."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def _ranks(places: int, seed: int) -> Tensor:

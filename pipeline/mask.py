@@ -16,8 +16,11 @@ from common.errors import UserError
 
 def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
     """An array or tensor of booleans, (H, W) for all images or (B, H, W), as (B, H, W). Raises `UserError` for all else."""
-    given = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask).cpu()
     H, W = size
+    try:
+        given = mask.cpu() if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    except (TypeError, ValueError):  # ragged lists, text, nothing
+        given = torch.empty(0)
     if given.dtype != torch.bool or tuple(given.shape) not in ((H, W), (images, H, W)):
         raise UserError(
             f"the mask must be of booleans, true where a pixel is kept, ({H}, {W}) or ({images}, {H}, {W}), the tokenizer's "

@@ -6,11 +6,12 @@ Reads RUN/codes (or --codes), RUN/tokenizer/model and RUN/prior/model; the test 
 Fréchet distance between images drawn and the validation split's codes, both decoded, joint with the labels where the prior
 has classes (pipeline/frechet.py). What is drawn has the split's labels, and the same seeds for every candidate.
 
-The search takes one setting after the other: guidance, its schedule, temperature, top_k, top_p, min_p. Of each it draws the
-candidates, all other settings being the best so far, and keeps the best. It begins with the settings kept, or, where an
-earlier search chose those, with what that one began with: the same command repeats itself. What it found and what it began
-with are then drawn once more with seeds the search has not seen, for the smallest of many figures is always a lucky one;
-the better of the two on these is kept.
+The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p. Of each it draws
+the candidates, all other settings being the best so far, and keeps the best. (Guidance and its schedule are one choice: one
+that sets in late wants to be stronger, and where constant guidance is best left at 1 a schedule may still be better.) It
+begins with the settings kept, or, where an earlier search chose those, with what that one began with: the same command
+repeats itself. What it found and what it began with are then drawn once more with seeds the search has not seen, for the
+smallest of many figures is always a lucky one; the better of the two on these is kept.
 
 Writes into RUN/pipeline:
     generation_config.json   the settings, which pipeline/generate.py uses from then on, and under `chosen` the protocol
@@ -21,6 +22,7 @@ Several processes share the drawing. Interrupted, it has written nothing; the sa
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain, product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -46,7 +48,7 @@ from prior.data import CodesBatch, CodesRows, plain_views
 from prior.draw import SamplingConfig
 from prior.sample import BATCH
 
-SWEPT = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "min_p")  # in this order
+SWEPT = (("guidance", "guidance_schedule"), ("temperature",), ("top_k",), ("top_p",), ("min_p",))  # in this order
 SPLIT = "validation"
 HELD_OUT = 10_000  # images of it that are looked at, evenly spaced: many more than features, and they fit into memory
 
@@ -65,7 +67,7 @@ class Settings(BaseSettings):
     guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
     """left alone where the prior is unconditional"""
     guidance_schedule: tuple[Literal["constant", "linear", "power-cosine"], ...] = ("constant", "linear", "power-cosine")
-    """left alone while guidance is 1"""
+    """of each guidance but 1"""
     temperature: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1)
     top_k: tuple[int | None, ...] = (None,)
     top_p: tuple[float | None, ...] = (None, 0.95, 0.9)
@@ -134,7 +136,7 @@ class Bench:
 
 def described(sampling: SamplingConfig) -> str:
     """The settings that a search may change, without those that are off."""
-    shown = {name: getattr(sampling, name) for name in SWEPT if getattr(sampling, name) is not None}
+    shown = {name: getattr(sampling, name) for name in chain(*SWEPT) if getattr(sampling, name) is not None}
     if sampling.guidance == 1:
         del shown["guidance_schedule"]
     return ", ".join(f"{name} {value}" for name, value in shown.items())
@@ -146,15 +148,21 @@ def described(sampling: SamplingConfig) -> str:
 def search(c: Settings, start: SamplingConfig, bench: Bench) -> SamplingConfig:
     """The best that one sweep over each setting finds."""
     best = bench.best("start", [start])
-    for name in swept(bench.pipeline):
-        if name != "guidance_schedule" or best.guidance != 1:
-            best = bench.best(name, [best, *(best.model_copy(update={name: value}) for value in getattr(c, name))])
+    for names in swept(bench.pipeline):
+        best = bench.best(names[0], [best, *candidates(c, best, names)])
     return best
 
 
-def swept(pipeline: ImagePipeline) -> list[str]:
+def swept(pipeline: ImagePipeline) -> tuple[tuple[str, ...], ...]:
     """The settings there are to search, in order: an unconditional prior has no guidance."""
-    return [name for name in SWEPT if pipeline.prior.config.num_classes or not name.startswith("guidance")]
+    return SWEPT if pipeline.prior.config.num_classes else SWEPT[1:]
+
+
+def candidates(c: Settings, best: SamplingConfig, names: Sequence[str]) -> Iterator[SamplingConfig]:
+    """All that differ from the best in these settings alone; without guidance in no schedule."""
+    for values in product(*(getattr(c, name) or (getattr(best, name),) for name in names)):
+        changed = best.model_copy(update=dict(zip(names, values, strict=True)))
+        yield changed if changed.guidance != 1 else changed.model_copy(update={"guidance_schedule": best.guidance_schedule})
 
 
 def compare(c: Settings, start: SamplingConfig, found: SamplingConfig, bench: Bench) -> Tuned:
@@ -176,7 +184,7 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     """Search, compare and write."""
     start = beginning(Path(c.run))
     pipeline = ImagePipeline.from_run(Path(c.run), start)
-    for name in swept(pipeline):
+    for name in chain(*swept(pipeline)):
         for value in getattr(c, name):
             pipeline.sampler(**{name: value})  # one that cannot be is refused now, not after an hour
     held_out = read_held_out(c, pipeline)

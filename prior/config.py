@@ -1,6 +1,7 @@
 """What a prior is (saved beside its weights as `config.json`), and how it is trained."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +24,8 @@ PRESETS: dict[Preset, dict[str, int]] = {  # named after their weights; of the l
 
 class ArchitectureConfig(Settings):
     """Sizes of the Transformer that no other stage decides."""
+
+    stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {"preset": ("depth", "dim", "heads")}
 
     preset: Preset | None = None
     """a shape by its number of weights: sets depth, dim and heads where they are not given beside it"""

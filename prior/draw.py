@@ -17,7 +17,7 @@ from prior.matrix import Precision
 class SamplingConfig(Settings):
     """How codes are drawn from the prior's distribution."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-6, le=1e6)
     """logits are divided by it: below 1 is safer, above 1 more varied"""
     top_k: int | None = Field(None, ge=1)
     """draw among the k likeliest codes only"""
@@ -25,7 +25,7 @@ class SamplingConfig(Settings):
     """draw among the fewest codes that hold this share of the probability (Holtzman et al. 2019)"""
     min_p: float | None = Field(None, ge=0, le=1)
     """draw among the codes at least this share as likely as the likeliest (Nguyen et al. 2024)"""
-    guidance: float = Field(1.0, ge=0)
+    guidance: float = Field(1.0, ge=0, le=1e4)
     """classifier-free guidance (Ho and Salimans 2022): 1 is none, above 1 leans towards the class"""
     guidance_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
     """how guidance goes from 1 at the first code to its value at the last: at once, linearly, or late and steeply (RAR)"""

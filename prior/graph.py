@@ -21,10 +21,10 @@ class Graphs:
         self.n = torch.zeros(1, dtype=torch.int64, device=device)
         self.lengths = lengths(slots)
         self.captured: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self.pool = torch.cuda.graph_pool_handle()
 
     def capture(self, forced: bool) -> None:
-        """Capture what is not yet. Runs steps: call it before the state of a batch is set."""
-        pool = torch.cuda.graph_pool_handle()
+        """Capture what is not yet. Runs steps: call it before the state of a batch is set, on the device it is of."""
         for length in self.lengths:
             for depth in range(self.depths):
                 if (length, depth, forced) in self.captured:
@@ -37,7 +37,7 @@ class Graphs:
                         self.advance(self.n, length, depth, forced)
                 torch.cuda.current_stream().wait_stream(side)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                with torch.cuda.graph(graph, pool=self.pool):
                     self.advance(self.n, length, depth, forced)
                     self.n += 1
                 self.captured[length, depth, forced] = graph

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from prior.config import ArchitectureConfig, PriorConfig
 
-ROTARY_BASE = 100.0  # grids are short: the slowest pair turns once in about 600 places
+ROTARY_BASE = 100.0  # grids are short: the slowest pair turns once in about 500 places
 EPSILON = 1e-6  # of the norms
 SHORT = 256  # up to this length plain products beat the fused attention on a CPU
 
@@ -63,7 +63,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * weight, in the type of x: under autocast a weight of another type would miss the fused kernel."""
+    """x / rms(x) * weight, in the type of x: under autocast a weight of another type would miss the fused kernel. In training
+    on a CPU in the type that autocast multiplies in."""
 
     def __init__(self, dim: int):
         super().__init__(dim, eps=EPSILON)

@@ -25,7 +25,7 @@ from common.digits import to_digits
 from prior.config import PriorConfig
 from prior.head import CodeHead
 from prior.layers import Block, RMSNorm, Turn, grid_angles
-from prior.order import code_order, known_first
+from prior.order import code_order, known_first, raster
 
 
 class Prior(nn.Module):
@@ -107,6 +107,8 @@ class Prior(nn.Module):
         self.check(codes, labels, known)
         if order is not None and (known is not None or not self.config.any_order):
             raise ValueError("an order is for a prior trained with order: any, and without known places, which give their own")
+        if order is not None and not torch.equal(order.sort(1).values, raster(len(codes), self.config.places, order.device)):
+            raise ValueError(f"an order must be ({len(codes)}, {self.config.places}), a permutation of each image's places")
         if known is not None and self.config.any_order:
             order = known_first(known)
         steps = None if order is None else code_order(order, self.config.code_depth)
@@ -126,6 +128,8 @@ class Prior(nn.Module):
                 f"codes must be (B, {T}), the grid of {h} x {w} places of {self.config.code_depth} codes this prior was "
                 f"trained for; got {tuple(codes.shape)}"
             )
+        if codes.is_floating_point() or codes.dtype == torch.bool or labels.is_floating_point():
+            raise ValueError(f"codes and labels must be whole numbers, got {codes.dtype} and {labels.dtype}")
         if codes.numel() and not (codes.min() >= 0 and codes.max() < K):
             raise ValueError(f"codes must lie in [0, {K}), got {codes.min().item()} to {codes.max().item()}")
         if labels.shape != codes.shape[:1]:

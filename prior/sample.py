@@ -9,6 +9,7 @@ fixed, padded size, so that an image is the same wherever in the batch it stands
 import gc
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import psutil
 import torch
@@ -48,7 +49,6 @@ class Sampler:
         self.batch_size = batch_size or fitting_batch(prior.config, self.device, self.guided, self.precision)
         self._batch: _Batch | None = None
 
-    @torch.inference_mode()
     def __call__(
         self, labels: Tensor, seeds: Sequence[int], codes: Tensor | None = None, known: Tensor | None = None,
         progress: Callable[[int], object] = lambda images: None,
@@ -69,6 +69,12 @@ class Sampler:
         """
         if len(seeds) != len(labels):
             raise ValueError(f"one seed an image: got {len(labels)} labels and {len(seeds)} seeds")
+        with torch.inference_mode(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._around(labels, seeds, codes, known, progress)
+
+    def _around(
+        self, labels: Tensor, seeds: Sequence[int], codes: Tensor | None, known: Tensor | None, progress: Callable[[int], object],
+    ) -> Tensor:  # fmt: skip
         c = self.prior.config
         if (codes is None) != (known is None):
             raise ValueError("codes and known are given together or not at all")
@@ -76,6 +82,8 @@ class Sampler:
             codes = torch.zeros(len(labels), c.length, dtype=torch.int64)
             known = torch.zeros(len(labels), c.places, dtype=torch.bool)
         labels, codes, known = labels.to(self.device), codes.to(self.device), known.to(self.device)
+        if known.shape == (len(codes), c.places) and codes.shape == (len(codes), c.length):
+            codes = codes.masked_fill(~known.bool().repeat_interleave(c.code_depth, 1), 0)  # not read there
         self.prior.check(codes, labels, known)
         drawn = codes.clone()  # of images known whole, and else overwritten
         order = known_first(known) if c.any_order else raster(len(labels), c.places, self.device)
@@ -120,7 +128,9 @@ def fitting_batch(config: PriorConfig, device: torch.device, guided: bool, preci
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     a = config.architecture
     batch = BATCH.get(device.type, BATCH["cpu"])
-    cache = 2 * a.depth * a.key_heads * a.head_dim * config.length * cache_type(precision, batch, device).itemsize
+    cache = (
+        2 * a.depth * a.key_heads * a.head_dim * config.length * cache_type(precision, batch * (1 + guided), device).itemsize
+    )
     image = (1 + guided) * (cache + 32 * a.dim) + 40 * max(config.vocabularies) + 64 * config.length
     while batch > 1 and batch * image > SPARE * free:
         batch //= 2

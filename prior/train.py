@@ -277,6 +277,8 @@ def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
     accelerator = make_accelerator(c.precision)
     model = train(c, accelerator)
+    if not (Path(c.run) / "tokenizer/model").exists():  # the codes were another run's
+        accelerator.print(f"to draw from it, copy the folder tokenizer/ of the run of its codes into {c.run}")
     following = f"{c.run} --config {config.beside(c.run, 'generate')}"
     accelerator.print(f"the prior is in {model}\nnext: accelerate launch -q pipeline/generate.py {following}")
 

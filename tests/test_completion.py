@@ -115,7 +115,7 @@ def test_what_an_image_costs_in_nats_and_in_bits(pipeline, pictures):
     cost = pipeline.log_prob(pictures, labels=[1, 2, 3])
     codes = pipeline.tokenizer.encode(pipeline_pixels(pictures)).flatten(1)
     torch.testing.assert_close(cost.nats, pipeline.prior.log_prob(codes, torch.tensor([1, 2, 3])))
-    torch.testing.assert_close(cost.bits * math.log(2), -cost.nats)
+    torch.testing.assert_close(cost.bits * math.log(2), cost.nats)
     torch.testing.assert_close(pipeline.log_prob(codes, labels=[1, 2, 3]).nats, cost.nats)
 
 
@@ -129,7 +129,7 @@ def test_without_labels_an_image_is_scored_without_a_class(pipeline, pictures):
 def test_known_codes_cost_nothing(pipeline, pictures):
     known = known_places(torch.from_numpy(UPPER)[None].expand(3, 8, 8), (4, 4))
     rest, all_known = pipeline.log_prob(pictures, known=known), pipeline.log_prob(pictures, known=torch.ones_like(known))
-    assert (rest.bits < pipeline.log_prob(pictures).bits).all() and all_known.nats.eq(0).all()
+    assert (rest.bits > pipeline.log_prob(pictures).bits).all() and all_known.nats.eq(0).all()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,17 @@ def test_known_codes_cost_nothing(pipeline, pictures):
         (lambda p, x: p.complete(x, UPPER, labels=[1]), "one for all images or one for each, got 1 labels and 3 images"),
         (lambda p, x: p.complete(x, UPPER, labels="boot"), "there is no class 'boot'"),
         (lambda p, x: p.complete(x, UPPER, temperature=-1), "temperature"),
-        (lambda p, x: p.vary(x, 1.5), r"share must lie in \[0, 1\], got 1.5"),
+        (lambda p, x: p.complete(x, [[True], [True, False]]), r"booleans, .*got float32 \(0,\)"),
+        (lambda p, x: p.complete(x, None), "booleans, true where a pixel is kept"),
+        (lambda p, x: p.complete([], UPPER), "a list of at least one, got .*; PIL.Image.open reads a file"),
+        (lambda p, x: p.reconstruct(np.zeros((8, 8))), "got ndarray"),
+        (lambda p, x: p.complete([x[0], "cat.png"], UPPER), r"got \['Image', 'str'\]"),
+        (lambda p, x: p.complete(x, UPPER, labels=[1.5, 2, 3]), "a label that is no name must be a whole number, got 1.5"),
+        (lambda p, x: p.complete(x, UPPER, seed=True), "seed must be a whole number, got True"),
+        (lambda p, x: p.complete(x, UPPER, batch_size=1.5), "batch_size must be a whole number, got 1.5"),
+        (lambda p, x: p.vary(x, 1.5), r"share must be a number in \[0, 1\], got 1.5"),
+        (lambda p, x: p.log_prob(torch.zeros(2, 16)), "codes and labels must be whole numbers, got torch.float32"),
+        (lambda p, x: p.log_prob(x, known=torch.ones(2, 16, dtype=torch.bool)), r"known must be a bool tensor \(3, 16\)"),
         (lambda p, x: p.interpolate(x[0], x[1], 1), "steps must be at least 2"),
         (lambda p, x: p.log_prob(torch.zeros(2, 9, dtype=torch.int64)), r"the grid of 4 x 4 places .*got \(2, 9\)"),
         (lambda p, x: p.log_prob(x, known=torch.ones(3, 9, dtype=torch.bool)), r"known must be bool \(3, 16\)"),

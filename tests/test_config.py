@@ -44,6 +44,13 @@ def test_a_file_overrides_defaults_and_the_command_line_overrides_both(tmp_path)
         assert (c.steps, c.lr, c.model.channels, c.batch_size) == (9, 1e-4, (8, 16), 128)
 
 
+def test_a_preset_on_the_command_line_takes_the_place_of_the_files_shape(tmp_path):
+    """The file's depth would win over the preset beside it, though what stands on the command line shall."""
+    path = written(tmp_path, "model: {depth: 4, dim: 128, heads: 4, dropout: 0.3}\n")
+    shape = parse(path, "--model.preset", "14m", "--model.heads", 12, cls=PriorTraining).model
+    assert (shape.depth, shape.dim, shape.heads, shape.dropout) == (8, 384, 12, 0.3)
+
+
 def test_dashes_and_underscores_are_alike():
     assert parse("--batch-size", 3) == parse("--batch_size", 3)
 

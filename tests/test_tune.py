@@ -109,7 +109,8 @@ def test_what_is_chosen_is_what_generate_draws_with(run, accelerator, tmp_path):
 
 def test_the_best_figure_is_found_among_candidates_that_are_drawn_once(run, accelerator):
     tuned = tune(settings(run), accelerator)
-    assert len(tuned.figures) == 3 + (tuned.found.guidance != 1) * 2 == tuned.chosen.candidates  # the two schedules
+    assert len(tuned.figures) == tuned.chosen.candidates == 5  # the start, three schedules of guidance 2, a temperature
+    assert len({(s.guidance, s.temperature) if s.guidance == 1 else s for s in tuned.figures}) == 5
     assert tuned.figures[tuned.found] == min(tuned.figures.values())
     report = folder.read_json(run / "pipeline/tuning.json")
     assert [row["value"] for row in report["figures"]] == list(tuned.figures.values())
@@ -231,7 +232,7 @@ def rename_tokenizer(run):
             {"images": 11},
             r"over at least 11 features, 10 of them classes, needs more than 11 images",
         ),
-        (lambda run: None, {"temperature": (1.0, 0.0)}, r"temperature should be greater than 0, got 0"),
+        (lambda run: None, {"temperature": (1.0, 0.0)}, r"sampling: temperature should be greater than .*, got 0\.0"),
         (lambda run: None, {"top_k": (None, 17)}, r"top_k 17 is more than the 16 codes"),
     ],
 )
