@@ -73,7 +73,8 @@ class Sampler:
             return self._around(labels, seeds, codes, known, progress)
 
     def _around(
-        self, labels: Tensor, seeds: Sequence[int], codes: Tensor | None, known: Tensor | None, progress: Callable[[int], object],
+        self, labels: Tensor, seeds: Sequence[int], codes: Tensor | None, known: Tensor | None,
+        progress: Callable[[int], object],
     ) -> Tensor:  # fmt: skip
         c = self.prior.config
         if (codes is None) != (known is None):
