@@ -46,6 +46,7 @@ SHAPES = {
     "38m": MIDDLE,
     "111m": Shape(preset="111m", codebook_size=16_384, side=24, classes=1000),
 }
+MORE_ROUNDS = 4  # times as many for single images, which other work on the machine disturbs most
 GUIDANCE = 2.0  # where there are classes
 RUNS = {"cpu": (["5m", "38m"], [1, 16, 64]), "cuda": ([*SHAPES], [1, 8, 16, 64, 256, 512])}  # shapes, batches
 PRECISIONS = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("bf16",)}
@@ -143,7 +144,8 @@ def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, dev
     sizes = {name: parameters(model) for name, model in models.items()}
     for batch in batches:
         gc.collect()  # captured graphs and what they read refer to each other
-        runs = interleaved(contestants(prior, peers, shape, batch, device), repeats, device)
+        rounds = repeats * max(1, MORE_ROUNDS // batch)
+        runs = interleaved(contestants(prior, peers, shape, batch, device), rounds, device)
         best = {name: min(times) for name, times in runs.items()}
         floor = floor_seconds(prior, batch * (1 + bool(shape.classes)), rate)
         yield {
@@ -204,7 +206,7 @@ def main() -> None:
     parser.add_argument("--device", choices=RUNS, default="cpu")
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", help="5m and 38m on a CPU, else all")
     parser.add_argument("--batches", type=int, nargs="+", help="1 16 64 on a CPU, else 1 8 16 64 256 512")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, four times as many for single images")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     shapes, batches = args.shapes or RUNS[args.device][0], args.batches or RUNS[args.device][1]
