@@ -28,9 +28,9 @@ from einops import rearrange
 
 from benchmarks.claim import Claim, mean_and_spread, verdict
 from benchmarks.classifier import Classifier, Recipe, load_or_train
-from benchmarks.frechet import frechet_distance
 from benchmarks.images import LabelledImages, load_grey, per_class, psnr, psnr_pooled, read_npz, write_grid, write_npz
 from benchmarks.record import record
+from pipeline.frechet import frechet_distance
 from tokenizer.images import to_float, to_uint8
 from tokenizer.model import Tokenizer
 

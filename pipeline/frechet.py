@@ -31,7 +31,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     The root's trace is the sum of the roots of the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is symmetric.
     """
     if min(len(a), len(b)) <= a.shape[1]:
-        raise ValueError(f"{min(len(a), len(b))} images give no covariance of {a.shape[1]} features")
+        raise ValueError(
+            f"{min(len(a), len(b))} images give no covariance of {a.shape[1]} features; compare more than {a.shape[1]}"
+        )
     a, b = a.double(), b.double()
     difference, cov_a, cov_b = a.mean(0) - b.mean(0), torch.cov(a.T), torch.cov(b.T)
     values, vectors = torch.linalg.eigh(cov_a)

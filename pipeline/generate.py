@@ -117,8 +117,7 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     there = frozenset(number for number in range(request.batches) if output.has(number))
     bar = progress_bar(accelerator, len(labels), "generate", unit="image")
     pipeline.to(accelerator.device)
-    fitting = pipeline.sampler(**_sampling(c)).batch_size
-    sampler = pipeline.sampler(c.batch_size or min(batch_size, fitting), **_sampling(c))
+    sampler = pipeline.sampler(c.batch_size, **_sampling(c))  # in smaller batches inside where memory asks for it
     with Interrupt(accelerator) as interrupt:
         batches = pipeline.generate(
             labels, request.seeds, sampler, batch_size=batch_size, skip=there,
