@@ -394,7 +394,7 @@ class ImagePipeline:
             what = [type(each).__name__ for each in given][:4] if isinstance(given, Sequence) else type(given).__name__
             raise UserError(f"images must be a PIL picture, or a list of at least one, got {what}; PIL.Image.open reads a file")
         try:
-            return from_pil(given, c.image_size, c.image_channels)
+            return from_pil(given, c.image_size, c.image_channels, black_and_white=self.tokenizer.black_and_white)
         except (ValueError, ZeroDivisionError) as error:  # pixels of no agreed range, or none
             raise UserError(f"a picture cannot be read: {error}") from None
 

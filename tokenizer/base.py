@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common import folder
 from common.config import Settings
+from tokenizer.likelihood import Bernoulli, Likelihood
 
 
 class ImageTokenizer(nn.Module):
@@ -18,12 +19,18 @@ class ImageTokenizer(nn.Module):
 
     config_class: ClassVar[type[Settings]]
     config: Any
+    likelihood: Likelihood  # p(x | z), of what `output` gives
 
     @property
     def index_shape(self) -> tuple[int, ...]:
         """Of one image's indices: (h, w), or (h, w, Q)."""
         depth = self.config.code_depth
         return (*self.config.grid, depth) if depth > 1 else self.config.grid
+
+    @property
+    def black_and_white(self) -> bool:
+        """Whether images are such that every pixel is -1 or 1."""
+        return isinstance(self.likelihood, Bernoulli)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -40,11 +47,23 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w), or (B, h, w, Q) -> images (B, C, H, W), clamped to [-1, 1]. Any grid decodes, to its size.
+        """indices (B, h, w), or (B, h, w, Q) -> images (B, C, H, W) in [-1, 1], the mean of p(x | z). Any grid decodes, to its
+        size.
 
         Raises:
             ValueError: indices that no code has, or not on a grid of this tokenizer's depth.
         """
+        return self.likelihood.mean(self.output(indices)).float()
+
+    @torch.no_grad()
+    def nll(self, images: Tensor, indices: Tensor) -> Tensor:
+        """−log p(images | indices) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Divided by ln 2 · C · H · W it is the
+        distortion in bits per dimension."""
+        return self.likelihood.nll(self.output(indices), images)
+
+    @torch.no_grad()
+    def output(self, indices: Tensor) -> Tensor:
+        """indices -> (B, P, H, W), what `likelihood` reads. Raises as `decode` does."""
         K, Q = self.config.codebook_size, self.config.code_depth
         shape = ("h", "w", Q) if Q > 1 else ("h", "w")
         if indices.ndim != 1 + len(shape) or indices.is_floating_point() or (Q > 1 and indices.shape[-1] != Q):
@@ -53,12 +72,12 @@ class ImageTokenizer(nn.Module):
             )
         if indices.numel() and not (indices.min() >= 0 and indices.max() < K):
             raise ValueError(f"indices must lie in [0, {K}), got {indices.min().item()} to {indices.max().item()}")
-        return self._decode(indices).float().clamp(-1, 1)
+        return self._output(indices)
 
     def _encode(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _decode(self, indices: Tensor) -> Tensor:
+    def _output(self, indices: Tensor) -> Tensor:
         raise NotImplementedError
 
     def save_pretrained(self, path: str | Path) -> None:

@@ -60,6 +60,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
             counts, sums, error = expectation(tokenizer, splits["train"], accelerator)
             means = m_step(counts, sums, tokenizer.codebook, sample)
             tokenizer.codebook.copy_(broadcast(means))  # one process' rounding decides for all
+            tokenizer.fit_likelihood(error)
             done, last = iteration + 1, iteration + 1 == c.iterations
             bar.update()
             metrics.log(done, objective=error, empty=int((counts == 0).sum()))

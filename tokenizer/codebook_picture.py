@@ -64,7 +64,7 @@ def _in_the_middle(tokenizer: Tokenizer, around: Tensor, more: Tensor) -> Tensor
     seen = slice(middle * p, (middle + 1) * p)
     z_q = around.repeat(len(more), 1, AROUND, AROUND)
     z_q[:, :, middle, middle] += more[:, :, 0, 0]
-    return _on_white(tokenizer.decoder(z_q)[..., seen, seen].clamp(-1, 1))
+    return _on_white(tokenizer.likelihood.mean(tokenizer.draw(z_q))[..., seen, seen])
 
 
 def _on_white(images: Tensor) -> Tensor:

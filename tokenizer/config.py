@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from common.config import Settings
 from common.launch import Precision
+from tokenizer.likelihood import GaussianConfig, LikelihoodConfig
 from tokenizer.quantizers.config import QuantizerConfig, VQConfig
 
 
@@ -27,6 +28,8 @@ class ImagesConfig(Settings):
     """pixels read beyond the size on either axis, cropped away at random in training and from the centre otherwise"""
     flip: bool = False
     """mirror half of the training images left-right"""
+    black_and_white: bool = False
+    """every channel of a pixel to 0 or 255, whichever is nearer: what model.likelihood.kind bernoulli is a likelihood of"""
     validation_share: float = Field(0.05, gt=0, le=0.5)
     """share of the training images held out where the source has no split `validation` (val, valid, dev)"""
     corrupt: Literal["refuse", "skip"] = "refuse"
@@ -52,6 +55,8 @@ class TokenizerConfig(Settings):
     """self-attention at the lowest level"""
     quantizer: QuantizerConfig = VQConfig()
     """what turns encoder outputs into codes"""
+    likelihood: LikelihoodConfig = GaussianConfig()
+    """what the decoder says of the pixels, p(x | z); its -log is the reconstruction loss"""
 
     @model_validator(mode="after")
     def _divides(self) -> "TokenizerConfig":
@@ -204,3 +209,12 @@ class TrainConfig(Settings):
     """steps between evaluations on the whole validation split"""
     save_every: int = Field(250, ge=1)
     """steps between saved states"""
+
+    @model_validator(mode="after")
+    def _black_and_white(self) -> "TrainConfig":
+        if self.model.likelihood.kind == "bernoulli" and not self.images.black_and_white:
+            raise ValueError(
+                "model.likelihood.kind bernoulli gives a probability to black and white alone; set images.black_and_white: "
+                "true, or take another likelihood"
+            )
+        return self

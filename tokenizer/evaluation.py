@@ -1,11 +1,12 @@
 """How good a tokenizer is on a split: PSNR of its reconstructions and the use of its codebook, over the whole split.
 
-    metrics    reconstruction_loss, psnr (dB), usage in (0, 1], perplexity in [1, K]
+    metrics    distortion (bits per dimension), psnr (dB), usage in (0, 1], perplexity in [1, K]
     counts     (Q, K), how often each code was used at each depth
 
 PSNR is each image's, of 8-bit pixels, averaged over images: mean of 10 log10(255² / MSE).
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ SHOWN = 12  # images of the picture
 class Evaluation(NamedTuple):
     images: int  # how many were evaluated
     psnr: float
-    reconstruction_loss: float
+    distortion: float  # −log2 p(x | z) a dimension
     counts: Tensor  # (Q, K) how often each code was used
     originals: Tensor  # (n, C, H, W) uint8, a few
     reconstructions: Tensor  # (n, C, H, W) uint8
@@ -34,14 +35,14 @@ class Evaluation(NamedTuple):
     def metrics(self) -> dict[str, float]:
         return {
             "validation_images": self.images,  # fewer than the split when some cannot be read
-            "validation_loss": self.reconstruction_loss,
+            "distortion": self.distortion,
             "psnr": self.psnr,
             "usage": usage(self.counts),
             "perplexity": perplexity(self.counts),
         }
 
     def summary(self) -> dict[str, str]:
-        return {"psnr": f"{self.psnr:.2f} dB", "usage": f"{usage(self.counts):.1%}"}
+        return {"psnr": f"{self.psnr:.2f} dB", "distortion": f"{self.distortion:.3f} bits/dim", "usage": f"{usage(self.counts):.1%}"}
 
 
 def psnr_each(images: Tensor, others: Tensor) -> Tensor:
@@ -56,23 +57,23 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     device, size = accelerator.device, tokenizer.config.image_size
     K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
     counts = torch.zeros(Q, K, dtype=torch.int64, device=device)
-    sums = torch.zeros(3, dtype=torch.float32, device=device)  # PSNR, squared error, images
+    sums = torch.zeros(3, dtype=torch.float32, device=device)  # PSNR, bits a dimension, images
     originals, reconstructions = [], []
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
         images = centre(split.read(positions).images, size).to(device)
         with accelerator.autocast():
             indices = tokenizer.encode(to_float(images))
-            decoded = tokenizer.decode(indices)
+            output = tokenizer.output(indices)
         counts += count(indices, K, Q)
-        again = to_uint8(decoded)
-        error = (decoded - to_float(images)).square().mean((1, 2, 3))
-        sums += torch.stack([psnr_each(images, again).sum(), error.sum(), error.new_tensor(len(images))])
+        again = to_uint8(tokenizer.likelihood.mean(output))
+        bits = tokenizer.likelihood.nll(output, to_float(images)) / (math.log(2) * images[0].numel())
+        sums += torch.stack([psnr_each(images, again).sum(), bits.sum(), bits.new_tensor(len(images))])
         if sum(map(len, originals)) < SHOWN:
             originals.append(images[:SHOWN].cpu())
             reconstructions.append(again[:SHOWN].cpu())
-    counts, (psnr, error, number) = accelerator.reduce(counts).cpu(), accelerator.reduce(sums).tolist()
+    counts, (psnr, bits, number) = accelerator.reduce(counts).cpu(), accelerator.reduce(sums).tolist()
     return Evaluation(
-        int(number), psnr / max(number, 1), error / max(number, 1), counts,
+        int(number), psnr / max(number, 1), bits / max(number, 1), counts,
         torch.cat(originals)[:SHOWN], torch.cat(reconstructions)[:SHOWN],
     )  # fmt: skip
 

@@ -58,6 +58,7 @@ class _Shape(NamedTuple):
     height: int
     width: int
     resize: str
+    black_and_white: bool
 
 
 def _in_mode(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
@@ -97,7 +98,8 @@ def _pixels_of(image: PIL.Image.Image, shape: _Shape) -> Tensor:
     """(C, H', W') uint8."""
     pixels = np.array(_in_mode(image, shape.channels))  # (h, w) or (h, w, C)
     pixels = torch.from_numpy(pixels).view(*pixels.shape[:2], shape.channels)
-    return _resized(pixels.permute(2, 0, 1), shape)
+    pixels = _resized(pixels.permute(2, 0, 1), shape)
+    return torch.where(pixels > 127, 255, 0).to(torch.uint8) if shape.black_and_white else pixels
 
 
 def _decoded(file: bytes, shape: _Shape) -> Tensor:
@@ -226,7 +228,7 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     if channels not in (1, 3, 4):
         raise UserError(f"images have 1 channel (grey), 3 (RGB) or 4 (RGBA), got {channels}")
     parts, class_names = open_source(config)
-    shape = _Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize)
+    shape = _Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize, config.black_and_white)
     splits = {
         name: ImageSplit(name, part, rows, shape, config.corrupt)
         for name, (part, rows) in _with_validation(parts, config.validation_share).items()
@@ -299,9 +301,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def from_pil(pictures: Sequence[PIL.Image.Image], size: tuple[int, int], channels: int) -> Tensor:
+def from_pil(
+    pictures: Sequence[PIL.Image.Image], size: tuple[int, int], channels: int, *, black_and_white: bool = False
+) -> Tensor:
     """Pictures of any size and mode, turned as their EXIF says, cropped and resized: (B, C, H, W) uint8."""
-    shape = _Shape(channels, *size, "crop")
+    shape = _Shape(channels, *size, "crop", black_and_white)
     return torch.stack([_pixels_of(PIL.ImageOps.exif_transpose(picture), shape) for picture in pictures])
 
 

@@ -8,6 +8,8 @@ mean (Bishop 2006, sec. 9.3.2); neither can raise the mean squared distance. The
 2007), drawn in `ROUNDS` rounds where K is more than that (Bahmani et al. 2012).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,6 +17,7 @@ from torch import Generator, Tensor
 
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import KMeansConfig
+from tokenizer.likelihood import HALF, Gaussian, GaussianConfig
 from tokenizer.nearest import nearest
 
 ROUNDS = 1024
@@ -101,6 +104,12 @@ class KMeansTokenizer(ImageTokenizer):
         super().__init__()
         self.config = config
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))  # (K, C · patch · patch)
+        self.likelihood = Gaussian(GaussianConfig(), config.image_channels).requires_grad_(False)
+
+    @torch.no_grad()
+    def fit_likelihood(self, squared_error: float) -> None:
+        """The M step of the one variance all means share: the mean squared error of a pixel."""
+        self.likelihood.log_scale.fill_(max(0.5 * math.log(max(squared_error, 1e-12)), math.log(HALF)))
 
     def patches(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> vectors (B · h · w, C · patch · patch)."""
@@ -110,6 +119,6 @@ class KMeansTokenizer(ImageTokenizer):
     def _encode(self, images: Tensor) -> Tensor:
         return e_step(self.patches(images), self.codebook).view(len(images), *self.config.grid)
 
-    def _decode(self, indices: Tensor) -> Tensor:
+    def _output(self, indices: Tensor) -> Tensor:
         p = self.config.patch
         return rearrange(F.embedding(indices, self.codebook), "b h w (c p q) -> b c (h p) (w q)", p=p, q=p)

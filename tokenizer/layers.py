@@ -2,7 +2,7 @@
 
 Shapes, for images (B, C, H, W) and a downsampling f:
     encoder  (B, C, H, W) -> z_e (B, D, H / f, W / f)
-    decoder  z_q (B, D, H / f, W / f) -> (B, C, H, W)
+    decoder  z_q (B, D, H / f, W / f) -> (B, P, H, W), P numbers a pixel that the likelihood reads: C means, or more
 
 Esser et al. (2021), https://arxiv.org/abs/2012.09841, table 7. `patch` folds pixels into channels before the first
 convolution and unfolds them after the last (space-to-depth, Shi et al. 2016, https://arxiv.org/abs/1609.05158).
@@ -73,7 +73,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """z_q (B, D, h, w) -> images (B, C, H, W), not clamped."""
+    """z_q (B, D, h, w) -> output (B, P, H, W), see `tokenizer.likelihood`."""
 
     def __init__(self, config: TokenizerConfig):
         first, last = config.channels[0], config.channels[-1]
@@ -83,7 +83,7 @@ class Decoder(nn.Sequential):
             layers += [ResidualBlock(channels) for _ in range(config.blocks)]
             if level > 0:
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(channels, config.channels[level - 1], 3, padding=1)]
-        pixels = config.image_channels * config.patch**2
+        pixels = config.likelihood.outputs(config.image_channels) * config.patch**2
         layers += [norm(first), nn.SiLU(), nn.Conv2d(first, pixels, 3, padding=1)]
         layers += [nn.PixelShuffle(config.patch)] if config.patch > 1 else []
         super().__init__(*layers)

@@ -1,6 +1,7 @@
 """The VQ-VAE: a convolutional encoder, a quantizer, a convolutional decoder.
 
-Shapes: images (B, C, H, W) in [-1, 1], z_e and z_q (B, D, h, w), indices (B, h, w) or (B, h, w, Q) in [0, K).
+Shapes: images (B, C, H, W) in [-1, 1], z_e and z_q (B, D, h, w), indices (B, h, w) or (B, h, w, Q) in [0, K), output
+(B, P, H, W), which a likelihood reads as p(images | z_q).
 """
 
 from pathlib import Path
@@ -14,12 +15,13 @@ from tokenizer.base import ImageTokenizer
 from tokenizer.config import TokenizerConfig
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.layers import Decoder, Encoder
+from tokenizer.likelihood import build_likelihood
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.build import build_quantizer
 
 
 class Reconstruction(NamedTuple):
-    images: Tensor  # (B, C, H, W), not clamped
+    nll: Tensor  # (B,) −log p(images | z_q), nats
     quantized: Quantized
 
 
@@ -34,10 +36,11 @@ class Tokenizer(ImageTokenizer):
         self.encoder = Encoder(config)
         self.quantizer = build_quantizer(config.quantizer)
         self.decoder = Decoder(config)
+        self.likelihood = build_likelihood(config.likelihood, config.image_channels)
 
     def forward(self, images: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.encoder(images))
-        return Reconstruction(self._draw(quantized.z_q), quantized)
+        return Reconstruction(self.likelihood.nll(self.draw(quantized.z_q), images), quantized)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """indices (B, h, w), or (B, h, w, Q) -> z_q (B, D, h, w)."""
@@ -53,10 +56,11 @@ class Tokenizer(ImageTokenizer):
             )
         return self.quantizer(z_e).indices
 
-    def _decode(self, indices: Tensor) -> Tensor:
-        return self._draw(self.lookup(indices))
+    def _output(self, indices: Tensor) -> Tensor:
+        return self.draw(self.lookup(indices))
 
-    def _draw(self, z_q: Tensor) -> Tensor:
+    def draw(self, z_q: Tensor) -> Tensor:
+        """z_q (B, D, h, w) -> output (B, P, H, W)."""
         return self.decoder(z_q.to(self.decoder[0].weight.dtype))  # z_q is fp32 also in a model of half precision
 
 

@@ -13,6 +13,7 @@ Reads images and writes into RUN/tokenizer:
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,7 +24,6 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -46,6 +46,7 @@ from tokenizer.upkeep import CodebookUpkeep, forget
 
 CHANGEABLE = {"run", "workers", "log_every", "save_every", "encode.views", "encode.batch_size", "encode.shard_size"}
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
+SCALE_PACE = 10.0
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
 
 
@@ -86,7 +87,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             state.seed_step(c.seed, step, accelerator.process_index)
             lr = warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
             for group in trained.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["pace"]
             trained.tokenizer.quantizer.anneal(step / c.steps)
 
             parts = []
@@ -94,9 +95,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 batch = next(reader)
                 pixels = prepare_images(batch, c, accelerator)
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-                    reconstruction, quantized = model(pixels)
+                    nll, quantized = model(pixels)
+                    nll = nll.mean() / pixels[0].numel()  # nats a dimension
                     terms = {
-                        "reconstruction_loss": F.mse_loss(reconstruction.float(), pixels),
+                        "reconstruction_loss": trained.tokenizer.likelihood.weight() * nll,
                         "codebook_loss": quantized.codebook_loss,
                         "commitment_loss": quantized.commitment_loss,
                         "regularizer": quantized.regularizer,
@@ -105,7 +107,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     loss = loss + c.commitment_weight * terms["commitment_loss"]
                     accelerator.backward(loss / c.accumulate)
                 trained.upkeep.observe(quantized)
-                parts.append(Part(quantized.z_e, {"loss": loss, **terms}, batch.rows))
+                parts.append(Part(quantized.z_e, {"loss": loss, **terms, "distortion": nll / math.log(2)}, batch.rows))
             norm = accelerator.clip_grad_norm_(model.parameters(), c.clip)
             if trained.skipped.check(step + 1, norm, parts):
                 trained.optimizer.step()
@@ -160,7 +162,7 @@ def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator)
         initialize_codebook(tokenizer, images.splits["train"], c, accelerator)
     else:
         state.check_same_data(saved, images.fingerprint, "images of fingerprint", run)
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=c.lr, betas=(0.9, 0.99), weight_decay=c.weight_decay)
+    optimizer = make_optimizer(tokenizer, c)
     upkeep = CodebookUpkeep(tokenizer.quantizer, revive_below=c.revive_below)
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
     skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
@@ -173,6 +175,15 @@ def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator)
     upkeep.load_state_dict(saved.tensors["upkeep"])
     state.load_optimizer(trained.optimizer, saved.tensors["optimizer"])
     return trained, saved.step
+
+
+def make_optimizer(tokenizer: Tokenizer, c: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; the likelihood's scales are a few logarithms that have far to go and move at `SCALE_PACE` times the rate."""
+    scales = list(tokenizer.likelihood.parameters())
+    rest = [p for name, p in tokenizer.named_parameters() if not name.startswith("likelihood.")]
+    groups = [{"params": rest, "pace": 1.0, "weight_decay": c.weight_decay}]
+    groups += [{"params": scales, "pace": SCALE_PACE, "weight_decay": 0.0}] if scales else []
+    return torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99))
 
 
 def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) -> Tensor:
@@ -230,6 +241,7 @@ def draw_curves(run: Path) -> None:
     panels = {
         "loss": ["reconstruction_loss", "codebook_loss", "commitment_loss", "regularizer"],
         "validation PSNR, dB": ["psnr"],
+        "validation distortion, bits/dim": ["distortion"],
         "codebook perplexity": ["perplexity"],
         "codebook usage": ["usage"],
     }
