@@ -24,10 +24,10 @@ from datasets import load_dataset
 from torch import Tensor
 
 from benchmarks.claim import mean_and_spread
-from benchmarks.record import record
 from common import codes
 from common.codes import CodesInfo, CodesSplit
 from common.pictures import image_grid, save_picture
+from common.record import record
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
 from prior.model import Prior

@@ -37,7 +37,7 @@ from einops import rearrange
 from torch import Generator, Tensor
 
 from benchmarks.claim import mean_and_spread
-from benchmarks.record import record
+from common.record import record
 from tokenizer.quantizers.config import GumbelConfig
 from tokenizer.quantizers.estimators import rotation, straight_through
 from tokenizer.quantizers.gumbel import GumbelQuantizer

@@ -3,7 +3,7 @@
 Both chains: 7x7 codes of K = 512, 95% of the train split, 2 CPU cores and no accelerator, the same wall-clock. Ours
 runs first; the peer (`benchmarks/peer_chain.py`) then trains its tokenizer for as long as ours took to start, train and
 encode, and its prior for as long as ours to start and train. Each draws 10,000 images, 1,000 a class. They are measured
-with one classifier trained on the real train split (`benchmarks/classifier.py`): `fd_classifier` is the Fréchet
+with one classifier trained on the real train split (`metrics/classifier.py`): `fd_classifier` is the Fréchet
 distance of its features to those of the 10,000 test images, `class_agreement` the share of images it takes for the
 class asked for. 10,000 real train images, scored alike, are the floor. A claim holds when it holds for the worst seed.
 
@@ -14,6 +14,7 @@ and the result to JSON. The same command goes on with the first part that has no
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -25,12 +26,13 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from torch import Tensor
 
 from benchmarks.claim import Claim, mean_and_spread, verdict
-from benchmarks.classifier import Classifier, Recipe, load_or_train
-from benchmarks.images import LabelledImages, load_grey, per_class, psnr, psnr_pooled, read_npz, write_grid, write_npz
-from benchmarks.record import record
-from pipeline.frechet import frechet_distance
+from benchmarks.images import LabelledImages, Splits, load_grey, per_class, psnr, psnr_pooled, read_npz, write_grid, write_npz
+from common.record import record
+from metrics.classifier import Classifier, LabelledSource, Recipe, load_or_train
+from metrics.distances import frechet_distance
 from tokenizer.images import to_float, to_uint8
 from tokenizer.model import Tokenizer
 
@@ -91,13 +93,28 @@ class Ruler:
 
     def __init__(self, classifier: Classifier, test: LabelledImages):
         self.classifier, self.test = classifier, test
-        self.test_features = classifier.features(test.images)
+        self.test_features = classifier.features(channels_first(test.images))
 
     def distance(self, split: LabelledImages) -> float:
-        return frechet_distance(self.classifier.features(split.images), self.test_features)
+        return frechet_distance(self.classifier.features(channels_first(split.images)), self.test_features)
 
     def measure(self, split: LabelledImages) -> Figures:
-        return {"fd_classifier": self.distance(split), "class_agreement": self.classifier.agreement(split)}
+        agreement = self.classifier.agreement(channels_first(split.images), split.labels)
+        return {"fd_classifier": self.distance(split), "class_agreement": agreement}
+
+
+def channels_first(images: Tensor) -> Tensor:
+    return rearrange(images, "b h w c -> b c h w").contiguous()
+
+
+def trained_classifier(splits: Splits, work: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier that every chain and seed is measured with, and what is known of it."""
+    sources = [LabelledSource.in_memory(channels_first(split.images), split.labels) for split in splits]
+    content = hashlib.sha256(splits.train.images.contiguous().numpy()).hexdigest()
+    recipe = Recipe(mirror=True)
+    classifier = load_or_train(*sources, content, work, recipe)
+    known = {"train_seconds": classifier.config.train_seconds, "accuracy_test": classifier.accuracy}
+    return classifier, {"recipe": recipe.model_dump(), **known}
 
 
 def read_samples(file: Path, classes: int) -> LabelledImages:
@@ -166,7 +183,7 @@ def measure(data: Path, work: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Draws our samples and measures both chains of every seed: the whole result but its record."""
     splits = load_grey(data)
     classes = int(splits.train.labels.max()) + 1
-    classifier, known = load_or_train(splits, work, Recipe())
+    classifier, known = trained_classifier(splits, work)
     ruler, real = Ruler(classifier, splits.test), per_class(splits.train, PER_CLASS)
     by_seed = {}
     for seed in seeds:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from benchmarks.claim import Claim, verdict
-from benchmarks.record import record
+from common.record import record
 from tokenizer.nearest import nearest
 from tokenizer.quantizers.build import build_quantizer
 from tokenizer.quantizers.config import VQConfig

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from x_transformers import Decoder, TransformerWrapper
 
 from benchmarks.claim import Claim, verdict
-from benchmarks.record import record
 from common.codes import TokenizerIdentity
+from common.record import record
 from prior import layers
 from prior.config import ArchitectureConfig, Preset, PriorConfig
 from prior.model import Prior, nll_each

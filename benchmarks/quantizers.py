@@ -31,11 +31,11 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
-from benchmarks.record import record
 from common.config import build
 from common.ema import EMA
 from common.launch import make_accelerator
 from common.order import Order, Share, batches
+from common.record import record
 from common.schedule import warmup_cosine
 from tokenizer.base import ImageTokenizer
 from tokenizer.cluster import cluster

@@ -31,7 +31,7 @@ from x_transformers import AutoregressiveWrapper, TransformerWrapper
 
 from benchmarks.claim import Claim, verdict
 from benchmarks.prior_training import MIDDLE, SMALL, Shape, interleaved, make_prior, make_x_transformer, parameters
-from benchmarks.record import record
+from common.record import record
 from prior.decoder import Decoder, NumberedStep
 from prior.draw import SamplingConfig
 from prior.model import Prior

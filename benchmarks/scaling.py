@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.record import record
 from common import codes
 from common.codes import CodesInfo, TokenizerIdentity
 from common.order import Order, Share, batches
+from common.record import record
 from prior.config import ArchitectureConfig, PriorConfig
 from prior.data import CodesRows
 from prior.draw import SamplingConfig

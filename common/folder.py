@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from common import config
@@ -104,6 +104,11 @@ def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
         raise UserError(f"{path} must be of kind {kind!r}, got {value.get('kind')!r}")
     if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
         raise UserError(f"{path} has format {value.get('format')!r}, this version reads up to {FORMAT}; update tesserae")
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Of a model's names and weights, wherever they lie."""
+    return hashlib.sha256(save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -2,8 +2,8 @@
 
     images (N, C, H, W) uint8 -> cells (N, P) -> principal components (N, d), with one-hot labels appended (N, D)
 
-|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), Dowson and Landau 1982; on images Heusel et al. 2017. With labels it is the
-joint distance of DeVries et al. 2019 (https://arxiv.org/abs/1907.08175): a sample that does not show its class costs.
+The distance is Fréchet's (metrics/distances.py). With labels it is the joint distance of DeVries et al. 2019
+(https://arxiv.org/abs/1907.08175): a sample that does not show its class costs.
 
 Features are what codes decode to, along the principal components of the held-out images, each divided by its deviation.
 Every tokenizer decodes, a K-means one as well as a network, while what `lookup` gives has another scale and width for each
@@ -19,27 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
+from metrics.distances import frechet_distance
 
 SIDE = 32  # cells along a side at most
 VARIANCE = 0.95  # of the held-out images, that the components hold: those of the last percents are the decoder's noise
 SPARE = 4  # images for each feature at least, where classes leave that choice
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Of two sets of features (N, D), in float64: zero for equal means and covariances.
-
-    The root's trace is the sum of the roots of the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is symmetric.
-    """
-    if min(len(a), len(b)) <= a.shape[1]:
-        raise ValueError(
-            f"{min(len(a), len(b))} images give no covariance of {a.shape[1]} features; compare more than {a.shape[1]}"
-        )
-    a, b = a.double(), b.double()
-    difference, cov_a, cov_b = a.mean(0) - b.mean(0), torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    roots = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt()
-    return (difference @ difference + cov_a.trace() + cov_b.trace() - 2 * roots.sum()).item()
 
 
 def cells(images: Tensor) -> Tensor:

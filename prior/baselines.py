@@ -1,11 +1,13 @@
 """The two priors of the lecture that need no training: uniform, and independent draws from the code frequencies.
 
-Both in nats per code, the scale of the learned prior's NLL beside them.
+Both in nats per code, the scale of the learned prior's NLL beside them. Codes (N, T), the Q codes of a place side by side.
 """
 
 import math
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def uniform_nll(codebook_size: int) -> float:
@@ -13,13 +15,24 @@ def uniform_nll(codebook_size: int) -> float:
     return math.log(codebook_size)
 
 
+class Marginal:
+    """Independent codes: each has the frequency it has in the train split at its depth, every count raised by one."""
+
+    def __init__(self, train: np.ndarray, codebook_size: int, code_depth: int = 1):
+        counts = [np.bincount(seen, minlength=codebook_size) + 1.0 for seen in train.reshape(-1, code_depth).T]
+        self.log_p = torch.from_numpy(np.log(np.stack(counts) / np.sum(counts, axis=1, keepdims=True)))  # (Q, K) float64
+
+    def nll(self, codes: Tensor) -> Tensor:
+        """−log p of each image's codes (N, T), together: (N,) float64."""
+        depths = len(self.log_p)
+        each = [self.log_p[q][codes[:, q::depths].long()] for q in range(depths)]
+        return -torch.stack([depth.sum(1) for depth in each]).sum(0)
+
+
 def marginal_nll(train: np.ndarray, held_out: np.ndarray, codebook_size: int, code_depth: int = 1) -> float:
-    """Cross-entropy of held-out codes under the train split's code frequencies at their depth (each count raised by one).
+    """Cross-entropy of held-out codes (N, T) under the train split's frequencies, of a code.
 
     On the codes it was counted on this is their entropy, up to the smoothing.
     """
-    total = 0.0
-    for seen, wanted in zip(train.reshape(-1, code_depth).T, held_out.reshape(-1, code_depth).T, strict=True):
-        counts = np.bincount(seen, minlength=codebook_size) + 1.0
-        total -= np.log(counts / counts.sum())[wanted].mean()
-    return float(total / code_depth)
+    codes = torch.from_numpy(held_out.astype(np.int64))
+    return Marginal(train, codebook_size, code_depth).nll(codes).mean().item() / codes.shape[1]

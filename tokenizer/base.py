@@ -57,9 +57,14 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def nll(self, images: Tensor, indices: Tensor) -> Tensor:
-        """−log p(images | indices) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Divided by ln 2 · C · H · W it is the
+        """−log p(images | indices) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Over ln 2 · C · H · W it is the
         distortion in bits per dimension."""
         return self.likelihood.nll(self.output(indices), images)
+
+    @torch.no_grad()
+    def log_posterior(self, images: Tensor) -> Tensor | None:
+        """log q(z | x) of every code at every place, (B, h, w, K); None where the posterior is the one code `encode` gives."""
+        return None
 
     @torch.no_grad()
     def output(self, indices: Tensor) -> Tensor:

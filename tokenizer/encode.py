@@ -27,9 +27,9 @@ from common.errors import UserError
 from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.run import progress_bar
+from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
-from tokenizer.evaluation import psnr_each
 from tokenizer.images import ImageSplit, centre, open_images, to_float, to_uint8, view
 from tokenizer.model import load_tokenizer, trained
 from tokenizer.usage import count, perplexity, usage

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.folder import write_json
 from common.pictures import image_grid, save_picture
+from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.images import ImageSplit, centre, to_float, to_uint8
 from tokenizer.usage import count, perplexity, usage
@@ -42,13 +43,8 @@ class Evaluation(NamedTuple):
         }
 
     def summary(self) -> dict[str, str]:
-        return {"psnr": f"{self.psnr:.2f} dB", "distortion": f"{self.distortion:.3f} bits/dim", "usage": f"{usage(self.counts):.1%}"}
-
-
-def psnr_each(images: Tensor, others: Tensor) -> Tensor:
-    """(B,) dB between two batches of uint8 images; equal images give 100 dB, not infinity."""
-    mse = (images.float() - others.float()).square().mean((1, 2, 3))
-    return 10 * torch.log10(255**2 / mse.clamp_min(255**2 * 1e-10))
+        bits = f"{self.distortion:.3f} bits/dim"
+        return {"psnr": f"{self.psnr:.2f} dB", "distortion": bits, "usage": f"{usage(self.counts):.1%}"}
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +24,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
+from common.config import build, read_yaml
 from common.errors import UserError
-from tokenizer.config import ImagesConfig
+from tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig
 from tokenizer.sources import VALIDATION_NAMES, Part, file_of, fingerprint, on_main, one_line, open_source
 
 ROWS_AT_ONCE = 1024
@@ -237,6 +239,23 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
         for split in splits.values():
             split.keep_in_memory()
     return ImageSet(splits, class_names, fingerprint(parts, class_names))
+
+
+def open_run_images(run: Path, tokenizer: TokenizerConfig | KMeansConfig, source: str | None = None) -> ImageSet:
+    """The images that the tokenizer of RUN/tokenizer was trained with, or another `source`, read as it read them."""
+    path = run / "config.yaml"
+    images = build(ImagesConfig, read_yaml(path).get("images", {}), str(path))
+    if source is not None:
+        images = images.model_copy(update={"source": source, "subset": None})
+    return open_images(images, tokenizer.image_size, tokenizer.image_channels)
+
+
+def held_out(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:
+    """The split that figures are of: the named one, or else test, or else validation. Raises `UserError` if there is none."""
+    name = name or ("test" if "test" in splits else "validation")
+    if name not in splits:
+        raise UserError(f"there is no split {name!r}; the images have {', '.join(splits)}")
+    return splits[name]
 
 
 # --------------------------------------------------------------------------- views of an image: a function of its row

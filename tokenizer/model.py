@@ -7,6 +7,7 @@ Shapes: images (B, C, H, W) in [-1, 1], z_e and z_q (B, D, h, w), indices (B, h,
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from common import folder
@@ -18,6 +19,7 @@ from tokenizer.layers import Decoder, Encoder
 from tokenizer.likelihood import build_likelihood
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.build import build_quantizer
+from tokenizer.quantizers.gumbel import GumbelQuantizer
 
 
 class Reconstruction(NamedTuple):
@@ -55,6 +57,14 @@ class Tokenizer(ImageTokenizer):
                 "precision fp32 is needed; train another --run with a lower lr"
             )
         return self.quantizer(z_e).indices
+
+    @torch.no_grad()
+    def log_posterior(self, images: Tensor) -> Tensor | None:
+        if not isinstance(self.quantizer, GumbelQuantizer):
+            return None
+        log_q = self.quantizer.log_posterior(self.quantizer.prepare(self.encoder(images).float()))
+        h, w = self.config.grid
+        return log_q.view(len(images), h, w, -1)
 
     def _output(self, indices: Tensor) -> Tensor:
         return self.draw(self.lookup(indices))

@@ -15,26 +15,27 @@ import torch
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets")
 
 
-def record(module: str, peers: Sequence[str] = ()) -> dict[str, Any]:
+def record(program: str, peers: Sequence[str] = (), arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Date, command, commit, machine and versions, ready to stand in a result's JSON.
 
     Args:
-        module: the benchmark as `python -m` knows it, `benchmarks.fashion_mnist`.
+        program: a script, `prior/evaluate.py`, or a benchmark as `python -m` knows it, `benchmarks.fashion_mnist`.
         peers: packages measured beside us, whose versions belong to the result.
+        arguments: of the command line, where they are not this process's.
     """
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": command(module, sys.argv[1:]),
+        "command": command(program, sys.argv[1:] if arguments is None else arguments),
         "commit": commit(),
         "machine": machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *peers)}},
     }
 
 
-def command(module: str, arguments: Sequence[str]) -> str:
+def command(program: str, arguments: Sequence[str]) -> str:
     """The command line. Of an absolute path only its last name: what stands above it is the machine's affair."""
     shown = [f".../{Path(word).name}" if Path(word).is_absolute() else word for word in arguments]
-    return " ".join(["python", "-m", module, *shown])
+    return " ".join(["python", *([program] if program.endswith(".py") else ["-m", program]), *shown])
 
 
 def commit() -> str | None:

@@ -1,0 +1,69 @@
+"""A long computation over many items, part by part on the disk: interrupted it goes on, and any number of processes give the
+same.
+
+    FOLDER/plan.json               what is computed, of what and with what
+    FOLDER/000003.safetensors      the tensors of items [3 · size, 4 · size), written by process 3 mod world
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.folder import read_json, remove, replacing, write_json
+from common.launch import Interrupt, Interrupted
+from common.run import progress_bar
+
+
+def in_parts(
+    folder: Path, plan: Mapping[str, Any], total: int, size: int, compute: Callable[[Tensor], Mapping[str, Tensor]],
+    accelerator: Accelerator, what: str,
+) -> dict[str, Tensor]:  # fmt: skip
+    """`compute` of all positions 0 .. total - 1, each name's rows one after the other; the same on every process.
+
+    Args:
+        folder: of the parts. One that holds parts of another plan is emptied first.
+        plan: all that decides the numbers, as JSON would keep it.
+        compute: positions (n,) of one part -> named tensors of n rows, or fewer where some cannot be read, on any device.
+        what: for the progress bar.
+    Raises:
+        Interrupted: on Ctrl-C or SIGTERM, after the part at hand.
+    """
+    plan = {**plan, "total": total, "size": size}
+    if accelerator.is_main_process and not _is_of(folder, plan):
+        remove(folder)
+        write_json(folder / "plan.json", plan)
+    accelerator.wait_for_everyone()
+    parts, rank, world = torch.arange(total).split(size), accelerator.process_index, accelerator.num_processes
+    bar = progress_bar(accelerator, total, what, unit="image")
+    with Interrupt(accelerator) as interrupt:
+        for number, positions in enumerate(parts):
+            path = folder / f"{number:06d}.safetensors"
+            if number % world == rank and not path.exists():
+                tensors = {name: tensor.cpu().contiguous() for name, tensor in compute(positions).items()}
+                with replacing(path) as aside:
+                    save_file(tensors, aside)
+            bar.update(len(positions))
+            if interrupt.stopped:
+                raise Interrupted("what was computed is kept; the same command goes on with the rest")
+    bar.close()
+    accelerator.wait_for_everyone()
+    found = [_read(folder / f"{number:06d}.safetensors") for number in range(len(parts))]
+    return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else {})}
+
+
+def _is_of(folder: Path, plan: Mapping[str, Any]) -> bool:
+    return (folder / "plan.json").exists() and read_json(folder / "plan.json") == plan
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError:
+        remove(path)
+        raise Interrupted(f"{path} was damaged and is removed; the same command computes it again") from None

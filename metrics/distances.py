@@ -1,0 +1,135 @@
+"""How far a set of drawn images is from a set of real ones: pure functions of features, in float64, a block at a time.
+
+    features (N, D) of any float type; real (N, D), drawn (M, D)
+
+    Fréchet distance      |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½): Dowson and Landau 1982; of images Heusel et al. 2017
+    kernel distance       unbiased MMD² of the kernel (x·y / D + 1)³: Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401
+    precision, recall     Kynkäänniemi et al. 2019, https://arxiv.org/abs/1904.06991
+    density, coverage     Naeem et al. 2020, https://arxiv.org/abs/2002.09797
+
+The Fréchet distance falls with the number of images (the covariance of few is biased): compare figures of equal numbers.
+The kernel distance does not, and may come out below 0 where the sets are alike.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metrics.neighbours import BLOCK, distance_blocks, in_double
+
+
+class Moments(NamedTuple):
+    mean: Tensor  # (D,) float64
+    covariance: Tensor  # (D, D) float64, unbiased
+    number: int  # of images
+
+
+class PrecisionRecall(NamedTuple):
+    precision: float  # share of drawn images that lie where real ones do
+    recall: float  # share of real images that lie where drawn ones do
+
+
+class DensityCoverage(NamedTuple):
+    density: float  # how many real neighbourhoods a drawn image lies in, over k: about 1 where the sets are alike
+    coverage: float  # share of real neighbourhoods with a drawn image in them
+
+
+# ------------------------------------------------------------------------------------------------- of Gaussians, of kernels
+
+
+def moments(features: Tensor) -> Moments:
+    """Of features (N, D). Raises `ValueError` when there are fewer than two."""
+    _check(features, features, 2)
+    N, D = features.shape
+    blocks = features.split(max(1, BLOCK // D))
+    mean = sum(in_double(block).sum(0) for block in blocks) / N
+    around = (in_double(block) - mean for block in blocks)
+    return Moments(mean, sum(block.T @ block for block in around) / (N - 1), N)
+
+
+def frechet_from_moments(a: Moments, b: Moments) -> float:
+    """Zero for equal means and covariances. Raises `ValueError` when there are not more images than features.
+
+    The root's trace is the sum of the roots of the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is symmetric.
+    """
+    features, images = len(a.mean), min(a.number, b.number)
+    if images <= features:
+        raise ValueError(f"{images} images give no covariance of {features} features; compare more than {features}")
+    difference = a.mean - b.mean
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    roots = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt()
+    return (difference @ difference + a.covariance.trace() + b.covariance.trace() - 2 * roots.sum()).item()
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Of two sets of features (N, D), (M, D). Raises `ValueError` when there are not more images than features."""
+    _check(a, b, 2)
+    return frechet_from_moments(moments(a), moments(b))
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Of two sets of features (N, D), (M, D), over all pairs: no subsets are drawn, so it has no seed and no deviation."""
+    _check(a, b, 2)
+    N, M = len(a), len(b)
+    within_a, within_b = _kernel_sum(a, a) - _kernel_diagonal(a), _kernel_sum(b, b) - _kernel_diagonal(b)
+    return within_a / (N * (N - 1)) + within_b / (M * (M - 1)) - 2 * _kernel_sum(a, b) / (N * M)
+
+
+def _kernel_sum(a: Tensor, b: Tensor) -> float:
+    """Σ_ij k(a_i, b_j)."""
+    b = in_double(b)
+    step = max(1, BLOCK // len(b))
+    return sum((in_double(rows) @ b.T / b.shape[1] + 1).pow(3).sum().item() for rows in a.split(step))
+
+
+def _kernel_diagonal(a: Tensor) -> float:
+    """Σ_i k(a_i, a_i)."""
+    return (in_double(a).square().mean(1) + 1).pow(3).sum().item()
+
+
+# ---------------------------------------------------------------------------------------------------- of neighbourhoods
+
+
+def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall:
+    """A set's place is the union of balls around its images, each as wide as the way to its k-th neighbour in the set.
+
+    Raises:
+        ValueError: k neighbours need more than k images in either set.
+    """
+    _check(real, drawn, k + 1)
+    real_radii, drawn_radii = _radii(real, k), _radii(drawn, k)
+    precise, recalled = 0, torch.zeros(len(real), dtype=torch.bool, device=real_radii.device)
+    for rows, distances in distance_blocks(drawn, real):  # (m, N)
+        precise += (distances <= real_radii).any(1).sum().item()
+        recalled |= (distances <= drawn_radii[rows, None]).any(0)
+    return PrecisionRecall(precise / len(drawn), recalled.double().mean().item())
+
+
+def density_coverage(real: Tensor, drawn: Tensor, k: int = 5) -> DensityCoverage:
+    """Balls around real images alone: one real outlier's wide ball counts once in k, and no drawn outlier has one.
+
+    Raises:
+        ValueError: k neighbours need more than k images in either set.
+    """
+    _check(real, drawn, k + 1)
+    radii = _radii(real, k)
+    within, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=radii.device)
+    for _, distances in distance_blocks(drawn, real):  # (m, N)
+        inside = distances <= radii
+        within += inside.sum().item()
+        covered |= inside.any(0)
+    return DensityCoverage(within / (k * len(drawn)), covered.double().mean().item())
+
+
+def _radii(features: Tensor, k: int) -> Tensor:
+    """(N,), from each of features (N, D) to its k-th neighbour; the nearest of all is itself."""
+    return torch.cat([distances.kthvalue(k + 1).values for _, distances in distance_blocks(features, features)])
+
+
+def _check(a: Tensor, b: Tensor, fewest: int) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features must be (N, D) and (M, D) with one D, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if min(len(a), len(b)) < fewest:
+        raise ValueError(f"at least {fewest} images of either kind are needed, got {len(a)} and {len(b)}; compare more")

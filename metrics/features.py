@@ -1,0 +1,317 @@
+"""Images to features: the networks in whose eyes drawn images are held against real ones.
+
+    images (N, C, H, W) uint8, C = 1, 3 or 4  ->  prepare  ->  network  ->  features (N, D) fp32
+
+A distance between features means nothing without the network: its figure carries the network's name (`frechet_name`), and
+is called `fid` where it is that of Heusel et al. 2017, Inception with the weights of 2015-12-05, and nowhere else.
+Weights are read as tensors alone, never unpickled, and a network without its weights is refused.
+"""
+
+import difflib
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from common.config import Settings
+from common.errors import UserError
+from common.folder import remove, sha256
+from metrics.classifier import Classifier, to_pixels
+
+EVAL = "pip install 'tesserae[eval]'"
+FID_WEIGHTS = "6726825d"  # the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file
+IMAGENET_SIDE, IMAGENET_MEAN, IMAGENET_STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KIND = """`classifier`: trained on the images' own labels; `inception`: of the FID; `torchvision`, `timm`: a model of that
+library by name; `torchscript`: a network saved as TorchScript"""
+
+
+class FeaturesConfig(Settings):
+    """In whose eyes images are compared."""
+
+    kind: Annotated[Literal["classifier", "inception", "torchvision", "timm", "torchscript"], Field(description=KIND)] = (
+        "classifier"
+    )
+    name: str | None = None
+    """torchvision, timm: which model, `resnet50`; torchscript: what figures call it, null takes the file's name"""
+    weights: str | None = None
+    """a local file of weights: .safetensors, or .pth with a state dict; null downloads what the library has. Of torchscript
+    the network itself"""
+    channels: Literal["rgb", "data"] = "rgb"
+    """torchscript: give it RGB whatever the images are, or the channels of the data"""
+    batch_size: int = Field(64, ge=1)
+    """images at once"""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> "FeaturesConfig":
+        if self.kind in ("torchvision", "timm") and self.name is None:
+            raise ValueError(f"kind {self.kind} needs name, a model of {self.kind}: resnet50, for example")
+        if self.kind == "torchscript" and self.weights is None:
+            raise ValueError("kind torchscript needs weights, the file that torch.jit.save wrote")
+        if self.kind == "classifier" and self.weights is not None:
+            raise ValueError("kind classifier takes no weights, it is trained on the images' labels; leave weights out")
+        return self
+
+
+# --------------------------------------------------------------------------------------- what the networks want to be shown
+
+
+def rgb(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) to uint8 (N, 3, H, W): grey is repeated, transparency is laid on white."""
+    channels = images.shape[1]
+    if channels == 1:
+        return images.expand(-1, 3, -1, -1)
+    if channels == 4:
+        opacity = images[:, 3:] / 255
+        return (images[:, :3] * opacity + 255 * (1 - opacity)).round().to(torch.uint8)
+    if channels != 3:
+        raise ValueError(f"images have 1 channel (grey), 3 (RGB) or 4 (RGBA), got {channels}")
+    return images
+
+
+def rgb_pixels(images: Tensor) -> Tensor:
+    """RGB in [-1, 1]."""
+    return to_pixels(rgb(images))
+
+
+def imagenet(images: Tensor) -> Tensor:
+    """RGB of 224 x 224, bicubic, normalised as the networks trained on ImageNet expect."""
+    pixels = F.interpolate(rgb(images) / 255, (IMAGENET_SIDE, IMAGENET_SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (pixels.new_tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels - mean) / std
+
+
+class Features:
+    """`features(images)`; from Python any network will do, `Features(network, name="mine", prepare=imagenet)`."""
+
+    def __init__(
+        self, network: nn.Module, name: str, prepare: Callable[[Tensor], Tensor] = rgb_pixels,
+        device: torch.device | str = "cpu", batch_size: int = 64, identity: str | None = None,
+    ):  # fmt: skip
+        """
+        Args:
+            network: prepared images to (N, D); it is moved to the device and set to evaluation mode.
+            name: what its figures are called after.
+            prepare: images (N, C, H, W) uint8 to what the network wants.
+            identity: what caches know it by; its name, its preparation and the SHA-256 of its weights when not given.
+        """
+        self.network, self.name, self.prepare = network.to(device).eval(), name, prepare
+        self.device, self.batch_size = torch.device(device), batch_size
+        self.identity = identity or _identity(name, prepare, network.state_dict())
+
+    @property
+    def frechet_name(self) -> str:
+        """What a Fréchet distance of these features is called."""
+        return f"fd_{self.name}"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) uint8 -> features (N, D) fp32, on the device. Raises `ValueError` for anything else."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        return torch.cat([self._of_few(batch.to(self.device)) for batch in images.split(self.batch_size)])
+
+    def _of_few(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):  # a figure must not depend on how the model was run
+            found = self.network(self.prepare(images))
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"the network {self.name} must give features ({len(images)}, D), got {got}")
+        return found.float()
+
+
+class FIDFeatures(Features):
+    """Inception with the weights that Heusel et al. 2017 used, and no other network."""
+
+    @property
+    def frechet_name(self) -> str:
+        return "fid"
+
+
+def _identity(name: str, prepare: Callable[[Tensor], Tensor], weights: Mapping[str, Any]) -> str:
+    """SHA-256 of what the features depend on."""
+    content = hashlib.sha256(f"{name} {getattr(prepare, '__qualname__', type(prepare).__qualname__)}".encode())
+    for key, tensor in weights.items():
+        content.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------- weights, as tensors alone
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or .pth file. Raises `UserError` when the file is absent, damaged or holds more."""
+    if not path.is_file():
+        raise UserError(f"there is no file of weights {path}")
+    try:
+        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as weights: {_first_line(error)}") from None
+    except Exception as error:  # pickle.UnpicklingError, and nearly anything else of a file that is no pickle
+        raise UserError(
+            f"{path} holds something else than tensors, and is not unpickled: {_first_line(error)}; "
+            "save the network's state_dict() alone, best as .safetensors"
+        ) from None
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        shown = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) else type(found).__name__
+        raise UserError(f"{path} must hold a state dict, names of tensors; got {shown}; save the network's state_dict() alone")
+    return dict(found)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _downloaded(url: str) -> Path:
+    """The file in torch.hub's cache, fetched when it is not there, checked against the hash in its name."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    hashed = torch.hub.HASH_REGEX.search(path.name)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hashed.group(1) if hashed else None, progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"the weights {url} cannot be downloaded ({_first_line(error)}); "
+                "fetch that file elsewhere and give its path as weights"
+            ) from None
+    if hashed and not sha256(path).startswith(hashed.group(1)):
+        remove(path)
+        raise UserError(f"{path} was damaged and has been removed; the same command downloads it again")
+    return path
+
+
+def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(weights)  # strict
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the network: {' '.join(str(error).split())[:300]}") from None
+
+
+def _without(weights: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    """The weights less a classification head's: it is taken off, and may have been for any number of classes."""
+    return {key: value for key, value in weights.items() if not key.startswith(f"{head}.")}
+
+
+# ---------------------------------------------------------------------------------------------------------- the kinds
+
+
+def load_features(config: FeaturesConfig, device: torch.device | str = "cpu", classifier: Classifier | None = None) -> Features:
+    """The features that the settings choose.
+
+    Args:
+        classifier: for kind `classifier`, from `metrics.classifier.load_or_train`.
+
+    Raises:
+        UserError: a library or weights are missing, or do not fit; it says which and what to do.
+    """
+    kinds = {"inception": _inception, "torchvision": _torchvision, "timm": _timm, "torchscript": _torchscript}
+    if config.kind != "classifier":
+        return kinds[config.kind](config, device)
+    if classifier is None:
+        raise UserError("features of kind classifier need labelled images to train it on; choose another kind for these")
+    return Features(classifier.trunk, "classifier", classifier.prepare, device, config.batch_size)
+
+
+class _Inception(nn.Module):
+    """torch-fidelity's, in which TensorFlow's resizing is part of the network: uint8 RGB of any size -> (N, 2048)."""
+
+    def __init__(self, weights: Mapping[str, Tensor]):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        super().__init__()
+        file = io.BytesIO()  # torch-fidelity unpickles the file it is given: it is given tensors that were read safely
+        torch.save(dict(weights), file)
+        file.seek(0)
+        self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=file)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
+
+
+def _inception(config: FeaturesConfig, device: torch.device | str) -> Features:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError:
+        raise UserError(f"features of kind inception need torch-fidelity; {EVAL}") from None
+    path = Path(config.weights) if config.weights else _downloaded(URL_INCEPTION_V3)
+    weights = read_weights(path)
+    try:
+        network = _Inception(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit Inception: {' '.join(str(error).split())[:300]}") from None
+    file = sha256(path)
+    if file.startswith(FID_WEIGHTS):
+        return FIDFeatures(network, "inception", rgb, device, config.batch_size)
+    return Features(network, f"inception_{file[:8]}", rgb, device, config.batch_size)
+
+
+def _torchvision(config: FeaturesConfig, device: torch.device | str) -> Features:
+    from torchvision import models
+
+    if config.name not in models.list_models(module=models):
+        near = difflib.get_close_matches(config.name, models.list_models(module=models), 1)
+        raise UserError(f"torchvision has no model {config.name!r}{f'; did you mean {near[0]}?' if near else ''}")
+    path = Path(config.weights) if config.weights else _downloaded(models.get_model_weights(config.name).DEFAULT.url)
+    with torch.random.fork_rng(devices=[]):
+        network = models.get_model(config.name, weights=None)
+    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise UserError(f"torchvision's {config.name} ends in no linear layer, so its features are not known; take another")
+    network.set_submodule(heads[-1], nn.Identity())
+    if hasattr(network, "transform_input"):
+        network.transform_input = True  # GoogLeNet's and Inception's weights were made for it
+    _fill(network, _without(read_weights(path), heads[-1]), path)
+    return Features(network, config.name, imagenet, device, config.batch_size)
+
+
+def _timm(config: FeaturesConfig, device: torch.device | str) -> Features:
+    try:
+        import timm
+    except ImportError:
+        raise UserError("features of kind timm need it; pip install timm") from None
+    if not timm.is_model(config.name):
+        near = difflib.get_close_matches(config.name, timm.list_models(), 1)
+        raise UserError(f"timm has no model {config.name!r}{f'; did you mean {near[0]}?' if near else ''}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = timm.create_model(config.name, pretrained=config.weights is None, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"timm has or reaches no weights of {config.name} ({_first_line(error)}); "
+            "fetch its model.safetensors elsewhere and give its path as weights"
+        ) from None
+    if config.weights:
+        heads = network.pretrained_cfg.get("classifier") or ()
+        weights = read_weights(Path(config.weights))
+        for head in (heads,) if isinstance(heads, str) else heads:
+            weights = _without(weights, head)
+        _fill(network, weights, Path(config.weights))
+    return Features(network, config.name, imagenet, device, config.batch_size)
+
+
+def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features:
+    """A TorchScript file runs its own network and no Python of anybody's."""
+    path = Path(config.weights)
+    if not path.is_file():
+        raise UserError(f"there is no TorchScript file {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch writes no more TorchScript one day; the files are there
+            network = torch.jit.load(path, map_location=device)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is not a network that torch.jit.save wrote: {_first_line(error)}") from None
+    prepare = rgb_pixels if config.channels == "rgb" else to_pixels
+    identity = hashlib.sha256(f"{sha256(path)} {config.channels}".encode()).hexdigest()
+    return Features(network, config.name or path.stem, prepare, device, config.batch_size, identity)

@@ -1,0 +1,97 @@
+"""Which rows are nearest to which, exactly; and whether drawn images are copies of the ones that were trained on.
+
+    queries (M, D), rows (N, D) -> distances (M, k), indices (M, k)
+
+Distances are Euclidean, of |x|² + |y|² − 2 x·y in float64, a block of rows at a time: fp32 (or TF32) products lose the
+short distances, which are the ones that matter here. Bytes are read as they are, so pixels need no float copy.
+
+Copies: Meehan et al. 2020 (https://arxiv.org/abs/2004.05675) hold a draw's distance to its nearest training image against
+that of held-out images, which were not there to be copied; so does authenticity, Alaa et al. 2022.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**22  # distances held at once, of 8 bytes
+
+
+class Nearest(NamedTuple):
+    distances: Tensor  # (M, k) float64, ascending
+    indices: Tensor  # (M, k) int64, into rows
+
+
+class Memorised(NamedTuple):
+    share: float  # of the drawn images that are as near to a training image as only `quantile` of the held-out ones
+    threshold: float  # that distance
+    nearest: Nearest  # of each drawn image, k = 1: what to look at
+
+
+def in_double(features: Tensor) -> Tensor:
+    """float64, on the CPU where the device has none."""
+    return (features.cpu() if features.device.type == "mps" else features).double()
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """a (M, D), b (N, D), both float64 -> (M, N). Rows that are equal are at 0, not at what rounding leaves."""
+    norms = a.square().sum(1)[:, None] + b.square().sum(1)
+    squared = norms - 2 * a @ b.T
+    return squared.where(squared > 16 * torch.finfo(torch.float64).eps * norms, 0)
+
+
+def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Distances of a (M, D) to b (N, D), for a few rows of `a` at a time: the rows, and (rows, N)."""
+    b = in_double(b)
+    centre = b.mean(0)  # rounding is relative to the norms: distances are the same from anywhere, smallest norms from here
+    b = b - centre
+    step = max(1, BLOCK // max(1, len(b)))
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        yield rows, squared_distances(in_double(a[rows]) - centre, b).sqrt()
+
+
+def nearest(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
+    """The k rows nearest to each query. Neither is held in float64 as a whole, and each may be of any type.
+
+    Raises:
+        ValueError: k is no number of rows there are, or queries are of another width.
+    """
+    if not 1 <= k <= len(rows):
+        raise ValueError(f"k must lie in [1, {len(rows)}], the rows there are, got {k}")
+    if queries.ndim != 2 or rows.ndim != 2 or queries.shape[1] != rows.shape[1]:
+        raise ValueError(f"queries (M, D) and rows (N, D) must share D, got {tuple(queries.shape)}, {tuple(rows.shape)}")
+    side = int(BLOCK**0.5)
+    found = [_nearest_to_few(in_double(block), rows, k, BLOCK // side) for block in queries.split(side)]
+    return Nearest(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int) -> Nearest:
+    """The same for queries (m, D) that stand in memory: the best k so far are held against each block of rows."""
+    best = queries.new_empty(len(queries), 0)
+    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step].to(queries.device, torch.float64)
+        here = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
+        candidates = torch.cat([best, squared_distances(queries, block)], 1)
+        best, chosen = candidates.topk(min(k, candidates.shape[1]), largest=False)
+        indices = torch.cat([indices, here], 1).gather(1, chosen)
+    return Nearest(best.sqrt(), indices)
+
+
+def memorised(drawn: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -> Memorised:
+    """The share of drawn images nearer to a training image than all but `quantile` of the held-out images are.
+
+    A model that learned the distribution has about `quantile`, one that copies has 1. In which space is the caller's choice:
+    flattened pixels find copies, features find copies that were moved or recoloured. Held-out images that are copies of
+    training images themselves make the threshold 0, and then only exact copies count.
+
+    Args:
+        drawn, train, held_out: (M, D), (N, D), (V, D) of any type.
+    """
+    if not (len(held_out) and len(drawn)):
+        raise ValueError(f"copies are found by holding drawn images against held-out ones, got {len(drawn)}, {len(held_out)}")
+    threshold = nearest(held_out, train).distances.quantile(quantile).item()
+    found = nearest(drawn, train)
+    return Memorised((found.distances <= threshold).double().mean().item(), threshold, found)

@@ -1,0 +1,134 @@
+"""Compress images to bytes with both stages, and expand them again, exactly: the proof that bits per dimension are bits.
+
+    python pipeline/compress.py runs/digits                                       # images of the held-out split
+    python pipeline/compress.py runs/digits --files a.png b.png --output two.tess
+    python pipeline/compress.py runs/digits --expand two.tess --output folder
+
+Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes, expands it again and compares before it ends; with
+--expand it writes a folder of PNG files. Lossless for images of the tokenizer's size: others are refused. See pipeline/coder.py.
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import PIL.Image
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from common import config, folder
+from common.config import Settings as BaseSettings
+from common.errors import UserError
+from common.launch import make_accelerator, run_command
+from pipeline.coder import Compressed, compress, expand
+from pipeline.image_pipeline import ImagePipeline
+from prior.draw import SamplingConfig
+from tokenizer.images import centre, from_pil, held_out, open_run_images, to_pil
+
+
+class Settings(BaseSettings):
+    """Compress images, or expand what was compressed."""
+
+    run: str = "runs/digits"
+    """folder of the experiment"""
+    files: tuple[str, ...] | None = None
+    """pictures to compress, of the tokenizer's size; images of the held-out split when null"""
+    images: int = Field(16, ge=1)
+    """how many of the held-out split, where no files are given"""
+    expand: str | None = None
+    """a compressed file to expand instead"""
+    output: str | None = None
+    """the file to write, compressed.tess in the run when null; with expand the folder, expanded/ in the run when null"""
+
+
+class Pictures(NamedTuple):
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor | None  # (N,) class numbers, where each has one
+    what: str
+
+
+def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
+    """The files, or images evenly spaced in the held-out split with their labels."""
+    t, classes = pipeline.tokenizer.config, pipeline.prior.config.num_classes
+    if c.files is None:
+        split = held_out(open_run_images(Path(c.run) / "tokenizer", t).splits)
+        batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))
+        labelled = classes > 0 and bool((batch.labels >= 0).all())
+        return Pictures(centre(batch.images, t.image_size), batch.labels if labelled else None, f"images of {split.name}")
+    return Pictures(torch.cat([read_picture(name, pipeline) for name in c.files]), None, "pictures")
+
+
+def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
+    """(1, C, H, W) uint8. Raises `UserError` for a file that is no picture, or of another size: what comes back must be what
+    was given."""
+    t = pipeline.tokenizer.config
+    try:
+        with PIL.Image.open(name) as picture:
+            if picture.size == t.image_size[::-1]:
+                return from_pil([picture], t.image_size, t.image_channels, black_and_white=pipeline.tokenizer.black_and_white)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be read as a picture: {error}") from None
+    (w, h), (height, width) = picture.size, t.image_size
+    raise UserError(f"{name} is {h} x {w} pixels and the tokenizer's images are {height} x {width}; resize it first")
+
+
+def report(pictures: Pictures, made: Compressed) -> str:
+    """Beside the sizes of the pixels as they are, and as PNG."""
+    images, bits = pictures.images, 8 * len(made.data)
+    png = 0
+    for image in to_pil(images):
+        file = io.BytesIO()
+        image.save(file, format="PNG", optimize=True)
+        png += 8 * len(file.getvalue())
+    per = images.numel()
+    return (
+        f"{len(images)} {pictures.what}, {per} numbers of 8 bits, in {len(made.data)} bytes: {bits / per:.4f} bits per dimension "
+        f"with the head of the file; the models say {(made.rate + made.distortion) / per:.4f} = {made.rate / per:.4f} for the codes + "
+        f"{made.distortion / per:.4f} for the pixels; as PNG files {png / per:.4f}"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    run = Path(c.run)
+    if c.expand and c.files:
+        raise UserError("give --files to compress or --expand, not both")
+    pipeline = ImagePipeline.from_run(run, SamplingConfig()).to(make_accelerator().device)
+    if c.expand:
+        write_pictures(expand(pipeline, read_bytes(Path(c.expand))), Path(c.output or run / "expanded"))
+        return
+    pictures, path = read_pictures(c, pipeline), Path(c.output or run / "compressed.tess")
+    made = compress(pipeline, pictures.images, pictures.labels)
+    if not torch.equal(expand(pipeline, made.data), pictures.images):
+        raise UserError("what was compressed does not expand to the same images on this machine; nothing is written")
+    with folder.replacing(path) as aside:
+        aside.write_bytes(made.data)
+    print(f"{report(pictures, made)}\nexpanded again and compared: the same pixels\nthe bytes are in {path}")
+    print(f"next: python pipeline/compress.py {c.run} --expand {path}")
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def write_pictures(images: Tensor, path: Path) -> None:
+    """A folder of PNG files, which takes the place of one that was written so before."""
+    folder.check_ours(path, "000000.png")
+    with folder.replacing(path) as aside:
+        aside.mkdir()
+        for number, picture in enumerate(to_pil(images)):
+            picture.save(aside / f"{number:06d}.png")
+    print(f"{len(images)} images are in {path}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,214 @@
+"""What an image costs in bits: against exact likelihoods, and against the bytes an arithmetic coder needs."""
+
+import math
+import shutil
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from common.codes import TokenizerIdentity, read
+from common.errors import UserError
+from pipeline.bits import bits_per_dim, image_nats, stochastic_bounds
+from pipeline.coder import HEAD, compress, expand
+from pipeline.image_pipeline import ImagePipeline
+from prior.baselines import Marginal
+from prior.config import ArchitectureConfig, PriorConfig
+from prior.draw import SamplingConfig
+from prior.model import Prior
+from tokenizer.config import KMeansConfig, TokenizerConfig
+from tokenizer.images import centre, held_out, open_run_images, to_float, to_uint8
+from tokenizer.kmeans import KMeansTokenizer
+from tokenizer.likelihood import GaussianConfig
+from tokenizer.model import Tokenizer
+from tokenizer.quantizers.config import GumbelConfig
+
+IDENTITY = TokenizerIdentity(name="test", sha256="0" * 64)
+K, T = 3, 4
+
+
+def joined(tokenizer, classes=None):
+    """A pipeline with a prior drawn at random, far from uniform, over 2 x 2 codes of 3."""
+    torch.manual_seed(1)
+    config = PriorConfig(
+        codebook_size=K, grid=(2, 2), class_names=classes, tokenizer=IDENTITY,
+        architecture=ArchitectureConfig(depth=1, dim=16, heads=2, dropout=0.0),
+    )  # fmt: skip
+    prior = Prior(config).eval()
+    torch.nn.init.normal_(prior.head.weight)
+    return ImagePipeline(tokenizer.eval(), prior, SamplingConfig(), IDENTITY)
+
+
+def means(sigma):
+    """K-means of 2 x 2 pixels on 4 x 4: three grey levels."""
+    tokenizer = KMeansTokenizer(KMeansConfig(image_size=(4, 4), patch=2, codebook_size=K))
+    tokenizer.codebook.copy_(torch.tensor([-0.7, 0.0, 0.7])[:, None].expand(-1, 4))
+    tokenizer.fit_likelihood(sigma**2)
+    return tokenizer
+
+
+def exact_nats(pipeline, images, *, uniform=False):
+    """−log Σ_z p(z) p(x | z) over all 81 codes, in fp64; by the learned prior or the uniform one."""
+    every = torch.tensor(list(product(range(K), repeat=T)))
+    log_p = pipeline.prior.log_prob(every, torch.zeros(len(every), dtype=torch.int64)).double()
+    log_p = torch.full_like(log_p, -T * math.log(K)) if uniform else log_p
+    indices, found = every.view(-1, 2, 2), []
+    for image in to_float(images):
+        output = pipeline.tokenizer.output(indices).double()
+        nll = pipeline.tokenizer.likelihood.nll(output, image.double()[None].expand(len(every), -1, -1, -1))
+        found.append(-(log_p - nll).logsumexp(0))
+    return torch.stack(found)
+
+
+@pytest.fixture
+def marginal():
+    return Marginal(np.random.default_rng(0).integers(0, K, (50, T)), K)
+
+
+def test_bits_per_dim_are_the_exact_likelihood_where_no_other_code_explains_the_image(marginal):
+    """Means far apart and a small variance: the bound of the one code is tight, and equals the enumeration to 1e-5."""
+    pipeline = joined(means(sigma=0.05))
+    images = to_uint8(0.7 * torch.randint(-1, 2, (6, 1, 2, 2)).repeat_interleave(2, 2).repeat_interleave(2, 3) + 0.02)
+    bound = image_nats(pipeline, marginal, images, torch.zeros(6, dtype=torch.int64))
+    ours = bits_per_dim(bound.distortion + bound.learned, 16)
+    torch.testing.assert_close(ours, bits_per_dim(exact_nats(pipeline, images), 16), rtol=0, atol=1e-5)
+
+
+def test_bits_per_dim_are_never_below_the_exact_likelihood(marginal):
+    """A large variance: other codes explain the image too, and the bound of one code lies above."""
+    pipeline = joined(means(sigma=0.6))
+    images = torch.randint(256, (8, 1, 4, 4), dtype=torch.uint8)
+    bound = image_nats(pipeline, marginal, images, torch.zeros(8, dtype=torch.int64))
+    excess = bound.distortion + bound.learned - exact_nats(pipeline, images)
+    assert (excess > 0.1).all()
+
+
+def test_the_two_priors_without_training_cost_what_theory_says(marginal):
+    """Uniform: exactly T ln K. Independent: the counted shares multiplied."""
+    pipeline = joined(means(sigma=0.6))
+    images = torch.randint(256, (5, 1, 4, 4), dtype=torch.uint8)
+    bound = image_nats(pipeline, marginal, images, torch.zeros(5, dtype=torch.int64))
+    assert (bound.uniform == T * math.log(K)).all()
+    codes = pipeline.tokenizer.encode(to_float(images)).flatten(1)
+    expected = -torch.stack([marginal.log_p[0][codes[:, t]] for t in range(T)]).sum(0)
+    torch.testing.assert_close(bound.independent, expected, rtol=1e-12, atol=0)
+
+
+def test_a_class_that_the_prior_is_told_is_paid_for(marginal):
+    """p(x, label) bounds p(x): a conditional figure without its label would not be one of p(x)."""
+    pipeline = joined(means(sigma=0.6), classes=("a", "b"))
+    images, labels = torch.randint(256, (4, 1, 4, 4), dtype=torch.uint8), torch.tensor([0, 1, 0, 2])  # 2 is no class
+    bound = image_nats(pipeline, marginal, images, labels)
+    codes = pipeline.tokenizer.encode(to_float(images)).flatten(1)
+    paid = bound.learned + pipeline.prior.log_prob(codes, labels).double()
+    torch.testing.assert_close(paid, math.log(2) * torch.tensor([1.0, 1, 1, 0]).double(), rtol=0, atol=1e-6)
+
+
+def stochastic():
+    torch.manual_seed(3)
+    config = TokenizerConfig(
+        image_size=(4, 4), channels=(8, 8), quantizer=GumbelConfig(codebook_size=K, code_dim=2, normalize=False),
+        likelihood=GaussianConfig(sigma=1.0),
+    )  # fmt: skip
+    tokenizer = Tokenizer(config)
+    with torch.no_grad():
+        tokenizer.quantizer.codebook.normal_()
+        tokenizer.quantizer.log_sharpness.fill_(-3.0)  # a posterior near enough to the true one that draws from it weigh alike
+    return tokenizer
+
+
+def test_the_importance_weighted_bound_reaches_the_exact_likelihood(marginal):
+    """2,000 draws against all 81 codes, under the uniform prior, where weights are alike enough for so few: 0.02 nats seen."""
+    pipeline = joined(stochastic())
+    images = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
+    labels, generator = torch.zeros(3, dtype=torch.int64), torch.Generator().manual_seed(0)
+    bounds = stochastic_bounds(pipeline, marginal, images, labels, 2000, generator)
+    exact = exact_nats(pipeline, images, uniform=True)
+    torch.testing.assert_close(bounds.importance["uniform"], exact, rtol=0, atol=0.1)
+    assert (bounds.elbo["uniform"] > bounds.importance["uniform"] + 0.03).all()
+
+
+def test_more_draws_make_the_bound_tighter(marginal):
+    """In expectation: over 64 images together, one draw (the ELBO), 4, and 32."""
+    pipeline = joined(stochastic())
+    images, labels = torch.randint(256, (64, 1, 4, 4), dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
+    totals = []
+    for samples in (1, 4, 32):
+        generator = torch.Generator().manual_seed(samples)
+        bounds = stochastic_bounds(pipeline, marginal, images, labels, samples, generator)
+        totals.append(bounds.importance["learned"].sum().item())
+    assert totals[0] > totals[1] > totals[2] > exact_nats(pipeline, images).sum().item() - 1
+
+
+def test_draws_of_a_posterior_that_is_one_code_are_refused(marginal):
+    pipeline = joined(means(sigma=0.6))
+    with pytest.raises(ValueError, match="posterior is a single code"):
+        stochastic_bounds(pipeline, marginal, torch.zeros(1, 1, 4, 4), torch.zeros(1).long(), 2, torch.Generator())
+
+
+# ------------------------------------------------------------------------------------------------------ coding with it
+
+
+@pytest.fixture(scope="module")
+def trained(finished_run):
+    """The pipeline of a run, and 48 images of it with their labels."""
+    pipeline = ImagePipeline.from_run(finished_run, SamplingConfig())
+    split = held_out(open_run_images(finished_run / "tokenizer", pipeline.tokenizer.config).splits)
+    batch = split.read(torch.arange(48))
+    return pipeline, centre(batch.images, pipeline.tokenizer.config.image_size), batch.labels
+
+
+def test_images_survive_the_bytes_and_cost_what_the_figure_says(trained, finished_run):
+    """Byte for byte; the length within 1% of rate + distortion as evaluation reports them."""
+    pipeline, images, labels = trained
+    made = compress(pipeline, images, labels)
+    assert torch.equal(expand(pipeline, made.data), images)
+    codes = read(finished_run / "codes", ["train"])
+    marginal = Marginal(codes.splits["train"].codes, codes.info.codebook_size)
+    nats = image_nats(pipeline, marginal, images, labels)
+    figure = (nats.distortion + nats.learned).sum().item() / math.log(2)
+    assert 8 * (len(made.data) - HEAD.size) == pytest.approx(figure, rel=0.01)
+    assert made.rate + made.distortion == pytest.approx(figure, rel=1e-5)
+
+
+def test_images_without_labels_survive_too(trained):
+    pipeline, images, _ = trained
+    made = compress(pipeline, images[:5])
+    assert torch.equal(expand(pipeline, made.data), images[:5])
+
+
+def test_bytes_of_another_prior_and_damaged_bytes_are_refused(trained):
+    pipeline, images, _ = trained
+    data = compress(pipeline, images[:2]).data
+    other = ImagePipeline(pipeline.tokenizer, Prior(pipeline.prior.config).eval(), SamplingConfig(), pipeline.identity)
+    with pytest.raises(UserError, match="another tokenizer or prior"):
+        expand(other, data)
+    for bad in (b"", b"\x89PNG" + data, data[:20], data[:-1]):
+        with pytest.raises(UserError, match=r"no file that pipeline/compress.py wrote"):
+            expand(pipeline, bad)
+    flipped = bytearray(data)
+    flipped[-20] ^= 255
+    with pytest.raises(UserError, match="the bytes are damaged, or were written where sums are rounded otherwise"):
+        expand(pipeline, bytes(flipped))
+
+
+def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, capsys):
+    from pipeline.compress import main
+
+    run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
+    main([str(run), "--images", "3"])
+    out = capsys.readouterr().out
+    assert "3 images of test" in out and "the same pixels" in out
+    main([str(run), "--expand", str(run / "compressed.tess")])
+    pictures = sorted((run / "expanded").iterdir())
+    assert [picture.name for picture in pictures] == ["000000.png", "000001.png", "000002.png"]
+    main([str(run), "--files", *map(str, pictures), "--output", str(tmp_path / "again.tess")])
+    assert "3 pictures" in capsys.readouterr().out
+    import PIL.Image
+
+    PIL.Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    with pytest.raises(UserError, match="is 8 x 9 pixels and the tokenizer's images are 8 x 8"):
+        main([str(run), "--files", str(tmp_path / "wide.png")])
+    with pytest.raises(UserError, match="cannot be read as a picture"):
+        main([str(run), "--files", str(run / "compressed.tess")])
