@@ -9,7 +9,7 @@ Copies: Meehan et al. 2020 (https://arxiv.org/abs/2004.05675) hold a draw's dist
 that of held-out images, which were not there to be copied; so does authenticity, Alaa et al. 2022.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -80,7 +80,21 @@ def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int) -> Nearest
     return Nearest(best.sqrt(), indices)
 
 
-def memorised(drawn: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01) -> Memorised:
+def nearest_codes(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
+    """The k rows that differ from each query in the fewest places: whole numbers (M, T) and (N, T); distances are counts."""
+    if not 1 <= k <= len(rows) or queries.shape[1:] != rows.shape[1:]:
+        raise ValueError(f"k must lie in [1, {len(rows)}] and rows be as wide as queries, got {k}, {tuple(rows.shape)}")
+    found = []
+    for block in queries.split(max(1, 16 * BLOCK // max(1, rows.numel()))):
+        found.append((block[:, None] != rows[None]).sum(2).topk(k, largest=False))
+    distances, indices = (torch.cat(column) for column in zip(*found, strict=True))
+    return Nearest(distances.double(), indices)
+
+
+def memorised(
+    drawn: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01,
+    search: Callable[[Tensor, Tensor], Nearest] = nearest,
+) -> Memorised:  # fmt: skip
     """The share of drawn images nearer to a training image than all but `quantile` of the held-out images are.
 
     A model that learned the distribution has about `quantile`, one that copies has 1. In which space is the caller's choice:
@@ -89,9 +103,10 @@ def memorised(drawn: Tensor, train: Tensor, held_out: Tensor, quantile: float = 
 
     Args:
         drawn, train, held_out: (M, D), (N, D), (V, D) of any type.
+        search: `nearest`, or `nearest_codes`.
     """
     if not (len(held_out) and len(drawn)):
         raise ValueError(f"copies are found by holding drawn images against held-out ones, got {len(drawn)}, {len(held_out)}")
-    threshold = nearest(held_out, train).distances.quantile(quantile).item()
-    found = nearest(drawn, train)
+    threshold = search(held_out, train).distances.quantile(quantile).item()
+    found = search(drawn, train)
     return Memorised((found.distances <= threshold).double().mean().item(), threshold, found)

@@ -4,8 +4,8 @@
     python pipeline/compress.py runs/digits --files a.png b.png --output two.tess
     python pipeline/compress.py runs/digits --expand two.tess --output folder
 
-Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes, expands it again and compares before it ends; with
---expand it writes a folder of PNG files. Lossless for images of the tokenizer's size: others are refused. See pipeline/coder.py.
+Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes, once it has expanded them again and compared; with
+--expand a folder of PNG files. Lossless for images of the tokenizer's size: others are refused. See pipeline/coder.py.
 """
 
 import io
@@ -88,9 +88,9 @@ def report(pictures: Pictures, made: Compressed) -> str:
         png += 8 * len(file.getvalue())
     per = images.numel()
     return (
-        f"{len(images)} {pictures.what}, {per} numbers of 8 bits, in {len(made.data)} bytes: {bits / per:.4f} bits per dimension "
-        f"with the head of the file; the models say {(made.rate + made.distortion) / per:.4f} = {made.rate / per:.4f} for the codes + "
-        f"{made.distortion / per:.4f} for the pixels; as PNG files {png / per:.4f}"
+        f"{len(images)} {pictures.what}, {per} numbers of 8 bits, in {len(made.data)} bytes with the file's head: "
+        f"{bits / per:.4f} bits per dimension\nthe models say {(made.rate + made.distortion) / per:.4f}: {made.rate / per:.4f} "
+        f"for the codes + {made.distortion / per:.4f} for the pixels; as PNG files {png / per:.4f}"
     )
 
 

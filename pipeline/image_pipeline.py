@@ -205,7 +205,7 @@ class ImagePipeline:
         seeds = self.deal_seeds(len(pixels), seed, generator)
         kept = read_mask(mask, len(pixels), self.tokenizer.config.image_size)
         known = known_places(kept, self.prior.config.grid)
-        codes = self._encode(fill_unknown(pixels, kept))
+        codes = self.encode_pixels(fill_unknown(pixels, kept))
         return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
 
     def vary(
@@ -225,7 +225,7 @@ class ImagePipeline:
         seeds = self.deal_seeds(len(pixels), seed, generator)
         ranks = torch.cat([_ranks(self.prior.config.places, seed) for seed in seeds])
         numbers, sampler = self._labels_of(labels, len(pixels)), self.sampler(batch_size, **sampling)
-        return self._drawn(numbers, seeds, sampler, self._encode(pixels), ranks >= round(share * ranks.shape[1]))
+        return self._drawn(numbers, seeds, sampler, self.encode_pixels(pixels), ranks >= round(share * ranks.shape[1]))
 
     def interpolate(
         self,
@@ -249,7 +249,7 @@ class ImagePipeline:
         if _whole(steps, "steps") < 2:
             raise UserError(f"steps must be at least 2, got {steps}")
         (seed,) = self.deal_seeds(1, seed)
-        ends = self._encode(self._pixels([first, last]))
+        ends = self.encode_pixels(self._pixels([first, last]))
         way = torch.linspace(0, 1, steps)[:, None]
         come, again = (_ranks(self.prior.config.places, each) for each in (seed, seed + 1))
         taken = come < (way * come.shape[1]).round()  # (steps, P)
@@ -276,7 +276,7 @@ class ImagePipeline:
         Raises:
             UserError: another number of labels, or codes or known places of another shape or range.
         """
-        codes = images if isinstance(images, Tensor) else self._encode(self._pixels(images))
+        codes = images if isinstance(images, Tensor) else self.encode_pixels(self._pixels(images))
         if codes.ndim != 2:
             raise UserError(f"codes must be (B, {self.prior.config.length}), got {tuple(codes.shape)}")
         if known is not None and (not isinstance(known, Tensor) or len(known) != len(codes)):
@@ -399,7 +399,7 @@ class ImagePipeline:
             raise UserError(f"a picture cannot be read: {error}") from None
 
     @torch.inference_mode()
-    def _encode(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> codes (B, T)."""
         return torch.cat([
             self.tokenizer.encode(to_float(part.to(self.device))).flatten(1).cpu() for part in pixels.split(ENCODED)
@@ -416,7 +416,7 @@ class ImagePipeline:
 
     def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:
         """What the codes of images decode to; images of any size and mode are brought to the tokenizer's first."""
-        return to_pil(self.decode(self._encode(self._pixels(images))))
+        return to_pil(self.decode(self.encode_pixels(self._pixels(images))))
 
 
 def _check_share(share: float) -> None:

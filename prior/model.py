@@ -111,13 +111,20 @@ class Prior(nn.Module):
             raise ValueError(f"an order must be ({len(codes)}, {self.config.places}), a permutation of each image's places")
         if known is not None and self.config.any_order:
             order = known_first(known)
-        steps = None if order is None else code_order(order, self.config.code_depth)
-        ordered = codes if steps is None else codes.gather(1, steps)
-        nll = nll_each(self(labels, codes, steps), ordered, self.vocabularies)
+        nll = self.nll(codes, labels, order=order)
         if known is not None:
-            given = known.repeat_interleave(self.config.code_depth, 1)
-            nll = nll.masked_fill(given if steps is None else given.gather(1, steps), 0)
+            nll = nll.masked_fill(known.repeat_interleave(self.config.code_depth, 1), 0)
         return -nll.sum(1)
+
+    @torch.no_grad()
+    def nll(self, codes: Tensor, labels: Tensor, *, order: Tensor | None = None) -> Tensor:
+        """−log p of each code given those before it in the order, (B, T) where the codes stand, in nats. Takes what `log_prob`
+        takes, and checks nothing."""
+        if order is None:
+            return nll_each(self(labels, codes), codes, self.vocabularies)
+        steps = code_order(order, self.config.code_depth)
+        nll = nll_each(self(labels, codes, steps), codes.gather(1, steps), self.vocabularies)
+        return torch.empty_like(nll).scatter_(1, steps, nll)
 
     def check(self, codes: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
         """That codes (B, T), labels (B,) and known places (B, P) are such as this prior was trained for, else a ValueError."""

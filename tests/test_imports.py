@@ -45,9 +45,13 @@ def test_nobody_imports_a_script():
         "tokenizer.cluster",
         "tokenizer.codebook",
         "tokenizer.encode",
+        "tokenizer.evaluate",
         "prior.train",
+        "prior.evaluate",
         "pipeline.compress",
+        "pipeline.evaluate",
         "pipeline.generate",
+        "pipeline.report",
         "pipeline.run",
         "pipeline.tune",
     }

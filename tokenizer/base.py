@@ -61,6 +61,11 @@ class ImageTokenizer(nn.Module):
         distortion in bits per dimension."""
         return self.likelihood.nll(self.output(indices), images)
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether q(z | x) is more than the one code that `encode` gives."""
+        return False
+
     @torch.no_grad()
     def log_posterior(self, images: Tensor) -> Tensor | None:
         """log q(z | x) of every code at every place, (B, h, w, K); None where the posterior is the one code `encode` gives."""

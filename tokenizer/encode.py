@@ -30,7 +30,7 @@ from common.run import progress_bar
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
-from tokenizer.images import ImageSplit, centre, open_images, to_float, to_uint8, view
+from tokenizer.images import ImageSplit, centre, open_images, run_images, to_float, to_uint8, view
 from tokenizer.model import load_tokenizer, trained
 from tokenizer.usage import count, perplexity, usage
 
@@ -55,9 +55,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     """Write the codes dataset, or what is missing of it, and return its folder."""
     run = Path(c.run) / "tokenizer"
     tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
-    images_config = config.build(ImagesConfig, config.read_yaml(run / "config.yaml")["images"], str(run / "config.yaml"))
-    if c.source is not None:
-        images_config = images_config.model_copy(update={"source": c.source, "subset": None})
+    images_config = run_images(run, c.source)
     images = open_images(images_config, tokenizer.config.image_size, tokenizer.config.image_channels)
     folder = Path(c.output or f"{c.run}/codes")
     info = CodesInfo(

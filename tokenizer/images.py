@@ -162,7 +162,9 @@ class ImageSplit(torch.utils.data.Dataset):
         """Decode every image now. The split shrinks by those that cannot be decoded, and remembers them."""
         pixels = torch.empty(len(self), *self._shape[:3], dtype=torch.uint8)
         kept = []
-        with tqdm(total=len(self), desc=f"decode {self.name}", unit="img", delay=2, disable=not on_main()) as progress:
+        with tqdm(
+            total=len(self), desc=f"decode {self.name}", unit="img", delay=2, disable=None if on_main() else True
+        ) as progress:
             for start in range(0, len(self), ROWS_AT_ONCE):
                 images, here, corrupt = self._decode(self.rows[start : start + ROWS_AT_ONCE])
                 pixels[len(kept) : len(kept) + len(here)] = images
@@ -241,13 +243,16 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     return ImageSet(splits, class_names, fingerprint(parts, class_names))
 
 
-def open_run_images(run: Path, tokenizer: TokenizerConfig | KMeansConfig, source: str | None = None) -> ImageSet:
-    """The images that the tokenizer of RUN/tokenizer was trained with, or another `source`, read as it read them."""
+def run_images(run: Path, source: str | None = None) -> ImagesConfig:
+    """How the tokenizer of RUN/tokenizer reads its images, or would read another `source`."""
     path = run / "config.yaml"
     images = build(ImagesConfig, read_yaml(path).get("images", {}), str(path))
-    if source is not None:
-        images = images.model_copy(update={"source": source, "subset": None})
-    return open_images(images, tokenizer.image_size, tokenizer.image_channels)
+    return images if source is None else images.model_copy(update={"source": source, "subset": None})
+
+
+def open_run_images(run: Path, tokenizer: TokenizerConfig | KMeansConfig, source: str | None = None) -> ImageSet:
+    """The images that the tokenizer of RUN/tokenizer was trained with, or of another `source`, read as it read them."""
+    return open_images(run_images(run, source), tokenizer.image_size, tokenizer.image_channels)
 
 
 def held_out(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:

@@ -159,6 +159,11 @@ def log_logistic_mass(a: Tensor, b: Tensor) -> Tensor:
 class Likelihood(nn.Module):
     """p(x | z), z being behind `output`. fp32 inside, fp64 where the output is; under autocast too."""
 
+    @property
+    def kind(self) -> str:
+        """Its name in the settings."""
+        return next(name for name, cls in KINDS.items() if type(self) is cls)
+
     def weight(self) -> Tensor | float:
         """What a nat of a pixel counts in the loss beside the codebook's terms: constant to the gradient."""
         return 1.0

@@ -58,9 +58,13 @@ class Tokenizer(ImageTokenizer):
             )
         return self.quantizer(z_e).indices
 
+    @property
+    def stochastic(self) -> bool:
+        return isinstance(self.quantizer, GumbelQuantizer)
+
     @torch.no_grad()
     def log_posterior(self, images: Tensor) -> Tensor | None:
-        if not isinstance(self.quantizer, GumbelQuantizer):
+        if not self.stochastic:
             return None
         log_q = self.quantizer.log_posterior(self.quantizer.prepare(self.encoder(images).float()))
         h, w = self.config.grid

@@ -1,0 +1,54 @@
+"""What an evaluation leaves: one JSON file of figures, with the protocol they were measured by and what repeats it.
+
+RUN/evaluation/STAGE-SPLIT.json    figures, protocol, and the record: date, command, commit, versions, machine
+RUN/evaluation/.parts/...          numbers of each image, by which an interrupted evaluation goes on
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.folder import FORMAT, check_format, read_json, write_json
+from common.record import record
+
+KIND = "tesserae.evaluation"
+
+
+def evaluation_path(run: Path, stage: str, split: str) -> Path:
+    return run / "evaluation" / f"{stage}-{split}.json"
+
+
+def parts_path(run: Path, what: str) -> Path:
+    return run / "evaluation/.parts" / what
+
+
+def write_evaluation(
+    run: Path, stage: str, split: str, *, figures: Mapping[str, Any], protocol: Mapping[str, Any], arguments: Sequence[str]
+) -> Path:  # fmt: skip
+    """Write the figures of `STAGE/evaluate.py`, started with these arguments, and return the file."""
+    path = evaluation_path(run, stage, split)
+    head = {"kind": KIND, "format": FORMAT, "stage": stage, "split": split}
+    body = {"figures": dict(figures), "protocol": dict(protocol)}
+    write_json(path, head | body | record(f"{stage}/evaluate.py", arguments=arguments))
+    return path
+
+
+def read_evaluations(run: Path) -> list[dict[str, Any]]:
+    """All there are of a run, each checked to be one."""
+    found = []
+    for path in sorted((run / "evaluation").glob("*.json")):
+        value = read_json(path)
+        check_format(value, KIND, path)
+        found.append(value)
+    return found
+
+
+def shown(figures: Mapping[str, Any], indent: str = "  ") -> str:
+    """Figures as lines to print: names and numbers, tables left out."""
+    flat = {name: value for name, value in figures.items() if isinstance(value, int | float | str)}
+    width = max(map(len, flat), default=0)
+    return "\n".join(f"{indent}{name:<{width}}  {_number(value)}" for name, value in flat.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

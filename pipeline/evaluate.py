@@ -1,0 +1,343 @@
+"""Measure both stages together: what a held-out image costs in bits, and how good drawn images are.
+
+    accelerate launch -q pipeline/evaluate.py runs/digits
+    accelerate launch -q pipeline/evaluate.py runs/mine --images 10000 --features.kind inception --features.weights FILE
+
+Reads RUN/tokenizer, RUN/prior, RUN/codes and the images; draws as RUN/pipeline/generation_config.json says, and is told the
+labels of the held-out images. Writes RUN/evaluation/pipeline-SPLIT.json, pipeline-SPLIT-samples.png and
+pipeline-SPLIT-neighbours.png. Processes share the work; interrupted, the same command goes on. The figures:
+
+    distortion            −log2 p(x | z) of held-out images, bits per dimension, and with each prior's rate the sum:
+    PRIOR_rate, PRIOR_bits_per_dim    of PRIOR uniform, independent (code frequencies of train), learned (and the label)
+    PRIOR_elbo_..., PRIOR_importance_...   the tighter bounds where the posterior is stochastic (gumbel)
+    fd_NAME, kernel_distance               of drawn to held-out images on NAME's features; fid for Inception's
+    fd_NAME_train         of as many training images: what a perfect sampler would have (a classifier has seen them, though)
+    precision, recall, density, coverage   of their neighbourhoods
+    class_agreement       share of drawn images a classifier takes for the label asked for; on real ones, classifier_accuracy
+    classification_accuracy_score          of a classifier trained on the drawn images alone, on real held-out ones
+    memorised_pixels, _features, _codes    share of drawn images as near to a training image as 1% of held-out images are
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+
+from common import codes, config
+from common.codes import Codes
+from common.config import Settings as BaseSettings
+from common.errors import UserError
+from common.evaluation import evaluation_path, parts_path, shown, write_evaluation
+from common.folder import read_json, sha256
+from common.launch import make_accelerator, run_command
+from common.parts import in_parts
+from common.pictures import image_grid, save_picture
+from metrics.classifier import LabelledSource, Recipe, accuracy_score
+from metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
+from metrics.features import FeaturesConfig
+from metrics.neighbours import Memorised, memorised, nearest_codes
+from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
+from pipeline.generation_config import GenerationConfig
+from pipeline.image_pipeline import ImagePipeline
+from prior.baselines import Marginal
+from prior.data import plain_views
+from prior.draw import SamplingConfig
+from tokenizer.features import Eyes, cache_of, open_eyes, real_features
+from tokenizer.images import ImageSet, ImageSplit, centre, held_out, open_run_images, run_images
+
+PART = 500  # images
+NEIGHBOURHOODS = 10_000  # images of either side at most in precision, recall, density, coverage
+MOST_TRAIN = 60_000  # training images that drawn ones are looked up among, evenly spaced
+SHOWN = 10  # drawn images of the picture of neighbours
+
+
+class Settings(BaseSettings):
+    """Evaluate a tokenizer and a prior together."""
+
+    run: str = "runs/digits"
+    """folder of the experiment"""
+    codes: str | None = None
+    """another folder of codes, where the prior was trained on one"""
+    split: str | None = None
+    """which split of the images; test, or where there is none validation, when null"""
+    images: int | None = Field(None, ge=0)
+    """drawn; as many as the split has, up to 10,000, when null; 0 leaves the samples out"""
+    seed: int = Field(0, ge=0, le=2**62)
+    """drawn image i has seed `seed + i`"""
+    neighbours: int = Field(1000, ge=0)
+    """of the drawn images, how many are looked up among the training images"""
+    importance_samples: int = Field(16, ge=1)
+    """draws a held-out image, where the posterior is stochastic"""
+    features: FeaturesConfig = FeaturesConfig()
+    """in whose eyes images are compared"""
+    batch_size: int = Field(64, ge=1)
+    """images at once where they are encoded and scored"""
+
+
+class Bench(NamedTuple):
+    """What the figures are measured with."""
+
+    c: Settings
+    run: Path
+    pipeline: ImagePipeline
+    data: Codes
+    images: ImageSet
+    split: ImageSplit
+    eyes: Eyes
+    plan: dict[str, Any]  # what decides every figure
+    accelerator: Accelerator
+
+
+def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
+    """Compute the figures, or what is missing of them, and return their file."""
+    bench = open_bench(c, accelerator)
+    figures, protocol = price(bench)
+    number = min(len(bench.split), 10_000) if c.images is None else c.images
+    if number:
+        more, drawing = judge_samples(bench, number)
+        figures, protocol = figures | more, protocol | drawing
+    path = evaluation_path(bench.run, "pipeline", bench.split.name)
+    if accelerator.is_main_process:
+        write_evaluation(
+            bench.run, "pipeline", bench.split.name, figures=figures, protocol=bench.plan | protocol, arguments=arguments
+        )
+    accelerator.wait_for_everyone()
+    return path
+
+
+def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
+    run = Path(c.run)
+    kept = run / "pipeline/generation_config.json"
+    pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
+    pipeline.to(accelerator.device)
+    data = codes.read(Path(c.codes or run / "codes"), ["train"])
+    if data.info.tokenizer.sha256 != pipeline.identity.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, {pipeline.identity}: "
+            "encode again, or give --codes"
+        )
+    settings, tokenizer = run_images(run / "tokenizer"), pipeline.tokenizer
+    images = open_run_images(run / "tokenizer", tokenizer.config)
+    split = held_out(images.splits, c.split)
+    eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
+    plan = {
+        "tokenizer": pipeline.identity.sha256, "prior": sha256(run / "prior/model/model.safetensors"),
+        "images": images.fingerprint, "source": settings.source, "split": split.name, "codes": codes.fingerprint(data),
+        "features": eyes.features.identity if eyes.features else None, "batch_size": c.batch_size,
+    }  # fmt: skip
+    return Bench(c, run, pipeline, data, images, split, eyes, plan, accelerator)
+
+
+# ----------------------------------------------------------------------------------------------------------------- bits
+
+
+def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What held-out images cost: figures, and their protocol."""
+    c, pipeline, info = bench.c, bench.pipeline, bench.data.info
+    size, none = pipeline.tokenizer.config.image_size, pipeline.prior.config.num_classes
+    marginal = Marginal(plain_views(bench.data.splits["train"], info).codes, info.codebook_size, info.code_depth)
+    stochastic = pipeline.tokenizer.stochastic
+
+    def compute(positions: Tensor) -> dict[str, Tensor]:
+        parts = []
+        for some in positions.split(c.batch_size):
+            batch = bench.split.read(some)
+            images = centre(batch.images, size)
+            labels = torch.where((batch.labels < 0) | (batch.labels >= none), none, batch.labels)
+            found = image_nats(pipeline, marginal, images, labels)._asdict()
+            if stochastic:
+                generator = torch.Generator().manual_seed(c.seed + int(some[0]))
+                elbo, importance = stochastic_bounds(pipeline, marginal, images, labels, c.importance_samples, generator)
+                found |= {f"{prior}_elbo": elbo[prior] for prior in PRIORS}
+                found |= {f"{prior}_importance": importance[prior] for prior in PRIORS}
+            parts.append(found)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    drawn = {"importance_samples": c.importance_samples, "seed": c.seed} if stochastic else {}
+    folder = parts_path(bench.run, f"bits-{bench.split.name}")
+    nats = in_parts(folder, bench.plan | drawn, len(bench.split), PART, compute, bench.accelerator, "bits")
+    dimensions = pipeline.tokenizer.config.image_channels * math.prod(size)
+    bits = {name: bits_per_dim(each, dimensions) for name, each in nats.items()}
+    figures: dict[str, Any] = {"distortion": bits["distortion"].mean().item()}
+    for prior in PRIORS:
+        figures[f"{prior}_rate"] = bits[prior].mean().item()
+        figures[f"{prior}_bits_per_dim"] = (bits["distortion"] + bits[prior]).mean().item()
+        for bound in ("elbo", "importance") if stochastic else ():
+            figures[f"{prior}_{bound}_bits_per_dim"] = bits[f"{prior}_{bound}"].mean().item()
+    total = bits["distortion"] + bits["learned"]
+    figures["bits_per_dim_error"] = total.std().item() / len(total) ** 0.5 if len(total) > 1 else 0.0
+    figures["saved"] = 1 - figures["learned_rate"] / figures["independent_rate"]
+    labelled = "with its label, which is paid for" if none else "without labels"
+    protocol = {"priced": len(total), "conditional": labelled, "likelihood": pipeline.tokenizer.likelihood.kind, **drawn}
+    return figures, protocol
+
+
+# -------------------------------------------------------------------------------------------------------------- samples
+
+
+class Drawn(NamedTuple):
+    """Drawn images, what they were asked to be, and how the features see them."""
+
+    images: Tensor  # (M, C, H, W) uint8
+    codes: Tensor  # (M, T)
+    labels: Tensor  # (M,)
+    features: Tensor | None  # (M, D)
+
+
+def draw(bench: Bench, number: int) -> Drawn:
+    """So many images, with the labels of the held-out split dealt evenly."""
+    c, pipeline = bench.c, bench.pipeline
+    held = torch.from_numpy(bench.split.labels[torch.arange(number) * len(bench.split) // number])
+    classes = pipeline.prior.config.num_classes
+    labels = torch.where((held < 0) | (held >= classes), classes, held)
+    sampler = pipeline.sampler(**pipeline.sampling.model_dump())
+
+    def compute(positions: Tensor) -> dict[str, Tensor]:
+        drawn = sampler(labels[positions], [c.seed + i for i in positions.tolist()]).cpu()
+        images = pipeline.decode(drawn)
+        found = {"images": images, "codes": drawn.int()}
+        return found if bench.eyes.features is None else found | {"features": bench.eyes.features(images)}
+
+    plan = bench.plan | {"sampling": pipeline.sampling.model_dump(mode="json"), "seed": c.seed, "labels": labels.tolist()}
+    found = in_parts(parts_path(bench.run, "samples"), plan, number, PART, compute, bench.accelerator, "draw")
+    return Drawn(found["images"], found["codes"].long(), labels, found.get("features"))
+
+
+def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What drawn images are worth: figures, and their protocol."""
+    drawn, eyes = draw(bench, number), bench.eyes
+    figures: dict[str, Any] = {}
+    protocol = {
+        "drawn": number, "seed": bench.c.seed, "sampling": bench.pipeline.sampling.model_dump(mode="json"),
+        "labels": "of the held-out split, evenly",
+    }  # fmt: skip
+    train = evenly(bench.images.splits["train"], MOST_TRAIN)
+    train_features = None
+    if eyes.features is not None:
+        real = features_of(bench, bench.split, evenly(bench.split, number))
+        train_features = features_of(bench, bench.images.splits["train"], train)
+        if bench.accelerator.is_main_process:
+            same = train_features[torch.arange(min(number, len(train))) * len(train) // min(number, len(train))]
+            figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
+        protocol["features_name"] = eyes.features.name
+    if bench.accelerator.is_main_process:
+        if eyes.classifier is not None:
+            figures |= ask_classifier(bench, drawn)
+        if bench.c.neighbours:
+            figures |= look_up(bench, drawn, train, train_features)
+            protocol |= {"neighbours": min(bench.c.neighbours, number), "neighbours_among": len(train)}
+        save_samples(bench, drawn)
+    bench.accelerator.wait_for_everyone()
+    return figures, protocol
+
+
+def evenly(split: ImageSplit, number: int) -> Tensor:
+    """Positions of so many images of a split, or all, evenly spaced."""
+    number = min(number, len(split))
+    return torch.arange(number) * len(split) // number
+
+
+def features_of(bench: Bench, split: ImageSplit, positions: Tensor) -> Tensor:
+    """Of images of a split, (n, D)."""
+    tokenizer, cache = bench.pipeline.tokenizer, cache_of(bench.run)
+    return real_features(bench.eyes.features, bench.images, split, positions, tokenizer, cache, bench.accelerator)
+
+
+def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
+    """Distances between features (M, D), (N, D) and those of training images. Too few images leave out what needs more."""
+    drawn, real, train = drawn.cpu(), real.cpu(), train.cpu()
+    figures: dict[str, Any] = {}
+    if min(map(len, (drawn, real, train))) > drawn.shape[1]:
+        figures[name], figures[f"{name}_train"] = frechet_distance(real, drawn), frechet_distance(real, train)
+    figures["kernel_distance"] = kernel_distance(real, drawn)
+    some, few = real[:NEIGHBOURHOODS], drawn[:NEIGHBOURHOODS]
+    return figures | precision_recall(some, few)._asdict() | density_coverage(some, few)._asdict()
+
+
+def ask_classifier(bench: Bench, drawn: Drawn) -> dict[str, Any]:
+    """Whether drawn images show what was asked for, and whether one could learn the classes from them."""
+    classifier, classes = bench.eyes.classifier, bench.pipeline.prior.config.num_classes
+    figures: dict[str, Any] = {"classifier_accuracy": classifier.accuracy}
+    if not classes:
+        return figures
+    asked = drawn.labels < classes
+    figures["class_agreement"] = classifier.agreement(drawn.images[asked], drawn.labels[asked])
+    real = classifier.predict(drawn.images[asked])
+    figures["agreement_by_class"] = {
+        name: (real[drawn.labels[asked] == i] == i).double().mean().item()
+        for i, name in enumerate(bench.pipeline.prior.config.class_names)
+        if (drawn.labels[asked] == i).any()
+    }
+    if len(drawn.labels[asked].unique()) > 1:
+        size = bench.pipeline.tokenizer.config.image_size
+        held = LabelledSource(bench.split.labels, lambda positions: _labelled(bench.split, positions, size))
+        source = LabelledSource.in_memory(drawn.images[asked], drawn.labels[asked])
+        recipe = Recipe(mirror=classifier.config.recipe.mirror)
+        figures["classification_accuracy_score"] = accuracy_score(source, held, recipe, bench.accelerator.device)
+    return figures
+
+
+def _labelled(split: ImageSplit, positions: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    batch = split.read(positions)
+    return centre(batch.images, size), batch.labels
+
+
+# ----------------------------------------------------------------------------------------------------------- memorising
+
+
+def look_up(bench: Bench, drawn: Drawn, train: Tensor, train_features: Tensor | None) -> dict[str, Any]:
+    """Whether drawn images are nearer to training images than held-out images are, in pixels, features and codes; and a
+    picture of the nearest."""
+    number, size = min(bench.c.neighbours, len(drawn.images)), bench.pipeline.tokenizer.config.image_size
+    held = evenly(bench.split, bench.c.neighbours)
+    train_split = bench.images.splits["train"]
+    train_images = torch.cat([centre(train_split.read(some).images, size) for some in train.split(PART)])
+    held_images = torch.cat([centre(bench.split.read(some).images, size) for some in held.split(PART)])
+    some, pixels = drawn.images[:number], train_images.flatten(1)
+    found: dict[str, Memorised] = {"pixels": memorised(some.flatten(1), pixels, held_images.flatten(1))}
+    if train_features is not None:
+        held_features = bench.eyes.features(held_images).cpu()
+        found["features"] = memorised(drawn.features[:number].cpu(), train_features.cpu(), held_features)
+    codes_of = bench.pipeline.encode_pixels
+    found["codes"] = memorised(drawn.codes[:number], codes_of(train_images), codes_of(held_images), search=nearest_codes)
+    shown = [drawn.images[:SHOWN]] + [train_images[each.nearest.indices[:SHOWN, 0]] for each in found.values()]
+    save_picture(image_grid(torch.cat(shown), columns=min(SHOWN, number)), picture_path(bench, "neighbours"))
+    return {f"memorised_{name}": each.share for name, each in found.items()}
+
+
+def picture_path(bench: Bench, what: str) -> Path:
+    return evaluation_path(bench.run, "pipeline", f"{bench.split.name}-{what}").with_suffix(".png")
+
+
+def save_samples(bench: Bench, drawn: Drawn) -> None:
+    """A column a class, ten rows, where there are up to 20 classes; else a square."""
+    classes, some = bench.pipeline.prior.config.num_classes, min(100, len(drawn.images))
+    chosen, across = torch.arange(some), max(1, round(some**0.5))
+    if 1 < classes <= 20:
+        columns = [(drawn.labels == label).nonzero()[:10, 0] for label in range(classes)]
+        rows = min(map(len, columns))
+        if rows:
+            chosen, across = torch.stack([column[:rows] for column in columns], dim=1).flatten(), classes
+    save_picture(image_grid(drawn.images[chosen], across), picture_path(bench, "samples"))
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    accelerator = make_accelerator()
+    path = evaluate(c, accelerator, argv)
+    if accelerator.is_main_process:
+        print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}")
+        print(f"next: python pipeline/report.py {c.run}")
+
+
+if __name__ == "__main__":
+    run_command(main)

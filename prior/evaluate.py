@@ -1,0 +1,159 @@
+"""Measure a prior on held-out codes: nats per code, beside the two priors of the lecture that need no training.
+
+    accelerate launch -q prior/evaluate.py runs/digits
+
+Reads RUN/prior/model and RUN/codes (or --codes). Writes RUN/evaluation/prior-SPLIT.json. Each process takes its share of the
+rows; interrupted, the same command goes on. The figures:
+
+    nll, nll_error        nats per code: the mean over images, and its standard error
+    bits_per_image        the rate: what an ideal coder needs for all codes of an image
+    independent_nll       the same of codes drawn one by one by their frequency in train; saved is the share under it
+    uniform_nll           ln K
+    train_nll, gap        of as many training images, and by how much held-out images cost more: memorising is a large gap
+    by_class, by_place    mean nats per code of each class, and of each place of the grid
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+
+from common import codes, config
+from common.codes import Codes, CodesSplit
+from common.config import Settings as BaseSettings
+from common.errors import UserError
+from common.evaluation import evaluation_path, parts_path, shown, write_evaluation
+from common.folder import read_json, sha256
+from common.launch import Precision, make_accelerator, run_command
+from common.parts import in_parts
+from prior.baselines import Marginal, uniform_nll
+from prior.data import CodesRows, plain_views
+from prior.model import Prior
+from prior.order import shuffled
+
+PART = 1000  # images
+
+
+class Settings(BaseSettings):
+    """Evaluate a prior."""
+
+    run: str = "runs/digits"
+    """folder of the experiment"""
+    codes: str | None = None
+    """another folder of codes, where the prior was trained on one"""
+    split: str | None = None
+    """which split of the codes; test, or where there is none validation, when null"""
+    batch_size: int = Field(256, ge=1)
+    """images at once"""
+    precision: Precision = "fp32"
+    """of the Transformer; logits are fp32 always"""
+
+
+def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
+    """Compute the figures, or what is missing of them, and return their file."""
+    run, data = Path(c.run), codes.read(Path(c.codes or f"{c.run}/codes"))
+    if not (run / "prior/model/config.json").exists():
+        raise UserError(f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {run} makes one")
+    name = c.split or ("test" if "test" in data.splits else "validation")
+    for needed in ("train", name):
+        if needed not in data.splits:
+            raise UserError(f"the codes have no split {needed!r}; they have {', '.join(data.splits)}")
+    prior = Prior.from_pretrained(run / "prior/model").to(accelerator.device)
+    if prior.config.tokenizer.sha256 != data.info.tokenizer.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "
+            f"{prior.config.tokenizer}; give its --codes"
+        )
+    held_out = plain_views(data.splits[name], data.info)
+    seen = evenly(plain_views(data.splits["train"], data.info), len(held_out.rows))
+    plan = {
+        "prior": sha256(run / "prior/model/model.safetensors"), "codes": codes.fingerprint(data), "precision": c.precision,
+        "batch_size": c.batch_size,
+    }  # fmt: skip
+    nats = {
+        split_name: measure(prior, split, run, split_name, plan, c.batch_size, accelerator)
+        for split_name, split in ((name, held_out), ("train", seen))
+    }
+    path = evaluation_path(run, "prior", name)
+    if accelerator.is_main_process:
+        figures = summarize(nats[name], nats["train"], data, held_out, prior)
+        order = "random, a row's own" if prior.config.any_order else "raster"
+        protocol = plan | {"number": len(held_out.rows), "train_number": len(seen.rows), "order": order}
+        write_evaluation(run, "prior", name, figures=figures, protocol=protocol, arguments=arguments)
+    accelerator.wait_for_everyone()
+    return path
+
+
+def evenly(split: CodesSplit, number: int) -> CodesSplit:
+    """So many rows of a split, or all, evenly spaced."""
+    rows = range(0, len(split.rows), max(1, len(split.rows) // max(1, number)))
+    return CodesSplit(*(None if column is None else column[rows][:number] for column in split))
+
+
+def measure(
+    prior: Prior, split: CodesSplit, run: Path, name: str, plan: dict[str, Any], batch_size: int, accelerator: Accelerator
+) -> Tensor:  # fmt: skip
+    """−log p of every code of every image, (N, T) on its place, float32."""
+    rows, places = CodesRows(split, prior.config), prior.config.places
+
+    def compute(positions: Tensor) -> dict[str, Tensor]:
+        found = []
+        for some in positions.split(batch_size):
+            batch, order = rows[some, some], None
+            if prior.config.any_order:
+                each = [shuffled(1, places, torch.Generator().manual_seed(row)) for row in some.tolist()]
+                order = torch.cat(each).to(accelerator.device)
+            with accelerator.autocast():
+                found.append(prior.nll(batch.codes.to(accelerator.device), batch.labels.to(accelerator.device), order=order))
+        return {"nats": torch.cat(found)}
+
+    folder = parts_path(run, f"prior-{name}")
+    return in_parts(folder, plan, len(rows), PART, compute, accelerator, f"evaluate {name}")["nats"]
+
+
+def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, prior: Prior) -> dict[str, Any]:
+    """The figures, of nats (N, T) of the held-out images and (M, T) of the training images."""
+    c, each = data.info, nats.double().mean(1)
+    marginal = Marginal(plain_views(data.splits["train"], c).codes, c.codebook_size, c.code_depth)
+    independent = marginal.nll(torch.from_numpy(held_out.codes.astype("int64"))).mean().item() / c.length
+    nll, train_nll = each.mean().item(), train.double().mean().item()
+    figures: dict[str, Any] = {
+        "nll": nll,
+        "nll_error": each.std().item() / max(len(each), 1) ** 0.5 if len(each) > 1 else 0.0,
+        "bits_per_code": nll / math.log(2),
+        "bits_per_image": nll * c.length / math.log(2),
+        "independent_nll": independent,
+        "uniform_nll": uniform_nll(c.codebook_size),
+        "saved": 1 - nll / independent if independent else 0.0,
+        "train_nll": train_nll,
+        "gap": nll - train_nll,
+    }
+    if prior.config.class_names is not None and held_out.labels is not None:
+        labels = torch.from_numpy(held_out.labels)
+        there = [(i, name) for i, name in enumerate(prior.config.class_names) if (labels == i).any()]
+        figures["by_class"] = {name: each[labels == i].mean().item() for i, name in there}
+    h, w = c.grid
+    figures["by_place"] = nats.double().mean(0).view(h, w, -1).mean(2).tolist()
+    return figures
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    accelerator = make_accelerator(c.precision)
+    path = evaluate(c, accelerator, argv)
+    if accelerator.is_main_process:
+        print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}")
+        print(f"next: accelerate launch -q pipeline/evaluate.py {c.run}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,161 @@
+"""Measure a tokenizer on held-out images: what its reconstructions keep, what they cost, and how its codes are used.
+
+    accelerate launch -q tokenizer/evaluate.py runs/digits
+    accelerate launch -q tokenizer/evaluate.py runs/mine --features.kind inception --features.weights FILE
+
+Reads RUN/tokenizer and its images. Writes RUN/evaluation/tokenizer-SPLIT.json. Each process takes its share of the images;
+interrupted, the same command goes on. The figures:
+
+    psnr, psnr_pooled     dB, of each image and averaged; of the squared error over the whole split
+    ssim                  structural similarity (Wang et al. 2004)
+    distortion            −log2 p(x | z), bits per dimension (tokenizer/likelihood.py)
+    uniform_rate          T log2 K over the dimensions: what codes cost before there is a prior
+    usage, perplexity     of the codebook over the whole split
+    fd_NAME               Fréchet distance of reconstructions to the images themselves on NAME's features; fid for Inception's
+    accuracy_...          of a classifier of the run's labels, on the images and on their reconstructions
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+
+from common import config
+from common.config import Settings as BaseSettings
+from common.evaluation import evaluation_path, parts_path, shown, write_evaluation
+from common.folder import read_json, sha256
+from common.launch import Precision, make_accelerator, run_command
+from common.parts import in_parts
+from metrics.distances import frechet_distance
+from metrics.features import FeaturesConfig
+from metrics.similarity import psnr_each, ssim_each
+from tokenizer.base import ImageTokenizer
+from tokenizer.features import Eyes, cache_of, open_eyes
+from tokenizer.images import ImageSplit, centre, held_out, open_run_images, run_images, to_float, to_uint8
+from tokenizer.model import load_tokenizer, trained
+from tokenizer.usage import count, perplexity, usage
+
+PART = 1000  # images
+
+
+class Settings(BaseSettings):
+    """Evaluate a tokenizer."""
+
+    run: str = "runs/digits"
+    """folder of the experiment"""
+    split: str | None = None
+    """which split of the images; test, or where there is none validation, when null"""
+    source: str | None = None
+    """another dataset than the tokenizer was trained on: a Hub id or a folder"""
+    features: FeaturesConfig = FeaturesConfig()
+    """in whose eyes reconstructions are compared with the images"""
+    batch_size: int = Field(128, ge=1)
+    """images a process encodes at once"""
+    precision: Precision = "fp32"
+    """of encoder and decoder; likelihoods are fp64 always"""
+
+
+def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
+    """Compute the figures, or what is missing of them, and return their file."""
+    run = Path(c.run)
+    model = trained(run / "tokenizer")
+    tokenizer = load_tokenizer(model).to(accelerator.device)
+    settings = run_images(run / "tokenizer", c.source)
+    images = open_run_images(run / "tokenizer", tokenizer.config, c.source)
+    split = held_out(images.splits, c.split)
+    eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
+    plan = {
+        "tokenizer": sha256(model / "model.safetensors"), "images": images.fingerprint, "split": split.name,
+        "features": eyes.features.identity if eyes.features else None, "precision": c.precision, "batch_size": c.batch_size,
+    }  # fmt: skip
+
+    def measure(positions: Tensor) -> dict[str, Tensor]:
+        parts = [measure_batch(tokenizer, split, some, eyes, accelerator) for some in positions.split(c.batch_size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    folder = parts_path(run, f"tokenizer-{split.name}")
+    found = in_parts(folder, plan, len(split), PART, measure, accelerator, f"evaluate {split.name}")
+    figures, number = summarize(found, tokenizer, eyes), len(found["psnr"])
+    protocol = {
+        **plan, "source": settings.source, "number": number, "skipped": len(split.corrupt) + len(split) - number,
+        "features_name": eyes.features.name if eyes.features else None, "likelihood": tokenizer.likelihood.kind,
+    }  # fmt: skip
+    path = evaluation_path(run, "tokenizer", split.name)
+    if accelerator.is_main_process:
+        write_evaluation(run, "tokenizer", split.name, figures=figures, protocol=protocol, arguments=arguments)
+    accelerator.wait_for_everyone()
+    return path
+
+
+@torch.inference_mode()
+def measure_batch(
+    tokenizer: ImageTokenizer, split: ImageSplit, positions: Tensor, eyes: Eyes, accelerator: Accelerator
+) -> dict[str, Tensor]:  # fmt: skip
+    """Of each image: figures (b,), its codes (b, T), and features of it and of its reconstruction (b, D)."""
+    batch = split.read(positions)
+    images = centre(batch.images, tokenizer.config.image_size).to(accelerator.device)
+    pixels = to_float(images)
+    with accelerator.autocast():
+        indices = tokenizer.encode(pixels)
+        output = tokenizer.output(indices)
+    again = to_uint8(tokenizer.likelihood.mean(output))
+    found = {
+        "psnr": psnr_each(images, again),
+        "ssim": ssim_each(images, again),
+        "squared_error": (images.float() - again.float()).square().mean((1, 2, 3)),
+        "distortion": tokenizer.likelihood.nll(output.double(), pixels.double()),
+        "codes": indices.flatten(1).int(),
+    }
+    if eyes.features is not None:
+        found |= {"features": eyes.features(images), "features_again": eyes.features(again)}
+    if eyes.classifier is not None:
+        for name, some in (("known", images), ("known_again", again)):
+            found[name] = (eyes.classifier.predict(some) == batch.labels).to(torch.uint8)
+    return found
+
+
+def summarize(found: dict[str, Tensor], tokenizer: ImageTokenizer, eyes: Eyes) -> dict[str, Any]:
+    """The figures of the whole split."""
+    c = tokenizer.config
+    dimensions = c.image_channels * math.prod(c.image_size)
+    counts = count(found["codes"], c.codebook_size, c.code_depth)
+    distortion = found["distortion"].mean().item() / (math.log(2) * dimensions)
+    rate = found["codes"].shape[1] * math.log2(c.codebook_size) / dimensions
+    figures: dict[str, Any] = {
+        "psnr": found["psnr"].double().mean().item(),
+        "psnr_pooled": 10 * math.log10(255**2 / max(found["squared_error"].double().mean().item(), 1e-9)),
+        "ssim": found["ssim"].double().mean().item(),
+        "distortion": distortion,
+        "uniform_rate": rate,
+        "uniform_bits_per_dim": rate + distortion,
+        "usage": usage(counts),
+        "perplexity": perplexity(counts),
+    }
+    if eyes.features is not None and len(found["features"]) > found["features"].shape[1]:
+        figures[eyes.features.frechet_name] = frechet_distance(found["features"], found["features_again"])
+    if eyes.classifier is not None:
+        figures["accuracy_images"] = found["known"].double().mean().item()
+        figures["accuracy_reconstructions"] = found["known_again"].double().mean().item()
+    return figures
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    accelerator = make_accelerator(c.precision)
+    path = evaluate(c, accelerator, argv)
+    if accelerator.is_main_process:
+        print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}")
+        print(f"next: accelerate launch -q prior/evaluate.py {c.run}")
+
+
+if __name__ == "__main__":
+    run_command(main)

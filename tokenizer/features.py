@@ -1,0 +1,78 @@
+"""In whose eyes the images of a run are compared: features by the settings, the classifier among them trained on their labels.
+
+What was computed of real images is kept beside the runs, in CACHE, by the images' fingerprint and the features' identity.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from common.parts import in_parts
+from metrics.classifier import Classifier, LabelledSource, Recipe, load_or_train
+from metrics.features import Features, FeaturesConfig, load_features
+from tokenizer.base import ImageTokenizer
+from tokenizer.config import ImagesConfig
+from tokenizer.images import ImageSet, ImageSplit, centre
+
+PART = 1000  # images
+LABELLED = 2  # classes at least
+
+
+class Eyes(NamedTuple):
+    features: Features | None  # none where the classifier is asked for and the images have no labels to train it on
+    classifier: Classifier | None  # the same for the labels, whatever the features are
+
+
+def cache_of(run: Path) -> Path:
+    """Shared by all runs that stand side by side."""
+    return run.parent / ".cache"
+
+
+def labelled(split: ImageSplit, size: tuple[int, int]) -> LabelledSource:
+    """A split as a classifier reads it."""
+
+    def read(positions: Tensor) -> tuple[Tensor, Tensor]:
+        batch = split.read(positions)
+        return centre(batch.images, size), batch.labels
+
+    return LabelledSource(split.labels, read)
+
+
+def open_eyes(
+    c: FeaturesConfig, images: ImageSet, settings: ImagesConfig, held_out: ImageSplit, tokenizer: ImageTokenizer, cache: Path,
+    accelerator: Accelerator,
+) -> Eyes:  # fmt: skip
+    """The features that the settings choose, and a classifier where there are labels, which the main process trains."""
+    size, classifier = tokenizer.config.image_size, None
+    if images.class_names is not None and len(images.class_names) >= LABELLED:
+        read = json.dumps([images.fingerprint, settings.model_dump(mode="json", exclude={"source", "memory"})], sort_keys=True)
+        sources = [labelled(split, size) for split in (images.splits["train"], held_out)]
+        recipe = Recipe(mirror=settings.flip)
+        with accelerator.main_process_first():
+            classifier = load_or_train(*sources, read, cache, recipe, accelerator.device)
+    if c.kind == "classifier" and classifier is None:
+        return Eyes(None, None)
+    return Eyes(load_features(c, accelerator.device, classifier), classifier)
+
+
+def real_features(
+    features: Features, images: ImageSet, split: ImageSplit, positions: Tensor, tokenizer: ImageTokenizer, cache: Path,
+    accelerator: Accelerator,
+) -> Tensor:  # fmt: skip
+    """Features (n, D) of images of a split, from the cache where they were computed before."""
+    size = tokenizer.config.image_size
+    plan = {
+        "images": images.fingerprint, "split": split.name, "size": list(size), "channels": tokenizer.config.image_channels,
+        "features": features.identity, "positions": [int(positions[0]), int(positions[-1]), len(positions)],
+        "margin": list(split.read(positions[:1]).images.shape[2:]),
+    }  # fmt: skip
+    name = f"features-{features.name}-{images.fingerprint[:12]}-{split.name}-{len(positions)}"
+
+    def compute(places: Tensor) -> dict[str, Tensor]:
+        return {"features": features(centre(split.read(positions[places]).images, size))}
+
+    found = in_parts(cache / name, plan, len(positions), PART, compute, accelerator, f"features of {split.name}")
+    return found["features"]
