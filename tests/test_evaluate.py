@@ -1,0 +1,245 @@
+"""The three evaluations: figures that agree with each other and with what they are made of, in parts that resume."""
+
+import math
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from common import codes, folder
+from common.errors import UserError
+from common.evaluation import evaluation_path, read_evaluations
+from common.launch import Interrupted
+from common.parts import in_parts
+from pipeline.evaluate import Settings as PipelineSettings
+from pipeline.evaluate import evaluate as evaluate_pipeline
+from prior.data import CodesRows, plain_views
+from prior.evaluate import Settings as PriorSettings
+from prior.evaluate import evaluate as evaluate_prior
+from prior.model import Prior
+from tokenizer.evaluate import Settings as TokenizerSettings
+from tokenizer.evaluate import evaluate as evaluate_tokenizer
+from tokenizer.images import open_run_images
+from tokenizer.model import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    """A folder of runs, which share a cache: one classifier for all."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def run(finished_run, beside, request):
+    """A copy of the finished run that a test may write into."""
+    ignored = shutil.ignore_patterns("state", "evaluation")
+    return shutil.copytree(finished_run, beside / f"digits-{request.node.name}", ignore=ignored)
+
+
+def figures(path):
+    return folder.read_json(path)["figures"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+def doubled(positions):
+    return {"values": 2 * positions}
+
+
+def test_parts_are_computed_once_and_put_together_in_order(tmp_path, accelerator):
+    asked = []
+
+    def compute(positions):
+        asked.append(positions.tolist())
+        return doubled(positions)
+
+    for _ in range(2):
+        found = in_parts(tmp_path / "parts", {"of": "numbers"}, 7, 3, compute, accelerator, "test")
+        assert found["values"].tolist() == [0, 2, 4, 6, 8, 10, 12]
+    assert asked == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_parts_of_another_plan_are_forgotten(tmp_path, accelerator):
+    in_parts(tmp_path / "parts", {"weights": "a"}, 4, 2, doubled, accelerator, "test")
+    found = in_parts(tmp_path / "parts", {"weights": "b"}, 4, 2, lambda p: {"values": p}, accelerator, "test")
+    assert found["values"].tolist() == [0, 1, 2, 3]
+
+
+def test_what_a_kill_left_is_gone_on_with(tmp_path, accelerator):
+    """Whole parts stand; the one that was being written is computed again."""
+    in_parts(tmp_path / "parts", {}, 6, 2, doubled, accelerator, "test")
+    (tmp_path / "parts/000001.safetensors").unlink()
+    asked = []
+    found = in_parts(
+        tmp_path / "parts", {}, 6, 2, lambda p: asked.append(p.tolist()) or doubled(p), accelerator, "test"
+    )  # fmt: skip
+    assert asked == [[2, 3]] and found["values"].tolist() == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_damaged_part_is_removed_and_named(tmp_path, accelerator):
+    in_parts(tmp_path / "parts", {}, 4, 2, doubled, accelerator, "test")
+    (tmp_path / "parts/000001.safetensors").write_bytes(b"short")
+    with pytest.raises(Interrupted, match=r"000001\.safetensors was damaged and is removed"):
+        in_parts(tmp_path / "parts", {}, 4, 2, doubled, accelerator, "test")
+    assert in_parts(tmp_path / "parts", {}, 4, 2, doubled, accelerator, "test")["values"].tolist() == [0, 2, 4, 6]
+
+
+# ------------------------------------------------------------------------------------------------------------ tokenizer
+
+
+def test_the_tokenizers_figures_are_those_of_its_codes_and_pictures(run, accelerator):
+    path = evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator)
+    found = figures(path)
+    _, splits = codes.read_info(run / "codes")
+    assert path == evaluation_path(run, "tokenizer", "test")
+    assert found["psnr"] == pytest.approx(splits["test"]["psnr"], abs=1e-3)  # batches of another size round otherwise
+    assert found["usage"] == splits["test"]["usage"]
+    assert found["uniform_rate"] == 16 * 4 / 64  # 4 x 4 codes of 16 for 8 x 8 pixels
+    assert found["uniform_bits_per_dim"] == found["uniform_rate"] + found["distortion"]
+    assert found["fd_classifier"] >= 0 and found["accuracy_images"] > 0.7  # a small classifier of 8 x 8 digits
+
+
+def test_an_evaluation_says_what_repeats_it(run, accelerator):
+    path = evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator, [str(run), "--batch_size", "64"])
+    (value,) = read_evaluations(run)
+    assert value["command"] == f"python tokenizer/evaluate.py .../{run.name} --batch_size 64"
+    assert {"date", "commit", "versions", "machine", "protocol", "figures", "split", "stage"} <= value.keys()
+    assert value["protocol"]["number"] == 297 and path.exists()
+
+
+def test_the_same_command_again_gives_the_same_figures(run, accelerator):
+    first = figures(evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator))
+    part = next((run / "evaluation/.parts/tokenizer-test").glob("*.safetensors"))
+    part.unlink()
+    assert figures(evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator)) == first
+
+
+def test_images_without_labels_have_no_classifier(run, tmp_path, accelerator):
+    pictures = tmp_path / "pictures"
+    for split, number in (("train", 30), ("test", 12)):
+        (pictures / split).mkdir(parents=True)
+        for i in range(number):
+            pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(pictures / split / f"{i}.png")
+    found = figures(evaluate_tokenizer(TokenizerSettings(run=str(run), source=str(pictures)), accelerator))
+    assert "psnr" in found and not any(name.startswith(("fd_", "accuracy")) for name in found)
+
+
+def test_a_split_there_is_not_is_named(run, accelerator):
+    with pytest.raises(UserError, match="there is no split 'tset'; the images have train, validation, test"):
+        evaluate_tokenizer(TokenizerSettings(run=str(run), split="tset"), accelerator)
+
+
+# ---------------------------------------------------------------------------------------------------------------- prior
+
+
+def test_the_priors_figures_are_those_of_log_prob(run, accelerator):
+    found = figures(evaluate_prior(PriorSettings(run=str(run)), accelerator))
+    data, prior = codes.read(run / "codes"), Prior.from_pretrained(run / "prior/model")
+    rows = CodesRows(plain_views(data.splits["test"], data.info), prior.config)
+    batch = rows[torch.arange(len(rows)), torch.arange(len(rows))]
+    nll = -prior.log_prob(batch.codes, batch.labels).mean().item() / 16
+    assert found["nll"] == pytest.approx(nll, rel=1e-5)
+    assert found["uniform_nll"] == math.log(16)
+    assert found["bits_per_image"] == pytest.approx(16 * found["nll"] / math.log(2))
+    assert found["gap"] == found["nll"] - found["train_nll"]
+
+
+def test_what_codes_cost_by_class_and_by_place_is_their_cost(run, accelerator):
+    found = figures(evaluate_prior(PriorSettings(run=str(run)), accelerator))
+    assert np.mean(found["by_place"]) == pytest.approx(found["nll"], rel=1e-6) and np.shape(found["by_place"]) == (4, 4)
+    labels = codes.read(run / "codes").splits["test"].labels[::2]  # two views an image
+    shares = np.bincount(labels, minlength=10) / len(labels)
+    assert shares @ list(found["by_class"].values()) == pytest.approx(found["nll"], rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- pipeline
+
+
+@pytest.fixture(scope="module")
+def judged(finished_run, beside, accelerator):
+    """A run with all of its evaluations, and the figures of its pipeline."""
+    run = beside / "judged"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("state", "evaluation"))
+    evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator)
+    evaluate_prior(PriorSettings(run=str(run)), accelerator)
+    path = evaluate_pipeline(PipelineSettings(run=str(run), images=200, neighbours=50), accelerator)
+    return run, figures(path)
+
+
+def test_the_three_evaluations_agree(judged):
+    run, found = judged
+    of = {value["stage"]: value["figures"] for value in read_evaluations(run)}
+    assert found["distortion"] == pytest.approx(of["tokenizer"]["distortion"], rel=1e-5)  # batches of another size
+    assert found["uniform_rate"] == pytest.approx(of["tokenizer"]["uniform_rate"], rel=1e-12)
+    label = math.log2(10) / 64
+    assert found["learned_rate"] == pytest.approx(of["prior"]["bits_per_image"] / 64 + label, rel=1e-5)
+    assert found["independent_rate"] == pytest.approx(of["prior"]["independent_nll"] * 16 / math.log(2) / 64, rel=1e-9)
+    for prior in ("uniform", "independent", "learned"):
+        assert found[f"{prior}_bits_per_dim"] == pytest.approx(found["distortion"] + found[f"{prior}_rate"], rel=1e-12)
+
+
+def test_samples_are_judged_and_shown(judged):
+    run, found = judged
+    names = {"fd_classifier", "fd_classifier_train", "kernel_distance", "precision", "recall", "density", "coverage"}
+    names |= {"class_agreement", "classifier_accuracy", "classification_accuracy_score", "memorised_pixels"}
+    assert names | {"memorised_features", "memorised_codes"} <= found.keys()
+    for what in ("samples", "neighbours"):
+        assert PIL.Image.open(run / f"evaluation/pipeline-test-{what}.png").size[0] > 100
+
+
+def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
+    """Were training images drawn: all of them copies, in pixels, features and codes; and no class mistaken by more than its
+    classifier mistakes."""
+    from pipeline.evaluate import Drawn, evenly, look_up, open_bench
+
+    run, _ = judged
+    bench = open_bench(PipelineSettings(run=str(run), neighbours=60), accelerator)
+    train = evenly(bench.images.splits["train"], 10_000)
+    batch = bench.images.splits["train"].read(train)
+    from tokenizer.images import centre
+
+    images = centre(batch.images, (8, 8))
+    features = bench.eyes.features(images)
+    copies = Drawn(images[:60], bench.pipeline.encode_pixels(images[:60]), batch.labels[:60], features[:60])
+    found = look_up(bench, copies, train, features)
+    assert found == {"memorised_pixels": 1.0, "memorised_features": 1.0, "memorised_codes": 1.0}
+
+
+def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
+    """gumbel: the ELBO is looser than the bound of several draws, for each of the three priors."""
+    from tests.conftest import prior_training, tokenizer_training
+    from prior.train import train as train_prior
+    from tokenizer.config import TokenizerConfig
+    from tokenizer.encode import Settings as EncodeSettings
+    from tokenizer.encode import encode
+    from tokenizer.quantizers.config import GumbelConfig
+    from tokenizer.train import train as train_tokenizer
+
+    run = tmp_path / "gumbel"
+    model = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=GumbelConfig(codebook_size=16, code_dim=4))
+    train_tokenizer(tokenizer_training(run, model=model), accelerator)
+    encode(EncodeSettings(run=str(run), precision="fp32"), accelerator)
+    train_prior(prior_training(run), accelerator)
+    found = figures(evaluate_pipeline(PipelineSettings(run=str(run), images=0, importance_samples=4), accelerator))
+    for prior in ("uniform", "independent", "learned"):
+        assert found[f"{prior}_importance_bits_per_dim"] < found[f"{prior}_elbo_bits_per_dim"]
+    assert load_tokenizer(run / "tokenizer/model").stochastic and "fd_classifier" not in found
+
+
+def test_codes_of_another_tokenizer_are_refused(run, accelerator):
+    written = folder.read_json(run / "codes/codes.json")
+    written["tokenizer"]["sha256"] = "f" * 64
+    folder.write_json(run / "codes/codes.json", written)
+    for evaluate, settings in ((evaluate_prior, PriorSettings), (evaluate_pipeline, PipelineSettings)):
+        with pytest.raises(UserError, match="the codes were written by the tokenizer"):
+            evaluate(settings(run=str(run)), accelerator)
+
+
+def test_the_images_are_read_as_the_tokenizer_read_them(finished_run):
+    tokenizer = load_tokenizer(finished_run / "tokenizer/model")
+    split = open_run_images(finished_run / "tokenizer", tokenizer.config).splits["test"]
+    assert split.read(torch.arange(2)).images.shape == (2, 1, 10, 10)  # the margin of 2
