@@ -54,6 +54,11 @@ def per_class(split: LabelledImages, count: int) -> LabelledImages:
     return LabelledImages(split.images[rows], split.labels[rows])
 
 
+def channels_first(images: Tensor) -> Tensor:
+    """(N, H, W, C) -> (N, C, H, W)."""
+    return rearrange(images, "b h w c -> b c h w").contiguous()
+
+
 def read_npz(path: Path) -> LabelledImages:
     """Images in the field's evaluator layout: `arr_0` uint8 NHWC, `arr_1` labels."""
     with np.load(path) as arrays:

@@ -41,23 +41,19 @@ from common.folder import read_json, sha256
 from common.launch import make_accelerator, run_command
 from common.parts import in_parts
 from common.pictures import image_grid, save_picture
-from metrics.classifier import LabelledSource, Recipe, accuracy_score
-from metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
 from metrics.features import FeaturesConfig
-from metrics.neighbours import Memorised, memorised, nearest_codes
 from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline
+from pipeline.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
 from prior.baselines import Marginal
 from prior.data import plain_views
 from prior.draw import SamplingConfig
-from tokenizer.features import Eyes, cache_of, open_eyes, real_features
+from tokenizer.features import Eyes, cache_of, labelled, open_eyes, real_features
 from tokenizer.images import ImageSet, ImageSplit, centre, held_out, open_run_images, run_images
 
 PART = 500  # images
-NEIGHBOURHOODS = 10_000  # images of either side at most in precision, recall, density, coverage
 MOST_TRAIN = 60_000  # training images that drawn ones are looked up among, evenly spaced
-SHOWN = 10  # drawn images of the picture of neighbours
 
 
 class Settings(BaseSettings):
@@ -184,15 +180,6 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
-class Drawn(NamedTuple):
-    """Drawn images, what they were asked to be, and how the features see them."""
-
-    images: Tensor  # (M, C, H, W) uint8
-    codes: Tensor  # (M, T)
-    labels: Tensor  # (M,)
-    features: Tensor | None  # (M, D)
-
-
 def draw(bench: Bench, number: int) -> Drawn:
     """So many images, with the labels of the held-out split dealt evenly."""
     c, pipeline = bench.c, bench.pipeline
@@ -230,11 +217,17 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
             figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
         protocol["features_name"] = eyes.features.name
     if bench.accelerator.is_main_process:
+        size, prior = bench.pipeline.tokenizer.config.image_size, bench.pipeline.prior.config
         if eyes.classifier is not None:
-            figures |= ask_classifier(bench, drawn)
-        if bench.c.neighbours:
-            figures |= look_up(bench, drawn, train, train_features)
-            protocol |= {"neighbours": min(bench.c.neighbours, number), "neighbours_among": len(train)}
+            held = labelled(bench.split, size)
+            figures |= ask_classifier(drawn, eyes, held, prior.class_names or (), bench.accelerator.device)
+        if some := min(bench.c.neighbours, number):
+            few = Drawn(*(None if column is None else column[:some] for column in drawn))
+            positions = evenly(bench.split, bench.c.neighbours)
+            pixels = (read(bench.images.splits["train"], train, size), read(bench.split, positions, size))
+            copied, rows = look_up(few, RealImages(*pixels, train_features), eyes.features, bench.pipeline.encode_pixels)
+            figures, protocol = figures | copied, protocol | {"neighbours": some, "neighbours_among": len(train)}
+            save_picture(image_grid(rows, columns=min(SHOWN, some)), picture_path(bench, "neighbours"))
         save_samples(bench, drawn)
     bench.accelerator.wait_for_everyone()
     return figures, protocol
@@ -252,66 +245,9 @@ def features_of(bench: Bench, split: ImageSplit, positions: Tensor) -> Tensor:
     return real_features(bench.eyes.features, bench.images, split, positions, tokenizer, cache, bench.accelerator)
 
 
-def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
-    """Distances between features (M, D), (N, D) and those of training images. Too few images leave out what needs more."""
-    drawn, real, train = drawn.cpu(), real.cpu(), train.cpu()
-    figures: dict[str, Any] = {}
-    if min(map(len, (drawn, real, train))) > drawn.shape[1]:
-        figures[name], figures[f"{name}_train"] = frechet_distance(real, drawn), frechet_distance(real, train)
-    figures["kernel_distance"] = kernel_distance(real, drawn)
-    some, few = real[:NEIGHBOURHOODS], drawn[:NEIGHBOURHOODS]
-    return figures | precision_recall(some, few)._asdict() | density_coverage(some, few)._asdict()
-
-
-def ask_classifier(bench: Bench, drawn: Drawn) -> dict[str, Any]:
-    """Whether drawn images show what was asked for, and whether one could learn the classes from them."""
-    classifier, classes = bench.eyes.classifier, bench.pipeline.prior.config.num_classes
-    figures: dict[str, Any] = {"classifier_accuracy": classifier.accuracy}
-    if not classes:
-        return figures
-    asked = drawn.labels < classes
-    figures["class_agreement"] = classifier.agreement(drawn.images[asked], drawn.labels[asked])
-    real = classifier.predict(drawn.images[asked])
-    figures["agreement_by_class"] = {
-        name: (real[drawn.labels[asked] == i] == i).double().mean().item()
-        for i, name in enumerate(bench.pipeline.prior.config.class_names)
-        if (drawn.labels[asked] == i).any()
-    }
-    if len(drawn.labels[asked].unique()) > 1:
-        size = bench.pipeline.tokenizer.config.image_size
-        held = LabelledSource(bench.split.labels, lambda positions: _labelled(bench.split, positions, size))
-        source = LabelledSource.in_memory(drawn.images[asked], drawn.labels[asked])
-        recipe = Recipe(mirror=classifier.config.recipe.mirror)
-        figures["classification_accuracy_score"] = accuracy_score(source, held, recipe, bench.accelerator.device)
-    return figures
-
-
-def _labelled(split: ImageSplit, positions: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    batch = split.read(positions)
-    return centre(batch.images, size), batch.labels
-
-
-# ----------------------------------------------------------------------------------------------------------- memorising
-
-
-def look_up(bench: Bench, drawn: Drawn, train: Tensor, train_features: Tensor | None) -> dict[str, Any]:
-    """Whether drawn images are nearer to training images than held-out images are, in pixels, features and codes; and a
-    picture of the nearest."""
-    number, size = min(bench.c.neighbours, len(drawn.images)), bench.pipeline.tokenizer.config.image_size
-    held = evenly(bench.split, bench.c.neighbours)
-    train_split = bench.images.splits["train"]
-    train_images = torch.cat([centre(train_split.read(some).images, size) for some in train.split(PART)])
-    held_images = torch.cat([centre(bench.split.read(some).images, size) for some in held.split(PART)])
-    some, pixels = drawn.images[:number], train_images.flatten(1)
-    found: dict[str, Memorised] = {"pixels": memorised(some.flatten(1), pixels, held_images.flatten(1))}
-    if train_features is not None:
-        held_features = bench.eyes.features(held_images).cpu()
-        found["features"] = memorised(drawn.features[:number].cpu(), train_features.cpu(), held_features)
-    codes_of = bench.pipeline.encode_pixels
-    found["codes"] = memorised(drawn.codes[:number], codes_of(train_images), codes_of(held_images), search=nearest_codes)
-    shown = [drawn.images[:SHOWN]] + [train_images[each.nearest.indices[:SHOWN, 0]] for each in found.values()]
-    save_picture(image_grid(torch.cat(shown), columns=min(SHOWN, number)), picture_path(bench, "neighbours"))
-    return {f"memorised_{name}": each.share for name, each in found.items()}
+def read(split: ImageSplit, positions: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images of a split: (n, C, H, W) uint8."""
+    return torch.cat([centre(split.read(some).images, size) for some in positions.split(PART)])
 
 
 def picture_path(bench: Bench, what: str) -> Path:

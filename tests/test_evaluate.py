@@ -15,6 +15,8 @@ from common.launch import Interrupted
 from common.parts import in_parts
 from pipeline.evaluate import Settings as PipelineSettings
 from pipeline.evaluate import evaluate as evaluate_pipeline
+from pipeline.evaluate import open_bench, read
+from pipeline.judge import Drawn, RealImages, look_up
 from prior.data import CodesRows, plain_views
 from prior.evaluate import Settings as PriorSettings
 from prior.evaluate import evaluate as evaluate_prior
@@ -192,27 +194,21 @@ def test_samples_are_judged_and_shown(judged):
 
 
 def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
-    """Were training images drawn: all of them copies, in pixels, features and codes; and no class mistaken by more than its
-    classifier mistakes."""
-    from pipeline.evaluate import Drawn, evenly, look_up, open_bench
-
+    """Were training images drawn: all of them copies, in pixels, features and codes."""
     run, _ = judged
-    bench = open_bench(PipelineSettings(run=str(run), neighbours=60), accelerator)
-    train = evenly(bench.images.splits["train"], 10_000)
-    batch = bench.images.splits["train"].read(train)
-    from tokenizer.images import centre
-
-    images = centre(batch.images, (8, 8))
-    features = bench.eyes.features(images)
-    copies = Drawn(images[:60], bench.pipeline.encode_pixels(images[:60]), batch.labels[:60], features[:60])
-    found = look_up(bench, copies, train, features)
+    bench = open_bench(PipelineSettings(run=str(run)), accelerator)
+    train, held = (read(bench.images.splits[name], torch.arange(200), (8, 8)) for name in ("train", "test"))
+    features, encode = bench.eyes.features, bench.pipeline.encode_pixels
+    copies = Drawn(train[:60], encode(train[:60]), torch.zeros(60), features(train[:60]))
+    found, rows = look_up(copies, RealImages(train, held, features(train)), features, encode)
     assert found == {"memorised_pixels": 1.0, "memorised_features": 1.0, "memorised_codes": 1.0}
+    assert torch.equal(rows[:10], rows[10:20])
 
 
 def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
     """gumbel: the ELBO is looser than the bound of several draws, for each of the three priors."""
-    from tests.conftest import prior_training, tokenizer_training
     from prior.train import train as train_prior
+    from tests.conftest import prior_training, tokenizer_training
     from tokenizer.config import TokenizerConfig
     from tokenizer.encode import Settings as EncodeSettings
     from tokenizer.encode import encode

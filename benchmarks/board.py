@@ -1,0 +1,272 @@
+"""The results board: our presets, and a chain of PyPI parts beside them, measured by the product's own evaluate commands.
+
+    python -m benchmarks.board run --dataset Fashion-MNIST --data FOLDER --work DIR --rows fashion_mnist peer --seeds 0 1 2
+    python -m benchmarks.board write        # docs/board.md, of all results
+
+A row of ours is a folder of configs/: tokenizer/train.py, encode.py, prior/train.py, generate.py and the three evaluate.py with
+10,000 drawn images, each a process of its own. The row `peer` is benchmarks/peer_chain.py: vector-quantize-pytorch and
+x-transformers, given as many CPU seconds for each stage as the first row took to start, train and encode. All run on one thread
+and no accelerator, and time is the CPU's, so that what else the machine does is not counted. Every row is trained on 95% of
+train, chosen on the other 5% and measured on test; distances and agreement are by one classifier of the real images.
+
+`run` writes benchmarks/results/board_DATASET.json after every seed of every row; the same command goes on with what is missing.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.claim import Claim, mean_and_spread, verdict
+from benchmarks.images import channels_first, read_npz
+from common.evaluation import read_evaluations
+from common.folder import read_json, write_json
+from common.launch import make_accelerator
+from common.record import record
+from metrics.distances import frechet_distance
+from metrics.similarity import psnr_each, ssim_each
+from pipeline.evaluate import Settings, evenly, features_of, open_bench
+from pipeline.judge import Drawn, ask_classifier, compare
+from tokenizer.features import labelled
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+DRAWN = 10_000
+PEERS = ["vector-quantize-pytorch", "x-transformers"]
+Figures = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def once(command: Sequence[str], ended: Path) -> float:
+    """Run a command unless it has ended before; the CPU seconds it took, which then stand in `ended`."""
+    if not ended.exists():
+        print("+", *command, flush=True)
+        fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | fixed)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        write_json(ended, {"cpu_seconds": round(cpu, 1), "wall_seconds": round(time.perf_counter() - start, 1)})
+    return read_json(ended)["cpu_seconds"]
+
+
+def ours(config: str, data: Path, run: Path, seed: int) -> Figures:
+    """Our chain and its evaluations."""
+    configs, given = f"configs/{config}", ["--run", str(run), "--seed", str(seed)]
+    commands = {
+        "tokenizer": ["tokenizer/train.py", f"{configs}/tokenizer.yaml", "--images.source", str(data), *given],
+        "encode": ["tokenizer/encode.py", str(run)],
+        "prior": ["prior/train.py", f"{configs}/prior.yaml", *given],
+        "generate": ["pipeline/generate.py", str(run), "--config", f"{configs}/generate.yaml", "--overwrite", "true"],
+        "evaluate_tokenizer": ["tokenizer/evaluate.py", str(run)],
+        "evaluate_prior": ["prior/evaluate.py", str(run)],
+        "evaluate_pipeline": ["pipeline/evaluate.py", str(run), "--images", str(DRAWN), "--seed", str(seed)],
+    }
+    seconds = {f"{name}_cpu_seconds": once([sys.executable, *c], run / f".{name}-ended.json") for name, c in commands.items()}
+    of = {value["stage"]: value["figures"] for value in read_evaluations(run)}
+    tokenizer = {f"reconstruction_{name}" if name.startswith("fd_") else name: v for name, v in of["tokenizer"].items()}
+    prior = {name: value for name, value in of["prior"].items() if not isinstance(value, dict | list)}
+    return tokenizer | {f"prior_{name}": value for name, value in prior.items()} | numbers(of["pipeline"]) | seconds
+
+
+def numbers(figures: Figures) -> Figures:
+    return {name: value for name, value in figures.items() if type(value) in (int, float)}
+
+
+def peer(data: Path, folder: Path, seed: int, beside: Path) -> Figures:
+    """The peer in the CPU seconds of the run `beside`, measured with that run's classifier."""
+    took = {name: read_json(beside / f".{name}-ended.json")["cpu_seconds"] for name in ("tokenizer", "encode", "prior")}
+    budget = ["--tokenizer-seconds", str(took["tokenizer"] + took["encode"]), "--prior-seconds", str(took["prior"])]
+    command = ["-m", "benchmarks.peer_chain", "--data", str(data), "--out", str(folder), *budget, "--seed", str(seed)]
+    folder.mkdir(parents=True, exist_ok=True)
+    once([sys.executable, *command], folder / ".peer-ended.json")
+    if not (folder / "judged.json").exists():
+        write_json(folder / "judged.json", judge_peer(folder, beside))
+    return numbers(read_json(folder / "figures.json")) | numbers(read_json(folder / "judged.json"))
+
+
+def judge_peer(folder: Path, beside: Path) -> Figures:
+    """What the product's rulers say of the peer's samples and of its reconstructions of the test split."""
+    bench = open_bench(Settings(run=str(beside)), make_accelerator())
+    size, device = bench.pipeline.tokenizer.config.image_size, bench.accelerator.device
+    (images, labels), (again, _) = read_npz(folder / "samples.npz"), read_npz(folder / "reconstructions.npz")
+    images, again = channels_first(images), channels_first(again)
+    drawn = Drawn(images, torch.empty(len(images), 0), labels, bench.eyes.features(images))
+    train = bench.images.splits["train"]
+    real, same = (features_of(bench, split, evenly(split, len(images))) for split in (bench.split, train))
+    figures = compare(drawn.features, real, same, bench.eyes.features.frechet_name)
+    classes = bench.images.class_names
+    figures |= ask_classifier(drawn, bench.eyes, labelled(bench.split, size), classes, device)
+    test = torch.cat([bench.split.read(some).images for some in torch.arange(len(bench.split)).split(1000)])
+    return figures | {
+        "psnr": psnr_each(test, again).mean().item(),
+        "ssim": torch.cat([ssim_each(a, b) for a, b in zip(test.split(1000), again.split(1000), strict=True)]).mean().item(),
+        f"reconstruction_{bench.eyes.features.frechet_name}": frechet_distance(real, bench.eyes.features(again)),
+    }
+
+
+def run_rows(dataset: str, data: Path, work: Path, rows: Sequence[str], seeds: Sequence[int]) -> None:
+    path = RESULTS / f"board_{dataset.lower().replace('-', '_')}.json"
+    result = read_json(path) if path.exists() else {"dataset": dataset, "protocol": __doc__, "rows": {}}
+    for seed in seeds:
+        for row in rows:
+            by_seed = result["rows"].setdefault(row, {})
+            if str(seed) not in by_seed:
+                folder, beside = work / f"{row}-{seed}", work / f"{rows[0]}-{seed}"
+                figures = peer(data, folder, seed, beside) if row == "peer" else ours(row, data, folder, seed)
+                by_seed[str(seed)] = {"figures": figures, "record": record("benchmarks.board", PEERS)}
+                write_json(path, result)
+                print(f"{row}, seed {seed}: {json.dumps(numbers(figures))}", flush=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+COLUMNS = {
+    "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3), "usage": ("codes used", 3), "distortion": ("distortion", 3),
+    "learned_rate": ("rate", 3), "learned_bits_per_dim": ("**bits/dim**", 3), "independent_bits_per_dim": ("independent", 3),
+    "uniform_bits_per_dim": ("uniform", 3), "prior_nll": ("nats a code", 3), "prior_saved": ("saved", 3),
+    "fd_classifier": ("fd_classifier", 2), "kernel_distance": ("kernel", 3), "precision": ("precision", 3),
+    "recall": ("recall", 3), "density": ("density", 3), "coverage": ("coverage", 3), "class_agreement": ("agreement", 3),
+    "classification_accuracy_score": ("CAS", 3), "memorised_features": ("memorised", 3),
+}  # fmt: skip
+TABLES = {
+    "What an image costs, in bits per dimension": (
+        "distortion", "learned_rate", "learned_bits_per_dim", "independent_bits_per_dim", "uniform_bits_per_dim",
+        "prior_nll", "prior_saved",
+    ),
+    "Reconstructions": ("psnr", "ssim", "usage"),
+    "10,000 drawn images": (
+        "fd_classifier", "kernel_distance", "precision", "recall", "density", "coverage", "class_agreement",
+        "classification_accuracy_score", "memorised_features",
+    ),
+}  # fmt: skip
+CLAIMS = {
+    "fashion_mnist": (
+        Claim(text="PSNR on test at 7x7 codes, dB", relation="at least", threshold=24.0, value=lambda f: f["psnr"]),
+        Claim(text="share of the 512 codes used on test", relation="at least", threshold=0.95, value=lambda f: f["usage"]),
+        Claim(text="prior under independent codes, share", relation="at least", threshold=0.55,
+              value=lambda f: f["prior_saved"]),
+        Claim(text="class agreement, share of the classifier's accuracy on real images", relation="at least", threshold=0.9,
+              value=lambda f: f["class_agreement"] / f["classifier_accuracy"]),
+    ),
+    "fashion_mnist peer": (
+        Claim(text="PSNR ahead of the peer's, dB", relation="at least", threshold=1.5,
+              value=lambda f, p: f["psnr"] - p["psnr"]),
+        Claim(text="fd_classifier, share of the peer's", relation="at most", threshold=0.5,
+              value=lambda f, p: f["fd_classifier"] / p["fd_classifier"]),
+        Claim(text="bits per dimension under the peer's", relation="at least", threshold=0.0,
+              value=lambda f, p: p["learned_bits_per_dim"] - f["learned_bits_per_dim"]),
+    ),
+}  # fmt: skip
+
+
+def cell(figures: Sequence[Figures], name: str) -> str:
+    """Mean and, of several seeds, their standard deviation."""
+    if any(name not in each for each in figures):
+        return "–"
+    digits, found = COLUMNS[name][1], mean_and_spread([{name: each[name]} for each in figures])[name]
+    spread = f" ± {found['std']:.{digits}f}" if found["std"] is not None else ""
+    return f"{found['mean']:.{digits}f}{spread}"
+
+
+def table(rows: dict[str, list[Figures]], names: Sequence[str]) -> str:
+    head = "| row | seeds | " + " | ".join(COLUMNS[name][0] for name in names) + " |\n|---|---|" + "---|" * len(names)
+    lines = [
+        f"| `{row}` | {len(each)} | " + " | ".join(cell(each, name) for name in names) + " |" for row, each in rows.items()
+    ]  # fmt: skip
+    return "\n".join([head, *lines])
+
+
+def claims(rows: dict[str, list[Figures]]) -> list[str]:
+    """Whether what we say of a row holds for its worst seed."""
+    found = []
+    for key, several in CLAIMS.items():
+        names = key.split()
+        if all(name in rows for name in names):
+            found += [verdict(claim.judge(list(zip(*(rows[name] for name in names), strict=False)))) for claim in several]
+    return found
+
+
+def seconds(each: Sequence[Figures]) -> str:
+    """CPU minutes of training, both stages and the codes between them."""
+    spent = [
+        sum(figures.get(f"{name}_cpu_seconds", figures.get(f"{name}_seconds", 0)) for name in ("tokenizer", "encode", "prior"))
+        for figures in each
+    ]  # fmt: skip
+    return f"{sum(spent) / len(spent) / 60:.0f}"
+
+
+def section(result: dict[str, Any]) -> str:
+    rows = {name: [each["figures"] for each in by_seed.values()] for name, by_seed in result["rows"].items() if by_seed}
+    records = [each["record"] for by_seed in result["rows"].values() for each in by_seed.values()]
+    machine, dates = records[-1]["machine"], sorted({each["date"] for each in records})
+    commits = sorted({(each["commit"] or "none")[:12] for each in records})
+    spent = ", ".join(f"`{name}` {seconds(each)}" for name, each in rows.items())
+    accuracy = next((e["classifier_accuracy"] for each in rows.values() for e in each if "classifier_accuracy" in e), None)
+    real = next((e["fd_classifier_train"] for each in rows.values() for e in each if "fd_classifier_train" in e), None)
+    known = (
+        f"The classifier knows {accuracy:.1%} of the real test images; 10,000 training images, which it has seen, are at "
+        f"{real:.2f}.\n\n" if accuracy is not None and real is not None else ""
+    )  # fmt: skip
+    tables = "\n\n".join(f"### {title}\n\n{table(rows, names)}" for title, names in TABLES.items())
+    judged = "".join(f"    {line}\n" for line in claims(rows))
+    held = f"### What we say of it, for the worst seed\n\n{judged}\n" if judged else ""
+    return (
+        f"## {result['dataset']}\n\nTraining took, in minutes of one core ({machine['cpu']}): {spent}. {known}{tables}\n\n"
+        f"{held}"
+        f"Measured {', '.join(dates)} at {', '.join(commits)}.\n"
+    )
+
+
+INTRODUCTION = """# The board
+
+Figures of our presets, and of a chain of two PyPI libraries (`peer`) in the same CPU time, on images anyone can get. Written by
+`python -m benchmarks.board write` from `benchmarks/results/board_*.json`, which hold every figure, the command, the versions
+and the machine. Mean and standard deviation over seeds. Everything is measured on the test split by the product's own commands,
+`tokenizer/evaluate.py`, `prior/evaluate.py` and `pipeline/evaluate.py`; nothing was chosen on it.
+
+**bits/dim** is distortion, −log2 p(pixels | codes), plus rate, −log2 p(codes), over the number of pixel values: an upper bound
+of −log2 p(image), which an arithmetic coder turns into bytes (`pipeline/compress.py`). *independent* and *uniform* are the sum
+with the codes paid for by their frequency, or all alike, and *saved* what the learned prior saves of the former's rate. A
+class-conditional prior pays for the class. The peer has no p(pixels | codes); it is given the best Gaussian, its variance that
+of its error on the images held out of train.
+"""
+
+
+def write() -> None:
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("board_*.json"), reverse=True)]
+    text = "\n".join([INTRODUCTION, *(section(result) for result in results)])
+    (ROOT / "docs/board.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    commands.add_parser("write", help="docs/board.md from the results")
+    run = commands.add_parser("run", help="train and measure rows")
+    run.add_argument("--dataset", required=True, help="its name on the board")
+    run.add_argument("--data", type=Path, required=True, help="folder that datasets.load_dataset reads")
+    run.add_argument("--work", type=Path, required=True, help="folder of the runs, to keep")
+    run.add_argument("--rows", nargs="+", required=True, help="folders of configs/, or peer")
+    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    if args.what == "write":
+        write()
+    else:
+        run_rows(args.dataset, args.data.resolve(), args.work.resolve(), args.rows, args.seeds)
+
+
+if __name__ == "__main__":
+    main()

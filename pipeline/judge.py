@@ -1,0 +1,88 @@
+"""How good drawn images are: how near to real ones, how true to what was asked for, and whether they are copies.
+
+images (M, C, H, W) uint8, labels (M,), features (M, D)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metrics.classifier import LabelledSource, Recipe, accuracy_score
+from metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
+from metrics.features import Features
+from metrics.neighbours import Memorised, memorised, nearest_codes
+from tokenizer.features import Eyes
+
+NEIGHBOURHOODS = 10_000  # images of either side at most in precision, recall, density, coverage
+SHOWN = 10  # drawn images of the picture of neighbours
+
+
+class Drawn(NamedTuple):
+    """Drawn images, what they were asked to be, and how the features see them."""
+
+    images: Tensor  # (M, C, H, W) uint8
+    codes: Tensor  # (M, T)
+    labels: Tensor  # (M,), the number of classes where none was asked for
+    features: Tensor | None  # (M, D)
+
+
+def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
+    """Distances between features (M, D), (N, D) and those of training images. Too few images leave out what needs more."""
+    drawn, real, train = drawn.cpu(), real.cpu(), train.cpu()
+    figures: dict[str, Any] = {}
+    if min(map(len, (drawn, real, train))) > drawn.shape[1]:
+        figures[name], figures[f"{name}_train"] = frechet_distance(real, drawn), frechet_distance(real, train)
+    figures["kernel_distance"] = kernel_distance(real, drawn)
+    some, few = real[:NEIGHBOURHOODS], drawn[:NEIGHBOURHOODS]
+    return figures | precision_recall(some, few)._asdict() | density_coverage(some, few)._asdict()
+
+
+def ask_classifier(
+    drawn: Drawn, eyes: Eyes, held_out: LabelledSource, class_names: tuple[str, ...], device: torch.device
+) -> dict[str, Any]:  # fmt: skip
+    """Whether drawn images show what was asked for, and whether one could learn the classes from them."""
+    classifier = eyes.classifier
+    figures: dict[str, Any] = {"classifier_accuracy": classifier.accuracy}
+    asked = drawn.labels < len(class_names)
+    images, labels = drawn.images[asked], drawn.labels[asked]
+    if not len(labels):
+        return figures
+    right = classifier.predict(images) == labels
+    figures["class_agreement"] = right.double().mean().item()
+    there = [(i, name) for i, name in enumerate(class_names) if (labels == i).any()]
+    figures["agreement_by_class"] = {name: right[labels == i].double().mean().item() for i, name in there}
+    if len(there) > 1:
+        recipe = Recipe(mirror=classifier.config.recipe.mirror)
+        source = LabelledSource.in_memory(images, labels)
+        figures["classification_accuracy_score"] = accuracy_score(source, held_out, recipe, device)
+    return figures
+
+
+class RealImages(NamedTuple):
+    """What drawn images are looked up among, and the held-out ones that were not there to be copied."""
+
+    train: Tensor  # (N, C, H, W) uint8
+    held_out: Tensor  # (V, C, H, W) uint8
+    train_features: Tensor | None  # (N, D)
+
+
+def look_up(
+    drawn: Drawn, real: RealImages, features: Features | None, encode: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
+    """Whether drawn images are nearer to training images than held-out images are, in pixels, features and codes.
+
+    Args:
+        encode: images (n, C, H, W) uint8 -> codes (n, T).
+    Returns:
+        The shares of copies, and pictures: a row of drawn images, and one of their nearest in each of the three.
+    """
+    found: dict[str, Memorised] = {
+        "pixels": memorised(drawn.images.flatten(1), real.train.flatten(1), real.held_out.flatten(1))
+    }  # fmt: skip
+    if features is not None:
+        found["features"] = memorised(drawn.features.cpu(), real.train_features.cpu(), features(real.held_out).cpu())
+    found["codes"] = memorised(drawn.codes, encode(real.train), encode(real.held_out), search=nearest_codes)
+    rows = [drawn.images[:SHOWN]] + [real.train[each.nearest.indices[:SHOWN, 0]] for each in found.values()]
+    return {f"memorised_{name}": each.share for name, each in found.items()}, torch.cat(rows)

@@ -1,0 +1,144 @@
+"""The charts of a report: curves, the use of a codebook, bits, nats by place. Each as a PNG file and as SVG for the page.
+
+The SVG draws its text and axes in the colour of the text around it, so that it is read on light and on dark alike. No text
+from a file is drawn: matplotlib would read a dollar sign in it as mathematics.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.folder import replacing
+from pipeline.page import Html
+
+INK = "#1d2125"  # becomes the page's own colour of text; matplotlib writes it as it stands here
+COLOURS = ("#4a8fe0", "#e08a3c", "#3fa77a", "#a678d0")  # told apart on white and on black
+SHOWN = 512  # ranks of a codebook that are drawn, evenly spaced
+NUMBERED = 64  # places of the grid whose numbers are written into the map
+
+
+class Curve(NamedTuple):
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+def _plot(width: float, height: float):
+    """A figure and its axes, in ink without a frame."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.spines[["left", "bottom"]].set_alpha(0.5)
+    axes.tick_params(colors=INK, labelsize=9, length=3)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(axes, **place) -> None:
+    axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, handlelength=1.6, borderaxespad=0.2, **place)
+
+
+def _save(figure, path: Path) -> Html:
+    """Write the PNG, and return the SVG."""
+    import matplotlib
+
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):  # one page's charts share no ids
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', r'<svg \1 aria-hidden="true">', svg)
+    svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg).replace("xlink:href", "href")
+    return Html(svg.replace(INK, "currentColor").strip())
+
+
+def curves(curves: Sequence[Curve], path: Path, *, levels: Mapping[str, float] | None = None, log: bool = False) -> Html:
+    """Metrics over the step, and `levels` as dashed lines."""
+    figure, axes = _plot(4.4, 2.9)
+    for colour, curve in zip(COLOURS, curves, strict=False):
+        few = "." if len(curve.steps) < 30 else ""
+        axes.plot(curve.steps, curve.values, label=curve.name, color=colour, marker=few, linewidth=1.6)
+    for style, (name, level) in zip(("--", ":"), (levels or {}).items(), strict=False):
+        axes.axhline(level, linestyle=style, color=INK, alpha=0.7, linewidth=1.2, label=name)
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel("step", color=INK, fontsize=9)
+    if len(curves) + len(levels or {}) > 1:
+        _legend(axes)
+    return _save(figure, path)
+
+
+def code_use(counts: np.ndarray, path: Path) -> Html:
+    """counts (Q, K): how often each code was used, the most used first, a line each depth, on a logarithmic scale."""
+    figure, axes = _plot(9.2, 2.9)
+    ranks = np.unique(np.linspace(1, counts.shape[1], min(SHOWN, counts.shape[1])).round().astype(int))
+    for depth, row in enumerate(-np.sort(-counts, axis=1)):
+        used = ranks[row[ranks - 1] > 0]
+        name = "codes" if len(counts) == 1 else f"depth {depth + 1}"
+        colour = COLOURS[depth % len(COLOURS)]
+        axes.step(used, row[used - 1], where="mid", color=colour, linewidth=1.6, label=name)
+        if len(counts) == 1:
+            axes.fill_between(used, row[used - 1], 0.5, step="mid", color=colour, alpha=0.25, linewidth=0)
+    even = counts.sum() / counts.size
+    axes.axhline(even, linestyle="--", color=INK, alpha=0.7, linewidth=1.2, label="if all were used alike")
+    axes.set(yscale="log", xlim=(0, counts.shape[1] + 1), ylim=(0.5, max(counts.max(), even) * 1.6))
+    axes.set_xlabel("codes, the most used first", color=INK, fontsize=9)
+    axes.set_ylabel("times used", color=INK, fontsize=9)
+    _legend(axes, loc="lower left")
+    return _save(figure, path)
+
+
+def bits(distortion: float, rates: Mapping[str, float], path: Path) -> Html:
+    """Bits per dimension: a bar a prior, of the distortion all share and its own rate."""
+    figure, axes = _plot(9.2, 0.9 + 0.45 * len(rates))
+    names, values = list(rates), np.array(list(rates.values()))
+    axes.barh(names, [distortion] * len(names), color=COLOURS[0], height=0.62, label="distortion")
+    axes.barh(names, values, left=distortion, color=COLOURS[1], height=0.62, label="rate of the codes")
+    for place, total in enumerate(distortion + values):
+        axes.annotate(
+            f"{total:.3f}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=9, color=INK
+        )  # fmt: skip
+    axes.invert_yaxis()
+    axes.margins(x=0.09)
+    if distortion >= 0:
+        axes.set_xlim(left=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("bits per dimension", color=INK, fontsize=9)
+    figure.legend(
+        loc="outside upper left", ncols=2, fontsize=8.5, frameon=False, labelcolor=INK, handlelength=1.2
+    )  # fmt: skip
+    return _save(figure, path)
+
+
+def place_map(nats: np.ndarray, path: Path) -> Html:
+    """nats (h, w) of each place of the grid, darker where a code costs more."""
+    h, w = nats.shape
+    figure, axes = _plot(3.6, 0.3 + min(6.0, 3.3 * h / w))
+    drawn = axes.pcolormesh(nats, cmap="Blues", edgecolors="none")
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    if nats.size <= NUMBERED:
+        middle = (nats.min() + nats.max()) / 2
+        for (row, column), value in np.ndenumerate(nats):
+            colour = "white" if value > middle else "#102a4c"
+            axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+    else:
+        bar = figure.colorbar(drawn, shrink=0.8)
+        bar.ax.tick_params(colors=INK, labelsize=9)
+        bar.outline.set_visible(False)
+    return _save(figure, path)
