@@ -42,7 +42,7 @@ def join(*parts: Any) -> Html:
     return Html("".join(part if isinstance(part, Html) else html.escape(str(part)) for part in parts if part is not None))
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Html:
+def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """An element. `class_` is the attribute class and `aria_label` aria-label; one that is None is left out."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     written = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
@@ -156,8 +156,14 @@ def figure(content: Html, *caption: Any) -> Html:
     return tag("figure", content, tag("figcaption", *caption))
 
 
-def chart(svg: Html, alt: str) -> Html:
-    return tag("div", svg, class_="chart", role="img", aria_label=alt)
+def panel(title: str, content: Html) -> Html:
+    """One of several charts, under its title."""
+    return tag("figure", tag("figcaption", title), content)
+
+
+def chart(svg: Html, alt: str, *, wide: bool = False) -> Html:
+    """A drawing. One that is `wide` is scrolled in a narrow window, so that it can be read."""
+    return tag("div", svg, class_="chart wide" if wide else "chart", role="img", aria_label=alt)
 
 
 def side_by_side(*parts: Html) -> Html:
@@ -223,7 +229,7 @@ section { margin-top: 3rem; padding-top: 1.6rem; border-top: 1px solid var(--lin
 .missing { color: var(--quiet); }
 .warning { border-left: 3px solid var(--warm); padding-left: .8rem; color: var(--warm); }
 
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1.2rem; margin: 1.6rem 0 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.7rem, 1fr)); gap: 1.2rem; margin: 1.6rem 0 0; }
 .tiles dt { font-size: .82rem; color: var(--quiet); line-height: 1.3; }
 .tiles dd { margin: 0; font-size: 1.65rem; line-height: 1.35; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tiles dd.about { font-size: .78rem; font-weight: 400; color: var(--quiet); line-height: 1.35; }
@@ -249,8 +255,11 @@ img { display: block; max-width: 100%; height: auto; }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); gap: 1.2rem 1.6rem; }
 .charts figure { margin: 0; }
+.charts figcaption { margin: 0 0 .3rem; color: var(--ink); }
 .chart svg { display: block; width: 100%; height: auto; max-width: 100%; }
 .chart svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif !important; }
+.wide { max-width: 780px; overflow-x: auto; }
+.chart.wide svg { min-width: 30rem; }
 .small { max-width: 400px; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem 2.5rem; align-items: start; }
 

@@ -65,9 +65,14 @@ def _save(figure, path: Path) -> Html:
     return Html(svg.replace(INK, "currentColor").strip())
 
 
-def curves(curves: Sequence[Curve], path: Path, *, levels: Mapping[str, float] | None = None, log: bool = False) -> Html:
-    """Metrics over the step, and `levels` as dashed lines."""
-    figure, axes = _plot(4.4, 2.9)
+def curves(
+    curves: Sequence[Curve], path: Path, *, levels: Mapping[str, float] | None = None, log: bool = False,
+    shares: bool = False, width: float = 4.0,
+) -> Html:  # fmt: skip
+    """Metrics over the step, and `levels` as dashed lines. `width` is in inches; `shares` are shown as percent."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = _plot(width, 2.7)
     for colour, curve in zip(COLOURS, curves, strict=False):
         few = "." if len(curve.steps) < 30 else ""
         axes.plot(curve.steps, curve.values, label=curve.name, color=colour, marker=few, linewidth=1.6)
@@ -75,6 +80,8 @@ def curves(curves: Sequence[Curve], path: Path, *, levels: Mapping[str, float] |
         axes.axhline(level, linestyle=style, color=INK, alpha=0.7, linewidth=1.2, label=name)
     if log:
         axes.set_yscale("log")
+    if shares:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("step", color=INK, fontsize=9)
     if len(curves) + len(levels or {}) > 1:
         _legend(axes)
@@ -83,7 +90,7 @@ def curves(curves: Sequence[Curve], path: Path, *, levels: Mapping[str, float] |
 
 def code_use(counts: np.ndarray, path: Path) -> Html:
     """counts (Q, K): how often each code was used, the most used first, a line each depth, on a logarithmic scale."""
-    figure, axes = _plot(9.2, 2.9)
+    figure, axes = _plot(7.4, 2.6)
     ranks = np.unique(np.linspace(1, counts.shape[1], min(SHOWN, counts.shape[1])).round().astype(int))
     for depth, row in enumerate(-np.sort(-counts, axis=1)):
         used = ranks[row[ranks - 1] > 0]
@@ -103,7 +110,7 @@ def code_use(counts: np.ndarray, path: Path) -> Html:
 
 def bits(distortion: float, rates: Mapping[str, float], path: Path) -> Html:
     """Bits per dimension: a bar a prior, of the distortion all share and its own rate."""
-    figure, axes = _plot(9.2, 0.9 + 0.45 * len(rates))
+    figure, axes = _plot(7.4, 0.9 + 0.45 * len(rates))
     names, values = list(rates), np.array(list(rates.values()))
     axes.barh(names, [distortion] * len(names), color=COLOURS[0], height=0.62, label="distortion")
     axes.barh(names, values, left=distortion, color=COLOURS[1], height=0.62, label="rate of the codes")

@@ -155,6 +155,7 @@ def main(argv: Sequence[str]) -> None:
     print("\n" + "\n".join(f"{name}: {value}" for name, value in summary.items()))
     print(f"\nlook at {run}/samples.png, {run}/reconstructions.png and {run}/curves.png")
     print(f"next: accelerate launch -q pipeline/generate.py {run} --seed 1 --num-images 20 --output {run}/more")
+    print(f"or measure it: accelerate launch -q tokenizer/evaluate.py {run}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The commands as a user starts them: processes of their own, on one process or two, interrupted and started again."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +89,17 @@ def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
     for pair in (("codes", "c1", "*.parquet"), ("samples", "s1", "*.png")):
         files = {path.name: path.read_bytes() for path in (run / pair[0]).glob(pair[2])}
         assert len(files) > 5 and files == {path.name: path.read_bytes() for path in (run / pair[1]).glob(pair[2])}
+
+
+def test_two_processes_measure_what_one_does(finished_run, tmp_path):
+    """Bits and samples, each process its parts; the same figures to the last digit, from the same parts."""
+    ignored, figures = shutil.ignore_patterns("state", "evaluation"), []
+    for launch, name in ((TWO, "two"), (ONE, "one")):
+        run = shutil.copytree(finished_run, tmp_path / name, ignore=ignored)
+        finish(start(launch, "pipeline/evaluate.py", run, "--images", 600, "--neighbours", 20))
+        figures.append(json.loads((run / "evaluation/pipeline-test.json").read_text())["figures"])
+        shutil.rmtree(tmp_path / ".cache" / next(p.name for p in (tmp_path / ".cache").iterdir() if "features" in p.name))
+    assert figures[0] == figures[1] and "fd_classifier" in figures[0]
 
 
 def test_codebooks_do_not_drift_apart_between_processes():

@@ -1,0 +1,119 @@
+"""Where bits per dimension on CIFAR-10 are heading: the preset cifar10_bits, cut to one CPU core, at doubling budgets.
+
+    python -m benchmarks.cifar10_bits --data FOLDER --work DIR
+    accelerate launch -q tokenizer/train.py configs/cifar10_bits/tokenizer.yaml    # in earnest, on a GPU; then as it says
+
+Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of 2 S, on
+batches of 64 and 32. Its bits per dimension are of all 10,000 test images, by pipeline/evaluate.py; time is the CPU's, of one
+thread, training alone. The curve fitted is a + b · t^−c, by least squares; with as few points as there are it says a direction
+and no more. The lines to reach are the VQ-VAE paper's 4.67 (van den Oord et al. 2017, sec. 4.1) and its VAE's 4.51.
+
+Writes benchmarks/results/cifar10_bits.json and docs/cifar10_bits.png. The same command goes on with what is missing.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.board import ROOT, once
+from common.evaluation import read_evaluations
+from common.folder import replacing, write_json
+from common.record import record
+
+SMALL = {
+    "tokenizer": {"model.channels": ["96"], "model.blocks": ["2"], "batch_size": ["64"], "lr": ["2e-3"],
+                  "ema_decay": ["0.995"]},
+    "prior": {"model.depth": ["4"], "model.dim": ["192"], "model.heads": ["6"], "model.dropout": ["0.0"],
+              "batch_size": ["32"], "lr": ["6e-3"], "matrix_lr": ["0.03"], "ema_decay": ["0.995"]},
+}  # fmt: skip
+TO_REACH = {"VQ-VAE, 2017": 4.67, "its VAE": 4.51}
+SEED = 0
+
+
+def options(settings: dict[str, list[str]]) -> list[str]:
+    return [word for name, values in settings.items() for word in (f"--{name}", *values)]
+
+
+def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
+    """One run of so many steps: its figures and CPU seconds."""
+
+    def schedule(total: int) -> dict[str, list[str]]:
+        half, tenth = str(max(1, total // 2)), str(max(1, total // 10))
+        return {"steps": [str(total)], "warmup": [tenth], "evaluate_every": [half], "save_every": [half]}
+
+    given = ["--run", str(run), "--seed", str(SEED)]
+    commands = {
+        "tokenizer": ["tokenizer/train.py", "configs/cifar10_bits/tokenizer.yaml", "--images.source", str(data), *given,
+                      *options(SMALL["tokenizer"] | schedule(steps))],
+        "encode": ["tokenizer/encode.py", str(run)],
+        "prior": ["prior/train.py", "configs/cifar10_bits/prior.yaml", *given, *options(SMALL["prior"] | schedule(2 * steps))],
+        "evaluate": ["pipeline/evaluate.py", str(run), "--images", "0"],
+    }  # fmt: skip
+    seconds = {name: once([sys.executable, *command], run / f".{name}-ended.json") for name, command in commands.items()}
+    (figures,) = (value["figures"] for value in read_evaluations(run) if value["stage"] == "pipeline")
+    return {"steps": steps, "training_cpu_seconds": seconds["tokenizer"] + seconds["prior"], **figures}
+
+
+def fitted(points: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """a + b · t^−c through the points, and the time at which it passes each line; none for fewer than four points."""
+    if len(points) < 4:
+        return None
+    from scipy.optimize import curve_fit
+
+    t = np.array([point["training_cpu_seconds"] for point in points])
+    bits, t0 = np.array([point["learned_bits_per_dim"] for point in points]), t[0]
+    bounds = ((2.0, 0.0, 0.05), (6.0, 10.0, 3.0))
+    (a, b, c), _ = curve_fit(lambda t, a, b, c: a + b * (t / t0) ** -c, t, bits, p0=(3.5, 2.0, 0.5), bounds=bounds)
+    found = {"a": a, "b": b, "c": c, "t0": t0}
+    return found | {f"seconds_to_{line}": float(t0 * (b / (line - a)) ** (1 / c)) for line in TO_REACH.values() if line > a}
+
+
+def draw(points: Sequence[dict[str, Any]], fit: dict[str, float] | None, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    t = [point["training_cpu_seconds"] for point in points]
+    for name, label in (("learned_bits_per_dim", "bits per dimension"), ("distortion", "of these the pixels, given the codes")):
+        axes.plot(t, [point[name] for point in points], "o-", label=label)
+    axes.plot(t, [point["independent_bits_per_dim"] for point in points], ".:", color="0.5", label="with independent codes")
+    if fit:
+        far = np.geomspace(t[0], 100 * t[-1], 200)
+        curve = fit["a"] + fit["b"] * (far / fit["t0"]) ** -fit["c"]
+        axes.plot(far, curve, "--", color="C0", alpha=0.5, label=f"fit, towards {fit['a']:.2f}")
+    for (name, line), grey in zip(TO_REACH.items(), ("0.3", "0.6"), strict=True):
+        axes.axhline(line, color=grey, linewidth=0.8)
+        axes.text(t[0], line + 0.02, f"{name}: {line}", fontsize=7, color=grey)
+    axes.set(xscale="log", xlabel="seconds of one CPU core, both trainings", ylabel="bits per dimension, test")
+    axes.set_title("CIFAR-10 at 16 x 16 codes of 512, a small model")
+    axes.legend(fontsize=7)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 400, 800])
+    args = parser.parse_args()
+    points = []
+    for steps in args.steps:
+        points.append(budget(args.data.resolve(), args.work.resolve() / f"bits-{steps}", steps))
+        fit = fitted(points)
+        measured = {"protocol": __doc__, "small": SMALL, "seed": SEED, "points": points, "fit": fit}
+        result = record("benchmarks.cifar10_bits") | measured
+        write_json(ROOT / "benchmarks/results/cifar10_bits.json", result)
+        draw(points, fit, ROOT / "docs/cifar10_bits.png")
+        print(points[-1], fit, flush=True)
+
+
+if __name__ == "__main__":
+    main()
