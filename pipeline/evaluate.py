@@ -53,7 +53,8 @@ from tokenizer.features import Eyes, cache_of, labelled, open_eyes, real_feature
 from tokenizer.images import ImageSet, ImageSplit, centre, held_out, open_run_images, run_images
 
 PART = 500  # images
-MOST_TRAIN = 60_000  # training images that drawn ones are looked up among, evenly spaced
+MOST_TRAIN, MOST_BYTES = 60_000, 2**30  # training images that drawn ones are looked up among, evenly spaced, and their pixels
+FEWEST = 10  # drawn images that say anything of neighbourhoods
 
 
 class Settings(BaseSettings):
@@ -96,8 +97,13 @@ class Bench(NamedTuple):
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
     """Compute the figures, or what is missing of them, and return their file."""
     bench = open_bench(c, accelerator)
-    figures, protocol = price(bench)
     number = min(len(bench.split), 10_000) if c.images is None else c.images
+    if number and min(number, len(bench.split)) < FEWEST:
+        raise UserError(
+            f"samples are judged by at least {FEWEST} images on either side, got {number} to draw and {len(bench.split)} held "
+            "out; --images 0 leaves them out"
+        )
+    figures, protocol = price(bench)
     if number:
         more, drawing = judge_samples(bench, number)
         figures, protocol = figures | more, protocol | drawing
@@ -207,7 +213,7 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         "drawn": number, "seed": bench.c.seed, "sampling": bench.pipeline.sampling.model_dump(mode="json"),
         "labels": "of the held-out split, evenly",
     }  # fmt: skip
-    train = evenly(bench.images.splits["train"], MOST_TRAIN)
+    train = evenly(bench.images.splits["train"], min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel())))
     train_features = None
     if eyes.features is not None:
         real = features_of(bench, bench.split, evenly(bench.split, number))
@@ -215,6 +221,9 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         if bench.accelerator.is_main_process:
             same = train_features[torch.arange(min(number, len(train))) * len(train) // min(number, len(train))]
             figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
+            if eyes.features.frechet_name not in figures:
+                few, wanted = min(map(len, (drawn.features, real, same))), drawn.features.shape[1]
+                print(f"{few} images have no covariance of {wanted} features: no {eyes.features.frechet_name}", file=sys.stderr)
         protocol["features_name"] = eyes.features.name
     if bench.accelerator.is_main_process:
         size, prior = bench.pipeline.tokenizer.config.image_size, bench.pipeline.prior.config

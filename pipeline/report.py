@@ -126,7 +126,7 @@ class Found(NamedTuple):
     @property
     def classes(self) -> tuple[str, ...]:
         names = self.codes[0].class_names if self.codes else (self.prior or {}).get("class_names")
-        return tuple(map(str, names or ()))
+        return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
     def command(self, script: str) -> str:
         evaluation = self.split is not None and script.endswith("evaluate.py")
@@ -235,8 +235,16 @@ def read_picture(path: Path) -> PIL.Image.Image:
         with PIL.Image.open(path) as opened:
             opened.load()
             return opened
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise UserError(f"{path} must be a whole PNG file: {error}; remove it, or run what wrote it again") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines."""
+    try:
+        return [line for line in read_metrics(path) if isinstance(line, dict)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must hold JSON lines: {error}; the command that wrote it writes it again") from None
 
 
 # ------------------------------------------------------------------------------------------------ what each figure means
@@ -314,7 +322,7 @@ def meaning(name: str) -> Meaning:
 
 def told(name: str, value: float) -> str:
     """A figure in digits, or percent where it is a share."""
-    return percent(value) if meaning(name).share else number(float(value))
+    return percent(value) if meaning(name).share else number(value)
 
 
 def told_figures(found: Found, stage: str) -> list[Figure]:
@@ -391,7 +399,7 @@ def lead(found: Found) -> Iterator[str]:
     name, subset = private(source.get("source")), source.get("subset")
     yield f"Images of {name}" + (f" ({subset})" if subset else "") if name else "Images"
     if found.codes:
-        counts = [f"{split.get('images', split.get('rows')):,} {name}" for name, split in found.codes[1].items()]
+        counts = [f"{number(split.get('images', split.get('rows')))} {name}" for name, split in found.codes[1].items()]
         yield f": {', '.join(counts)}"
     yield ". "
     if (model := found.model) is not None:
@@ -469,7 +477,7 @@ def request_names(found: Found, across: int) -> tuple[str, ...]:
 
 def request(found: Found) -> list[dict[str, Any]]:
     """What samples/metadata.jsonl says of each image."""
-    return [line for line in read_metrics(found.path / "samples/metadata.jsonl") if isinstance(line, dict)]
+    return read_lines(found.path / "samples/metadata.jsonl")
 
 
 def reconstructions(found: Found) -> Section:
@@ -515,7 +523,7 @@ def neighbours(found: Found) -> Section:
         "sampler that copies nothing shows, and a share many times that says that training images are repeated. Few codes, "
         "or few training images, raise it too."
     )
-    number_of = f" Of {looked:,} drawn images, among {among:,} of train." if looked and among else ""
+    number_of = f" Looked up were {number(looked)} drawn images among {number(among)} of train." if looked and among else ""
     rows = [(kind, percent(found.value("pipeline", f"memorised_{kind}"))) for kind in kinds]
     shares = table(("measured in", "as near as 1% of held-out images"), rows)
     return Section("neighbours", title, join(
@@ -549,8 +557,8 @@ PANELS = (
 
 
 def metrics_of(found: Found, stage: str) -> list[dict[str, Any]]:
-    lines = read_metrics(found.path / stage / "metrics.jsonl")
-    return [line for line in lines if isinstance(line, dict) and finite(line.get("step")) is not None]
+    lines = read_lines(found.path / stage / "metrics.jsonl")
+    return [line for line in lines if finite(line.get("step")) is not None]
 
 
 def curve(name: str, lines: Sequence[Mapping[str, Any]], metric: str, *, log: bool = False) -> draw.Curve | None:
@@ -875,7 +883,7 @@ def commands(found: Found) -> Section:
     """What repeats the run in a folder beside it."""
     lines = [f"run={found.shown}", f"again={shlex.quote(f'{found.place}-again')}", *stage_commands(found)]
     recorded = {each["stage"]: each.get("command") for each in found.evaluations.values()}
-    for stage in STAGES:
+    for stage in STAGES if "prior" in found.settings else STAGES[:1]:
         given = recorded.get(stage)
         lines.append(elsewhere(found, given) if isinstance(given, str) else f'python {stage}/evaluate.py "$again"')
     lines.append('python pipeline/report.py "$again"')
@@ -939,7 +947,7 @@ def report(c: Settings) -> Path:
     foot = paragraph(f"Made by pipeline/report.py of Tesserae on {datetime.now(UTC).date().isoformat()}{at}.")
     path = found.path / "report.html"
     with replacing(path) as aside:
-        aside.write_text(page(found.name, head(found), sections, foot), encoding="utf-8")
+        aside.write_text(page(found.name, head(found), sections, foot), encoding="utf-8", errors="replace")
     return path
 
 

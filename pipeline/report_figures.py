@@ -39,7 +39,7 @@ def _plot(width: float, height: float):
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.spines[["left", "bottom"]].set_alpha(0.5)
-    axes.tick_params(colors=INK, labelsize=9, length=3)
+    axes.tick_params(which="both", colors=INK, labelsize=9, length=3)
     axes.grid(color=INK, alpha=0.12, linewidth=0.7)
     axes.set_axisbelow(True)
     return figure, axes
@@ -80,8 +80,11 @@ def curves(
         axes.axhline(level, linestyle=style, color=INK, alpha=0.7, linewidth=1.2, label=name)
     if log:
         axes.set_yscale("log")
+    else:
+        axes.ticklabel_format(useOffset=False)
     if shares:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.003))
     axes.set_xlabel("step", color=INK, fontsize=9)
     if len(curves) + len(levels or {}) > 1:
         _legend(axes)
@@ -91,17 +94,20 @@ def curves(
 def code_use(counts: np.ndarray, path: Path) -> Html:
     """counts (Q, K): how often each code was used, the most used first, a line each depth, on a logarithmic scale."""
     figure, axes = _plot(7.4, 2.6)
-    ranks = np.unique(np.linspace(1, counts.shape[1], min(SHOWN, counts.shape[1])).round().astype(int))
+    used, K = int((counts > 0).sum(1).max()), counts.shape[1]
+    last = K if used > K / 4 else max(used, 1)  # of few codes in a large codebook the others would leave no room
+    ranks = np.unique(np.linspace(1, last, min(SHOWN, last)).round().astype(int))
     for depth, row in enumerate(-np.sort(-counts, axis=1)):
-        used = ranks[row[ranks - 1] > 0]
+        some = ranks[row[ranks - 1] > 0]
         name = "codes" if len(counts) == 1 else f"depth {depth + 1}"
         colour = COLOURS[depth % len(COLOURS)]
-        axes.step(used, row[used - 1], where="mid", color=colour, linewidth=1.6, label=name)
+        axes.step(some, row[some - 1], where="mid", color=colour, linewidth=1.6, label=name)
         if len(counts) == 1:
-            axes.fill_between(used, row[used - 1], 0.5, step="mid", color=colour, alpha=0.25, linewidth=0)
+            axes.fill_between(some, row[some - 1], 0.5, step="mid", color=colour, alpha=0.25, linewidth=0)
     even = counts.sum() / counts.size
-    axes.axhline(even, linestyle="--", color=INK, alpha=0.7, linewidth=1.2, label="if all were used alike")
-    axes.set(yscale="log", xlim=(0, counts.shape[1] + 1), ylim=(0.5, max(counts.max(), even) * 1.6))
+    if even > 0.5:
+        axes.axhline(even, linestyle="--", color=INK, alpha=0.7, linewidth=1.2, label="if all were used alike")
+    axes.set(yscale="log", xlim=(0, last + 1), ylim=(0.5, max(counts.max(), 1) * 1.6))
     axes.set_xlabel("codes, the most used first", color=INK, fontsize=9)
     axes.set_ylabel("times used", color=INK, fontsize=9)
     _legend(axes, loc="lower left")

@@ -226,6 +226,11 @@ def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
     assert load_tokenizer(run / "tokenizer/model").stochastic and "fd_classifier" not in found
 
 
+def test_too_few_images_to_judge_are_refused_at_once(run, accelerator):
+    with pytest.raises(UserError, match=r"at least 10 images on either side, got 3 to draw and 297 held out; --images 0"):
+        evaluate_pipeline(PipelineSettings(run=str(run), images=3), accelerator)
+
+
 def test_codes_of_another_tokenizer_are_refused(run, accelerator):
     written = folder.read_json(run / "codes/codes.json")
     written["tokenizer"]["sha256"] = "f" * 64

@@ -3,8 +3,8 @@
     accelerate launch -q tokenizer/evaluate.py runs/digits
     accelerate launch -q tokenizer/evaluate.py runs/mine --features.kind inception --features.weights FILE
 
-Reads RUN/tokenizer and its images. Writes RUN/evaluation/tokenizer-SPLIT.json. Each process takes its share of the images;
-interrupted, the same command goes on. The figures:
+Reads RUN/tokenizer and its images. Writes RUN/evaluation/tokenizer-SPLIT.json, or of another --source tokenizer-SPLIT-of-NAME.
+Each process takes its share of the images; interrupted, the same command goes on. The figures:
 
     psnr, psnr_pooled     dB, of each image and averaged; of the squared error over the whole split
     ssim                  structural similarity (Wang et al. 2004)
@@ -82,16 +82,17 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         parts = [measure_batch(tokenizer, split, some, eyes, accelerator) for some in positions.split(c.batch_size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    folder = parts_path(run, f"tokenizer-{split.name}")
+    folder = parts_path(run, f"tokenizer-{split.name}")  # of one source at a time
     found = in_parts(folder, plan, len(split), PART, measure, accelerator, f"evaluate {split.name}")
     figures, number = summarize(found, tokenizer, eyes), len(found["psnr"])
     protocol = {
         **plan, "source": settings.source, "number": number, "skipped": len(split.corrupt) + len(split) - number,
         "features_name": eyes.features.name if eyes.features else None, "likelihood": tokenizer.likelihood.kind,
     }  # fmt: skip
-    path = evaluation_path(run, "tokenizer", split.name)
+    name = split.name if c.source is None else f"{split.name}-of-{Path(c.source).name}"
+    path = evaluation_path(run, "tokenizer", name)
     if accelerator.is_main_process:
-        write_evaluation(run, "tokenizer", split.name, figures=figures, protocol=protocol, arguments=arguments)
+        write_evaluation(run, "tokenizer", name, figures=figures, protocol=protocol, arguments=arguments)
     accelerator.wait_for_everyone()
     return path
 

@@ -1,0 +1,236 @@
+"""The page of a run: one file that holds its figures, loads nothing, and believes nothing that a file says."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from common.errors import UserError
+from common.evaluation import evaluation_path, write_evaluation
+from common.folder import sha256
+from pipeline.page import EMPTY, Html, join, number, tag
+from pipeline.report import Settings, gather, main, outdated, report
+from pipeline.report_figures import code_use
+
+NASTY = '<script>alert("1")</script>'
+STAGES = ("tokenizer", "prior", "pipeline")
+
+
+class Page(HTMLParser):
+    """The text of a page, its links, and whether each element that begins also ends."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.text, self.open, self.loads, self.anchors, self.ids, self.alts = "", [], [], [], [], []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, name, attributes):
+        given = dict(attributes)
+        self.loads += [value for key, value in given.items() if key in ("src", "srcset", "data", "action")]
+        self.anchors += [given["href"]] if "href" in given else []
+        self.ids += [given["id"]] if "id" in given else []
+        self.alts += [given.get("alt")] if name == "img" else []
+        assert name not in ("script", "iframe", "link", "object", "form") and not any(key.startswith("on") for key in given)
+        self.open += [] if name in EMPTY else [name]
+
+    def handle_startendtag(self, name, attributes):  # as SVG has them
+        self.handle_starttag(name, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, name):
+        assert self.open and self.open.pop() == name
+
+    def handle_data(self, text):
+        self.text += text
+
+
+def evaluate(run: Path) -> None:
+    """Figures of every kind, as the three evaluations would write them."""
+    now = {stage: sha256(run / stage / "model/model.safetensors") for stage in ("tokenizer", "prior")}
+    classes = [str(i) for i in range(10)]
+    figures = {
+        "tokenizer": {"psnr": 12.3456, "usage": 0.8125, "perplexity": 9.87, "distortion": 5.4321, "uniform_rate": 1.0},
+        "prior": {
+            "nll": 2.4681, "saved": 0.123, "by_class": {name: 2.0 + i / 10 for i, name in enumerate(classes)},
+            "by_place": (2 + np.arange(16).reshape(4, 4) / 10).tolist(),
+        },
+        "pipeline": {
+            "distortion": 5.4321, "uniform_rate": 1.0, "independent_rate": 0.9, "learned_rate": 0.7531,
+            "learned_bits_per_dim": 6.1852, "fd_classifier": 3.2109, "fd_classifier_train": 1.5, "class_agreement": 0.4567,
+            "agreement_by_class": dict.fromkeys(classes, 0.5), "memorised_pixels": 0.011, "memorised_codes": 0.073,
+        },
+    }  # fmt: skip
+    protocol = {**now, "number": 297, "priced": 297, "drawn": 100, "neighbours": 100, "neighbours_among": 1350}
+    for stage, each in figures.items():
+        write_evaluation(run, stage, "test", figures=each, protocol=protocol, arguments=[str(run), "--split", "test"])
+    for what, size in (("samples", (784, 784)), ("neighbours", (784, 224))):  # 10 columns of 8 x 8 images, 8 times enlarged
+        PIL.Image.new("L", size).save(run / f"evaluation/pipeline-test-{what}.png")
+
+
+def page_of(run: Path, **settings) -> tuple[Page, str]:
+    path = report(Settings(run=str(run), **{"completion": False, **settings}))
+    html = path.read_text(encoding="utf-8")
+    return Page(html), html
+
+
+@pytest.fixture
+def run(finished_run, tmp_path) -> Path:
+    shutil.copytree(finished_run, tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+@pytest.fixture
+def evaluated(run) -> Path:
+    evaluate(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(finished_run, tmp_path_factory) -> tuple[Path, Page, str]:
+    """A run with all there is, and its page. Shared: not to be changed."""
+    run = tmp_path_factory.mktemp("whole") / "digits"
+    shutil.copytree(finished_run, run)
+    evaluate(run)
+    return run, *page_of(run, completion=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- the blocks
+
+
+def test_text_is_escaped_once_and_markup_is_not():
+    assert tag("p", "a < b", tag("b", "&")) == "<p>a &lt; b<b>&amp;</b></p>"
+    assert tag("img", alt='"><script>', src=None) == '<img alt="&quot;&gt;&lt;script&gt;">'
+    assert isinstance(join("<", None, Html("<br>")), Html) and join("<", None, Html("<br>")) == "&lt;<br>"
+
+
+def test_numbers_have_the_digits_that_count():
+    assert [number(value) for value in (12345, 12.3456, 0.012345, -0.5, 0.0, float("nan"), "a", None)] == [
+        "12,345", "12.35", "0.01235", "−0.5000", "0.000", "nan", "a", "null",
+    ]  # fmt: skip
+
+
+def test_a_codebook_of_which_nothing_is_used_can_be_drawn(tmp_path):
+    assert code_use(np.zeros((2, 16), dtype=np.int64), tmp_path / "use.png").startswith("<svg")
+    assert (tmp_path / "use.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+def test_a_page_is_one_file_that_loads_nothing(whole):
+    run, page, html = whole
+    assert page.loads and all(each.startswith("data:image/png;base64,") for each in page.loads)
+    assert all(each.startswith("#") for each in page.anchors) and not re.search(r"url\((?!#)|@import", html)
+    assert len(page.ids) == len(set(page.ids)) and {each[1:] for each in page.anchors} <= set(page.ids)
+    assert page.alts and all(page.alts)
+    drawn = {path.name for path in (run / "report").iterdir()}
+    assert {"bits.png", "prior-nll.png", "prior-places.png", "codebook-use.png", "completion.png"} <= drawn
+    assert "lower half drawn anew" in page.text and "drawn, seed 1" in page.text
+
+
+def test_a_page_holds_the_figures_of_the_evaluations(whole):
+    _, page, _ = whole
+    for shown in ("12.35 dB", "81.2%", "6.185", "2.468", "12.3% saved", "3.211", "45.7%", "6.1852", "7.3%", "2.900"):
+        assert shown in page.text, shown
+    assert "Fréchet distance (classifier)" in page.text and "FID" not in page.text
+    assert "Each column is a class" in page.text and "measured with another" not in page.text
+
+
+def test_the_commands_repeat_the_run_elsewhere_and_say_nothing_of_the_machine(whole):
+    run, page, html = whole
+    assert str(run.parent) not in html
+    lines = page.text[page.text.index("run=") :].splitlines()
+    assert lines[:2] == ["run=.../digits", "again=.../digits-again"]
+    assert 'python tokenizer/train.py "$run/tokenizer/config.yaml" --run "$again"' in lines
+    assert 'python prior/evaluate.py "$again" --split test' in lines
+    assert [line.split()[1] for line in lines if line.startswith("python ")] == [
+        "tokenizer/train.py", "tokenizer/encode.py", "prior/train.py", "pipeline/generate.py", "tokenizer/evaluate.py",
+        "prior/evaluate.py", "pipeline/evaluate.py", "pipeline/report.py",
+    ]  # fmt: skip
+
+
+def test_figures_of_other_weights_are_told(evaluated):
+    assert not list(outdated(gather(Settings(run=str(evaluated)))))
+    path = evaluation_path(evaluated, "prior", "test")
+    value = json.loads(path.read_text())
+    value["protocol"]["prior"] = "0" * 64
+    path.write_text(json.dumps(value))
+    (told,) = outdated(gather(Settings(run=str(evaluated))))
+    assert "The prior's figures on the test split were measured with another prior" in told
+
+
+def test_a_page_is_of_the_split_it_is_asked_for(evaluated):
+    write_evaluation(evaluated, "tokenizer", "validation", figures={"psnr": 33.333}, protocol={}, arguments=[])
+    assert gather(Settings(run=str(evaluated))).value("tokenizer", "psnr") == 12.3456
+    assert gather(Settings(run=str(evaluated), split="validation")).value("tokenizer", "psnr") == 33.333
+    with pytest.raises(UserError, match="no evaluation of split 'tset'; there are some of test, validation"):
+        gather(Settings(run=str(evaluated), split="tset"))
+
+
+def test_what_is_missing_names_the_command_that_fills_it(run):
+    page, _ = page_of(run)
+    for command in (
+        "pipeline/generate.py", "tokenizer/evaluate.py", "prior/evaluate.py", "pipeline/evaluate.py", "tokenizer/codebook.py",
+    ):  # fmt: skip
+        assert re.search(rf"python {command} \S+ fills this in", page.text), command
+
+
+@pytest.mark.parametrize(("left", "command"), [("tokenizer", "prior/train.py"), ("prior", "tokenizer/train.py")])
+def test_a_run_of_one_stage_has_a_page_too(run, left, command, capsys):
+    for name in {"tokenizer", "codes", "prior"} - {left}:
+        shutil.rmtree(run / name)
+    main([str(run)])
+    assert f"the page is {run}/report.html" in capsys.readouterr().out
+    assert re.search(rf"python {command} CONFIG --run \S+ fills this in", Page((run / "report.html").read_text()).text)
+
+
+def test_names_from_files_are_text_and_nothing_else(evaluated):
+    for path in (evaluated / "codes/codes.json", evaluated / "prior/model/config.json"):
+        value = json.loads(path.read_text())
+        value["class_names"][3] = NASTY
+        path.write_text(json.dumps(value))
+    path = evaluation_path(evaluated, "prior", "test")
+    value = json.loads(path.read_text())
+    value["figures"]["by_class"][NASTY] = 1.0
+    value["figures"][NASTY] = 1.0
+    value["commit"] = value["command"] = value["date"] = value["machine"]["cpu"] = NASTY
+    path.write_text(json.dumps(value))
+    page, html = page_of(evaluated)
+    assert "<script" not in html and page.text.count(NASTY) >= 7
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no run folder"):
+        page_of(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"must be a run folder, with tokenizer/config\.yaml or prior/config\.yaml"):
+        page_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("evaluation/prior-test.json", "{", "cannot be read as JSON"),
+        ("evaluation/prior-test.json", '{"kind": "tesserae.evaluation", "format": 1, "stage": ""}', "no split of type str"),
+        ("evaluation/pipeline-test-samples.png", "no picture", "must be a whole PNG file"),
+        ("tokenizer/histogram.json", '{"counts": [1, 2]}', "a list of whole numbers for each depth"),
+        ("tokenizer/config.yaml", "- a", "must hold `key: value` lines"),
+    ],
+)
+def test_a_damaged_file_is_named_and_an_older_page_stays(evaluated, file, text, message):
+    (evaluated / "report.html").write_text("older")
+    (evaluated / "tokenizer/metrics.jsonl").unlink()  # fewer curves to draw before it comes to the damage
+    (evaluated / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        page_of(evaluated)
+    assert (evaluated / "report.html").read_text() == "older"
+    assert not list(evaluated.glob(".report.html*"))
