@@ -4,9 +4,10 @@
     accelerate launch -q tokenizer/train.py configs/cifar10_bits/tokenizer.yaml    # in earnest, on a GPU; then as it says
 
 Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of 2 S, on
-batches of 64 and 32. Its bits per dimension are of all 10,000 test images, by pipeline/evaluate.py; time is the CPU's, of one
-thread, training alone. The curve fitted is a + b · t^−c, by least squares; with as few points as there are it says a direction
-and no more. The lines to reach are the VQ-VAE paper's 4.67 (van den Oord et al. 2017, sec. 4.1) and its VAE's 4.51.
+batches of 64 and 32, of images without their mirrors. Its bits per dimension are of all 10,000 test images, by
+pipeline/evaluate.py; time is the CPU's, of one thread, training alone. The curve fitted is a + b · t^−c, by least squares; with
+as few points as there are it says a direction and no more. The lines to reach are the VQ-VAE paper's 4.67 (van den Oord et al.
+2017, sec. 4.1) and its VAE's 4.51.
 
 Writes benchmarks/results/cifar10_bits.json and docs/cifar10_bits.png. The same command goes on with what is missing.
 """
@@ -49,7 +50,7 @@ def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
     commands = {
         "tokenizer": ["tokenizer/train.py", "configs/cifar10_bits/tokenizer.yaml", "--images.source", str(data), *given,
                       *options(SMALL["tokenizer"] | schedule(steps))],
-        "encode": ["tokenizer/encode.py", str(run)],
+        "encode": ["tokenizer/encode.py", str(run), "--views", "1"],
         "prior": ["prior/train.py", "configs/cifar10_bits/prior.yaml", *given, *options(SMALL["prior"] | schedule(2 * steps))],
         "evaluate": ["pipeline/evaluate.py", str(run), "--images", "0"],
     }  # fmt: skip

@@ -569,13 +569,14 @@ def curve(name: str, lines: Sequence[Mapping[str, Any]], metric: str, *, log: bo
 
 
 def panels(found: Found, lines: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
-    """The tokenizer's curves, those that it has."""
+    """The tokenizer's curves, those that it has; of a single evaluation there is none."""
     for panel in PANELS:
         curves = [
             curve(name, [line for line in lines if validation in (None, "psnr" in line)], metric, log=panel.log)
             for name, (metric, validation) in panel.names.items()
         ]
-        if curves := [each for each in curves if each is not None]:
+        curves = [each for each in curves if each is not None]
+        if any(len(each.steps) > 1 for each in curves):
             path = found.path / "report" / f"tokenizer-{panel.title.split(',')[0].replace(' ', '-').lower()}.png"
             last = "; ".join(f"{each.name} ends at {number(float(each.values[-1]))}" for each in curves)
             drawn = draw.curves(curves, path, log=panel.log, shares=panel.shares)

@@ -70,7 +70,7 @@ def curves(
     shares: bool = False, width: float = 4.0,
 ) -> Html:  # fmt: skip
     """Metrics over the step, and `levels` as dashed lines. `width` is in inches; `shares` are shown as percent."""
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure, axes = _plot(width, 2.7)
     for colour, curve in zip(COLOURS, curves, strict=False):
@@ -85,6 +85,7 @@ def curves(
     if shares:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.003))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_xlabel("step", color=INK, fontsize=9)
     if len(curves) + len(levels or {}) > 1:
         _legend(axes)
