@@ -259,7 +259,7 @@ img { display: block; max-width: 100%; height: auto; }
 .chart svg { display: block; width: 100%; height: auto; max-width: 100%; }
 .chart svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif !important; }
 .wide { max-width: 780px; overflow-x: auto; }
-.chart.wide svg { min-width: 30rem; }
+.chart.wide svg { min-width: 22rem; }
 .small { max-width: 400px; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem 2.5rem; align-items: start; }
 

@@ -728,7 +728,9 @@ def where_nats_go(found: Found) -> Html:
         drawn = draw.place_map(places, found.path / "report/prior-places.png")
         size = f"{places.shape[0]} by {places.shape[1]}"
         alt = f"Nats per code on a grid of {size}, from {places.min():.2f} to {places.max():.2f}"
-        about = "by place of the grid: dark places cost most. In raster order the first codes are drawn knowing little."
+        about = "by place of the grid: dark places cost most."
+        if found.evaluations["prior"]["protocol"].get("order") == "raster":
+            about += " In raster order the first codes are drawn knowing little."
         parts.append(figure(tag("div", chart(drawn, alt), class_="small"), f"Nats per code, {about}"))
     return side_by_side(*parts) if parts else join()
 

@@ -55,6 +55,7 @@ def _save(figure, path: Path) -> Html:
 
     with replacing(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
+    figure.set_layout_engine("none")  # it is laid out
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):  # one page's charts share no ids
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -85,7 +86,7 @@ def curves(
     if shares:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.003))
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.set_xlabel("step", color=INK, fontsize=9)
     if len(curves) + len(levels or {}) > 1:
         _legend(axes)

@@ -19,6 +19,7 @@ from tokenizer.config import ImagesConfig, TokenizerConfig
 from tokenizer.encode import Settings as EncodeSettings
 from tokenizer.encode import encode
 from tokenizer.finite import MOST_IN_A_ROW, Part, SkippedSteps
+from tokenizer.likelihood import BernoulliConfig, CategoricalConfig, LaplaceConfig, LogisticMixtureConfig
 from tokenizer.model import Tokenizer
 from tokenizer.quantizers.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, SimVQConfig, VQConfig
 from tokenizer.train import train as train_tokenizer
@@ -271,6 +272,28 @@ def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_pa
     train_prior(prior_training(run), accelerator)
     drawn = generate(Generation(run=str(run), num_images=3), accelerator)
     assert len(list(drawn.glob("0*.png"))) == 3
+
+
+@pytest.mark.parametrize("kind", ["laplace", "bernoulli", "logistic_mixture", "categorical"])
+def test_every_likelihood_trains_and_resumes(kind, tmp_path, accelerator):
+    """As the quantizers: three steps and three more are six. (Its own scales are part of the weights and of their average.)"""
+    likelihoods = {
+        "laplace": LaplaceConfig(), "bernoulli": BernoulliConfig(), "categorical": CategoricalConfig(),
+        "logistic_mixture": LogisticMixtureConfig(components=2),
+    }  # fmt: skip
+    model = TokenizerConfig(
+        image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4), likelihood=likelihoods[kind]
+    )
+    c = tokenizer_training(tmp_path / "whole", model=model, images=ImagesConfig(black_and_white=kind == "bernoulli"))
+    train_tokenizer(c, accelerator)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    folder.remove(tmp_path / "killed/tokenizer/state/step_00000006")
+    folder.remove(tmp_path / "killed/tokenizer/config.yaml")
+    train_tokenizer(c.model_copy(update={"run": str(tmp_path / "killed")}), accelerator)
+    weights = [tmp_path / run / "tokenizer/model/model.safetensors" for run in ("whole", "killed")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    last = read_metrics(tmp_path / "whole/tokenizer/metrics.jsonl")[-1]
+    assert 0 < last["distortion"] < (1.1 if kind == "bernoulli" else 8.5)  # near what knowing nothing costs, after six steps
 
 
 def test_settings_may_still_change_before_anything_is_saved(tmp_path, accelerator):
