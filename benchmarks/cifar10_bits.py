@@ -3,7 +3,7 @@
     python -m benchmarks.cifar10_bits --data FOLDER --work DIR
     accelerate launch -q tokenizer/train.py configs/cifar10_bits/tokenizer.yaml    # in earnest, on a GPU; then as it says
 
-Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of 2 S, on
+Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of S, on
 batches of 64 and 32, of images without their mirrors. Its bits per dimension are of all 10,000 test images, by
 pipeline/evaluate.py; time is the CPU's, of one thread, training alone. The curve fitted is a + b · t^−c, by least squares; with
 as few points as there are it says a direction and no more. The lines to reach are the VQ-VAE paper's 4.67 (van den Oord et al.
@@ -51,7 +51,7 @@ def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
         "tokenizer": ["tokenizer/train.py", "configs/cifar10_bits/tokenizer.yaml", "--images.source", str(data), *given,
                       *options(SMALL["tokenizer"] | schedule(steps))],
         "encode": ["tokenizer/encode.py", str(run), "--views", "1"],
-        "prior": ["prior/train.py", "configs/cifar10_bits/prior.yaml", *given, *options(SMALL["prior"] | schedule(2 * steps))],
+        "prior": ["prior/train.py", "configs/cifar10_bits/prior.yaml", *given, *options(SMALL["prior"] | schedule(steps))],
         "evaluate": ["pipeline/evaluate.py", str(run), "--images", "0"],
     }  # fmt: skip
     seconds = {name: once([sys.executable, *command], run / f".{name}-ended.json") for name, command in commands.items()}
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 400, 800])
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 100, 200, 400])
     args = parser.parse_args()
     points = []
     for steps in args.steps:
