@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -115,8 +116,17 @@ def judge_peer(folder: Path, beside: Path) -> Figures:
     }
 
 
+def picture(dataset: str, row: str) -> Path:
+    """What a row draws, of its first seed, for the board."""
+    return ROOT / f"docs/board_{slug(dataset)}_{row}.png"
+
+
+def slug(dataset: str) -> str:
+    return dataset.lower().replace("-", "_")
+
+
 def run_rows(dataset: str, data: Path, work: Path, rows: Sequence[str], seeds: Sequence[int]) -> None:
-    path = RESULTS / f"board_{dataset.lower().replace('-', '_')}.json"
+    path = RESULTS / f"board_{slug(dataset)}.json"
     result = read_json(path) if path.exists() else {"dataset": dataset, "protocol": __doc__, "rows": {}}
     for seed in seeds:
         for row in rows:
@@ -126,6 +136,9 @@ def run_rows(dataset: str, data: Path, work: Path, rows: Sequence[str], seeds: S
                 figures = peer(data, folder, seed, beside) if row == "peer" else ours(row, data, folder, seed)
                 by_seed[str(seed)] = {"figures": figures, "record": record("benchmarks.board", PEERS)}
                 write_json(path, result)
+                drawn = folder / ("grid.png" if row == "peer" else "evaluation/pipeline-test-samples.png")
+                if not picture(dataset, row).exists():
+                    shutil.copy(drawn, picture(dataset, row))
                 print(f"{row}, seed {seed}: {json.dumps(numbers(figures))}", flush=True)
 
 
@@ -227,11 +240,16 @@ def section(result: dict[str, Any]) -> str:
         f"{real:.2f}.\n\n" if accuracy is not None and real is not None else ""
     )  # fmt: skip
     tables = "\n\n".join(f"### {title}\n\n{table(rows, names)}" for title, names in TABLES.items())
+    pictures = "\n\n".join(
+        f"`{row}`\n\n![samples of {row}]({picture(result['dataset'], row).name})"
+        for row in rows
+        if picture(result["dataset"], row).exists()
+    )  # fmt: skip
     judged = "".join(f"    {line}\n" for line in claims(rows))
     held = f"### What we say of it, for the worst seed\n\n{judged}\n" if judged else ""
     return (
         f"## {result['dataset']}\n\nTraining took, in minutes of one core ({machine['cpu']}): {spent}. {known}{tables}\n\n"
-        f"{held}"
+        f"{held}{pictures}\n\n"
         f"Measured {', '.join(dates)} at {', '.join(commits)}.\n"
     )
 
