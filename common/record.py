@@ -39,10 +39,20 @@ def command(program: str, arguments: Sequence[str]) -> str:
 
 
 def commit() -> str | None:
-    """The commit measured, with `-dirty` where files differ from it; None where there is none."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    described = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return described.stdout.strip() if described.returncode == 0 else None
+    """The commit measured, with `-dirty` where files differ from it; None where this code is no checkout of its own, as when it
+    is installed inside somebody else's."""
+    root = Path(__file__).resolve().parents[1]
+    if _git("rev-parse", "--show-toplevel") != str(root):
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        told = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:  # there is no git
+        return None
+    return told.stdout.strip() if told.returncode == 0 else None
 
 
 def machine() -> dict[str, Any]:
