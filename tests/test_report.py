@@ -13,9 +13,10 @@ import pytest
 from common.errors import UserError
 from common.evaluation import evaluation_path, write_evaluation
 from common.folder import sha256
-from pipeline.page import EMPTY, Html, join, number, tag
-from pipeline.report import Settings, gather, main, outdated, report
-from pipeline.report_figures import code_use
+from pipeline.report import Settings, main, report
+from pipeline.reporting.charts import code_use
+from pipeline.reporting.found import gather, outdated
+from pipeline.reporting.page import EMPTY, Html, join, number, tag
 
 NASTY = '<script>alert("1")</script>'
 STAGES = ("tokenizer", "prior", "pipeline")
@@ -157,21 +158,21 @@ def test_the_commands_repeat_the_run_elsewhere_and_say_nothing_of_the_machine(wh
 
 
 def test_figures_of_other_weights_are_told(evaluated):
-    assert not list(outdated(gather(Settings(run=str(evaluated)))))
+    assert not list(outdated(gather(evaluated)))
     path = evaluation_path(evaluated, "prior", "test")
     value = json.loads(path.read_text())
     value["protocol"]["prior"] = "0" * 64
     path.write_text(json.dumps(value))
-    (told,) = outdated(gather(Settings(run=str(evaluated))))
+    (told,) = outdated(gather(evaluated))
     assert "The prior's figures on the test split were measured with another prior" in told
 
 
 def test_a_page_is_of_the_split_it_is_asked_for(evaluated):
     write_evaluation(evaluated, "tokenizer", "validation", figures={"psnr": 33.333}, protocol={}, arguments=[])
-    assert gather(Settings(run=str(evaluated))).value("tokenizer", "psnr") == 12.3456
-    assert gather(Settings(run=str(evaluated), split="validation")).value("tokenizer", "psnr") == 33.333
+    assert gather(evaluated).value("tokenizer", "psnr") == 12.3456
+    assert gather(evaluated, "validation").value("tokenizer", "psnr") == 33.333
     with pytest.raises(UserError, match="no evaluation of split 'tset'; there are some of test, validation"):
-        gather(Settings(run=str(evaluated), split="tset"))
+        gather(evaluated, "tset")
 
 
 def test_what_is_missing_names_the_command_that_fills_it(run):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.folder import replacing
-from pipeline.page import Html
+from pipeline.reporting.page import Html
 
 INK = "#1d2125"  # becomes the page's own colour of text; matplotlib writes it as it stands here
 COLOURS = ("#4a8fe0", "#e08a3c", "#3fa77a", "#a678d0")  # told apart on white and on black

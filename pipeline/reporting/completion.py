@@ -1,0 +1,79 @@
+"""Completion: a few held-out images whose upper half is kept and whose lower half the run draws anew."""
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.pictures import image_grid, save_picture
+from pipeline.image_pipeline import ImagePipeline
+from pipeline.reporting import page
+from pipeline.reporting.found import Found
+from pipeline.reporting.page import Html, Section
+from prior.draw import SamplingConfig
+from tokenizer.config import KMeansConfig, TokenizerConfig
+from tokenizer.images import centre, held_out, open_images, run_images, to_pil
+
+COMPLETED = 8  # images
+DRAWS = 2  # completions of each
+GREY = 128  # of what a completion is not shown
+
+
+def half_rows(c: TokenizerConfig | KMeansConfig) -> int:
+    """Pixel rows of the upper half of the grid. Raises `UserError` where a grid of one row has no half."""
+    if c.grid[0] < 2:
+        raise UserError(f"a grid of {c.grid[0]}×{c.grid[1]} codes has no upper half")
+    return c.grid[0] // 2 * (c.image_size[0] // c.grid[0])
+
+
+def completed(found: Found) -> tuple[list[Tensor], str]:
+    """Rows of images (n, C, H, W): originals, what is kept of them, and completions. Raises `UserError` if it cannot be."""
+    pipeline = ImagePipeline.from_run(found.path, found.sampling.sampling if found.sampling else SamplingConfig())
+    pipeline.to("cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator())
+    c = pipeline.tokenizer.config
+    settings = run_images(found.path / "tokenizer").model_copy(update={"memory": 0.0})  # a few images alone are decoded
+    split = held_out(open_images(settings, c.image_size, c.image_channels).splits, found.split)
+    n = min(COMPLETED, len(split))
+    batch = split.read(torch.arange(n) * len(split) // n)
+    originals, rows = centre(batch.images, c.image_size), half_rows(c)
+    kept = torch.zeros(c.image_size, dtype=torch.bool)
+    kept[:rows] = True
+    classes = pipeline.prior.config.num_classes
+    labels = batch.labels.tolist() if all(0 <= label < classes for label in batch.labels) else None
+    drawn = [
+        pipeline.complete(to_pil(originals), kept, labels=labels, seed=seed * len(originals), batch_size=len(originals))
+        for seed in range(DRAWS)
+    ]
+    seen = torch.where(kept, originals, torch.full_like(originals, GREY))
+    return [originals, seen, *(pipeline.decode(each.codes) for each in drawn)], split.name
+
+
+def drawing(found: Found, rows: list[Tensor], split: str) -> Html:
+    """The rows as a picture, written beside the page too."""
+    path = found.path / "report/completion.png"
+    save_picture(image_grid(torch.cat(rows), len(rows[0])), path)
+    alt = "Held-out images, the upper half of each that is kept, and completions"
+    image = page.picture(path, alt, pixels=found.pixels)
+    names = ("originals", "what is kept", *(f"drawn, seed {seed}" for seed in range(DRAWS)))
+    caption = (
+        f"{len(rows[0])} images evenly spaced in the {split} split. Of each the upper half is kept and the lower half drawn "
+        "anew, knowing the class where there is one; nothing is read of what is hidden. What is kept is shown as its codes "
+        "decode."
+    )
+    return page.figure(page.labelled(image, rows=names), caption)
+
+
+def section(found: Found, wanted: bool) -> Section:
+    def lacking(body: Html) -> Section:
+        return Section("completion", "Completion", body, False)
+
+    if not wanted:
+        return lacking(page.missing("Left out as asked", found.command("pipeline/report.py")))
+    for stage, command in (("tokenizer", found.tokenizer_command), ("prior", found.prior_command)):
+        if not (found.path / stage / "model/config.json").exists():
+            return lacking(page.missing(f"There is no {stage} yet", command))
+    try:
+        rows, split = completed(found)
+    except UserError as error:
+        reason = str(error).replace(str(found.path), found.shown)
+        return lacking(page.paragraph(f"No images could be completed: {reason}", class_="missing"))
+    return Section("completion", "Completion", drawing(found, rows, split))

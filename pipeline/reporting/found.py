@@ -1,0 +1,226 @@
+"""What is there of a run: its settings, evaluations, codes, models and samples, read and checked.
+
+A page believes nothing that a file says: what is damaged is a `UserError` that names the file, what is absent is None.
+"""
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL.Image
+
+from common import codes, config
+from common.codes import CodesInfo
+from common.errors import UserError
+from common.evaluation import read_evaluations
+from common.folder import check_format, kind_of, read_json, sha256
+from common.run import read_metrics
+from pipeline.generation_config import GenerationConfig
+from tokenizer.config import KMeansConfig, TokenizerConfig
+from tokenizer.kmeans import KMeansTokenizer
+from tokenizer.model import Tokenizer
+
+# --------------------------------------------------------------------------------------------------------- single values
+
+
+def finite(value: Any) -> float | None:
+    """A number that is one."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def private(value: Any) -> Any:
+    """Settings whose absolute paths have their last name only."""
+    if isinstance(value, Mapping):
+        return {key: private(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [private(each) for each in value]
+    return f".../{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+# ---------------------------------------------------------------------------------------------------------- single files
+
+
+def read_model(path: Path) -> TokenizerConfig | KMeansConfig:
+    """A tokenizer's config.json, without its weights."""
+    written = read_json(path)
+    kinds = {kind_of(Tokenizer): TokenizerConfig, kind_of(KMeansTokenizer): KMeansConfig}
+    cls = kinds.get(written.get("kind"), TokenizerConfig)
+    check_format(written, next(kind for kind, each in kinds.items() if each is cls), path)
+    return config.build(cls, {key: value for key, value in written.items() if key not in ("kind", "format")}, str(path))
+
+
+def read_picture(path: Path) -> PIL.Image.Image:
+    try:
+        with PIL.Image.open(path) as opened:
+            opened.load()
+            return opened
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{path} must be a whole PNG file: {error}; remove it, or run what wrote it again") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines."""
+    try:
+        return [line for line in read_metrics(path) if isinstance(line, dict)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must hold JSON lines: {error}; the command that wrote it writes it again") from None
+
+
+# --------------------------------------------------------------------------------------------------------------- the run
+
+
+class Found(NamedTuple):
+    """What is there of a run."""
+
+    path: Path
+    split: str | None
+    settings: dict[str, dict[str, Any]]  # config.yaml of each stage that was begun
+    all_evaluations: list[dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]]  # of each stage, the one that is shown
+    codes: tuple[CodesInfo, dict[str, dict[str, Any]]] | None
+    model: TokenizerConfig | KMeansConfig | None
+    prior: dict[str, Any] | None  # config.json of its model
+    sampling: GenerationConfig | None
+
+    @property
+    def place(self) -> Path:
+        """The run as the page names it: what stands above it is the machine's affair."""
+        if not self.path.is_absolute():
+            return self.path
+        return self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else Path("...") / self.path.name
+
+    @property
+    def shown(self) -> str:
+        """The same for a command line."""
+        return shlex.quote(str(self.place))
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def pixels(self) -> bool:
+        """Whether images are so small that each pixel is to be seen."""
+        return self.model is not None and max(self.model.image_size) < 64
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        names = self.codes[0].class_names if self.codes else (self.prior or {}).get("class_names")
+        return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+    @property
+    def tokenizer_script(self) -> str:
+        """Which of the two fits the tokenizer."""
+        return f"tokenizer/{'cluster' if 'iterations' in self.settings.get('tokenizer', {}) else 'train'}.py"
+
+    @property
+    def tokenizer_command(self) -> str:
+        """The command that fits the tokenizer."""
+        return f"python {self.tokenizer_script} CONFIG --run {self.shown}"
+
+    @property
+    def prior_command(self) -> str:
+        """The command that trains the prior, after the one that encodes where that is still to be done."""
+        encode = "" if self.codes else f"python tokenizer/encode.py {self.shown} && "
+        return f"{encode}python prior/train.py CONFIG --run {self.shown}"
+
+    def command(self, script: str) -> str:
+        evaluation = self.split is not None and script.endswith("evaluate.py")
+        return f"python {script} {self.shown}" + (f" --split {shlex.quote(self.split)}" if evaluation else "")
+
+    def value(self, stage: str, name: str) -> float | None:
+        """A figure of a stage's evaluation, where it is there and a number."""
+        return finite(self.evaluations.get(stage, {}).get("figures", {}).get(name))
+
+    def numbers(self, stage: str, name: str) -> dict[str, float]:
+        """A figure that is a number for each of several names."""
+        values = self.evaluations.get(stage, {}).get("figures", {}).get(name)
+        found = {key: finite(value) for key, value in values.items()} if isinstance(values, Mapping) else {}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def of(self, stage: str, count: str) -> str:
+        """What a stage's evaluation was of, for people."""
+        evaluation = self.evaluations[stage]
+        images = evaluation["protocol"].get(count)
+        return f"{evaluation['split']} split" + (f", {images:,} images" if isinstance(images, int) else "")
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """What a stage's training logged, a line each time."""
+        return [line for line in read_lines(self.path / stage / "metrics.jsonl") if finite(line.get("step")) is not None]
+
+    def prior_figures(self) -> dict[str, Any]:
+        """What the prior's training measured at its end."""
+        path = self.path / "prior/figures.json"
+        return read_json(path) if path.exists() else {}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What samples/metadata.jsonl says of each image that was drawn."""
+        return read_lines(self.path / "samples/metadata.jsonl")
+
+
+# ------------------------------------------------------------------------------------------------------------- gathering
+
+
+def checked(evaluation: dict[str, Any], run: Path) -> dict[str, Any]:
+    """That an evaluation has what every page shows of it."""
+    kinds = {"stage": str, "split": str, "figures": dict, "protocol": dict}
+    for name, kind in kinds.items():
+        if not isinstance(evaluation.get(name), kind):
+            raise UserError(
+                f"a file in {run / 'evaluation'} has no {name} of type {kind.__name__}, got {evaluation.get(name)!r}; "
+                "run the evaluate.py that wrote it again"
+            )
+    return evaluation
+
+
+def chosen(evaluations: Sequence[dict[str, Any]], split: str | None) -> dict[str, dict[str, Any]]:
+    """The evaluation of each stage that is shown."""
+    splits = {evaluation["split"] for evaluation in evaluations}
+    if split is not None and splits and split not in splits:
+        raise UserError(f"there is no evaluation of split {split!r}; there are some of {', '.join(sorted(splits))}")
+    liked = {"test": 0, "validation": 1} if split is None else {split: 0}
+    wanted = [each for each in evaluations if split in (None, each["split"])]
+    wanted.sort(key=lambda each: liked.get(each["split"], 2), reverse=True)
+    return {each["stage"]: each for each in wanted}
+
+
+def gather(run: Path, split: str | None = None) -> Found:
+    """Read what is there. Raises `UserError` for what is no run, and for files that are damaged."""
+    if not run.is_dir():
+        raise UserError(f"there is no run folder {run}; pipeline/run.py makes one, or tokenizer/train.py with --run {run}")
+    stages = [stage for stage in ("tokenizer", "prior") if (run / stage / "config.yaml").exists()]
+    if not stages:
+        raise UserError(
+            f"{run} must be a run folder, with tokenizer/config.yaml or prior/config.yaml in it, and has neither; "
+            "give the folder that the trainings were given as --run"
+        )
+    evaluations = [checked(value, run) for value in read_evaluations(run)]
+    tokenizer, prior = run / "tokenizer/model/config.json", run / "prior/model/config.json"
+    kept = run / "pipeline/generation_config.json"
+    return Found(
+        path=run,
+        split=split,
+        settings={stage: config.read_yaml(run / stage / "config.yaml") for stage in stages},
+        all_evaluations=evaluations,
+        evaluations=chosen(evaluations, split),
+        codes=codes.read_info(run / "codes") if codes.is_whole(run / "codes") else None,
+        model=read_model(tokenizer) if tokenizer.exists() else None,
+        prior=read_json(prior) if prior.exists() else None,
+        sampling=GenerationConfig.read(kept) if kept.exists() else None,
+    )
+
+
+def outdated(found: Found) -> Iterator[str]:
+    """Which evaluations are of other weights than the run has now."""
+    files = {stage: found.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
+    now = {stage: sha256(path) for stage, path in files.items() if path.exists()}
+    for name, evaluation in found.evaluations.items():
+        for stage, digest in now.items():
+            measured = evaluation["protocol"].get(stage)
+            if isinstance(measured, str) and measured != digest:
+                yield (
+                    f"The {name}'s figures on the {evaluation['split']} split were measured with another {stage} than the "
+                    f"run has now; {found.command(f'{name}/evaluate.py')} measures them anew."
+                )

@@ -1,0 +1,85 @@
+"""What each figure of an evaluation means: its title, a few words about it, and whether it is a share."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.reporting.found import Found, finite
+from pipeline.reporting.page import Figure, number, percent
+
+
+class Meaning(NamedTuple):
+    title: str
+    text: str
+    share: bool = False
+
+
+MEANINGS = {
+    "psnr": Meaning("PSNR, dB", "of 8-bit reconstructions: each image's, averaged; higher is closer to the original"),
+    "psnr_pooled": Meaning("PSNR pooled, dB", "of the squared error over the whole split"),
+    "ssim": Meaning("SSIM", "structural similarity of reconstructions; 1 is the original"),
+    "distortion": Meaning("distortion, bits/dim", "what pixels cost once their codes are known"),
+    "usage": Meaning("usage", "share of the codebook that was used at all", True),
+    "perplexity": Meaning("perplexity", "codes that would be as varied were they used alike; at most K"),
+    "accuracy_images": Meaning("accuracy on images", "of the classifier that looks at both", True),
+    "accuracy_reconstructions": Meaning("accuracy on reconstructions", "of the same: what codes keep of a class", True),
+    "nll": Meaning("nats per code", "what a held-out code costs under the prior; lower is better"),
+    "nll_error": Meaning("its standard error", "over images"),
+    "bits_per_code": Meaning("bits per code", "the same in bits; at most log₂ K for a prior that learned nothing"),
+    "bits_per_image": Meaning("bits per image", "what an ideal coder needs for all codes of an image"),
+    "independent_nll": Meaning("nats, independent codes", "drawn one by one by their frequency in train"),
+    "uniform_nll": Meaning("nats, uniform codes", "ln K: no code likelier than another"),
+    "saved": Meaning("saved", "share of the rate under independent codes that the prior does without", True),
+    "train_nll": Meaning("nats, training images", "of as many training images"),
+    "gap": Meaning("gap", "by how much held-out images cost more than training images: memorising is a large gap"),
+    "bits_per_dim_error": Meaning("its standard error", "of the learned prior's bits per dimension, over images"),
+    "kernel_distance": Meaning("kernel distance", "to held-out images on the same features; chance may take it below 0"),
+    "precision": Meaning("precision", "share of drawn images among held-out ones: are they believable?", True),
+    "recall": Meaning("recall", "share of held-out images among drawn ones: is everything drawn?", True),
+    "density": Meaning("density", "how closely held-out images surround drawn ones; about 1 for real images"),
+    "coverage": Meaning("coverage", "share of held-out images that have a drawn one in their neighbourhood", True),
+    "classifier_accuracy": Meaning("classifier accuracy", "on held-out images: how far to trust the next figures", True),
+    "class_agreement": Meaning("class agreement", "share of drawn images it takes for the class asked for", True),
+    "classification_accuracy_score": Meaning(
+        "classification accuracy score", "on held-out images, of a classifier that learned from drawn images alone", True
+    ),
+}  # fmt: skip
+PRIORS = {
+    "uniform": "all codes alike likely",
+    "independent": "each code by its frequency in train",
+    "learned": "the Transformer",
+}
+
+
+def meaning(name: str) -> Meaning:
+    """Of a figure by its name in an evaluation; one that is not known has its name for a title."""
+    if name in MEANINGS:
+        return MEANINGS[name]
+    if name == "fid":
+        return Meaning("FID", "Fréchet distance to held-out images on Inception's features; lower is better")
+    if name.startswith("memorised_"):
+        what = name.removeprefix("memorised_")
+        return Meaning(f"memorised, {what}", f"as near to a training image in {what} as 1% of held-out images are", True)
+    if name.endswith("_train") and (name.startswith("fd_") or name == "fid_train"):
+        return Meaning(
+            f"{meaning(name.removesuffix('_train')).title}, train",
+            "of as many training images: what a perfect sampler would have",
+        )
+    if name.startswith("fd_"):
+        features = name.removeprefix("fd_")
+        return Meaning(f"Fréchet distance ({features})", f"to held-out images on {features} features; lower is better")
+    for prior, words in PRIORS.items():
+        if name == f"{prior}_rate":
+            return Meaning(f"rate, {prior}, bits/dim", f"what codes cost: {words}")
+        if name.startswith(f"{prior}_") and name.endswith("_bits_per_dim"):
+            bound = name.removeprefix(prior).removesuffix("_bits_per_dim").strip("_")
+            bounds = {"": "distortion and rate", "elbo": "evidence lower bound", "importance": "importance-weighted bound"}
+            return Meaning(f"bits/dim, {prior}" + (f", {bound}" if bound else ""), f"{bounds.get(bound, bound)}: {words}")
+    return Meaning(name, "")
+
+
+def told_figures(found: Found, stage: str) -> Iterator[Figure]:
+    """All plain numbers of a stage's evaluation."""
+    for name, value in found.evaluations[stage]["figures"].items():
+        if finite(value) is not None:
+            title, text, share = meaning(name)
+            yield Figure(title, percent(value) if share else number(value), text)
