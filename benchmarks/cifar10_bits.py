@@ -5,8 +5,8 @@
 
 Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of S, on
 batches of 64 and 32, of images without their mirrors. Its bits per dimension are of all 10,000 test images, by
-pipeline/evaluate.py; time is the CPU's, of one thread, training alone. The curve fitted is a + b · t^−c, by least squares; with
-as few points as there are it says a direction and no more. The lines to reach are the VQ-VAE paper's 4.67 (van den Oord et al.
+pipeline/evaluate.py. The CPU seconds are of one thread and both trainings, their evaluations included, which are most of the small
+budgets'; so the curve is one over steps, a + b · S^−c by least squares. With few points it says a direction, no more. The lines to reach are the VQ-VAE paper's 4.67 (van den Oord et al.
 2017, sec. 4.1) and its VAE's 4.51.
 
 Writes benchmarks/results/cifar10_bits.json and docs/cifar10_bits.png. The same command goes on with what is missing.
@@ -60,17 +60,17 @@ def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
 
 
 def fitted(points: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """a + b · t^−c through the points, and the time at which it passes each line; none for fewer than four points."""
+    """a + b · S^−c through the points, and the steps at which it passes each line; none for fewer than four points."""
     if len(points) < 4:
         return None
     from scipy.optimize import curve_fit
 
-    t = np.array([point["training_cpu_seconds"] for point in points])
+    t = np.array([float(point["steps"]) for point in points])
     bits, t0 = np.array([point["learned_bits_per_dim"] for point in points]), t[0]
     bounds = ((2.0, 0.0, 0.05), (6.0, 10.0, 3.0))
     (a, b, c), _ = curve_fit(lambda t, a, b, c: a + b * (t / t0) ** -c, t, bits, p0=(3.5, 2.0, 0.5), bounds=bounds)
-    found = {"a": a, "b": b, "c": c, "t0": t0}
-    return found | {f"seconds_to_{line}": float(t0 * (b / (line - a)) ** (1 / c)) for line in TO_REACH.values() if line > a}
+    found = {"a": a, "b": b, "c": c, "s0": t0}
+    return found | {f"steps_to_{line}": float(t0 * (b / (line - a)) ** (1 / c)) for line in TO_REACH.values() if line > a}
 
 
 def draw(points: Sequence[dict[str, Any]], fit: dict[str, float] | None, path: Path) -> None:
@@ -81,18 +81,18 @@ def draw(points: Sequence[dict[str, Any]], fit: dict[str, float] | None, path: P
 
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    t = [point["training_cpu_seconds"] for point in points]
+    t = [point["steps"] for point in points]
     for name, label in (("learned_bits_per_dim", "bits per dimension"), ("distortion", "of these the pixels, given the codes")):
         axes.plot(t, [point[name] for point in points], "o-", label=label)
     axes.plot(t, [point["independent_bits_per_dim"] for point in points], ".:", color="0.5", label="with independent codes")
     if fit:
         far = np.geomspace(t[0], 100 * t[-1], 200)
-        curve = fit["a"] + fit["b"] * (far / fit["t0"]) ** -fit["c"]
+        curve = fit["a"] + fit["b"] * (far / fit["s0"]) ** -fit["c"]
         axes.plot(far, curve, "--", color="C0", alpha=0.5, label=f"fit, towards {fit['a']:.2f}")
     for (name, line), grey in zip(TO_REACH.items(), ("0.3", "0.6"), strict=True):
         axes.axhline(line, color=grey, linewidth=0.8)
         axes.text(t[0], line + 0.02, f"{name}: {line}", fontsize=7, color=grey)
-    axes.set(xscale="log", xlabel="seconds of one CPU core, both trainings", ylabel="bits per dimension, test")
+    axes.set(xscale="log", xlabel="steps of each stage, batches of 64 and 32", ylabel="bits per dimension, test")
     axes.set_title("CIFAR-10 at 16 x 16 codes of 512, a small model")
     axes.legend(fontsize=7)
     with replacing(path) as aside:

@@ -130,7 +130,9 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
     settings, tokenizer = run_images(run / "tokenizer"), pipeline.tokenizer
     images = open_run_images(run / "tokenizer", tokenizer.config)
     split = held_out(images.splits, c.split)
-    eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
+    eyes = Eyes(None, None)
+    if c.images != 0:
+        eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
     plan = {
         "tokenizer": pipeline.identity.sha256, "prior": sha256(run / "prior/model/model.safetensors"),
         "images": images.fingerprint, "source": settings.source, "split": split.name, "codes": codes.fingerprint(data),
