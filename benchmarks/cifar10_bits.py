@@ -5,9 +5,9 @@
 
 Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of S, on
 batches of 64 and 32, of images without their mirrors. Its bits per dimension are of all 10,000 test images, by
-pipeline/evaluate.py. The CPU seconds are of one thread and both trainings, their evaluations included, which are most of the small
-budgets'; so the curve is one over steps, a + b · S^−c by least squares. With few points it says a direction, no more. The lines to reach are the VQ-VAE paper's 4.67 (van den Oord et al.
-2017, sec. 4.1) and its VAE's 4.51.
+pipeline/evaluate.py. The CPU seconds are of one thread and both trainings, with their evaluations, which are most of the small
+budgets'; so the curve is over steps, a + b · S^−c by least squares. With few points it says a direction, no more. The lines to
+reach are the VQ-VAE paper's 4.67 (van den Oord et al. 2017, sec. 4.1) and its VAE's 4.51.
 
 Writes benchmarks/results/cifar10_bits.json and docs/cifar10_bits.png. The same command goes on with what is missing.
 """
