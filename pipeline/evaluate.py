@@ -38,7 +38,7 @@ from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.evaluation import evaluation_path, parts_path, shown, write_evaluation
 from common.folder import read_json, sha256
-from common.launch import make_accelerator, run_command
+from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
 from common.pictures import image_grid, save_picture
 from metrics.features import FeaturesConfig
@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     """in whose eyes images are compared"""
     batch_size: int = Field(64, ge=1)
     """images at once where they are encoded and scored"""
+    precision: Precision = "fp32"
+    """of encoder, decoder and Transformer where images are priced; likelihoods are fp64 always, and drawing has its own"""
 
 
 class Bench(NamedTuple):
@@ -137,6 +139,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
         "tokenizer": pipeline.identity.sha256, "prior": sha256(run / "prior/model/model.safetensors"),
         "images": images.fingerprint, "source": settings.source, "split": split.name, "codes": codes.fingerprint(data),
         "features": eyes.features.identity if eyes.features else None, "batch_size": c.batch_size,
+        "precision": c.precision,
     }  # fmt: skip
     return Bench(c, run, pipeline, data, images, split, eyes, plan, accelerator)
 
@@ -157,10 +160,12 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
             batch = bench.split.read(some)
             images = centre(batch.images, size)
             labels = torch.where((batch.labels < 0) | (batch.labels >= none), none, batch.labels)
-            found = image_nats(pipeline, marginal, images, labels)._asdict()
+            with bench.accelerator.autocast():
+                found = image_nats(pipeline, marginal, images, labels)._asdict()
             if stochastic:
                 generator = torch.Generator().manual_seed(c.seed + int(some[0]))
-                elbo, importance = stochastic_bounds(pipeline, marginal, images, labels, c.importance_samples, generator)
+                with bench.accelerator.autocast():
+                    elbo, importance = stochastic_bounds(pipeline, marginal, images, labels, c.importance_samples, generator)
                 found |= {f"{prior}_elbo": elbo[prior] for prior in PRIORS}
                 found |= {f"{prior}_importance": importance[prior] for prior in PRIORS}
             parts.append(found)
@@ -279,7 +284,7 @@ def save_samples(bench: Bench, drawn: Drawn) -> None:
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(c.precision)
     path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:
         print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}")
