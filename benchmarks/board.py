@@ -270,7 +270,7 @@ def heading(result: dict[str, Any]) -> str:
         "## CIFAR-10: where bits per dimension are heading\n\n"
         "The paper's 4.67 bits/dim (van den Oord et al. 2017; its VAE 4.51) is for a GPU: no GPU was at hand, so the preset "
         "`cifar10_bits` has not been trained. Its small brother, 96 channels and a prior of 4 x 192, was, on one CPU core for "
-        "minutes (`python -m benchmarks.cifar10_bits`, one seed, all 10,000 test images):\n\n"
+        "minutes (`python -m benchmarks.cifar10_bits`, one seed, the first 1,000 test images):\n\n"
         "| steps of each | CPU s | distortion | rate | bits/dim | independent |\n|---|---|---|---|---|---|\n"
         f"{rows}\n\n{said}\n\n![bits per dimension over training time](cifar10_bits.png)\n\n"
         "In earnest: `python pipeline/run.py configs/cifar10_bits`, then the three `evaluate.py`.\n"
