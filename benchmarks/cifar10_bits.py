@@ -4,10 +4,11 @@
     accelerate launch -q tokenizer/train.py configs/cifar10_bits/tokenizer.yaml    # in earnest, on a GPU; then as it says
 
 Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of S, on
-batches of 64 and 32, of images without their mirrors. The images are the first 10,000 of train (more than the largest budget
-sees), the 500 after them to choose by, and the first 1,000 of test, for evaluation would else take longer than training. Bits
-per dimension are pipeline/evaluate.py's; CPU seconds are of one thread and both trainings. The curve is over steps, a + b · S^−c
-by least squares. With few points it says a direction, no more. The lines to reach are the VQ-VAE paper's 4.67 (van den Oord et al. 2017, sec. 4.1) and its VAE's 4.51.
+batches of 64 and 32, of images without their mirrors. The images are the first 10,000 of train (which the largest budget sees
+about once), the 500 after them to choose by, and the first 1,000 of test, for evaluation would else take longer than
+training. Bits per dimension are pipeline/evaluate.py's; CPU seconds are of one thread and both trainings. The curve is over
+steps, a + b · S^−c by least squares. With few points it says a direction, no more. The lines to reach are the VQ-VAE paper's
+4.67 (van den Oord et al. 2017, sec. 4.1) and its VAE's 4.51.
 
 Writes benchmarks/results/cifar10_bits.json and docs/cifar10_bits.png. The same command goes on with what is missing.
 """
