@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.errors import UserError
 from common.folder import read_json, remove, replacing, write_json
 from common.launch import Interrupt, Interrupted
 from common.run import progress_bar
@@ -58,12 +59,15 @@ def in_parts(
 
 
 def _is_of(folder: Path, plan: Mapping[str, Any]) -> bool:
-    return (folder / "plan.json").exists() and read_json(folder / "plan.json") == plan
+    try:
+        return read_json(folder / "plan.json") == plan
+    except UserError:  # absent or damaged
+        return False
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError:
+    except (SafetensorError, FileNotFoundError):  # the latter, where another process was faster to remove it
         remove(path)
         raise Interrupted(f"{path} was damaged and is removed; the same command computes it again") from None

@@ -47,6 +47,11 @@ def commit() -> str | None:
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
+def code() -> str:
+    """Which code computes: the commit, or of an installed package its version."""
+    return commit() or f"tesserae {version('tesserae')}"
+
+
 def _git(*arguments: str) -> str | None:
     try:
         told = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)

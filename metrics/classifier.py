@@ -236,7 +236,7 @@ def load_or_train(
     """
     config = _config(train_source, held_out, recipe)
     path = cache / f"classifier-{_fingerprint(config, fingerprint, train_source, held_out)[:16]}"
-    if (path / "config.json").exists():
+    if path.exists():
         try:
             return folder.load_model(path, Classifier, ClassifierConfig).to(device)
         except UserError:  # a damaged one is trained anew: it is a cache

@@ -126,7 +126,9 @@ class Features:
             found = self.network(self.prepare(images))
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"the network {self.name} must give features ({len(images)}, D), got {got}")
+            raise UserError(f"the network {self.name} must give features ({len(images)}, D), got {got}")
+        if not found.isfinite().all():
+            raise UserError(f"the network {self.name} gives NaN or Inf for some images; they cannot be compared by it")
         return found.float()
 
 
@@ -158,9 +160,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as weights: {_first_line(error)}") from None
-    except Exception as error:  # pickle.UnpicklingError, and nearly anything else of a file that is no pickle
+    except Exception:  # pickle.UnpicklingError, and nearly anything else of a file that is no pickle
         raise UserError(
-            f"{path} holds something else than tensors, and is not unpickled: {_first_line(error)}; "
+            f"{path} holds something else than tensors, and is not unpickled; "
             "save the network's state_dict() alone, best as .safetensors"
         ) from None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
@@ -301,6 +303,23 @@ def _timm(config: FeaturesConfig, device: torch.device | str) -> Features:
     return Features(network, config.name, imagenet, device, config.batch_size)
 
 
+class _Stranger(nn.Module):
+    """A network that was made elsewhere, and may be for other images than these."""
+
+    def __init__(self, network: nn.Module, path: Path):
+        super().__init__()
+        self.network, self.path = network, path
+
+    def forward(self, images: Tensor) -> Tensor:
+        try:
+            return self.network(images)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            shape = tuple(images.shape[1:])
+            raise UserError(f"{self.path} does not take images {shape}: {str(error).strip().splitlines()[-1][:200]}") from None
+
+
 def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features:
     """A TorchScript file runs its own network and no Python of anybody's."""
     path = Path(config.weights)
@@ -314,4 +333,4 @@ def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features
         raise UserError(f"{path} is not a network that torch.jit.save wrote: {_first_line(error)}") from None
     prepare = rgb_pixels if config.channels == "rgb" else to_pixels
     identity = hashlib.sha256(f"{sha256(path)} {config.channels}".encode()).hexdigest()
-    return Features(network, config.name or path.stem, prepare, device, config.batch_size, identity)
+    return Features(_Stranger(network, path), config.name or path.stem, prepare, device, config.batch_size, identity)

@@ -28,6 +28,10 @@ from tokenizer.likelihood import levels_of, pixels_of
 
 HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, CRC-32 of them, and which tokenizer and prior it takes
 MAGIC = b"tesserae"
+DAMAGED = (
+    "the bytes are damaged, or were written where sums are rounded otherwise: expand them on the same machine, with the same "
+    "number of threads and version of torch"
+)
 BATCH = 64  # images coded side by side: a batch that is smaller may round otherwise, so both sides take the same
 
 
@@ -57,7 +61,11 @@ class _Decoder:
         self.coder, self.family = stream.queue.RangeDecoder(words), stream.model.Categorical(perfect=False)
 
     def get(self, probabilities: Tensor) -> Tensor:
-        return torch.from_numpy(self.coder.decode(self.family, probabilities.numpy()).astype(np.int64))
+        try:
+            symbols = self.coder.decode(self.family, probabilities.numpy())
+        except AssertionError:  # constriction's word for bytes that no encoder wrote
+            raise UserError(DAMAGED) from None
+        return torch.from_numpy(symbols.astype(np.int64))
 
 
 @torch.inference_mode()
@@ -122,10 +130,7 @@ def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
         found.append(to_uint8(pixels).cpu())
     images = torch.cat(found)
     if zlib.crc32(images.contiguous().numpy()) != checksum:
-        raise UserError(
-            "the bytes are damaged, or were written where sums are rounded otherwise: expand them on the same machine, with "
-            "the same number of threads and version of torch"
-        )
+        raise UserError(DAMAGED)
     return images
 
 

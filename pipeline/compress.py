@@ -17,6 +17,7 @@ from typing import NamedTuple
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import PIL.Image
 import torch
 from pydantic import Field
@@ -26,7 +27,7 @@ from common import config, folder
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import make_accelerator, run_command
-from pipeline.coder import Compressed, compress, expand
+from pipeline.coder import MAGIC, Compressed, compress, expand
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
 from tokenizer.images import centre, from_pil, held_out, open_run_images, to_pil
@@ -71,7 +72,16 @@ def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
     try:
         with PIL.Image.open(name) as picture:
             if picture.size == t.image_size[::-1]:
-                return from_pil([picture], t.image_size, t.image_channels, black_and_white=pipeline.tokenizer.black_and_white)
+                pixels = from_pil([picture], t.image_size, t.image_channels, black_and_white=pipeline.tokenizer.black_and_white)
+                mode, wanted = picture.mode, {1: "L", 3: "RGB", 4: "RGBA"}[t.image_channels]
+                if mode != wanted or not np.array_equal(np.asarray(to_pil(pixels)[0]), np.asarray(picture)):
+                    raise UserError(
+                        f"{name} (mode {mode}) would be changed when it is read as the tokenizer's images are ({wanted}); what "
+                        "comes back must be what was given: convert it first"
+                    )
+                return pixels
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be read as a picture: {error}") from None
     (w, h), (height, width) = picture.size, t.image_size
@@ -88,7 +98,7 @@ def report(pictures: Pictures, made: Compressed) -> str:
         png += 8 * len(file.getvalue())
     per = images.numel()
     return (
-        f"{len(images)} {pictures.what}, {per} numbers of 8 bits, in {len(made.data)} bytes with the file's head: "
+        f"{len(images)} {pictures.what}, {per} numbers, in {len(made.data)} bytes with the file's head: "
         f"{bits / per:.4f} bits per dimension\nthe models say {(made.rate + made.distortion) / per:.4f}: {made.rate / per:.4f} "
         f"for the codes + {made.distortion / per:.4f} for the pixels; as PNG files {png / per:.4f}"
     )
@@ -103,7 +113,10 @@ def main(argv: Sequence[str]) -> None:
     if c.expand:
         write_pictures(expand(pipeline, read_bytes(Path(c.expand))), Path(c.output or run / "expanded"))
         return
-    pictures, path = read_pictures(c, pipeline), Path(c.output or run / "compressed.tess")
+    path = Path(c.output or run / "compressed.tess")
+    if path.exists() and not (path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC):
+        raise UserError(f"{path} holds something else than a compressed file of ours; give another --output")
+    pictures = read_pictures(c, pipeline)
     made = compress(pipeline, pictures.images, pictures.labels)
     if not torch.equal(expand(pipeline, made.data), pictures.images):
         raise UserError("what was compressed does not expand to the same images on this machine; nothing is written")
@@ -121,8 +134,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def write_pictures(images: Tensor, path: Path) -> None:
-    """A folder of PNG files, which takes the place of one that was written so before."""
-    folder.check_ours(path, "000000.png")
+    """A folder of PNG files. Raises `UserError` where there is anything already."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} holds something already; give another --output")
     with folder.replacing(path) as aside:
         aside.mkdir()
         for number, picture in enumerate(to_pil(images)):

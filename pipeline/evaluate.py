@@ -9,9 +9,10 @@ pipeline-SPLIT-neighbours.png. Processes share the work; interrupted, the same c
 
     distortion            −log2 p(x | z) of held-out images, bits per dimension, and with each prior's rate the sum:
     PRIOR_rate, PRIOR_bits_per_dim    of PRIOR uniform, independent (code frequencies of train), learned (and the label)
+    rate_saved            what the learned rate, label included, is under the independent one: a share of it
     PRIOR_elbo_..., PRIOR_importance_...   the tighter bounds where the posterior is stochastic (gumbel)
     fd_NAME, kernel_distance               of drawn to held-out images on NAME's features; fid for Inception's
-    fd_NAME_train         of as many training images: what a perfect sampler would have (a classifier has seen them, though)
+    fd_NAME_train         of as many training images, for scale; a classifier has seen those, which moves it for small sets
     precision, recall, density, coverage   of their neighbourhoods
     class_agreement       share of drawn images a classifier takes for the label asked for; on real ones, classifier_accuracy
     classification_accuracy_score          of a classifier trained on the drawn images alone, on real held-out ones
@@ -41,6 +42,7 @@ from common.folder import read_json, sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
 from common.pictures import image_grid, save_picture
+from common.record import code
 from metrics.features import FeaturesConfig
 from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
 from pipeline.generation_config import GenerationConfig
@@ -100,6 +102,9 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     """Compute the figures, or what is missing of them, and return their file."""
     bench = open_bench(c, accelerator)
     number = min(len(bench.split), 10_000) if c.images is None else c.images
+    if c.images is None and number < FEWEST:
+        accelerator.print(f"{number} held-out images are too few to judge samples by: they are priced alone", file=sys.stderr)
+        number = 0
     if number and min(number, len(bench.split)) < FEWEST:
         raise UserError(
             f"samples are judged by at least {FEWEST} images on either side, got {number} to draw and {len(bench.split)} held "
@@ -109,6 +114,9 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     if number:
         more, drawing = judge_samples(bench, number)
         figures, protocol = figures | more, protocol | drawing
+    elif accelerator.is_main_process:
+        for what in ("samples", "neighbours"):  # of another evaluation, and no longer beside their figures
+            picture_path(bench, what).unlink(missing_ok=True)
     path = evaluation_path(bench.run, "pipeline", bench.split.name)
     if accelerator.is_main_process:
         write_evaluation(
@@ -136,6 +144,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
     if c.images != 0:
         eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
     plan = {
+        "code": code(),
         "tokenizer": pipeline.identity.sha256, "prior": sha256(run / "prior/model/model.safetensors"),
         "images": images.fingerprint, "source": settings.source, "split": split.name, "codes": codes.fingerprint(data),
         "features": eyes.features.identity if eyes.features else None, "batch_size": c.batch_size,
@@ -184,7 +193,7 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
             figures[f"{prior}_{bound}_bits_per_dim"] = bits[f"{prior}_{bound}"].mean().item()
     total = bits["distortion"] + bits["learned"]
     figures["bits_per_dim_error"] = total.std().item() / len(total) ** 0.5 if len(total) > 1 else 0.0
-    figures["saved"] = 1 - figures["learned_rate"] / figures["independent_rate"]
+    figures["rate_saved"] = 1 - figures["learned_rate"] / figures["independent_rate"]
     labelled = "with its label, which is paid for" if none else "without labels"
     protocol = {"priced": len(total), "conditional": labelled, "likelihood": pipeline.tokenizer.likelihood.kind, **drawn}
     return figures, protocol
@@ -230,14 +239,19 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
             figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
             if eyes.features.frechet_name not in figures:
                 few, wanted = min(map(len, (drawn.features, real, same))), drawn.features.shape[1]
-                print(f"{few} images have no covariance of {wanted} features: no {eyes.features.frechet_name}", file=sys.stderr)
+                print(
+                    f"{few} images have no covariance of {wanted} features: no {eyes.features.frechet_name}; "
+                    "draw more (--images)",
+                    file=sys.stderr,
+                )
         protocol["features_name"] = eyes.features.name
     if bench.accelerator.is_main_process:
         size, prior = bench.pipeline.tokenizer.config.image_size, bench.pipeline.prior.config
         if eyes.classifier is not None:
             held = labelled(bench.split, size)
             figures |= ask_classifier(drawn, eyes, held, prior.class_names or (), bench.accelerator.device)
-        if some := min(bench.c.neighbours, number):
+        some = 0 if bench.split.name == "train" else min(bench.c.neighbours, number)  # of train itself all would be copies
+        if some:
             few = Drawn(*(None if column is None else column[:some] for column in drawn))
             positions = evenly(bench.split, bench.c.neighbours)
             pixels = (read(bench.images.splits["train"], train, size), read(bench.split, positions, size))

@@ -35,6 +35,7 @@ from common.evaluation import evaluation_path, parts_path, shown, write_evaluati
 from common.folder import read_json, sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
+from common.record import code
 from prior.baselines import Marginal, uniform_nll
 from prior.data import CodesRows, plain_views
 from prior.model import Prior
@@ -76,6 +77,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     held_out = plain_views(data.splits[name], data.info)
     seen = evenly(plain_views(data.splits["train"], data.info), len(held_out.rows))
     plan = {
+        "code": code(),
         "prior": sha256(run / "prior/model/model.safetensors"), "codes": codes.fingerprint(data), "precision": c.precision,
         "batch_size": c.batch_size,
     }  # fmt: skip

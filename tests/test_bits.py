@@ -212,3 +212,45 @@ def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, cap
         main([str(run), "--files", str(tmp_path / "wide.png")])
     with pytest.raises(UserError, match="cannot be read as a picture"):
         main([str(run), "--files", str(run / "compressed.tess")])
+
+
+def test_compress_replaces_nothing_that_is_not_its_own(finished_run, tmp_path):
+    """It once took a run folder given as --output for a file to replace, and a folder of pictures for one of its own."""
+    from pipeline.compress import main
+
+    run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "000000.png").write_bytes(b"a picture")
+    for output in (run, mine, mine / "000000.png"):
+        with pytest.raises(UserError, match="holds something else than a compressed file of ours"):
+            main([str(run), "--images", "2", "--output", str(output)])
+    for _ in range(2):  # its own file it replaces
+        main([str(run), "--images", "2"])
+    with pytest.raises(UserError, match="holds something already"):
+        main([str(run), "--expand", str(run / "compressed.tess"), "--output", str(mine)])
+    assert (mine / "000000.png").read_bytes() == b"a picture" and (run / "tokenizer/model").is_dir()
+
+
+def test_a_picture_that_reading_would_change_is_refused(finished_run, tmp_path):
+    """What comes back must be what was given: no colour, alpha or depth is dropped in silence."""
+    import PIL.Image
+
+    from pipeline.compress import main
+
+    run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
+    for mode in ("RGB", "RGBA", "LA", "P", "I;16"):
+        PIL.Image.new(mode, (8, 8)).save(tmp_path / "picture.png")
+        with pytest.raises(UserError, match="would be changed when it is read"):
+            main([str(run), "--files", str(tmp_path / "picture.png")])
+
+
+def test_every_flipped_byte_is_found_out(trained):
+    """The coder itself gives up on some bytes, with an assertion of its library."""
+    pipeline, images, _ = trained
+    data = compress(pipeline, images[:8]).data
+    for place in range(HEAD.size, len(data) - 8, 29):
+        flipped = bytearray(data)
+        flipped[place] ^= 0x41
+        with pytest.raises(UserError, match="the bytes are damaged"):
+            expand(pipeline, bytes(flipped))

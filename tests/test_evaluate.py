@@ -89,6 +89,12 @@ def test_a_damaged_part_is_removed_and_named(tmp_path, accelerator):
     assert in_parts(tmp_path / "parts", {}, 4, 2, doubled, accelerator, "test")["values"].tolist() == [0, 2, 4, 6]
 
 
+def test_a_damaged_plan_is_begun_anew(tmp_path, accelerator):
+    in_parts(tmp_path / "parts", {}, 4, 2, doubled, accelerator, "test")
+    (tmp_path / "parts/plan.json").write_text("{")
+    assert in_parts(tmp_path / "parts", {}, 4, 2, doubled, accelerator, "test")["values"].tolist() == [0, 2, 4, 6]
+
+
 # ------------------------------------------------------------------------------------------------------------ tokenizer
 
 
@@ -119,7 +125,7 @@ def test_the_same_command_again_gives_the_same_figures(run, accelerator):
     assert figures(evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator)) == first
 
 
-def test_images_without_labels_have_no_classifier(run, tmp_path, accelerator):
+def test_images_without_labels_have_no_classifier(run, tmp_path, accelerator, capsys):
     pictures = tmp_path / "pictures"
     for split, number in (("train", 30), ("test", 12)):
         (pictures / split).mkdir(parents=True)
@@ -128,6 +134,7 @@ def test_images_without_labels_have_no_classifier(run, tmp_path, accelerator):
             PIL.Image.fromarray(pixels).save(pictures / split / f"{i}.png")
     found = figures(evaluate_tokenizer(TokenizerSettings(run=str(run), source=str(pictures)), accelerator))
     assert "psnr" in found and not any(name.startswith(("fd_", "accuracy")) for name in found)
+    assert "have no labels to train a classifier on" in capsys.readouterr().err
 
 
 def test_a_split_there_is_not_is_named(run, accelerator):
@@ -229,6 +236,20 @@ def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
 def test_too_few_images_to_judge_are_refused_at_once(run, accelerator):
     with pytest.raises(UserError, match=r"at least 10 images on either side, got 3 to draw and 297 held out; --images 0"):
         evaluate_pipeline(PipelineSettings(run=str(run), images=3), accelerator)
+
+
+def test_training_images_are_not_looked_up_among_themselves(run, accelerator):
+    found = figures(evaluate_pipeline(PipelineSettings(run=str(run), split="train", images=150, neighbours=20), accelerator))
+    assert "fd_classifier" in found and not any(name.startswith("memorised") for name in found)
+
+
+def test_without_samples_no_picture_of_them_is_left(run, accelerator):
+    """The pictures of an evaluation before stood in the report beside figures that were gone."""
+    picture = run / "evaluation/pipeline-test-samples.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"old")
+    evaluate_pipeline(PipelineSettings(run=str(run), images=0), accelerator)
+    assert not picture.exists()
 
 
 def test_codes_of_another_tokenizer_are_refused(run, accelerator):

@@ -35,6 +35,7 @@ from common.evaluation import evaluation_path, parts_path, shown, write_evaluati
 from common.folder import read_json, sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
+from common.record import code
 from metrics.distances import frechet_distance
 from metrics.features import FeaturesConfig
 from metrics.similarity import psnr_each, ssim_each
@@ -74,6 +75,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     split = held_out(images.splits, c.split)
     eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
     plan = {
+        "code": code(),
         "tokenizer": sha256(model / "model.safetensors"), "images": images.fingerprint, "split": split.name,
         "features": eyes.features.identity if eyes.features else None, "precision": c.precision, "batch_size": c.batch_size,
     }  # fmt: skip

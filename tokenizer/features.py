@@ -4,6 +4,7 @@ What was computed of real images is kept beside the runs, in CACHE, by the image
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ def open_eyes(
         with accelerator.main_process_first():
             classifier = load_or_train(*sources, read, cache, recipe, accelerator.device)
     if c.kind == "classifier" and classifier is None:
+        told = "the images have no labels to train a classifier on, so none looks at them: give --features.kind another network"
+        accelerator.print(told, file=sys.stderr)
         return Eyes(None, None)
     return Eyes(load_features(c, accelerator.device, classifier), classifier)
 

@@ -36,7 +36,7 @@ def rate_distortion(found: Found, stage: str) -> Html:
         f"What a held-out image costs, in bits for each of its numbers ({of}): its codes under each prior, and its pixels once "
         f"the codes are known, which no prior changes. Shorter is better.{doubts(found, stage, 'learned' in rates)}"
     )
-    names = ("prior", "", "distortion", "rate", "sum", "rate saved")
+    names = ("prior", "", "distortion", "rate", "sum", "under uniform")
     rows = [
         (prior, PRIORS[prior], f"{distortion:.4f}", f"{rate:.4f}", f"{distortion + rate:.4f}", percent(1 - rate / most))
         for prior, rate in rates.items()

@@ -29,6 +29,7 @@ MEANINGS = {
     "independent_nll": Meaning("nats, independent codes", "drawn one by one by their frequency in train"),
     "uniform_nll": Meaning("nats, uniform codes", "ln K: no code likelier than another"),
     "saved": Meaning("saved", "share of the rate under independent codes that the prior does without", True),
+    "rate_saved": Meaning("rate saved", "the same with the label paid for, which the prior is told", True),
     "train_nll": Meaning("nats, training images", "of as many training images"),
     "gap": Meaning("gap", "by how much held-out images cost more than training images: memorising is a large gap"),
     "bits_per_dim_error": Meaning("its standard error", "of the learned prior's bits per dimension, over images"),
@@ -62,7 +63,7 @@ def meaning(name: str) -> Meaning:
     if name.endswith("_train") and (name.startswith("fd_") or name == "fid_train"):
         return Meaning(
             f"{meaning(name.removesuffix('_train')).title}, train",
-            "of as many training images: what a perfect sampler would have",
+            "of as many training images, for scale; a classifier has seen those",
         )
     if name.startswith("fd_"):
         features = name.removeprefix("fd_")
