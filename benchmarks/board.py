@@ -208,13 +208,15 @@ def table(rows: dict[str, list[Figures]], names: Sequence[str]) -> str:
 
 
 def claims(rows: dict[str, list[Figures]]) -> list[str]:
-    """Whether what we say of a row holds for its worst seed."""
+    """Whether what we say of a row holds for its worst seed; what is not measured yet is not judged."""
     found = []
     for key, several in CLAIMS.items():
         names = key.split()
-        if all(name in rows for name in names):
-            worst = [claim.judge(list(zip(*(rows[name] for name in names), strict=False))) for claim in several]
-            found += [f"{names[0]}: {verdict(judged)}" for judged in worst]
+        for claim in several if all(name in rows for name in names) else ():
+            try:
+                found.append(f"{names[0]}: {verdict(claim.judge(list(zip(*(rows[name] for name in names), strict=False))))}")
+            except KeyError:
+                found.append(f"{names[0]}: {claim.text}: not measured yet")
     return found
 
 
