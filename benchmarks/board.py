@@ -187,6 +187,12 @@ CLAIMS = {
               value=lambda f, p: p["learned_bits_per_dim"] - f["learned_bits_per_dim"]),
     ),
     "fashion_mnist_fine": (SAVED, AGREEMENT),
+    "cifar10_small peer": (
+        Claim(text="bits per dimension under the peer's", relation="at least", threshold=0.0,
+              value=lambda f, p: p["learned_bits_per_dim"] - f["learned_bits_per_dim"]),
+        Claim(text="fd_classifier, share of the peer's", relation="at most", threshold=1.0,
+              value=lambda f, p: f["fd_classifier"] / p["fd_classifier"]),
+    ),
 }  # fmt: skip
 
 

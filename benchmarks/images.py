@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset
 from datasets import Image as ImageFeature
 from einops import rearrange
 from PIL import Image
@@ -28,17 +28,21 @@ class Splits(NamedTuple):
     test: LabelledImages
 
 
-def load_grey(path: Path) -> Splits:
-    """The train and test split of a folder that `datasets.load_dataset` reads, as grey images with C = 1."""
+def load_images(path: Path) -> Splits:
+    """The train and test split of a folder that `datasets.load_dataset` reads: C = 1 where all are grey, else 3."""
     folder = load_dataset(str(path))
     return Splits(_decode(folder["train"]), _decode(folder["test"]))
 
 
 def _decode(split: Dataset) -> LabelledImages:
     # Decoding the bytes here takes 4 s for 60,000 images; through the column's own decoder it takes 20.
-    rows = split.cast_column("image", ImageFeature(decode=False))["image"]
-    images = np.stack([np.asarray(Image.open(BytesIO(row["bytes"])).convert("L")) for row in rows])
-    return LabelledImages(torch.from_numpy(images)[..., None], torch.tensor(split["label"][:]))
+    column = next(name for name, feature in split.features.items() if isinstance(feature, ImageFeature))
+    labels = next(name for name, feature in split.features.items() if isinstance(feature, ClassLabel))
+    rows = split.cast_column(column, ImageFeature(decode=False))[column]
+    opened = [Image.open(BytesIO(row["bytes"])) for row in rows]
+    mode = "L" if all(image.mode == "L" for image in opened) else "RGB"
+    images = np.stack([np.atleast_3d(np.asarray(image.convert(mode))) for image in opened])
+    return LabelledImages(torch.from_numpy(images), torch.tensor(split[labels][:]))
 
 
 def held_out(split: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:

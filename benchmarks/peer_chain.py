@@ -35,7 +35,7 @@ from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 from x_transformers.autoregressive_wrapper import top_k
 
 from benchmarks import images as figures
-from benchmarks.images import LabelledImages, held_out, load_grey, write_grid, write_npz
+from benchmarks.images import LabelledImages, held_out, load_images, write_grid, write_npz
 from tokenizer.likelihood import GaussianConfig, build_likelihood
 
 
@@ -57,13 +57,13 @@ class Recipe:
 
 
 class Tokenizer(nn.Module):
-    """Two halvings: a 28x28 image becomes 7x7 codes."""
+    """Two halvings: a 28x28 image becomes 7x7 codes, one of 32x32 8x8."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, channels: int):
         super().__init__()
         w, d = recipe.width, recipe.code_dim
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, w, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv2d(channels, w, 4, stride=2, padding=1), nn.GELU(),
             nn.Conv2d(w, 2 * w, 4, stride=2, padding=1), nn.GELU(),
             nn.Conv2d(2 * w, d, 3, padding=1),
         )  # fmt: skip
@@ -73,7 +73,7 @@ class Tokenizer(nn.Module):
         self.decoder = nn.Sequential(
             nn.Conv2d(d, 2 * w, 3, padding=1), nn.GELU(),
             nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1), nn.GELU(),
-            nn.ConvTranspose2d(w, 1, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(w, channels, 4, stride=2, padding=1),
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
@@ -166,13 +166,13 @@ def gaussian_bits(tokenizer: Tokenizer, held_out: Tensor, images: Tensor) -> flo
 
 
 def run(data: Path, out: Path, recipe: Recipe, tokenizer_seconds: float, prior_seconds: float, seed: int) -> None:
-    whole, test = load_grey(data)
+    whole, test = load_images(data)
     split, validation = held_out(whole, recipe.validation_share)  # kept out of training as it is in our chain
     classes = int(whole.labels.max()) + 1
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
 
-    tokenizer = Tokenizer(recipe)
+    tokenizer = Tokenizer(recipe, whole.images.shape[-1])
     rows = split.images
     tokenizer_steps = train(tokenizer, rows, recipe.tokenizer_batch_size, recipe.tokenizer_lr, tokenizer_seconds)
     start = time.perf_counter()
