@@ -4,9 +4,11 @@ A model folder is `config.json` (settings, and which kind of model it is) beside
 a pickle, and the weights' SHA-256 is the model's identity.
 """
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +51,22 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(aside)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Undo what a killed command left half done in a folder that nobody writes into now: halves go, and what stood aside while
+    its successor was to take its place comes back if that never came."""
+    inside = folder.rglob(".*") if folder.is_dir() and not folder.is_symlink() else ()
+    beside = folder.parent.glob(f".{glob.escape(folder.name)}.*") if folder.parent.is_dir() else ()
+    for path in [*beside, *inside]:
+        found = re.fullmatch(r"\.(.+?)(\.\d+)?\.(writing|old)", path.name)
+        if not found or not os.path.lexists(path):
+            continue
+        successor = path.with_name(found[1])
+        if found[3] == "old" and not successor.exists():
+            path.rename(successor)
+        else:
+            remove(path)
 
 
 def remove(path: Path) -> None:

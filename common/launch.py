@@ -1,4 +1,4 @@
-"""How a command starts and stops: the Accelerator, Ctrl-C as a question the loop asks, errors in one line.
+"""How a command starts and stops: the Accelerator, signals as a question the loop asks, errors in one line.
 
 Every script is `accelerate launch SCRIPT` or `python SCRIPT`, on one process or several.
 """
@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -18,11 +20,19 @@ from safetensors import SafetensorError
 from common.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
-INTERRUPTED = 130  # the exit status of a command that saved what it had and can go on
+# What a command exits with. A launcher of several processes exits with 1 whatever they did.
+MACHINE = 1  # the disk or the memory is full, or another process of the job has ended
+USER_ERROR = 2
+FAULT = 70  # of tesserae
+PREEMPTED = 75  # SIGTERM: what was done is saved, and the same command goes on
+INTERRUPTED = 130  # Ctrl-C, likewise
 MENDABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
     errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
+LOGGED = "The traceback is in "  # begins the note on an error that a session has logged
+LOST_PEER = re.compile("connection (was )?(closed|reset)|by peer|broken pipe|timed? ?out|remote process", re.I)
+MAIN_SPEAKS_FIRST = 3.0  # seconds; a launcher looks every tenth of one whether a process has ended
 ASK_EVERY = 10  # steps between the questions whether any process was interrupted
 
 
@@ -57,6 +67,14 @@ def computes_bf16(device: str) -> bool:
     return device == "cuda" and torch.cuda.is_bf16_supported(False)
 
 
+class Interrupted(Exception):
+    """What was done is saved; the message says how to go on."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came where there is nothing to finish first. (No `Exception`: nobody is to catch it on the way.)"""
+
+
 class Interrupt:
     """Within this context Ctrl-C and SIGTERM do not raise: the loop asks, finishes its step, and saves.
 
@@ -77,6 +95,8 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _frame) -> None:
+        global _told_to_end
+        _told_to_end = number == signal.SIGTERM
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = True
@@ -91,45 +111,84 @@ class Interrupt:
         return self.accelerator.reduce(flag).item() > 0
 
 
-class Interrupted(Exception):
-    """What was done is saved; the message says how to go on."""
+_told_to_end = False  # whether the last signal of this process was SIGTERM: a signal is the process's, not an object's
+
+
+def _terminate(_number: int, _frame) -> None:
+    raise Terminated
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script's `main` on the command line's arguments; what a user can mend ends in one line, not a traceback."""
+    """Run a script's `main` on the command line's arguments and exit with one of the statuses above.
+
+    Whatever ends it is told in one line on stderr; of what nobody expected the traceback stands in the log of the folder the
+    command worked on (`common/session.py`), or where it worked on none yet, on stderr.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main(sys.argv[1:])
         status = 0
     except UserError as error:
-        status = _fail(f"error: {error}", 2)
+        status = _fail(f"error: {error}", USER_ERROR)
     except Interrupted as interruption:
-        status = _fail(f"interrupted: {interruption}", INTERRUPTED)
+        status = _fail(f"interrupted: {interruption}", PREEMPTED if _told_to_end else INTERRUPTED)
     except KeyboardInterrupt:
-        status = _fail("interrupted: the same command goes on from what was saved", INTERRUPTED)
+        status = _fail("interrupted: the same command goes on from what was saved", PREEMPTED if _told_to_end else INTERRUPTED)
+    except Terminated:
+        status = _fail("interrupted: the same command goes on from what was saved", PREEMPTED)
     except torch.OutOfMemoryError as error:
-        status = _fail(f"error: the device's memory is full ({str(error).splitlines()[0]}); lower batch_size", 1)
-    except (OSError, SafetensorError) as error:
-        reason = _unwritable(error)
-        if reason is None:
-            raise
-        status = _fail(f"error: cannot write: {reason}; what was whole before still is, and the same command goes on", 1)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        status = _fail(f"error: the device's memory is full ({str(error).splitlines()[0]}); lower batch_size", MACHINE)
+    except MemoryError:
+        status = _fail("error: this machine's memory is full; lower batch_size, or images.memory to read from disk", MACHINE)
+    except Exception as error:
+        status = _fail(*_unexpected(error))
+    several = _several()
+    if several and status == 0:
         torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if several and status:
+        os._exit(status)  # the others may stand in a collective operation that this process will never come to
     sys.exit(status)
 
 
-def _unwritable(error: OSError | SafetensorError) -> str | None:
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _unexpected(error: Exception) -> tuple[str, int]:
+    """What to say of an error that no code of ours raised, and the status to exit with."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if (unwritable := _unwritable(error)) is not None:
+        return f"error: cannot write: {unwritable}; what was whole before still is, and the same command goes on", MACHINE
+    if _several() and isinstance(error, RuntimeError) and LOST_PEER.search(reason):
+        return (
+            f"error: another process of this job has ended ({reason[:150]}); the launcher names it below. What was saved is "
+            "whole, and the same command goes on"
+        ), MACHINE
+    logged = next((note for note in getattr(error, "__notes__", []) if note.startswith(LOGGED)), None)
+    if logged is None:
+        traceback.print_exception(error)
+    return f"error: {type(error).__name__}: {reason[:300]}; this is a fault of tesserae{f'. {logged}' if logged else ''}", FAULT
+
+
+def _unwritable(error: Exception) -> str | None:
     """Why a file could not be written, when that is for the user to mend."""
     if isinstance(error, SafetensorError):  # it tells the number in words
         found = re.search(r"os error (\d+)", str(error))
         error = OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError()
-    if error.errno not in MENDABLE:
+    if not isinstance(error, OSError) or error.errno not in MENDABLE:
         return None
     return f"{error.strerror} {error.filename or ''}".strip()
 
 
 def _fail(message: str, status: int) -> int:
+    """Print why this process ends. The main one speaks first: what all of them met is told once, for the launcher ends the
+    others meanwhile."""
     rank = int(os.environ.get("RANK", "0"))
-    if rank == 0 or status != INTERRUPTED:
-        print(f"[process {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
+    if rank and status in (INTERRUPTED, PREEMPTED):
+        return status
+    if rank:
+        time.sleep(MAIN_SPEAKS_FIRST)
+    print(f"[process {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
     return status

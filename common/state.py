@@ -1,31 +1,36 @@
 """What resuming needs: `state/step_N/` with safetensors and JSON, nothing that could run code when read.
 
-    RUN/state/step_00001000/state.json            step, versions, and what the caller adds
+    RUN/state/step_00001000/state.json            step, checksums, and what the caller adds
     RUN/state/step_00001000/NAME.safetensors      one file for each named set of tensors
+    RUN/state/step_00001000.damaged               one that was found so, set aside
 
-A state is written aside and renamed when whole; the last `KEPT` are kept. Random numbers need no saving: everything
-random in training is a function of (seed, step), see `common.order` and `seed_step`.
+A state is written aside, brought to the disk and renamed when whole; the last few are kept. Each file's SHA-256 is checked
+when it is read. Random numbers need no saving: everything random in training is a function of (seed, step), see
+`common.order` and `seed_step`.
 """
 
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from common.config import Settings
 from common.errors import UserError
-from common.folder import FORMAT, check_format, read_json, remove, replacing
+from common.folder import FORMAT, check_format, read_json, remove, replacing, sha256
 from common.sharding import parts_like
 
-KEPT = 2
+KIND = "tesserae.state"
 
 
 class State(NamedTuple):
@@ -34,32 +39,122 @@ class State(NamedTuple):
     info: dict[str, Any]
 
 
-def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any]) -> None:
-    """Write a whole state, then forget the oldest beyond `KEPT`. Called by the main process alone."""
-    folder = run / "state" / f"step_{step:08d}"
+class Job(Settings):
+    """What may differ where a run goes on, and makes other rounding of the same steps; kept with each state."""
+
+    processes: int
+    precision: str
+    device: str
+    torch: str
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> "Job":
+        return cls(
+            processes=accelerator.num_processes, precision=accelerator.mixed_precision, device=accelerator.device.type,
+            torch=torch.__version__,
+        )  # fmt: skip
+
+
+def save(
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any], accelerator: Accelerator,
+    keep: int = 2,
+) -> None:  # fmt: skip
+    """Write a whole state, then forget the oldest beyond the last `keep`. Called by the main process alone."""
+    folder, digests = run / "state" / f"step_{step:08d}", {}
     with replacing(folder) as aside:
         aside.mkdir()
         for name, named in tensors.items():
             whole = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in named.items()}
             save_file(whole, aside / f"{name}.safetensors")
-        head = {"kind": "tesserae.state", "format": FORMAT, "step": step, "torch": torch.__version__}
-        (aside / "state.json").write_text(json.dumps({**head, "info": dict(info)}, indent=2), encoding="utf-8")
-    for old in _folders(run)[:-KEPT]:
+            digests[name] = sha256(aside / f"{name}.safetensors")
+        head = {"kind": KIND, "format": FORMAT, "step": step, "sha256": digests}
+        body = {"job": Job.of(accelerator).model_dump(), "info": dict(info)}
+        (aside / "state.json").write_text(json.dumps(head | body, indent=2), encoding="utf-8")
+    for old in _folders(run)[:-keep]:
         remove(old)
 
 
-def latest(run: Path) -> State | None:
-    """The last whole state of a run, or none when it never saved one."""
+def latest(run: Path, accelerator: Accelerator) -> State | None:
+    """The last whole state of a run, or none when it never saved one. Every process must call this.
+
+    One that is damaged is set aside and named, and the one before it taken; where the run goes on under other conditions than
+    it was saved under, that is said.
+
+    Raises:
+        UserError: there are states and none is whole.
+    """
+    if accelerator.is_main_process:
+        _set_damaged_aside(run)
+    accelerator.wait_for_everyone()
     folders = _folders(run)
     if not folders:
         return None
-    head = read_json(folders[-1] / "state.json")
-    check_format(head, "tesserae.state", folders[-1] / "state.json")
-    try:
-        tensors = {file.stem: load_file(file) for file in sorted(folders[-1].glob("*.safetensors"))}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"the state {folders[-1]} is damaged ({error}); remove it to go on from the one before") from None
+    head = _head(folders[-1])
+    if accelerator.is_main_process:
+        _tell_differences(head["job"], Job.of(accelerator).model_dump())
+    tensors = {name: load_file(folders[-1] / f"{name}.safetensors") for name in head["sha256"]}
     return State(head["step"], tensors, head["info"])
+
+
+def _set_damaged_aside(run: Path) -> None:
+    for folder in reversed(_folders(run)):
+        damage = _damage(folder)
+        if damage is None:
+            return
+        aside = folder.with_name(f"{folder.name}.damaged")
+        remove(aside)
+        folder.rename(aside)
+        print(f"the state {folder} is damaged ({damage}); it is set aside as {aside.name}", file=sys.stderr)
+    if any((run / "state").glob("*.damaged")):
+        raise UserError(f"no state in {run / 'state'} is whole; give another --run, or remove {run} to begin anew")
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a state, if anything is."""
+    try:
+        digests = _head(folder)["sha256"]
+    except UserError as error:
+        return str(error)
+    for name, digest in digests.items():
+        path = folder / f"{name}.safetensors"
+        if not path.is_file() or path.is_symlink():
+            return f"{path.name} is not there"
+        if sha256(path) != digest:
+            return f"{path.name} is not what was written"
+    return None
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    """What state.json says, each part of the kind it must be."""
+    path = folder / "state.json"
+    head = read_json(path)
+    check_format(head, KIND, path)
+    kinds = {"step": int, "sha256": dict, "job": dict, "info": dict}
+    for key, kind in kinds.items():
+        if not isinstance(head.get(key), kind):
+            raise UserError(f"{path}: {key} must be of type {kind.__name__}, got {head.get(key)!r}")
+    if not all(isinstance(digest, str) and re.fullmatch(r"\w+", name) for name, digest in head["sha256"].items()):
+        raise UserError(f"{path}: sha256 must name each file's, got {head['sha256']!r}")
+    return head
+
+
+def _tell_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differ = [f"{key} {before.get(key)} then, {value} now" for key, value in now.items() if before.get(key) != value]
+    if differ:
+        print(f"goes on with the same images in the same steps, but other rounding: {'; '.join(differ)}", file=sys.stderr)
+
+
+@contextmanager
+def restoring(run: Path) -> Iterator[None]:
+    """Where a state's tensors are put back in their places: one that has none for a place, or another shape, is refused."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the state in {run / 'state'} does not fit this run ({type(error).__name__}: {reason}): it was changed, or "
+            f"another version of tesserae wrote it; give another --run, or remove {run} to begin anew"
+        ) from None
 
 
 def check_same_data(saved: State, fingerprint: str, what: str, run: Path) -> None:

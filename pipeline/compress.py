@@ -27,6 +27,7 @@ from common import config, folder
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import make_accelerator, run_command
+from common.session import logged
 from pipeline.coder import MAGIC, Compressed, compress, expand
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
@@ -106,9 +107,13 @@ def report(pictures: Pictures, made: Compressed) -> str:
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
-    run = Path(c.run)
     if c.expand and c.files:
         raise UserError("give --files to compress or --expand, not both")
+    with logged(Path(c.output or f"{c.run}/compressed")):
+        compress_or_expand(c, Path(c.run))
+
+
+def compress_or_expand(c: Settings, run: Path) -> None:
     pipeline = ImagePipeline.from_run(run, SamplingConfig()).to(make_accelerator().device)
     if c.expand:
         write_pictures(expand(pipeline, read_bytes(Path(c.expand))), Path(c.output or run / "expanded"))

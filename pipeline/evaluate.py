@@ -37,12 +37,13 @@ from common import codes, config
 from common.codes import Codes
 from common.config import Settings as BaseSettings
 from common.errors import UserError
-from common.evaluation import evaluation_path, parts_path, shown, write_evaluation
-from common.folder import read_json, sha256
+from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
+from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
 from common.pictures import image_grid, save_picture
 from common.record import code
+from common.session import session
 from metrics.features import FeaturesConfig
 from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
 from pipeline.generation_config import GenerationConfig
@@ -299,10 +300,10 @@ def save_samples(bench: Bench, drawn: Drawn) -> None:
 def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     accelerator = make_accelerator(c.precision)
-    path = evaluate(c, accelerator, argv)
+    with session(Path(c.run) / "evaluation/pipeline", accelerator):
+        path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:
-        print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}")
-        print(f"next: python pipeline/report.py {c.run}")
+        tell(path, f"python pipeline/report.py {c.run}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from common import config, folder
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.run import progress_bar
+from common.session import session
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline
 from pipeline.output import FORMATS, Output, Request
@@ -58,11 +59,12 @@ def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> 
     if (run / "model_index.json").exists():
         return ImagePipeline.from_pretrained(run), run
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
-    if accelerator.is_main_process:
+    with session(path, accelerator, wait=True):  # of another request, drawn beside this one
         same = _same_weights(path, run / "tokenizer/model", run / "prior/model") and _saved_sampling(run) == kept
-        if not same:  # how settings were chosen is not kept with others, nor with other weights
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process and not same:  # how settings were chosen is not kept with others, nor with other weights
             pipeline.save_pretrained(path)
-    accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
     return pipeline, path
 
 
@@ -73,10 +75,15 @@ def _same_weights(path: Path, tokenizer: Path, prior: Path) -> bool:
     )
 
 
+def output_folder(c: Settings) -> Path:
+    """Where the images go: inside a run, beside a pipeline folder."""
+    inside = f"{c.run}-samples" if (Path(c.run) / "model_index.json").exists() else f"{c.run}/samples"
+    return Path(c.output or inside)
+
+
 def open_output(c: Settings, request: Request, pipeline_folder: Path) -> Output:
     """The output folder, begun by the same request or empty. Raises `UserError` when another request wrote into it."""
-    inside = Path(f"{pipeline_folder}-samples") if Path(c.run) == pipeline_folder else Path(c.run) / "samples"
-    path = Path(c.output) if c.output else inside
+    path = output_folder(c)
     asked: dict[str, Any] = {
         **c.model_dump(mode="json", exclude={"run", "output", "overwrite"}),
         "batch_size": request.batch_size,
@@ -159,7 +166,8 @@ def main(argv: Sequence[str]) -> None:
     files = [word for i, word in enumerate(argv) if word.startswith("--config=") or "--config" in (word, *argv[:i][-1:])]
     from_file = config.parse(Settings, __doc__, files, base=saved, default_file=default, **options)
     accelerator = make_accelerator()
-    path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))
+    with session(output_folder(c), accelerator):
+        path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))
     accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}")
 
 

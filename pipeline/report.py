@@ -20,6 +20,7 @@ from common.config import Settings as BaseSettings
 from common.folder import replacing
 from common.launch import run_command
 from common.record import commit
+from common.session import logged
 from pipeline.reporting import bits, codebook, completion, page, pictures, provenance, quality, training
 from pipeline.reporting.found import gather
 from pipeline.reporting.head import head
@@ -67,7 +68,8 @@ def report(c: Settings) -> Path:
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
-    path = report(c)
+    with logged(Path(c.run) / "report"):
+        path = report(c)
     print(f"the page is {path} ({path.stat().st_size / 2**20:.1f} MiB), its charts are in {path.with_suffix('')}")
 
 

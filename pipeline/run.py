@@ -26,9 +26,10 @@ from pydantic import Field
 from common import codes, config, folder
 from common.config import Settings
 from common.errors import UserError
-from common.launch import INTERRUPTED, run_command
+from common.launch import INTERRUPTED, PREEMPTED, run_command
 from common.pictures import save_picture
 
+ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -101,8 +102,9 @@ def run_stage(name: str, command: list[str]) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if status == INTERRUPTED or asked:  # even when the command ended well before it noticed
-        raise KeyboardInterrupt
+    if asked and status in (0, *ENDED_BY_SIGNAL):  # even when the command ended well before it noticed
+        print("interrupted: the same command goes on from what was saved", file=sys.stderr)
+        sys.exit(PREEMPTED if signal.SIGTERM in asked else INTERRUPTED)
     if status:
         sys.exit(status if status > 0 else 128 - status)
 

@@ -41,6 +41,7 @@ from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.run import progress_bar
+from common.session import session
 from pipeline.frechet import Ruler, cells
 from pipeline.generation_config import Chosen, GenerationConfig
 from pipeline.image_pipeline import ENCODED, ImagePipeline
@@ -257,7 +258,8 @@ def summary(tuned: Tuned) -> Iterator[str]:
 def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     accelerator = make_accelerator()
-    tuned = tune(c, accelerator)
+    with session(Path(c.run) / "pipeline", accelerator):
+        tuned = tune(c, accelerator)
     for line in summary(tuned):
         accelerator.print(line)
     accelerator.print(

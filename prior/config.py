@@ -181,3 +181,5 @@ class TrainConfig(Settings):
     """steps between evaluations on the whole validation split; the best weights are kept"""
     save_every: int = Field(250, ge=1)
     """steps between saved states"""
+    keep_states: int = Field(2, ge=1)
+    """the last states that are kept; one that is found damaged is replaced by the one before"""

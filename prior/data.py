@@ -15,6 +15,7 @@ from prior.config import PriorConfig
 class CodesBatch(NamedTuple):
     codes: Tensor  # (b, T) int64
     labels: Tensor  # (b,) int64; num_classes stands for no class
+    rows: Tensor  # (b,) int64, places in the split
 
 
 class CodesRows(Dataset):
@@ -32,9 +33,9 @@ class CodesRows(Dataset):
         rows = key[0].numpy()
         codes = torch.from_numpy(self.split.codes[rows].astype(np.int64))
         if self.none == 0 or self.split.labels is None:
-            return CodesBatch(codes, torch.full((len(rows),), self.none))
+            return CodesBatch(codes, torch.full((len(rows),), self.none), key[0])
         labels = torch.from_numpy(self.split.labels[rows])
-        return CodesBatch(codes, torch.where(labels < 0, self.none, labels))
+        return CodesBatch(codes, torch.where(labels < 0, self.none, labels), key[0])
 
 
 def plain_views(split: CodesSplit, info: CodesInfo) -> CodesSplit:

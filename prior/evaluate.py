@@ -31,11 +31,12 @@ from common import codes, config
 from common.codes import Codes, CodesSplit
 from common.config import Settings as BaseSettings
 from common.errors import UserError
-from common.evaluation import evaluation_path, parts_path, shown, write_evaluation
-from common.folder import read_json, sha256
+from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
+from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
 from common.record import code
+from common.session import session
 from prior.baselines import Marginal, uniform_nll
 from prior.data import CodesRows, plain_views
 from prior.model import Prior
@@ -151,10 +152,10 @@ def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, pr
 def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     accelerator = make_accelerator(c.precision)
-    path = evaluate(c, accelerator, argv)
+    with session(Path(c.run) / "evaluation/prior", accelerator):
+        path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:
-        print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}")
-        print(f"next: accelerate launch -q pipeline/evaluate.py {c.run}")
+        tell(path, f"accelerate launch -q pipeline/evaluate.py {c.run}")
 
 
 if __name__ == "__main__":

@@ -23,16 +23,19 @@ if __package__ in (None, ""):
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common import codes, config, folder, sharding, state
 from common.ema import EMA
 from common.errors import UserError
+from common.finite import Part, SkippedSteps
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
 from common.pictures import save_curves
 from common.run import Means, Metrics, open_run, progress_bar, read_metrics
 from common.schedule import warmup_cosine
+from common.session import session
 from prior.baselines import marginal_nll, uniform_nll
 from prior.config import PriorConfig, TrainConfig
 from prior.data import CodesBatch, CodesRows, plain_views
@@ -40,7 +43,7 @@ from prior.model import Prior, nll_each
 from prior.order import code_order, raster, shuffled
 
 # Which codes they are is checked by their fingerprint; the last two change speed and memory alone.
-CHANGEABLE = {"run", "codes", "log_every", "save_every", "recompute", "compile"}
+CHANGEABLE = {"run", "codes", "log_every", "save_every", "keep_states", "recompute", "compile"}
 EVALUATION_BATCH = 256
 ANNEALED = (0.5, 0.75)  # between these shares of the steps random orders give way to raster order, as in RAR
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
@@ -54,6 +57,7 @@ class Trained(NamedTuple):
     ema: EMA
     optimizers: dict[str, torch.optim.Optimizer]
     means: Means  # of the NLL since it was last logged
+    skipped: SkippedSteps
     data: str  # fingerprint of the codes
 
 
@@ -109,38 +113,46 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 for group in optimizer.param_groups:
                     group["lr"] = height * (c.matrix_lr if name == "muon" else c.lr)
 
+            parts = []
             for micro in range(c.accumulate):
                 batch = to_device(next(reader), accelerator)
                 labels = hide_labels(batch.labels, model_config.num_classes, c.label_dropout)
                 order = draw_order(len(labels), model_config, share_shuffled(c, step), accelerator.device)
                 ordered = batch.codes if order is None else batch.codes.gather(1, order)
                 with accelerator.no_sync(trained.model) if micro + 1 < c.accumulate else nullcontext():
-                    nll = nll_each(trained.model(labels, batch.codes, order), ordered, model_config.vocabularies).mean()
+                    each = nll_each(trained.model(labels, batch.codes, order), ordered, model_config.vocabularies)
+                    nll = each.mean()
                     accelerator.backward(nll / c.accumulate)
-                trained.means.add(nll=nll)
-            accelerator.clip_grad_norm_(trained.model.parameters(), c.clip)
+                parts.append(Part("the NLL", each, {"nll": nll}, batch.rows))
+            if trained.skipped.clip(step + 1, trained.model, c.clip, parts):
+                for optimizer in trained.optimizers.values():
+                    optimizer.step()
+                trained.ema.update(trained.prior, step)
+                for part in parts:
+                    trained.means.add(**part.losses)
             for optimizer in trained.optimizers.values():
-                optimizer.step()
                 optimizer.zero_grad()
-            trained.ema.update(trained.prior, step)
 
             done, last = step + 1, step + 1 == c.steps
             bar.update()
             if done % c.log_every == 0 or last:
                 logged = trained.means.take()
-                metrics.log(done, **logged, lr=height * c.lr)
-                bar.set_postfix(nll=f"{logged['nll']:.3f}", best=f"{best.nll:.3f}")
-            if done % c.evaluate_every == 0 or last:
+                metrics.log(done, **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
+                if logged:
+                    bar.set_postfix(nll=f"{logged['nll']:.3f}", best=f"{best.nll:.3f}")
+            sound = trained.skipped.in_a_row == 0 or last  # weights whose steps are skipped may be what is wrong: not to keep
+            if sound and (done % c.evaluate_every == 0 or last):
                 held_out = evaluate(trained.ema.model, validation, accelerator)
                 metrics.log(done, validation_nll=held_out)
                 if held_out < best.nll:
                     best = Best(done, held_out)
                     keep(trained.ema.model, run / "model", accelerator)
             interrupted = interrupt.asked(done) and not last
-            if done % c.save_every == 0 or last or interrupted:
-                save(trained, done, best, run, accelerator)
+            if sound and (done % c.save_every == 0 or last or interrupted):
+                save(trained, done, best, run, c.keep_states, accelerator)
             if interrupted:
-                raise Interrupted(f"saved at step {done} of {c.steps}; the same command goes on from there")
+                what = "saved" if sound else "last saved before the steps skipped"
+                raise Interrupted(f"{what} at step {done} of {c.steps}; the same command goes on from there")
     bar.close()
     report(data, best, run, accelerator)
     return run / "model"
@@ -153,20 +165,27 @@ def start(
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = Prior(model_config).to(accelerator.device)
     prior.recompute = c.recompute
-    ema, saved = EMA(prior, c.ema_decay), state.latest(run)
+    ema, saved = EMA(prior, c.ema_decay), state.latest(run, accelerator)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "codes of fingerprint", run)
-        prior.load_state_dict(saved.tensors["model"])
-        ema.load_state_dict(saved.tensors["ema"])
+        with state.restoring(run):
+            prior.load_state_dict(saved.tensors["model"])
+            ema.load_state_dict(saved.tensors["ema"])
     forward = torch.compile(prior) if c.compile else prior
     model, optimizers = sharding.prepare(forward, ema.model, make_optimizers(prior, c), accelerator)
-    trained = Trained(prior, model, ema, optimizers, Means(accelerator), fingerprint)
+    trained = Trained(prior, model, ema, optimizers, Means(accelerator), SkippedSteps(), fingerprint)
     if saved is None:
         return trained, 0, Best(0, float("inf"))
-    for name, optimizer in optimizers.items():
-        state.load_optimizer(optimizer, saved.tensors[name])
-    trained.means.load_state_dict(saved.tensors["means"])
-    return trained, saved.step, Best(**saved.info["best"])
+    with state.restoring(run):
+        for name, optimizer in optimizers.items():
+            state.load_optimizer(optimizer, saved.tensors[name])
+        trained.means.load_state_dict(saved.tensors["means"])
+        trained = trained._replace(skipped=SkippedSteps(**saved.info["skipped"]))
+        weights = saved.tensors["best"]
+        best = Best(**saved.info["best"]) if weights else Best(0, float("inf"))
+        if weights and accelerator.is_main_process:  # the same, unless they were damaged, lost, or of a later step
+            save_weights(model_config, weights, run / "model")
+    return trained, saved.step, best
 
 
 def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optimizer]:
@@ -181,7 +200,7 @@ def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optim
     return {"adamw": torch.optim.AdamW(rest, lr=c.lr, betas=(0.9, 0.95), weight_decay=0.0), "muon": muon}
 
 
-def save(trained: Trained, step: int, best: Best, run: Path, accelerator: Accelerator) -> None:
+def save(trained: Trained, step: int, best: Best, run: Path, keep: int, accelerator: Accelerator) -> None:
     tensors = {
         "model": trained.prior.state_dict(),
         "ema": trained.ema.state_dict(),
@@ -191,7 +210,10 @@ def save(trained: Trained, step: int, best: Best, run: Path, accelerator: Accele
     tensors = {name: sharding.whole(named, accelerator) for name, named in tensors.items()}
     trained.means.check_finite()
     if accelerator.is_main_process:
-        state.save(run, step, tensors, {"best": best._asdict(), "data": trained.data})
+        kept = run / "model/model.safetensors"
+        tensors["best"] = load_file(kept) if best.step else {}
+        info = {"best": best._asdict() if best.step else None, "data": trained.data, "skipped": trained.skipped.state()}
+        state.save(run, step, tensors, info, accelerator, keep)
     accelerator.wait_for_everyone()
 
 
@@ -199,10 +221,14 @@ def keep(prior: Prior, path: Path, accelerator: Accelerator) -> None:
     """Write the model folder of a prior, which may be in parts on the processes: all must take part, the main one writes."""
     weights = sharding.whole(prior.state_dict(), accelerator)
     if accelerator.is_main_process:
-        with torch.device("meta"):
-            kept = Prior(prior.config)
-        kept.load_state_dict(weights, assign=True)
-        kept.save_pretrained(path)
+        save_weights(prior.config, weights, path)
+
+
+def save_weights(c: PriorConfig, weights: dict[str, Tensor], path: Path) -> None:
+    with torch.device("meta"):
+        prior = Prior(c)
+    prior.load_state_dict(weights, assign=True)
+    prior.save_pretrained(path)
 
 
 def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
@@ -276,7 +302,8 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
 def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
     accelerator = make_accelerator(c.precision)
-    model = train(c, accelerator)
+    with session(Path(c.run) / "prior", accelerator):
+        model = train(c, accelerator)
     if not (Path(c.run) / "tokenizer/model").exists():  # the codes were another run's
         accelerator.print(f"to draw from it, copy the folder tokenizer/ of the run of its codes into {c.run}")
     following = f"{c.run} --config {config.beside(c.run, 'generate')}"

@@ -13,40 +13,113 @@ from common.schedule import warmup_cosine
 from prior.model import Prior
 
 
-def test_an_optimizer_survives_the_disk(tmp_path):
+def test_an_optimizer_survives_the_disk(tmp_path, accelerator):
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)
     for _ in range(3):
         layer(torch.randn(4, 3)).square().sum().backward()
         optimizer.step()
-    state.save(tmp_path, 3, {"optimizer": state.optimizer_tensors(optimizer)}, {})
+    state.save(tmp_path, 3, {"optimizer": state.optimizer_tensors(optimizer)}, {}, accelerator)
     again = torch.optim.AdamW(layer.parameters(), lr=1e-2)
-    state.load_optimizer(again, state.latest(tmp_path).tensors["optimizer"])
+    state.load_optimizer(again, state.latest(tmp_path, accelerator).tensors["optimizer"])
     before, after = optimizer.state_dict()["state"], again.state_dict()["state"]
     assert all(torch.equal(before[i][name], after[i][name]) for i in before for name in before[i])
 
 
-def test_the_last_states_are_kept_and_the_latest_is_read(tmp_path):
-    for step in (1, 20, 300):
-        state.save(tmp_path, step, {"a": {"x": torch.tensor([step])}}, {"note": step})
-    assert len(list((tmp_path / "state").iterdir())) == state.KEPT
-    assert state.latest(tmp_path) == (300, {"a": {"x": torch.tensor([300])}}, {"note": 300})
+def write(run, step, accelerator, keep=2):
+    state.save(run, step, {"a": {"x": torch.tensor([step])}}, {"note": step}, accelerator, keep)
 
 
-def test_a_half_written_state_is_never_seen(tmp_path):
-    state.save(tmp_path, 1, {"a": {"x": torch.zeros(1)}}, {})
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_last_states_are_kept_and_the_latest_is_read(tmp_path, accelerator, keep):
+    for step in (1, 20, 300, 4000):
+        write(tmp_path, step, accelerator, keep)
+    assert len(list((tmp_path / "state").iterdir())) == keep
+    assert state.latest(tmp_path, accelerator) == (4000, {"a": {"x": torch.tensor([4000])}}, {"note": 4000})
+
+
+def test_a_half_written_state_is_never_seen(tmp_path, accelerator):
+    write(tmp_path, 1, accelerator)
     with pytest.raises(TypeError):
-        state.save(tmp_path, 2, {"a": {"x": torch.zeros(1)}}, {"unwritable": object()})
-    assert state.latest(tmp_path).step == 1
+        state.save(tmp_path, 2, {"a": {"x": torch.zeros(1)}}, {"unwritable": object()}, accelerator)
+    assert state.latest(tmp_path, accelerator).step == 1
     assert [p.name for p in (tmp_path / "state").iterdir()] == ["step_00000001"]
 
 
-def test_a_damaged_state_is_named(tmp_path):
-    state.save(tmp_path, 1, {"a": {"x": torch.zeros(1)}}, {})
-    (tmp_path / "state/step_00000001/a.safetensors").write_bytes(b"\x80\x04pickle")
-    with pytest.raises(UserError, match="step_00000001 is damaged"):
-        state.latest(tmp_path)
+def flipped(path):
+    """One bit of the last byte, which is of a tensor: safetensors reads the file as before."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda s: flipped(s / "a.safetensors"), "a.safetensors is not what was written"),
+        (lambda s: (s / "a.safetensors").write_bytes(b"\x80\x04pickle"), "a.safetensors is not what was written"),
+        (lambda s: (s / "a.safetensors").unlink(), "a.safetensors is not there"),
+        (lambda s: (s / "state.json").write_text("{"), "cannot be read as JSON"),
+        (lambda s: (s / "state.json").unlink(), "there is no"),
+        (lambda s: (s / "state.json").write_text('{"kind": "tesserae.state", "format": 1}'), "step must be of type int"),
+    ],
+)
+def test_a_damaged_state_is_set_aside_by_name_and_the_one_before_is_taken(tmp_path, accelerator, capsys, damage, reason):
+    write(tmp_path, 1, accelerator)
+    write(tmp_path, 2, accelerator)
+    damage(tmp_path / "state/step_00000002")
+    assert state.latest(tmp_path, accelerator).step == 1
+    told = capsys.readouterr().err
+    assert "step_00000002 is damaged" in told and reason in told and "set aside as step_00000002.damaged" in told
+    assert {p.name for p in (tmp_path / "state").iterdir()} == {"step_00000001", "step_00000002.damaged"}
+
+
+def test_a_run_none_of_whose_states_is_whole_is_refused_and_kept(tmp_path, accelerator):
+    """To begin anew would write over a model that may be all that is left of it."""
+    write(tmp_path, 1, accelerator)
+    flipped(tmp_path / "state/step_00000001/a.safetensors")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no state in .* is whole"):
+            state.latest(tmp_path, accelerator)
+    assert (tmp_path / "state/step_00000001.damaged/a.safetensors").exists()
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, accelerator, capsys):
+    write(tmp_path, 1, accelerator)
+    path = tmp_path / "state/step_00000001/state.json"
+    head = json.loads(path.read_text())
+    path.write_text(json.dumps(head | {"job": head["job"] | {"processes": 4}}))
+    assert state.latest(tmp_path, accelerator).step == 1
+    assert "the same images in the same steps, but other rounding: processes 4 then, 1 now" in capsys.readouterr().err
+
+
+def test_a_state_that_does_not_fit_is_refused(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    for tensors in ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, {"weight": torch.zeros(2, 2)}):
+        with pytest.raises(UserError, match=r"does not fit this run \(RuntimeError.*it was changed"), state.restoring(tmp_path):
+            layer.load_state_dict(tensors)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_kill_left_beside_and_in_a_folder_is_swept_away(tmp_path, kind):
+    run = tmp_path / "run"
+    (run / "state").mkdir(parents=True)
+    (run / "kept.json").write_text("whole")
+    for half in (tmp_path / ".run.77.writing", run / ".kept.json.77.writing", run / "state/.step_00000001.77.writing"):
+        half.write_text("half") if kind == "file" else (half / "sub").mkdir(parents=True)
+    folder.sweep(run)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["run", "run/kept.json", "run/state"]
+
+
+def test_a_folder_whose_successor_never_took_its_place_comes_back(tmp_path):
+    """A kill between the two renames that replace a folder left it without a name, and a prior without its best weights."""
+    for name, kept in ((".model.77.old", "before"), (".lost.77.old", "before"), ("model", "after")):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "config.json").write_text(kept)
+    folder.sweep(tmp_path / "run")
+    found = {str(p.relative_to(tmp_path / "run")): p.read_text() for p in (tmp_path / "run").rglob("*.json")}
+    assert found == {"model/config.json": "after", "lost/config.json": "before"}
 
 
 def test_every_draw_of_a_step_is_a_function_of_seed_step_and_rank():

@@ -7,9 +7,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from common import codes, folder
 from common.errors import UserError
+from common.finite import MOST_IN_A_ROW, Part, SkippedSteps
 from common.run import read_metrics
 from pipeline.generate import Settings as Generation
 from pipeline.generate import generate
@@ -18,7 +20,6 @@ from tests.conftest import prior_training, tokenizer_training
 from tokenizer.config import ImagesConfig, TokenizerConfig
 from tokenizer.encode import Settings as EncodeSettings
 from tokenizer.encode import encode
-from tokenizer.finite import MOST_IN_A_ROW, Part, SkippedSteps
 from tokenizer.likelihood import BernoulliConfig, CategoricalConfig, LaplaceConfig, LogisticMixtureConfig
 from tokenizer.model import Tokenizer
 from tokenizer.quantizers.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, SimVQConfig, VQConfig
@@ -97,7 +98,9 @@ def test_a_run_whose_data_have_changed_is_refused(finished_run, tmp_path, accele
     for stage in ("tokenizer", "prior"):
         folder.remove(tmp_path / "run" / stage / "config.yaml")  # names the other folder
         path = tmp_path / "run" / stage / "state/step_00000006/state.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "info": {"data": "0" * 64}}))
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "info": {**json.loads(path.read_text())["info"], "data": "0" * 64}})
+        )
     with pytest.raises(UserError, match=r"images of fingerprint 0+ and these are .*they have changed"):
         train_tokenizer(tokenizer_training(tmp_path / "run"), accelerator)
     with pytest.raises(UserError, match=r"codes of fingerprint 0+ and these are .*they have changed"):
@@ -198,7 +201,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerat
     """A learning rate of 1e30 ends in NaN; the steps after are skipped, the run stops, and nothing of it is saved."""
     c = tokenizer_training(tmp_path, lr=1e30, warmup=0, steps=20, log_every=20, save_every=2, evaluate_every=2, clip=1e30)
     with pytest.raises(
-        UserError, match=r"5 steps in a row were not finite \(.*encoder's output is NaN or Inf for \d+ of 16 images"
+        UserError, match=r"5 steps in a row were not finite \(.*encoder's output is NaN or Inf for \d+ of 16 rows"
     ):
         train_tokenizer(c, accelerator)
     assert not list((tmp_path / "tokenizer").glob("state/*")) and not (tmp_path / "tokenizer/model").exists()
@@ -213,34 +216,63 @@ def test_codes_of_a_tokenizer_that_has_diverged_are_refused():
 
 
 def part(z_e: torch.Tensor, **losses: torch.Tensor) -> Part:
-    return Part(z_e, losses, rows=torch.arange(10, 10 + len(z_e)))
+    return Part("the encoder's output", z_e, losses, rows=torch.arange(10, 10 + len(z_e)))
+
+
+def two_layers(**gradients: float) -> torch.nn.Module:
+    """Two layers with one weight each, whose gradients are these."""
+    model = torch.nn.Sequential()
+    for name in ("first", "second"):
+        model.add_module(name, torch.nn.Linear(1, 1, bias=False))
+        model.get_submodule(name).weight.grad = torch.full((1, 1), gradients.get(name, 1.0))
+    return model
 
 
 NAN, ONE = torch.tensor(torch.nan), torch.tensor(1.0)
 
 
 def test_a_step_that_is_not_finite_is_skipped_counted_and_named(capsys):
-    """First things first: the encoder's output with its rows, then a loss, then the gradient."""
+    """First things first: the output with its rows, then a loss; and the layer where the backward pass first had it."""
     skipped, good, bad = SkippedSteps(), torch.zeros(3, 2, 1, 1), torch.zeros(3, 2, 1, 1)
     bad[1] = torch.inf
-    assert skipped.check(1, ONE, [part(good, loss=ONE)])
-    assert not skipped.check(2, NAN, [part(good, loss=ONE), part(bad, loss=NAN)])
-    assert not skipped.check(3, NAN, [part(good, regularizer=NAN)])
-    assert not skipped.check(4, NAN, [part(good, loss=ONE)])
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "step 2 skipped: the encoder's output is NaN or Inf for 1 of 3 images, rows 11 of train"
-    assert said[1:] == ["step 3 skipped: regularizer is nan", "step 4 skipped: the gradient is NaN or Inf"]
+    both, early = two_layers(first=torch.nan, second=torch.nan), two_layers(first=torch.inf)
+    assert skipped.clip(1, two_layers(), 1.0, [part(good, loss=ONE)])
+    assert not skipped.clip(2, both, 1.0, [part(good, loss=ONE), part(bad, loss=NAN)])
+    assert not skipped.clip(3, both, 1.0, [part(good, regularizer=NAN)])
+    assert not skipped.clip(4, early, 1.0, [part(good, loss=ONE)])
+    assert capsys.readouterr().err.splitlines() == [
+        "step 2 skipped: the encoder's output is NaN or Inf for 1 of 3 rows of the batch, rows 11 of train; "
+        "the first gradient that is not is second.weight",
+        "step 3 skipped: regularizer is nan; the first gradient that is not is second.weight",
+        "step 4 skipped: every loss is finite; the first gradient that is not is first.weight",
+    ]
     assert (skipped.total, skipped.in_a_row) == (3, 3)
+    assert early.second.weight.grad == 1, "to clip by a norm of NaN would have made every gradient NaN"
+
+
+def test_a_gradient_is_clipped_to_its_norm():
+    model = two_layers(first=3.0, second=4.0)
+    assert SkippedSteps().clip(1, model, 1.0, [])
+    assert [layer.weight.grad.item() for layer in model] == pytest.approx([0.6, 0.8], rel=1e-5)
 
 
 def test_only_skipped_steps_in_a_row_stop_a_run():
     skipped, parts = SkippedSteps(), [part(torch.zeros(1, 2, 1, 1))]
     for step in range(20):
-        assert skipped.check(step, NAN if step % 2 else ONE, parts) == (step % 2 == 0)
+        assert skipped.clip(step, two_layers(first=torch.nan if step % 2 else 1.0), 1.0, parts) == (step % 2 == 0)
     assert skipped.total == 10
     with pytest.raises(UserError, match="5 steps in a row were not finite"):
         for step in range(MOST_IN_A_ROW):
-            skipped.check(step, NAN, parts)
+            skipped.clip(step, two_layers(first=torch.nan), 1.0, parts)
+
+
+def test_a_prior_that_diverges_stops_with_its_last_good_state_whole(finished_run, tmp_path, accelerator):
+    shutil.copytree(finished_run / "codes", tmp_path / "codes")
+    ruinous = {"steps": 30, "lr": 1e30, "matrix_lr": None, "clip": 1e30, "ema_decay": 0.0, "save_every": 1, "evaluate_every": 1}
+    with pytest.raises(UserError, match=r"5 steps in a row were not finite \(the NLL is NaN or Inf for \d+ of 16 rows"):
+        train_prior(prior_training(tmp_path, **ruinous), accelerator)
+    for path in tmp_path.glob("prior/state/step_*/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
 
 
 @pytest.mark.parametrize("kind", ["gumbel", "simvq", "fsq", "lfq", "residual"])

@@ -24,6 +24,7 @@ from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share
 from common.pictures import save_curves
 from common.run import Metrics, open_run, progress_bar, read_metrics
+from common.session import session
 from tokenizer.config import ClusterConfig
 from tokenizer.evaluation import evaluate, save_histogram, save_reconstructions
 from tokenizer.health import described, unused
@@ -45,13 +46,14 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     check_enough(c.model.codebook_size, len(splits["train"]), c.model.grid, "patches")
     tokenizer = KMeansTokenizer(c.model).to(accelerator.device)
     sample = sampled_patches(tokenizer, splits["train"], c, accelerator)
-    saved = state.latest(run)
+    saved = state.latest(run, accelerator)
     if saved is None:
         generator = torch.Generator(accelerator.device).manual_seed(c.seed)
         tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, generator)))
     else:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)
-        tokenizer.load_state_dict(saved.tensors["model"])
+        with state.restoring(run):
+            tokenizer.load_state_dict(saved.tensors["model"])
     first = saved.step if saved else 0
     metrics = Metrics(run, accelerator, first)
     bar = progress_bar(accelerator, c.iterations, "k-means", initial=first, unit="EM step")
@@ -66,7 +68,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
             metrics.log(done, objective=error, empty=int((counts == 0).sum()))
             bar.set_postfix(mse=f"{error:.5f}")
             if accelerator.is_main_process:
-                state.save(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint})
+                state.save(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint}, accelerator)
             accelerator.wait_for_everyone()
             if interrupt.asked() and not last:
                 raise Interrupted(f"saved after EM step {done} of {c.iterations}; the same command goes on from there")
@@ -128,7 +130,8 @@ def report(
 def main(argv: Sequence[str]) -> None:
     c = config.parse(ClusterConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
     accelerator = make_accelerator()
-    model = cluster(c, accelerator)
+    with session(Path(c.run) / "tokenizer", accelerator):
+        model = cluster(c, accelerator)
     if accelerator.is_main_process:
         config.remember_folder(c.run, argv, DEFAULT_CONFIG)
     accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}")

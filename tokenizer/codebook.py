@@ -29,6 +29,7 @@ from common.errors import UserError
 from common.folder import sha256, write_json
 from common.launch import Precision, make_accelerator, run_command
 from common.run import progress_bar
+from common.session import logged
 from tokenizer.base import ImageTokenizer
 from tokenizer.codebook_picture import draw
 from tokenizer.config import ImagesConfig
@@ -188,7 +189,8 @@ def summary(figures: Mapping[str, Any]) -> Iterator[str]:
 def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     accelerator = make_accelerator(c.precision)
-    figures = examine(c, accelerator)
+    with logged(Path(c.run) / "tokenizer"):  # not alone: a codebook may be looked at while it is trained
+        figures = examine(c, accelerator)
     for line in summary(figures):
         accelerator.print(line)
     accelerator.print(f"the picture is {c.run}/tokenizer/codebook.png, the figures are codebook.json beside it")

@@ -27,6 +27,7 @@ from common.errors import UserError
 from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.run import progress_bar
+from common.session import session
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
@@ -51,13 +52,17 @@ class Settings(EncodeConfig):
     """auto is bf16 where the hardware computes it; distances are fp32 always"""
 
 
+def codes_folder(c: Settings) -> Path:
+    return Path(c.output or f"{c.run}/codes")
+
+
 def encode(c: Settings, accelerator: Accelerator) -> Path:
     """Write the codes dataset, or what is missing of it, and return its folder."""
     run = Path(c.run) / "tokenizer"
     tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
     images_config = run_images(run, c.source)
     images = open_images(images_config, tokenizer.config.image_size, tokenizer.config.image_channels)
-    folder = Path(c.output or f"{c.run}/codes")
+    folder = codes_folder(c)
     info = CodesInfo(
         codebook_size=tokenizer.config.codebook_size,
         factors=tokenizer.config.factors,
@@ -181,7 +186,8 @@ def main(argv: Sequence[str]) -> None:
     base = config.read_yaml(trained)["encode"] if trained.exists() else {}
     c = config.parse(Settings, __doc__, argv, base=base, **options)
     accelerator = make_accelerator(c.precision)
-    folder = encode(c, accelerator)
+    with session(codes_folder(c), accelerator):
+        folder = encode(c, accelerator)
     if accelerator.is_main_process:
         for name, split in codes.read_info(folder)[1].items():
             print(

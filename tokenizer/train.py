@@ -30,21 +30,24 @@ from torch import Tensor
 from common import config, state
 from common.ema import EMA
 from common.errors import UserError
+from common.finite import Part, SkippedSteps
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
 from common.pictures import save_curves
 from common.run import Means, Metrics, open_run, progress_bar, read_metrics
 from common.schedule import warmup_cosine
+from common.session import session
 from tokenizer.config import TrainConfig
 from tokenizer.evaluation import Evaluation, evaluate, save_histogram, save_reconstructions
-from tokenizer.finite import Part, SkippedSteps
 from tokenizer.health import described, unused
 from tokenizer.images import ImageBatch, ImageSet, augment, open_images, to_float
 from tokenizer.initialization import initialize_codebook
 from tokenizer.model import Tokenizer
 from tokenizer.upkeep import CodebookUpkeep, forget
 
-CHANGEABLE = {"run", "workers", "log_every", "save_every", "encode.views", "encode.batch_size", "encode.shard_size"}
+CHANGEABLE = {
+    "run", "workers", "log_every", "save_every", "keep_states", "encode.views", "encode.batch_size", "encode.shard_size",
+}  # fmt: skip
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
@@ -107,9 +110,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     loss = loss + c.commitment_weight * terms["commitment_loss"]
                     accelerator.backward(loss / c.accumulate)
                 trained.upkeep.observe(quantized)
-                parts.append(Part(quantized.z_e, {"loss": loss, **terms, "distortion": nll / math.log(2)}, batch.rows))
-            norm = accelerator.clip_grad_norm_(model.parameters(), c.clip)
-            if trained.skipped.check(step + 1, norm, parts):
+                losses = {"loss": loss, **terms, "distortion": nll / math.log(2)}
+                parts.append(Part("the encoder's output", quantized.z_e, losses, batch.rows))
+            if trained.skipped.clip(step + 1, model, c.clip, parts):
                 trained.optimizer.step()
                 keep_codebook_alive(trained, step, c, accelerator)
                 for part in parts:
@@ -132,7 +135,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 bar.set_postfix(**shown, **figures)
             interrupted = interrupt.asked(done) and not last
             if sound and (done % c.save_every == 0 or last or interrupted):
-                save(trained, done, run, accelerator)
+                save(trained, done, run, c.keep_states, accelerator)
             if interrupted:
                 what = "saved" if sound else "last saved before the steps skipped"
                 raise Interrupted(f"{what} at step {done} of {c.steps}; the same command goes on from there")
@@ -155,7 +158,7 @@ def tell_corrupt(images: ImageSet, accelerator: Accelerator) -> None:
 
 def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:
     """What training moves, at its beginning or as last saved, and the first step to take."""
-    saved = state.latest(run)
+    saved = state.latest(run, accelerator)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     tokenizer = Tokenizer(c.model).to(accelerator.device)
     if saved is None:
@@ -165,15 +168,17 @@ def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator)
     optimizer = make_optimizer(tokenizer, c)
     upkeep = CodebookUpkeep(tokenizer.quantizer, revive_below=c.revive_below)
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
-    skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
+    with state.restoring(run):
+        skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
     trained = Trained(tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, images.fingerprint)
     if saved is None:
         return trained, 0
-    tokenizer.load_state_dict(saved.tensors["model"])
-    ema.load_state_dict(saved.tensors["ema"])
-    means.load_state_dict(saved.tensors["means"])
-    upkeep.load_state_dict(saved.tensors["upkeep"])
-    state.load_optimizer(trained.optimizer, saved.tensors["optimizer"])
+    with state.restoring(run):
+        tokenizer.load_state_dict(saved.tensors["model"])
+        ema.load_state_dict(saved.tensors["ema"])
+        means.load_state_dict(saved.tensors["means"])
+        upkeep.load_state_dict(saved.tensors["upkeep"])
+        state.load_optimizer(trained.optimizer, saved.tensors["optimizer"])
     return trained, saved.step
 
 
@@ -207,7 +212,7 @@ def keep_codebook_alive(trained: Trained, step: int, c: TrainConfig, accelerator
             average.codebook[rows] = table.codebook.detach()[rows]
 
 
-def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> None:
+def save(trained: Trained, step: int, run: Path, keep: int, accelerator: Accelerator) -> None:
     tensors = {
         "model": trained.tokenizer.state_dict(),
         "ema": trained.ema.state_dict(),
@@ -218,8 +223,7 @@ def save(trained: Trained, step: int, run: Path, accelerator: Accelerator) -> No
     trained.means.check_finite()  # weights that are not must never replace good ones
     if accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # first: a run whose last state is there has its model
-        skipped = {"total": trained.skipped.total, "in_a_row": trained.skipped.in_a_row}
-        state.save(run, step, tensors, {"data": trained.data, "skipped": skipped})
+        state.save(run, step, tensors, {"data": trained.data, "skipped": trained.skipped.state()}, accelerator, keep)
     accelerator.wait_for_everyone()
 
 
@@ -251,7 +255,8 @@ def draw_curves(run: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
     accelerator = make_accelerator(c.precision)
-    model = train(c, accelerator)
+    with session(Path(c.run) / "tokenizer", accelerator):
+        model = train(c, accelerator)
     if accelerator.is_main_process:
         config.remember_folder(c.run, argv, DEFAULT_CONFIG)
     accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}")

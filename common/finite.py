@@ -1,0 +1,86 @@
+"""Steps that are not taken because a number in them is NaN or Inf: named, counted, and too many in a row refused.
+
+A gradient that is not finite is not finite on every process, since it is the sum over them; so all decide alike.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from common.errors import UserError
+
+MOST_IN_A_ROW = 5
+
+
+class Part:
+    """What is kept of one micro-batch until its step is taken."""
+
+    def __init__(self, name: str, values: Tensor, losses: Mapping[str, Tensor], rows: Tensor):
+        """
+        Args:
+            name: of `values`, as a user would call them.
+            values: (b, ...), what the model gave for each row.
+            losses: scalars made of them.
+            rows: (b,), which rows of train they are.
+        """
+        self.name, self.values, self.losses, self.rows = name, values.detach(), losses, rows
+
+    def blame(self) -> str | None:
+        """What of it is not finite, first things first."""
+        bad = ~self.values.flatten(1).isfinite().all(1).cpu()
+        if bad.any():
+            rows = ", ".join(map(str, self.rows.cpu()[bad].tolist()[:8]))
+            return f"{self.name} is NaN or Inf for {int(bad.sum())} of {len(bad)} rows of the batch, rows {rows} of train"
+        return next((f"{name} is {value.item()}" for name, value in self.losses.items() if not value.isfinite()), None)
+
+
+class SkippedSteps:
+    """How many steps were not taken, in all and in a row; both are part of the training state."""
+
+    def __init__(self, total: int = 0, in_a_row: int = 0):
+        self.total, self.in_a_row = total, in_a_row
+
+    def clip(self, step: int, model: nn.Module, most: float, parts: Sequence[Part]) -> bool:
+        """Clip the gradient to the norm `most`, and say whether the step may be taken. If not, stderr has what was not finite,
+        where this process can tell.
+
+        Args:
+            parts: the step's micro-batches.
+        Raises:
+            UserError: this is the `MOST_IN_A_ROW`th step in a row that is not finite.
+        """
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])  # by itself: to clip by NaN would make every gradient NaN
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if torch.isfinite(whole):  # the one host sync of a step
+            self.in_a_row = 0
+            nn.utils.clip_grads_with_norm_(parameters, most, norm)
+            return True
+        self.total += 1
+        self.in_a_row += 1
+        found = next((blame for part in parts if (blame := part.blame())), None)
+        layer = first_not_finite(model.named_parameters())
+        found = f"{found or 'every loss is finite'}; the first gradient that is not is {layer or 'of another process'}"
+        print(f"step {step} skipped: {found}", file=sys.stderr)
+        if self.in_a_row >= MOST_IN_A_ROW:
+            raise UserError(
+                f"{self.in_a_row} steps in a row were not finite ({found}); what was saved before is whole. Begin another "
+                "--run with a lower lr or precision fp32, or look at those rows"
+            )
+        return False
+
+    def state(self) -> dict[str, int]:
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+
+def first_not_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
+    """The parameter whose gradient is the first in the backward pass, the last in the forward pass, to be NaN or Inf."""
+    for name, parameter in reversed(list(parameters)):
+        gradient = parameter.grad
+        here = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        if here is not None and not here.isfinite().all():
+            return name.removeprefix("module.")
+    return None

@@ -1,0 +1,136 @@
+"""One command at a time on a folder; how a command ends, and where what went wrong is written down."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.session import Lock, log_path, session
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(code: str, **environment: str) -> subprocess.Popen:
+    """A command whose `main` is this code."""
+    lines = "".join(f"    {line}\n" for line in code.splitlines())
+    whole = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom accelerate import Accelerator\n"
+        "from common.launch import Interrupt, Interrupted, run_command\nfrom common.session import session\n"
+        f"def main(argv):\n{lines}run_command(main)\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", whole], cwd=ROOT, env={**os.environ, **environment}, **pipes)
+
+
+HOLD = """
+with session(Path({folder!r}), Accelerator(cpu=True)):
+    print("at work", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process at work on tmp_path/run."""
+    process = start(HOLD.format(folder=str(tmp_path / "run")))
+    assert process.stdout.readline() == "at work\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_second_command_on_a_folder_is_refused_with_the_first_ones_host_and_process(holder, tmp_path, accelerator):
+    named = rf"run is being written by process {holder.pid} on {platform.node()} \(.*\): wait for it, stop it"
+    with pytest.raises(UserError, match=named), session(tmp_path / "run", accelerator):
+        pass
+    with session(tmp_path / "other", accelerator):  # its neighbour is free
+        pass
+
+
+def test_the_lock_of_a_killed_command_holds_nobody_up(holder, tmp_path, accelerator):
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / ".run.lock").exists()
+    with session(tmp_path / "run", accelerator):
+        pass
+    assert not list(tmp_path.iterdir()), "neither the lock nor anything else stays"
+
+
+def test_a_command_may_wait_for_the_folder(holder, tmp_path):
+    began = time.monotonic()
+    waiting = start(HOLD.format(folder=str(tmp_path / "run")).replace("cpu=True))", "cpu=True), wait=True)"))
+    time.sleep(0.5)
+    holder.kill()
+    assert waiting.stdout.readline() == "at work\n" and time.monotonic() - began > 0.5
+    waiting.kill()
+    waiting.communicate()
+
+
+def test_where_files_cannot_be_locked_the_process_the_file_names_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.session.fcntl", None)  # as on Windows
+    lock, second = Lock(tmp_path / "run"), Lock(tmp_path / "run")
+    lock.take()
+    with pytest.raises(UserError, match=f"process {os.getpid()}"):
+        second.take()
+    began = lock.path.read_text()
+    lock.path.write_text(began.replace('"began": "', '"began": "9'))  # a process of that number, but a later one
+    second.take()
+    second.path.write_text(began.replace(platform.node(), "elsewhere"))  # of another host nobody can tell
+    with pytest.raises(UserError, match="on elsewhere"):
+        lock.take()
+
+
+def test_what_nobody_expected_is_one_line_with_its_traceback_in_the_log(tmp_path):
+    process = start(f"with session(Path({str(tmp_path / 'run')!r}), Accelerator(cpu=True)):\n    [][1]")
+    out, err = process.communicate(timeout=60)
+    log = log_path(tmp_path / "run")
+    assert process.returncode == 70 and out == "" and err.count("\n") == 1
+    assert err.startswith("error: IndexError: list index out of range; this is a fault of tesserae. The traceback is in ")
+    assert "Traceback" in log.read_text() and "[][1]" in log.read_text() and str(log) in err
+
+
+def test_what_a_user_can_mend_stands_in_the_log_as_one_line(tmp_path, accelerator):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError), session(tmp_path / "run", accelerator):
+        raise UserError("lr must be positive, got -1")
+    assert log_path(tmp_path / "run").read_text().endswith("UserError: lr must be positive, got -1\n")
+
+
+def test_a_command_refused_before_it_wrote_anything_leaves_nothing(tmp_path, accelerator):
+    with pytest.raises(UserError), session(tmp_path / "new/run", accelerator):
+        raise UserError("there is no source")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_preemption_and_ctrl_c_have_exit_statuses_of_their_own(number, status, asked):
+    """In a loop that asks it finishes its step; where nothing asks it ends at once."""
+    loop = """
+with Interrupt(Accelerator(cpu=True)) as interrupt:
+    print("at work", flush=True)
+    while not interrupt.stopped:
+        time.sleep(0.01)
+    raise Interrupted("saved at step 3; the same command goes on from there")
+"""
+    process = start(loop if asked else 'print("at work", flush=True)\ntime.sleep(60)')
+    assert process.stdout.readline() == "at work\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert (
+        err
+        == f"interrupted: {'saved at step 3; ' if asked else ''}the same command goes on from {'there' if asked else 'what was saved'}\n"
+    )
+
+
+def test_a_full_disk_is_one_line_and_status_1():
+    process = start('with open("/dev/full", "w") as file:\n    file.write("x")')
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err.startswith("error: cannot write: No space left on device") and err.count("\n") == 1
