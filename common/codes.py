@@ -14,6 +14,8 @@ Shards are written aside and renamed; `codes.json` comes last, so a folder that 
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -26,7 +28,7 @@ from pydantic import Field, model_validator
 
 from common.config import Settings, build
 from common.errors import UserError
-from common.folder import FORMAT, check_format, read_json, replacing, write_json
+from common.folder import FORMAT, check_format, inside, read_json, replacing, write_json
 
 AGAIN = "encode again with the same command to mend it"
 PLAN = ".plan.json"  # what an encode set out to write; stands beside the shards
@@ -42,22 +44,25 @@ class TokenizerIdentity(Settings):
         return f"{self.name} (sha256 {self.sha256[:12]})"
 
 
+Side = Annotated[int, Field(ge=1, le=2**12)]  # of a grid, in codes
+
+
 class CodesInfo(Settings):
     """What `codes.json` says."""
 
-    codebook_size: int = Field(ge=2)
+    codebook_size: int = Field(ge=2, le=2**63)
     """K, values a code has"""
-    factors: tuple[Annotated[int, Field(ge=2)], ...] | None = None
+    factors: tuple[Annotated[int, Field(ge=2)], ...] | None = Field(None, max_length=64)
     """values of each digit of a code, most significant first, their product K: several for fsq and lfq; null is one digit"""
-    grid: Annotated[tuple[int, int], Field(description="(h, w)")]
-    code_depth: int = Field(1, ge=1)
+    grid: Annotated[tuple[Side, Side], Field(description="(h, w)")]
+    code_depth: int = Field(1, ge=1, le=64)
     """Q, codes a place of the grid"""
-    views: int = Field(ge=1)
+    views: int = Field(ge=1, le=2**20)
     class_names: tuple[str, ...] | None
     tokenizer: TokenizerIdentity
     source: dict[str, Any]
     """the images' settings and their fingerprint"""
-    shard_size: int = Field(ge=1)
+    shard_size: int = Field(ge=1, le=2**40)
 
     @model_validator(mode="after")
     def _multiplies(self) -> "CodesInfo":
@@ -213,14 +218,20 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
             "has no codes.json: it is not a codes dataset that tokenizer/encode.py wrote"
         )  # fmt: skip
         raise UserError(f"{folder} {begun}")
-    path = folder / "codes.json"
+    path = inside(folder, "codes.json")
     written = read_json(path)
     check_format(written, "tesserae.codes", path)
     splits = written.get("splits")
-    if not isinstance(splits, dict) or not all(isinstance(s, dict) and isinstance(s.get("rows"), int) for s in splits.values()):
-        raise UserError(f"{path}: splits must say how many rows each has, got {splits!r}")
+    if not isinstance(splits, dict) or not all(isinstance(s, dict) and _is_count(s.get("rows")) for s in splits.values()):
+        raise UserError(f"{path}: splits must say how many rows each has, got {str(splits)[:200]}")
+    if foreign := [name for name in splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
+        raise UserError(f"{path}: a split's name must be of letters, digits and dots, got {foreign[0]!r}")
     settings = {key: value for key, value in written.items() if key not in ("kind", "format", "splits")}
     return build(CodesInfo, settings, str(path)), splits
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
@@ -235,14 +246,29 @@ def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
         raise UserError(f"{folder} has no split {missing[0]!r}; it has {', '.join(there)}")
     found = {}
     for name in wanted:
-        shards = [read_shard(path, info) for path in shard_paths(folder, name)]
+        paths = [inside(folder, path.name) for path in shard_paths(folder, name)]
+        _check_rows(paths, name, there[name]["rows"], info)
+        shards = [read_shard(path, info) for path in paths]
         codes, labels, rows = zip(*shards, strict=True) if shards else ((), (), ())
-        if sum(map(len, rows)) != there[name]["rows"]:
-            raise UserError(
-                f"split {name} of {folder} must have {there[name]['rows']} rows, got {sum(map(len, rows))}; {AGAIN}"
-            )
         found[name] = CodesSplit(*(None if column[0] is None else np.concatenate(column) for column in (codes, labels, rows)))
     return Codes(info, found)
+
+
+def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -> None:
+    """That shards have the rows that codes.json says, and these fit in memory, before memory is taken for them."""
+    found = sum(map(_rows_in, paths))
+    if found != rows:
+        raise UserError(f"split {split} must have {rows} rows, got {found} in {len(paths)} shards; {AGAIN}")
+    needed, memory = rows * info.length * info.dtype.itemsize, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}")
+
+
+def _rows_in(path: Path) -> int:
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
 
 
 def fingerprint(codes: Codes) -> str:

@@ -31,13 +31,28 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+MOST_YAML = 2**20  # bytes
 
 
 # ---------------------------------------------------------------------------------------------------- YAML, strictly
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, without its two traps: `1e-4` is a float, and a key given twice is an error."""
+class _PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which makes no objects, and no aliases: a few lines of them would grow beyond any memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise UserError(f"line {self.peek_event().start_mark.line + 1}: no aliases (*name) here; write it out")
+        return super().compose_node(parent, index)
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values in YAML. Raises `UserError` for an alias, and what PyYAML raises."""
+    return yaml.load(text, _PlainLoader)
+
+
+class _Loader(_PlainLoader):
+    """For settings, without two more traps: `1e-4` is a float, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -59,6 +74,8 @@ _Loader.add_implicit_resolver(
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `UserError` naming the file when there is none."""
     try:
+        if path.stat().st_size > MOST_YAML:
+            raise UserError(f"{path} has {path.stat().st_size} bytes; a file of settings has no more than {MOST_YAML}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.yaml")], 1, 0.5)

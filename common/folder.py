@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
@@ -24,6 +25,7 @@ from common.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 ANEW = "the command that trained it writes it again; of a copy, copy it again"
+MOST_JSON = 2**28  # bytes: the histogram of a large codebook has 2**26
 FORMAT = 1  # of every file of ours; a reader refuses what is newer than itself
 
 
@@ -97,6 +99,20 @@ def sync_entry(directory: Path) -> None:
             os.close(descriptor)
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The file or folder of that name in a folder that may come from a stranger.
+
+    Raises:
+        UserError: it is a link to something outside the folder (and not the Hub's cache, which links to its own files).
+    """
+    path, home = folder / name, folder.resolve()
+    real = path.resolve()
+    caches = [parent.parent / "blobs" for parent in folder.absolute().parents if parent.name == "snapshots"]
+    if not any(real.is_relative_to(place.resolve()) for place in (home, *caches)):
+        raise UserError(f"{path} is a link that leaves its folder, to {real}; put the file itself there")
+    return path
+
+
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """`indent=None` writes one line: for what is long and read by programs."""
     with replacing(path) as aside:
@@ -106,9 +122,13 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `UserError` that names the file when it is absent or damaged."""
     try:
+        if path.stat().st_size > MOST_JSON:
+            raise UserError(f"{path} has {path.stat().st_size} bytes; expected no more than {MOST_JSON}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -167,22 +187,38 @@ def load_model(path: str | Path, cls: type[M], settings_cls: type[config.Setting
         UserError: no such folder, another kind of model, or weights that do not fit the config.
     """
     found = locate(path)
-    written = read_json(found / "config.json")
-    check_format(written, kind_of(cls), found / "config.json")
-    settings = {key: value for key, value in written.items() if key not in ("kind", "format")}
-    model = cls(config.build(settings_cls, settings, str(found / "config.json")))
+    settings_path, weights_path = inside(found, "config.json"), inside(found, "model.safetensors")
+    written = read_json(settings_path)
+    check_format(written, kind_of(cls), settings_path)
+    given = {key: value for key, value in written.items() if key not in ("kind", "format")}
+    settings = config.build(settings_cls, given, str(settings_path))
     try:
-        weights = load_file(found / "model.safetensors")
+        _check_fits(weights_path, cls, settings)
+        model = cls(settings)
+        model.load_state_dict(load_file(weights_path))  # strict
+    except UserError:
+        raise
     except FileNotFoundError:
-        raise UserError(f"there is no {found / 'model.safetensors'}; {ANEW}") from None
+        raise UserError(f"there is no {weights_path}; {ANEW}") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{found / 'model.safetensors'} is damaged: {error}; {ANEW}") from None
-    try:
-        model.load_state_dict(weights)  # strict
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{found / 'model.safetensors'} does not fit its config.json: {reason}; {ANEW}") from None
+        raise UserError(f"{weights_path} is damaged: {error}; {ANEW}") from None
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{weights_path} does not fit its config.json: {' '.join(str(error).split())[:300]}; {ANEW}") from None
     return model.eval()
+
+
+def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) -> None:
+    """That a file has the tensors its config asks for, before memory is taken for either."""
+    with safe_open(weights, framework="pt") as file:
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in cls(settings).state_dict().items()}
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            raise UserError(
+                f"{weights} does not fit its config.json: {name} must be {wanted.get(name, 'absent')}, got "
+                f"{there.get(name, 'none')}; {ANEW}"
+            )
 
 
 def locate(path: str | Path) -> Path:

@@ -33,6 +33,10 @@ from tokenizer.base import ImageTokenizer
 from tokenizer.images import from_pil, to_float, to_pil, to_uint8
 from tokenizer.model import load_tokenizer
 
+PARTS = {  # of a pipeline folder, and the classes each may be of
+    "tokenizer": (["tokenizer.model", "Tokenizer"], ["tokenizer.kmeans", "KMeansTokenizer"]),
+    "prior": (["prior.model", "Prior"],),
+}
 ENCODED = 64  # images at once where they are encoded, scored and decoded
 
 
@@ -113,10 +117,16 @@ class ImagePipeline:
     def from_pretrained(cls, path: str | Path) -> "ImagePipeline":
         """Read a pipeline folder, or a Hub repository, that `save_pretrained` wrote."""
         found = folder.locate(path)
-        index = folder.read_json(found / "model_index.json")
-        folder.check_format(index, "tesserae.imagepipeline", found / "model_index.json")
-        settings = GenerationConfig.read(found / "generation_config.json")
-        return cls.from_models(found / "tokenizer", found / "prior", settings.sampling, settings.chosen)
+        index_path = folder.inside(found, "model_index.json")
+        index = folder.read_json(index_path)
+        folder.check_format(index, "tesserae.imagepipeline", index_path)
+        for part, ours in PARTS.items():
+            if index.get(part) not in ours:
+                expected = " or ".join(".".join(each) for each in ours)
+                raise UserError(f"{index_path}: {part} must be {expected}, got {index.get(part)!r}; nothing else is imported")
+        settings = GenerationConfig.read(folder.inside(found, "generation_config.json"))
+        parts = [folder.inside(found, part) for part in PARTS]
+        return cls.from_models(*parts, settings.sampling, settings.chosen)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write both model folders, `model_index.json` and `generation_config.json` into a folder."""

@@ -1,16 +1,17 @@
 """What a prior is (saved beside its weights as `config.json`), and how it is trained."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from common.codes import CodesInfo, TokenizerIdentity
+from common.codes import CodesInfo, Side, TokenizerIdentity
 from common.config import Settings
 from common.launch import Precision
 
 LARGEST_VOCABULARY = 16_384  # the embedding and the head of more rows would outweigh the blocks between them
 PART_VOCABULARY = 1024
+LONGEST = 2**16  # codes an image
 
 Preset = Literal["5m", "14m", "38m", "111m", "343m"]
 PRESETS: dict[Preset, dict[str, int]] = {  # named after their weights; of the last two with the 16,384 codes of LlamaGen
@@ -29,11 +30,11 @@ class ArchitectureConfig(Settings):
 
     preset: Preset | None = None
     """a shape by its number of weights: sets depth, dim and heads where they are not given beside it"""
-    depth: int = Field(6, ge=1)
+    depth: int = Field(6, ge=1, le=512)
     """Transformer blocks"""
-    dim: int = Field(256, ge=8)
+    dim: int = Field(256, ge=8, le=2**15)
     """C, width of the residual stream"""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, le=2**12)
     """attention heads; dim / heads must divide by 4, two rotated pairs for each of the two axes"""
     kv_heads: int | None = Field(None, ge=1)
     """heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023): fewer make the cache smaller;
@@ -74,13 +75,13 @@ class ArchitectureConfig(Settings):
 class PriorConfig(Settings):
     """A prior over the codes of one tokenizer. The codes dataset decides all but the architecture."""
 
-    codebook_size: int = Field(ge=2)
+    codebook_size: int = Field(ge=2, le=2**63)
     """K, values a code has"""
-    factors: tuple[int, ...] | None = None
+    factors: tuple[Annotated[int, Field(ge=2)], ...] | None = Field(None, max_length=64)
     """values of each digit of a code, where it has several"""
-    grid: tuple[int, int]
+    grid: tuple[Side, Side]
     """(h, w)"""
-    code_depth: int = Field(1, ge=1)
+    code_depth: int = Field(1, ge=1, le=64)
     """Q, codes a place of the grid"""
     class_names: tuple[str, ...] | None
     """names of the classes; null for an unconditional prior"""
@@ -90,6 +91,12 @@ class PriorConfig(Settings):
     """depth and widths"""
     any_order: bool = False
     """trained to predict the places in every order; otherwise in raster order alone"""
+
+    @model_validator(mode="after")
+    def _short_enough(self) -> "PriorConfig":
+        if self.length > LONGEST:
+            raise ValueError(f"grid {self.grid} x code_depth {self.code_depth} are {self.length} codes, at most {LONGEST}")
+        return self
 
     @classmethod
     def over(

@@ -6,12 +6,15 @@ import pickle
 import shutil
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
@@ -239,11 +242,115 @@ def test_damaged_images_read_from_disk_are_left_out_of_the_batch_that_asked_for_
     assert batch.corrupt[0].row == 3 and str(batch.corrupt[0]).startswith("row 3: ")
 
 
-def test_a_decompression_bomb_counts_as_damaged(tmp_path, monkeypatch):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)
-    for side in (8, 100):  # PIL only warns of the first
-        with pytest.raises(UserError, match=r"cannot be decoded.*decompression bomb"):
-            one(pixels(0, (side, side)), tmp_path=tmp_path)
+@pytest.mark.parametrize("side", [11, 20_000])  # PIL itself refuses the second, before it has seen a pixel
+def test_an_image_of_more_pixels_than_the_limit_counts_as_damaged(side, tmp_path):
+    """A PNG's head may claim any size: 400 million pixels in 60 bytes."""
+    size = side.to_bytes(4, "big") * 2
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\x00\x00\x00") + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(UserError, match=r"cannot be decoded.*(11 x 11 pixels are more than images.max_pixels 100|bomb)"):
+        one(head, tmp_path=tmp_path, max_pixels=100)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def gif(*seeds: int) -> bytes:
+    first, *others = (PIL.Image.fromarray(pixels(seed)) for seed in seeds)
+    return file_of(first, "GIF", save_all=True, append_images=others)
+
+
+def test_of_an_animation_the_first_frame_is_taken_and_it_is_counted(tmp_path):
+    folder = write(tmp_path / "set", {"a.gif": gif(0, 1, 2), "b.gif": gif(3), "c.png": FILES[0]})
+    images = opened(folder, validation_share=0.34)
+    assert sum(split["animated"] for split in images.counts().values()) == 1
+    first = one(gif(0), tmp_path=tmp_path)
+    assert torch.equal(whole(images).images[0], first)
+    assert any("animated, the first frame taken: row 0: 3 frames" in remark for remark in images.remarks())
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_an_animation_is_left_out_or_refused_where_that_is_set(memory, tmp_path):
+    animated = [file if i != 3 else gif(0, 1) for i, file in enumerate(FILES)]
+    folder = parquet(tmp_path / "set", train=table(animated), validation=table())
+    train = opened(folder, animated="skip", memory=memory).splits["train"]
+    left = train.corrupt if memory else train.read_rows([3]).corrupt
+    assert [str(row) for row in left] == ["row 3: an animation of 2 frames"]
+    with pytest.raises(UserError, match=r"row 3: the image is an animation of 2 frames; .*animated: skip"):
+        whole(opened(folder, animated="refuse", memory=memory))
+
+
+def repeating(tmp_path: Path) -> Path:
+    """Row 7 of train is its row 2, row 4 of train is row 1 of test, and row 0 of validation row 0 of test."""
+    again = [*FILES[:4], b"", *FILES[5:7], FILES[2], *FILES[8:]]
+    held_out = [file_of(pixels(i)) for i in range(20, 24)]
+    again[4] = held_out[1]
+    chosen_by = [held_out[0], file_of(pixels(30))]
+    return parquet(
+        tmp_path / "set", train=table(again), test=table(held_out, [0, 1, 0, 1]), validation=table(chosen_by, [0, 1])
+    )
+
+
+def test_repeated_rows_are_counted_and_named(tmp_path):
+    images = opened(repeating(tmp_path))
+    counts = {name: split["repeated"] for name, split in images.counts().items()}
+    assert counts == {"train": 2, "validation": 1, "test": 0} and len(images.splits["train"]) == 10
+    remarks = list(images.remarks())
+    assert "train, repeated and kept: row 4: the same file as row 1 of test" in remarks
+    assert "train, repeated and kept: row 7: the same file as row 2 of train" in remarks
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_a_picture_that_is_held_out_too_is_left_out_of_train(memory, tmp_path):
+    images = opened(repeating(tmp_path), duplicates="skip", memory=memory, validation_share=0.1)
+    assert len(images.splits["test"]) == 4 and 4 not in images.splits["train"].rows
+    assert images.splits["train"].rows.tolist() == [0, 1, 2, 3, 5, 6, 8, 9]
+    with pytest.raises(UserError, match=r"row 0: the same file as row 0 of test; .*duplicates: skip"):
+        opened(tmp_path / "set", duplicates="refuse", memory=memory)
+
+
+def test_a_label_that_is_none_of_the_classes_is_refused_by_its_row_or_left_out(tmp_path):
+    """It passed as a row without a label; -1, with which test splits hide theirs, still does."""
+    folder = parquet(tmp_path / "set", train=table(), test=table(FILES[:4], [0, 1, -1, 0]))
+    path = folder / "train-00000-of-00001.parquet"
+    rows = pq.read_table(path)
+    labels = pa.array([0, 1, 0, 1, 0, 7, 0, 1, None, -1], pa.int64())
+    pq.write_table(rows.set_column(rows.schema.get_field_index("label"), "label", labels), path)
+    with pytest.raises(UserError, match=r"row 5: its label 7 is none of the 2 classes; .*corrupt: skip"):
+        opened(folder)
+    images = opened(folder, corrupt="skip")
+    assert images.counts()["train"]["left_out"] + images.counts()["validation"]["left_out"] == 1
+    assert whole(images).rows.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9] and whole(images).labels.tolist()[-2:] == [-1, -1]
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes() + b"x")])
+def test_a_file_that_changes_while_the_set_is_read_is_refused_by_name(change, tmp_path):
+    folder = write(tmp_path / "set", {f"{i}.png": file for i, file in enumerate(FILES)})
+    images = opened(folder, memory=0.0, corrupt="skip")
+    change(folder / "3.png")
+    with pytest.raises(UserError, match=r"row 3: .*3\.png, had \d+ bytes when the set was opened, has \d+ now"):
+        whole(images)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname.png", "a/../../secret.png"])
+def test_a_metadata_file_reaches_nothing_outside_its_folder(name, tmp_path):
+    write(tmp_path, {"secret.png": FILES[0]})
+    folder = write(tmp_path / "set", {"a.png": FILES[1], "b.png": FILES[2]})
+    (folder / "metadata.jsonl").write_text(f'{{"file_name": "a.png"}}\n{{"file_name": "{name}"}}\n')
+    with pytest.raises(UserError, match=r"metadata\.jsonl, line 2: file_name must stay inside the folder, got '.*'"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("elsewhere", ["../other/train-00000-of-00001.parquet", "https://example.org/train.parquet"])
+def test_a_readme_reaches_no_data_outside_its_folder(elsewhere, tmp_path):
+    parquet(tmp_path / "other", train=table())
+    folder = parquet(tmp_path / "set", train=table())
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {elsewhere}\n---\n"
+    )
+    with pytest.raises(UserError, match=rf"README\.md: data files must stay inside the folder, got '{elsewhere}'"):
+        opened(folder)
 
 
 def test_a_split_of_nothing_but_damaged_images_is_refused(tmp_path):

@@ -24,7 +24,7 @@ class ImagesConfig(Settings):
     """the column of class labels; null finds it by its type, and without one the images are unlabelled"""
     resize: Literal["crop", "stretch"] = "crop"
     """crop: the shorter side to size and the centre of the longer one; stretch: both sides to size"""
-    margin: int = Field(0, ge=0)
+    margin: int = Field(0, ge=0, le=2**13)
     """pixels read beyond the size on either axis, cropped away at random in training and from the centre otherwise"""
     flip: bool = False
     """mirror half of the training images left-right"""
@@ -33,23 +33,34 @@ class ImagesConfig(Settings):
     validation_share: float = Field(0.05, gt=0, le=0.5)
     """share of the training images held out where the source has no split `validation` (val, valid, dev)"""
     corrupt: Literal["refuse", "skip"] = "refuse"
-    """what to do with an image that cannot be decoded: stop and name it, or leave it out and count it"""
+    """what to do with a row whose image cannot be decoded, or whose label is none of the classes: stop and name it, or leave it
+    out and count it"""
+    animated: Literal["first", "skip", "refuse"] = "first"
+    """of an image of several frames: take the first, leave it out, or stop and name it"""
+    duplicates: Literal["keep", "skip", "refuse"] = "keep"
+    """of a row whose file is that of another, within a split or between them: keep it, leave it out (of train rather than of
+    what is held out, which else would be known by heart), or stop and name it"""
+    max_pixels: int = Field(89_478_485, ge=1, le=178_956_970)
+    """width x height from which an image counts as corrupt, unseen: a small file may claim more pixels than there is memory"""
     memory: float = Field(1.0, ge=0)
     """GiB of decoded pixels kept in memory; a set that needs more is read from disk batch by batch"""
+
+
+Pixels = Annotated[int, Field(ge=1, le=2**13)]  # a side of an image
 
 
 class TokenizerConfig(Settings):
     """The convolutional VQ-VAE of the VQGAN family (Esser et al. 2021, table 7)."""
 
-    image_size: tuple[int, int] = (16, 16)
+    image_size: tuple[Pixels, Pixels] = (16, 16)
     """height and width of the images, in pixels"""
     image_channels: Literal[1, 3, 4] = 1
     """1 grey, 3 RGB, 4 RGBA"""
     patch: Literal[1, 2, 4, 8] = 1
     """pixels a side that the first layer folds into channels; 2 or 4 save most of the time of a full-size level"""
-    channels: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = Field((64, 128), min_length=1)
+    channels: tuple[Annotated[int, Field(ge=8, le=2**14, multiple_of=8)], ...] = Field((64, 128), min_length=1, max_length=12)
     """width of each level; each level after the first halves the image"""
-    blocks: int = Field(1, ge=1)
+    blocks: int = Field(1, ge=1, le=256)
     """residual blocks a level"""
     attention: bool = False
     """self-attention at the lowest level"""
@@ -103,11 +114,11 @@ class TokenizerConfig(Settings):
 class KMeansConfig(Settings):
     """K-means of patches: the tokenizer without a network."""
 
-    image_size: tuple[int, int] = (16, 16)
+    image_size: tuple[Pixels, Pixels] = (16, 16)
     """height and width of the images, in pixels"""
     image_channels: Literal[1, 3, 4] = 1
     """1 grey, 3 RGB, 4 RGBA"""
-    patch: int = Field(4, ge=1)
+    patch: int = Field(4, ge=1, le=256)
     """pixels a side of the patch that one code stands for"""
     codebook_size: int = Field(512, ge=2, le=2**24)
     """K, means"""

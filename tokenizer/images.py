@@ -8,11 +8,12 @@ torchvision.io ends the process on some damaged files.
 Shapes: B images, C channels (1, 3 or 4), H x W pixels wanted; H' = H + margin, W' = W + margin pixels read.
 """
 
+import hashlib
 import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +31,12 @@ from tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig
 from tokenizer.sources import VALIDATION_NAMES, Part, file_of, fingerprint, on_main, one_line, open_source
 
 ROWS_AT_ONCE = 1024
+ANIMATED = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}  # not MPO: a phone's JPEG with its preview is no animation
+NAMED = 8  # rows of one kind that are named; the others are counted
 
 
 class CorruptRow(NamedTuple):
-    """A row that could not be decoded. (A plain tuple would leave torch's DataLoader as a list.)"""
+    """A row that is left out, or worth a word. (A plain tuple would leave torch's DataLoader as a list.)"""
 
     row: int
     reason: str
@@ -104,11 +107,18 @@ def _pixels_of(image: PIL.Image.Image, shape: _Shape) -> Tensor:
     return torch.where(pixels > 127, 255, 0).to(torch.uint8) if shape.black_and_white else pixels
 
 
-def _decoded(file: bytes, shape: _Shape) -> Tensor:
-    """(C, H', W') uint8. Raises whatever PIL raises."""
+def _decoded(file: bytes, shape: _Shape, max_pixels: int) -> tuple[Tensor, int]:
+    """(C, H', W') uint8, and how many frames the file has. Raises whatever PIL raises."""
     with PIL.Image.open(io.BytesIO(file)) as image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than images.max_pixels {max_pixels}")
+        frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         PIL.ImageOps.exif_transpose(image, in_place=True)
-        return _pixels_of(image, shape)
+        return _pixels_of(image, shape), frames
+
+
+class _Animated(ValueError):
+    pass
 
 
 # ------------------------------------------------------------------------------------------------- splits of a source
@@ -126,13 +136,21 @@ class ImageSplit(torch.utils.data.Dataset):
     For a DataLoader with `batch_size=None` and a sampler of (positions, epochs): `split[positions, epochs]`.
     """
 
-    def __init__(self, name: str, part: Part, rows: np.ndarray, shape: _Shape, corrupt: str):
+    def __init__(self, name: str, part: Part, rows: np.ndarray, shape: _Shape, config: ImagesConfig):
         self.name = name
         self.rows = rows  # (len,) int64, ascending
         self.labels = part.labels[rows]  # (len,) int64
-        self.corrupt: list[CorruptRow] = []  # left out when the split was decoded into memory
-        self._part, self._shape, self._on_corrupt = part, shape, corrupt
+        self.corrupt: list[CorruptRow] = []  # left out of the split; read batch by batch, those that cannot be decoded are not
+        self.animated: list[CorruptRow] = []  # of which the first frame was taken into memory
+        self.repeated: list[CorruptRow] = []  # whose file is another row's, where that was looked for
+        self._part, self._shape, self._config = part, shape, config
         self._pixels: Tensor | None = None  # (len, C, H', W') uint8
+        self._digests: np.ndarray | None = None  # (len,) of each file
+        wrong = [i for i, row in enumerate(rows.tolist()) if row in part.wrong_labels]
+        for i in wrong:
+            self._not_taken(int(rows[i]), part.wrong_labels[int(rows[i])], config.corrupt, "corrupt")
+            self.corrupt.append(CorruptRow(int(rows[i]), part.wrong_labels[int(rows[i])]))
+        self.leave_out(wrong)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -154,51 +172,175 @@ class ImageSplit(torch.utils.data.Dataset):
         if self._pixels is not None:
             images, kept, corrupt = self._pixels[torch.from_numpy(positions)], slice(None), []
         else:
-            images, kept, corrupt = self._decode(self.rows[positions])
+            images, kept, corrupt, _, _ = self._decode(self.rows[positions])
         labels, rows = self.labels[positions][kept], self.rows[positions][kept]
         return ImageBatch(images, *map(torch.tensor, (labels, rows, epochs[kept])), corrupt)
 
     def keep_in_memory(self) -> None:
         """Decode every image now. The split shrinks by those that cannot be decoded, and remembers them."""
         pixels = torch.empty(len(self), *self._shape[:3], dtype=torch.uint8)
-        kept = []
+        kept, digests, before = [], [], len(self.corrupt)
         with tqdm(
             total=len(self), desc=f"decode {self.name}", unit="img", delay=2, disable=None if on_main() else True
         ) as progress:
             for start in range(0, len(self), ROWS_AT_ONCE):
-                images, here, corrupt = self._decode(self.rows[start : start + ROWS_AT_ONCE])
+                images, here, corrupt, animated, some = self._decode(self.rows[start : start + ROWS_AT_ONCE])
                 pixels[len(kept) : len(kept) + len(here)] = images
                 kept.extend(start + here)
                 self.corrupt.extend(corrupt)
+                self.animated.extend(animated)
+                digests.extend(some)
                 progress.update(len(here) + len(corrupt))
         if not kept:
-            raise UserError(f"{self._part.title}: none of {len(self)} images can be decoded; {self.corrupt[0].reason}")
+            raise UserError(f"{self._part.title}: none of {len(self)} images can be decoded; {self.corrupt[before].reason}")
         self.rows, self.labels, self._pixels = self.rows[kept], self.labels[kept], pixels[: len(kept)]
+        self._digests = np.array(digests, dtype="S16")
 
-    def _decode(self, rows: np.ndarray) -> tuple[Tensor, np.ndarray, list[CorruptRow]]:
-        """The images of `rows` that can be decoded, which of `rows` these are, and the others."""
+    @property
+    def in_memory(self) -> bool:
+        return self._pixels is not None
+
+    def digests(self) -> np.ndarray:
+        """(len,) 16 bytes of each row's file; of one that is not there its row, as it is like no other."""
+        if self._digests is None:
+            found = []
+            for rows in np.split(self.rows, range(ROWS_AT_ONCE, len(self), ROWS_AT_ONCE)):
+                for row, encoded in zip(rows.tolist(), self._part.column[rows], strict=True):
+                    try:
+                        found.append(_digest(file_of(encoded)))
+                    except (OSError, ValueError):
+                        found.append(_digest(f"{self.name} {row}".encode()))
+            self._digests = np.array(found, dtype="S16")
+        return self._digests
+
+    def leave_out(self, positions: Sequence[int]) -> None:
+        """The split shrinks by the rows at these positions."""
+        if not len(positions):
+            return
+        kept = np.setdiff1d(np.arange(len(self)), positions)
+        if not len(kept):
+            raise UserError(f"{self._part.title}: nothing is left of {len(self)} rows")
+        self.rows, self.labels = self.rows[kept], self.labels[kept]
+        if self._pixels is not None:
+            self._pixels = self._pixels[torch.from_numpy(kept)]
+        if self._digests is not None:
+            self._digests = self._digests[kept]
+
+    def _not_taken(self, row: int, reason: str, rule: str, setting: str) -> None:
+        """Raises `UserError` where the rule for such a row is to refuse it."""
+        if rule == "refuse":
+            raise UserError(
+                f"{self._part.title}, row {row}: {reason}; mend or remove it, or leave such images out with {setting}: skip"
+            )
+
+    def _file(self, row: int, encoded: dict[str, Any] | None) -> bytes:
+        """The row's file, which must be the one that was there when the set was opened."""
+        size = int(self._part.sizes[row])
+        try:
+            file = file_of(encoded)
+        except FileNotFoundError:
+            if not size:
+                raise
+            file = b""
+        if size and len(file) != size:
+            where = f"{encoded['path']}, " if encoded and encoded["path"] else ""
+            raise UserError(
+                f"{self._part.title}, row {row}: {where}had {size} bytes when the set was opened, has {len(file)} now: it "
+                "is being changed while it is read; let that end, then start again"
+            )
+        return file
+
+    def _decode(self, rows: np.ndarray) -> "_Decoded":
         images = torch.empty(len(rows), *self._shape[:3], dtype=torch.uint8)
-        kept, corrupt = [], []
+        found = _Decoded(images, np.empty(0, np.int64), [], [], [])
+        kept: list[int] = []
         with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # `max_pixels` decides
             for i, (row, encoded) in enumerate(zip(rows.tolist(), self._part.column[rows], strict=True)):
+                file = b""
                 try:
-                    images[len(kept)] = _decoded(file_of(encoded), self._shape)
+                    file = self._file(row, encoded)
+                    images[len(kept)], frames = _decoded(file, self._shape, self._config.max_pixels)
+                    if frames > 1 and self._config.animated != "first":
+                        raise _Animated(f"an animation of {frames} frames")
+                    if frames > 1:
+                        found.animated.append(CorruptRow(row, f"{frames} frames"))
                     kept.append(i)
+                    found.digests.append(_digest(file))
+                except UserError:
+                    raise
+                except _Animated as error:
+                    found.corrupt.append(CorruptRow(row, _reason(error, encoded)))
+                    self._not_taken(row, f"the image is {found.corrupt[-1].reason}", self._config.animated, "animated")
                 except Exception as error:  # damaged files raise nearly anything in PIL: OSError, SyntaxError, KeyError
-                    corrupt.append(CorruptRow(row, _reason(error, encoded)))
-                    if self._on_corrupt == "refuse":
-                        raise UserError(
-                            f"{self._part.title}, row {row}: the image cannot be decoded ({corrupt[-1].reason}); "
-                            f"mend or remove it, or leave such images out with corrupt: skip"
-                        ) from None
-        return images[: len(kept)], np.array(kept, dtype=np.int64), corrupt
+                    found.corrupt.append(CorruptRow(row, _reason(error, encoded)))
+                    told = f"the image cannot be decoded ({found.corrupt[-1].reason})"
+                    self._not_taken(row, told, self._config.corrupt, "corrupt")
+        return found._replace(images=images[: len(kept)], kept=np.array(kept, dtype=np.int64))
+
+
+class _Decoded(NamedTuple):
+    """What came of some rows."""
+
+    images: Tensor  # (kept, C, H', W') uint8
+    kept: np.ndarray  # (kept,) int64, which of the rows these are
+    corrupt: list[CorruptRow]  # the others
+    animated: list[CorruptRow]
+    digests: list[bytes]  # (kept,) of each file
+
+
+def _digest(file: bytes) -> bytes:
+    return hashlib.blake2b(file, digest_size=15).digest() + b"."  # numpy strips zeros from the end of a byte string
+
+
+def look_for_duplicates(splits: Mapping[str, ImageSplit], rule: str) -> None:
+    """Find rows whose file another row has, and deal with them by the rule. What is held out comes first, then validation, then
+    train: a picture that is in both is left out of train."""
+    seen: dict[bytes, str] = {}
+    order = {"train": 2, "validation": 1}
+    for name in sorted(splits, key=lambda name: order.get(name, 0)):
+        split, again = splits[name], []
+        for position, digest in enumerate(split.digests().tolist()):
+            row, first = int(split.rows[position]), seen.setdefault(digest, f"row {split.rows[position]} of {name}")
+            if first != f"row {row} of {name}":
+                split.repeated.append(CorruptRow(row, f"the same file as {first}"))
+                again.append(position)
+        if again:
+            split._not_taken(*split.repeated[0], rule, "duplicates")
+        if rule == "skip":
+            split.corrupt.extend(split.repeated)
+            split.leave_out(again)
 
 
 class ImageSet(NamedTuple):
     splits: dict[str, ImageSplit]  # train, validation, and whatever else the source has
     class_names: tuple[str, ...] | None
     fingerprint: str  # of the images and labels themselves: the same wherever they are copied
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Of each split its images, and how many were left out, repeated or animated."""
+        return {
+            name: {
+                "images": len(split), "left_out": len(split.corrupt), "repeated": len(split.repeated),
+                "animated": len(split.animated),
+            }
+            for name, split in self.splits.items()
+        }  # fmt: skip
+
+    def remarks(self) -> Iterator[str]:
+        """What a user should know of the rows: each kind's first ones by name, and how many there are."""
+        for name, split in self.splits.items():
+            skipped = set(split.repeated) & set(split.corrupt)
+            kinds = {
+                "left out": split.corrupt,
+                "animated, the first frame taken": split.animated,
+                "repeated and kept": [] if skipped else split.repeated,
+            }
+            for kind, rows in kinds.items():
+                for row in rows[:NAMED]:
+                    yield f"{name}, {kind}: {row}"
+                if rows:
+                    yield f"{name}: {len(rows)} {kind}, {len(split)} images remain"
 
 
 # --------------------------------------------------------------------------------------------------- the set as a whole
@@ -234,12 +376,14 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     parts, class_names = open_source(config)
     shape = _Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize, config.black_and_white)
     splits = {
-        name: ImageSplit(name, part, rows, shape, config.corrupt)
+        name: ImageSplit(name, part, rows, shape, config)
         for name, (part, rows) in _with_validation(parts, config.validation_share).items()
     }
     if sum(map(len, splits.values())) * math.prod(shape[:3]) <= config.memory * 2**30:
         for split in splits.values():
             split.keep_in_memory()
+    if config.duplicates != "keep" or all(split.in_memory for split in splits.values()):  # else it costs a pass over the disk
+        look_for_duplicates(splits, config.duplicates)
     return ImageSet(splits, class_names, fingerprint(parts, class_names))
 
 

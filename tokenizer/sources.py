@@ -8,13 +8,16 @@ Folders hold Parquet, Arrow, WebDataset shards or image files. Columns are found
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import yaml
 
+from common.config import load_yaml
 from common.errors import UserError
 from tokenizer.config import ImagesConfig
 
@@ -41,6 +44,7 @@ class Part(NamedTuple):
     column: Sequence[dict[str, Any] | None]  # column[rows] reads those rows from disk
     sizes: np.ndarray  # (N,) int64, bytes
     labels: np.ndarray  # (N,) int64
+    wrong_labels: dict[int, str]  # rows whose label is none of the classes, and what it is
 
 
 def one_line(error: BaseException) -> str:
@@ -99,6 +103,8 @@ def _listed(metadata: Path) -> tuple[list[str], list[Any]]:
         except (ValueError, KeyError, TypeError, AttributeError):
             expected = 'expected a JSON object with "file_name" and, where there are labels, "label"'
             raise UserError(f"{metadata}, line {number}: {expected}; got {line[:80]}") from None
+        if Path(row["file_name"]).is_absolute() or ".." in Path(row["file_name"]).parts:
+            raise UserError(f"{metadata}, line {number}: file_name must stay inside the folder, got {row['file_name']!r}")
     return paths, labels
 
 
@@ -142,6 +148,29 @@ def _refuse_other_names(parquet: dict[str, list[str]]) -> None:
                 _same_names(f"column {column} of {files[0]}", feature.names, expected.setdefault(column, feature.names))
 
 
+def _refuse_files_elsewhere(folder: Path) -> None:
+    """A folder's README may name its data files: of the folder, not of this machine or of the network."""
+    readme = folder / "README.md"
+    head = re.match(r"\s*---\n(.*?)\n---", readme.read_text(errors="replace") if readme.is_file() else "", re.S)
+    try:
+        configs = (load_yaml(head[1]) if head else {}).get("configs") or []
+        named = [text for c in configs for key in ("data_files", "data_dir") for text in _texts(c.get(key))]
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{readme}: its YAML head cannot be read: {one_line(error)}") from None
+    for text in named:
+        if "://" in text or "::" in text or Path(text).is_absolute() or ".." in Path(text).parts:
+            raise UserError(f"{readme}: data files must stay inside the folder, got {text!r}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
 def _local(folder: Path, subset: str | None) -> dict[str, "Dataset"]:
     import datasets
 
@@ -150,6 +179,7 @@ def _local(folder: Path, subset: str | None) -> dict[str, "Dataset"]:
     suffixes = {_suffix(file) for file in files}
     if suffixes & TABLE_SUFFIXES:
         path = str(folder.absolute())  # `load_dataset("parquet")` would mean the format
+        _refuse_files_elsewhere(folder)
         builder = datasets.load_dataset_builder(path, name=subset)
         if builder.name == "imagefolder":
             raise UserError(f"{folder} holds data files and, more of them, loose images; move either away")
@@ -263,17 +293,25 @@ def _encoded(dataset: "Dataset", title: str, column: str) -> tuple[Sequence[dict
     return rows[column], sizes
 
 
-def _labels(dataset: "Dataset", title: str, column: str | None, class_names: tuple[str, ...] | None) -> np.ndarray:
-    """(N,) int64: each row's class, -1 where it has none or hides it, as test splits on the Hub do."""
+def _labels(
+    dataset: "Dataset", title: str, column: str | None, class_names: tuple[str, ...] | None
+) -> tuple[np.ndarray, dict[int, str]]:  # fmt: skip
+    """(N,) int64: each row's class, -1 where it has none or hides it, as test splits on the Hub do; and the rows whose label is
+    none of the classes."""
     feature = dataset.features.get(column)
     if class_names is None or feature is None:
-        return np.full(len(dataset), -1)
+        return np.full(len(dataset), -1), {}
     labels = _values(dataset, column).to_pylist()
     if not hasattr(feature, "names"):
-        return _numbered(labels, class_names, title)
+        return _numbered(labels, class_names, title), {}
     _same_names(title, feature.names, class_names)
-    known = range(len(class_names))
-    return np.array([label if label in known else -1 for label in labels])
+    known, hidden = range(len(class_names)), (None, -1)
+    wrong = {
+        row: f"its label {label} is none of the {len(class_names)} classes"
+        for row, label in enumerate(labels)
+        if label not in known and label not in hidden
+    }
+    return np.array([label if label in known else -1 for label in labels], dtype=np.int64), wrong
 
 
 def _parts(config: ImagesConfig) -> tuple[dict[str, Part], tuple[str, ...] | None]:
@@ -294,8 +332,8 @@ def _parts(config: ImagesConfig) -> tuple[dict[str, Part], tuple[str, ...] | Non
     parts = {}
     for name, dataset in splits.items():
         title = f"split {name} of {config.source}"
-        labels = _labels(dataset, title, label_column, class_names)
-        parts[str(name)] = Part(title, *_encoded(dataset, title, image_column), labels)
+        labels, wrong = _labels(dataset, title, label_column, class_names)
+        parts[str(name)] = Part(title, *_encoded(dataset, title, image_column), labels, wrong)
     return parts, class_names
 
 
@@ -312,7 +350,7 @@ def _digits(config: ImagesConfig) -> tuple[dict[str, Part], tuple[str, ...]]:
     sizes, labels = np.array([len(row["bytes"]) for row in column]), digits.target.astype(np.int64)
     parts = {}
     for name, rows in {"train": slice(None, 1500), "test": slice(1500, None)}.items():
-        parts[name] = Part(f"split {name} of digits", column[rows], sizes[rows], labels[rows])
+        parts[name] = Part(f"split {name} of digits", column[rows], sizes[rows], labels[rows], {})
     return parts, tuple("0123456789")
 
 

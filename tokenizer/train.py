@@ -8,6 +8,7 @@ Reads images and writes into RUN/tokenizer:
     reconstructions.png   validation images above what they become, at the last evaluation
     curves.png            losses, PSNR and codebook use over the steps
     histogram.json        how often each code was used, at the last evaluation
+    images.json           how many images each split has, and how many were left out, repeated or animated
     state/                what resuming needs
     model/                what everyone else needs: the averaged weights and their config
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
@@ -31,6 +32,7 @@ from common import config, state
 from common.ema import EMA
 from common.errors import UserError
 from common.finite import Part, SkippedSteps
+from common.folder import write_json
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
 from common.pictures import save_curves
@@ -74,7 +76,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     images = open_images(c.images, c.model.image_size, c.model.image_channels)
     splits = images.splits
     open_run(run, c, CHANGEABLE, accelerator)
-    tell_corrupt(images, accelerator)
+    tell_of_images(images, run, accelerator)
     if c.batch_size > len(splits["train"]):
         raise UserError(f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it")
 
@@ -147,13 +149,12 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     return run / "model"
 
 
-def tell_corrupt(images: ImageSet, accelerator: Accelerator) -> None:
-    """Name the images that could not be read when the splits were taken into memory."""
-    for split in images.splits.values():
-        for corrupt in split.corrupt:
-            accelerator.print(f"left out of {split.name}: {corrupt}")
-        if split.corrupt:
-            accelerator.print(f"{split.name}: {len(split.corrupt)} unreadable images left out, {len(split)} remain")
+def tell_of_images(images: ImageSet, run: Path, accelerator: Accelerator) -> None:
+    """Say and write down what of the images was left out, and what else is to know of them."""
+    for remark in images.remarks():
+        accelerator.print(remark, file=sys.stderr)
+    if accelerator.is_main_process:
+        write_json(run / "images.json", images.counts())
 
 
 def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:

@@ -25,7 +25,7 @@ class TableConfig(Settings):
 
     codebook_size: int = Field(512, ge=2, le=MOST_CODES)
     """K, entries of the codebook"""
-    code_dim: int = Field(8, ge=1)
+    code_dim: int = Field(8, ge=1, le=2**14)
     """D, dimensions of a codebook vector; a few are enough and keep every code in use (Yu et al. 2021, sec. 3.2)"""
     normalize: bool = True
     """l2-normalise codes and encoder outputs, so that nearest means the largest cosine (Yu et al. 2021, sec. 3.2)"""

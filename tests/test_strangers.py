@@ -1,0 +1,205 @@
+"""Files from strangers: nothing in them is unpickled or imported, and what claims too much is refused by name."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from common import codes, config, state
+from common.errors import UserError
+from common.folder import inside, read_json
+from pipeline.generate import Settings as Generation
+from pipeline.generate import generate
+from pipeline.image_pipeline import ImagePipeline
+from prior.config import TrainConfig as PriorTraining
+from prior.model import Prior
+from tokenizer.config import TrainConfig
+from tokenizer.model import load_tokenizer
+
+TAG = "!!python/object/apply:os.mkdir"  # YAML that makes a folder
+
+
+class Planted:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture(scope="module")
+def generated(finished_run, tmp_path_factory, accelerator) -> Path:
+    """A run with a pipeline folder."""
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("strangers") / "run")
+    generate(Generation(run=str(run), num_images=2), accelerator)
+    return run
+
+
+def read_everything(run: Path, accelerator) -> None:
+    """Every kind of folder of a run by what reads it; each refuses or reads, and nothing else happens."""
+    readers = [
+        lambda: load_tokenizer(run / "tokenizer/model"),
+        lambda: Prior.from_pretrained(run / "prior/model"),
+        lambda: ImagePipeline.from_pretrained(run / "pipeline"),
+        lambda: codes.read(run / "codes"),
+        lambda: state.latest(run / "tokenizer", accelerator),
+        lambda: state.latest(run / "prior", accelerator),
+        lambda: config.build(TrainConfig, config.read_yaml(run / "tokenizer/config.yaml"), "config"),
+        lambda: config.build(PriorTraining, config.read_yaml(run / "prior/config.yaml"), "config"),
+        lambda: generate(Generation(run=str(run), num_images=2), accelerator),
+    ]
+    for reader in readers:
+        try:
+            reader()
+        except UserError:
+            continue
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "yaml"])
+def test_nothing_planted_in_any_file_of_a_run_is_executed(generated, tmp_path, accelerator, kind):
+    mark = tmp_path / "executed"
+    planted = tmp_path / "planted"
+    if kind == "pickle":
+        planted.write_bytes(pickle.dumps(Planted(mark)))
+    elif kind == "torch":
+        torch.save(Planted(mark), planted)
+    else:
+        planted.write_text(f"run: {TAG} ['{mark}']\n")
+    files = [path.relative_to(generated) for path in generated.rglob("*") if path.is_file() and path.suffix != ".png"]
+    run = shutil.copytree(generated, tmp_path / "run")
+    assert len(files) > 25
+    for name in files:
+        (run / name).write_bytes(planted.read_bytes())
+        read_everything(run, accelerator)
+        for path in run.rglob("*.damaged"):  # states that were set aside
+            shutil.move(path, path.with_suffix(""))
+        shutil.copyfile(generated / name, run / name)
+    assert not mark.exists()
+
+
+def test_what_is_planted_does_run_where_it_is_unpickled(tmp_path):
+    """That the test above could fail."""
+    pickle.loads(pickle.dumps(Planted(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()
+    yaml.load(f"{TAG} ['{tmp_path / 'again'}']", yaml.UnsafeLoader)
+    assert (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    "part, change, message",
+    [
+        ("prior", {"architecture": {"depth": 10**9, "dim": 16, "heads": 2}}, "architecture.depth .*less than or equal to 512"),
+        ("prior", {"architecture": {"depth": 1, "dim": 32768, "heads": 2}}, r"must be \(16384,\), got \(8,\)"),
+        ("prior", {"grid": [4096, 4096]}, "are 16777216 codes, at most 65536"),
+        ("tokenizer", {"image_size": [0, 8]}, "image_size.* greater than or equal to 1"),
+        ("tokenizer", {"channels": [8, 16384]}, r"must be \(.*\), got \("),
+        ("tokenizer", {"blocks": 10**12}, "blocks .*less than or equal to 256"),
+    ],
+)
+def test_a_config_that_claims_an_absurd_size_is_refused_before_memory_is_taken(generated, tmp_path, part, change, message):
+    """The tensors of the file are compared with those the config asks for, none of which is made."""
+    model = shutil.copytree(generated / part / "model", tmp_path / "model")
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        Prior.from_pretrained(model) if part == "prior" else load_tokenizer(model)
+
+
+def test_a_safetensors_header_that_claims_an_absurd_size_is_refused(generated, tmp_path):
+    model = shutil.copytree(generated / "prior/model", tmp_path / "model")
+    weights = model / "model.safetensors"
+    for header in (b"\xff" * 8, (2**40).to_bytes(8, "little"), (60).to_bytes(8, "little")):
+        weights.write_bytes(header + b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}')
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+            Prior.from_pretrained(model)
+
+
+def test_a_class_that_is_not_ours_is_refused_by_name(generated, tmp_path):
+    pipeline = shutil.copytree(generated / "pipeline", tmp_path / "pipeline")
+    path = pipeline / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prior": ["os", "system"]}))
+    with pytest.raises(UserError, match=r"prior must be prior\.model\.Prior, got \['os', 'system'\]; nothing else is imported"):
+        ImagePipeline.from_pretrained(pipeline)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_link_that_leaves_a_model_folder_is_refused(generated, tmp_path, file):
+    model = shutil.copytree(generated / "prior/model", tmp_path / "model")
+    shutil.move(model / file, tmp_path / file)
+    (model / file).symlink_to(tmp_path / file)
+    with pytest.raises(UserError, match=f"{file} is a link that leaves its folder"):
+        Prior.from_pretrained(model)
+
+
+def test_a_link_that_leaves_a_codes_folder_is_refused(generated, tmp_path):
+    found = shutil.copytree(generated / "codes", tmp_path / "codes")
+    shard = sorted(found.glob("*.parquet"))[0]
+    shutil.move(shard, tmp_path / "elsewhere.parquet")
+    shard.symlink_to(tmp_path / "elsewhere.parquet")
+    with pytest.raises(UserError, match="is a link that leaves its folder"):
+        codes.read(found)
+
+
+def test_the_hubs_cache_may_link_to_its_own_files_and_a_folder_may_be_a_link(generated, tmp_path):
+    """As `snapshot_download` lays a model out: links into the blobs beside the snapshots."""
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/1f", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(generated / "prior/model" / name, blobs / name)
+        (snapshot / name).symlink_to(blobs / name)
+    Prior.from_pretrained(snapshot)
+    (tmp_path / "mine").symlink_to(generated / "prior/model")
+    Prior.from_pretrained(tmp_path / "mine")
+    (snapshot / "secret").symlink_to(generated / "prior/model/config.json")
+    with pytest.raises(UserError, match="leaves its folder"):
+        inside(snapshot, "secret")
+
+
+def test_yaml_that_would_grow_without_bound_is_refused(tmp_path):
+    """Nine lines of aliases are a billion values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"config\.yaml, line 2: no aliases"):
+        config.read_yaml(tmp_path / "config.yaml")
+
+
+def test_files_of_absurd_length_are_refused_unread(tmp_path):
+    for name, size, read in (("a.json", 2**29, read_json), ("a.yaml", 2**21, config.read_yaml)):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size)  # takes no disk
+        with pytest.raises(UserError, match=f"has {size} bytes"):
+            read(tmp_path / name)
+
+
+def test_codes_that_claim_more_rows_than_memory_are_refused_before_it_is_taken(generated, tmp_path):
+    found = shutil.copytree(generated / "codes", tmp_path / "codes")
+    path = found / "codes.json"
+    written = json.loads(path.read_text())
+    written["splits"]["test"]["rows"] = 10**15
+    path.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"split test must have 1000000000000000 rows, got \d+"):
+        codes.read(found)
+    written["splits"] = {"../../test": {"rows": 1}}
+    path.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"a split's name must be .*, got '\.\./\.\./test'"):
+        codes.read(found)
+
+
+def test_a_state_of_another_model_is_refused(finished_run, tmp_path, accelerator):
+    """With checksums of its own, as a stranger would write them."""
+    state.save(tmp_path, 3, {"model": {"weight": torch.zeros(2, 2)}}, {"data": "x"}, accelerator)
+    saved = state.latest(tmp_path, accelerator)
+    with pytest.raises(UserError, match=r"does not fit this run \(KeyError: 'ema'\)"), state.restoring(tmp_path):
+        saved.tensors["ema"]
+    save_file({"weight": torch.zeros(1)}, tmp_path / "state/step_00000003/model.safetensors")
+    with pytest.raises(UserError, match="no state"):
+        state.latest(tmp_path, accelerator)
