@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.codes import CodesInfo, begin, finish, is_whole, shard_path, write_shard
@@ -52,7 +53,10 @@ class Output:
         raise NotImplementedError
 
     def has(self, number: int) -> bool:
-        return self._part(number).exists()
+        try:
+            return load_file(self._part(number)).keys() == {"images", "codes"}
+        except (FileNotFoundError, SafetensorError):
+            return False
 
     def write(self, batch: Batch) -> None:
         with replacing(self._part(batch.start // self.request.batch_size)) as aside:
@@ -84,7 +88,7 @@ class PngFolder(Output):
         return [f"{place:06d}.png" for place in range(start, stop)]
 
     def has(self, number: int) -> bool:
-        return all((self.folder / name).exists() for name in self._names(number))
+        return all(_is_picture(self.folder / name) for name in self._names(number))
 
     def write(self, batch: Batch) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +112,17 @@ class PngFolder(Output):
             aside.write_text("".join(lines), encoding="utf-8")
         shown = [np.atleast_3d(np.asarray(PIL.Image.open(self.folder / name))) for name in names[:GRID]]
         self.save_grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2))
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is there and can be read to its end; what cannot is drawn again."""
+    import PIL.Image
+
+    try:
+        PIL.Image.open(path).load()
+        return True
+    except Exception:  # damaged files raise nearly anything in PIL
+        return False
 
 
 class NpzFile(Output):

@@ -114,7 +114,8 @@ def report(
 ) -> None:  # fmt: skip
     """Evaluate, and write what is for the user."""
     evaluation = evaluate(tokenizer, validation, accelerator)
-    metrics.log(iterations, **evaluation.metrics())
+    if not any("psnr" in line for line in read_metrics(run / "metrics.jsonl")):  # killed after it, it comes here again
+        metrics.log(iterations, **evaluation.metrics())
     if accelerator.is_main_process:
         save_reconstructions(evaluation, run / "reconstructions.png")
         save_histogram(evaluation, run / "histogram.json")

@@ -210,9 +210,9 @@ def _opened(config: ImagesConfig) -> dict[str, "Dataset"]:
     try:
         local = folder.is_dir()
         splits = _local(folder, config.subset) if local else datasets.load_dataset(source, name=config.subset)
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # damaged files raise nearly anything in `datasets` and the parsers under it
         unknown = isinstance(error, ConnectionError | FileNotFoundError) and not local
         expected = "no such folder here, and the Hub has or reaches no data set of that name"
         expected = expected if unknown else f"it cannot be read; expected {LAYOUTS}, and an image in every split"

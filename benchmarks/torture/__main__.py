@@ -1,0 +1,54 @@
+"""What must survive, tried: kills, a full disk, a dead process among two, and files from strangers.
+
+    python -m benchmarks.torture --work DIR
+    python -m benchmarks.torture --work DIR --only kill --kills 500
+
+Writes benchmarks/results/torture.json: what was tried, how often, and everything that went wrong. Commands are those of the
+README on the digits, with tiny models; each is a process, forked from an interpreter that has its imports done. The full disk
+needs the right to mount a tmpfs: choose the others with --only where you have none.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--only", nargs="+", choices=["kill", "two", "disk", "ranks", "mutate"])
+    parser.add_argument("--kills", type=int, default=220, help="of one process, over all commands")
+    parser.add_argument("--kills-of-two", type=int, default=4, help="of each of three commands on two processes")
+    parser.add_argument("--inputs", type=int, default=2400, help="mutated files")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+    from benchmarks.torture import disk, forks, kill, mutate, ranks  # the environment decides what they import
+    from common.folder import read_json, write_json
+    from common.record import record
+
+    path = forks.ROOT / "benchmarks/results/torture.json"
+    expected, _ = kill.reference(work)
+    parts = {
+        "kill": lambda: kill.torture_one(work, args.kills, args.seed),
+        "two": lambda: kill.torture_two(work, args.kills_of_two, args.seed),
+        "disk": lambda: disk.torture(work, expected, args.seed),
+        "ranks": lambda: ranks.torture(work, 4),
+        "mutate": lambda: mutate.torture(work, args.inputs, args.seed),
+    }
+    for name in args.only or parts:
+        began = time.monotonic()
+        found = parts[name]()
+        result = read_json(path) if path.exists() else {"protocol": __doc__}
+        minutes = {"minutes": round((time.monotonic() - began) / 60, 1), "seed": args.seed}
+        write_json(path, result | {name: minutes | found | {"record": record("benchmarks.torture")}})
+        print(f"{name}: {json.dumps(found)[:1000]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

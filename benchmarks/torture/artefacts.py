@@ -1,0 +1,51 @@
+"""What commands leave in a folder: the same from a run that was never disturbed, and whole at every moment."""
+
+import json
+from pathlib import Path
+
+import PIL.Image
+import pyarrow.parquet as pq
+from safetensors import safe_open
+
+RECORD = ("date", "command", "commit", "machine", "versions", "train_seconds")  # when, by what and how fast; not what
+
+
+def artefacts(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder that a user may see or a command may read, by its path. Logs and locks are of the session."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and path.suffix not in (".log", ".lock") and "/.parts/" not in f"/{name}":
+            found[name] = path.read_bytes()
+            if path.suffix == ".json" and ("evaluation/" in name or "classifier-" in name):
+                kept = {key: value for key, value in json.loads(found[name]).items() if key not in RECORD}
+                found[name] = json.dumps(kept, sort_keys=True).encode()
+    return found
+
+
+def difference(reference: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
+    """Names of files that are missing, new or other than in the reference."""
+    return sorted(name for name in reference.keys() | found.keys() if reference.get(name) != found.get(name))
+
+
+def half_written(folder: Path) -> list[str]:
+    """Files in sight that cannot be read to their end. (Those whose name begins with a dot are being written.)"""
+    bad = []
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") and part not in (".parts", ".cache") for part in path.relative_to(folder).parts)
+        if hidden or not path.is_file():
+            continue
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_bytes())
+            elif path.suffix == ".parquet":
+                pq.read_table(path)
+            elif path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118 - no mapping
+                        file.get_tensor(name)
+            elif path.suffix == ".png":
+                PIL.Image.open(path).load()
+        except Exception as error:
+            bad.append(f"{path.relative_to(folder)}: {error}")
+    return bad

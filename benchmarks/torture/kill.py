@@ -1,0 +1,134 @@
+"""SIGKILL at random moments, then the same command again, until it ends: what is left is what an undisturbed run leaves.
+
+Of one process every command is killed in turn, over and over; of two processes, training is, launcher and all.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.torture.artefacts import artefacts, difference, half_written
+from benchmarks.torture.forks import ROOT, command, run, start, tiny, wait
+
+WRITES = {  # what each command makes of its own, to be removed for the next round
+    "tokenizer": ["run/tokenizer"], "encode": ["run/codes"], "prior": ["run/prior"],
+    "generate": ["run/samples", "run/pipeline"], "generate codes": ["run/drawn"], "evaluate tokenizer": ["run/evaluation/tokenizer-test.json", "run/evaluation/.parts"],
+    "evaluate prior": ["run/evaluation/prior-test.json", "run/evaluation/.parts"],
+    "evaluate pipeline": ["run/evaluation/pipeline-test.json", "run/evaluation/.parts", ".cache"],
+    "cluster": ["means/tokenizer"],
+}  # fmt: skip
+
+
+def reference(work: Path) -> tuple[dict[str, bytes], dict[str, float]]:
+    """The artefacts of the undisturbed chain, and how long each command took."""
+    folder, seconds = work / "reference", {}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, line in tiny().items():
+        ended = run(command(*line), folder, work / "out" / name)
+        assert ended.status == 0, f"{name}: {ended.err[-2000:]}"
+        seconds[name] = ended.seconds
+    return artefacts(folder), seconds
+
+
+def torture_one(work: Path, kills: int, seed: int) -> dict[str, Any]:
+    """So many kills over all commands, one process each."""
+    expected, seconds = reference(work)
+    folder, draw = work / "killed", random.Random(seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    found: dict[str, Any] = {}
+    each = -(-kills // len(seconds))
+    for name, line in tiny().items():
+        done, rounds, bad = 0, 0, []
+        while done < each or rounds == 0:
+            for path in WRITES[name]:
+                target = folder / path
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            ended = None
+            while ended is None or ended.status == 128 + signal.SIGKILL:
+                out, pid = work / "out/killed", start(command(*line), folder, work / "out/killed")
+                moment = draw.uniform(0, 0.8 * seconds[name]) if done < each else 600
+                ended = wait(pid, out, moment)  # which kills it when the moment comes
+                done += ended.status == 128 + signal.SIGKILL
+                bad += half_written(folder)
+            if ended.status != 0:
+                bad.append(f"status {ended.status}: {ended.err[-300:]}")
+            rounds += 1
+            there = artefacts(folder)
+            bad += [f"differs: {path}" for path in difference({k: v for k, v in expected.items() if k in there}, there)]
+            if bad:
+                break
+        missing = [path for path in expected if path not in artefacts(folder) and _of(path, name)]
+        found[name] = {"kills": done, "rounds": rounds, "wrong": bad[:5] + missing[:5]}
+        print(f"kill {name}: {found[name]}", flush=True)
+    last = difference(expected, artefacts(folder))
+    return {
+        "kills": sum(each["kills"] for each in found.values()), "by_command": found, "final_artefacts": len(expected),
+        "final_artefacts_that_differ": last,
+    }  # fmt: skip
+
+
+def _of(path: str, name: str) -> bool:
+    return any(path == written or path.startswith(f"{written}/") for written in WRITES[name])
+
+
+def torture_two(work: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Both trainings on two CPU processes under the launcher, all killed at once, again and again."""
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    draw, found, lines = random.Random(seed), {}, tiny()
+    folders = {name: work / f"two-{name}" for name in ("whole", "killed")}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    def begin(line: list[object], folder: Path) -> subprocess.Popen:
+        script, *arguments = map(str, line)
+        whole = [*launch, str(ROOT / script), *arguments]
+        out = open(work / "out/two", "w")  # noqa: SIM115 - the child's
+        return subprocess.Popen(whole, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True)
+
+    for name in ("tokenizer", "encode", "prior"):
+        began, line = time.monotonic(), list(lines[name])
+        assert begin(line, folders["whole"]).wait() == 0, (work / "out/two").read_text()[-2000:]
+        whole, done, status = time.monotonic() - began, 0, None
+        while status != 0:
+            process = begin(line, folders["killed"])
+            try:
+                moment = draw.uniform(0.5 * whole, whole) if done < kills else None  # the first half is imports
+                status = process.wait(timeout=moment)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                _kill_workers(folders["killed"])
+                done += 1
+        wrong = difference(artefacts(folders["whole"]), artefacts(folders["killed"]))
+        found[name] = {"kills": done, "wrong": wrong}
+        print(f"kill two processes, {name}: {found[name]}", flush=True)
+    return {"kills": sum(each["kills"] for each in found.values()), "by_command": found}
+
+
+def _kill_workers(folder: Path) -> None:
+    """The launcher's processes have sessions of their own: those at work in the folder."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if path.joinpath("cwd").resolve() == folder.resolve():
+                os.kill(int(path.name), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue
