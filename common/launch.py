@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from common.errors import UserError
 
@@ -185,6 +186,8 @@ def _unwritable(error: Exception) -> str | None:
 def _fail(message: str, status: int) -> int:
     """Print why this process ends. The main one speaks first: what all of them met is told once, for the launcher ends the
     others meanwhile."""
+    for bar in list(getattr(tqdm, "_instances", ())):  # one that is closed at the end of Python speaks after the error
+        bar.close()
     rank = int(os.environ.get("RANK", "0"))
     if rank and status in (INTERRUPTED, PREEMPTED):
         return status

@@ -55,7 +55,7 @@ def first_config(folder_: Path) -> Path:
     """The config of stage one. Raises `UserError` when there is none, or several."""
     found = [folder_ / name for name in FIRST_STAGES if (folder_ / name).exists()]
     if len(found) != 1:
-        there = ", ".join(sorted(p.name for p in (ROOT / "configs").iterdir() if p.is_dir() and p.name[0] != "_"))
+        there = ", ".join(sorted({p.parent.name for name in FIRST_STAGES for p in (ROOT / "configs").glob(f"*/{name}")}))
         raise UserError(
             f"{folder_} must hold either tokenizer.yaml or cluster.yaml, got {len(found)} of them; the shipped folders in "
             f"configs/ are {there}"

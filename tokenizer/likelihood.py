@@ -89,7 +89,7 @@ class CategoricalConfig(Settings):
 
 
 def _kind(given: Any) -> Any:
-    return given.get("kind", "gaussian") if isinstance(given, dict) else given.kind
+    return given.get("kind", "gaussian") if isinstance(given, dict) else getattr(given, "kind", "")
 
 
 LikelihoodConfig = Annotated[

@@ -95,6 +95,6 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
         UserError: no such folder, no tokenizer in it, or weights that do not fit the config.
     """
     found = folder.locate(path)
-    kind = folder.read_json(found / "config.json").get("kind")
+    kind = folder.read_json(folder.inside(found, "config.json")).get("kind")
     kinds = {folder.kind_of(cls): cls for cls in (Tokenizer, KMeansTokenizer)}
-    return kinds.get(kind, Tokenizer).from_pretrained(found)
+    return kinds.get(str(kind), Tokenizer).from_pretrained(found)

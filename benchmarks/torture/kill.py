@@ -17,12 +17,16 @@ from benchmarks.torture.artefacts import artefacts, difference, half_written
 from benchmarks.torture.forks import ROOT, command, run, start, tiny, wait
 
 WRITES = {  # what each command makes of its own, to be removed for the next round
-    "tokenizer": ["run/tokenizer"], "encode": ["run/codes"], "prior": ["run/prior"],
-    "generate": ["run/samples", "run/pipeline"], "generate codes": ["run/drawn"], "evaluate tokenizer": ["run/evaluation/tokenizer-test.json", "run/evaluation/.parts"],
+    "tokenizer": ["run/tokenizer"],
+    "encode": ["run/codes"],
+    "prior": ["run/prior"],
+    "generate": ["run/samples", "run/pipeline"],
+    "generate codes": ["run/drawn"],
+    "evaluate tokenizer": ["run/evaluation/tokenizer-test.json", "run/evaluation/.parts"],
     "evaluate prior": ["run/evaluation/prior-test.json", "run/evaluation/.parts"],
     "evaluate pipeline": ["run/evaluation/pipeline-test.json", "run/evaluation/.parts", ".cache"],
     "cluster": ["means/tokenizer"],
-}  # fmt: skip
+}
 
 
 def reference(work: Path) -> tuple[dict[str, bytes], dict[str, float]]:
