@@ -114,7 +114,11 @@ def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
     _, splits = codes.read_info(run / "codes")
     figures = folder.read_json(run / "prior/figures.json")
     split = "test" if "test" in splits else "validation"
-    summary = {f"{name}_seconds": value for name, value in seconds.items()} | {"split": split}
+    summary: dict[str, Any] = {f"{name}_seconds": value for name, value in seconds.items()}
+    if (run / "tokenizer/images.json").exists():
+        images = folder.read_json(run / "tokenizer/images.json").values()
+        summary |= {f"images_{what}": sum(each[what] for each in images) for what in ("left_out", "repeated", "animated")}
+    summary |= {"split": split}
     summary |= {f"{name}_{split}": splits[split][name] for name in ("psnr", "usage", "perplexity")}
     summary |= {f"nll_{split}": figures[f"{split}_nll"], f"marginal_nll_{split}": figures[f"{split}_marginal_nll"]}
     return summary | {"uniform_nll": figures["uniform_nll"]}

@@ -108,6 +108,7 @@ def torture_two(work: Path, kills: int, seed: int) -> dict[str, Any]:
         out = open(work / "out/two", "w")  # noqa: SIM115 - the child's
         return subprocess.Popen(whole, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True)
 
+    lines["tokenizer"] = [*lines["tokenizer"], "--images.memory", 0]  # read from disk batch by batch
     for name in ("tokenizer", "encode", "prior"):
         began, line = time.monotonic(), list(lines[name])
         assert begin(line, folders["whole"]).wait() == 0, (work / "out/two").read_text()[-2000:]
