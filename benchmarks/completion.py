@@ -31,7 +31,7 @@ from common.record import record
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
 from prior.model import Prior
-from tokenizer.images import from_pil, to_pil
+from tokenizer.pixels import from_pil, to_pil
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/completion.json"

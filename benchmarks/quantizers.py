@@ -41,9 +41,10 @@ from tokenizer.base import ImageTokenizer
 from tokenizer.cluster import cluster
 from tokenizer.config import ClusterConfig, ImagesConfig, TokenizerConfig, TrainConfig
 from tokenizer.evaluation import evaluate
-from tokenizer.images import ImageSet, open_images, to_float
+from tokenizer.images import ImageSet, open_images
 from tokenizer.layers import Decoder, Encoder
 from tokenizer.model import load_tokenizer
+from tokenizer.pixels import to_float
 from tokenizer.train import train
 from tokenizer.usage import entropy_bits, perplexity, usage
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.image_pipeline import ImagePipeline
 from prior.baselines import Marginal, uniform_nll
-from tokenizer.images import to_float
+from tokenizer.pixels import to_float
 
 PRIORS = ("uniform", "independent", "learned")
 

@@ -23,8 +23,8 @@ from common.errors import UserError
 from common.folder import weights_sha256
 from pipeline.image_pipeline import ImagePipeline
 from prior.walk import walk
-from tokenizer.images import to_float, to_uint8
 from tokenizer.likelihood import levels_of, pixels_of
+from tokenizer.pixels import to_float, to_uint8
 
 HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, CRC-32 of them, and which tokenizer and prior it takes
 MAGIC = b"tesserae"

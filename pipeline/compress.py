@@ -31,7 +31,9 @@ from common.session import logged
 from pipeline.coder import MAGIC, Compressed, compress, expand
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
-from tokenizer.images import centre, from_pil, held_out, open_run_images, to_pil
+from tokenizer.images import held_out, open_run_images
+from tokenizer.pixels import from_pil, to_pil
+from tokenizer.views import centre
 
 
 class Settings(BaseSettings):

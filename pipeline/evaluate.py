@@ -53,7 +53,9 @@ from prior.baselines import Marginal
 from prior.data import plain_views
 from prior.draw import SamplingConfig
 from tokenizer.features import Eyes, cache_of, labelled, open_eyes, real_features
-from tokenizer.images import ImageSet, ImageSplit, centre, held_out, open_run_images, run_images
+from tokenizer.images import ImageSet, held_out, open_run_images, run_images
+from tokenizer.split import ImageSplit
+from tokenizer.views import centre
 
 PART = 500  # images
 MOST_TRAIN, MOST_BYTES = 60_000, 2**30  # training images that drawn ones are looked up among, evenly spaced, and their pixels

@@ -30,8 +30,8 @@ from prior.model import Prior
 from prior.order import shuffled
 from prior.sample import Sampler
 from tokenizer.base import ImageTokenizer
-from tokenizer.images import from_pil, to_float, to_pil, to_uint8
 from tokenizer.model import load_tokenizer
+from tokenizer.pixels import from_pil, to_float, to_pil, to_uint8
 
 PARTS = {  # of a pipeline folder, and the classes each may be of
     "tokenizer": (["tokenizer.model", "Tokenizer"], ["tokenizer.kmeans", "KMeansTokenizer"]),

@@ -19,7 +19,7 @@ from common.codes import CodesInfo, begin, finish, is_whole, shard_path, write_s
 from common.folder import remove, replacing
 from common.pictures import image_grid, save_picture
 from pipeline.image_pipeline import Batch, ImagePipeline
-from tokenizer.images import to_pil
+from tokenizer.pixels import to_pil
 
 GRID = 100  # images of grid.png at most
 

@@ -21,9 +21,9 @@ from tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig
 from tokenizer.encode import Settings as EncodeSettings
 from tokenizer.encode import encode
 from tokenizer.health import NEAR, PAIRS, Codebook, advice, neighbours
-from tokenizer.images import to_uint8
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.model import Tokenizer, load_tokenizer
+from tokenizer.pixels import to_uint8
 from tokenizer.quantizers.config import FSQConfig, LFQConfig, ResidualConfig, VQConfig
 from tokenizer.usage import count
 

@@ -22,18 +22,11 @@ from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
-from tokenizer.images import (
-    ImageBatch,
-    ImagesConfig,
-    ImageSet,
-    augment,
-    centre,
-    open_images,
-    to_float,
-    to_pil,
-    to_uint8,
-    view,
-)
+from tokenizer.config import ImagesConfig
+from tokenizer.images import ImageSet, open_images
+from tokenizer.pixels import to_float, to_pil, to_uint8
+from tokenizer.split import ImageBatch
+from tokenizer.views import augment, centre, view
 
 SIZE = (6, 5)
 NAMES = ["cat", "dog"]

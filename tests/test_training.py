@@ -122,8 +122,10 @@ def test_a_codebook_larger_than_the_data_is_refused(tmp_path, accelerator):
 
 def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
     """Every split, every view, in the order of the rows; decoding back is part of encoding."""
-    from tokenizer.images import centre, open_images, to_float
+    from tokenizer.images import open_images
     from tokenizer.model import Tokenizer
+    from tokenizer.pixels import to_float
+    from tokenizer.views import centre
 
     c = tokenizer_training(finished_run)
     tokenizer = Tokenizer.from_pretrained(finished_run / "tokenizer/model")

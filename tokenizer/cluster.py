@@ -28,9 +28,12 @@ from common.session import session
 from tokenizer.config import ClusterConfig
 from tokenizer.evaluation import evaluate, save_histogram, save_reconstructions
 from tokenizer.health import described, unused
-from tokenizer.images import ImageSplit, centre, open_images, to_float
+from tokenizer.images import open_images
 from tokenizer.initialization import check_enough, sampled
 from tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plus
+from tokenizer.pixels import to_float
+from tokenizer.split import ImageSplit
+from tokenizer.views import centre
 
 CHANGEABLE = {"run", "encode.views", "encode.batch_size", "encode.shard_size"}
 BATCH = 1024

@@ -34,10 +34,13 @@ from tokenizer.base import ImageTokenizer
 from tokenizer.codebook_picture import draw
 from tokenizer.config import ImagesConfig
 from tokenizer.health import Counted, advice, described, neighbours, split_figures
-from tokenizer.images import ImageSplit, centre, open_images, to_float
+from tokenizer.images import open_images
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.model import load_tokenizer, trained
+from tokenizer.pixels import to_float
+from tokenizer.split import ImageSplit
 from tokenizer.usage import count
+from tokenizer.views import centre
 
 BATCH = 256
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from common.folder import replacing
 from tokenizer.base import ImageTokenizer
 from tokenizer.health import PAIRS, Counted, Neighbours
-from tokenizer.images import to_uint8
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.model import Tokenizer
+from tokenizer.pixels import to_uint8
 from tokenizer.quantizers.residual import ResidualQuantizer
 from tokenizer.usage import perplexity
 

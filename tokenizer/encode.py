@@ -31,9 +31,12 @@ from common.session import session
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
-from tokenizer.images import ImageSplit, centre, open_images, run_images, to_float, to_uint8, view
+from tokenizer.images import open_images, run_images
 from tokenizer.model import load_tokenizer, trained
+from tokenizer.pixels import to_float, to_uint8
+from tokenizer.split import ImageSplit
 from tokenizer.usage import count, perplexity, usage
+from tokenizer.views import centre, view
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 CHECK_BATCH = 256

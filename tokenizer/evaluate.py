@@ -42,9 +42,12 @@ from metrics.features import FeaturesConfig
 from metrics.similarity import psnr_each, ssim_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.features import Eyes, cache_of, open_eyes
-from tokenizer.images import ImageSplit, centre, held_out, open_run_images, run_images, to_float, to_uint8
+from tokenizer.images import held_out, open_run_images, run_images
 from tokenizer.model import load_tokenizer, trained
+from tokenizer.pixels import to_float, to_uint8
+from tokenizer.split import ImageSplit
 from tokenizer.usage import count, perplexity, usage
+from tokenizer.views import centre
 
 PART = 1000  # images
 

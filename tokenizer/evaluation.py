@@ -18,8 +18,10 @@ from common.folder import write_json
 from common.pictures import image_grid, save_picture
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
-from tokenizer.images import ImageSplit, centre, to_float, to_uint8
+from tokenizer.pixels import to_float, to_uint8
+from tokenizer.split import ImageSplit
 from tokenizer.usage import count, perplexity, usage
+from tokenizer.views import centre
 
 BATCH = 256
 SHOWN = 12  # images of the picture

@@ -16,7 +16,9 @@ from metrics.classifier import Classifier, LabelledSource, Recipe, load_or_train
 from metrics.features import Features, FeaturesConfig, load_features
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import ImagesConfig
-from tokenizer.images import ImageSet, ImageSplit, centre
+from tokenizer.images import ImageSet
+from tokenizer.split import ImageSplit
+from tokenizer.views import centre
 
 PART = 1000  # images
 LABELLED = 2  # classes at least

@@ -13,8 +13,10 @@ from torch import Tensor
 from common.errors import UserError
 from common.order import Order, Share
 from tokenizer.config import TrainConfig
-from tokenizer.images import ImageSplit, centre, to_float
 from tokenizer.model import Tokenizer
+from tokenizer.pixels import to_float
+from tokenizer.split import ImageSplit
+from tokenizer.views import centre
 
 VECTORS_A_CODE = 32  # Faiss asks for 39 to 256 points a centroid; 32 do for a start that training refines
 LEAST_VECTORS = 2**12

@@ -42,10 +42,13 @@ from common.session import session
 from tokenizer.config import TrainConfig
 from tokenizer.evaluation import Evaluation, evaluate, save_histogram, save_reconstructions
 from tokenizer.health import described, unused
-from tokenizer.images import ImageBatch, ImageSet, augment, open_images, to_float
+from tokenizer.images import ImageSet, open_images
 from tokenizer.initialization import initialize_codebook
 from tokenizer.model import Tokenizer
+from tokenizer.pixels import to_float
+from tokenizer.split import ImageBatch
 from tokenizer.upkeep import CodebookUpkeep, forget
+from tokenizer.views import augment
 
 CHANGEABLE = {
     "run", "workers", "log_every", "save_every", "keep_states", "encode.views", "encode.batch_size", "encode.shard_size",

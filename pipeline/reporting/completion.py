@@ -11,7 +11,9 @@ from pipeline.reporting.found import Found
 from pipeline.reporting.page import Html, Section
 from prior.draw import SamplingConfig
 from tokenizer.config import KMeansConfig, TokenizerConfig
-from tokenizer.images import centre, held_out, open_images, run_images, to_pil
+from tokenizer.images import held_out, open_images, run_images
+from tokenizer.pixels import to_pil
+from tokenizer.views import centre
 
 COMPLETED = 8  # images
 DRAWS = 2  # completions of each
