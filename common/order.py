@@ -5,6 +5,7 @@ The rows of a set are dealt epoch after epoch, each a fresh permutation, as one 
 accumulate. Nothing is repeated, nothing dropped, and to resume is to start counting at another step.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,6 +71,12 @@ class Order:
         return self._permutation
 
 
+def _leave_signals_to_the_loop(_worker: int) -> None:
+    """A worker has the handlers of the process that started it, and its Ctrl-C: it is that one which answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def batches(dataset: Dataset, order: Order, workers: int = 0) -> Iterator:
     """`dataset[(rows, epochs)]` for each of the order's micro-batches, read ahead by `workers` processes."""
     loader = DataLoader(
@@ -79,6 +86,7 @@ def batches(dataset: Dataset, order: Order, workers: int = 0) -> Iterator:
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # a loader's iterator draws a number: not from the global generator
+        worker_init_fn=_leave_signals_to_the_loop,
     )
     try:
         yield from loader
