@@ -18,9 +18,10 @@ from pathlib import Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--only", nargs="+", choices=["kill", "two", "disk", "ranks", "mutate"])
+    parser.add_argument("--only", nargs="+", choices=["kill", "two", "chain", "disk", "ranks", "mutate"])
     parser.add_argument("--kills", type=int, default=220, help="of one process, over all commands")
-    parser.add_argument("--kills-of-two", type=int, default=4, help="of each of three commands on two processes")
+    parser.add_argument("--kills-of-two", type=int, default=2, help="of each command on two processes")
+    parser.add_argument("--kills-of-chain", type=int, default=5, help="of pipeline/run.py")
     parser.add_argument("--inputs", type=int, default=2400, help="mutated files")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -37,6 +38,7 @@ def main() -> None:
     parts = {
         "kill": lambda: kill.torture_one(work, args.kills, args.seed),
         "two": lambda: kill.torture_two(work, args.kills_of_two, args.seed),
+        "chain": lambda: kill.torture_chain(work, args.kills_of_chain, args.seed),
         "disk": lambda: disk.torture(work, expected, args.seed),
         "ranks": lambda: ranks.torture(work, 4),
         "mutate": lambda: mutate.torture(work, args.inputs, args.seed),

@@ -15,8 +15,13 @@ def artefacts(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and path.suffix not in (".log", ".lock") and "/.parts/" not in f"/{name}":
+        ours = path.suffix not in (".log", ".lock") and path.name != ".seconds.json" and "/.parts/" not in f"/{name}"
+        if path.is_file() and ours:
             found[name] = path.read_bytes()
+            if path.name == "summary.json":
+                figures = json.loads(found[name])
+                kept = {key: value for key, value in figures.items() if not key.endswith("_seconds")}
+                found[name] = json.dumps(kept, sort_keys=True).encode()
             if path.suffix == ".json" and ("evaluation/" in name or "classifier-" in name):
                 kept = {key: value for key, value in json.loads(found[name]).items() if key not in RECORD}
                 found[name] = json.dumps(kept, sort_keys=True).encode()

@@ -1,6 +1,6 @@
 """SIGKILL at random moments, then the same command again, until it ends: what is left is what an undisturbed run leaves.
 
-Of one process every command is killed in turn, over and over; of two processes, training is, launcher and all.
+Of one process every command is killed in turn, over and over; on two processes too, with their launcher; and the whole chain.
 """
 
 import os
@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.torture.artefacts import artefacts, difference, half_written
 from benchmarks.torture.forks import ROOT, command, run, start, tiny, wait
@@ -84,49 +86,92 @@ def _of(path: str, name: str) -> bool:
 
 
 def torture_two(work: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Both trainings on two CPU processes under the launcher, all killed at once, again and again."""
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """Every command on two CPU processes under the launcher, all killed at once, again and again."""
     draw, found, lines = random.Random(seed), {}, tiny()
-    folders = {name: work / f"two-{name}" for name in ("whole", "killed")}
+    lines["tokenizer"] = [*lines["tokenizer"], "--images.memory", 0]  # read from disk batch by batch
+    folders = _fresh(work, "two")
+    for name, (script, *arguments) in lines.items():
+        line = [*TWO, str(ROOT / script), *map(str, arguments)]
+        found[name] = _killed_until_it_ends(line, folders, kills, draw, work / "out/two")
+        print(f"kill two processes, {name}: {found[name]}", flush=True)
+    return {"kills": sum(each["kills"] for each in found.values()), "by_command": found}
+
+
+def torture_chain(work: Path, kills: int, seed: int) -> dict[str, Any]:
+    """The whole chain in one command, pipeline/run.py, killed with its children."""
+    folders, lines = _fresh(work, "chain"), tiny()
+    configs = {"tokenizer.yaml": lines["tokenizer"], "prior.yaml": lines["prior"], "generate.yaml": ["", "--num_images", 20]}
+    for folder in folders.values():
+        (folder / "configs").mkdir()
+        for name, (_, *arguments) in configs.items():
+            (folder / "configs" / name).write_text(yaml.safe_dump(_nested([*arguments, "--run", "run"])))
+    line = [sys.executable, str(ROOT / "pipeline/run.py"), "configs"]
+    found = _killed_until_it_ends(line, folders, kills, random.Random(seed), work / "out/chain")
+    print(f"kill the chain: {found}", flush=True)
+    return found
+
+
+TWO = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+
+
+def _fresh(work: Path, what: str) -> dict[str, Path]:
+    folders = {name: work / f"{what}-{name}" for name in ("whole", "killed")}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+    return folders
 
-    def begin(line: list[object], folder: Path) -> subprocess.Popen:
-        script, *arguments = map(str, line)
-        whole = [*launch, str(ROOT / script), *arguments]
-        out = open(work / "out/two", "w")  # noqa: SIM115 - the child's
-        return subprocess.Popen(whole, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True)
 
-    lines["tokenizer"] = [*lines["tokenizer"], "--images.memory", 0]  # read from disk batch by batch
-    for name in ("tokenizer", "encode", "prior"):
-        began, line = time.monotonic(), list(lines[name])
-        assert begin(line, folders["whole"]).wait() == 0, (work / "out/two").read_text()[-2000:]
-        whole, done, status = time.monotonic() - began, 0, None
-        while status != 0:
-            process = begin(line, folders["killed"])
-            try:
-                moment = draw.uniform(0.5 * whole, whole) if done < kills else None  # the first half is imports
-                status = process.wait(timeout=moment)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                _kill_workers(folders["killed"])
-                done += 1
-        wrong = difference(artefacts(folders["whole"]), artefacts(folders["killed"]))
-        found[name] = {"kills": done, "wrong": wrong}
-        print(f"kill two processes, {name}: {found[name]}", flush=True)
-    return {"kills": sum(each["kills"] for each in found.values()), "by_command": found}
+def _nested(arguments: list[object]) -> dict[str, Any]:
+    """`--a.b x y` as a mapping, as a config file has it."""
+    found: dict[str, Any] = {}
+    for word in arguments:
+        if isinstance(word, str) and word.startswith("--"):
+            *parents, leaf = word[2:].split(".")
+            inner = found
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[leaf] = []
+        else:
+            inner[leaf].append(word)
+
+    def unwrapped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: unwrapped(each) for key, each in value.items()}
+        return value[0] if len(value) == 1 else value
+
+    return unwrapped(found)
+
+
+def _killed_until_it_ends(
+    line: list[str], folders: dict[str, Path], kills: int, draw: random.Random, out: Path
+) -> dict[str, Any]:  # fmt: skip
+    """A command undisturbed, and in another folder killed so often before it may end; what differs between the two."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def begin(folder: Path) -> subprocess.Popen:
+        with open(out, "w") as file:
+            return subprocess.Popen(line, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True)
+
+    began = time.monotonic()
+    assert begin(folders["whole"]).wait() == 0, out.read_text()[-2000:]
+    whole, done, status, wrong = time.monotonic() - began, 0, None, []
+    while status != 0 and not wrong:
+        process = begin(folders["killed"])
+        try:
+            moment = draw.uniform(0.4 * whole, whole) if done < kills else None  # the first part is imports
+            status = process.wait(timeout=moment)
+            if status != 0:
+                wrong.append(f"status {status}: {out.read_text()[-300:]}")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            _kill_workers(folders["killed"])
+            done += 1
+            wrong += half_written(folders["killed"])
+    wrong += difference(artefacts(folders["whole"]), artefacts(folders["killed"]))
+    return {"kills": done, "wrong": wrong[:10]}
 
 
 def _kill_workers(folder: Path) -> None:

@@ -4,25 +4,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.torture.forks import ROOT, tiny
+from benchmarks.torture.kill import TWO
 
 
 def torture(work: Path, times: int) -> dict[str, Any]:
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script, *arguments = map(str, tiny()["tokenizer"])
     found = []
@@ -30,7 +20,7 @@ def torture(work: Path, times: int) -> dict[str, Any]:
         rank, folder = number % 2, work / "rank"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        line = [*launch, str(ROOT / script), *arguments]
+        line = [*TWO, str(ROOT / script), *arguments]
         line[line.index("--steps") + 1] = "100000"
         with open(work / "rank.err", "w") as err:
             process = subprocess.Popen(line, cwd=folder, env=environment, stdout=err, stderr=err, start_new_session=True)
