@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.folder import FORMAT, check_format, read_json, write_json
+from common.folder import FORMAT, check_format, read_json, sweep, write_json
 from common.record import record
 
 KIND = "tesserae.evaluation"
@@ -29,6 +29,7 @@ def write_evaluation(
     path = evaluation_path(run, stage, split)
     head = {"kind": KIND, "format": FORMAT, "stage": stage, "split": split}
     body = {"figures": dict(figures), "protocol": dict(protocol)}
+    sweep(path)
     write_json(path, head | body | record(f"{stage}/evaluate.py", arguments=arguments))
     return path
 

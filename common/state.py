@@ -70,12 +70,12 @@ def save(
         head = {"kind": KIND, "format": FORMAT, "step": step, "sha256": digests}
         body = {"job": Job.of(accelerator).model_dump(), "info": dict(info)}
         (aside / "state.json").write_text(json.dumps(head | body, indent=2), encoding="utf-8")
-    for old in _folders(run)[:-keep]:
-        remove(old)
+    _forget(run, keep)
 
 
-def latest(run: Path, accelerator: Accelerator) -> State | None:
-    """The last whole state of a run, or none when it never saved one. Every process must call this.
+def latest(run: Path, accelerator: Accelerator, keep: int = 2) -> State | None:
+    """The last whole state of a run, or none when it never saved one. Every process must call this. Older ones than the last
+    `keep` go, should a kill have left them.
 
     One that is damaged is set aside and named, and the one before it taken; where the run goes on under other conditions than
     it was saved under, that is said.
@@ -85,6 +85,7 @@ def latest(run: Path, accelerator: Accelerator) -> State | None:
     """
     if accelerator.is_main_process:
         _set_damaged_aside(run)
+        _forget(run, keep)
     accelerator.wait_for_everyone()
     folders = _folders(run)
     if not folders:
@@ -94,6 +95,11 @@ def latest(run: Path, accelerator: Accelerator) -> State | None:
         _tell_differences(head["job"], Job.of(accelerator).model_dump())
     tensors = {name: load_file(folders[-1] / f"{name}.safetensors") for name in head["sha256"]}
     return State(head["step"], tensors, head["info"])
+
+
+def _forget(run: Path, keep: int) -> None:
+    for old in _folders(run)[:-keep]:
+        remove(old)
 
 
 def _set_damaged_aside(run: Path) -> None:

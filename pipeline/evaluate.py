@@ -38,7 +38,7 @@ from common.codes import Codes
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
-from common.folder import sha256
+from common.folder import sha256, sweep
 from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
 from common.pictures import image_grid, save_picture
@@ -57,6 +57,7 @@ from tokenizer.images import ImageSet, held_out, open_run_images, run_images
 from tokenizer.split import ImageSplit
 from tokenizer.views import centre
 
+PICTURES = ("samples", "neighbours")
 PART = 500  # images
 MOST_TRAIN, MOST_BYTES = 60_000, 2**30  # training images that drawn ones are looked up among, evenly spaced, and their pixels
 FEWEST = 10  # drawn images that say anything of neighbourhoods
@@ -118,8 +119,11 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         more, drawing = judge_samples(bench, number)
         figures, protocol = figures | more, protocol | drawing
     elif accelerator.is_main_process:
-        for what in ("samples", "neighbours"):  # of another evaluation, and no longer beside their figures
+        for what in PICTURES:  # of another evaluation, and no longer beside their figures
             picture_path(bench, what).unlink(missing_ok=True)
+    if accelerator.is_main_process:
+        for what in PICTURES:
+            sweep(picture_path(bench, what))
     path = evaluation_path(bench.run, "pipeline", bench.split.name)
     if accelerator.is_main_process:
         write_evaluation(

@@ -165,7 +165,7 @@ def start(
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = Prior(model_config).to(accelerator.device)
     prior.recompute = c.recompute
-    ema, saved = EMA(prior, c.ema_decay), state.latest(run, accelerator)
+    ema, saved = EMA(prior, c.ema_decay), state.latest(run, accelerator, c.keep_states)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "codes of fingerprint", run)
         with state.restoring(run):

@@ -39,6 +39,13 @@ def test_the_last_states_are_kept_and_the_latest_is_read(tmp_path, accelerator, 
     assert state.latest(tmp_path, accelerator) == (4000, {"a": {"x": torch.tensor([4000])}}, {"note": 4000})
 
 
+def test_a_state_that_a_kill_left_beyond_those_to_keep_is_forgotten(tmp_path, accelerator):
+    for step in (1, 2, 3):
+        write(tmp_path, step, accelerator, keep=3)
+    assert state.latest(tmp_path, accelerator, keep=2).step == 3
+    assert [path.name for path in sorted((tmp_path / "state").iterdir())] == ["step_00000002", "step_00000003"]
+
+
 def test_a_half_written_state_is_never_seen(tmp_path, accelerator):
     write(tmp_path, 1, accelerator)
     with pytest.raises(TypeError):

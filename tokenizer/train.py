@@ -162,7 +162,7 @@ def tell_of_images(images: ImageSet, run: Path, accelerator: Accelerator) -> Non
 
 def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:
     """What training moves, at its beginning or as last saved, and the first step to take."""
-    saved = state.latest(run, accelerator)
+    saved = state.latest(run, accelerator, c.keep_states)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     tokenizer = Tokenizer(c.model).to(accelerator.device)
     if saved is None:
