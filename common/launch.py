@@ -27,10 +27,11 @@ USER_ERROR = 2
 FAULT = 70  # of tesserae
 PREEMPTED = 75  # SIGTERM: what was done is saved, and the same command goes on
 INTERRUPTED = 130  # Ctrl-C, likewise
-MENDABLE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG, errno.ENOTDIR, errno.EEXIST,
-    errno.EISDIR, errno.ENAMETOOLONG,
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_WRITABLE = {
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
 }  # fmt: skip
+STOPPED = "interrupted: the same command goes on from what was saved, if anything was"
 LOGGED = "The traceback is in "  # begins the note on an error that a session has logged
 LOST_PEER = re.compile("connection (was )?(closed|reset)|by peer|broken pipe|timed? ?out|remote process", re.I)
 MAIN_SPEAKS_FIRST = 3.0  # seconds; a launcher looks every tenth of one whether a process has ended
@@ -126,6 +127,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     command worked on (`common/session.py`), or where it worked on none yet, on stderr.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(sys.argv[1:])
         status = 0
@@ -134,9 +136,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     except Interrupted as interruption:
         status = _fail(f"interrupted: {interruption}", PREEMPTED if _told_to_end else INTERRUPTED)
     except KeyboardInterrupt:
-        status = _fail("interrupted: the same command goes on from what was saved", PREEMPTED if _told_to_end else INTERRUPTED)
+        status = _fail(STOPPED, PREEMPTED if _told_to_end else INTERRUPTED)
     except Terminated:
-        status = _fail("interrupted: the same command goes on from what was saved", PREEMPTED)
+        status = _fail(STOPPED, PREEMPTED)
     except torch.OutOfMemoryError as error:
         status = _fail(f"error: the device's memory is full ({str(error).splitlines()[0]}); lower batch_size", MACHINE)
     except MemoryError:
@@ -160,8 +162,11 @@ def _several() -> bool:
 def _unexpected(error: Exception) -> tuple[str, int]:
     """What to say of an error that no code of ours raised, and the status to exit with."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    if (unwritable := _unwritable(error)) is not None:
-        return f"error: cannot write: {unwritable}; what was whole before still is, and the same command goes on", MACHINE
+    number, what = _of_the_disk(error)
+    if number in FULL:
+        return f"error: cannot write: {what}; what was whole before still is, and the same command goes on", MACHINE
+    if number in NOT_WRITABLE:
+        return f"error: cannot write: {what}; make it writable, or give another folder", USER_ERROR
     if _several() and isinstance(error, RuntimeError) and LOST_PEER.search(reason):
         return (
             f"error: another process of this job has ended ({reason[:150]}); the launcher names it below. What was saved is "
@@ -173,14 +178,14 @@ def _unexpected(error: Exception) -> tuple[str, int]:
     return f"error: {type(error).__name__}: {reason[:300]}; this is a fault of tesserae{f'. {logged}' if logged else ''}", FAULT
 
 
-def _unwritable(error: Exception) -> str | None:
-    """Why a file could not be written, when that is for the user to mend."""
+def _of_the_disk(error: Exception) -> tuple[int | None, str]:
+    """The number of an error in writing a file, and what it says."""
     if isinstance(error, SafetensorError):  # it tells the number in words
         found = re.search(r"os error (\d+)", str(error))
         error = OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError()
-    if not isinstance(error, OSError) or error.errno not in MENDABLE:
-        return None
-    return f"{error.strerror} {error.filename or ''}".strip()
+    if not isinstance(error, OSError):
+        return None, ""
+    return error.errno, f"{error.strerror} {error.filename or ''}".strip()
 
 
 def _fail(message: str, status: int) -> int:

@@ -58,6 +58,18 @@ def session(folder: Path, accelerator: Accelerator, *, wait: bool = False) -> It
             lock.release()
 
 
+def at_work(folder: Path) -> str | None:
+    """Who writes into a folder now, for a reader to know; none where nobody does."""
+    lock = Lock(folder)
+    if not lock.path.exists():
+        return None
+    if (file := lock._try()) is not None:
+        file.close()
+        return None
+    holder = lock._holder()
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+
+
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
     """Within this context an error goes into the folder's log, on its way to whoever tells the user."""

@@ -112,7 +112,10 @@ def _set_damaged_aside(run: Path) -> None:
         folder.rename(aside)
         print(f"the state {folder} is damaged ({damage}); it is set aside as {aside.name}", file=sys.stderr)
     if any((run / "state").glob("*.damaged")):
-        raise UserError(f"no state in {run / 'state'} is whole; give another --run, or remove {run} to begin anew")
+        raise UserError(
+            f"no state in {run / 'state'} is whole. {run / 'model'}, if it is there, is as it was last saved: copy it "
+            f"away, then remove {run} to begin anew; or give another --run"
+        )
 
 
 def _damage(folder: Path) -> str | None:

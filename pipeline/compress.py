@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
 
 import numpy as np
 import PIL.Image

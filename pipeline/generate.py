@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
 
 from accelerate import Accelerator
 from pydantic import Field

@@ -120,6 +120,8 @@ class ImagePipeline:
         index_path = folder.inside(found, "model_index.json")
         index = folder.read_json(index_path)
         folder.check_format(index, "tesserae.imagepipeline", index_path)
+        if index.get("_class_name") != "ImagePipeline":
+            raise UserError(f"{index_path}: _class_name must be ImagePipeline, got {index.get('_class_name')!r}")
         for part, ours in PARTS.items():
             if index.get(part) not in ours:
                 expected = " or ".join(".".join(each) for each in ours)

@@ -28,6 +28,9 @@ from typing import Literal, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
 
 import torch
 from accelerate import Accelerator

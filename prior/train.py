@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
 
 import torch
 from accelerate import Accelerator
@@ -139,7 +142,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 logged = trained.means.take()
                 metrics.log(done, **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
                 if logged:
-                    bar.set_postfix(nll=f"{logged['nll']:.3f}", best=f"{best.nll:.3f}")
+                    bar.set_postfix(nll=f"{logged['nll']:.3f}", **({"best": f"{best.nll:.3f}"} if best.step else {}))
             sound = trained.skipped.in_a_row == 0 or last  # weights whose steps are skipped may be what is wrong: not to keep
             if sound and (done % c.evaluate_every == 0 or last):
                 held_out = evaluate(trained.ema.model, validation, accelerator)

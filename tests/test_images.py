@@ -326,6 +326,17 @@ def test_a_file_that_changes_while_the_set_is_read_is_refused_by_name(change, tm
         whole(images)
 
 
+def test_a_link_to_a_folder_above_it_is_named_and_one_to_another_is_followed(tmp_path):
+    """It was read forty folders deep, until the system gave up."""
+    folder = write(tmp_path / "set", {"a/0.png": FILES[0], "a/1.png": FILES[1]})
+    write(tmp_path / "elsewhere", {"2.png": FILES[2], "3.png": FILES[3]})
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    assert len(whole(opened(folder)).rows) == 4
+    (folder / "a/loop").symlink_to(folder)
+    with pytest.raises(UserError, match=r"a/loop is a link to a folder that it stands in"):
+        opened(folder)
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname.png", "a/../../secret.png"])
 def test_a_metadata_file_reaches_nothing_outside_its_folder(name, tmp_path):
     write(tmp_path, {"secret.png": FILES[0]})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.session import Lock, log_path, session
+from common.session import Lock, at_work, log_path, session
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -124,8 +124,33 @@ with Interrupt(Accelerator(cpu=True)) as interrupt:
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
-    told = "saved at step 3; the same command goes on from there" if asked else "the same command goes on from what was saved"
-    assert err == f"interrupted: {told}\n"
+    loop_told, told = "saved at step 3; the same command goes on from there", "the same command goes on from what was saved"
+    assert err == (f"interrupted: {loop_told}\n" if asked else f"interrupted: {told}, if anything was\n")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_in_the_first_seconds_is_one_line_too(number, status):
+    """While torch is imported, which was a traceback of torch's, or of numpy's recursion, and status 1."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "tokenizer/train.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    for line in process.stderr:
+        if "common.starting" in line:  # imported; torch is next
+            break
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    said = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert process.returncode == status
+    assert said == ["interrupted: nothing was begun yet; the same command begins again"]
+
+
+def test_a_reader_can_ask_whether_a_folder_is_being_written(holder, tmp_path):
+    assert at_work(tmp_path / "run") == f"process {holder.pid} on {platform.node()}"
+    holder.kill()
+    holder.wait()
+    assert at_work(tmp_path / "run") is None and at_work(tmp_path / "other") is None
 
 
 def test_a_full_disk_is_one_line_and_status_1():

@@ -124,7 +124,11 @@ def test_a_safetensors_header_that_claims_an_absurd_size_is_refused(generated, t
 def test_a_class_that_is_not_ours_is_refused_by_name(generated, tmp_path):
     pipeline = shutil.copytree(generated / "pipeline", tmp_path / "pipeline")
     path = pipeline / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prior": ["os", "system"]}))
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"_class_name": "os.system"}))
+    with pytest.raises(UserError, match=r"_class_name must be ImagePipeline, got 'os\.system'"):
+        ImagePipeline.from_pretrained(pipeline)
+    path.write_text(json.dumps(whole | {"prior": ["os", "system"]}))
     with pytest.raises(UserError, match=r"prior must be prior\.model\.Prior, got \['os', 'system'\]; nothing else is imported"):
         ImagePipeline.from_pretrained(pipeline)
 

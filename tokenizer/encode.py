@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ from common.errors import UserError
 from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.run import progress_bar
-from common.session import session
+from common.session import at_work, session
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
@@ -189,6 +192,8 @@ def main(argv: Sequence[str]) -> None:
     base = config.read_yaml(trained)["encode"] if trained.exists() else {}
     c = config.parse(Settings, __doc__, argv, base=base, **options)
     accelerator = make_accelerator(c.precision)
+    if accelerator.is_main_process and (busy := at_work(Path(c.run) / "tokenizer")) is not None:
+        print(f"{c.run}/tokenizer is being trained by {busy}: these codes are of its weights as last saved", file=sys.stderr)
     with session(codes_folder(c), accelerator):
         folder = encode(c, accelerator)
     if accelerator.is_main_process:

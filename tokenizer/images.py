@@ -29,7 +29,7 @@ class ImageSet(NamedTuple):
     fingerprint: str  # of the images and labels themselves: the same wherever they are copied
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Of each split its images, and how many were left out, repeated or animated."""
+        """Of each split its images; how many were left out, for whatever reason; and how many were repeated, or animated."""
         return {
             name: {
                 "images": len(split), "left_out": len(split.corrupt), "repeated": len(split.repeated),
@@ -41,11 +41,11 @@ class ImageSet(NamedTuple):
     def remarks(self) -> Iterator[str]:
         """What a user should know of the rows: each kind's first ones by name, and how many there are."""
         for name, split in self.splits.items():
-            skipped = set(split.repeated) & set(split.corrupt)
+            left_out = {row.row for row in split.corrupt}
             kinds = {
                 "left out": split.corrupt,
-                "animated, the first frame taken": split.animated,
-                "repeated and kept": [] if skipped else split.repeated,
+                "animated, the first frame taken": [row for row in split.animated if row.row not in left_out],
+                "repeated and kept": [row for row in split.repeated if row.row not in left_out],
             }
             for kind, rows in kinds.items():
                 for row in rows[:NAMED]:

@@ -69,14 +69,18 @@ def _suffix(file: str) -> str:
     return os.path.splitext(file)[1].lower()
 
 
-def _files_under(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Every file's path, relative to the folder first given; hidden ones are left out."""
+def _files_under(folder: Path, prefix: str = "", above: tuple[Path, ...] = ()) -> Iterator[str]:
+    """Every file's path, relative to the folder first given; hidden ones are left out. Links are followed."""
+    above = (*above, folder.resolve())
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _files_under(folder / entry.name, f"{prefix}{entry.name}/")
+                inner = folder / entry.name
+                if entry.is_symlink() and inner.resolve() in above:
+                    raise UserError(f"{inner} is a link to a folder that it stands in: it would be read without end; remove it")
+                yield from _files_under(inner, f"{prefix}{entry.name}/", above)
             else:
                 yield prefix + entry.name
 

@@ -64,7 +64,7 @@ class ImageSplit(torch.utils.data.Dataset):
         self.rows = rows  # (len,) int64, ascending
         self.labels = part.labels[rows]  # (len,) int64
         self.corrupt: list[CorruptRow] = []  # left out of the split; read batch by batch, those that cannot be decoded are not
-        self.animated: list[CorruptRow] = []  # of which the first frame was taken into memory
+        self.animated: list[CorruptRow] = []  # of those met when it was taken into memory; the first frame, or left out
         self.repeated: list[CorruptRow] = []  # whose file is another row's, where that was looked for
         self._part, self._shape, self._config = part, shape, config
         self._pixels: Tensor | None = None  # (len, C, H', W') uint8
@@ -184,10 +184,10 @@ class ImageSplit(torch.utils.data.Dataset):
                 try:
                     file = self._file(row, encoded)
                     images[len(kept)], frames = decoded(file, self._shape, self._config.max_pixels)
-                    if frames > 1 and self._config.animated != "first":
-                        raise _Animated(f"an animation of {frames} frames")
                     if frames > 1:
                         found.animated.append(CorruptRow(row, f"{frames} frames"))
+                    if frames > 1 and self._config.animated != "first":
+                        raise _Animated(f"an animation of {frames} frames")
                     kept.append(i)
                     found.digests.append(_digest(file))
                 except UserError:

@@ -23,6 +23,9 @@ from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
 
 import torch
 from accelerate import Accelerator
@@ -145,7 +148,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 what = "saved" if sound else "last saved before the steps skipped"
                 raise Interrupted(f"{what} at step {done} of {c.steps}; the same command goes on from there")
     bar.close()
-    accelerator.print("validation: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+    told = ", ".join(f"{name} {value}" for name, value in figures.items())
+    accelerator.print(f"validation: {told}" if told else f"all {c.steps} steps were done before")
     if accelerator.is_main_process:
         draw_curves(run)
     accelerator.wait_for_everyone()

@@ -81,7 +81,10 @@ def wait(pid: int, out: Path, seconds: float) -> Ended:
             break
         time.sleep(0.002)
     else:
-        os.killpg(pid, signal.SIGKILL)
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:  # so early that it has no session yet
+            os.kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
     spent = time.monotonic() - began
     code = os.waitstatus_to_exitcode(status)
