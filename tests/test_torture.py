@@ -63,16 +63,15 @@ def test_a_training_killed_again_and_again_leaves_what_an_undisturbed_one_leaves
     assert difference(artefacts(tmp_path / "whole"), artefacts(tmp_path / "killed")) == []
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_when_one_of_two_processes_dies_the_job_ends_and_names_it(tmp_path, rank):
+def test_when_one_of_two_processes_dies_the_job_ends_and_names_it(tmp_path):
     process = start(TWO, "tokenizer/train.py", "--run", tmp_path / "run", *TINY, "--steps", 100_000, "--save_every", 5)
     until(lambda: any((tmp_path / "run/tokenizer").glob("state/step_*")), process)
-    os.kill(worker(tmp_path, rank), signal.SIGKILL)
+    os.kill(worker(tmp_path, rank=1), signal.SIGKILL)
     began = time.monotonic()
     _, err = process.communicate(timeout=60)  # a hang would last for gloo's half hour
     assert process.returncode == 1 and time.monotonic() - began < 60
-    assert f"rank      : {rank} (local_rank: {rank})\n  exitcode  : -9" in err
-    assert "Traceback" not in err.partition("ChildFailedError")[0].rpartition("run_module_as_main")[0], "ours is one line"
+    assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in err
+    assert err.count("Traceback") == 1, "the launcher's own; the other process says in a line that one is gone"
 
 
 def worker(run: Path, rank: int) -> int:

@@ -199,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
     if accelerator.is_main_process:
         for name, split in codes.read_info(folder)[1].items():
             print(
-                f"{name}: {split['images']} images, {split['rows']} rows, {split['skipped']} unreadable images skipped; "
+                f"{name}: {split['images']} images, {split['rows']} rows, {split['skipped']} images left out; "
                 f"decoded back from disk {split['psnr']:.2f} dB over {split['psnr_images']} images; "
                 f"codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}"
             )
