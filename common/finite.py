@@ -41,7 +41,7 @@ class SkippedSteps:
     """How many steps were not taken, in all and in a row; both are part of the training state."""
 
     def __init__(self, total: int = 0, in_a_row: int = 0):
-        self.total, self.in_a_row = total, in_a_row
+        self.total, self.in_a_row = int(total), int(in_a_row)
 
     def clip(self, step: int, model: nn.Module, most: float, parts: Sequence[Part]) -> bool:
         """Clip the gradient to the norm `most`, and say whether the step may be taken. If not, stderr has what was not finite,

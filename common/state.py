@@ -121,9 +121,12 @@ def _set_damaged_aside(run: Path) -> None:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a state, if anything is."""
     try:
-        digests = _head(folder)["sha256"]
+        head = _head(folder)
     except UserError as error:
         return str(error)
+    if folder.name != f"step_{head['step']:08d}":
+        return f"state.json says step {head['step']}"
+    digests = head["sha256"]
     for name, digest in digests.items():
         path = folder / f"{name}.safetensors"
         if not path.is_file() or path.is_symlink():
@@ -168,9 +171,10 @@ def restoring(run: Path) -> Iterator[None]:
 
 def check_same_data(saved: State, fingerprint: str, what: str, run: Path) -> None:
     """That a run goes on with the data it began with. `what` names them in the message."""
-    if saved.info["data"] != fingerprint:
+    before = str(saved.info.get("data"))
+    if before != fingerprint:
         raise UserError(
-            f"{run} was trained on {what} {saved.info['data'][:12]} and these are {fingerprint[:12]}: they have changed "
+            f"{run} was trained on {what} {before[:12]} and these are {fingerprint[:12]}: they have changed "
             "since it began; give another --run, or remove the folder"
         )
 

@@ -53,7 +53,7 @@ def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
 
 
 def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
-    """Invert the categorical's cumulative distribution at u: logits (B, K), u (B,) in (0, 1] -> (B,)."""
+    """Invert the categorical's cumulative distribution at u: logits (B, K), u (B,) in (0, 1] -> (B,); K for a row with NaN."""
     if config.temperature != 1:
         logits = logits / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[1]:

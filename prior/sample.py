@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
 from prior.config import PriorConfig
 from prior.decoder import CountedStep, Decoder, NumberedStep, Step
 from prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
@@ -163,6 +164,7 @@ class _Batch:
         self.uniforms = torch.zeros(self.T, len(self.sizes), batch_size, device=device)
         self.given = torch.zeros(self.T, batch_size, dtype=torch.bool, device=device)
         self.codes = torch.zeros(self.T, batch_size, dtype=torch.int64, device=device)  # in the order; given, then drawn
+        self.highest = torch.zeros(len(self.sizes), batch_size, dtype=torch.int64, device=device)  # drawn of each part
         self.graphs = Graphs(self._advance_counted, self.decoder.slots, self.Q, device) if device.type == "cuda" else None
 
     def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
@@ -177,6 +179,7 @@ class _Batch:
         self.order.copy_(self._doubled(steps).T)
         self.own.copy_(own_rows(self.order.T).T)
         self.codes.copy_(codes[pad].gather(1, steps).T)
+        self.highest.zero_()
         self.given.copy_(given[pad].repeat_interleave(self.Q, 1).T)
         classes = self._doubled(labels[pad])
         if self.guided:
@@ -187,6 +190,8 @@ class _Batch:
         else:
             for n in range(start, self.T):
                 self._advance(NumberedStep(n), n % self.Q, forced)
+        if (self.highest >= self.sizes[:, None]).any():  # beyond the last code, which no probability is
+            raise UserError("the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged")
         return torch.empty_like(steps).scatter_(1, steps, self.codes.T)[:b]
 
     def _begin(self, classes: Tensor, steps: Tensor, start: int) -> None:
@@ -212,7 +217,9 @@ class _Batch:
             if self.guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, step.read(self.scales))
-            parts.append(draw(logits, u, self.config))
+            drawn, number = draw(logits, u, self.config), logits.shape[1]
+            torch.maximum(self.highest[len(parts)], drawn, out=self.highest[len(parts)])
+            parts.append(drawn.clamp_max(number - 1))
         code = parts[0] if len(parts) == 1 else torch.stack(parts, dim=-1).mul_(self.worth).sum(-1)
         if forced:
             code = torch.where(step.read(self.given), step.read(self.codes), code)

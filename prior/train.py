@@ -185,7 +185,7 @@ def start(
         trained.means.load_state_dict(saved.tensors["means"])
         trained = trained._replace(skipped=SkippedSteps(**saved.info["skipped"]))
         weights = saved.tensors["best"]
-        best = Best(**saved.info["best"]) if weights else Best(0, float("inf"))
+        best = Best(int(saved.info["best"]["step"]), float(saved.info["best"]["nll"])) if weights else Best(0, float("inf"))
         if weights and accelerator.is_main_process:  # the same, unless they were damaged, lost, or of a later step
             save_weights(model_config, weights, run / "model")
     return trained, saved.step, best

@@ -8,6 +8,7 @@ from scipy.stats import chi2
 
 from common.codes import TokenizerIdentity
 from common.digits import to_digits
+from common.errors import UserError
 from prior.config import PRESETS, ArchitectureConfig, PriorConfig
 from prior.decoder import CountedStep, Decoder, NumberedStep
 from prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
@@ -399,6 +400,14 @@ def test_what_cannot_be_drawn_is_refused(call, message):
 def test_settings_that_cannot_be_are_refused(settings, batch_size, message):
     with pytest.raises(ValueError, match=message):
         Sampler(make_prior(), SamplingConfig(**settings), batch_size)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_prior_whose_weights_are_not_finite_is_refused(prior, value):
+    """The search in a cumulative distribution of NaN ends beyond the last code: an index out of range, on a GPU its end."""
+    prior.head.weight.data[3, 0] = value
+    with pytest.raises(UserError, match="logits became NaN or Inf"):
+        Sampler(prior, SamplingConfig())(torch.tensor([0, 1]), [0, 1])
 
 
 def test_int8_is_refused_where_it_has_no_kernel():
