@@ -88,7 +88,9 @@ class PngFolder(Output):
         return [f"{place:06d}.png" for place in range(start, stop)]
 
     def has(self, number: int) -> bool:
-        return all(_is_picture(self.folder / name) for name in self._names(number))
+        c = self.request.pipeline.tokenizer.config
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[c.image_channels]
+        return all(_is_picture(self.folder / name, mode, c.image_size[::-1]) for name in self._names(number))
 
     def write(self, batch: Batch) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -114,13 +116,14 @@ class PngFolder(Output):
         self.save_grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2))
 
 
-def _is_picture(path: Path) -> bool:
-    """Whether a file is there and can be read to its end; what cannot is drawn again."""
+def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:
+    """Whether a picture of this mode and (width, height) is there and can be read to its end; what is not is drawn again."""
     import PIL.Image
 
     try:
-        PIL.Image.open(path).load()
-        return True
+        with PIL.Image.open(path) as picture:
+            picture.load()
+            return picture.mode == mode and picture.size == size
     except Exception:  # damaged files raise nearly anything in PIL
         return False
 
