@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -277,11 +278,14 @@ def heading(result: dict[str, Any]) -> str:
         f"**{p['learned_bits_per_dim']:.3f}** | {p['independent_bits_per_dim']:.3f} |"
         for p in result["points"]
     )
-    fit = result["fit"]
+    fit, bits = result["fit"], [p["learned_bits_per_dim"] for p in result["points"]]
     said = (
         f"A curve a + b S^−c over the steps S through these points tends to {fit['a']:.2f}; few points, of a model that a core "
         "can train in minutes: a direction, no promise."
-    ) if fit else ""  # fmt: skip
+    ) if fit else (
+        "Each doubling of both took " + ", ".join(f"{a - b:.2f}" for a, b in pairwise(bits)) + " bits off: the curve has not "
+        "bent, so these points say the direction and not where it ends."
+    )  # fmt: skip
     return (
         "## CIFAR-10: where bits per dimension are heading\n\n"
         "The paper's 4.67 bits/dim (van den Oord et al. 2017; its VAE 4.51) is for a GPU: no GPU was at hand, so the preset "

@@ -76,7 +76,8 @@ def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
 
 
 def fitted(points: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """a + b · S^−c through the points, and the steps at which it passes each line; none for fewer than four points."""
+    """a + b · S^−c through the points, and the steps at which it passes each line; none for fewer than four points, or where the
+    curve has not bent yet, so that they do not say where it ends."""
     if len(points) < 4:
         return None
     from scipy.optimize import curve_fit
@@ -85,6 +86,8 @@ def fitted(points: Sequence[dict[str, Any]]) -> dict[str, float] | None:
     bits, t0 = np.array([point["learned_bits_per_dim"] for point in points]), t[0]
     bounds = ((2.0, 0.0, 0.05), (6.0, 10.0, 3.0))
     (a, b, c), _ = curve_fit(lambda t, a, b, c: a + b * (t / t0) ** -c, t, bits, p0=(3.5, 2.0, 0.5), bounds=bounds)
+    if min(a - bounds[0][0], bounds[1][0] - a) < 0.01:
+        return None
     found = {"a": a, "b": b, "c": c, "s0": t0}
     return found | {f"steps_to_{line}": float(t0 * (b / (line - a)) ** (1 / c)) for line in TO_REACH.values() if line > a}
 
