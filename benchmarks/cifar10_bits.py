@@ -76,8 +76,8 @@ def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
 
 
 def fitted(points: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """a + b · S^−c through the points, and the steps at which it passes each line; none for fewer than four points, or where the
-    curve has not bent yet, so that they do not say where it ends."""
+    """a + b · S^−c through the points, and the steps at which it passes each line; none for fewer than four points, or where
+    the curve has not bent yet, so that they do not say where it ends."""
     if len(points) < 4:
         return None
     from scipy.optimize import curve_fit
