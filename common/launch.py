@@ -19,14 +19,13 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.starting import INTERRUPTED, PREEMPTED
 
 Precision = Literal["auto", "fp32", "bf16"]
 # What a command exits with. A launcher of several processes exits with 1 whatever they did.
 MACHINE = 1  # the disk or the memory is full, or another process of the job has ended
 USER_ERROR = 2
 FAULT = 70  # of tesserae
-PREEMPTED = 75  # SIGTERM: what was done is saved, and the same command goes on
-INTERRUPTED = 130  # Ctrl-C, likewise
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {
     errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,

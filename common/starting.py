@@ -1,11 +1,12 @@
-"""Signals in a command's first seconds, while Python still imports torch: one line, and the status `common.launch` gives."""
+"""Signals in a command's first seconds, while Python still imports torch: one line, and the status they have later too."""
 
 import os
 import signal
 import sys
 from types import FrameType
 
-INTERRUPTED, PREEMPTED = 130, 75  # as in common.launch, which imports torch
+PREEMPTED = 75  # the exit status after SIGTERM: what was done is saved, and the same command goes on
+INTERRUPTED = 130  # after Ctrl-C, likewise
 
 
 def answer_signals() -> None:
