@@ -11,6 +11,7 @@ needs the right to mount a tmpfs: choose the others with --only where you have n
 import argparse
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pathlib import Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--only", nargs="+", choices=["kill", "two", "chain", "disk", "ranks", "mutate"])
+    parser.add_argument("--only", nargs="+", choices=["kill", "two", "chain", "chain_of_two", "disk", "ranks", "mutate"])
     parser.add_argument("--kills", type=int, default=220, help="of one process, over all commands")
     parser.add_argument("--kills-of-two", type=int, default=2, help="of each command on two processes")
     parser.add_argument("--kills-of-chain", type=int, default=5, help="of pipeline/run.py")
@@ -39,6 +40,7 @@ def main() -> None:
         "kill": lambda: kill.torture_one(work, args.kills, args.seed),
         "two": lambda: kill.torture_two(work, args.kills_of_two, args.seed),
         "chain": lambda: kill.torture_chain(work, args.kills_of_chain, args.seed),
+        "chain_of_two": lambda: kill.torture_chain(work, args.kills_of_two, args.seed, shlex.join(kill.TWO)),
         "disk": lambda: disk.torture(work, expected, args.seed),
         "ranks": lambda: ranks.torture(work, 4),
         "mutate": lambda: mutate.torture(work, args.inputs, args.seed),

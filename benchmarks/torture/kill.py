@@ -97,7 +97,7 @@ def torture_two(work: Path, kills: int, seed: int) -> dict[str, Any]:
     return {"kills": sum(each["kills"] for each in found.values()), "by_command": found}
 
 
-def torture_chain(work: Path, kills: int, seed: int) -> dict[str, Any]:
+def torture_chain(work: Path, kills: int, seed: int, launch: str = "python") -> dict[str, Any]:
     """The whole chain in one command, pipeline/run.py, killed with its children."""
     folders, lines = _fresh(work, "chain"), tiny()
     configs = {"tokenizer.yaml": lines["tokenizer"], "prior.yaml": lines["prior"], "generate.yaml": ["", "--num_images", 20]}
@@ -105,7 +105,7 @@ def torture_chain(work: Path, kills: int, seed: int) -> dict[str, Any]:
         (folder / "configs").mkdir()
         for name, (_, *arguments) in configs.items():
             (folder / "configs" / name).write_text(yaml.safe_dump(_nested([*arguments, "--run", "run"])))
-    line = [sys.executable, str(ROOT / "pipeline/run.py"), "configs"]
+    line = [sys.executable, str(ROOT / "pipeline/run.py"), "configs", "--launch", launch]
     found = _killed_until_it_ends(line, folders, kills, random.Random(seed), work / "out/chain")
     print(f"kill the chain: {found}", flush=True)
     return found
