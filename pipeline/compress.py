@@ -35,7 +35,7 @@ from pipeline.coder import MAGIC, Compressed, compress, expand
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
 from tokenizer.images import held_out, open_run_images
-from tokenizer.pixels import from_pil, to_pil
+from tokenizer.pixels import MODES, from_pil, to_pil
 from tokenizer.views import centre
 
 
@@ -79,7 +79,7 @@ def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
         with PIL.Image.open(name) as picture:
             if picture.size == t.image_size[::-1]:
                 pixels = from_pil([picture], t.image_size, t.image_channels, black_and_white=pipeline.tokenizer.black_and_white)
-                mode, wanted = picture.mode, {1: "L", 3: "RGB", 4: "RGBA"}[t.image_channels]
+                mode, wanted = picture.mode, MODES[t.image_channels]
                 if mode != wanted or not np.array_equal(np.asarray(to_pil(pixels)[0]), np.asarray(picture)):
                     raise UserError(
                         f"{name} (mode {mode}) would be changed when it is read as the tokenizer's images are ({wanted}); what "

@@ -19,7 +19,7 @@ from common.codes import CodesInfo, begin, finish, is_whole, shard_path, write_s
 from common.folder import remove, replacing
 from common.pictures import image_grid, save_picture
 from pipeline.image_pipeline import Batch, ImagePipeline
-from tokenizer.pixels import to_pil
+from tokenizer.pixels import MODES, to_pil
 
 GRID = 100  # images of grid.png at most
 
@@ -89,8 +89,7 @@ class PngFolder(Output):
 
     def has(self, number: int) -> bool:
         c = self.request.pipeline.tokenizer.config
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}[c.image_channels]
-        return all(_is_picture(self.folder / name, mode, c.image_size[::-1]) for name in self._names(number))
+        return all(_is_picture(self.folder / name, MODES[c.image_channels], c.image_size[::-1]) for name in self._names(number))
 
     def write(self, batch: Batch) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of a picture, by its channels
 ANIMATED = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}  # not MPO: a phone's JPEG with its preview is no animation
 
 
@@ -41,7 +42,7 @@ def _in_mode(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
     if image.has_transparency_data and channels != 4:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    mode = MODES[channels]
     return image if image.mode == mode else image.convert(mode)
 
 

@@ -4,7 +4,6 @@ The child is a process like any other: it has its own session, its output in fil
 """
 
 import os
-import resource
 import runpy
 import signal
 import sys
@@ -94,10 +93,6 @@ def wait(pid: int, out: Path, seconds: float) -> Ended:
 
 def run(work: Callable[[], None], folder: Path, out: Path, seconds: float = 600.0) -> Ended:
     return wait(start(work, folder, out), out, seconds)
-
-
-def peak_of_this_process() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def tiny(run_folder: str = "run") -> dict[str, Sequence[object]]:
