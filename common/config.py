@@ -32,6 +32,7 @@ class Settings(BaseModel):
 
 S = TypeVar("S", bound=Settings)
 MOST_YAML = 2**20  # bytes
+SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 
 
 # ---------------------------------------------------------------------------------------------------- YAML, strictly
@@ -71,14 +72,24 @@ _Loader.add_implicit_resolver(
 )
 
 
+def find(path: str | Path) -> Path:
+    """The path itself, or where there is nothing at `configs/NAME...`, what is shipped under that name."""
+    path = Path(path)
+    if not path.exists() and path.parts[:1] == ("configs",) and (SHIPPED.parent / path).exists():
+        return SHIPPED.parent / path
+    return path
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `UserError` naming the file when there is none."""
+    path = find(path)
     try:
         if path.stat().st_size > MOST_YAML:
             raise UserError(f"{path} has {path.stat().st_size} bytes; a file of settings has no more than {MOST_YAML}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path("configs").rglob("*.yaml")], 1, 0.5)
+        shipped = [str(p.relative_to(SHIPPED.parent)) for p in SHIPPED.rglob("*.yaml")]
+        near = difflib.get_close_matches(str(path), shipped, 1, 0.5)
         raise UserError(f"there is no config file {path}{f'; did you mean {near[0]}?' if near else ''}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} cannot be read: {error}") from None
@@ -106,7 +117,9 @@ def beside(run: str, stage: str) -> str:
     path = Path(kept.read_text(encoding="utf-8")) / f"{stage}.yaml" if kept.exists() else Path("CONFIG")
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    return str(path) if path.exists() else "CONFIG"
+    elif path.is_relative_to(SHIPPED):
+        path = path.relative_to(SHIPPED.parent)
+    return str(path) if find(path).exists() else "CONFIG"
 
 
 def write_yaml(settings: Settings, path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.commands import typed
 from common.folder import FORMAT, check_format, read_json, sweep, write_json
 from common.record import record
 
@@ -46,7 +47,7 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 def tell(path: Path, following: str) -> None:
     """Print the figures of a file, where it is, and the command that comes next."""
-    print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}\nnext: {following}")
+    print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}\nnext: {typed(following)}")
 
 
 def shown(figures: Mapping[str, Any], indent: str = "  ") -> str:

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from common.commands import typed
 from common.errors import UserError
 from common.starting import INTERRUPTED, PREEMPTED
 
@@ -197,5 +198,5 @@ def _fail(message: str, status: int) -> int:
         return status
     if rank:
         time.sleep(MAIN_SPEAKS_FIRST)
-    print(f"[process {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
+    print(typed(f"[process {rank}] {message}" if rank else message), file=sys.stderr, flush=True)
     return status

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from pydantic import Field
 
 from common import config, folder
+from common.commands import typed
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.run import progress_bar
@@ -172,6 +173,8 @@ def main(argv: Sequence[str]) -> None:
     with session(output_folder(c), accelerator):
         path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))
     accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}")
+    if (Path(c.run) / "codes").exists():
+        accelerator.print(typed(f"next, to measure the run: accelerate launch -q tokenizer/evaluate.py {c.run}"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import PIL.Image
 from pydantic import Field
 
 from common import codes, config, folder
+from common.commands import typed
 from common.config import Settings
 from common.errors import UserError
 from common.launch import INTERRUPTED, PREEMPTED, run_command
@@ -58,17 +59,17 @@ def first_config(folder_: Path) -> Path:
     """The config of stage one. Raises `UserError` when there is none, or several."""
     found = [folder_ / name for name in FIRST_STAGES if (folder_ / name).exists()]
     if len(found) != 1:
-        there = ", ".join(sorted({p.parent.name for name in FIRST_STAGES for p in (ROOT / "configs").glob(f"*/{name}")}))
+        there = sorted({f"configs/{path.parent.name}" for name in FIRST_STAGES for path in config.SHIPPED.glob(f"*/{name}")})
         raise UserError(
-            f"{folder_} must hold either tokenizer.yaml or cluster.yaml, got {len(found)} of them; the shipped folders in "
-            f"configs/ are {there}"
+            f"{folder_} must hold either tokenizer.yaml or cluster.yaml, got {len(found)} of them; the shipped folders are "
+            f"{', '.join(there)}"
         )
     return found[0]
 
 
 def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
     """The command line of each stage, in order."""
-    folder_, first = Path(c.configs), first_config(Path(c.configs))
+    folder_, first = config.find(c.configs), first_config(config.find(c.configs))
     seed = [] if c.seed is None else ["--seed", str(c.seed)]
     images = [] if c.images is None else ["--images.source", c.images]
     launch = [sys.executable] if c.launch == "python" else shlex.split(c.launch)
@@ -140,9 +141,9 @@ def gather_pictures(run: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs")
-    first = first_config(Path(c.configs))
+    first = first_config(config.find(c.configs))
     for name in ("prior", "generate"):
-        if not (Path(c.configs) / f"{name}.yaml").exists():
+        if not (first.parent / f"{name}.yaml").exists():
             raise UserError(f"there is no {name}.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
@@ -163,8 +164,8 @@ def main(argv: Sequence[str]) -> None:
     folder.write_json(Path(run) / "summary.json", summary)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in summary.items()))
     print(f"\nlook at {run}/samples.png, {run}/reconstructions.png and {run}/curves.png")
-    print(f"next: accelerate launch -q pipeline/generate.py {run} --seed 1 --num-images 20 --output {run}/more")
-    print(f"or measure it: accelerate launch -q tokenizer/evaluate.py {run}")
+    print(typed(f"next: accelerate launch -q pipeline/generate.py {run} --seed 1 --num-images 20 --output {run}/more"))
+    print(typed(f"or measure it: accelerate launch -q tokenizer/evaluate.py {run}"))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import codes, config, folder
+from common.commands import typed
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
@@ -266,7 +267,7 @@ def main(argv: Sequence[str]) -> None:
     for line in summary(tuned):
         accelerator.print(line)
     accelerator.print(
-        f"next: accelerate launch -q pipeline/generate.py {c.run} --seed 1 --num-images 20 --output {c.run}/tuned"
+        typed(f"next: accelerate launch -q pipeline/generate.py {c.run} --seed 1 --num-images 20 --output {c.run}/tuned")
     )
 
 

@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common import codes, config, folder, sharding, state
+from common.commands import typed
 from common.ema import EMA
 from common.errors import UserError
 from common.finite import Part, SkippedSteps
@@ -310,7 +311,7 @@ def main(argv: Sequence[str]) -> None:
     if not (Path(c.run) / "tokenizer/model").exists():  # the codes were another run's
         accelerator.print(f"to draw from it, copy the folder tokenizer/ of the run of its codes into {c.run}")
     following = f"{c.run} --config {config.beside(c.run, 'generate')}"
-    accelerator.print(f"the prior is in {model}\nnext: accelerate launch -q pipeline/generate.py {following}")
+    accelerator.print(typed(f"the prior is in {model}\nnext: accelerate launch -q pipeline/generate.py {following}"))
 
 
 if __name__ == "__main__":

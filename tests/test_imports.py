@@ -49,10 +49,13 @@ def test_nobody_imports_a_script():
         "prior.train",
         "prior.evaluate",
         "pipeline.compress",
+        "pipeline.configs",
+        "pipeline.doctor",
         "pipeline.evaluate",
         "pipeline.generate",
         "pipeline.report",
         "pipeline.run",
+        "pipeline.terminal",
         "pipeline.tune",
     }
     for path in files:

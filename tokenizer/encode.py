@@ -26,6 +26,7 @@ from einops import rearrange
 
 from common import codes, config
 from common.codes import CodesInfo, TokenizerIdentity
+from common.commands import typed
 from common.errors import UserError
 from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
@@ -205,7 +206,7 @@ def main(argv: Sequence[str]) -> None:
             )
         print(f"the codes are in {folder}")
         output = f" --codes {c.output}" if c.output else ""
-        print(f"next: accelerate launch -q prior/train.py {config.beside(c.run, 'prior')} --run {c.run}{output}")
+        print(typed(f"next: accelerate launch -q prior/train.py {config.beside(c.run, 'prior')} --run {c.run}{output}"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""The commands by name: what `tesserae NAME` runs, and what a command tells its user to type next.
+
+Every command is a script, `python tokenizer/encode.py`, and has a name, `tesserae encode`. Code and messages say the script;
+`typed` puts the name in its place for a user who types names.
+"""
+
+import os
+import re
+from typing import NamedTuple
+
+BY_NAME = "TESSERAE_BY_NAME"  # in the environment of a command that was started by its name, and of all it starts
+
+
+class Command(NamedTuple):
+    script: str
+    purpose: str
+
+    @property
+    def module(self) -> str:
+        return self.script.removesuffix(".py").replace("/", ".")
+
+
+COMMANDS = {
+    "run": Command("pipeline/run.py", "the whole chain: tokenizer, codes, prior, images"),
+    "train-tokenizer": Command("tokenizer/train.py", "stage one: images -> a tokenizer"),
+    "cluster": Command("tokenizer/cluster.py", "stage one without a network: K-means of patches"),
+    "codebook": Command("tokenizer/codebook.py", "draw the codebook, and say what to change where codes lie idle"),
+    "encode": Command("tokenizer/encode.py", "images -> codes"),
+    "train-prior": Command("prior/train.py", "stage two: codes -> a prior"),
+    "generate": Command("pipeline/generate.py", "a prior -> images"),
+    "tune": Command("pipeline/tune.py", "choose temperature, top-k, guidance by what they draw"),
+    "evaluate-tokenizer": Command("tokenizer/evaluate.py", "reconstructions: PSNR, SSIM, bits, use of the codebook"),
+    "evaluate-prior": Command("prior/evaluate.py", "nats per code, beside independent and uniform codes"),
+    "evaluate": Command("pipeline/evaluate.py", "bits per dimension, Fréchet distance, precision, copies"),
+    "report": Command("pipeline/report.py", "all of a run on one page"),
+    "compress": Command("pipeline/compress.py", "images -> few bytes, and back"),
+    "configs": Command("pipeline/configs.py", "list the shipped configs, or copy one to change it"),
+    "doctor": Command("pipeline/doctor.py", "versions, devices, memory; whether a config fits this machine"),
+}
+_NAMES = {command.script: name for name, command in COMMANDS.items()}
+_SCRIPT = re.compile(rf"(?:accelerate launch -q |python )?\b({'|'.join(map(re.escape, _NAMES))})(?![\w/])")
+
+
+def typed(text: str) -> str:
+    """`text` with each command as the user types it: as a script, or where this command was started by name, by its name."""
+    return _SCRIPT.sub(lambda found: f"tesserae {_NAMES[found[1]]}", text) if BY_NAME in os.environ else text

@@ -1,0 +1,76 @@
+"""The shipped configs: list them, or copy one to change it.
+
+    python pipeline/configs.py
+    python pipeline/configs.py imagefolder --to configs/mine
+
+Every command also finds a shipped config under its name, `configs/digits/prior.yaml`, in folders that have none of that name.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
+
+from common import config, folder
+from common.commands import typed
+from common.config import SHIPPED
+from common.errors import UserError
+from common.launch import run_command
+
+
+class Settings(config.Settings):
+    """Which config, and where to."""
+
+    name: str | None = None
+    """one of the shipped configs; without one they are listed"""
+    to: str | None = None
+    """the folder to copy it to, which must not exist yet"""
+
+
+def shipped() -> dict[str, str]:
+    """The folders of configs there are, and what the first sentence of each says it is for."""
+    firsts = {path.parent: path for name in ("cluster.yaml", "tokenizer.yaml") for path in sorted(SHIPPED.glob(f"*/{name}"))}
+    return {path.name: _first_sentence(first) for path, first in sorted(firsts.items())}
+
+
+def _first_sentence(path: Path) -> str:
+    comment = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in comment).partition(". ")[0].rstrip(".")
+
+
+def copy(name: str, to: Path) -> None:
+    """Copy a shipped config. Raises `UserError` where there is none of that name, or something stands at `to`."""
+    if name not in shipped():
+        raise UserError(f"there is no shipped config {name}; they are {', '.join(shipped())}")
+    if to.exists():
+        raise UserError(f"{to} exists already; give another folder")
+    with folder.replacing(to) as aside:
+        shutil.copytree(SHIPPED / name, aside, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="name", positional_help="one of the shipped configs")
+    if c.to is not None and c.name is None:
+        raise UserError(f"which config is to be copied to {c.to}? They are {', '.join(shipped())}")
+    if c.name is not None and c.to is not None:
+        copy(c.name, Path(c.to))
+        print(f"{c.to} holds {', '.join(sorted(path.name for path in Path(c.to).iterdir()))}; change what they mark, then")
+        print(typed(f"next: python pipeline/run.py {c.to} --images FOLDER --run runs/{Path(c.to).name}"))
+        return
+    found = shipped() if c.name is None else {c.name: shipped().get(c.name)}
+    if None in found.values():
+        raise UserError(f"there is no shipped config {c.name}; they are {', '.join(shipped())}")
+    for name, purpose in found.items():
+        print(f"{name:<{max(map(len, shipped()))}}  {purpose}".rstrip())
+    print(typed(f"next: python pipeline/configs.py {c.name or 'imagefolder'} --to configs/mine"))
+
+
+if __name__ == "__main__":
+    run_command(main)

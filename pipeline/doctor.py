@@ -1,0 +1,255 @@
+"""What this machine is, what Accelerate will do on it, and whether a config fits.
+
+    python pipeline/doctor.py
+    python pipeline/doctor.py configs/cifar10          # or one file of it, configs/cifar10/prior.yaml
+
+Prints versions, devices, free memory and disk. Of a config it says how much memory each training step takes: what the optimizer
+keeps for every weight, counted, and the activations that autograd keeps, counted by one step on tensors without storage.
+Reads and writes nothing else, and asks no network.
+"""
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from common import codes, config
+from common.codes import TokenizerIdentity
+from common.commands import typed
+from common.errors import UserError
+from common.launch import computes_bf16, make_accelerator, run_command
+from common.record import code, cpu_model
+from prior.config import PriorConfig
+from prior.config import TrainConfig as PriorTraining
+from prior.model import Prior, nll_each
+from tokenizer.config import ClusterConfig
+from tokenizer.config import TrainConfig as TokenizerTraining
+from tokenizer.model import Tokenizer
+
+PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy", "pillow")
+EXTRAS = {"eval": ("torch-fidelity",), "app": ("gradio",), "track": ("tensorboard", "wandb", "trackio")}
+ADAMW, MUON, EMA, GRADIENT, WEIGHT = 2, 1, 1, 1, 1  # numbers of fp32 that a weight takes in each
+WORKSPACE = 1.5  # times what is counted: steps of both stages of cifar10 took 1.2 to 1.5 on a CPU, in fp32 and in bf16
+GIB = 2**30
+
+
+class Settings(config.Settings):
+    """What to look at."""
+
+    configs: str | None = None
+    """a shipped or own folder of configs, or one YAML file of it; without one the machine alone"""
+
+
+# ----------------------------------------------------------------------------------------------------- the machine
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def versions() -> Iterator[str]:
+    yield f"tesserae    {code()}, python {sys.version.split()[0]}"
+    yield "packages    " + ", ".join(f"{name} {installed(name)}" for name in PACKAGES)
+    for extra, names in EXTRAS.items():
+        there = [f"{name} {installed(name) or 'missing'}" for name in names]
+        hint = "" if all(map(installed, names)) else f"; pip install 'tesserae[{extra}]' brings what is missing"
+        yield f"extra {extra:<5} {', '.join(there)}{hint}"
+
+
+def machine() -> Iterator[str]:
+    memory = psutil.virtual_memory()
+    yield f"processor   {cpu_model()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads of torch"
+    yield f"memory      {memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
+    yield f"disk        {shutil.disk_usage('.').free / GIB:.1f} GiB free here"
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        yield f"device {i}    {torch.cuda.get_device_name(i)}, {free / GIB:.1f} GiB free of {total / GIB:.1f}"
+    if not torch.accelerator.is_available():
+        yield "devices     none: everything runs on the processor"
+
+
+def accelerate(accelerator: Accelerator) -> Iterator[str]:
+    """What `python SCRIPT` and `accelerate launch SCRIPT` do here."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    device = accelerator.device.type
+    yield f"precision   auto is {'bf16' if computes_bf16(device) else 'fp32'} on this {device}"
+    yield f"accelerate  this command: {accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} on {device}"
+    if not Path(default_config_file).is_file():
+        yield "            accelerate launch: there is no config file of its own, --num_processes N decides"
+        return
+    try:
+        kept = load_config_from_file(None)
+    except Exception as error:  # written by hand, or by another version: accelerate's own parser raises what it likes
+        yield f"            accelerate launch: its config file cannot be read ({error}); accelerate config writes another"
+        return
+    yield (
+        f"            accelerate launch: {kept.num_processes} process(es), {kept.distributed_type}, precision "
+        f"{kept.mixed_precision} (ours decides), by its config file"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ the configs
+
+
+def saved_for_backward(step: Callable[[], Tensor], weights: nn.Module) -> int:
+    """Bytes of the activations that autograd keeps from `step`'s forward until its backward pass, each storage counted once."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*weights.parameters(), *weights.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = step()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del loss
+    return total
+
+
+def numbers(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def without_storage(bf16: bool) -> Iterator[None]:
+    """Tensors made within have shapes and no memory; the forward pass computes in the precision training would."""
+    with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        yield
+
+
+def tokenizer_step(c: TokenizerTraining, images: int, bf16: bool) -> tuple[int, int]:
+    """Bytes of stage one that do not depend on the batch, and those of the activations of so many images."""
+    with without_storage(bf16):
+        model = Tokenizer(c.model).train()
+        pixels = torch.empty(images, c.model.image_channels, *c.model.image_size)
+        z_q = torch.empty(images, c.model.quantizer.code_dim, *c.model.grid, requires_grad=True)
+        encoded = saved_for_backward(lambda: model.encoder(pixels), model)
+        decoded = saved_for_backward(lambda: model.likelihood.nll(model.draw(z_q), pixels).mean(), model)
+    return 4 * numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA), encoded + decoded
+
+
+def prior_step(c: PriorTraining, model_config: PriorConfig, images: int, bf16: bool) -> tuple[int, int]:
+    """Bytes of stage two that do not depend on the batch, and those of the activations of so many images."""
+    with without_storage(bf16):
+        model = Prior(model_config).train()
+        model.recompute = c.recompute
+        labels = torch.zeros(images, dtype=torch.int64)
+        rows = torch.zeros(images, model_config.length, dtype=torch.int64)
+        saved = saved_for_backward(lambda: nll_each(model(labels, rows), rows, model_config.vocabularies).mean(), model)
+    matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2) if c.matrix_lr is not None else 0
+    return 4 * (numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA) - matrices * (ADAMW - MUON)), saved
+
+
+def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
+    """The prior's config: over the run's codes, or where there are none yet, over those of the tokenizer beside it."""
+    written = Path(c.codes or f"{c.run}/codes")
+    if (written / "codes.json").exists():
+        info, _ = codes.read_info(written)
+        return PriorConfig.over(info, c.model, conditional=c.condition == "labels", any_order=c.order == "any")
+    for name, settings in {"tokenizer.yaml": TokenizerTraining, "cluster.yaml": ClusterConfig}.items():
+        first = path.with_name(name)
+        if first.exists():
+            model = config.build(settings, config.read_yaml(first), str(first)).model
+            return PriorConfig(
+                codebook_size=model.codebook_size, factors=None if model.factors == (model.codebook_size,) else model.factors,
+                grid=model.grid, code_depth=model.code_depth, class_names=None, architecture=c.model,
+                any_order=c.order == "any", tokenizer=TokenizerIdentity(name="to be trained", sha256="0" * 64),
+            )  # fmt: skip
+    raise UserError(f"{path} is over the codes of {written}, which are not there yet, and no tokenizer.yaml stands beside it")
+
+
+def look_at(path: Path, accelerator: Accelerator) -> Iterator[str]:
+    """What one config costs here. Raises `UserError` where it is none."""
+    given = config.read_yaml(path)
+    if path.name == "cluster.yaml":
+        c = config.build(ClusterConfig, given, str(path))
+        yield f"{path}: K-means of {c.model.codebook_size} patches, no network to train: fits"
+        return
+    if path.name == "tokenizer.yaml":
+        tokenizer = config.build(TokenizerTraining, given, str(path))
+        each, bf16 = images_each(tokenizer, accelerator), in_bf16(tokenizer, accelerator)
+        fixed, activations = tokenizer_step(tokenizer, each, bf16)
+    else:
+        prior = config.build(PriorTraining, given, str(path))
+        each, bf16 = images_each(prior, accelerator), in_bf16(prior, accelerator)
+        fixed, activations = prior_step(prior, prior_over(path, prior), each, bf16)
+    yield from verdict(path, fixed, activations, f"{each} images in {'bf16' if bf16 else 'fp32'}", accelerator)
+
+
+def images_each(c: TokenizerTraining | PriorTraining, accelerator: Accelerator) -> int:
+    """Images of a micro-batch on one process."""
+    return max(1, c.batch_size // (c.accumulate * accelerator.num_processes))
+
+
+def in_bf16(c: TokenizerTraining | PriorTraining, accelerator: Accelerator) -> bool:
+    return c.precision == "bf16" or (c.precision == "auto" and computes_bf16(accelerator.device.type))
+
+
+def verdict(path: Path, fixed: int, activations: int, batch: str, accelerator: Accelerator) -> Iterator[str]:
+    on_gpu = accelerator.device.type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    needed = (fixed + activations) * WORKSPACE
+    place = f"device {accelerator.device.index or 0}" if on_gpu else "memory"
+    yield f"{path}: {fixed / GIB:.2f} GiB of weights, gradients, optimizer and averages"
+    yield f"  + {activations / GIB:.2f} GiB of activations of {batch}"
+    yield f"  x {WORKSPACE} for what lies around them: about {needed / GIB:.1f} GiB; {free / GIB:.1f} GiB are free in {place}"
+    room = free / WORKSPACE - fixed
+    if needed <= free:
+        yield "  fits"
+    elif room <= 0:
+        yield "  DOES NOT FIT at any batch size: take a smaller model (or for a prior, FSDP over several devices)"
+    else:
+        parts = math.ceil(activations / room)
+        yield f"  DOES NOT FIT: accumulate, {parts} times what it is now, takes as many images a step in smaller parts"
+
+
+def configs_of(path: Path) -> list[Path]:
+    """The configs to look at: the file, or those of a folder. Raises `UserError` where there are none."""
+    if path.is_file():
+        return [path]
+    found = [path / name for name in ("tokenizer.yaml", "cluster.yaml", "prior.yaml") if (path / name).exists()]
+    if not found:
+        raise UserError(f"{path} must be a folder with tokenizer.yaml, cluster.yaml or prior.yaml, or one of these files")
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="configs", positional_help="a folder of configs, or one file of it")
+    accelerator = make_accelerator()
+    for line in (*versions(), *machine(), *accelerate(accelerator)):
+        accelerator.print(line)
+    if c.configs is None:
+        accelerator.print(typed("next: python pipeline/doctor.py configs/digits    # whether a config fits"))
+        return
+    found = configs_of(config.find(c.configs))
+    for path in found:
+        for line in look_at(path, accelerator):
+            accelerator.print(line)
+    accelerator.print(typed(f"next: python pipeline/run.py {found[0].parent}"))
+
+
+if __name__ == "__main__":
+    run_command(main)

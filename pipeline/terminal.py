@@ -1,0 +1,69 @@
+"""The terminal command: `tesserae NAME ...` is `python SCRIPT ...`, the same code and options, from any folder.
+
+Nothing is imported before it is known which command is wanted, so that `tesserae --help` answers at once.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from common.commands import BY_NAME, COMMANDS
+from common.starting import answer_signals
+
+USER_ERROR = 2  # as `common.launch` has it, which would import torch
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command that the first word names on the others; the status to exit with where there is none to run."""
+    answer_signals()
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] in ("-V", "--version", "version"):
+        from importlib.metadata import version
+
+        print(f"tesserae {version('tesserae')}")
+        return 0
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        print(f"error: there is no command {words[0]}; {hint}", file=sys.stderr)
+        return USER_ERROR
+    os.environ[BY_NAME] = "1"
+    sys.argv = [f"tesserae {words[0]}", *words[1:]]
+    script = importlib.import_module(COMMANDS[words[0]].module)
+    from common.launch import run_command
+
+    run_command(script.main)  # which exits
+    raise AssertionError
+
+
+def overview() -> str:
+    """What `tesserae --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: tesserae COMMAND [...]      images into tiles, tiles into images",
+            "",
+            *lines,
+            "",
+            "`tesserae COMMAND --help` explains all its settings. First steps:",
+            "",
+            "  tesserae run                                        the demo: handwritten digits, minutes on two CPU cores",
+            "  tesserae configs imagefolder --to configs/mine      a config for your own images, to change",
+            "  tesserae run configs/mine --images FOLDER --run runs/mine",
+            "",
+            "On several devices: accelerate launch -q --multi_gpu --module pipeline.terminal COMMAND [...]",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The doctor: memory is counted, not guessed, and what does not fit is said."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from common import config
+from common.errors import UserError
+from common.launch import make_accelerator
+from pipeline.doctor import (
+    GIB,
+    configs_of,
+    look_at,
+    numbers,
+    prior_over,
+    saved_for_backward,
+    tokenizer_step,
+    verdict,
+    without_storage,
+)
+from prior.config import TrainConfig as PriorTraining
+from tokenizer.config import TrainConfig as TokenizerTraining
+from tokenizer.model import Tokenizer
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def test_the_activations_of_a_known_chain_are_counted_to_the_byte():
+    """x @ W keeps x (the weight is the model's own); tanh keeps its result; the sum keeps nothing."""
+    with without_storage(bf16=False):
+        model, x = nn.Linear(10, 20, bias=False), torch.empty(8, 10)
+        assert saved_for_backward(lambda: model(x).tanh().sum(), model) == 4 * (8 * 10 + 8 * 20)
+
+
+def test_activations_grow_with_the_images_and_weights_do_not():
+    c = TokenizerTraining()
+    fixed, activations = tokenizer_step(c, 8, bf16=False)
+    again, twice = tokenizer_step(c, 16, bf16=False)
+    assert fixed == again == 4 * 5 * numbers(Tokenizer(c.model))  # weight, gradient, two of AdamW, average
+    assert twice == pytest.approx(2 * activations, rel=0.01)  # but for what has no batch: bf16 or transposed weights
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_config_can_be_looked_at(path):
+    if path.stem in ("tokenizer", "cluster", "prior"):
+        told = list(look_at(path, make_accelerator()))
+        assert told[0].startswith(str(path))
+        assert told[-1].strip().startswith(("fits", "DOES NOT FIT")) or told[-1].endswith("fits")
+
+
+def test_what_does_not_fit_is_said_with_what_would(monkeypatch):
+    class Memory:
+        available = 10 * GIB
+
+    monkeypatch.setattr("psutil.virtual_memory", Memory)
+    accelerator = make_accelerator()
+    if accelerator.device.type != "cpu":
+        pytest.skip("counts the processor's memory")
+    assert list(verdict(Path("c"), GIB, 2 * GIB, "8 images", accelerator))[-1] == "  fits"
+    assert "accumulate, 4 times" in list(verdict(Path("c"), GIB, 20 * GIB, "8 images", accelerator))[-1]  # 10 / 1.5 - 1 = 5.7
+    assert "at any batch size" in list(verdict(Path("c"), 20 * GIB, GIB, "8 images", accelerator))[-1]
+
+
+def test_a_prior_without_codes_is_measured_over_the_tokenizer_beside_it(tmp_path):
+    c = config.build(PriorTraining, {"run": str(tmp_path / "none")}, "here")
+    assert prior_over(CONFIGS / "fashion_mnist/prior.yaml", c).grid == (7, 7)
+    with pytest.raises(UserError, match=r"no tokenizer.yaml stands beside it"):
+        prior_over(tmp_path / "prior.yaml", c)
+
+
+def test_a_folder_without_configs_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"must be a folder with tokenizer.yaml"):
+        configs_of(tmp_path)

@@ -1,0 +1,88 @@
+"""The terminal command: `tesserae NAME` is the script of that name, with its options, and speaks of names."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.commands import BY_NAME, COMMANDS, typed
+from common.config import read_yaml
+from common.errors import UserError
+from pipeline.configs import copy, shipped
+from tests.test_imports import is_script
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tesserae(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline.terminal", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_every_script_has_a_name():
+    files = [path for package in ("tokenizer", "prior", "pipeline") for path in (ROOT / package).glob("*.py")]
+    scripts = {str(path.relative_to(ROOT)) for path in files if is_script(path)}
+    assert {command.script for command in COMMANDS.values()} == scripts - {"pipeline/terminal.py"}
+
+
+def test_the_overview_imports_nothing_that_takes_long():
+    """`tesserae --help` under a second: torch alone takes more."""
+    code = "import sys; from pipeline.terminal import run; run(['--help']); print('heavy', 'torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "heavy False" in told.stdout
+    assert all(name in told.stdout for name in COMMANDS)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    told = tesserae("trian-prior")
+    assert told.returncode == 2
+    assert told.stderr == "error: there is no command trian-prior; did you mean train-prior?\n"
+
+
+def test_a_command_by_name_answers_as_its_script_does_and_speaks_of_names(tmp_path):
+    told = tesserae("encode", "nowhere", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "tesserae train-tokenizer with --run nowhere makes one (tesserae cluster, one of K-means)" in told.stderr
+
+
+def test_what_to_type_next_is_a_name_only_for_who_types_names(monkeypatch):
+    text = "next: accelerate launch -q tokenizer/encode.py runs/a; see tokenizer/encode.pyx, python pipeline/run.py"
+    monkeypatch.delenv(BY_NAME, raising=False)
+    assert typed(text) == text
+    monkeypatch.setenv(BY_NAME, "1")
+    assert typed(text) == "next: tesserae encode runs/a; see tokenizer/encode.pyx, tesserae run"
+
+
+def test_a_shipped_config_is_found_where_there_is_no_checkout(tmp_path, monkeypatch):
+    wanted = read_yaml(ROOT / "configs/digits/prior.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert read_yaml(Path("configs/digits/prior.yaml")) == wanted
+    with pytest.raises(
+        UserError, match=r"there is no config file configs/digit/prior.yaml; did you mean configs/digits/prior.yaml"
+    ):
+        read_yaml(Path("configs/digit/prior.yaml"))
+
+
+def test_a_file_of_the_users_own_goes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs/digits").mkdir(parents=True)
+    (tmp_path / "configs/digits/prior.yaml").write_text("steps: 7\n")
+    assert read_yaml(Path("configs/digits/prior.yaml")) == {"steps": 7}
+
+
+def test_every_shipped_config_is_listed_with_what_it_is_for():
+    assert shipped().keys() == {p.parent.name for n in ("tokenizer", "cluster") for p in (ROOT / "configs").glob(f"*/{n}.yaml")}
+    assert all(shipped().values())
+
+
+def test_a_copied_config_is_whole_and_never_replaces_anything(tmp_path):
+    copy("imagefolder", tmp_path / "mine")
+    originals = sorted((ROOT / "configs/imagefolder").glob("*.yaml"))
+    assert [(tmp_path / "mine" / path.name).read_text() for path in originals] == [path.read_text() for path in originals]
+    with pytest.raises(UserError, match="mine exists already; give another folder"):
+        copy("imagefolder", tmp_path / "mine")
+    with pytest.raises(UserError, match="there is no shipped config imagefolders; they are cifar10, "):
+        copy("imagefolders", tmp_path / "other")
