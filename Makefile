@@ -2,17 +2,21 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint lock
+.PHONY: demo test check docs lock test-lowest test-newest
 demo: $(VENV)/.ready
 	$(BIN)/python pipeline/run.py configs/digits
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
-lint: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt ruff
+check: $(VENV)/.ready  # style and types
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[check]'
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+docs: $(VENV)/.ready
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs build/docs
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,3 +25,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 lock:  # needs uv; writes versions only, no addresses
 	uv pip compile pyproject.toml --all-extras --universal --no-emit-index-url --no-annotate --no-header -o constraints.txt
+
+test-lowest:  # needs uv; the tests with the oldest versions that pyproject.toml allows
+	uv venv --quiet --clear --python $(PYTHON) build/lowest
+	uv pip install --quiet --python build/lowest --resolution lowest-direct -e '.[test]'
+	build/lowest/bin/python -m pytest -n 2 --dist loadscope
+
+test-newest:  # needs uv; the tests with the newest, whatever constraints.txt says
+	uv venv --quiet --clear --python $(PYTHON) build/newest
+	uv pip install --quiet --python build/newest --resolution highest -e '.[test]'
+	build/newest/bin/python -m pytest -n 2 --dist loadscope
