@@ -6,20 +6,24 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.ready
 	$(BIN)/python pipeline/run.py configs/digits
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready-to-test
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
-check: $(VENV)/.ready  # style and types
+check: $(VENV)/.ready-to-test  # style and types
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[check]'
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-docs: $(VENV)/.ready
+docs: $(VENV)/.ready-to-test
 	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs build/docs
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.ready-to-test: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
