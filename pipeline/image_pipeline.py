@@ -34,7 +34,11 @@ from tokenizer.model import load_tokenizer
 from tokenizer.pixels import from_pil, to_float, to_pil, to_uint8
 
 PARTS = {  # of a pipeline folder, and the classes each may be of
-    "tokenizer": (["tokenizer.model", "Tokenizer"], ["tokenizer.kmeans", "KMeansTokenizer"]),
+    "tokenizer": (
+        ["tokenizer.model", "Tokenizer"],
+        ["tokenizer.kmeans", "KMeansTokenizer"],
+        ["tokenizer.vqgan", "VQGANTokenizer"],
+    ),
     "prior": (["prior.model", "Prior"],),
 }
 ENCODED = 64  # images at once where they are encoded, scored and decoded
