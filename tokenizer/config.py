@@ -262,7 +262,7 @@ class ConvertConfig(Settings):
     """which images the codes will be of, and how they are read"""
     image_size: tuple[Pixels, Pixels] | None = None
     """height and width of the images, in pixels; null is the resolution in `architecture`, and 256 x 256 without"""
-    encode: EncodeConfig = EncodeConfig()
+    encode: EncodeConfig = EncodeConfig(batch_size=32)
     """how tokenizer/encode.py will turn the images into codes"""
     fit_images: int = Field(128, ge=1)
     """training images, evenly spaced, by whose reconstructions the scale of the likelihood is fitted"""

@@ -78,7 +78,8 @@ def reconstruct(tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, 
     wanted = min(c.fit_images, len(split))
     positions = (torch.arange(wanted) * len(split) // wanted)[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2 + tokenizer.config.image_channels, device=accelerator.device)
-    shown, decoded = [], []
+    shown: list[Tensor] = []
+    decoded: list[Tensor] = []
     bar = progress_bar(accelerator, wanted, "reconstruct", unit="image")
     for some in positions.split(c.batch_size):
         images = centre(split.read(some).images, tokenizer.config.image_size).to(accelerator.device)
