@@ -38,9 +38,9 @@ from tokenizer.vqgan import VQGANTokenizer
 
 # ------------------------------------------------------------------------------------------------- the published layouts
 
-# Written from the modules' definitions: FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py, VQ_16 (edae19d), and
-# CompVis/taming-transformers, taming/modules/diffusionmodules/model.py with vqgan_imagenet_f16_16384's ddconfig (d89a56d).
-# `0-1` is each of the numbers; what stands behind a module's name is expanded by `tensors_of`.
+# Written from the modules' definitions: LlamaGen's tokenizer/tokenizer_image/vq_model.py (3786e6a), VQ_16; and taming's
+# taming/modules/diffusionmodules/model.py (a fork's copy, 1acce86) with the ddconfig of vqgan_imagenet_f16_16384 (LlamaGen's
+# copy, 5a50452). `0-1` is each of the numbers; what stands behind a module's name is expanded by `tensors_of`.
 
 LLAMAGEN_VQ16 = """
     encoder.conv_in                        conv3 3 128
@@ -274,7 +274,7 @@ def test_a_vqmodel_of_diffusers_is_the_same_function_here(tmp_path, settings):
 
 
 def test_diffusers_former_names_of_attention_are_read_too(tmp_path):
-    """As VQ-Diffusion's is stored: a .bin with query, key, value and proj_attn."""
+    """A .bin with query, key, value and proj_attn, as was written before they were renamed."""
     model = theirs(**TWO_LEVELS)
     model.save_config(tmp_path)
     former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

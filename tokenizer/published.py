@@ -96,7 +96,12 @@ NAMES = {  # of a tensor of ours, one replacement after the other
         (r"\.blocks\.", ".resnets."),
     ],
 }
-FORMER = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")]  # diffusers < 0.15
+FORMER = [
+    (".query.", ".to_q."),
+    (".key.", ".to_k."),
+    (".value.", ".to_v."),
+    (".proj_attn.", ".to_out.0."),
+]  # of diffusers, before it renamed them
 
 
 class Place(NamedTuple):
@@ -170,7 +175,7 @@ class DiffusersConfig(Settings):
     layers_per_block: int = 1
     act_fn: Literal["silu", "swish"] = "silu"
     latent_channels: int = 3
-    sample_size: Any = None  # not told of the network; aMUSEd's is that of its transformer
+    sample_size: Any = None  # of the images it was tried with: the network takes any
     num_vq_embeddings: int = 256
     norm_num_groups: int = 32
     vq_embed_dim: int | None = None
