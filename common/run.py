@@ -26,7 +26,8 @@ def open_run(folder: Path, settings: Settings, changeable: Set[str], accelerator
         UserError: the folder holds a run of other settings; it names them.
     """
     path, given = folder / "config.yaml", _flat(settings.model_dump(mode="json"))
-    if path.exists() and any((folder / "state").glob("step_*")):  # before the first state there is nothing to lose
+    begun = any((folder / "state").glob("step_*")) or (folder / "model").exists()  # before there is nothing to lose
+    if path.exists() and begun:
         before = _flat(read_yaml(path))
         differ = [k for k in before.keys() | given.keys() if before.get(k) != given.get(k) and k not in changeable]
         if differ:

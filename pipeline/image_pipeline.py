@@ -34,7 +34,11 @@ from tokenizer.model import load_tokenizer
 from tokenizer.pixels import from_pil, to_float, to_pil, to_uint8
 
 PARTS = {  # of a pipeline folder, and the classes each may be of
-    "tokenizer": (["tokenizer.model", "Tokenizer"], ["tokenizer.kmeans", "KMeansTokenizer"]),
+    "tokenizer": (
+        ["tokenizer.model", "Tokenizer"],
+        ["tokenizer.kmeans", "KMeansTokenizer"],
+        ["tokenizer.vqgan", "VQGANTokenizer"],
+    ),
     "prior": (["prior.model", "Prior"],),
 }
 ENCODED = 64  # images at once where they are encoded, scored and decoded
@@ -108,7 +112,7 @@ class ImagePipeline:
     def from_run(cls, run: Path, sampling: SamplingConfig) -> "ImagePipeline":
         """From both stages of a run. Raises `UserError` that names the command which makes what is missing."""
         tokenizer, prior = run / "tokenizer/model", run / "prior/model"
-        for model, command in ((tokenizer, "tokenizer/train.py (or tokenizer/cluster.py)"), (prior, "prior/train.py")):
+        for model, command in ((tokenizer, "tokenizer/train.py (or cluster.py, or convert.py)"), (prior, "prior/train.py")):
             if not (model / "config.json").exists():
                 raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
         return cls.from_models(tokenizer, prior, sampling)

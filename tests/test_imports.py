@@ -44,6 +44,7 @@ def test_nobody_imports_a_script():
         "tokenizer.train",
         "tokenizer.cluster",
         "tokenizer.codebook",
+        "tokenizer.convert",
         "tokenizer.encode",
         "tokenizer.evaluate",
         "prior.train",

@@ -36,7 +36,7 @@ from common.run import progress_bar
 from common.session import logged
 from tokenizer.base import ImageTokenizer
 from tokenizer.codebook_picture import draw
-from tokenizer.config import ImagesConfig
+from tokenizer.config import EncodeConfig, ImagesConfig
 from tokenizer.health import Counted, advice, described, neighbours, split_figures
 from tokenizer.images import open_images
 from tokenizer.kmeans import KMeansTokenizer
@@ -46,7 +46,7 @@ from tokenizer.split import ImageSplit
 from tokenizer.usage import count
 from tokenizer.views import centre
 
-BATCH = 256
+BATCH = 256  # images at once, or fewer where encoding takes fewer
 
 
 class Settings(BaseSettings):
@@ -110,7 +110,8 @@ def count_splits(
         splits = open_images(images, tokenizer.config.image_size, tokenizer.config.image_channels).splits
         wanted = _wanted(c.splits or ("validation",), list(splits), images.source)
         accelerator.print(f"{reason}: {', '.join(wanted)} of {images.source} is encoded now", file=sys.stderr)
-        both = {name: count_images(tokenizer, splits[name], accelerator) for name in wanted}
+        batch_size = min(BATCH, config.build(EncodeConfig, settings["encode"], str(run / "tokenizer/config.yaml")).batch_size)
+        both = {name: count_images(tokenizer, splits[name], batch_size, accelerator) for name in wanted}
         source = f"images of {images.source}"
     return Counted(source, {name: some for name, (some, _) in both.items()}, {name: some for name, (_, some) in both.items()})
 
@@ -153,13 +154,13 @@ def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) ->
 
 
 @torch.no_grad()
-def count_images(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> tuple[int, Tensor]:
+def count_images(tokenizer: ImageTokenizer, split: ImageSplit, batch_size: int, accelerator: Accelerator) -> tuple[int, Tensor]:
     """Images, and counts (Q, K), of a split of images, of which every process encodes its share."""
     K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
     counts, read = torch.zeros(Q, K, dtype=torch.int64), 0
     world = accelerator.num_processes
     bar = progress_bar(accelerator, len(split), f"encode {split.name}", unit="image")
-    for positions in torch.arange(accelerator.process_index, len(split), world).split(BATCH):
+    for positions in torch.arange(accelerator.process_index, len(split), world).split(batch_size):
         images = centre(split.read(positions).images, tokenizer.config.image_size)
         with accelerator.autocast():
             indices = tokenizer.encode(to_float(images.to(accelerator.device)))

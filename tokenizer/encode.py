@@ -43,7 +43,6 @@ from tokenizer.usage import count, perplexity, usage
 from tokenizer.views import centre, view
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
-CHECK_BATCH = 256
 
 
 class Settings(EncodeConfig):
@@ -102,7 +101,10 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         encode_split(tokenizer, split, name, info, images_config, folder, c.batch_size, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        splits = {name: check(folder, name, split, info, tokenizer, accelerator) for name, split in images.splits.items()}
+        splits = {
+            name: check(folder, name, split, info, tokenizer, c.batch_size, accelerator)
+            for name, split in images.splits.items()
+        }
         codes.finish(folder, info, splits)
     accelerator.wait_for_everyone()
     return folder
@@ -162,7 +164,8 @@ def encode_batch(
 
 @torch.no_grad()
 def check(
-    folder: Path, name: str, split: ImageSplit, info: CodesInfo, tokenizer: ImageTokenizer, accelerator: Accelerator
+    folder: Path, name: str, split: ImageSplit, info: CodesInfo, tokenizer: ImageTokenizer, batch_size: int,
+    accelerator: Accelerator,
 ) -> dict[str, float]:  # fmt: skip
     """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
     counts, psnr, rows = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), [], 0
@@ -173,7 +176,7 @@ def check(
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]
-        for part in np.split(chosen, range(CHECK_BATCH, len(chosen), CHECK_BATCH)):
+        for part in np.split(chosen, range(batch_size, len(chosen), batch_size)):
             images = centre(split.read_rows(shard.rows[part]).images, tokenizer.config.image_size)
             indices = torch.from_numpy(shard.codes[part].astype(np.int64)).view(-1, *tokenizer.index_shape)
             with accelerator.autocast():

@@ -16,6 +16,7 @@ from tokenizer.base import ImageTokenizer
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.quantizers.config import ResidualConfig
 from tokenizer.usage import ENOUGH, GROSS, LOW, entropy_bits, perplexity, reachable, usage
+from tokenizer.vqgan import VQGANTokenizer
 
 SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
 UNSEEN = 0.8  # of the usage expected of validation; not nearer 1, since the codes of one image are alike and reach fewer
@@ -116,7 +117,7 @@ def neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neig
 class Codebook(NamedTuple):
     """The settings that advice depends on."""
 
-    kind: str  # of the quantizer, of each where it is residual; or kmeans
+    kind: str  # of the quantizer, of each where it is residual; or kmeans; or vqgan, whose codebook is somebody else's
     codebook_size: int  # K
     code_depth: int  # Q
     code_dim: int  # D
@@ -131,6 +132,8 @@ class Codebook(NamedTuple):
 
     def smaller(self, wanted: float) -> str:
         """How to have about as few codes as are wanted, and fewer than there are."""
+        if self.kind == "vqgan":
+            return f"a checkpoint of about {max(2, round(wanted)):,} codes"
         if self.kind == "fsq":
             return f"{self.size} whose product is near {max(2, round(wanted))}"
         bits = max(1, min(math.ceil(math.log2(max(2.0, wanted))), math.ceil(math.log2(self.codebook_size)) - 1))
@@ -143,6 +146,8 @@ def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> C
     sizes = {"codebook_size": c.codebook_size, "code_depth": c.code_depth}
     if isinstance(tokenizer, KMeansTokenizer):
         return Codebook("kmeans", code_dim=c.code_dim, at="model.", **sizes)
+    if isinstance(tokenizer, VQGANTokenizer):
+        return Codebook("vqgan", code_dim=c.code_dim, at="", **sizes)
     residual = isinstance(c.quantizer, ResidualConfig)
     each = c.quantizer.each if residual else c.quantizer
     at = "model.quantizer.each." if residual else "model.quantizer."
@@ -218,6 +223,7 @@ def _dead(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -> 
         "fsq": "the encoder's outputs leave levels, or combinations of levels, out",
         "lfq": "the encoder's outputs leave combinations of signs out",
         "kmeans": f"the means were fitted to other patches than those of {split}",
+        "vqgan": f"the checkpoint never used them, or for images unlike those of {split}",
     }.get(book.kind, "the encoder's outputs lie near few of the codebook's vectors")
     used = (counts[low] > 0).sum(1).max().item()
     return [
@@ -235,6 +241,8 @@ def _wider_use(book: Codebook) -> list[str]:
         return [f"a larger {book.at}entropy_weight", f"a larger {book.at}spread"]
     if book.kind == "kmeans":
         return ["more iterations"]
+    if book.kind == "vqgan":
+        return ["a tokenizer trained on these images, by tokenizer/train.py"]
     found = [] if book.normalize else [f"{book.at}normalize true"]
     found += [f"{book.at}code_dim {FEW_DIMENSIONS}"] if book.code_dim > FEW_DIMENSIONS else []
     revive_below = max(0.05, 2 * (book.revive_below or 0))
@@ -283,18 +291,19 @@ def _duplicates(book: Codebook, near: Sequence[Neighbours]) -> list[str]:
         return []
     number, compared = sum(near[depth].near for depth in many), sum(near[depth].compared for depth in many)
     room = f"{book.at}code_dim {FEW_DIMENSIONS}, which leaves them more room" if book.code_dim < FEW_DIMENSIONS else ""
-    room = "" if book.kind == "kmeans" else room
+    room = "" if book.kind in ("kmeans", "vqgan") else room
     kept = book.codebook_size * (1 - number / compared / 2)
+    fewer = book.smaller(kept) if book.kind == "vqgan" else f"a {book.size} of {kept:,.0f} or less"
     return [
         f"near-duplicate codes: {number:,} of {compared:,}{_depths(book, many)} have another within {NEAR:g} of the median "
         "distance to the nearest: they decode alike, and the prior pays for telling them apart. "
-        + _remedies(*filter(None, [f"a {book.size} of {kept:,.0f} or less", room]))
+        + _remedies(*filter(None, [fewer, room]))
     ]
 
 
 def _unseen(book: Codebook, splits: Mapping[str, Tensor]) -> list[str]:
     """Whether validation uses as many codes as so many places of train would."""
-    if not {"train", "validation"} <= splits.keys():
+    if not {"train", "validation"} <= splits.keys() or book.kind == "vqgan":  # fitted to neither
         return []
     train, validation = splits["train"].double(), splits["validation"].double()
     share = train / train.sum(1, keepdim=True).clamp_min(1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.config import build, read_yaml
 from common.errors import UserError
-from tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig
+from tokenizer.config import ImagesConfig, ImageTokenizerConfig
 from tokenizer.pixels import Shape
 from tokenizer.sources import VALIDATION_NAMES, Part, fingerprint, open_source
 from tokenizer.split import ImageSplit, look_for_duplicates
@@ -105,7 +105,7 @@ def run_images(run: Path, source: str | None = None) -> ImagesConfig:
     return images if source is None else images.model_copy(update={"source": source, "subset": None})
 
 
-def open_run_images(run: Path, tokenizer: TokenizerConfig | KMeansConfig, source: str | None = None) -> ImageSet:
+def open_run_images(run: Path, tokenizer: ImageTokenizerConfig, source: str | None = None) -> ImageSet:
     """The images that the tokenizer of RUN/tokenizer was trained with, or of another `source`, read as it read them."""
     return open_images(run_images(run, source), tokenizer.image_size, tokenizer.image_channels)
 

@@ -20,6 +20,7 @@ from tokenizer.likelihood import build_likelihood
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.build import build_quantizer
 from tokenizer.quantizers.gumbel import GumbelQuantizer
+from tokenizer.vqgan import VQGANTokenizer
 
 
 class Reconstruction(NamedTuple):
@@ -78,12 +79,15 @@ class Tokenizer(ImageTokenizer):
         return self.decoder(z_q.to(self.decoder[0].weight.dtype))  # z_q is fp32 also in a model of half precision
 
 
+TOKENIZERS: tuple[type[ImageTokenizer], ...] = (Tokenizer, KMeansTokenizer, VQGANTokenizer)  # that a folder may hold
+
+
 def trained(run: Path) -> Path:
     """The model folder of RUN/tokenizer. Raises `UserError` that says how to make one."""
     if not (run / "model/config.json").exists():
         raise UserError(
             f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {run.parent} makes one "
-            "(tokenizer/cluster.py, one of K-means)"
+            "(tokenizer/cluster.py, one of K-means; tokenizer/convert.py, one of somebody else's weights)"
         )
     return run / "model"
 
@@ -96,5 +100,5 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
     """
     found = folder.locate(path)
     kind = folder.read_json(folder.inside(found, "config.json")).get("kind")
-    kinds = {folder.kind_of(cls): cls for cls in (Tokenizer, KMeansTokenizer)}
+    kinds = {folder.kind_of(cls): cls for cls in TOKENIZERS}
     return kinds.get(str(kind), Tokenizer).from_pretrained(found)

@@ -10,7 +10,7 @@ from pipeline.reporting import page
 from pipeline.reporting.found import Found
 from pipeline.reporting.page import Html, Section
 from prior.draw import SamplingConfig
-from tokenizer.config import KMeansConfig, TokenizerConfig
+from tokenizer.config import ImageTokenizerConfig
 from tokenizer.images import held_out, open_images, run_images
 from tokenizer.pixels import to_pil
 from tokenizer.views import centre
@@ -20,7 +20,7 @@ DRAWS = 2  # completions of each
 GREY = 128  # of what a completion is not shown
 
 
-def half_rows(c: TokenizerConfig | KMeansConfig) -> int:
+def half_rows(c: ImageTokenizerConfig) -> int:
     """Pixel rows of the upper half of the grid. Raises `UserError` where a grid of one row has no half."""
     if c.grid[0] < 2:
         raise UserError(f"a grid of {c.grid[0]}×{c.grid[1]} codes has no upper half")

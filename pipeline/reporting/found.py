@@ -18,9 +18,8 @@ from common.evaluation import read_evaluations
 from common.folder import check_format, kind_of, read_json, sha256
 from common.run import read_metrics
 from pipeline.generation_config import GenerationConfig
-from tokenizer.config import KMeansConfig, TokenizerConfig
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.model import Tokenizer
+from tokenizer.config import ImageTokenizerConfig
+from tokenizer.model import TOKENIZERS, Tokenizer
 
 # --------------------------------------------------------------------------------------------------------- single values
 
@@ -42,13 +41,14 @@ def private(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------- single files
 
 
-def read_model(path: Path) -> TokenizerConfig | KMeansConfig:
+def read_model(path: Path) -> ImageTokenizerConfig:
     """A tokenizer's config.json, without its weights."""
     written = read_json(path)
-    kinds = {kind_of(Tokenizer): TokenizerConfig, kind_of(KMeansTokenizer): KMeansConfig}
-    cls = kinds.get(written.get("kind"), TokenizerConfig)
-    check_format(written, next(kind for kind, each in kinds.items() if each is cls), path)
-    return config.build(cls, {key: value for key, value in written.items() if key not in ("kind", "format")}, str(path))
+    cls = next((cls for cls in TOKENIZERS if kind_of(cls) == written.get("kind")), Tokenizer)
+    check_format(written, kind_of(cls), path)
+    return config.build(
+        cls.config_class, {key: value for key, value in written.items() if key not in ("kind", "format")}, str(path)
+    )
 
 
 def read_picture(path: Path) -> PIL.Image.Image:
@@ -80,7 +80,7 @@ class Found(NamedTuple):
     all_evaluations: list[dict[str, Any]]
     evaluations: dict[str, dict[str, Any]]  # of each stage, the one that is shown
     codes: tuple[CodesInfo, dict[str, dict[str, Any]]] | None
-    model: TokenizerConfig | KMeansConfig | None
+    model: ImageTokenizerConfig | None
     prior: dict[str, Any] | None  # config.json of its model
     sampling: GenerationConfig | None
 
@@ -112,8 +112,9 @@ class Found(NamedTuple):
 
     @property
     def tokenizer_script(self) -> str:
-        """Which of the two fits the tokenizer."""
-        return f"tokenizer/{'cluster' if 'iterations' in self.settings.get('tokenizer', {}) else 'train'}.py"
+        """Which of the three makes the tokenizer."""
+        settings = self.settings.get("tokenizer", {})
+        return f"tokenizer/{'cluster' if 'iterations' in settings else 'convert' if 'checkpoint' in settings else 'train'}.py"
 
     @property
     def tokenizer_command(self) -> str:

@@ -1,0 +1,109 @@
+"""Stage one with somebody else's weights: make a published VQGAN a tokenizer of ours.
+
+    python tokenizer/convert.py vq_ds16_c2i.pt --kind llamagen --run runs/mine --images.source path/to/images
+    python tokenizer/convert.py last.ckpt --kind taming --architecture model.yaml --run runs/mine --images.source path/to/images
+    python tokenizer/convert.py amused-256/vqvae --kind diffusers --run runs/mine --images.source path/to/images
+
+Reads the checkpoint and some of the images, by whose reconstructions the scale of the likelihood is fitted, and writes into
+RUN/tokenizer config.yaml, reconstructions.png and model/. tokenizer/encode.py, prior/train.py and pipeline/generate.py take it
+from there. The same command writes the same again; a run of another tokenizer is refused.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from common import config
+from common.launch import make_accelerator, run_command
+from common.pictures import image_grid, save_picture
+from common.run import open_run, progress_bar
+from common.session import session
+from metrics.similarity import psnr_each
+from tokenizer.config import ConvertConfig
+from tokenizer.images import open_images
+from tokenizer.pixels import to_float, to_uint8
+from tokenizer.published import read_published
+from tokenizer.split import ImageSplit
+from tokenizer.views import centre
+from tokenizer.vqgan import VQGANTokenizer
+
+CHANGEABLE = {"run", "encode.views", "encode.batch_size", "encode.shard_size", "batch_size"}
+SHOWN = 12  # images of the picture
+
+
+class Reconstructions(NamedTuple):
+    number: int
+    psnr: float
+    squared_error: Tensor  # (C,), mean over pixels
+    shown: list[Tensor]  # originals (n, C, H, W) uint8, a few
+    decoded: list[Tensor]  # what they become
+
+
+def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
+    """Read, fit and write, and return the folder of the model."""
+    run = Path(c.run) / "tokenizer"
+    tokenizer = read_published(Path(c.checkpoint), c.kind, Path(c.architecture) if c.architecture else None, c.image_size)
+    model = tokenizer.config
+    splits = open_images(c.images, model.image_size, model.image_channels).splits
+    open_run(run, c, CHANGEABLE, accelerator)
+    found = reconstruct(tokenizer.to(accelerator.device), splits["train"], c, accelerator)
+    tokenizer.fit_likelihood(found.squared_error)
+    if accelerator.is_main_process:
+        rows = [torch.cat(some)[:SHOWN] for some in (found.shown, found.decoded)]
+        save_picture(image_grid(torch.cat(rows), len(rows[0])), run / "reconstructions.png")
+        tokenizer.save_pretrained(run / "model")
+    accelerator.wait_for_everyone()
+    numbers = sum(tensor.numel() for tensor in tokenizer.state_dict().values())
+    accelerator.print(
+        f"{c.kind}: {numbers:,} numbers; {model.image_size[0]}x{model.image_size[1]} images become "
+        f"{model.grid[0]}x{model.grid[1]} codes of {model.codebook_size:,}; {found.number} train images: {found.psnr:.2f} dB"
+    )
+    return run / "model"
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, accelerator: Accelerator) -> Reconstructions:
+    """Images evenly spaced in a split, through the codes and back, each process its share."""
+    wanted = min(c.fit_images, len(split))
+    positions = (torch.arange(wanted) * len(split) // wanted)[accelerator.process_index :: accelerator.num_processes]
+    sums = torch.zeros(2 + tokenizer.config.image_channels, device=accelerator.device)
+    shown: list[Tensor] = []
+    decoded: list[Tensor] = []
+    bar = progress_bar(accelerator, wanted, "reconstruct", unit="image")
+    for some in positions.split(c.batch_size):
+        images = centre(split.read(some).images, tokenizer.config.image_size).to(accelerator.device)
+        pixels = to_float(images)
+        output = tokenizer.output(tokenizer.encode(pixels))
+        again, error = to_uint8(tokenizer.likelihood.mean(output)), (pixels - output).square().mean((2, 3)).sum(0)
+        sums += torch.cat([error.new_tensor([len(images)]), psnr_each(images, again).sum()[None], error])
+        if sum(map(len, shown)) < SHOWN:
+            shown.append(images.cpu())
+            decoded.append(again.cpu())
+        bar.update(min(len(some) * accelerator.num_processes, bar.total - bar.n))
+    bar.close()
+    number, psnr, *errors = accelerator.reduce(sums).tolist()
+    squared_error = torch.tensor(errors, device=accelerator.device) / max(number, 1)
+    return Reconstructions(int(number), psnr / max(number, 1), squared_error, shown, decoded)
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(ConvertConfig, __doc__, argv, positional="checkpoint", positional_help="the published file, or folder")
+    accelerator = make_accelerator()
+    with session(Path(c.run) / "tokenizer", accelerator):
+        model = convert(c, accelerator)
+    accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}")
+
+
+if __name__ == "__main__":
+    run_command(main)
