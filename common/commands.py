@@ -24,6 +24,7 @@ COMMANDS = {
     "run": Command("pipeline/run.py", "the whole chain: tokenizer, codes, prior, images"),
     "train-tokenizer": Command("tokenizer/train.py", "stage one: images -> a tokenizer"),
     "cluster": Command("tokenizer/cluster.py", "stage one without a network: K-means of patches"),
+    "convert": Command("tokenizer/convert.py", "stage one by somebody else's VQGAN: LlamaGen, taming, diffusers"),
     "codebook": Command("tokenizer/codebook.py", "draw the codebook, and say what to change where codes lie idle"),
     "encode": Command("tokenizer/encode.py", "images -> codes"),
     "train-prior": Command("prior/train.py", "stage two: codes -> a prior"),

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from common import config
+from common.commands import typed
 from common.launch import make_accelerator, run_command
 from common.pictures import image_grid, save_picture
 from common.run import open_run, progress_bar
@@ -102,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator()
     with session(Path(c.run) / "tokenizer", accelerator):
         model = convert(c, accelerator)
-    accelerator.print(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}")
+    accelerator.print(typed(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}"))
 
 
 if __name__ == "__main__":
