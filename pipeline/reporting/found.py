@@ -30,15 +30,6 @@ def finite(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
-def private(value: Any) -> Any:
-    """Settings whose absolute paths have their last name only."""
-    if isinstance(value, Mapping):
-        return {key: private(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [private(each) for each in value]
-    return f".../{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
-
-
 # ---------------------------------------------------------------------------------------------------------- single files
 
 
