@@ -429,6 +429,12 @@ class ImagePipeline(Pretrained):
         return to_pil(self.decode(self.encode_pixels(self._pixels(images))))
 
 
+def is_of_run(path: Path, run: Path) -> bool:
+    """Whether a pipeline folder holds the models that a run has now."""
+    pairs = [(path / part / "model.safetensors", run / part / "model/model.safetensors") for part in PARTS]
+    return (path / "model_index.json").exists() and all(folder.sha256(a) == folder.sha256(b) for a, b in pairs)
+
+
 def _check_share(share: float) -> None:
     if not isinstance(share, int | float) or not 0 <= share <= 1:
         raise UserError(f"share must be a number in [0, 1], got {share!r}")

@@ -51,6 +51,7 @@ def test_nobody_imports_a_script():
         "pipeline.compress",
         "pipeline.evaluate",
         "pipeline.generate",
+        "pipeline.publish",
         "pipeline.report",
         "pipeline.run",
         "pipeline.tune",
