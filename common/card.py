@@ -1,5 +1,6 @@
 """Cards: the README.md of what stands on the Hub, Markdown under a head in YAML."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -41,7 +42,9 @@ def loading(cls: type, place: str) -> str:
     """The lines of Python that load one of ours from a folder or a repository."""
     name = cls.__name__
     variable = {"ImagePipeline": "pipeline", "Prior": "prior"}.get(name, "tokenizer")
-    return f"from {cls.__module__} import {name}\n\n{variable} = {name}.from_pretrained({place!r})".replace("'", '"')
+    return (
+        f"from {cls.__module__} import {name}\n\n{variable} = {name}.from_pretrained({json.dumps(place, ensure_ascii=False)})"
+    )
 
 
 def brief(cls: type, repo_id: str) -> str:
