@@ -163,12 +163,10 @@ def push(
         if revision is not None:
             api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
         there = set(api.list_repo_files(repo_id, repo_type=kind, revision=revision))
-        operations = [
-            *(CommitOperationDelete(name) for name in sorted(there - paths.keys()) if name.endswith(tuple(replace))),
-            *(CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in there.intersection(keep)),
-        ]
+        gone = [CommitOperationDelete(name) for name in sorted(there - paths.keys()) if name.endswith(tuple(replace))]
+        added = [CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in there.intersection(keep)]
         commit = api.create_commit(
-            repo_id, operations, commit_message=commit_message, repo_type=kind, revision=revision, create_pr=create_pr
+            repo_id, [*gone, *added], commit_message=commit_message, repo_type=kind, revision=revision, create_pr=create_pr
         )
     return commit.pr_url or commit.commit_url
 

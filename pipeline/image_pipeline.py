@@ -106,12 +106,17 @@ class ImagePipeline(Pretrained):
 
     @classmethod
     def from_run(cls, run: Path, sampling: SamplingConfig) -> Self:
-        """From both stages of a run. Raises `UserError` that names the command which makes what is missing."""
+        """From both stages of a run. Raises what `check_trained` raises."""
+        cls.check_trained(run)
+        return cls.from_models(run / "tokenizer/model", run / "prior/model", sampling)
+
+    @staticmethod
+    def check_trained(run: Path) -> None:
+        """That a run has both models. Raises `UserError` that names the command which makes what is missing."""
         tokenizer, prior = run / "tokenizer/model", run / "prior/model"
         for model, command in ((tokenizer, "tokenizer/train.py (or tokenizer/cluster.py)"), (prior, "prior/train.py")):
             if not (model / "config.json").exists():
                 raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
-        return cls.from_models(tokenizer, prior, sampling)
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:

@@ -96,9 +96,9 @@ def opened(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretra
         if not (run / "prior/model/config.json").exists():
             raise UserError(f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {run} makes one")
         return Prior.from_folder(run / "prior/model")
+    ImagePipeline.check_trained(run)
     path = run / "pipeline"
-    stages = [run / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")]
-    if all(stage.exists() for stage in stages) and not is_of_run(path, run):
+    if not is_of_run(path, run):
         state = "holds other weights than the run has now" if path.exists() else "is not there"
         raise UserError(f"{path} {state}; python pipeline/generate.py {run} writes it")
     return ImagePipeline.from_folder(path)
@@ -126,7 +126,7 @@ def link(source: Path, target: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
-    kind = "dataset" if c.what == "codes" else "model"
+    kind: Literal["model", "dataset"] = "dataset" if c.what == "codes" else "model"
     with session(Path(c.to or f"{c.run}/hub/{c.what}"), make_accelerator()):
         path = lay_out(c)
         print(f"{path} is laid out; its card is {path / README}")

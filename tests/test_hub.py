@@ -289,14 +289,16 @@ def test_a_card_says_data_budget_figures_with_their_protocol_and_how_it_was_made
 def test_a_card_says_what_was_not_measured_and_leaves_out_what_was_of_other_weights(copied):
     card = card_of(copied)
     for script in ("tokenizer/evaluate.py", "prior/evaluate.py", "pipeline/evaluate.py"):
-        assert re.search(rf"Not measured\. run `python {script} \S+`, then publish again", card), script
+        assert re.search(rf"Not measured: run `python {script} \S+`, then publish again", card), script
+    assert re.search(r"reconstructions have a PSNR of [\d.]+ dB \(test split, as encoded\)", card)
+    assert re.search(r"a code costs [\d.]+ nats \(test split, after training\)", card)
     evaluated(copied)
     path = evaluation_path(copied, "prior", "test")
     value = json.loads(path.read_text())
     value["protocol"]["prior"] = "0" * 64
     path.write_text(json.dumps(value))
     card = card_of(copied)
-    assert "| nats per code | 2.468 |" not in card and "It was, with another prior than this" in card
+    assert "| nats per code | 2.468 |" not in card and "it was, with another prior than this" in card
     write_json(copied / "samples/.request.json", json.loads((copied / "samples/.request.json").read_text()) | {"prior": "0"})
     card = card_of(copied)
     assert "samples.png" not in card and "No samples of these weights were drawn" in card
@@ -392,6 +394,9 @@ def test_a_pipeline_of_older_weights_is_not_published(copied):
         lay_out(Settings(run=str(copied)))
     shutil.rmtree(copied / "pipeline")
     with pytest.raises(UserError, match=r"pipeline is not there; python pipeline/generate\.py .* writes it"):
+        lay_out(Settings(run=str(copied)))
+    shutil.rmtree(copied / "prior")
+    with pytest.raises(UserError, match=r"no trained model in .*prior/model; prior/train\.py with --run"):
         lay_out(Settings(run=str(copied)))
 
 

@@ -21,7 +21,7 @@ from common.hub import source_repository
 from common.record import commit, private, release
 from pipeline.image_pipeline import ImagePipeline
 from pipeline.reporting.found import Found, finite, of_other_weights
-from pipeline.reporting.head import headline, lead
+from pipeline.reporting.head import headline, lead, nats, reconstruction
 from pipeline.reporting.meanings import told_figures
 from pipeline.reporting.page import number
 from pipeline.reporting.provenance import evaluation_commands, stage_commands
@@ -34,8 +34,8 @@ from tokenizer.model import Tokenizer
 What = Literal["pipeline", "tokenizer", "prior"]
 TITLES = {"pipeline": "images from codes", "tokenizer": "an image tokenizer", "prior": "a prior over image codes"}
 TAGS = {
-    "pipeline": ["image-generation", "vq-vae", "transformer"],
-    "tokenizer": ["image-tokenizer", "vq-vae"],
+    "pipeline": ["image-generation", "transformer"],
+    "tokenizer": ["image-tokenizer"],
     "prior": ["image-generation", "transformer"],
 }
 STAGES = {"pipeline": ("tokenizer", "prior", "pipeline"), "tokenizer": ("tokenizer",), "prior": ("prior", "pipeline")}
@@ -58,7 +58,7 @@ def model_card(found: Found, what: What, *, place: str = UNSAID, license: str | 
         license=license,
         library_name=card.LIBRARY,
         pipeline_tag="unconditional-image-generation" if what == "pipeline" else None,
-        tags=[card.LIBRARY, *TAGS[what]],
+        tags=[card.LIBRARY, *TAGS[what], "k-means" if isinstance(found.model, KMeansConfig) else "vq-vae"],
         datasets=[origin] if origin else None,
     )
     sections = {
@@ -245,8 +245,17 @@ def figures(found: Found, what: What, others: Mapping[str, str]) -> Iterator[str
         if stage in found.evaluations:
             yield from measured(found, stage)
             continue
-        why = f"It was, with another {others[stage]} than this; anew: " if stage in others else ""
-        yield f"Not measured. {why}{_not_measured(found.command(f'{stage}/evaluate.py'))}\n"
+        why = f"it was, with another {others[stage]} than this; " if stage in others else ""
+        yield f"Not measured: {why}{_not_measured(found.command(f'{stage}/evaluate.py'))}\n"
+        yield from in_training(found, stage)
+
+
+def in_training(found: Found, stage: str) -> Iterator[str]:
+    """What training and encoding measured by the way, where nothing else did."""
+    if stage == "tokenizer" and (seen := reconstruction(found, "psnr")):
+        yield f"By the way, reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])}).\n"
+    if stage == "prior" and (seen := nats(found)):
+        yield f"By the way, a code costs {number(seen[0])} nats ({plain(seen[2])}).\n"
 
 
 def measured(found: Found, stage: str) -> Iterator[str]:
