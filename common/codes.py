@@ -24,11 +24,15 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from pydantic import Field, model_validator
 
+from common import card
 from common.config import Settings, build
 from common.errors import UserError
 from common.folder import FORMAT, check_format, inside, read_json, replacing, write_json
+from common.hub import source_repository
+from common.record import private
 
 AGAIN = "encode again with the same command to mend it"
 PLAN = ".plan.json"  # what an encode set out to write; stands beside the shards
@@ -161,22 +165,96 @@ def finish(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]
     Args:
         splits: of each split its `rows`, and any figures worth keeping beside it.
     """
-    names = "".join(f"  - split: {name}\n    path: {name}-*.parquet\n" for name in splits)
-    head = f"---\npretty_name: image codes\nconfigs:\n- config_name: default\n  data_files:\n{names}---\n\n"
     with replacing(folder / "README.md") as aside:
-        aside.write_text(head + _card(info), encoding="utf-8")
-    body = {"kind": "tesserae.codes", "format": FORMAT, **info.model_dump(mode="json"), "splits": splits}
-    write_json(folder / "codes.json", body)
+        aside.write_text(dataset_card(folder, info, splits), encoding="utf-8")
+    write_json(folder / "codes.json", as_written(info, splits))
 
 
-def _card(info: CodesInfo) -> str:
+def as_written(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `codes.json` holds."""
+    return {"kind": "tesserae.codes", "format": FORMAT, **info.model_dump(mode="json"), "splits": splits}
+
+
+# ----------------------------------------------------------------------------------------------------------- the card
+
+SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M", 10**8: "10M<n<100M"}
+
+
+def dataset_card(
+    folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], *, place: str = "path/to/this/folder",
+    license: str | None = None,
+) -> str:  # fmt: skip
+    """The README.md of a codes dataset, with the head by which `load_dataset` and the Hub know splits, columns and sizes.
+
+    Args:
+        splits: as `finish`.
+        place: where the folder will be found, `owner/name` on the Hub.
+    """
+    origin, total = source_repository(info.source), sum(split["rows"] for split in splits.values())
+    head = card.head(
+        pretty_name="Image codes" + (f" of {origin}" if origin else ""),
+        license=license,
+        task_categories=["unconditional-image-generation"],
+        tags=[card.LIBRARY, "image-codes", "vq-vae"],
+        source_datasets=[f"extended|{origin}"] if origin else None,
+        size_categories=[next((name for most, name in SIZES.items() if total < most), "n>100M")],
+        configs=[{"config_name": "default", "data_files": [{"split": name, "path": f"{name}-*.parquet"} for name in splits]}],
+        dataset_info=_dataset_info(folder, info, splits),
+    )
+    return head + _card(info, splits, place)
+
+
+def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Columns and sizes as `datasets` writes them into a head."""
+    from datasets import DatasetInfo, SplitDict, SplitInfo
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+
+    features, data = _features(info), DatasetCardData()
+    row = info.length * info.dtype.itemsize + 8 * (len(features) - 1)  # bytes in memory
+    sizes = {name: SplitInfo(name, row * split["rows"], split["rows"]) for name, split in splits.items()}
+    stored = sum(path.stat().st_size for name in splits for path in shard_paths(folder, name))
+    told = DatasetInfo(
+        features=features, splits=SplitDict(sizes), download_size=stored,
+        dataset_size=sum(size.num_bytes for size in sizes.values()),
+    )  # fmt: skip
+    DatasetInfosDict({"default": told}).to_dataset_card_data(data)
+    return data.to_dict()["dataset_info"]
+
+
+def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) -> str:
     h, w = info.grid
     depth = f" x {info.code_depth}" if info.code_depth > 1 else ""
+    columns = [
+        ("`codes`", f"{info.length} integers in [0, {info.codebook_size}), raster order" + (
+            f", the {info.code_depth} of a place side by side" if depth else "")),
+        *([("`label`", f"one of {len(info.class_names)} classes; -1 where the source has none")] if info.class_names else []),
+        ("`row`", "of the image in its split of the source"),
+    ]  # fmt: skip
+    figures = ("psnr", "usage", "perplexity")
+    rows = [
+        (f"`{name}`", f"{split['rows']:,}", f"{split.get('images', split['rows']):,}",
+         *(f"{split[figure]:.4g}" if isinstance(split.get(figure), float) else "–" for figure in figures))
+        for name, split in splits.items()
+    ]  # fmt: skip
     return (
-        f"# Image codes\n\n{h} x {w}{depth} codes an image, raster order, each of {info.codebook_size} values; "
+        f"# Image codes\n\n{h} x {w}{depth} codes an image, raster order, each of {info.codebook_size:,} values; "
         f"{info.views} view(s) an image, each a row.\n\n"
-        f"- tokenizer: {info.tokenizer.name}, SHA-256 of its weights `{info.tokenizer.sha256}`\n"
-        f"- source: `{json.dumps(info.source)}`\n"
+        "## Use\n\n"
+        + card.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
+        + "\nTo train a prior of Tesserae on them, with the files in a folder CODES:\n\n"
+        + card.fenced("python prior/train.py CONFIG --codes CODES --run RUN")
+        + "\n## Columns\n\n"
+        + card.table(("column", "holds"), columns)
+        + "\n## Splits\n\n"
+        + card.table(("split", "rows", "images", "PSNR of what they decode to, dB", "codebook in use", "perplexity"), rows)
+        + "\nAs encoding measured it, on 8-bit images; usage is a share of 1.\n"
+        "\n## Data\n\nThe images, and how they were read:\n\n"
+        + card.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
+        + f"\n## Tokenizer\n\n{card.plain(info.tokenizer.name)}, SHA-256 of its weights `{info.tokenizer.sha256}`. Codes mean "
+        "something to this tokenizer alone: whoever decodes them, or draws such codes, must have it.\n"
+        "\n## Limits\n\nCodes keep of an image what the PSNR above says, and no more. Rights in the images, and what is wrong "
+        "or lopsided in them, are those of the source.\n"
     )
 
 

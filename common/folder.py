@@ -24,6 +24,7 @@ from common import config
 from common.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
+MODEL_FILES = ("config.json", "model.safetensors")
 ANEW = "the command that trained it writes it again; of a copy, copy it again"
 MOST_JSON = 2**28  # bytes: the histogram of a large codebook has 2**26
 FORMAT = 1  # of every file of ours; a reader refuses what is newer than itself
@@ -161,6 +162,8 @@ def check_ours(path: Path, mark: str) -> None:
     """That a folder may be written at `path`: nothing is there, or one of ours, which holds a file `mark`."""
     if path.exists() and not (path.is_dir() and ((path / mark).exists() or not any(path.iterdir()))):
         raise UserError(f"{path} holds something else than what would be written there; give another folder")
+    if (path / ".git").exists():
+        raise UserError(f"{path} is a git checkout, whose history would be lost: give another folder, and copy the files there")
 
 
 def kind_of(cls: type) -> str:
@@ -180,14 +183,15 @@ def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
 
 
-def load_model(path: str | Path, cls: type[M], settings_cls: type[config.Settings]) -> M:
-    """The model in a folder, or in a Hub repository of that name, in evaluation mode on the CPU.
+def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) -> M:
+    """The model in a folder, in evaluation mode on the CPU.
 
     Raises:
         UserError: no such folder, another kind of model, or weights that do not fit the config.
     """
-    found = locate(path)
-    settings_path, weights_path = inside(found, "config.json"), inside(found, "model.safetensors")
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}")
+    settings_path, weights_path = (inside(path, name) for name in MODEL_FILES)
     written = read_json(settings_path)
     check_format(written, kind_of(cls), settings_path)
     given = {key: value for key, value in written.items() if key not in ("kind", "format")}
@@ -219,19 +223,3 @@ def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) 
                 f"{weights} does not fit its config.json: {name} must be {wanted.get(name, 'absent')}, got "
                 f"{there.get(name, 'none')}; {ANEW}"
             )
-
-
-def locate(path: str | Path) -> Path:
-    """The folder itself, or the local copy of the Hub repository `owner/name`."""
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if str(path).count("/") != 1 or str(path).startswith((".", "/")):
-        raise UserError(f"there is no folder {path}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-        raise UserError(f"there is no folder {path} here, and the Hub has or reaches no repository of that name") from None

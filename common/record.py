@@ -4,9 +4,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,16 @@ def record(program: str, peers: Sequence[str] = (), arguments: Sequence[str] | N
 
 def command(program: str, arguments: Sequence[str]) -> str:
     """The command line. Of an absolute path only its last name: what stands above it is the machine's affair."""
-    shown = [f".../{Path(word).name}" if Path(word).is_absolute() else word for word in arguments]
-    return " ".join(["python", *([program] if program.endswith(".py") else ["-m", program]), *shown])
+    return " ".join(["python", *([program] if program.endswith(".py") else ["-m", program]), *private(list(arguments))])
+
+
+def private(value: Any) -> Any:
+    """Settings whose absolute paths have their last name only."""
+    if isinstance(value, Mapping):
+        return {key: private(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [private(each) for each in value]
+    return f".../{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def commit() -> str | None:
@@ -49,7 +57,15 @@ def commit() -> str | None:
 
 def code() -> str:
     """Which code computes: the commit, or of an installed package its version."""
-    return commit() or f"tesserae {version('tesserae')}"
+    return commit() or release()
+
+
+def release() -> str:
+    """The name and version of this package, as far as it is installed as one."""
+    try:
+        return f"tesserae {version('tesserae')}"
+    except PackageNotFoundError:  # run from its folder
+        return "tesserae"
 
 
 def _git(*arguments: str) -> str | None:

@@ -29,7 +29,7 @@ from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.run import progress_bar
 from common.session import session
 from pipeline.generation_config import GenerationConfig
-from pipeline.image_pipeline import ImagePipeline
+from pipeline.image_pipeline import ImagePipeline, is_of_run
 from pipeline.output import FORMATS, Output, Request
 from prior.draw import SamplingConfig
 from prior.sample import BATCH
@@ -64,19 +64,12 @@ def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> 
         return ImagePipeline.from_pretrained(run), run
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
     with session(path, accelerator, wait=True):  # of another request, drawn beside this one
-        same = _same_weights(path, run / "tokenizer/model", run / "prior/model") and _saved_sampling(run) == kept
+        same = is_of_run(path, run) and _saved_sampling(run) == kept
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not same:  # how settings were chosen is not kept with others, nor with other weights
             pipeline.save_pretrained(path)
         accelerator.wait_for_everyone()
     return pipeline, path
-
-
-def _same_weights(path: Path, tokenizer: Path, prior: Path) -> bool:
-    pairs = ((path / "tokenizer", tokenizer), (path / "prior", prior))
-    return (path / "model_index.json").exists() and all(
-        folder.sha256(a / "model.safetensors") == folder.sha256(b / "model.safetensors") for a, b in pairs
-    )
 
 
 def output_folder(c: Settings) -> Path:

@@ -13,7 +13,7 @@ import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import PIL.Image
 import torch
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from common import config, folder
 from common.codes import TokenizerIdentity
 from common.errors import UserError
+from common.hub import Pretrained
 from pipeline.generation_config import Chosen, GenerationConfig
 from pipeline.mask import fill_unknown, known_places, read_mask
 from prior.draw import SamplingConfig
@@ -69,8 +70,10 @@ class Batch(NamedTuple):
     codes: Tensor  # (b, T) int64, on the CPU
 
 
-class ImagePipeline:
+class ImagePipeline(Pretrained):
     """A tokenizer and a prior over its codes."""
+
+    files = ("model_index.json", "generation_config.json", *(f"{part}/{name}" for part in PARTS for name in folder.MODEL_FILES))
 
     def __init__(
         self, tokenizer: ImageTokenizer, prior: Prior, sampling: SamplingConfig, identity: TokenizerIdentity,
@@ -99,29 +102,29 @@ class ImagePipeline:
     # ---------------------------------------------------------------------------------------------------- on the disk
 
     @classmethod
-    def from_models(
-        cls, tokenizer: str | Path, prior: str | Path, sampling: SamplingConfig, chosen: Chosen | None = None
-    ) -> "ImagePipeline":  # fmt: skip
+    def from_models(cls, tokenizer: Path, prior: Path, sampling: SamplingConfig, chosen: Chosen | None = None) -> Self:
         """From the two model folders that training wrote."""
-        path = folder.locate(tokenizer)
-        loaded = load_tokenizer(path)
-        identity = TokenizerIdentity(name=str(tokenizer), sha256=folder.sha256(path / "model.safetensors"))
-        return cls(loaded, Prior.from_pretrained(prior), sampling, identity, chosen)
+        loaded = load_tokenizer(tokenizer)
+        identity = TokenizerIdentity(name=str(tokenizer), sha256=folder.sha256(tokenizer / "model.safetensors"))
+        return cls(loaded, Prior.from_folder(prior), sampling, identity, chosen)
 
     @classmethod
-    def from_run(cls, run: Path, sampling: SamplingConfig) -> "ImagePipeline":
-        """From both stages of a run. Raises `UserError` that names the command which makes what is missing."""
+    def from_run(cls, run: Path, sampling: SamplingConfig) -> Self:
+        """From both stages of a run. Raises what `check_trained` raises."""
+        cls.check_trained(run)
+        return cls.from_models(run / "tokenizer/model", run / "prior/model", sampling)
+
+    @staticmethod
+    def check_trained(run: Path) -> None:
+        """That a run has both models. Raises `UserError` that names the command which makes what is missing."""
         tokenizer, prior = run / "tokenizer/model", run / "prior/model"
         for model, command in ((tokenizer, "tokenizer/train.py (or cluster.py, or convert.py)"), (prior, "prior/train.py")):
             if not (model / "config.json").exists():
                 raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
-        return cls.from_models(tokenizer, prior, sampling)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "ImagePipeline":
-        """Read a pipeline folder, or a Hub repository, that `save_pretrained` wrote."""
-        found = folder.locate(path)
-        index_path = folder.inside(found, "model_index.json")
+    def from_folder(cls, path: Path) -> Self:
+        index_path = folder.inside(path, "model_index.json")
         index = folder.read_json(index_path)
         folder.check_format(index, "tesserae.imagepipeline", index_path)
         if index.get("_class_name") != "ImagePipeline":
@@ -130,8 +133,8 @@ class ImagePipeline:
             if index.get(part) not in ours:
                 expected = " or ".join(".".join(each) for each in ours)
                 raise UserError(f"{index_path}: {part} must be {expected}, got {index.get(part)!r}; nothing else is imported")
-        settings = GenerationConfig.read(folder.inside(found, "generation_config.json"))
-        parts = [folder.inside(found, part) for part in PARTS]
+        settings = GenerationConfig.read(folder.inside(path, "generation_config.json"))
+        parts = [folder.inside(path, part) for part in PARTS]
         return cls.from_models(*parts, settings.sampling, settings.chosen)
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -433,6 +436,12 @@ class ImagePipeline:
     def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:
         """What the codes of images decode to; images of any size and mode are brought to the tokenizer's first."""
         return to_pil(self.decode(self.encode_pixels(self._pixels(images))))
+
+
+def is_of_run(path: Path, run: Path) -> bool:
+    """Whether a pipeline folder holds the models that a run has now."""
+    pairs = [(path / part / "model.safetensors", run / part / "model/model.safetensors") for part in PARTS]
+    return (path / "model_index.json").exists() and all(folder.sha256(a) == folder.sha256(b) for a, b in pairs)
 
 
 def _check_share(share: float) -> None:

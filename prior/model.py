@@ -14,6 +14,7 @@ its own code stands; so the same weights can predict the places in any order, an
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,16 @@ from torch.utils.checkpoint import checkpoint
 
 from common import folder
 from common.digits import to_digits
+from common.hub import Pretrained
 from prior.config import PriorConfig
 from prior.head import CodeHead
 from prior.layers import Block, RMSNorm, Turn, grid_angles
 from prior.order import code_order, known_first, raster
 
 
-class Prior(nn.Module):
+class Prior(nn.Module, Pretrained):
+    files = folder.MODEL_FILES
+
     def __init__(self, config: PriorConfig):
         super().__init__()
         self.config, a = config, config.architecture
@@ -154,8 +158,7 @@ class Prior(nn.Module):
         folder.save_model(Path(path), self, self.config)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "Prior":
-        """Read a folder, or a Hub repository, that `save_pretrained` wrote."""
+    def from_folder(cls, path: Path) -> Self:
         return folder.load_model(path, cls, PriorConfig)
 
 

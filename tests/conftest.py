@@ -1,5 +1,9 @@
 """Tiny models and runs that several tests share."""
 
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from tokenizer.config import TrainConfig as TokenizerTraining
 from tokenizer.quantizers.config import VQConfig
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +74,30 @@ def finished_run(tmp_path_factory, accelerator) -> Path:
     encode(EncodeSettings(run=str(run), views=2, shard_size=500, precision="fp32"), accelerator)
     train_prior(prior_training(run), accelerator)
     return run
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from the sdist, unpacked: what pip would put into site-packages."""
+    folder = tmp_path_factory.mktemp("packaging")
+    tree, built = folder / "tree", folder / "built"
+    tree.mkdir()
+    for name in ("common", "metrics", "tokenizer", "prior", "pipeline", "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--outdir",
+        str(built),
+        str(tree),
+    ]  # the sdist, and of it the wheel
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-2000:]
+    (found,) = built.glob("*.whl")
+    with zipfile.ZipFile(found) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"

@@ -54,6 +54,7 @@ def test_nobody_imports_a_script():
         "pipeline.doctor",
         "pipeline.evaluate",
         "pipeline.generate",
+        "pipeline.publish",
         "pipeline.report",
         "pipeline.run",
         "pipeline.terminal",

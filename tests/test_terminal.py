@@ -45,7 +45,10 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 def test_a_command_by_name_answers_as_its_script_does_and_speaks_of_names(tmp_path):
     told = tesserae("encode", "nowhere", cwd=tmp_path)
     assert told.returncode == 2
-    assert "tesserae train-tokenizer with --run nowhere makes one (tesserae cluster, one of K-means; tesserae convert, " in told.stderr
+    assert (
+        "tesserae train-tokenizer with --run nowhere makes one (tesserae cluster, one of K-means; tesserae convert, "
+        in told.stderr
+    )
 
 
 def test_what_to_type_next_is_a_name_only_for_who_types_names(monkeypatch):

@@ -4,19 +4,21 @@ Shapes: images (B, C, H, W) in [-1, 1]; indices (B, h, w) int64 in [0, K), or (B
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from common import folder
 from common.config import Settings
+from common.hub import Pretrained
 from tokenizer.likelihood import Bernoulli, Likelihood
 
 
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(nn.Module, Pretrained):
     """`config` says image_size, image_channels, grid (h, w), codebook_size K, code_depth Q and factors."""
 
+    files = folder.MODEL_FILES
     config_class: ClassVar[type[Settings]]
     config: Any
     likelihood: Likelihood  # p(x | z), of what `output` gives
@@ -95,6 +97,5 @@ class ImageTokenizer(nn.Module):
         folder.save_model(Path(path), self, self.config)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "ImageTokenizer":
-        """Read a folder, or a Hub repository, that `save_pretrained` wrote."""
+    def from_folder(cls, path: Path) -> Self:
         return folder.load_model(path, cls, cls.config_class)

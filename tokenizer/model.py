@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common import folder
 from common.errors import UserError
+from common.hub import locate
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import TokenizerConfig
 from tokenizer.kmeans import KMeansTokenizer
@@ -98,7 +99,7 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
     Raises:
         UserError: no such folder, no tokenizer in it, or weights that do not fit the config.
     """
-    found = folder.locate(path)
+    found = locate(path, folder.MODEL_FILES)
     kind = folder.read_json(folder.inside(found, "config.json")).get("kind")
     kinds = {folder.kind_of(cls): cls for cls in TOKENIZERS}
-    return kinds.get(str(kind), Tokenizer).from_pretrained(found)
+    return kinds.get(str(kind), Tokenizer).from_folder(found)

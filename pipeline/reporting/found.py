@@ -29,15 +29,6 @@ def finite(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
-def private(value: Any) -> Any:
-    """Settings whose absolute paths have their last name only."""
-    if isinstance(value, Mapping):
-        return {key: private(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [private(each) for each in value]
-    return f".../{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
-
-
 # ---------------------------------------------------------------------------------------------------------- single files
 
 
@@ -213,15 +204,22 @@ def gather(run: Path, split: str | None = None) -> Found:
     )
 
 
-def outdated(found: Found) -> Iterator[str]:
-    """Which evaluations are of other weights than the run has now."""
+def of_other_weights(found: Found) -> list[tuple[str, str]]:
+    """Evaluations and the stage whose weights are others now than those that were measured."""
     files = {stage: found.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
     now = {stage: sha256(path) for stage, path in files.items() if path.exists()}
-    for name, evaluation in found.evaluations.items():
-        for stage, digest in now.items():
-            measured = evaluation["protocol"].get(stage)
-            if isinstance(measured, str) and measured != digest:
-                yield (
-                    f"The {name}'s figures on the {evaluation['split']} split were measured with another {stage} than the "
-                    f"run has now; {found.command(f'{name}/evaluate.py')} measures them anew."
-                )
+    return [
+        (name, stage)
+        for name, evaluation in found.evaluations.items()
+        for stage, digest in now.items()
+        if isinstance(evaluation["protocol"].get(stage), str) and evaluation["protocol"][stage] != digest
+    ]
+
+
+def outdated(found: Found) -> Iterator[str]:
+    """Which evaluations are of other weights than the run has now."""
+    for name, stage in of_other_weights(found):
+        yield (
+            f"The {name}'s figures on the {found.evaluations[name]['split']} split were measured with another {stage} than the "
+            f"run has now; {found.command(f'{name}/evaluate.py')} measures them anew."
+        )

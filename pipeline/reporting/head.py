@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from common.record import private
 from pipeline.reporting import page
-from pipeline.reporting.found import Found, finite, outdated, private
+from pipeline.reporting.found import Found, finite, outdated
 from pipeline.reporting.meanings import meaning
 from pipeline.reporting.page import Figure, Html, number, percent
 

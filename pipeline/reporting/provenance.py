@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from common.record import private
 from pipeline.reporting import page
-from pipeline.reporting.found import Found, private
+from pipeline.reporting.found import Found
 from pipeline.reporting.page import Html, Section
 
 # ------------------------------------------------------------------------------------------------ settings and protocols

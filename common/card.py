@@ -1,0 +1,58 @@
+"""Cards: the README.md of what stands on the Hub, Markdown under a head in YAML."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+LIBRARY = "tesserae"
+
+
+def head(**fields: Any) -> str:
+    """The YAML head. Fields that are None or empty are left out."""
+    given = {name: value for name, value in fields.items() if value not in (None, "", [], ())}
+    return f"---\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def plain(text: Any) -> str:
+    """Text of a file's as Markdown that shows it, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", " ".join(str(text).split()))
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are Markdown already."""
+    lines = [names, ["---"] * len(names), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Text as it is, in a block that nothing in it ends."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
+
+
+def details(summary: str, body: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{body}\n</details>\n"
+
+
+def loading(cls: type, place: str) -> str:
+    """The lines of Python that load one of ours from a folder or a repository."""
+    name = cls.__name__
+    variable = {"ImagePipeline": "pipeline", "Prior": "prior"}.get(name, "tokenizer")
+    return (
+        f"from {cls.__module__} import {name}\n\n{variable} = {name}.from_pretrained({json.dumps(place, ensure_ascii=False)})"
+    )
+
+
+def brief(cls: type, repo_id: str) -> str:
+    """The card of what was pushed from memory, which tells nothing of where it comes from."""
+    return (
+        f"{head(library_name=LIBRARY)}# {repo_id.rpartition('/')[2]}\n\n"
+        f"An `{cls.__name__}` of Tesserae; `config.json` or `model_index.json` says its sizes.\n\n"
+        f"{fenced(loading(cls, repo_id), 'python')}\n"
+        "Which data it learned from and what it is worth was not told. Where its run is, "
+        f"`python pipeline/publish.py RUN --repo {repo_id}` writes a card that says both.\n"
+    )

@@ -1,0 +1,215 @@
+"""The Hugging Face Hub: where folders of ours come from and go to.
+
+    owner/name  ->  locate  ->  a folder in the Hub's cache
+    a folder    ->  push    ->  one commit on a repository, of a model or of a dataset
+
+`Pretrained` gives a class the methods that users of the Hub know: `from_pretrained`, `save_pretrained`, `push_to_hub`. Only the
+files that a class reads are asked for, and what the Hub answers in errors is told as what to do.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Literal, Self
+
+from common import card
+from common.errors import UserError
+from common.folder import inside
+
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+README = "README.md"
+
+
+class Pretrained:
+    """A class whose objects live in folders, here or on the Hub."""
+
+    files: ClassVar[tuple[str, ...]]  # that `from_folder` reads, the one that says what it is first
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        subfolder: str = "",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Read what `save_pretrained` wrote, from a folder or from the Hub.
+
+        Args:
+            path: a folder, or a repository `owner/name`.
+            subfolder: of either, where it does not lie at the top: `tokenizer` and `prior` of a pipeline's.
+            revision: branch, tag or commit of the repository.
+            token: for private and gated repositories; the one of `hf auth login` when not given.
+            cache_dir: where downloads are kept; the Hub's own cache when not given.
+            local_files_only: ask nothing of the network.
+        Raises:
+            UserError: no such folder or repository, another kind of object, or files that do not fit together.
+        """
+        found = locate(
+            path, cls.files, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )  # fmt: skip
+        return cls.from_folder(found)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        raise NotImplementedError
+
+    def save_pretrained(self, path: str | Path) -> None:
+        raise NotImplementedError
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Write it into a repository of the Hub, which is made where there is none, as one commit.
+
+        A repository that has a model card keeps it; another gets a short one. `pipeline/publish.py` pushes a run with a card
+        of its data, budget and figures.
+
+        Args:
+            private: of a repository that is made; as its owner's settings say when not given.
+            token: one that may write; the one of `hf auth login` when not given.
+            revision: branch to write into, made where there is none; the main one when not given.
+            create_pr: open a pull request instead of writing into the main branch.
+        Returns:
+            The address of the commit, or of the pull request.
+        Raises:
+            UserError: the Hub cannot be reached, or does not let this token write there.
+        """
+        with TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            self.save_pretrained(folder)
+            (folder / README).write_text(card.brief(type(self), repo_id), encoding="utf-8")
+            return push(
+                folder, repo_id, private=private, token=token, revision=revision, create_pr=create_pr, keep=(README,),
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+            )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- from the Hub
+
+
+def locate(
+    path: str | Path, files: Sequence[str], *, subfolder: str = "", revision: str | None = None,
+    token: str | bool | None = None, cache_dir: str | Path | None = None, local_files_only: bool = False,
+) -> Path:  # fmt: skip
+    """The folder itself, or the local copy of these files of the Hub's repository `owner/name`.
+
+    Raises:
+        UserError: neither is there, or the repository has no file of the first name: it is something else.
+    """
+    if Path(path).is_dir():
+        return inside(Path(path), subfolder)
+    if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise UserError(f"there is no folder {path}")
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"{subfolder.strip('/')}/{name}".lstrip("/") for name in files]
+    with answering(str(path), f"there is no folder {path} here, and "):
+        snapshot = snapshot_download(
+            str(path), allow_patterns=wanted, revision=revision, token=token, cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )  # fmt: skip
+    if not (Path(snapshot) / wanted[0]).exists():
+        raise UserError(f"the Hub's repository {path} has no {wanted[0]}: what it holds is nothing that can be read here")
+    return inside(Path(snapshot), subfolder)
+
+
+def source_repository(source: Mapping[str, Any]) -> str | None:
+    """The Hub's name of the dataset that images were read from; None where they lay in a folder."""
+    name = source.get("source")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).exists():
+        return None
+    return name
+
+
+# ------------------------------------------------------------------------------------------------------------- to the Hub
+
+
+def push(
+    folder: Path, repo_id: str, *, kind: Literal["model", "dataset"] = "model", commit_message: str,
+    private: bool | None = None, token: str | bool | None = None, revision: str | None = None, create_pr: bool = False,
+    keep: Sequence[str] = (), replace: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """Write the files of a folder, but hidden ones, into a repository as one commit, and return its address.
+
+    Args:
+        keep: files that stay as they are where the repository has them.
+        replace: endings of files that go from the repository where the folder has them not: shards of an earlier dataset.
+    Raises:
+        UserError: as `Pretrained.push_to_hub`.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    if create_pr and revision is not None:
+        raise UserError(f"a pull request is opened against the main branch; leave revision {revision!r} away, or create_pr")
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = {name: path for name, path in paths.items() if not any(part.startswith(".") for part in name.split("/"))}
+    api = HfApi(token=token)
+    with answering(repo_id):
+        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
+        there = set(api.list_repo_files(repo_id, repo_type=kind, revision=revision))
+        gone = [CommitOperationDelete(name) for name in sorted(there - paths.keys()) if name.endswith(tuple(replace))]
+        added = [CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in there.intersection(keep)]
+        commit = api.create_commit(
+            repo_id, [*gone, *added], commit_message=commit_message, repo_type=kind, revision=revision, create_pr=create_pr
+        )
+    return commit.pr_url or commit.commit_url
+
+
+# --------------------------------------------------------------------------------------------------------------- its errors
+
+
+@contextmanager
+def answering(repo_id: str, before: str = "") -> Iterator[None]:
+    """Within this context, what the Hub answers in errors becomes a `UserError` that says what to do. Errors of the disk, which
+    are not the Hub's, pass."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import OfflineModeIsEnabled
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        told = f"the Hub's repository {repo_id} is gated: ask for access on its page, then {LOG_IN}"
+    except errors.RepositoryNotFoundError:
+        told = f"the Hub has no repository {repo_id} that you may see: look at the name, and if it is private, {LOG_IN}"
+    except errors.RevisionNotFoundError:
+        told = f"the Hub's repository {repo_id} has no such revision; its page lists branches, tags and commits"
+    except errors.LocalTokenNotFoundError:
+        told = f"there is no token for the Hub: {LOG_IN}"
+    except errors.HFValidationError:
+        told = f"{repo_id!r} is no name of a repository on the Hub; expected owner/name, of letters, digits, dashes and dots"
+    except (errors.LocalEntryNotFoundError, OfflineModeIsEnabled):
+        told = (
+            f"{repo_id} is not whole in the Hub's cache, and the Hub was not reached: connect, leave local_files_only and "
+            f"HF_HUB_OFFLINE away, or run `hf download {repo_id}` where there is a network"
+        )
+    except errors.HfHubHTTPError as error:
+        told = _refused(repo_id, error.response.status_code, str(error.server_message or error))
+    except errors.HTTPError as error:  # of the connection
+        told = f"the Hub cannot be reached ({type(error).__name__}): connect, and try again"
+    else:
+        return
+    raise UserError(before + told) from None
+
+
+def _refused(repo_id: str, status: int, message: str) -> str:
+    if status == 401:
+        return f"the Hub does not know who asks for {repo_id}: {LOG_IN}"
+    if status == 403:
+        return f"this token may not write into the Hub's repository {repo_id}: make one that may, then {LOG_IN}"
+    return f"the Hub answered {status} for {repo_id}: {' '.join(message.split())[:300]}; try again later"

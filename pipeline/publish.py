@@ -1,0 +1,145 @@
+"""Publish a run: lay it out as a repository of the Hub with a card of its data, budget, figures and samples, and push it.
+
+    python pipeline/publish.py runs/digits                                      # lay out the pipeline, to look at
+    python pipeline/publish.py runs/digits --repo me/digits                     # and push it
+    python pipeline/publish.py runs/digits --what codes --repo me/digits-codes
+
+Reads RUN/pipeline, or the model of one stage, or RUN/codes, and for the card whatever else the run has. Writes a folder,
+RUN/hub/WHAT (or --to), and with --repo pushes it as one commit. Log in before with `hf auth login`, or set HF_TOKEN.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.starting import answer_signals
+
+    answer_signals()
+
+from common import codes, config
+from common.commands import typed
+from common.config import Settings as BaseSettings
+from common.errors import UserError
+from common.folder import inside, replacing, write_json
+from common.hub import README, Pretrained, push
+from common.launch import make_accelerator, run_command
+from common.record import private
+from common.session import session
+from pipeline.image_pipeline import ImagePipeline, is_of_run
+from pipeline.reporting.card import UNSAID, model_card, pictures
+from pipeline.reporting.found import gather
+from prior.model import Prior
+from tokenizer.model import load_tokenizer, trained
+
+MARK = ".published.json"  # in a folder that this command laid out; hidden files are not pushed
+
+
+class Settings(BaseSettings):
+    """Publish a run, or a part of it."""
+
+    run: str = "runs/digits"
+    """folder of the experiment"""
+    what: Literal["pipeline", "tokenizer", "prior", "codes"] = "pipeline"
+    """what of it"""
+    to: str | None = None
+    """the folder to lay out; hub/WHAT in the run when null"""
+    repo: str | None = None
+    """the repository to push to, `owner/name`, which is made where there is none; nothing is pushed when null"""
+    private: bool | None = None
+    """whether a repository that is made is private; as its owner's settings say when null"""
+    license: str | None = None
+    """for the head of the card, as the Hub names it: apache-2.0, cc-by-4.0, ...; yours to say, and none is said when null"""
+    revision: str | None = None
+    """branch to push to, made where there is none; the main one when null"""
+    create_pr: bool = False
+    """open a pull request instead of writing into the main branch"""
+    message: str | None = None
+    """of the commit"""
+
+
+def lay_out(c: Settings) -> Path:
+    """Write the folder, in the place of an earlier one, and return it. Raises `UserError` for one that holds something else."""
+    path = Path(c.to or f"{c.run}/hub/{c.what}")
+    if path.exists() and not (path.is_dir() and ((path / MARK).exists() or not any(path.iterdir()))):
+        raise UserError(f"{path} holds something that this command did not write; give another --to")
+    run = gather(Path(c.run)).path
+    with replacing(path) as aside:
+        if c.what == "codes":
+            lay_out_codes(c, run / "codes", aside)
+        else:
+            lay_out_model(c, run, aside)
+        write_json(aside / MARK, {"what": c.what})
+    return path
+
+
+def lay_out_model(c: Settings, run: Path, path: Path) -> None:
+    """Files of the model, the pictures and the card."""
+    assert c.what != "codes"
+    opened(c.what, run).save_pretrained(path)
+    found = gather(run)
+    for name, picture in pictures(found, c.what).items():
+        shutil.copyfile(inside(picture.parent, picture.name), path / name)
+    card = model_card(found, c.what, place=c.repo or UNSAID, license=c.license)
+    (path / README).write_text(card, encoding="utf-8", errors="replace")
+
+
+def opened(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretrained:
+    """What is to be published, read and so checked. Raises `UserError` that names the command which makes what is missing."""
+    if what == "tokenizer":
+        return load_tokenizer(trained(run / "tokenizer"))
+    if what == "prior":
+        if not (run / "prior/model/config.json").exists():
+            raise UserError(f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {run} makes one")
+        return Prior.from_folder(run / "prior/model")
+    ImagePipeline.check_trained(run)
+    path = run / "pipeline"
+    if not is_of_run(path, run):
+        state = "holds other weights than the run has now" if path.exists() else "is not there"
+        raise UserError(f"{path} {state}; python pipeline/generate.py {run} writes it")
+    return ImagePipeline.from_folder(path)
+
+
+def lay_out_codes(c: Settings, folder: Path, path: Path) -> None:
+    """Shards, linked where the disk can, `codes.json` without the names of this machine's folders, and the card."""
+    info, splits = codes.read_info(folder)
+    codes.read(folder)  # whole, and what codes.json says
+    path.mkdir()
+    for shard in (shard for name in splits for shard in codes.shard_paths(folder, name)):
+        link(inside(folder, shard.name), path / shard.name)
+    shown = info.model_copy(update={"source": private(info.source)})
+    write_json(path / "codes.json", codes.as_written(shown, splits))
+    card = codes.dataset_card(path, shown, splits, place=c.repo or UNSAID, license=c.license)
+    (path / README).write_text(card, encoding="utf-8", errors="replace")
+
+
+def link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or one that has no links
+        shutil.copyfile(source, target)
+
+
+def main(argv: Sequence[str]) -> None:
+    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    kind: Literal["model", "dataset"] = "dataset" if c.what == "codes" else "model"
+    with session(Path(c.to or f"{c.run}/hub/{c.what}"), make_accelerator()):
+        path = lay_out(c)
+        print(f"{path} is laid out; its card is {path / README}")
+        if c.repo is None:
+            print(typed(f"next: python pipeline/publish.py {shlex.join(argv)} --repo OWNER/NAME"))
+            return
+        url = push(
+            path, c.repo, kind=kind, private=c.private, revision=c.revision, create_pr=c.create_pr,
+            commit_message=c.message or f"Upload {c.what}", replace=(".parquet",) if c.what == "codes" else (),
+        )  # fmt: skip
+    print(f"pushed: {url}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,340 @@
+"""The model card of a run: README.md for the Hub, written from what is there of data, budget, figures, samples and limits.
+
+What was not measured is said to be so, with the command that measures it; figures of other weights than the run has now are
+left out. Nothing of the machine that is nobody's business is in it: of absolute paths there is the last name only.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from safetensors import safe_open
+
+from common import card
+from common.card import plain
+from common.folder import inside, read_json, sha256
+from common.hub import source_repository
+from common.record import commit, private, release
+from pipeline.image_pipeline import ImagePipeline
+from pipeline.reporting.found import Found, finite, of_other_weights
+from pipeline.reporting.head import headline, lead, nats, reconstruction
+from pipeline.reporting.meanings import told_figures
+from pipeline.reporting.page import number
+from pipeline.reporting.provenance import evaluation_commands, stage_commands
+from prior.draw import SamplingConfig
+from prior.model import Prior
+from tokenizer.config import KMeansConfig
+from tokenizer.model import TOKENIZERS
+
+What = Literal["pipeline", "tokenizer", "prior"]
+TITLES = {"pipeline": "images from codes", "tokenizer": "an image tokenizer", "prior": "a prior over image codes"}
+TAGS = {
+    "pipeline": ["image-generation", "transformer"],
+    "tokenizer": ["image-tokenizer"],
+    "prior": ["image-generation", "transformer"],
+}
+STAGES = {"pipeline": ("tokenizer", "prior", "pipeline"), "tokenizer": ("tokenizer",), "prior": ("prior", "pipeline")}
+MEASURED = {"tokenizer": "Reconstructions", "prior": "The prior on held-out codes", "pipeline": "Both stages together"}
+UNSAID = "path/to/this/folder"
+
+
+def model_card(found: Found, what: What, *, place: str = UNSAID, license: str | None = None) -> str:
+    """The README.md of a run's pipeline, tokenizer or prior, beside which the files of `pictures` stand.
+
+    Args:
+        place: where it will be found, `owner/name` on the Hub.
+        license: as the Hub names it; the head says none where none is given.
+    """
+    others = of_other_weights(found)
+    current = {stage: each for stage, each in found.evaluations.items() if stage not in dict(others)}
+    found = found._replace(evaluations=current)
+    origin = source_repository(_source(found))
+    head = card.head(
+        license=license,
+        library_name=card.LIBRARY,
+        pipeline_tag="unconditional-image-generation" if what == "pipeline" else None,
+        tags=[card.LIBRARY, *TAGS[what], "k-means" if isinstance(found.model, KMeansConfig) else "vq-vae"],
+        datasets=[origin] if origin else None,
+    )
+    sections = {
+        "Use": use(found, what, place),
+        "Data": data(found),
+        "Budget": budget(found, what),
+        "Figures": figures(found, what, dict(others)),
+        "Limits": limits(found, what),
+        "How it was made": made(found, what),
+    }
+    above = "\n\n".join((f"# {plain(found.name)}: {TITLES[what]}", plain("".join(lead(found))), *shown(found, what)))
+    return f"{head}{above}\n\n" + "\n".join(f"## {name}\n\n" + "\n".join(parts) for name, parts in sections.items())
+
+
+# -------------------------------------------------------------------------------------------------------------- pictures
+
+
+def pictures(found: Found, what: What) -> dict[str, Path]:
+    """The pictures of the weights that the run has now, by the names they have beside the card."""
+    there = {}
+    if what != "tokenizer" and _samples_request(found):
+        there["samples.png"] = found.path / "samples/grid.png"
+    if what != "prior":
+        there["reconstructions.png"] = found.path / "tokenizer/reconstructions.png"
+    return {name: path for name, path in there.items() if path.exists()}
+
+
+def _samples_request(found: Found) -> Mapping[str, Any]:
+    """What RUN/samples was asked for, where it was drawn with the weights that the run has now; else nothing."""
+    path = found.path / "samples/.request.json"
+    asked = read_json(path) if path.exists() else {}
+    files = {stage: found.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
+    same = all(path.exists() and asked.get(stage) == sha256(path) for stage, path in files.items())
+    return asked if same else {}
+
+
+def shown(found: Found, what: What) -> Iterator[str]:
+    there = pictures(found, what)
+    if "samples.png" in there:
+        asked = _samples_request(found)
+        usual = SamplingConfig().model_dump(mode="json")
+        told = [f"{name} {asked[name]}" for name, value in usual.items() if name in asked and asked[name] != value]
+        columns = "a column for each class, " if 1 < len(set(asked["labels"])) <= 20 else ""
+        yield "![samples](samples.png)"
+        how = plain(", ".join(told) or "default sampling settings")
+        yield f"*The first that were drawn, {columns}none picked out; {how}.*"
+    elif what != "tokenizer":
+        yield f"No samples of these weights were drawn: {_not_measured(found.command('pipeline/generate.py'))}"
+    if "reconstructions.png" in there:
+        yield "![held-out images above their reconstructions](reconstructions.png)"
+        yield "*Held-out images above what their codes decode to.*"
+
+
+# ------------------------------------------------------------------------------------------------------------------- use
+
+
+def use(found: Found, what: What, place: str) -> Iterator[str]:
+    yield f"With {release()} or newer installed:\n"
+    yield card.fenced(snippet(found, what, place), "python")
+    if what == "pipeline":
+        parts = f'`Prior.from_pretrained("{place}", subfolder="prior")`'
+        yield f'Either part alone: {parts}, and the tokenizer\'s class with `subfolder="tokenizer"`.\n'
+    if what == "prior":
+        tokenizer = found.prior["tokenizer"] if found.prior else {}
+        yield (
+            f"What it draws are codes of the tokenizer {plain(tokenizer.get('name'))}, SHA-256 of its weights "
+            f"`{tokenizer.get('sha256')}`, and of no other.\n"
+        )
+
+
+def snippet(found: Found, what: What, place: str) -> str:
+    """Lines of Python that load it and use it."""
+    if what == "pipeline":
+        names = (
+            ", ".join(json.dumps(name, ensure_ascii=False) for name in found.classes[:2])
+            if (found.prior or {}).get("class_names")
+            else None
+        )
+        asked = f"labels=[{names}], seed=0" if names else "num_images=4, seed=0"
+        images = f"images = pipeline({asked}).images  # PIL images\nsame_again = pipeline.reconstruct(images)"
+        return f"{card.loading(ImagePipeline, place)}\n{images}  # through the codes and back"
+    if what == "tokenizer":
+        c = found.model
+        assert c is not None
+        shape = f"(B, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})"
+        cls = next(cls for cls in TOKENIZERS if isinstance(c, cls.config_class))
+        return (
+            f"import torch\n\n{card.loading(cls, place)}\n"
+            f"images = torch.zeros(2, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})  # {shape} in [-1, 1]\n"
+            f"indices = tokenizer.encode(images)  # (B, {', '.join(map(str, c.grid))}{_depth(c)}) in [0, {c.codebook_size})\n"
+            "images = tokenizer.decode(indices)"
+        )
+    return (
+        "import torch\n\nfrom prior.draw import SamplingConfig\nfrom prior.sample import Sampler\n"
+        f"{card.loading(Prior, place)}\n"
+        "draw = Sampler(prior, SamplingConfig())\n"
+        "codes = draw(labels=torch.tensor([0]), seeds=[0])  # (1, T), raster order\n"
+        "nats = prior.log_prob(codes, torch.tensor([0]))"
+    )
+
+
+def _depth(c: Any) -> str:
+    return f", {c.code_depth}" if c.code_depth > 1 else ""
+
+
+# ------------------------------------------------------------------------------------------------------------------ data
+
+
+def _source(found: Found) -> Mapping[str, Any]:
+    images = found.settings.get("tokenizer", {}).get("images")
+    return found.codes[0].source if found.codes else images if isinstance(images, Mapping) else {}
+
+
+def data(found: Found) -> Iterator[str]:
+    """Where the images are from, and how many there are of each split."""
+    path = found.path / "tokenizer/images.json"
+    counts = read_json(path) if path.exists() else {}
+    coded = found.codes[1] if found.codes else {}
+    rows = []
+    for name in coded or counts:
+        images, codes = counts.get(name, {}), coded.get(name, {})
+        left = images.get("left_out", codes.get("skipped"))
+        seen = images.get("images", codes.get("images"))
+        rows.append((plain(name), *map(_count, (seen, codes.get("rows"), left))))
+    if rows:
+        yield card.table(("split", "images", "rows of codes", "left out"), rows)
+    else:
+        yield f"How many images there are was not counted: {_not_measured(found.command('tokenizer/encode.py'))}\n"
+    if _source(found):
+        yield "The source, its fingerprint, and how images were read:\n"
+        yield card.fenced(_yaml(_source(found)), "yaml")
+    if found.classes:
+        yield card.details(f"{len(found.classes):,} classes", ", ".join(map(plain, found.classes)) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------- budget
+
+
+def budget(found: Found, what: What) -> Iterator[str]:
+    """Weights, steps and time of each training."""
+    path = found.path / ".seconds.json"
+    seconds = read_json(path) if path.exists() else {}
+    rows = []
+    for stage in ("tokenizer", "prior"):
+        given = found.settings.get(stage)
+        if given is None or what not in ("pipeline", stage):
+            continue
+        steps, batch = given.get("steps"), given.get("batch_size")
+        seen = steps * batch if isinstance(steps, int) and isinstance(batch, int) else None
+        length = f"{_count(steps)} of {_count(batch)}" if steps else f"{_count(given.get('iterations'))} of EM, over all images"
+        spent = finite(seconds.get(stage))
+        row = (_weights(found.path / stage / "model"), length, _count(seen), str(given.get("precision", "–")))
+        rows.append((stage, *map(plain, row), "–" if spent is None else f"{spent:,.0f}"))
+    names = ("stage", "weights", "steps of batch", "rows seen", "precision", "seconds")
+    yield card.table(names, rows)
+    if kept := found.prior_figures().get("best_step") if what != "tokenizer" else None:
+        yield f"Of the prior the weights of step {_count(kept)} are kept, the best on validation.\n"
+    if any(row[-1] == "–" for row in rows):
+        yield "Seconds are kept by `pipeline/run.py`; these trainings were started otherwise.\n"
+    else:
+        yield "Seconds are of the whole command by the clock, reading the images and evaluating included.\n"
+
+
+def _weights(model: Path) -> str:
+    """How many numbers a model folder holds, by the head of its file."""
+    path = inside(model, "model.safetensors")
+    if not path.exists():
+        return "–"
+    with safe_open(path, framework="pt") as file:
+        return f"{sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys()):,}"  # noqa: SIM118 - no mapping
+
+
+# --------------------------------------------------------------------------------------------------------------- figures
+
+
+def figures(found: Found, what: What, others: Mapping[str, str]) -> Iterator[str]:
+    """First those one looks for, then all, each stage's with its protocol."""
+    if what == "pipeline" and (first := list(headline(found))):
+        yield card.table(
+            ("", "", "of"), [(plain(each.title), f"**{plain(each.value)}**", plain(each.meaning)) for each in first]
+        )
+    for stage in STAGES[what]:
+        yield f"### {MEASURED[stage]}\n"
+        if stage in found.evaluations:
+            yield from measured(found, stage)
+            continue
+        why = f"it was, with another {others[stage]} than this; " if stage in others else ""
+        yield f"Not measured: {why}{_not_measured(found.command(f'{stage}/evaluate.py'))}\n"
+        yield from in_training(found, stage)
+
+
+def in_training(found: Found, stage: str) -> Iterator[str]:
+    """What training and encoding measured by the way, where nothing else did."""
+    if stage == "tokenizer" and (seen := reconstruction(found, "psnr")):
+        yield f"By the way, reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])}).\n"
+    if stage == "prior" and (seen := nats(found)):
+        yield f"By the way, a code costs {number(seen[0])} nats ({plain(seen[2])}).\n"
+
+
+def measured(found: Found, stage: str) -> Iterator[str]:
+    """All figures of an evaluation, and how they came about."""
+    evaluation = found.evaluations[stage]
+    rows = [(plain(each.title), plain(each.value), plain(each.meaning)) for each in told_figures(found, stage)]
+    yield card.table(("figure", "value", "meaning"), rows)
+    protocol = {key: value for key, value in evaluation.items() if key not in ("kind", "format", "figures")}
+    what = found.of(stage, "number" if "number" in evaluation["protocol"] else "priced")
+    drawn = evaluation["protocol"].get("drawn")
+    also = f", and {drawn:,} drawn ones" if isinstance(drawn, int) else ""
+    yield f"On the {plain(what)}{also}.\n"
+    yield card.details("The whole protocol", card.fenced(_yaml(protocol), "yaml"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- limits
+
+
+def limits(found: Found, what: What) -> Iterator[str]:
+    """What not to expect, from what is known of the run."""
+    c = found.model
+    told = []
+    if c is not None and what != "prior":
+        colours = {1: "grey", 3: "RGB", 4: "RGBA"}[c.image_channels]
+        told.append(f"Images are {c.image_size[0]}×{c.image_size[1]} {colours}; others are brought to that, and lose by it.")
+    if (psnr := found.value("tokenizer", "psnr")) is not None:
+        told.append(f"What codes do not keep is lost: reconstructions have a PSNR of {psnr:.2f} dB.")
+    if what != "tokenizer":
+        labels = (found.prior or {}).get("class_names")
+        told.append("It draws its classes and nothing else." if labels else "It draws without being asked for a class.")
+        if (found.prior or {}).get("any_order"):
+            told.append("It was trained in every order of the places, and completes any part of an image from any other.")
+        else:
+            told.append("It was trained in raster order: what is kept below or right of what it completes is not heeded.")
+        if (share := found.value("pipeline", "memorised_codes")) is not None:
+            near = "as near to a training image, in codes, as 1% of held-out ones are"
+            told.append(f"Memorising: {share:.1%} of drawn images are {near}.")
+        else:
+            told.append("Whether drawn images are copies of training images was not measured.")
+        told.append(
+            "An image is a function of weights, label and seed. Another batch size, precision or machine rounds sums "
+            "differently, and now and then a draw with them."
+        )
+    if "fd_classifier" in found.evaluations.get("pipeline", {}).get("figures", {}):
+        told.append("Fréchet distances are on features of a classifier of these very images, and not to be held against FID.")
+    told.append("Other images than such as the source has were not measured. What is lopsided in the source is so here.")
+    yield "".join(f"- {line}\n" for line in told)
+
+
+# --------------------------------------------------------------------------------------------------------- how it was made
+
+
+def made(found: Found, what: What) -> Iterator[str]:
+    """The settings of the trainings, and the commands that repeat them."""
+    stages = [stage for stage in ("tokenizer", "prior") if stage in found.settings and what in ("pipeline", "prior", stage)]
+    name, dirty, _ = (commit() or "").partition("-dirty")
+    yield f"By {release()}{f', card at commit {name[:10]}{dirty}' if name else ''}. The settings of the trainings:\n"
+    for stage in stages:
+        yield card.details(f"<code>{stage}.yaml</code>", card.fenced(_yaml(found.settings[stage]), "yaml"))
+    lines = [*stage_commands(found), *evaluation_commands(found)]
+    if what == "tokenizer":
+        lines = [line for line in lines if "tokenizer/" in line.split('"')[0]]
+    yield "With them saved under those names, the commands that repeat it; absolute paths are shortened to three dots:\n"
+    again = shlex.quote(f"runs/{found.name}")
+    text = "\n".join(lines).replace('"$again"', again)
+    for stage in stages:
+        text = text.replace(f'"$run/{stage}/config.yaml"', f"{stage}.yaml")
+    yield card.fenced(text, "sh")
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _not_measured(command: str) -> str:
+    return f"run `{command}`, then publish again."
+
+
+def _count(value: Any) -> str:
+    return number(value) if isinstance(value, int) else "–"
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(private(value), sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)

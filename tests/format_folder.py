@@ -1,0 +1,79 @@
+"""What tests/test_hub.py keeps of each format of our files: tiny folders of every kind, and what was seen as they were written.
+
+    python tests/format_folder.py tests/data/format_1
+
+Weights are random, since what a format keeps is names and shapes. A folder that is committed is never written again: where
+`common.folder.FORMAT` grows, this script writes the next one beside it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from common import codes
+from common.codes import CodesInfo, TokenizerIdentity
+from common.folder import sha256
+from pipeline.image_pipeline import ImagePipeline
+from prior.config import ArchitectureConfig, PriorConfig
+from prior.draw import SamplingConfig
+from prior.model import Prior
+from tokenizer.config import KMeansConfig, TokenizerConfig
+from tokenizer.kmeans import KMeansTokenizer
+from tokenizer.model import Tokenizer, load_tokenizer
+from tokenizer.quantizers.config import VQConfig
+
+LABELS, SEEDS = ["b", "a", "c"], 7
+
+
+def images() -> torch.Tensor:
+    """(3, 1, 8, 8) uint8, of a formula."""
+    return (torch.arange(3 * 64) * 37 % 256).to(torch.uint8).view(3, 1, 8, 8)
+
+
+def seen(folder: Path) -> dict:
+    """What the models of a folder say, and its codes."""
+    pipeline, kmeans = ImagePipeline.from_pretrained(folder / "pipeline"), load_tokenizer(folder / "kmeans")
+    drawn, encoded = pipeline(labels=LABELS, seed=SEEDS), pipeline.encode_pixels(images())
+    return {
+        "encoded": encoded.tolist(),
+        "drawn": drawn.codes.tolist(),
+        "decoded": pipeline.decode(encoded).tolist(),
+        "nats": pipeline.log_prob(encoded, labels=LABELS).nats.tolist(),
+        "kmeans": kmeans.encode(images() / 127.5 - 1).tolist(),
+        "codes": codes.read(folder / "codes").splits["train"].codes.tolist(),
+    }
+
+
+def make(folder: Path) -> None:
+    """Write a pipeline, a tokenizer of K-means, codes, and expected.json."""
+    torch.manual_seed(0)
+    quantizer = VQConfig(codebook_size=16, code_dim=4)
+    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), patch=2, channels=(8,), quantizer=quantizer)).eval()
+    with TemporaryDirectory() as aside:
+        tokenizer.save_pretrained(Path(aside) / "tokenizer")
+        identity = TokenizerIdentity(name="tiny/tokenizer", sha256=sha256(Path(aside) / "tokenizer/model.safetensors"))
+    c = tokenizer.config
+    info = CodesInfo(
+        codebook_size=16, factors=c.factors, grid=c.grid, views=1, class_names=("a", "b", "c"), tokenizer=identity,
+        source={"source": "none", "fingerprint": "0"}, shard_size=8,
+    )  # fmt: skip
+    prior = Prior(PriorConfig.over(info, ArchitectureConfig(depth=1, dim=8, heads=2, dropout=0.0), conditional=True)).eval()
+    torch.nn.init.normal_(prior.head.weight)
+    sampling = SamplingConfig(temperature=0.9, top_k=8, guidance=1.5, precision="fp32")
+    pipeline = ImagePipeline(tokenizer, prior, sampling, identity)
+    pipeline.save_pretrained(folder / "pipeline")
+    kmeans = KMeansTokenizer(KMeansConfig(image_size=(8, 8), image_channels=1, patch=4, codebook_size=8)).eval()
+    torch.nn.init.uniform_(kmeans.codebook, -1, 1)
+    kmeans.save_pretrained(folder / "kmeans")
+    encoded = pipeline.encode_pixels(images()).numpy()
+    codes.write_shard(codes.shard_path(folder / "codes", "train", 0, 1), info, encoded, np.arange(3), np.arange(3))
+    codes.finish(folder / "codes", info, {"train": {"rows": 3}})
+    (folder / "expected.json").write_text(json.dumps(seen(folder)) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))
