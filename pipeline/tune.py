@@ -43,7 +43,7 @@ from common import codes, config, folder
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.run import progress_bar
+from common.progress import progress_bar
 from common.session import session
 from pipeline.frechet import Ruler, cells
 from pipeline.generation_config import Chosen, GenerationConfig

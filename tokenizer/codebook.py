@@ -31,7 +31,7 @@ from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.folder import sha256, write_json
 from common.launch import Precision, make_accelerator, run_command
-from common.run import progress_bar
+from common.progress import progress_bar
 from common.session import logged
 from tokenizer.base import ImageTokenizer
 from tokenizer.codebook_picture import draw

@@ -29,7 +29,7 @@ from common.codes import CodesInfo, TokenizerIdentity
 from common.errors import UserError
 from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
-from common.run import progress_bar
+from common.progress import progress_bar
 from common.session import at_work, session
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
