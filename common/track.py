@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +61,10 @@ class Trackers:
             self._finish_start(project, plain)
         except Exception as error:
             names = ", ".join(map(str, accelerator.log_with))
-            self.close(failed=True)
+            for tracker in accelerator.trackers:
+                with suppress(Exception):  # one that has not started cannot be brought to an end
+                    tracker.finish()
+            accelerator.trackers.clear()
             raise UserError(f"track: {names} cannot start ({_one_line(error)}); {_advice(names)}") from None
 
     def _finish_start(self, project: str, settings: Mapping[str, Any]) -> None:
