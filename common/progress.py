@@ -2,10 +2,14 @@
 
 progress_bar    of a command's main work: stays when it is done
 passing_bar     of a part of it, such as an evaluation: shown only if it lasts, below the other bar, and gone when done
+passing_word    of what has no measure: a line, if it lasts
 """
 
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -42,9 +46,23 @@ def passing_bar(total: int, what: str, *, unit: str = "image") -> tqdm:
     return _bar(total, what, unit, delay=SHORT, leave=False, disable=not on_main())
 
 
+@contextmanager
+def passing_word(what: str) -> Iterator[None]:
+    """A line on the main process, if what is done within this context takes longer than `SHORT`."""
+    timer = threading.Timer(SHORT, lambda: print(what, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if on_main():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _bar(total: int, what: str, unit: str, **options: Any) -> tqdm:
+    style: dict[str, Any]
     if sys.stderr.isatty():
         style = {"mininterval": 0.2, "dynamic_ncols": True}
     else:  # ncols 0: no bar; position 0: no moves of a cursor to the line of a bar inside another
         style = {"mininterval": INTERVAL, "maxinterval": INTERVAL, "file": _Lines(), "ncols": 0, "position": 0}
-    return tqdm(total=total, desc=what, unit=f" {unit}", smoothing=0.05, **style, **options)
+    return tqdm(total=total, desc=what, unit=f" {unit}", smoothing=0.05, **{**style, **options})

@@ -6,8 +6,9 @@
 trackio keeps the runs of all folders in one place (TRACKIO_DIR): trackio show --project tesserae.
 
 A run that goes on goes on in the same run of each tracker, and no step stands there twice: TensorBoard hides the steps that are
-taken again, wandb's server and trackio have them already. (Offline, wandb cannot know; its steps since the last state are sent
-twice.) A tracker that cannot start is an error before the first step; one that fails later is named once, and training goes on.
+taken again, wandb's server and trackio have them already. (wandb offline, and trackio on a Space, cannot know: after a kill
+they have the steps since the last state twice.) A tracker that cannot start is an error before the first step; one that fails
+later is named once, and training goes on.
 """
 
 import json
@@ -34,7 +35,7 @@ INSTALL = "pip install 'tesserae[track]'"
 def check_installed(names: Sequence[str]) -> None:
     """Accelerate would leave a tracker out without a word. Raises `UserError` with the line that installs it."""
     for name in names:
-        if find_spec(name) is None:
+        if getattr(find_spec(name), "origin", None) is None:  # a folder ./wandb of runs is found too, and has no origin
             raise UserError(f"track: {name} is not installed; {INSTALL} has it, or leave it out of --track")
 
 
@@ -56,29 +57,21 @@ class Trackers:
         if not accelerator.is_main_process or not accelerator.log_with:
             return
         plain = {name: v if isinstance(v, bool | int | float | str) else json.dumps(v) for name, v in settings.items()}
+        options = _options(folder, plain, first_step)
         try:
-            accelerator.init_trackers(project, init_kwargs=_options(folder, plain, first_step))
-            self._finish_start(project, plain)
+            accelerator.init_trackers(project, init_kwargs=options)
+            for tracker in accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    _show_settings(tracker, plain)
+                if tracker.name == "trackio":
+                    self._told = _told(tracker)
         except Exception as error:
             names = ", ".join(map(str, accelerator.log_with))
             for tracker in accelerator.trackers:
                 with suppress(Exception):  # one that has not started cannot be brought to an end
                     tracker.finish()
             accelerator.trackers.clear()
-            raise UserError(f"track: {names} cannot start ({_one_line(error)}); {_advice(names)}") from None
-
-    def _finish_start(self, project: str, settings: Mapping[str, Any]) -> None:
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                from torch.utils.tensorboard.summary import hparams
-
-                for summary in hparams(dict(settings), {}):  # Accelerate's way makes two more runs of them at every start
-                    tracker.tracker.file_writer.add_summary(summary)
-            if tracker.name == "trackio":
-                from trackio.sqlite_storage import SQLiteStorage
-
-                rows = SQLiteStorage.get_logs(project, tracker.tracker.name, run_id=tracker.tracker.id)
-                self._told = frozenset((row["step"], name) for row in rows for name in row)
+            raise UserError(f"track: {names} cannot start ({_one_line(error)}); {_advice(error)}") from None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for tracker in self.accelerator.trackers:
@@ -140,7 +133,24 @@ def _options(folder: Path, settings: Mapping[str, Any], first_step: int) -> dict
     }  # fmt: skip
 
 
-def _log_picture(tracker: GeneralTracker, step: int, name: str, picture: PIL.Image.Image) -> None:
+def _show_settings(tensorboard: Any, settings: Mapping[str, Any]) -> None:
+    """Accelerate's `store_init_configuration` would make two more runs of them, at every start."""
+    from torch.utils.tensorboard.summary import hparams
+
+    for summary in hparams(dict(settings), {}):
+        tensorboard.tracker.file_writer.add_summary(summary)
+
+
+def _told(trackio: Any) -> frozenset[tuple[int, str]]:
+    """(step, name) of all that a run of trackio has."""
+    from trackio.sqlite_storage import SQLiteStorage
+
+    run = trackio.tracker
+    rows = SQLiteStorage.get_logs(run.project, run.name, run_id=run.id)
+    return frozenset((row["step"], name) for row in rows for name in row)
+
+
+def _log_picture(tracker: Any, step: int, name: str, picture: PIL.Image.Image) -> None:
     if tracker.name == "tensorboard":
         import numpy as np
 
@@ -158,7 +168,7 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-def _advice(names: str) -> str:
-    if "wandb" in names:
+def _advice(error: Exception) -> str:
+    if type(error).__module__.startswith("wandb"):
         return "`wandb login` once, or WANDB_MODE=offline, which keeps the run on the disk for `wandb sync`; or leave it out"
     return "mend that, or leave it out of --track"

@@ -9,6 +9,8 @@ Reads RUN/codes (or --codes) and writes into RUN/prior:
     curves.png       training and validation NLL beside the same two
     state/           what resuming needs
     model/           what everyone else needs: the averaged weights that were best on the validation split
+    tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and where on the grid the NLL is; no
+                     drawn pictures, which take the tokenizer, and this stage does not know it
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
 """
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from common import progress
-from common.progress import passing_bar, progress_bar
+from common.progress import passing_bar, passing_word, progress_bar
 from tests.conftest import tokenizer_training
 from tokenizer.train import train
 
@@ -73,3 +73,15 @@ def test_a_training_in_a_log_file_is_lines_with_its_figures(tmp_path, accelerato
     first, last = (line for line in said.splitlines() if line.startswith("tokenizer:"))
     assert " 0/6 [" in first
     assert re.search(r" 6/6 \[.*step/s, distortion=[\d.]+ bits/dim, loss=[\d.]+, psnr=[\d.]+ dB, usage=[\d.]+%\]", last)
+
+
+def test_what_has_no_measure_is_said_once_if_it_lasts(often, capsys):
+    with passing_word("reading a source"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == "reading a source\n"
+
+
+def test_what_has_no_measure_is_not_said_if_it_is_short(capsys):
+    with passing_word("reading a source"):
+        pass
+    assert capsys.readouterr().err == ""

@@ -3,8 +3,9 @@
     accelerate launch tokenizer/cluster.py configs/digits_kmeans/cluster.yaml --model.codebook_size 256
 
 Reads images and writes into RUN/tokenizer what tokenizer/train.py writes: config.yaml, metrics.jsonl (one line an EM
-step), reconstructions.png, curves.png, histogram.json, state/ and model/. tokenizer/encode.py, prior/train.py and
-pipeline/generate.py take it from there. Interrupted, the same command goes on from the last EM step.
+step), reconstructions.png, curves.png, histogram.json, state/ and model/; trackers in --track are told too.
+tokenizer/encode.py, prior/train.py and pipeline/generate.py take it from there. Interrupted, the same command goes on from
+the last EM step.
 """
 
 import sys

@@ -20,7 +20,7 @@ import yaml
 
 from common.config import load_yaml
 from common.errors import UserError
-from common.progress import on_main
+from common.progress import on_main, passing_word
 from tokenizer.config import ImagesConfig
 
 if TYPE_CHECKING:  # half a second, and the digits do without
@@ -211,11 +211,10 @@ def _opened(config: ImagesConfig) -> dict[str, "Dataset"]:
     if not (on_main() and sys.stderr.isatty()):  # in a log file theirs would be one line of thousands of carriage returns
         datasets.disable_progress_bars()
         disable_progress_bars()
-    if on_main() and not sys.stderr.isatty():
-        print(f"reading {source}; the first time may take minutes", file=sys.stderr)
     try:
         local = folder.is_dir()
-        splits = _local(folder, config.subset) if local else datasets.load_dataset(source, name=config.subset)
+        with passing_word(f"reading {source}; the first time takes longest"):
+            splits = _local(folder, config.subset) if local else datasets.load_dataset(source, name=config.subset)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # damaged files raise nearly anything in `datasets` and the parsers under it

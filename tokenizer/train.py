@@ -11,6 +11,7 @@ Reads images and writes into RUN/tokenizer:
     images.json           how many images each split has, and how many were left out, repeated or animated
     state/                what resuming needs
     model/                what everyone else needs: the averaged weights and their config
+    tensorboard/, wandb/  of the trackers in --track, which are told the metrics and shown the picture (common/track.py)
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
 """
 
