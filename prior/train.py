@@ -110,7 +110,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
     trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
-    bar = progress_bar(accelerator, c.steps, "prior", initial=first_step)
+    bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, str]()
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
     with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
@@ -145,9 +145,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             if done % c.log_every == 0 or last:
                 logged = trained.means.take()
                 metrics.log(done, "train", **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
-                if logged:
-                    shown = {"nll": f"{logged['nll']:.3f}", **({"best": f"{best.nll:.3f}"} if best.step else {})}
-                    bar.set_postfix(**shown, refresh=False)
+                shown |= {name: f"{value:.3f}" for name, value in logged.items()}
+                bar.set_postfix(**shown, refresh=False)
             sound = trained.skipped.in_a_row == 0 or last  # weights whose steps are skipped may be what is wrong: not to keep
             if sound and (done % c.evaluate_every == 0 or last):
                 held_out = evaluate(trained.ema.model, validation, accelerator)
@@ -156,6 +155,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 if held_out.nll < best.nll:
                     best = Best(done, held_out.nll)
                     keep(trained.ema.model, run / "model", accelerator)
+                shown |= {"validation": f"{held_out.nll:.3f}", "best": f"{best.nll:.3f}"}
+                bar.set_postfix(**shown, refresh=False)
             interrupted = interrupt.asked(done) and not last
             if sound and (done % c.save_every == 0 or last or interrupted):
                 save(trained, done, best, run, c.keep_states, accelerator)
