@@ -11,16 +11,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from safetensors import SafetensorError
 from tqdm import tqdm
 
 from common.commands import typed
 from common.errors import UserError
 from common.starting import INTERRUPTED, PREEMPTED
+from common.track import check_installed
 
 Precision = Literal["auto", "fp32", "bf16"]
 # What a command exits with. A launcher of several processes exits with 1 whatever they did.
@@ -38,19 +41,28 @@ MAIN_SPEAKS_FIRST = 3.0  # seconds; a launcher looks every tenth of one whether 
 ASK_EVERY = 10  # steps between the questions whether any process was interrupted
 
 
-def make_accelerator(precision: Precision = "fp32") -> Accelerator:
+def make_accelerator(precision: Precision = "fp32", track: Sequence[str] = (), folder: Path = Path()) -> Accelerator:
     """The devices Accelerate gives, or the CPU; `auto` is bf16 where the hardware computes it and fp32 elsewhere.
 
+    Args:
+        track: names of trackers, which `common.run.Metrics` begins and tells.
+        folder: of the run's stage, for a tracker that writes files.
+
     Raises:
-        UserError: launched as several processes of which Accelerate sees one, which would each do all the work.
+        UserError: launched as several processes of which Accelerate sees one, which would each do all the work; a tracker is
+            not installed.
     """
+    check_installed(track)
     cpu = not torch.accelerator.is_available()
     device = "cpu" if cpu else torch.accelerator.current_accelerator().type
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     if bf16 and device == "cuda":
         torch.set_float32_matmul_precision("high")  # of the products left in fp32: TF32 is finer than bf16 is
     try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no")
+        accelerator = Accelerator(
+            cpu=cpu, mixed_precision="bf16" if bf16 else "no", log_with=list(track) or None,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard")),
+        )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         raise UserError(f"accelerate cannot start its processes: {' '.join(str(error).split())}") from None
     launched = int(os.environ.get("WORLD_SIZE", "1"))

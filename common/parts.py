@@ -18,7 +18,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.folder import read_json, remove, replacing, write_json
 from common.launch import Interrupt, Interrupted
-from common.run import progress_bar
+from common.progress import progress_bar
 
 
 def in_parts(

@@ -1,20 +1,21 @@
-"""A run folder: the settings it was started with, its metrics as JSON lines, and its progress on the screen."""
+"""A run folder: the settings it was started with, and its metrics as JSON lines, which trackers are told too."""
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from common.config import Settings, read_yaml, write_yaml
 from common.errors import UserError
 from common.folder import replacing
+from common.launch import Interrupted
+from common.track import Trackers
 
 
 def open_run(folder: Path, settings: Settings, changeable: Set[str], accelerator: Accelerator) -> None:
@@ -52,20 +53,41 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Metrics:
-    """`metrics.jsonl`: one line an entry, written by the main process."""
+    """`metrics.jsonl`: one line an entry, written by the main process. The trackers that the Accelerator was made with are told
+    the same, and closed at the end of this context."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, first_step: int):
-        """Lines of steps after `first_step` are dropped: a resumed run takes those steps again."""
+    def __init__(self, folder: Path, accelerator: Accelerator, first_step: int, settings: Settings, project: str):
+        """Lines of steps after `first_step` are dropped: a resumed run takes those steps again.
+
+        Args:
+            settings: of the run, for the trackers to show.
+            project: that the trackers file it under.
+        Raises:
+            UserError: a tracker cannot start.
+        """
         self.path, self.accelerator = folder / "metrics.jsonl", accelerator
         if accelerator.is_main_process and self.path.exists():
             kept = [line for line in read_metrics(self.path) if line["step"] <= first_step]
             with replacing(self.path) as aside:
                 aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.trackers = Trackers(accelerator, folder, project, _flat(settings.model_dump(mode="json")), first_step)
 
-    def log(self, step: int, **values: Any) -> None:
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        self.trackers.close(failed=kind is not None and not issubclass(kind, Interrupted))
+
+    def log(self, step: int, split: Literal["train", "validation"], **values: Any) -> None:
+        """Figures of a split. Trackers show them as `train/loss`, `validation/psnr`."""
         if self.accelerator.is_main_process:
             with open(self.path, "a", encoding="utf-8") as file:
                 print(json.dumps({"step": step, **values}), file=file)
+            self.trackers.log(step, {f"{split}/{name.removeprefix(f'{split}_')}": value for name, value in values.items()})
+
+    def picture(self, step: int, name: str, picture: PIL.Image.Image) -> None:
+        """A picture of an evaluation, for the trackers alone."""
+        self.trackers.picture(step, f"validation/{name}", picture)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -120,24 +142,3 @@ def _check_finite(values: Mapping[str, float]) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise UserError(f"{name} became {value}; the last saved state is whole: lower lr or take precision fp32")
-
-
-class _Lines:
-    """A log file's stand-in for the terminal: the bar's carriage returns become lines."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            sys.stderr.write(text.strip("\r\n ") + "\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
-def progress_bar(accelerator: Accelerator, total: int, what: str, *, initial: int = 0, unit: str = "step") -> tqdm:
-    """A bar with rate and time left on a terminal, a line every ten seconds in a log file, nothing on other ranks."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total, initial=initial, desc=what, unit=f" {unit}", disable=not accelerator.is_main_process,
-        file=None if terminal else _Lines(), mininterval=0.2 if terminal else 10.0, dynamic_ncols=terminal,
-        ncols=None if terminal else 0, smoothing=0.05,
-    )  # fmt: skip

@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common import folder
 from common.config import Settings
 from common.errors import UserError
+from common.progress import passing_bar
 
 FEATURES = 128
 CELLS = 8  # a side at most, before they are flattened
@@ -184,7 +184,8 @@ def train(config: ClassifierConfig, source: LabelledSource, device: torch.device
     steps = max(recipe.least_steps, recipe.epochs * an_epoch)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.peak_lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_lr, total_steps=steps)
-    for step in tqdm(range(steps), desc="classifier", unit="step", delay=5, leave=False, disable=None):
+    bar = passing_bar(steps, "classifier", unit="step")
+    for step in range(steps):
         if step % an_epoch == 0:
             order = positions[torch.randperm(len(positions), generator=generator)]
         images, labels = source.read(order[step % an_epoch * batch_size :][:batch_size])
@@ -197,6 +198,8 @@ def train(config: ClassifierConfig, source: LabelledSource, device: torch.device
         loss.backward()
         optimizer.step()
         schedule.step()
+        bar.update()
+    bar.close()
     return model.eval()
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.progress import passing_bar
 from metrics.neighbours import BLOCK, distance_blocks, in_double
 
 
@@ -80,8 +81,12 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 def _kernel_sum(a: Tensor, b: Tensor) -> float:
     """Σ_ij k(a_i, b_j)."""
     b = in_double(b)
-    step = max(1, BLOCK // len(b))
-    return sum((in_double(rows) @ b.T / b.shape[1] + 1).pow(3).sum().item() for rows in a.split(step))
+    step, total = max(1, BLOCK // len(b)), 0.0
+    with passing_bar(len(a), "kernel distance") as bar:
+        for rows in a.split(step):
+            total += (in_double(rows) @ b.T / b.shape[1] + 1).pow(3).sum().item()
+            bar.update(len(rows))
+    return total
 
 
 def _kernel_diagonal(a: Tensor) -> float:

@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
+
+from common.progress import passing_bar
 
 BLOCK = 2**22  # distances held at once, of 8 bytes
 
@@ -47,9 +50,11 @@ def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
     centre = b.mean(0)  # rounding is relative to the norms: distances are the same from anywhere, smallest norms from here
     b = b - centre
     step = max(1, BLOCK // max(1, len(b)))
-    for start in range(0, len(a), step):
-        rows = slice(start, start + step)
-        yield rows, squared_distances(in_double(a[rows]) - centre, b).sqrt()
+    with passing_bar(len(a), f"distances to {len(b)}") as bar:
+        for start in range(0, len(a), step):
+            rows = slice(start, start + step)
+            yield rows, squared_distances(in_double(a[rows]) - centre, b).sqrt()
+            bar.update(min(step, len(a) - start))
 
 
 def nearest(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
@@ -63,11 +68,13 @@ def nearest(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
     if queries.ndim != 2 or rows.ndim != 2 or queries.shape[1] != rows.shape[1]:
         raise ValueError(f"queries (M, D) and rows (N, D) must share D, got {tuple(queries.shape)}, {tuple(rows.shape)}")
     side = int(BLOCK**0.5)
-    found = [_nearest_to_few(in_double(block), rows, k, BLOCK // side) for block in queries.split(side)]
+    blocks = queries.split(side)
+    with passing_bar(len(blocks) * len(rows), f"nearest of {len(rows)}") as bar:
+        found = [_nearest_to_few(in_double(block), rows, k, BLOCK // side, bar) for block in blocks]
     return Nearest(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int) -> Nearest:
+def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int, bar: tqdm) -> Nearest:
     """The same for queries (m, D) that stand in memory: the best k so far are held against each block of rows."""
     best = queries.new_empty(len(queries), 0)
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -77,6 +84,7 @@ def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int) -> Nearest
         candidates = torch.cat([best, squared_distances(queries, block)], 1)
         best, chosen = candidates.topk(min(k, candidates.shape[1]), largest=False)
         indices = torch.cat([indices, here], 1).gather(1, chosen)
+        bar.update(len(block))
     return Nearest(best.sqrt(), indices)
 
 
@@ -85,8 +93,10 @@ def nearest_codes(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
     if not 1 <= k <= len(rows) or queries.shape[1:] != rows.shape[1:]:
         raise ValueError(f"k must lie in [1, {len(rows)}] and rows be as wide as queries, got {k}, {tuple(rows.shape)}")
     found = []
-    for block in queries.split(max(1, 16 * BLOCK // max(1, rows.numel()))):
-        found.append((block[:, None] != rows[None]).sum(2).topk(k, largest=False))
+    with passing_bar(len(queries), f"nearest codes of {len(rows)}") as bar:
+        for block in queries.split(max(1, 16 * BLOCK // max(1, rows.numel()))):
+            found.append((block[:, None] != rows[None]).sum(2).topk(k, largest=False))
+            bar.update(len(block))
     distances, indices = (torch.cat(column) for column in zip(*found, strict=True))
     return Nearest(distances.double(), indices)
 

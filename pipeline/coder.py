@@ -17,10 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from common.digits import to_digits
 from common.errors import UserError
 from common.folder import weights_sha256
+from common.progress import passing_bar
 from pipeline.image_pipeline import ImagePipeline
 from prior.walk import walk
 from tokenizer.likelihood import levels_of, pixels_of
@@ -81,7 +83,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         raise UserError(f"images must be uint8 (N, {', '.join(map(str, expected))}), got {images.dtype} {tuple(images.shape)}")
     if labels is not None and (labels.shape != (len(images),) or not ((labels >= 0) & (labels < classes)).all()):
         raise UserError(f"labels must be {len(images)} class numbers below {classes}, got {labels.tolist()[:8]}")
-    encoder, rate = _Encoder(), 0.0
+    encoder, rate, bar = _Encoder(), 0.0, _bar(pipeline, len(images), "compress")
     for some in torch.arange(len(images)).split(BATCH):
         before, pixels = encoder.bits, to_float(images[some].to(pipeline.device))
         if labels is not None:
@@ -91,6 +93,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
 
         def known(logits: Tensor, t: int, g: int, digits: Tensor = digits) -> Tensor:
             encoder.put(digits[:, t, g], _shares(logits))
+            bar.update()
             return digits[:, t, g].to(logits.device)
 
         walk(pipeline.prior, _classes(pipeline, labels, some), known)
@@ -99,6 +102,8 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         for channel in range(c.image_channels):
             shares = likelihood.probabilities(output, pixels.double(), channel).flatten(0, 2).cpu()
             encoder.put(levels_of(pixels[:, channel]).flatten().cpu(), shares)
+            bar.update()
+    bar.close()
     checksum = zlib.crc32(images.contiguous().numpy())
     head = HEAD.pack(MAGIC, labels is not None, len(images), checksum, *_models(pipeline))
     return Compressed(head + encoder.coder.get_compressed().astype("<u4").tobytes(), rate, encoder.bits - rate)
@@ -117,21 +122,34 @@ def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
     if models != _models(pipeline):
         raise UserError("these bytes were written with another tokenizer or prior, and only the same weights can read them")
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
-    c, decoder, found = pipeline.tokenizer.config, _Decoder(words), []
+    c, decoder, found, bar = pipeline.tokenizer.config, _Decoder(words), [], _bar(pipeline, number, "expand")
+
+    def next_one(logits: Tensor, _t: int, _g: int) -> Tensor:
+        bar.update()
+        return decoder.get(_shares(logits)).to(logits.device)
+
     for some in torch.arange(number).split(BATCH):
         labels = decoder.get(_uniform(len(some), pipeline.prior.config.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, torch.arange(len(some)))
-        codes = walk(pipeline.prior, classes, lambda logits, t, g: decoder.get(_shares(logits)).to(logits.device))
+        codes = walk(pipeline.prior, classes, next_one)
         output = pipeline.tokenizer.output(codes.view(-1, *pipeline.tokenizer.index_shape)).double()
         pixels = output.new_zeros(len(some), c.image_channels, *c.image_size)
         for channel in range(c.image_channels):
             shares = pipeline.tokenizer.likelihood.probabilities(output, pixels, channel).flatten(0, 2).cpu()
             pixels[:, channel] = pixels_of(decoder.get(shares), torch.float64).view_as(pixels[:, channel])
+            bar.update()
         found.append(to_uint8(pixels).cpu())
+    bar.close()
     images = torch.cat(found)
     if zlib.crc32(images.contiguous().numpy()) != checksum:
         raise UserError(DAMAGED)
     return images
+
+
+def _bar(pipeline: ImagePipeline, images: int, what: str) -> tqdm:
+    """Of a batch's steps: each part of each code, then each channel of the pixels."""
+    steps = pipeline.prior.config.length * len(pipeline.prior.vocabularies) + pipeline.tokenizer.config.image_channels
+    return passing_bar(-(-images // BATCH) * steps, what, unit="step")
 
 
 def _shares(logits: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ from common.folder import sha256, sweep
 from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
 from common.pictures import image_grid, save_picture
+from common.progress import passing_bar
 from common.record import code
 from common.session import session
 from metrics.features import FeaturesConfig
@@ -221,7 +222,8 @@ def draw(bench: Bench, number: int) -> Drawn:
     sampler = pipeline.sampler(**pipeline.sampling.model_dump())
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
-        drawn = sampler(labels[positions], [c.seed + i for i in positions.tolist()]).cpu()
+        with passing_bar(len(positions), "draw a part") as bar:
+            drawn = sampler(labels[positions], [c.seed + i for i in positions.tolist()], progress=bar.update).cpu()
         images = pipeline.decode(drawn)
         found = {"images": images, "codes": drawn.int()}
         return found if bench.eyes.features is None else found | {"features": bench.eyes.features(images)}
@@ -287,7 +289,12 @@ def features_of(bench: Bench, split: ImageSplit, positions: Tensor) -> Tensor:
 
 def read(split: ImageSplit, positions: Tensor, size: tuple[int, int]) -> Tensor:
     """Images of a split: (n, C, H, W) uint8."""
-    return torch.cat([centre(split.read(some).images, size) for some in positions.split(PART)])
+    found, bar = [], passing_bar(len(positions), f"read {split.name}")
+    for some in positions.split(PART):
+        found.append(centre(split.read(some).images, size))
+        bar.update(len(some))
+    bar.close()
+    return torch.cat(found)
 
 
 def picture_path(bench: Bench, what: str) -> Path:

@@ -26,7 +26,7 @@ from common import config, folder
 from common.commands import typed
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.run import progress_bar
+from common.progress import progress_bar
 from common.session import session
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline, is_of_run

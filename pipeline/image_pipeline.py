@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, Self
 import PIL.Image
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common import config, folder
 from common.codes import TokenizerIdentity
 from common.errors import UserError
 from common.hub import Pretrained
+from common.progress import passing_bar
 from pipeline.generation_config import Chosen, GenerationConfig
 from pipeline.mask import fill_unknown, known_places, read_mask
 from prior.draw import SamplingConfig
@@ -387,9 +387,8 @@ class ImagePipeline(Pretrained):
                 "it; prior/train.py with --order any trains one that heeds all",
                 stacklevel=3,
             )
-        several = len(labels) > sampler.batch_size
         try:
-            with tqdm(total=len(labels), unit=" image", disable=not several) as bar:
+            with passing_bar(len(labels), "draw") as bar:
                 drawn = sampler(torch.tensor(labels), seeds, codes, known, progress=bar.update).cpu()
         except ValueError as error:
             raise UserError(str(error)) from None
@@ -420,9 +419,12 @@ class ImagePipeline(Pretrained):
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> codes (B, T)."""
-        return torch.cat([
-            self.tokenizer.encode(to_float(part.to(self.device))).flatten(1).cpu() for part in pixels.split(ENCODED)
-        ])  # fmt: skip
+        found, bar = [], passing_bar(len(pixels), "encode")
+        for part in pixels.split(ENCODED):
+            found.append(self.tokenizer.encode(to_float(part.to(self.device))).flatten(1).cpu())
+            bar.update(len(part))
+        bar.close()
+        return torch.cat(found)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:

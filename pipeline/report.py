@@ -10,6 +10,7 @@ files into RUN/report/. What is not there yet has one line in its place, which s
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -22,6 +23,7 @@ from common import config
 from common.config import Settings as BaseSettings
 from common.folder import replacing
 from common.launch import run_command
+from common.progress import passing_bar
 from common.record import commit
 from common.session import logged
 from pipeline.reporting import bits, codebook, completion, page, pictures, provenance, quality, training
@@ -51,18 +53,23 @@ def foot() -> Html:
 def report(c: Settings) -> Path:
     """Write the page, and return its file."""
     found = gather(Path(c.run), c.split)
-    sections = [
-        pictures.samples(found),
-        pictures.reconstructions(found),
-        training.section(found),
-        codebook.section(found),
-        bits.section(found),
-        completion.section(found, c.completion),
-        pictures.neighbours(found),
-        quality.section(found),
-        provenance.settings(found),
-        provenance.commands(found),
+    parts = [
+        pictures.samples,
+        pictures.reconstructions,
+        training.section,
+        codebook.section,
+        bits.section,
+        partial(completion.section, wanted=c.completion),
+        pictures.neighbours,
+        quality.section,
+        provenance.settings,
+        provenance.commands,
     ]
+    sections = []
+    with passing_bar(len(parts), "report", unit="section") as bar:
+        for part in parts:
+            sections.append(part(found))
+            bar.update()
     path = found.path / "report.html"
     with replacing(path) as aside:
         aside.write_text(page.document(found.name, head(found), sections, foot()), encoding="utf-8", errors="replace")

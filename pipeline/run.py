@@ -32,6 +32,7 @@ from common.config import Settings
 from common.errors import UserError
 from common.launch import INTERRUPTED, PREEMPTED, run_command
 from common.pictures import save_picture
+from common.track import Tracker
 
 ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,8 @@ class RunSettings(Settings):
     """images.source, where it is not the one the configs name: a Hub dataset id or a folder"""
     seed: int | None = Field(None, ge=0, le=2**62)
     """of both trainings and the samples"""
+    track: tuple[Tracker, ...] = ()
+    """trackers of both trainings: tensorboard, wandb, trackio"""
     launch: str = "python"
     """what starts each command: `python`, or for several devices `accelerate launch ...`"""
 
@@ -72,11 +75,12 @@ def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
     folder_, first = config.find(c.configs), first_config(config.find(c.configs))
     seed = [] if c.seed is None else ["--seed", str(c.seed)]
     images = [] if c.images is None else ["--images.source", c.images]
+    track = ["--track", *c.track] if c.track else []
     launch = [sys.executable] if c.launch == "python" else shlex.split(c.launch)
     scripts = {
-        "tokenizer": [FIRST_STAGES[first.name], str(first), "--run", run, *images, *seed],
+        "tokenizer": [FIRST_STAGES[first.name], str(first), "--run", run, *images, *seed, *track],
         "encode": ["tokenizer/encode.py", run],
-        "prior": ["prior/train.py", str(folder_ / "prior.yaml"), "--run", run, *seed],
+        "prior": ["prior/train.py", str(folder_ / "prior.yaml"), "--run", run, *seed, *track],
         "generate": [
             "pipeline/generate.py",
             run,

@@ -44,7 +44,7 @@ from common.commands import typed
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.run import progress_bar
+from common.progress import passing_bar, progress_bar
 from common.session import session
 from pipeline.frechet import Ruler, cells
 from pipeline.generation_config import Chosen, GenerationConfig
@@ -103,8 +103,11 @@ class Bench:
         """codes (N, T) -> (N, P), each process decoding its share."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         found = torch.zeros(len(held_out), cells(self.pipeline.decode(held_out[:1])).shape[1])
+        bar = passing_bar(len(held_out), f"decode {SPLIT}")
         for rows in torch.arange(rank, len(held_out), world).split(ENCODED):
             found[rows] = cells(self.pipeline.decode(held_out[rows]))
+            bar.update(min(len(rows) * world, bar.total - bar.n))
+        bar.close()
         return self._together(found)
 
     def _together(self, found: Tensor) -> Tensor:
@@ -133,6 +136,7 @@ class Bench:
             bar = progress_bar(self.accelerator, len(new) * self.c.images, setting, unit="image")
             for sampling in new:
                 self.figures[sampling] = self.draw(sampling, self.c.seed, bar)
+                bar.set_postfix(best=f"{min(self.figures.values()):.5f}", refresh=False)
                 if self.accelerator.is_main_process:
                     bar.write(f"{self.figures[sampling]:10.5f}  {described(sampling)}")
             bar.close()

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from common.codes import CodesInfo, Side, TokenizerIdentity
 from common.config import Settings
 from common.launch import Precision
+from common.track import Tracker
 
 LARGEST_VOCABULARY = 16_384  # the embedding and the head of more rows would outweigh the blocks between them
 PART_VOCABULARY = 1024
@@ -190,3 +191,7 @@ class TrainConfig(Settings):
     """steps between saved states"""
     keep_states: int = Field(2, ge=1)
     """the last states that are kept; one that is found damaged is replaced by the one before"""
+    track: tuple[Tracker, ...] = ()
+    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
+    track_project: str = Field("tesserae", pattern=r"^[\w.-]+$", max_length=100)
+    """under which they file the run"""

@@ -9,6 +9,8 @@ Reads RUN/codes (or --codes) and writes into RUN/prior:
     curves.png       training and validation NLL beside the same two
     state/           what resuming needs
     model/           what everyone else needs: the averaged weights that were best on the validation split
+    tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and where on the grid the NLL is; no
+                     drawn pictures, which take the tokenizer, and this stage does not know it
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
 """
 
@@ -24,6 +26,7 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
@@ -36,8 +39,9 @@ from common.errors import UserError
 from common.finite import Part, SkippedSteps
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
-from common.pictures import save_curves
-from common.run import Means, Metrics, open_run, progress_bar, read_metrics
+from common.pictures import image_grid, save_curves
+from common.progress import passing_bar, progress_bar
+from common.run import Means, Metrics, open_run, read_metrics
 from common.schedule import warmup_cosine
 from common.session import session
 from prior.baselines import marginal_nll, uniform_nll
@@ -47,7 +51,7 @@ from prior.model import Prior, nll_each
 from prior.order import code_order, raster, shuffled
 
 # Which codes they are is checked by their fingerprint; the last two change speed and memory alone.
-CHANGEABLE = {"run", "codes", "log_every", "save_every", "keep_states", "recompute", "compile"}
+CHANGEABLE = {"run", "codes", "log_every", "save_every", "keep_states", "track", "track_project", "recompute", "compile"}
 EVALUATION_BATCH = 256
 ANNEALED = (0.5, 0.75)  # between these shares of the steps random orders give way to raster order, as in RAR
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
@@ -106,10 +110,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
     trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
-    metrics = Metrics(run, accelerator, first_step)
-    bar = progress_bar(accelerator, c.steps, "prior", initial=first_step)
+    metrics = Metrics(run, accelerator, first_step, c, c.track_project)
+    bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, str]()
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
-    with Interrupt(accelerator) as interrupt:
+    with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
             state.seed_step(c.seed, step, accelerator.process_index)
             height = warmup_cosine(step, peak=1.0, warmup=c.warmup, total=c.steps)
@@ -141,16 +145,19 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             bar.update()
             if done % c.log_every == 0 or last:
                 logged = trained.means.take()
-                metrics.log(done, **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
-                if logged:
-                    bar.set_postfix(nll=f"{logged['nll']:.3f}", **({"best": f"{best.nll:.3f}"} if best.step else {}))
+                metrics.log(done, "train", **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
+                shown |= {name: f"{value:.3f}" for name, value in logged.items()}
+                bar.set_postfix(**shown, refresh=False)
             sound = trained.skipped.in_a_row == 0 or last  # weights whose steps are skipped may be what is wrong: not to keep
             if sound and (done % c.evaluate_every == 0 or last):
                 held_out = evaluate(trained.ema.model, validation, accelerator)
-                metrics.log(done, validation_nll=held_out)
-                if held_out < best.nll:
-                    best = Best(done, held_out)
+                metrics.log(done, "validation", validation_nll=held_out.nll)
+                metrics.picture(done, "nll_by_place", picture_of(held_out, model_config.codebook_size))
+                if held_out.nll < best.nll:
+                    best = Best(done, held_out.nll)
                     keep(trained.ema.model, run / "model", accelerator)
+                shown |= {"validation": f"{held_out.nll:.3f}", "best": f"{best.nll:.3f}"}
+                bar.set_postfix(**shown, refresh=False)
             interrupted = interrupt.asked(done) and not last
             if sound and (done % c.save_every == 0 or last or interrupted):
                 save(trained, done, best, run, c.keep_states, accelerator)
@@ -260,13 +267,19 @@ def draw_order(rows: int, config: PriorConfig, shuffled_share: float, device: to
     return code_order(torch.where(chosen, shuffled(rows, config.places, device=device), places), config.code_depth)
 
 
+class Evaluation(NamedTuple):
+    nll: float  # mean −log p of a code over a whole split, in nats
+    by_place: Tensor  # (h, w) the same of the codes of each place
+
+
 @torch.no_grad()
-def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> float:
-    """Mean −log p of a code over a whole split, in nats; every process takes its share.
+def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluation:
+    """Every process takes its share of the split; the means are of all of it.
 
     A prior of any order is asked for each row in an order that belongs to the row; others in raster order.
     """
-    sums, places = torch.zeros(2, device=accelerator.device), prior.config.places
+    sums, places = torch.zeros(1 + prior.config.length, device=accelerator.device), prior.config.places  # rows; of each code
+    bar = passing_bar(len(rows), "evaluate on held-out codes", unit="row")
     for few in torch.arange(len(rows)).split(EVALUATION_BATCH * accelerator.num_processes):
         mine = few[accelerator.process_index :: accelerator.num_processes]
         some = mine if len(mine) else few[:1]  # sharded weights are gathered for all processes or none: none may stay away
@@ -274,11 +287,21 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> float:
         if prior.config.any_order:
             seeded = (torch.Generator().manual_seed(row) for row in some.tolist())
             order = torch.cat([shuffled(1, places, generator) for generator in seeded]).to(accelerator.device)
+        prior.check(batch.codes, batch.labels)
         with accelerator.autocast():
-            log_prob = prior.log_prob(batch.codes, batch.labels, order=order)[: len(mine)]
-        sums += torch.stack([-log_prob.sum(), log_prob.new_tensor(len(mine) * prior.config.length)]).to(sums)
-    total, number = accelerator.reduce(sums).tolist()
-    return total / number
+            nll = prior.nll(batch.codes, batch.labels, order=order)[: len(mine)]
+        sums += torch.cat([nll.new_tensor([len(mine)]), nll.sum(0)])
+        bar.update(len(few))
+    bar.close()
+    number, nats = accelerator.reduce(sums).cpu().split([1, prior.config.length])
+    by_place = (nats / number).view(*prior.config.grid, -1).mean(2)
+    return Evaluation(by_place.double().mean().item(), by_place)
+
+
+def picture_of(evaluation: Evaluation, codebook_size: int) -> PIL.Image.Image:
+    """Where the prior is at a loss: black where the code of a place is certain, white where it costs as much as any other."""
+    shares = (evaluation.by_place / uniform_nll(codebook_size)).clamp(0, 1)
+    return image_grid((255 * shares).round().to(torch.uint8)[None, None], columns=1, side=256)
 
 
 def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -> None:
@@ -289,7 +312,7 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
     for name, split in data.splits.items():
         if name != "train":
             plain = plain_views(split, data.info)
-            figures[f"{name}_nll"] = evaluate(kept, CodesRows(plain, kept.config), accelerator)
+            figures[f"{name}_nll"] = evaluate(kept, CodesRows(plain, kept.config), accelerator).nll
             figures[f"{name}_marginal_nll"] = marginal_nll(train_codes, plain.codes, K, data.info.code_depth)
             accelerator.print(
                 f"{name}: {figures[f'{name}_nll']:.3f} nats per code; independent codes "
@@ -305,7 +328,7 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
-    accelerator = make_accelerator(c.precision)
+    accelerator = make_accelerator(c.precision, c.track, Path(c.run) / "prior")
     with session(Path(c.run) / "prior", accelerator):
         model = train(c, accelerator)
     if not (Path(c.run) / "tokenizer/model").exists():  # the codes were another run's

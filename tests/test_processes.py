@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,13 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(tmp_path)
 
 
 def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
-    """Both stages on two CPU processes; then the same tokenizer's codes, and the same pipeline's images, from one."""
+    """Both stages on two CPU processes; then the same tokenizer's codes, and the same pipeline's images, from one. A tracker
+    hears of the main process alone."""
     run = tmp_path / "two"
     short = ["--steps", 12, "--batch_size", 16, "--precision", "fp32"]
-    finish(start(TWO, "tokenizer/train.py", "--run", run, *TINY, "--steps", 12, "--evaluate_every", 6))
+    track = ["--track", "tensorboard"] if find_spec("tensorboard") else []
+    finish(start(TWO, "tokenizer/train.py", "--run", run, *TINY, "--steps", 12, "--evaluate_every", 6, *track))
+    assert len(list((run / "tokenizer").rglob("events.out.*"))) == len(track) // 2
     finish(start(TWO, "tokenizer/encode.py", run, "--shard_size", 200, "--views", 2, "--precision", "fp32"))
     finish(start(TWO, "prior/train.py", "--run", run, *short, "--model.depth", 1, "--model.dim", 16, "--model.heads", 1))
     two = start(TWO, "pipeline/generate.py", run, "--num-images", 40, "--batch_size", 8)

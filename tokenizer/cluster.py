@@ -3,8 +3,9 @@
     accelerate launch tokenizer/cluster.py configs/digits_kmeans/cluster.yaml --model.codebook_size 256
 
 Reads images and writes into RUN/tokenizer what tokenizer/train.py writes: config.yaml, metrics.jsonl (one line an EM
-step), reconstructions.png, curves.png, histogram.json, state/ and model/. tokenizer/encode.py, prior/train.py and
-pipeline/generate.py take it from there. Interrupted, the same command goes on from the last EM step.
+step), reconstructions.png, curves.png, histogram.json, state/ and model/; trackers in --track are told too.
+tokenizer/encode.py, prior/train.py and pipeline/generate.py take it from there. Interrupted, the same command goes on from
+the last EM step.
 """
 
 import sys
@@ -26,11 +27,12 @@ from common import config, state
 from common.commands import typed
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share
-from common.pictures import save_curves
-from common.run import Metrics, open_run, progress_bar, read_metrics
+from common.pictures import save_curves, save_picture
+from common.progress import passing_bar, progress_bar
+from common.run import Metrics, open_run, read_metrics
 from common.session import session
 from tokenizer.config import ClusterConfig
-from tokenizer.evaluation import evaluate, save_histogram, save_reconstructions
+from tokenizer.evaluation import evaluate, reconstructions, save_histogram
 from tokenizer.health import described, unused
 from tokenizer.images import open_images
 from tokenizer.initialization import check_enough, sampled
@@ -39,7 +41,7 @@ from tokenizer.pixels import to_float
 from tokenizer.split import ImageSplit
 from tokenizer.views import centre
 
-CHANGEABLE = {"run", "encode.views", "encode.batch_size", "encode.shard_size"}
+CHANGEABLE = {"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"}
 BATCH = 1024
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cluster.yaml"
 
@@ -62,25 +64,26 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
         with state.restoring(run):
             tokenizer.load_state_dict(saved.tensors["model"])
     first = saved.step if saved else 0
-    metrics = Metrics(run, accelerator, first)
+    metrics = Metrics(run, accelerator, first, c, c.track_project)
     bar = progress_bar(accelerator, c.iterations, "k-means", initial=first, unit="EM step")
-    with Interrupt(accelerator) as interrupt:
-        for iteration in range(first, c.iterations):
-            counts, sums, error = expectation(tokenizer, splits["train"], accelerator)
-            means = m_step(counts, sums, tokenizer.codebook, sample)
-            tokenizer.codebook.copy_(broadcast(means))  # one process' rounding decides for all
-            tokenizer.fit_likelihood(error)
-            done, last = iteration + 1, iteration + 1 == c.iterations
-            bar.update()
-            metrics.log(done, objective=error, empty=int((counts == 0).sum()))
-            bar.set_postfix(mse=f"{error:.5f}")
-            if accelerator.is_main_process:
-                state.save(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint}, accelerator)
-            accelerator.wait_for_everyone()
-            if interrupt.asked() and not last:
-                raise Interrupted(f"saved after EM step {done} of {c.iterations}; the same command goes on from there")
-    bar.close()
-    report(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
+    with metrics:
+        with Interrupt(accelerator) as interrupt:
+            for iteration in range(first, c.iterations):
+                counts, sums, error = expectation(tokenizer, splits["train"], accelerator)
+                means = m_step(counts, sums, tokenizer.codebook, sample)
+                tokenizer.codebook.copy_(broadcast(means))  # one process' rounding decides for all
+                tokenizer.fit_likelihood(error)
+                done, last = iteration + 1, iteration + 1 == c.iterations
+                metrics.log(done, "train", objective=error, empty=int((counts == 0).sum()))
+                bar.set_postfix(mse=f"{error:.5f}", refresh=False)
+                bar.update()
+                if accelerator.is_main_process:
+                    state.save(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint}, accelerator)
+                accelerator.wait_for_everyone()
+                if interrupt.asked() and not last:
+                    raise Interrupted(f"saved after EM step {done} of {c.iterations}; the same command goes on from there")
+        bar.close()
+        report(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
     return run / "model"
 
 
@@ -96,7 +99,12 @@ def sampled_patches(tokenizer: KMeansTokenizer, split: ImageSplit, c: ClusterCon
     number = sampled(c.model.codebook_size)
     order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
     positions, _ = order.at(0, min(len(split), -(-number // (h * w))))
-    return torch.cat([patches_of(tokenizer, split, some) for some in positions.split(BATCH)])
+    bar, found = passing_bar(len(positions), "read a sample"), []
+    for some in positions.split(BATCH):
+        found.append(patches_of(tokenizer, split, some))
+        bar.update(len(some))
+    bar.close()
+    return torch.cat(found)
 
 
 def expectation(tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Accelerator) -> tuple[Tensor, Tensor, float]:
@@ -104,6 +112,7 @@ def expectation(tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Acce
     K, D = tokenizer.codebook.shape
     counts, sums = torch.zeros_like(tokenizer.codebook[:, 0]), torch.zeros_like(tokenizer.codebook)
     error = torch.zeros(2, device=sums.device)  # squared distances, numbers
+    bar = passing_bar(len(split), "E step")
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
         vectors = patches_of(tokenizer, split, positions)
         indices = e_step(vectors, tokenizer.codebook)
@@ -112,6 +121,8 @@ def expectation(tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Acce
         sums += some_sums
         squared = (vectors - tokenizer.codebook[indices]).square().sum()
         error += torch.stack([squared, squared.new_tensor(len(vectors) * D)])
+        bar.update(min(len(positions) * accelerator.num_processes, bar.total - bar.n))
+    bar.close()
     total, number = accelerator.reduce(error).tolist()
     return accelerator.reduce(counts), accelerator.reduce(sums), total / number
 
@@ -121,10 +132,12 @@ def report(
 ) -> None:  # fmt: skip
     """Evaluate, and write what is for the user."""
     evaluation = evaluate(tokenizer, validation, accelerator)
+    picture = reconstructions(evaluation)
     if not any("psnr" in line for line in read_metrics(run / "metrics.jsonl")):  # killed after it, it comes here again
-        metrics.log(iterations, **evaluation.metrics())
+        metrics.log(iterations, "validation", **evaluation.metrics())
+        metrics.picture(iterations, "reconstructions", picture)
     if accelerator.is_main_process:
-        save_reconstructions(evaluation, run / "reconstructions.png")
+        save_picture(picture, run / "reconstructions.png")
         save_histogram(evaluation, run / "histogram.json")
         save_curves(read_metrics(run / "metrics.jsonl"), {"mean squared error": ["objective"]}, run / "curves.png")
         tokenizer.save_pretrained(run / "model")
@@ -137,7 +150,7 @@ def report(
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(ClusterConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator("fp32", c.track, Path(c.run) / "tokenizer")
     with session(Path(c.run) / "tokenizer", accelerator):
         model = cluster(c, accelerator)
     if accelerator.is_main_process:

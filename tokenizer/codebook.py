@@ -32,7 +32,7 @@ from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.folder import sha256, write_json
 from common.launch import Precision, make_accelerator, run_command
-from common.run import progress_bar
+from common.progress import passing_bar, progress_bar
 from common.session import logged
 from tokenizer.base import ImageTokenizer
 from tokenizer.codebook_picture import draw
@@ -142,11 +142,14 @@ def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) ->
     """Images, and counts (Q, K), of a split of codes. Shard k is rank k mod world's; views but the plain one are left out."""
     info, _ = codes.read_info(folder)
     counts, read = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), 0
+    bar = passing_bar(rows, f"count {name}", unit="row")
     for path in codes.shard_paths(folder, name)[accelerator.process_index :: accelerator.num_processes]:
         shard = codes.read_shard(path, info)
         read += len(shard.rows)
         plain = torch.from_numpy(shard.codes[:: info.views].astype(np.int64))
         counts += count(plain, info.codebook_size, info.code_depth)
+        bar.update(min(len(shard.rows) * accelerator.num_processes, bar.total - bar.n))
+    bar.close()
     read, counts = _summed(read, counts, accelerator)
     if read != rows:
         raise UserError(f"split {name} of {folder} must have {rows} rows, got {read}; {codes.AGAIN}")

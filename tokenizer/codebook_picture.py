@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from common.folder import replacing
+from common.progress import passing_bar
 from tokenizer.base import ImageTokenizer
 from tokenizer.health import PAIRS, Counted, Neighbours
 from tokenizer.kmeans import KMeansTokenizer
@@ -50,10 +51,14 @@ def patches(tokenizer: ImageTokenizer, counts: Tensor, depth: int, chosen: Tenso
         return to_uint8(_on_white(drawn)).cpu()
     means = [_mean_vector(tokenizer, *row) for row in enumerate(counts)]
     chosen = chosen.to(means[0].device)
-    parts = [_vectors(tokenizer, depth, some) - means[depth] for some in chosen.split(BATCH)]
-    drawn = torch.cat([_in_the_middle(tokenizer, sum(means), part) for part in parts])
+    found = []
+    with passing_bar(len(chosen), "draw codes", unit="code") as bar:
+        for some in chosen.split(BATCH):
+            found.append(_in_the_middle(tokenizer, sum(means), _vectors(tokenizer, depth, some) - means[depth]))
+            bar.update(len(some))
+    drawn = torch.cat(found)
     if depth > 0:
-        change = drawn - _in_the_middle(tokenizer, sum(means), torch.zeros_like(parts[0][:1]))
+        change = drawn - _in_the_middle(tokenizer, sum(means), torch.zeros_like(means[0])[None])
         drawn = change / change.abs().amax(dim=(1, 2, 3)).quantile(0.9).clamp_min(1 / MOST_CONTRAST)
     return to_uint8(drawn).cpu()
 

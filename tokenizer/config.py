@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from common.config import Settings
 from common.launch import Precision
+from common.track import Tracker
 from tokenizer.likelihood import GaussianConfig, LikelihoodConfig
 from tokenizer.quantizers.config import QuantizerConfig, VQConfig
 
@@ -245,6 +246,10 @@ class ClusterConfig(Settings):
     """steps of EM, each over all training images"""
     seed: int = Field(0, ge=0, le=2**62)
     """of the first means"""
+    track: tuple[Tracker, ...] = ()
+    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
+    track_project: str = Field("tesserae", pattern=r"^[\w.-]+$", max_length=100)
+    """under which they file the run"""
 
 
 class ConvertConfig(Settings):
@@ -315,6 +320,10 @@ class TrainConfig(Settings):
     """steps between saved states"""
     keep_states: int = Field(2, ge=1)
     """the last states that are kept; one that is found damaged is replaced by the one before"""
+    track: tuple[Tracker, ...] = ()
+    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
+    track_project: str = Field("tesserae", pattern=r"^[\w.-]+$", max_length=100)
+    """under which they file the run"""
 
     @model_validator(mode="after")
     def _black_and_white(self) -> "TrainConfig":

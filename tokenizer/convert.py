@@ -28,7 +28,8 @@ from common import config
 from common.commands import typed
 from common.launch import make_accelerator, run_command
 from common.pictures import image_grid, save_picture
-from common.run import open_run, progress_bar
+from common.progress import progress_bar
+from common.run import open_run
 from common.session import session
 from metrics.similarity import psnr_each
 from tokenizer.config import ConvertConfig

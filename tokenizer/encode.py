@@ -30,7 +30,7 @@ from common.commands import typed
 from common.errors import UserError
 from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
-from common.run import progress_bar
+from common.progress import passing_bar, progress_bar
 from common.session import at_work, session
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
@@ -169,6 +169,7 @@ def check(
 ) -> dict[str, float]:  # fmt: skip
     """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
     counts, psnr, rows = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), [], 0
+    bar = passing_bar(len(split), f"check {name}")
     for path in codes.shard_paths(folder, name):
         shard = codes.read_shard(path, info)
         rows += len(shard.rows)
@@ -182,6 +183,9 @@ def check(
             with accelerator.autocast():
                 decoded = tokenizer.decode(indices.to(accelerator.device))
             psnr.append(psnr_each(images, to_uint8(decoded).cpu()))
+            bar.set_postfix(psnr=f"{psnr[-1].mean():.2f} dB", refresh=False)
+        bar.update(len(plain))
+    bar.close()
     decoded_back = torch.cat(psnr)
     return {
         "rows": rows, "images": rows // info.views, "skipped": len(split.corrupt) + len(split) - rows // info.views,

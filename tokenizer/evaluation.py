@@ -10,12 +10,14 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from common.folder import write_json
-from common.pictures import image_grid, save_picture
+from common.pictures import image_grid
+from common.progress import passing_bar
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.pixels import to_float, to_uint8
@@ -56,7 +58,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
     counts = torch.zeros(Q, K, dtype=torch.int64, device=device)
     sums = torch.zeros(3, dtype=torch.float32, device=device)  # PSNR, bits a dimension, images
-    originals, reconstructions = [], []
+    originals, decoded, bar = [], [], passing_bar(len(split), f"evaluate on {split.name}")
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
         images = centre(split.read(positions).images, size).to(device)
         with accelerator.autocast():
@@ -68,11 +70,13 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
         sums += torch.stack([psnr_each(images, again).sum(), bits.sum(), bits.new_tensor(len(images))])
         if sum(map(len, originals)) < SHOWN:
             originals.append(images[:SHOWN].cpu())
-            reconstructions.append(again[:SHOWN].cpu())
+            decoded.append(again[:SHOWN].cpu())
+        bar.update(min(len(positions) * accelerator.num_processes, bar.total - bar.n))
+    bar.close()
     counts, (psnr, bits, number) = accelerator.reduce(counts).cpu(), accelerator.reduce(sums).tolist()
     return Evaluation(
         int(number), psnr / max(number, 1), bits / max(number, 1), counts,
-        torch.cat(originals)[:SHOWN], torch.cat(reconstructions)[:SHOWN],
+        torch.cat(originals)[:SHOWN], torch.cat(decoded)[:SHOWN],
     )  # fmt: skip
 
 
@@ -81,7 +85,7 @@ def save_histogram(evaluation: Evaluation, path: Path) -> None:
     write_json(path, {"split": "validation", "images": evaluation.images, "counts": evaluation.counts.tolist()}, indent=None)
 
 
-def save_reconstructions(evaluation: Evaluation, path: Path) -> None:
+def reconstructions(evaluation: Evaluation) -> PIL.Image.Image:
     """Originals in the upper row, what they become in the lower."""
     both = torch.cat([evaluation.originals, evaluation.reconstructions])
-    save_picture(image_grid(both, columns=len(evaluation.originals)), path)
+    return image_grid(both, columns=len(evaluation.originals))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.progress import passing_bar
 from tokenizer.base import ImageTokenizer
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.quantizers.config import ResidualConfig
@@ -91,6 +92,7 @@ def neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neig
     squares, K = chosen.square().sum(1), len(codes)
     nearest, found = [], torch.empty(0, dtype=torch.float64)
     places = torch.empty(0, 2, dtype=torch.int64)
+    bar = passing_bar(K, "compare codes", unit="code")
     for start in range(0, K, TILE):
         rows = torch.arange(start, min(start + TILE, K))
         squared = (squares[rows, None] - 2 * chosen[rows] @ chosen.T + squares).clamp_min(0)  # (n, K)
@@ -102,6 +104,8 @@ def neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neig
         places = torch.cat([places, torch.stack([rows[some.indices // K], some.indices % K], dim=1)])
         order = found.argsort(stable=True)[:PAIRS]
         found, places = found[order], places[order]
+        bar.update(len(rows))
+    bar.close()
     distances = torch.cat(nearest).sqrt()
     median = distances.median().item()
     there = [

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.order import Order, Share
+from common.progress import passing_bar
 from tokenizer.config import TrainConfig
 from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_float
@@ -61,13 +62,15 @@ def encoder_outputs(tokenizer: Tokenizer, split: ImageSplit, number: int, c: Tra
     """Prepared z_e of images in the order of training, about `number` vectors: (N, D)."""
     h, w = c.model.grid
     order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
-    found = []
+    found, bar = [], passing_bar(number, "encode a sample", unit="vector")
     for start in range(0, min(len(split), -(-number // (h * w))), BATCH):
         positions, _ = order.at(start, min(start + BATCH, len(split)))
         images = to_float(centre(split.read(positions).images, c.model.image_size).to(accelerator.device))
         with accelerator.autocast():
             z_e = tokenizer.encoder(images)
         found.append(rearrange(tokenizer.quantizer.prepare(z_e.float()), "b d h w -> (b h w) d"))
+        bar.update(min(len(found[-1]), bar.total - bar.n))
+    bar.close()
     vectors = torch.cat(found)
     generator = torch.Generator(vectors.device).manual_seed(c.seed)
     return vectors[torch.randperm(len(vectors), generator=generator, device=vectors.device)[:number]]

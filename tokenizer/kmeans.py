@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor
 
+from common.progress import passing_bar
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import KMeansConfig
 from tokenizer.likelihood import HALF, Gaussian, GaussianConfig
@@ -41,11 +42,13 @@ def kmeans(vectors: Tensor, k: int, *, iterations: int, generator: Generator, sp
         raise ValueError("vectors must be finite, got NaN or Inf among them")
     vectors = vectors.float()
     means = plus_plus(vectors, k, generator)
-    for _ in range(iterations):
-        indices = e_step(vectors, means)
-        means = m_step(*assigned(vectors, indices, k), means, vectors)
-        if spherical:
-            means = F.normalize(means, dim=1)
+    with passing_bar(iterations, "k-means", unit="EM step") as bar:
+        for _ in range(iterations):
+            indices = e_step(vectors, means)
+            means = m_step(*assigned(vectors, indices, k), means, vectors)
+            if spherical:
+                means = F.normalize(means, dim=1)
+            bar.update()
     return means
 
 
@@ -56,12 +59,15 @@ def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
     chosen = torch.randint(N, (1,), generator=generator, device=device)
     distances = torch.full((N,), torch.inf, device=device)
     a_round = -(-k // ROUNDS)  # 1: the plain algorithm
+    bar = passing_bar(k, "k-means++", unit="mean")
     while len(chosen) < k:
         fresh = vectors[chosen[-a_round:]]
         distances = torch.minimum(distances, (vectors - fresh[nearest(vectors, fresh)]).square().sum(1))
         cumulative = distances.cumsum(0)
         uniform = torch.rand(min(a_round, k - len(chosen)), generator=generator, device=device)
         chosen = torch.cat([chosen, torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(N - 1)])
+        bar.update(len(chosen) - bar.n)
+    bar.close()
     return vectors[chosen]
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 
 from common.config import load_yaml
 from common.errors import UserError
+from common.progress import on_main, passing_word
 from tokenizer.config import ImagesConfig
 
 if TYPE_CHECKING:  # half a second, and the digits do without
@@ -49,10 +51,6 @@ class Part(NamedTuple):
 
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def on_main() -> bool:
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def file_of(encoded: dict[str, Any] | None) -> bytes:
@@ -203,17 +201,20 @@ def _local(folder: Path, subset: str | None) -> dict[str, "Dataset"]:
 def _opened(config: ImagesConfig) -> dict[str, "Dataset"]:
     """The source's splits, each with an image; the many errors of `datasets` told in one line."""
     import datasets
+    from huggingface_hub.utils import disable_progress_bars
 
     source, folder = config.source, Path(config.source).expanduser()
     if folder.is_file():
         raise UserError(f"source {source} is a file: expected a folder or a name on the Hub; give {folder.parent}")
     if not folder.is_dir() and (source[:1] in "/.~" or source.count("/") > 1):
         raise UserError(f"source {source}: no such folder here; expected one of {LAYOUTS}")
-    if not on_main():
+    if not (on_main() and sys.stderr.isatty()):  # in a log file theirs would be one line of thousands of carriage returns
         datasets.disable_progress_bars()
+        disable_progress_bars()
     try:
         local = folder.is_dir()
-        splits = _local(folder, config.subset) if local else datasets.load_dataset(source, name=config.subset)
+        with passing_word(f"reading {source}; the first time takes longest"):
+            splits = _local(folder, config.subset) if local else datasets.load_dataset(source, name=config.subset)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # damaged files raise nearly anything in `datasets` and the parsers under it

@@ -15,12 +15,12 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import UserError
+from common.progress import passing_bar
 from tokenizer.config import ImagesConfig
 from tokenizer.pixels import Shape, decoded
-from tokenizer.sources import Part, file_of, on_main, one_line
+from tokenizer.sources import Part, file_of, one_line
 
 ROWS_AT_ONCE = 1024
 
@@ -103,9 +103,7 @@ class ImageSplit(torch.utils.data.Dataset):
         """Decode every image now. The split shrinks by those that cannot be decoded, and remembers them."""
         pixels = torch.empty(len(self), *self._shape[:3], dtype=torch.uint8)
         kept, digests, before = [], [], len(self.corrupt)
-        with tqdm(
-            total=len(self), desc=f"decode {self.name}", unit="img", delay=2, disable=None if on_main() else True
-        ) as progress:
+        with passing_bar(len(self), f"decode {self.name}") as bar:
             for start in range(0, len(self), ROWS_AT_ONCE):
                 images, here, corrupt, animated, some = self._decode(self.rows[start : start + ROWS_AT_ONCE])
                 pixels[len(kept) : len(kept) + len(here)] = images
@@ -113,7 +111,7 @@ class ImageSplit(torch.utils.data.Dataset):
                 self.corrupt.extend(corrupt)
                 self.animated.extend(animated)
                 digests.extend(some)
-                progress.update(len(here) + len(corrupt))
+                bar.update(len(here) + len(corrupt))
         if not kept:
             raise UserError(f"{self._part.title}: none of {len(self)} images can be decoded; {self.corrupt[before].reason}")
         self.rows, self.labels, self._pixels = self.rows[kept], self.labels[kept], pixels[: len(kept)]
@@ -126,13 +124,15 @@ class ImageSplit(torch.utils.data.Dataset):
     def digests(self) -> np.ndarray:
         """(len,) 16 bytes of each row's file; of one that is not there its row, as it is like no other."""
         if self._digests is None:
-            found = []
+            found, bar = [], passing_bar(len(self), f"compare files of {self.name}")
             for rows in np.split(self.rows, range(ROWS_AT_ONCE, len(self), ROWS_AT_ONCE)):
                 for row, encoded in zip(rows.tolist(), self._part.column[rows], strict=True):
                     try:
                         found.append(_digest(file_of(encoded)))
                     except (OSError, ValueError):
                         found.append(_digest(f"{self.name} {row}".encode()))
+                bar.update(len(rows))
+            bar.close()
             self._digests = np.array(found, dtype="S16")
         return self._digests
 

@@ -11,6 +11,7 @@ Reads images and writes into RUN/tokenizer:
     images.json           how many images each split has, and how many were left out, repeated or animated
     state/                what resuming needs
     model/                what everyone else needs: the averaged weights and their config
+    tensorboard/, wandb/  of the trackers in --track, which are told the metrics and shown the picture (common/track.py)
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
 """
 
@@ -39,12 +40,13 @@ from common.finite import Part, SkippedSteps
 from common.folder import write_json
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
-from common.pictures import save_curves
-from common.run import Means, Metrics, open_run, progress_bar, read_metrics
+from common.pictures import save_curves, save_picture
+from common.progress import progress_bar
+from common.run import Means, Metrics, open_run, read_metrics
 from common.schedule import warmup_cosine
 from common.session import session
 from tokenizer.config import TrainConfig
-from tokenizer.evaluation import Evaluation, evaluate, save_histogram, save_reconstructions
+from tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
 from tokenizer.health import described, unused
 from tokenizer.images import ImageSet, open_images
 from tokenizer.initialization import initialize_codebook
@@ -55,7 +57,8 @@ from tokenizer.upkeep import CodebookUpkeep, forget
 from tokenizer.views import augment
 
 CHANGEABLE = {
-    "run", "workers", "log_every", "save_every", "keep_states", "encode.views", "encode.batch_size", "encode.shard_size",
+    "run", "workers", "log_every", "save_every", "keep_states", "track", "track_project", "encode.views", "encode.batch_size",
+    "encode.shard_size",
 }  # fmt: skip
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
@@ -91,10 +94,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     if first_step > 0 and accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
     model = accelerator.prepare(trained.tokenizer)
-    metrics = Metrics(run, accelerator, first_step)
+    metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar, shown, figures = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step), {}, {}
     reader = batches(splits["train"], Order(len(splits["train"]), c.seed, share, first_step), c.workers)
-    with Interrupt(accelerator) as interrupt:
+    with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
             state.seed_step(c.seed, step, accelerator.process_index)
             lr = warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
@@ -134,14 +137,14 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             bar.update()
             if done % c.log_every == 0 or last:
                 means = trained.means.take()
-                metrics.log(done, **means, lr=lr, skipped_steps=trained.skipped.total)
+                metrics.log(done, "train", **means, lr=lr, skipped_steps=trained.skipped.total)
                 shown = {"loss": f"{means['loss']:.4f}"} if means else {}
-                bar.set_postfix(**shown, **figures)
+                bar.set_postfix(**shown, **figures, refresh=False)
             sound = trained.skipped.in_a_row == 0 or last  # weights whose steps are skipped may be what is wrong: not to keep
             if sound and (done % c.evaluate_every == 0 or last):
                 evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
                 figures = report(evaluation, done, trained, metrics, run, accelerator)
-                bar.set_postfix(**shown, **figures)
+                bar.set_postfix(**shown, **figures, refresh=False)
             interrupted = interrupt.asked(done) and not last
             if sound and (done % c.save_every == 0 or last or interrupted):
                 save(trained, done, run, c.keep_states, accelerator)
@@ -240,9 +243,11 @@ def report(
     evaluation: Evaluation, step: int, trained: Trained, metrics: Metrics, run: Path, accelerator: Accelerator
 ) -> dict[str, str]:  # fmt: skip
     """Log an evaluation, draw it, warn of codes that are not used; what of it stands beside the progress bar."""
-    metrics.log(step, **evaluation.metrics())
+    metrics.log(step, "validation", **evaluation.metrics())
     if accelerator.is_main_process:
-        save_reconstructions(evaluation, run / "reconstructions.png")
+        picture = reconstructions(evaluation)
+        save_picture(picture, run / "reconstructions.png")
+        metrics.picture(step, "reconstructions", picture)
         save_histogram(evaluation, run / "histogram.json")
     book = described(trained.tokenizer, trained.upkeep.revive_below)
     for low in unused(book, "validation", evaluation.counts):
@@ -263,7 +268,7 @@ def draw_curves(run: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
-    accelerator = make_accelerator(c.precision)
+    accelerator = make_accelerator(c.precision, c.track, Path(c.run) / "tokenizer")
     with session(Path(c.run) / "tokenizer", accelerator):
         model = train(c, accelerator)
     if accelerator.is_main_process:
