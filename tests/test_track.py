@@ -150,7 +150,8 @@ def test_a_run_begun_anew_is_a_new_run_of_its_trackers(tmp_path):
     pytest.importorskip("tensorboard")
     found = []
     for steps in (1, 2):
-        folder.remove(tmp_path / "tokenizer/state")
+        for name in ("state", "model"):
+            folder.remove(tmp_path / "tokenizer" / name)
         accelerator = make_accelerator("fp32", ["tensorboard"], tmp_path / "tokenizer")
         train_tokenizer(tokenizer_training(tmp_path, steps=steps, log_every=1, evaluate_every=9), accelerator)
         found.append((folder.read_json(tmp_path / "tokenizer/.tracked.json")["id"], events(tmp_path, "tokenizer")))
