@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenizer.base import ImageTokenizer
 from tokenizer.codebook_picture import patches, vectors_of
 
-PAGE = 512  # codes that are drawn at once
+PAGE = 256  # codes that are drawn at once
 NEAR = 6  # neighbours that are shown
 
 

@@ -81,10 +81,10 @@ class Desk:
         time.sleep(max(0.0, due - time.monotonic()))
         yield drawn.images
 
-    def captions(self, drawn: Generated) -> list[str]:
+    def captions(self, drawn: Generated) -> list[tuple[str, str]]:
         if drawn.labels is None or self.names is None:
-            return [f"seed {seed}" for seed in drawn.seeds]
-        return [f"{self.names[label]} · seed {seed}" for label, seed in zip(drawn.labels, drawn.seeds, strict=True)]
+            return [(f"seed {seed}", "") for seed in drawn.seeds]
+        return [(self.names[label], f"seed {seed}") for label, seed in zip(drawn.labels, drawn.seeds, strict=True)]
 
     def sheet(self, drawn: Generated, chosen: int | None = None) -> Html:
         return figures.sheet(drawn.images, self.captions(drawn), chosen)
@@ -156,7 +156,7 @@ class Desk:
             warnings.simplefilter("always")
             made = self.pipeline.complete(pictures, kept, labels=labels, seed=seed, **sampling)
         shown = to_pil(growth.hidden(held.image, known, self.grid)) + made.images
-        captions = ["what is kept", *(f"seed {each}" for each in made.seeds)]
+        captions = [("what is kept", ""), *((f"seed {each}", "") for each in made.seeds)]
         return figures.sheet(shown, captions), [str(each.message) for each in told if each.category is UserWarning]
 
     # -------------------------------------------------------------------------------------------------------- painting

@@ -32,16 +32,22 @@ def picture(image: PIL.Image.Image, told: str) -> Html:
     return tag("img", src=data_uri(image), alt=told, class_=kind, decoding="sync")
 
 
-def figure(content: Html, caption: object, **attributes: object) -> Html:
-    return tag("figure", content, tag("figcaption", caption), **attributes)
+def figure(content: Html, *caption: object, **attributes: object) -> Html:
+    return tag("figure", content, tag("figcaption", *caption), **attributes)
 
 
-def sheet(images: Sequence[PIL.Image.Image], captions: Sequence[str], chosen: int | None = None) -> Html:
-    """Images that can be clicked, each with its caption; one of them framed."""
+def sheet(images: Sequence[PIL.Image.Image], captions: Sequence[tuple[str, str]], chosen: int | None = None) -> Html:
+    """Images that can be clicked, each with its title and what is said below that; one of them framed."""
     many = "few" if len(images) <= 4 else "some" if len(images) <= 12 else "many"
     figures = (
-        figure(picture(image, told), told, data_index=i, class_="chosen" if i == chosen else None)
-        for i, (image, told) in enumerate(zip(images, captions, strict=True))
+        figure(
+            picture(image, f"{title} {about}"),
+            title,
+            tag("span", about),
+            data_index=i,
+            class_="chosen" if i == chosen else None,
+        )
+        for i, (image, (title, about)) in enumerate(zip(images, captions, strict=True))
     )
     return tag("div", *figures, class_=f"tes-sheet {many}")
 

@@ -14,7 +14,7 @@ from pipeline.playground.desk import OFF, Canvas, Desk, Held, controls, read_sam
 from pipeline.reporting.page import join, tag
 
 FEW_CLASSES = 20  # are all seen at once
-MOST_IMAGES, MOST_COMPLETIONS = 20, 8
+MOST_IMAGES, MOST_COMPLETIONS, COMPLETIONS = 20, 11, 5
 PICKED = """
 element.addEventListener('click', event => {
   const figure = event.target.closest('figure[data-index]');
@@ -52,8 +52,9 @@ def theme() -> gr.themes.Base:
         primary_hue="blue", neutral_hue="slate", radius_size="sm", font=list(style.FONTS), font_mono=list(style.MONOSPACE)
     )
     return made.set(
-        body_background_fill="#fdfdfc", button_primary_background_fill="#2f6fc4", button_primary_background_fill_hover="#265da6",
-        button_primary_text_color="#ffffff", block_shadow="none", block_border_width="0px", block_label_background_fill="none",
+        body_background_fill="#fdfdfc", body_text_color_subdued="#5d6570", block_background_fill="transparent",
+        button_primary_background_fill="#2f6fc4", button_primary_background_fill_hover="#265da6",
+        button_primary_text_color="#ffffff", block_shadow="none", block_border_width="0px", checkbox_label_padding="4px 9px",
     )  # fmt: skip
 
 
@@ -102,7 +103,10 @@ class Page:
         gr.HTML(tag("p", text, class_="tes-note"))
 
     def _drop_zone(self, name: str) -> gr.File:
-        return gr.File(label="Drop a picture", file_types=["image"], height=120, elem_id=f"drop-{name}")
+        return gr.File(
+            label="Drop a picture", show_label=False, file_types=["image"], height=110, elem_id=f"drop-{name}",
+            elem_classes="tes-drop",
+        )  # fmt: skip
 
     def _draw_tab(self, number: int) -> None:
         set_to = controls(self.desk.pipeline.sampling)
@@ -141,8 +145,8 @@ class Page:
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_look = self._drop_zone("look")
                 self._note(
-                    "A picture of any size is cropped and brought to the tokenizer's. What its codes decode to is the best that "
-                    "a prior over these codes could draw of it."
+                    "A picture of any shape is cropped and brought to the tokenizer's size. What its codes decode to is the best "
+                    "that any prior over them could draw of it."
                 )
             with gr.Column(scale=4, min_width=300):
                 self.looked = gr.HTML(self.desk.look(held), elem_id="looked")
@@ -154,26 +158,27 @@ class Page:
                 choices = [("no class", None), *self.classes]
                 self.label = gr.Dropdown(choices, value=held.label, label="Class", visible=bool(self.classes), elem_id="label")
                 with gr.Row():
-                    self.completions = gr.Slider(1, MOST_COMPLETIONS, 6, step=1, label="Completions")
+                    self.completions = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Completions")
                     self.complete_seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random")
                 with gr.Row():
                     self.uncover = gr.Button("Uncover", size="sm", elem_id="uncover")
-                    self.cover_half = gr.Button("Cover the lower half", size="sm", elem_id="cover-half")
+                    self.cover_half = gr.Button("Lower half", size="sm", elem_id="cover-half")
                 self.complete = gr.Button("Complete", variant="primary", elem_id="complete-button")
             with gr.Column(scale=2, min_width=300):
                 self.mask = self._board(self.desk.cover(held, self.desk.lower_half), "cover", "The picture", "mask")
                 self._note("Drag over places to cover them, and over covered ones to uncover them.")
+                self._note(self._how_it_completes())
             with gr.Column(scale=2, min_width=300):
-                self.completed = gr.HTML("", elem_id="completed", elem_classes="tes-completions")
-        self._note(self._how_it_completes())
+                completed, _ = self.desk.complete(held, self.desk.lower_half, held.label, COMPLETIONS, 0, {})
+                self.completed = gr.HTML(completed, elem_id="completed", elem_classes="tes-completions")
 
     def _how_it_completes(self) -> str:
         settings = "Temperature, guidance and truncation are those of the first page."
         if self.desk.pipeline.prior.config.any_order:
             return f"What is covered is drawn given everything that is kept. {settings}"
         return (
-            "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its row. What "
-            f"is kept below or right of it stays as it is, but is not heeded. {settings}"
+            "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its row. "
+            f"What is kept below or right of it stays as it is, but is not heeded. {settings}"
         )
 
     def _codebook_tab(self, held: Held) -> None:
@@ -201,8 +206,8 @@ class Page:
                     self.blank = gr.Button("Blank", size="sm", elem_id="blank")
                     self.again = gr.Button("The picture in hand", size="sm", elem_id="in-hand")
                 self._note(
-                    "Choose a code on the left, then click or drag over the image: its places take the code and the image is decoded "
-                    "anew. What a code looks like depends on its neighbours."
+                    "Choose a code on the left, then click or drag over the image: its places take the code, and the image is "
+                    "decoded anew. What a code looks like depends on its neighbours."
                 )
                 self.drop_codebook = self._drop_zone("codebook")
 
@@ -218,7 +223,7 @@ class Page:
         settings = [self.temperature, self.guidance, self.top_k, self.top_p, self.min_p]
         asked = [self.labels, self.number, self.seed, self.growing, *settings]
         self._on(self.draw.click, self.on_draw, asked, [self.sheet, self.drawn])
-        in_hand = [self.held, self.looked, self.mask, self.label, self.canvas, self.painting]
+        in_hand = [self.held, self.looked, self.mask, self.label, self.completed, self.canvas, self.painting]
         self._on(self.sheet.click, self.on_pick, [self.drawn], [self.sheet, *in_hand])
         for zone in (self.drop_look, self.drop_complete, self.drop_codebook):
             self._on(zone.upload, self.on_drop, [zone, self.drawn], [zone, self.sheet, *in_hand])
@@ -266,7 +271,7 @@ class Page:
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         canvas = Canvas(held.codes, ())
         board_to_cover, painting = self.desk.cover(held, self.desk.lower_half), self.desk.canvas_board(canvas)
-        return held, self.desk.look(held), board_to_cover, held.label, canvas, painting
+        return held, self.desk.look(held), board_to_cover, held.label, "", canvas, painting
 
     def on_uncover(self, held: Held) -> dict[str, Any]:
         return self.desk.cover(held, [])

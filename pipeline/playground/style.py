@@ -25,7 +25,10 @@ footer { display: none !important; }
 .tes-sheet .tes-picture { width: 100%; height: auto; display: block; margin: 0; border-radius: 3px; background: #fff; }
 .tes-small { image-rendering: pixelated; }
 .tes-sheet figure.chosen .tes-picture { outline: 3px solid #2f6fc4; outline-offset: 2px; }
+.tes-sheet.tes-still { --side: 11rem; }
+.tes-completions .tes-sheet { --side: 7rem; }
 .tes-sheet figcaption { margin-top: .4rem; font-size: .82rem; color: var(--body-text-color-subdued); line-height: 1.3; }
+.tes-sheet figcaption span { display: block; font-size: .75rem; }
 .tes-completions .tes-sheet figure, .tes-completions .tes-sheet figcaption { cursor: default; }
 
 .tes-codes { display: block; width: 100%; border-radius: 3px; background: #fff; }
@@ -45,7 +48,8 @@ footer { display: none !important; }
 .tes-code .near span { text-align: center; font-size: .75rem; line-height: 1.2; }
 .tes-code .near b { font-weight: 400; }
 .tes-code .near img { width: 2.2rem; height: 2.2rem; margin: 0 auto; border: 1px solid var(--border-color-primary); }
-#drop-look, #drop-complete, #drop-codebook { min-height: 0; }
+.tes-drop { border: 1px dashed var(--border-color-primary) !important; border-radius: 6px; }
+.tes-drop .wrap { font-size: .9rem !important; line-height: 1.4 !important; padding-top: 0 !important; }
 @media (max-width: 640px) {
   .gradio-container { padding: 1rem .8rem 2rem !important; }
   .tes-sheet.few { --side: 9rem; }
