@@ -96,12 +96,8 @@ def name_of(run: str) -> str:
 def serve(c: Settings) -> None:
     """Until the process is told to end."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    try:
-        import gradio  # noqa: F401 - the page's own import would say less
-    except ImportError:
-        raise UserError("the page needs Gradio: pip install 'tesserae[app]'") from None
     from pipeline.playground.desk import Desk
-    from pipeline.playground.page import Page, theme
+    from pipeline.playground.page import Page, theme  # needs Gradio, and says so
     from pipeline.playground.style import STYLE
 
     pipeline = move(open_pipeline(c.run), c.device)
@@ -116,8 +112,10 @@ def serve(c: Settings) -> None:
     try:
         print(f"the page is at {here}" + (f" and, for a while, at {public}" if public else ""), flush=True)
         threading.Event().wait()
+    except KeyboardInterrupt:  # the way to end it: nothing was interrupted
+        pass
     finally:
-        page.close()
+        page.close(verbose=False)
 
 
 def main(argv: Sequence[str]) -> None:

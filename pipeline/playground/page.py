@@ -1,13 +1,20 @@
-"""The page to play with, laid out in Gradio: four tabs over one desk. What an event does stands in `desk.py`."""
+"""The page to play with, laid out in Gradio: four tabs over one desk. What an event does stands in `desk.py`.
+
+The one file that needs Gradio, an optional dependency.
+"""
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import gradio as gr
-
 from common.errors import UserError
+
+try:
+    import gradio as gr
+except ImportError:
+    raise UserError("the page needs Gradio: pip install 'tesserae[app]'") from None
+
 from pipeline.image_pipeline import Generated
 from pipeline.playground import board, style
 from pipeline.playground.desk import OFF, Canvas, Desk, Held, controls, read_sampling
@@ -145,8 +152,8 @@ class Page:
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_look = self._drop_zone("look")
                 self._note(
-                    "A picture of any shape is cropped and brought to the tokenizer's size. What its codes decode to is the best "
-                    "that any prior over them could draw of it."
+                    "A picture of any shape is cropped and brought to the tokenizer's size. What its codes decode to is the "
+                    "best that any prior over them could draw of it."
                 )
             with gr.Column(scale=4, min_width=300):
                 self.looked = gr.HTML(self.desk.look(held), elem_id="looked")
@@ -166,8 +173,7 @@ class Page:
                 self.complete = gr.Button("Complete", variant="primary", elem_id="complete-button")
             with gr.Column(scale=2, min_width=300):
                 self.mask = self._board(self.desk.cover(held, self.desk.lower_half), "cover", "The picture", "mask")
-                self._note("Drag over places to cover them, and over covered ones to uncover them.")
-                self._note(self._how_it_completes())
+                self._note(f"Drag over places to cover them, over covered ones to uncover them. {self._how_it_completes()}")
             with gr.Column(scale=2, min_width=300):
                 completed, _ = self.desk.complete(held, self.desk.lower_half, held.label, COMPLETIONS, 0, {})
                 self.completed = gr.HTML(completed, elem_id="completed", elem_classes="tes-completions")

@@ -14,7 +14,7 @@ footer { display: none !important; }
 .tes-head p, .tes-note { color: var(--body-text-color-subdued); margin: .2rem 0 0; }
 .tes-note { font-size: .9rem; line-height: 1.45; max-width: 46rem; }
 .tes-side { border: 0 !important; }
-.tes-side .block { border-width: 0; }
+.gradio-container .form { background: none; border: 0; gap: .4rem; }
 
 .tes-sheet { display: grid; gap: 1.1rem 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--side)), 1fr)); }
 .tes-sheet.few { --side: 12.5rem; }
@@ -27,8 +27,8 @@ footer { display: none !important; }
 .tes-sheet figure.chosen .tes-picture { outline: 3px solid #2f6fc4; outline-offset: 2px; }
 .tes-sheet.tes-still { --side: 11rem; }
 .tes-completions .tes-sheet { --side: 7rem; }
-.tes-sheet figcaption { margin-top: .4rem; font-size: .82rem; color: var(--body-text-color-subdued); line-height: 1.3; }
-.tes-sheet figcaption span { display: block; font-size: .75rem; }
+.tes-sheet figcaption { margin-top: .4rem; font-size: .82rem; color: var(--body-text-color); line-height: 1.3; }
+.tes-sheet figcaption span { display: block; font-size: .75rem; color: var(--body-text-color-subdued); }
 .tes-completions .tes-sheet figure, .tes-completions .tes-sheet figcaption { cursor: default; }
 
 .tes-codes { display: block; width: 100%; border-radius: 3px; background: #fff; }
