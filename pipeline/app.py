@@ -28,7 +28,7 @@ from torch import Tensor
 from common import config
 from common.config import Settings as BaseSettings
 from common.errors import UserError
-from common.launch import make_accelerator, run_command
+from common.launch import Terminated, make_accelerator, run_command
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
@@ -112,7 +112,7 @@ def serve(c: Settings) -> None:
     try:
         print(f"the page is at {here}" + (f" and, for a while, at {public}" if public else ""), flush=True)
         threading.Event().wait()
-    except KeyboardInterrupt:  # the way to end it: nothing was interrupted
+    except (KeyboardInterrupt, Terminated):  # the way to end it: nothing was interrupted
         pass
     finally:
         page.close(verbose=False)

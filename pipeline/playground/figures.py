@@ -16,6 +16,7 @@ from pipeline.playground.view import CONTRAST, View, difference
 from pipeline.reporting.page import Html, join, number, tag
 from tokenizer.pixels import to_pil
 
+BETWEEN = 225  # of codes' patches: neither a black one nor a white one is lost on grey
 SMALL = 128  # pixels a side, below which each is to be seen
 GOLDEN = 0.618034  # of the way round the circle of hues lie two codes with neighbouring numbers
 
@@ -38,7 +39,7 @@ def figure(content: Html, *caption: object, **attributes: object) -> Html:
 
 def sheet(images: Sequence[PIL.Image.Image], captions: Sequence[tuple[str, str]], chosen: int | None = None) -> Html:
     """Images that can be clicked, each with its title and what is said below that; one of them framed."""
-    many = "few" if len(images) <= 4 else "some" if len(images) <= 12 else "many"
+    many = "few" if len(images) <= 4 else "some" if len(images) <= 20 else "many"
     figures = (
         figure(
             picture(image, f"{title} {about}"),
@@ -102,9 +103,9 @@ def mosaic(patches: Tensor, columns: int) -> str:
     """patches (N, C, p, p), each in a margin, as a data URI; what is left over is the colour of the margin."""
     C, p = patches.shape[1:3]
     scale = max(1, 24 // p)
-    tiles = F.pad(patches.repeat_interleave(scale, 2).repeat_interleave(scale, 3), (1, 1, 1, 1), value=255)
+    tiles = F.pad(patches.repeat_interleave(scale, 2).repeat_interleave(scale, 3), (1, 1, 1, 1), value=BETWEEN)
     rows, side = -(-len(tiles) // columns), p * scale + 2
-    whole = torch.full((rows * columns, C, side, side), 255, dtype=torch.uint8)
+    whole = torch.full((rows * columns, C, side, side), BETWEEN, dtype=torch.uint8)
     whole[: len(tiles)] = tiles
     pixels = whole.view(rows, columns, C, side, side).permute(2, 0, 3, 1, 4).reshape(1, C, rows * side, columns * side)
     return data_uri(to_pil(pixels)[0])

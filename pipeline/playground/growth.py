@@ -15,7 +15,7 @@ from einops import repeat
 from torch import Tensor
 
 UNDRAWN = 208  # grey: neither a black place nor a white one is taken for it
-FRAMES, DECODED = 49, 320  # at most of one growth, and images of all frames
+FRAMES, DECODED = 49, 640  # at most of one growth, and images of all frames
 
 
 def frames_of(places: int, images: int) -> list[int]:

@@ -21,7 +21,8 @@ from pipeline.playground.desk import OFF, Canvas, Desk, Held, controls, read_sam
 from pipeline.reporting.page import join, tag
 
 FEW_CLASSES = 20  # are all seen at once
-MOST_IMAGES, MOST_COMPLETIONS, COMPLETIONS = 20, 11, 5
+MOST_IMAGES, IMAGES = 40, 20  # of the first page, at most and at first
+MOST_COMPLETIONS, COMPLETIONS = 11, 8
 PICKED = """
 element.addEventListener('click', event => {
   const figure = event.target.closest('figure[data-index]');
@@ -60,6 +61,7 @@ def theme() -> gr.themes.Base:
     )
     return made.set(
         body_background_fill="#fdfdfc", body_text_color_subdued="#5d6570", block_background_fill="transparent",
+        body_background_fill_dark="#16181b", block_background_fill_dark="transparent", block_border_width_dark="0px",
         button_primary_background_fill="#2f6fc4", button_primary_background_fill_hover="#265da6",
         button_primary_text_color="#ffffff", block_shadow="none", block_border_width="0px", checkbox_label_padding="4px 9px",
     )  # fmt: skip
@@ -75,15 +77,14 @@ class Page:
         """
         self.desk, self.name = desk, name
         self.classes = [(name, number) for number, name in enumerate(desk.names or ())]
-        number = min(MOST_IMAGES, len(self.classes)) if len(self.classes) > 1 else 8
-        self.first = desk.draw([], number, 0, {})
+        self.first = desk.draw([], IMAGES, 0, {})
         held = desk.pick(self.first, 0)
         with gr.Blocks(analytics_enabled=False, title=f"{name} – Tesserae") as self.blocks:
             self._head()
             self.drawn, self.held = gr.State(self.first), gr.State(held)
             with gr.Tabs():
                 with gr.Tab("Draw", id="draw"):
-                    self._draw_tab(number)
+                    self._draw_tab()
                 with gr.Tab("Look", id="look"):
                     self._look_tab(held)
                 with gr.Tab("Complete", id="complete"):
@@ -115,7 +116,7 @@ class Page:
             elem_classes="tes-drop",
         )  # fmt: skip
 
-    def _draw_tab(self, number: int) -> None:
+    def _draw_tab(self) -> None:
         set_to = controls(self.desk.pipeline.sampling)
         with gr.Row():
             with gr.Column(scale=1, min_width=280, elem_classes="tes-side"):
@@ -126,7 +127,7 @@ class Page:
                     if many
                     else gr.CheckboxGroup(self.classes, label=label, info=info, visible=some, elem_id="classes")
                 )
-                self.number = gr.Slider(1, MOST_IMAGES, number, step=1, label="Images", elem_id="number")
+                self.number = gr.Slider(1, MOST_IMAGES, IMAGES, step=1, label="Images", elem_id="number")
                 with gr.Row():
                     self.temperature = gr.Slider(
                         0.1, max(2.0, set_to["temperature"]), set_to["temperature"], step=0.05, label="Temperature"
@@ -139,9 +140,8 @@ class Page:
                     self.top_k = gr.Slider(0, K, set_to["top_k"], step=1, label="Top k", info="0: all codes")
                     self.top_p = gr.Slider(0.01, 1, set_to["top_p"], step=0.01, label="Top p", info="1: all codes")
                     self.min_p = gr.Slider(0, 1, set_to["min_p"], step=0.01, label="Min p", info="0: all codes")
-                with gr.Row(equal_height=True):
-                    self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random", elem_id="seed")
-                    self.growing = gr.Checkbox(True, label="Watch them grow", elem_id="growing")
+                self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random", elem_id="seed")
+                self.growing = gr.Checkbox(True, label="Watch them grow", container=False, elem_id="growing")
                 self.draw = gr.Button("Draw", variant="primary", elem_id="draw-button")
             with gr.Column(scale=3, min_width=300):
                 self.sheet = gr.HTML(self.desk.sheet(self.first, 0), js_on_load=PICKED, elem_id="sheet")
@@ -168,8 +168,8 @@ class Page:
                     self.completions = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Completions")
                     self.complete_seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random")
                 with gr.Row():
-                    self.uncover = gr.Button("Uncover", size="sm", elem_id="uncover")
-                    self.cover_half = gr.Button("Lower half", size="sm", elem_id="cover-half")
+                    self.uncover = gr.Button("Uncover", size="sm", min_width=80, elem_id="uncover")
+                    self.cover_half = gr.Button("Lower half", size="sm", min_width=80, elem_id="cover-half")
                 self.complete = gr.Button("Complete", variant="primary", elem_id="complete-button")
             with gr.Column(scale=2, min_width=300):
                 self.mask = self._board(self.desk.cover(held, self.desk.lower_half), "cover", "The picture", "mask")
@@ -208,9 +208,9 @@ class Page:
             with gr.Column(scale=1, min_width=300):
                 self.painting = self._board(self.desk.canvas_board(canvas), "paint", "The image to paint", "canvas")
                 with gr.Row():
-                    self.undo = gr.Button("Undo", size="sm", elem_id="undo")
-                    self.blank = gr.Button("Blank", size="sm", elem_id="blank")
-                    self.again = gr.Button("The picture in hand", size="sm", elem_id="in-hand")
+                    self.undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
+                    self.blank = gr.Button("Blank", size="sm", min_width=80, elem_id="blank")
+                    self.again = gr.Button("In hand", size="sm", min_width=80, elem_id="in-hand")
                 self._note(
                     "Choose a code on the left, then click or drag over the image: its places take the code, and the image is "
                     "decoded anew. What a code looks like depends on its neighbours."

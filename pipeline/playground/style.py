@@ -7,7 +7,7 @@ MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans
 
 STYLE = (
     """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding: 1.6rem 1.5rem 3rem !important; }
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding: .4rem 1.5rem 2rem !important; }
 .gradio-container main { padding: 0 !important; }
 footer { display: none !important; }
 .tes-head h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; letter-spacing: -.01em; font-weight: 650; }
@@ -22,7 +22,10 @@ footer { display: none !important; }
 .tes-sheet.many { --side: 6.2rem; }
 .tes-sheet figure { margin: 0; min-width: 0; cursor: pointer; }
 .tes-sheet.tes-still figure { cursor: default; }
-.tes-sheet .tes-picture { width: 100%; height: auto; display: block; margin: 0; border-radius: 3px; background: #fff; }
+.tes-sheet .tes-picture {
+  width: 100%; height: auto; display: block; margin: 0; border-radius: 3px; background: #fff;
+  box-shadow: 0 0 0 1px var(--border-color-primary);
+}
 .tes-small { image-rendering: pixelated; }
 .tes-sheet figure.chosen .tes-picture { outline: 3px solid #2f6fc4; outline-offset: 2px; }
 .tes-sheet.tes-still { --side: 11rem; }
@@ -48,6 +51,7 @@ footer { display: none !important; }
 .tes-code .near span { text-align: center; font-size: .75rem; line-height: 1.2; }
 .tes-code .near b { font-weight: 400; }
 .tes-code .near img { width: 2.2rem; height: 2.2rem; margin: 0 auto; border: 1px solid var(--border-color-primary); }
+#growing { padding: 0 var(--block-padding); }
 .tes-drop { border: 1px dashed var(--border-color-primary) !important; border-radius: 6px; }
 .tes-drop .wrap { font-size: .9rem !important; line-height: 1.4 !important; padding-top: 0 !important; }
 @media (max-width: 640px) {
