@@ -3,15 +3,16 @@
     python -m pipeline.app runs/digits
 
 Reads RUN/tokenizer/model, RUN/prior/model and where they are there RUN/pipeline/generation_config.json and
-RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing. Serves this
-machine alone, unless --host says another address or --share true opens a public link; loads nothing from elsewhere. Needs
-pip install 'tesserae[app]'.
+RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, but that
+pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host says another
+address or --share true opens a public link; loads nothing from elsewhere. Needs pip install 'tesserae[app]'.
 """
 
 import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -81,7 +82,7 @@ def move(pipeline: ImagePipeline, device: str | None) -> ImagePipeline:
     try:
         return pipeline.to(device or make_accelerator().device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device} cannot be used: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"device {device} cannot be used: {str(error).partition('. ')[0]}") from None
 
 
 def name_of(run: str) -> str:
@@ -108,14 +109,13 @@ def serve(c: Settings) -> None:
             footer_links=[], quiet=True, prevent_thread_lock=True,
         )  # fmt: skip
     except OSError as error:
-        raise UserError(f"cannot serve at {c.host}: {error}; give another --port or --host") from None
-    try:
-        print(f"the page is at {here}" + (f" and, for a while, at {public}" if public else ""), flush=True)
+        where = f"{c.host}, port {c.port or 'from 7860 on'}"
+        raise UserError(
+            f"cannot serve at {where}: it is taken, or none of this machine; give another --port or --host"
+        ) from error
+    print(f"the page is at {here}" + (f" and, for a while, at {public}" if public else ""), flush=True)
+    with suppress(KeyboardInterrupt, Terminated):  # the way to end it: nothing was interrupted
         threading.Event().wait()
-    except (KeyboardInterrupt, Terminated):  # the way to end it: nothing was interrupted
-        pass
-    finally:
-        page.close(verbose=False)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -402,6 +402,7 @@ def test_what_is_covered_is_drawn_anew(page, pipeline, picture):
     changes(page, "#mask .tes-board img", lambda: drop(page, picture, "complete"))
     page.wait_for_function("() => !document.querySelector('#completed figure')")  # those of the picture before
     image = PIL.Image.fromarray(from_pil([PIL.Image.open(picture)], (8, 8), 1)[0, 0].numpy())
+    assert page.input_value("#label input") == "no class"
     page.click("#uncover")
     page.wait_for_function("() => !document.querySelector('#mask i.covered')")
     box = page.locator("#mask .tes-board").bounding_box()
@@ -443,6 +444,11 @@ def test_a_code_is_chosen_and_painted_with(page, pipeline, desk):
     page.wait_for_function("told => document.querySelector('#code h3').innerText === told", arg=f"Code {code}")
     codes = drawn.codes[4:5].clone()
     codes[0, place] = code
+    page.get_by_label("by number").check()
+    tiles = figures.mosaic(desk.book.patches(0, tuple(range(16))), columns)
+    page.wait_for_function("src => document.querySelector('#codes .tes-board img').src === src", arg=tiles)
+    left, across = page.locator("#codes i.chosen").evaluate("e => [e.offsetLeft, e.offsetParent.offsetWidth]")
+    assert round(left / across * columns) == code % columns  # it is framed where it stands now
     expected = pipeline.decode(codes)[0, 0].numpy()
     box = page.locator("#canvas .tes-board").bounding_box()
     page.mouse.click(

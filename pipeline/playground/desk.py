@@ -133,7 +133,8 @@ class Desk:
 
     def cover(self, held: Held, covered: Sequence[int]) -> dict[str, Any]:
         """The board on which places are covered."""
-        return board.value(figures.data_uri(to_pil(held.image)[0]), *self.grid, covered=covered)
+        h, w = self.grid
+        return board.value(figures.data_uri(to_pil(held.image)[0]), h, w, covered)
 
     @property
     def lower_half(self) -> list[int]:

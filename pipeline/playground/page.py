@@ -23,6 +23,8 @@ from pipeline.reporting.page import join, tag
 FEW_CLASSES = 20  # are all seen at once
 MOST_IMAGES, IMAGES = 40, 20  # of the first page, at most and at first
 MOST_COMPLETIONS, COMPLETIONS = 11, 8
+NO_CLASS = -1  # as the control of classes says it
+KEPT = (600, 3600)  # seconds: every ten minutes, what was dropped an hour ago is deleted
 PICKED = """
 element.addEventListener('click', event => {
   const figure = event.target.closest('figure[data-index]');
@@ -67,6 +69,10 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
+def _shown_label(held: Held) -> int:
+    return NO_CLASS if held.label is None else held.label
+
+
 class Page:
     """Components and what joins them. The picture in hand is one for all tabs: whatever changes it shows it in each."""
 
@@ -79,7 +85,7 @@ class Page:
         self.classes = [(name, number) for number, name in enumerate(desk.names or ())]
         self.first = desk.draw([], IMAGES, 0, {})
         held = desk.pick(self.first, 0)
-        with gr.Blocks(analytics_enabled=False, title=f"{name} – Tesserae") as self.blocks:
+        with gr.Blocks(analytics_enabled=False, title=f"{name} – Tesserae", delete_cache=KEPT) as self.blocks:
             self._head()
             self.drawn, self.held = gr.State(self.first), gr.State(held)
             with gr.Tabs():
@@ -162,8 +168,10 @@ class Page:
         with gr.Row():
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_complete = self._drop_zone("complete")
-                choices = [("no class", None), *self.classes]
-                self.label = gr.Dropdown(choices, value=held.label, label="Class", visible=bool(self.classes), elem_id="label")
+                choices = [("no class", NO_CLASS), *self.classes]
+                self.label = gr.Dropdown(
+                    choices, value=_shown_label(held), label="Class", visible=bool(self.classes), elem_id="label"
+                )
                 with gr.Row():
                     self.completions = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Completions")
                     self.complete_seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random")
@@ -210,7 +218,7 @@ class Page:
                 with gr.Row():
                     self.undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
                     self.blank = gr.Button("Blank", size="sm", min_width=80, elem_id="blank")
-                    self.again = gr.Button("In hand", size="sm", min_width=80, elem_id="in-hand")
+                    self.again = gr.Button("Start again", size="sm", min_width=80, elem_id="in-hand")
                 self._note(
                     "Choose a code on the left, then click or drag over the image: its places take the code, and the image is "
                     "decoded anew. What a code looks like depends on its neighbours."
@@ -235,8 +243,8 @@ class Page:
             self._on(zone.upload, self.on_drop, [zone, self.drawn], [zone, self.sheet, *in_hand])
         self._on(self.uncover.click, self.on_uncover, [self.held], [self.mask])
         self._on(self.cover_half.click, self.on_cover_half, [self.held], [self.mask])
-        asked = [self.held, self.mask, self.label, self.completions, self.complete_seed, *settings]
-        self._on(self.complete.click, self.on_complete, asked, [self.completed])
+        given = [self.held, self.mask, self.label, self.completions, self.complete_seed]
+        self._on(self.complete.click, self.on_complete, [*given, *settings], [self.completed])
         where = [self.depth, self.by_use, self.number_of_page]
         self._on(self.codes.click, self.on_code, [*where, self.code], [self.code, self.codes, self.told], quiet=True)
         for control in where:
@@ -277,7 +285,7 @@ class Page:
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         canvas = Canvas(held.codes, ())
         board_to_cover, painting = self.desk.cover(held, self.desk.lower_half), self.desk.canvas_board(canvas)
-        return held, self.desk.look(held), board_to_cover, held.label, "", canvas, painting
+        return held, self.desk.look(held), board_to_cover, _shown_label(held), "", canvas, painting
 
     def on_uncover(self, held: Held) -> dict[str, Any]:
         return self.desk.cover(held, [])
@@ -286,11 +294,13 @@ class Page:
         return self.desk.cover(held, self.desk.lower_half)
 
     def on_complete(
-        self, held: Held, covered: dict[str, Any], label: int | None, number: int, seed: int | None, temperature: float,
+        self, held: Held, covered: dict[str, Any], label: int, number: int, seed: int | None, temperature: float,
         guidance: float, top_k: float, top_p: float, min_p: float,
     ) -> str:  # fmt: skip
         sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
-        made, warnings = self.desk.complete(held, covered.get("covered"), label, int(number), seed, sampling)
+        made, warnings = self.desk.complete(
+            held, covered.get("covered"), None if label == NO_CLASS else label, int(number), seed, sampling
+        )
         for warning in warnings:
             gr.Warning(warning)
         return made
