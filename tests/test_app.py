@@ -414,7 +414,7 @@ def test_what_is_covered_is_drawn_anew(page, pipeline, picture):
     page.mouse.up()
     assert page.locator("#mask i.covered").count() == 4
     seen = np.asarray(image).repeat(2, 0).repeat(2, 1)
-    seen[12:] = 0xD0
+    seen[12:] = 205  # the blue of what is covered, as a grey
     assert on_screen(page, "#mask .tes-board", seen)
     page.click("#complete-button")
     page.wait_for_selector("#completed figure")

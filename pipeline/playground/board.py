@@ -77,7 +77,7 @@ STYLE = """
   background-size: calc(100% / var(--columns)) calc(100% / var(--rows));
 }
 .tes-board i { position: absolute; width: calc(100% / var(--columns)); height: calc(100% / var(--rows)); }
-.tes-board i.covered { background: #d0d0d0; }
+.tes-board i.covered { background: #bcd0ee; }
 .tes-board i.dragged { background: #2f6fc480; }
 .tes-board i.chosen { outline: 3px solid #2f6fc4; outline-offset: -1px; z-index: 1; }
 """
