@@ -49,6 +49,7 @@ def test_nobody_imports_a_script():
         "tokenizer.evaluate",
         "prior.train",
         "prior.evaluate",
+        "pipeline.app",
         "pipeline.compress",
         "pipeline.configs",
         "pipeline.doctor",

@@ -80,6 +80,14 @@ def _on_white(images: Tensor) -> Tensor:
     return images[:, :3] * opacity + 1 - opacity
 
 
+def vectors_of(tokenizer: ImageTokenizer, depth: int, chosen: Tensor) -> Tensor:
+    """Codes (N,) of a depth as points (N, D): what they add to z_q, of K-means their pixels."""
+    if isinstance(tokenizer, KMeansTokenizer):
+        return tokenizer.codebook[chosen.to(tokenizer.codebook.device)]
+    chosen = chosen.to(next(tokenizer.parameters()).device)
+    return torch.cat([_vectors(tokenizer, depth, some)[:, :, 0, 0] for some in chosen.split(LOOKED_UP)])
+
+
 def _vectors(tokenizer: Tokenizer, depth: int, chosen: Tensor) -> Tensor:
     """What codes (N,) of a depth add to z_q: (N, D, 1, 1)."""
     quantizer = tokenizer.quantizer

@@ -1,0 +1,127 @@
+"""A page to play with: draw images and watch them grow, look at pictures as codes, complete them, paint with the codebook.
+
+    python -m pipeline.app runs/digits
+
+Reads RUN/tokenizer/model, RUN/prior/model and where they are there RUN/pipeline/generation_config.json and
+RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, but that
+pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host says another
+address or --share true opens a public link; loads nothing from elsewhere. Needs pip install 'tesserae[app]'.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    from common.starting import answer_signals
+
+    answer_signals()
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from common import config
+from common.config import Settings as BaseSettings
+from common.errors import UserError
+from common.launch import Terminated, make_accelerator, run_command
+from pipeline.generation_config import GenerationConfig
+from pipeline.image_pipeline import ImagePipeline
+from prior.draw import SamplingConfig
+
+FILE = "20mb"  # of a dropped picture, at most
+WAITING = 100  # visitors' requests, at most
+
+
+class Settings(BaseSettings):
+    """Serve a page to play with a trained pipeline."""
+
+    run: str = "runs/digits"
+    """folder of the experiment, a pipeline folder, or one on the Hub"""
+    host: str = "127.0.0.1"
+    """the address to serve at; 0.0.0.0 serves the network this machine is in"""
+    port: int | None = Field(None, ge=1, le=65535)
+    """the first free one from 7860 on when null"""
+    share: bool = False
+    """also at a public address that Gradio's servers lend for a while"""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; what Accelerate finds when null"""
+
+
+def open_pipeline(run: str) -> ImagePipeline:
+    """The pipeline of a run as its models are now, or that of a pipeline folder here or on the Hub."""
+    path = Path(run)
+    if not (path / "tokenizer").is_dir() or (path / "model_index.json").exists():
+        return ImagePipeline.from_pretrained(run)
+    kept = path / "pipeline/generation_config.json"
+    return ImagePipeline.from_run(path, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
+
+
+def read_counts(run: Path, pipeline: ImagePipeline) -> Tensor | None:
+    """(Q, K), how often each code was used, where training has counted it. Raises `UserError` for another codebook's."""
+    from pipeline.reporting.codebook import read_counts
+
+    path, c = run / "tokenizer/histogram.json", pipeline.tokenizer.config
+    if not path.exists():
+        return None
+    counts = torch.from_numpy(read_counts(path)[0])
+    if tuple(counts.shape) != (c.code_depth, c.codebook_size):
+        raise UserError(
+            f"{path} must count {c.code_depth} x {c.codebook_size} codes, as the tokenizer has, got "
+            f"{' x '.join(map(str, counts.shape))}; training again writes it anew"
+        )
+    return counts
+
+
+def move(pipeline: ImagePipeline, device: str | None) -> ImagePipeline:
+    try:
+        return pipeline.to(device or make_accelerator().device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device} cannot be used: {str(error).partition('. ')[0]}") from None
+
+
+def name_of(run: str) -> str:
+    """The run as the page names it: what stands above it is the machine's affair."""
+    path = Path(run)
+    if not path.is_dir():
+        return run
+    path = path.resolve()
+    return path.parent.name if path.name == "pipeline" else path.name
+
+
+def serve(c: Settings) -> None:
+    """Until the process is told to end."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    from pipeline.playground.desk import Desk
+    from pipeline.playground.page import Page, theme  # needs Gradio, and says so
+    from pipeline.playground.style import STYLE
+
+    pipeline = move(open_pipeline(c.run), c.device)
+    page = Page(Desk(pipeline, read_counts(Path(c.run), pipeline)), name_of(c.run)).blocks
+    try:
+        _, here, public = page.queue(max_size=WAITING).launch(
+            server_name=c.host, server_port=c.port, share=c.share, theme=theme(), css=STYLE, max_file_size=FILE, ssr_mode=False,
+            footer_links=[], quiet=True, prevent_thread_lock=True,
+        )  # fmt: skip
+    except OSError as error:
+        where = f"{c.host}, port {c.port or 'from 7860 on'}"
+        raise UserError(
+            f"cannot serve at {where}: it is taken, or none of this machine; give another --port or --host"
+        ) from error
+    print(f"the page is at {here}" + (f" and, for a while, at {public}" if public else ""), flush=True)
+    with suppress(KeyboardInterrupt, Terminated):  # the way to end it: nothing was interrupted
+        threading.Event().wait()
+
+
+def main(argv: Sequence[str]) -> None:
+    options = {"positional": "run", "positional_help": "folder of the experiment, a pipeline folder, or one on the Hub"}
+    serve(config.parse(Settings, __doc__, argv, **options))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,65 @@
+"""The codebook to browse: every code's patch and use, in one order or another, and the codes nearest to one.
+
+Shapes: counts (Q, K), how often each code was used at each of Q depths; patches (N, 1 or 3, p, p) uint8.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenizer.base import ImageTokenizer
+from tokenizer.codebook_picture import patches, vectors_of
+
+PAGE = 256  # codes that are drawn at once
+NEAR = 6  # neighbours that are shown
+
+
+class Near(NamedTuple):
+    """The codes nearest to one, in what they add to z_q (in the pixels of K-means)."""
+
+    codes: Tensor  # (n,)
+    distances: Tensor  # (n,)
+
+
+class Book:
+    """All codes of a tokenizer."""
+
+    def __init__(self, tokenizer: ImageTokenizer, counts: Tensor | None):
+        """
+        Args:
+            counts: where a run has counted them; else no code counts as more usual than another.
+        """
+        c = tokenizer.config
+        self.tokenizer, self.counted, self.depths, self.codes = tokenizer, counts is not None, c.code_depth, c.codebook_size
+        self.counts = counts if counts is not None else torch.ones(c.code_depth, c.codebook_size, dtype=torch.int64)
+        self.patches = lru_cache(maxsize=16)(self._patches)
+
+    @property
+    def usual(self) -> Tensor:
+        """(Q,): the most used code of each depth."""
+        return self.counts.argmax(dim=1)
+
+    @property
+    def pages(self) -> int:
+        return -(-self.codes // PAGE)
+
+    def order(self, depth: int, by_use: bool) -> Tensor:
+        """(K,): the codes by their use, the most used first, or by number."""
+        return self.counts[depth].argsort(descending=True, stable=True) if by_use else torch.arange(self.codes)
+
+    def page(self, depth: int, by_use: bool, number: int) -> Tensor:
+        """Which codes stand on a page, in their order."""
+        return self.order(depth, by_use)[number * PAGE : (number + 1) * PAGE]
+
+    def _patches(self, depth: int, codes: tuple[int, ...]) -> Tensor:
+        return patches(self.tokenizer, self.counts, depth, torch.tensor(codes))
+
+    def near(self, depth: int, code: int) -> Near:
+        """The `NEAR` codes nearest to one of a depth."""
+        table = vectors_of(self.tokenizer, depth, torch.arange(self.codes)).float()
+        distances = (table - table[code]).square().sum(1).sqrt()
+        distances[code] = torch.inf
+        found = distances.topk(min(NEAR, self.codes - 1), largest=False)
+        return Near(found.indices.cpu(), found.values.cpu())

@@ -1,0 +1,229 @@
+"""What a visitor does at the page: each method answers one event, with values to show and nothing of Gradio.
+
+Several visitors sit at one desk, and one of them at a time computes; what each has before him is handed in and out.
+
+Shapes: codes (B, T); images (B, C, H, W) uint8.
+"""
+
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from pipeline.image_pipeline import Generated, ImagePipeline
+from pipeline.playground import board, figures, growth
+from pipeline.playground.book import PAGE, Book
+from pipeline.playground.view import View, view
+from pipeline.reporting.page import Html, percent
+from prior.draw import SamplingConfig
+from tokenizer.pixels import from_pil, to_pil
+
+MOST_PIXELS = 64_000_000  # of a dropped picture
+ROWS = 64  # images decoded at once
+PACE = 0.06  # seconds a frame
+OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # where a control stands that truncates nothing
+COLUMNS = 32  # of a page of the codebook, at most
+
+
+class Held(NamedTuple):
+    """The picture that a visitor has in hand: drawn, or dropped."""
+
+    image: Tensor  # (1, C, H, W)
+    codes: Tensor  # (1, T), as they were drawn, or as the tokenizer finds them
+    label: int | None
+
+
+class Canvas(NamedTuple):
+    """What is painted with codes, and how it was before."""
+
+    codes: Tensor  # (1, T)
+    before: tuple[Tensor, ...]
+
+
+class Desk:
+    """A pipeline, its codebook, and whose turn it is."""
+
+    def __init__(self, pipeline: ImagePipeline, counts: Tensor | None):
+        """
+        Args:
+            counts: (Q, K), how often each code was used, where a run has counted it.
+        """
+        self.pipeline, self.turn = pipeline, threading.Lock()
+        self.book = Book(pipeline.tokenizer, counts)
+        self.grid, self.depth = pipeline.tokenizer.config.grid, pipeline.tokenizer.config.code_depth
+        self.places, self.names = self.grid[0] * self.grid[1], pipeline.prior.config.class_names
+
+    # --------------------------------------------------------------------------------------------------------- drawing
+
+    def draw(self, labels: Sequence[int], number: int, seed: int | None, sampling: dict[str, Any]) -> Generated:
+        """As the pipeline draws; no labels are all classes in turn, no seed is one at random."""
+        with self.turn:
+            if seed is None:
+                (seed,) = torch.randint(2**31, (1,)).tolist()
+            return self.pipeline(labels=list(labels) or None, num_images=number, seed=seed, **sampling)
+
+    def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
+        """The images as they stood after ever more places, at a pace that can be watched; last as they are."""
+        due = time.monotonic()
+        for counts in growth.in_batches(growth.frames_of(self.places, len(drawn.images)), len(drawn.images), ROWS):
+            codes = torch.cat([growth.unfinished(drawn.codes, n, self.book.usual) for n in counts])
+            frames = self.decode(codes).split(len(drawn.images))
+            for n, images in zip(counts, frames, strict=True):
+                time.sleep(max(0.0, due - time.monotonic()))
+                due = time.monotonic() + PACE
+                yield to_pil(growth.hidden(images, growth.first_places(n, self.places), self.grid))
+        time.sleep(max(0.0, due - time.monotonic()))
+        yield drawn.images
+
+    def captions(self, drawn: Generated) -> list[tuple[str, str]]:
+        if drawn.labels is None or self.names is None:
+            return [(f"seed {seed}", "") for seed in drawn.seeds]
+        return [(self.names[label], f"seed {seed}") for label, seed in zip(drawn.labels, drawn.seeds, strict=True)]
+
+    def sheet(self, drawn: Generated, chosen: int | None = None) -> Html:
+        return figures.sheet(drawn.images, self.captions(drawn), chosen)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        with self.turn:
+            return self.pipeline.decode(codes)
+
+    # ------------------------------------------------------------------------------------------------ a picture in hand
+
+    def pick(self, drawn: Generated, index: int) -> Held:
+        """One of the drawn images."""
+        if not 0 <= index < len(drawn.images):
+            raise UserError(f"there is no drawn image {index}; draw some first")
+        codes = drawn.codes[index : index + 1]
+        return Held(self._pixels(drawn.images[index]), codes, drawn.labels[index] if drawn.labels is not None else None)
+
+    def drop(self, path: str) -> Held:
+        """A picture from a file. Raises `UserError` where it is none that can be read."""
+        try:
+            with PIL.Image.open(path) as picture:
+                if picture.width * picture.height > MOST_PIXELS:
+                    raise UserError(
+                        f"the picture has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are read"
+                    )
+                image = self._pixels(picture)
+        except UserError:
+            raise
+        except (OSError, ValueError, SyntaxError, ZeroDivisionError, PIL.Image.DecompressionBombError) as error:
+            told = str(error).replace(str(path), "it")
+            raise UserError(f"the file cannot be read as a picture: {told}; drop a PNG, JPEG or WebP file") from None
+        with self.turn:
+            return Held(image, self.pipeline.encode_pixels(image), None)
+
+    def look(self, held: Held) -> Html:
+        with self.turn:
+            found: View = view(self.pipeline, held.image, held.label)
+        return figures.looked_at(found, self.grid, self.depth)
+
+    def _pixels(self, picture: PIL.Image.Image) -> Tensor:
+        tokenizer = self.pipeline.tokenizer
+        c = tokenizer.config
+        return from_pil([picture], c.image_size, c.image_channels, black_and_white=tokenizer.black_and_white)
+
+    # ------------------------------------------------------------------------------------------------------ completing
+
+    def cover(self, held: Held, covered: Sequence[int]) -> dict[str, Any]:
+        """The board on which places are covered."""
+        h, w = self.grid
+        return board.value(figures.data_uri(to_pil(held.image)[0]), h, w, covered)
+
+    @property
+    def lower_half(self) -> list[int]:
+        return list(range(self.grid[0] // 2 * self.grid[1], self.places))
+
+    def complete(
+        self, held: Held, covered: Any, label: int | None, number: int, seed: int | None, sampling: dict[str, Any]
+    ) -> tuple[Html, list[str]]:  # fmt: skip
+        """Completions beside what was kept, and what is to be said of them."""
+        places = board.read_places(covered, self.places)
+        if not places:
+            raise UserError("nothing is covered: drag over what is to be drawn anew")
+        known = torch.ones(self.places, dtype=torch.bool)
+        known[places] = False
+        (h, w), (H, W) = self.grid, held.image.shape[2:]
+        kept = known.view(h, w).repeat_interleave(H // h, 0).repeat_interleave(W // w, 1)
+        pictures = to_pil(held.image.expand(number, -1, -1, -1))
+        labels = None if label is None else [label] * number
+        with self.turn, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            made = self.pipeline.complete(pictures, kept, labels=labels, seed=seed, **sampling)
+        shown = to_pil(growth.hidden(held.image, known, self.grid)) + made.images
+        captions = [("what is kept", ""), *((f"seed {each}", "") for each in made.seeds)]
+        return figures.sheet(shown, captions), [str(each.message) for each in told if each.category is UserWarning]
+
+    # -------------------------------------------------------------------------------------------------------- painting
+
+    def codes_board(self, depth: int, by_use: bool, page: int, chosen: int) -> dict[str, Any]:
+        """The codes of a page of the codebook."""
+        codes = self.book.page(depth, by_use, page).tolist()
+        columns = self.columns(len(codes))
+        with self.turn:
+            tiles = self.book.patches(depth, tuple(codes))
+        place = codes.index(chosen) if chosen in codes else None
+        return board.value(figures.mosaic(tiles, columns), -(-len(codes) // columns), columns, chosen=place)
+
+    @staticmethod
+    def columns(codes: int) -> int:
+        """So that a page is about as wide as high."""
+        return min(COLUMNS, max(1, round(codes**0.5)))
+
+    def code_at(self, places: Any, depth: int, by_use: bool, page: int) -> int | None:
+        """The code that stands where a page was clicked; none behind the last."""
+        codes = self.book.page(depth, by_use, page).tolist()
+        *_, place = board.read_places(places, PAGE + COLUMNS) or [len(codes)]
+        return codes[place] if place < len(codes) else None
+
+    def tell(self, depth: int, code: int) -> Html:
+        """What is known of a code."""
+        counts, near = self.book.counts[depth], self.book.near(depth, code)
+        with self.turn:
+            patch, *others = self.book.patches(depth, (code, *near.codes.tolist()))
+        if self.book.counted:
+            used, rank = int(counts[code]), int((counts > counts[code]).sum()) + 1
+            share = percent(used / max(1, int(counts.sum())))
+            about = f"used {used:,} times, {share} of all codes; rank {rank:,} of {self.book.codes:,}"
+        else:
+            about = f"one of {self.book.codes:,}; nobody counted how often it is used"
+        title = f"Code {code}" + (f" of depth {depth + 1}" if self.depth > 1 else "")
+        return figures.of_one_code(patch, title, about, list(zip(near.codes.tolist(), others, strict=True)))
+
+    def blank(self) -> Canvas:
+        """The most used code everywhere."""
+        return Canvas(self.book.usual.repeat(self.places)[None], ())
+
+    def paint(self, canvas: Canvas, places: Any, depth: int, code: int) -> Canvas:
+        """The code at these places, at one depth of them."""
+        codes = canvas.codes.clone()
+        codes[0, torch.tensor(board.read_places(places, self.places), dtype=torch.int64) * self.depth + depth] = code
+        return Canvas(codes, (*canvas.before[-99:], canvas.codes))
+
+    @staticmethod
+    def undo(canvas: Canvas) -> Canvas:
+        return Canvas(canvas.before[-1], canvas.before[:-1]) if canvas.before else canvas
+
+    def canvas_board(self, canvas: Canvas) -> dict[str, Any]:
+        return board.value(figures.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
+
+
+def read_sampling(
+    temperature: float, guidance: float | None, top_k: float | None, top_p: float, min_p: float
+) -> dict[str, Any]:  # fmt: skip
+    """Settings of a call from where the controls stand."""
+    given = {"top_k": int(top_k or 0), "top_p": top_p, "min_p": min_p}
+    cut = {name: None if value == OFF[name] else value for name, value in given.items()}
+    return {"temperature": temperature, **({} if guidance is None else {"guidance": guidance}), **cut}
+
+
+def controls(sampling: SamplingConfig) -> dict[str, float]:
+    """Where the controls of settings stand."""
+    cut = {name: off if getattr(sampling, name) is None else getattr(sampling, name) for name, off in OFF.items()}
+    return {"temperature": sampling.temperature, "guidance": sampling.guidance, **cut}

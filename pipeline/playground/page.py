@@ -1,0 +1,332 @@
+"""The page to play with, laid out in Gradio: four tabs over one desk. What an event does stands in `desk.py`.
+
+The one file that needs Gradio, an optional dependency.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from common.errors import UserError
+
+try:
+    import gradio as gr
+except ImportError:
+    raise UserError("the page needs Gradio: pip install 'tesserae[app]'") from None
+
+from pipeline.image_pipeline import Generated
+from pipeline.playground import board, style
+from pipeline.playground.desk import OFF, Canvas, Desk, Held, controls, read_sampling
+from pipeline.reporting.page import join, tag
+
+FEW_CLASSES = 20  # are all seen at once
+MOST_IMAGES, IMAGES = 40, 20  # of the first page, at most and at first
+MOST_COMPLETIONS, COMPLETIONS = 11, 8
+NO_CLASS = -1  # as the control of classes says it
+KEPT = (600, 3600)  # seconds: every ten minutes, what was dropped an hour ago is deleted
+PICKED = """
+element.addEventListener('click', event => {
+  const figure = event.target.closest('figure[data-index]');
+  if (figure) trigger('click', {index: Number(figure.dataset.index)});
+});
+"""
+
+
+def told(event: Callable) -> Callable:
+    """An event whose `UserError` is told to the visitor, in words."""
+    if inspect.isgeneratorfunction(event):
+
+        @functools.wraps(event)
+        def stream(*given):
+            try:
+                yield from event(*given)
+            except UserError as error:
+                raise gr.Error(str(error), print_exception=False) from None
+
+        return stream
+
+    @functools.wraps(event)
+    def answer(*given):
+        try:
+            return event(*given)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return answer
+
+
+def theme() -> gr.themes.Base:
+    """Of fonts that every system has: nothing is fetched."""
+    made = gr.themes.Default(
+        primary_hue="blue", neutral_hue="slate", radius_size="sm", font=list(style.FONTS), font_mono=list(style.MONOSPACE)
+    )
+    return made.set(
+        body_background_fill="#fdfdfc", body_text_color_subdued="#5d6570", block_background_fill="transparent",
+        body_background_fill_dark="#16181b", block_background_fill_dark="transparent", block_border_width_dark="0px",
+        button_primary_background_fill="#2f6fc4", button_primary_background_fill_hover="#265da6",
+        button_primary_text_color="#ffffff", block_shadow="none", block_border_width="0px", checkbox_label_padding="4px 9px",
+    )  # fmt: skip
+
+
+def _shown_label(held: Held) -> int:
+    return NO_CLASS if held.label is None else held.label
+
+
+class Page:
+    """Components and what joins them. The picture in hand is one for all tabs: whatever changes it shows it in each."""
+
+    def __init__(self, desk: Desk, name: str):
+        """
+        Args:
+            name: of the run, for people.
+        """
+        self.desk, self.name = desk, name
+        self.classes = [(name, number) for number, name in enumerate(desk.names or ())]
+        self.first = desk.draw([], IMAGES, 0, {})
+        held = desk.pick(self.first, 0)
+        with gr.Blocks(analytics_enabled=False, title=f"{name} – Tesserae", delete_cache=KEPT) as self.blocks:
+            self._head()
+            self.drawn, self.held = gr.State(self.first), gr.State(held)
+            with gr.Tabs():
+                with gr.Tab("Draw", id="draw"):
+                    self._draw_tab()
+                with gr.Tab("Look", id="look"):
+                    self._look_tab(held)
+                with gr.Tab("Complete", id="complete"):
+                    self._complete_tab(held)
+                with gr.Tab("Codebook", id="codebook"):
+                    self._codebook_tab(held)
+            self._join()
+
+    # ---------------------------------------------------------------------------------------------------------- layout
+
+    def _head(self) -> None:
+        c, K = self.desk.pipeline.tokenizer.config, self.desk.book.codes
+        (H, W), (h, w), Q = c.image_size, self.desk.grid, self.desk.depth
+        facts = [
+            self.name,
+            f"images of {H} × {W}",
+            f"{h} × {w}{f' × {Q}' if Q > 1 else ''} codes, each one of {K:,}",
+            f"{len(self.classes)} classes" if self.classes else "no classes",
+        ]
+        gr.HTML(join(tag("h1", "Tesserae"), tag("p", " · ".join(facts))), elem_classes="tes-head")
+
+    @staticmethod
+    def _note(text: str) -> None:
+        gr.HTML(tag("p", text, class_="tes-note"))
+
+    def _drop_zone(self, name: str) -> gr.File:
+        return gr.File(
+            label="Drop a picture", show_label=False, file_types=["image"], height=110, elem_id=f"drop-{name}",
+            elem_classes="tes-drop",
+        )  # fmt: skip
+
+    def _draw_tab(self) -> None:
+        set_to = controls(self.desk.pipeline.sampling)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280, elem_classes="tes-side"):
+                many, some = len(self.classes) > FEW_CLASSES, bool(self.classes)
+                label, info = "Classes", "none chosen: all in turn"
+                self.labels = (
+                    gr.Dropdown(self.classes, value=[], multiselect=True, label=label, info=info, elem_id="classes")
+                    if many
+                    else gr.CheckboxGroup(self.classes, label=label, info=info, visible=some, elem_id="classes")
+                )
+                self.number = gr.Slider(1, MOST_IMAGES, IMAGES, step=1, label="Images", elem_id="number")
+                with gr.Row():
+                    self.temperature = gr.Slider(
+                        0.1, max(2.0, set_to["temperature"]), set_to["temperature"], step=0.05, label="Temperature"
+                    )
+                    self.guidance = gr.Slider(
+                        0, max(4.0, set_to["guidance"]), set_to["guidance"], step=0.05, label="Guidance", visible=some
+                    )
+                with gr.Accordion("Truncation", open=any(set_to[key] != off for key, off in OFF.items())):
+                    K = self.desk.book.codes
+                    self.top_k = gr.Slider(0, K, set_to["top_k"], step=1, label="Top k", info="0: all codes")
+                    self.top_p = gr.Slider(0.01, 1, set_to["top_p"], step=0.01, label="Top p", info="1: all codes")
+                    self.min_p = gr.Slider(0, 1, set_to["min_p"], step=0.01, label="Min p", info="0: all codes")
+                self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random", elem_id="seed")
+                self.growing = gr.Checkbox(True, label="Watch them grow", container=False, elem_id="growing")
+                self.draw = gr.Button("Draw", variant="primary", elem_id="draw-button")
+            with gr.Column(scale=3, min_width=300):
+                self.sheet = gr.HTML(self.desk.sheet(self.first, 0), js_on_load=PICKED, elem_id="sheet")
+                self._note("Click an image to take it to the other pages. The same label, seed and settings draw it again.")
+
+    def _look_tab(self, held: Held) -> None:
+        with gr.Row():
+            with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
+                self.drop_look = self._drop_zone("look")
+                self._note(
+                    "A picture of any shape is cropped and brought to the tokenizer's size. What its codes decode to is the "
+                    "best that any prior over them could draw of it."
+                )
+            with gr.Column(scale=4, min_width=300):
+                self.looked = gr.HTML(self.desk.look(held), elem_id="looked")
+
+    def _complete_tab(self, held: Held) -> None:
+        with gr.Row():
+            with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
+                self.drop_complete = self._drop_zone("complete")
+                choices = [("no class", NO_CLASS), *self.classes]
+                self.label = gr.Dropdown(
+                    choices, value=_shown_label(held), label="Class", visible=bool(self.classes), elem_id="label"
+                )
+                with gr.Row():
+                    self.completions = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Completions")
+                    self.complete_seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random")
+                with gr.Row():
+                    self.uncover = gr.Button("Uncover", size="sm", min_width=80, elem_id="uncover")
+                    self.cover_half = gr.Button("Lower half", size="sm", min_width=80, elem_id="cover-half")
+                self.complete = gr.Button("Complete", variant="primary", elem_id="complete-button")
+            with gr.Column(scale=2, min_width=300):
+                self.mask = self._board(self.desk.cover(held, self.desk.lower_half), "cover", "The picture", "mask")
+                self._note(f"Drag over places to cover them, over covered ones to uncover them. {self._how_it_completes()}")
+            with gr.Column(scale=2, min_width=300):
+                completed, _ = self.desk.complete(held, self.desk.lower_half, held.label, COMPLETIONS, 0, {})
+                self.completed = gr.HTML(completed, elem_id="completed", elem_classes="tes-completions")
+
+    def _how_it_completes(self) -> str:
+        settings = "Temperature, guidance and truncation are those of the first page."
+        if self.desk.pipeline.prior.config.any_order:
+            return f"What is covered is drawn given everything that is kept. {settings}"
+        return (
+            "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its row. "
+            f"What is kept below or right of it stays as it is, but is not heeded. {settings}"
+        )
+
+    def _codebook_tab(self, held: Held) -> None:
+        book, code = self.desk.book, int(self.desk.book.usual[0])
+        canvas = Canvas(held.codes, ())
+        self.code, self.canvas = gr.State(code), gr.State(canvas)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                with gr.Row():
+                    self.by_use = gr.Radio(
+                        [("the most used first", True), ("by number", False)], value=book.counted, show_label=False,
+                        visible=book.counted, container=False,
+                    )  # fmt: skip
+                    depths = [(f"depth {depth + 1}", depth) for depth in range(book.depths)]
+                    self.depth = gr.Radio(depths, value=0, show_label=False, visible=book.depths > 1, container=False)
+                self.number_of_page = gr.Slider(
+                    1, max(2, book.pages), 1, step=1, label="Page of the codebook", visible=book.pages > 1
+                )
+                self.codes = self._board(self.desk.codes_board(0, book.counted, 0, code), "pick", "The codebook", "codes")
+                self.told = gr.HTML(self.desk.tell(0, code), elem_id="code")
+            with gr.Column(scale=1, min_width=300):
+                self.painting = self._board(self.desk.canvas_board(canvas), "paint", "The image to paint", "canvas")
+                with gr.Row():
+                    self.undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
+                    self.blank = gr.Button("Blank", size="sm", min_width=80, elem_id="blank")
+                    self.again = gr.Button("Start again", size="sm", min_width=80, elem_id="in-hand")
+                self._note(
+                    "Choose a code on the left, then click or drag over the image: its places take the code, and the image is "
+                    "decoded anew. What a code looks like depends on its neighbours."
+                )
+                self.drop_codebook = self._drop_zone("codebook")
+
+    @staticmethod
+    def _board(value: dict[str, Any], mode: str, told: str, name: str) -> gr.HTML:
+        return gr.HTML(
+            value, html_template=board.TEMPLATE, js_on_load=board.SCRIPT, mode=mode, told=told, elem_id=name, padding=False
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------------- events
+
+    def _join(self) -> None:
+        settings = [self.temperature, self.guidance, self.top_k, self.top_p, self.min_p]
+        asked = [self.labels, self.number, self.seed, self.growing, *settings]
+        self._on(self.draw.click, self.on_draw, asked, [self.sheet, self.drawn])
+        in_hand = [self.held, self.looked, self.mask, self.label, self.completed, self.canvas, self.painting]
+        self._on(self.sheet.click, self.on_pick, [self.drawn], [self.sheet, *in_hand])
+        for zone in (self.drop_look, self.drop_complete, self.drop_codebook):
+            self._on(zone.upload, self.on_drop, [zone, self.drawn], [zone, self.sheet, *in_hand])
+        self._on(self.uncover.click, self.on_uncover, [self.held], [self.mask])
+        self._on(self.cover_half.click, self.on_cover_half, [self.held], [self.mask])
+        given = [self.held, self.mask, self.label, self.completions, self.complete_seed]
+        self._on(self.complete.click, self.on_complete, [*given, *settings], [self.completed])
+        where = [self.depth, self.by_use, self.number_of_page]
+        self._on(self.codes.click, self.on_code, [*where, self.code], [self.code, self.codes, self.told], quiet=True)
+        for control in where:
+            self._on(control.input, self.on_page, [*where, self.code], [self.codes, self.told], quiet=True)
+        shown, at = [self.canvas, self.painting], [self.canvas, self.depth, self.code]
+        self._on(self.painting.click, self.on_paint, at, shown, quiet=True)
+        self._on(self.undo.click, self.on_undo, [self.canvas], shown, quiet=True)
+        self._on(self.blank.click, self.on_blank, [], shown, quiet=True)
+        self._on(self.again.click, self.on_in_hand, [self.held], shown, quiet=True)
+
+    @staticmethod
+    def _on(listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False) -> None:
+        """Nobody but the page calls an event; one computes at a time, whoever waits, see `Desk`."""
+        listen(
+            told(event), list(inputs), list(outputs), api_visibility="private", concurrency_limit=None,
+            show_progress="hidden" if quiet else "minimal",
+        )  # fmt: skip
+
+    def on_draw(
+        self, labels: list[int], number: int, seed: int | None, growing: bool, temperature: float, guidance: float,
+        top_k: float, top_p: float, min_p: float,
+    ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
+        sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
+        drawn = self.desk.draw(labels or [], int(number), seed, sampling)
+        for images in self.desk.grow(drawn) if growing else ():
+            yield self.desk.sheet(drawn._replace(images=images)), gr.skip()
+        yield self.desk.sheet(drawn), drawn
+
+    def on_pick(self, drawn: Generated, event: gr.EventData) -> tuple[Any, ...]:
+        held = self.desk.pick(drawn, event.index)
+        return self.desk.sheet(drawn, event.index), *self._in_hand(held)
+
+    def on_drop(self, path: str, drawn: Generated) -> tuple[Any, ...]:
+        """The drop zone is emptied again, and none of the drawn images is in hand."""
+        held = self.desk.drop(path)
+        return None, self.desk.sheet(drawn), *self._in_hand(held)
+
+    def _in_hand(self, held: Held) -> tuple[Any, ...]:
+        canvas = Canvas(held.codes, ())
+        board_to_cover, painting = self.desk.cover(held, self.desk.lower_half), self.desk.canvas_board(canvas)
+        return held, self.desk.look(held), board_to_cover, _shown_label(held), "", canvas, painting
+
+    def on_uncover(self, held: Held) -> dict[str, Any]:
+        return self.desk.cover(held, [])
+
+    def on_cover_half(self, held: Held) -> dict[str, Any]:
+        return self.desk.cover(held, self.desk.lower_half)
+
+    def on_complete(
+        self, held: Held, covered: dict[str, Any], label: int, number: int, seed: int | None, temperature: float,
+        guidance: float, top_k: float, top_p: float, min_p: float,
+    ) -> str:  # fmt: skip
+        sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
+        made, warnings = self.desk.complete(
+            held, covered.get("covered"), None if label == NO_CLASS else label, int(number), seed, sampling
+        )
+        for warning in warnings:
+            gr.Warning(warning)
+        return made
+
+    def _sampling(self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float) -> dict[str, Any]:
+        return read_sampling(temperature, guidance if self.classes else None, top_k, top_p, min_p)
+
+    def on_code(self, depth: int, by_use: bool, page: int, before: int, event: gr.EventData) -> tuple[Any, ...]:
+        code = self.desk.code_at(event.places, depth, by_use, int(page) - 1)
+        code = before if code is None else code
+        return code, *self.on_page(depth, by_use, page, code)
+
+    def on_page(self, depth: int, by_use: bool, page: int, code: int) -> tuple[Any, ...]:
+        return self.desk.codes_board(depth, by_use, int(page) - 1, code), self.desk.tell(depth, code)
+
+    def on_paint(self, canvas: Canvas, depth: int, code: int, event: gr.EventData) -> tuple[Any, ...]:
+        return self._shown(self.desk.paint(canvas, event.places, depth, code))
+
+    def on_undo(self, canvas: Canvas) -> tuple[Any, ...]:
+        return self._shown(self.desk.undo(canvas))
+
+    def on_blank(self) -> tuple[Any, ...]:
+        return self._shown(self.desk.blank())
+
+    def on_in_hand(self, held: Held) -> tuple[Any, ...]:
+        return self._shown(Canvas(held.codes, ()))
+
+    def _shown(self, canvas: Canvas) -> tuple[Any, ...]:
+        return canvas, self.desk.canvas_board(canvas)

@@ -1,0 +1,473 @@
+"""The page to play with: what a visitor does at it, first without a browser, then in a real one, whose pixels are looked at."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from common import folder
+from common.codes import TokenizerIdentity
+from common.errors import UserError
+from pipeline.app import Settings, name_of, open_pipeline, read_counts, serve
+from pipeline.image_pipeline import ImagePipeline
+from pipeline.playground import board, figures, growth
+from pipeline.playground.book import PAGE
+from pipeline.playground.desk import Canvas, Desk, controls, read_sampling
+from pipeline.playground.view import CONTRAST, difference
+from prior.config import ArchitectureConfig, PriorConfig
+from prior.draw import SamplingConfig
+from prior.model import Prior
+from prior.order import known_first
+from tokenizer.config import TokenizerConfig
+from tokenizer.model import Tokenizer
+from tokenizer.pixels import from_pil, to_pil
+from tokenizer.quantizers.config import ResidualConfig, VQConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = '<img src="nowhere:1" onerror="alert(1)">{{#each}}${1+1}'  # what a stranger may call a class
+PLACES, LOWER = 16, list(range(8, 16))
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory):
+    """A run whose drawn images differ, and one of whose classes has a hostile name."""
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("app") / "digits", ignore=shutil.ignore_patterns("state"))
+    path = run / "prior/model"
+    prior = Prior.from_pretrained(path)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(prior.head.weight, std=0.5)  # six steps of training leave the classes alike
+    names = ("0", "1", HOSTILE, *map(str, range(3, 10)))
+    named = Prior(prior.config.model_copy(update={"class_names": names}))
+    named.load_state_dict(prior.state_dict())
+    named.save_pretrained(path)
+    return run
+
+
+@pytest.fixture(scope="module")
+def pipeline(run):
+    return open_pipeline(str(run))
+
+
+@pytest.fixture(scope="module")
+def desk(run, pipeline):
+    return Desk(pipeline, read_counts(run, pipeline))
+
+
+def of_random_weights(class_names, quantizer) -> ImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer)).eval()
+    identity, c = TokenizerIdentity(name="test", sha256="0" * 64), tokenizer.config
+    prior = PriorConfig(
+        codebook_size=c.codebook_size, grid=c.grid, code_depth=c.code_depth, factors=c.factors, class_names=class_names,
+        tokenizer=identity, architecture=ArchitectureConfig(depth=1, dim=16, heads=2, dropout=0.0),
+    )  # fmt: skip
+    return ImagePipeline(tokenizer, Prior(prior).eval(), SamplingConfig(), identity)
+
+
+VQ = VQConfig(codebook_size=16, code_dim=4)
+RESIDUAL = ResidualConfig(code_depth=2, each=VQ)
+
+
+def pixels(images) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+# ------------------------------------------------------------------------------------------------------ without a browser
+
+
+def test_what_is_drawn_at_the_desk_is_what_the_pipeline_draws(desk, pipeline):
+    sampling = read_sampling(0.8, 1.5, 5, 0.9, 0.0)
+    assert sampling == {"temperature": 0.8, "guidance": 1.5, "top_k": 5, "top_p": 0.9, "min_p": None}
+    drawn, expected = desk.draw([3, 7], 4, 11, sampling), pipeline([3, 7], num_images=4, seed=11, **sampling)
+    assert np.array_equal(pixels(drawn.images), pixels(expected.images)) and drawn.seeds == [11, 12, 13, 14]
+    assert not np.array_equal(pixels(drawn.images), pixels(desk.draw([3, 7], 4, 12, sampling).images))
+
+
+def test_controls_that_nobody_touched_draw_with_the_pipelines_own_settings():
+    for settings in (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=3, top_p=0.9, min_p=0.1, guidance=2.0)):
+        assert SamplingConfig(**read_sampling(**controls(settings))) == settings
+
+
+def test_the_first_places_of_finished_codes_are_all_the_sampler_knew_when_it_drew_the_next(pipeline):
+    """So that showing them one after the other shows how the image was drawn, whatever the order the prior was trained in."""
+    labels, seeds, places = torch.tensor([3, 7]), [5, 6], 6
+    sampler = pipeline.sampler(precision="fp32")
+    codes = sampler(labels, seeds)
+    known = growth.first_places(places, PLACES).expand(2, -1)
+    others = torch.where(known, codes, 15 - codes)  # what stands behind them is not read
+    assert torch.equal(sampler(labels, seeds, others, known), codes)
+    assert torch.equal(known_first(torch.zeros(1, PLACES, dtype=torch.bool))[0], torch.arange(PLACES))
+
+
+def test_an_image_grows_place_by_place_and_ends_as_it_is(desk):
+    drawn = desk.draw([1], 2, 0, {})
+    frames = [pixels(images) for images in desk.grow(drawn)]
+    grey = [
+        (frame.reshape(2, 4, 2, 4, 2) == growth.UNDRAWN).all((2, 4)).sum(axis=(1, 2)) for frame in frames[:-1]
+    ]  # fmt: skip
+    assert [counts.tolist() for counts in grey] == [[PLACES - n] * 2 for n in range(PLACES)]
+    assert np.array_equal(frames[-1], pixels(drawn.images))
+
+
+def test_many_images_grow_in_fewer_frames():
+    assert growth.frames_of(1024, 20) == [1024 * n // 32 for n in range(32)]
+    assert len(growth.frames_of(1024, 1)) == growth.FRAMES
+
+
+def test_a_difference_is_grey_where_there_is_none_and_fourfold_elsewhere():
+    image = torch.tensor([100, 100, 100, 0], dtype=torch.uint8).view(1, 1, 2, 2)
+    again = torch.tensor([100, 110, 90, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+    assert difference(image, again).flatten().tolist() == [128, 128 + 10 * CONTRAST, 128 - 10 * CONTRAST, 255]
+
+
+def test_invisible_colours_do_not_differ():
+    image = torch.tensor([10, 20, 30, 0], dtype=torch.uint8).view(1, 4, 1, 1)
+    again = torch.tensor([90, 80, 70, 0], dtype=torch.uint8).view(1, 4, 1, 1)
+    assert difference(image, again).flatten().tolist() == [128] * 3
+
+
+def test_a_completion_at_the_desk_is_the_pipelines(desk, pipeline):
+    held = desk.pick(desk.draw([3], 1, 0, {}), 0)
+    made, told = desk.complete(held, LOWER, 3, 2, 5, {})
+    kept = np.arange(8)[:, None].repeat(8, 1) < 4
+    expected = pipeline.complete(to_pil(held.image) * 2, kept, labels=[3, 3], seed=5)
+    assert [np.asarray(image).tolist() for image in images_of(made)[1:]] == [np.asarray(i).tolist() for i in expected.images]
+    assert told == []
+
+
+def test_a_raster_prior_says_at_the_desk_what_it_does_not_heed(desk):
+    held = desk.pick(desk.draw([3], 1, 0, {}), 0)
+    _, (told,) = desk.complete(held, [5], 3, 1, 5, {})
+    assert "kept below or right of what is drawn is not heeded" in told
+
+
+def test_painting_changes_one_code_and_can_be_undone(desk):
+    blank = desk.blank()
+    usual, other = int(desk.book.usual[0]), (int(desk.book.usual[0]) + 1) % 16
+    painted = desk.paint(blank, [5, 6], 0, other)
+    assert painted.codes[0].tolist() == [other if place in (5, 6) else usual for place in range(PLACES)]
+    assert torch.equal(desk.undo(painted).codes, blank.codes) and desk.undo(blank) == blank
+
+
+def test_the_codebook_is_browsed_by_use_or_by_number(run, desk):
+    counts = torch.tensor(folder.read_json(run / "tokenizer/histogram.json")["counts"][0])
+    by_use = desk.book.page(0, True, 0)
+    assert (counts[by_use][1:] <= counts[by_use][:-1]).all() and sorted(by_use.tolist()) == list(range(16))
+    assert desk.book.page(0, False, 0).tolist() == list(range(16))
+    assert desk.code_at([3], 0, True, 0) == by_use[3] and desk.code_at([PAGE], 0, True, 0) is None
+
+
+def test_the_nearest_codes_are_the_nearest_vectors(desk):
+    near = desk.book.near(0, 4)
+    vectors = torch.nn.functional.normalize(desk.pipeline.tokenizer.quantizer.codebook.detach(), dim=1)
+    expected = (vectors - vectors[4]).norm(dim=1).argsort()[1:7]
+    assert near.codes.tolist() == expected.tolist()
+
+
+def test_a_book_that_nobody_counted_says_so(pipeline):
+    assert "nobody counted" in Desk(pipeline, None).tell(0, 3)
+
+
+def test_two_codes_a_place_are_shown_and_painted_by_depth():
+    desk = Desk(of_random_weights(("a", "b"), RESIDUAL), None)
+    held = desk.pick(desk.draw([1], 1, 0, {}), 0)
+    assert held.codes.shape == (1, 2 * PLACES)
+    assert "depth 2 of 2" in desk.look(held) and "of depth 2" in desk.tell(1, 3)
+    painted = desk.paint(Canvas(held.codes, ()), [5], 1, 15)
+    assert (painted.codes != held.codes).nonzero().tolist() in ([[0, 11]], []) and painted.codes[0, 11] == 15
+    assert len(list(desk.grow(desk.draw([0], 1, 0, {})))) == PLACES + 1
+    assert desk.codes_board(1, True, 0, 3)["chosen"] is not None
+    assert images_of(desk.complete(held, LOWER, None, 1, 0, {})[0])
+
+
+def test_a_prior_without_classes_draws_without_labels():
+    desk = Desk(of_random_weights(None, VQ), None)
+    drawn = desk.draw([], 2, 4, read_sampling(1.0, None, 0, 1.0, 0.0))
+    assert drawn.labels is None and desk.captions(drawn) == [("seed 4", ""), ("seed 5", "")]
+    assert desk.pick(drawn, 1).label is None
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b""])
+def test_a_file_that_is_no_picture_is_refused_in_words(desk, tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read as a picture: .*; drop a PNG, JPEG or WebP file") as error:
+        desk.drop(str(tmp_path / "a.png"))
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_a_picture_too_large_is_refused_before_it_is_read(desk, tmp_path):
+    PIL.Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="9000 x 9000 pixels; at most 64,000,000"):
+        desk.drop(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("places", [[16], [-1], ["1"], None, {}, [1.5]])
+def test_places_that_no_board_has_are_refused(places):
+    with pytest.raises(UserError, match="whole numbers from 0 to 15"):
+        board.read_places(places, PLACES)
+
+
+def test_nothing_covered_is_nothing_to_complete(desk):
+    with pytest.raises(UserError, match="nothing is covered"):
+        desk.complete(desk.pick(desk.draw([], 1, 0, {}), 0), [], None, 1, 0, {})
+
+
+def test_a_histogram_of_another_codebook_is_refused(run, pipeline, tmp_path):
+    folder.write_json(tmp_path / "tokenizer/histogram.json", {"counts": [[1] * 8]})
+    with pytest.raises(UserError, match=r"histogram.json must count 1 x 16 codes, .*got 1 x 8"):
+        read_counts(tmp_path, pipeline)
+    assert read_counts(run / "pipeline", pipeline) is None
+
+
+def test_a_run_a_pipeline_folder_and_the_hub_are_named(run, pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "digits/pipeline")
+    again = open_pipeline(str(tmp_path / "digits/pipeline"))
+    assert torch.equal(again([4], seed=1).codes, pipeline([4], seed=1).codes)
+    assert [name_of(str(each)) for each in (run, tmp_path / "digits/pipeline", "owner/name")] == [
+        "digits",
+        "digits",
+        "owner/name",
+    ]
+
+
+def test_without_gradio_the_page_says_what_to_install(monkeypatch, run):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "pipeline.playground.page", raising=False)
+    with pytest.raises(UserError, match=re.escape("pip install 'tesserae[app]'")):
+        serve(Settings(run=str(run)))
+
+
+def test_a_large_code_has_its_place_in_the_grid():
+    drawn = figures.code_grid(torch.tensor([[7, 65535]]))
+    assert ">7</text>" in drawn and ">65535</text>" in drawn and 'viewBox="0 0 2 1"' in drawn
+
+
+# ------------------------------------------------------------------------------------------------------------ in Chromium
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+WAIT = 20_000  # milliseconds for what takes one second on an idle machine
+
+
+def read_image(uri: str) -> PIL.Image.Image:
+    return PIL.Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+
+
+def images_of(markup: str) -> list[PIL.Image.Image]:
+    return [read_image(uri) for uri in re.findall(r'src="(data:image/png;base64,[^"]+)"', markup)]
+
+
+@pytest.fixture(scope="module")
+def address(run):
+    """Of the page, served as a user would serve it."""
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install 'tesserae[app]'")
+    pytest.importorskip("playwright.sync_api", reason="clicking needs playwright: pip install 'tesserae[test]'")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # as many threads round as here
+    command = [sys.executable, "-m", "pipeline.app", str(run)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        told = server.stdout.readline()
+        assert told.startswith("the page is at http://127.0.0.1:"), told
+        yield told.split()[-1]
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser(address):
+    from playwright.sync_api import Error, sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        try:
+            opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        except Error as error:
+            if found:
+                raise
+            pytest.skip(f"there is no Chromium here, nor playwright's own: {str(error).splitlines()[0]}")
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A new visitor's page. It asks nobody but us for anything, and nothing goes wrong in it."""
+    opened = browser.new_page(viewport={"width": 1300, "height": 900})
+    complaints, asked = [], []
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.set_default_timeout(WAIT)
+    opened.goto(address)
+    opened.wait_for_selector("#sheet figure img")
+    yield opened
+    opened.close()
+    assert asked and all(url.startswith((address, "data:", "blob:")) for url in asked), asked
+    assert complaints == []
+
+
+def shown(page, selector: str) -> list[PIL.Image.Image]:
+    """The images behind elements, pixel for pixel."""
+    return [read_image(page_image.get_attribute("src")) for page_image in page.locator(selector).all()]
+
+
+def on_screen(page, selector: str, expected: np.ndarray) -> bool:
+    """Whether the middle of each pixel of an element, as it stands on the screen, is as expected (H, W), once nothing fades."""
+    for _ in range(50):
+        screen = PIL.Image.open(io.BytesIO(page.locator(selector).first.screenshot())).convert("L")
+        sizes = zip(expected.shape, screen.size[::-1], strict=True)
+        rows, columns = ([int((i + 0.5) * have / n) for i in range(n)] for n, have in sizes)
+        if np.abs(np.asarray(screen)[np.ix_(rows, columns)].astype(int) - expected).max() <= 1:  # as colours are rounded
+            return True
+        page.wait_for_timeout(100)
+    return False
+
+
+def changes(page, selector: str, act) -> None:
+    """Wait until an element is another than before."""
+    before = page.locator(selector).first.evaluate("e => e.outerHTML")
+    act()
+    page.wait_for_function("([s, b]) => document.querySelector(s)?.outerHTML !== b", arg=[selector, before])
+
+
+def tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def drop(page, path: Path, name: str) -> None:
+    page.set_input_files(f"#drop-{name} input[type=file]", str(path))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "gradient.png"
+    PIL.Image.radial_gradient("L").resize((40, 30)).save(path)
+    return path
+
+
+def test_images_are_there_before_anything_is_pressed(page, pipeline):
+    expected = pipeline(num_images=20, seed=0)
+    assert np.array_equal(pixels(shown(page, "#sheet img")), pixels(expected.images))
+    assert on_screen(page, "#sheet img", pixels(expected.images)[0])
+    assert HOSTILE in page.inner_text("#sheet") and HOSTILE in page.inner_text("#classes")
+
+
+def test_drawn_images_grow_on_the_screen_and_end_as_the_pipeline_draws_them(page, pipeline):
+    page.evaluate("""() => {
+        window.seen = [];
+        const look = () => { const src = document.querySelector('#sheet img')?.src; if (src) window.seen.push(src); };
+        const all = {childList: true, subtree: true, attributes: true};
+        new MutationObserver(look).observe(document.querySelector('#sheet'), all);
+    }""")
+    for name in ("3", "7"):
+        page.get_by_label(name, exact=True).check()
+    page.fill("#number input[type=number]", "3")
+    page.fill("#seed input", "11")
+    page.click("#draw-button")
+    page.wait_for_function("() => document.querySelectorAll('#sheet img').length === 3")
+    expected = pipeline([3, 7], num_images=3, seed=11)
+    final = figures.data_uri(expected.images[0])
+    page.wait_for_function("src => document.querySelector('#sheet img').src === src", arg=final)
+    assert np.array_equal(pixels(shown(page, "#sheet img")), pixels(expected.images))
+    assert page.locator("#sheet figcaption").all_inner_texts() == ["3\nseed 11", "7\nseed 12", "3\nseed 13"]
+    frames = [np.asarray(read_image(uri)) for uri in page.evaluate("window.seen")]
+    grey = [int((frame.reshape(4, 2, 4, 2) == growth.UNDRAWN).all((1, 3)).sum()) for frame in frames[-17:]]
+    assert grey == sorted(grey, reverse=True) and len(set(grey)) > 8, grey
+
+
+def test_a_dropped_picture_is_seen_as_codes_and_through_them(page, pipeline, picture):
+    tab(page, "Look")
+    changes(page, "#tes-image img", lambda: drop(page, picture, "look"))
+    image = from_pil([PIL.Image.open(picture)], (8, 8), 1)
+    codes = pipeline.encode_pixels(image)
+    again = pipeline.decode(codes)
+    for name, expected in (("image", image), ("again", again), ("difference", difference(image, again))):
+        assert np.array_equal(shown(page, f"#tes-{name} img")[0], expected[0, 0])
+    assert [int(text) for text in page.locator("#tes-codes-0 text").all_text_contents()] == codes[0].tolist()
+    assert on_screen(page, "#tes-again img", again[0, 0].numpy())
+
+
+def test_what_is_covered_is_drawn_anew(page, pipeline, picture):
+    tab(page, "Complete")
+    changes(page, "#mask .tes-board img", lambda: drop(page, picture, "complete"))
+    page.wait_for_function("() => !document.querySelector('#completed figure')")  # those of the picture before
+    image = PIL.Image.fromarray(from_pil([PIL.Image.open(picture)], (8, 8), 1)[0, 0].numpy())
+    assert page.input_value("#label input") == "no class"
+    page.click("#uncover")
+    page.wait_for_function("() => !document.querySelector('#mask i.covered')")
+    box = page.locator("#mask .tes-board").bounding_box()
+    at = [(box["x"] + (column + 0.5) / 4 * box["width"], box["y"] + 3.5 / 4 * box["height"]) for column in range(4)]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for point in at[1:]:
+        page.mouse.move(*point, steps=4)
+    page.mouse.up()
+    assert page.locator("#mask i.covered").count() == 4
+    seen = np.asarray(image).repeat(2, 0).repeat(2, 1)
+    seen[12:] = 205  # the blue of what is covered, as a grey
+    assert on_screen(page, "#mask .tes-board", seen)
+    page.click("#complete-button")
+    page.wait_for_selector("#completed figure")
+    kept = np.arange(8)[:, None].repeat(8, 1) < 6
+    expected = pipeline.complete([image] * 8, kept, seed=0)
+    first, *completed = shown(page, "#completed img")
+    assert np.array_equal(pixels(completed), pixels(expected.images))
+    assert np.array_equal(np.asarray(first)[:6], np.asarray(image)[:6]) and (np.asarray(first)[6:] == growth.UNDRAWN).all()
+
+
+def test_a_code_is_chosen_and_painted_with(page, pipeline, desk):
+    drawn = pipeline(num_images=20, seed=0)
+    tab(page, "Draw")
+    changes(page, "#sheet", lambda: page.locator("#sheet figure").nth(4).click())
+    tab(page, "Codebook")
+    page.wait_for_function(
+        "src => document.querySelector('#canvas .tes-board img').src === src", arg=figures.data_uri(drawn.images[4])
+    )
+    code = int(desk.book.page(0, True, 0)[9])
+    place = next(i for i in range(PLACES) if drawn.codes[4, i] != code)
+    chosen = page.locator("#codes .tes-board").bounding_box()
+    columns = desk.columns(16)
+    page.mouse.click(
+        chosen["x"] + (9 % columns + 0.5) / columns * chosen["width"],
+        chosen["y"] + (9 // columns + 0.5) / (16 / columns) * chosen["height"],
+    )
+    page.wait_for_function("told => document.querySelector('#code h3').innerText === told", arg=f"Code {code}")
+    codes = drawn.codes[4:5].clone()
+    codes[0, place] = code
+    page.get_by_label("by number").check()
+    tiles = figures.mosaic(desk.book.patches(0, tuple(range(16))), columns)
+    page.wait_for_function("src => document.querySelector('#codes .tes-board img').src === src", arg=tiles)
+    left, across = page.locator("#codes i.chosen").evaluate("e => [e.offsetLeft, e.offsetParent.offsetWidth]")
+    assert round(left / across * columns) == code % columns  # it is framed where it stands now
+    expected = pipeline.decode(codes)[0, 0].numpy()
+    box = page.locator("#canvas .tes-board").bounding_box()
+    page.mouse.click(
+        box["x"] + (place % 4 + 0.5) / 4 * box["width"], box["y"] + (place // 4 + 0.5) / 4 * box["height"]
+    )  # fmt: skip
+    uri = figures.data_uri(PIL.Image.fromarray(expected))
+    page.wait_for_function("src => document.querySelector('#canvas .tes-board img').src === src", arg=uri)
+    changed = (expected != np.asarray(drawn.images[4])).reshape(4, 2, 4, 2).any((1, 3))
+    assert changed[place // 4, place % 4]
+    changes(page, "#canvas .tes-board img", lambda: page.click("#undo"))
+    assert np.array_equal(shown(page, "#canvas img")[0], np.asarray(drawn.images[4]))
+    changes(page, "#canvas .tes-board img", lambda: page.click("#blank"))
+    assert np.array_equal(shown(page, "#canvas img")[0], pipeline.decode(desk.blank().codes)[0, 0].numpy())
+
+
+def test_what_cannot_be_done_is_told_in_words(page, tmp_path):
+    (tmp_path / "thesis.png").write_text("years of work")
+    tab(page, "Look")
+    drop(page, tmp_path / "thesis.png", "look")
+    toast = page.get_by_test_id("toast-body")
+    toast.wait_for()
+    assert "cannot be read as a picture" in toast.inner_text() and "Traceback" not in toast.inner_text()
