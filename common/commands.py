@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate-prior": Command("prior/evaluate.py", "nats per code, beside independent and uniform codes"),
     "evaluate": Command("pipeline/evaluate.py", "bits per dimension, Fréchet distance, precision, copies"),
     "report": Command("pipeline/report.py", "all of a run on one page"),
+    "app": Command("pipeline/app.py", "a page to play with: draw, look, complete, paint with codes"),
     "publish": Command("pipeline/publish.py", "a run as a Hub repository, with a card that says what it is"),
     "compress": Command("pipeline/compress.py", "images -> few bytes, and back"),
     "configs": Command("pipeline/configs.py", "list the shipped configs, or copy one to change it"),
