@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,13 +26,16 @@ FOLDERS = "benchmarks|common|configs|metrics|pipeline|prior|tests|tokenizer"
 NAMED = re.compile(rf"((?:{FOLDERS})/[\w/]+\.(?:py|yaml|sh))(?::(\w+))?")
 
 project = "Tesserae"
-extensions = ["myst_parser", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 highlight_language = "none"  # of indented blocks, which are commands
 copybutton_prompt_text = "$ "
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "Tesserae"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_copyright = False
 
 
@@ -68,7 +74,17 @@ def source_page(file: str) -> str:
     return f'<h1>{escape(file)}</h1><div class="highlight"><pre>' + "\n".join(lines) + "</pre></div>"
 
 
+def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
+    """MathML, which browsers show by themselves: no script, no network."""
+    try:
+        translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    except MathError as error:
+        raise ExtensionError(f"{node.astext()}: {error}") from None
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.add_post_transform(SourceLinks)
     app.connect("html-collect-pages", source_pages)
     return {"parallel_read_safe": False, "parallel_write_safe": False}
