@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -26,19 +26,17 @@ from common import config
 from common.config import Settings, leaves
 from common.errors import UserError
 from pipeline.image_pipeline import ImagePipeline
-from pipeline.run import RunSettings
-from prior.config import TrainConfig as PriorTraining
 from prior.draw import SamplingConfig
-from tokenizer.config import ClusterConfig
-from tokenizer.config import TrainConfig as TokenizerTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = [
+    f"{path.parent.name}/{path.name}"
+    for package in ("tokenizer", "prior", "pipeline")
+    for path in sorted((ROOT / package).glob("*.py"))
+    if "def main(argv: Sequence[str])" in path.read_text(encoding="utf-8")
+]
 FIRST_CONFIGS = {"tokenizer/train.py": "tokenizer", "tokenizer/cluster.py": "cluster", "prior/train.py": "prior"}
-SETTINGS: dict[str, type[Settings]] = {
-    "tokenizer/train.py": TokenizerTraining, "tokenizer/cluster.py": ClusterConfig, "prior/train.py": PriorTraining,
-    "pipeline/run.py": RunSettings,
-}  # fmt: skip
 
 
 def text_of(page: Path) -> str:
@@ -166,15 +164,15 @@ def check_module(module: str, arguments: list[str]) -> None:
     if not module.startswith("benchmarks."):
         assert module in ("venv", "sphinx", "ruff") or importlib.util.find_spec(module), module
         return
+    assert importlib.util.find_spec(module), module
+    if not arguments:  # as its name, in a sentence
+        return
     parse_args = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parse_args(parser, [{"T": "1"}.get(word, word) for word in arguments])
         raise Parsed
 
-    assert importlib.util.find_spec(module), module
-    if not arguments:  # as its name, in a sentence
-        return
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Parsed):
         patched.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         try:
@@ -185,23 +183,40 @@ def check_module(module: str, arguments: list[str]) -> None:
             raise Parsed from error  # a library that is measured beside us is not installed: nothing to ask
 
 
-def settings_of(script: str) -> type[Settings]:
-    return SETTINGS.get(script) or importlib.import_module(script.removesuffix(".py").replace("/", ".")).Settings
-
-
 def check_script(script: str, arguments: list[str], copied: dict[str, str]) -> None:
+    """A script of ours is started, and stopped when its settings are understood."""
     if script == "SCRIPT":  # stands for any
         return
-    script = script if (ROOT / script).exists() else "missing"
-    assert script != "missing", f"there is no {script}"
+    assert (ROOT / script).is_file(), f"there is no {script}"
     for copy, original in copied.items():
         arguments = [re.sub(rf"^{copy}(?=/|$)", original, word) for word in arguments]
-    stage = FIRST_CONFIGS.get(script, "generate")
-    arguments = [f"configs/digits/{stage}.yaml" if word == "CONFIG" else word for word in arguments]
-    arguments = [str(ROOT / word) if word.startswith("configs/") and "/" in word else word for word in arguments]
-    positional = {"pipeline/run.py": "configs"}.get(script, "config" if script in FIRST_CONFIGS else "run")
+    arguments = [f"configs/digits/{FIRST_CONFIGS.get(script, 'generate')}.yaml" if w == "CONFIG" else w for w in arguments]
+    arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
+    parse = config.parse
+
+    def parse_and_stop(cls: type[Settings], *given: Any, **options: Any) -> NoReturn:
+        parse(cls, *given, **options)
+        raise Parsed
+
     if "--help" not in arguments:
-        config.parse(settings_of(script), "", arguments, positional=positional)
+        start_script(script, arguments, parse_and_stop)
+
+
+def start_script(script: str, arguments: list[str], parse: Callable[..., NoReturn]) -> Parsed:
+    """Its `main`, with another `parse` to read its settings with, which ends it; the exception it ended with."""
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Parsed) as ended:
+        patched.setattr(config, "parse", parse)
+        importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(arguments)
+    return ended.value
+
+
+def settings_of(script: str) -> type[Settings]:
+    """What a script is set by."""
+
+    def tell(cls: type[Settings], *_: Any, **__: Any) -> NoReturn:
+        raise Parsed(cls)
+
+    return start_script(script, [], tell).args[0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -237,21 +252,22 @@ def test_a_misspelt_command_is_not_understood(command):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_a_page_names_is_some_commands(page):
     """In code spans: `--steps 500`."""
-    known = {"--help", "--multi_gpu", "--num_processes", "--config_file", "--machine_rank", "--main_process_ip", "--cpu"}
-    for script in [*SETTINGS, *(str(path.relative_to(ROOT)) for path in scripts_with_settings())]:
-        known |= {f"--{key}" for key, _ in leaves(settings_of(script))} | {"--config"}
+    known = {
+        "--help",
+        "--config",
+        "--multi_gpu",
+        "--num_processes",
+        "--config_file",
+        "--machine_rank",
+        "--main_process_ip",
+        "--cpu",
+    }
+    for script in SCRIPTS:
+        known |= {f"--{key}" for key, _ in leaves(settings_of(script))}
     for span in re.findall(r"(?<!`)`(--[^`]+)`(?!`)", text_of(page)):
         for option in (word for word in span.split() if re.match(r"--\w", word)):
             here = option.partition("=")[0]
             assert "--" + here[2:].replace("-", "_") in known or benchmarks_have(here), option
-
-
-def scripts_with_settings() -> Iterator[Path]:
-    for package in ("tokenizer", "prior", "pipeline"):
-        for path in sorted((ROOT / package).glob("*.py")):
-            source = path.read_text(encoding="utf-8")
-            if 'if __name__ == "__main__"' in source and re.search(r"^class Settings\(", source, re.M):
-                yield path
 
 
 def benchmarks_have(option: str) -> bool:
