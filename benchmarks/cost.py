@@ -45,7 +45,8 @@ class Kept:
     """Bytes that a forward pass keeps for the backward one, in fp32 and beside the weights; under bf16 about half."""
 
     def __init__(self, model: nn.Module):
-        self.weights, self.storages = {_storage(each) for each in model.parameters()}, {}
+        self.weights = {_storage(each) for each in model.parameters()}
+        self.storages: dict[int, torch.UntypedStorage] = {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
     def _keep(self, tensor: Tensor) -> Tensor:
