@@ -66,10 +66,10 @@ class Output:
         return [load_file(self._part(number)) for number in range(self.request.batches)]
 
     def save_grid(self, images: torch.Tensor) -> None:
-        """A column for each class when they were dealt in turn, so that a column reads as its class."""
-        labels = self.request.labels
-        classes = len(dict.fromkeys(labels))
-        columns = classes if 1 < classes <= 20 else max(1, round(len(images) ** 0.5))
+        """About square; a column, or of few classes several, for each class, so that a column reads as its class."""
+        classes, square = len(dict.fromkeys(self.request.labels)), len(images) ** 0.5
+        each = classes if 1 < classes <= 20 else 1  # labels are dealt in turn
+        columns = each * max(1, round(square / each))
         save_picture(image_grid(images, columns), self.folder / "grid.png")
 
     def finish(self) -> None:

@@ -1,31 +1,356 @@
-"""The pages say what is there: names they give are in the files they name, and links lead somewhere."""
+"""The pages say what is there: names, files, links, commands and their options, and what their examples print and return."""
 
+import argparse
 import ast
+import importlib
+import importlib.util
+import inspect
+import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
+import PIL.Image
 import pytest
+import yaml
+
+from common import config
+from common.config import Settings, leaves
+from common.errors import UserError
+from pipeline.image_pipeline import ImagePipeline
+from prior.draw import SamplingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = [
+    f"{path.parent.name}/{path.name}"
+    for package in ("tokenizer", "prior", "pipeline")
+    for path in sorted((ROOT / package).glob("*.py"))
+    if "def main(argv: Sequence[str])" in path.read_text(encoding="utf-8")
+]
+FIRST_CONFIGS = {"tokenizer/train.py": "tokenizer", "tokenizer/cluster.py": "cluster", "prior/train.py": "prior"}
 
 
-@pytest.mark.parametrize("reference", sorted(set(re.findall(r"`([\w/]+\.py):(\w+)`", (ROOT / "docs/lecture.md").read_text()))))
-def test_every_function_and_test_of_the_lecture_page_exists(reference):
-    file, name = reference
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------------- names, links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_function_and_test_that_a_page_names_exists(page):
+    for file, name in set(re.findall(r"`([\w/]+\.py):(\w+)`", text_of(page))):
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        named = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert name in named, f"{file}:{name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_of_a_page_are_there(page):
-    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#\s]+)", text_of(page)):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+NAMED = r"""`(
+    (?:benchmarks|common|metrics|pipeline|prior|tests|tokenizer)/[\w/]+\.py
+    | benchmarks/results/[\w/]+\.json
+    | configs/(?!mine/)[\w/]+\.(?:yaml|sh)
+    | docs/[\w/]+\.(?:md|png)
+)`"""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_are_there(page):
-    """In code spans, of the folders of this repository."""
-    folders = "benchmarks|common|configs|docs|metrics|pipeline|prior|tests|tokenizer"
-    for target in re.findall(rf"`((?:{folders})/[\w/.]+\.(?:py|yaml|md|sh))`", page.read_text(encoding="utf-8")):
-        assert (ROOT / target).exists(), target
+    """In code spans, of the folders of this repository; NAME stands for any."""
+    for target in re.findall(NAMED, text_of(page), re.X):
+        assert (ROOT / target).exists() or "NAME" in target, target
+
+
+# ----------------------------------------------------------------------------------------------------------------- commands
+
+
+class Command(NamedTuple):
+    words: list[str]
+    text: str  # as it stands on the page
+
+
+def blocks(text: str) -> Iterator[str]:
+    """What is indented by four, or fenced as `bash`: the lines of each, unindented."""
+    yield from re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    for block in re.findall(r"(?:^    .*\n)+", plain, re.M):
+        yield re.sub(r"^    ", "", block, flags=re.M)
+
+
+STARTS = ("accelerate", "python", "python3", "make", "pip", "cp", "mkdir", "sbatch", "source", "tesserae", "sphinx-build")
+
+
+def is_command(line: str) -> bool:
+    first = re.sub(r"^(?:[A-Z_]+=\S+ +)*(?:\$ )?", "", line).split(" ")[0]
+    return first.removeprefix(".venv/bin/") in STARTS and len(line.split()) > 1
+
+
+def commands_of(text: str) -> list[Command]:
+    """Every command line of a page, in order, in blocks and then in code spans; a line that ends in a backslash goes on."""
+    lines = [line for block in blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    plain = re.sub(r"^(?:```.*?^```|    .*?)$", "", text, flags=re.M | re.S)
+    lines += [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", plain)]
+    found = []
+    for line in filter(is_command, lines):
+        found += [Command(shlex.split(part, comments=True), line) for part in line.split(" && ")]
+    return found
+
+
+def check_command(words: list[str], copied: dict[str, str]) -> None:
+    """That a command would be understood, by the parser it meets. `copied`: folders of settings the page has made.
+
+    Raises:
+        UserError, SystemExit: it would not.
+    """
+    while "=" in words[0]:  # the environment
+        words = words[1:]
+    program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
+    if program in ("python", "python3") and arguments[0] == "-m":
+        check_module(arguments[1], arguments[2:])
+    elif program in ("python", "python3"):
+        check_script(arguments[0], arguments[1:], copied)
+    elif program == "accelerate":
+        from accelerate.commands.launch import launch_command_parser
+
+        if not any(word.endswith(".py") or word == "SCRIPT" for word in arguments):  # part of one, in a sentence
+            return
+        assert arguments[0] == "launch"
+        a = launch_command_parser().parse_args([{"N": "0", "FIRST": "host"}.get(word, word) for word in arguments[1:]])
+        assert a.config_file is None or (ROOT / a.config_file).exists(), a.config_file
+        check_script(a.training_script, a.training_script_args, copied)
+    elif program == "sbatch":
+        assert (ROOT / arguments[0]).exists(), arguments[0]
+        check_script(arguments[1], arguments[2:], copied)
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert set(arguments) <= set(targets), f"make {arguments}: there are {targets}"
+    elif program == "pip":
+        check_pip(arguments)
+    elif program == "cp" and arguments[-1].startswith("configs/"):
+        assert (ROOT / arguments[-2]).is_dir(), arguments[-2]
+        copied[arguments[-1]] = arguments[-2]
+    else:
+        assert program in ("cp", "mkdir", "source", "sphinx-build"), f"no test knows the command {program}"
+
+
+def check_pip(arguments: list[str]) -> None:
+    """That the extras which are installed exist."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for word in arguments:
+        for extra in re.findall(r"(?:^\.|tesserae)\[([\w,]+)\]", word):
+            assert set(extra.split(",")) <= set(project["optional-dependencies"]), word
+
+
+class Parsed(Exception):
+    """A command line was understood, and the command stopped there."""
+
+
+def check_module(module: str, arguments: list[str]) -> None:
+    """`python -m`: a benchmark is started, and stopped when its parser has understood."""
+    if not module.startswith("benchmarks."):
+        assert module in ("venv", "sphinx", "ruff") or importlib.util.find_spec(module), module
+        return
+    assert importlib.util.find_spec(module), module
+    if not arguments:  # as its name, in a sentence
+        return
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parse_args(parser, [{"T": "1"}.get(word, word) for word in arguments])
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Parsed):
+        patched.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        try:
+            package = (ROOT / module.replace(".", "/")).is_dir()
+            main = importlib.import_module(f"{module}.__main__" if package else module).main
+            main(*[arguments] * len(inspect.signature(main).parameters))
+        except ModuleNotFoundError as error:
+            raise Parsed from error  # a library that is measured beside us is not installed: nothing to ask
+
+
+def check_script(script: str, arguments: list[str], copied: dict[str, str]) -> None:
+    """A script of ours is started, and stopped when its settings are understood."""
+    if script == "SCRIPT":  # stands for any
+        return
+    assert (ROOT / script).is_file(), f"there is no {script}"
+    for copy, original in copied.items():
+        arguments = [re.sub(rf"^{copy}(?=/|$)", original, word) for word in arguments]
+    arguments = [f"configs/digits/{FIRST_CONFIGS.get(script, 'generate')}.yaml" if w == "CONFIG" else w for w in arguments]
+    arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
+    parse = config.parse
+
+    def parse_and_stop(cls: type[Settings], *given: Any, **options: Any) -> NoReturn:
+        parse(cls, *given, **options)
+        raise Parsed
+
+    if "--help" not in arguments:
+        start_script(script, arguments, parse_and_stop)
+
+
+def start_script(script: str, arguments: list[str], parse: Callable[..., NoReturn]) -> Parsed:
+    """Its `main`, with another `parse` to read its settings with, which ends it; the exception it ended with."""
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Parsed) as ended:
+        patched.setattr(config, "parse", parse)
+        importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(arguments)
+    return ended.value
+
+
+def settings_of(script: str) -> type[Settings]:
+    """What a script is set by."""
+
+    def tell(cls: type[Settings], *_: Any, **__: Any) -> NoReturn:
+        raise Parsed(cls)
+
+    return start_script(script, [], tell).args[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_understood(page):
+    """By the real parsers: scripts, configs, options and the values they are given."""
+    copied: dict[str, str] = {}
+    for command in commands_of(text_of(page)):
+        try:
+            check_command(command.words, copied)
+        except (UserError, SystemExit) as error:
+            pytest.fail(f"{command.text}: {error}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python pipeline/generate.py runs/digits --lables 3",
+        "accelerate launch -q tokenizer/train.py configs/digits/tokeniser.yaml",
+        "accelerate launch -q --mutli_gpu tokenizer/train.py",
+        "accelerate launch -q tokenizer/train.py --steps many",
+        "accelerate launch -q prior/train.py CONFIG --order sideways",
+        "python -m benchmarks.nearest --memroy",
+        "python pipeline/paint.py runs/digits",
+        "make dmeo",
+        "pip install -e '.[bnech]'",
+    ],
+)
+def test_a_misspelt_command_is_not_understood(command):
+    with pytest.raises((UserError, SystemExit, AssertionError)):
+        check_command(shlex.split(command), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_a_page_names_is_some_commands(page):
+    """In code spans: `--steps 500`."""
+    known = {
+        "--help",
+        "--config",
+        "--multi_gpu",
+        "--num_processes",
+        "--config_file",
+        "--machine_rank",
+        "--main_process_ip",
+        "--cpu",
+    }
+    for script in SCRIPTS:
+        known |= {f"--{key}" for key, _ in leaves(settings_of(script))}
+    for span in re.findall(r"(?<!`)`(--[^`]+)`(?!`)", text_of(page)):
+        for option in (word for word in span.split() if re.match(r"--\w", word)):
+            here = option.partition("=")[0]
+            assert "--" + here[2:].replace("-", "_") in known or benchmarks_have(here), option
+
+
+def benchmarks_have(option: str) -> bool:
+    return any(f'"{option}"' in path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+# ------------------------------------------------------------------------------------------------------------ what they do
+
+
+@pytest.mark.filterwarnings("ignore:this prior was trained in raster order")
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in text_of(page)], ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page, finished_run, tmp_path, monkeypatch):
+    """Its blocks one after the other, in a folder where `runs/digits` is there."""
+    run = shutil.copytree(finished_run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("state"))
+    ImagePipeline.from_run(run, SamplingConfig()).save_pretrained(run / "pipeline")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.M | re.S):
+        exec(compile(block, page.name, "exec"), names)
+
+
+TEN_MINUTES = ROOT / "docs/ten_minutes.md"
+# Runs commands one after the other in one process: importing torch for each of them would take longer than they do.
+DRIVER = """
+import importlib, json, sys
+from accelerate.state import AcceleratorState
+for script, *arguments in json.loads(sys.argv[1]):
+    print("$", script, *arguments, flush=True)
+    sys.argv = [script, *arguments]
+    importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(arguments)
+    AcceleratorState._reset_state(True)
+"""
+
+
+def shrink(folder: Path) -> None:
+    """Settings of the sizes of tests, in each stage's file."""
+    short = {"steps": 2, "batch_size": 8, "warmup": 1, "evaluate_every": 2, "save_every": 2}
+    tokenizer = {"image_size": [16, 16], "patch": 2, "channels": [8, 16], "quantizer": {"codebook_size": 16}}
+    changes = {
+        "tokenizer": {"model": {**tokenizer, "image_channels": 3}},
+        "prior": {"model": {"depth": 1, "dim": 16, "heads": 2}},
+    }
+    for stage, change in changes.items():
+        path = folder / f"{stage}.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text(encoding="utf-8")), **short, **change}))
+
+
+@pytest.fixture(scope="module")
+def ten_minutes(tmp_path_factory) -> tuple[list[Command], str]:
+    """The commands of the page, and what they print when they are run in its order on a folder of small pictures."""
+    folder = tmp_path_factory.mktemp("ten_minutes")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    random = np.random.default_rng(0)
+    for number in range(40):
+        path = folder / "pictures" / ("people", "things")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(random.integers(0, 255, (20, 20, 3), np.uint8)).save(path)
+    commands = [c for block in blocks(text_of(TEN_MINUTES)) for c in commands_of("    " + block.replace("\n", "\n    "))]
+    scripts = []
+    for command in commands:
+        words = command.words
+        if words[0] == "cp":
+            shutil.copytree(folder / words[2], folder / words[3])
+            shrink(folder / words[3])
+        else:
+            scripts.append(words[next(i for i, word in enumerate(words) if word.endswith(".py")) :])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    driven = [sys.executable, "-c", DRIVER, json.dumps(scripts)]
+    ended = subprocess.run(driven, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+    return commands, ended.stdout
+
+
+def test_the_ten_minutes_work_as_they_are_written(ten_minutes):
+    commands, printed = ten_minutes
+    assert printed.count("$ ") == sum(command.words[0] != "cp" for command in commands) >= 6
+
+
+def test_what_a_command_of_the_ten_minutes_says_comes_next_stands_on_the_page(ten_minutes):
+    """A new user who reads only the last line of each command ends where one who reads the page does."""
+    commands, printed = ten_minutes
+    told = [" ".join(shlex.split(line)) for line in re.findall(r"^next: (.*)$", printed, re.M)]
+    there = [" ".join(command.words) for command in commands]
+    assert len(told) >= 3
+    for line in told:
+        assert line in there, line

@@ -52,6 +52,13 @@ def test_the_wrong_tokenizer_is_refused_and_both_are_named(pipeline):
         ImagePipeline(pipeline.tokenizer, pipeline.prior, SamplingConfig(), other)
 
 
+def test_the_grid_of_two_classes_is_no_strip(run, accelerator, tmp_path):
+    """It was: a column a class, so that a hundred images of two classes were fifty rows of two."""
+    generate(Settings(run=str(run), labels=(3, 7), num_images=16, output=str(tmp_path / "drawn")), accelerator)
+    width, height = PIL.Image.open(tmp_path / "drawn/grid.png").size
+    assert width == height
+
+
 def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(pipeline):
     together = pipeline(labels=[3, 5, 3], seed=10)
     alone = pipeline(labels=5, seed=11)

@@ -1,0 +1,90 @@
+"""The site of these pages: sphinx-build -W --keep-going -n -b html docs build/docs
+
+The pages are plain Markdown and read on their own. Where one names a file of the repository in a code span, `a/b.py` or
+`a/b.py:name`, the site has the file too, and the span leads to it.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_for_filename
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = "benchmarks|common|configs|metrics|pipeline|prior|tests|tokenizer"
+NAMED = re.compile(rf"((?:{FOLDERS})/[\w/]+\.(?:py|yaml|sh))(?::(\w+))?")
+
+project = "Tesserae"
+extensions = ["myst_parser", "sphinx_copybutton"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+highlight_language = "none"  # of indented blocks, which are commands
+copybutton_prompt_text = "$ "
+html_math_renderer = "mathml"
+html_theme = "furo"
+html_title = "Tesserae"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+
+
+class SourceLinks(SphinxPostTransform):
+    """Code spans that name a file of the repository become links to it."""
+
+    default_priority = 400
+    formats = ("html",)
+
+    def run(self, **_: Any) -> None:
+        for span in list(self.document.findall(nodes.literal)):
+            found = NAMED.fullmatch(span.astext())
+            if found is None or not (ROOT / found[1]).is_file() or isinstance(span.parent, nodes.reference):
+                continue
+            self.env.named_files = getattr(self.env, "named_files", set()) | {found[1]}  # type: ignore[attr-defined]
+            page = self.app.builder.get_relative_uri(self.env.docname, f"code/{found[1]}")
+            link = nodes.reference("", "", internal=True, refuri=page + (f"#{found[2]}" if found[2] else ""))
+            span.replace_self(link)
+            link += span
+
+
+def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """A page for every file that was named."""
+    for file in sorted(getattr(app.env, "named_files", ())):
+        yield f"code/{file}", {"title": file, "body": source_page(file)}, "page.html"
+
+
+def source_page(file: str) -> str:
+    """The file's lines, with an anchor at each of its functions and classes."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    lines = highlight(text, get_lexer_for_filename(file, stripnl=False), HtmlFormatter(nowrap=True)).split("\n")
+    if file.endswith(".py"):
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                lines[node.lineno - 1] = f'<span id="{node.name}"></span>{lines[node.lineno - 1]}'
+    return f'<h1>{escape(file)}</h1><div class="highlight"><pre>' + "\n".join(lines) + "</pre></div>"
+
+
+def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
+    """MathML, which browsers show by themselves: no script, no network."""
+    try:
+        translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    except MathError as error:
+        raise ExtensionError(f"{node.astext()}: {error}") from None
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
+    app.add_post_transform(SourceLinks)
+    app.connect("html-collect-pages", source_pages)
+    return {"parallel_read_safe": False, "parallel_write_safe": False}

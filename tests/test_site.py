@@ -1,0 +1,87 @@
+"""The site of docs/: it is built without a warning, and nothing on it leads nowhere."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Page(HTMLParser):
+    """The anchors of a page, and what it refers to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.targets: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("id", "name") and value:
+                self.anchors.add(value)
+            elif name in ("href", "src") and value:
+                self.targets.append(value)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    pytest.importorskip("sphinx", reason="the site needs pip install -e '.[docs]'")
+    built = tmp_path_factory.mktemp("site") / "html"
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-n",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        str(built.parent / "trees"),
+    ]
+    ended = subprocess.run([*command, str(ROOT / "docs"), str(built)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return built
+
+
+def test_the_site_is_built_without_a_warning(site):
+    assert {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")} <= {path.name for path in site.iterdir()}
+
+
+def test_every_link_inside_the_site_leads_somewhere(site):
+    """Pages, pictures, files and anchors; addresses elsewhere are left alone."""
+    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    followed = 0
+    for path, page in pages.items():
+        for target in page.targets:
+            there = urlsplit(target)
+            if there.scheme or there.netloc:
+                continue
+            file = (path.parent / unquote(there.path)).resolve() if there.path else path
+            assert file.exists(), f"{path.relative_to(site)}: {target}"
+            if there.fragment and file in pages:
+                anchors = pages[file].anchors
+                assert unquote(there.fragment) in anchors, f"{path.relative_to(site)}: {target}"
+            followed += 1
+    assert followed > 1000
+
+
+def test_formulas_are_formulas_on_the_site(site):
+    """In MathML, which needs no script from elsewhere."""
+    page = (site / "lecture.html").read_text(encoding="utf-8")
+    formulas = re.findall(r"<math.*?</math>", page, re.S)
+    assert len(formulas) > 20 and not any("merror" in formula for formula in formulas)
+    assert "$" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
+
+
+def test_the_site_loads_nothing_from_elsewhere(site):
+    for path in site.rglob("*.html"):
+        for tag in re.findall(r"<(?:script|link|img)[^>]*>", path.read_text(encoding="utf-8")):
+            assert not re.search(r'(?:src|href)="(?:https?:)?//', tag), f"{path.name}: {tag}"
