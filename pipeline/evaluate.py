@@ -250,10 +250,12 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
             same = train_features[torch.arange(min(number, len(train))) * len(train) // min(number, len(train))]
             figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
             if eyes.features.frechet_name not in figures:
-                few, wanted = min(map(len, (drawn.features, real, same))), drawn.features.shape[1]
+                there = {"drawn": len(drawn.features), f"held out in {bench.split.name}": len(real), "of train": len(same)}
+                few, wanted = min(there, key=there.__getitem__), drawn.features.shape[1]
+                more = "draw more (--images)" if few == "drawn" else "hold out more (images.validation_share, of the tokenizer)"
                 print(
-                    f"{few} images have no covariance of {wanted} features: no {eyes.features.frechet_name}; "
-                    "draw more (--images)",
+                    f"{there[few]} images {few} have no covariance of {wanted} features: no {eyes.features.frechet_name}; "
+                    f"{'the set is that small' if few == 'of train' else more}",
                     file=sys.stderr,
                 )
         protocol["features_name"] = eyes.features.name

@@ -33,6 +33,9 @@ from common.errors import UserError
 from common.launch import INTERRUPTED, PREEMPTED, run_command
 from common.pictures import save_picture
 from common.track import Tracker
+from pipeline.generation_config import GenerationConfig
+from pipeline.image_pipeline import is_of_run
+from prior.draw import SamplingConfig
 
 ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,17 +84,18 @@ def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
         "tokenizer": [FIRST_STAGES[first.name], str(first), "--run", run, *images, *seed, *track],
         "encode": ["tokenizer/encode.py", run],
         "prior": ["prior/train.py", str(folder_ / "prior.yaml"), "--run", run, *seed, *track],
-        "generate": [
-            "pipeline/generate.py",
-            run,
-            "--config",
-            str(folder_ / "generate.yaml"),
-            "--overwrite",
-            "true",
-            *seed,
-        ],
+        "generate": ["pipeline/generate.py", run, *drawing(folder_ / "generate.yaml", Path(run)), "--overwrite", "true", *seed],
     }
     return {name: [*launch, str(ROOT / script), *arguments] for name, (script, *arguments) in scripts.items()}
+
+
+def drawing(path: Path, run: Path) -> list[str]:
+    """Options for what to draw: the config; or where pipeline/tune.py chose settings for the run's models, the rest of it."""
+    kept = run / "pipeline/generation_config.json"
+    if not (kept.exists() and GenerationConfig.read(kept).chosen and is_of_run(run / "pipeline", run)):
+        return ["--config", str(path)]
+    rest = {k: v for k, v in config.read_yaml(path).items() if k not in {*SamplingConfig.model_fields, "run"} and v is not None}
+    return [word for k, v in rest.items() for word in (f"--{k}", *map(str, v if isinstance(v, list) else [v]))]
 
 
 def run_stage(name: str, command: list[str]) -> None:
@@ -151,7 +155,8 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"there is no {name}.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
-    for name, command in stages(c, run).items():
+    for name in stages(c, run):
+        command = stages(c, run)[name]  # as the stages before it left the run
         started = time.perf_counter()
         refused = False
         try:

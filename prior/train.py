@@ -321,6 +321,12 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
     if accelerator.is_main_process:
         folder.write_json(run / "figures.json", figures)
         lines = read_metrics(run / "metrics.jsonl")
+        taken = [line for line in lines if "validation_nll" in line]
+        if taken and taken[-1]["step"] > best.step:
+            accelerator.print(
+                f"the weights of step {best.step} are kept, the best on validation: {best.nll:.3f}, and after the last step "
+                f"{taken[-1]['validation_nll']:.3f}"
+            )
         flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
         save_curves(lines, {"NLL, nats per code": ["nll", "validation_nll"]}, run / "curves.png", flat)
     accelerator.wait_for_everyone()

@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from common import config
+from common.commands import COMMANDS
 from common.config import Settings, leaves
 from common.errors import UserError
 from pipeline.image_pipeline import ImagePipeline
@@ -132,19 +133,23 @@ def check_command(words: list[str], copied: dict[str, str]) -> None:
         a = launch_command_parser().parse_args([{"N": "0", "FIRST": "host"}.get(word, word) for word in arguments[1:]])
         assert a.config_file is None or (ROOT / a.config_file).exists(), a.config_file
         check_script(a.training_script, a.training_script_args, copied)
+    elif program == "tesserae" and arguments and arguments[0] not in ("--help", "NAME"):
+        check_script(COMMANDS[arguments[0]].script, arguments[1:], copied)
     elif program == "sbatch":
         assert (ROOT / arguments[0]).exists(), arguments[0]
         check_script(arguments[1], arguments[2:], copied)
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-        assert set(arguments) <= set(targets), f"make {arguments}: there are {targets}"
+        assert {word for word in arguments if "=" not in word} <= set(targets), f"make {arguments}: there are {targets}"
     elif program == "pip":
         check_pip(arguments)
     elif program == "cp" and arguments[-1].startswith("configs/"):
         assert (ROOT / arguments[-2]).is_dir(), arguments[-2]
         copied[arguments[-1]] = arguments[-2]
     else:
-        assert program in ("cp", "mkdir", "source", "sphinx-build"), f"no test knows the command {program}"
+        assert program in ("cp", "mkdir", "source", "sphinx-build", "tensorboard", "tesserae"), (
+            f"no test knows the command {program}"
+        )
 
 
 def check_pip(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from pipeline.frechet import SIDE, Ruler, cells
 from pipeline.generate import main as generate
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline
+from pipeline.run import drawing
 from pipeline.tune import Bench, Settings, beginning, compare, read_held_out, tune
 from prior.draw import SamplingConfig
 from prior.model import Prior
@@ -79,6 +80,18 @@ def test_what_is_chosen_is_what_generate_draws_with(run, accelerator, tmp_path):
     asked = folder.read_json(tmp_path / "a/.request.json")
     assert kept(run) == written and asked.items() >= tuned.sampling.model_dump().items()
     assert ImagePipeline.from_pretrained(run / "pipeline").sampling == tuned.sampling
+
+
+def test_the_whole_chain_once_more_draws_with_what_was_chosen(run, accelerator, tmp_path):
+    """pipeline/run.py gave its generate.yaml every time: run again after a search, it threw the search away."""
+    (tmp_path / "generate.yaml").write_text("temperature: 0.123\nnum_images: 2\nlabels: [0, 1]\n")
+    assert drawing(tmp_path / "generate.yaml", run) == ["--config", str(tmp_path / "generate.yaml")]
+    tuned = tune(settings(run), accelerator)
+    arguments = drawing(tmp_path / "generate.yaml", run)
+    assert arguments == ["--num_images", "2", "--labels", "0", "1"]
+    generate([str(run), *arguments, "--output", str(tmp_path / "a")])
+    assert GenerationConfig.read(run / "pipeline/generation_config.json").chosen == tuned.chosen
+    assert folder.read_json(tmp_path / "a/.request.json").items() >= tuned.sampling.model_dump().items()
 
 
 def test_the_best_figure_is_found_among_candidates_that_are_drawn_once(run, accelerator):

@@ -213,7 +213,8 @@ def _opened(config: ImagesConfig) -> dict[str, "Dataset"]:
         disable_progress_bars()
     try:
         local = folder.is_dir()
-        with passing_word(f"reading {source}; the first time takes longest"):
+        where = f"reading {source}" if local else f"there is no folder {source} here, so the Hub is asked for it"
+        with passing_word(f"{where}; the first time takes longest"):
             splits = _local(folder, config.subset) if local else datasets.load_dataset(source, name=config.subset)
     except (UserError, MemoryError):
         raise
