@@ -327,7 +327,8 @@ def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features
         raise UserError(f"there is no TorchScript file {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch writes no more TorchScript one day; the files are there
+            for kind in (FutureWarning, DeprecationWarning):  # torch writes no more TorchScript one day; the files are there
+                warnings.simplefilter("ignore", kind)
             network = torch.jit.load(path, map_location=device)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} is not a network that torch.jit.save wrote: {_first_line(error)}") from None

@@ -191,7 +191,7 @@ def test_the_classifiers_features_carry_its_name(classifier):
 
 def test_torchscript_gives_what_the_network_gave(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):
         torch.jit.script(network).save(str(tmp_path / "mine.pt"))
     grey = images(3, 1, 8, 8)
     found = load_features(FeaturesConfig(kind="torchscript", weights=str(tmp_path / "mine.pt")))
