@@ -287,15 +287,23 @@ def browser(address):
     from playwright.sync_api import Error, sync_playwright
 
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_playwright() as playwright:
-        try:
-            opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        except Error as error:
-            if found:
-                raise
-            pytest.skip(f"there is no Chromium here, nor playwright's own: {str(error).splitlines()[0]}")
-        yield opened
-        opened.close()
+    manager = sync_playwright()
+    try:
+        playwright = manager.start()
+    except Exception as error:  # its driver lacks a library of the system
+        if found:
+            raise
+        pytest.skip(f"there is no Chromium here, and playwright does not start: {error}")
+    try:
+        opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
+    except Error as error:
+        playwright.stop()
+        if found:
+            raise
+        pytest.skip(f"there is no Chromium here, nor playwright's own: {str(error).splitlines()[0]}")
+    yield opened
+    opened.close()
+    playwright.stop()
 
 
 @pytest.fixture

@@ -92,7 +92,8 @@ def test_what_nobody_expected_is_one_line_with_its_traceback_in_the_log(tmp_path
     log = log_path(tmp_path / "run")
     assert process.returncode == 70 and out == "" and err.count("\n") == 1
     assert err.startswith("error: IndexError: list index out of range; this is a fault of tesserae. The traceback is in ")
-    assert "Traceback" in log.read_text() and "in main\nIndexError" in log.read_text() and str(log) in err
+    told = log.read_text()
+    assert "Traceback" in told and "in main\n" in told and "\nIndexError" in told and str(log) in err
 
 
 def test_what_a_user_can_mend_stands_in_the_log_as_one_line(tmp_path, accelerator):
