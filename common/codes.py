@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,9 @@ from common.errors import UserError
 from common.folder import FORMAT, check_format, inside, read_json, replacing, write_json
 from common.hub import source_repository
 from common.record import private
+
+if TYPE_CHECKING:  # half a second, and reading does without
+    from datasets import Features
 
 AGAIN = "encode again with the same command to mend it"
 PLAN = ".plan.json"  # what an encode set out to write; stands beside the shards
@@ -150,7 +153,7 @@ def write_shard(
         pq.write_table(table, aside, compression="zstd")
 
 
-def _features(info: CodesInfo):
+def _features(info: CodesInfo) -> "Features":
     from datasets import ClassLabel, Features, List, Value
 
     columns = {"codes": List(Value(info.dtype.name), length=info.length)}

@@ -213,7 +213,9 @@ CONFIG_HELP = "a YAML file of these settings"
 
 
 class _Once(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:  # fmt: skip
         if hasattr(namespace, self.dest):
             raise UserError(f"{option_string} is given twice; keep one")
         setattr(namespace, self.dest, values)

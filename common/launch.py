@@ -105,11 +105,11 @@ class Interrupt:
             self._handlers[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _frame) -> None:
+    def _ask(self, number: int, _frame: object) -> None:
         global _told_to_end
         _told_to_end = number == signal.SIGTERM
         if self.stopped:
@@ -129,7 +129,7 @@ class Interrupt:
 _told_to_end = False  # whether the last signal of this process was SIGTERM: a signal is the process's, not an object's
 
 
-def _terminate(_number: int, _frame) -> None:
+def _terminate(_number: int, _frame: object) -> None:
     raise Terminated
 
 

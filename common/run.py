@@ -75,7 +75,7 @@ class Metrics:
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.trackers.close(failed=kind is not None and not issubclass(kind, Interrupted))
 
     def log(self, step: int, split: Literal["train", "validation"], **values: Any) -> None:

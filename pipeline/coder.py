@@ -46,7 +46,7 @@ class Compressed(NamedTuple):
 class _Encoder:
     """Symbols in, 32-bit words out; adds up −log2 p."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         from constriction import stream
 
         self.coder, self.family, self.bits = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False), 0.0

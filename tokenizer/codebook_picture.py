@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.pixels import to_uint8
 from tokenizer.quantizers.residual import ResidualQuantizer
 from tokenizer.usage import perplexity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BATCH = 256  # codes drawn at once
 AROUND = 5  # places a side of the grid in whose middle a code is drawn
@@ -113,7 +116,7 @@ class _Page:
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width / 100, height / 100), dpi=100)
 
-    def axes(self, left: int, top: int, width: int, height: int):
+    def axes(self, left: int, top: int, width: int, height: int) -> "Axes":
         bottom = self.height - top - height
         return self.figure.add_axes(
             (left / self.width, bottom / self.height, width / self.width, height / self.height)
@@ -153,7 +156,7 @@ def draw(
         page.figure.savefig(aside, format="png", dpi=100)
 
 
-def draw_curves(axes, counted: Counted) -> None:
+def draw_curves(axes: "Axes", counted: Counted) -> None:
     """Codes from the most to the least used: a line a split, or of a residual tokenizer a line a depth."""
     depths = len(next(iter(counted.counts.values())))
     if depths == 1:
