@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,9 @@ from common.errors import UserError
 from common.folder import FORMAT, check_format, inside, read_json, replacing, write_json
 from common.hub import source_repository
 from common.record import private
+
+if TYPE_CHECKING:  # half a second, and reading does without
+    from datasets import Features
 
 AGAIN = "encode again with the same command to mend it"
 PLAN = ".plan.json"  # what an encode set out to write; stands beside the shards
@@ -150,7 +153,7 @@ def write_shard(
         pq.write_table(table, aside, compression="zstd")
 
 
-def _features(info: CodesInfo):
+def _features(info: CodesInfo) -> "Features":
     from datasets import ClassLabel, Features, List, Value
 
     columns = {"codes": List(Value(info.dtype.name), length=info.length)}
@@ -327,8 +330,12 @@ def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
         paths = [inside(folder, path.name) for path in shard_paths(folder, name)]
         _check_rows(paths, name, there[name]["rows"], info)
         shards = [read_shard(path, info) for path in paths]
-        codes, labels, rows = zip(*shards, strict=True) if shards else ((), (), ())
-        found[name] = CodesSplit(*(None if column[0] is None else np.concatenate(column) for column in (codes, labels, rows)))
+        labels = [shard.labels for shard in shards if shard.labels is not None]  # of all shards, or of none
+        found[name] = CodesSplit(
+            codes=np.concatenate([shard.codes for shard in shards]),
+            labels=np.concatenate(labels) if labels else None,
+            rows=np.concatenate([shard.rows for shard in shards]),
+        )
     return Codes(info, found)
 
 
@@ -337,6 +344,8 @@ def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -
     found = sum(map(_rows_in, paths))
     if found != rows:
         raise UserError(f"split {split} must have {rows} rows, got {found} in {len(paths)} shards; {AGAIN}")
+    if not paths:
+        raise UserError(f"split {split} of no rows has no shards; {AGAIN}")
     needed, memory = rows * info.length * info.dtype.itemsize, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UserError(f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}")

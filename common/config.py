@@ -201,7 +201,7 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
                     found[key].description = f"({', '.join(having)}) {leaf.description}"
             kinds = tuple(kind for m in nested for kind in typing.get_args(m.model_fields["kind"].annotation))
             chosen = copy.copy(found[f"{prefix}{name}.kind"])
-            chosen.annotation = Literal[kinds]
+            chosen.annotation = Literal[kinds]  # type: ignore[assignment]  # pydantic reads what no checker can: made here
             found[f"{prefix}{name}.kind"] = chosen
         yield from found.items()
 
@@ -213,7 +213,9 @@ CONFIG_HELP = "a YAML file of these settings"
 
 
 class _Once(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:  # fmt: skip
         if hasattr(namespace, self.dest):
             raise UserError(f"{option_string} is given twice; keep one")
         setattr(namespace, self.dest, values)
@@ -340,12 +342,12 @@ def _leave_what_another_kind_has_not(cls: type[Settings], settings: dict[str, An
         below, members = settings.get(name), _nested(cls.model_fields[name].annotation) if name in cls.model_fields else []
         if not isinstance(value, Mapping) or not isinstance(below, dict) or not members:
             continue
-        chosen = members[0]
+        chosen: type[Settings] | None = members[0]
         if len(members) > 1:
             kinds = {kind: m for m in members for kind in typing.get_args(m.model_fields["kind"].annotation)}
             before = kinds.get(below.get("kind", members[0].model_fields["kind"].default))
             chosen = kinds.get(value.get("kind"), before)
-            if before is not None and chosen is not before:
+            if before is not None and chosen is not None and chosen is not before:
                 for key in set(below) & set(before.model_fields) - set(chosen.model_fields):
                     del below[key]
         if chosen is not None:

@@ -1,15 +1,18 @@
 """An exponential moving average of a model's weights."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[M]):
     """`ema.model` is the averaged model, ready for evaluation and export. Parameters are averaged, buffers copied."""
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: M, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
 

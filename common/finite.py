@@ -52,12 +52,12 @@ class SkippedSteps:
         Raises:
             UserError: this is the `MOST_IN_A_ROW`th step in a row that is not finite.
         """
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])  # by itself: to clip by NaN would make every gradient NaN
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)  # by itself: to clip by NaN would make every gradient NaN
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if torch.isfinite(whole):  # the one host sync of a step
             self.in_a_row = 0
-            nn.utils.clip_grads_with_norm_(parameters, most, norm)
+            nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
             return True
         self.total += 1
         self.in_a_row += 1

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -53,14 +53,14 @@ def make_accelerator(precision: Precision = "fp32", track: Sequence[str] = (), f
             not installed.
     """
     check_installed(track)
-    cpu = not torch.accelerator.is_available()
-    device = "cpu" if cpu else torch.accelerator.current_accelerator().type
+    found = torch.accelerator.current_accelerator(check_available=True)
+    device = "cpu" if found is None else found.type
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     if bf16 and device == "cuda":
         torch.set_float32_matmul_precision("high")  # of the products left in fp32: TF32 is finer than bf16 is
     try:
         accelerator = Accelerator(
-            cpu=cpu, mixed_precision="bf16" if bf16 else "no", log_with=list(track) or None,
+            cpu=found is None, mixed_precision="bf16" if bf16 else "no", log_with=list(track) or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard")),
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
@@ -96,7 +96,8 @@ class Interrupt:
     """
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self._handlers = accelerator, {}
+        self.accelerator = accelerator
+        self._handlers: dict[int, Any] = {}  # before this context, by signal
         self.stopped = False  # this process was interrupted; others may not know yet
 
     def __enter__(self) -> "Interrupt":
@@ -104,11 +105,11 @@ class Interrupt:
             self._handlers[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _frame) -> None:
+    def _ask(self, number: int, _frame: object) -> None:
         global _told_to_end
         _told_to_end = number == signal.SIGTERM
         if self.stopped:
@@ -128,7 +129,7 @@ class Interrupt:
 _told_to_end = False  # whether the last signal of this process was SIGTERM: a signal is the process's, not an object's
 
 
-def _terminate(_number: int, _frame) -> None:
+def _terminate(_number: int, _frame: object) -> None:
     raise Terminated
 
 

@@ -26,7 +26,7 @@ class Share:
     rank: int = 0
     world: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         parts = self.accumulate * self.world
         if self.batch_size % parts:
             raise UserError(

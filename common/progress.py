@@ -46,6 +46,12 @@ def passing_bar(total: int, what: str, *, unit: str = "image") -> tqdm:
     return _bar(total, what, unit, delay=SHORT, leave=False, disable=not on_main())
 
 
+def advance(bar: tqdm, number: int) -> None:
+    """By so many, but not beyond the end: what all processes have done is guessed from what this one has."""
+    assert bar.total is not None  # every bar that is made here has one
+    bar.update(min(number, bar.total - bar.n))
+
+
 @contextmanager
 def passing_word(what: str) -> Iterator[None]:
     """A line on the main process, if what is done within this context takes longer than `SHORT`."""

@@ -75,7 +75,7 @@ class Metrics:
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.trackers.close(failed=kind is not None and not issubclass(kind, Interrupted))
 
     def log(self, step: int, split: Literal["train", "validation"], **values: Any) -> None:
@@ -107,7 +107,8 @@ class Means:
     """Means of named scalars over many micro-batches and all processes, without a host sync until they are read."""
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self._sums, self._count = accelerator, {}, 0
+        self.accelerator, self._count = accelerator, 0
+        self._sums: dict[str, Tensor] = {}
 
     def add(self, **values: Tensor) -> None:
         for name, value in values.items():

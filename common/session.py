@@ -22,10 +22,10 @@ from typing import IO
 
 from accelerate import Accelerator
 
-try:
-    import fcntl
-except ImportError:  # Windows
+if sys.platform == "win32":
     fcntl = None
+else:
+    import fcntl
 
 from common.errors import UserError
 from common.folder import sweep

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -44,6 +44,7 @@ def prepare(
     if sharded:
         prepared.forward = accelerator.autocast()(prepared.forward)
         fsdp2_prepare_model(accelerator, average)
+        assert isinstance(average, FSDPModule)  # it is now: sharding gives it another class
         average.set_reshard_after_forward(True)  # its root too, which waits for a backward pass otherwise: there is none
     return prepared, dict(zip(optimizers, each, strict=True))
 

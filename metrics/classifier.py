@@ -96,7 +96,8 @@ class LabelledSource(NamedTuple):
         for positions in self.labelled().split(64):
             images, _ = self.read(positions)
             if len(images):
-                return tuple(images.shape[1:])
+                _, C, H, W = images.shape
+                return C, H, W
         raise UserError("a classifier needs labelled images, and not one of them can be read")
 
 
@@ -220,8 +221,8 @@ def _config(train_source: LabelledSource, held_out: LabelledSource, recipe: Reci
     if there < 2:
         raise UserError(f"a classifier needs images of at least 2 classes, got {len(labels)} labelled images of {there}")
     classes = 1 + max(int(source.labels.max(initial=-1)) for source in (train_source, held_out))
-    channels, *size = train_source.image_shape
-    return ClassifierConfig(image_size=tuple(size), image_channels=channels, classes=classes, recipe=recipe)
+    C, H, W = train_source.image_shape
+    return ClassifierConfig(image_size=(H, W), image_channels=C, classes=classes, recipe=recipe)
 
 
 def load_or_train(
@@ -267,5 +268,5 @@ def _fingerprint(config: ClassifierConfig, images: str, *sources: LabelledSource
     """What the weights and the accuracy depend on."""
     content = hashlib.sha256(json.dumps([config.model_dump(mode="json"), images], sort_keys=True).encode())
     for source in sources:
-        content.update(hashlib.sha256(np.ascontiguousarray(source.labels)).digest())
+        content.update(hashlib.sha256(np.ascontiguousarray(source.labels).data).digest())
     return content.hexdigest()

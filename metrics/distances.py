@@ -44,9 +44,9 @@ def moments(features: Tensor) -> Moments:
     _check(features, features, 2)
     N, D = features.shape
     blocks = features.split(max(1, BLOCK // D))
-    mean = sum(in_double(block).sum(0) for block in blocks) / N
+    mean = sum((in_double(block).sum(0) for block in blocks), in_double(features.new_zeros(D))) / N
     around = (in_double(block) - mean for block in blocks)
-    return Moments(mean, sum(block.T @ block for block in around) / (N - 1), N)
+    return Moments(mean, sum((block.T @ block for block in around), in_double(features.new_zeros(D, D))) / (N - 1), N)
 
 
 def frechet_from_moments(a: Moments, b: Moments) -> float:
@@ -107,7 +107,7 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall
     real_radii, drawn_radii = _radii(real, k), _radii(drawn, k)
     precise, recalled = 0, torch.zeros(len(real), dtype=torch.bool, device=real_radii.device)
     for rows, distances in distance_blocks(drawn, real):  # (m, N)
-        precise += (distances <= real_radii).any(1).sum().item()
+        precise += int((distances <= real_radii).any(1).sum())
         recalled |= (distances <= drawn_radii[rows, None]).any(0)
     return PrecisionRecall(precise / len(drawn), recalled.double().mean().item())
 
@@ -123,7 +123,7 @@ def density_coverage(real: Tensor, drawn: Tensor, k: int = 5) -> DensityCoverage
     within, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=radii.device)
     for _, distances in distance_blocks(drawn, real):  # (m, N)
         inside = distances <= radii
-        within += inside.sum().item()
+        within += int(inside.sum())
         covered |= inside.any(0)
     return DensityCoverage(within / (k * len(drawn)), covered.double().mean().item())
 

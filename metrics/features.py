@@ -262,6 +262,7 @@ def _inception(config: FeaturesConfig, device: torch.device | str) -> Features:
 def _torchvision(config: FeaturesConfig, device: torch.device | str) -> Features:
     from torchvision import models
 
+    assert config.name is not None  # its settings ask for it
     if config.name not in models.list_models(module=models):
         near = difflib.get_close_matches(config.name, models.list_models(module=models), 1)
         raise UserError(f"torchvision has no model {config.name!r}{f'; did you mean {near[0]}?' if near else ''}")
@@ -283,6 +284,7 @@ def _timm(config: FeaturesConfig, device: torch.device | str) -> Features:
         import timm
     except ImportError:
         raise UserError("features of kind timm need it; pip install timm") from None
+    assert config.name is not None  # its settings ask for it
     if not timm.is_model(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 1)
         raise UserError(f"timm has no model {config.name!r}{f'; did you mean {near[0]}?' if near else ''}")
@@ -322,6 +324,7 @@ class _Stranger(nn.Module):
 
 def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features:
     """A TorchScript file runs its own network and no Python of anybody's."""
+    assert config.weights is not None  # its settings ask for them
     path = Path(config.weights)
     if not path.is_file():
         raise UserError(f"there is no TorchScript file {path}")

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -119,7 +120,10 @@ def serve(c: Settings) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    options = {"positional": "run", "positional_help": "folder of the experiment, a pipeline folder, or one on the Hub"}
+    options: dict[str, Any] = {
+        "positional": "run",
+        "positional_help": "folder of the experiment, a pipeline folder, or one on the Hub",
+    }
     serve(config.parse(Settings, __doc__, argv, **options))
 
 

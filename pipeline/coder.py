@@ -46,7 +46,7 @@ class Compressed(NamedTuple):
 class _Encoder:
     """Symbols in, 32-bit words out; adds up −log2 p."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         from constriction import stream
 
         self.coder, self.family, self.bits = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False), 0.0
@@ -104,7 +104,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
             encoder.put(levels_of(pixels[:, channel]).flatten().cpu(), shares)
             bar.update()
     bar.close()
-    checksum = zlib.crc32(images.contiguous().numpy())
+    checksum = _checksum(images)
     head = HEAD.pack(MAGIC, labels is not None, len(images), checksum, *_models(pipeline))
     return Compressed(head + encoder.coder.get_compressed().astype("<u4").tobytes(), rate, encoder.bits - rate)
 
@@ -141,7 +141,7 @@ def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
         found.append(to_uint8(pixels).cpu())
     bar.close()
     images = torch.cat(found)
-    if zlib.crc32(images.contiguous().numpy()) != checksum:
+    if _checksum(images) != checksum:
         raise UserError(DAMAGED)
     return images
 
@@ -164,6 +164,10 @@ def _classes(pipeline: ImagePipeline, labels: Tensor | None, some: Tensor) -> Te
     """What the prior is told: class numbers, or the one of no class."""
     none = torch.full((len(some),), pipeline.prior.config.num_classes)
     return (none if labels is None else labels[some]).to(pipeline.device)
+
+
+def _checksum(images: Tensor) -> int:
+    return zlib.crc32(images.contiguous().numpy().data)
 
 
 def _models(pipeline: ImagePipeline) -> list[bytes]:

@@ -169,7 +169,11 @@ def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
     if (written / "codes.json").exists():
         info, _ = codes.read_info(written)
         return PriorConfig.over(info, c.model, conditional=c.condition == "labels", any_order=c.order == "any")
-    for name, settings in {"tokenizer.yaml": TokenizerTraining, "cluster.yaml": ClusterConfig}.items():
+    beside: dict[str, type[TokenizerTraining | ClusterConfig]] = {
+        "tokenizer.yaml": TokenizerTraining,
+        "cluster.yaml": ClusterConfig,
+    }
+    for name, settings in beside.items():
         first = path.with_name(name)
         if first.exists():
             model = config.build(settings, config.read_yaml(first), str(first)).model

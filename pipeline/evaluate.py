@@ -48,7 +48,7 @@ from common.pictures import image_grid, save_picture
 from common.progress import passing_bar
 from common.record import code
 from common.session import session
-from metrics.features import FeaturesConfig
+from metrics.features import Features, FeaturesConfig
 from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline
@@ -244,18 +244,19 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
     train = evenly(bench.images.splits["train"], min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel())))
     train_features = None
     if eyes.features is not None:
-        real = features_of(bench, bench.split, evenly(bench.split, number))
-        train_features = features_of(bench, bench.images.splits["train"], train)
+        real = features_of(bench, eyes.features, bench.split, evenly(bench.split, number))
+        train_features = features_of(bench, eyes.features, bench.images.splits["train"], train)
         if bench.accelerator.is_main_process:
             same = train_features[torch.arange(min(number, len(train))) * len(train) // min(number, len(train))]
+            assert drawn.features is not None  # they were drawn for these eyes
             figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
             if eyes.features.frechet_name not in figures:
                 there = {"drawn": len(drawn.features), f"held out in {bench.split.name}": len(real), "of train": len(same)}
-                few, wanted = min(there, key=there.__getitem__), drawn.features.shape[1]
-                more = "draw more (--images)" if few == "drawn" else "hold out more (images.validation_share, of the tokenizer)"
+                least, wanted = min(there, key=there.__getitem__), drawn.features.shape[1]
+                more = "draw more (--images)" if least == "drawn" else "hold out more (the tokenizer's images.validation_share)"
                 print(
-                    f"{there[few]} images {few} have no covariance of {wanted} features: no {eyes.features.frechet_name}; "
-                    f"{'the set is that small' if few == 'of train' else more}",
+                    f"{there[least]} images {least} have no covariance of {wanted} features: no {eyes.features.frechet_name}; "
+                    f"{'the set is that small' if least == 'of train' else more}",
                     file=sys.stderr,
                 )
         protocol["features_name"] = eyes.features.name
@@ -263,10 +264,10 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         size, prior = bench.pipeline.tokenizer.config.image_size, bench.pipeline.prior.config
         if eyes.classifier is not None:
             held = labelled(bench.split, size)
-            figures |= ask_classifier(drawn, eyes, held, prior.class_names or (), bench.accelerator.device)
+            figures |= ask_classifier(drawn, eyes.classifier, held, prior.class_names or (), bench.accelerator.device)
         some = 0 if bench.split.name == "train" else min(bench.c.neighbours, number)  # of train itself all would be copies
         if some:
-            few = Drawn(*(None if column is None else column[:some] for column in drawn))
+            few = drawn.first(some)
             positions = evenly(bench.split, bench.c.neighbours)
             pixels = (read(bench.images.splits["train"], train, size), read(bench.split, positions, size))
             copied, rows = look_up(few, RealImages(*pixels, train_features), eyes.features, bench.pipeline.encode_pixels)
@@ -283,10 +284,10 @@ def evenly(split: ImageSplit, number: int) -> Tensor:
     return torch.arange(number) * len(split) // number
 
 
-def features_of(bench: Bench, split: ImageSplit, positions: Tensor) -> Tensor:
+def features_of(bench: Bench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:
     """Of images of a split, (n, D)."""
     tokenizer, cache = bench.pipeline.tokenizer, cache_of(bench.run)
-    return real_features(bench.eyes.features, bench.images, split, positions, tokenizer, cache, bench.accelerator)
+    return real_features(features, bench.images, split, positions, tokenizer, cache, bench.accelerator)
 
 
 def read(split: ImageSplit, positions: Tensor, size: tuple[int, int]) -> Tensor:

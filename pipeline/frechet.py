@@ -28,8 +28,8 @@ SPARE = 4  # images for each feature at least, where classes leave that choice
 
 def cells(images: Tensor) -> Tensor:
     """(N, C, H, W) uint8 -> (N, P) fp32 in [-1, 1]: pixels, or of larger images the means of SIDE x SIDE cells."""
-    size = [min(SIDE, extent) for extent in images.shape[2:]]
-    return F.adaptive_avg_pool2d(images.float() / 127.5 - 1, size).flatten(1)
+    h, w = (min(SIDE, extent) for extent in images.shape[2:])
+    return F.adaptive_avg_pool2d(images.float() / 127.5 - 1, (h, w)).flatten(1)
 
 
 class Ruler:

@@ -26,7 +26,7 @@ from common import config, folder
 from common.commands import typed
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.progress import progress_bar
+from common.progress import advance, progress_bar
 from common.session import session
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline, is_of_run
@@ -129,7 +129,7 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
         )  # fmt: skip
         for batch in batches:
             output.write(batch)
-            bar.update(min(len(batch.images) * accelerator.num_processes, bar.total - bar.n))
+            advance(bar, len(batch.images) * accelerator.num_processes)
             if interrupt.stopped:
                 raise Interrupted("what was drawn is saved; the same command goes on with the rest")
     bar.close()
@@ -153,7 +153,7 @@ def _saved_sampling(run: Path) -> SamplingConfig | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    options = {"positional": "run", "positional_help": "folder of the experiment, or a pipeline folder"}
+    options: dict[str, Any] = {"positional": "run", "positional_help": "folder of the experiment, or a pipeline folder"}
     run = Path(config.parse(Settings, __doc__, argv, **options).run)
     found = _saved_sampling(run)
     saved = found.model_dump() if found else {}

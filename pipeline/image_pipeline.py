@@ -134,8 +134,8 @@ class ImagePipeline(Pretrained):
                 expected = " or ".join(".".join(each) for each in ours)
                 raise UserError(f"{index_path}: {part} must be {expected}, got {index.get(part)!r}; nothing else is imported")
         settings = GenerationConfig.read(folder.inside(path, "generation_config.json"))
-        parts = [folder.inside(path, part) for part in PARTS]
-        return cls.from_models(*parts, settings.sampling, settings.chosen)
+        tokenizer, prior = (folder.inside(path, part) for part in PARTS)
+        return cls.from_models(tokenizer, prior, settings.sampling, settings.chosen)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write both model folders, `model_index.json` and `generation_config.json` into a folder."""

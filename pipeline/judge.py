@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.classifier import LabelledSource, Recipe, accuracy_score
+from metrics.classifier import Classifier, LabelledSource, Recipe, accuracy_score
 from metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
 from metrics.features import Features
 from metrics.neighbours import Memorised, memorised, nearest_codes
-from tokenizer.features import Eyes
 
 NEIGHBOURHOODS = 10_000  # images of either side at most in precision, recall, density, coverage
 SHOWN = 10  # drawn images of the picture of neighbours
@@ -26,6 +25,10 @@ class Drawn(NamedTuple):
     codes: Tensor  # (M, T)
     labels: Tensor  # (M,), the number of classes where none was asked for
     features: Tensor | None  # (M, D)
+
+    def first(self, number: int) -> "Drawn":
+        features = None if self.features is None else self.features[:number]
+        return Drawn(self.images[:number], self.codes[:number], self.labels[:number], features)
 
 
 def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
@@ -40,10 +43,9 @@ def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, 
 
 
 def ask_classifier(
-    drawn: Drawn, eyes: Eyes, held_out: LabelledSource, class_names: tuple[str, ...], device: torch.device
+    drawn: Drawn, classifier: Classifier, held_out: LabelledSource, class_names: tuple[str, ...], device: torch.device
 ) -> dict[str, Any]:  # fmt: skip
     """Whether drawn images show what was asked for, and whether one could learn the classes from them."""
-    classifier = eyes.classifier
     figures: dict[str, Any] = {"classifier_accuracy": classifier.accuracy}
     asked = drawn.labels < len(class_names)
     images, labels = drawn.images[asked], drawn.labels[asked]
@@ -82,6 +84,7 @@ def look_up(
         "pixels": memorised(drawn.images.flatten(1), real.train.flatten(1), real.held_out.flatten(1))
     }  # fmt: skip
     if features is not None:
+        assert drawn.features is not None and real.train_features is not None  # they were shown to them
         found["features"] = memorised(drawn.features.cpu(), real.train_features.cpu(), features(real.held_out).cpu())
     found["codes"] = memorised(drawn.codes, encode(real.train), encode(real.held_out), search=nearest_codes)
     rows = [drawn.images[:SHOWN]] + [real.train[each.nearest.indices[:SHOWN, 0]] for each in found.values()]

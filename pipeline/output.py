@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ class NpzFile(Output):
 
     def finish(self) -> None:
         images = torch.cat([part["images"] for part in self.parts()])
-        arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
+        arrays: dict[str, Any] = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
         if self.request.class_names is not None:
             arrays["arr_1"] = np.asarray(self.request.labels, np.int64)
         self.save_grid(images[:GRID])

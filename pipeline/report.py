@@ -8,7 +8,7 @@ files into RUN/report/. What is not there yet has one line in its place, which s
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,9 @@ from common.progress import passing_bar
 from common.record import commit
 from common.session import logged
 from pipeline.reporting import bits, codebook, completion, page, pictures, provenance, quality, training
-from pipeline.reporting.found import gather
+from pipeline.reporting.found import Found, gather
 from pipeline.reporting.head import head
-from pipeline.reporting.page import Html
+from pipeline.reporting.page import Html, Section
 
 
 class Settings(BaseSettings):
@@ -53,7 +53,7 @@ def foot() -> Html:
 def report(c: Settings) -> Path:
     """Write the page, and return its file."""
     found = gather(Path(c.run), c.split)
-    parts = [
+    parts: list[Callable[[Found], Section]] = [
         pictures.samples,
         pictures.reconstructions,
         training.section,

@@ -103,7 +103,7 @@ def run_stage(name: str, command: list[str]) -> None:
     print(f"\n=== {name}: {shlex.join(command)}", flush=True)
     process, asked = subprocess.Popen(command), []
 
-    def ask(number: int, _frame) -> None:
+    def ask(number: int, _frame: object) -> None:
         asked.append(number)
         if number == signal.SIGTERM:  # Ctrl-C is sent to the whole group by the terminal
             process.send_signal(number)

@@ -44,7 +44,7 @@ from common.commands import typed
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.progress import passing_bar, progress_bar
+from common.progress import advance, passing_bar, progress_bar
 from common.session import session
 from pipeline.frechet import Ruler, cells
 from pipeline.generation_config import Chosen, GenerationConfig
@@ -106,7 +106,7 @@ class Bench:
         bar = passing_bar(len(held_out), f"decode {SPLIT}")
         for rows in torch.arange(rank, len(held_out), world).split(ENCODED):
             found[rows] = cells(self.pipeline.decode(held_out[rows]))
-            bar.update(min(len(rows) * world, bar.total - bar.n))
+            advance(bar, len(rows) * world)
         bar.close()
         return self._together(found)
 
@@ -124,7 +124,7 @@ class Bench:
             first=self.accelerator.process_index, every=world,
         ):  # fmt: skip
             found[batch.start : batch.start + len(batch.images)] = cells(batch.images)
-            bar.update(min(len(batch.images) * world, bar.total - bar.n))
+            advance(bar, len(batch.images) * world)
         if self.interrupt.asked():
             raise Interrupted("nothing was written; the same command begins again")
         value = [self.ruler(self._together(found), self.labels)]

@@ -12,7 +12,7 @@ at once, `step` one. Both compute what `prior.model` computes, with fewer and la
     grouped heads    the queries that share a key stand as rows of one attention, so no key is copied
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,9 +111,9 @@ class Decoder:
         self.after = prior.head.after
         with torch.no_grad():
             self.angles = torch.complex(prior.cos, prior.sin)  # (1 + T, d / 2)
-            self.layers = [self._layer(block) for block in prior.blocks]
+            self.layers = [self._layer(cast(Block, block)) for block in prior.blocks]  # torch says only that they are modules
             self.norm = prior.norm.weight.float() * self._scale(a.dim)
-            precise = "bf16" if self.device.type == "cuda" and precision == "bf16" else "fp32"
+            precise: Precision = "bf16" if self.device.type == "cuda" and precision == "bf16" else "fp32"
             self.head = [
                 [_logits(matrix[q], rows, precise) for q in range(prior.config.code_depth)] for matrix in prior.head.matrices()
             ]

@@ -102,7 +102,8 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 def evenly(split: CodesSplit, number: int) -> CodesSplit:
     """So many rows of a split, or all, evenly spaced."""
     rows = range(0, len(split.rows), max(1, len(split.rows) // max(1, number)))
-    return CodesSplit(*(None if column is None else column[rows][:number] for column in split))
+    labels = None if split.labels is None else split.labels[rows][:number]
+    return CodesSplit(split.codes[rows][:number], labels, split.rows[rows][:number])
 
 
 def measure(

@@ -32,6 +32,9 @@ from prior.order import code_order, known_first, raster
 
 class Prior(nn.Module, Pretrained):
     files = folder.MODEL_FILES
+    cos: Tensor  # (1 + T, head_dim / 2), of the angles by which places are turned
+    sin: Tensor
+    first_rows: Tensor  # (T, G)
 
     def __init__(self, config: PriorConfig):
         super().__init__()
@@ -47,7 +50,7 @@ class Prior(nn.Module, Pretrained):
         angles = grid_angles(config)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        self.register_buffer("first_rows", embedding_rows(config), persistent=False)  # (T, G)
+        self.register_buffer("first_rows", embedding_rows(config), persistent=False)
         self.recompute = False  # set in training: blocks compute their activations again in the backward pass
         self._initialize()
 

@@ -80,7 +80,7 @@ class Sampler:
         c = self.prior.config
         if (codes is None) != (known is None):
             raise ValueError("codes and known are given together or not at all")
-        if codes is None:
+        if codes is None or known is None:
             codes = torch.zeros(len(labels), c.length, dtype=torch.int64)
             known = torch.zeros(len(labels), c.places, dtype=torch.bool)
         labels, codes, known = labels.to(self.device), codes.to(self.device), known.to(self.device)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -62,7 +62,7 @@ class Trained(NamedTuple):
 
     prior: Prior
     model: nn.Module  # the same as Accelerate wraps it, to be called in training
-    ema: EMA
+    ema: EMA[Prior]
     optimizers: dict[str, torch.optim.Optimizer]
     means: Means  # of the NLL since it was last logged
     skipped: SkippedSteps
@@ -110,8 +110,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
     trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
+    peaks = {"adamw": c.lr} if c.matrix_lr is None else {"adamw": c.lr, "muon": c.matrix_lr}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
-    bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, str]()
+    bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, Any]()
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
     with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
@@ -119,7 +120,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             height = warmup_cosine(step, peak=1.0, warmup=c.warmup, total=c.steps)
             for name, optimizer in trained.optimizers.items():
                 for group in optimizer.param_groups:
-                    group["lr"] = height * (c.matrix_lr if name == "muon" else c.lr)
+                    group["lr"] = height * peaks[name]
 
             parts = []
             for micro in range(c.accumulate):
@@ -182,7 +183,7 @@ def start(
         with state.restoring(run):
             prior.load_state_dict(saved.tensors["model"])
             ema.load_state_dict(saved.tensors["ema"])
-    forward = torch.compile(prior) if c.compile else prior
+    forward = cast(nn.Module, torch.compile(prior)) if c.compile else prior  # of a module it is one
     model, optimizers = sharding.prepare(forward, ema.model, make_optimizers(prior, c), accelerator)
     trained = Trained(prior, model, ema, optimizers, Means(accelerator), SkippedSteps(), fingerprint)
     if saved is None:

@@ -134,3 +134,11 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match="has no split 'test'; it has train"):
         codes.read(tmp_path, ["test"])
+
+
+def test_a_split_without_a_shard_is_refused(tmp_path):
+    """It was an IndexError, a fault of ours: codes.json says of a split that it has no rows, and no file belies it."""
+    write(tmp_path / "codes")
+    codes.finish(tmp_path / "codes", INFO, {"train": {"rows": 7}, "test": {"rows": 0}})
+    with pytest.raises(UserError, match="split test of no rows has no shards; encode again"):
+        codes.read(tmp_path / "codes")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from common import progress
-from common.progress import passing_bar, passing_word, progress_bar
+from common.progress import advance, passing_bar, passing_word, progress_bar
 from tests.conftest import tokenizer_training
 from tokenizer.train import train
 
@@ -73,6 +73,14 @@ def test_a_training_in_a_log_file_is_lines_with_its_figures(tmp_path, accelerato
     first, last = (line for line in said.splitlines() if line.startswith("tokenizer:"))
     assert " 0/6 [" in first
     assert re.search(r" 6/6 \[.*step/s, distortion=[\d.]+ bits/dim, loss=[\d.]+, psnr=[\d.]+ dB, usage=[\d.]+%\]", last)
+
+
+def test_a_bar_does_not_go_beyond_its_end(accelerator):
+    """One process counts for all of them, of which the last batch is not everywhere full."""
+    with progress_bar(accelerator, 10, "work") as bar:
+        for _ in range(3):
+            advance(bar, 4)
+        assert bar.n == 10
 
 
 def test_what_has_no_measure_is_said_once_if_it_lasts(often, capsys):

@@ -4,23 +4,24 @@ Shapes: images (B, C, H, W) in [-1, 1]; indices (B, h, w) int64 in [0, K), or (B
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from common import folder
-from common.config import Settings
 from common.hub import Pretrained
+from tokenizer.config import ImageTokenizerConfig, TokenizerConfig, VQGANConfig
 from tokenizer.likelihood import Bernoulli, Likelihood
+from tokenizer.quantizers.base import Quantizer
 
 
 class ImageTokenizer(nn.Module, Pretrained):
     """`config` says image_size, image_channels, grid (h, w), codebook_size K, code_depth Q and factors."""
 
     files = folder.MODEL_FILES
-    config_class: ClassVar[type[Settings]]
-    config: Any
+    config_class: ClassVar[type[ImageTokenizerConfig]]
+    config: ImageTokenizerConfig
     likelihood: Likelihood  # p(x | z), of what `output` gives
 
     @property
@@ -99,3 +100,21 @@ class ImageTokenizer(nn.Module, Pretrained):
     @classmethod
     def from_folder(cls, path: Path) -> Self:
         return folder.load_model(path, cls, cls.config_class)
+
+
+class NetworkTokenizer(ImageTokenizer):
+    """By an encoder, a quantizer and a decoder: a code stands for a vector, which is drawn together with those around it."""
+
+    config: TokenizerConfig | VQGANConfig
+    quantizer: Quantizer
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """indices (B, h, w), or (B, h, w, Q) -> z_q (B, D, h, w)."""
+        return self.quantizer.lookup(indices)
+
+    def draw(self, z_q: Tensor) -> Tensor:
+        """z_q (B, D, h, w) -> output (B, P, H, W)."""
+        raise NotImplementedError
+
+    def _output(self, indices: Tensor) -> Tensor:
+        return self.draw(self.lookup(indices))

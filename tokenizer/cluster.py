@@ -28,7 +28,7 @@ from common.commands import typed
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share
 from common.pictures import save_curves, save_picture
-from common.progress import passing_bar, progress_bar
+from common.progress import advance, passing_bar, progress_bar
 from common.run import Metrics, open_run, read_metrics
 from common.session import session
 from tokenizer.config import ClusterConfig
@@ -49,8 +49,8 @@ DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cl
 def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     """Fit, or go on fitting, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
-    splits = open_images(c.images, c.model.image_size, c.model.image_channels)
-    fingerprint, splits = splits.fingerprint, splits.splits
+    images = open_images(c.images, c.model.image_size, c.model.image_channels)
+    fingerprint, splits = images.fingerprint, images.splits
     open_run(run, c, CHANGEABLE, accelerator)
     check_enough(c.model.codebook_size, len(splits["train"]), c.model.grid, "patches")
     tokenizer = KMeansTokenizer(c.model).to(accelerator.device)
@@ -121,7 +121,7 @@ def expectation(tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Acce
         sums += some_sums
         squared = (vectors - tokenizer.codebook[indices]).square().sum()
         error += torch.stack([squared, squared.new_tensor(len(vectors) * D)])
-        bar.update(min(len(positions) * accelerator.num_processes, bar.total - bar.n))
+        advance(bar, len(positions) * accelerator.num_processes)
     bar.close()
     total, number = accelerator.reduce(error).tolist()
     return accelerator.reduce(counts), accelerator.reduce(sums), total / number

@@ -32,9 +32,9 @@ from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.folder import sha256, write_json
 from common.launch import Precision, make_accelerator, run_command
-from common.progress import passing_bar, progress_bar
+from common.progress import advance, passing_bar, progress_bar
 from common.session import logged
-from tokenizer.base import ImageTokenizer
+from tokenizer.base import ImageTokenizer, NetworkTokenizer
 from tokenizer.codebook_picture import draw
 from tokenizer.config import EncodeConfig, ImagesConfig
 from tokenizer.health import Counted, advice, described, neighbours, split_figures
@@ -69,6 +69,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     counts = counted.counts[counted.most]
     near = [neighbours(table, row) for table, row in zip(tables(tokenizer), counts, strict=False)]  # none of fsq, lfq
     book = described(tokenizer, settings.get("revive_below"))
+    sentences = advice(book, counted.counts, near)
     figures = {
         "kind": book.kind,
         "codebook_size": book.codebook_size,
@@ -76,11 +77,11 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
         "counted_from": counted.source,
         "splits": {name: split_figures(some, counted.images[name]) for name, some in counted.counts.items()},
         "nearest": [{**found._asdict(), "pairs": [pair._asdict() for pair in found.pairs]} for found in near],
-        "advice": advice(book, counted.counts, near),
+        "advice": sentences,
     }
     if accelerator.is_main_process:
         write_json(run / "codebook.json", figures, indent=None)
-        draw(tokenizer, counted, near, figures["advice"], run / "codebook.png")
+        draw(tokenizer, counted, near, sentences, run / "codebook.png")
     accelerator.wait_for_everyone()
     return figures
 
@@ -89,6 +90,7 @@ def tables(tokenizer: ImageTokenizer) -> list[Tensor]:
     """The vectors (K, D) among which the nearest is searched, of each depth; none where codes are digits."""
     if isinstance(tokenizer, KMeansTokenizer):
         return [tokenizer.codebook]
+    assert isinstance(tokenizer, NetworkTokenizer)  # there are no others
     return [table.vectors for table in tokenizer.quantizer.tables()]
 
 
@@ -148,7 +150,7 @@ def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) ->
         read += len(shard.rows)
         plain = torch.from_numpy(shard.codes[:: info.views].astype(np.int64))
         counts += count(plain, info.codebook_size, info.code_depth)
-        bar.update(min(len(shard.rows) * accelerator.num_processes, bar.total - bar.n))
+        advance(bar, len(shard.rows) * accelerator.num_processes)
     bar.close()
     read, counts = _summed(read, counts, accelerator)
     if read != rows:
@@ -169,7 +171,7 @@ def count_images(tokenizer: ImageTokenizer, split: ImageSplit, batch_size: int, 
             indices = tokenizer.encode(to_float(images.to(accelerator.device)))
         counts += count(indices.cpu(), K, Q)
         read += len(images)
-        bar.update(min(len(positions) * world, bar.total - bar.n))
+        advance(bar, len(positions) * world)
     bar.close()
     return _summed(read, counts, accelerator)
 

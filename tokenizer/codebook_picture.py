@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ from torch import Tensor
 
 from common.folder import replacing
 from common.progress import passing_bar
-from tokenizer.base import ImageTokenizer
+from tokenizer.base import ImageTokenizer, NetworkTokenizer
 from tokenizer.health import PAIRS, Counted, Neighbours
 from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_uint8
 from tokenizer.quantizers.residual import ResidualQuantizer
 from tokenizer.usage import perplexity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BATCH = 256  # codes drawn at once
 AROUND = 5  # places a side of the grid in whose middle a code is drawn
@@ -49,21 +51,23 @@ def patches(tokenizer: ImageTokenizer, counts: Tensor, depth: int, chosen: Tenso
     if isinstance(tokenizer, KMeansTokenizer):
         drawn = tokenizer.decode(chosen.to(tokenizer.codebook.device)[:, None, None])
         return to_uint8(_on_white(drawn)).cpu()
+    assert isinstance(tokenizer, NetworkTokenizer)  # there are no others
     means = [_mean_vector(tokenizer, *row) for row in enumerate(counts)]
+    around = sum(means, torch.zeros_like(means[0]))
     chosen = chosen.to(means[0].device)
     found = []
     with passing_bar(len(chosen), "draw codes", unit="code") as bar:
         for some in chosen.split(BATCH):
-            found.append(_in_the_middle(tokenizer, sum(means), _vectors(tokenizer, depth, some) - means[depth]))
+            found.append(_in_the_middle(tokenizer, around, _vectors(tokenizer, depth, some) - means[depth]))
             bar.update(len(some))
     drawn = torch.cat(found)
     if depth > 0:
-        change = drawn - _in_the_middle(tokenizer, sum(means), torch.zeros_like(means[0])[None])
+        change = drawn - _in_the_middle(tokenizer, around, torch.zeros_like(means[0])[None])
         drawn = change / change.abs().amax(dim=(1, 2, 3)).quantile(0.9).clamp_min(1 / MOST_CONTRAST)
     return to_uint8(drawn).cpu()
 
 
-def _in_the_middle(tokenizer: Tokenizer, around: Tensor, more: Tensor) -> Tensor:
+def _in_the_middle(tokenizer: NetworkTokenizer, around: Tensor, more: Tensor) -> Tensor:
     """What vectors `around` (D, 1, 1) + `more` (N, D, 1, 1) draw amid places of `around` alone: (N, 1 or 3, p, p)."""
     p, middle = tokenizer.config.downsampling, AROUND // 2
     seen = slice(middle * p, (middle + 1) * p)
@@ -84,11 +88,12 @@ def vectors_of(tokenizer: ImageTokenizer, depth: int, chosen: Tensor) -> Tensor:
     """Codes (N,) of a depth as points (N, D): what they add to z_q, of K-means their pixels."""
     if isinstance(tokenizer, KMeansTokenizer):
         return tokenizer.codebook[chosen.to(tokenizer.codebook.device)]
+    assert isinstance(tokenizer, NetworkTokenizer)  # the other kind there is
     chosen = chosen.to(next(tokenizer.parameters()).device)
     return torch.cat([_vectors(tokenizer, depth, some)[:, :, 0, 0] for some in chosen.split(LOOKED_UP)])
 
 
-def _vectors(tokenizer: Tokenizer, depth: int, chosen: Tensor) -> Tensor:
+def _vectors(tokenizer: NetworkTokenizer, depth: int, chosen: Tensor) -> Tensor:
     """What codes (N,) of a depth add to z_q: (N, D, 1, 1)."""
     quantizer = tokenizer.quantizer
     if isinstance(quantizer, ResidualQuantizer):
@@ -96,7 +101,7 @@ def _vectors(tokenizer: Tokenizer, depth: int, chosen: Tensor) -> Tensor:
     return quantizer.lookup(chosen[:, None, None])
 
 
-def _mean_vector(tokenizer: Tokenizer, depth: int, counts: Tensor) -> Tensor:
+def _mean_vector(tokenizer: NetworkTokenizer, depth: int, counts: Tensor) -> Tensor:
     """What a depth adds to z_q on average, of codes counted as (K,): (D, 1, 1)."""
     counts = counts.to(next(tokenizer.parameters()).device)
     total = torch.zeros(tokenizer.config.quantizer.code_dim, 1, 1, device=counts.device)
@@ -120,7 +125,7 @@ class _Page:
         self.width, self.height = width, height
         self.figure = Figure(figsize=(width / 100, height / 100), dpi=100)
 
-    def axes(self, left: int, top: int, width: int, height: int):
+    def axes(self, left: int, top: int, width: int, height: int) -> "Axes":
         bottom = self.height - top - height
         return self.figure.add_axes(
             (left / self.width, bottom / self.height, width / self.width, height / self.height)
@@ -160,7 +165,7 @@ def draw(
         page.figure.savefig(aside, format="png", dpi=100)
 
 
-def draw_curves(axes, counted: Counted) -> None:
+def draw_curves(axes: "Axes", counted: Counted) -> None:
     """Codes from the most to the least used: a line a split, or of a residual tokenizer a line a depth."""
     depths = len(next(iter(counted.counts.values())))
     if depths == 1:
@@ -230,7 +235,7 @@ def draw_pairs(page: _Page, tokenizer: ImageTokenizer, counts: Tensor, near: Seq
     both = sorted(both, key=lambda item: item[1].relative)[:PAIRS]
     some = f" among the {near[0].compared:,} most used codes" if near[0].compared < counts.shape[1] else ""
     page.text(f"nearest pairs{some}; below: distance, 1 is the median to the nearest", 20, top, fontsize=11)
-    tiles = {}
+    tiles: dict[tuple[int, int], np.ndarray] = {}
     for depth in {depth for depth, _ in both}:
         chosen = torch.tensor([pair.codes for at, pair in both if at == depth]).flatten().unique()
         drawn = framed(patches(tokenizer, counts, depth, chosen), counts[depth][chosen] == 0, 56)

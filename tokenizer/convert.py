@@ -28,7 +28,7 @@ from common import config
 from common.commands import typed
 from common.launch import make_accelerator, run_command
 from common.pictures import image_grid, save_picture
-from common.progress import progress_bar
+from common.progress import advance, progress_bar
 from common.run import open_run
 from common.session import session
 from metrics.similarity import psnr_each
@@ -92,7 +92,7 @@ def reconstruct(tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, 
         if sum(map(len, shown)) < SHOWN:
             shown.append(images.cpu())
             decoded.append(again.cpu())
-        bar.update(min(len(some) * accelerator.num_processes, bar.total - bar.n))
+        advance(bar, len(some) * accelerator.num_processes)
     bar.close()
     number, psnr, *errors = accelerator.reduce(sums).tolist()
     squared_error = torch.tensor(errors, device=accelerator.device) / max(number, 1)

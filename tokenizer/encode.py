@@ -11,7 +11,7 @@ the disk and decoded, and their PSNR against the images is printed.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -195,7 +195,7 @@ def check(
 
 
 def main(argv: Sequence[str]) -> None:
-    options = {"positional": "run", "positional_help": "folder of the experiment"}
+    options: dict[str, Any] = {"positional": "run", "positional_help": "folder of the experiment"}
     trained = Path(config.parse(Settings, __doc__, argv, **options).run) / "tokenizer" / "config.yaml"
     base = config.read_yaml(trained)["encode"] if trained.exists() else {}
     c = config.parse(Settings, __doc__, argv, base=base, **options)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.folder import write_json
 from common.pictures import image_grid
-from common.progress import passing_bar
+from common.progress import advance, passing_bar
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.pixels import to_float, to_uint8
@@ -58,7 +58,9 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
     counts = torch.zeros(Q, K, dtype=torch.int64, device=device)
     sums = torch.zeros(3, dtype=torch.float32, device=device)  # PSNR, bits a dimension, images
-    originals, decoded, bar = [], [], passing_bar(len(split), f"evaluate on {split.name}")
+    originals: list[Tensor] = []
+    decoded: list[Tensor] = []
+    bar = passing_bar(len(split), f"evaluate on {split.name}")
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
         images = centre(split.read(positions).images, size).to(device)
         with accelerator.autocast():
@@ -71,7 +73,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
         if sum(map(len, originals)) < SHOWN:
             originals.append(images[:SHOWN].cpu())
             decoded.append(again[:SHOWN].cpu())
-        bar.update(min(len(positions) * accelerator.num_processes, bar.total - bar.n))
+        advance(bar, len(positions) * accelerator.num_processes)
     bar.close()
     counts, (psnr, bits, number) = accelerator.reduce(counts).cpu(), accelerator.reduce(sums).tolist()
     return Evaluation(

@@ -52,10 +52,10 @@ def open_eyes(
     size, classifier = tokenizer.config.image_size, None
     if images.class_names is not None and len(images.class_names) >= LABELLED:
         read = json.dumps([images.fingerprint, settings.model_dump(mode="json", exclude={"source", "memory"})], sort_keys=True)
-        sources = [labelled(split, size) for split in (images.splits["train"], held_out)]
+        train, known = labelled(images.splits["train"], size), labelled(held_out, size)
         recipe = Recipe(mirror=settings.flip)
         with accelerator.main_process_first():
-            classifier = load_or_train(*sources, read, cache, recipe, accelerator.device)
+            classifier = load_or_train(train, known, read, cache, recipe, accelerator.device)
     if c.kind == "classifier" and classifier is None:
         told = "the images have no labels to train a classifier on, so none looks at them: give --features.kind another network"
         accelerator.print(told, file=sys.stderr)

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from common.progress import passing_bar
 from tokenizer.base import ImageTokenizer
-from tokenizer.kmeans import KMeansTokenizer
+from tokenizer.config import KMeansConfig, VQGANConfig
 from tokenizer.quantizers.config import ResidualConfig
 from tokenizer.usage import ENOUGH, GROSS, LOW, entropy_bits, perplexity, reachable, usage
-from tokenizer.vqgan import VQGANTokenizer
 
 SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
 UNSEEN = 0.8  # of the usage expected of validation; not nearer 1, since the codes of one image are alike and reach fewer
@@ -147,14 +146,13 @@ class Codebook(NamedTuple):
 def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
     """What advice depends on of a tokenizer, and of its training."""
     c = tokenizer.config
-    sizes = {"codebook_size": c.codebook_size, "code_depth": c.code_depth}
-    if isinstance(tokenizer, KMeansTokenizer):
+    sizes: dict[str, Any] = {"codebook_size": c.codebook_size, "code_depth": c.code_depth}
+    if isinstance(c, KMeansConfig):
         return Codebook("kmeans", code_dim=c.code_dim, at="model.", **sizes)
-    if isinstance(tokenizer, VQGANTokenizer):
+    if isinstance(c, VQGANConfig):
         return Codebook("vqgan", code_dim=c.code_dim, at="", **sizes)
-    residual = isinstance(c.quantizer, ResidualConfig)
-    each = c.quantizer.each if residual else c.quantizer
-    at = "model.quantizer.each." if residual else "model.quantizer."
+    each = c.quantizer.each if isinstance(c.quantizer, ResidualConfig) else c.quantizer
+    at = "model.quantizer." if each is c.quantizer else "model.quantizer.each."
     normalize = getattr(each, "normalize", None)  # fsq and lfq have none
     return Codebook(each.kind, code_dim=each.code_dim, at=at, normalize=normalize, revive_below=revive_below, **sizes)
 
@@ -276,7 +274,7 @@ def _skewed(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -
     skewed = [depth for depth in depths if lost[depth] > SKEW_BITS]
     if not skewed or counts[0].sum() < ENOUGH * book.codebook_size:
         return []
-    worst = max(skewed, key=lost.get)
+    worst = max(skewed, key=lambda depth: lost[depth])
     ordered = counts[worst].double().sort(descending=True).values
     half = int((ordered.cumsum(0) < ordered.sum() / 2).sum()) + 1
     few = "one code" if half == 1 else f"one of {half:,} codes"

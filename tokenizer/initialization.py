@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.order import Order, Share
-from common.progress import passing_bar
+from common.progress import advance, passing_bar
 from tokenizer.config import TrainConfig
 from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_float
@@ -69,7 +69,7 @@ def encoder_outputs(tokenizer: Tokenizer, split: ImageSplit, number: int, c: Tra
         with accelerator.autocast():
             z_e = tokenizer.encoder(images)
         found.append(rearrange(tokenizer.quantizer.prepare(z_e.float()), "b d h w -> (b h w) d"))
-        bar.update(min(len(found[-1]), bar.total - bar.n))
+        advance(bar, len(found[-1]))
     bar.close()
     vectors = torch.cat(found)
     generator = torch.Generator(vectors.device).manual_seed(c.seed)

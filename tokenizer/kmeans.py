@@ -105,11 +105,14 @@ class KMeansTokenizer(ImageTokenizer):
     """A code is the mean nearest to a patch, and decodes to that mean. Fitted by `tokenizer/cluster.py`."""
 
     config_class = KMeansConfig
+    config: KMeansConfig
+    likelihood: Gaussian
+    codebook: Tensor  # (K, C · patch · patch)
 
     def __init__(self, config: KMeansConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))  # (K, C · patch · patch)
+        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
         self.likelihood = Gaussian(GaussianConfig(), config.image_channels).requires_grad_(False)
 
     @torch.no_grad()

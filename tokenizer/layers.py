@@ -26,8 +26,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
         self.norm2, self.conv2 = norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
@@ -41,8 +41,8 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(self.norm(x)), "b (qkv c) h w -> qkv b 1 (h w) c", qkv=3)

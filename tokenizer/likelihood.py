@@ -291,10 +291,12 @@ class LogisticMixture(Likelihood):
     NAT = 0.1  # as much of a nat as keeps the codebook's losses in balance: of the size of the squared error's gradient
     LEAST, MOST = -7.0, 3.0  # of log s: an eighth of a level, and ten times the range
 
+    start: Tensor  # (M,), where the components are while the output is 0
+
     def __init__(self, config: LogisticMixtureConfig, channels: int):
         super().__init__()
         self.components, self.channels = config.components, channels
-        spread = torch.linspace(-1, 1, 2 * config.components + 1)[1::2]  # where the components are while the output is 0
+        spread = torch.linspace(-1, 1, 2 * config.components + 1)[1::2]
         self.register_buffer("start", spread, persistent=False)
 
     def weight(self) -> float:

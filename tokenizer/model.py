@@ -13,7 +13,7 @@ from torch import Tensor
 from common import folder
 from common.errors import UserError
 from common.hub import locate
-from tokenizer.base import ImageTokenizer
+from tokenizer.base import ImageTokenizer, NetworkTokenizer
 from tokenizer.config import TokenizerConfig
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.layers import Decoder, Encoder
@@ -29,10 +29,11 @@ class Reconstruction(NamedTuple):
     quantized: Quantized
 
 
-class Tokenizer(ImageTokenizer):
+class Tokenizer(NetworkTokenizer):
     """Images to indices and back, by a network trained with `tokenizer/train.py`."""
 
     config_class = TokenizerConfig
+    config: TokenizerConfig
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -45,10 +46,6 @@ class Tokenizer(ImageTokenizer):
     def forward(self, images: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.encoder(images))
         return Reconstruction(self.likelihood.nll(self.draw(quantized.z_q), images), quantized)
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w), or (B, h, w, Q) -> z_q (B, D, h, w)."""
-        return self.quantizer.lookup(indices)
 
     def _encode(self, images: Tensor) -> Tensor:
         z_e = self.encoder(images)
@@ -66,18 +63,14 @@ class Tokenizer(ImageTokenizer):
 
     @torch.no_grad()
     def log_posterior(self, images: Tensor) -> Tensor | None:
-        if not self.stochastic:
+        if not isinstance(self.quantizer, GumbelQuantizer):
             return None
         log_q = self.quantizer.log_posterior(self.quantizer.prepare(self.encoder(images).float()))
         h, w = self.config.grid
         return log_q.view(len(images), h, w, -1)
 
-    def _output(self, indices: Tensor) -> Tensor:
-        return self.draw(self.lookup(indices))
-
     def draw(self, z_q: Tensor) -> Tensor:
-        """z_q (B, D, h, w) -> output (B, P, H, W)."""
-        return self.decoder(z_q.to(self.decoder[0].weight.dtype))  # z_q is fp32 also in a model of half precision
+        return self.decoder(z_q.to(next(self.decoder.parameters()).dtype))  # z_q is fp32 also in a model of half precision
 
 
 TOKENIZERS: tuple[type[ImageTokenizer], ...] = (Tokenizer, KMeansTokenizer, VQGANTokenizer)  # that a folder may hold

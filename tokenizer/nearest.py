@@ -56,7 +56,7 @@ def nearest_grid(z_e: Tensor, codebook: Tensor) -> Tensor:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Products in fp32, also where training allows them TF32 or bf16: those can pick the wrong neighbour."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

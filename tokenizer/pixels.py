@@ -65,8 +65,8 @@ def _resized(pixels: Tensor, shape: Shape) -> Tensor:
 
 def _pixels_of(image: PIL.Image.Image, shape: Shape) -> Tensor:
     """(C, H', W') uint8."""
-    pixels = np.array(_in_mode(image, shape.channels))  # (h, w) or (h, w, C)
-    pixels = torch.from_numpy(pixels).view(*pixels.shape[:2], shape.channels)
+    read = np.array(_in_mode(image, shape.channels))  # (h, w) or (h, w, C)
+    pixels = torch.from_numpy(read).view(*read.shape[:2], shape.channels)
     pixels = _resized(pixels.permute(2, 0, 1), shape)
     return torch.where(pixels > 127, 255, 0).to(torch.uint8) if shape.black_and_white else pixels
 

@@ -10,10 +10,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import yaml
@@ -39,11 +39,18 @@ MOST_CLASSES = 2**20  # a larger number in a column is an id, not a class
 FINGERPRINTED = 256  # rows a split whose bytes the fingerprint covers
 
 
+class Column(Protocol):
+    """N encoded images, an array or on the disk."""
+
+    def __getitem__(self, rows: np.ndarray, /) -> Iterable[dict[str, Any] | None]:
+        """Those of rows (n,)."""
+
+
 class Part(NamedTuple):
     """One split as the source has it: N rows, nothing decoded."""
 
     title: str  # "split train of FOLDER"
-    column: Sequence[dict[str, Any] | None]  # column[rows] reads those rows from disk
+    column: Column
     sizes: np.ndarray  # (N,) int64, bytes
     labels: np.ndarray  # (N,) int64
     wrong_labels: dict[int, str]  # rows whose label is none of the classes, and what it is
@@ -280,7 +287,7 @@ def _values(dataset: "Dataset", column: str) -> "pa.ChunkedArray":
     return dataset.select_columns([column]).with_format("arrow")[:][column]
 
 
-def _encoded(dataset: "Dataset", title: str, column: str) -> tuple[Sequence[dict[str, Any] | None], np.ndarray]:
+def _encoded(dataset: "Dataset", title: str, column: str) -> tuple[Column, np.ndarray]:
     """The column, undecoded, and the bytes each row takes, 0 for a file that is not there."""
     import pyarrow.compute as pc
     from datasets import Image
@@ -304,10 +311,9 @@ def _labels(
 ) -> tuple[np.ndarray, dict[int, str]]:  # fmt: skip
     """(N,) int64: each row's class, -1 where it has none or hides it, as test splits on the Hub do; and the rows whose label is
     none of the classes."""
-    feature = dataset.features.get(column)
-    if class_names is None or feature is None:
+    if class_names is None or column is None or column not in dataset.features:
         return np.full(len(dataset), -1), {}
-    labels = _values(dataset, column).to_pylist()
+    feature, labels = dataset.features[column], _values(dataset, column).to_pylist()
     if not hasattr(feature, "names"):
         return _numbered(labels, class_names, title), {}
     _same_names(title, feature.names, class_names)

@@ -92,17 +92,21 @@ class ImageSplit(torch.utils.data.Dataset):
         """The images at `positions`, a 1-D tensor, array or list; those that cannot be decoded stand in `corrupt`."""
         positions = np.asarray(positions, dtype=np.int64)
         epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), positions.shape)
+        kept: slice | np.ndarray = slice(None)
+        corrupt: list[CorruptRow] = []
         if self._pixels is not None:
-            images, kept, corrupt = self._pixels[torch.from_numpy(positions)], slice(None), []
+            images = self._pixels[torch.from_numpy(positions)]
         else:
             images, kept, corrupt, _, _ = self._decode(self.rows[positions])
-        labels, rows = self.labels[positions][kept], self.rows[positions][kept]
-        return ImageBatch(images, *map(torch.tensor, (labels, rows, epochs[kept])), corrupt)
+        labels, rows, epochs = (torch.tensor(each[kept]) for each in (self.labels[positions], self.rows[positions], epochs))
+        return ImageBatch(images, labels, rows, epochs, corrupt)
 
     def keep_in_memory(self) -> None:
         """Decode every image now. The split shrinks by those that cannot be decoded, and remembers them."""
         pixels = torch.empty(len(self), *self._shape[:3], dtype=torch.uint8)
-        kept, digests, before = [], [], len(self.corrupt)
+        kept: list[int] = []
+        digests: list[bytes] = []
+        before = len(self.corrupt)
         with passing_bar(len(self), f"decode {self.name}") as bar:
             for start in range(0, len(self), ROWS_AT_ONCE):
                 images, here, corrupt, animated, some = self._decode(self.rows[start : start + ROWS_AT_ONCE])

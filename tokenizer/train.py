@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -69,7 +69,7 @@ class Trained(NamedTuple):
     """What training moves."""
 
     tokenizer: Tokenizer
-    ema: EMA
+    ema: EMA[Tokenizer]
     upkeep: CodebookUpkeep
     optimizer: torch.optim.Optimizer
     means: Means  # of the losses since they were last logged
@@ -95,7 +95,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
-    bar, shown, figures = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step), {}, {}
+    bar = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step)
+    shown, figures = dict[str, Any](), dict[str, Any]()
     reader = batches(splits["train"], Order(len(splits["train"]), c.seed, share, first_step), c.workers)
     with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
@@ -241,7 +242,7 @@ def save(trained: Trained, step: int, run: Path, keep: int, accelerator: Acceler
 
 def report(
     evaluation: Evaluation, step: int, trained: Trained, metrics: Metrics, run: Path, accelerator: Accelerator
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Log an evaluation, draw it, warn of codes that are not used; what of it stands beside the progress bar."""
     metrics.log(step, "validation", **evaluation.metrics())
     if accelerator.is_main_process:

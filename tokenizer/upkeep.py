@@ -21,7 +21,7 @@ from torch import Tensor
 from tokenizer.kmeans import assigned
 from tokenizer.nearest import nearest
 from tokenizer.quantizers.base import Quantized, Quantizer
-from tokenizer.quantizers.vq import VectorQuantizer
+from tokenizer.quantizers.table import TableQuantizer
 from tokenizer.quantizers.vq_ema import EMAVectorQuantizer
 
 REVIVE_EVERY = 10
@@ -32,7 +32,7 @@ CANDIDATES = 4096  # vectors a process offers
 class TableUpkeep:
     """Of one table of K vectors; its tensors are part of the training state."""
 
-    def __init__(self, table: VectorQuantizer, *, revive_below: float):
+    def __init__(self, table: TableQuantizer, *, revive_below: float):
         K, D = table.config.codebook_size, table.config.code_dim
         self.table, self.revive_below = table, revive_below
         device = table.codebook.device
@@ -69,7 +69,7 @@ class TableUpkeep:
         """Once after optimizer step `step`. Returns the rows (R,) that were revived, the same on every process."""
         self.window += self._step_counts
         if isinstance(self.table, EMAVectorQuantizer):
-            self._move(accelerator.reduce(self._step_counts), accelerator.reduce(self._step_sums))
+            self._move(self.table, accelerator.reduce(self._step_counts), accelerator.reduce(self._step_sums))
         self.discard()
         if (step + 1) % REVIVE_EVERY:
             return torch.empty(0, dtype=torch.int64, device=self.use.device)
@@ -79,13 +79,13 @@ class TableUpkeep:
         dead = (self.use < self.revive_below).nonzero()[:, 0]
         return self._revive(accelerator, dead) if revive and len(dead) else dead[:0]
 
-    def _move(self, counts: Tensor, sums: Tensor) -> None:
-        decay = self.table.config.decay
+    def _move(self, table: EMAVectorQuantizer, counts: Tensor, sums: Tensor) -> None:
+        decay = table.config.decay
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
         means = self.sums / self.counts.clamp_min(1e-5)[:, None]
-        means = F.normalize(means, dim=1) if self.table.config.normalize else means
-        self.table.codebook.copy_(torch.where(self.counts[:, None] > 1e-5, means, self.table.codebook))
+        means = F.normalize(means, dim=1) if table.config.normalize else means
+        table.codebook.copy_(torch.where(self.counts[:, None] > 1e-5, means, table.codebook))
 
     def _revive(self, accelerator: Accelerator, dead: Tensor) -> Tensor:
         chosen = torch.randint(len(self._offered), (CANDIDATES,), device=dead.device)  # seeded by (seed, step, rank)

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from common.errors import UserError
-from tokenizer.base import ImageTokenizer
+from tokenizer.base import NetworkTokenizer
 from tokenizer.config import VQGANConfig
 from tokenizer.likelihood import HALF, Gaussian, GaussianConfig
 from tokenizer.quantizers.vq import VectorQuantizer
@@ -138,10 +138,12 @@ class Decoder(nn.Module):
         return self.last(F.silu(self.norm(self.levels(self.middle(self.first(z))))))
 
 
-class VQGANTokenizer(ImageTokenizer):
+class VQGANTokenizer(NetworkTokenizer):
     """Somebody else's tokenizer. They publish no likelihood: it gets a Gaussian around what is decoded, one scale a channel."""
 
     config_class = VQGANConfig
+    config: VQGANConfig
+    likelihood: Gaussian
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -161,12 +163,7 @@ class VQGANTokenizer(ImageTokenizer):
         """images (B, C, H, W) -> z_e (B, D, h, w), before it is normalised and quantized."""
         return self.to_code(self.encoder(images))
 
-    def lookup(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w) -> z_q (B, D, h, w)."""
-        return self.quantizer.lookup(indices)
-
     def draw(self, z_q: Tensor) -> Tensor:
-        """z_q (B, D, h, w) -> output (B, C, H, W)."""
         return self.decoder(self.from_code(z_q.to(self.from_code.weight.dtype)))
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -178,6 +175,3 @@ class VQGANTokenizer(ImageTokenizer):
                 "another checkpoint"
             )
         return self.quantizer(z_e).indices
-
-    def _output(self, indices: Tensor) -> Tensor:
-        return self.draw(self.lookup(indices))

@@ -38,7 +38,7 @@ def told(event: Callable) -> Callable:
     if inspect.isgeneratorfunction(event):
 
         @functools.wraps(event)
-        def stream(*given):
+        def stream(*given: Any) -> Iterator[Any]:
             try:
                 yield from event(*given)
             except UserError as error:
@@ -47,7 +47,7 @@ def told(event: Callable) -> Callable:
         return stream
 
     @functools.wraps(event)
-    def answer(*given):
+    def answer(*given: Any) -> Any:
         try:
             return event(*given)
         except UserError as error:
@@ -248,7 +248,8 @@ class Page:
         where = [self.depth, self.by_use, self.number_of_page]
         self._on(self.codes.click, self.on_code, [*where, self.code], [self.code, self.codes, self.told], quiet=True)
         for control in where:
-            self._on(control.input, self.on_page, [*where, self.code], [self.codes, self.told], quiet=True)
+            told_of = control.input  # type: ignore[attr-defined]  # events are put into the class when it is made
+            self._on(told_of, self.on_page, [*where, self.code], [self.codes, self.told], quiet=True)
         shown, at = [self.canvas, self.painting], [self.canvas, self.depth, self.code]
         self._on(self.painting.click, self.on_paint, at, shown, quiet=True)
         self._on(self.undo.click, self.on_undo, [self.canvas], shown, quiet=True)

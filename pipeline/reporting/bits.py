@@ -23,11 +23,10 @@ def doubts(found: Found, stage: str, learned: bool) -> str:
     return doubt
 
 
-def rate_distortion(found: Found, stage: str) -> Html:
+def rate_distortion(found: Found, stage: str, distortion: float) -> Html:
     """What an image costs: its pixels given the codes, and the codes under each prior."""
-    distortion = found.value(stage, "distortion")
-    rates = {prior: found.value(stage, f"{prior}_rate") for prior in PRIORS}
-    rates = {prior: rate for prior, rate in rates.items() if rate is not None}
+    all_rates = {prior: found.value(stage, f"{prior}_rate") for prior in PRIORS}
+    rates = {prior: rate for prior, rate in all_rates.items() if rate is not None}
     most = rates.get("uniform") or math.inf
     drawn = charts.bits(distortion, rates, found.path / "report/bits.png")
     spoken = ", ".join(f"{prior} {distortion + rate:.3f}" for prior, rate in rates.items())
@@ -76,10 +75,12 @@ def where_nats_go(found: Found) -> Html | None:
 
 
 def section(found: Found) -> Section:
-    stage, parts = next((s for s in ("pipeline", "tokenizer") if found.value(s, "distortion") is not None), None), []
-    if stage:
-        parts.append(rate_distortion(found, stage))
-    if stage != "pipeline":
+    parts: list[Html | None] = []
+    distortions = {stage: found.value(stage, "distortion") for stage in ("pipeline", "tokenizer")}
+    measured = [(stage, value) for stage, value in distortions.items() if value is not None]
+    if measured:
+        parts.append(rate_distortion(found, *measured[0]))
+    if distortions["pipeline"] is None:
         what = "What an image costs under the priors was not measured"
         parts.append(page.missing(what, found.command("pipeline/evaluate.py")))
     if "prior" in found.evaluations:
@@ -87,4 +88,4 @@ def section(found: Found) -> Section:
         parts += [page.tag("h3", "The prior on held-out codes"), table, where_nats_go(found)]
     else:
         parts.append(page.missing("The prior was not evaluated", found.command("prior/evaluate.py")))
-    return Section("bits", "Bits", page.join(*parts), stage is not None or "prior" in found.evaluations)
+    return Section("bits", "Bits", page.join(*parts), bool(measured) or "prior" in found.evaluations)

@@ -253,8 +253,8 @@ def in_training(found: Found, stage: str) -> Iterator[str]:
     """What training and encoding measured by the way, where nothing else did."""
     if stage == "tokenizer" and (seen := reconstruction(found, "psnr")):
         yield f"By the way, reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])}).\n"
-    if stage == "prior" and (seen := nats(found)):
-        yield f"By the way, a code costs {number(seen[0])} nats ({plain(seen[2])}).\n"
+    if stage == "prior" and (cost := nats(found)):
+        yield f"By the way, a code costs {number(cost[0])} nats ({plain(cost[2])}).\n"
 
 
 def measured(found: Found, stage: str) -> Iterator[str]:

@@ -8,12 +8,16 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from common.folder import replacing
 from pipeline.reporting.page import Html
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#1d2125"  # becomes the page's own colour of text; matplotlib writes it as it stands here
 COLOURS = ("#4a8fe0", "#e08a3c", "#3fa77a", "#a678d0")  # told apart on white and on black
@@ -27,7 +31,7 @@ class Curve(NamedTuple):
     values: Sequence[float]
 
 
-def _plot(width: float, height: float):
+def _plot(width: float, height: float) -> "tuple[Figure, Axes]":
     """A figure and its axes, in ink without a frame."""
     import matplotlib
 
@@ -45,11 +49,11 @@ def _plot(width: float, height: float):
     return figure, axes
 
 
-def _legend(axes, **place) -> None:
+def _legend(axes: "Axes", **place: Any) -> None:
     axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, handlelength=1.6, borderaxespad=0.2, **place)
 
 
-def _save(figure, path: Path) -> Html:
+def _save(figure: "Figure", path: Path) -> Html:
     """Write the PNG, and return the SVG."""
     import matplotlib
 

@@ -30,7 +30,7 @@ def half_rows(c: ImageTokenizerConfig) -> int:
 def completed(found: Found) -> tuple[list[Tensor], str]:
     """Rows of images (n, C, H, W): originals, what is kept of them, and completions. Raises `UserError` if it cannot be."""
     pipeline = ImagePipeline.from_run(found.path, found.sampling.sampling if found.sampling else SamplingConfig())
-    pipeline.to("cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator())
+    pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     c = pipeline.tokenizer.config
     settings = run_images(found.path / "tokenizer").model_copy(update={"memory": 0.0})  # a few images alone are decoded
     split = held_out(open_images(settings, c.image_size, c.image_channels).splits, found.split)

@@ -119,8 +119,9 @@ class Found(NamedTuple):
         return f"{encode}python prior/train.py CONFIG --run {self.shown}"
 
     def command(self, script: str) -> str:
-        evaluation = self.split is not None and script.endswith("evaluate.py")
-        return f"python {script} {self.shown}" + (f" --split {shlex.quote(self.split)}" if evaluation else "")
+        if self.split is None or not script.endswith("evaluate.py"):
+            return f"python {script} {self.shown}"
+        return f"python {script} {self.shown} --split {shlex.quote(self.split)}"
 
     def value(self, stage: str, name: str) -> float | None:
         """A figure of a stage's evaluation, where it is there and a number."""

@@ -72,9 +72,9 @@ def headline(found: Found) -> Iterator[Figure]:
         yield Figure("codebook in use", percent(seen[0]), seen[1])
     if (value := found.value("pipeline", "learned_bits_per_dim")) is not None:
         yield Figure("bits per dimension", f"{value:.3f}", f"learned prior, {found.of('pipeline', 'priced')}")
-    if seen := nats(found):
-        saved = f"{percent(seen[1])} saved under independent codes; " if seen[1] is not None else ""
-        yield Figure("nats per code", f"{seen[0]:.3f}", f"{saved}{seen[2]}")
+    if cost := nats(found):
+        saved = f"{percent(cost[1])} saved under independent codes; " if cost[1] is not None else ""
+        yield Figure("nats per code", f"{cost[0]:.3f}", f"{saved}{cost[2]}")
     yield from distances(found)
     if (value := found.value("pipeline", "class_agreement")) is not None:
         yield Figure("class agreement", percent(value), "drawn images that a classifier takes for the class asked for")

@@ -1,6 +1,6 @@
 """The pictures that other commands left: samples, reconstructions, and the training images nearest to samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import PIL.Image
@@ -102,7 +102,7 @@ def reconstructions(found: Found) -> Section:
 # ------------------------------------------------------------------------------------------------------------ neighbours
 
 
-def memorised(found: Found, kinds: Sequence[str]) -> Html:
+def memorised(found: Found, shares: Mapping[str, float]) -> Html:
     """How many samples are as near to a training image as few held-out images are, and how to read that."""
     protocol = found.evaluations["pipeline"]["protocol"]
     looked, among = protocol.get("neighbours"), protocol.get("neighbours_among")
@@ -112,7 +112,7 @@ def memorised(found: Found, kinds: Sequence[str]) -> Html:
         "sampler that copies nothing shows, and a share many times that says that training images are repeated. Few codes, "
         "or few training images, raise it too."
     )
-    rows = [(kind, percent(found.value("pipeline", f"memorised_{kind}"))) for kind in kinds]
+    rows = [(kind, percent(share)) for kind, share in shares.items()]
     return page.join(page.table(("measured in", "as near as 1% of held-out images"), rows), page.paragraph(reading, counts))
 
 
@@ -122,12 +122,13 @@ def neighbours(found: Found) -> Section:
         what = "Drawn images were not looked up among the training images"
         return Section("neighbours", title, page.missing(what, found.command("pipeline/evaluate.py")), False)
     read_picture(path)
-    kinds = [kind for kind in ("pixels", "features", "codes") if found.value("pipeline", f"memorised_{kind}") is not None]
-    alt = f"Drawn images over the nearest training image of each in {', '.join(kinds)}"
+    each = {kind: found.value("pipeline", f"memorised_{kind}") for kind in ("pixels", "features", "codes")}
+    shares = {kind: share for kind, share in each.items() if share is not None}
+    alt = f"Drawn images over the nearest training image of each in {', '.join(shares)}"
     image = page.picture(path, alt, pixels=found.pixels)
     caption = (
         "The upper row was drawn. Under each image stands the training image nearest to it, once for each way of measuring: "
         "an image that repeats one of them would stand there twice."
     )
-    rows = page.labelled(image, rows=("drawn", *(f"nearest in {kind}" for kind in kinds)))
-    return Section("neighbours", title, page.join(page.figure(rows, caption), memorised(found, kinds)))
+    rows = page.labelled(image, rows=("drawn", *(f"nearest in {kind}" for kind in shares)))
+    return Section("neighbours", title, page.join(page.figure(rows, caption), memorised(found, shares)))

@@ -48,11 +48,11 @@ def ends(curves: Sequence[Curve]) -> str:
 def panels(found: Found, lines: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
     """The tokenizer's curves, those that it has; of a single evaluation there is none."""
     for panel in PANELS:
-        curves = [
+        all_named = [
             curve(name, [line for line in lines if validation in (None, "psnr" in line)], metric, log=panel.log)
             for name, (metric, validation) in panel.names.items()
         ]
-        curves = [each for each in curves if each is not None]
+        curves = [each for each in all_named if each is not None]
         if any(len(each.steps) > 1 for each in curves):
             path = found.path / "report" / f"tokenizer-{panel.title.split(',')[0].replace(' ', '-').lower()}.png"
             drawn = charts.curves(curves, path, log=panel.log, shares=panel.shares)
@@ -74,8 +74,8 @@ def prior_curves(found: Found, lines: Sequence[Mapping[str, Any]]) -> Html:
     after = {name: value for name, value in found.prior_figures().items() if finite(value) is not None}
     named = {"uniform codes": "uniform_nll", "independent codes": "validation_marginal_nll"}
     levels = {name: after[key] for name, key in named.items() if key in after}
-    curves = [curve("train", lines, "nll"), curve("validation", lines, "validation_nll")]
-    curves = [each for each in curves if each is not None]
+    both = (curve("train", lines, "nll"), curve("validation", lines, "validation_nll"))
+    curves = [each for each in both if each is not None]
     drawn = charts.curves(curves, found.path / "report/prior-nll.png", levels=levels, width=5.6)
     caption = "Nats per code, beside the two priors that need no training. Validation is without dropout."
     left = page.figure(page.chart(drawn, f"Nats per code over the step: {ends(curves)}"), caption)

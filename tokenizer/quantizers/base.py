@@ -6,10 +6,13 @@ Shapes, for B images on an h x w grid, D channels, K values a code and Q codes a
     indices  (B, h, w), or (B, h, w, Q) where a place has Q > 1 codes; int64 in [0, K)
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+
+if TYPE_CHECKING:  # it is made of what stands here
+    from tokenizer.quantizers.table import TableQuantizer
 
 
 class Quantized(NamedTuple):
@@ -54,7 +57,7 @@ class Quantizer(nn.Module):
     def initialize(self, vectors: Tensor, generator: Generator) -> None:
         """Fit the codebook, where there is one, to prepared encoder outputs (N, D), N >= K."""
 
-    def tables(self) -> "tuple[Quantizer, ...]":
+    def tables(self) -> "tuple[TableQuantizer, ...]":
         """The quantizers inside that have a table of vectors, which needs keeping alive; see `tokenizer.upkeep`."""
         return ()
 

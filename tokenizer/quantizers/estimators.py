@@ -5,6 +5,8 @@ forward direction. `benchmarks/estimators.py` measures their bias and variance w
 can be enumerated.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,11 +18,11 @@ class _StraightThrough(torch.autograd.Function):
     """What z_e + (e − z_e).detach() means, without its rounding and its two passes over memory."""
 
     @staticmethod
-    def forward(ctx, z_e: Tensor, e: Tensor) -> Tensor:
+    def forward(ctx: Any, z_e: Tensor, e: Tensor) -> Tensor:
         return e.view_as(e)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 

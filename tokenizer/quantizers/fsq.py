@@ -20,12 +20,14 @@ EDGE = 1e-3  # how far beyond the outermost level tanh may reach: at the bound i
 class FiniteScalarQuantizer(Quantizer):
     """Level l of L is the number (l − ⌊L / 2⌋) / ⌊L / 2⌋: from −1 up, to 1 where L is odd."""
 
+    levels: Tensor  # (D, 1, 1)
+    radius: Tensor
     commits = False
 
     def __init__(self, config: FSQConfig):
         super().__init__()
         self.config = config
-        levels = torch.tensor(config.levels).view(-1, 1, 1)  # (D, 1, 1)
+        levels = torch.tensor(config.levels).view(-1, 1, 1)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("radius", levels // 2, persistent=False)
         self.spacing = 1 / (max(config.levels) - 1)

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.config import GumbelConfig
 from tokenizer.quantizers.estimators import gumbel_softmax
-from tokenizer.quantizers.vq import VectorQuantizer
+from tokenizer.quantizers.table import TableQuantizer
 
 SHARPNESS = 10.0  # of q at the start: draws are mostly among the nearest few
 
 
-class GumbelQuantizer(VectorQuantizer):
+class GumbelQuantizer(TableQuantizer):
     """The codebook is a parameter (K, D), and so is log s."""
 
+    config: GumbelConfig
     commits = False
 
     def __init__(self, config: GumbelConfig):

@@ -29,6 +29,8 @@ LEAST_VARIANCE = 1e-6  # of the largest: directions in which nothing varies are 
 class LookupFreeQuantizer(Quantizer):
     """Bit 0 of a code is −1, bit 1 is 1; of a number that is 0, the sign is −1."""
 
+    mean: Tensor  # (D,)
+    whitening: Tensor  # (D, D)
     spacing = 0.5
 
     def __init__(self, config: LFQConfig):

@@ -3,6 +3,8 @@
 Shapes: z_e and e alike; the losses ().
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,14 +13,14 @@ class _TwoSides(torch.autograd.Function):
     """One difference for both, where `mse_loss` with a detach on either side takes two and keeps both."""
 
     @staticmethod
-    def forward(ctx, z_e: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, z_e: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         difference = e - z_e
         ctx.save_for_backward(difference)
         loss = torch.linalg.vector_norm(difference).square() / max(1, difference.numel())
         return loss, loss.clone()
 
     @staticmethod
-    def backward(ctx, of_codebook: Tensor, of_commitment: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, of_codebook: Tensor, of_commitment: Tensor) -> tuple[Tensor, Tensor]:
         (difference,) = ctx.saved_tensors
         scale = 2 / max(1, difference.numel())
         return difference * (-scale * of_commitment), difference * (scale * of_codebook)

@@ -8,12 +8,16 @@ Q codes of K values tell K^Q vectors apart at the cost of Q searches among K. Th
 stays the identity and is not counted Q times.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from tokenizer.quantizers.base import Quantized, Quantizer
 from tokenizer.quantizers.config import ResidualConfig
+from tokenizer.quantizers.table import TableQuantizer
 
 
 class ResidualQuantizer(Quantizer):
@@ -25,14 +29,15 @@ class ResidualQuantizer(Quantizer):
     def __init__(self, config: ResidualConfig, depths: list[Quantizer]):
         super().__init__()
         self.config = config
-        self.depths = nn.ModuleList(depths)
+        self.depths = cast(Sequence[Quantizer], nn.ModuleList(depths))  # torch's type says that it holds modules, not which
         self.scales = [depths[0].spacing ** q for q in range(config.code_depth)]
 
     def prepare(self, z_e: Tensor) -> Tensor:
         return self.depths[0].prepare(z_e)
 
     def quantize(self, z_e: Tensor) -> Quantized:
-        stages, z_q, left, commitment_loss = [], 0, z_e, z_e.new_zeros(())
+        zero = z_e.new_zeros(())
+        stages, z_q, left, commitment_loss = [], zero, z_e, zero
         for depth, scale in zip(self.depths, self.scales, strict=True):
             stage = depth.quantize(left / scale)
             z_q = z_q + stage.z_q * scale
@@ -62,7 +67,7 @@ class ResidualQuantizer(Quantizer):
             codes = depth.quantize((left / scale)[:, :, None, None]).indices
             left = left - depth.lookup(codes)[:, :, 0, 0] * scale
 
-    def tables(self) -> tuple[Quantizer, ...]:
+    def tables(self) -> tuple[TableQuantizer, ...]:
         return tuple(table for depth in self.depths for table in depth.tables())
 
     def anneal(self, progress: float) -> None:

@@ -16,6 +16,8 @@ from tokenizer.quantizers.vq import VectorQuantizer
 class EMAVectorQuantizer(VectorQuantizer):
     """The codebook is a buffer (K, D)."""
 
+    config: EMAVQConfig
+
     def __init__(self, config: EMAVQConfig):
         super().__init__(config)
         codebook = self.codebook.detach()
