@@ -17,6 +17,7 @@ check: $(VENV)/.ready-to-test  # style and types
 
 docs: $(VENV)/.ready-to-test
 	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs build/docs
+	@echo "the site is build/docs/index.html"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -3,7 +3,7 @@
     python -m benchmarks.app_screenshot RUN docs/app.png
 
 Serves the page of a run, draws with the first seed that was not shown yet, and takes the picture when about two thirds of the
-codes are drawn. Needs pip install 'tesserae[app]', playwright and a Chromium.
+codes are drawn. Needs Gradio, playwright and a Chromium.
 """
 
 import argparse

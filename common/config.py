@@ -73,10 +73,12 @@ _Loader.add_implicit_resolver(
 
 
 def find(path: str | Path) -> Path:
-    """The path itself, or where there is nothing at `configs/NAME...`, what is shipped under that name."""
+    """The path itself, or where there is nothing at `configs/NAME...` or `NAME`, what is shipped under that name."""
     path = Path(path)
-    if not path.exists() and path.parts[:1] == ("configs",) and (SHIPPED.parent / path).exists():
-        return SHIPPED.parent / path
+    if not path.exists():
+        for place in (SHIPPED.parent if path.parts[:1] == ("configs",) else SHIPPED,):
+            if ".." not in path.parts and not path.is_absolute() and (place / path).exists():
+                return place / path
     return path
 
 
@@ -156,7 +158,8 @@ def _explain(cls: type[Settings], error: ValidationError, source: str) -> str:
         near = difflib.get_close_matches(given, kinds.split(", "), 1)
         return f"{source}: {key}.kind must be one of {kinds}, got {given!r}{f'; did you mean {near[0]}?' if near else ''}"
     if first["type"] == "missing":
-        return f"{source}: {key} must be given"
+        below = [name for name, _ in leaves(cls) if name.startswith(f"{key}.")]
+        return f"{source}: {key} must be given{f', as --{below[0]} and its like' if below else ''}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:] if not message.startswith("Input") else message[6:]
     if first["type"] == "value_error":

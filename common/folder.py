@@ -107,7 +107,13 @@ def inside(folder: Path, name: str) -> Path:
         UserError: it is a link to something outside the folder (and not the Hub's cache, which links to its own files).
     """
     path, home = folder / name, folder.resolve()
-    real = path.resolve()
+    try:
+        real = path.resolve()
+        whole = not real.exists() or real.is_file() or real.is_dir()
+    except (RuntimeError, OSError) as error:  # links in a circle, or a name no disk can have
+        raise UserError(f"{path} cannot be followed: {error}") from None
+    if not whole:
+        raise UserError(f"{path} is no file but a device or a pipe; put a file there")
     caches = [parent.parent / "blobs" for parent in folder.absolute().parents if parent.name == "snapshots"]
     if not any(real.is_relative_to(place.resolve()) for place in (home, *caches)):
         raise UserError(f"{path} is a link that leaves its folder, to {real}; put the file itself there")
@@ -123,6 +129,8 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `UserError` that names the file when it is absent or damaged."""
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} must be a file of JSON, and is none")
         if path.stat().st_size > MOST_JSON:
             raise UserError(f"{path} has {path.stat().st_size} bytes; expected no more than {MOST_JSON}")
         value = json.loads(path.read_text(encoding="utf-8"))

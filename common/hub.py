@@ -110,7 +110,11 @@ def locate(
     Raises:
         UserError: neither is there, or the repository has no file of the first name: it is something else.
     """
-    if Path(path).is_dir():
+    try:
+        here = Path(path).is_dir()
+    except OSError as error:  # a name longer than any disk has
+        raise UserError(f"there is no folder {str(path)[:80]}...: {error.strerror}") from None
+    if here:
         return inside(Path(path), subfolder)
     if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         raise UserError(f"there is no folder {path}")
@@ -151,8 +155,10 @@ def push(
     Raises:
         UserError: as `Pretrained.push_to_hub`.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"HF_HUB_OFFLINE is set, so nothing is pushed to {repo_id}: unset it, and run the same command again")
     if create_pr and revision is not None:
         raise UserError(f"a pull request is opened against the main branch; leave revision {revision!r} away, or create_pr")
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from common.commands import typed
 from common.errors import UserError
-from common.starting import INTERRUPTED, PREEMPTED
+from common.starting import INTERRUPTED, PREEMPTED, UNHEARD, speak_anyhow
 from common.track import check_installed
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -141,9 +142,13 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    speak_anyhow()
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
         status = 0
+    except BrokenPipeError:  # `| head` has read enough
+        os._exit(UNHEARD)
     except UserError as error:
         status = _fail(f"error: {error}", USER_ERROR)
     except Interrupted as interruption:
@@ -161,11 +166,18 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     several = _several()
     if several and status == 0:
         torch.distributed.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # told above, where it could be
+        sys.stdout.flush()
+        sys.stderr.flush()
     if several and status:
         os._exit(status)  # the others may stand in a collective operation that this process will never come to
     sys.exit(status)
+
+
+def check_alone() -> None:
+    """For a command that one process does. Raises `UserError` where a launcher started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("this command is one process: start it with python (or by its name), not with a launcher of several")
 
 
 def _several() -> bool:

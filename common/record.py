@@ -63,7 +63,7 @@ def code() -> str:
 def release() -> str:
     """The name and version of this package, as far as it is installed as one."""
     try:
-        return f"tesserae {version('tesserae')}"
+        return f"tesserae {version('tesserae-images')}"
     except PackageNotFoundError:  # run from its folder
         return "tesserae"
 

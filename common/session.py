@@ -81,7 +81,14 @@ def logged(folder: Path) -> Iterator[None]:
 
 
 def log_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.log")
+    return named(folder, f"{folder.absolute().name}.log")
+
+
+def named(folder: Path, name: str) -> Path:
+    """The path of that name beside a folder. Raises `UserError` for the root, which has nothing beside it."""
+    if not folder.absolute().name:
+        raise UserError(f"{folder} is the root of the disk; give a folder in it")
+    return folder.absolute().with_name(name) if folder.name in ("", "..") else folder.with_name(name)
 
 
 def _log(folder: Path, error: BaseException) -> None:
@@ -110,7 +117,7 @@ class Lock:
     """One process's hold on a folder."""
 
     def __init__(self, folder: Path):
-        self.folder, self.path = folder, folder.with_name(f".{folder.name}.lock")
+        self.folder, self.path = folder, named(folder, f".{folder.absolute().name}.lock")
         self._file: IO[str] | None = None
         self._made: list[Path] = []  # folders that were not there
 

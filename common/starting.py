@@ -7,12 +7,23 @@ from types import FrameType
 
 PREEMPTED = 75  # the exit status after SIGTERM: what was done is saved, and the same command goes on
 INTERRUPTED = 130  # after Ctrl-C, likewise
+UNHEARD = 141  # after whoever reads the output has closed it, as `head` does
 
 
 def answer_signals() -> None:
     """Until `common.launch.run_command` takes over, Ctrl-C and SIGTERM end the process at once."""
     signal.signal(signal.SIGINT, _end)
     signal.signal(signal.SIGTERM, _end)
+
+
+def speak_anyhow() -> None:
+    """Where there is no output, nowhere; where it knows no such letter, with a question mark: never an error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

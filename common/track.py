@@ -29,14 +29,13 @@ from common.errors import UserError
 from common.folder import read_json, remove, write_json
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
-INSTALL = "pip install 'tesserae[track]'"
 
 
 def check_installed(names: Sequence[str]) -> None:
     """Accelerate would leave a tracker out without a word. Raises `UserError` with the line that installs it."""
     for name in names:
         if getattr(find_spec(name), "origin", None) is None:  # a folder ./wandb of runs is found too, and has no origin
-            raise UserError(f"track: {name} is not installed; {INSTALL} has it, or leave it out of --track")
+            raise UserError(f"track: {name} is not installed; pip install {name}, or leave it out of --track")
 
 
 class Trackers:
@@ -117,8 +116,11 @@ class Trackers:
 def _options(folder: Path, settings: Mapping[str, Any], first_step: int) -> dict[str, dict[str, Any]]:
     """What each tracker is started with."""
     path, stage = folder / ".tracked.json", folder.resolve()
-    if first_step == 0:
-        remove(folder / "tensorboard")  # of a run that was killed before there was anything to go on from
+    events = folder / "tensorboard"
+    if first_step == 0 and path.exists():
+        remove(events)  # of a run that was killed before there was anything to go on from
+    elif os.path.lexists(events) and not path.exists() and not (events.is_dir() and not any(events.iterdir())):
+        raise UserError(f"{events} holds something that no run of ours wrote; move it away, or give another --run")
     if first_step == 0 or not path.exists():
         write_json(path, {"id": secrets.token_hex(6)})
     name, identity = f"{stage.parent.name}-{stage.name}", read_json(path).get("id")

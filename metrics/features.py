@@ -29,7 +29,7 @@ from common.errors import UserError
 from common.folder import remove, sha256
 from metrics.classifier import Classifier, to_pixels
 
-EVAL = "pip install 'tesserae[eval]'"
+EVAL = "pip install torch-fidelity"
 FID_WEIGHTS = "6726825d"  # the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file
 IMAGENET_SIDE, IMAGENET_MEAN, IMAGENET_STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KIND = """`classifier`: trained on the images' own labels; `inception`: of the FID; `torchvision`, `timm`: a model of that

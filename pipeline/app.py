@@ -5,10 +5,11 @@
 Reads RUN/tokenizer/model, RUN/prior/model and where they are there RUN/pipeline/generation_config.json and
 RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, but that
 pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host says another
-address or --share true opens a public link; loads nothing from elsewhere. Needs pip install 'tesserae[app]'.
+address or --share true opens a public link; loads nothing from elsewhere. Needs Gradio: pip install gradio.
 """
 
 import os
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from torch import Tensor
 from common import config
 from common.config import Settings as BaseSettings
 from common.errors import UserError
-from common.launch import Terminated, make_accelerator, run_command
+from common.launch import Terminated, check_alone, make_accelerator, run_command
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
@@ -95,8 +96,18 @@ def name_of(run: str) -> str:
     return path.parent.name if path.name == "pipeline" else path.name
 
 
+def check_address(host: str) -> None:
+    """That this machine has the address: Gradio would try one port of it after the other. Raises `UserError`."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as here:
+            here.bind((host, 0))
+    except OSError as error:
+        raise UserError(f"cannot serve at {host}: {error.strerror or error}; give another --host, as 127.0.0.1") from None
+
+
 def serve(c: Settings) -> None:
     """Until the process is told to end."""
+    check_address(c.host)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from pipeline.playground.desk import Desk
     from pipeline.playground.page import Page, theme  # needs Gradio, and says so
@@ -115,11 +126,13 @@ def serve(c: Settings) -> None:
             f"cannot serve at {where}: it is taken, or none of this machine; give another --port or --host"
         ) from error
     print(f"the page is at {here}" + (f" and, for a while, at {public}" if public else ""), flush=True)
+    print("Ctrl-C ends it", file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt, Terminated):  # the way to end it: nothing was interrupted
         threading.Event().wait()
 
 
 def main(argv: Sequence[str]) -> None:
+    check_alone()
     options: dict[str, Any] = {
         "positional": "run",
         "positional_help": "folder of the experiment, a pipeline folder, or one on the Hub",

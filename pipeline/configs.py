@@ -6,6 +6,7 @@
 Every command also finds a shipped config under its name, `configs/digits/prior.yaml`, in folders that have none of that name.
 """
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from common import config, folder
 from common.commands import typed
 from common.config import SHIPPED
 from common.errors import UserError
-from common.launch import run_command
+from common.launch import check_alone, run_command
 
 
 class Settings(config.Settings):
@@ -56,20 +57,22 @@ def copy(name: str, to: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    check_alone()
     c = config.parse(Settings, __doc__, argv, positional="name", positional_help="one of the shipped configs")
     if c.to is not None and c.name is None:
         raise UserError(f"which config is to be copied to {c.to}? They are {', '.join(shipped())}")
     if c.name is not None and c.to is not None:
         copy(c.name, Path(c.to))
         print(f"{c.to} holds {', '.join(sorted(path.name for path in Path(c.to).iterdir()))}; change what they mark, then")
-        print(typed(f"next: python pipeline/run.py {c.to} --images FOLDER --run runs/{Path(c.to).name}"))
+        to, run = shlex.quote(c.to), shlex.quote(f"runs/{Path(c.to).name}")
+        print(typed(f"next: python pipeline/run.py {to} --images FOLDER --run {run}"))
         return
     found = shipped() if c.name is None else {c.name: shipped().get(c.name)}
     if None in found.values():
         raise UserError(f"there is no shipped config {c.name}; they are {', '.join(shipped())}")
     for name, purpose in found.items():
         print(f"{name:<{max(map(len, shipped()))}}  {purpose}".rstrip())
-    print(typed(f"next: python pipeline/configs.py {c.name or 'imagefolder'} --to configs/mine"))
+    print(typed(f"next: python pipeline/configs.py {c.name or 'imagefolder_small'} --to configs/mine"))
 
 
 if __name__ == "__main__":

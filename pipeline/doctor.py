@@ -10,6 +10,7 @@ Reads and writes nothing else, and asks no network.
 
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from common import codes, config
 from common.codes import TokenizerIdentity
 from common.commands import typed
+from common.config import SHIPPED
 from common.errors import UserError
 from common.launch import computes_bf16, make_accelerator, run_command
 from common.record import code, cpu_model
@@ -47,6 +49,7 @@ EXTRAS = {"eval": ("torch-fidelity",), "app": ("gradio",), "track": ("tensorboar
 ADAMW, MUON, EMA, GRADIENT, WEIGHT = 2, 1, 1, 1, 1  # numbers of fp32 that a weight takes in each
 WORKSPACE = 1.5  # times what is counted: steps of both stages of cifar10 took 1.2 to 1.5 on a CPU, in fp32 and in bf16
 GIB = 2**30
+NOT = "DOES NOT FIT"
 
 
 class Settings(config.Settings):
@@ -71,7 +74,8 @@ def versions() -> Iterator[str]:
     yield "packages    " + ", ".join(f"{name} {installed(name)}" for name in PACKAGES)
     for extra, names in EXTRAS.items():
         there = [f"{name} {installed(name) or 'missing'}" for name in names]
-        hint = "" if all(map(installed, names)) else f"; pip install 'tesserae[{extra}]' brings what is missing"
+        missing = [name for name in names if not installed(name)]
+        hint = f"; pip install {' '.join(missing)}" if missing else ""
         yield f"extra {extra:<5} {', '.join(there)}{hint}"
 
 
@@ -200,7 +204,7 @@ def look_at(path: Path, accelerator: Accelerator) -> Iterator[str]:
         prior = config.build(PriorTraining, given, str(path))
         each, bf16 = images_each(prior, accelerator), in_bf16(prior, accelerator)
         fixed, activations = prior_step(prior, prior_over(path, prior), each, bf16)
-    yield from verdict(path, fixed, activations, f"{each} images in {'bf16' if bf16 else 'fp32'}", accelerator)
+    yield from verdict(path, fixed, activations, each, "bf16" if bf16 else "fp32", accelerator)
 
 
 def images_each(c: TokenizerTraining | PriorTraining, accelerator: Accelerator) -> int:
@@ -212,22 +216,35 @@ def in_bf16(c: TokenizerTraining | PriorTraining, accelerator: Accelerator) -> b
     return c.precision == "bf16" or (c.precision == "auto" and computes_bf16(accelerator.device.type))
 
 
-def verdict(path: Path, fixed: int, activations: int, batch: str, accelerator: Accelerator) -> Iterator[str]:
+def verdict(
+    path: Path, fixed: int, activations: int, images: int, precision: str, accelerator: Accelerator
+) -> Iterator[str]:  # fmt: skip
     on_gpu = accelerator.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     needed = (fixed + activations) * WORKSPACE
     place = f"device {accelerator.device.index or 0}" if on_gpu else "memory"
     yield f"{path}: {fixed / GIB:.2f} GiB of weights, gradients, optimizer and averages"
-    yield f"  + {activations / GIB:.2f} GiB of activations of {batch}"
+    yield f"  + {activations / GIB:.2f} GiB of activations of {images} images in {precision}"
     yield f"  x {WORKSPACE} for what lies around them: about {needed / GIB:.1f} GiB; {free / GIB:.1f} GiB are free in {place}"
-    room = free / WORKSPACE - fixed
+    room, one = free / WORKSPACE - fixed, activations / images
     if needed <= free:
-        yield "  fits"
-    elif room <= 0:
-        yield "  DOES NOT FIT at any batch size: take a smaller model (or for a prior, FSDP over several devices)"
+        yield "  fits" + ("" if on_gpu else ", beside the gigabyte or so that Python and torch take")
+    elif room < one:
+        yield f"  {NOT} one image at a time: take a smaller model or smaller images (or for a prior, FSDP)"
     else:
-        parts = math.ceil(activations / room)
-        yield f"  DOES NOT FIT: accumulate, {parts} times what it is now, takes as many images a step in smaller parts"
+        parts = math.ceil(images / int(room / one))
+        yield f"  {NOT}: accumulate, {parts} times what it is now, takes as many images a step in smaller parts"
+
+
+def given_images(first: Path) -> str:
+    """The config's folder as pipeline/run.py takes it, with the images to be named where the config has only a placeholder."""
+    folder = first.parent
+    shown = folder.relative_to(SHIPPED.parent) if folder.is_relative_to(SHIPPED) else folder
+    images = config.read_yaml(first).get("images")
+    source = images.get("source", "digits") if isinstance(images, dict) else "digits"
+    there = source == "digits" or Path(str(source)).expanduser().exists()
+    mine = "" if there else f" --images FOLDER --run runs/{folder.absolute().name}"
+    return f"{shlex.quote(str(shown))}{mine}"
 
 
 def configs_of(path: Path) -> list[Path]:
@@ -249,10 +266,11 @@ def main(argv: Sequence[str]) -> None:
         accelerator.print(typed("next: python pipeline/doctor.py configs/digits    # whether a config fits"))
         return
     found = configs_of(config.find(c.configs))
-    for path in found:
-        for line in look_at(path, accelerator):
-            accelerator.print(line)
-    accelerator.print(typed(f"next: python pipeline/run.py {found[0].parent}"))
+    told = [line for path in found for line in look_at(path, accelerator)]
+    for line in told:
+        accelerator.print(line)
+    if not any(NOT in line for line in told):
+        accelerator.print(typed(f"next: python pipeline/run.py {given_images(found[0])}"))
 
 
 if __name__ == "__main__":

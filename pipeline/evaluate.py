@@ -65,6 +65,7 @@ PICTURES = ("samples", "neighbours")
 PART = 500  # images
 MOST_TRAIN, MOST_BYTES = 60_000, 2**30  # training images that drawn ones are looked up among, evenly spaced, and their pixels
 FEWEST = 10  # drawn images that say anything of neighbourhoods
+FEW_HELD_OUT = 100  # of which 1% are one image: below, nothing says how near to training images held-out ones are
 
 
 class Settings(BaseSettings):
@@ -266,6 +267,13 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
             held = labelled(bench.split, size)
             figures |= ask_classifier(drawn, eyes.classifier, held, prior.class_names or (), bench.accelerator.device)
         some = 0 if bench.split.name == "train" else min(bench.c.neighbours, number)  # of train itself all would be copies
+        if 0 < len(bench.split) < FEW_HELD_OUT:
+            print(
+                f"{len(bench.split)} held-out images are few: figures are rough, and it takes {FEW_HELD_OUT} to tell copies; "
+                "the tokenizer's images.validation_share holds out more",
+                file=sys.stderr,
+            )
+            some = 0
         if some:
             few = drawn.first(some)
             positions = evenly(bench.split, bench.c.neighbours)

@@ -28,7 +28,7 @@ from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.folder import inside, replacing, write_json
 from common.hub import README, Pretrained, push
-from common.launch import make_accelerator, run_command
+from common.launch import check_alone, make_accelerator, run_command
 from common.record import private
 from common.session import session
 from pipeline.image_pipeline import ImagePipeline, is_of_run
@@ -126,6 +126,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    check_alone()
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     kind: Literal["model", "dataset"] = "dataset" if c.what == "codes" else "model"
     with session(Path(c.to or f"{c.run}/hub/{c.what}"), make_accelerator()):

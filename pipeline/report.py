@@ -22,7 +22,7 @@ if __package__ in (None, ""):
 from common import config
 from common.config import Settings as BaseSettings
 from common.folder import replacing
-from common.launch import run_command
+from common.launch import check_alone, run_command
 from common.progress import passing_bar
 from common.record import commit
 from common.session import logged
@@ -77,10 +77,12 @@ def report(c: Settings) -> Path:
 
 
 def main(argv: Sequence[str]) -> None:
+    check_alone()
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     with logged(Path(c.run) / "report"):
         path = report(c)
-    print(f"the page is {path} ({path.stat().st_size / 2**20:.1f} MiB), its charts are in {path.with_suffix('')}")
+    size = path.stat().st_size / 2**20
+    print(f"the page is {path} ({size:.1f} MiB), its charts are in {path.with_suffix('')}; open it in a browser")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ they write, samples.png, reconstructions.png, curves.png and summary.json. Inter
 of the four knows where it was.
 """
 
+import os
 import shlex
 import signal
 import subprocess
@@ -24,13 +25,15 @@ if __package__ in (None, ""):
     answer_signals()
 
 import PIL.Image
+import psutil
+import torch
 from pydantic import Field
 
 from common import codes, config, folder
 from common.commands import typed
 from common.config import Settings
 from common.errors import UserError
-from common.launch import INTERRUPTED, PREEMPTED, run_command
+from common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
 from common.pictures import save_picture
 from common.track import Tracker
 from pipeline.generation_config import GenerationConfig
@@ -38,6 +41,7 @@ from pipeline.image_pipeline import is_of_run
 from prior.draw import SamplingConfig
 
 ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
+BUSY = 0.4  # of the cores, by others
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -58,6 +62,7 @@ class RunSettings(Settings):
     """what starts each command: `python`, or for several devices `accelerate launch ...`"""
 
 
+BEGUN = {"tokenizer": "tokenizer", "encode": "codes", "prior": "prior", "generate": "samples"}  # what a stage writes
 FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokenizer/cluster.py"}
 
 
@@ -148,16 +153,20 @@ def gather_pictures(run: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    check_alone()
     c = config.parse(RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs")
     first = first_config(config.find(c.configs))
     for name in ("prior", "generate"):
         if not (first.parent / f"{name}.yaml").exists():
             raise UserError(f"there is no {name}.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
+    busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+    if busy and "OMP_NUM_THREADS" not in os.environ:
+        print("this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for cores that are taken")
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
     for name in stages(c, run):
         command = stages(c, run)[name]  # as the stages before it left the run
-        started = time.perf_counter()
+        started, before = time.perf_counter(), (Path(run) / BEGUN[name]).exists()
         refused = False
         try:
             run_stage(name, command)
@@ -166,7 +175,8 @@ def main(argv: Sequence[str]) -> None:
             raise
         finally:
             if Path(run).is_dir() and not refused:
-                seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
+                if name in seconds or not before:  # of a stage that was begun otherwise the time is not known
+                    seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
                 folder.write_json(Path(run) / ".seconds.json", seconds)
     gather_pictures(Path(run))
     summary = summarize(Path(run), seconds)

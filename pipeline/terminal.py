@@ -10,25 +10,31 @@ import sys
 from collections.abc import Sequence
 
 from common.commands import BY_NAME, COMMANDS
-from common.starting import answer_signals
+from common.starting import UNHEARD, answer_signals, speak_anyhow
 
 USER_ERROR = 2  # as `common.launch` has it, which would import torch
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    answer_signals()
+    speak_anyhow()
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(UNHEARD)
+    sys.exit(status)
 
 
 def run(words: Sequence[str]) -> int:
     """Run the command that the first word names on the others; the status to exit with where there is none to run."""
-    answer_signals()
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
     if words[0] in ("-V", "--version", "version"):
         from importlib.metadata import version
 
-        print(f"tesserae {version('tesserae')}")
+        print(f"tesserae {version('tesserae-images')}")
         return 0
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, 1)
@@ -57,7 +63,8 @@ def overview() -> str:
             "`tesserae COMMAND --help` explains all its settings. First steps:",
             "",
             "  tesserae run                                        the demo: handwritten digits, minutes on two CPU cores",
-            "  tesserae configs imagefolder --to configs/mine      a config for your own images, to change",
+            "  tesserae configs imagefolder_small --to configs/mine",
+            "                                                      a config for your own images (imagefolder: with a GPU)",
             "  tesserae run configs/mine --images FOLDER --run runs/mine",
             "",
             "On several devices: accelerate launch -q --multi_gpu --module pipeline.terminal COMMAND [...]",

@@ -273,6 +273,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator.print(
         typed(f"next: accelerate launch -q pipeline/generate.py {c.run} --seed 1 --num-images 20 --output {c.run}/tuned")
     )
+    accelerator.print(typed(f"figures of before are of other settings: accelerate launch -q pipeline/evaluate.py {c.run}"))
 
 
 if __name__ == "__main__":

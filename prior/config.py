@@ -158,7 +158,7 @@ class TrainConfig(Settings):
     """share of training rows whose class is hidden, so that guidance has an unconditional prediction to lean on"""
     steps: int = Field(1000, ge=1)
     """optimizer steps"""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, le=2**24)
     """rows an optimizer step, over all processes and micro-batches"""
     accumulate: int = Field(1, ge=1)
     """micro-batches an optimizer step"""

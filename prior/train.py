@@ -111,6 +111,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
     trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
     peaks = {"adamw": c.lr} if c.matrix_lr is None else {"adamw": c.lr, "muon": c.matrix_lr}
+    if first_step > 0:
+        accelerator.print(f"going on from step {first_step} of {c.steps}")
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, Any]()
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
@@ -340,7 +342,9 @@ def main(argv: Sequence[str]) -> None:
         model = train(c, accelerator)
     if not (Path(c.run) / "tokenizer/model").exists():  # the codes were another run's
         accelerator.print(f"to draw from it, copy the folder tokenizer/ of the run of its codes into {c.run}")
-    following = f"{c.run} --config {config.beside(c.run, 'generate')}"
+    kept = Path(c.run) / "pipeline/generation_config.json"
+    tuned = kept.exists() and "chosen" in folder.read_json(kept)  # a config would stand in the place of what was chosen
+    following = c.run if tuned else f"{c.run} --config {config.beside(c.run, 'generate')}"
     accelerator.print(typed(f"the prior is in {model}\nnext: accelerate launch -q pipeline/generate.py {following}"))
 
 

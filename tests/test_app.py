@@ -242,7 +242,7 @@ def test_a_run_a_pipeline_folder_and_the_hub_are_named(run, pipeline, tmp_path):
 def test_without_gradio_the_page_says_what_to_install(monkeypatch, run):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "pipeline.playground.page", raising=False)
-    with pytest.raises(UserError, match=re.escape("pip install 'tesserae[app]'")):
+    with pytest.raises(UserError, match=re.escape("pip install gradio")):
         serve(Settings(run=str(run)))
 
 
@@ -271,8 +271,8 @@ def images_of(markup: str) -> list[PIL.Image.Image]:
 @pytest.fixture(scope="module")
 def address(run):
     """Of the page, served as a user would serve it."""
-    pytest.importorskip("gradio", reason="the page needs gradio: pip install 'tesserae[app]'")
-    pytest.importorskip("playwright.sync_api", reason="clicking needs playwright: pip install 'tesserae[test]'")
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
+    pytest.importorskip("playwright.sync_api", reason="clicking needs playwright")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # as many threads round as here
     command = [sys.executable, "-m", "pipeline.app", str(run)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:

@@ -21,7 +21,7 @@ def test_the_wheel_has_every_module_config_and_the_licence(wheel):
     missing = [path for path in ours if not (wheel / path.relative_to(ROOT)).exists()]
     assert len(ours) > 100
     assert missing == []
-    assert list(wheel.glob("tesserae-*.dist-info/licenses/LICENSE"))
+    assert list(wheel.glob("tesserae_images-*.dist-info/licenses/LICENSE"))
 
 
 def test_nothing_else_is_installed(wheel):

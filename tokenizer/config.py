@@ -225,7 +225,7 @@ class EncodeConfig(Settings):
 
     views: int = Field(1, ge=1)
     """rows an image: the plain one, its mirror when images.flip, then random crops inside images.margin"""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=2**24)
     """images a process encodes at once"""
     shard_size: int = Field(10_000, ge=1)
     """images a Parquet shard, each with all its views; an interrupted encode goes on at the first shard not whole"""
@@ -271,7 +271,7 @@ class ConvertConfig(Settings):
     """how tokenizer/encode.py will turn the images into codes"""
     fit_images: int = Field(128, ge=1)
     """training images, evenly spaced, by whose reconstructions the scale of the likelihood is fitted"""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=2**24)
     """images a process reconstructs at once"""
 
 
@@ -288,7 +288,7 @@ class TrainConfig(Settings):
     """how tokenizer/encode.py will turn the images into codes"""
     steps: int = Field(1000, ge=1)
     """optimizer steps"""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, le=2**24)
     """images an optimizer step, over all processes and micro-batches"""
     accumulate: int = Field(1, ge=1)
     """micro-batches an optimizer step, each of batch_size / accumulate images"""

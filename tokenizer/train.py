@@ -93,6 +93,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     trained, first_step = start(c, images, run, accelerator)
     if first_step > 0 and accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
+    if first_step > 0:
+        accelerator.print(f"going on from step {first_step} of {c.steps}")
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step)
@@ -163,6 +165,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
 def tell_of_images(images: ImageSet, run: Path, accelerator: Accelerator) -> None:
     """Say and write down what of the images was left out, and what else is to know of them."""
+    sizes = " + ".join(f"{len(split)} {name}" for name, split in images.splits.items())
+    classes = f"{len(images.class_names)} classes" if images.class_names else "no classes"
+    accelerator.print(f"images: {sizes}, {classes}")
     for remark in images.remarks():
         accelerator.print(remark, file=sys.stderr)
     if accelerator.is_main_process:
@@ -264,7 +269,9 @@ def draw_curves(run: Path) -> None:
         "codebook perplexity": ["perplexity"],
         "codebook usage": ["usage"],
     }
-    save_curves(read_metrics(run / "metrics.jsonl"), panels, run / "curves.png")
+    lines = read_metrics(run / "metrics.jsonl")
+    held_out = [line if "psnr" in line else {k: v for k, v in line.items() if k != "distortion"} for line in lines]
+    save_curves(held_out, panels, run / "curves.png")
 
 
 def main(argv: Sequence[str]) -> None:

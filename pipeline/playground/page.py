@@ -13,7 +13,7 @@ from common.errors import UserError
 try:
     import gradio as gr
 except ImportError:
-    raise UserError("the page needs Gradio: pip install 'tesserae[app]'") from None
+    raise UserError("the page needs Gradio: pip install gradio") from None
 
 from pipeline.image_pipeline import Generated
 from pipeline.playground import board, style
