@@ -307,7 +307,7 @@ def test_a_download_that_was_cut_short_is_not_used(offline, tmp_path):
 @pytest.mark.parametrize(
     "kind, module, message",
     [
-        ("inception", "torch_fidelity.feature_extractor_inceptionv3", r"need torch-fidelity; pip install 'tesserae\[eval\]'"),
+        ("inception", "torch_fidelity.feature_extractor_inceptionv3", r"need torch-fidelity; pip install torch-fidelity"),
         ("timm", "timm", "need it; pip install timm"),
     ],
 )

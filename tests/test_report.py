@@ -12,11 +12,12 @@ import pytest
 
 from common.errors import UserError
 from common.evaluation import evaluation_path, write_evaluation
-from common.folder import sha256
+from common.folder import sha256, write_json
 from pipeline.report import Settings, main, report
 from pipeline.reporting.charts import code_use
 from pipeline.reporting.found import gather, outdated
 from pipeline.reporting.page import EMPTY, Html, join, number, tag
+from prior.draw import SamplingConfig
 
 NASTY = '<script>alert("1")</script>'
 STAGES = ("tokenizer", "prior", "pipeline")
@@ -165,6 +166,18 @@ def test_figures_of_other_weights_are_told(evaluated):
     path.write_text(json.dumps(value))
     (told,) = outdated(gather(evaluated))
     assert "The prior's figures on the test split were measured with another prior" in told
+
+
+def test_drawn_images_that_were_measured_with_other_sampling_settings_are_told(evaluated):
+    """As after pipeline/tune.py, whose settings the page would show beside figures of the ones before."""
+    kept = SamplingConfig().model_dump(mode="json")
+    write_json(evaluated / "pipeline/generation_config.json", kept)
+    path = evaluation_path(evaluated, "pipeline", "test")
+    for temperature, remarks in ((kept["temperature"], 0), (0.123, 1)):
+        value = json.loads(path.read_text())
+        value["protocol"]["sampling"] = {**kept, "temperature": temperature}
+        path.write_text(json.dumps(value))
+        assert len([each for each in outdated(gather(evaluated)) if "had other sampling settings" in each]) == remarks
 
 
 def test_a_page_is_of_the_split_it_is_asked_for(evaluated):

@@ -20,7 +20,7 @@ from common.folder import inside, read_json, sha256
 from common.hub import source_repository
 from common.record import commit, private, release
 from pipeline.image_pipeline import ImagePipeline
-from pipeline.reporting.found import Found, finite, of_other_weights
+from pipeline.reporting.found import Found, finite, of_other_weights, other_sampling
 from pipeline.reporting.head import headline, lead, nats, reconstruction
 from pipeline.reporting.meanings import told_figures
 from pipeline.reporting.page import number
@@ -267,6 +267,8 @@ def measured(found: Found, stage: str) -> Iterator[str]:
     drawn = evaluation["protocol"].get("drawn")
     also = f", and {drawn:,} drawn ones" if isinstance(drawn, int) else ""
     yield f"On the {plain(what)}{also}.\n"
+    if stage == "pipeline" and (remark := other_sampling(found)):
+        yield f"{plain(remark)}\n"
     yield card.details("The whole protocol", card.fenced(_yaml(protocol), "yaml"))
 
 

@@ -217,8 +217,20 @@ def of_other_weights(found: Found) -> list[tuple[str, str]]:
     ]
 
 
+def other_sampling(found: Found) -> str | None:
+    """What to say of drawn images that were measured with other settings than are kept with the run now, as after tuning."""
+    measured = found.evaluations.get("pipeline", {}).get("protocol", {}).get("sampling")
+    kept = None if found.sampling is None else found.sampling.sampling.model_dump(mode="json")
+    if kept is None or not isinstance(measured, Mapping) or measured == kept:
+        return None
+    anew = found.command("pipeline/evaluate.py")
+    return f"The drawn images that were measured had other sampling settings than are kept now; {anew} measures them anew."
+
+
 def outdated(found: Found) -> Iterator[str]:
-    """Which evaluations are of other weights than the run has now."""
+    """Which evaluations are of other weights than the run has now, or of other sampling settings."""
+    if remark := other_sampling(found):
+        yield remark
     for name, stage in of_other_weights(found):
         yield (
             f"The {name}'s figures on the {found.evaluations[name]['split']} split were measured with another {stage} than the "
