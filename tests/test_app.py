@@ -17,7 +17,7 @@ import torch
 from common import folder
 from common.codes import TokenizerIdentity
 from common.errors import UserError
-from pipeline.app import Settings, name_of, open_pipeline, read_counts, serve
+from pipeline.app import Settings, check_address, name_of, open_pipeline, read_counts, serve
 from pipeline.image_pipeline import ImagePipeline
 from pipeline.playground import board, figures, growth
 from pipeline.playground.book import PAGE
@@ -237,6 +237,13 @@ def test_a_run_a_pipeline_folder_and_the_hub_are_named(run, pipeline, tmp_path):
         "digits",
         "owner/name",
     ]
+
+
+def test_an_address_that_is_not_this_machines_is_refused_at_once():
+    """Gradio would try a hundred ports of it, six seconds each."""
+    check_address("127.0.0.1")
+    with pytest.raises(UserError, match=r"cannot serve at 192.0.2.1: .*; give another --host"):
+        check_address("192.0.2.1")  # for documentation, RFC 5737: nobody's
 
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch, run):

@@ -12,6 +12,7 @@ from common.launch import make_accelerator
 from pipeline.doctor import (
     GIB,
     configs_of,
+    given_images,
     look_at,
     numbers,
     prior_over,
@@ -73,3 +74,8 @@ def test_a_prior_without_codes_is_measured_over_the_tokenizer_beside_it(tmp_path
 def test_a_folder_without_configs_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"must be a folder with tokenizer.yaml"):
         configs_of(tmp_path)
+
+
+def test_a_config_whose_images_are_to_be_named_says_so(tmp_path):
+    assert given_images(CONFIGS / "digits/tokenizer.yaml") == "configs/digits"
+    assert given_images(CONFIGS / "imagefolder/tokenizer.yaml") == "configs/imagefolder --images FOLDER --run runs/imagefolder"

@@ -442,3 +442,9 @@ def test_a_newer_format_asks_for_a_newer_tesserae(tmp_path, file, read):
     (newer / file).write_text(json.dumps(value | {"format": folder.FORMAT + 1}))
     with pytest.raises(UserError, match=rf"has format {folder.FORMAT + 1}, this version reads up to {folder.FORMAT}; update"):
         read(newer)
+
+
+def test_offline_nothing_is_pushed_and_why_is_said(pipeline, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, so nothing is pushed to me/digits"):
+        pipeline.push_to_hub("me/digits")

@@ -158,3 +158,12 @@ def test_a_full_disk_is_one_line_and_status_1():
     process = start('with open("/dev/full", "w") as file:\n    file.write("x")')
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err.startswith("error: cannot write: No space left on device") and err.count("\n") == 1
+
+
+def test_the_folder_a_command_stands_in_can_be_locked_and_the_root_cannot(tmp_path, monkeypatch):
+    """`--to .` and `--to /` ended in "a fault of tesserae": neither path has a name."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert Lock(Path(".")).path == tmp_path / ".here.lock"
+    with pytest.raises(UserError, match="is the root of the disk"):
+        Lock(Path("/"))

@@ -1,6 +1,7 @@
 """Files from strangers: nothing in them is unpickled or imported, and what claims too much is refused by name."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -149,6 +150,25 @@ def test_a_link_that_leaves_a_codes_folder_is_refused(generated, tmp_path):
     shard.symlink_to(tmp_path / "elsewhere.parquet")
     with pytest.raises(UserError, match="is a link that leaves its folder"):
         codes.read(found)
+
+
+@pytest.mark.parametrize("file", ["tokenizer/config.json", "prior/model.safetensors", "model_index.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(generated, tmp_path, file):
+    folder = shutil.copytree(generated / "pipeline", tmp_path / "pipeline")
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(UserError, match="is no file but a device or a pipe"):
+        ImagePipeline.from_pretrained(folder)
+
+
+def test_links_in_a_circle_and_names_too_long_for_a_disk_are_refused(generated, tmp_path):
+    folder = shutil.copytree(generated / "pipeline", tmp_path / "pipeline")
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").symlink_to("tokenizer")
+    with pytest.raises(UserError, match="cannot be followed"):
+        ImagePipeline.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"there is no folder a+\.\.\.: File name too long"):
+        ImagePipeline.from_pretrained("a" * 300 + "/b")
 
 
 def test_the_hubs_cache_may_link_to_its_own_files_and_a_folder_may_be_a_link(generated, tmp_path):

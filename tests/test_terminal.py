@@ -10,6 +10,8 @@ import pytest
 from common.commands import BY_NAME, COMMANDS, typed
 from common.config import read_yaml
 from common.errors import UserError
+from common.launch import check_alone
+from common.starting import UNHEARD
 from pipeline.configs import copy, shipped
 from tests.test_imports import is_script
 
@@ -89,3 +91,29 @@ def test_a_copied_config_is_whole_and_never_replaces_anything(tmp_path):
         copy("imagefolder", tmp_path / "mine")
     with pytest.raises(UserError, match="there is no shipped config imagefolders; they are cifar10, "):
         copy("imagefolders", tmp_path / "other")
+
+
+@pytest.mark.parametrize("words", ["--help", "configs"])
+def test_whoever_stops_reading_is_told_nothing(words):
+    """`tesserae configs | head -1` ended in a traceback and "a fault of tesserae"."""
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does when it has read enough
+    told = subprocess.run(
+        [sys.executable, "-m", "pipeline.terminal", words], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(writing)
+    assert (told.returncode, told.stderr) == (UNHEARD, "")
+
+
+def test_a_terminal_without_letters_beyond_ascii_gets_question_marks():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    told = subprocess.run(
+        [sys.executable, "-m", "pipeline.terminal"], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert told.returncode == 0 and "Fr?chet" in told.stdout
+
+
+def test_a_command_of_one_process_refuses_a_launcher_of_several(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="this command is one process"):
+        check_alone()

@@ -217,3 +217,14 @@ def test_trackers_are_given_like_other_lists_and_reach_both_trainings_of_a_run(t
     commands = stages(RunSettings(track=("tensorboard", "wandb")), str(tmp_path))
     for name, command in commands.items():
         assert (command[-3:] == ["--track", "tensorboard", "wandb"]) == (name in ("tokenizer", "prior"))
+
+
+def test_what_no_run_of_ours_wrote_is_not_removed_for_event_files(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/tensorboard").write_text("mine")
+    with pytest.raises(UserError, match="holds something that no run of ours wrote"):
+        train_tokenizer(
+            tokenizer_training(tmp_path, steps=1), make_accelerator("fp32", ["tensorboard"], tmp_path / "tokenizer")
+        )
+    assert (tmp_path / "tokenizer/tensorboard").read_text() == "mine"
