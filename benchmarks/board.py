@@ -248,7 +248,9 @@ def section(result: dict[str, Any]) -> str:
         f"The classifier knows {accuracy:.1%} of the real test images; 10,000 training images, which it has seen, are at "
         f"{real:.2f}.\n\n" if accuracy is not None and real is not None else "\n\n"
     )  # fmt: skip
-    tables = "\n\n".join(f"### {title}\n\n{table(rows, names)}" for title, names in TABLES.items())
+    measured = {name for row in rows.values() for figures in row for name in figures}
+    shown = {title: names for title, names in TABLES.items() if measured.intersection(names)}
+    tables = "\n\n".join(f"### {title}\n\n{table(rows, names)}" for title, names in shown.items())
     pictures = "\n\n".join(
         f"`{row}`\n\n![samples of {row}]({picture(result['dataset'], row).name})"
         for row in rows

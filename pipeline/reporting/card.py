@@ -115,7 +115,7 @@ def shown(found: Found, what: What) -> Iterator[str]:
 
 
 def use(found: Found, what: What, place: str) -> Iterator[str]:
-    yield f"With {release()} or newer installed:\n"
+    yield f"With {release()} or newer installed (the package `tesserae-images`; the `tesserae` of PyPI is another):\n"
     yield card.fenced(snippet(found, what, place), "python")
     if what == "pipeline":
         parts = f'`Prior.from_pretrained("{place}", subfolder="prior")`'
