@@ -75,11 +75,10 @@ _Loader.add_implicit_resolver(
 def find(path: str | Path) -> Path:
     """The path itself, or where there is nothing at `configs/NAME...` or `NAME`, what is shipped under that name."""
     path = Path(path)
-    if not path.exists():
-        for place in (SHIPPED.parent if path.parts[:1] == ("configs",) else SHIPPED,):
-            if ".." not in path.parts and not path.is_absolute() and (place / path).exists():
-                return place / path
-    return path
+    if path.exists() or path.is_absolute() or ".." in path.parts:
+        return path
+    shipped = (SHIPPED.parent if path.parts[:1] == ("configs",) else SHIPPED) / path
+    return shipped if shipped.exists() else path
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -23,13 +23,12 @@ from tqdm import tqdm
 
 from common.commands import typed
 from common.errors import UserError
-from common.starting import INTERRUPTED, PREEMPTED, UNHEARD, speak_anyhow
+from common.starting import INTERRUPTED, PREEMPTED, UNHEARD, USER_ERROR, speak_anyhow
 from common.track import check_installed
 
 Precision = Literal["auto", "fp32", "bf16"]
 # What a command exits with. A launcher of several processes exits with 1 whatever they did.
 MACHINE = 1  # the disk or the memory is full, or another process of the job has ended
-USER_ERROR = 2
 FAULT = 70  # of tesserae
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {

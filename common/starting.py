@@ -5,6 +5,7 @@ import signal
 import sys
 from types import FrameType
 
+USER_ERROR = 2  # the exit status after what the user can mend
 PREEMPTED = 75  # the exit status after SIGTERM: what was done is saved, and the same command goes on
 INTERRUPTED = 130  # after Ctrl-C, likewise
 UNHEARD = 141  # after whoever reads the output has closed it, as `head` does

@@ -10,9 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from common.commands import BY_NAME, COMMANDS
-from common.starting import UNHEARD, answer_signals, speak_anyhow
-
-USER_ERROR = 2  # as `common.launch` has it, which would import torch
+from common.starting import UNHEARD, USER_ERROR, answer_signals, speak_anyhow
 
 
 def main() -> None:

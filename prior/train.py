@@ -111,8 +111,6 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
     trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
     peaks = {"adamw": c.lr} if c.matrix_lr is None else {"adamw": c.lr, "muon": c.matrix_lr}
-    if first_step > 0:
-        accelerator.print(f"going on from step {first_step} of {c.steps}")
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, Any]()
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
@@ -199,6 +197,7 @@ def start(
         best = Best(int(saved.info["best"]["step"]), float(saved.info["best"]["nll"])) if weights else Best(0, float("inf"))
         if weights and accelerator.is_main_process:  # the same, unless they were damaged, lost, or of a later step
             save_weights(model_config, weights, run / "model")
+    accelerator.print(f"going on from step {saved.step} of {c.steps}")
     return trained, saved.step, best
 
 

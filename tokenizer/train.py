@@ -93,8 +93,6 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     trained, first_step = start(c, images, run, accelerator)
     if first_step > 0 and accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
-    if first_step > 0:
-        accelerator.print(f"going on from step {first_step} of {c.steps}")
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step)
@@ -197,6 +195,7 @@ def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator)
         means.load_state_dict(saved.tensors["means"])
         upkeep.load_state_dict(saved.tensors["upkeep"])
         state.load_optimizer(trained.optimizer, saved.tensors["optimizer"])
+    accelerator.print(f"going on from step {saved.step} of {c.steps}")
     return trained, saved.step
 
 
