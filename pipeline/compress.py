@@ -21,7 +21,6 @@ if __package__ in (None, ""):
     answer_signals()
 
 import numpy as np
-import PIL.Image
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -31,6 +30,7 @@ from common.commands import typed
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import make_accelerator, run_command
+from common.raster import open_picture
 from common.session import logged
 from pipeline.coder import MAGIC, Compressed, compress, expand
 from pipeline.image_pipeline import ImagePipeline
@@ -77,7 +77,7 @@ def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
     was given."""
     t = pipeline.tokenizer.config
     try:
-        with PIL.Image.open(name) as picture:
+        with open_picture(Path(name)) as picture:
             if picture.size == t.image_size[::-1]:
                 pixels = from_pil([picture], t.image_size, t.image_channels, black_and_white=pipeline.tokenizer.black_and_white)
                 mode, wanted = picture.mode, MODES[t.image_channels]

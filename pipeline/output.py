@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from common.codes import CodesInfo, begin, finish, is_whole, shard_path, write_shard
 from common.folder import remove, replacing
 from common.pictures import image_grid, save_picture
+from common.raster import open_picture, whole_picture
 from pipeline.image_pipeline import Batch, ImagePipeline
 from tokenizer.pixels import MODES, to_pil
 
@@ -101,8 +102,6 @@ class PngFolder(Output):
             os.replace(aside, self.folder / name)
 
     def finish(self) -> None:
-        import PIL.Image
-
         names = [name for number in range(self.request.batches) for name in self._names(number)]
         lines = []
         for name, label, seed in zip(names, self.request.labels, self.request.seeds, strict=True):
@@ -112,16 +111,15 @@ class PngFolder(Output):
             lines.append(json.dumps(line) + "\n")
         with replacing(self.folder / "metadata.jsonl") as aside:
             aside.write_text("".join(lines), encoding="utf-8")
-        shown = [np.atleast_3d(np.asarray(PIL.Image.open(self.folder / name))) for name in names[:GRID]]
+        hint = "remove it, and the same command draws it again"
+        shown = [np.atleast_3d(np.asarray(whole_picture(self.folder / name, hint))) for name in names[:GRID]]
         self.save_grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2))
 
 
 def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:
     """Whether a picture of this mode and (width, height) is there and can be read to its end; what is not is drawn again."""
-    import PIL.Image
-
     try:
-        with PIL.Image.open(path) as picture:
+        with open_picture(path) as picture:
             picture.load()
             return picture.mode == mode and picture.size == size
     except Exception:  # damaged files raise nearly anything in PIL

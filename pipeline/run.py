@@ -35,6 +35,7 @@ from common.config import Settings
 from common.errors import UserError
 from common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
 from common.pictures import save_picture
+from common.raster import whole_picture
 from common.track import Tracker
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import is_of_run
@@ -42,6 +43,7 @@ from prior.draw import SamplingConfig
 
 ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
 BUSY = 0.4  # of the cores, by others
+AGAIN = "remove it, and run the stage that wrote it again"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -133,7 +135,7 @@ def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
     split = "test" if "test" in splits else "validation"
     summary: dict[str, Any] = {f"{name}_seconds": value for name, value in seconds.items()}
     if (run / "tokenizer/images.json").exists():
-        images = folder.read_json(run / "tokenizer/images.json").values()
+        images = folder.read_json(run / "tokenizer/images.json")["splits"].values()
         summary |= {f"images_{what}": sum(each[what] for each in images) for what in ("left_out", "repeated", "animated")}
     summary |= {"split": split}
     summary |= {f"{name}_{split}": splits[split][name] for name in ("psnr", "usage", "perplexity")}
@@ -143,9 +145,9 @@ def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
 
 def gather_pictures(run: Path) -> None:
     """samples.png, reconstructions.png and curves.png of both stages, in the run's folder."""
-    save_picture(PIL.Image.open(run / "samples/grid.png"), run / "samples.png")
-    save_picture(PIL.Image.open(run / "tokenizer/reconstructions.png"), run / "reconstructions.png")
-    above, below = (PIL.Image.open(run / stage / "curves.png").convert("RGB") for stage in ("tokenizer", "prior"))
+    save_picture(whole_picture(run / "samples/grid.png", AGAIN), run / "samples.png")
+    save_picture(whole_picture(run / "tokenizer/reconstructions.png", AGAIN), run / "reconstructions.png")
+    above, below = (whole_picture(run / stage / "curves.png", AGAIN).convert("RGB") for stage in ("tokenizer", "prior"))
     both = PIL.Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
     both.paste(above, (0, 0))
     both.paste(below, (0, above.height))

@@ -408,7 +408,7 @@ def test_a_split_can_be_sent_to_another_process(folder, memory):
 def test_the_reason_of_a_damaged_row_comes_through_a_worker_process(tmp_path):
     train = opened(with_row_3(b"x", tmp_path), corrupt="skip", memory=0.0).splits["train"]
     (batch,) = DataLoader(train, batch_size=None, sampler=[(torch.tensor([3, 1]), torch.tensor([0, 0]))], num_workers=1)
-    assert batch.corrupt[0].row == 3 and "cannot identify image" in batch.corrupt[0].reason
+    assert batch.corrupt[0].row == 3 and "no picture of a format" in batch.corrupt[0].reason
 
 
 # ----------------------------------------------------------------------------------------------------------- splits

@@ -235,7 +235,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     [
         ("evaluation/prior-test.json", "{", "cannot be read as JSON"),
         ("evaluation/prior-test.json", '{"kind": "tesserae.evaluation", "format": 1, "stage": ""}', "no split of type str"),
-        ("evaluation/pipeline-test-samples.png", "no picture", "must be a whole PNG file"),
+        ("evaluation/pipeline-test-samples.png", "no picture", "must be a whole picture"),
         ("tokenizer/histogram.json", '{"counts": [1, 2]}', "a list of whole numbers for each depth"),
         ("tokenizer/config.yaml", "- a", "must hold `key: value` lines"),
     ],

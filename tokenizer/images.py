@@ -8,15 +8,16 @@ A set whose decoded pixels fit in `memory` is decoded once; a larger one is read
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common.config import build, read_yaml
 from common.errors import UserError
+from common.folder import FORMAT
 from tokenizer.config import ImagesConfig, ImageTokenizerConfig
 from tokenizer.pixels import Shape
-from tokenizer.sources import VALIDATION_NAMES, Part, fingerprint, open_source
+from tokenizer.sources import VALIDATION_NAMES, Part, Unread, fingerprint, open_source
 from tokenizer.split import ImageSplit, look_for_duplicates
 from tokenizer.views import mixed
 
@@ -27,6 +28,16 @@ class ImageSet(NamedTuple):
     splits: dict[str, ImageSplit]  # train, validation, and whatever else the source has
     class_names: tuple[str, ...] | None
     fingerprint: str  # of the images and labels themselves: the same wherever they are copied
+    unread: tuple[Unread, ...] = ()  # what lies in the source and is not read
+    place: Path | None = None  # the source's folder, absolute
+
+    def record(self) -> dict[str, Any]:
+        """Return what `images.json` says: which images these are, and of each split how many."""
+        return {
+            "kind": "tesserae.images", "format": FORMAT, "fingerprint": self.fingerprint,
+            "place": None if self.place is None else str(self.place),
+            "splits": self.counts(), "unread": [each._asdict() for each in self.unread],
+        }  # fmt: skip
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Of each split its images; how many were left out, for whatever reason; and how many were repeated, or animated."""
@@ -39,7 +50,9 @@ class ImageSet(NamedTuple):
         }  # fmt: skip
 
     def remarks(self) -> Iterator[str]:
-        """What a user should know of the rows: each kind's first ones by name, and how many there are."""
+        """What a user should know of the source and of the rows: each kind's first ones by name, and how many there are."""
+        for kind, number, examples in self.unread:
+            yield f"not read: {number} {kind}, such as {', '.join(examples)}"
         for name, split in self.splits.items():
             left_out = {row.row for row in split.corrupt}
             kinds = {
@@ -84,18 +97,19 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     """
     if channels not in (1, 3, 4):
         raise UserError(f"images have 1 channel (grey), 3 (RGB) or 4 (RGBA), got {channels}")
-    parts, class_names = open_source(config)
+    source = open_source(config)
     shape = Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize, config.black_and_white)
     splits = {
         name: ImageSplit(name, part, rows, shape, config)
-        for name, (part, rows) in _with_validation(parts, config.validation_share).items()
+        for name, (part, rows) in _with_validation(source.parts, config.validation_share).items()
     }
     if sum(map(len, splits.values())) * math.prod(shape[:3]) <= config.memory * 2**30:
         for split in splits.values():
             split.keep_in_memory()
     if config.duplicates != "keep" or all(split.in_memory for split in splits.values()):  # else it costs a pass over the disk
         look_for_duplicates(splits, config.duplicates)
-    return ImageSet(splits, class_names, fingerprint(parts, class_names))
+    seen = fingerprint(source.parts, source.class_names)
+    return ImageSet(splits, source.class_names, seen, source.unread, source.place)
 
 
 def run_images(run: Path, source: str | None = None) -> ImagesConfig:

@@ -5,7 +5,6 @@
 PIL decodes: torchvision.io ends the process on some damaged files. Shapes: B images, C channels (1, 3 or 4), H x W pixels.
 """
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
+
+from common.raster import open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of a picture, by its channels
 ANIMATED = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}  # not MPO: a phone's JPEG with its preview is no animation
@@ -73,7 +74,7 @@ def _pixels_of(image: PIL.Image.Image, shape: Shape) -> Tensor:
 
 def decoded(file: bytes, shape: Shape, max_pixels: int) -> tuple[Tensor, int]:
     """(C, H', W') uint8, and how many frames the file has. Raises whatever PIL raises."""
-    with PIL.Image.open(io.BytesIO(file)) as image:
+    with open_picture(file) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels are more than images.max_pixels {max_pixels}")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1

@@ -21,6 +21,7 @@ import yaml
 from common.config import load_yaml
 from common.errors import UserError
 from common.progress import on_main, passing_word
+from common.raster import read_file
 from tokenizer.config import ImagesConfig
 
 if TYPE_CHECKING:  # half a second, and the digits do without
@@ -56,6 +57,23 @@ class Part(NamedTuple):
     wrong_labels: dict[int, str]  # rows whose label is none of the classes, and what it is
 
 
+class Unread(NamedTuple):
+    """Files or rows of one kind that lie in a source and are not read."""
+
+    kind: str  # "files of other formats (.heic)", "images of no class beside the class folders"
+    number: int
+    examples: tuple[str, ...]  # the first few, relative to the source
+
+
+class Source(NamedTuple):
+    """A source as it was found."""
+
+    parts: dict[str, Part]  # of each split
+    class_names: tuple[str, ...] | None
+    unread: tuple[Unread, ...]
+    place: Path | None  # the folder, absolute and resolved; none for the digits and the Hub
+
+
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -64,7 +82,7 @@ def file_of(encoded: dict[str, Any] | None) -> bytes:
     """The file in a row of `Image(decode=False)`, wherever it is."""
     if encoded is None or not (encoded["bytes"] or encoded["path"]):
         raise ValueError("there is no image")
-    return encoded["bytes"] or Path(encoded["path"]).read_bytes()
+    return encoded["bytes"] or read_file(Path(encoded["path"]))
 
 
 # ------------------------------------------------------------------------------------------ a source by `datasets`
@@ -366,13 +384,16 @@ def _digits(config: ImagesConfig) -> tuple[dict[str, Part], tuple[str, ...]]:
     return parts, tuple("0123456789")
 
 
-def open_source(config: ImagesConfig) -> tuple[dict[str, Part], tuple[str, ...] | None]:
-    """The splits of a source, and its class names.
+def open_source(config: ImagesConfig) -> Source:
+    """Return the splits of a source, its class names, and what of it is not read.
 
     Raises:
         UserError: there is no such source or column, a split is empty, or class names disagree between splits.
     """
-    return _digits(config) if config.source == "digits" else _parts(config)
+    if config.source == "digits":
+        return Source(*_digits(config), (), None)
+    folder = Path(config.source).expanduser()
+    return Source(*_parts(config), (), folder.resolve() if folder.is_dir() else None)
 
 
 def fingerprint(parts: dict[str, Part], class_names: tuple[str, ...] | None) -> str:

@@ -169,7 +169,7 @@ def tell_of_images(images: ImageSet, run: Path, accelerator: Accelerator) -> Non
     for remark in images.remarks():
         accelerator.print(remark, file=sys.stderr)
     if accelerator.is_main_process:
-        write_json(run / "images.json", images.counts())
+        write_json(run / "images.json", images.record())
 
 
 def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:

@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.raster import open_picture
 from pipeline.image_pipeline import Generated, ImagePipeline
 from pipeline.playground import board, figures, growth
 from pipeline.playground.book import PAGE, Book
@@ -105,11 +107,7 @@ class Desk:
     def drop(self, path: str) -> Held:
         """A picture from a file. Raises `UserError` where it is none that can be read."""
         try:
-            with PIL.Image.open(path) as picture:
-                if picture.width * picture.height > MOST_PIXELS:
-                    raise UserError(
-                        f"the picture has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are read"
-                    )
+            with open_picture(Path(path), MOST_PIXELS) as picture:
                 image = self._pixels(picture)
         except UserError:
             raise

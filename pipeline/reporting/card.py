@@ -174,7 +174,7 @@ def _source(found: Found) -> Mapping[str, Any]:
 def data(found: Found) -> Iterator[str]:
     """Where the images are from, and how many there are of each split."""
     path = found.path / "tokenizer/images.json"
-    counts = read_json(path) if path.exists() else {}
+    counts = read_json(path).get("splits", {}) if path.exists() else {}
     coded = found.codes[1] if found.codes else {}
     rows = []
     for name in coded or counts:

@@ -16,6 +16,7 @@ from common.codes import CodesInfo
 from common.errors import UserError
 from common.evaluation import read_evaluations
 from common.folder import check_format, kind_of, read_json, sha256
+from common.raster import whole_picture
 from common.run import read_metrics
 from pipeline.generation_config import GenerationConfig
 from tokenizer.config import ImageTokenizerConfig
@@ -43,12 +44,7 @@ def read_model(path: Path) -> ImageTokenizerConfig:
 
 
 def read_picture(path: Path) -> PIL.Image.Image:
-    try:
-        with PIL.Image.open(path) as opened:
-            opened.load()
-            return opened
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{path} must be a whole PNG file: {error}; remove it, or run what wrote it again") from None
+    return whole_picture(path, "remove it, or run what wrote it again")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

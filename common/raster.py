@@ -1,0 +1,70 @@
+"""Picture files: which formats are read, and the one way to open one.
+
+PIL would also open formats that start another program (EPS runs Ghostscript) or hold no raster of their own. Whoever opens a
+picture opens it here, so that a file named `.png` is a raster whatever it holds.
+"""
+
+import io
+import os
+import stat
+from pathlib import Path
+
+import PIL.Image
+
+from common.errors import UserError
+
+FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
+    "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TGA",
+    "TIFF", "WEBP", "XBM",
+)  # fmt: skip
+MOST_BYTES = 2**30  # of one file
+MOST_PIXELS = 178_956_970  # where a caller says no less: PIL's own bound
+
+
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        ValueError: it is a folder, a pipe, a socket or a device, which may have no end; or it has more than `most` bytes.
+        OSError: it is not there, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no file but a folder, a pipe or a device")
+        if status.st_size > most:
+            raise ValueError(f"it has {status.st_size:,} bytes; at most {most:,} are read")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data
+
+
+def open_picture(file: Path | bytes, max_pixels: int = MOST_PIXELS) -> PIL.Image.Image:
+    """Return a picture whose pixels are not decoded yet, to be used as a context.
+
+    Raises:
+        ValueError, OSError: no file that can be read, no raster format, or more than `max_pixels` pixels. (Decoding it raises
+            nearly anything else.)
+    """
+    data = file if isinstance(file, bytes) else read_file(file)
+    try:
+        picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    except PIL.UnidentifiedImageError:
+        raise ValueError("it is no picture of a format that is read") from None
+    if picture.width * picture.height > max_pixels:
+        size = f"{picture.width} x {picture.height}"
+        picture.close()
+        raise ValueError(f"{size} pixels are more than {max_pixels:,}")
+    return picture
+
+
+def whole_picture(path: Path, hint: str) -> PIL.Image.Image:
+    """Return a picture of ours, decoded. Raises `UserError` that ends in `hint` where the file is damaged."""
+    try:
+        with open_picture(path) as picture:
+            picture.load()
+            return picture
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{path} must be a whole picture: {error}; {hint}") from None
