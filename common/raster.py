@@ -4,9 +4,12 @@ PIL would also open formats that start another program (EPS runs Ghostscript) or
 picture opens it here, so that a file named `.png` is a raster whatever it holds.
 """
 
+import functools
 import io
 import os
 import stat
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL.Image
@@ -17,6 +20,7 @@ FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones 
     "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TGA",
     "TIFF", "WEBP", "XBM",
 )  # fmt: skip
+SURE = {"GIF", "JPEG", "JPEG2000", "PNG", "QOI", "TIFF", "WEBP"}  # whose first bytes are nobody else's
 MOST_BYTES = 2**30  # of one file
 MOST_PIXELS = 178_956_970  # where a caller says no less: PIL's own bound
 
@@ -39,6 +43,47 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     if len(data) > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return data
+
+
+def looks_like_a_picture(path: Path) -> bool:
+    """Return whether a regular file begins as a format that is read does; what begins so by chance has its head read as well.
+
+    TGA is not among them: it begins like anything.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
+            return False
+        prefix = file.read(16)
+        accepting = {format for format, accepts in _first_bytes() if _accepted(accepts, prefix)}
+        if not accepting or accepting & SURE:
+            return bool(accepting)
+        file.seek(0)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                PIL.Image.open(file, formats=sorted(accepting)).close()
+        except PIL.Image.DecompressionBombError:
+            return True
+        except Exception:  # damaged heads raise nearly anything
+            return False
+        return True
+
+
+@functools.cache
+def _first_bytes() -> list[tuple[str, Callable[[bytes], bool | str]]]:
+    """Return each format with what tells its first bytes."""
+    PIL.Image.init()
+    known = ((format, PIL.Image.OPEN[format][1]) for format in FORMATS if format in PIL.Image.OPEN)
+    return [(format, accepts) for format, accepts in known if accepts is not None]
+
+
+def _accepted(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool:
+    """Return whether PIL would try to read such a file; a text in place of True says that it cannot."""
+    try:
+        return accepts(prefix) is True
+    except Exception:  # of too few bytes
+        return False
 
 
 def open_picture(file: Path | bytes, max_pixels: int = MOST_PIXELS) -> PIL.Image.Image:

@@ -47,7 +47,7 @@ class Settings(SamplingConfig):
     overwrite: bool = False
     """replace what another request wrote into the output folder"""
     labels: tuple[int | str, ...] | None = None
-    """class names or numbers, dealt to the images in turn; all classes when null"""
+    """class names, or numbers where no class is called so, dealt to the images in turn; all classes when null"""
     num_images: int | None = Field(None, ge=1)
     """images in all; one a label when null"""
     seed: int = Field(0, ge=0, le=2**62)

@@ -10,6 +10,7 @@ Shapes inside: codes (B, T) -> indices (B, h, w) or (B, h, w, Q) -> images (B, C
 
 import math
 import operator
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,10 @@ PARTS = {  # of a pipeline folder, and the classes each may be of
     "prior": (["prior.model", "Prior"],),
 }
 ENCODED = 64  # images at once where they are encoded, scored and decoded
+
+
+class ClassNumber(int):
+    """A class by its number, where a plain number that is some class's name is that name."""
 
 
 class Generated(NamedTuple):
@@ -325,22 +330,29 @@ class ImagePipeline(Pretrained):
         return [chosen[i % len(chosen)] for i in range(number)]
 
     def class_number(self, label: int | str) -> int:
-        """The number of a class given by number or name. Raises `UserError` naming the classes there are."""
+        """Return the number of a class given by name or number; a number that is a class's name is that name.
+
+        So 2 and "2" mean the same class everywhere, and where all names are whole numbers only names are taken; but the
+        labels that a pipeline returns, which are numbers, may be given back to it.
+
+        Raises:
+            UserError: there is none of that name or number; the classes are named.
+        """
         names = self.prior.config.class_names
         if names is None:
             raise UserError(f"labels were asked for ({label!r}), but this prior is unconditional: leave labels away")
-        if isinstance(label, str):
-            if label in names:
-                return names.index(label)
-            folded = [name.casefold() for name in names]
-            if folded.count(label.casefold()) == 1:
-                return folded.index(label.casefold())
-            if not label.isdecimal():
-                raise UserError(f"there is no class {label!r}; the classes are {', '.join(names)}")
-        label = int(label) if isinstance(label, str) else _whole(label, "a label that is no name")
-        if not 0 <= label < len(names):
+        if isinstance(label, ClassNumber) and label < len(names):
+            return int(label)
+        text = label if isinstance(label, str) else str(_whole(label, "a label that is no name"))
+        named = _named(text, names)
+        if named is not None:
+            return named
+        numerals = all(name.isdecimal() for name in names)
+        if not text.isdecimal() or numerals:
+            raise UserError(f"there is no class {label!r}; the classes are {', '.join(names)}")
+        if not int(text) < len(names):
             raise UserError(f"there is no class {label}; classes are 0 to {len(names) - 1}: {', '.join(names)}")
-        return label
+        return int(text)
 
     @staticmethod
     def deal_seeds(number: int, seed: int | None, generator: torch.Generator | None = None) -> list[int]:
@@ -392,7 +404,8 @@ class ImagePipeline(Pretrained):
                 drawn = sampler(torch.tensor(labels), seeds, codes, known, progress=bar.update).cpu()
         except ValueError as error:
             raise UserError(str(error)) from None
-        given = labels if self.prior.config.num_classes and any(n < self.prior.config.num_classes for n in labels) else None
+        classes = self.prior.config.num_classes
+        given: list[int] | None = [*map(ClassNumber, labels)] if any(n < classes for n in labels) else None
         return Generated(to_pil(self.decode(drawn)), given, seeds, drawn)
 
     def _labels_of(self, labels: Sequence[int | str] | int | str | None, images: int) -> list[int]:
@@ -449,6 +462,20 @@ def is_of_run(path: Path, run: Path) -> bool:
 def _check_share(share: float) -> None:
     if not isinstance(share, int | float) or not 0 <= share <= 1:
         raise UserError(f"share must be a number in [0, 1], got {share!r}")
+
+
+def _named(label: str, names: Sequence[str]) -> int | None:
+    """Return the class of this name, as written, in Unicode's composed form or in any letter case; of a numeral by value."""
+    by_value = all(name.isdecimal() for name in (label, *names))
+    for alike in (str, _composed, lambda name: _composed(name).casefold(), int if by_value else str):
+        same = [alike(name) for name in names]
+        if same.count(alike(label)) == 1:
+            return same.index(alike(label))
+    return None
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _whole(value: Any, name: str) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test"
 
@@ -51,6 +51,16 @@ def commit_id(files: dict[str, bytes]) -> str:
     return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
 
 
+def entries_of(files: dict[str, bytes], folder: str = "") -> list[dict[str, Any]]:
+    """What lies in a folder, with the folders in it."""
+    inside = {path: content for path, content in files.items() if path.startswith(folder)}
+    folders = {"/".join(path.split("/")[:depth]) for path in inside for depth in range(1, path.count("/") + 1)}
+    return [
+        {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        for path, content in inside.items()
+    ] + [{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders) if path.startswith(folder)]
+
+
 class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
@@ -75,6 +85,11 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
+        asked_for = re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)/paths-info/(.+)", path)
+        if asked_for:
+            files = self.revision(*asked_for.groups())
+            paths = parse_qs(body.decode()).get("paths", [])
+            return self.answer([entry for entry in entries_of(files or {}) if entry["path"] in paths])
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             known = "Authorization" in self.headers
             return self.refuse(403 if known else 401, message="no write token" if known else "Invalid username or password.")
@@ -115,9 +130,14 @@ class Handler(BaseHTTPRequestHandler):
             "pullRequestUrl": f"{page}/discussions/1" if proposed else None,
         })  # fmt: skip
 
+    def revision(self, name: str, revision: str) -> dict[str, bytes] | None:
+        commits = {commit_id(files): files for all_ in self.server.repositories[name].values() for files in all_}
+        commits |= {branch: all_[-1] for branch, all_ in self.server.repositories[name].items()}
+        return commits.get(revision)
+
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        api = re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)(?:/(revision|tree)/([^/]+|refs/pr/\d+))?/?", path)
+        api = re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)(?:/(revision|tree)/([^/]+|refs/pr/\d+))?(?:/(.*))?", path)
         file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+|refs/pr/\d+)/(.+)", path)
         if not api and not file:
             return self.refuse(404)
@@ -128,24 +148,18 @@ class Handler(BaseHTTPRequestHandler):
         if name not in self.server.repositories or hidden:
             return self.refuse(401 if hidden else 404, "RepoNotFound")
         wanted = (api[3] or "main") if api else file[2]
-        commits = {commit_id(files): files for all_ in self.server.repositories[name].values() for files in all_}
-        commits |= {branch: all_[-1] for branch, all_ in self.server.repositories[name].items()}
-        if wanted not in commits:
+        files = self.revision(name, wanted)
+        if files is None:
             return self.refuse(404, "RevisionNotFound")
-        files = commits[wanted]
         if file:
             if file[3] not in files:
                 return self.refuse(404, "EntryNotFound")
             content = files[file[3]]
             etag = f'"{hashlib.sha1(content).hexdigest()}"'
             return self.answer(body=content, ETag=etag, X_Repo_Commit=commit_id(files))
-        entries = [
-            {"type": "file", "path": p, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-            for p, content in files.items()
-        ]
         if api[2] == "tree":
-            return self.answer(entries)
-        siblings = [{"rfilename": entry["path"]} for entry in entries]
+            return self.answer(entries_of(files, f"{api[4]}/" if api[4] else ""))
+        siblings = [{"rfilename": path} for path in files]
         return self.answer({"id": name.partition("/")[2], "sha": commit_id(files), "siblings": siblings, "private": False})
 
     do_HEAD = do_GET

@@ -84,10 +84,37 @@ def test_labels_are_given_by_name_or_number_and_dealt_in_turn(pipeline):
     assert pipeline(num_images=12, seed=0).labels == [*range(10), 0, 1]
 
 
+def with_classes(pipeline: ImagePipeline, *names: str) -> ImagePipeline:
+    prior = Prior(pipeline.prior.config.model_copy(update={"class_names": names}))
+    return ImagePipeline(pipeline.tokenizer, prior, SamplingConfig(), pipeline.identity)
+
+
 def test_class_names_are_found_whatever_their_case(pipeline):
-    prior = Prior(pipeline.prior.config.model_copy(update={"class_names": ("Sneaker", "ankle boot", "1")}))
-    named = ImagePipeline(pipeline.tokenizer, prior, SamplingConfig(), pipeline.identity)
-    assert [named.class_number(label) for label in ("sneaker", "Ankle Boot", "1", 1, "0")] == [0, 1, 2, 1, 0]
+    named = with_classes(pipeline, "Sneaker", "ankle boot", "1")
+    assert [named.class_number(label) for label in ("sneaker", "Ankle Boot", "1", 1, "0", 0)] == [0, 1, 2, 2, 0, 0]
+
+
+def test_a_number_that_is_a_name_means_the_class_of_that_name_however_it_is_written(pipeline):
+    """Classes in the folders 0, 1, 10, 11, 2 were drawn as "2" by `--labels 2` and as "10" by `labels: [2]` in YAML."""
+    old_order = with_classes(pipeline, "0", "1", "10", "11", "2").class_number
+    assert [old_order(label) for label in (2, "2", "02", np.int64(10), "10")] == [4, 4, 4, 2, 2]
+    years = with_classes(pipeline, "1999", "2000", "01").class_number
+    assert [years(label) for label in (1999, "2000", 1)] == [0, 1, 2]
+    for label in (0, "2", -1):  # no class of that name: which number would that be?
+        with pytest.raises(UserError, match=r"there is no class .*; the classes are 1999, 2000, 01"):
+            years(label)
+
+
+def test_the_labels_that_a_pipeline_returns_mean_the_same_classes_when_given_back(pipeline):
+    """A second call with `labels=drawn.labels` drew other classes where these are called 10, 9, ..., 1."""
+    named = with_classes(pipeline, *map(str, range(10, 0, -1)))
+    drawn = named(labels=[9, "2"], seed=0)
+    assert drawn.labels == [1, 8] == named(labels=drawn.labels, seed=0).labels
+
+
+def test_a_class_is_found_by_its_name_in_either_form_of_unicode(pipeline):
+    named = with_classes(pipeline, "caf\u00e9", "the\u0301")
+    assert [named.class_number(label) for label in ("cafe\u0301", "caf\u00e9", "th\u00e9", "CAFE\u0301")] == [0, 0, 1, 0]
 
 
 def test_a_generator_draws_the_seeds_as_in_diffusers(pipeline):
@@ -113,7 +140,7 @@ def test_any_picture_can_be_reconstructed(pipeline):
     "call, message",
     [
         ({"labels": ["shoe"]}, "there is no class 'shoe'; the classes are 0, 1, 2"),
-        ({"labels": [10]}, "there is no class 10; classes are 0 to 9"),
+        ({"labels": [10]}, "there is no class 10; the classes are 0, 1, 2"),
         ({"labels": []}, "at least one class"),
         ({"num_images": 0}, "num_images must be at least 1, got 0"),
         ({"seed": 1, "generator": torch.Generator()}, "a seed or a generator, not both"),

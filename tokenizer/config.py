@@ -1,14 +1,49 @@
 """Which images are read, what a tokenizer is (its `config.json`), and how it is fitted and applied."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config import Settings
 from common.launch import Precision
 from common.track import Tracker
 from tokenizer.likelihood import GaussianConfig, LikelihoodConfig
 from tokenizer.quantizers.config import QuantizerConfig, VQConfig
+
+
+class SplitNames(Settings):
+    """What the source calls its splits, where that is none of the usual names."""
+
+    train: str | None = None
+    """the split, folder or data file (without its suffix) that is trained on"""
+    validation: str | None = None
+    """the one that training is watched with"""
+    test: str | None = None
+    """the one that figures are of"""
+
+    def given(self) -> dict[str, str]:
+        return {split: name for split, name in self if name is not None}
+
+
+class DataFiles(Settings):
+    """Which files are of which split, as patterns inside the source's folder: `*.parquet`, `train/**`, `a/0.png`."""
+
+    train: tuple[str, ...] | None = Field(None, min_length=1)
+    """files that are trained on, as patterns inside the source; with any of the three given, other files are not read"""
+    validation: tuple[str, ...] | None = Field(None, min_length=1)
+    """files that training is watched with"""
+    test: tuple[str, ...] | None = Field(None, min_length=1)
+    """files that figures are of"""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_is_several(cls, patterns: Any) -> Any:
+        if isinstance(patterns, str):
+            return (patterns,)
+        return tuple(patterns) if isinstance(patterns, list) else patterns
+
+    def given(self) -> dict[str, list[str]]:
+        return {split: list(patterns) for split, patterns in self if patterns is not None}
 
 
 class ImagesConfig(Settings):
@@ -19,10 +54,19 @@ class ImagesConfig(Settings):
     Parquet, Arrow (also save_to_disk), WebDataset .tar shards or image files"""
     subset: str | None = None
     """the data set's configuration, where it has several"""
+    split: SplitNames = SplitNames()
+    """which splits of the source are train, validation and test; without it, those called so: train, training; validation,
+    valid, val, dev; test, testing, eval, evaluation; in any letter case, and with a number, as train-00000-of-00005"""
+    data_files: DataFiles = DataFiles()
+    """which files are of which split, in place of their names; without it also a README's `configs: data_files:` says so"""
+    reach: Literal["folder", "anywhere"] = "folder"
+    """files that a link or a row of a table names outside the source's folder: refused (folder), or read (anywhere); a
+    stranger's folder could so name your own files"""
     image_column: str | None = None
     """the column of images; null finds it by its type"""
     label_column: str | None = None
-    """the column of class labels; null finds it by its type, and without one the images are unlabelled"""
+    """the column of class labels, of a table or of metadata files; null finds it by its type (`label` in metadata files), and
+    without one the images are unlabelled"""
     resize: Literal["crop", "stretch"] = "crop"
     """crop: the shorter side to size and the centre of the longer one; stretch: both sides to size"""
     margin: int = Field(0, ge=0, le=2**13)

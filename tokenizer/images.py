@@ -15,7 +15,7 @@ import numpy as np
 from common.config import build, read_yaml
 from common.errors import UserError
 from common.folder import FORMAT
-from tokenizer.config import ImagesConfig, ImageTokenizerConfig
+from tokenizer.config import DataFiles, ImagesConfig, ImageTokenizerConfig, SplitNames
 from tokenizer.pixels import Shape
 from tokenizer.sources import VALIDATION_NAMES, Part, Unread, fingerprint, open_source
 from tokenizer.split import ImageSplit, look_for_duplicates
@@ -30,6 +30,7 @@ class ImageSet(NamedTuple):
     fingerprint: str  # of the images and labels themselves: the same wherever they are copied
     unread: tuple[Unread, ...] = ()  # what lies in the source and is not read
     place: Path | None = None  # the source's folder, absolute
+    notes: tuple[str, ...] = ()  # how the source was understood, where it could have been understood otherwise
 
     def record(self) -> dict[str, Any]:
         """Return what `images.json` says: which images these are, and of each split how many."""
@@ -51,6 +52,7 @@ class ImageSet(NamedTuple):
 
     def remarks(self) -> Iterator[str]:
         """What a user should know of the source and of the rows: each kind's first ones by name, and how many there are."""
+        yield from self.notes
         for kind, number, examples in self.unread:
             yield f"not read: {number} {kind}, such as {', '.join(examples)}"
         for name, split in self.splits.items():
@@ -109,14 +111,16 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     if config.duplicates != "keep" or all(split.in_memory for split in splits.values()):  # else it costs a pass over the disk
         look_for_duplicates(splits, config.duplicates)
     seen = fingerprint(source.parts, source.class_names)
-    return ImageSet(splits, source.class_names, seen, source.unread, source.place)
+    return ImageSet(splits, source.class_names, seen, source.unread, source.place, source.notes)
 
 
 def run_images(run: Path, source: str | None = None) -> ImagesConfig:
     """How the tokenizer of RUN/tokenizer reads its images, or would read another `source`."""
     path = run / "config.yaml"
     images = build(ImagesConfig, read_yaml(path).get("images", {}), str(path))
-    return images if source is None else images.model_copy(update={"source": source, "subset": None})
+    if source is None:
+        return images
+    return images.model_copy(update={"source": source, "subset": None, "split": SplitNames(), "data_files": DataFiles()})
 
 
 def open_run_images(run: Path, tokenizer: ImageTokenizerConfig, source: str | None = None) -> ImageSet:

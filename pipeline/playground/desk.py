@@ -68,7 +68,11 @@ class Desk:
         with self.turn:
             if seed is None:
                 (seed,) = torch.randint(2**31, (1,)).tolist()
-            return self.pipeline(labels=list(labels) or None, num_images=number, seed=seed, **sampling)
+            return self.pipeline(labels=self._named(labels) or None, num_images=number, seed=seed, **sampling)
+
+    def _named(self, labels: Sequence[int]) -> list[int | str]:
+        """Return classes by their names, as a pipeline takes a number that is a name for the name."""
+        return [label if self.names is None else self.names[label] for label in labels]
 
     def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
         """The images as they stood after ever more places, at a pace that can be watched; last as they are."""
@@ -150,7 +154,7 @@ class Desk:
         (h, w), (H, W) = self.grid, held.image.shape[2:]
         kept = known.view(h, w).repeat_interleave(H // h, 0).repeat_interleave(W // w, 1)
         pictures = to_pil(held.image.expand(number, -1, -1, -1))
-        labels = None if label is None else [label] * number
+        labels = None if label is None else self._named([label] * number)
         with self.turn, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             made = self.pipeline.complete(pictures, kept, labels=labels, seed=seed, **sampling)

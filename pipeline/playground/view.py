@@ -29,7 +29,8 @@ def view(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
     """Encode and decode; the prior is told the label where there is one."""
     codes = pipeline.encode_pixels(image)
     again = pipeline.decode(codes)
-    bits = pipeline.log_prob(codes, labels=label).bits
+    names = pipeline.prior.config.class_names
+    bits = pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits
     evenly = codes.shape[1] * math.log2(pipeline.tokenizer.config.codebook_size)
     return View(image, codes, again, psnr_each(image, again).item(), evenly, -bits.item(), 8 * image.numel())
 

@@ -39,8 +39,8 @@ def completed(found: Found) -> tuple[list[Tensor], str]:
     originals, rows = centre(batch.images, c.image_size), half_rows(c)
     kept = torch.zeros(c.image_size, dtype=torch.bool)
     kept[:rows] = True
-    classes = pipeline.prior.config.num_classes
-    labels = batch.labels.tolist() if all(0 <= label < classes for label in batch.labels) else None
+    names, numbers = pipeline.prior.config.class_names or (), batch.labels.tolist()
+    labels = [names[number] for number in numbers] if all(0 <= number < len(names) for number in numbers) else None
     drawn = [
         pipeline.complete(to_pil(originals), kept, labels=labels, seed=seed * len(originals), batch_size=len(originals))
         for seed in range(DRAWS)
