@@ -29,10 +29,11 @@ from pydantic import Field, model_validator
 
 from common import card
 from common.config import Settings, build
-from common.errors import UserError
-from common.folder import FORMAT, check_format, inside, read_json, replacing, write_json
+from common.errors import Refused, UserError
+from common.folder import FORMAT, check_format, inside, is_empty, read_json, replacing, sweep, write_json
 from common.hub import source_repository
 from common.record import private
+from common.written import write_text
 
 if TYPE_CHECKING:  # half a second, and reading does without
     from datasets import Features
@@ -108,6 +109,7 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
     Raises:
         UserError: the folder holds codes of another tokenizer, source or setting; it names both.
     """
+    check_begun(folder)
     plan = folder / PLAN
     planned = info.model_dump(mode="json")
     if plan.exists():
@@ -123,15 +125,24 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
                 f"{folder} holds codes of other settings: {', '.join(differ)} differ; "
                 "give the same ones, another --output, or remove the folder"
             )
-    elif folder.is_dir() and any(p.suffix == ".parquet" for p in folder.iterdir()):
-        raise UserError(f"{folder} holds Parquet files that no encode of ours began; give another --output")
+
+
+def check_begun(folder: Path) -> None:
+    """Raise `Refused` where a folder holds something that no encode of ours began."""
+    if os.path.lexists(folder) and not (folder / PLAN).is_file() and not (folder.is_dir() and is_empty(folder)):
+        raise Refused(f"{folder} holds something that no encode of ours began; give another --output")
 
 
 def begin(folder: Path, info: CodesInfo) -> None:
     """Start writing, or go on: the plan is kept beside the shards. Raises what `check_plan` raises."""
     check_plan(folder, info)
+    sweep(folder)
     if not (folder / PLAN).exists():
-        write_json(folder / PLAN, info.model_dump(mode="json"))
+        write_plan(folder, info)
+
+
+def write_plan(folder: Path, info: CodesInfo) -> None:
+    write_json(folder / PLAN, info.model_dump(mode="json"))
 
 
 def shard_path(folder: Path, split: str, shard: int, shards: int) -> Path:
@@ -163,13 +174,12 @@ def _features(info: CodesInfo) -> "Features":
 
 
 def finish(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the dataset card, then `codes.json`: the folder is whole from here on.
+    """Write the dataset card, or leave one that was edited, then `codes.json`: the folder is whole from here on.
 
     Args:
         splits: of each split its `rows`, and any figures worth keeping beside it.
     """
-    with replacing(folder / "README.md") as aside:
-        aside.write_text(dataset_card(folder, info, splits), encoding="utf-8")
+    write_text(folder / "README.md", dataset_card(folder, info, splits))
     write_json(folder / "codes.json", as_written(info, splits))
 
 

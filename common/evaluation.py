@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.commands import typed
-from common.folder import FORMAT, check_format, read_json, sweep, write_json
+from common.errors import Refused
+from common.folder import FORMAT, check_format, mend, read_json, write_json
 from common.record import record
 
 KIND = "tesserae.evaluation"
@@ -30,9 +31,16 @@ def write_evaluation(
     path = evaluation_path(run, stage, split)
     head = {"kind": KIND, "format": FORMAT, "stage": stage, "split": split}
     body = {"figures": dict(figures), "protocol": dict(protocol)}
-    sweep(path)
+    check_evaluation(path)
+    mend(path)
     write_json(path, head | body | record(f"{stage}/evaluate.py", arguments=arguments))
     return path
+
+
+def check_evaluation(path: Path) -> None:
+    """Raise `Refused` where something else stands at the path than the figures of an earlier evaluation."""
+    if path.is_dir() or (path.is_file() and read_json(path).get("kind") != KIND):
+        raise Refused(f"{path} is none of our evaluations; move it away")
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:

@@ -10,18 +10,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
-from common import config
-from common.errors import UserError
+from common import config, lock, process
+from common.errors import Refused, UserError
 
 M = TypeVar("M", bound=nn.Module)
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -33,18 +34,23 @@ FORMAT = 1  # of every file of ours; a reader refuses what is newer than itself
 # ------------------------------------------------------------------------------------------------------------- files
 
 
+HALF = re.compile(r"\.(.+)\.([0-9a-f]{8}-\d+-\d+)\.(writing|old)")  # a file's name, the process, what it is
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write a file or a folder at; it takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    aside = beside(path, "writing")
     remove(aside)
     try:
         yield aside
+        settle(aside, path)
         sync(aside)
         if path.is_dir():  # a folder cannot be replaced in one step: the old one stands aside for a moment
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = beside(path, "old")
             remove(old)
+            lock.follow(path, aside)
             path.rename(old)
             aside.rename(path)
             remove(old)
@@ -56,20 +62,76 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def rewriting(path: Path, ours: Collection[str]) -> Iterator[Path]:
+    """As `replacing`, a folder: what it holds besides the files named in `ours`, by their paths in it, stays in it.
+
+    The whole folder is exchanged, so that nobody reads new weights beside an old config; others' files are linked over.
+    """
+    mend(path)
+    with replacing(path) as aside:
+        aside.mkdir()
+        yield aside
+        if path.is_dir():
+            _carry_over(path, aside, ours)
+
+
+def _carry_over(old: Path, new: Path, ours: Collection[str], above: str = "") -> None:
+    for entry in sorted(old.iterdir()):
+        target, name = new / entry.name, above + entry.name
+        if entry.is_dir() and not entry.is_symlink():
+            begun, held = target.is_dir(), any(entry.iterdir())
+            target.mkdir(exist_ok=True)
+            _carry_over(entry, target, ours, f"{name}/")
+            if not begun and held and not any(target.iterdir()):  # all that it held was ours
+                target.rmdir()
+        elif name not in ours and not HALF.fullmatch(entry.name):
+            if os.path.lexists(target):
+                raise Refused(f"{entry} is none of ours, and another would take its place; move it away")
+            link(entry, target)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy on another disk, or on one that has no links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def beside(path: Path, what: Literal["writing", "old"]) -> Path:
+    """Return the name under which this process, and no other, keeps what it is writing, or what it replaces."""
+    return path.with_name(f".{path.name}.{process.label()}.{what}")
+
+
 def sweep(folder: Path) -> None:
-    """Undo what a killed command left half done in a folder that nobody writes into now: halves go, and what stood aside while
-    its successor was to take its place comes back if that never came."""
-    inside = folder.rglob(".*") if folder.is_dir() and not folder.is_symlink() else ()
-    beside = folder.parent.glob(f".{glob.escape(folder.name)}.*") if folder.parent.is_dir() else ()
-    for path in [*beside, *inside]:
-        found = re.fullmatch(r"\.(.+?)(\.\d+)?\.(writing|old)", path.name)
-        if not found or not os.path.lexists(path):
-            continue
-        successor = path.with_name(found[1])
-        if found[3] == "old" and not successor.exists():
-            path.rename(successor)
-        else:
-            remove(path)
+    """Undo what killed commands left half done in and beside a folder of ours that this command has the lock of: halves go,
+    and what stood aside while its successor was to take its place comes back if that never came."""
+    mend(folder)
+    for where, folders, names in os.walk(folder):
+        halves = {name: found[2] for name in folders + names if (found := HALF.fullmatch(name))}
+        folders[:] = [name for name in folders if name not in halves]
+        for name, writer in halves.items():
+            if process.ended(writer) is not False:  # of another machine too: it does not have the lock
+                _undo(Path(where) / name)
+
+
+def mend(path: Path) -> None:
+    """Undo what a killed command of this machine left half done when it wrote `path`."""
+    for half in path.parent.glob(f".{glob.escape(path.name)}.*") if path.parent.is_dir() else ():
+        found = HALF.fullmatch(half.name)
+        if found and found[1] == path.name and process.ended(found[2]):
+            _undo(half)
+
+
+def _undo(half: Path) -> None:
+    found = HALF.fullmatch(half.name)
+    assert found
+    successor = half.with_name(found[1])
+    if found[3] == "old" and not os.path.lexists(successor):
+        half.rename(successor)
+    else:
+        remove(half)
 
 
 def remove(path: Path) -> None:
@@ -79,16 +141,39 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def settle(new: Path, before: Path) -> None:
+    """Give what was written the mode of what it replaces, or where there was nothing, the one that the umask leaves a file.
+
+    (safetensors writes files that nobody else can read.) A file that has a second name elsewhere is left as it is.
+    """
+    found = new.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return
+    if not before.is_symlink() and before.exists() and before.is_dir() == new.is_dir():
+        shutil.copymode(before, new)
+    elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        new.chmod(0o666 & ~_umask())
+    for child in new.iterdir() if new.is_dir() else ():
+        settle(child, before / child.name)
+
+
+def _umask() -> int:
+    found = os.umask(0o077)  # there is no other way to ask
+    os.umask(found)
+    return found
+
+
 def sync(path: Path) -> None:
-    """Bring a file, or all files of a folder, to the disk; files are made readable by others (safetensors' are not)."""
+    """Bring a file, or all files of a folder, to the disk."""
+    if path.is_symlink():
+        return
     if path.is_dir():
         for child in path.iterdir():
             sync(child)
         sync_entry(path)
-        return
-    os.chmod(path, 0o644)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    elif path.is_file() and os.access(path, os.R_OK):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def sync_entry(directory: Path) -> None:
@@ -166,12 +251,47 @@ def sha256(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------- models
 
 
-def check_ours(path: Path, mark: str) -> None:
-    """That a folder may be written at `path`: nothing is there, or one of ours, which holds a file `mark`."""
-    if path.exists() and not (path.is_dir() and ((path / mark).exists() or not any(path.iterdir()))):
-        raise UserError(f"{path} holds something else than what would be written there; give another folder")
+def is_empty(folder: Path) -> bool:
+    """Return whether a folder holds nothing, or only what a killed command of ours left half written."""
+    return all(HALF.fullmatch(entry.name) for entry in folder.iterdir())
+
+
+def check_ours(path: Path, mark: str, names: Collection[str] = ()) -> None:
+    """Raise `Refused` unless a folder may be written at `path`: nothing is there, or one of ours, as a file `mark` in it says.
+
+    Args:
+        names: that are in it, by which one whose `mark` is damaged is still known in a run of ours.
+    """
+    if path.is_symlink():
+        raise Refused(f"{path} is a link to {os.path.realpath(path)}; give that folder itself")
+    if not path.exists() or (path.is_dir() and is_empty(path)):
+        return
+    if not path.is_dir() or not (_says_ours(path / mark) or _is_left_of_ours(path, names)):
+        raise Refused(f"{path} holds something else than what would be written there; give another folder")
     if (path / ".git").exists():
-        raise UserError(f"{path} is a git checkout, whose history would be lost: give another folder, and copy the files there")
+        raise Refused(f"{path} is a git checkout, whose history would be lost: give another folder, and copy the files there")
+
+
+def _says_ours(path: Path) -> bool:
+    try:
+        return str(read_json(path).get("kind")).startswith("tesserae.")
+    except UserError:
+        return False
+
+
+def _is_left_of_ours(path: Path, names: Collection[str]) -> bool:
+    """Return whether it is the model of a run whose `config.json` was damaged or lost."""
+    return is_stage(path.parent) and {entry.name for entry in path.iterdir()} <= set(names)
+
+
+def is_stage(folder: Path) -> bool:
+    """Return whether a training, or what takes its place, wrote into the folder: its `config.yaml` is there."""
+    path = folder / "config.yaml"
+    try:
+        found = config.read_yaml(path) if path.is_file() else {}
+    except UserError:
+        return False
+    return "run" in found and not found.keys().isdisjoint({"images", "codes"})
 
 
 def kind_of(cls: type) -> str:
@@ -179,10 +299,9 @@ def kind_of(cls: type) -> str:
 
 
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
-    """Write `config.json` and `model.safetensors` into the folder `path`, which takes the place of an older one."""
-    check_ours(path, "config.json")
-    with replacing(path) as aside:
-        aside.mkdir()
+    """Write `config.json` and `model.safetensors` into the folder `path`, in the place of older ones; other files stay."""
+    check_ours(path, "config.json", MODEL_FILES)
+    with rewriting(path, MODEL_FILES) as aside:
         head = {"kind": kind_of(type(model)), "format": FORMAT}
         (aside / "config.json").write_text(
             json.dumps({**head, **settings.model_dump(mode="json")}, indent=2) + "\n", encoding="utf-8"

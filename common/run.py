@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from common.config import Settings, read_yaml, write_yaml
-from common.errors import UserError
-from common.folder import replacing
+from common.errors import Refused, UserError
+from common.folder import is_empty, is_stage, replacing, sweep
 from common.launch import Interrupted
 from common.track import Trackers
 
@@ -25,7 +25,9 @@ def open_run(folder: Path, settings: Settings, changeable: Set[str], accelerator
         changeable: settings that do not change what is computed and may differ from the first start's.
     Raises:
         UserError: the folder holds a run of other settings; it names them.
+        Refused: it holds something that is no run.
     """
+    check_stage(folder)
     path, given = folder / "config.yaml", _flat(settings.model_dump(mode="json"))
     begun = any((folder / "state").glob("step_*")) or (folder / "model").exists()  # before there is nothing to lose
     if path.exists() and begun:
@@ -40,9 +42,20 @@ def open_run(folder: Path, settings: Settings, changeable: Set[str], accelerator
             )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        sweep(folder)
         with replacing(path) as aside:
             write_yaml(settings, aside)
     accelerator.wait_for_everyone()
+
+
+def check_stage(folder: Path) -> None:
+    """Raise `Refused` where a folder holds something else than what trainings write."""
+    if not folder.is_dir() or is_empty(folder):
+        return
+    if (folder / "config.yaml").is_file():
+        read_yaml(folder / "config.yaml")  # raises what names the damage
+    if not is_stage(folder):
+        raise Refused(f"{folder} holds something that no training wrote; give another --run, or move it away")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

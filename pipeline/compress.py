@@ -9,6 +9,7 @@ Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes, once it h
 """
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch import Tensor
 from common import config, folder
 from common.commands import typed
 from common.config import Settings as BaseSettings
-from common.errors import UserError
+from common.errors import Refused, UserError
 from common.launch import make_accelerator, run_command
 from common.raster import open_picture
 from common.session import logged
@@ -115,22 +116,36 @@ def main(argv: Sequence[str]) -> None:
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     if c.expand and c.files:
         raise UserError("give --files to compress or --expand, not both")
-    with logged(Path(c.output or f"{c.run}/compressed")):
+    with logged(Path(c.output or Path(c.run) / "compressed")):
         compress_or_expand(c, Path(c.run))
 
 
+def output_path(c: Settings, run: Path) -> Path:
+    """Return what is to be written. Raises `Refused` where something else stands there, before any work is done."""
+    if c.expand:
+        path = Path(c.output or run / "expanded")
+        if os.path.lexists(path) and not (path.is_dir() and folder.is_empty(path)):
+            raise Refused(f"{path} holds something already; give another --output")
+        return path
+    path = Path(c.output or run / "compressed.tess")
+    if os.path.lexists(path) and not (path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC):
+        raise Refused(f"{path} holds something else than a compressed file of ours; give another --output")
+    return path
+
+
 def compress_or_expand(c: Settings, run: Path) -> None:
+    path = output_path(c, run)
     pipeline = ImagePipeline.from_run(run, SamplingConfig()).to(make_accelerator().device)
     if c.expand:
-        write_pictures(expand(pipeline, read_bytes(Path(c.expand))), Path(c.output or run / "expanded"))
+        write_pictures(expand(pipeline, read_bytes(Path(c.expand))), path)
         return
-    path = Path(c.output or run / "compressed.tess")
-    if path.exists() and not (path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC):
-        raise UserError(f"{path} holds something else than a compressed file of ours; give another --output")
     pictures = read_pictures(c, pipeline)
     made = compress(pipeline, pictures.images, pictures.labels)
     if not torch.equal(expand(pipeline, made.data), pictures.images):
         raise UserError("what was compressed does not expand to the same images on this machine; nothing is written")
+    if c.output is not None and path.exists() and path.read_bytes() != made.data:  # perhaps all there is of those pictures
+        raise Refused(f"{path} holds other compressed pictures; give another --output, or remove it")
+    folder.mend(path)
     with folder.replacing(path) as aside:
         aside.write_bytes(made.data)
     print(f"{report(pictures, made)}\nexpanded again and compared: the same pixels\nthe bytes are in {path}")
@@ -145,9 +160,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def write_pictures(images: Tensor, path: Path) -> None:
-    """A folder of PNG files. Raises `UserError` where there is anything already."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} holds something already; give another --output")
+    """A folder of PNG files."""
+    folder.mend(path)
     with folder.replacing(path) as aside:
         aside.mkdir()
         for number, picture in enumerate(to_pil(images)):

@@ -6,6 +6,7 @@
 Every command also finds a shipped config under its name, `configs/digits/prior.yaml`, in folders that have none of that name.
 """
 
+import os
 import shlex
 import shutil
 import sys
@@ -22,7 +23,7 @@ if __package__ in (None, ""):
 from common import config, folder
 from common.commands import typed
 from common.config import SHIPPED
-from common.errors import UserError
+from common.errors import Refused, UserError
 from common.launch import check_alone, run_command
 
 
@@ -50,8 +51,9 @@ def copy(name: str, to: Path) -> None:
     """Copy a shipped config. Raises `UserError` where there is none of that name, or something stands at `to`."""
     if name not in shipped():
         raise UserError(f"there is no shipped config {name}; they are {', '.join(shipped())}")
-    if to.exists():
-        raise UserError(f"{to} exists already; give another folder")
+    if os.path.lexists(to):
+        raise Refused(f"{to} exists already; give another folder")
+    folder.mend(to)
     with folder.replacing(to) as aside:
         shutil.copytree(SHIPPED / name, aside, ignore=shutil.ignore_patterns("__pycache__"))
 

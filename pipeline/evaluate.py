@@ -41,7 +41,7 @@ from common.codes import Codes
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
-from common.folder import sha256, sweep
+from common.folder import mend, sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.parts import in_parts
 from common.pictures import image_grid, save_picture
@@ -128,7 +128,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
             picture_path(bench, what).unlink(missing_ok=True)
     if accelerator.is_main_process:
         for what in PICTURES:
-            sweep(picture_path(bench, what))
+            mend(picture_path(bench, what))
     path = evaluation_path(bench.run, "pipeline", bench.split.name)
     if accelerator.is_main_process:
         write_evaluation(

@@ -24,13 +24,12 @@ from pydantic import Field
 
 from common import config, folder
 from common.commands import typed
-from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.progress import advance, progress_bar
-from common.session import session
+from common.session import beside, session
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline, is_of_run
-from pipeline.output import FORMATS, Output, Request
+from pipeline.output import FORMATS, Request, begin, begun
 from prior.draw import SamplingConfig
 from prior.sample import BATCH
 
@@ -74,14 +73,14 @@ def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> 
 
 def output_folder(c: Settings) -> Path:
     """Where the images go: inside a run, beside a pipeline folder."""
-    inside = f"{c.run}-samples" if (Path(c.run) / "model_index.json").exists() else f"{c.run}/samples"
+    run = Path(c.run)
+    inside = beside(run, "-samples") if (run / "model_index.json").exists() else run / "samples"
     return Path(c.output or inside)
 
 
-def open_output(c: Settings, request: Request, pipeline_folder: Path) -> Output:
-    """The output folder, begun by the same request or empty. Raises `UserError` when another request wrote into it."""
-    path = output_folder(c)
-    asked: dict[str, Any] = {
+def asked(c: Settings, request: Request, pipeline_folder: Path) -> dict[str, Any]:
+    """Return what is asked for, as JSON keeps it beside the images: all that decides them."""
+    return {
         **c.model_dump(mode="json", exclude={"run", "output", "overwrite"}),
         "batch_size": request.batch_size,
         "labels": list(request.labels),
@@ -89,17 +88,6 @@ def open_output(c: Settings, request: Request, pipeline_folder: Path) -> Output:
         "tokenizer": request.pipeline.identity.sha256,
         "prior": folder.sha256(pipeline_folder / "prior/model.safetensors"),
     }
-    plan = path / ".request.json"
-    if plan.exists() and folder.read_json(plan) == asked:
-        return FORMATS[c.format](path, request)
-    if path.exists() and (not path.is_dir() or any(entry != plan for entry in path.iterdir())):
-        if not c.overwrite or not plan.exists():
-            what = "another request's images" if plan.exists() else "something else"
-            hint = ", or --overwrite true to replace them" if plan.exists() else ""
-            raise UserError(f"{path} holds {what}; give another --output{hint}")
-        folder.remove(path)
-    folder.write_json(plan, asked)
-    return FORMATS[c.format](path, request)
 
 
 def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None = None) -> Path:
@@ -108,14 +96,17 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     Args:
         kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given.
     """
+    path = output_folder(c)
+    begun(path)  # raises where it is not ours, before anything is read or written
     pipeline, pipeline_folder = open_pipeline(Path(c.run), kept or SamplingConfig(), accelerator)
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
-    if accelerator.is_main_process:
-        open_output(c, request, pipeline_folder)
     accelerator.wait_for_everyone()
-    output = open_output(c, request, pipeline_folder)
+    if accelerator.is_main_process:
+        begin(path, asked(c, request, pipeline_folder), overwrite=c.overwrite)
+    accelerator.wait_for_everyone()
+    output = FORMATS[c.format](path, request)
     if output.is_whole():
         return output.folder
     there = frozenset(number for number in range(request.batches) if output.has(number))
@@ -162,6 +153,7 @@ def main(argv: Sequence[str]) -> None:
     # What a file says of sampling is kept with the pipeline as its defaults; what this one command line says is not.
     files = [word for i, word in enumerate(argv) if word.startswith("--config=") or "--config" in (word, *argv[:i][-1:])]
     from_file = config.parse(Settings, __doc__, files, base=saved, default_file=default, **options)
+    begun(output_folder(c))  # before the folder is locked, too
     accelerator = make_accelerator()
     with session(output_folder(c), accelerator):
         path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))

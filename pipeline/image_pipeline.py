@@ -143,10 +143,9 @@ class ImagePipeline(Pretrained):
         return cls.from_models(tokenizer, prior, settings.sampling, settings.chosen)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write both model folders, `model_index.json` and `generation_config.json` into a folder."""
+        """Write both model folders, `model_index.json` and `generation_config.json` into a folder; other files in it stay."""
         folder.check_ours(Path(path), "model_index.json")
-        with folder.replacing(Path(path)) as aside:
-            aside.mkdir()
+        with folder.rewriting(Path(path), (*self.files, "tuning.json")) as aside:
             self.tokenizer.save_pretrained(aside / "tokenizer")
             self.prior.save_pretrained(aside / "prior")
             index = {

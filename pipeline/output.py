@@ -1,5 +1,7 @@
 """Where generated images go: a folder of PNG files, the field's npz, or a codes dataset; each written batch by batch.
 
+Which folder may be written into says `.request.json` in it: what the request was, by which all that it wrote is known by name.
+
 `is_whole()` says whether nothing is left to do, `has(number)` whether a batch is on the disk already, so that an
 interrupted request goes on; `write(batch)` is called by the process that drew it, `finish()` by the main process when
 all batches are there.
@@ -7,7 +9,7 @@ all batches are there.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.codes import CodesInfo, begin, finish, is_whole, shard_path, write_shard
-from common.folder import remove, replacing
+from common.codes import PLAN, CodesInfo, finish, is_whole, shard_path, write_plan, write_shard
+from common.errors import Refused
+from common.folder import beside, is_empty, read_json, remove, replacing, sweep, write_json
+from common.hub import README
 from common.pictures import image_grid, save_picture
 from common.raster import open_picture, whole_picture
+from common.written import is_as_written, noted
 from pipeline.image_pipeline import Batch, ImagePipeline
 from tokenizer.pixels import MODES, to_pil
 
@@ -64,6 +69,9 @@ class Output:
         with replacing(self._part(batch.start // self.request.batch_size)) as aside:
             save_file({"images": batch.images.contiguous(), "codes": batch.codes.contiguous()}, aside)
 
+    def remove_parts(self) -> None:
+        remove(self.folder / ".parts")
+
     def parts(self) -> list[dict[str, torch.Tensor]]:
         return [load_file(self._part(number)) for number in range(self.request.batches)]
 
@@ -97,7 +105,7 @@ class PngFolder(Output):
         self.folder.mkdir(parents=True, exist_ok=True)
         names = self._names(batch.start // self.request.batch_size)
         for name, image in zip(names, to_pil(batch.images), strict=True):
-            aside = self.folder / f".{name}.writing"
+            aside = beside(self.folder / name, "writing")
             image.save(aside, format="PNG")
             os.replace(aside, self.folder / name)
 
@@ -140,7 +148,7 @@ class NpzFile(Output):
         self.save_grid(images[:GRID])
         with replacing(self.folder / "samples.npz") as aside, open(aside, "wb") as file:
             np.savez_compressed(file, **arrays)
-        remove(self.folder / ".parts")
+        self.remove_parts()
 
 
 class CodesFolder(Output):
@@ -156,13 +164,61 @@ class CodesFolder(Output):
             class_names=prior.class_names, tokenizer=prior.tokenizer,
             source={"generated": True, "seed": request.seeds[0]}, shard_size=len(request.labels),
         )  # fmt: skip
-        begin(self.folder, info)
+        write_plan(self.folder, info)
         codes = torch.cat([part["codes"] for part in parts]).numpy()
         labels = None if prior.class_names is None else np.asarray(request.labels, np.int64)
         write_shard(shard_path(self.folder, "generated", 0, 1), info, codes, labels, np.arange(len(codes)))
         self.save_grid(torch.cat([part["images"] for part in parts])[:GRID])
         finish(self.folder, info, {"generated": {"rows": len(codes)}})
-        remove(self.folder / ".parts")
+        self.remove_parts()
 
 
 FORMATS = {"png": PngFolder, "npz": NpzFile, "codes": CodesFolder}
+REQUEST = ".request.json"
+
+
+def begun(folder: Path) -> dict[str, Any] | None:
+    """Return the request that images in a folder are of; None in one that is new, or empty.
+
+    Raises:
+        Refused: the folder holds something that no request of ours wrote.
+    """
+    if not os.path.lexists(folder) or (folder.is_dir() and is_empty(folder)):
+        return None
+    asked = read_json(folder / REQUEST) if (folder / REQUEST).is_file() else {}
+    if asked.get("format") not in FORMATS or not isinstance(asked.get("labels"), list):
+        raise Refused(f"{folder} holds something else; give another --output")
+    return asked
+
+
+def begin(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Start on a request, or go on with it.
+
+    Raises:
+        Refused: as `begun`; or another request's images are there, and are not to be replaced.
+    """
+    before = begun(folder)
+    sweep(folder)
+    if before == asked:
+        return
+    if before is not None:
+        left = written(folder, before)
+        if left and not overwrite:
+            hint = "give another --output, or --overwrite true to replace them"
+            raise Refused(f"{folder} holds another request's images; {hint}")
+        for path in left:
+            remove(path)
+    write_json(folder / REQUEST, asked)
+
+
+def written(folder: Path, asked: Mapping[str, Any]) -> list[Path]:
+    """Return what is there of all that a request writes. A card that was edited is the user's."""
+    names = ["grid.png", ".parts"]
+    if asked["format"] == "png":
+        names += ["metadata.jsonl", *(f"{place:06d}.png" for place in range(len(asked["labels"])))]
+    elif asked["format"] == "npz":
+        names += ["samples.npz"]
+    else:
+        names += ["codes.json", PLAN, shard_path(folder, "generated", 0, 1).name, README]
+    there = [folder / name for name in names if os.path.lexists(folder / name)]
+    return [path for path in there if path.name != README or is_as_written(folder, README, noted(folder))]

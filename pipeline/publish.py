@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,12 +25,13 @@ if __package__ in (None, ""):
 from common import codes, config
 from common.commands import typed
 from common.config import Settings as BaseSettings
-from common.errors import UserError
-from common.folder import inside, replacing, write_json
+from common.errors import Refused, UserError
+from common.folder import inside, is_empty, link, remove, rewriting, sha256, write_json
 from common.hub import README, Pretrained, push
 from common.launch import check_alone, make_accelerator, run_command
 from common.record import private
 from common.session import session
+from common.written import NAME, is_as_written, note, noted, tell_kept
 from pipeline.image_pipeline import ImagePipeline, is_of_run
 from pipeline.reporting.card import UNSAID, model_card, pictures
 from pipeline.reporting.found import gather
@@ -63,19 +64,53 @@ class Settings(BaseSettings):
     """of the commit"""
 
 
+def laid(c: Settings) -> Path:
+    """Return the folder to lay out. Raises `Refused` for one that this command did not write."""
+    path = Path(c.to or Path(c.run) / "hub" / c.what)
+    if path.is_symlink():
+        raise Refused(f"{path} is a link to {os.path.realpath(path)}; give that folder itself")
+    if path.exists() and not (path.is_dir() and (is_empty(path) or (path / MARK).is_file())):
+        raise Refused(f"{path} holds something that this command did not write; give another --to")
+    return path
+
+
 def lay_out(c: Settings) -> Path:
-    """Write the folder, in the place of an earlier one, and return it. Raises `UserError` for one that holds something else."""
-    path = Path(c.to or f"{c.run}/hub/{c.what}")
-    if path.exists() and not (path.is_dir() and ((path / MARK).exists() or not any(path.iterdir()))):
-        raise UserError(f"{path} holds something that this command did not write; give another --to")
-    run = gather(Path(c.run)).path
-    with replacing(path) as aside:
+    """Write the folder, in the place of an earlier one, and return it. What a user put there or edited stays.
+
+    Raises:
+        Refused: the folder holds something else, or a file of the model that was changed.
+    """
+    path = laid(c)
+    run, before = gather(Path(c.run)).path, noted(path)
+    ours = {MARK, NAME, *before}
+    with rewriting(path, ours) as aside:
         if c.what == "codes":
             lay_out_codes(c, run / "codes", aside)
         else:
             lay_out_model(c, run, aside)
+        new = {file.relative_to(aside).as_posix(): sha256(file) for file in aside.rglob("*") if file.is_file()}
+        edited = edited_in(path, {*before, *new}, before)
+        for name in edited:
+            tell_kept(path / name)
+            remove(aside / name)
+        ours.update(new)  # what stays of the old folder is known only now
+        ours.difference_update(edited)
         write_json(aside / MARK, {"what": c.what})
+        note(aside, {name: digest for name, digest in new.items() if name not in edited})
     return path
+
+
+def edited_in(path: Path, names: Collection[str], before: Mapping[str, list[str]]) -> set[str]:
+    """Return which of these files in a folder laid out before are for people to look at, and are not as they were written.
+
+    Raises:
+        Refused: another file is not as it was written; beside new weights it would not fit.
+    """
+    edited = {name for name in names if not is_as_written(path, name, before)}
+    shown = {name for name in edited if name.endswith((".md", ".png"))}
+    if before and edited != shown:  # an earlier version noted nothing
+        raise Refused(f"{path / min(edited - shown)} is not as this command wrote it; move it away, or give another --to")
+    return shown
 
 
 def lay_out_model(c: Settings, run: Path, path: Path) -> None:
@@ -109,27 +144,19 @@ def lay_out_codes(c: Settings, folder: Path, path: Path) -> None:
     """Shards, linked where the disk can, `codes.json` without the names of this machine's folders, and the card."""
     info, splits = codes.read_info(folder)
     codes.read(folder)  # whole, and what codes.json says
-    path.mkdir()
     for shard in (shard for name in splits for shard in codes.shard_paths(folder, name)):
-        link(inside(folder, shard.name), path / shard.name)
+        link(inside(folder, shard.name).resolve(), path / shard.name)
     shown = info.model_copy(update={"source": private(info.source)})
     write_json(path / "codes.json", codes.as_written(shown, splits))
     card = codes.dataset_card(path, shown, splits, place=c.repo or UNSAID, license=c.license)
     (path / README).write_text(card, encoding="utf-8", errors="replace")
 
 
-def link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another disk, or one that has no links
-        shutil.copyfile(source, target)
-
-
 def main(argv: Sequence[str]) -> None:
     check_alone()
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     kind: Literal["model", "dataset"] = "dataset" if c.what == "codes" else "model"
-    with session(Path(c.to or f"{c.run}/hub/{c.what}"), make_accelerator()):
+    with session(laid(c), make_accelerator()):
         path = lay_out(c)
         print(f"{path} is laid out; its card is {path / README}")
         if c.repo is None:

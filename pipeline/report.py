@@ -7,6 +7,8 @@ it completes. Writes RUN/report.html, a single file that loads nothing and may b
 files into RUN/report/. What is not there yet has one line in its place, which says the command that fills it.
 """
 
+import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -21,15 +23,19 @@ if __package__ in (None, ""):
 
 from common import config
 from common.config import Settings as BaseSettings
-from common.folder import replacing
+from common.errors import Refused
+from common.folder import is_empty, mend, replacing
 from common.launch import check_alone, run_command
 from common.progress import passing_bar
 from common.record import commit
 from common.session import logged
+from common.written import NAME, is_as_written, note, noted
 from pipeline.reporting import bits, codebook, completion, page, pictures, provenance, quality, training
 from pipeline.reporting.found import Found, gather
 from pipeline.reporting.head import head
 from pipeline.reporting.page import Html, Section
+
+MADE = "Made by pipeline/report.py"  # which a page of ours says
 
 
 class Settings(BaseSettings):
@@ -47,12 +53,14 @@ def foot() -> Html:
     """When the page was made, and by which code."""
     name, dirty, _ = (commit() or "").partition("-dirty")
     at = f", of the code at commit {name[:10]}{dirty}" if name else ""
-    return page.paragraph(f"Made by pipeline/report.py of Tesserae on {datetime.now(UTC).date().isoformat()}{at}.")
+    return page.paragraph(f"{MADE} of Tesserae on {datetime.now(UTC).date().isoformat()}{at}.")
 
 
 def report(c: Settings) -> Path:
     """Write the page, and return its file."""
     found = gather(Path(c.run), c.split)
+    check_ours(found.path)
+    note(found.path / "report", {})  # whose the charts are
     parts: list[Callable[[Found], Section]] = [
         pictures.samples,
         pictures.reconstructions,
@@ -71,9 +79,22 @@ def report(c: Settings) -> Path:
             sections.append(part(found))
             bar.update()
     path = found.path / "report.html"
+    text = page.document(found.name, head(found), sections, foot()).encode("utf-8", errors="replace")
+    mend(path)
+    note(found.path, {path.name: hashlib.sha256(text).hexdigest()})
     with replacing(path) as aside:
-        aside.write_text(page.document(found.name, head(found), sections, foot()), encoding="utf-8", errors="replace")
+        aside.write_bytes(text)
     return path
+
+
+def check_ours(run: Path) -> None:
+    """Raise `Refused` where the page, or the folder of its charts, is not as this command wrote it."""
+    path, charts, files = run / "report.html", run / "report", noted(run)
+    made = path.is_file() and MADE.encode() in path.read_bytes()
+    if os.path.lexists(path) and not (made and (path.name not in files or is_as_written(run, path.name, files))):
+        raise Refused(f"{path} is not as this command wrote it; move it away")
+    if os.path.lexists(charts) and not (charts.is_dir() and (made or is_empty(charts) or (charts / NAME).is_file())):
+        raise Refused(f"{charts} holds something that this command did not write; move it away")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from pydantic import Field
 from common import codes, config, folder
 from common.commands import typed
 from common.config import Settings
-from common.errors import UserError
+from common.errors import Refused, UserError
 from common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
 from common.pictures import save_picture
 from common.raster import whole_picture
@@ -64,6 +64,7 @@ class RunSettings(Settings):
     """what starts each command: `python`, or for several devices `accelerate launch ...`"""
 
 
+PICTURES = ("samples.png", "reconstructions.png", "curves.png")  # that it gathers in the run's folder
 BEGUN = {"tokenizer": "tokenizer", "encode": "codes", "prior": "prior", "generate": "samples"}  # what a stage writes
 FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokenizer/cluster.py"}
 
@@ -143,6 +144,13 @@ def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
     return summary | {"uniform_nll": figures["uniform_nll"]}
 
 
+def check_ours(run: Path) -> None:
+    """Raise `Refused` where a file that is written at the end stands in a folder that this command did not begin."""
+    there = [name for name in ("summary.json", *PICTURES) if os.path.lexists(run / name)]
+    if there and not (run / ".seconds.json").is_file():
+        raise Refused(f"{run / there[0]} is not as this command wrote it; move it away, or give another --run")
+
+
 def gather_pictures(run: Path) -> None:
     """samples.png, reconstructions.png and curves.png of both stages, in the run's folder."""
     save_picture(whole_picture(run / "samples/grid.png", AGAIN), run / "samples.png")
@@ -162,6 +170,7 @@ def main(argv: Sequence[str]) -> None:
         if not (first.parent / f"{name}.yaml").exists():
             raise UserError(f"there is no {name}.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
+    check_ours(Path(run))
     busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
     if busy and "OMP_NUM_THREADS" not in os.environ:
         print("this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for cores that are taken")

@@ -191,6 +191,7 @@ def compare(c: Settings, start: SamplingConfig, found: SamplingConfig, bench: Be
 
 def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     """Search, compare and write."""
+    folder.check_ours(Path(c.run) / "pipeline", "model_index.json")  # now, not after an hour
     start = beginning(Path(c.run))
     pipeline = ImagePipeline.from_run(Path(c.run), start)
     for name in chain(*swept(pipeline)):

@@ -13,7 +13,7 @@ import pytest
 from common.errors import UserError
 from common.evaluation import evaluation_path, write_evaluation
 from common.folder import sha256, write_json
-from pipeline.report import Settings, main, report
+from pipeline.report import MADE, Settings, main, report
 from pipeline.reporting.charts import code_use
 from pipeline.reporting.found import gather, outdated
 from pipeline.reporting.page import EMPTY, Html, join, number, tag
@@ -241,10 +241,10 @@ def test_what_is_no_run_is_refused(tmp_path):
     ],
 )
 def test_a_damaged_file_is_named_and_an_older_page_stays(evaluated, file, text, message):
-    (evaluated / "report.html").write_text("older")
+    (evaluated / "report.html").write_text(f"older. {MADE}")
     (evaluated / "tokenizer/metrics.jsonl").unlink()  # fewer curves to draw before it comes to the damage
     (evaluated / file).write_text(text)
     with pytest.raises(UserError, match=message):
         page_of(evaluated)
-    assert (evaluated / "report.html").read_text() == "older"
+    assert (evaluated / "report.html").read_text() == f"older. {MADE}"
     assert not list(evaluated.glob(".report.html*"))

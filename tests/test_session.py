@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
-from common.session import Lock, at_work, log_path, session
+from common.errors import Refused, UserError
+from common.lock import Lock
+from common.session import at_work, log_path, session
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,17 +75,18 @@ def test_a_command_may_wait_for_the_folder(holder, tmp_path):
 
 
 def test_where_files_cannot_be_locked_the_process_the_file_names_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.session.fcntl", None)  # as on Windows
-    lock, second = Lock(tmp_path / "run"), Lock(tmp_path / "run")
-    lock.take()
-    with pytest.raises(UserError, match=f"process {os.getpid()}"):
-        second.take()
-    began = lock.path.read_text()
-    lock.path.write_text(began.replace('"began": "', '"began": "9'))  # a process of that number, but a later one
-    second.take()
-    second.path.write_text(began.replace(platform.node(), "elsewhere"))  # of another host nobody can tell
-    with pytest.raises(UserError, match="on elsewhere"):
-        lock.take()
+    monkeypatch.setattr("common.lock.fcntl", None)  # as on Windows
+    path = Lock(tmp_path / "run").path
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:  # two commands, each in a thread
+        first.submit(Lock(tmp_path / "run").take).result()
+        with pytest.raises(Refused, match=f"process {os.getpid()}"):
+            Lock(tmp_path / "run").take()
+        began = path.read_text()
+        path.write_text(began.replace('"began": "', '"began": "9'))  # a process of that number, but a later one
+        second.submit(Lock(tmp_path / "run").take).result()
+        path.write_text(began.replace(platform.node(), "elsewhere"))  # of another host nobody can tell
+        with pytest.raises(Refused, match="on elsewhere"):
+            Lock(tmp_path / "run").take()
 
 
 def test_what_nobody_expected_is_one_line_with_its_traceback_in_the_log(tmp_path):
@@ -98,6 +101,7 @@ def test_what_nobody_expected_is_one_line_with_its_traceback_in_the_log(tmp_path
 
 def test_what_a_user_can_mend_stands_in_the_log_as_one_line(tmp_path, accelerator):
     (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("")
     with pytest.raises(UserError), session(tmp_path / "run", accelerator):
         raise UserError("lr must be positive, got -1")
     assert log_path(tmp_path / "run").read_text().endswith("UserError: lr must be positive, got -1\n")

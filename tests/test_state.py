@@ -7,10 +7,12 @@ import stat
 import pytest
 import torch
 
-from common import folder, state
+from common import folder, process, state
 from common.errors import UserError
 from common.schedule import warmup_cosine
 from prior.model import Prior
+
+LEFT = f".{process.label()}9.writing"  # the ending of what a process of this machine that has ended was writing
 
 
 def test_an_optimizer_survives_the_disk(tmp_path, accelerator):
@@ -113,7 +115,7 @@ def test_what_a_kill_left_beside_and_in_a_folder_is_swept_away(tmp_path, kind):
     run = tmp_path / "run"
     (run / "state").mkdir(parents=True)
     (run / "kept.json").write_text("whole")
-    for half in (tmp_path / ".run.77.writing", run / ".kept.json.77.writing", run / "state/.step_00000001.77.writing"):
+    for half in (tmp_path / f".run{LEFT}", run / f".kept.json{LEFT}", run / f"state/.step_00000001{LEFT}"):
         half.write_text("half") if kind == "file" else (half / "sub").mkdir(parents=True)
     folder.sweep(run)
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["run", "run/kept.json", "run/state"]
@@ -121,7 +123,8 @@ def test_what_a_kill_left_beside_and_in_a_folder_is_swept_away(tmp_path, kind):
 
 def test_a_folder_whose_successor_never_took_its_place_comes_back(tmp_path):
     """A kill between the two renames that replace a folder left it without a name, and a prior without its best weights."""
-    for name, kept in ((".model.77.old", "before"), (".lost.77.old", "before"), ("model", "after")):
+    old = LEFT.replace("writing", "old")
+    for name, kept in ((f".model{old}", "before"), (f".lost{old}", "before"), ("model", "after")):
         (tmp_path / "run" / name).mkdir(parents=True)
         (tmp_path / "run" / name / "config.json").write_text(kept)
     folder.sweep(tmp_path / "run")

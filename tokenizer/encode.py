@@ -59,7 +59,7 @@ class Settings(EncodeConfig):
 
 
 def codes_folder(c: Settings) -> Path:
-    return Path(c.output or f"{c.run}/codes")
+    return Path(c.output or Path(c.run) / "codes")
 
 
 def encode(c: Settings, accelerator: Accelerator) -> Path:
@@ -68,7 +68,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
     images_config = run_images(run, c.source)
     images = open_images(images_config, tokenizer.config.image_size, tokenizer.config.image_channels)
-    folder = codes_folder(c)
+    folder, name = codes_folder(c), f"{Path(c.run).resolve().name}/tokenizer"
     info = CodesInfo(
         codebook_size=tokenizer.config.codebook_size,
         factors=tokenizer.config.factors,
@@ -76,7 +76,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         code_depth=tokenizer.config.code_depth,
         views=c.views,
         class_names=images.class_names,
-        tokenizer=TokenizerIdentity(name=f"{Path(c.run).name}/tokenizer", sha256=sha256(run / "model/model.safetensors")),
+        tokenizer=TokenizerIdentity(name=name, sha256=sha256(run / "model/model.safetensors")),
         source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
         shard_size=c.shard_size,
     )
@@ -199,9 +199,11 @@ def main(argv: Sequence[str]) -> None:
     trained = Path(config.parse(Settings, __doc__, argv, **options).run) / "tokenizer" / "config.yaml"
     base = config.read_yaml(trained)["encode"] if trained.exists() else {}
     c = config.parse(Settings, __doc__, argv, base=base, **options)
+    codes.check_begun(codes_folder(c))  # before it is locked, too
     accelerator = make_accelerator(c.precision)
-    if accelerator.is_main_process and (busy := at_work(Path(c.run) / "tokenizer")) is not None:
-        print(f"{c.run}/tokenizer is being trained by {busy}: these codes are of its weights as last saved", file=sys.stderr)
+    stage = Path(c.run) / "tokenizer"
+    if accelerator.is_main_process and (busy := at_work(stage)) is not None:
+        print(f"{stage} is being trained by {busy}: these codes are of its weights as last saved", file=sys.stderr)
     with session(codes_folder(c), accelerator):
         folder = encode(c, accelerator)
     if accelerator.is_main_process:
