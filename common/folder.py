@@ -285,7 +285,9 @@ def _is_left_of_ours(path: Path, names: Collection[str]) -> bool:
 
 
 def is_stage(folder: Path) -> bool:
-    """Return whether a training, or what takes its place, wrote into the folder: its `config.yaml` is there."""
+    """Return whether a training, or what takes its place, wrote into the folder: its `config.yaml` or a state is there."""
+    if any(_says_ours(path) for path in folder.glob("state/step_*/state.json")):
+        return True
     path = folder / "config.yaml"
     try:
         found = config.read_yaml(path) if path.is_file() else {}
