@@ -21,9 +21,10 @@ from common.record import record
 from pipeline.bits import PRIORS, Nats, bits_per_dim, image_nats
 from pipeline.image_pipeline import ImagePipeline
 from prior.baselines import Marginal
-from tokenizer.images import held_out, open_run_images
+from tokenizer.images import held_out
 from tokenizer.kmeans import assigned, e_step, m_step
 from tokenizer.pixels import to_float
+from tokenizer.run_images import open_run_images
 from tokenizer.views import centre
 
 ROOT = Path(__file__).parents[1]

@@ -94,6 +94,29 @@ class CodesSplit(NamedTuple):
     labels: np.ndarray | None  # (N,) int64, -1 where a row has none
     rows: np.ndarray  # (N,) int64, index in the source
 
+    def digest(self) -> str:
+        """Return the SHA-256 of all its codes, labels and rows."""
+        found = Digest()
+        found.update(self)
+        return found.hexdigest()
+
+
+class Digest:
+    """Of a split, taken shard after shard."""
+
+    def __init__(self) -> None:
+        self._codes, self._labels, self._rows = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+
+    def update(self, shard: CodesSplit) -> None:
+        self._codes.update(np.ascontiguousarray(shard.codes, shard.codes.dtype.newbyteorder("<")).data)
+        self._rows.update(np.ascontiguousarray(shard.rows, "<i8").data)
+        if shard.labels is not None:
+            self._labels.update(np.ascontiguousarray(shard.labels, "<i8").data)
+
+    def hexdigest(self) -> str:
+        """Return one SHA-256 of the three."""
+        return hashlib.sha256(b"".join(each.digest() for each in (self._codes, self._labels, self._rows))).hexdigest()
+
 
 class Codes(NamedTuple):
     info: CodesInfo
@@ -177,7 +200,7 @@ def finish(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]
     """Write the dataset card, or leave one that was edited, then `codes.json`: the folder is whole from here on.
 
     Args:
-        splits: of each split its `rows`, and any figures worth keeping beside it.
+        splits: of each split its `rows`, its `sha256`, and any figures worth keeping beside it.
     """
     write_text(folder / "README.md", dataset_card(folder, info, splits))
     write_json(folder / "codes.json", as_written(info, splits))
@@ -346,6 +369,8 @@ def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
             labels=np.concatenate(labels) if labels else None,
             rows=np.concatenate([shard.rows for shard in shards]),
         )
+        if "sha256" in there[name] and there[name]["sha256"] != found[name].digest():  # earlier versions wrote none
+            raise UserError(f"split {name} of {folder} holds other codes than were written; remove the folder and encode again")
     return Codes(info, found)
 
 
@@ -369,9 +394,12 @@ def _rows_in(path: Path) -> int:
 
 
 def fingerprint(codes: Codes) -> str:
-    """SHA-256 over what the codes are of and how many there are: other views, source or tokenizer give another."""
-    rows = {name: len(split.rows) for name, split in codes.splits.items()}
-    return hashlib.sha256(json.dumps([codes.info.model_dump(mode="json"), rows], sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 of what the codes are of, and of every code, label and row of the splits that were read; whatever
+    the source and the tokenizer are called."""
+    said = codes.info.model_dump(mode="json", exclude={"source": True, "shard_size": True, "tokenizer": {"name"}})
+    digests = {name: split.digest() for name, split in codes.splits.items()}
+    told = [said, codes.info.source.get("fingerprint"), digests]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def shard_paths(folder: Path, split: str) -> list[Path]:

@@ -17,8 +17,8 @@ import PIL.Image
 from common.errors import UserError
 
 FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
-    "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TGA",
-    "TIFF", "WEBP", "XBM",
+    "PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA",
+    "TIFF", "XBM",
 )  # fmt: skip
 SURE = {"GIF", "JPEG", "JPEG2000", "PNG", "QOI", "TIFF", "WEBP"}  # whose first bytes are nobody else's
 MOST_BYTES = 2**30  # of one file

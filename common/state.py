@@ -174,8 +174,8 @@ def check_same_data(saved: State, fingerprint: str, what: str, run: Path) -> Non
     before = str(saved.info.get("data"))
     if before != fingerprint:
         raise UserError(
-            f"{run} was trained on {what} {before[:12]} and these are {fingerprint[:12]}: they have changed "
-            "since it began; give another --run, or remove the folder"
+            f"{run} was trained on {what} {before[:12]} and these are {fingerprint[:12]}: they have changed since it began, or "
+            "an earlier version began it, which held out others; give another --run, or remove the folder"
         )
 
 

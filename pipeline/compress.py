@@ -36,8 +36,9 @@ from common.session import logged
 from pipeline.coder import MAGIC, Compressed, compress, expand
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
-from tokenizer.images import held_out, open_run_images
+from tokenizer.images import held_out
 from tokenizer.pixels import MODES, from_pil, to_pil
+from tokenizer.run_images import open_vouched_images
 from tokenizer.views import centre
 
 
@@ -66,7 +67,7 @@ def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
     """The files, or images evenly spaced in the held-out split with their labels."""
     t, classes = pipeline.tokenizer.config, pipeline.prior.config.num_classes
     if c.files is None:
-        split = held_out(open_run_images(Path(c.run) / "tokenizer", t).splits)
+        split = held_out(open_vouched_images(Path(c.run) / "tokenizer", t).splits)
         batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))
         labelled = classes > 0 and bool((batch.labels >= 0).all())
         return Pictures(centre(batch.images, t.image_size), batch.labels if labelled else None, f"images of {split.name}")

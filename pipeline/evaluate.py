@@ -54,10 +54,11 @@ from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import ImagePipeline
 from pipeline.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
 from prior.baselines import Marginal
-from prior.data import plain_views
+from prior.data import plain_views, tell_of_other_codes
 from prior.draw import SamplingConfig
 from tokenizer.features import Eyes, cache_of, labelled, open_eyes, real_features
-from tokenizer.images import ImageSet, held_out, open_run_images, run_images
+from tokenizer.images import ImageSet, held_out
+from tokenizer.run_images import open_run_images, run_images
 from tokenizer.split import ImageSplit
 from tokenizer.views import centre
 
@@ -143,7 +144,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
     kept = run / "pipeline/generation_config.json"
     pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
     pipeline.to(accelerator.device)
-    data = codes.read(Path(c.codes or run / "codes"), ["train"])
+    data = codes.read(Path(c.codes or run / "codes"))
     if data.info.tokenizer.sha256 != pipeline.identity.sha256:
         raise UserError(
             f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, {pipeline.identity}: "
@@ -151,6 +152,11 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
         )
     settings, tokenizer = run_images(run / "tokenizer"), pipeline.tokenizer
     images = open_run_images(run / "tokenizer", tokenizer.config)
+    tell_of_other_codes(data, pipeline.prior.config)
+    if data.info.source.get("fingerprint") != images.fingerprint:
+        accelerator.print(
+            f"the codes are of other images than {settings.source}, the run's: held-out ones are of the run's", file=sys.stderr
+        )
     split = held_out(images.splits, c.split)
     eyes = Eyes(None, None)
     if c.images != 0:

@@ -102,6 +102,8 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
+    for told in pipeline.untrained(labels):
+        accelerator.print(told, file=sys.stderr)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         begin(path, asked(c, request, pipeline_folder), overwrite=c.overwrite)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from common import config, folder
+from common.classes import untrained
 from common.codes import TokenizerIdentity
 from common.errors import UserError
 from common.hub import Pretrained
@@ -353,6 +354,11 @@ class ImagePipeline(Pretrained):
             raise UserError(f"there is no class {label}; classes are 0 to {len(names) - 1}: {', '.join(names)}")
         return int(text)
 
+    def untrained(self, labels: Sequence[int]) -> Iterator[str]:
+        """Yield a line on the classes asked for that no training image has, if there are any."""
+        absent = sorted(set(labels) & set(self.prior.config.absent_classes))
+        return untrained(absent, self.prior.config.class_names or ())
+
     @staticmethod
     def deal_seeds(number: int, seed: int | None, generator: torch.Generator | None = None) -> list[int]:
         """A seed for each image."""
@@ -398,6 +404,8 @@ class ImagePipeline(Pretrained):
                 "it; prior/train.py with --order any trains one that heeds all",
                 stacklevel=3,
             )
+        for told in self.untrained(labels):
+            warnings.warn(told, stacklevel=3)
         try:
             with passing_bar(len(labels), "draw") as bar:
                 drawn = sampler(torch.tensor(labels), seeds, codes, known, progress=bar.update).cpu()

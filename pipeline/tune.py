@@ -49,7 +49,7 @@ from common.session import session
 from pipeline.frechet import Ruler, cells
 from pipeline.generation_config import Chosen, GenerationConfig
 from pipeline.image_pipeline import ENCODED, ImagePipeline
-from prior.data import CodesBatch, CodesRows, plain_views
+from prior.data import CodesBatch, CodesRows, plain_views, tell_of_other_codes
 from prior.draw import SamplingConfig
 from prior.sample import BATCH
 
@@ -233,7 +233,9 @@ def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
             f"{path} was written by the tokenizer {info.tokenizer}, not by the one of this run, {pipeline.identity}: encode "
             "again, or give another --codes"
         )
-    rows = CodesRows(plain_views(codes.read(path, [SPLIT]).splits[SPLIT], info), pipeline.prior.config)
+    data = codes.read(path)
+    tell_of_other_codes(data, pipeline.prior.config)
+    rows = CodesRows(plain_views(data.splits[SPLIT], info), pipeline.prior.config)
     evenly = torch.arange(0, len(rows), -(-len(rows) // HELD_OUT))
     return rows[evenly, evenly]
 

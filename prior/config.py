@@ -92,6 +92,16 @@ class PriorConfig(Settings):
     """depth and widths"""
     any_order: bool = False
     """trained to predict the places in every order; otherwise in raster order alone"""
+    absent_classes: tuple[int, ...] = ()
+    """numbers of the classes that no training row has: what is drawn of them is untrained"""
+    codes: str | None = None
+    """fingerprint of the codes it is trained on; null where an earlier version trained it"""
+
+    @model_validator(mode="after")
+    def _known(self) -> "PriorConfig":
+        if any(not 0 <= number < self.num_classes for number in self.absent_classes):
+            raise ValueError(f"absent_classes {self.absent_classes} must be numbers of the {self.num_classes} classes")
+        return self
 
     @model_validator(mode="after")
     def _short_enough(self) -> "PriorConfig":
@@ -101,13 +111,14 @@ class PriorConfig(Settings):
 
     @classmethod
     def over(
-        cls, info: CodesInfo, architecture: ArchitectureConfig, *, conditional: bool, any_order: bool = False
+        cls, info: CodesInfo, architecture: ArchitectureConfig, *, conditional: bool, any_order: bool = False,
+        absent_classes: tuple[int, ...] = (), codes: str | None = None,
     ) -> "PriorConfig":  # fmt: skip
         """The config of a prior over a codes dataset."""
         return cls(
             codebook_size=info.codebook_size, factors=info.factors, grid=info.grid, code_depth=info.code_depth,
             tokenizer=info.tokenizer, architecture=architecture, class_names=info.class_names if conditional else None,
-            any_order=any_order,
+            any_order=any_order, absent_classes=absent_classes if conditional else (), codes=codes,
         )  # fmt: skip
 
     @property

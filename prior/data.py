@@ -1,5 +1,6 @@
 """The rows of a codes dataset as training batches: codes (b, T) int64 and labels (b,) int64."""
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.codes import CodesInfo, CodesSplit
+from common.codes import Codes, CodesInfo, CodesSplit, fingerprint
 from common.errors import UserError
+from common.progress import on_main
 from prior.config import PriorConfig
 
 
@@ -36,6 +38,22 @@ class CodesRows(Dataset):
             return CodesBatch(codes, torch.full((len(rows),), self.none), key[0])
         labels = torch.from_numpy(self.split.labels[rows])
         return CodesBatch(codes, torch.where(labels < 0, self.none, labels), key[0])
+
+
+def absent_classes(data: Codes) -> tuple[int, ...]:
+    """Return the classes that no row of train has."""
+    labels = data.splits["train"].labels
+    return () if labels is None else tuple(np.setdiff1d(np.arange(len(data.info.class_names or ())), labels).tolist())
+
+
+def tell_of_other_codes(data: Codes, config: PriorConfig) -> None:
+    """Say it where these, with all their splits, are not the codes that a prior was trained on."""
+    if config.codes not in (None, fingerprint(data)) and on_main():
+        print(
+            f"these codes are not those that the prior was trained on (fingerprint {str(config.codes)[:12]} then, "
+            f"{fingerprint(data)[:12]} now): figures of them are of other images",
+            file=sys.stderr,
+        )
 
 
 def plain_views(split: CodesSplit, info: CodesInfo) -> CodesSplit:

@@ -41,7 +41,7 @@ from common.parts import in_parts
 from common.record import code
 from common.session import session
 from prior.baselines import Marginal, uniform_nll
-from prior.data import CodesRows, plain_views
+from prior.data import CodesRows, plain_views, tell_of_other_codes
 from prior.model import Prior
 from prior.order import shuffled
 
@@ -78,6 +78,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
             f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "
             f"{prior.config.tokenizer}; give its --codes"
         )
+    tell_of_other_codes(data, prior.config)
     held_out = plain_views(data.splits[name], data.info)
     seen = evenly(plain_views(data.splits["train"], data.info), len(held_out.rows))
     plan = {

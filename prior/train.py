@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common import codes, config, folder, sharding, state
+from common.classes import untrained
 from common.commands import typed
 from common.ema import EMA
 from common.errors import UserError
@@ -46,7 +47,7 @@ from common.schedule import warmup_cosine
 from common.session import session
 from prior.baselines import marginal_nll, uniform_nll
 from prior.config import PriorConfig, TrainConfig
-from prior.data import CodesBatch, CodesRows, plain_views
+from prior.data import CodesBatch, CodesRows, absent_classes, plain_views
 from prior.model import Prior, nll_each
 from prior.order import code_order, raster, shuffled
 
@@ -105,11 +106,17 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     open_run(run, c, CHANGEABLE, accelerator)
     if c.batch_size > len(data.splits["train"].rows):
         raise UserError(f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it")
-    model_config = PriorConfig.over(data.info, c.model, conditional=c.condition == "labels", any_order=c.order == "any")
+    fingerprint = codes.fingerprint(data)
+    model_config = PriorConfig.over(
+        data.info, c.model, conditional=c.condition == "labels", any_order=c.order == "any",
+        absent_classes=absent_classes(data), codes=fingerprint,
+    )  # fmt: skip
+    for told in untrained(model_config.absent_classes, model_config.class_names or ()):
+        accelerator.print(told, file=sys.stderr)
     rows = CodesRows(data.splits["train"], model_config)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
-    trained, first_step, best = start(c, model_config, codes.fingerprint(data), run, accelerator)
+    trained, first_step, best = start(c, model_config, fingerprint, run, accelerator)
     peaks = {"adamw": c.lr} if c.matrix_lr is None else {"adamw": c.lr, "muon": c.matrix_lr}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, Any]()

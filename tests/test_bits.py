@@ -18,12 +18,13 @@ from prior.config import ArchitectureConfig, PriorConfig
 from prior.draw import SamplingConfig
 from prior.model import Prior
 from tokenizer.config import KMeansConfig, TokenizerConfig
-from tokenizer.images import held_out, open_run_images
+from tokenizer.images import held_out
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.likelihood import GaussianConfig
 from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_float, to_uint8
 from tokenizer.quantizers.config import GumbelConfig
+from tokenizer.run_images import open_run_images
 from tokenizer.views import centre
 
 IDENTITY = TokenizerIdentity(name="test", sha256="0" * 64)

@@ -23,8 +23,8 @@ from prior.evaluate import evaluate as evaluate_prior
 from prior.model import Prior
 from tokenizer.evaluate import Settings as TokenizerSettings
 from tokenizer.evaluate import evaluate as evaluate_tokenizer
-from tokenizer.images import open_run_images
 from tokenizer.model import load_tokenizer
+from tokenizer.run_images import open_run_images
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ def test_it_passes_through_encode_prior_and_generate(tmp_path, accelerator):
 
 def test_more_means_than_patches_are_refused(tmp_path, accelerator):
     model = KMeansConfig(image_size=(8, 8), patch=8, codebook_size=4096)
-    with pytest.raises(UserError, match=r"codebook_size 4096 is more than the 1425 x 1 x 1 = 1425 patches"):
+    with pytest.raises(UserError, match=r"codebook_size 4096 is more than the 1419 x 1 x 1 = 1419 patches"):
         cluster(settings(tmp_path / "km", model=model), accelerator)
 
 

@@ -34,10 +34,11 @@ from common.session import session
 from tokenizer.config import ClusterConfig
 from tokenizer.evaluation import evaluate, reconstructions, save_histogram
 from tokenizer.health import described, unused
-from tokenizer.images import open_images
+from tokenizer.images import open_images, tell_of_images
 from tokenizer.initialization import check_enough, sampled
 from tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plus
 from tokenizer.pixels import to_float
+from tokenizer.run_images import where_they_lay, write_record
 from tokenizer.split import ImageSplit
 from tokenizer.views import centre
 
@@ -49,18 +50,21 @@ DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cl
 def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     """Fit, or go on fitting, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
-    images = open_images(c.images, c.model.image_size, c.model.image_channels)
+    images = open_images(where_they_lay(c.images, run), c.model.image_size, c.model.image_channels)
     fingerprint, splits = images.fingerprint, images.splits
-    open_run(run, c, CHANGEABLE, accelerator)
+    tell_of_images(images, accelerator)
     check_enough(c.model.codebook_size, len(splits["train"]), c.model.grid, "patches")
+    saved = state.latest(run, accelerator)
+    if saved is not None:
+        state.check_same_data(saved, fingerprint, "images of fingerprint", run)
+    open_run(run, c, CHANGEABLE, accelerator)
+    write_record(images, c.images.source, run, accelerator)
     tokenizer = KMeansTokenizer(c.model).to(accelerator.device)
     sample = sampled_patches(tokenizer, splits["train"], c, accelerator)
-    saved = state.latest(run, accelerator)
     if saved is None:
         generator = torch.Generator(accelerator.device).manual_seed(c.seed)
         tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, generator)))
     else:
-        state.check_same_data(saved, fingerprint, "images of fingerprint", run)
         with state.restoring(run):
             tokenizer.load_state_dict(saved.tensors["model"])
     first = saved.step if saved else 0

@@ -38,10 +38,10 @@ from tokenizer.base import ImageTokenizer, NetworkTokenizer
 from tokenizer.codebook_picture import draw
 from tokenizer.config import EncodeConfig, ImagesConfig
 from tokenizer.health import Counted, advice, described, neighbours, split_figures
-from tokenizer.images import open_images
 from tokenizer.kmeans import KMeansTokenizer
 from tokenizer.model import load_tokenizer, trained
 from tokenizer.pixels import to_float
+from tokenizer.run_images import open_run_images, recorded
 from tokenizer.split import ImageSplit
 from tokenizer.usage import count
 from tokenizer.views import centre
@@ -109,7 +109,7 @@ def count_splits(
         both = {name: count_codes(run / "codes", name, there[name]["rows"], accelerator) for name in wanted}
         source = str(run / "codes")
     else:
-        splits = open_images(images, tokenizer.config.image_size, tokenizer.config.image_channels).splits
+        splits = open_run_images(run / "tokenizer", tokenizer.config).splits
         wanted = _wanted(c.splits or ("validation",), list(splits), images.source)
         accelerator.print(f"{reason}: {', '.join(wanted)} of {images.source} is encoded now", file=sys.stderr)
         batch_size = min(BATCH, config.build(EncodeConfig, settings["encode"], str(run / "tokenizer/config.yaml")).batch_size)
@@ -127,7 +127,10 @@ def why_not_codes(run: Path, images: ImagesConfig, tokenizer: ImageTokenizer) ->
         return f"{run / 'codes'} is of another tokenizer, {info.tokenizer}"
     if any(getattr(info, name) != getattr(tokenizer.config, name) for name in ("codebook_size", "grid", "code_depth")):
         return f"{run / 'codes'} says of its codes another size than the tokenizer's: its codes.json was changed"
-    if (info.source.get("source"), info.source.get("subset")) != (images.source, images.subset):
+    known = recorded(run / "tokenizer").fingerprint or info.source.get("fingerprint")
+    if (info.source.get("source"), info.source.get("subset"), info.source.get("fingerprint")) != (
+        images.source, images.subset, known,
+    ):  # fmt: skip
         return f"{run / 'codes'} is of other images, {info.source.get('source')}"
     return None
 

@@ -33,9 +33,10 @@ from common.run import open_run
 from common.session import session
 from metrics.similarity import psnr_each
 from tokenizer.config import ConvertConfig
-from tokenizer.images import open_images
+from tokenizer.images import open_images, tell_of_images
 from tokenizer.pixels import to_float, to_uint8
 from tokenizer.published import read_published
+from tokenizer.run_images import where_they_lay, write_record
 from tokenizer.split import ImageSplit
 from tokenizer.views import centre
 from tokenizer.vqgan import VQGANTokenizer
@@ -57,9 +58,11 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
     run = Path(c.run) / "tokenizer"
     tokenizer = read_published(Path(c.checkpoint), c.kind, Path(c.architecture) if c.architecture else None, c.image_size)
     model = tokenizer.config
-    splits = open_images(c.images, model.image_size, model.image_channels).splits
+    images = open_images(where_they_lay(c.images, run), model.image_size, model.image_channels)
+    tell_of_images(images, accelerator)
     open_run(run, c, CHANGEABLE, accelerator)
-    found = reconstruct(tokenizer.to(accelerator.device), splits["train"], c, accelerator)
+    write_record(images, c.images.source, run, accelerator)
+    found = reconstruct(tokenizer.to(accelerator.device), images.splits["train"], c, accelerator)
     tokenizer.fit_likelihood(found.squared_error)
     if accelerator.is_main_process:
         rows = [torch.cat(some)[:SHOWN] for some in (found.shown, found.decoded)]

@@ -35,9 +35,10 @@ from common.session import at_work, session
 from metrics.similarity import psnr_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
-from tokenizer.images import open_images, run_images
+from tokenizer.images import tell_of_images
 from tokenizer.model import load_tokenizer, trained
 from tokenizer.pixels import to_float, to_uint8
+from tokenizer.run_images import ANOTHER, open_run_images, run_images
 from tokenizer.split import ImageSplit
 from tokenizer.usage import count, perplexity, usage
 from tokenizer.views import centre, view
@@ -67,7 +68,8 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     run = Path(c.run) / "tokenizer"
     tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
     images_config = run_images(run, c.source)
-    images = open_images(images_config, tokenizer.config.image_size, tokenizer.config.image_channels)
+    images = open_run_images(run, tokenizer.config, c.source, otherwise=ANOTHER)
+    tell_of_images(images, accelerator)
     folder, name = codes_folder(c), f"{Path(c.run).resolve().name}/tokenizer"
     info = CodesInfo(
         codebook_size=tokenizer.config.codebook_size,
@@ -166,13 +168,15 @@ def encode_batch(
 def check(
     folder: Path, name: str, split: ImageSplit, info: CodesInfo, tokenizer: ImageTokenizer, batch_size: int,
     accelerator: Accelerator,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
     counts, psnr, rows = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), [], 0
+    digest = codes.Digest()
     bar = passing_bar(len(split), f"check {name}")
     for path in codes.shard_paths(folder, name):
         shard = codes.read_shard(path, info)
         rows += len(shard.rows)
+        digest.update(shard)
         counts += count(torch.from_numpy(shard.codes.astype(np.int64)), info.codebook_size, info.code_depth)
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
@@ -188,7 +192,8 @@ def check(
     bar.close()
     decoded_back = torch.cat(psnr)
     return {
-        "rows": rows, "images": rows // info.views, "skipped": len(split.corrupt) + len(split) - rows // info.views,
+        "rows": rows, "sha256": digest.hexdigest(), "images": rows // info.views,
+        "skipped": len(split.corrupt) + len(split) - rows // info.views,
         "psnr": decoded_back.mean().item(), "psnr_images": len(decoded_back),
         "usage": usage(counts), "perplexity": perplexity(counts),
     }  # fmt: skip

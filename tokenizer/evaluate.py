@@ -45,9 +45,10 @@ from metrics.features import FeaturesConfig
 from metrics.similarity import psnr_each, ssim_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.features import Eyes, cache_of, open_eyes
-from tokenizer.images import held_out, open_run_images, run_images
+from tokenizer.images import held_out
 from tokenizer.model import load_tokenizer, trained
 from tokenizer.pixels import to_float, to_uint8
+from tokenizer.run_images import ANOTHER, open_run_images, run_images
 from tokenizer.split import ImageSplit
 from tokenizer.usage import count, perplexity, usage
 from tokenizer.views import centre
@@ -78,7 +79,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     model = trained(run / "tokenizer")
     tokenizer = load_tokenizer(model).to(accelerator.device)
     settings = run_images(run / "tokenizer", c.source)
-    images = open_run_images(run / "tokenizer", tokenizer.config, c.source)
+    images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
     split = held_out(images.splits, c.split)
     eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
     plan = {

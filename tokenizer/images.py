@@ -6,21 +6,25 @@ A set whose decoded pixels fit in `memory` is decoded once; a larger one is read
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import Accelerator
 
-from common.config import build, read_yaml
+from common.classes import untrained
 from common.errors import UserError
 from common.folder import FORMAT
-from tokenizer.config import DataFiles, ImagesConfig, ImageTokenizerConfig, SplitNames
+from tokenizer import validation
+from tokenizer.config import ImagesConfig
+from tokenizer.fingerprint import fingerprint, uniform
 from tokenizer.pixels import Shape
-from tokenizer.sources import VALIDATION_NAMES, Part, Unread, fingerprint, open_source
+from tokenizer.sources import VALIDATION_NAMES, Unread, open_source
 from tokenizer.split import ImageSplit, look_for_duplicates
-from tokenizer.views import mixed
 
+KIND = "tesserae.images"
 NAMED = 8  # rows of one kind that are named; the others are counted
 
 
@@ -32,10 +36,14 @@ class ImageSet(NamedTuple):
     place: Path | None = None  # the source's folder, absolute
     notes: tuple[str, ...] = ()  # how the source was understood, where it could have been understood otherwise
 
-    def record(self) -> dict[str, Any]:
-        """Return what `images.json` says: which images these are, and of each split how many."""
+    def record(self, source: str) -> dict[str, Any]:
+        """Return what `images.json` says: which images these are, and of each split how many.
+
+        Args:
+            source: as the settings name it.
+        """
         return {
-            "kind": "tesserae.images", "format": FORMAT, "fingerprint": self.fingerprint,
+            "kind": KIND, "format": FORMAT, "fingerprint": self.fingerprint, "source": source,
             "place": None if self.place is None else str(self.place),
             "splits": self.counts(), "unread": [each._asdict() for each in self.unread],
         }  # fmt: skip
@@ -67,27 +75,27 @@ class ImageSet(NamedTuple):
                     yield f"{name}, {kind}: {row}"
                 if rows:
                     yield f"{name}: {len(rows)} {kind}, {len(split)} images remain"
+        yield from untrained(self.absent_classes(), self.class_names or ())
+
+    def absent_classes(self) -> tuple[int, ...]:
+        """Return the classes that no training image has."""
+        return tuple(np.setdiff1d(np.arange(len(self.class_names or ())), self.splits["train"].labels).tolist())
 
 
 # --------------------------------------------------------------------------------------------------- the set as a whole
 
 
-def _with_validation(parts: dict[str, Part], share: float) -> dict[str, tuple[Part, np.ndarray]]:
-    """Each split's part and rows (len,), ascending; without a split for validation some rows of train are held out.
-
-    Which ones is a hash of their index: numpy may change its permutations, and a resumed run must not see the others.
-    """
-    rows = {name: (part, np.arange(len(part.labels))) for name, part in parts.items()}
-    train, everything = rows.pop("train")
-    given = next((name for name in VALIDATION_NAMES if name in rows), None)
+def _with_validation(splits: dict[str, ImageSplit], share: float) -> dict[str, ImageSplit]:
+    """Return the splits, train and validation first; without one for validation some rows of train are held out."""
+    train, others = splits["train"], {name: split for name, split in splits.items() if name != "train"}
+    given = next((name for name in VALIDATION_NAMES if name in others), None)
     if given is not None:
-        return {"train": (train, everything), "validation": rows.pop(given), **rows}
-    if len(everything) == 1:
+        return {"train": train, "validation": others.pop(given).named("validation"), **others}
+    if len(train) == 1:
         raise UserError(f"{train.title} has 1 image; at least 2 are needed, one to train on and one to validate with")
-    shuffled = np.argsort(mixed(everything.astype(np.uint64)), kind="stable")
-    count = min(max(1, round(share * len(everything))), len(everything) - 1)
-    held_out, kept = np.sort(shuffled[:count]), np.sort(shuffled[count:])
-    return {"train": (train, kept), "validation": (train, held_out), **rows}
+    out = uniform(train.all_digests()) < share  # of rows that are left out too: where they are counted
+    out[train.rows] = validation.held_out(train.digests(), train.labels, share)
+    return {"train": train.of_rows("train", ~out), "validation": train.of_rows("validation", out), **others}
 
 
 def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> ImageSet:
@@ -101,31 +109,23 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
         raise UserError(f"images have 1 channel (grey), 3 (RGB) or 4 (RGBA), got {channels}")
     source = open_source(config)
     shape = Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize, config.black_and_white)
-    splits = {
-        name: ImageSplit(name, part, rows, shape, config)
-        for name, (part, rows) in _with_validation(source.parts, config.validation_share).items()
-    }
-    if sum(map(len, splits.values())) * math.prod(shape[:3]) <= config.memory * 2**30:
-        for split in splits.values():
+    parts = {name: ImageSplit(name, part, shape, config) for name, part in source.parts.items()}
+    if sum(map(len, parts.values())) * math.prod(shape[:3]) <= config.memory * 2**30:
+        for split in parts.values():
             split.keep_in_memory()
-    if config.duplicates != "keep" or all(split.in_memory for split in splits.values()):  # else it costs a pass over the disk
-        look_for_duplicates(splits, config.duplicates)
-    seen = fingerprint(source.parts, source.class_names)
+    seen = fingerprint({name: split.all_digests() for name, split in parts.items()}, source.parts, source.class_names)
+    splits = _with_validation(parts, config.validation_share)
+    look_for_duplicates(splits, config.duplicates)
     return ImageSet(splits, source.class_names, seen, source.unread, source.place, source.notes)
 
 
-def run_images(run: Path, source: str | None = None) -> ImagesConfig:
-    """How the tokenizer of RUN/tokenizer reads its images, or would read another `source`."""
-    path = run / "config.yaml"
-    images = build(ImagesConfig, read_yaml(path).get("images", {}), str(path))
-    if source is None:
-        return images
-    return images.model_copy(update={"source": source, "subset": None, "split": SplitNames(), "data_files": DataFiles()})
-
-
-def open_run_images(run: Path, tokenizer: ImageTokenizerConfig, source: str | None = None) -> ImageSet:
-    """The images that the tokenizer of RUN/tokenizer was trained with, or of another `source`, read as it read them."""
-    return open_images(run_images(run, source), tokenizer.image_size, tokenizer.image_channels)
+def tell_of_images(images: ImageSet, accelerator: Accelerator) -> None:
+    """Say how many images there are, what of them was left out, and what else is to know of them."""
+    sizes = " + ".join(f"{len(split)} {name}" for name, split in images.splits.items())
+    classes = f"{len(images.class_names)} classes" if images.class_names else "no classes"
+    accelerator.print(f"images: {sizes}, {classes}")
+    for remark in images.remarks():
+        accelerator.print(remark, file=sys.stderr)
 
 
 def held_out(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:

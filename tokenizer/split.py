@@ -5,11 +5,13 @@
 Shapes: B images, C channels, H' x W' pixels, the margin among them.
 """
 
-import hashlib
+import copy
+import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -18,11 +20,14 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.progress import passing_bar
+from common.threads import in_order
 from tokenizer.config import ImagesConfig
+from tokenizer.fingerprint import DIGEST, digest, digest_of_none
 from tokenizer.pixels import Shape, decoded
 from tokenizer.sources import Part, file_of, one_line
 
-ROWS_AT_ONCE = 1024
+R = TypeVar("R")
+ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 2**23  # that a thread decodes: of large images fewer rows
 
 
 class CorruptRow(NamedTuple):
@@ -53,30 +58,61 @@ def _reason(error: Exception, encoded: dict[str, Any] | None) -> str:
     return f"{encoded['path']}: {reason}" if encoded and encoded["path"] else reason
 
 
+class Encoded(NamedTuple):
+    """Some rows as the source has them."""
+
+    rows: np.ndarray  # (n,) int64
+    files: list[dict[str, Any] | None]  # (n,)
+
+
+class _Decoded(NamedTuple):
+    """What came of some rows."""
+
+    images: Tensor  # (kept, C, H', W') uint8
+    kept: np.ndarray  # (kept,) int64, which of the rows these are
+    corrupt: list[CorruptRow]  # the others
+    animated: list[CorruptRow]
+    digests: list[bytes]  # (n,) of each file
+
+
+@contextmanager
+def _bombs_unheard() -> Iterator[None]:
+    """Without PIL's warnings of large pictures: `max_pixels` decides. (Not for a thread to enter: warnings are of all.)"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        yield
+
+
 class ImageSplit(torch.utils.data.Dataset):
     """Positions 0..len-1 into some rows of a source's split, read in batches.
 
     For a DataLoader with `batch_size=None` and a sampler of (positions, epochs): `split[positions, epochs]`.
     """
 
-    def __init__(self, name: str, part: Part, rows: np.ndarray, shape: Shape, config: ImagesConfig):
+    def __init__(self, name: str, part: Part, shape: Shape, config: ImagesConfig):
+        """All rows of a part but those whose label is wrong."""
         self.name = name
-        self.rows = rows  # (len,) int64, ascending
-        self.labels = part.labels[rows]  # (len,) int64
+        self.rows = np.arange(len(part.labels))  # (len,) int64, ascending
+        self.labels = part.labels  # (len,) int64
         self.corrupt: list[CorruptRow] = []  # left out of the split; read batch by batch, those that cannot be decoded are not
         self.animated: list[CorruptRow] = []  # of those met when it was taken into memory; the first frame, or left out
-        self.repeated: list[CorruptRow] = []  # whose file is another row's, where that was looked for
+        self.repeated: list[CorruptRow] = []  # whose file is another row's
         self._part, self._shape, self._config = part, shape, config
-        self._pixels: Tensor | None = None  # (len, C, H', W') uint8
-        self._digests: np.ndarray | None = None  # (len,) of each file
-        wrong = [i for i, row in enumerate(rows.tolist()) if row in part.wrong_labels]
-        for i in wrong:
-            self._not_taken(int(rows[i]), part.wrong_labels[int(rows[i])], config.corrupt, "corrupt")
-            self.corrupt.append(CorruptRow(int(rows[i]), part.wrong_labels[int(rows[i])]))
-        self.leave_out(wrong)
+        self._digests: np.ndarray | None = None  # (N,) of the file of each row of the part
+        self._pixels: Tensor | None = None  # (n, C, H', W') uint8, of this split and of those it was parted from
+        self._places = self.rows  # (len,) int64, of each image in those
+        for row, reason in part.wrong_labels.items():
+            self._not_taken(row, reason, config.corrupt, "corrupt")
+            self.corrupt.append(CorruptRow(row, reason))
+        self.leave_out(list(part.wrong_labels))
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def title(self) -> str:
+        """What messages call it: the split of which source."""
+        return self._part.title
 
     def __getitem__(self, positions_and_epochs: tuple[Any, Any]) -> ImageBatch:
         return self.read(*positions_and_epochs)
@@ -95,9 +131,10 @@ class ImageSplit(torch.utils.data.Dataset):
         kept: slice | np.ndarray = slice(None)
         corrupt: list[CorruptRow] = []
         if self._pixels is not None:
-            images = self._pixels[torch.from_numpy(positions)]
+            images = self._pixels[torch.from_numpy(self._places[positions])]
         else:
-            images, kept, corrupt, _, _ = self._decode(self.rows[positions])
+            with _bombs_unheard():
+                images, kept, corrupt, *_ = self._decode(self._encoded(self.rows[positions]))
         labels, rows, epochs = (torch.tensor(each[kept]) for each in (self.labels[positions], self.rows[positions], epochs))
         return ImageBatch(images, labels, rows, epochs, corrupt)
 
@@ -105,53 +142,78 @@ class ImageSplit(torch.utils.data.Dataset):
         """Decode every image now. The split shrinks by those that cannot be decoded, and remembers them."""
         pixels = torch.empty(len(self), *self._shape[:3], dtype=torch.uint8)
         kept: list[int] = []
-        digests: list[bytes] = []
+        digests = np.zeros(len(self._part.labels), DIGEST)
         before = len(self.corrupt)
-        with passing_bar(len(self), f"decode {self.name}") as bar:
-            for start in range(0, len(self), ROWS_AT_ONCE):
-                images, here, corrupt, animated, some = self._decode(self.rows[start : start + ROWS_AT_ONCE])
-                pixels[len(kept) : len(kept) + len(here)] = images
-                kept.extend(start + here)
-                self.corrupt.extend(corrupt)
-                self.animated.extend(animated)
-                digests.extend(some)
-                bar.update(len(here) + len(corrupt))
+        with passing_bar(len(self), f"decode {self.name}") as bar, _bombs_unheard():
+            for rows, found in self._in_threads(self._decode, self.rows):
+                pixels[len(kept) : len(kept) + len(found.kept)] = found.images
+                kept.extend(rows[found.kept])
+                self.corrupt.extend(found.corrupt)
+                self.animated.extend(found.animated)
+                digests[rows] = found.digests
+                bar.update(len(rows))
         if not kept:
             raise UserError(f"{self._part.title}: none of {len(self)} images can be decoded; {self.corrupt[before].reason}")
-        self.rows, self.labels, self._pixels = self.rows[kept], self.labels[kept], pixels[: len(kept)]
-        self._digests = np.array(digests, dtype="S16")
+        self._pixels, self._digests = pixels[: len(kept)], self._digested(digests)
+        self.rows = np.array(kept, dtype=np.int64)
+        self.labels, self._places = self._part.labels[self.rows], np.arange(len(kept))
 
     @property
     def in_memory(self) -> bool:
         return self._pixels is not None
 
-    def digests(self) -> np.ndarray:
-        """(len,) 16 bytes of each row's file; of one that is not there its row, as it is like no other."""
-        if self._digests is None:
-            found, bar = [], passing_bar(len(self), f"compare files of {self.name}")
-            for rows in np.split(self.rows, range(ROWS_AT_ONCE, len(self), ROWS_AT_ONCE)):
-                for row, encoded in zip(rows.tolist(), self._part.column[rows], strict=True):
-                    try:
-                        found.append(_digest(file_of(encoded)))
-                    except (OSError, ValueError):
-                        found.append(_digest(f"{self.name} {row}".encode()))
+    def _in_threads(self, work: Callable[[Encoded], R], rows: np.ndarray) -> Iterator[tuple[np.ndarray, R]]:
+        """Yield some rows after the others, and what a thread made of them."""
+        number = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // math.prod(self._shape[:3])))
+        some = np.split(rows, range(number, len(rows), number))
+        yield from zip(some, in_order(work, map(self._encoded, some)), strict=True)
+
+    def _encoded(self, rows: np.ndarray) -> Encoded:
+        return Encoded(rows, list(self._part.column[rows]))
+
+    def _digested(self, digests: np.ndarray) -> np.ndarray:
+        """Return digests (N,) of all rows of the part, those that are missing read now."""
+        missing = np.flatnonzero(digests == b"")
+        with passing_bar(len(missing), f"read files of {self.name}") as bar:
+            for rows, found in self._in_threads(self._digest, missing):
+                digests[rows] = found
                 bar.update(len(rows))
-            bar.close()
-            self._digests = np.array(found, dtype="S16")
+        return digests
+
+    def all_digests(self) -> np.ndarray:
+        """(N,) 16 bytes of the file of every row of the part, also of those that are left out."""
+        if self._digests is None:
+            self._digests = self._digested(np.zeros(len(self._part.labels), DIGEST))
         return self._digests
 
-    def leave_out(self, positions: Sequence[int]) -> None:
-        """The split shrinks by the rows at these positions."""
-        if not len(positions):
-            return
-        kept = np.setdiff1d(np.arange(len(self)), positions)
-        if not len(kept):
+    def digests(self) -> np.ndarray:
+        """(len,) 16 bytes of each row's file."""
+        return self.all_digests()[self.rows]
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """The split shrinks by these rows."""
+        if len(rows):
+            self._keep(~np.isin(self.rows, rows))
+
+    def _keep(self, kept: np.ndarray) -> None:
+        """The split shrinks to the positions of `kept`, (len,) bool."""
+        if not kept.any():
             raise UserError(f"{self._part.title}: nothing is left of {len(self)} rows")
-        self.rows, self.labels = self.rows[kept], self.labels[kept]
-        if self._pixels is not None:
-            self._pixels = self._pixels[torch.from_numpy(kept)]
-        if self._digests is not None:
-            self._digests = self._digests[kept]
+        self.rows, self.labels, self._places = self.rows[kept], self.labels[kept], self._places[kept]
+
+    def named(self, name: str) -> "ImageSplit":
+        """Return the same split under another name."""
+        return self.of_rows(name, np.ones(len(self._part.labels), dtype=bool))
+
+    def of_rows(self, name: str, chosen: np.ndarray) -> "ImageSplit":
+        """Return a split of the rows that `chosen`, (N,) bool over the part's, marks. It shares the pixels of this one."""
+        part = copy.copy(self)
+        part.name = name
+        part._keep(chosen[self.rows])
+        part.corrupt = [row for row in self.corrupt if chosen[row.row]]
+        part.animated = [row for row in self.animated if chosen[row.row]]
+        part.repeated = []
+        return part
 
     def _not_taken(self, row: int, reason: str, rule: str, setting: str) -> None:
         """Raises `UserError` where the rule for such a row is to refuse it."""
@@ -169,55 +231,52 @@ class ImageSplit(torch.utils.data.Dataset):
             if not size:
                 raise
             file = b""
-        if size and len(file) != size:
+        changed = f"had {size} bytes when the set was opened, has {len(file)} now" if size and len(file) != size else None
+        if self._digests is not None and size and changed is None and digest(file) != self._digests[row]:
+            changed = "is another file than when the set was opened"
+        if changed:
             where = f"{encoded['path']}, " if encoded and encoded["path"] else ""
             raise UserError(
-                f"{self._part.title}, row {row}: {where}had {size} bytes when the set was opened, has {len(file)} now: it "
-                "is being changed while it is read; let that end, then start again"
+                f"{self._part.title}, row {row}: {where}{changed}: it is being changed while it is read; let that end, then "
+                "start again"
             )
         return file
 
-    def _decode(self, rows: np.ndarray) -> "_Decoded":
-        images = torch.empty(len(rows), *self._shape[:3], dtype=torch.uint8)
+    def _digest(self, encoded: Encoded) -> list[bytes]:
+        """Return the digest of each file, or what stands for it."""
+        found = []
+        for row, each in zip(encoded.rows.tolist(), encoded.files, strict=True):
+            try:
+                found.append(digest(file_of(each)))
+            except (OSError, ValueError):
+                found.append(digest_of_none(self.name, row))
+        return found
+
+    def _decode(self, encoded: Encoded) -> _Decoded:
+        images = torch.empty(len(encoded.rows), *self._shape[:3], dtype=torch.uint8)
         found = _Decoded(images, np.empty(0, np.int64), [], [], [])
         kept: list[int] = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # `max_pixels` decides
-            for i, (row, encoded) in enumerate(zip(rows.tolist(), self._part.column[rows], strict=True)):
-                file = b""
-                try:
-                    file = self._file(row, encoded)
-                    images[len(kept)], frames = decoded(file, self._shape, self._config.max_pixels)
-                    if frames > 1:
-                        found.animated.append(CorruptRow(row, f"{frames} frames"))
-                    if frames > 1 and self._config.animated != "first":
-                        raise _Animated(f"an animation of {frames} frames")
-                    kept.append(i)
-                    found.digests.append(_digest(file))
-                except UserError:
-                    raise
-                except _Animated as error:
-                    found.corrupt.append(CorruptRow(row, _reason(error, encoded)))
-                    self._not_taken(row, f"the image is {found.corrupt[-1].reason}", self._config.animated, "animated")
-                except Exception as error:  # damaged files raise nearly anything in PIL: OSError, SyntaxError, KeyError
-                    found.corrupt.append(CorruptRow(row, _reason(error, encoded)))
-                    told = f"the image cannot be decoded ({found.corrupt[-1].reason})"
-                    self._not_taken(row, told, self._config.corrupt, "corrupt")
+        for i, (row, each) in enumerate(zip(encoded.rows.tolist(), encoded.files, strict=True)):
+            found.digests.append(digest_of_none(self.name, row))
+            try:
+                file = self._file(row, each)
+                found.digests[-1] = digest(file)
+                images[len(kept)], frames = decoded(file, self._shape, self._config.max_pixels)
+                if frames > 1:
+                    found.animated.append(CorruptRow(row, f"{frames} frames"))
+                if frames > 1 and self._config.animated != "first":
+                    raise _Animated(f"an animation of {frames} frames")
+                kept.append(i)
+            except UserError:
+                raise
+            except _Animated as error:
+                found.corrupt.append(CorruptRow(row, _reason(error, each)))
+                self._not_taken(row, f"the image is {found.corrupt[-1].reason}", self._config.animated, "animated")
+            except Exception as error:  # damaged files raise nearly anything in PIL: OSError, SyntaxError, KeyError
+                found.corrupt.append(CorruptRow(row, _reason(error, each)))
+                told = f"the image cannot be decoded ({found.corrupt[-1].reason})"
+                self._not_taken(row, told, self._config.corrupt, "corrupt")
         return found._replace(images=images[: len(kept)], kept=np.array(kept, dtype=np.int64))
-
-
-class _Decoded(NamedTuple):
-    """What came of some rows."""
-
-    images: Tensor  # (kept, C, H', W') uint8
-    kept: np.ndarray  # (kept,) int64, which of the rows these are
-    corrupt: list[CorruptRow]  # the others
-    animated: list[CorruptRow]
-    digests: list[bytes]  # (kept,) of each file
-
-
-def _digest(file: bytes) -> bytes:
-    return hashlib.blake2b(file, digest_size=15).digest() + b"."  # numpy strips zeros from the end of a byte string
 
 
 def look_for_duplicates(splits: Mapping[str, ImageSplit], rule: str) -> None:
@@ -227,11 +286,11 @@ def look_for_duplicates(splits: Mapping[str, ImageSplit], rule: str) -> None:
     order = {"train": 2, "validation": 1}
     for name in sorted(splits, key=lambda name: order.get(name, 0)):
         split, again = splits[name], []
-        for position, digest in enumerate(split.digests().tolist()):
-            row, first = int(split.rows[position]), seen.setdefault(digest, f"row {split.rows[position]} of {name}")
+        for row, file in zip(split.rows.tolist(), split.digests().tolist(), strict=True):
+            first = seen.setdefault(file, f"row {row} of {name}")
             if first != f"row {row} of {name}":
                 split.repeated.append(CorruptRow(row, f"the same file as {first}"))
-                again.append(position)
+                again.append(row)
         if again:
             split._not_taken(*split.repeated[0], rule, "duplicates")
         if rule == "skip":

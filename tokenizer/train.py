@@ -37,7 +37,6 @@ from common.commands import typed
 from common.ema import EMA
 from common.errors import UserError
 from common.finite import Part, SkippedSteps
-from common.folder import write_json
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
 from common.pictures import save_curves, save_picture
@@ -48,10 +47,11 @@ from common.session import session
 from tokenizer.config import TrainConfig
 from tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
 from tokenizer.health import described, unused
-from tokenizer.images import ImageSet, open_images
+from tokenizer.images import ImageSet, open_images, tell_of_images
 from tokenizer.initialization import initialize_codebook
 from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_float
+from tokenizer.run_images import where_they_lay, write_record
 from tokenizer.split import ImageBatch
 from tokenizer.upkeep import CodebookUpkeep, forget
 from tokenizer.views import augment
@@ -83,14 +83,15 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
-    images = open_images(c.images, c.model.image_size, c.model.image_channels)
+    images = open_images(where_they_lay(c.images, run), c.model.image_size, c.model.image_channels)
     splits = images.splits
     open_run(run, c, CHANGEABLE, accelerator)
-    tell_of_images(images, run, accelerator)
+    tell_of_images(images, accelerator)
     if c.batch_size > len(splits["train"]):
         raise UserError(f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it")
 
     trained, first_step = start(c, images, run, accelerator)
+    write_record(images, c.images.source, run, accelerator)
     if first_step > 0 and accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
     model = accelerator.prepare(trained.tokenizer)
@@ -159,17 +160,6 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         draw_curves(run)
     accelerator.wait_for_everyone()
     return run / "model"
-
-
-def tell_of_images(images: ImageSet, run: Path, accelerator: Accelerator) -> None:
-    """Say and write down what of the images was left out, and what else is to know of them."""
-    sizes = " + ".join(f"{len(split)} {name}" for name, split in images.splits.items())
-    classes = f"{len(images.class_names)} classes" if images.class_names else "no classes"
-    accelerator.print(f"images: {sizes}, {classes}")
-    for remark in images.remarks():
-        accelerator.print(remark, file=sys.stderr)
-    if accelerator.is_main_process:
-        write_json(run / "images.json", images.record())
 
 
 def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:

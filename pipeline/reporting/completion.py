@@ -5,14 +5,16 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.pictures import image_grid, save_picture
+from common.record import private
 from pipeline.image_pipeline import ImagePipeline
 from pipeline.reporting import page
 from pipeline.reporting.found import Found
 from pipeline.reporting.page import Html, Section
 from prior.draw import SamplingConfig
 from tokenizer.config import ImageTokenizerConfig
-from tokenizer.images import held_out, open_images, run_images
+from tokenizer.images import held_out
 from tokenizer.pixels import to_pil
+from tokenizer.run_images import open_vouched_images
 from tokenizer.views import centre
 
 COMPLETED = 8  # images
@@ -32,8 +34,8 @@ def completed(found: Found) -> tuple[list[Tensor], str]:
     pipeline = ImagePipeline.from_run(found.path, found.sampling.sampling if found.sampling else SamplingConfig())
     pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     c = pipeline.tokenizer.config
-    settings = run_images(found.path / "tokenizer").model_copy(update={"memory": 0.0})  # a few images alone are decoded
-    split = held_out(open_images(settings, c.image_size, c.image_channels).splits, found.split)
+    images = open_vouched_images(found.path / "tokenizer", c, memory=0.0)  # a few alone are decoded
+    split = held_out(images.splits, found.split)
     n = min(COMPLETED, len(split))
     batch = split.read(torch.arange(n) * len(split) // n)
     originals, rows = centre(batch.images, c.image_size), half_rows(c)
@@ -76,6 +78,6 @@ def section(found: Found, wanted: bool) -> Section:
     try:
         rows, split = completed(found)
     except UserError as error:
-        reason = str(error).replace(str(found.path), found.shown)
+        reason = " ".join(map(private, str(error).replace(str(found.path), found.shown).split()))  # no folders of this machine
         return lacking(page.paragraph(f"No images could be completed: {reason}", class_="missing"))
     return Section("completion", "Completion", drawing(found, rows, split))

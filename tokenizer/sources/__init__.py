@@ -7,11 +7,10 @@ licence, what an operating system leaves behind), which say something of a data 
 """
 
 from tokenizer.sources.columns import file_of
-from tokenizer.sources.fingerprint import fingerprint
 from tokenizer.sources.open import open_source
 from tokenizer.sources.part import Column, Left, Part, Source, Unread, one_line
 from tokenizer.sources.splits import VALIDATION_NAMES
 
 __all__ = [
-    "VALIDATION_NAMES", "Column", "Left", "Part", "Source", "Unread", "file_of", "fingerprint", "one_line", "open_source",
+    "VALIDATION_NAMES", "Column", "Left", "Part", "Source", "Unread", "file_of", "one_line", "open_source",
 ]  # fmt: skip
