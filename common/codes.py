@@ -140,7 +140,7 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
         if before.tokenizer.sha256 != info.tokenizer.sha256:
             raise UserError(
                 f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
-                "give another --output or remove the folder"
+                "give another --output, or remove the folder to encode again"
             )
         differ = [key for key, value in before.model_dump(mode="json").items() if value != planned[key]]
         if differ and differ != ["tokenizer"]:

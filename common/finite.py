@@ -67,8 +67,8 @@ class SkippedSteps:
         print(f"step {step} skipped: {found}", file=sys.stderr)
         if self.in_a_row >= MOST_IN_A_ROW:
             raise UserError(
-                f"{self.in_a_row} steps in a row were not finite ({found}); what was saved before is whole. Begin another "
-                "--run with a lower lr or precision fp32, or look at those rows"
+                f"{self.in_a_row} steps in a row were not finite ({found}); what was saved before is whole. Go on from it "
+                "with --change_settings true and a lower lr or precision fp32, or look at those rows"
             )
         return False
 

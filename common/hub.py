@@ -22,6 +22,10 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 README = "README.md"
 
 
+class NoSuchFile(UserError):
+    """A repository of the Hub has no file of that name."""
+
+
 class Pretrained:
     """A class whose objects live in folders, here or on the Hub."""
 
@@ -127,7 +131,7 @@ def locate(
             local_files_only=local_files_only,
         )  # fmt: skip
     if not (Path(snapshot) / wanted[0]).exists():
-        raise UserError(f"the Hub's repository {path} has no {wanted[0]}: what it holds is nothing that can be read here")
+        raise NoSuchFile(f"the Hub's repository {path} has no {wanted[0]}: what it holds is nothing that can be read here")
     return inside(Path(snapshot), subfolder)
 
 

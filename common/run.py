@@ -2,50 +2,145 @@
 
 import json
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
 
 import PIL.Image
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from common.config import Settings, read_yaml, write_yaml
+from common import state
+from common.config import Settings, build, read_yaml, write_yaml
 from common.errors import Refused, UserError
 from common.folder import is_empty, is_stage, replacing, sweep
+from common.history import Change, schedule_told, told, write_history
 from common.launch import Interrupted
 from common.track import Trackers
 
+S = TypeVar("S", bound=Settings)
 
-def open_run(folder: Path, settings: Settings, changeable: Set[str], accelerator: Accelerator) -> None:
-    """Make the folder of a run, or take it up again.
 
-    Args:
-        changeable: settings that do not change what is computed and may differ from the first start's.
+class Leeway(NamedTuple):
+    """Which settings of a run may differ where it goes on. All others must be those it began with."""
+
+    free: Set[str]  # they change nothing that is computed
+    length: str | None = None  # how many steps there are: any number above those that are done
+    tunable: Set[str] = frozenset()  # they change the steps to come; taken where `change_settings` says so
+
+
+class Reopened(NamedTuple, Generic[S]):
+    """A run that may begin or go on."""
+
+    before: S | None  # the settings it had, where it has begun
+    changes: tuple[Change, ...]  # of which it is to keep a history; without their step
+
+
+def has_begun(folder: Path) -> bool:
+    """Return whether a run has something to lose."""
+    return (folder / "config.yaml").exists() and (state.last_step(folder) is not None or (folder / "model").exists())
+
+
+def settings_of(folder: Path, cls: type[S]) -> S | None:
+    """Return the settings of a run that has begun, if they are of this class."""
+    if not has_begun(folder):
+        return None
+    try:
+        return build(cls, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    except UserError:  # of another kind of training, or changed by hand: to be held against the new ones as they are
+        return None
+
+
+def check_run(folder: Path, settings: S, leeway: Leeway) -> Reopened[S]:
+    """Return what a run is to go on with. Nothing is written.
+
     Raises:
-        UserError: the folder holds a run of other settings; it names them.
+        UserError: the folder holds a run of other settings, which it names, or one that has done more steps.
         Refused: it holds something that is no run.
     """
     check_stage(folder)
-    path, given = folder / "config.yaml", _flat(settings.model_dump(mode="json"))
-    begun = any((folder / "state").glob("step_*")) or (folder / "model").exists()  # before there is nothing to lose
-    if path.exists() and begun:
-        before = _flat(read_yaml(path))
-        differ = [k for k in before.keys() | given.keys() if before.get(k) != given.get(k) and k not in changeable]
-        if differ:
-            telling = sorted(differ, key=lambda k: (not k.endswith("kind"), k not in before or k not in given, k))  # first
-            shown = "; ".join(f"{k} was {before.get(k)!r} and is {given.get(k)!r}" for k in telling[:4])
-            raise UserError(
-                f"{folder} is a run of other settings: {shown}. Give the same ones to go on with it, another --run "
-                "for a new one, or remove the folder"
-            )
-    accelerator.wait_for_everyone()
+    if not has_begun(folder):
+        return Reopened(None, ())
+    found = settings_of(folder, type(settings))
+    before = _flat(found.model_dump(mode="json") if found else read_yaml(folder / "config.yaml"))
+    now = _flat(settings.model_dump(mode="json"))
+    differ = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)} - leeway.free
+    given = {k for k in differ if before.get(k) is not None and now.get(k) is not None}  # what is off stays off
+    tuned = given & leeway.tunable
+    fixed = differ - tuned - (given & {leeway.length})
+    refused = tuned if tuned and not now["change_settings"] else frozenset[str]()
+    if fixed or refused:
+        _refuse(folder, before, now, fixed, refused)
+    if leeway.length in differ:
+        _check_length(folder, leeway.length, before, now)
+    changes = [Change(setting=k, before=before[k], after=now[k]) for k in sorted(differ, key=lambda k: (k != leeway.length, k))]
+    return Reopened(found, tuple(changes))
+
+
+def _refuse(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], fixed: Set[str], tuned: Set[str]) -> NoReturn:
+    """Raise `UserError` that names what differs, first of all what cannot be changed."""
+    telling = sorted(fixed | tuned, key=lambda k: (k in tuned, not k.endswith("kind"), k not in before or k not in now, k))
+    shown = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in telling[:4])
+    if not fixed:
+        raise UserError(
+            f"{folder} is a run of other settings: {shown}. Give --change_settings true to go on with the new ones from here, "
+            "the same ones to go on with those, or another --run for a new one"
+        )
+    never = f" ({', '.join(k for k in telling[:4] if k in fixed)} cannot change in a run)" if tuned else ""
+    raise UserError(
+        f"{folder} is a run of other settings: {shown}{never}. Give the same ones to go on with it, another --run for a new "
+        "one, or remove the folder"
+    )
+
+
+def _check_length(folder: Path, setting: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless a run can be as long as it now is to be."""
+    done, was, wanted = state.last_step(folder), before[setting], now[setting]
+    if done is None:
+        another = f"give another --run with --start_from {folder}, or " if "start_from" in now else ""
+        raise UserError(
+            f"{folder} has a model and no state/ to go on from, so {setting} cannot become {wanted} from {was}: {another}"
+            "remove the folder to begin anew"
+        )
+    if wanted <= done:
+        raise UserError(
+            f"{setting} {wanted} is not more than the {done} that are done in {folder}, where it was {was}: give a larger "
+            "number to go on, or another --run for a shorter training"
+        )
+
+
+def unscheduled(settings: Settings, step: int) -> dict[str, float]:
+    """Return no values, for a training whose steps are all alike."""
+    return {}
+
+
+def enter_run(
+    folder: Path,
+    settings: S,
+    step: int,
+    reopened: Reopened[S],
+    accelerator: Accelerator,
+    *,
+    schedule: Callable[[S, int], Mapping[str, float]] = unscheduled,
+    began_from: Change | None = None,
+) -> None:
+    """Write down the settings of a run that begins or goes on at `step`, and say what of them is new.
+
+    Args:
+        schedule: what a step takes from the settings by the number of steps.
+        began_from: the line of the history for the weights that a run begins from.
+    """
+    accelerator.wait_for_everyone()  # every process has read the earlier ones
     if accelerator.is_main_process:
         sweep(folder)
-        with replacing(path) as aside:
+        write_history(folder, step, [*reopened.changes, *([began_from] if began_from and step == 0 else [])])
+        with replacing(folder / "config.yaml") as aside:
             write_yaml(settings, aside)
     accelerator.wait_for_everyone()
+    if reopened.before is not None and reopened.changes:
+        scheduled = schedule_told(schedule(reopened.before, step), schedule(settings, step))
+        accelerator.print(f"from step {step} on: {told(reopened.changes)}{f' ({scheduled})' if scheduled else ''}")
 
 
 def check_stage(folder: Path) -> None:
@@ -155,4 +250,7 @@ class Means:
 def _check_finite(values: Mapping[str, float]) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
-            raise UserError(f"{name} became {value}; the last saved state is whole: lower lr or take precision fp32")
+            raise UserError(
+                f"{name} became {value}; the last saved state is whole: go on from it with --change_settings true and a "
+                "lower lr or precision fp32"
+            )

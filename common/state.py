@@ -97,6 +97,12 @@ def latest(run: Path, accelerator: Accelerator, keep: int = 2) -> State | None:
     return State(head["step"], tensors, head["info"])
 
 
+def last_step(run: Path) -> int | None:
+    """Return the step of a run's last state, whole or not; None where it never saved one."""
+    folders = _folders(run)
+    return int(folders[-1].name.removeprefix("step_")) if folders else None
+
+
 def _forget(run: Path, keep: int) -> None:
     for old in _folders(run)[:-keep]:
         remove(old)

@@ -114,6 +114,8 @@ def serve(c: Settings) -> None:
     from pipeline.playground.style import STYLE
 
     pipeline = move(open_pipeline(c.run), c.device)
+    if not pipeline.prior.config.takes_guidance:  # whatever is kept with it: the page has no control to take it back
+        pipeline.sampling = pipeline.sampling.model_copy(update={"guidance": 1.0})
     page = Page(Desk(pipeline, read_counts(Path(c.run), pipeline)), name_of(c.run)).blocks
     try:
         _, here, public = page.queue(max_size=WAITING).launch(

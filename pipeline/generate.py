@@ -57,11 +57,22 @@ class Settings(SamplingConfig):
     """images a process draws at once; 64, or 256 on CUDA, when null, and fewer where memory asks for it"""
 
 
-def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> tuple[ImagePipeline, Path]:
-    """The pipeline of a run, assembled and saved when the models or the sampling settings to keep are new; its folder."""
+def open_pipeline(
+    run: Path, kept: SamplingConfig, asked: dict[str, Any], accelerator: Accelerator
+) -> tuple[ImagePipeline, Path]:  # fmt: skip
+    """The pipeline of a run, assembled and saved when the models or the sampling settings to keep are new; its folder.
+
+    Raises:
+        UserError: the prior cannot draw with the settings that are asked for.
+    """
     if (run / "model_index.json").exists():
-        return ImagePipeline.from_pretrained(run), run
+        pipeline = ImagePipeline.from_pretrained(run)
+        pipeline.check_sampling(**asked)
+        return pipeline, run
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
+    pipeline.check_sampling(**asked)
+    if not pipeline.prior.config.takes_guidance:  # a config may say otherwise, and would be kept for calls that say nothing
+        kept = pipeline.sampling = kept.model_copy(update={"guidance": 1.0})
     with session(path, accelerator, wait=True):  # of another request, drawn beside this one
         same = is_of_run(path, run) and _saved_sampling(run) == kept
         accelerator.wait_for_everyone()
@@ -98,7 +109,7 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     """
     path = output_folder(c)
     begun(path)  # raises where it is not ours, before anything is read or written
-    pipeline, pipeline_folder = open_pipeline(Path(c.run), kept or SamplingConfig(), accelerator)
+    pipeline, pipeline_folder = open_pipeline(Path(c.run), kept or SamplingConfig(), _sampling(c), accelerator)
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)

@@ -31,7 +31,7 @@ from pipeline.mask import fill_unknown, known_places, read_mask
 from prior.draw import SamplingConfig
 from prior.model import Prior
 from prior.order import shuffled
-from prior.sample import Sampler
+from prior.sample import Sampler, check_sampling
 from tokenizer.base import ImageTokenizer
 from tokenizer.model import load_tokenizer
 from tokenizer.pixels import from_pil, to_float, to_pil, to_uint8
@@ -376,11 +376,20 @@ class ImagePipeline(Pretrained):
 
     def sampler(self, batch_size: int | None = None, **sampling: Any) -> Sampler:
         """What draws codes with the pipeline's settings, or others. Raises `UserError` for settings that cannot be."""
-        settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
+        settings = self.check_sampling(**sampling)
         try:
             return Sampler(self.prior, settings, None if batch_size is None else _whole(batch_size, "batch_size"))
         except ValueError as error:
             raise UserError(str(error)) from None
+
+    def check_sampling(self, **sampling: Any) -> SamplingConfig:
+        """Return the pipeline's settings with these in their place. Raise `UserError` for settings that cannot be."""
+        settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
+        try:
+            check_sampling(self.prior.config, settings)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return settings
 
     def generate(
         self, labels: Sequence[int], seeds: Sequence[int], sampler: Sampler, *, batch_size: int,
@@ -418,6 +427,11 @@ class ImagePipeline(Pretrained):
     def _labels_of(self, labels: Sequence[int | str] | int | str | None, images: int) -> list[int]:
         """A class number for each of the images given: no class, one for all, or one each."""
         if labels is None:
+            if not self.prior.config.knows_no_class:
+                warnings.warn(
+                    "no labels were given, and this prior never learnt to predict without one (label_dropout 0): give labels",
+                    stacklevel=3,
+                )
             return [self.prior.config.num_classes] * images
         if isinstance(labels, int | str):
             return [self.class_number(labels)] * images

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, le=2**62)
     """image i of every candidate has seed `seed + i`; the last comparison takes the seeds after those"""
     guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
-    """left alone where the prior is unconditional"""
+    """left alone where the prior is unconditional, or was trained with label_dropout 0"""
     guidance_schedule: tuple[Literal["constant", "linear", "power-cosine"], ...] = ("constant", "linear", "power-cosine")
     """of each guidance but 1"""
     temperature: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1)
@@ -163,8 +163,8 @@ def search(c: Settings, start: SamplingConfig, bench: Bench) -> SamplingConfig:
 
 
 def swept(pipeline: ImagePipeline) -> tuple[tuple[str, ...], ...]:
-    """The settings there are to search, in order: an unconditional prior has no guidance."""
-    return SWEPT if pipeline.prior.config.num_classes else SWEPT[1:]
+    """Return the settings there are to search, in order: a prior without classes, or that never hid them, takes no guidance."""
+    return SWEPT if pipeline.prior.config.takes_guidance else SWEPT[1:]
 
 
 def candidates(c: Settings, best: SamplingConfig, names: Sequence[str]) -> Iterator[SamplingConfig]:
@@ -194,6 +194,8 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     folder.check_ours(Path(c.run) / "pipeline", "model_index.json")  # now, not after an hour
     start = beginning(Path(c.run))
     pipeline = ImagePipeline.from_run(Path(c.run), start)
+    if not pipeline.prior.config.takes_guidance:  # what was kept may be another prior's
+        start = pipeline.sampling = start.model_copy(update={"guidance": 1.0})
     for name in chain(*swept(pipeline)):
         for value in getattr(c, name):
             pipeline.sampler(**{name: value})  # one that cannot be is refused now, not after an hour

@@ -96,6 +96,9 @@ class PriorConfig(Settings):
     """numbers of the classes that no training row has: what is drawn of them is untrained"""
     codes: str | None = None
     """fingerprint of the codes it is trained on; null where an earlier version trained it"""
+    labels_hidden: float | None = Field(None, ge=0, le=1)
+    """share of the training rows without a class: it was hidden by label_dropout, or there was none; null where that was not
+    written down"""
 
     @model_validator(mode="after")
     def _known(self) -> "PriorConfig":
@@ -112,13 +115,14 @@ class PriorConfig(Settings):
     @classmethod
     def over(
         cls, info: CodesInfo, architecture: ArchitectureConfig, *, conditional: bool, any_order: bool = False,
-        absent_classes: tuple[int, ...] = (), codes: str | None = None,
+        absent_classes: tuple[int, ...] = (), codes: str | None = None, labels_hidden: float | None = None,
     ) -> "PriorConfig":  # fmt: skip
         """The config of a prior over a codes dataset."""
         return cls(
             codebook_size=info.codebook_size, factors=info.factors, grid=info.grid, code_depth=info.code_depth,
             tokenizer=info.tokenizer, architecture=architecture, class_names=info.class_names if conditional else None,
             any_order=any_order, absent_classes=absent_classes if conditional else (), codes=codes,
+            labels_hidden=labels_hidden if conditional and info.class_names else None,
         )  # fmt: skip
 
     @property
@@ -150,6 +154,16 @@ class PriorConfig(Settings):
     def num_classes(self) -> int:
         return len(self.class_names or ())
 
+    @property
+    def knows_no_class(self) -> bool:
+        """Return whether the prediction without a class was learnt, as far as is known."""
+        return self.num_classes == 0 or self.labels_hidden != 0
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Return whether there is a class to lean towards, and a prediction without one to lean on."""
+        return self.num_classes > 0 and self.knows_no_class
+
 
 class TrainConfig(Settings):
     """Stage two: train the prior."""
@@ -167,6 +181,12 @@ class TrainConfig(Settings):
     that any part of an image can be completed from any other; annealed: from any to raster, as in RAR (Yu et al. 2024)"""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """share of training rows whose class is hidden, so that guidance has an unconditional prediction to lean on"""
+    start_from: str | None = None
+    """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a repository owner/name of
+    the Hub; settings of model that are not given are then those there"""
+    change_settings: bool = False
+    """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they were
+    in history.jsonl"""
     steps: int = Field(1000, ge=1)
     """optimizer steps"""
     batch_size: int = Field(128, ge=1, le=2**24)

@@ -29,6 +29,21 @@ BATCH = {"cpu": 64, "cuda": 256}  # images a batch where memory does not ask for
 SPARE = 0.5  # of the free memory is left to others and to what is not counted
 
 
+def check_sampling(prior: PriorConfig, sampling: SamplingConfig) -> None:
+    """Raise `ValueError` for settings that a prior cannot draw with: top_k above K, guidance without classes or without a
+    prediction that was learnt without them."""
+    if sampling.top_k is not None and sampling.top_k > prior.codebook_size:
+        raise ValueError(f"top_k {sampling.top_k} is more than the {prior.codebook_size} codes there are")
+    if sampling.guidance != 1 and prior.num_classes == 0:
+        raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
+    if sampling.guidance != 1 and not prior.takes_guidance:
+        raise ValueError(
+            f"guidance {sampling.guidance:g} leans on a prediction without a class, which this prior never learnt: it was "
+            "trained with label_dropout 0. Give guidance 1, or train one with --label_dropout 0.1 (--start_from takes these "
+            "weights along)"
+        )
+
+
 class Sampler:
     """Draws from one prior with one setting, in batches of one size. The weights are taken as they are when it is made."""
 
@@ -37,12 +52,9 @@ class Sampler:
         Args:
             batch_size: images a batch, of which the last is padded; as many as memory holds, up to `BATCH`, when not given.
         Raises:
-            ValueError: top_k above K, guidance of an unconditional prior, int8 on another device than a CPU.
+            ValueError: what `check_sampling` refuses, int8 on another device than a CPU.
         """
-        if config.top_k is not None and config.top_k > prior.config.codebook_size:
-            raise ValueError(f"top_k {config.top_k} is more than the {prior.config.codebook_size} codes there are")
-        if config.guidance != 1 and prior.config.num_classes == 0:
-            raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
+        check_sampling(prior.config, config)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.prior, self.config, self.device = prior, config, prior.head.weight.device

@@ -7,11 +7,14 @@ Reads RUN/codes (or --codes) and writes into RUN/prior:
     metrics.jsonl    one line every `log_every` steps, one every evaluation
     figures.json     NLL of the kept weights on every held-out split, beside the two priors that need no training
     curves.png       training and validation NLL beside the same two
+    history.jsonl    what the run began from, and with which settings it went on, if there is something to say
     state/           what resuming needs
     model/           what everyone else needs: the averaged weights that were best on the validation split
     tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and where on the grid the NLL is; no
                      drawn pictures, which take the tokenizer, and this stage does not know it
-Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
+Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a finished
+training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from FOLDER begins from
+given weights.
 """
 
 import sys
@@ -40,9 +43,10 @@ from common.errors import UserError
 from common.finite import Part, SkippedSteps
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
+from common.origin import Origin, begin_from, begun_from
 from common.pictures import image_grid, save_curves
 from common.progress import passing_bar, progress_bar
-from common.run import Means, Metrics, open_run, read_metrics
+from common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from common.schedule import warmup_cosine
 from common.session import session
 from prior.baselines import marginal_nll, uniform_nll
@@ -51,8 +55,18 @@ from prior.data import CodesBatch, CodesRows, absent_classes, plain_views
 from prior.model import Prior, nll_each
 from prior.order import code_order, raster, shuffled
 
-# Which codes they are is checked by their fingerprint; the last two change speed and memory alone.
-CHANGEABLE = {"run", "codes", "log_every", "save_every", "keep_states", "track", "track_project", "recompute", "compile"}
+# Which codes they are is checked by their fingerprint; recompute and compile change speed and memory alone.
+LEEWAY = Leeway(
+    free={
+        "run", "codes", "log_every", "save_every", "keep_states", "track", "track_project", "change_settings", "recompute",
+        "compile",
+    },
+    length="steps",
+    tunable={
+        "lr", "matrix_lr", "warmup", "weight_decay", "clip", "ema_decay", "batch_size", "accumulate", "precision",
+        "evaluate_every",
+    },
+)  # fmt: skip
 EVALUATION_BATCH = 256
 ANNEALED = (0.5, 0.75)  # between these shares of the steps random orders give way to raster order, as in RAR
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
@@ -84,7 +98,7 @@ def read_codes(c: TrainConfig) -> codes.Codes:
     if weights.exists() and folder.sha256(weights) != data.info.tokenizer.sha256:
         raise UserError(
             f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, {weights.parent} "
-            f"(sha256 {folder.sha256(weights)[:12]}): encode again, or give another --run"
+            f"(sha256 {folder.sha256(weights)[:12]}): remove their folder and encode again, or give another --run"
         )
     return data
 
@@ -99,24 +113,28 @@ class Best(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the best model."""
     run = Path(c.run) / "prior"
+    c, origin = begun_from(c, run, Prior, lambda model: model.config.architecture)
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
     data = read_codes(c)
-    open_run(run, c, CHANGEABLE, accelerator)
+    reopened = check_run(run, c, LEEWAY)
     if c.batch_size > len(data.splits["train"].rows):
         raise UserError(f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it")
     fingerprint = codes.fingerprint(data)
     model_config = PriorConfig.over(
         data.info, c.model, conditional=c.condition == "labels", any_order=c.order == "any",
         absent_classes=absent_classes(data), codes=fingerprint,
+        labels_hidden=share_hidden(data.splits["train"], c.label_dropout),
     )  # fmt: skip
     for told in untrained(model_config.absent_classes, model_config.class_names or ()):
         accelerator.print(told, file=sys.stderr)
     rows = CodesRows(data.splits["train"], model_config)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
-    trained, first_step, best = start(c, model_config, fingerprint, run, accelerator)
+    trained, first_step, best = start(c, model_config, fingerprint, origin, run, accelerator)
+    began_from = None if origin is None else origin.change
+    enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
     peaks = {"adamw": c.lr} if c.matrix_lr is None else {"adamw": c.lr, "muon": c.matrix_lr}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, Any]()
@@ -124,7 +142,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
             state.seed_step(c.seed, step, accelerator.process_index)
-            height = warmup_cosine(step, peak=1.0, warmup=c.warmup, total=c.steps)
+            height = share_of_peak(c, step)
             for name, optimizer in trained.optimizers.items():
                 for group in optimizer.param_groups:
                     group["lr"] = height * peaks[name]
@@ -177,14 +195,30 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     return run / "model"
 
 
+def share_of_peak(c: TrainConfig, step: int) -> float:
+    """Return which part of their peaks the learning rates have."""
+    return warmup_cosine(step, peak=1.0, warmup=c.warmup, total=c.steps)
+
+
+def schedule(c: TrainConfig, step: int) -> dict[str, float]:
+    """Return what a step takes from the settings by the number of steps."""
+    height, peaks = share_of_peak(c, step), {"lr": c.lr} if c.matrix_lr is None else {"lr": c.lr, "matrix_lr": c.matrix_lr}
+    rates = {name: height * peak for name, peak in peaks.items()}
+    return rates | ({"share of rows in random order": share_shuffled(c, step)} if c.order == "annealed" else {})
+
+
 def start(
-    c: TrainConfig, model_config: PriorConfig, fingerprint: str, run: Path, accelerator: Accelerator
+    c: TrainConfig, model_config: PriorConfig, fingerprint: str, origin: Origin[Prior] | None, run: Path,
+    accelerator: Accelerator,
 ) -> tuple[Trained, int, Best]:  # fmt: skip
     """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = Prior(model_config).to(accelerator.device)
     prior.recompute = c.recompute
-    ema, saved = EMA(prior, c.ema_decay), state.latest(run, accelerator, c.keep_states)
+    saved = state.latest(run, accelerator, c.keep_states)
+    if saved is None and origin is not None:
+        accelerator.print(begin_from(origin, prior))
+    ema = EMA(prior, c.ema_decay)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "codes of fingerprint", run)
         with state.restoring(run):
@@ -258,6 +292,12 @@ def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
 def hide_labels(labels: Tensor, none: int, share: float) -> Tensor:
     """labels (b,) with a random share of them replaced by `none`, for classifier-free guidance."""
     return labels.masked_fill(torch.rand(labels.shape, device=labels.device) < share, none)
+
+
+def share_hidden(split: codes.CodesSplit, dropout: float) -> float:
+    """Return the share of rows that `hide_labels` leaves without a class, those included that never had one."""
+    unlabelled = 1.0 if split.labels is None else float((split.labels < 0).mean())
+    return unlabelled + (1 - unlabelled) * dropout
 
 
 def share_shuffled(c: TrainConfig, step: int) -> float:

@@ -196,6 +196,18 @@ def test_a_prior_without_classes_draws_without_labels():
     assert desk.pick(drawn, 1).label is None
 
 
+@pytest.mark.parametrize("share, visible", [(0.0, False), (0.1, True), (None, True)])
+def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
+    from pipeline.playground.page import Page
+
+    pipeline = of_random_weights(("a", "b"), VQ)
+    pipeline.prior.config = pipeline.prior.config.model_copy(update={"labels_hidden": share})
+    page = Page(Desk(pipeline, None), "digits")
+    assert page.guidance.visible == visible
+    assert ("guidance" in page._sampling(1.0, 2.0, 0, 1.0, 0.0)) == visible
+
+
 @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b""])
 def test_a_file_that_is_no_picture_is_refused_in_words(desk, tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)

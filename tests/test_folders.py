@@ -17,7 +17,7 @@ from common import codes, folder, process, written
 from common.errors import Refused, UserError
 from common.evaluation import write_evaluation
 from common.lock import Lock
-from common.run import open_run
+from common.run import Leeway, check_run, enter_run
 from common.session import at_work, beside, log_path, session
 from pipeline import compress, configs, generate, publish, report
 from pipeline import run as chain
@@ -74,6 +74,10 @@ def run(finished_run, tmp_path) -> Path:
 # ------------------------------------------------------------------------------------------------------------ refused
 
 
+def open_run(folder, settings, accelerator):
+    enter_run(folder, settings, 0, check_run(folder, settings, Leeway(frozenset())), accelerator)
+
+
 WRITERS = {
     "publish": lambda run, to, _: publish.main([str(run), "--what", "prior", "--to", str(to)]),
     "generate": lambda run, to, _: generate.main([str(KEPT / "pipeline"), "--num-images", "1", "--output", str(to)]),
@@ -82,7 +86,7 @@ WRITERS = {
     "compress": lambda run, to, _: compress.main([str(run), "--output", str(to)]),
     "compress a file": lambda run, to, _: compress.main([str(run), "--output", str(to / "compressed.tess")]),
     "expand": lambda run, to, _: compress.main([str(run), "--expand", str(to / "compressed.tess"), "--output", str(to)]),
-    "train": lambda run, to, accelerator: open_run(to, prior_training(to), set(), accelerator),
+    "train": lambda run, to, accelerator: open_run(to, prior_training(to), accelerator),
     "configs": lambda run, to, _: configs.main(["digits", "--to", str(to)]),
     "a prior": lambda run, to, _: ImagePipeline.from_pretrained(KEPT / "pipeline").prior.save_pretrained(to),
     "a tokenizer": lambda run, to, _: ImagePipeline.from_pretrained(KEPT / "pipeline").tokenizer.save_pretrained(to),
@@ -201,7 +205,7 @@ def test_a_model_is_whole_at_every_moment_and_a_kill_loses_nothing_of_the_users(
 
 
 def test_a_damaged_config_of_a_runs_own_model_is_written_again(pipeline, tmp_path, accelerator):
-    open_run(tmp_path / "prior", prior_training(tmp_path), set(), accelerator)
+    open_run(tmp_path / "prior", prior_training(tmp_path), accelerator)
     for harm in (lambda path: path.write_text("{"), lambda path: path.unlink()):
         pipeline.prior.save_pretrained(tmp_path / "prior/model")
         harm(tmp_path / "prior/model/config.json")
@@ -312,7 +316,7 @@ def test_what_a_command_without_a_lock_left_goes_with_its_next_start(tmp_path):
 
 def test_a_folder_that_a_kill_left_with_halves_alone_is_empty(tmp_path, accelerator):
     half(tmp_path / "config.yaml").write_text("ru")
-    open_run(tmp_path, prior_training(tmp_path), set(), accelerator)
+    open_run(tmp_path, prior_training(tmp_path), accelerator)
     assert os.listdir(tmp_path) == ["config.yaml"]
 
 
@@ -430,10 +434,10 @@ def test_a_config_of_something_else_is_not_a_run(tmp_path, accelerator):
     """Before a run had a state its config.yaml was replaced without a look."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"target": "ldm"}, "data": {}}))
     with pytest.raises(Refused, match="holds something that no training wrote; give another --run"):
-        open_run(tmp_path, prior_training(tmp_path), set(), accelerator)
+        open_run(tmp_path, prior_training(tmp_path), accelerator)
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"config\.yaml is not a YAML file"):
-        open_run(tmp_path, prior_training(tmp_path), set(), accelerator)
+        open_run(tmp_path, prior_training(tmp_path), accelerator)
 
 
 def test_a_request_of_something_else_is_none_of_ours(tmp_path):

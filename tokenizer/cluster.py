@@ -5,7 +5,7 @@
 Reads images and writes into RUN/tokenizer what tokenizer/train.py writes: config.yaml, metrics.jsonl (one line an EM
 step), reconstructions.png, curves.png, histogram.json, state/ and model/; trackers in --track are told too.
 tokenizer/encode.py, prior/train.py and pipeline/generate.py take it from there. Interrupted, the same command goes on from
-the last EM step.
+the last EM step; with more --iterations it is lengthened.
 """
 
 import sys
@@ -29,7 +29,7 @@ from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share
 from common.pictures import save_curves, save_picture
 from common.progress import advance, passing_bar, progress_bar
-from common.run import Metrics, open_run, read_metrics
+from common.run import Leeway, Metrics, check_run, enter_run, read_metrics
 from common.session import session
 from tokenizer.config import ClusterConfig
 from tokenizer.evaluation import evaluate, reconstructions, save_histogram
@@ -42,7 +42,9 @@ from tokenizer.run_images import where_they_lay, write_record
 from tokenizer.split import ImageSplit
 from tokenizer.views import centre
 
-CHANGEABLE = {"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"}
+LEEWAY = Leeway(
+    free={"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"}, length="iterations"
+)
 BATCH = 1024
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cluster.yaml"
 
@@ -52,13 +54,12 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     run = Path(c.run) / "tokenizer"
     images = open_images(where_they_lay(c.images, run), c.model.image_size, c.model.image_channels)
     fingerprint, splits = images.fingerprint, images.splits
+    reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
     check_enough(c.model.codebook_size, len(splits["train"]), c.model.grid, "patches")
     saved = state.latest(run, accelerator)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)
-    open_run(run, c, CHANGEABLE, accelerator)
-    write_record(images, c.images.source, run, accelerator)
     tokenizer = KMeansTokenizer(c.model).to(accelerator.device)
     sample = sampled_patches(tokenizer, splits["train"], c, accelerator)
     if saved is None:
@@ -68,6 +69,8 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
         with state.restoring(run):
             tokenizer.load_state_dict(saved.tensors["model"])
     first = saved.step if saved else 0
+    enter_run(run, c, first, reopened, accelerator)
+    write_record(images, c.images.source, run, accelerator)
     metrics = Metrics(run, accelerator, first, c, c.track_project)
     bar = progress_bar(accelerator, c.iterations, "k-means", initial=first, unit="EM step")
     with metrics:
@@ -137,7 +140,8 @@ def report(
     """Evaluate, and write what is for the user."""
     evaluation = evaluate(tokenizer, validation, accelerator)
     picture = reconstructions(evaluation)
-    if not any("psnr" in line for line in read_metrics(run / "metrics.jsonl")):  # killed after it, it comes here again
+    evaluated = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "psnr" in line]
+    if iterations not in evaluated:  # killed after it, it comes here again
         metrics.log(iterations, "validation", **evaluation.metrics())
         metrics.picture(iterations, "reconstructions", picture)
     if accelerator.is_main_process:

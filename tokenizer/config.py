@@ -330,6 +330,12 @@ class TrainConfig(Settings):
     """the tokenizer"""
     encode: EncodeConfig = EncodeConfig()
     """how tokenizer/encode.py will turn the images into codes"""
+    start_from: str | None = None
+    """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a repository owner/name of
+    the Hub; settings of model that are not given are then those there"""
+    change_settings: bool = False
+    """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they were
+    in history.jsonl"""
     steps: int = Field(1000, ge=1)
     """optimizer steps"""
     batch_size: int = Field(128, ge=1, le=2**24)

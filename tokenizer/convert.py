@@ -29,7 +29,7 @@ from common.commands import typed
 from common.launch import make_accelerator, run_command
 from common.pictures import image_grid, save_picture
 from common.progress import advance, progress_bar
-from common.run import open_run
+from common.run import Leeway, check_run, enter_run
 from common.session import session
 from metrics.similarity import psnr_each
 from tokenizer.config import ConvertConfig
@@ -41,7 +41,7 @@ from tokenizer.split import ImageSplit
 from tokenizer.views import centre
 from tokenizer.vqgan import VQGANTokenizer
 
-CHANGEABLE = {"run", "encode.views", "encode.batch_size", "encode.shard_size", "batch_size"}
+LEEWAY = Leeway(free={"run", "encode.views", "encode.batch_size", "encode.shard_size", "batch_size"})
 SHOWN = 12  # images of the picture
 
 
@@ -58,9 +58,12 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
     run = Path(c.run) / "tokenizer"
     tokenizer = read_published(Path(c.checkpoint), c.kind, Path(c.architecture) if c.architecture else None, c.image_size)
     model = tokenizer.config
-    images = open_images(where_they_lay(c.images, run), model.image_size, model.image_channels)
+    images, reopened = (
+        open_images(where_they_lay(c.images, run), model.image_size, model.image_channels),
+        check_run(run, c, LEEWAY),
+    )
     tell_of_images(images, accelerator)
-    open_run(run, c, CHANGEABLE, accelerator)
+    enter_run(run, c, 0, reopened, accelerator)
     write_record(images, c.images.source, run, accelerator)
     found = reconstruct(tokenizer.to(accelerator.device), images.splits["train"], c, accelerator)
     tokenizer.fit_likelihood(found.squared_error)

@@ -9,10 +9,13 @@ Reads images and writes into RUN/tokenizer:
     curves.png            losses, PSNR and codebook use over the steps
     histogram.json        how often each code was used, at the last evaluation
     images.json           how many images each split has, and how many were left out, repeated or animated
+    history.jsonl         what the run began from, and with which settings it went on, if there is something to say
     state/                what resuming needs
     model/                what everyone else needs: the averaged weights and their config
     tensorboard/, wandb/  of the trackers in --track, which are told the metrics and shown the picture (common/track.py)
-Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state.
+Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a finished
+training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from FOLDER begins from
+given weights.
 """
 
 import math
@@ -39,9 +42,10 @@ from common.errors import UserError
 from common.finite import Part, SkippedSteps
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share, batches
+from common.origin import Origin, begin_from, begun_from
 from common.pictures import save_curves, save_picture
 from common.progress import progress_bar
-from common.run import Means, Metrics, open_run, read_metrics
+from common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from common.schedule import warmup_cosine
 from common.session import session
 from tokenizer.config import TrainConfig
@@ -51,15 +55,23 @@ from tokenizer.images import ImageSet, open_images, tell_of_images
 from tokenizer.initialization import initialize_codebook
 from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_float
+from tokenizer.quantizers.config import GumbelConfig, ResidualConfig
 from tokenizer.run_images import where_they_lay, write_record
 from tokenizer.split import ImageBatch
 from tokenizer.upkeep import CodebookUpkeep, forget
 from tokenizer.views import augment
 
-CHANGEABLE = {
-    "run", "workers", "log_every", "save_every", "keep_states", "track", "track_project", "encode.views", "encode.batch_size",
-    "encode.shard_size",
-}  # fmt: skip
+LEEWAY = Leeway(
+    free={
+        "run", "workers", "log_every", "save_every", "keep_states", "track", "track_project", "change_settings", "encode.views",
+        "encode.batch_size", "encode.shard_size",
+    },
+    length="steps",
+    tunable={
+        "lr", "warmup", "weight_decay", "clip", "commitment_weight", "ema_decay", "revive_below", "batch_size", "accumulate",
+        "precision", "evaluate_every",
+    },
+)  # fmt: skip
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
@@ -80,17 +92,20 @@ class Trained(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
+    c, origin = begun_from(c, run, Tokenizer, lambda model: model.config)
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
     images = open_images(where_they_lay(c.images, run), c.model.image_size, c.model.image_channels)
     splits = images.splits
-    open_run(run, c, CHANGEABLE, accelerator)
+    reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
     if c.batch_size > len(splits["train"]):
         raise UserError(f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it")
 
-    trained, first_step = start(c, images, run, accelerator)
+    trained, first_step = start(c, images, origin, run, accelerator)
+    began_from = None if origin is None else origin.change
+    enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
     write_record(images, c.images.source, run, accelerator)
     if first_step > 0 and accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
@@ -102,7 +117,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
             state.seed_step(c.seed, step, accelerator.process_index)
-            lr = warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
+            lr = learning_rate(c, step)
             for group in trained.optimizer.param_groups:
                 group["lr"] = lr * group["pace"]
             trained.tokenizer.quantizer.anneal(step / c.steps)
@@ -162,12 +177,27 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     return run / "model"
 
 
-def start(c: TrainConfig, images: ImageSet, run: Path, accelerator: Accelerator) -> tuple[Trained, int]:
+def learning_rate(c: TrainConfig, step: int) -> float:
+    return warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
+
+
+def schedule(c: TrainConfig, step: int) -> dict[str, float]:
+    """Return what a step takes from the settings by the number of steps."""
+    values = {"lr": learning_rate(c, step), "steps in which codes are revived": int(REVIVE_UNTIL * c.steps)}
+    quantizer = c.model.quantizer.each if isinstance(c.model.quantizer, ResidualConfig) else c.model.quantizer
+    return values | ({"temperature": quantizer.temperature_at(step / c.steps)} if isinstance(quantizer, GumbelConfig) else {})
+
+
+def start(
+    c: TrainConfig, images: ImageSet, origin: Origin[Tokenizer] | None, run: Path, accelerator: Accelerator
+) -> tuple[Trained, int]:  # fmt: skip
     """What training moves, at its beginning or as last saved, and the first step to take."""
     saved = state.latest(run, accelerator, c.keep_states)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     tokenizer = Tokenizer(c.model).to(accelerator.device)
-    if saved is None:
+    if saved is None and origin is not None:
+        accelerator.print(begin_from(origin, tokenizer))
+    elif saved is None:
         initialize_codebook(tokenizer, images.splits["train"], c, accelerator)
     else:
         state.check_same_data(saved, images.fingerprint, "images of fingerprint", run)

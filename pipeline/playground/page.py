@@ -83,6 +83,7 @@ class Page:
         """
         self.desk, self.name = desk, name
         self.classes = [(name, number) for number, name in enumerate(desk.names or ())]
+        self.guided = desk.pipeline.prior.config.takes_guidance
         self.first = desk.draw([], IMAGES, 0, {})
         held = desk.pick(self.first, 0)
         with gr.Blocks(analytics_enabled=False, title=f"{name} – Tesserae", delete_cache=KEPT) as self.blocks:
@@ -139,7 +140,7 @@ class Page:
                         0.1, max(2.0, set_to["temperature"]), set_to["temperature"], step=0.05, label="Temperature"
                     )
                     self.guidance = gr.Slider(
-                        0, max(4.0, set_to["guidance"]), set_to["guidance"], step=0.05, label="Guidance", visible=some
+                        0, max(4.0, set_to["guidance"]), set_to["guidance"], step=0.05, label="Guidance", visible=self.guided
                     )
                 with gr.Accordion("Truncation", open=any(set_to[key] != off for key, off in OFF.items())):
                     K = self.desk.book.codes
@@ -307,7 +308,7 @@ class Page:
         return made
 
     def _sampling(self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float) -> dict[str, Any]:
-        return read_sampling(temperature, guidance if self.classes else None, top_k, top_p, min_p)
+        return read_sampling(temperature, guidance if self.guided else None, top_k, top_p, min_p)
 
     def on_code(self, depth: int, by_use: bool, page: int, before: int, event: gr.EventData) -> tuple[Any, ...]:
         code = self.desk.code_at(event.places, depth, by_use, int(page) - 1)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from common import card
 from common.card import plain
 from common.folder import inside, read_json, sha256
+from common.history import START, sentences, steps_by_batch
 from common.hub import source_repository
 from common.record import commit, private, release
 from pipeline.image_pipeline import ImagePipeline
@@ -59,6 +60,7 @@ def model_card(found: Found, what: What, *, place: str = UNSAID, license: str | 
         pipeline_tag="unconditional-image-generation" if what == "pipeline" else None,
         tags=[card.LIBRARY, *TAGS[what], "k-means" if isinstance(found.model, KMeansConfig) else "vq-vae"],
         datasets=[origin] if origin else None,
+        base_model=begun_from(found, what),
     )
     sections = {
         "Use": use(found, what, place),
@@ -70,6 +72,14 @@ def model_card(found: Found, what: What, *, place: str = UNSAID, license: str | 
     }
     above = "\n\n".join((f"# {plain(found.name)}: {TITLES[what]}", plain("".join(lead(found))), *shown(found, what)))
     return f"{head}{above}\n\n" + "\n".join(f"## {name}\n\n" + "\n".join(parts) for name, parts in sections.items())
+
+
+def begun_from(found: Found, what: What) -> list[str]:
+    """Return the Hub's repositories whose weights the trainings began from."""
+    stages = ("tokenizer", "prior") if what == "pipeline" else (what,)
+    given = [change.after for stage in stages for change in found.history(stage) if change.setting == START]
+    names = (source_repository({"source": each}) for each in given)
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures
@@ -206,13 +216,18 @@ def budget(found: Found, what: What) -> Iterator[str]:
         if given is None or what not in ("pipeline", stage):
             continue
         steps, batch = given.get("steps"), given.get("batch_size")
-        seen = steps * batch if isinstance(steps, int) and isinstance(batch, int) else None
+        seen = None
+        if isinstance(steps, int) and isinstance(batch, int):
+            seen = sum(taken * size for taken, size in steps_by_batch(found.history(stage), steps, batch))
         length = f"{_count(steps)} of {_count(batch)}" if steps else f"{_count(given.get('iterations'))} of EM, over all images"
         spent = finite(seconds.get(stage))
         row = (_weights(found.path / stage / "model"), length, _count(seen), str(given.get("precision", "–")))
         rows.append((stage, *map(plain, row), "–" if spent is None else f"{spent:,.0f}"))
     names = ("stage", "weights", "steps of batch", "rows seen", "precision", "seconds")
     yield card.table(names, rows)
+    for stage in (row[0] for row in rows):
+        if told := list(sentences(found.history(stage))):
+            yield f"Of the {stage}'s training: {plain(' '.join(told))}\n"
     if kept := found.prior_figures().get("best_step") if what != "tokenizer" else None:
         yield f"Of the prior the weights of step {_count(kept)} are kept, the best on validation.\n"
     if any(row[-1] == "–" for row in rows):

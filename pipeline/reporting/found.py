@@ -16,6 +16,7 @@ from common.codes import CodesInfo
 from common.errors import UserError
 from common.evaluation import read_evaluations
 from common.folder import check_format, kind_of, read_json, sha256
+from common.history import Change, read_history
 from common.raster import whole_picture
 from common.run import read_metrics
 from pipeline.generation_config import GenerationConfig
@@ -138,6 +139,10 @@ class Found(NamedTuple):
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """What a stage's training logged, a line each time."""
         return [line for line in read_lines(self.path / stage / "metrics.jsonl") if finite(line.get("step")) is not None]
+
+    def history(self, stage: str) -> list[Change]:
+        """Return what a stage's training began from and with which settings it went on."""
+        return read_history(self.path / stage)
 
     def prior_figures(self) -> dict[str, Any]:
         """What the prior's training measured at its end."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from common.history import sentences
 from pipeline.reporting import charts, page
 from pipeline.reporting.charts import Curve
 from pipeline.reporting.found import Found, finite
@@ -85,6 +86,11 @@ def prior_curves(found: Found, lines: Sequence[Mapping[str, Any]]) -> Html:
     return page.side_by_side(left, page.table(("after training", "nats per code"), rows))
 
 
+def history(found: Found, stage: str) -> Html:
+    """What the training began from and with which settings it went on, a paragraph each."""
+    return page.join(*(page.tag("p", told) for told in sentences(found.history(stage))))
+
+
 def section(found: Found) -> Section:
     tokenizer, prior = found.metrics("tokenizer"), found.metrics("prior")
     body = page.join(
@@ -92,7 +98,9 @@ def section(found: Found) -> Section:
         page.tag("div", *panels(found, tokenizer), class_="charts")
         if tokenizer
         else page.missing("Not trained yet", found.tokenizer_command),
+        history(found, "tokenizer"),
         page.tag("h3", "Prior"),
         prior_curves(found, prior) if prior else page.missing("Not trained yet", found.prior_command),
+        history(found, "prior"),
     )
     return Section("training", "Training", body, bool(tokenizer or prior))

@@ -82,6 +82,10 @@ class GumbelConfig(TableConfig):
     kl_weight: float = Field(5e-4, ge=0)
     """on KL(q || uniform), the rate term of the ELBO under a uniform prior"""
 
+    def temperature_at(self, progress: float) -> float:
+        """Return the temperature when this share of the steps is done."""
+        return self.temperature * (self.final_temperature / self.temperature) ** min(1.0, progress / self.annealed)
+
 
 class FSQConfig(Settings):
     """No codebook: each of D numbers is bounded and rounded to a few levels (Mentzer et al. 2023)."""

@@ -35,8 +35,7 @@ class GumbelQuantizer(TableQuantizer):
         self.temperature = config.temperature
 
     def anneal(self, progress: float) -> None:
-        c = self.config
-        self.temperature = c.temperature * (c.final_temperature / c.temperature) ** min(1.0, progress / c.annealed)
+        self.temperature = self.config.temperature_at(progress)
 
     def log_posterior(self, z_e: Tensor) -> Tensor:
         """log q(k | z_e) of prepared z_e (B, D, h, w): (B · h · w, K)."""

@@ -1,0 +1,99 @@
+"""The history of a run: which settings it went on with and from which step, and the weights it began from.
+
+    RUN/tokenizer/history.jsonl    {"step": 6, "setting": "steps", "before": 6, "after": 12, "date": "2026-01-31"}
+                                   {"step": 0, "setting": "start_from", "after": "me/digits", "sha256": "...", ...}
+
+A run that was neither changed nor begun from given weights has no such file.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from common.config import Settings, build
+from common.errors import UserError
+from common.folder import replacing
+from common.record import private
+
+START = "start_from"  # the setting whose line says what a run began from
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+class Change(Settings):
+    """One setting that is another from a step on."""
+
+    step: int = Field(0, ge=0)
+    """steps that were done before"""
+    setting: str
+    """its full name"""
+    before: Any = None
+    after: Any
+    sha256: str | None = None
+    """of the weights, where a run began from given ones"""
+    date: str = Field(default_factory=today)
+
+
+def history_path(folder: Path) -> Path:
+    return folder / "history.jsonl"
+
+
+def read_history(folder: Path) -> list[Change]:
+    """Return the lines of a run's history; what is no line of one is left out, as in `common.run.read_metrics`."""
+    path, found = history_path(folder), []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            found.append(build(Change, json.loads(line), str(path)))
+        except (ValueError, RecursionError, UserError):
+            continue
+    return found
+
+
+def write_history(folder: Path, step: int, new: Iterable[Change]) -> None:
+    """Add changes that hold from `step` on. Earlier ones that held from a later step hold from this one: the states after it
+    were lost, and its steps are taken again. Before the first step nothing has a history."""
+    there = read_history(folder)
+    lines = [each.model_copy(update={"step": min(each.step, step)}) for each in there] if step else []
+    for change in (each.model_copy(update={"step": step}) for each in new):
+        if change not in lines:  # it is there where a kill came before config.yaml was written
+            lines.append(change)
+    if lines == there:
+        return
+    with replacing(history_path(folder)) as aside:
+        aside.write_text("".join(f"{each.model_dump_json(exclude_none=True)}\n" for each in lines), encoding="utf-8")
+
+
+def told(changes: Sequence[Change]) -> str:
+    """Return what changed, in words: "steps 12 instead of 6, lr 0.002 instead of 0.001"."""
+    return ", ".join(f"{each.setting} {each.after} instead of {each.before}" for each in changes)
+
+
+def sentences(history: Sequence[Change]) -> Iterator[str]:
+    """Return what there is to say of a run, for people: what it began from, and when it went on with what."""
+    for change in history:
+        if change.setting == START:
+            yield f"It began from the weights of {private(str(change.after))}, SHA-256 {change.sha256}."
+    for step, some in groupby((each for each in history if each.setting != START), key=lambda each: each.step):
+        yield f"From step {step} on it was trained with {told(list(some))}."
+
+
+def steps_by_batch(history: Sequence[Change], steps: int, batch_size: int) -> Iterator[tuple[int, int]]:
+    """Return how many steps were taken with each batch size, the last of which is `batch_size`."""
+    done = 0
+    for change in (each for each in history if each.setting == "batch_size" and isinstance(each.before, int)):
+        yield change.step - done, change.before
+        done = change.step
+    yield steps - done, batch_size
+
+
+def schedule_told(before: Mapping[str, float], now: Mapping[str, float]) -> str:
+    """Return which values of a schedule are others at a step than they would have been."""
+    differ = [name for name in now if before[name] != now[name]]
+    return ", ".join(f"{name} {now[name]:.4g} instead of {before[name]:.4g}" for name in differ)

@@ -1,0 +1,160 @@
+"""The weights a training begins from, where they are given: a folder of ours, or a repository of the Hub.
+
+start_from: runs/digits/tokenizer/model  |  runs/digits  |  runs/digits/pipeline  |  owner/name
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from torch import nn
+
+from common import state
+from common.config import Settings, build
+from common.errors import UserError
+from common.folder import MODEL_FILES, kind_of, read_json, sha256
+from common.history import START, Change
+from common.hub import NoSuchFile, locate
+from common.run import settings_of
+
+M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S", bound=Settings)
+
+
+class Origin(NamedTuple, Generic[M]):
+    """A model to begin from."""
+
+    name: str  # as it was given
+    model: M
+    sha256: str  # of its weights
+
+    @property
+    def change(self) -> Change:
+        """The line of a run's history that says so."""
+        return Change(setting=START, after=self.name, sha256=self.sha256)
+
+
+def find(start_from: str, stage: str) -> Path:
+    """Return the model folder of a stage: the folder itself, or the one in a run, in a run's stage, or in a pipeline.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not Path(start_from).is_dir():
+        try:
+            return locate(start_from, MODEL_FILES)
+        except NoSuchFile:  # of a pipeline
+            return locate(start_from, MODEL_FILES, subfolder=stage)
+    places = (".", "model", f"{stage}/model", stage)
+    for place in places:
+        if (Path(start_from) / place / MODEL_FILES[0]).is_file():
+            return Path(start_from) / place
+    raise UserError(
+        f"start_from: {start_from} must hold a {stage}, {MODEL_FILES[0]} beside {MODEL_FILES[1]}, there or in "
+        f"{', '.join(f'{place}/' for place in places[1:])}, and holds none"
+    )
+
+
+def read_origin(start_from: str, cls: type[M], stage: str) -> Origin[M]:
+    """Return the model to begin from.
+
+    Raises:
+        UserError: it is not there, damaged, or a model of another kind than is trained.
+    """
+    folder = find(start_from, stage)
+    kind = read_json(folder / MODEL_FILES[0]).get("kind")
+    if kind != kind_of(cls):
+        raise UserError(
+            f"start_from: {start_from} holds a {str(kind).removeprefix('tesserae.')!r}, and {stage}/train.py trains a "
+            f"{kind_of(cls).removeprefix('tesserae.')!r} alone: give one that it trained"
+        )
+    model: M = cast(Any, cls).from_folder(folder)
+    return Origin(start_from, model, sha256(folder / MODEL_FILES[1]))
+
+
+def begun_from(c: S, run: Path, cls: type[M], sizes: Callable[[M], Settings]) -> tuple[S, Origin[M] | None]:
+    """Return the settings of a training, with those of the model that it begins from; and this model, unless the run has a
+    state to go on from, which needs it no more.
+
+    Args:
+        run: the folder of the stage, of its name.
+        sizes: of a model, what the training calls `model`.
+    """
+    start_from: str | None = c.start_from  # type: ignore[attr-defined]  # of both trainings
+    if start_from is None:
+        return c, None
+    before = settings_of(run, type(c))
+    if before is not None and state.last_step(run) is not None:
+        return _with_model(c, before.model), None  # type: ignore[attr-defined]
+    origin = read_origin(start_from, cls, run.name)
+    return _with_model(c, sizes(origin.model)), origin
+
+
+# ----------------------------------------------------------------------------------------------------------- its settings
+
+
+def _with_model(c: S, theirs: Settings) -> S:
+    """Return the settings of a training; those of `model` that were not given are those of the model it begins from.
+
+    Raises:
+        UserError: the two do not go together.
+    """
+    model: Settings = c.model  # type: ignore[attr-defined]  # of both trainings
+    settings = c.model_dump(mode="json") | {"model": _over(theirs.model_dump(mode="json"), _given(model))}
+    return build(type(c), settings, "start_from with the settings given")
+
+
+def _given(settings: Settings) -> dict[str, Any]:
+    """Return the settings that were given, without defaults."""
+    values = {name: getattr(settings, name) for name in settings.model_fields_set}
+    dumped = settings.model_dump(mode="json")
+    return {name: _given(value) if isinstance(value, Settings) else dumped[name] for name, value in values.items()}
+
+
+def _over(theirs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `theirs` with what is given in its place. Of another kind nothing of theirs is kept."""
+    if "kind" in given and given["kind"] != theirs.get("kind"):
+        return dict(given)
+    nested = {k: _over(theirs[k], v) for k, v in given.items() if isinstance(v, Mapping) and isinstance(theirs.get(k), Mapping)}
+    return {**theirs, **given, **nested}
+
+
+# ------------------------------------------------------------------------------------------------------------ its weights
+
+
+def begin_from(origin: Origin[M], model: M) -> str:
+    """Give a model the weights of another, and return what there is to say of it: whose, and which settings differ.
+
+    Raises:
+        UserError: a tensor has another shape, or is in one of them alone.
+    """
+    there, here = origin.model.state_dict(), model.state_dict()
+    differences = _differences(origin.model.config.model_dump(mode="json"), model.config.model_dump(mode="json"))  # type: ignore
+    for name in [*here, *(name for name in there if name not in here)]:
+        shapes = [tuple(state[name].shape) if name in state else "absent" for state in (there, here)]
+        if shapes[0] != shapes[1]:
+            settings = "; ".join(differences[:4]) or "their settings are the same"
+            raise UserError(
+                f"start_from: the weights of {origin.name} do not fit: {name} is {shapes[0]} there and {shapes[1]} here "
+                f"({settings}). Leave the settings of model away to take those there, begin from other weights, or from none"
+            )
+    model.load_state_dict(there)
+    but = f"; other settings: {'; '.join(differences)}" if differences else ""
+    return f"begins from the weights of {origin.name} (sha256 {origin.sha256[:12]}){but}"
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return which settings differ, a phrase each."""
+    found: list[str] = []
+    for name in here:
+        a, b = there.get(name), here[name]
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name} {_short(a)} there and {_short(b)} here")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:36]}... ({len(value)})"

@@ -1,0 +1,98 @@
+"""Guidance leans on a prediction without a class: a prior that never learnt one refuses it, wherever it is asked for."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from common import folder
+from common.codes import CodesSplit
+from common.errors import UserError
+from pipeline.generate import Settings as Generation
+from pipeline.generate import generate
+from pipeline.image_pipeline import ImagePipeline
+from pipeline.tune import Settings as Tuning
+from pipeline.tune import tune
+from prior.draw import SamplingConfig
+from prior.model import Prior
+from prior.sample import Sampler
+from prior.train import share_hidden
+from prior.train import train as train_prior
+from tests.conftest import prior_training
+
+REFUSED = (
+    r"guidance 2 leans on a prediction without a class.*label_dropout 0\. Give guidance 1, or train one with --label_dropout"
+)
+
+
+def with_hidden(prior: Prior, share: float | None) -> Prior:
+    """The same weights, said to be trained with that share of rows without a class."""
+    return Prior(prior.config.model_copy(update={"labels_hidden": share}))
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A run whose prior always saw the class."""
+    run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
+    with_hidden(Prior.from_pretrained(run / "prior/model"), 0.0).save_pretrained(run / "prior/model")
+    return run
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_prior_says_which_share_of_its_rows_had_no_class(finished_run, tmp_path, dropout, accelerator):
+    shutil.copytree(finished_run / "codes", tmp_path / "codes")
+    model = train_prior(prior_training(tmp_path, steps=1, label_dropout=dropout), accelerator)
+    assert folder.read_json(model / "config.json")["labels_hidden"] == dropout
+    assert Prior.from_pretrained(model).config.takes_guidance == (dropout > 0)
+
+
+def test_rows_that_have_no_class_of_themselves_teach_it_too():
+    def rows(labels):
+        return CodesSplit(np.zeros((4, 1)), None if labels is None else np.array(labels), np.arange(4))
+
+    assert share_hidden(rows([0, 1, -1, -1]), 0.0) == 0.5 and share_hidden(rows([0, 1, -1, -1]), 0.5) == 0.75
+    assert share_hidden(rows([0, 1, 0, 1]), 0.0) == 0.0 and share_hidden(rows(None), 0.0) == 1.0
+
+
+@pytest.mark.parametrize("share, guidance, drawn", [(0.0, 2.0, False), (0.0, 0.5, False), (0.0, 1.0, True), (None, 2.0, True)])
+def test_only_a_prior_known_never_to_have_missed_a_class_refuses_guidance(prior, share, guidance, drawn):
+    """Of an older folder nobody wrote down what it had seen; it draws as it did."""
+    if drawn:
+        sampler = Sampler(with_hidden(prior, share), SamplingConfig(guidance=guidance), 2)
+        assert sampler(torch.tensor([0, 1]), [0, 1]).shape == (2, 9)
+    else:
+        with pytest.raises(ValueError, match=REFUSED.replace("guidance 2", f"guidance {guidance:g}")):
+            Sampler(with_hidden(prior, share), SamplingConfig(guidance=guidance), 2)
+
+
+def test_a_refused_generate_leaves_what_was_drawn_before(run, accelerator):
+    """--overwrite had removed the images of the request before, and a pipeline had been written, when the sampler refused."""
+    generate(Generation(run=str(run), num_images=2), accelerator)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for asked, message in (({"guidance": 2.0}, REFUSED), ({"top_k": 17}, "top_k 17 is more than the 16 codes")):
+        settings = Generation(run=str(run), num_images=3, overwrite=True, **asked)
+        with pytest.raises(UserError, match=message):
+            generate(settings, accelerator, SamplingConfig(**asked))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_configs_guidance_is_not_kept_with_a_prior_that_takes_none(run, accelerator):
+    """The shipped configs have guidance; with --guidance 1 beside them the pipeline drew, and refused every call after."""
+    generate(Generation(run=str(run), num_images=2), accelerator, SamplingConfig(guidance=2.0, temperature=0.8))
+    assert ImagePipeline.from_pretrained(run / "pipeline").sampling == SamplingConfig(temperature=0.8)
+
+
+def test_a_search_proposes_no_guidance_to_such_a_prior(run, accelerator):
+    """Also where the pipeline's folder still has the settings of the prior before."""
+    kept = ImagePipeline.from_run(run, SamplingConfig(guidance=2.0))
+    kept.save_pretrained(run / "pipeline")
+    settings = Tuning(run=str(run), images=64, guidance=(1.0, 2.0), temperature=(0.5,), top_p=(), min_p=())
+    assert {each.guidance for each in tune(settings, accelerator).figures} == {1.0}
+
+
+def test_no_class_is_asked_of_such_a_prior_with_a_warning(run):
+    pipeline = ImagePipeline.from_run(run, SamplingConfig())
+    codes = torch.zeros(1, 16, dtype=torch.int64)
+    with pytest.warns(UserWarning, match=r"no labels were given, and this prior never learnt .*: give labels"):
+        pipeline.log_prob(codes)
