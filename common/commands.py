@@ -40,6 +40,12 @@ COMMANDS = {
     "configs": Command("pipeline/configs.py", "list the shipped configs, or copy one to change it"),
     "doctor": Command("pipeline/doctor.py", "versions, devices, memory; whether a config fits this machine"),
 }
+READ_BY = {  # files of a config, by the command that reads them
+    "tokenizer.yaml": "tokenizer/train.py",
+    "cluster.yaml": "tokenizer/cluster.py",
+    "prior.yaml": "prior/train.py",
+    "generate.yaml": "pipeline/generate.py",
+}
 _NAMES = {command.script: name for name, command in COMMANDS.items()}
 _SCRIPT = re.compile(rf"(?:accelerate launch -q |python )?\b({'|'.join(map(re.escape, _NAMES))})(?![\w/])")
 

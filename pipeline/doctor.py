@@ -251,6 +251,8 @@ def configs_of(path: Path) -> list[Path]:
     """The configs to look at: the file, or those of a folder. Raises `UserError` where there are none."""
     if path.is_file():
         return [path]
+    if not path.exists() and (near := config.near_configs(path, "*")):
+        raise UserError(f"there is no {path}; did you mean {near[0]}?")
     found = [path / name for name in ("tokenizer.yaml", "cluster.yaml", "prior.yaml") if (path / name).exists()]
     if not found:
         raise UserError(f"{path} must be a folder with tokenizer.yaml, cluster.yaml or prior.yaml, or one of these files")

@@ -71,7 +71,11 @@ FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokeniz
 
 def first_config(folder_: Path) -> Path:
     """The config of stage one. Raises `UserError` when there is none, or several."""
+    if folder_.is_file():
+        raise UserError(f"{folder_} is a file; give its folder, which has the configs of both stages: {folder_.parent}")
     found = [folder_ / name for name in FIRST_STAGES if (folder_ / name).exists()]
+    if not folder_.exists() and (near := config.near_configs(folder_, "*")):
+        raise UserError(f"there is no folder {folder_}; did you mean {near[0]}?")
     if len(found) != 1:
         there = sorted({f"configs/{path.parent.name}" for name in FIRST_STAGES for path in config.SHIPPED.glob(f"*/{name}")})
         raise UserError(
