@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 
 from common import card
 from common.config import Settings, build
+from common.ends import pass_on
 from common.errors import Refused, UserError
 from common.folder import FORMAT, check_format, inside, is_empty, read_json, replacing, sweep, write_json
 from common.hub import source_repository
@@ -284,7 +285,8 @@ def mend(folder: Path) -> list[Path]:
     for path in sorted(folder.glob("*-?????-of-?????.parquet")):
         try:
             pq.read_metadata(path)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError) as error:
+            pass_on(error)
             path.unlink()
             removed.append(path)
     if is_whole(folder):
@@ -365,6 +367,7 @@ def _rows_in(path: Path) -> int:
     try:
         return pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
+        pass_on(error)
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
 
 
@@ -386,6 +389,7 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
         flat = np.concatenate(parts or [np.empty(0, info.dtype)])
         codes = flat.reshape(-1, info.length) if flat.size == table.num_rows * info.length else flat
     except (pa.ArrowException, OSError, ValueError) as error:
+        pass_on(error)
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
     if len(codes) != table.num_rows:
         raise UserError(

@@ -106,8 +106,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def near_configs(path: Path, names: str) -> list[str]:
-    """Return the config that a mistyped path may have meant, in a list that is empty where nothing is near: one that is shipped,
-    or one that stands where the path points."""
+    """Return the config that a mistyped path may have meant, shipped or where the path points, in a list: empty where none is
+    near."""
     shipped = [str(found.relative_to(SHIPPED.parent)) for found in SHIPPED.rglob(names)]
     beside = [str(found) for found in path.parent.glob(names)] if path.parent.is_dir() else []
     return difflib.get_close_matches(str(path), [*beside, *shipped], 1, 0.5)
@@ -417,7 +417,7 @@ def _strange(cls: type[Settings], settings: Mapping[str, Any]) -> set[str]:
 
 
 def _check_whose(cls: type[Settings], settings: Mapping[str, Any], path: Path) -> None:
-    """Raise `UserError` for the config of another command: the shipped ones of that have more of its settings than `cls` has."""
+    """Raise `UserError` for another command's config: the shipped ones of that have more of its settings than `cls` has."""
     strange = _strange(cls, settings)
     if not strange:
         return

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from common import config, lock, process
+from common.ends import pass_on
 from common.errors import Refused, UserError
 
 M = TypeVar("M", bound=nn.Module)
@@ -334,8 +335,10 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
     except FileNotFoundError:
         raise UserError(f"there is no {weights_path}; {ANEW}") from None
     except (SafetensorError, OSError) as error:
+        pass_on(error)
         raise UserError(f"{weights_path} is damaged: {error}; {ANEW}") from None
     except (RuntimeError, ValueError) as error:
+        pass_on(error)
         raise UserError(f"{weights_path} does not fit its config.json: {' '.join(str(error).split())[:300]}; {ANEW}") from None
     return model.eval()
 

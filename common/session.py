@@ -79,10 +79,9 @@ def _log(folder: Path, error: BaseException) -> None:
     head = f"{now} process {os.environ.get('RANK', '0')} of {platform.node()}:{os.getpid()}, {command()}\n"
     body = f"{type(error).__name__}: {error}\n" if told else "".join(traceback.format_exception(error))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write(head + body)
-    except OSError:  # a full disk, perhaps the very error: it is told on stderr
+    except OSError:  # a full disk, perhaps the very error, or the run was removed: it is told on stderr
         return
     if not told:
         error.add_note(f"{LOGGED}{path}")

@@ -16,6 +16,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from common.ends import pass_on
 from common.errors import UserError
 from common.progress import passing_bar
 from tokenizer.config import ImagesConfig
@@ -133,7 +134,8 @@ class ImageSplit(torch.utils.data.Dataset):
                 for row, encoded in zip(rows.tolist(), self._part.column[rows], strict=True):
                     try:
                         found.append(_digest(file_of(encoded)))
-                    except (OSError, ValueError):
+                    except (OSError, ValueError) as error:
+                        pass_on(error)
                         found.append(_digest(f"{self.name} {row}".encode()))
                 bar.update(len(rows))
             bar.close()
@@ -200,6 +202,7 @@ class ImageSplit(torch.utils.data.Dataset):
                     found.corrupt.append(CorruptRow(row, _reason(error, encoded)))
                     self._not_taken(row, f"the image is {found.corrupt[-1].reason}", self._config.animated, "animated")
                 except Exception as error:  # damaged files raise nearly anything in PIL: OSError, SyntaxError, KeyError
+                    pass_on(error)
                     found.corrupt.append(CorruptRow(row, _reason(error, encoded)))
                     told = f"the image cannot be decoded ({found.corrupt[-1].reason})"
                     self._not_taken(row, told, self._config.corrupt, "corrupt")
