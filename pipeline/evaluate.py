@@ -38,6 +38,7 @@ from torch import Tensor
 
 from common import codes, config
 from common.codes import Codes
+from common.commands import as_typed
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
@@ -330,7 +331,7 @@ def main(argv: Sequence[str]) -> None:
     with session(Path(c.run) / "evaluation/pipeline", accelerator):
         path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:
-        tell(path, f"python pipeline/report.py {c.run}")
+        tell(path, as_typed("pipeline/report.py", Path(c.run)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common import config, folder
 from common.codes import TokenizerIdentity
+from common.commands import quoted
 from common.errors import UserError
 from common.hub import Pretrained
 from common.progress import passing_bar
@@ -125,7 +126,7 @@ class ImagePipeline(Pretrained):
         tokenizer, prior = run / "tokenizer/model", run / "prior/model"
         for model, command in ((tokenizer, "tokenizer/train.py (or cluster.py, or convert.py)"), (prior, "prior/train.py")):
             if not (model / "config.json").exists():
-                raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
+                raise UserError(f"there is no trained model in {model}; {command} with --run {quoted(run)} makes one")
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:

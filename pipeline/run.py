@@ -30,7 +30,7 @@ import torch
 from pydantic import Field
 
 from common import codes, config, folder
-from common.commands import typed
+from common.commands import as_typed
 from common.config import Settings
 from common.errors import Refused, UserError
 from common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
@@ -198,8 +198,8 @@ def main(argv: Sequence[str]) -> None:
     folder.write_json(Path(run) / "summary.json", summary)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in summary.items()))
     print(f"\nlook at {run}/samples.png, {run}/reconstructions.png and {run}/curves.png")
-    print(typed(f"next: accelerate launch -q pipeline/generate.py {run} --seed 1 --num-images 20 --output {run}/more"))
-    print(typed(f"or measure it: accelerate launch -q tokenizer/evaluate.py {run}"))
+    more = as_typed("pipeline/generate.py", Path(run), "--seed", 1, "--num-images", 20, "--output", Path(run) / "more")
+    print(f"next: {more}\nor measure it: {as_typed('tokenizer/evaluate.py', Path(run))}")
 
 
 if __name__ == "__main__":

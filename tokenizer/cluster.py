@@ -24,7 +24,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from common import config, state
-from common.commands import typed
+from common.commands import as_typed
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share
 from common.pictures import save_curves, save_picture
@@ -155,7 +155,7 @@ def main(argv: Sequence[str]) -> None:
         model = cluster(c, accelerator)
     if accelerator.is_main_process:
         config.remember_folder(c.run, argv, DEFAULT_CONFIG)
-    accelerator.print(typed(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}"))
+    accelerator.print(f"the tokenizer is in {model}\nnext: {as_typed('tokenizer/encode.py', Path(c.run))}")
 
 
 if __name__ == "__main__":

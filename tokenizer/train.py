@@ -33,7 +33,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from common import config, state
-from common.commands import typed
+from common.commands import as_typed
 from common.ema import EMA
 from common.errors import UserError
 from common.finite import Part, SkippedSteps
@@ -280,7 +280,7 @@ def main(argv: Sequence[str]) -> None:
         model = train(c, accelerator)
     if accelerator.is_main_process:
         config.remember_folder(c.run, argv, DEFAULT_CONFIG)
-    accelerator.print(typed(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}"))
+    accelerator.print(f"the tokenizer is in {model}\nnext: {as_typed('tokenizer/encode.py', Path(c.run))}")
 
 
 if __name__ == "__main__":
