@@ -14,7 +14,6 @@ Shards are written aside and renamed; `codes.json` comes last, so a folder that 
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -358,7 +358,7 @@ def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -
         raise UserError(f"split {split} must have {rows} rows, got {found} in {len(paths)} shards; {AGAIN}")
     if not paths:
         raise UserError(f"split {split} of no rows has no shards; {AGAIN}")
-    needed, memory = rows * info.length * info.dtype.itemsize, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, memory = rows * info.length * info.dtype.itemsize, psutil.virtual_memory().total
     if needed > memory:
         raise UserError(f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}")
 

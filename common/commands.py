@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+WHOLE = "TESSERAE_RUN"  # in the environment of a stage: the process of the pipeline/run.py that started it
 BY_NAME = "TESSERAE_BY_NAME"  # in the environment of a command that was started by its name, and of all it starts
 
 

@@ -304,6 +304,10 @@ def kind_of(cls: type) -> str:
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
     """Write `config.json` and `model.safetensors` into the folder `path`, in the place of older ones; other files stay."""
     check_ours(path, "config.json", MODEL_FILES)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"weights are saved in float32, and {name} is {kind}: load the model again, or .float() it first")
     with rewriting(path, MODEL_FILES) as aside:
         head = {"kind": kind_of(type(model)), "format": FORMAT}
         (aside / "config.json").write_text(

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from common import ends
 from common.commands import typed
 from common.ends import MACHINE
 from common.errors import UserError
+from common.shown import shown
 from common.starting import INTERRUPTED, PREEMPTED, UNHEARD, USER_ERROR, speak_anyhow
 from common.track import check_installed
 
@@ -87,7 +89,7 @@ class Terminated(BaseException):
 class Interrupt:
     """Within this context Ctrl-C and SIGTERM do not raise: the loop asks, finishes its step, and saves.
 
-    A second signal stops at once.
+    A second signal stops at once. In a thread that is not the main one signals stay whoever's they are: Python has them there.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -96,8 +98,8 @@ class Interrupt:
         self.stopped = False  # this process was interrupted; others may not know yet
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._ask)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -200,5 +202,5 @@ def _fail(message: str, status: int) -> int:
         return status
     if rank:
         time.sleep(MAIN_SPEAKS_FIRST)
-    print(typed(f"[process {rank}] {message}" if rank else message), file=sys.stderr, flush=True)
+    print(shown(typed(f"[process {rank}] {message}" if rank else message)), file=sys.stderr, flush=True)
     return status

@@ -7,6 +7,7 @@ from types import FrameType, TracebackType
 
 from common import ends
 from common.ends import USER_ERROR as USER_ERROR
+from common.shown import Outlet
 
 PREEMPTED = 75  # the exit status after SIGTERM: what was done is saved, and the same command goes on
 INTERRUPTED = 130  # after Ctrl-C, likewise
@@ -21,13 +22,15 @@ def answer_signals() -> None:
 
 
 def speak_anyhow() -> None:
-    """Where there is no output, nowhere; where it knows no such letter, with a question mark: never an error."""
+    """Let output never be an error: where there is none it goes nowhere, and a letter it does not know is a question mark.
+    Characters that would act on a terminal are shown."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+            setattr(sys, name, Outlet(stream))
 
 
 def _lacking(cls: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

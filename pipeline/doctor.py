@@ -9,7 +9,6 @@ Reads and writes nothing else, and asks no network.
 """
 
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,7 @@ from common.commands import as_typed
 from common.config import SHIPPED
 from common.errors import UserError
 from common.launch import computes_bf16, make_accelerator, run_command
-from common.record import code, cpu_model
+from common.record import code, cores, cpu_model
 from prior.config import PriorConfig
 from prior.config import TrainConfig as PriorTraining
 from prior.model import Prior, nll_each
@@ -80,7 +79,7 @@ def versions() -> Iterator[str]:
 
 def machine() -> Iterator[str]:
     memory = psutil.virtual_memory()
-    yield f"processor   {cpu_model()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads of torch"
+    yield f"processor   {cpu_model()}, {cores()} cores, {torch.get_num_threads()} threads of torch"
     yield f"memory      {memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
     yield f"disk        {shutil.disk_usage('.').free / GIB:.1f} GiB free here"
     for i in range(torch.cuda.device_count()):

@@ -48,6 +48,7 @@ from common.parts import in_parts
 from common.pictures import image_grid, save_picture
 from common.progress import passing_bar
 from common.record import code
+from common.seeds import generator
 from common.session import session
 from metrics.features import Features, FeaturesConfig
 from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
@@ -185,9 +186,9 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
             with bench.accelerator.autocast():
                 found = image_nats(pipeline, marginal, images, labels)._asdict()
             if stochastic:
-                generator = torch.Generator().manual_seed(c.seed + int(some[0]))
+                noise = generator(c.seed + int(some[0]))
                 with bench.accelerator.autocast():
-                    elbo, importance = stochastic_bounds(pipeline, marginal, images, labels, c.importance_samples, generator)
+                    elbo, importance = stochastic_bounds(pipeline, marginal, images, labels, c.importance_samples, noise)
                 found |= {f"{prior}_elbo": elbo[prior] for prior in PRIORS}
                 found |= {f"{prior}_importance": importance[prior] for prior in PRIORS}
             parts.append(found)

@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,12 +31,13 @@ import torch
 from pydantic import Field
 
 from common import codes, config, folder
-from common.commands import as_typed
+from common.commands import WHOLE, as_typed
 from common.config import Settings
 from common.errors import Refused, UserError
 from common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
 from common.pictures import save_picture
 from common.raster import whole_picture
+from common.record import cores
 from common.track import Tracker
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import is_of_run
@@ -113,14 +115,15 @@ def drawing(path: Path, run: Path) -> list[str]:
 def run_stage(name: str, command: list[str]) -> None:
     """Run one command; Ctrl-C reaches it as well, and is left to it. Ends this process as it ended, if not well."""
     print(f"\n=== {name}: {shlex.join(command)}", flush=True)
-    process, asked = subprocess.Popen(command), []
+    process, asked = subprocess.Popen(command, env={**os.environ, WHOLE: str(os.getpid())}), []
 
     def ask(number: int, _frame: object) -> None:
         asked.append(number)
         if number == signal.SIGTERM:  # Ctrl-C is sent to the whole group by the terminal
             process.send_signal(number)
 
-    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.signal(number, ask) for number in mine}
     try:
         status = process.wait()
     finally:
@@ -175,7 +178,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"there is no {name}.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
     check_ours(Path(run))
-    busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+    busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * cores()
     if busy and "OMP_NUM_THREADS" not in os.environ:
         print("this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for cores that are taken")
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}

@@ -30,6 +30,7 @@ from common.order import Order, Share
 from common.pictures import save_curves, save_picture
 from common.progress import advance, passing_bar, progress_bar
 from common.run import Metrics, open_run, read_metrics
+from common.seeds import generator
 from common.session import session
 from tokenizer.config import ClusterConfig
 from tokenizer.evaluation import evaluate, reconstructions, save_histogram
@@ -57,8 +58,8 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     sample = sampled_patches(tokenizer, splits["train"], c, accelerator)
     saved = state.latest(run, accelerator)
     if saved is None:
-        generator = torch.Generator(accelerator.device).manual_seed(c.seed)
-        tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, generator)))
+        draws = generator(c.seed, accelerator.device)
+        tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, draws)))
     else:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)
         with state.restoring(run):

@@ -45,6 +45,7 @@ from common.progress import progress_bar
 from common.run import Means, Metrics, open_run, read_metrics
 from common.schedule import warmup_cosine
 from common.session import session
+from common.shown import shown
 from tokenizer.config import TrainConfig
 from tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
 from tokenizer.health import described, unused
@@ -167,7 +168,7 @@ def tell_of_images(images: ImageSet, run: Path, accelerator: Accelerator) -> Non
     classes = f"{len(images.class_names)} classes" if images.class_names else "no classes"
     accelerator.print(f"images: {sizes}, {classes}")
     for remark in images.remarks():
-        accelerator.print(remark, file=sys.stderr)
+        accelerator.print(shown(remark), file=sys.stderr)
     if accelerator.is_main_process:
         write_json(run / "images.json", images.record())
 
@@ -211,7 +212,7 @@ def make_optimizer(tokenizer: Tokenizer, c: TrainConfig) -> torch.optim.Optimize
 def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) -> Tensor:
     """One micro-batch, cropped and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
     for corrupt in batch.corrupt:
-        print(f"left out of this step: {corrupt}", file=sys.stderr)
+        print(f"left out of this step: {shown(corrupt)}", file=sys.stderr)
     if len(batch.images) == 0:
         raise UserError(f"no image of a batch of {len(batch.corrupt)} could be read; {batch.corrupt[0]}")
     images = augment(batch.images, c.seed, batch.rows, batch.epochs, c.images, c.model.image_size)
