@@ -14,6 +14,7 @@ Shards are written aside and renamed; `codes.json` comes last, so a folder that 
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from math import prod

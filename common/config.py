@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from common.commands import READ_BY
+from common.commands import READ_BY, typed
 from common.errors import UserError
 
 
@@ -331,7 +331,7 @@ def _type_name(annotation: Any) -> str:
 def parser(cls: type[Settings], description: str, positional: str, positional_help: str) -> argparse.ArgumentParser:
     """A parser with one `--option` a setting: type, meaning and default in its help."""
     p = _Parser(
-        usage=f"%(prog)s [{positional}] [--key value ...]", description=description, allow_abbrev=False,
+        usage=f"%(prog)s [{positional}] [--key value ...]", description=typed(description), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     p.add_argument(positional, nargs="?", help=positional_help)
@@ -346,7 +346,7 @@ def parser(cls: type[Settings], description: str, positional: str, positional_he
             action=_Once,
             default=argparse.SUPPRESS,
             metavar=_type_name(field.annotation),
-            help=((field.description or "") + shown).replace("%", "%%"),
+            help=typed((field.description or "") + shown).replace("%", "%%"),
         )
     return p
 

@@ -1,5 +1,6 @@
 """What a command says when it is mistyped, and what it tells its user to type next."""
 
+import ast
 import os
 import re
 import shlex
@@ -189,13 +190,13 @@ AWKWARD = ["my run", "it's", 'a "b"', "-x", "$HOME", "a;b", "~", "a*b", "ü"]
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-@pytest.mark.parametrize("script", [command.script for command in COMMANDS.values()])
-def test_a_shell_reads_the_run_back_from_a_hint(script, name):
+def test_a_shell_reads_the_run_back_from_a_hint(name):
     """`encode.py my run` was printed for a run with a space in its name, and encoded `my`."""
-    words = shlex.split(as_typed(script, Path(name), "--run", Path(name) / "more"))
-    at = words.index(script)
-    assert [Path(words[at + 1]), Path(words[at + 3])] == [Path(name), Path(name) / "more"]
-    assert not words[at + 1].startswith("-") and os.path.normpath(words[at + 1]) == name
+    for script in (command.script for command in COMMANDS.values()):
+        words = shlex.split(as_typed(script, Path(name), "--run", Path(name) / "more"))
+        at = words.index(script)
+        assert [Path(words[at + 1]), Path(words[at + 3])] == [Path(name), Path(name) / "more"]
+        assert not words[at + 1].startswith("-") and os.path.normpath(words[at + 1]) == name
 
 
 def test_a_hint_by_name_is_the_names(monkeypatch):
@@ -216,3 +217,12 @@ def test_every_hint_and_remedy_in_the_code_is_quoted():
 
 def test_a_plain_word_is_left_as_it_is():
     assert quoted(Path("runs/digits")) == "runs/digits" and quoted("--seed") == "--seed" and quoted(1) == "1"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_by_name_shows_no_script_which_a_wheel_has_not(name, monkeypatch):
+    """`tesserae encode --help` said `python tokenizer/encode.py`, a path that no installation has."""
+    monkeypatch.setenv(BY_NAME, "1")
+    description = ast.get_docstring(ast.parse((ROOT / COMMANDS[name].script).read_text())) or ""
+    shown = config.parser(Generation, description, "run", "").description or ""
+    assert f"tesserae {name}" in shown and not re.search(r"(python|accelerate launch)\s+(-q )?\w+/\w+\.py", shown)
