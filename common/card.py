@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from common.shown import shown, shown_lines
+
 LIBRARY = "tesserae"
 
 
@@ -18,7 +20,7 @@ def head(**fields: Any) -> str:
 
 def plain(text: Any) -> str:
     """Text of a file's as Markdown that shows it, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", shown(" ".join(str(text).split())))
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -31,7 +33,7 @@ def fenced(text: str, language: str = "") -> str:
     """Text as it is, in a block that nothing in it ends."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
+    return f"{fence}{language}\n{shown_lines(text.rstrip())}\n{fence}\n"
 
 
 def details(summary: str, body: str) -> str:

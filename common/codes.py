@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -29,6 +30,7 @@ from pydantic import Field, model_validator
 
 from common import card
 from common.config import Settings, build
+from common.ends import pass_on
 from common.errors import Refused, UserError
 from common.folder import FORMAT, check_format, inside, is_empty, read_json, replacing, sweep, write_json
 from common.hub import source_repository
@@ -307,7 +309,8 @@ def mend(folder: Path) -> list[Path]:
     for path in sorted(folder.glob("*-?????-of-?????.parquet")):
         try:
             pq.read_metadata(path)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError) as error:
+            pass_on(error)
             path.unlink()
             removed.append(path)
     if is_whole(folder):
@@ -381,7 +384,7 @@ def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -
         raise UserError(f"split {split} must have {rows} rows, got {found} in {len(paths)} shards; {AGAIN}")
     if not paths:
         raise UserError(f"split {split} of no rows has no shards; {AGAIN}")
-    needed, memory = rows * info.length * info.dtype.itemsize, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, memory = rows * info.length * info.dtype.itemsize, psutil.virtual_memory().total
     if needed > memory:
         raise UserError(f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}")
 
@@ -390,6 +393,7 @@ def _rows_in(path: Path) -> int:
     try:
         return pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
+        pass_on(error)
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
 
 
@@ -414,6 +418,7 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
         flat = np.concatenate(parts or [np.empty(0, info.dtype)])
         codes = flat.reshape(-1, info.length) if flat.size == table.num_rows * info.length else flat
     except (pa.ArrowException, OSError, ValueError) as error:
+        pass_on(error)
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
     if len(codes) != table.num_rows:
         raise UserError(

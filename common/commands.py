@@ -6,14 +6,21 @@ Every command is a script, `python tokenizer/encode.py`, and has a name, `tesser
 
 import os
 import re
+import shlex
+from pathlib import Path
 from typing import NamedTuple
 
+WHOLE = "TESSERAE_RUN"  # in the environment of a stage: the process of the pipeline/run.py that started it
 BY_NAME = "TESSERAE_BY_NAME"  # in the environment of a command that was started by its name, and of all it starts
+
+
+ALONE = "python"  # starts a command of one process
 
 
 class Command(NamedTuple):
     script: str
     purpose: str
+    launcher: str = "accelerate launch -q"  # what a hint starts it with
 
     @property
     def module(self) -> str:
@@ -21,7 +28,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command("pipeline/run.py", "the whole chain: tokenizer, codes, prior, images"),
+    "run": Command("pipeline/run.py", "the whole chain: tokenizer, codes, prior, images", ALONE),
     "train-tokenizer": Command("tokenizer/train.py", "stage one: images -> a tokenizer"),
     "cluster": Command("tokenizer/cluster.py", "stage one without a network: K-means of patches"),
     "convert": Command("tokenizer/convert.py", "stage one by somebody else's VQGAN: LlamaGen, taming, diffusers"),
@@ -33,17 +40,34 @@ COMMANDS = {
     "evaluate-tokenizer": Command("tokenizer/evaluate.py", "reconstructions: PSNR, SSIM, bits, use of the codebook"),
     "evaluate-prior": Command("prior/evaluate.py", "nats per code, beside independent and uniform codes"),
     "evaluate": Command("pipeline/evaluate.py", "bits per dimension, Fréchet distance, precision, copies"),
-    "report": Command("pipeline/report.py", "all of a run on one page"),
-    "app": Command("pipeline/app.py", "a page to play with: draw, look, complete, paint with codes"),
-    "publish": Command("pipeline/publish.py", "a run as a Hub repository, with a card that says what it is"),
-    "compress": Command("pipeline/compress.py", "images -> few bytes, and back"),
-    "configs": Command("pipeline/configs.py", "list the shipped configs, or copy one to change it"),
-    "doctor": Command("pipeline/doctor.py", "versions, devices, memory; whether a config fits this machine"),
+    "report": Command("pipeline/report.py", "all of a run on one page", ALONE),
+    "app": Command("pipeline/app.py", "a page to play with: draw, look, complete, paint with codes", ALONE),
+    "publish": Command("pipeline/publish.py", "a run as a Hub repository, with a card that says what it is", ALONE),
+    "compress": Command("pipeline/compress.py", "images -> few bytes, and back", ALONE),
+    "configs": Command("pipeline/configs.py", "list the shipped configs, or copy one to change it", ALONE),
+    "doctor": Command("pipeline/doctor.py", "versions, devices, memory; whether a config fits this machine", ALONE),
+}
+READ_BY = {  # files of a config, by the command that reads them
+    "tokenizer.yaml": "tokenizer/train.py",
+    "cluster.yaml": "tokenizer/cluster.py",
+    "prior.yaml": "prior/train.py",
+    "generate.yaml": "pipeline/generate.py",
 }
 _NAMES = {command.script: name for name, command in COMMANDS.items()}
-_SCRIPT = re.compile(rf"(?:accelerate launch -q |python )?\b({'|'.join(map(re.escape, _NAMES))})(?![\w/])")
+_SCRIPT = re.compile(rf"(?:accelerate launch (?:-q )?|python )?\b({'|'.join(map(re.escape, _NAMES))})(?![\w/])")
 
 
 def typed(text: str) -> str:
     """`text` with each command as the user types it: as a script, or where this command was started by name, by its name."""
     return _SCRIPT.sub(lambda found: f"tesserae {_NAMES[found[1]]}", text) if BY_NAME in os.environ else text
+
+
+def as_typed(script: str, *words: object) -> str:
+    """Return the command line that starts a script, as the user types it and a shell reads it."""
+    return " ".join([typed(f"{COMMANDS[_NAMES[script]].launcher} {script}"), *map(quoted, words)])
+
+
+def quoted(word: object) -> str:
+    """Return a word for a shell; a path that would be taken for an option is one no longer."""
+    text = str(word)
+    return shlex.quote(f"./{text}" if isinstance(word, Path) and text.startswith("-") else text)

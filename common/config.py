@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from common.commands import READ_BY, typed
 from common.errors import UserError
 
 
@@ -89,9 +90,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} has {path.stat().st_size} bytes; a file of settings has no more than {MOST_YAML}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        shipped = [str(p.relative_to(SHIPPED.parent)) for p in SHIPPED.rglob("*.yaml")]
-        near = difflib.get_close_matches(str(path), shipped, 1, 0.5)
-        raise UserError(f"there is no config file {path}{f'; did you mean {near[0]}?' if near else ''}") from None
+        raise UserError(f"there is no config file {path}{_did_you_mean(near_configs(path, '*.y*ml'))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} cannot be read: {error}") from None
     try:
@@ -104,6 +103,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(settings or {}, dict):
         raise UserError(f"{path} must hold `key: value` lines, got {type(settings).__name__}")
     return settings or {}
+
+
+def near_configs(path: Path, names: str) -> list[str]:
+    """Return the config that a mistyped path may have meant, shipped or where the path points, in a list: empty where none is
+    near."""
+    shipped = [str(found.relative_to(SHIPPED.parent)) for found in SHIPPED.rglob(names)]
+    beside = [str(found) for found in path.parent.glob(names)] if path.parent.is_dir() else []
+    return difflib.get_close_matches(str(path), [*beside, *shipped], 1, 0.5)
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def remember_folder(run: str, argv: Sequence[str], default_file: Path) -> None:
@@ -154,8 +165,14 @@ def _explain(cls: type[Settings], error: ValidationError, source: str) -> str:
         return f"{source}: unknown setting {key}; {hint}"
     if first["type"] == "union_tag_invalid":
         kinds, given = first["ctx"]["expected_tags"].replace("'", ""), first["ctx"]["tag"]
-        near = difflib.get_close_matches(given, kinds.split(", "), 1)
-        return f"{source}: {key}.kind must be one of {kinds}, got {given!r}{f'; did you mean {near[0]}?' if near else ''}"
+        return f"{source}: {key}.kind must be one of {kinds}, got {given!r}{_did_you_mean(_near(given, kinds.split(', ')))}"
+    if first["type"] == "literal_error":
+        values = first["ctx"]["expected"]
+        near = _near(first["input"], re.findall("'([^']*)'", values))
+        return f"{source}: {key} must be {values}, got {first['input']!r}{_did_you_mean(near)}"
+    name = key.rstrip("0123456789").rstrip(".")  # without a place in a tuple
+    if first["type"] in ("missing", "tuple_type", "too_long") and (number := _values(cls, name)) is not None:
+        return f"{source}: {name} takes {_told_number(name, number, first['input'])}"
     if first["type"] == "missing":
         below = [name for name, _ in leaves(cls) if name.startswith(f"{key}.")]
         return f"{source}: {key} must be given{f', as --{below[0]} and its like' if below else ''}"
@@ -164,6 +181,30 @@ def _explain(cls: type[Settings], error: ValidationError, source: str) -> str:
     if first["type"] == "value_error":
         return f"{source}: {message}" if len(path) == 0 else f"{source}: {key}: {message}"
     return f"{source}: {key} {message}, got {first['input']!r}"
+
+
+def _near(word: Any, names: Sequence[str]) -> list[str]:
+    """Return the name that a word is, or almost is, whatever its case."""
+    by_folded = {name.casefold(): name for name in names}
+    return [by_folded[near] for near in difflib.get_close_matches(str(word).casefold(), by_folded, 1)]
+
+
+def _values(cls: type[Settings], name: str) -> int | None:
+    """Return how many values a setting takes, 0 for as many as one likes, and None where it takes a single one."""
+    annotation = dict(leaves(cls))[name].annotation if name in dict(leaves(cls)) else None
+    for choice in (annotation, *typing.get_args(annotation)):
+        if typing.get_origin(choice) is tuple:
+            return 0 if Ellipsis in typing.get_args(choice) else len(typing.get_args(choice))
+    return None
+
+
+def _told_number(name: str, number: int, given: Any) -> str:
+    items = given if isinstance(given, list) else [given]
+    again = items * (number or 1) if len(items) == 1 else ["VALUE"] * number
+    what = f"{number} values" if number else "a list of values"
+    shown = " ".join(map(str, items))
+    written = f"--{name} {' '.join(map(str, again))}, or in a file [{', '.join(map(str, again))}]"
+    return f"{what}, got {shown}; {'for the same one each' if number and len(items) == 1 else 'write'} {written}"
 
 
 def _without_tags(cls: type[Settings], path: list[str]) -> Iterator[str]:
@@ -212,6 +253,23 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
 
 
 CONFIG_HELP = "a YAML file of these settings"
+YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "null")
+# What users of other programs type, by the setting that is meant here; without one it is no setting.
+DEVICES = (
+    "devices are no setting: the accelerator that is there is taken, or the processor. CUDA_VISIBLE_DEVICES=1 before the "
+    "command chooses one of several, an empty one the processor, and `accelerate launch --multi_gpu` takes them all"
+)
+GOES_ON = "there is nothing to set: the same command goes on from what was saved"
+ELSEWHERE = {
+    **dict.fromkeys(("device", "devices", "gpu", "gpus", "cuda", "cpu", "num_gpus", "num_processes"), DEVICES),
+    **dict.fromkeys(("resume", "resume_from_checkpoint", "checkpoint_path"), GOES_ON),
+}
+MEANT = {
+    "learning_rate": "lr", "epochs": "steps", "num_epochs": "steps", "max_steps": "steps", "num_train_epochs": "steps",
+    "output_dir": "run", "fp16": "precision", "bf16": "precision", "mixed_precision": "precision", "num_workers": "workers",
+    "data": "images.source", "dataset": "images.source", "data_dir": "images.source",
+    "resolution": "model.image_size", "num_samples": "num_images",
+}  # fmt: skip
 
 
 class _Once(argparse.Action):
@@ -273,7 +331,7 @@ def _type_name(annotation: Any) -> str:
 def parser(cls: type[Settings], description: str, positional: str, positional_help: str) -> argparse.ArgumentParser:
     """A parser with one `--option` a setting: type, meaning and default in its help."""
     p = _Parser(
-        usage=f"%(prog)s [{positional}] [--key value ...]", description=description, allow_abbrev=False,
+        usage=f"%(prog)s [{positional}] [--key value ...]", description=typed(description), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     p.add_argument(positional, nargs="?", help=positional_help)
@@ -288,7 +346,7 @@ def parser(cls: type[Settings], description: str, positional: str, positional_he
             action=_Once,
             default=argparse.SUPPRESS,
             metavar=_type_name(field.annotation),
-            help=((field.description or "") + shown).replace("%", "%%"),
+            help=typed((field.description or "") + shown).replace("%", "%%"),
         )
     return p
 
@@ -310,7 +368,7 @@ def parse(
         base: settings that stand under the file and the options, as a saved run's.
     """
     p = parser(cls, description, positional, positional_help)
-    arguments, rest = p.parse_known_args([_underscored(word) for word in argv])
+    arguments, rest = p.parse_known_args(_with_bare_flags(cls, [_underscored(word) for word in argv]))
     if rest:
         raise UserError(_unknown_option(rest[0], [key for key, _ in leaves(cls)]))
     given = vars(arguments)
@@ -320,7 +378,9 @@ def parse(
     path = Path(files[0]) if files else default_file
     settings = json.loads(json.dumps(base or {}))
     if path:
-        _merge(settings, read_yaml(path))
+        from_file = read_yaml(_of_folder(cls, path))
+        _check_whose(cls, from_file, path)
+        _merge(settings, from_file)
     fields = dict(leaves(cls))
     overrides: dict[str, Any] = {}
     for key, words in ((k.removeprefix("set:"), w) for k, w in given.items() if k.startswith("set:")):
@@ -335,7 +395,44 @@ def parse(
     _leave_what_another_kind_has_not(cls, settings, overrides)
     _leave_what_is_chosen_anew(cls, settings, overrides)
     _merge(settings, overrides)
-    return build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
+    built = build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
+    run = getattr(built, "run", None)
+    if isinstance(run, str) and Path(run).is_file():
+        raise UserError(f"run must be the folder of an experiment, got the file {run}")
+    return built
+
+
+def _of_folder(cls: type[Settings], path: Path) -> Path:
+    """Return the path of a config file. Raises `UserError` for a folder, naming what in it has such settings."""
+    if not find(path).is_dir():
+        return path
+    files = {path / found.name: _strange(cls, read_yaml(found)) for found in sorted(find(path).glob("*.y*ml"))}
+    meant = [str(file) for file, strange in files.items() if not strange] or list(map(str, files))
+    raise UserError(f"{path} is a folder, expected a config file{_did_you_mean(meant) or ', and there is none in it'}")
+
+
+def _strange(cls: type[Settings], settings: Mapping[str, Any]) -> set[str]:
+    """Return the settings, by their full names, that a class does not have."""
+    return set(flat(settings)) - {name for name, _ in leaves(cls)}
+
+
+def _check_whose(cls: type[Settings], settings: Mapping[str, Any], path: Path) -> None:
+    """Raise `UserError` for another command's config: the shipped ones of that have more of its settings than `cls` has."""
+    strange = _strange(cls, settings)
+    if not strange:
+        return
+    for name, script in READ_BY.items():
+        theirs = {key for shipped in SHIPPED.glob(f"*/{name}") for key in flat(read_yaml(shipped))}
+        if len(set(flat(settings)) - theirs) < len(strange):
+            raise UserError(f"{path} is a config for {script}: {sorted(strange)[0]} is no setting of this command")
+
+
+def _with_bare_flags(cls: type[Settings], words: Sequence[str]) -> list[str]:
+    """Return the words, with `true` after each option of a yes or no that nothing of the kind follows."""
+    flags = {f"--{key}" for key, field in leaves(cls) if _takes(field.annotation, bool) and not _takes(field.annotation, str)}
+    followed = zip(words, [*words, "--"][1:], strict=True)
+    given = [[word, "true"] if word in flags and next_.lower() not in YES_OR_NO else [word] for word, next_ in followed]
+    return [word for several in given for word in several]
 
 
 def _leave_what_another_kind_has_not(cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -373,13 +470,22 @@ def _underscored(word: str) -> str:
 
 
 def _unknown_option(option: str, known: list[str]) -> str:
-    name = option.partition("=")[0].lstrip("-").replace("-", "_")
-    near = difflib.get_close_matches(name, known, 1, 0.5) or [k for k in known if k.endswith(f".{name}")][:1]
     if not option.startswith("-"):
         return f"unexpected argument {option}; settings are given as --key value"
-    return f"unknown option {option.partition('=')[0]}; " + (
-        f"did you mean --{near[0]}?" if near else "--help lists the settings"
-    )
+    typed, name = option.partition("=")[0], option.partition("=")[0].lstrip("-").replace("-", "_").lower()
+    if name in ELSEWHERE:
+        return f"unknown option {typed}; {ELSEWHERE[name]}"
+    near = [MEANT[name]] if MEANT.get(name) in known else difflib.get_close_matches(name, known, 1, 0.5)
+    near = near or [key for key in known if key.endswith(f".{name}")][:1]
+    return f"unknown option {typed}{_did_you_mean([f'--{key}' for key in near]) or '; --help lists the settings'}"
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their full dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def _put(settings: dict[str, Any], key: str, value: Any) -> None:

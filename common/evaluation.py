@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.commands import typed
 from common.errors import Refused
 from common.folder import FORMAT, check_format, mend, read_json, write_json
 from common.record import record
@@ -55,7 +54,7 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 def tell(path: Path, following: str) -> None:
     """Print the figures of a file, where it is, and the command that comes next."""
-    print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}\nnext: {typed(following)}")
+    print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}\nnext: {following}")
 
 
 def shown(figures: Mapping[str, Any], indent: str = "  ") -> str:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from common import config, lock, process
+from common.ends import pass_on
 from common.errors import Refused, UserError
 
 M = TypeVar("M", bound=nn.Module)
@@ -303,6 +304,10 @@ def kind_of(cls: type) -> str:
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
     """Write `config.json` and `model.safetensors` into the folder `path`, in the place of older ones; other files stay."""
     check_ours(path, "config.json", MODEL_FILES)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"weights are saved in float32, and {name} is {kind}: load the model again, or .float() it first")
     with rewriting(path, MODEL_FILES) as aside:
         head = {"kind": kind_of(type(model)), "format": FORMAT}
         (aside / "config.json").write_text(
@@ -334,8 +339,10 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
     except FileNotFoundError:
         raise UserError(f"there is no {weights_path}; {ANEW}") from None
     except (SafetensorError, OSError) as error:
+        pass_on(error)
         raise UserError(f"{weights_path} is damaged: {error}; {ANEW}") from None
     except (RuntimeError, ValueError) as error:
+        pass_on(error)
         raise UserError(f"{weights_path} does not fit its config.json: {' '.join(str(error).split())[:300]}; {ANEW}") from None
     return model.eval()
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, Self
 
+import torch
+
 from common import card
 from common.errors import UserError
 from common.folder import inside
@@ -41,6 +43,7 @@ class Pretrained:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        **others: Any,
     ) -> Self:
         """Read what `save_pretrained` wrote, from a folder or from the Hub.
 
@@ -51,9 +54,12 @@ class Pretrained:
             token: for private and gated repositories; the one of `hf auth login` when not given.
             cache_dir: where downloads are kept; the Hub's own cache when not given.
             local_files_only: ask nothing of the network.
+            others: of other libraries' `from_pretrained`, where they change nothing here (`use_safetensors=True`).
         Raises:
-            UserError: no such folder or repository, another kind of object, or files that do not fit together.
+            UserError: an option that cannot be had here, with what does it instead; no such folder or repository, another kind
+                of object, or files that do not fit together.
         """
+        check_options(others)
         found = locate(
             path, cls.files, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
             local_files_only=local_files_only,
@@ -100,6 +106,41 @@ class Pretrained:
                 folder, repo_id, private=private, token=token, revision=revision, create_pr=create_pr, keep=(README,),
                 commit_message=commit_message or f"Upload {type(self).__name__}",
             )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------- options of other libraries
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise `UserError` for another dtype of weights than float32, by whichever name."""
+    if dtype not in (None, "auto", "float32", "fp32", torch.float32):
+        raise UserError(
+            f"weights are kept in float32, got {str(dtype).removeprefix('torch.')}: what is saved must be what was trained. To "
+            "compute in less, give the precision to what computes: pipeline(..., precision='bf16'), or torch.autocast around "
+            "a tokenizer"
+        )
+
+
+INSTEAD = {
+    "device_map": 'load it, then .to("cuda")',
+    "variant": "there is one set of weights, so leave it away",
+    "force_download": "remove the folder from the Hub's cache",
+    "trust_remote_code": "no code of a repository is run, so leave it away",
+    "quantization_config": "pipeline(..., precision='int8') draws so on a CPU",
+    "low_cpu_mem_usage": "weights are read once, so leave it away",
+}
+
+
+def check_options(others: Mapping[str, Any]) -> None:
+    """Raise `UserError` for an option of other libraries' `from_pretrained` that would not be heeded here."""
+    for name, value in others.items():
+        if name in ("torch_dtype", "dtype"):
+            check_dtype(value)
+        elif (name == "use_safetensors" and value in (None, True)) or (name in INSTEAD and value in (None, False)):
+            continue
+        else:
+            instead = INSTEAD.get(name, "weights are safetensors and nothing else" if name == "use_safetensors" else None)
+            raise UserError(f"from_pretrained does not take {name}={value!r}; {instead or 'look at its help'}")
 
 
 # ----------------------------------------------------------------------------------------------------------- from the Hub

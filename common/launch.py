@@ -3,11 +3,11 @@
 Every script is `accelerate launch SCRIPT` or `python SCRIPT`, on one process or several.
 """
 
-import errno
 import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,22 +18,19 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from safetensors import SafetensorError
 from tqdm import tqdm
 
+from common import ends
 from common.commands import typed
+from common.ends import MACHINE
 from common.errors import UserError
+from common.shown import shown
 from common.starting import INTERRUPTED, PREEMPTED, UNHEARD, USER_ERROR, speak_anyhow
 from common.track import check_installed
 
 Precision = Literal["auto", "fp32", "bf16"]
-# What a command exits with. A launcher of several processes exits with 1 whatever they did.
-MACHINE = 1  # the disk or the memory is full, or another process of the job has ended
+# What a command exits with, beside the statuses of `ends` and `starting`. A launcher of several exits with 1 whatever they did.
 FAULT = 70  # of tesserae
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NOT_WRITABLE = {
-    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
-}  # fmt: skip
 STOPPED = "interrupted: the same command goes on from what was saved, if anything was"
 LOGGED = "The traceback is in "  # begins the note on an error that a session has logged
 LOST_PEER = re.compile("connection (was )?(closed|reset)|by peer|broken pipe|timed? ?out|remote process", re.I)
@@ -92,7 +89,7 @@ class Terminated(BaseException):
 class Interrupt:
     """Within this context Ctrl-C and SIGTERM do not raise: the loop asks, finishes its step, and saves.
 
-    A second signal stops at once.
+    A second signal stops at once. In a thread that is not the main one signals stay whoever's they are: Python has them there.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -101,8 +98,8 @@ class Interrupt:
         self.stopped = False  # this process was interrupted; others may not know yet
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._ask)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,10 +153,6 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         status = _fail(STOPPED, PREEMPTED if _told_to_end else INTERRUPTED)
     except Terminated:
         status = _fail(STOPPED, PREEMPTED)
-    except torch.OutOfMemoryError as error:
-        status = _fail(f"error: the device's memory is full ({str(error).splitlines()[0]}); lower batch_size", MACHINE)
-    except MemoryError:
-        status = _fail("error: this machine's memory is full; lower batch_size, or images.memory to read from disk", MACHINE)
     except Exception as error:
         status = _fail(*_unexpected(error))
     several = _several()
@@ -186,11 +179,8 @@ def _several() -> bool:
 def _unexpected(error: Exception) -> tuple[str, int]:
     """What to say of an error that no code of ours raised, and the status to exit with."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    number, what = _of_the_disk(error)
-    if number in FULL:
-        return f"error: cannot write: {what}; what was whole before still is, and the same command goes on", MACHINE
-    if number in NOT_WRITABLE:
-        return f"error: cannot write: {what}; make it writable, or give another folder", USER_ERROR
+    if (known := ends.told(error)) is not None:
+        return f"error: {known[0]}", known[1]
     if _several() and isinstance(error, RuntimeError) and LOST_PEER.search(reason):
         return (
             f"error: another process of this job has ended ({reason[:150]}); the launcher names it below. What was saved is "
@@ -200,16 +190,6 @@ def _unexpected(error: Exception) -> tuple[str, int]:
     if logged is None:
         traceback.print_exception(error)
     return f"error: {type(error).__name__}: {reason[:300]}; this is a fault of tesserae{f'. {logged}' if logged else ''}", FAULT
-
-
-def _of_the_disk(error: Exception) -> tuple[int | None, str]:
-    """The number of an error in writing a file, and what it says."""
-    if isinstance(error, SafetensorError):  # it tells the number in words
-        found = re.search(r"os error (\d+)", str(error))
-        error = OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError()
-    if not isinstance(error, OSError):
-        return None, ""
-    return error.errno, f"{error.strerror} {error.filename or ''}".strip()
 
 
 def _fail(message: str, status: int) -> int:
@@ -222,5 +202,5 @@ def _fail(message: str, status: int) -> int:
         return status
     if rank:
         time.sleep(MAIN_SPEAKS_FIRST)
-    print(typed(f"[process {rank}] {message}" if rank else message), file=sys.stderr, flush=True)
+    print(shown(typed(f"[process {rank}] {message}" if rank else message)), file=sys.stderr, flush=True)
     return status

@@ -23,6 +23,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+from common.commands import WHOLE
 from common.errors import Refused, UserError
 from common.process import began
 
@@ -82,7 +83,7 @@ class Lock:
         hold.file.truncate()
         own = {
             "host": platform.node(), "pid": os.getpid(), "began": began(os.getpid()), "command": command(),
-            "made": [str(path) for path in self._made],
+            "made": [str(path) for path in self._made], "whole": os.environ.get(WHOLE),
         }  # fmt: skip
         json.dump(own, hold.file)
         hold.file.flush()
@@ -238,7 +239,18 @@ def _of_the_kernel(folder: Path) -> dict:
 def _told(folder: Path, holder: dict) -> str:
     return (
         f"{folder} is being written by process {holder.get('pid', '?')} on {holder.get('host', '?')} "
-        f"({holder.get('command', 'just started')}): wait for it, stop it, or give another folder"
+        f"({holder.get('command', 'just started')}): {_what_to_do(holder)}"
+    )
+
+
+def _what_to_do(holder: dict) -> str:
+    """Return how to go on beside the holder of a lock, who may be a stage that has outlived its pipeline/run.py."""
+    whole, pid = holder.get("whole"), holder.get("pid")
+    if whole is None or holder.get("host") != platform.node() or began(whole) is not None:
+        return "wait for it, stop it, or give another folder"
+    return (
+        f"a stage that goes on by itself, since the pipeline/run.py that started it (process {whole}) was killed. Wait for it, "
+        f"or end it with `kill {pid}`, which saves what it has; then the same command goes on"
     )
 
 

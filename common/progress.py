@@ -15,6 +15,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from common.shown import shown
+
 INTERVAL = 10.0  # seconds between the lines of a log file
 SHORT = 3.0  # seconds; what takes no longer has no passing bar
 
@@ -71,4 +73,4 @@ def _bar(total: int, what: str, unit: str, **options: Any) -> tqdm:
         style = {"mininterval": 0.2, "dynamic_ncols": True}
     else:  # ncols 0: no bar; position 0: no moves of a cursor to the line of a bar inside another
         style = {"mininterval": INTERVAL, "maxinterval": INTERVAL, "file": _Lines(), "ncols": 0, "position": 0}
-    return tqdm(total=total, desc=what, unit=f" {unit}", smoothing=0.05, **{**style, **options})
+    return tqdm(total=total, desc=shown(what), unit=f" {unit}", smoothing=0.05, **{**style, **options})

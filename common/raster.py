@@ -14,6 +14,7 @@ from pathlib import Path
 
 import PIL.Image
 
+from common.ends import pass_on
 from common.errors import UserError
 
 FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
@@ -112,4 +113,5 @@ def whole_picture(path: Path, hint: str) -> PIL.Image.Image:
             picture.load()
             return picture
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        pass_on(error)
         raise UserError(f"{path} must be a whole picture: {error}; {hint}") from None

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from common.errors import Refused, UserError
 from common.launch import LOGGED, Interrupted, Terminated
 from common.lock import Lock, command
+from common.shown import shown, shown_lines
 
 
 @contextmanager
@@ -77,12 +78,11 @@ def _log(folder: Path, error: BaseException) -> None:
         return
     path, now = log_path(folder), datetime.now(UTC).isoformat(timespec="seconds")
     head = f"{now} process {os.environ.get('RANK', '0')} of {platform.node()}:{os.getpid()}, {command()}\n"
-    body = f"{type(error).__name__}: {error}\n" if told else "".join(traceback.format_exception(error))
+    body = f"{type(error).__name__}: {shown(error)}\n" if told else "".join(traceback.format_exception(error))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
-            file.write(head + body)
-    except OSError:  # a full disk, perhaps the very error: it is told on stderr
+            file.write(shown_lines(head + body))
+    except OSError:  # a full disk, perhaps the very error, or the run was removed: it is told on stderr
         return
     if not told:
         error.add_note(f"{LOGGED}{path}")

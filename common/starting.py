@@ -3,28 +3,43 @@
 import os
 import signal
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
 
-USER_ERROR = 2  # the exit status after what the user can mend
+from common import ends
+from common.ends import USER_ERROR as USER_ERROR
+from common.shown import Outlet
+
 PREEMPTED = 75  # the exit status after SIGTERM: what was done is saved, and the same command goes on
 INTERRUPTED = 130  # after Ctrl-C, likewise
 UNHEARD = 141  # after whoever reads the output has closed it, as `head` does
 
 
 def answer_signals() -> None:
-    """Until `common.launch.run_command` takes over, Ctrl-C and SIGTERM end the process at once."""
+    """Until `common.launch.run_command` takes over, Ctrl-C, SIGTERM and what the machine lacks end the process in one line."""
     signal.signal(signal.SIGINT, _end)
     signal.signal(signal.SIGTERM, _end)
+    sys.excepthook = _lacking
 
 
 def speak_anyhow() -> None:
-    """Where there is no output, nowhere; where it knows no such letter, with a question mark: never an error."""
+    """Let output never be an error: where there is none it goes nowhere, and a letter it does not know is a question mark.
+    Characters that would act on a terminal are shown."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+            setattr(sys, name, Outlet(stream))
+
+
+def _lacking(cls: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tell what ends an import: what the machine lacks in a line, anything else as Python does. Either exits with 1."""
+    known = ends.lack(error)
+    if known is None:
+        sys.__excepthook__(cls, error, trace)
+    else:
+        print(f"error: {known}", file=sys.stderr, flush=True)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -30,6 +30,7 @@ from common import folder
 from common.config import Settings
 from common.errors import UserError
 from common.progress import passing_bar
+from common.seeds import generator
 
 FEATURES = 128
 CELLS = 8  # a side at most, before they are flattened
@@ -171,7 +172,7 @@ class Classifier(nn.Module):
 def _beginning(config: ClassifierConfig) -> tuple[Classifier, torch.Generator]:
     """First weights, and the generator that drew them, to go on drawing with; torch's own stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.recipe.seed)  # torch.manual_seed would seed the accelerator too
+        torch.set_rng_state(generator(config.recipe.seed).get_state())  # torch.manual_seed would seed the accelerator too
         return Classifier(config), torch.Generator().set_state(torch.get_rng_state())
 
 

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common import config, folder
-from common.commands import typed
+from common.commands import as_typed
 from common.config import Settings as BaseSettings
 from common.errors import Refused, UserError
 from common.launch import make_accelerator, run_command
@@ -150,7 +150,7 @@ def compress_or_expand(c: Settings, run: Path) -> None:
     with folder.replacing(path) as aside:
         aside.write_bytes(made.data)
     print(f"{report(pictures, made)}\nexpanded again and compared: the same pixels\nthe bytes are in {path}")
-    print(typed(f"next: python pipeline/compress.py {c.run} --expand {path}"))
+    print(f"next: {as_typed('pipeline/compress.py', Path(c.run), '--expand', path)}")
 
 
 def read_bytes(path: Path) -> bytes:

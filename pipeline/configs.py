@@ -7,7 +7,6 @@ Every command also finds a shipped config under its name, `configs/digits/prior.
 """
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ if __package__ in (None, ""):
     answer_signals()
 
 from common import config, folder
-from common.commands import typed
+from common.commands import as_typed
 from common.config import SHIPPED
 from common.errors import Refused, UserError
 from common.launch import check_alone, run_command
@@ -66,15 +65,15 @@ def main(argv: Sequence[str]) -> None:
     if c.name is not None and c.to is not None:
         copy(c.name, Path(c.to))
         print(f"{c.to} holds {', '.join(sorted(path.name for path in Path(c.to).iterdir()))}; change what they mark, then")
-        to, run = shlex.quote(c.to), shlex.quote(f"runs/{Path(c.to).name}")
-        print(typed(f"next: python pipeline/run.py {to} --images FOLDER --run {run}"))
+        run = Path("runs") / Path(c.to).absolute().name
+        print(f"next: {as_typed('pipeline/run.py', Path(c.to), '--images', 'FOLDER', '--run', run)}")
         return
     found = shipped() if c.name is None else {c.name: shipped().get(c.name)}
     if None in found.values():
         raise UserError(f"there is no shipped config {c.name}; they are {', '.join(shipped())}")
     for name, purpose in found.items():
         print(f"{name:<{max(map(len, shipped()))}}  {purpose}".rstrip())
-    print(typed(f"next: python pipeline/configs.py {c.name or 'imagefolder_small'} --to configs/mine"))
+    print(f"next: {as_typed('pipeline/configs.py', c.name or 'imagefolder_small', '--to', 'configs/mine')}")
 
 
 if __name__ == "__main__":

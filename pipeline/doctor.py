@@ -9,8 +9,6 @@ Reads and writes nothing else, and asks no network.
 """
 
 import math
-import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +30,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common import codes, config
 from common.codes import TokenizerIdentity
-from common.commands import typed
+from common.commands import as_typed
 from common.config import SHIPPED
 from common.errors import UserError
 from common.launch import computes_bf16, make_accelerator, run_command
-from common.record import code, cpu_model
+from common.record import code, cores, cpu_model
 from prior.config import PriorConfig
 from prior.config import TrainConfig as PriorTraining
 from prior.model import Prior, nll_each
@@ -81,7 +79,7 @@ def versions() -> Iterator[str]:
 
 def machine() -> Iterator[str]:
     memory = psutil.virtual_memory()
-    yield f"processor   {cpu_model()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads of torch"
+    yield f"processor   {cpu_model()}, {cores()} cores, {torch.get_num_threads()} threads of torch"
     yield f"memory      {memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
     yield f"disk        {shutil.disk_usage('.').free / GIB:.1f} GiB free here"
     for i in range(torch.cuda.device_count()):
@@ -236,21 +234,22 @@ def verdict(
         yield f"  {NOT}: accumulate, {parts} times what it is now, takes as many images a step in smaller parts"
 
 
-def given_images(first: Path) -> str:
-    """The config's folder as pipeline/run.py takes it, with the images to be named where the config has only a placeholder."""
+def given_images(first: Path) -> list[str | Path]:
+    """Return the config's folder as pipeline/run.py takes it, with the images to be named where it has only a placeholder."""
     folder = first.parent
     shown = folder.relative_to(SHIPPED.parent) if folder.is_relative_to(SHIPPED) else folder
     images = config.read_yaml(first).get("images")
     source = images.get("source", "digits") if isinstance(images, dict) else "digits"
     there = source == "digits" or Path(str(source)).expanduser().exists()
-    mine = "" if there else f" --images FOLDER --run runs/{folder.absolute().name}"
-    return f"{shlex.quote(str(shown))}{mine}"
+    return [shown] if there else [shown, "--images", "FOLDER", "--run", Path("runs") / folder.absolute().name]
 
 
 def configs_of(path: Path) -> list[Path]:
     """The configs to look at: the file, or those of a folder. Raises `UserError` where there are none."""
     if path.is_file():
         return [path]
+    if not path.exists() and (near := config.near_configs(path, "*")):
+        raise UserError(f"there is no {path}; did you mean {near[0]}?")
     found = [path / name for name in ("tokenizer.yaml", "cluster.yaml", "prior.yaml") if (path / name).exists()]
     if not found:
         raise UserError(f"{path} must be a folder with tokenizer.yaml, cluster.yaml or prior.yaml, or one of these files")
@@ -263,14 +262,14 @@ def main(argv: Sequence[str]) -> None:
     for line in (*versions(), *machine(), *accelerate(accelerator)):
         accelerator.print(line)
     if c.configs is None:
-        accelerator.print(typed("next: python pipeline/doctor.py configs/digits    # whether a config fits"))
+        accelerator.print(f"next: {as_typed('pipeline/doctor.py', 'configs/digits')}    # whether a config fits")
         return
     found = configs_of(config.find(c.configs))
     told = [line for path in found for line in look_at(path, accelerator)]
     for line in told:
         accelerator.print(line)
     if not any(NOT in line for line in told):
-        accelerator.print(typed(f"next: python pipeline/run.py {given_images(found[0])}"))
+        accelerator.print(f"next: {as_typed('pipeline/run.py', *given_images(found[0]))}")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from common import codes, config
 from common.codes import Codes
+from common.commands import as_typed
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
@@ -47,6 +48,7 @@ from common.parts import in_parts
 from common.pictures import image_grid, save_picture
 from common.progress import passing_bar
 from common.record import code
+from common.seeds import generator
 from common.session import session
 from metrics.features import Features, FeaturesConfig
 from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
@@ -190,9 +192,9 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
             with bench.accelerator.autocast():
                 found = image_nats(pipeline, marginal, images, labels)._asdict()
             if stochastic:
-                generator = torch.Generator().manual_seed(c.seed + int(some[0]))
+                noise = generator(c.seed + int(some[0]))
                 with bench.accelerator.autocast():
-                    elbo, importance = stochastic_bounds(pipeline, marginal, images, labels, c.importance_samples, generator)
+                    elbo, importance = stochastic_bounds(pipeline, marginal, images, labels, c.importance_samples, noise)
                 found |= {f"{prior}_elbo": elbo[prior] for prior in PRIORS}
                 found |= {f"{prior}_importance": importance[prior] for prior in PRIORS}
             parts.append(found)
@@ -336,7 +338,7 @@ def main(argv: Sequence[str]) -> None:
     with session(Path(c.run) / "evaluation/pipeline", accelerator):
         path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:
-        tell(path, f"python pipeline/report.py {c.run}")
+        tell(path, as_typed("pipeline/report.py", Path(c.run)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from pydantic import Field
 
 from common import config, folder
-from common.commands import typed
+from common.commands import as_typed
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.progress import advance, progress_bar
 from common.session import beside, session
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> None:
         path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))
     accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}")
     if (Path(c.run) / "codes").exists():
-        accelerator.print(typed(f"next, to measure the run: accelerate launch -q tokenizer/evaluate.py {c.run}"))
+        accelerator.print(f"next, to measure the run: {as_typed('tokenizer/evaluate.py', Path(c.run))}")
 
 
 if __name__ == "__main__":

@@ -23,14 +23,15 @@ from torch import Tensor
 from common import config, folder
 from common.classes import untrained
 from common.codes import TokenizerIdentity
+from common.commands import quoted
 from common.errors import UserError
-from common.hub import Pretrained
+from common.hub import Pretrained, check_dtype
 from common.progress import passing_bar
+from common.seeds import uniforms
 from pipeline.generation_config import Chosen, GenerationConfig
 from pipeline.mask import fill_unknown, known_places, read_mask
 from prior.draw import SamplingConfig
 from prior.model import Prior
-from prior.order import shuffled
 from prior.sample import Sampler, check_sampling
 from tokenizer.base import ImageTokenizer
 from tokenizer.model import load_tokenizer
@@ -126,7 +127,7 @@ class ImagePipeline(Pretrained):
         tokenizer, prior = run / "tokenizer/model", run / "prior/model"
         for model, command in ((tokenizer, "tokenizer/train.py (or cluster.py, or convert.py)"), (prior, "prior/train.py")):
             if not (model / "config.json").exists():
-                raise UserError(f"there is no trained model in {model}; {command} with --run {run} makes one")
+                raise UserError(f"there is no trained model in {model}; {command} with --run {quoted(run)} makes one")
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
@@ -159,9 +160,20 @@ class ImagePipeline(Pretrained):
 
     # ------------------------------------------------------------------------------------------------------ the device
 
-    def to(self, device: str | torch.device) -> "ImagePipeline":
-        self.tokenizer.to(device)
-        self.prior.to(device)
+    def to(self, *device_or_dtype: str | torch.device | torch.dtype, **named: Any) -> Self:
+        """Move both models to a device, as `.to("cuda")`, and return the pipeline.
+
+        Raises:
+            UserError: another dtype than float32, which the weights are kept in; it says how to compute in another precision.
+        """
+        given = {("dtype" if isinstance(each, torch.dtype) else "device"): each for each in device_or_dtype} | named
+        check_dtype(given.pop("dtype", None))
+        device = given.pop("device", None)
+        if given or len(device_or_dtype) + len(named) > 2:
+            raise UserError(f"to takes a device, got {', '.join(map(str, [*device_or_dtype, *named]))}")
+        if device is not None:
+            self.tokenizer.to(device)
+            self.prior.to(device)
         return self
 
     @property
@@ -511,7 +523,7 @@ def _whole(value: Any, name: str) -> int:
 
 def _ranks(places: int, seed: int) -> Tensor:
     """(1, P): a random permutation that belongs to a seed."""
-    return shuffled(1, places, torch.Generator().manual_seed(seed))
+    return uniforms(seed, 1, places).argsort(dim=1)
 
 
 def _class_of(model: torch.nn.Module) -> list[str]:

@@ -9,7 +9,6 @@ RUN/hub/WHAT (or --to), and with --repo pushes it as one commit. Log in before w
 """
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +22,7 @@ if __package__ in (None, ""):
     answer_signals()
 
 from common import codes, config
-from common.commands import typed
+from common.commands import as_typed, quoted
 from common.config import Settings as BaseSettings
 from common.errors import Refused, UserError
 from common.folder import inside, is_empty, link, remove, rewriting, sha256, write_json
@@ -130,13 +129,15 @@ def opened(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretra
         return load_tokenizer(trained(run / "tokenizer"))
     if what == "prior":
         if not (run / "prior/model/config.json").exists():
-            raise UserError(f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {run} makes one")
+            raise UserError(
+                f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {quoted(run)} makes one"
+            )
         return Prior.from_folder(run / "prior/model")
     ImagePipeline.check_trained(run)
     path = run / "pipeline"
     if not is_of_run(path, run):
         state = "holds other weights than the run has now" if path.exists() else "is not there"
-        raise UserError(f"{path} {state}; python pipeline/generate.py {run} writes it")
+        raise UserError(f"{path} {state}; python pipeline/generate.py {quoted(run)} writes it")
     return ImagePipeline.from_folder(path)
 
 
@@ -160,7 +161,7 @@ def main(argv: Sequence[str]) -> None:
         path = lay_out(c)
         print(f"{path} is laid out; its card is {path / README}")
         if c.repo is None:
-            print(typed(f"next: python pipeline/publish.py {shlex.join(argv)} --repo OWNER/NAME"))
+            print(f"next: {as_typed('pipeline/publish.py', *argv, '--repo', 'OWNER/NAME')}")
             return
         url = push(
             path, c.repo, kind=kind, private=c.private, revision=c.revision, create_pr=c.create_pr,

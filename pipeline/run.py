@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,12 +31,13 @@ import torch
 from pydantic import Field
 
 from common import codes, config, folder
-from common.commands import typed
+from common.commands import WHOLE, as_typed
 from common.config import Settings
 from common.errors import Refused, UserError
 from common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
 from common.pictures import save_picture
 from common.raster import whole_picture
+from common.record import cores
 from common.track import Tracker
 from pipeline.generation_config import GenerationConfig
 from pipeline.image_pipeline import is_of_run
@@ -71,7 +73,11 @@ FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokeniz
 
 def first_config(folder_: Path) -> Path:
     """The config of stage one. Raises `UserError` when there is none, or several."""
+    if folder_.is_file():
+        raise UserError(f"{folder_} is a file; give its folder, which has the configs of both stages: {folder_.parent}")
     found = [folder_ / name for name in FIRST_STAGES if (folder_ / name).exists()]
+    if not folder_.exists() and (near := config.near_configs(folder_, "*")):
+        raise UserError(f"there is no folder {folder_}; did you mean {near[0]}?")
     if len(found) != 1:
         there = sorted({f"configs/{path.parent.name}" for name in FIRST_STAGES for path in config.SHIPPED.glob(f"*/{name}")})
         raise UserError(
@@ -109,14 +115,15 @@ def drawing(path: Path, run: Path) -> list[str]:
 def run_stage(name: str, command: list[str]) -> None:
     """Run one command; Ctrl-C reaches it as well, and is left to it. Ends this process as it ended, if not well."""
     print(f"\n=== {name}: {shlex.join(command)}", flush=True)
-    process, asked = subprocess.Popen(command), []
+    process, asked = subprocess.Popen(command, env={**os.environ, WHOLE: str(os.getpid())}), []
 
     def ask(number: int, _frame: object) -> None:
         asked.append(number)
         if number == signal.SIGTERM:  # Ctrl-C is sent to the whole group by the terminal
             process.send_signal(number)
 
-    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.signal(number, ask) for number in mine}
     try:
         status = process.wait()
     finally:
@@ -171,7 +178,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"there is no {name}.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
     check_ours(Path(run))
-    busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+    busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * cores()
     if busy and "OMP_NUM_THREADS" not in os.environ:
         print("this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for cores that are taken")
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
@@ -194,8 +201,8 @@ def main(argv: Sequence[str]) -> None:
     folder.write_json(Path(run) / "summary.json", summary)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in summary.items()))
     print(f"\nlook at {run}/samples.png, {run}/reconstructions.png and {run}/curves.png")
-    print(typed(f"next: accelerate launch -q pipeline/generate.py {run} --seed 1 --num-images 20 --output {run}/more"))
-    print(typed(f"or measure it: accelerate launch -q tokenizer/evaluate.py {run}"))
+    more = as_typed("pipeline/generate.py", Path(run), "--seed", 1, "--num-images", 20, "--output", Path(run) / "more")
+    print(f"next: {more}\nor measure it: {as_typed('tokenizer/evaluate.py', Path(run))}")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def run(words: Sequence[str]) -> int:
         print(f"tesserae {version('tesserae-images')}")
         return 0
     if words[0] not in COMMANDS:
-        near = difflib.get_close_matches(words[0], COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        near = meant(words[0])
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}"
         print(f"error: there is no command {words[0]}; {hint}", file=sys.stderr)
         return USER_ERROR
     os.environ[BY_NAME] = "1"
@@ -46,6 +46,14 @@ def run(words: Sequence[str]) -> int:
 
     run_command(script.main)  # which exits
     raise AssertionError
+
+
+def meant(word: str) -> list[str]:
+    """Return the commands that a word which is none may mean: of that script, with that word in the name, or a name like it."""
+    word = word.lower()
+    scripts = [name for name, command in COMMANDS.items() if command.script in (word, f"{word}.py")]
+    parts = [name for name in COMMANDS if word.removesuffix(".py") in name.split("-")]
+    return scripts or parts or difflib.get_close_matches(word, COMMANDS, 1)
 
 
 def overview() -> str:

@@ -40,7 +40,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import codes, config, folder
-from common.commands import typed
+from common.commands import as_typed
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
@@ -275,10 +275,9 @@ def main(argv: Sequence[str]) -> None:
         tuned = tune(c, accelerator)
     for line in summary(tuned):
         accelerator.print(line)
-    accelerator.print(
-        typed(f"next: accelerate launch -q pipeline/generate.py {c.run} --seed 1 --num-images 20 --output {c.run}/tuned")
-    )
-    accelerator.print(typed(f"figures of before are of other settings: accelerate launch -q pipeline/evaluate.py {c.run}"))
+    run = Path(c.run)
+    draw = as_typed("pipeline/generate.py", run, "--seed", 1, "--num-images", 20, "--output", run / "tuned")
+    accelerator.print(f"next: {draw}\nfigures of before are of other settings: {as_typed('pipeline/evaluate.py', run)}")
 
 
 if __name__ == "__main__":

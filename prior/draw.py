@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.config import Settings
+from common.seeds import uniforms
 from prior.matrix import Precision
 
 
@@ -49,7 +50,7 @@ def guidance_scales(config: SamplingConfig, length: int) -> Tensor:
 
 def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
     """(B, *shape) in (0, 1]: all the randomness of each image, from its own seed; a number for each part of each code."""
-    return torch.stack([1 - torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack([1 - uniforms(seed, *shape) for seed in seeds])
 
 
 def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from common import codes, config
 from common.codes import Codes, CodesSplit
+from common.commands import as_typed, quoted
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
@@ -67,7 +68,9 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     """Compute the figures, or what is missing of them, and return their file."""
     run, data = Path(c.run), codes.read(Path(c.codes or f"{c.run}/codes"))
     if not (run / "prior/model/config.json").exists():
-        raise UserError(f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {run} makes one")
+        raise UserError(
+            f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {quoted(run)} makes one"
+        )
     name = c.split or ("test" if "test" in data.splits else "validation")
     for needed in ("train", name):
         if needed not in data.splits:
@@ -160,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
     with session(Path(c.run) / "evaluation/prior", accelerator):
         path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:
-        tell(path, f"accelerate launch -q pipeline/evaluate.py {c.run}")
+        tell(path, as_typed("pipeline/evaluate.py", Path(c.run)))
 
 
 if __name__ == "__main__":

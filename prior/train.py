@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from common import codes, config, folder, sharding, state
 from common.classes import untrained
-from common.commands import typed
+from common.commands import as_typed
 from common.ema import EMA
 from common.errors import UserError
 from common.finite import Part, SkippedSteps
@@ -390,8 +390,8 @@ def main(argv: Sequence[str]) -> None:
         accelerator.print(f"to draw from it, copy the folder tokenizer/ of the run of its codes into {c.run}")
     kept = Path(c.run) / "pipeline/generation_config.json"
     tuned = kept.exists() and "chosen" in folder.read_json(kept)  # a config would stand in the place of what was chosen
-    following = c.run if tuned else f"{c.run} --config {config.beside(c.run, 'generate')}"
-    accelerator.print(typed(f"the prior is in {model}\nnext: accelerate launch -q pipeline/generate.py {following}"))
+    settings = [] if tuned else ["--config", Path(config.beside(c.run, "generate"))]
+    accelerator.print(f"the prior is in {model}\nnext: {as_typed('pipeline/generate.py', Path(c.run), *settings)}")
 
 
 if __name__ == "__main__":

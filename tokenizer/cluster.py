@@ -24,12 +24,13 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from common import config, state
-from common.commands import typed
+from common.commands import as_typed
 from common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from common.order import Order, Share
 from common.pictures import save_curves, save_picture
 from common.progress import advance, passing_bar, progress_bar
 from common.run import Leeway, Metrics, check_run, enter_run, read_metrics
+from common.seeds import generator
 from common.session import session
 from tokenizer.config import ClusterConfig
 from tokenizer.evaluation import evaluate, reconstructions, save_histogram
@@ -63,8 +64,8 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     tokenizer = KMeansTokenizer(c.model).to(accelerator.device)
     sample = sampled_patches(tokenizer, splits["train"], c, accelerator)
     if saved is None:
-        generator = torch.Generator(accelerator.device).manual_seed(c.seed)
-        tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, generator)))
+        draws = generator(c.seed, accelerator.device)
+        tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, draws)))
     else:
         with state.restoring(run):
             tokenizer.load_state_dict(saved.tensors["model"])
@@ -163,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
         model = cluster(c, accelerator)
     if accelerator.is_main_process:
         config.remember_folder(c.run, argv, DEFAULT_CONFIG)
-    accelerator.print(typed(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}"))
+    accelerator.print(f"the tokenizer is in {model}\nnext: {as_typed('tokenizer/encode.py', Path(c.run))}")
 
 
 if __name__ == "__main__":

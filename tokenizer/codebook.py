@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from common import codes, config
-from common.commands import typed
+from common.commands import as_typed
 from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.folder import sha256, write_json
@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> None:
     for line in summary(figures):
         accelerator.print(line)
     accelerator.print(f"the picture is {c.run}/tokenizer/codebook.png, the figures are codebook.json beside it")
-    accelerator.print(typed(f"next: accelerate launch -q tokenizer/encode.py {c.run}"))
+    accelerator.print(f"next: {as_typed('tokenizer/encode.py', Path(c.run))}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from common import config
-from common.commands import typed
+from common.commands import as_typed
 from common.launch import make_accelerator, run_command
 from common.pictures import image_grid, save_picture
 from common.progress import advance, progress_bar
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator()
     with session(Path(c.run) / "tokenizer", accelerator):
         model = convert(c, accelerator)
-    accelerator.print(typed(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}"))
+    accelerator.print(f"the tokenizer is in {model}\nnext: {as_typed('tokenizer/encode.py', Path(c.run))}")
 
 
 if __name__ == "__main__":

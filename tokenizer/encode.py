@@ -26,7 +26,7 @@ from einops import rearrange
 
 from common import codes, config
 from common.codes import CodesInfo, TokenizerIdentity
-from common.commands import typed
+from common.commands import as_typed
 from common.errors import UserError
 from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
@@ -219,8 +219,9 @@ def main(argv: Sequence[str]) -> None:
                 f"codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}"
             )
         print(f"the codes are in {folder}")
-        output = f" --codes {c.output}" if c.output else ""
-        print(typed(f"next: accelerate launch -q prior/train.py {config.beside(c.run, 'prior')} --run {c.run}{output}"))
+        output = ["--codes", Path(c.output)] if c.output else []
+        following = as_typed("prior/train.py", Path(config.beside(c.run, "prior")), "--run", Path(c.run), *output)
+        print(f"next: {following}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common import config
+from common.commands import as_typed
 from common.config import Settings as BaseSettings
 from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
 from common.folder import sha256
@@ -165,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
     with session(Path(c.run) / "evaluation/tokenizer", accelerator):
         path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:
-        tell(path, f"accelerate launch -q prior/evaluate.py {c.run}")
+        tell(path, as_typed("prior/evaluate.py", Path(c.run)))
 
 
 if __name__ == "__main__":

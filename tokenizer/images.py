@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from common.classes import untrained
 from common.errors import UserError
 from common.folder import FORMAT
+from common.shown import shown
 from tokenizer import validation
 from tokenizer.config import ImagesConfig
 from tokenizer.fingerprint import fingerprint, uniform
@@ -125,7 +126,7 @@ def tell_of_images(images: ImageSet, accelerator: Accelerator) -> None:
     classes = f"{len(images.class_names)} classes" if images.class_names else "no classes"
     accelerator.print(f"images: {sizes}, {classes}")
     for remark in images.remarks():
-        accelerator.print(remark, file=sys.stderr)
+        accelerator.print(shown(remark), file=sys.stderr)
 
 
 def held_out(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:

@@ -13,6 +13,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.order import Order, Share
 from common.progress import advance, passing_bar
+from common.seeds import generator
 from tokenizer.config import TrainConfig
 from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_float
@@ -53,7 +54,7 @@ def initialize_codebook(tokenizer: Tokenizer, split: ImageSplit, c: TrainConfig,
         vectors = encoder_outputs(tokenizer, split, sampled(codes), c, accelerator)
         if not vectors.isfinite().all():
             raise UserError("the untrained encoder gives NaN or Inf for some images; take precision fp32")
-        tokenizer.quantizer.initialize(vectors, torch.Generator(vectors.device).manual_seed(c.seed))
+        tokenizer.quantizer.initialize(vectors, generator(c.seed, vectors.device))
     for tensor in tokenizer.quantizer.state_dict().values():
         tensor.copy_(broadcast(tensor.contiguous()))
 
@@ -72,5 +73,4 @@ def encoder_outputs(tokenizer: Tokenizer, split: ImageSplit, number: int, c: Tra
         advance(bar, len(found[-1]))
     bar.close()
     vectors = torch.cat(found)
-    generator = torch.Generator(vectors.device).manual_seed(c.seed)
-    return vectors[torch.randperm(len(vectors), generator=generator, device=vectors.device)[:number]]
+    return vectors[torch.randperm(len(vectors), generator=generator(c.seed, vectors.device), device=vectors.device)[:number]]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common import folder
+from common.commands import quoted
 from common.errors import UserError
 from common.hub import locate
 from tokenizer.base import ImageTokenizer, NetworkTokenizer
@@ -80,7 +81,7 @@ def trained(run: Path) -> Path:
     """The model folder of RUN/tokenizer. Raises `UserError` that says how to make one."""
     if not (run / "model/config.json").exists():
         raise UserError(
-            f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {run.parent} makes one "
+            f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {quoted(run.parent)} makes one "
             "(tokenizer/cluster.py, one of K-means; tokenizer/convert.py, one of somebody else's weights)"
         )
     return run / "model"

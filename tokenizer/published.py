@@ -26,6 +26,7 @@ from torch import Tensor
 
 from common import config, folder
 from common.config import Settings
+from common.ends import pass_on
 from common.errors import UserError
 from tokenizer.config import Pixels, Publisher, VQGANConfig, Width
 from tokenizer.vqgan import VQGANTokenizer
@@ -279,6 +280,7 @@ def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
         try:
             found: Any = load_file(path)
         except (SafetensorError, OSError) as error:
+            pass_on(error)
             raise UserError(f"{path} is no whole .safetensors: {error}; get it again") from None
     else:
         found = _read_torch(path)
@@ -322,6 +324,7 @@ def _read_torch(path: Path) -> dict[Any, Any]:
             f"{path} holds more than tensors ({what[1] if what else 'no plain pickle'}), which is not unpickled here; {advice}"
         ) from None
     except Exception as error:  # a stranger's file may fail at anything
+        pass_on(error)
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}; get it again") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a dictionary of tensors, got {type(found).__name__}")

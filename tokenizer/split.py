@@ -18,6 +18,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from common.ends import pass_on
 from common.errors import UserError
 from common.progress import passing_bar
 from common.threads import in_order
@@ -248,7 +249,8 @@ class ImageSplit(torch.utils.data.Dataset):
         for row, each in zip(encoded.rows.tolist(), encoded.files, strict=True):
             try:
                 found.append(digest(file_of(each)))
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                pass_on(error)
                 found.append(digest_of_none(self.name, row))
         return found
 
@@ -273,6 +275,7 @@ class ImageSplit(torch.utils.data.Dataset):
                 found.corrupt.append(CorruptRow(row, _reason(error, each)))
                 self._not_taken(row, f"the image is {found.corrupt[-1].reason}", self._config.animated, "animated")
             except Exception as error:  # damaged files raise nearly anything in PIL: OSError, SyntaxError, KeyError
+                pass_on(error)
                 found.corrupt.append(CorruptRow(row, _reason(error, each)))
                 told = f"the image cannot be decoded ({found.corrupt[-1].reason})"
                 self._not_taken(row, told, self._config.corrupt, "corrupt")

@@ -36,7 +36,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from common import config, state
-from common.commands import typed
+from common.commands import as_typed
 from common.ema import EMA
 from common.errors import UserError
 from common.finite import Part, SkippedSteps
@@ -48,6 +48,7 @@ from common.progress import progress_bar
 from common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from common.schedule import warmup_cosine
 from common.session import session
+from common.shown import shown
 from tokenizer.config import TrainConfig
 from tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
 from tokenizer.health import described, unused
@@ -231,7 +232,7 @@ def make_optimizer(tokenizer: Tokenizer, c: TrainConfig) -> torch.optim.Optimize
 def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) -> Tensor:
     """One micro-batch, cropped and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
     for corrupt in batch.corrupt:
-        print(f"left out of this step: {corrupt}", file=sys.stderr)
+        print(f"left out of this step: {shown(corrupt)}", file=sys.stderr)
     if len(batch.images) == 0:
         raise UserError(f"no image of a batch of {len(batch.corrupt)} could be read; {batch.corrupt[0]}")
     images = augment(batch.images, c.seed, batch.rows, batch.epochs, c.images, c.model.image_size)
@@ -300,7 +301,7 @@ def main(argv: Sequence[str]) -> None:
         model = train(c, accelerator)
     if accelerator.is_main_process:
         config.remember_folder(c.run, argv, DEFAULT_CONFIG)
-    accelerator.print(typed(f"the tokenizer is in {model}\nnext: accelerate launch -q tokenizer/encode.py {c.run}"))
+    accelerator.print(f"the tokenizer is in {model}\nnext: {as_typed('tokenizer/encode.py', Path(c.run))}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import PIL.Image
 
 from common import codes, config
 from common.codes import CodesInfo
+from common.commands import quoted
 from common.errors import UserError
 from common.evaluation import read_evaluations
 from common.folder import check_format, kind_of, read_json, sha256
@@ -82,7 +83,7 @@ class Found(NamedTuple):
     @property
     def shown(self) -> str:
         """The same for a command line."""
-        return shlex.quote(str(self.place))
+        return quoted(self.place)
 
     @property
     def name(self) -> str:
@@ -183,7 +184,9 @@ def chosen(evaluations: Sequence[dict[str, Any]], split: str | None) -> dict[str
 def gather(run: Path, split: str | None = None) -> Found:
     """Read what is there. Raises `UserError` for what is no run, and for files that are damaged."""
     if not run.is_dir():
-        raise UserError(f"there is no run folder {run}; pipeline/run.py makes one, or tokenizer/train.py with --run {run}")
+        raise UserError(
+            f"there is no run folder {run}; pipeline/run.py makes one, or tokenizer/train.py with --run {quoted(run)}"
+        )
     stages = [stage for stage in ("tokenizer", "prior") if (run / stage / "config.yaml").exists()]
     if not stages:
         raise UserError(

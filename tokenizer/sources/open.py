@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from common.ends import pass_on
 from common.errors import UserError
 from common.progress import passing_word
 from tokenizer.config import ImagesConfig
@@ -49,6 +50,7 @@ def open_source(config: ImagesConfig) -> Source:
         raise
     except Exception as error:  # damaged files raise nearly anything in `datasets` and the parsers under it
         refuse_cache(error)
+        pass_on(error)
         unknown = isinstance(error, ConnectionError | FileNotFoundError) and not local
         expected = "no such folder here, and the Hub has or reaches no data set of that name"
         expected = expected if unknown else f"it cannot be read; expected {LAYOUTS}, and an image in every split"

@@ -1,0 +1,47 @@
+"""Text from files, folders and command lines as it may stand on a terminal, in a log or in a card.
+
+A name may hold any character: ESC and its sequences, which move a terminal's cursor and colour it; line breaks, which would
+begin a line of their own; and marks that turn the direction of what follows. Each is shown as Python writes it, `\\x1b`.
+"""
+
+import re
+from typing import TextIO
+
+_ACTING = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_IN_LINES, _IN_A_LINE = re.compile(f"[{_ACTING}]"), re.compile(f"[{_ACTING}\t\n]")
+_OF_A_BAR = re.compile(r"(\r|\n|\x1b\[A)*")  # how tqdm moves between the lines of its bars, in writes of their own
+
+
+def shown(text: object) -> str:
+    """Return text on one line, with the characters escaped that would act rather than be seen."""
+    return _IN_A_LINE.sub(_escaped, str(text))
+
+
+def shown_lines(text: str) -> str:
+    """Return text of several lines, with the characters escaped that would act rather than be seen."""
+    return _IN_LINES.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+class Outlet:
+    """A stream whose text is shown. What a progress bar writes still moves the cursor: a carriage return in front, or moves
+    alone."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        start = len(text) - len(text.lstrip("\r"))
+        moves = _OF_A_BAR.fullmatch(text) is not None
+        self.stream.write(text if moves else text[:start] + shown_lines(text[start:].replace("\r\n", "\n")))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)

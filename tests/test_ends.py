@@ -1,0 +1,365 @@
+"""Ends that say what happened: what the machine lacks, what is gone, which system this is, and which precision or thread."""
+
+import errno
+import io
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import PIL.Image
+import pyarrow as pa
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from common import card, ends
+from common.commands import WHOLE
+from common.errors import UserError
+from common.launch import FAULT, MACHINE, USER_ERROR, Interrupt, _fail, _unexpected
+from common.lock import Lock
+from common.record import cores, machine
+from common.seeds import generator, uniforms
+from common.session import log_path, session
+from common.shown import Outlet, shown
+from pipeline.compress import Settings as Compression
+from pipeline.compress import compress_or_expand
+from pipeline.doctor import machine as told_machine
+from pipeline.evaluate import Settings as Evaluation
+from pipeline.evaluate import evaluate
+from pipeline.generate import Settings as Generation
+from pipeline.generate import generate
+from pipeline.image_pipeline import ImagePipeline
+from pipeline.publish import Settings as Publication
+from pipeline.publish import lay_out
+from pipeline.report import Settings as Report
+from pipeline.report import report
+from prior.draw import SamplingConfig, image_uniforms
+from prior.train import train as train_prior
+from tests.conftest import prior_training, tokenizer_training
+from tokenizer.encode import Settings as EncodeSettings
+from tokenizer.encode import encode
+from tokenizer.images import open_images
+from tokenizer.split import ImageSplit
+from tokenizer.train import train as train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def caused(error: BaseException, by: BaseException) -> BaseException:
+    error.__cause__ = by
+    return error
+
+
+LACKING = {
+    "memory": [
+        MemoryError(),
+        pa.ArrowMemoryError("malloc of size 4096 failed"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("unable to mmap 4096 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        caused(ValueError("an error occurred while generating"), OSError(errno.ENOMEM, "Cannot allocate memory")),
+        SafetensorError("Error while deserializing: IoError: Cannot allocate memory (os error 12)"),
+    ],
+    "device's memory": [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")],
+    "too many files": [
+        OSError(errno.EMFILE, "Too many open files", "a.png"),
+        OSError(errno.ENFILE, "Too many open files in system"),
+        RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"),
+        RuntimeError("received 0 items of ancdata"),
+        SafetensorError("Error while serializing: I/O error: Too many open files (os error 24)"),
+        caused(RuntimeError("a wrapper"), OSError(errno.EMFILE, "Too many open files")),
+    ],
+    "threads or processes": [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "fork")],
+    "reads images": [
+        RuntimeError("DataLoader worker (pid(s) 17699) exited unexpectedly"),
+        RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."),
+    ],
+    "does not answer": [OSError(errno.EIO, "Input/output error", "a.png"), OSError(errno.ESTALE, "Stale file handle")],
+}
+
+
+@pytest.mark.parametrize("words, error", [(words, error) for words, errors in LACKING.items() for error in errors])
+def test_what_the_machine_lacks_is_status_1_and_a_line_that_says_what_to_do(words, error):
+    """Memory that is full, or too few descriptors, were "a fault of tesserae"."""
+    message, status = _unexpected(error)
+    assert status == MACHINE and words in message and "fault of" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize("error", [ValueError("3 is no size"), RuntimeError("shapes do not match"), KeyError("memory")])
+def test_what_nobody_expected_stays_a_fault_of_ours(error, capsys):
+    message, status = _unexpected(error)
+    assert status == FAULT and "this is a fault of tesserae" in message
+
+
+def test_a_file_that_is_gone_while_a_command_works_is_said_to_be(tmp_path):
+    """A run that was removed while it trained was "a fault of tesserae"."""
+    with pytest.raises(FileNotFoundError) as raised:
+        (tmp_path / "run/metrics.jsonl").write_text("")
+    message, status = _unexpected(raised.value)
+    assert status == USER_ERROR and f"{tmp_path}/run/metrics.jsonl is not there any more: it was removed or renamed" in message
+
+
+def test_a_file_of_the_code_that_is_missing_is_a_fault_of_ours(capsys):
+    assert _unexpected(FileNotFoundError(errno.ENOENT, "No such file", str(ROOT / "common/nothing.json")))[1] == FAULT
+
+
+@pytest.mark.parametrize(
+    "variable", ["HF_HOME", "HF_DATASETS_CACHE", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR"]
+)
+def test_a_cache_that_cannot_be_written_is_named_by_the_variable_that_moves_it(variable, tmp_path, monkeypatch):
+    for each in ends.CACHES:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    inner = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "cache/a/b.lock"))
+    message, status = _unexpected(caused(RuntimeError("backend failed"), inner))
+    assert status == USER_ERROR and message.endswith(f"make it writable, or set {variable} to a folder that is")
+
+
+def test_the_place_a_cache_has_without_a_variable_is_known_too(monkeypatch):
+    for each in ends.CACHES:
+        monkeypatch.delenv(each, raising=False)
+    assert ends.cache_of(Path.home() / ".cache/huggingface/token") == "HF_HOME"
+    assert ends.cache_of(Path("runs/digits")) is None
+
+
+def test_a_run_that_was_removed_does_not_come_back_for_its_log(tmp_path, accelerator):
+    with pytest.raises(FileNotFoundError), session(tmp_path / "run/tokenizer", accelerator):
+        (tmp_path / "run").rename(tmp_path / "renamed")
+        (tmp_path / "run/tokenizer/metrics.jsonl").write_text("")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_import_without_memory_ends_in_one_line():
+    """`ulimit -v` below what torch takes ended in a traceback of its import."""
+    code = (
+        "from common.starting import answer_signals\nanswer_signals()\n"
+        "raise ImportError('libtorch_cpu.so: failed to map segment from shared object')"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 1 and told.stderr.count("\n") == 1
+    assert told.stderr.startswith("error: this machine's memory is full")
+
+
+def test_an_image_that_is_not_read_for_want_of_descriptors_is_no_damaged_one(tmp_path, accelerator):
+    """With too few descriptors good images were left out as damaged, and training went on without them."""
+    c = tokenizer_training(tmp_path).images.model_copy(update={"source": str(tmp_path / "pictures"), "memory": 0})
+    for split in ("train", "test"):
+        for number in range(4):
+            path = tmp_path / "pictures" / split / "a" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("L", (16, 16), 40 * number).save(path)
+    split = open_images(c, (16, 16), 1).splits["train"]
+    assert isinstance(split, ImageSplit)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError) as raised:
+            split.read(torch.tensor([0, 1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ends.lack(raised.value) is not None
+
+
+# -------------------------------------------------------------------------------------------------------- other systems
+
+
+def test_a_system_without_affinity_counts_its_cores(monkeypatch):
+    """macOS has no `os.sched_getaffinity`: doctor and every evaluation ended in 70 there."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert cores() == os.cpu_count() == machine()["cores"]
+    assert any(f"{os.cpu_count()} cores" in line for line in told_machine())
+
+
+def test_a_system_without_sysconf_tells_its_memory(monkeypatch):
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert machine()["memory_gib"] > 0
+
+
+# -------------------------------------------------------------------------------------------- a stage that outlived its run
+
+
+def test_a_stage_whose_run_py_was_killed_is_explained_with_how_to_end_it(tmp_path, monkeypatch):
+    """SIGKILL of pipeline/run.py alone left a training that held the run, and the next start spoke of a stranger."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setenv(WHOLE, str(gone.pid))
+    lock, second = Lock(tmp_path / "run"), Lock(tmp_path / "run")
+    lock.take()
+    with pytest.raises(UserError, match=rf"process {gone.pid}\) was killed. Wait for it, or end it with `kill {os.getpid()}`"):
+        second.take()
+    lock.release()
+    monkeypatch.setenv(WHOLE, str(os.getpid()))  # a run.py that lives
+    lock.take()
+    assert json.loads(lock.path.read_text())["host"] == platform.node()
+    with pytest.raises(UserError, match="wait for it, stop it, or give another folder"):
+        second.take()
+    lock.release()
+
+
+# ---------------------------------------------------------------------------------------------------------------- seeds
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_seeds_that_share_their_lowest_32_bits_draw_different_numbers(seed):
+    """Seeds 0 and 2**32 drew the same image: torch's generator on the CPU reads 32 bits of a seed."""
+    others = [seed, seed + 2**32, seed + 2**33, seed + 2**61, seed + 2**62]
+    drawn = image_uniforms(others, 16, 1)
+    assert len({tuple(row.flatten().tolist()) for row in drawn}) == len(others)
+    assert (drawn > 0).all() and (drawn <= 1).all() and drawn.dtype == torch.float32
+    assert len({torch.rand(1, generator=generator(each)).item() for each in others}) == len(others)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**31, 2**32 - 1])
+def test_seeds_below_32_bits_draw_what_they_always_drew(seed):
+    plain = torch.Generator().manual_seed(seed)
+    assert torch.equal(uniforms(seed, 5, 2), torch.rand(5, 2, generator=plain))
+    assert torch.equal(torch.rand(4, generator=generator(seed)), torch.rand(4, generator=torch.Generator().manual_seed(seed)))
+
+
+# -------------------------------------------------------------------------------------------------------------- threads
+
+
+def in_a_thread(work):
+    """What a function returns in a thread of its own; what it raises."""
+    results: list = []
+
+    def run():
+        try:
+            results.append(work())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
+
+
+def test_every_command_works_in_a_thread(finished_run, tmp_path, accelerator):
+    """Called from a thread, training ended in `signal only works in main thread`."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "tokenizer/state/step_00000006")
+    shutil.rmtree(run / "prior/state/step_00000006")  # both go on from their third step
+    again = EncodeSettings(run=str(run), views=2, shard_size=500, precision="fp32")
+    drawn = Generation(run=str(run), num_images=10)
+    assert in_a_thread(lambda: train_tokenizer(tokenizer_training(run), accelerator)) == run / "tokenizer/model"
+    assert in_a_thread(lambda: encode(again, accelerator)) == run / "codes"
+    assert in_a_thread(lambda: train_prior(prior_training(run), accelerator)) == run / "prior/model"
+    assert in_a_thread(lambda: generate(drawn, accelerator, SamplingConfig())) == run / "samples"
+    assert in_a_thread(lambda: evaluate(Evaluation(run=str(run), images=0), accelerator)).exists()
+    assert in_a_thread(lambda: report(Report(run=str(run), completion=False))).exists()
+    assert in_a_thread(lambda: lay_out(Publication(run=str(run)))) == run / "hub/pipeline"
+    in_a_thread(lambda: compress_or_expand(Compression(run=str(run), images=2), run))
+    assert (run / "compressed.tess").exists()
+
+
+def test_in_a_thread_signals_stay_whoevers_they_are(accelerator):
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt(accelerator):
+        assert signal.getsignal(signal.SIGINT) is not before  # in the main one they are answered
+    assert signal.getsignal(signal.SIGINT) is before
+
+    def work():
+        with Interrupt(accelerator) as interrupt:
+            return signal.getsignal(signal.SIGINT) is before and not interrupt.asked()
+
+    assert in_a_thread(work)
+
+
+# ------------------------------------------------------------------------------------------------------------ precision
+
+
+@pytest.fixture(scope="module")
+def pipeline(finished_run):
+    return ImagePipeline.from_run(finished_run, SamplingConfig())
+
+
+@pytest.mark.parametrize("given", [(torch.bfloat16,), ("cpu", torch.float16), (torch.device("cpu"), torch.float64)])
+def test_another_dtype_is_refused_by_name_and_nothing_is_cast(pipeline, given):
+    """`.to(torch.bfloat16)` cast the weights, and what was saved afterwards could not be loaded."""
+    with pytest.raises(UserError, match=r"weights are kept in float32, got (bfloat16|float16|float64)"):
+        pipeline.to(*given)
+    with pytest.raises(UserError, match="precision='bf16'"):
+        pipeline.to("cpu", dtype=torch.bfloat16)
+    assert {p.dtype for p in (*pipeline.prior.parameters(), *pipeline.tokenizer.parameters())} == {torch.float32}
+
+
+def test_a_device_with_float32_is_taken(pipeline):
+    assert pipeline.to("cpu", torch.float32) is pipeline and pipeline.to(device="cpu") is pipeline
+    with pytest.raises(UserError, match="to takes a device"):
+        pipeline.to("cpu", non_blocking=True)
+
+
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        ({"torch_dtype": torch.bfloat16}, "weights are kept in float32, got bfloat16"),
+        ({"dtype": "float16"}, "weights are kept in float32, got float16"),
+        ({"device_map": "auto"}, r"device_map='auto'; load it, then \.to"),
+        ({"variant": "fp16"}, "there is one set of weights"),
+        ({"use_safetensors": False}, "safetensors and nothing else"),
+        ({"trust_remote_code": True}, "no code of a repository is run"),
+        ({"safety_checker": None}, "does not take safety_checker=None"),
+    ],
+)
+def test_an_option_of_other_libraries_is_refused_by_name_with_what_does_it(tmp_path, option, told):
+    with pytest.raises(UserError, match=told):
+        ImagePipeline.from_pretrained(tmp_path, **option)
+
+
+def test_options_that_change_nothing_are_taken(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    options = {"torch_dtype": torch.float32, "use_safetensors": True, "device_map": None, "trust_remote_code": False}
+    again = ImagePipeline.from_pretrained(tmp_path / "saved", **options)
+    assert torch.equal(again(seed=3, num_images=2).codes, pipeline(seed=3, num_images=2).codes)
+
+
+def test_a_model_that_was_cast_by_hand_is_not_saved(finished_run, tmp_path):
+    """It would be a folder of another identity than the codes': no pipeline could load it."""
+    cast = ImagePipeline.from_run(finished_run, SamplingConfig())
+    cast.tokenizer.to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"weights are saved in float32, and .* is bfloat16: load the model again"):
+        cast.save_pretrained(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------- characters that would act
+
+ACTING = {"\x1b[2J": r"\x1b[2J", "a\nb": r"a\nb", "\u202eg": r"\u202eg", "\x9b3": r"\x9b3", "\udcff": r"\udcff", "\r": r"\r"}
+
+
+@pytest.mark.parametrize("name, seen", ACTING.items())
+def test_a_character_that_would_act_is_shown_on_terminals_in_logs_and_in_cards(name, seen, tmp_path, accelerator, capsys):
+    """A file's name could clear the terminal, colour it, or write a line that looked like ours."""
+    assert shown(f"{name}.png") == f"{seen}.png"
+    assert _fail(f"error: {name}.png is damaged", 2) == 2
+    assert capsys.readouterr().err == f"error: {seen}.png is damaged\n"
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError), session(tmp_path / "run", accelerator):
+        raise UserError(f"{name}.png is damaged")
+    assert log_path(tmp_path / "run").read_text().endswith(f"UserError: {seen}.png is damaged\n")
+    assert name not in card.plain(f"class {name}!") and name not in card.fenced(f"x{name}y").replace("a\nb", "")
+
+
+def test_the_outlets_show_names_and_leave_progress_bars_their_moves():
+    stream = io.StringIO()
+    outlet = Outlet(stream)
+    for text in ("\rtrain: 3/4", "\n", "\x1b[A", "two\nlines\n", "a \x1b[31m name", "\u202e"):
+        outlet.write(text)
+    assert stream.getvalue() == "\rtrain: 3/4\n\x1b[Atwo\nlines\na \\x1b[31m name\\u202e"
+    assert outlet.isatty() is False
+
+
+def test_letters_of_any_language_are_left_as_they_are():
+    name = "Straße, naïve, 東京, עברית, 🎨, e\u0301"
+    assert shown(name) == name
