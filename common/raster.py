@@ -7,7 +7,6 @@ picture opens it here, so that a file named `.png` is a raster whatever it holds
 import functools
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,34 +14,14 @@ from pathlib import Path
 import PIL.Image
 
 from common.errors import UserError
+from common.reading import MOST_BYTES, opened, read_file
 
 FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
     "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "SUN", "TGA",
     "TIFF", "WEBP", "XBM",
 )  # fmt: skip
 SURE = {"GIF", "JPEG", "JPEG2000", "PNG", "QOI", "TIFF", "WEBP"}  # whose first bytes are nobody else's
-MOST_BYTES = 2**30  # of one file
 MOST_PIXELS = 178_956_970  # where a caller says no less: PIL's own bound
-
-
-def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a regular file.
-
-    Raises:
-        ValueError: it is a folder, a pipe, a socket or a device, which may have no end; or it has more than `most` bytes.
-        OSError: it is not there, or cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no file but a folder, a pipe or a device")
-        if status.st_size > most:
-            raise ValueError(f"it has {status.st_size:,} bytes; at most {most:,} are read")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it has more than {most:,} bytes")
-    return data
 
 
 def looks_like_a_picture(path: Path) -> bool:
@@ -50,24 +29,27 @@ def looks_like_a_picture(path: Path) -> bool:
 
     TGA is not among them: it begins like anything.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
-            return False
-        prefix = file.read(16)
-        accepting = {format for format, accepts in _first_bytes() if _accepted(accepts, prefix)}
-        if not accepting or accepting & SURE:
-            return bool(accepting)
-        file.seek(0)
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                PIL.Image.open(file, formats=sorted(accepting)).close()
-        except PIL.Image.DecompressionBombError:
-            return True
-        except Exception:  # damaged heads raise nearly anything
-            return False
+    try:
+        with opened(path) as file:
+            return os.fstat(file.fileno()).st_size <= MOST_BYTES and _begins_as_one(file)
+    except ValueError:  # no regular file
+        return False
+
+
+def _begins_as_one(file: io.BufferedReader) -> bool:
+    prefix = file.read(16)
+    accepting = {format for format, accepts in _first_bytes() if _accepted(accepts, prefix)}
+    if not accepting or accepting & SURE:
+        return bool(accepting)
+    file.seek(0)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            PIL.Image.open(file, formats=sorted(accepting)).close()
+    except PIL.Image.DecompressionBombError:
         return True
+    except Exception:  # damaged heads raise nearly anything
+        return False
+    return True
 
 
 @functools.cache

@@ -32,6 +32,7 @@ from common.config import Settings as BaseSettings
 from common.errors import Refused, UserError
 from common.launch import make_accelerator, run_command
 from common.raster import open_picture
+from common.reading import opened, read_file
 from common.session import logged
 from pipeline.coder import MAGIC, Compressed, compress, expand
 from pipeline.image_pipeline import ImagePipeline
@@ -128,7 +129,7 @@ def output_path(c: Settings, run: Path) -> Path:
             raise Refused(f"{path} holds something already; give another --output")
         return path
     path = Path(c.output or run / "compressed.tess")
-    if os.path.lexists(path) and not (path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC):
+    if os.path.lexists(path) and not is_compressed(path):
         raise Refused(f"{path} holds something else than a compressed file of ours; give another --output")
     return path
 
@@ -152,11 +153,23 @@ def compress_or_expand(c: Settings, run: Path) -> None:
     print(typed(f"next: python pipeline/compress.py {c.run} --expand {path}"))
 
 
-def read_bytes(path: Path) -> bytes:
+def is_compressed(path: Path) -> bool:
+    """Return whether a file begins as ours do."""
     try:
-        return path.read_bytes()
+        with opened(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a compressed file. Raises `UserError` that names it where it cannot be read."""
+    try:
+        return read_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def write_pictures(images: Tensor, path: Path) -> None:

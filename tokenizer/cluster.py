@@ -62,7 +62,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     else:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)
         with state.restoring(run):
-            tokenizer.load_state_dict(saved.tensors["model"])
+            state.restore(tokenizer, saved.tensors["model"])
     first = saved.step if saved else 0
     metrics = Metrics(run, accelerator, first, c, c.track_project)
     bar = progress_bar(accelerator, c.iterations, "k-means", initial=first, unit="EM step")

@@ -15,7 +15,7 @@ from common import codes, config
 from common.codes import CodesInfo
 from common.errors import UserError
 from common.evaluation import read_evaluations
-from common.folder import check_format, kind_of, read_json, sha256
+from common.folder import check_format, inside, kind_of, read_json, sha256
 from common.raster import whole_picture
 from common.run import read_metrics
 from pipeline.generation_config import GenerationConfig
@@ -44,7 +44,8 @@ def read_model(path: Path) -> ImageTokenizerConfig:
 
 
 def read_picture(path: Path) -> PIL.Image.Image:
-    return whole_picture(path, "remove it, or run what wrote it again")
+    """Return a picture of the run, decoded. Raises `UserError` for a damaged one, and for a link to what is somebody's else."""
+    return whole_picture(inside(path.parent, path.name), "remove it, or run what wrote it again")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
