@@ -68,7 +68,9 @@ def _accepted(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool:
         return False
 
 
-def open_picture(file: Path | bytes, max_pixels: int = MOST_PIXELS) -> PIL.Image.Image:
+def open_picture(
+    file: Path | bytes, max_pixels: int = MOST_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> PIL.Image.Image:  # fmt: skip
     """Return a picture whose pixels are not decoded yet, to be used as a context.
 
     Raises:
@@ -77,7 +79,7 @@ def open_picture(file: Path | bytes, max_pixels: int = MOST_PIXELS) -> PIL.Image
     """
     data = file if isinstance(file, bytes) else read_file(file)
     try:
-        picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = PIL.Image.open(io.BytesIO(data), formats=formats)
     except PIL.UnidentifiedImageError:
         raise ValueError("it is no picture of a format that is read") from None
     if picture.width * picture.height > max_pixels:
@@ -93,5 +95,5 @@ def whole_picture(path: Path, hint: str) -> PIL.Image.Image:
         with open_picture(path) as picture:
             picture.load()
             return picture
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{path} must be a whole picture: {error}; {hint}") from None
+    except Exception as error:  # damaged files raise nearly anything in PIL
+        raise UserError(f"{path} must be a whole picture: {str(error) or type(error).__name__}; {hint}") from None
