@@ -32,8 +32,9 @@ from common import card
 from common.config import Settings, build
 from common.ends import pass_on
 from common.errors import Refused, UserError
-from common.folder import FORMAT, check_format, inside, is_empty, read_json, replacing, sweep, write_json
+from common.folder import FORMAT, check_format, inside, is_empty, read_json, remove, replacing, sweep, write_json
 from common.hub import source_repository
+from common.reading import opened
 from common.record import private
 from common.written import write_text
 
@@ -308,10 +309,11 @@ def mend(folder: Path) -> list[Path]:
     removed = []
     for path in sorted(folder.glob("*-?????-of-?????.parquet")):
         try:
-            pq.read_metadata(path)
-        except (pa.ArrowException, OSError) as error:
+            with opened(path):
+                pq.read_metadata(path)
+        except (pa.ArrowException, OSError, ValueError) as error:
             pass_on(error)
-            path.unlink()
+            remove(path)
             removed.append(path)
     if is_whole(folder):
         try:

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from common.commands import READ_BY, typed
 from common.errors import UserError
+from common.reading import read_text
 
 
 class Settings(BaseModel):
@@ -33,6 +34,7 @@ class Settings(BaseModel):
 
 S = TypeVar("S", bound=Settings)
 MOST_YAML = 2**20  # bytes
+MOST_NAME = 2**12  # bytes, of a folder's
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -86,12 +88,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `UserError` naming the file when there is none."""
     path = find(path)
     try:
-        if path.stat().st_size > MOST_YAML:
-            raise UserError(f"{path} has {path.stat().st_size} bytes; a file of settings has no more than {MOST_YAML}")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_YAML)
     except FileNotFoundError:
         raise UserError(f"there is no config file {path}{_did_you_mean(near_configs(path, '*.y*ml'))}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"config file {path} cannot be read: {error}") from None
     try:
         settings = yaml.load(text, _Loader)
@@ -126,12 +126,17 @@ def remember_folder(run: str, argv: Sequence[str], default_file: Path) -> None:
 def beside(run: str, stage: str) -> str:
     """The config of a stage that stands beside the one a run was started with, or CONFIG: for hints on what to type next."""
     kept = Path(run) / ".configs"
-    path = Path(kept.read_text(encoding="utf-8")) / f"{stage}.yaml" if kept.exists() else Path("CONFIG")
+    try:
+        folder = read_text(kept, MOST_NAME)
+        path = Path(folder) / f"{stage}.yaml" if folder.isprintable() else Path("CONFIG")
+        there = find(path).exists()
+    except (OSError, ValueError):  # there is none, or it is a stranger's
+        return "CONFIG"
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     elif path.is_relative_to(SHIPPED):
         path = path.relative_to(SHIPPED.parent)
-    return str(path) if find(path).exists() else "CONFIG"
+    return str(path) if there else "CONFIG"
 
 
 def write_yaml(settings: Settings, path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from common.tensors import check_types
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -28,4 +30,5 @@ class EMA(Generic[M]):
         return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        check_types(state, self.state_dict())
         self.model.load_state_dict(state)

@@ -18,12 +18,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from common import config, lock, process
 from common.ends import pass_on
 from common.errors import Refused, UserError
+from common.reading import opened, read_text
+from common.tensors import NAMES, misfit, read_tensors
 
 M = TypeVar("M", bound=nn.Module)
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -215,15 +217,9 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `UserError` that names the file when it is absent or damaged."""
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} must be a file of JSON, and is none")
-        if path.stat().st_size > MOST_JSON:
-            raise UserError(f"{path} has {path.stat().st_size} bytes; expected no more than {MOST_JSON}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path, MOST_JSON))
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
-    except UserError:
-        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -245,8 +241,12 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file's bytes. Raises `UserError` where it is no file but a pipe or a device."""
+    try:
+        with opened(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- models
@@ -333,7 +333,8 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
     try:
         _check_fits(weights_path, cls, settings)
         model = cls(settings)
-        model.load_state_dict(load_file(weights_path))  # strict
+        model.load_state_dict(read_tensors(weights_path))  # strict
+        _check_finite(model)
     except UserError:
         raise
     except FileNotFoundError:
@@ -348,14 +349,24 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
 
 
 def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) -> None:
-    """That a file has the tensors its config asks for, before memory is taken for either."""
-    with safe_open(weights, framework="pt") as file:
-        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    """Raise ValueError unless a file has the tensors its config asks for, in shape and in type, before memory is taken for
+    either."""
+    with opened(weights), safe_open(weights, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        there = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in cls(settings).state_dict().items()}
+        wanted = cls(settings).state_dict()
     for name in sorted(there.keys() | wanted.keys()):
-        if there.get(name) != wanted.get(name):
-            raise UserError(
-                f"{weights} does not fit its config.json: {name} must be {wanted.get(name, 'absent')}, got "
-                f"{there.get(name, 'none')}; {ANEW}"
-            )
+        expected = tuple(wanted[name].shape) if name in wanted else "absent"
+        got, dtype = there.get(name, ("none", ""))
+        if got != expected:
+            raise ValueError(f"{name} must be {expected}, got {got}")
+        if wrong := misfit(NAMES.get(dtype, dtype), wanted[name].dtype):
+            raise ValueError(f"{name} {wrong}")
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Raise ValueError that names the first weight with a number in it that is none: all that is drawn with it would be."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} must be of finite numbers, and has NaN or Inf")

@@ -7,6 +7,7 @@
 files that a class reads are asked for, and what the Hub answers in errors is told as what to do.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from common.folder import inside
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 README = "README.md"
+PATIENCE = 5.0  # seconds for a connection to the Hub, and for its first answer
 
 
 class NoSuchFile(UserError):
@@ -150,23 +152,29 @@ def locate(
     path: str | Path, files: Sequence[str], *, subfolder: str = "", revision: str | None = None,
     token: str | bool | None = None, cache_dir: str | Path | None = None, local_files_only: bool = False,
 ) -> Path:  # fmt: skip
-    """The folder itself, or the local copy of these files of the Hub's repository `owner/name`.
+    """Return the folder itself, or the local copy of these files of the Hub's repository `owner/name`.
+
+    The Hub is asked for no name whose first part is a folder here: `runs/nothere` is a run that is not there.
 
     Raises:
         UserError: neither is there, or the repository has no file of the first name: it is something else.
     """
     try:
-        here = Path(path).is_dir()
+        here, there = Path(path).is_dir(), Path(path).exists()
     except OSError as error:  # a name longer than any disk has
         raise UserError(f"there is no folder {str(path)[:80]}...: {error.strerror}") from None
     if here:
         return inside(Path(path), subfolder)
-    if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise UserError(f"there is no folder {path}")
+    owner, _, name = str(path).partition("/")
+    if there:
+        raise UserError(f"{path} is a file; give the folder that it lies in")
+    if not name or "/" in name or str(path).startswith((".", "/", "~")) or Path(owner).is_dir():
+        raise UserError(f"there is no folder {path}{_beside(Path(path))}")
     from huggingface_hub import snapshot_download
 
     wanted = [f"{subfolder.strip('/')}/{name}".lstrip("/") for name in files]
     with answering(str(path), f"there is no folder {path} here, and "):
+        local_files_only = local_files_only or not _is_reached(str(path), revision, token)
         snapshot = snapshot_download(
             str(path), allow_patterns=wanted, revision=revision, token=token, cache_dir=cache_dir,
             local_files_only=local_files_only,
@@ -174,6 +182,33 @@ def locate(
     if not (Path(snapshot) / wanted[0]).exists():
         raise NoSuchFile(f"the Hub's repository {path} has no {wanted[0]}: what it holds is nothing that can be read here")
     return inside(Path(snapshot), subfolder)
+
+
+def _beside(path: Path) -> str:
+    """Return what a message says of the folders beside one that is not there."""
+    parent = path.parent
+    if not parent.is_dir():
+        return ""
+    folders = [each.name for each in parent.iterdir() if each.is_dir() and not each.name.startswith(".")]
+    if near := difflib.get_close_matches(path.name, folders, 1, 0.5):
+        return f"; did you mean {parent / near[0]}?"
+    if parent == Path() or not folders:
+        return ""
+    return f"; {parent} has {', '.join(sorted(folders)[:5])}{', ...' if len(folders) > 5 else ''}"
+
+
+def _is_reached(repo_id: str, revision: str | None, token: str | bool | None) -> bool:
+    """Return whether the Hub answers soon, be it with an error. `snapshot_download` waits without end for one that does not."""
+    from huggingface_hub import HfApi, errors
+    from huggingface_hub.utils import OfflineModeIsEnabled
+
+    try:
+        HfApi(token=token).repo_info(repo_id, revision=revision, timeout=PATIENCE)
+    except errors.HfHubHTTPError:
+        return True
+    except (errors.HTTPError, OfflineModeIsEnabled):
+        return False
+    return True
 
 
 def source_repository(source: Mapping[str, Any]) -> str | None:

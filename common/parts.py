@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import UserError
 from common.folder import read_json, remove, replacing, write_json
 from common.launch import Interrupt, Interrupted
 from common.progress import progress_bar
+from common.tensors import read_tensors
 
 
 def in_parts(
@@ -67,7 +68,7 @@ def _is_of(folder: Path, plan: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError):  # the latter, where another process was faster to remove it
+        return read_tensors(path)
+    except (SafetensorError, ValueError, FileNotFoundError):  # the last, where another process was faster to remove it
         remove(path)
         raise Interrupted(f"{path} was damaged and is removed; the same command computes it again") from None

@@ -7,7 +7,6 @@ picture opens it here, so that a file named `.png` is a raster whatever it holds
 import functools
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,34 +15,14 @@ import PIL.Image
 
 from common.ends import pass_on
 from common.errors import UserError
+from common.reading import MOST_BYTES, opened, read_file
 
 FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
     "PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA",
     "TIFF", "XBM",
 )  # fmt: skip
 SURE = {"GIF", "JPEG", "JPEG2000", "PNG", "QOI", "TIFF", "WEBP"}  # whose first bytes are nobody else's
-MOST_BYTES = 2**30  # of one file
 MOST_PIXELS = 178_956_970  # where a caller says no less: PIL's own bound
-
-
-def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a regular file.
-
-    Raises:
-        ValueError: it is a folder, a pipe, a socket or a device, which may have no end; or it has more than `most` bytes.
-        OSError: it is not there, or cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no file but a folder, a pipe or a device")
-        if status.st_size > most:
-            raise ValueError(f"it has {status.st_size:,} bytes; at most {most:,} are read")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it has more than {most:,} bytes")
-    return data
 
 
 def looks_like_a_picture(path: Path) -> bool:
@@ -51,24 +30,27 @@ def looks_like_a_picture(path: Path) -> bool:
 
     TGA is not among them: it begins like anything.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
-            return False
-        prefix = file.read(16)
-        accepting = {format for format, accepts in _first_bytes() if _accepted(accepts, prefix)}
-        if not accepting or accepting & SURE:
-            return bool(accepting)
-        file.seek(0)
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                PIL.Image.open(file, formats=sorted(accepting)).close()
-        except PIL.Image.DecompressionBombError:
-            return True
-        except Exception:  # damaged heads raise nearly anything
-            return False
+    try:
+        with opened(path) as file:
+            return os.fstat(file.fileno()).st_size <= MOST_BYTES and _begins_as_one(file)
+    except ValueError:  # no regular file
+        return False
+
+
+def _begins_as_one(file: io.BufferedReader) -> bool:
+    prefix = file.read(16)
+    accepting = {format for format, accepts in _first_bytes() if _accepted(accepts, prefix)}
+    if not accepting or accepting & SURE:
+        return bool(accepting)
+    file.seek(0)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            PIL.Image.open(file, formats=sorted(accepting)).close()
+    except PIL.Image.DecompressionBombError:
         return True
+    except Exception:  # damaged heads raise nearly anything
+        return False
+    return True
 
 
 @functools.cache
@@ -87,7 +69,9 @@ def _accepted(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool:
         return False
 
 
-def open_picture(file: Path | bytes, max_pixels: int = MOST_PIXELS) -> PIL.Image.Image:
+def open_picture(
+    file: Path | bytes, max_pixels: int = MOST_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> PIL.Image.Image:  # fmt: skip
     """Return a picture whose pixels are not decoded yet, to be used as a context.
 
     Raises:
@@ -96,7 +80,7 @@ def open_picture(file: Path | bytes, max_pixels: int = MOST_PIXELS) -> PIL.Image
     """
     data = file if isinstance(file, bytes) else read_file(file)
     try:
-        picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = PIL.Image.open(io.BytesIO(data), formats=formats)
     except PIL.UnidentifiedImageError:
         raise ValueError("it is no picture of a format that is read") from None
     if picture.width * picture.height > max_pixels:
@@ -112,6 +96,6 @@ def whole_picture(path: Path, hint: str) -> PIL.Image.Image:
         with open_picture(path) as picture:
             picture.load()
             return picture
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files raise nearly anything in PIL
         pass_on(error)
-        raise UserError(f"{path} must be a whole picture: {error}; {hint}") from None
+        raise UserError(f"{path} must be a whole picture: {str(error) or type(error).__name__}; {hint}") from None

@@ -17,6 +17,7 @@ from common.errors import Refused, UserError
 from common.folder import is_empty, is_stage, replacing, sweep
 from common.history import Change, schedule_told, told, write_history
 from common.launch import Interrupted
+from common.reading import read_file
 from common.track import Trackers
 
 S = TypeVar("S", bound=Settings)
@@ -200,8 +201,14 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; what is no line of one is left out, as a last line that a kill cut short."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    try:
+        text = read_file(path).decode("utf-8", errors="replace")
+    except ValueError as error:
+        raise UserError(f"{path} must hold JSON lines: {error}; remove it") from None
+    for line in text.splitlines():
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
@@ -243,7 +250,11 @@ class Means:
         return {**dict(zip(self._sums, sums, strict=True)), "count": torch.tensor(self._count)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._sums = {name: value.to(self.accelerator.device) for name, value in state.items() if name != "count"}
+        sums = {name: value for name, value in state.items() if name != "count"}
+        for name, value in sums.items():
+            if value.shape or not value.is_floating_point():
+                raise ValueError(f"the mean {name} must be one floating number, got {value.dtype} {tuple(value.shape)}")
+        self._sums = {name: value.to(self.accelerator.device) for name, value in sums.items()}
         self._count = int(state["count"]) if self._sums else 0
 
 

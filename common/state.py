@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.config import Settings
 from common.errors import UserError
 from common.folder import FORMAT, check_format, read_json, remove, replacing, sha256
 from common.sharding import parts_like
+from common.tensors import check_types, read_tensors
 
 KIND = "tesserae.state"
 
@@ -93,7 +94,7 @@ def latest(run: Path, accelerator: Accelerator, keep: int = 2) -> State | None:
     head = _head(folders[-1])
     if accelerator.is_main_process:
         _tell_differences(head["job"], Job.of(accelerator).model_dump())
-    tensors = {name: load_file(folders[-1] / f"{name}.safetensors") for name in head["sha256"]}
+    tensors = {name: read_tensors(folders[-1] / f"{name}.safetensors") for name in head["sha256"]}
     return State(head["step"], tensors, head["info"])
 
 
@@ -175,6 +176,13 @@ def restoring(run: Path) -> Iterator[None]:
         ) from None
 
 
+def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put a state's weights back into a model. Raises ValueError or RuntimeError where they are of another type, name or
+    shape."""
+    check_types(tensors, model.state_dict())
+    model.load_state_dict(tensors)
+
+
 def check_same_data(saved: State, fingerprint: str, what: str, run: Path) -> None:
     """That a run goes on with the data it began with. `what` names them in the message."""
     before = str(saved.info.get("data"))
@@ -200,6 +208,8 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
+        if not tensor.is_floating_point():  # as all that our optimizers keep; torch would convert any
+            raise ValueError(f"{key} of the optimizer must be of floating numbers, got {tensor.dtype}")
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = parts_like(tensor, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

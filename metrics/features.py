@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.config import Settings
 from common.errors import UserError
 from common.folder import remove, sha256
+from common.tensors import check_types, read_tensors
 from metrics.classifier import Classifier, to_pixels
 
 EVAL = "pip install torch-fidelity"
@@ -157,7 +157,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"there is no file of weights {path}")
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        found = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as weights: {_first_line(error)}") from None
     except Exception:  # pickle.UnpicklingError, and nearly anything else of a file that is no pickle
@@ -196,8 +196,9 @@ def _downloaded(url: str) -> Path:
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     try:
+        check_types(weights, network.state_dict())
         network.load_state_dict(weights)  # strict
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} does not fit the network: {' '.join(str(error).split())[:300]}") from None
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -51,6 +52,8 @@ class Settings(BaseSettings):
     """the first free one from 7860 on when null"""
     share: bool = False
     """also at a public address that Gradio's servers lend for a while"""
+    names: tuple[str, ...] = ()
+    """other names that the page is asked for by, as behind a proxy; a request for any other is refused"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; what Accelerate finds when null"""
 
@@ -109,7 +112,10 @@ def serve(c: Settings) -> None:
     """Until the process is told to end."""
     check_address(c.host)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    from starlette.middleware import Middleware  # which Gradio brings
+
     from pipeline.playground.desk import Desk
+    from pipeline.playground.guard import Guard, name_in, own_names
     from pipeline.playground.page import Page, theme  # needs Gradio, and says so
     from pipeline.playground.style import STYLE
 
@@ -117,16 +123,19 @@ def serve(c: Settings) -> None:
     if not pipeline.prior.config.takes_guidance:  # whatever is kept with it: the page has no control to take it back
         pipeline.sampling = pipeline.sampling.model_copy(update={"guidance": 1.0})
     page = Page(Desk(pipeline, read_counts(Path(c.run), pipeline)), name_of(c.run)).blocks
+    names = own_names(c.host, c.names)
     try:
         _, here, public = page.queue(max_size=WAITING).launch(
             server_name=c.host, server_port=c.port, share=c.share, theme=theme(), css=STYLE, max_file_size=FILE, ssr_mode=False,
-            footer_links=[], quiet=True, prevent_thread_lock=True,
+            footer_links=[], quiet=True, prevent_thread_lock=True, app_kwargs={"middleware": [Middleware(Guard, names=names)]},
         )  # fmt: skip
     except OSError as error:
         where = f"{c.host}, port {c.port or 'from 7860 on'}"
         raise UserError(
             f"cannot serve at {where}: it is taken, or none of this machine; give another --port or --host"
         ) from error
+    if public:
+        names.add(name_in(urlsplit(public).netloc))
     print(f"the page is at {here}" + (f" and, for a while, at {public}" if public else ""), flush=True)
     print("Ctrl-C ends it", file=sys.stderr, flush=True)
     with suppress(KeyboardInterrupt, Terminated):  # the way to end it: nothing was interrupted

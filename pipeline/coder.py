@@ -7,11 +7,15 @@ The entropy coder is constriction's range coder (Bamler 2022, https://arxiv.org/
 the very numbers that were coded with: another processor, number of threads or version of torch may round them otherwise, which
 is why this is a demonstration and no format to archive in. A checksum of the images tells.
 
+Bytes may be a stranger's. Nothing is allocated for what the head claims: an image takes a bit at least, images are expanded a
+batch at a time, and what was decoded is coded again beside it, so that more than the bytes hold, and less, is noticed.
+
 Shapes: images (N, C, H, W) uint8; labels (N,); symbols (M,) with probabilities (M, S) float64.
 """
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +38,8 @@ DAMAGED = (
     "the bytes are damaged, or were written where sums are rounded otherwise: expand them on the same machine, with the same "
     "number of threads and version of torch"
 )
+MOST_PER_BYTE = 8  # images: each takes a bit at least, which no picture with noise in it comes near
+SEALS = 2  # words with which the coder closes what it wrote
 BATCH = 64  # images coded side by side: a batch that is smaller may round otherwise, so both sides take the same
 
 
@@ -57,17 +63,29 @@ class _Encoder:
 
 
 class _Decoder:
+    """32-bit words in, symbols out. They are coded again: a decoder alone reads on behind the last word, as if zeros stood
+    there, and does not know of words that are left over."""
+
     def __init__(self, words: np.ndarray):
         from constriction import stream
 
-        self.coder, self.family = stream.queue.RangeDecoder(words), stream.model.Categorical(perfect=False)
+        self.words, self.coder, self.again = words, stream.queue.RangeDecoder(words), stream.queue.RangeEncoder()
+        self.family = stream.model.Categorical(perfect=False)
 
     def get(self, probabilities: Tensor) -> Tensor:
         try:
             symbols = self.coder.decode(self.family, probabilities.numpy())
         except AssertionError:  # constriction's word for bytes that no encoder wrote
             raise UserError(DAMAGED) from None
+        self.again.encode(symbols, self.family, probabilities.numpy())
+        if self.again.num_words() > len(self.words) + SEALS:
+            raise UserError(DAMAGED)
         return torch.from_numpy(symbols.astype(np.int64))
+
+    def check_end(self) -> None:
+        """Raise `UserError` unless the words are those, and all those, of the symbols so far."""
+        if not np.array_equal(self.again.get_compressed(), self.words):
+            raise UserError(DAMAGED)
 
 
 @torch.inference_mode()
@@ -75,12 +93,15 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
     """images and, where they are known, their class numbers -> bytes, of which `expand` makes the same images.
 
     Raises:
-        UserError: images of another size, type or number of channels than the tokenizer's; labels that are no classes.
+        UserError: images of another size, type or number of channels than the tokenizer's, or none; labels that are no
+            classes; models so sure of these images that they take less than a bit each.
     """
     c, classes = pipeline.tokenizer.config, pipeline.prior.config.num_classes
     expected = (c.image_channels, *c.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
         raise UserError(f"images must be uint8 (N, {', '.join(map(str, expected))}), got {images.dtype} {tuple(images.shape)}")
+    if not len(images):
+        raise UserError("there are no images to compress; give one at least")
     if labels is not None and (labels.shape != (len(images),) or not ((labels >= 0) & (labels < classes)).all()):
         raise UserError(f"labels must be {len(images)} class numbers below {classes}, got {labels.tolist()[:8]}")
     encoder, rate, bar = _Encoder(), 0.0, _bar(pipeline, len(images), "compress")
@@ -104,33 +125,62 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
             encoder.put(levels_of(pixels[:, channel]).flatten().cpu(), shares)
             bar.update()
     bar.close()
-    checksum = _checksum(images)
-    head = HEAD.pack(MAGIC, labels is not None, len(images), checksum, *_models(pipeline))
-    return Compressed(head + encoder.coder.get_compressed().astype("<u4").tobytes(), rate, encoder.bits - rate)
+    head = HEAD.pack(MAGIC, labels is not None, len(images), _checksum(images), *_models(pipeline))
+    words = encoder.coder.get_compressed().astype("<u4").tobytes()
+    if len(images) > MOST_PER_BYTE * len(words):
+        raise UserError(f"{len(images)} images came to {len(words)} bytes, and each must take a bit at least; give others")
+    return Compressed(head + words, rate, encoder.bits - rate)
 
 
-@torch.inference_mode()
+class Head(NamedTuple):
+    """The first bytes of a file, as far as they can be held against the others and against the models."""
+
+    labelled: bool
+    images: int
+    checksum: int
+
+
+def read_head(pipeline: ImagePipeline, data: bytes) -> Head:
+    """Return what a file claims to hold. Raises as `expand`."""
+    if not data.startswith(MAGIC) or len(data) < HEAD.size or (len(data) - HEAD.size) % 4:
+        raise UserError("this is no file that pipeline/compress.py wrote, or it is damaged")
+    fields = HEAD.unpack_from(data)
+    _, labelled, images, checksum, *models = fields
+    if models != _models(pipeline):
+        raise UserError("these bytes were written with another tokenizer or prior, and only the same weights can read them")
+    most = MOST_PER_BYTE * (len(data) - HEAD.size)
+    if not 1 <= images <= most:
+        raise UserError(f"the head claims {images:,} images, where {len(data):,} bytes hold 1 to {most:,} at most; {DAMAGED}")
+    if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.prior.config.num_classes):
+        raise UserError(DAMAGED)
+    return Head(labelled, images, checksum)
+
+
 def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
-    """The images (N, C, H, W) uint8 that `compress` was given.
+    """Return the images (N, C, H, W) uint8 that `compress` was given.
 
     Raises:
         UserError: other or damaged data, data of other models, or numbers that this machine rounds otherwise.
     """
-    if not data.startswith(MAGIC) or len(data) < HEAD.size or (len(data) - HEAD.size) % 4:
-        raise UserError("this is no file that pipeline/compress.py wrote, or it is damaged")
-    _, labelled, number, checksum, *models = HEAD.unpack_from(data)
-    if models != _models(pipeline):
-        raise UserError("these bytes were written with another tokenizer or prior, and only the same weights can read them")
+    return torch.cat(list(expand_in_batches(pipeline, data)))
+
+
+@torch.inference_mode()
+def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
+    """Give the images of `expand` `BATCH` at a time. They are those that were compressed once the last is given without an
+    error."""
+    labelled, number, checksum = read_head(pipeline, data)
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
-    c, decoder, found, bar = pipeline.tokenizer.config, _Decoder(words), [], _bar(pipeline, number, "expand")
+    c, decoder, found, bar = pipeline.tokenizer.config, _Decoder(words), 0, _bar(pipeline, number, "expand")
 
     def next_one(logits: Tensor, _t: int, _g: int) -> Tensor:
         bar.update()
         return decoder.get(_shares(logits)).to(logits.device)
 
-    for some in torch.arange(number).split(BATCH):
+    for start in range(0, number, BATCH):
+        some = torch.arange(min(BATCH, number - start))
         labels = decoder.get(_uniform(len(some), pipeline.prior.config.num_classes)) if labelled else None
-        classes = _classes(pipeline, labels, torch.arange(len(some)))
+        classes = _classes(pipeline, labels, some)
         codes = walk(pipeline.prior, classes, next_one)
         output = pipeline.tokenizer.output(codes.view(-1, *pipeline.tokenizer.index_shape)).double()
         pixels = output.new_zeros(len(some), c.image_channels, *c.image_size)
@@ -138,12 +188,14 @@ def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
             shares = pipeline.tokenizer.likelihood.probabilities(output, pixels, channel).flatten(0, 2).cpu()
             pixels[:, channel] = pixels_of(decoder.get(shares), torch.float64).view_as(pixels[:, channel])
             bar.update()
-        found.append(to_uint8(pixels).cpu())
-    bar.close()
-    images = torch.cat(found)
-    if _checksum(images) != checksum:
-        raise UserError(DAMAGED)
-    return images
+        images = to_uint8(pixels).cpu()
+        found = _checksum(images, found)
+        if start + BATCH >= number:
+            bar.close()
+            decoder.check_end()
+            if found != checksum:
+                raise UserError(DAMAGED)
+        yield images
 
 
 def _bar(pipeline: ImagePipeline, images: int, what: str) -> tqdm:
@@ -166,8 +218,8 @@ def _classes(pipeline: ImagePipeline, labels: Tensor | None, some: Tensor) -> Te
     return (none if labels is None else labels[some]).to(pipeline.device)
 
 
-def _checksum(images: Tensor) -> int:
-    return zlib.crc32(images.contiguous().numpy().data)
+def _checksum(images: Tensor, before: int = 0) -> int:
+    return zlib.crc32(images.contiguous().numpy().data, before)
 
 
 def _models(pipeline: ImagePipeline) -> list[bytes]:

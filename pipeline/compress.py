@@ -11,7 +11,7 @@ Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes, once it h
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +32,9 @@ from common.config import Settings as BaseSettings
 from common.errors import Refused, UserError
 from common.launch import make_accelerator, run_command
 from common.raster import open_picture
+from common.reading import opened, read_file
 from common.session import logged
-from pipeline.coder import MAGIC, Compressed, compress, expand
+from pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
 from pipeline.image_pipeline import ImagePipeline
 from prior.draw import SamplingConfig
 from tokenizer.images import held_out
@@ -91,8 +92,8 @@ def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
                 return pixels
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name} cannot be read as a picture: {error}") from None
+    except Exception as error:  # damaged files raise nearly anything in PIL
+        raise UserError(f"{name} cannot be read as a picture: {str(error) or type(error).__name__}") from None
     (w, h), (height, width) = picture.size, t.image_size
     raise UserError(f"{name} is {h} x {w} pixels and the tokenizer's images are {height} x {width}; resize it first")
 
@@ -129,7 +130,7 @@ def output_path(c: Settings, run: Path) -> Path:
             raise Refused(f"{path} holds something already; give another --output")
         return path
     path = Path(c.output or run / "compressed.tess")
-    if os.path.lexists(path) and not (path.is_file() and path.read_bytes()[: len(MAGIC)] == MAGIC):
+    if os.path.lexists(path) and not is_compressed(path):
         raise Refused(f"{path} holds something else than a compressed file of ours; give another --output")
     return path
 
@@ -138,13 +139,14 @@ def compress_or_expand(c: Settings, run: Path) -> None:
     path = output_path(c, run)
     pipeline = ImagePipeline.from_run(run, SamplingConfig()).to(make_accelerator().device)
     if c.expand:
-        write_pictures(expand(pipeline, read_bytes(Path(c.expand))), path)
+        write_pictures(expand_in_batches(pipeline, read_bytes(Path(c.expand))), path)
         return
     pictures = read_pictures(c, pipeline)
     made = compress(pipeline, pictures.images, pictures.labels)
-    if not torch.equal(expand(pipeline, made.data), pictures.images):
+    again = zip(expand_in_batches(pipeline, made.data), pictures.images.split(BATCH), strict=True)
+    if not all(torch.equal(expanded, given) for expanded, given in again):
         raise UserError("what was compressed does not expand to the same images on this machine; nothing is written")
-    if c.output is not None and path.exists() and path.read_bytes() != made.data:  # perhaps all there is of those pictures
+    if c.output is not None and path.exists() and read_bytes(path) != made.data:  # perhaps all there is of those pictures
         raise Refused(f"{path} holds other compressed pictures; give another --output, or remove it")
     folder.mend(path)
     with folder.replacing(path) as aside:
@@ -153,21 +155,34 @@ def compress_or_expand(c: Settings, run: Path) -> None:
     print(f"next: {as_typed('pipeline/compress.py', Path(c.run), '--expand', path)}")
 
 
-def read_bytes(path: Path) -> bytes:
+def is_compressed(path: Path) -> bool:
+    """Return whether a file begins as ours do."""
     try:
-        return path.read_bytes()
+        with opened(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a compressed file. Raises `UserError` that names it where it cannot be read."""
+    try:
+        return read_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def write_pictures(images: Tensor, path: Path) -> None:
-    """A folder of PNG files."""
+def write_pictures(batches: Iterator[Tensor], path: Path) -> None:
+    """Write a folder of PNG files, all or none."""
     folder.mend(path)
     with folder.replacing(path) as aside:
         aside.mkdir()
-        for number, picture in enumerate(to_pil(images)):
-            picture.save(aside / f"{number:06d}.png")
-    print(f"{len(images)} images are in {path}")
+        number = 0
+        for number, picture in enumerate((picture for images in batches for picture in to_pil(images)), 1):
+            picture.save(aside / f"{number - 1:06d}.png")
+    print(f"{number} images are in {path}")
 
 
 if __name__ == "__main__":

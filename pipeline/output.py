@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from common.codes import PLAN, CodesInfo, finish, is_whole, shard_path, write_plan, write_shard
 from common.errors import Refused
@@ -24,6 +24,7 @@ from common.folder import beside, is_empty, read_json, remove, replacing, sweep,
 from common.hub import README
 from common.pictures import image_grid, save_picture
 from common.raster import open_picture, whole_picture
+from common.tensors import read_tensors
 from common.written import is_as_written, noted
 from pipeline.image_pipeline import Batch, ImagePipeline
 from tokenizer.pixels import MODES, to_pil
@@ -61,8 +62,8 @@ class Output:
 
     def has(self, number: int) -> bool:
         try:
-            return load_file(self._part(number)).keys() == {"images", "codes"}
-        except (FileNotFoundError, SafetensorError):
+            return read_tensors(self._part(number)).keys() == {"images", "codes"}
+        except (OSError, ValueError, SafetensorError):
             return False
 
     def write(self, batch: Batch) -> None:
@@ -73,7 +74,7 @@ class Output:
         remove(self.folder / ".parts")
 
     def parts(self) -> list[dict[str, torch.Tensor]]:
-        return [load_file(self._part(number)) for number in range(self.request.batches)]
+        return [read_tensors(self._part(number)) for number in range(self.request.batches)]
 
     def save_grid(self, images: torch.Tensor) -> None:
         """About square; a column, or of few classes several, for each class, so that a column reads as its class."""

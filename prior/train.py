@@ -222,7 +222,7 @@ def start(
     if saved is not None:
         state.check_same_data(saved, fingerprint, "codes of fingerprint", run)
         with state.restoring(run):
-            prior.load_state_dict(saved.tensors["model"])
+            state.restore(prior, saved.tensors["model"])
             ema.load_state_dict(saved.tensors["ema"])
     forward = cast(nn.Module, torch.compile(prior)) if c.compile else prior  # of a module it is one
     model, optimizers = sharding.prepare(forward, ema.model, make_optimizers(prior, c), accelerator)

@@ -2,11 +2,14 @@
 
 import base64
 import io
+import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from pipeline.app import Settings, check_address, name_of, open_pipeline, read_c
 from pipeline.image_pipeline import ImagePipeline
 from pipeline.playground import board, figures, growth
 from pipeline.playground.book import PAGE
-from pipeline.playground.desk import Canvas, Desk, controls, read_sampling
+from pipeline.playground.desk import Canvas, Desk, controls, read_sampling, smaller
 from pipeline.playground.view import CONTRAST, difference
 from prior.config import ArchitectureConfig, PriorConfig
 from prior.draw import SamplingConfig
@@ -75,6 +78,10 @@ def of_random_weights(class_names, quantizer) -> ImagePipeline:
 
 VQ = VQConfig(codebook_size=16, code_dim=4)
 RESIDUAL = ResidualConfig(code_depth=2, each=VQ)
+
+
+class Address(str):
+    log: Path
 
 
 def pixels(images) -> np.ndarray:
@@ -217,9 +224,97 @@ def test_a_file_that_is_no_picture_is_refused_in_words(desk, tmp_path, content):
 
 
 def test_a_picture_too_large_is_refused_before_it_is_read(desk, tmp_path):
-    PIL.Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="9000 x 9000 pixels are more than 64,000,000"):
+    """187 kB of 8000 x 8000 pixels took 1.8 GiB."""
+    PIL.Image.new("1", (8000, 8000)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="8000 x 8000 pixels are more than 20,000,000"):
         desk.drop(str(tmp_path / "a.png"))
+
+
+def test_eight_large_pictures_dropped_at_once_take_the_memory_of_one(tmp_path):
+    """Each took forty bytes a pixel, at the same time as the others; malloc keeps what each thread has once taken."""
+    PIL.Image.new("RGBA", (3200, 3200)).save(tmp_path / "a.png")
+    desk = Desk(of_random_weights(None, VQ), None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with ThreadPoolExecutor(8) as visitors:
+        held = list(visitors.map(desk.drop, [str(tmp_path / "a.png")] * 8))
+    assert all(torch.equal(each.image, held[0].image) for each in held)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 2**10  # KiB
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(1800, 1300), (10, 250_000)])
+def test_a_large_picture_made_smaller_first_looks_as_it_does_whole(mode, size):
+    """Within what averaging twice rounds: a stripe of half the width stays where it is."""
+    picture = PIL.Image.new("L", size)
+    picture.paste(255, (0, 0, size[0] // 2, size[1]))
+    picture = PIL.Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    made, whole = (from_pil([each], (8, 8), 1).int() for each in (smaller(picture, (8, 8)), picture))
+    assert (made - whole).abs().max() <= 2
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"),  # would start Ghostscript
+    ("a.pdf", b"%PDF-1.4\n"), ("a.svg", b"<svg/>"), ("a.jpg", b"\0\0\1\0\1\0"),  # an icon, whose head is not its picture's
+])  # fmt: skip
+def test_a_format_that_is_more_than_a_raster_is_not_opened(desk, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="it is no picture of a format that is read; drop a PNG, JPEG or WebP file"):
+        desk.drop(str(tmp_path / name))
+
+
+# ------------------------------------------------------------------------------------------------------------- over HTTP
+
+
+@pytest.mark.parametrize("host, passes", [
+    ("127.0.0.1:7860", True), ("localhost:7860", True), ("LOCALHOST", True), ("[::1]:7860", True), ("192.168.1.5", True),
+    ("digits.example.org", True), ("evil.example:7860", False), ("localhost.evil.example", False),
+    ("127.0.0.1.evil.example", False), ("", False), ("a b", False), ("[::1", False), ("evil.example@127.0.0.1.nip.io", False),
+])  # fmt: skip
+def test_the_page_is_asked_for_by_its_own_names_alone(host, passes):
+    """By DNS rebinding a stranger's name is made to mean this machine; an address in numbers cannot be."""
+    guard = pytest.importorskip("pipeline.playground.guard", reason="the page needs gradio")
+    refusal = guard.Guard(None, guard.own_names("127.0.0.1", ["digits.example.org"])).refusal(guard.Headers({"host": host}))
+    assert (refusal is None) == passes, refusal
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({"origin": "http://127.0.0.1:7860"}, None), ({"origin": "https://127.0.0.1:7860"}, None), ({"origin": "null"}, 403),
+    ({"origin": "http://evil.example"}, 403), ({"origin": "http://127.0.0.1:8000"}, 403), ({"origin": "http://[::1"}, 403),
+    ({"content-length": "1000000000"}, 413), ({"content-length": "-1"}, 413), ({"transfer-encoding": "chunked"}, 411),
+])  # fmt: skip
+def test_the_page_takes_nothing_from_other_sites_and_nothing_without_end(headers, status):
+    guard = pytest.importorskip("pipeline.playground.guard", reason="the page needs gradio")
+    refusal = guard.Guard(None, {"localhost"}).refusal(guard.Headers({"host": "127.0.0.1:7860", **headers}))
+    assert (refusal and refusal[0]) == status
+
+
+def test_whatever_is_sent_is_answered_without_a_traceback_and_the_page_lives_on(address):
+    """Wrong types, unknown events, files that are none, foreign names and sites."""
+    import httpx
+
+    draw, pick, drop = ({"fn_index": number, "session_hash": "a"} for number in range(3))
+    bodies = [
+        {**draw, "data": ["x"]}, {**draw, "data": [["zz"], "x", {}, 1, 2, 3, 4, 5, 6]}, {**draw, "data": 5}, [1], {},
+        {**draw, "data": [[0], 1e9, -5, True, 1, 1, 1, 1, 1]}, {**draw, "data": [[0], 5, "x", True, 1, 1, 1, 1, 1]},
+        {**draw, "data": [None], "fn_index": 99}, {**pick, "data": [None]},
+        {**pick, "data": [None], "event_data": {"index": "x"}},
+        {**drop, "data": [{"path": "/etc/passwd"}, None]}, {**drop, "data": [{"path": 5}, None]}, {**drop, "data": [{}] * 20},
+    ]  # fmt: skip
+    with httpx.Client(base_url=address, timeout=60) as visitor:
+        for body in bodies * 2:
+            assert visitor.post("/gradio_api/queue/join", json=body).status_code in (200, 400, 422), body
+        picture = {"files": ("a.png", b"%!PS-Adobe", "image/png")}
+        assert visitor.post("/gradio_api/upload", files=picture, headers={"Origin": "http://evil.example"}).status_code == 403
+        assert visitor.post("/gradio_api/upload", files=picture, headers={"Host": "evil.example"}).status_code == 421
+        assert visitor.post("/gradio_api/upload", files={"files": ("a.png", bytes(22 * 2**20))}).status_code == 413
+        nothing = visitor.post("/gradio_api/upload", content=b"nothing", headers={"Content-Type": "multipart/form-data"})
+        assert nothing.status_code >= 400
+        with visitor.stream("GET", "/gradio_api/queue/data", params={"session_hash": "a"}) as told:
+            events = [json.loads(line[5:]) for line in told.iter_lines() if line.startswith("data:")]
+        assert not any(event.get("success") for event in events) and "process_completed" in {event["msg"] for event in events}
+        assert visitor.get("/").status_code == 200
+    log = address.log.read_text()
+    assert "Traceback" not in log and "a request could not be answered: KeyError: 99" in log
 
 
 @pytest.mark.parametrize("places", [[16], [-1], ["1"], None, {}, [1.5]])
@@ -288,21 +383,27 @@ def images_of(markup: str) -> list[PIL.Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def address(run):
-    """Of the page, served as a user would serve it."""
+def address(run, tmp_path_factory):
+    """Of the page, served as a user would serve it; its attribute `log` is what the server says on stderr."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
-    pytest.importorskip("playwright.sync_api", reason="clicking needs playwright")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # as many threads round as here
     command = [sys.executable, "-m", "pipeline.app", str(run)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
+    log = tmp_path_factory.mktemp("log") / "stderr"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
+    ):
         told = server.stdout.readline()
         assert told.startswith("the page is at http://127.0.0.1:"), told
-        yield told.split()[-1]
+        found = Address(told.split()[-1])
+        found.log = log
+        yield found
         server.terminate()
 
 
 @pytest.fixture(scope="module")
 def browser(address):
+    pytest.importorskip("playwright.sync_api", reason="clicking needs playwright")
     from playwright.sync_api import Error, sync_playwright
 
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

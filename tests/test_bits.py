@@ -1,17 +1,21 @@
 """What an image costs in bits: against exact likelihoods, and against the bytes an arithmetic coder needs."""
 
+import io
 import math
 import shutil
+import tracemalloc
 from itertools import product
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from common.codes import TokenizerIdentity, read
 from common.errors import UserError
 from pipeline.bits import bits_per_dim, image_nats, stochastic_bounds
-from pipeline.coder import HEAD, compress, expand
+from pipeline.coder import HEAD, compress, expand, expand_in_batches
+from pipeline.compress import read_picture
 from pipeline.image_pipeline import ImagePipeline
 from prior.baselines import Marginal
 from prior.config import ArchitectureConfig, PriorConfig
@@ -29,6 +33,15 @@ from tokenizer.views import centre
 
 IDENTITY = TokenizerIdentity(name="test", sha256="0" * 64)
 K, T = 3, 4
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.effect_noise((8, 8), 50).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = png()
 
 
 def joined(tokenizer, classes=None):
@@ -194,6 +207,74 @@ def test_bytes_of_another_prior_and_damaged_bytes_are_refused(trained):
     flipped[-20] ^= 255
     with pytest.raises(UserError, match="the bytes are damaged, or were written where sums are rounded otherwise"):
         expand(pipeline, bytes(flipped))
+
+
+@pytest.mark.parametrize("images", [0, 2, 49, 2**32 - 1])
+def test_a_head_that_claims_other_images_than_its_bytes_hold_is_refused(trained, images):
+    """33 bytes that claimed 2**32 - 1 images asked for 34 GB. The second claims fewer, the third one more than there are."""
+    pipeline, given, _ = trained
+    data = compress(pipeline, given).data
+    magic, labelled, _, *rest = HEAD.unpack_from(data)
+    head = HEAD.pack(magic, labelled, images, *rest)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"the head claims|the bytes are damaged"):
+        expand(pipeline, head + data[HEAD.size :])
+    with pytest.raises(UserError, match="the head claims"):
+        expand(pipeline, head)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_images_that_the_bytes_do_not_hold_are_not_decoded_to_the_last(trained):
+    """A decoder reads on behind the last word, as if zeros stood there: 8 kB of them claimed 65,536 images, which took their
+    time."""
+    pipeline, given, _ = trained
+    magic, labelled, _, *rest = HEAD.unpack_from(compress(pipeline, given[:1]).data)
+    data = HEAD.pack(magic, labelled, 2**16, *rest) + bytes(2**13)
+    batches = expand_in_batches(pipeline, data)
+    with pytest.raises(UserError, match="the bytes are damaged"):
+        for number, _ in enumerate(batches):
+            assert number < 2**13 / 64  # of 64 images; each takes a byte and more
+
+
+def test_bytes_that_are_cut_or_followed_by_others_are_refused(trained):
+    pipeline, given, labels = trained
+    for data in (compress(pipeline, given[:3]).data, compress(pipeline, given[:3], labels[:3]).data):
+        for changed in (data[:-4], data[:-8], data[: HEAD.size], data + bytes(4), data + b"more" * 2):
+            with pytest.raises(UserError, match=r"the bytes are damaged|the head claims"):
+                expand(pipeline, changed)
+
+
+def test_every_flipped_bit_of_the_head_and_of_the_last_words_is_found_out(trained):
+    pipeline, given, _ = trained
+    data = compress(pipeline, given[:2]).data
+    for place in (*range(HEAD.size), *range(len(data) - 8, len(data))):
+        for bit in range(8) if place in (8, 12) else (place % 8,):  # whether there are labels; the highest bits of the number
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            with pytest.raises(UserError):
+                expand(pipeline, bytes(flipped))
+
+
+def test_a_head_that_claims_labels_where_the_prior_has_no_classes_is_refused():
+    """It divided by the number of classes."""
+    pipeline = joined(means(sigma=0.6))
+    data = compress(pipeline, torch.randint(256, (2, 1, 4, 4), dtype=torch.uint8)).data
+    with pytest.raises(UserError, match="the bytes are damaged"):
+        expand(pipeline, data[:8] + b"\1" + data[9:])
+
+
+def test_no_images_are_nothing_to_compress(trained):
+    with pytest.raises(UserError, match="there are no images to compress"):
+        compress(trained[0], trained[1][:0])
+
+
+@pytest.mark.parametrize("content", [b"", b"%!PS-Adobe-3.0 EPSF-3.0\n", PNG[:60], PNG[:20] + b"\xff" * 40])
+def test_a_damaged_picture_is_refused_in_words(trained, tmp_path, content):
+    """PIL raises nearly anything: a SyntaxError ended the command as a fault of ours."""
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png cannot be read as a picture: "):
+        read_picture(str(tmp_path / "a.png"), trained[0])
 
 
 def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from common.errors import UserError
 from common.evaluation import evaluation_path, write_evaluation
 from common.folder import sha256, write_json
 from common.hub import push, source_repository
+from pipeline.app import open_pipeline
 from pipeline.generate import Settings as Generation
 from pipeline.generate import generate
 from pipeline.image_pipeline import ImagePipeline
@@ -215,6 +217,33 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(hub):
     for path in ("./a/b", "/a/b", "~/b", "a/b/c", "name"):
         with pytest.raises(UserError, match=f"there is no folder {path}$"):
             ImagePipeline.from_pretrained(path)
+
+
+def test_a_name_whose_first_part_is_a_folder_here_is_never_asked_of_the_hub(hub, tmp_path, monkeypatch, pipeline):
+    """`runs/nothere` has the form of a repository's name: the page looked for it on the Hub for 38 seconds, and then advised on
+    logging in."""
+    pipeline.push_to_hub("runs/nothere")
+    monkeypatch.chdir(tmp_path)
+    assert ImagePipeline.from_pretrained("runs/nothere").device == pipeline.device
+    for name in ("digits", "emoji", ".hidden"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    hub.shutdown()
+    for name, told in (("nothere", r"runs has digits, emoji"), ("digit", r"did you mean runs/digits\?")):
+        with pytest.raises(UserError, match=rf"^there is no folder runs/{name}; {told}$"):
+            open_pipeline(f"runs/{name}")
+    (tmp_path / "runs/file").write_text("")
+    with pytest.raises(UserError, match=r"^runs/file is a file; give the folder that it lies in$"):
+        ImagePipeline.from_pretrained("runs/file")
+
+
+def test_a_hub_that_takes_connections_and_says_nothing_is_waited_for_a_moment_alone(monkeypatch, tmp_path):
+    """huggingface_hub waits without end."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("common.hub.PATIENCE", 0.2)
+        with pytest.raises(UserError, match=r"there is no folder me/digits here, and .* the Hub was not reached: connect"):
+            ImagePipeline.from_pretrained("me/digits", cache_dir=tmp_path)
 
 
 def test_a_subfolder_does_not_leave_its_folder(pipeline, tmp_path):

@@ -3,24 +3,38 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from common import codes, config, state
+from common.config import beside
 from common.errors import UserError
-from common.folder import inside, read_json
+from common.folder import inside, read_json, sha256
+from common.reading import read_file
+from common.run import read_metrics
+from pipeline.compress import read_bytes
 from pipeline.generate import Settings as Generation
 from pipeline.generate import generate
 from pipeline.image_pipeline import ImagePipeline
+from pipeline.reporting.codebook import read_counts
+from pipeline.reporting.found import read_picture
 from prior.config import TrainConfig as PriorTraining
 from prior.model import Prior
+from prior.train import train as train_prior
+from tests.conftest import prior_training, tokenizer_training
 from tokenizer.config import TrainConfig
 from tokenizer.model import load_tokenizer
+from tokenizer.quantizers.build import build_quantizer
+from tokenizer.quantizers.config import VQConfig
+from tokenizer.train import train as train_tokenizer
+from tokenizer.upkeep import CodebookUpkeep
 
 TAG = "!!python/object/apply:os.mkdir"  # YAML that makes a folder
 
@@ -134,6 +148,71 @@ def test_a_class_that_is_not_ours_is_refused_by_name(generated, tmp_path):
         ImagePipeline.from_pretrained(pipeline)
 
 
+def changed_weights(model: Path, change) -> Path:
+    """A model folder whose first tensor is another."""
+    weights = load_file(model / "model.safetensors")
+    name = sorted(weights)[0]
+    save_file({**weights, name: change(weights[name])}, model / "model.safetensors")
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("part", ["tokenizer", "prior"])
+def test_weights_of_a_type_that_no_weight_has_are_refused_by_name(generated, tmp_path, part, dtype):
+    """`load_state_dict` converts any number into any other: weights of zeros and ones became a model that drew noise."""
+    model = shutil.copytree(generated / part / "model", tmp_path / "model")
+    changed_weights(model, lambda tensor: tensor.to(dtype))
+    got = {torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3"}.get(dtype, str(dtype).removeprefix("torch."))
+    with pytest.raises(UserError, match=rf"model\.safetensors .*: \S+ must be float32 \(float16, .* converted\), got {got}; "):
+        Prior.from_pretrained(model) if part == "prior" else load_tokenizer(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_floating_type_are_converted(generated, tmp_path, dtype):
+    model = shutil.copytree(generated / "prior/model", tmp_path / "model")
+    changed_weights(model, lambda tensor: tensor.to(dtype))
+    name, expected = sorted(load_file(model / "model.safetensors").items())[0]
+    found = Prior.from_pretrained(model).state_dict()[name]
+    assert found.dtype == torch.float32 and torch.equal(found, expected.float())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_no_finite_numbers_are_refused_by_name(generated, tmp_path, number):
+    """The last is a finite fp64, and none of ours."""
+    model = shutil.copytree(generated / "prior/model", tmp_path / "model")
+    changed_weights(model, lambda tensor: torch.full_like(tensor.double(), number))
+    with pytest.raises(UserError, match=r"\S+ must be of finite numbers, and has NaN or Inf; the command that trained it"):
+        Prior.from_pretrained(model)
+
+
+@pytest.mark.parametrize("stage, name", [
+    ("tokenizer", "model"), ("tokenizer", "ema"), ("tokenizer", "optimizer"), ("tokenizer", "upkeep"), ("prior", "model"),
+    ("prior", "ema"), ("prior", "adamw"), ("prior", "best"),
+])  # fmt: skip
+def test_a_state_of_numbers_of_another_type_is_refused_where_a_run_goes_on(finished_run, tmp_path, accelerator, stage, name):
+    """With checksums of its own, as a stranger would write them."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    saved = state.latest(run / stage, accelerator)
+    tensors = {**saved.tensors, name: {key: tensor.to(torch.int64) for key, tensor in saved.tensors[name].items()}}
+    state.save(run / stage, saved.step, tensors, saved.info, accelerator)
+    training = {"tokenizer": (train_tokenizer, tokenizer_training), "prior": (train_prior, prior_training)}
+    train, settings = training[stage]
+    with pytest.raises(UserError, match=r"the state in .* does not fit this run \((ValueError|RuntimeError): .*"):
+        train(settings(run), accelerator)
+
+
+@pytest.mark.parametrize("change", [
+    lambda tensors: {**tensors, "0.use": tensors["0.use"][:1]},  # would be repeated
+    lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "0.sums"},
+])  # fmt: skip
+def test_a_codebooks_statistics_of_other_names_or_shapes_are_refused(change):
+    upkeep = CodebookUpkeep(build_quantizer(VQConfig(codebook_size=4, code_dim=2)), revive_below=0.1)
+    whole = {f"0.{name}": getattr(upkeep.tables[0], name).clone() for name in ("use", "window", "counts", "sums")}
+    upkeep.load_state_dict(whole)
+    with pytest.raises((KeyError, ValueError)):
+        upkeep.load_state_dict(change(whole))
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_link_that_leaves_a_model_folder_is_refused(generated, tmp_path, file):
     model = shutil.copytree(generated / "prior/model", tmp_path / "model")
@@ -159,6 +238,58 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(generated, 
     os.mkfifo(folder / file)
     with pytest.raises(UserError, match="is no file but a device or a pipe"):
         ImagePipeline.from_pretrained(folder)
+
+
+READERS = {  # of every other kind of file that a run has
+    "codes/codes.json": lambda run: codes.read(run / "codes"),
+    "tokenizer/config.yaml": lambda run: config.read_yaml(run / "tokenizer/config.yaml"),
+    "tokenizer/metrics.jsonl": lambda run: read_metrics(run / "tokenizer/metrics.jsonl"),
+    "tokenizer/histogram.json": lambda run: read_counts(run / "tokenizer/histogram.json"),
+    "tokenizer/reconstructions.png": lambda run: read_picture(run / "tokenizer/reconstructions.png"),
+    "prior/model/model.safetensors": lambda run: sha256(run / "prior/model/model.safetensors"),
+    "compressed.tess": lambda run: read_bytes(run / "compressed.tess"),
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_of_a_run_waits_for_a_pipe_or_reads_a_device_to_its_end(tmp_path, name, kind):
+    """A reader of /dev/zero took 1.6 GiB before it was killed, and one of a pipe waits for ever."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(UserError, match=re.escape(path.name)):
+        READERS[name](tmp_path)
+
+
+def test_a_hint_heeds_no_note_of_a_stranger_on_where_configs_stand(tmp_path):
+    """A run keeps in `.configs` which folder its config stood in; a pipe in its place is not waited for."""
+    os.mkfifo(tmp_path / ".configs")
+    assert beside(str(tmp_path), "prior") == "CONFIG"
+    for note in ("x" * 5000, "y" * 2000, "a\x1b[2Jb", "\0"):
+        (tmp_path / ".configs").unlink()
+        (tmp_path / ".configs").write_text(note)
+        assert beside(str(tmp_path), "prior") == "CONFIG"
+
+
+def test_a_file_that_says_it_is_empty_is_read_to_the_bound_and_no_further():
+    """Files of /proc have no size until they are read."""
+    with pytest.raises(ValueError, match="it has more than 8 bytes"):
+        read_file(Path("/proc/self/environ" if os.path.exists("/proc/self/environ") else "/etc/hosts"), 8)
+
+
+def test_a_picture_of_a_run_that_is_a_link_to_somebodys_else_is_not_shown(tmp_path):
+    """A report has its pictures inside: a stranger's link to a private picture would give it away to whoever reads it."""
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "private.png")
+    (tmp_path / "run/tokenizer").mkdir(parents=True)
+    (tmp_path / "run/tokenizer/reconstructions.png").symlink_to(tmp_path / "private.png")
+    with pytest.raises(UserError, match="is a link that leaves its folder"):
+        read_picture(tmp_path / "run/tokenizer/reconstructions.png")
 
 
 def test_links_in_a_circle_and_names_too_long_for_a_disk_are_refused(generated, tmp_path):
@@ -200,7 +331,7 @@ def test_files_of_absurd_length_are_refused_unread(tmp_path):
     for name, size, read in (("a.json", 2**29, read_json), ("a.yaml", 2**21, config.read_yaml)):
         with open(tmp_path / name, "wb") as file:
             file.truncate(size)  # takes no disk
-        with pytest.raises(UserError, match=f"has {size} bytes"):
+        with pytest.raises(UserError, match=f"has {size:,} bytes"):
             read(tmp_path / name)
 
 

@@ -68,7 +68,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
         tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, draws)))
     else:
         with state.restoring(run):
-            tokenizer.load_state_dict(saved.tensors["model"])
+            state.restore(tokenizer, saved.tensors["model"])
     first = saved.step if saved else 0
     enter_run(run, c, first, reopened, accelerator)
     write_record(images, c.images.source, run, accelerator)

@@ -21,13 +21,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from common import config, folder
 from common.config import Settings
 from common.ends import pass_on
 from common.errors import UserError
+from common.tensors import misfit
+from common.tensors import read_tensors as read_safetensors
 from tokenizer.config import Pixels, Publisher, VQGANConfig, Width
 from tokenizer.vqgan import VQGANTokenizer
 
@@ -278,8 +279,8 @@ def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
         raise UserError(f"there is no checkpoint {path}")
     if path.suffix == ".safetensors":
         try:
-            found: Any = load_file(path)
-        except (SafetensorError, OSError) as error:
+            found: Any = read_safetensors(path)
+        except (SafetensorError, OSError, ValueError) as error:
             pass_on(error)
             raise UserError(f"{path} is no whole .safetensors: {error}; get it again") from None
     else:
@@ -348,8 +349,10 @@ def renamed(tensors: Mapping[str, Tensor], c: VQGANConfig, kind: Publisher, sour
     found = {}
     for ours, place in wanted.items():
         tensor = tensors[place.name]
-        if tensor.layout is not torch.strided or not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise UserError(f"{source}: {place.name} must be a plain tensor of finite numbers, got {tensor.dtype} with others")
+        if wrong := misfit(tensor.dtype, torch.float32):
+            raise UserError(f"{source}: {place.name} {wrong}; it is no published checkpoint")
+        if tensor.layout is not torch.strided or not tensor.isfinite().all():
+            raise UserError(f"{source}: {place.name} must be a plain tensor of finite numbers, got others")
         found[ours] = tensor.float().reshape(place.ours)
     return found
 

@@ -211,7 +211,7 @@ def start(
     if saved is None:
         return trained, 0
     with state.restoring(run):
-        tokenizer.load_state_dict(saved.tensors["model"])
+        state.restore(tokenizer, saved.tensors["model"])
         ema.load_state_dict(saved.tensors["ema"])
         means.load_state_dict(saved.tensors["means"])
         upkeep.load_state_dict(saved.tensors["upkeep"])

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor
 
+from common.tensors import check_types
 from tokenizer.kmeans import assigned
 from tokenizer.nearest import nearest
 from tokenizer.quantizers.base import Quantized, Quantizer
@@ -49,8 +50,13 @@ class TableUpkeep:
         return {"use": self.use, "window": window, "counts": self.counts, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, tensor in state.items():
-            getattr(self, name).copy_(tensor)
+        """Raises KeyError or ValueError for other names, shapes or types than `state_dict` gives."""
+        for name in ("use", "window", "counts", "sums"):
+            kept, tensor = getattr(self, name), state[name]
+            check_types({name: tensor}, {name: kept})
+            if tensor.shape != kept.shape:  # `copy_` would repeat it
+                raise ValueError(f"{name} must be {tuple(kept.shape)}, got {tuple(tensor.shape)}")
+            kept.copy_(tensor)
 
     @torch.no_grad()
     def observe(self, quantized: Quantized) -> None:

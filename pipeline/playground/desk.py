@@ -9,10 +9,12 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL.Image
+import PIL.ImageOps
 import torch
 from torch import Tensor
 
@@ -26,7 +28,9 @@ from pipeline.reporting.page import Html, percent
 from prior.draw import SamplingConfig
 from tokenizer.pixels import from_pil, to_pil
 
-MOST_PIXELS = 64_000_000  # of a dropped picture
+MOST_PIXELS = 20_000_000  # of a dropped picture: decoded it takes ten bytes a pixel for a moment
+LARGE = 2_000_000  # pixels, from which a picture is made smaller before it is brought to the tokenizer's size
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")  # whose head says how many pixels are decoded; an icon holds others
 ROWS = 64  # images decoded at once
 PACE = 0.06  # seconds a frame
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # where a control stands that truncates nothing
@@ -57,6 +61,7 @@ class Desk:
             counts: (Q, K), how often each code was used, where a run has counted it.
         """
         self.pipeline, self.turn = pipeline, threading.Lock()
+        self.reader = ThreadPoolExecutor(1)  # one thread decodes: malloc keeps what each thread has once taken
         self.book = Book(pipeline.tokenizer, counts)
         self.grid, self.depth = pipeline.tokenizer.config.grid, pipeline.tokenizer.config.code_depth
         self.places, self.names = self.grid[0] * self.grid[1], pipeline.prior.config.class_names
@@ -109,14 +114,12 @@ class Desk:
         return Held(self._pixels(drawn.images[index]), codes, drawn.labels[index] if drawn.labels is not None else None)
 
     def drop(self, path: str) -> Held:
-        """A picture from a file. Raises `UserError` where it is none that can be read."""
+        """Return a picture from a file; one at a time is decoded, however many are dropped. Raises `UserError` where it is none
+        that can be read."""
         try:
-            with open_picture(Path(path), MOST_PIXELS) as picture:
-                image = self._pixels(picture)
-        except UserError:
-            raise
-        except (OSError, ValueError, SyntaxError, ZeroDivisionError, PIL.Image.DecompressionBombError) as error:
-            told = str(error).replace(str(path), "it")
+            image = self.reader.submit(self._read, Path(path)).result()
+        except Exception as error:  # damaged files raise nearly anything in PIL
+            told = str(error).replace(str(path), "it") or type(error).__name__
             raise UserError(f"the file cannot be read as a picture: {told}; drop a PNG, JPEG or WebP file") from None
         with self.turn:
             return Held(image, self.pipeline.encode_pixels(image), None)
@@ -125,6 +128,10 @@ class Desk:
         with self.turn:
             found: View = view(self.pipeline, held.image, held.label)
         return figures.looked_at(found, self.grid, self.depth)
+
+    def _read(self, path: Path) -> Tensor:
+        with open_picture(path, MOST_PIXELS, FORMATS) as picture:
+            return self._pixels(smaller(picture, self.pipeline.tokenizer.config.image_size))
 
     def _pixels(self, picture: PIL.Image.Image) -> Tensor:
         tokenizer = self.pipeline.tokenizer
@@ -214,6 +221,24 @@ class Desk:
 
     def canvas_board(self, canvas: Canvas) -> dict[str, Any]:
         return board.value(figures.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
+
+
+def smaller(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+    """Return a large picture cropped to the shape of (H, W) pixels, and averaged down to no less than four times as many a
+    side: what follows takes forty bytes a pixel. A picture that is not large is returned as it is."""
+    if picture.width * picture.height <= LARGE:
+        return picture
+    if picture.format == "JPEG":
+        picture.draft(None, (8 * max(size), 8 * max(size)))  # decodes every second, fourth or eighth pixel; turned or not
+    PIL.ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode in ("1", "P", "PA"):  # which do not average
+        picture = picture.convert("L" if picture.mode == "1" else "RGBA" if picture.has_transparency_data else "RGB")
+    scale = min(have / want for have, want in zip(picture.size, size[::-1], strict=True))
+    seen = [max(1, round(want * scale)) for want in size[::-1]]
+    left, top = ((have - want) // 2 for have, want in zip(picture.size, seen, strict=True))
+    by = max(1, int(scale / 4))
+    box = (left, top, left + seen[0], top + seen[1])
+    return picture.resize((-(-seen[0] // by), -(-seen[1] // by)), PIL.Image.Resampling.BOX, box)
 
 
 def read_sampling(

@@ -18,6 +18,7 @@ except ImportError:
 from pipeline.image_pipeline import Generated
 from pipeline.playground import board, style
 from pipeline.playground.desk import OFF, Canvas, Desk, Held, controls, read_sampling
+from pipeline.playground.guard import log
 from pipeline.reporting.page import join, tag
 
 FEW_CLASSES = 20  # are all seen at once
@@ -56,6 +57,19 @@ def told(event: Callable) -> Callable:
     return answer
 
 
+class Blocks(gr.Blocks):
+    """Gradio's, whose log has a line for what cannot be answered: anybody may send anything, and a traceback is for faults."""
+
+    async def process_api(self, *given: Any, **named: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*given, **named)
+        except gr.Error as error:
+            raise gr.Error(error.message, print_exception=False) from None
+        except Exception as error:
+            log(error)
+            raise gr.Error("nothing can be made of what was sent; load the page again", print_exception=False) from None
+
+
 def theme() -> gr.themes.Base:
     """Of fonts that every system has: nothing is fetched."""
     made = gr.themes.Default(
@@ -86,7 +100,7 @@ class Page:
         self.guided = desk.pipeline.prior.config.takes_guidance
         self.first = desk.draw([], IMAGES, 0, {})
         held = desk.pick(self.first, 0)
-        with gr.Blocks(analytics_enabled=False, title=f"{name} – Tesserae", delete_cache=KEPT) as self.blocks:
+        with Blocks(analytics_enabled=False, title=f"{name} – Tesserae", delete_cache=KEPT) as self.blocks:
             self._head()
             self.drawn, self.held = gr.State(self.first), gr.State(held)
             with gr.Tabs():

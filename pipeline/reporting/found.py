@@ -16,7 +16,7 @@ from common.codes import CodesInfo
 from common.commands import quoted
 from common.errors import UserError
 from common.evaluation import read_evaluations
-from common.folder import check_format, kind_of, read_json, sha256
+from common.folder import check_format, inside, kind_of, read_json, sha256
 from common.history import Change, read_history
 from common.raster import whole_picture
 from common.run import read_metrics
@@ -46,7 +46,8 @@ def read_model(path: Path) -> ImageTokenizerConfig:
 
 
 def read_picture(path: Path) -> PIL.Image.Image:
-    return whole_picture(path, "remove it, or run what wrote it again")
+    """Return a picture of the run, decoded. Raises `UserError` for a damaged one, and for a link to what is somebody's else."""
+    return whole_picture(inside(path.parent, path.name), "remove it, or run what wrote it again")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

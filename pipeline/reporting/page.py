@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.reading import read_file
 from pipeline.reporting.style import STYLE
 
 EMPTY = {"img", "meta", "br"}  # elements without an end
@@ -153,7 +154,7 @@ def tiles(figures: Iterable[Figure]) -> Html:
 
 def picture(path: Path, alt: str, *, pixels: bool = False) -> Html:
     """A PNG file as part of the page. `pixels`: of images so small that each pixel is to be seen."""
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(read_file(path)).decode()
     return tag("img", src=f"data:image/png;base64,{data}", alt=alt, class_="pixels" if pixels else None)
 
 

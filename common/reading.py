@@ -1,0 +1,53 @@
+"""Files that may be a stranger's, read: regular files alone, and no more bytes of them than a reader expects.
+
+A pipe makes a reader wait for ever, a device such as /dev/zero has no end, and a file of /proc says that it has no bytes. So a
+file is opened without waiting, looked at, and read up to a bound.
+"""
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MOST_BYTES = 2**30  # of one file, where a caller says no less
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Return a regular file, open for reading, as a context.
+
+    Raises:
+        ValueError: it is a folder, a pipe, a socket or a device, which may have no end.
+        OSError: it is not there, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no file but a folder, a pipe or a device")
+    with open(descriptor, "rb") as file:
+        yield file
+
+
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        ValueError: as `opened`; or it has more than `most` bytes.
+        OSError: it is not there, or cannot be read.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size:,} bytes; at most {most:,} are read")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """Return the text of a regular file in UTF-8, without the mark that some editors put before it. Raises as `read_file`;
+    what is no UTF-8 is a ValueError too."""
+    return read_file(path, most).decode("utf-8-sig")

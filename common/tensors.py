@@ -1,0 +1,44 @@
+"""Tensors in `.safetensors` files that may be a stranger's: read, and held against the tensors that they are to become.
+
+`load_state_dict` compares names and shapes, and copies numbers of any type into any other: weights of int64, bool or uint8
+would become a model without a word. So a floating tensor may be of any of four precisions, which all convert into ours, and
+every other must have the very type of the one that it becomes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from common.reading import opened
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NAMES = {  # of types, as safetensors writes them; others (fp8, which means nothing without its scales) are none of ours
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "BOOL": torch.bool,
+    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+}  # fmt: skip
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file. Raises ValueError where it is no regular file, and what safetensors raises."""
+    with opened(path):
+        return load_file(path)
+
+
+def misfit(given: torch.dtype | str, wanted: torch.dtype) -> str | None:
+    """Return what is wrong with a type where another is wanted; None where the one becomes the other."""
+    if given == wanted or (wanted in FLOATING and given in FLOATING):
+        return None
+    name, expected = (str(dtype).removeprefix("torch.") for dtype in (given, wanted))
+    others = " (float16, bfloat16 and float64 are converted)" if wanted is torch.float32 else ""
+    return f"must be {expected}{others}, got {name}"
+
+
+def check_types(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ValueError that names the first tensor whose type is none that the one of its name is made of. Names that only one
+    side has are another's to refuse."""
+    for name in sorted(given.keys() & wanted.keys()):
+        if wrong := misfit(given[name].dtype, wanted[name].dtype):
+            raise ValueError(f"{name} {wrong}")

@@ -1,0 +1,105 @@
+"""Who may ask the page for something: those who know it by a name of its own, and no other site in their name.
+
+A stranger's site can make a visitor's browser ask this machine. By *DNS rebinding* its own name is made to mean this machine,
+and the browser lets it read the answers; *across sites* it can send forms and files without reading any. The first is told by
+the Host that is asked for, the second by the Origin that a browser sends along.
+"""
+
+import ipaddress
+import socket
+import sys
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST_BODY = 21 * 2**20  # bytes of a request: of a dropped picture at its largest, and what stands around it
+
+
+def name_in(netloc: str) -> str:
+    """Return the host of `host:port` or `[address]:port` in lower case; nothing where it is neither."""
+    try:
+        return (urlsplit(f"//{netloc}").hostname or "").removesuffix(".")
+    except ValueError:
+        return ""
+
+
+def netloc_of(origin: str) -> str:
+    """Return `host:port` of an origin in lower case; nothing of `null`."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def own_names(host: str, names: Iterable[str] = ()) -> set[str]:
+    """Return the names of a page that is served at an address: of this machine, and those that its owner gives it."""
+    machine = socket.gethostname()
+    return {each.lower() for each in ("localhost", host, machine, f"{machine}.local", *names)}
+
+
+def log(error: Exception) -> None:
+    """Print a line on stderr for a request that could not be answered; it may say what a stranger sent."""
+    told = "".join(each if each.isprintable() else " " for each in str(error))[:200]
+    print(f"a request could not be answered: {type(error).__name__}: {told}", file=sys.stderr)
+
+
+class Guard:
+    """An ASGI application before the page's: it refuses whom the page is not for, in words, and passes on the others."""
+
+    def __init__(self, app: ASGIApp, names: set[str]):
+        """
+        Args:
+            names: by which the page is asked for; any address in numbers is another, since no name can be made to mean it.
+        """
+        self.app, self.names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self.refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else None
+        if refusal is None:
+            await self.answered(scope, receive, send)
+        elif scope["type"] == "http":
+            status, told = refusal
+            await PlainTextResponse(f"{told}\n", status, {"Connection": "close"})(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})
+
+    async def answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; where nothing can be made of it, say so, in the log with a line."""
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        except Exception as error:
+            log(error)
+            if scope["type"] == "http" and not begun:
+                await PlainTextResponse("nothing can be made of this request\n", 400)(scope, receive, send)
+
+    def refusal(self, headers: Headers) -> tuple[int, str] | None:
+        """Return the status and the words with which a request is refused; None where it may pass."""
+        hosts, origin = headers.getlist("host"), headers.get("origin")
+        if len(hosts) != 1 or not self.is_own(hosts[0]):
+            return 421, "this page is asked for by another name than its own; its owner gives it more with --names"
+        if origin is not None and netloc_of(origin) != hosts[0].lower():
+            return 403, "this page takes nothing from other sites"
+        if "transfer-encoding" in headers:
+            return 411, "a request must say how long it is"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MOST_BODY:
+            return 413, f"a request has {MOST_BODY} bytes at most"
+        return None
+
+    def is_own(self, netloc: str) -> bool:
+        name = name_in(netloc)
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.names
+        return True
