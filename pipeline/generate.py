@@ -63,6 +63,8 @@ def open_pipeline(run: Path, kept: SamplingConfig, accelerator: Accelerator) -> 
     if (run / "model_index.json").exists():
         return ImagePipeline.from_pretrained(run), run
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
+    if not pipeline.prior.config.num_classes:
+        pipeline.sampling = kept = kept.model_copy(update={"guidance": 1.0})
     with session(path, accelerator, wait=True):  # of another request, drawn beside this one
         same = is_of_run(path, run) and _saved_sampling(run) == kept
         accelerator.wait_for_everyone()
@@ -106,9 +108,16 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     """Write what was asked for, or what is missing of it, and return its folder.
 
     Args:
-        kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given.
+        kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given. Their guidance is
+            left out where the prior has no classes.
     """
-    pipeline, pipeline_folder = open_pipeline(Path(c.run), kept or SamplingConfig(), accelerator)
+    kept = kept or SamplingConfig()
+    pipeline, pipeline_folder = open_pipeline(Path(c.run), kept, accelerator)
+    # A config is for sets with labels and without; what the command line alone asks for is refused.
+    if kept.guidance == c.guidance != 1 and not pipeline.prior.config.num_classes:
+        told = f"guidance {c.guidance:g} leans towards a class, and the prior was trained without: it is left out"
+        accelerator.print(told, file=sys.stderr)
+        c = c.model_copy(update={"guidance": 1.0})
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)

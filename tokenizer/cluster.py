@@ -39,7 +39,6 @@ from tokenizer.initialization import check_enough, sampled
 from tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plus
 from tokenizer.pixels import to_float
 from tokenizer.split import ImageSplit
-from tokenizer.views import centre
 
 CHANGEABLE = {"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"}
 BATCH = 1024
@@ -89,7 +88,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
 
 def patches_of(tokenizer: KMeansTokenizer, split: ImageSplit, positions: Tensor) -> Tensor:
     """(b · h · w, D) on the tokenizer's device."""
-    images = centre(split.read(positions).images, tokenizer.config.image_size)
+    images = split.read(positions).images
     return tokenizer.patches(to_float(images.to(tokenizer.codebook.device)))
 
 

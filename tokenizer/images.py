@@ -1,6 +1,6 @@
 """Images from wherever they lie: a set of splits, opened by its settings.
 
-    source  ->  ImageSplit.read  ->  ImageBatch  ->  augment | centre | view  ->  to_float
+    source  ->  ImageSplit.read  ->  ImageBatch  ->  augment | view  ->  to_float
 
 A set whose decoded pixels fit in `memory` is decoded once; a larger one is read from disk batch by batch.
 """
@@ -16,11 +16,12 @@ from common.config import build, read_yaml
 from common.errors import UserError
 from common.folder import FORMAT
 from tokenizer.config import DataFiles, ImagesConfig, ImageTokenizerConfig, SplitNames
-from tokenizer.pixels import Shape
+from tokenizer.pixels import WHITE, Shape
 from tokenizer.sources import VALIDATION_NAMES, Part, Unread, fingerprint, open_source
 from tokenizer.split import ImageSplit, look_for_duplicates
 from tokenizer.views import mixed
 
+GLANCED = 16  # images of a split on disk whose range is looked at
 NAMED = 8  # rows of one kind that are named; the others are counted
 
 
@@ -62,11 +63,26 @@ class ImageSet(NamedTuple):
                 "animated, the first frame taken": [row for row in split.animated if row.row not in left_out],
                 "repeated and kept": [row for row in split.repeated if row.row not in left_out],
             }
+            if told := _of_range(split):
+                yield f"{name}: {told}"
             for kind, rows in kinds.items():
                 for row in rows[:NAMED]:
                     yield f"{name}, {kind}: {row}"
                 if rows:
                     yield f"{name}: {len(rows)} {kind}, {len(split)} images remain"
+
+
+def _of_range(split: ImageSplit) -> str | None:
+    """Return a word on pictures of 16 bits a channel that use so few of them that they come out nearly black."""
+    dim = [value for value in split.brightest if value <= WHITE // 4]
+    if not dim or split.shape.white < WHITE:
+        return None
+    values, deep = 2 ** max(8, max(dim).bit_length()), len(split.brightest)
+    looked = "" if split.in_memory else " that were looked at"
+    return (
+        f"{len(dim)} of {deep} pictures of 16 bits{looked} use at most {values:,} of 65,536 values and come out dark; "
+        f"if that is their whole range, give --images.white {values - 1}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- the set as a whole
@@ -91,7 +107,7 @@ def _with_validation(parts: dict[str, Part], share: float) -> dict[str, tuple[Pa
 
 
 def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> ImageSet:
-    """The source's images, to be read as (channels, *size) with the margin around; decoded now where memory allows.
+    """The source's images, to be read as (channels, *size); decoded now where memory allows.
 
     Raises:
         UserError: there is no such source or column, a split is empty, class names disagree between splits, or
@@ -100,7 +116,9 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     if channels not in (1, 3, 4):
         raise UserError(f"images have 1 channel (grey), 3 (RGB) or 4 (RGBA), got {channels}")
     source = open_source(config)
-    shape = Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize, config.black_and_white)
+    if config.shift >= min(size):
+        raise UserError(f"images.shift {config.shift} moves images of {size[0]}x{size[1]} out of sight; it must be smaller")
+    shape = Shape(channels, *size, config.resize, config.black_and_white, config.white)
     splits = {
         name: ImageSplit(name, part, rows, shape, config)
         for name, (part, rows) in _with_validation(source.parts, config.validation_share).items()
@@ -108,6 +126,9 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     if sum(map(len, splits.values())) * math.prod(shape[:3]) <= config.memory * 2**30:
         for split in splits.values():
             split.keep_in_memory()
+    for split in splits.values():
+        if not split.in_memory:
+            split.glance(GLANCED)
     if config.duplicates != "keep" or all(split.in_memory for split in splits.values()):  # else it costs a pass over the disk
         look_for_duplicates(splits, config.duplicates)
     seen = fingerprint(source.parts, source.class_names)

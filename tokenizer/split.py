@@ -2,9 +2,10 @@
 
     ImageSplit.read(positions)  ->  ImageBatch
 
-Shapes: B images, C channels, H' x W' pixels, the margin among them.
+Shapes: B images, C channels, H x W pixels.
 """
 
+import contextlib
 import hashlib
 import re
 import warnings
@@ -36,7 +37,7 @@ class CorruptRow(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    images: Tensor  # (B, C, H', W') uint8
+    images: Tensor  # (B, C, H, W) uint8
     labels: Tensor  # (B,) int64, -1 where unlabelled
     rows: Tensor  # (B,) int64, the row's index in its split of the source
     epochs: Tensor  # (B,) int64, as the sampler gave them
@@ -65,9 +66,10 @@ class ImageSplit(torch.utils.data.Dataset):
         self.labels = part.labels[rows]  # (len,) int64
         self.corrupt: list[CorruptRow] = []  # left out of the split; read batch by batch, those that cannot be decoded are not
         self.animated: list[CorruptRow] = []  # of those met when it was taken into memory; the first frame, or left out
+        self.brightest: list[int] = []  # of those met that have 16 bits a channel, the largest value of each
         self.repeated: list[CorruptRow] = []  # whose file is another row's, where that was looked for
         self._part, self._shape, self._config = part, shape, config
-        self._pixels: Tensor | None = None  # (len, C, H', W') uint8
+        self._pixels: Tensor | None = None  # (len, C, H, W) uint8
         self._digests: np.ndarray | None = None  # (len,) of each file
         wrong = [i for i, row in enumerate(rows.tolist()) if row in part.wrong_labels]
         for i in wrong:
@@ -77,6 +79,11 @@ class ImageSplit(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def shape(self) -> Shape:
+        """What each image is brought to, and how."""
+        return self._shape
 
     def __getitem__(self, positions_and_epochs: tuple[Any, Any]) -> ImageBatch:
         return self.read(*positions_and_epochs)
@@ -97,7 +104,7 @@ class ImageSplit(torch.utils.data.Dataset):
         if self._pixels is not None:
             images = self._pixels[torch.from_numpy(positions)]
         else:
-            images, kept, corrupt, _, _ = self._decode(self.rows[positions])
+            images, kept, corrupt, *_ = self._decode(self.rows[positions])
         labels, rows, epochs = (torch.tensor(each[kept]) for each in (self.labels[positions], self.rows[positions], epochs))
         return ImageBatch(images, labels, rows, epochs, corrupt)
 
@@ -109,17 +116,24 @@ class ImageSplit(torch.utils.data.Dataset):
         before = len(self.corrupt)
         with passing_bar(len(self), f"decode {self.name}") as bar:
             for start in range(0, len(self), ROWS_AT_ONCE):
-                images, here, corrupt, animated, some = self._decode(self.rows[start : start + ROWS_AT_ONCE])
+                images, here, corrupt, animated, some, brightest = self._decode(self.rows[start : start + ROWS_AT_ONCE])
                 pixels[len(kept) : len(kept) + len(here)] = images
                 kept.extend(start + here)
                 self.corrupt.extend(corrupt)
                 self.animated.extend(animated)
+                self.brightest.extend(brightest)
                 digests.extend(some)
                 bar.update(len(here) + len(corrupt))
         if not kept:
             raise UserError(f"{self._part.title}: none of {len(self)} images can be decoded; {self.corrupt[before].reason}")
         self.rows, self.labels, self._pixels = self.rows[kept], self.labels[kept], pixels[: len(kept)]
         self._digests = np.array(digests, dtype="S16")
+
+    def glance(self, number: int) -> None:
+        """Look at the range of so many images, evenly spaced. One that is damaged is told of when it is read."""
+        with contextlib.suppress(UserError):
+            some = np.arange(min(number, len(self))) * len(self) // min(number, len(self))
+            self.brightest.extend(self._decode(self.rows[some]).brightest)
 
     @property
     def in_memory(self) -> bool:
@@ -179,7 +193,7 @@ class ImageSplit(torch.utils.data.Dataset):
 
     def _decode(self, rows: np.ndarray) -> "_Decoded":
         images = torch.empty(len(rows), *self._shape[:3], dtype=torch.uint8)
-        found = _Decoded(images, np.empty(0, np.int64), [], [], [])
+        found = _Decoded(images, np.empty(0, np.int64), [], [], [], [])
         kept: list[int] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # `max_pixels` decides
@@ -187,7 +201,8 @@ class ImageSplit(torch.utils.data.Dataset):
                 file = b""
                 try:
                     file = self._file(row, encoded)
-                    images[len(kept)], frames = decoded(file, self._shape, self._config.max_pixels)
+                    images[len(kept)], frames, brightest = decoded(file, self._shape, self._config.max_pixels)
+                    found.brightest.extend([] if brightest is None else [brightest])
                     if frames > 1:
                         found.animated.append(CorruptRow(row, f"{frames} frames"))
                     if frames > 1 and self._config.animated != "first":
@@ -209,11 +224,12 @@ class ImageSplit(torch.utils.data.Dataset):
 class _Decoded(NamedTuple):
     """What came of some rows."""
 
-    images: Tensor  # (kept, C, H', W') uint8
+    images: Tensor  # (kept, C, H, W) uint8
     kept: np.ndarray  # (kept,) int64, which of the rows these are
     corrupt: list[CorruptRow]  # the others
     animated: list[CorruptRow]
     digests: list[bytes]  # (kept,) of each file
+    brightest: list[int]  # the largest value of each picture of 16 bits
 
 
 def _digest(file: bytes) -> bytes:

@@ -13,7 +13,6 @@ from prior.draw import SamplingConfig
 from tokenizer.config import ImageTokenizerConfig
 from tokenizer.images import held_out, open_images, run_images
 from tokenizer.pixels import to_pil
-from tokenizer.views import centre
 
 COMPLETED = 8  # images
 DRAWS = 2  # completions of each
@@ -36,7 +35,7 @@ def completed(found: Found) -> tuple[list[Tensor], str]:
     split = held_out(open_images(settings, c.image_size, c.image_channels).splits, found.split)
     n = min(COMPLETED, len(split))
     batch = split.read(torch.arange(n) * len(split) // n)
-    originals, rows = centre(batch.images, c.image_size), half_rows(c)
+    originals, rows = batch.images, half_rows(c)
     kept = torch.zeros(c.image_size, dtype=torch.bool)
     kept[:rows] = True
     names, numbers = pipeline.prior.config.class_names or (), batch.labels.tolist()
