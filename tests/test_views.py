@@ -140,7 +140,8 @@ def test_encoding_says_how_many_views_it_chose_and_leaves_an_answer_alone(finish
 
 @pytest.mark.parametrize("margin, shift", [(1, 1), (2, 1), (4, 2)])
 def test_a_margin_is_refused_and_told_of_the_shift_that_moves_as_far(margin, shift):
-    with pytest.raises(UserError, match=rf"run.yaml: images.margin: there is no margin any more.*`shift: {shift}` in its place"):
+    told = rf"run.yaml: images.margin: there is no margin any more.*`shift: {shift}` in its place"
+    with pytest.raises(UserError, match=told):
         config.build(TrainConfig, {"images": {"margin": margin}}, "run.yaml")
 
 

@@ -49,8 +49,8 @@ class DataFiles(Settings):
 def _gone(margin: int) -> int:
     if margin:
         raise ValueError(
-            f"there is no margin any more, which resampled every picture and cut off its rim; `shift: {-(-margin // 2)}` in its "
-            "place moves them as far and reads them as they are"
+            "there is no margin any more, which resampled every picture and cut off its rim; "
+            f"`shift: {-(-margin // 2)}` in its place moves them as far and reads them as they are"
         )
     return margin
 
