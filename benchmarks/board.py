@@ -34,7 +34,7 @@ from common.folder import read_json, write_json
 from common.launch import make_accelerator
 from common.record import record
 from metrics.distances import frechet_distance
-from metrics.similarity import psnr_each, ssim_each
+from metrics.similarity import psnr_of, squared_error_each, ssim_each
 from pipeline.evaluate import Settings, evenly, features_of, open_bench
 from pipeline.judge import Drawn, ask_classifier, compare
 from tokenizer.features import labelled
@@ -100,7 +100,7 @@ def peer(data: Path, folder: Path, seed: int, beside: Path) -> Figures:
 def judge_peer(folder: Path, beside: Path) -> Figures:
     """What the product's rulers say of the peer's samples and of its reconstructions of the test split."""
     bench = open_bench(Settings(run=str(beside)), make_accelerator())
-    size, device = bench.pipeline.tokenizer.config.image_size, bench.accelerator.device
+    device = bench.accelerator.device
     (images, labels), (again, _) = read_npz(folder / "samples.npz"), read_npz(folder / "reconstructions.npz")
     images, again = channels_first(images), channels_first(again)
     drawn = Drawn(images, torch.empty(len(images), 0), labels, bench.eyes.features(images))
@@ -108,10 +108,12 @@ def judge_peer(folder: Path, beside: Path) -> Figures:
     real, same = (features_of(bench, split, evenly(split, len(images))) for split in (bench.split, train))
     figures = compare(drawn.features, real, same, bench.eyes.features.frechet_name)
     classes = bench.images.class_names
-    figures |= ask_classifier(drawn, bench.eyes, labelled(bench.split, size), classes, device)
+    figures |= ask_classifier(drawn, bench.eyes, labelled(bench.split), classes, device)
     test = torch.cat([bench.split.read(some).images for some in torch.arange(len(bench.split)).split(1000)])
+    errors = squared_error_each(test, again)
     return figures | {
-        "psnr": psnr_each(test, again).mean().item(),
+        "psnr_pooled": psnr_of(errors.mean()).item(),
+        "psnr": psnr_of(errors).mean().item(),
         "ssim": torch.cat([ssim_each(a, b) for a, b in zip(test.split(1000), again.split(1000), strict=True)]).mean().item(),
         f"reconstruction_{bench.eyes.features.frechet_name}": frechet_distance(real, bench.eyes.features(again)),
     }
@@ -147,7 +149,8 @@ def run_rows(dataset: str, data: Path, work: Path, rows: Sequence[str], seeds: S
 
 
 COLUMNS = {
-    "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3), "usage": ("codes used", 3), "distortion": ("distortion", 3),
+    "psnr_pooled": ("PSNR, dB", 2), "psnr": ("mean over images", 2), "ssim": ("SSIM", 3), "usage": ("codes used", 3),
+    "distortion": ("distortion", 3),
     "learned_rate": ("rate", 3), "learned_bits_per_dim": ("**bits/dim**", 3), "independent_bits_per_dim": ("independent", 3),
     "uniform_bits_per_dim": ("uniform", 3), "prior_nll": ("nats a code", 3), "prior_saved": ("saved", 3),
     "fd_classifier": ("fd_classifier", 2), "kernel_distance": ("kernel", 3), "precision": ("precision", 3),
@@ -159,7 +162,7 @@ TABLES = {
         "distortion", "learned_rate", "learned_bits_per_dim", "independent_bits_per_dim", "uniform_bits_per_dim",
         "prior_nll", "prior_saved",
     ),
-    "Reconstructions": ("psnr", "ssim", "usage"),
+    "Reconstructions": ("psnr_pooled", "psnr", "ssim", "usage"),
     "10,000 drawn images": (
         "fd_classifier", "kernel_distance", "precision", "recall", "density", "coverage", "class_agreement",
         "classification_accuracy_score", "memorised_features",
@@ -175,12 +178,12 @@ SAVED = Claim(
 )  # fmt: skip
 CLAIMS = {
     "fashion_mnist": (
-        Claim(text="PSNR at 7x7 codes, dB", relation="at least", threshold=24.0, value=lambda f: f["psnr"]),
+        Claim(text="PSNR at 7x7 codes, mean over images, dB", relation="at least", threshold=24.0, value=lambda f: f["psnr"]),
         Claim(text="share of the 512 codes used", relation="at least", threshold=0.95, value=lambda f: f["usage"]),
         SAVED, AGREEMENT,
     ),
     "fashion_mnist peer": (
-        Claim(text="PSNR ahead of the peer's, dB", relation="at least", threshold=1.5,
+        Claim(text="PSNR ahead of the peer's, mean over images, dB", relation="at least", threshold=1.5,
               value=lambda f, p: f["psnr"] - p["psnr"]),
         Claim(text="fd_classifier, share of the peer's", relation="at most", threshold=0.5,
               value=lambda f, p: f["fd_classifier"] / p["fd_classifier"]),
@@ -269,7 +272,8 @@ def section(result: dict[str, Any]) -> str:
 NOTES = {
     "CIFAR-10": "Minutes of one CPU core, no GPU being at hand: rows of `configs/cifar10_small`, not of `configs/cifar10`. Of "
     "the 60,000 images 189 were missing from the copy at hand; figures are of the 9,966 test images that were there. ",
-    "Emoji": "Noto emoji at 32 x 32, unlabelled, for the pictures: no classifier looks at them, so there are no distances. ",
+    "Emoji": "Noto emoji at 32 x 32, unlabelled, for the pictures: no classifier looks at them, so there are no distances. "
+    "Measured when the config read pictures with a margin, resampled (see [what a margin costs](bits.md)), against that view. ",
 }
 
 
@@ -311,6 +315,9 @@ of −log2 p(image), which an arithmetic coder turns into bytes (`pipeline/compr
 with the codes paid for by their frequency, or all alike, and *saved* what the learned prior saves of the former's rate. A
 class-conditional prior pays for the class. The peer has no p(pixels | codes); it is given the best Gaussian, its variance that
 of its error on the images held out of train.
+
+**PSNR** is of the squared error pooled over all test images, as papers report it; the mean over images of each one's own stands
+beside it, and is higher. Of the peer the mean alone was kept.
 """
 
 

@@ -27,6 +27,7 @@ from prior.config import TrainConfig as PriorTraining
 from prior.model import Prior, nll_each
 from tokenizer.config import TrainConfig as TokenizerTraining
 from tokenizer.model import Tokenizer
+from tokenizer.views import default_views
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -82,10 +83,15 @@ def cost_of_tokenizer(c: TokenizerTraining, images: int) -> dict[str, Any]:
         "weights": weights(tokenizer), "mib_kept_an_image": kept.mib, "operations_an_image": step,
         "images_trained_on": c.steps * c.batch_size,
         "operations": step * c.steps * c.batch_size, "epochs": c.steps * c.batch_size / images,
-        "encode_operations": encode * images * c.encode.views,
+        "encode_operations": encode * images * views_of(c, images),
         # fp32: weights, gradient, two moments of AdamW, and the averaged weights
         "state_gib": 5 * 4 * weights(tokenizer) / 2**30,
     }  # fmt: skip
+
+
+def views_of(c: TokenizerTraining, images: int) -> int:
+    """Return the rows of codes that each image gets."""
+    return c.encode.views or default_views(images, c.images)
 
 
 def cost_of_prior(c: PriorTraining, info: CodesInfo, images: int) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def cost(folder: Path, images: int, classes: int) -> dict[str, Any]:
     two = config.parse(PriorTraining, "", [str(folder / "prior.yaml")])
     info = CodesInfo(
         codebook_size=one.model.codebook_size, factors=one.model.factors, grid=one.model.grid, code_depth=one.model.code_depth,
-        views=one.encode.views, class_names=tuple(map(str, range(classes))) or None, source={}, shard_size=1,
+        views=views_of(one, images), class_names=tuple(map(str, range(classes))) or None, source={}, shard_size=1,
         tokenizer=TokenizerIdentity(name=folder.name, sha256="0" * 64),
     )  # fmt: skip
     tokenizer, prior, rate = cost_of_tokenizer(one, images), cost_of_prior(two, info, images), cpu_rate()

@@ -25,7 +25,6 @@ from tokenizer.images import held_out
 from tokenizer.kmeans import assigned, e_step, m_step
 from tokenizer.pixels import to_float
 from tokenizer.run_images import open_run_images
-from tokenizer.views import centre
 
 ROOT = Path(__file__).parents[1]
 DRAWINGS = ROOT / "docs"
@@ -142,9 +141,9 @@ def main() -> None:
     t, c = pipeline.tokenizer.config, pipeline.prior.config
     splits = open_run_images(run / "tokenizer", t).splits
     test = held_out(splits).read(torch.arange(len(held_out(splits))))
-    images = centre(test.images, t.image_size)
+    images = test.images
 
-    train = to_float(centre(splits["train"].read(torch.arange(len(splits["train"]))).images, t.image_size))
+    train = to_float(splits["train"].read(torch.arange(len(splits["train"]))).images)
     steps = em(rearrange(train, "b c (h p) (w q) -> (b h w) (c p q)", p=PATCH, q=PATCH))
     marginal = Marginal(codes.read(run / "codes", ["train"]).splits["train"].codes, c.codebook_size)
     found = measure(image_nats(pipeline, marginal, images, test.labels), images[0].numel(), c.length)

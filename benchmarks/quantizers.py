@@ -155,7 +155,8 @@ def job(dataset: str, name: str, source: str, seed: int, steps: int, work: Path)
     found = evaluate(tokenizer, images.splits["test"], accelerator)
     places = math.prod(tokenizer.config.grid)
     figures = {
-        "psnr": found.psnr, "usage": usage(found.counts), "perplexity": perplexity(found.counts),
+        "psnr_pooled": found.psnr_pooled, "psnr": found.psnr,
+        "usage": usage(found.counts), "perplexity": perplexity(found.counts),
         "bits_per_image": places * tokenizer.config.code_depth * math.log2(tokenizer.config.codebook_size),
         "entropy_bits_per_image": places * entropy_bits(found.counts),
         "seconds": round(time.perf_counter() - began, 1),

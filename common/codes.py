@@ -270,7 +270,10 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         *([("`label`", f"one of {len(info.class_names)} classes; -1 where the source has none")] if info.class_names else []),
         ("`row`", "of the image in its split of the source"),
     ]  # fmt: skip
-    figures = ("psnr", "usage", "perplexity")
+    figures = {
+        "psnr_pooled": "PSNR of what they decode to, dB", "psnr": "mean over images, dB", "usage": "codebook in use",
+        "perplexity": "perplexity",
+    }  # fmt: skip
     rows = [
         (f"`{name}`", f"{split['rows']:,}", f"{split.get('images', split['rows']):,}",
          *(f"{split[figure]:.4g}" if isinstance(split.get(figure), float) else "–" for figure in figures))
@@ -286,8 +289,8 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         + "\n## Columns\n\n"
         + card.table(("column", "holds"), columns)
         + "\n## Splits\n\n"
-        + card.table(("split", "rows", "images", "PSNR of what they decode to, dB", "codebook in use", "perplexity"), rows)
-        + "\nAs encoding measured it, on 8-bit images; usage is a share of 1.\n"
+        + card.table(("split", "rows", "images", *figures.values()), rows)
+        + "\nAs encoding measured it, on 8-bit images, PSNR of their pooled error; usage is a share of 1.\n"
         "\n## Data\n\nThe images, and how they were read:\n\n"
         + card.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
         + f"\n## Tokenizer\n\n{card.plain(info.tokenizer.name)}, SHA-256 of its weights `{info.tokenizer.sha256}`. Codes mean "

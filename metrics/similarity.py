@@ -11,10 +11,23 @@ from torch import Tensor
 KERNEL, SIGMA = 11, 1.5  # of SSIM's Gaussian weights
 
 
+def squared_error_each(images: Tensor, others: Tensor) -> Tensor:
+    """Return the mean squared error (B,) between two batches of uint8 images, in levels of 255."""
+    return (images.float() - others.float()).square().mean((1, 2, 3))
+
+
+def psnr_of(squared_error: Tensor) -> Tensor:
+    """Return the PSNR in dB, 10 log10(255² / MSE), of each mean squared error; of none 100 dB, not infinity.
+
+    Of the errors of images (B,) it is each image's own PSNR; of their mean it is the pooled PSNR, which is what papers report.
+    A mean over images of the former is higher: a few smooth images count for much in it, and the worst for little.
+    """
+    return 10 * torch.log10(255**2 / squared_error.clamp_min(255**2 * 1e-10))
+
+
 def psnr_each(images: Tensor, others: Tensor) -> Tensor:
-    """(B,) dB between two batches of uint8 images; equal images give 100 dB, not infinity."""
-    mse = (images.float() - others.float()).square().mean((1, 2, 3))
-    return 10 * torch.log10(255**2 / mse.clamp_min(255**2 * 1e-10))
+    """Return each image's own PSNR, (B,) dB."""
+    return psnr_of(squared_error_each(images, others))
 
 
 def ssim_each(images: Tensor, others: Tensor) -> Tensor:

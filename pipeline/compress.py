@@ -40,7 +40,6 @@ from prior.draw import SamplingConfig
 from tokenizer.images import held_out
 from tokenizer.pixels import MODES, from_pil, to_pil
 from tokenizer.run_images import open_vouched_images
-from tokenizer.views import centre
 
 
 class Settings(BaseSettings):
@@ -71,7 +70,7 @@ def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
         split = held_out(open_vouched_images(Path(c.run) / "tokenizer", t).splits)
         batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))
         labelled = classes > 0 and bool((batch.labels >= 0).all())
-        return Pictures(centre(batch.images, t.image_size), batch.labels if labelled else None, f"images of {split.name}")
+        return Pictures(batch.images, batch.labels if labelled else None, f"images of {split.name}")
     return Pictures(torch.cat([read_picture(name, pipeline) for name in c.files]), None, "pictures")
 
 

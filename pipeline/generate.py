@@ -105,7 +105,8 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     """Write what was asked for, or what is missing of it, and return its folder.
 
     Args:
-        kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given.
+        kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given. Their guidance is
+            left out where the prior has no classes.
     """
     path = output_folder(c)
     begun(path)  # raises where it is not ours, before anything is read or written

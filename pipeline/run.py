@@ -44,6 +44,7 @@ from pipeline.image_pipeline import is_of_run
 from prior.draw import SamplingConfig
 
 ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
+PRINTED = ("psnr_pooled", "psnr", "usage", "perplexity")  # of the codes; those of before have no pooled PSNR
 BUSY = 0.4  # of the cores, by others
 AGAIN = "remove it, and run the stage that wrote it again"
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,7 +147,7 @@ def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
         images = folder.read_json(run / "tokenizer/images.json")["splits"].values()
         summary |= {f"images_{what}": sum(each[what] for each in images) for what in ("left_out", "repeated", "animated")}
     summary |= {"split": split}
-    summary |= {f"{name}_{split}": splits[split][name] for name in ("psnr", "usage", "perplexity")}
+    summary |= {f"{name}_{split}": splits[split][name] for name in PRINTED if name in splits[split]}
     summary |= {f"nll_{split}": figures[f"{split}_nll"], f"marginal_nll_{split}": figures[f"{split}_marginal_nll"]}
     return summary | {"uniform_nll": figures["uniform_nll"]}
 

@@ -46,7 +46,7 @@ def tokenizer_training(run: Path, **settings) -> TokenizerTraining:
     """Six steps on the digits, of a tokenizer with 4 x 4 codes of 16."""
     model = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))
     defaults = {
-        "run": str(run), "model": model, "images": ImagesConfig(margin=2), "encode": EncodeConfig(views=2, shard_size=500),
+        "run": str(run), "model": model, "images": ImagesConfig(shift=1), "encode": EncodeConfig(views=2, shard_size=500),
         "steps": 6, "batch_size": 16, "warmup": 2, "evaluate_every": 3, "save_every": 3, "log_every": 2, "precision": "fp32",
     }  # fmt: skip
     return TokenizerTraining(**{**defaults, **settings})

@@ -29,7 +29,6 @@ from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_float, to_uint8
 from tokenizer.quantizers.config import GumbelConfig
 from tokenizer.run_images import open_run_images
-from tokenizer.views import centre
 
 IDENTITY = TokenizerIdentity(name="test", sha256="0" * 64)
 K, T = 3, 4
@@ -172,7 +171,7 @@ def trained(finished_run):
     pipeline = ImagePipeline.from_run(finished_run, SamplingConfig())
     split = held_out(open_run_images(finished_run / "tokenizer", pipeline.tokenizer.config).splits)
     batch = split.read(torch.arange(48))
-    return pipeline, centre(batch.images, pipeline.tokenizer.config.image_size), batch.labels
+    return pipeline, batch.images, batch.labels
 
 
 def test_images_survive_the_bytes_and_cost_what_the_figure_says(trained, finished_run):

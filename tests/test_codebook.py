@@ -47,7 +47,7 @@ def random_run(path, kind="vq"):
     else:
         tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=QUANTIZERS[kind]))
     tokenizer.save_pretrained(path / "tokenizer/model")
-    write_yaml(tokenizer_training(path, images=ImagesConfig(margin=2, validation_share=0.5)), path / "tokenizer/config.yaml")
+    write_yaml(tokenizer_training(path, images=ImagesConfig(shift=1, validation_share=0.5)), path / "tokenizer/config.yaml")
     return path
 
 

@@ -275,7 +275,7 @@ def card_of(run: Path, **settings) -> str:
 
 def evaluated(run: Path) -> None:
     now = {stage: sha256(run / stage / "model/model.safetensors") for stage in ("tokenizer", "prior")}
-    figures = {"tokenizer": {"psnr": 12.3456}, "prior": {"nll": 2.4681}, "pipeline": {"fd_classifier": 3.2109}}
+    figures = {"tokenizer": {"psnr_pooled": 12.3456}, "prior": {"nll": 2.4681}, "pipeline": {"fd_classifier": 3.2109}}
     for stage, each in figures.items():
         protocol = {**now, "number": 297, "seed": 4, "drawn": 100}
         write_evaluation(run, stage, "test", figures=each, protocol=protocol, arguments=["/home/me/secret/digits"])
@@ -303,7 +303,7 @@ def test_a_card_says_what_was_not_measured_and_leaves_out_what_was_of_other_weig
     card = card_of(copied)
     for script in ("tokenizer/evaluate.py", "prior/evaluate.py", "pipeline/evaluate.py"):
         assert re.search(rf"Not measured: run `python {script} \S+`, then publish again", card), script
-    assert re.search(r"reconstructions have a PSNR of [\d.]+ dB \(test split, as encoded\)", card)
+    assert re.search(r"reconstructions have a PSNR of [\d.]+ dB \(pooled, test split, as encoded\)", card)
     assert re.search(r"a code costs [\d.]+ nats \(test split, after training\)", card)
     evaluated(copied)
     path = evaluation_path(copied, "prior", "test")

@@ -26,7 +26,6 @@ from tokenizer.config import ImagesConfig
 from tokenizer.images import ImageSet, open_images
 from tokenizer.pixels import to_float, to_pil, to_uint8
 from tokenizer.split import ImageBatch
-from tokenizer.views import augment, centre, view
 
 SIZE = (6, 5)
 NAMES = ["cat", "dog"]
@@ -633,7 +632,7 @@ def test_an_empty_split_beside_a_full_one_is_refused(tmp_path):
         opened(write(tmp_path / "set", files))
 
 
-@pytest.mark.parametrize("key, value", [("margin", -1), ("validation_share", 0.0), ("validation_share", 0.6)])
+@pytest.mark.parametrize("key, value", [("shift", -1), ("white", 65_536), ("validation_share", 0.0), ("validation_share", 0.6)])
 def test_a_setting_out_of_range_is_refused(key, value):
     with pytest.raises(ValidationError, match=key):
         ImagesConfig(**{key: value})
@@ -658,65 +657,6 @@ OTHERS = [table([FILES[1], *FILES[1:]]), table(labels=LABELS[::-1]), table(FILES
 def test_the_fingerprint_changes_with_an_image_a_label_or_a_row(other, folder, tmp_path):
     changed = parquet(tmp_path / "other", train=other, test=table(FILES[:4], [-1] * 4))
     assert opened(folder).fingerprint != opened(changed).fingerprint
-
-
-# ---------------------------------------------------------------------------------------------- augmentation and views
-
-
-@pytest.fixture
-def batch():
-    return torch.from_numpy(np.stack([pixels(i, (10, 9)) for i in range(64)])).permute(0, 3, 1, 2)
-
-
-MOVING = ImagesConfig(margin=4, flip=True)
-
-
-def test_an_augmented_image_depends_on_seed_epoch_and_row_and_not_on_its_batch(batch):
-    rows, epochs = torch.arange(64), torch.arange(64) % 3
-    together = augment(batch, 1, rows, epochs, MOVING, SIZE)
-    some = torch.tensor([40, 2, 17])
-    assert torch.equal(augment(batch[some], 1, rows[some], epochs[some], MOVING, SIZE), together[some])
-    for changed in ((2, rows, epochs), (1, rows + 64, epochs), (1, rows, epochs + 3)):
-        assert not torch.equal(augment(batch, *changed, MOVING, SIZE), together)
-
-
-def test_augmentation_takes_every_window_inside_the_margin_and_its_mirror(batch):
-    windows = {
-        (top, left, flip): window.flip(-1) if flip else window
-        for top in range(5)
-        for left in range(5)
-        for flip in (False, True)
-        for window in [batch[0, :, top : top + 6, left : left + 5]]
-    }
-    taken = augment(batch[:1].expand(2000, -1, -1, -1), 0, range(2000), 0, MOVING, SIZE)
-    counts = {place: int((taken == window).flatten(1).all(1).sum()) for place, window in windows.items()}
-    assert sum(counts.values()) == 2000 and min(counts.values()) >= 15  # 40 expected of each, 6.3 the deviation
-    assert 900 < sum(count for (_, _, flip), count in counts.items() if flip) < 1100  # 4.5 deviations
-
-
-def test_without_margin_and_flip_augmentation_changes_nothing(batch):
-    assert torch.equal(augment(batch, 0, range(64), 5, ImagesConfig(), (10, 9)), batch)
-
-
-def test_the_augmentation_of_a_row_is_the_same_on_every_machine_and_in_every_version():
-    places = torch.arange(90, dtype=torch.uint8).view(1, 1, 10, 9).expand(6, -1, -1, -1)
-    top_corners = augment(places, 7, range(6), 3, MOVING, SIZE)[:, 0, 0, [0, -1]]
-    assert top_corners.tolist() == [[17, 13], [23, 19], [22, 18], [43, 39], [13, 17], [19, 23]]
-
-
-def test_the_first_view_is_the_centre_the_second_its_mirror_and_the_others_augmentations(batch):
-    rows = torch.arange(64)
-    plain, mirror, third = (view(batch, 0, rows, index, MOVING, SIZE) for index in range(3))
-    assert torch.equal(plain, batch[:, :, 2:8, 2:7]) and torch.equal(plain, centre(batch, SIZE))
-    assert torch.equal(mirror, plain.flip(-1))
-    assert torch.equal(third, augment(batch, 0, rows, 2, MOVING, SIZE))
-
-
-def test_the_margin_is_read_around_the_centre(tmp_path):
-    image = pixels(0, (10, 9))
-    folder = write(tmp_path / "set", {"0.png": file_of(image), "1.png": file_of(image)})
-    images = opened(folder, margin=4).splits["train"].read([0]).images
-    assert np.array_equal(centre(images, SIZE)[0].permute(1, 2, 0), image[2:8, 2:7])
 
 
 # ------------------------------------------------------------------------------------------------- bytes and numbers

@@ -1,5 +1,7 @@
 """A figure is what its paper says: known answers by hand, and the same as the field's own programs give."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -21,7 +23,7 @@ from metrics.distances import (
     precision_recall,
 )
 from metrics.neighbours import memorised, nearest
-from metrics.similarity import psnr_each, ssim_each
+from metrics.similarity import psnr_each, psnr_of, squared_error_each, ssim_each
 
 
 def normal(seed, *shape):
@@ -60,6 +62,16 @@ def test_equal_images_are_alike_in_every_measure():
 def test_an_error_of_one_level_is_48_decibels():
     black = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     assert psnr_each(black, black + 1).tolist() == pytest.approx([48.1308] * 2)
+
+
+def test_the_pooled_psnr_is_that_of_all_pixels_together_and_below_the_mean_over_images():
+    """What was printed as PSNR was the mean over images, 24.89 where papers report 23.98."""
+    original, worse = images(0, 6, 3, 8, 8), images(1, 6, 3, 8, 8)
+    worse[:3] = original[:3] // 255 * 255 + (original[:3] + 1) % 255  # the first three are a level off, or few
+    errors = squared_error_each(original, worse)
+    together = (original.double() - worse.double()).square().mean().item()
+    assert psnr_of(errors.mean()).item() == pytest.approx(10 * math.log10(255**2 / together))
+    assert psnr_of(errors.mean()) < psnr_each(original, worse).mean() - 1
 
 
 def test_ssim_of_flat_images_is_that_of_their_means():

@@ -16,6 +16,7 @@ from common.folder import sha256, write_json
 from pipeline.report import MADE, Settings, main, report
 from pipeline.reporting.charts import code_use
 from pipeline.reporting.found import gather, outdated
+from pipeline.reporting.head import psnr
 from pipeline.reporting.page import EMPTY, Html, join, number, tag
 from prior.draw import SamplingConfig
 
@@ -58,7 +59,10 @@ def evaluate(run: Path) -> None:
     now = {stage: sha256(run / stage / "model/model.safetensors") for stage in ("tokenizer", "prior")}
     classes = [str(i) for i in range(10)]
     figures = {
-        "tokenizer": {"psnr": 12.3456, "usage": 0.8125, "perplexity": 9.87, "distortion": 5.4321, "uniform_rate": 1.0},
+        "tokenizer": {
+            "psnr_pooled": 12.3456, "psnr": 13.5, "usage": 0.8125, "perplexity": 9.87, "distortion": 5.4321,
+            "uniform_rate": 1.0,
+        },
         "prior": {
             "nll": 2.4681, "saved": 0.123, "by_class": {name: 2.0 + i / 10 for i, name in enumerate(classes)},
             "by_place": (2 + np.arange(16).reshape(4, 4) / 10).tolist(),
@@ -180,9 +184,17 @@ def test_drawn_images_that_were_measured_with_other_sampling_settings_are_told(e
         assert len([each for each in outdated(gather(evaluated)) if "had other sampling settings" in each]) == remarks
 
 
+def test_the_psnr_that_is_shown_large_is_the_pooled_one_or_says_that_it_is_not(evaluated):
+    assert psnr(gather(evaluated)) == (12.3456, "pooled, test split, 297 images")
+    write_evaluation(evaluated, "tokenizer", "test", figures={"psnr": 33.333}, protocol={"number": 297}, arguments=[])
+    for file in ("codes/codes.json", "tokenizer/metrics.jsonl"):  # a run of before has the pooled one nowhere
+        (evaluated / file).write_text((evaluated / file).read_text().replace("psnr_pooled", "psnr_unknown"))
+    assert psnr(gather(evaluated)) == (33.333, "mean over images, test split, 297 images")
+
+
 def test_a_page_is_of_the_split_it_is_asked_for(evaluated):
     write_evaluation(evaluated, "tokenizer", "validation", figures={"psnr": 33.333}, protocol={}, arguments=[])
-    assert gather(evaluated).value("tokenizer", "psnr") == 12.3456
+    assert gather(evaluated).value("tokenizer", "psnr") == 13.5
     assert gather(evaluated, "validation").value("tokenizer", "psnr") == 33.333
     with pytest.raises(UserError, match="no evaluation of split 'tset'; there are some of test, validation"):
         gather(evaluated, "tset")

@@ -41,7 +41,6 @@ from tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plu
 from tokenizer.pixels import to_float
 from tokenizer.run_images import where_they_lay, write_record
 from tokenizer.split import ImageSplit
-from tokenizer.views import centre
 
 LEEWAY = Leeway(
     free={"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"}, length="iterations"
@@ -97,7 +96,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
 
 def patches_of(tokenizer: KMeansTokenizer, split: ImageSplit, positions: Tensor) -> Tensor:
     """(b · h · w, D) on the tokenizer's device."""
-    images = centre(split.read(positions).images, tokenizer.config.image_size)
+    images = split.read(positions).images
     return tokenizer.patches(to_float(images.to(tokenizer.codebook.device)))
 
 

@@ -44,7 +44,6 @@ from tokenizer.pixels import to_float
 from tokenizer.run_images import open_run_images, recorded
 from tokenizer.split import ImageSplit
 from tokenizer.usage import count
-from tokenizer.views import centre
 
 BATCH = 256  # images at once, or fewer where encoding takes fewer
 
@@ -169,7 +168,7 @@ def count_images(tokenizer: ImageTokenizer, split: ImageSplit, batch_size: int, 
     world = accelerator.num_processes
     bar = progress_bar(accelerator, len(split), f"encode {split.name}", unit="image")
     for positions in torch.arange(accelerator.process_index, len(split), world).split(batch_size):
-        images = centre(split.read(positions).images, tokenizer.config.image_size)
+        images = split.read(positions).images
         with accelerator.autocast():
             indices = tokenizer.encode(to_float(images.to(accelerator.device)))
         counts += count(indices.cpu(), K, Q)

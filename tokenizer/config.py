@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from common.config import Settings
 from common.launch import Precision
@@ -46,6 +46,15 @@ class DataFiles(Settings):
         return {split: list(patterns) for split, patterns in self if patterns is not None}
 
 
+def _gone(margin: int) -> int:
+    if margin:
+        raise ValueError(
+            "there is no margin any more, which resampled every picture and cut off its rim; "
+            f"`shift: {-(-margin // 2)}` in its place moves them as far and reads them as they are"
+        )
+    return margin
+
+
 class ImagesConfig(Settings):
     """Where the images come from, and how they are brought to the size the model wants."""
 
@@ -69,12 +78,16 @@ class ImagesConfig(Settings):
     without one the images are unlabelled"""
     resize: Literal["crop", "stretch"] = "crop"
     """crop: the shorter side to size and the centre of the longer one; stretch: both sides to size"""
-    margin: int = Field(0, ge=0, le=2**13)
-    """pixels read beyond the size on either axis, cropped away at random in training and from the centre otherwise"""
+    shift: int = Field(0, ge=0, le=2**13)
+    """pixels that training images are moved at most, either way on both axes; what comes in is the side's own rim, repeated"""
+    margin: Annotated[int, AfterValidator(_gone)] = Field(0, exclude=True)
+    """gone; runs of before say 0, which is taken, and anything else is told of images.shift"""
     flip: bool = False
     """mirror half of the training images left-right"""
     black_and_white: bool = False
     """every channel of a pixel to 0 or 255, whichever is nearer: what model.likelihood.kind bernoulli is a likelihood of"""
+    white: int = Field(65_535, ge=255, le=65_535)
+    """of pictures of 16 bits a channel: the value that is white; cameras and microscopes often use fewer bits, as 12: 4095"""
     validation_share: float = Field(0.05, gt=0, le=0.5)
     """share of the training images held out where the source has no split `validation` (val, valid, dev)"""
     corrupt: Literal["refuse", "skip"] = "refuse"
@@ -267,8 +280,9 @@ ImageTokenizerConfig = TokenizerConfig | KMeansConfig | VQGANConfig  # what the 
 class EncodeConfig(Settings):
     """How a dataset becomes codes."""
 
-    views: int = Field(1, ge=1)
-    """rows an image: the plain one, its mirror when images.flip, then random crops inside images.margin"""
+    views: int | None = Field(None, ge=1)
+    """rows an image: the plain one, its mirror when images.flip, then shifts by up to images.shift; null follows the number of
+    training images: few have up to 8 views, from 20,000 on an image has one, or with images.flip two"""
     batch_size: int = Field(256, ge=1, le=2**24)
     """images a process encodes at once"""
     shard_size: int = Field(10_000, ge=1)
@@ -281,7 +295,7 @@ class ClusterConfig(Settings):
     run: str = "runs/digits_kmeans"
     """folder of the experiment; this stage writes into its subfolder tokenizer/"""
     images: ImagesConfig = ImagesConfig()
-    """which images, and how they are read; they are taken as they are, without crops and mirrors"""
+    """which images, and how they are read; they are taken as they are, neither moved nor mirrored"""
     model: KMeansConfig = KMeansConfig()
     """the tokenizer"""
     encode: EncodeConfig = EncodeConfig()

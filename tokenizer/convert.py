@@ -31,14 +31,13 @@ from common.pictures import image_grid, save_picture
 from common.progress import advance, progress_bar
 from common.run import Leeway, check_run, enter_run
 from common.session import session
-from metrics.similarity import psnr_each
+from metrics.similarity import psnr_of, squared_error_each
 from tokenizer.config import ConvertConfig
 from tokenizer.images import open_images, tell_of_images
 from tokenizer.pixels import to_float, to_uint8
 from tokenizer.published import read_published
 from tokenizer.run_images import where_they_lay, write_record
 from tokenizer.split import ImageSplit
-from tokenizer.views import centre
 from tokenizer.vqgan import VQGANTokenizer
 
 LEEWAY = Leeway(free={"run", "encode.views", "encode.batch_size", "encode.shard_size", "batch_size"})
@@ -47,7 +46,7 @@ SHOWN = 12  # images of the picture
 
 class Reconstructions(NamedTuple):
     number: int
-    psnr: float
+    psnr: float  # dB, pooled
     squared_error: Tensor  # (C,), mean over pixels
     shown: list[Tensor]  # originals (n, C, H, W) uint8, a few
     decoded: list[Tensor]  # what they become
@@ -75,7 +74,8 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
     numbers = sum(tensor.numel() for tensor in tokenizer.state_dict().values())
     accelerator.print(
         f"{c.kind}: {numbers:,} numbers; {model.image_size[0]}x{model.image_size[1]} images become "
-        f"{model.grid[0]}x{model.grid[1]} codes of {model.codebook_size:,}; {found.number} train images: {found.psnr:.2f} dB"
+        f"{model.grid[0]}x{model.grid[1]} codes of {model.codebook_size:,}; "
+        f"{found.number} train images: {found.psnr:.2f} dB pooled"
     )
     return run / "model"
 
@@ -90,19 +90,20 @@ def reconstruct(tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, 
     decoded: list[Tensor] = []
     bar = progress_bar(accelerator, wanted, "reconstruct", unit="image")
     for some in positions.split(c.batch_size):
-        images = centre(split.read(some).images, tokenizer.config.image_size).to(accelerator.device)
+        images = split.read(some).images.to(accelerator.device)
         pixels = to_float(images)
         output = tokenizer.output(tokenizer.encode(pixels))
         again, error = to_uint8(tokenizer.likelihood.mean(output)), (pixels - output).square().mean((2, 3)).sum(0)
-        sums += torch.cat([error.new_tensor([len(images)]), psnr_each(images, again).sum()[None], error])
+        sums += torch.cat([error.new_tensor([len(images)]), squared_error_each(images, again).sum()[None], error])
         if sum(map(len, shown)) < SHOWN:
             shown.append(images.cpu())
             decoded.append(again.cpu())
         advance(bar, len(some) * accelerator.num_processes)
     bar.close()
-    number, psnr, *errors = accelerator.reduce(sums).tolist()
+    number, levels, *errors = accelerator.reduce(sums).tolist()
     squared_error = torch.tensor(errors, device=accelerator.device) / max(number, 1)
-    return Reconstructions(int(number), psnr / max(number, 1), squared_error, shown, decoded)
+    psnr = psnr_of(torch.tensor(levels / max(number, 1))).item()
+    return Reconstructions(int(number), psnr, squared_error, shown, decoded)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ the disk and decoded, and their PSNR against the images is printed.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,16 +32,16 @@ from common.folder import sha256
 from common.launch import Precision, make_accelerator, run_command
 from common.progress import passing_bar, progress_bar
 from common.session import at_work, session
-from metrics.similarity import psnr_each
+from metrics.similarity import psnr_of, squared_error_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.config import EncodeConfig, ImagesConfig
-from tokenizer.images import tell_of_images
+from tokenizer.images import ImageSet, tell_of_images
 from tokenizer.model import load_tokenizer, trained
 from tokenizer.pixels import to_float, to_uint8
 from tokenizer.run_images import ANOTHER, open_run_images, run_images
 from tokenizer.split import ImageSplit
 from tokenizer.usage import count, perplexity, usage
-from tokenizer.views import centre, view
+from tokenizer.views import default_views, different_views, view
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 
@@ -71,23 +71,18 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     images = open_run_images(run, tokenizer.config, c.source, otherwise=ANOTHER)
     tell_of_images(images, accelerator)
     folder, name = codes_folder(c), f"{Path(c.run).resolve().name}/tokenizer"
+    views = chosen_views(c, images, images_config, accelerator)
     info = CodesInfo(
         codebook_size=tokenizer.config.codebook_size,
         factors=tokenizer.config.factors,
         grid=tokenizer.config.grid,
         code_depth=tokenizer.config.code_depth,
-        views=c.views,
+        views=views,
         class_names=images.class_names,
         tokenizer=TokenizerIdentity(name=name, sha256=sha256(run / "model/model.safetensors")),
         source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
         shard_size=c.shard_size,
     )
-    different = (1 + images_config.flip) * (1 + images_config.margin) ** 2
-    if c.views > different:
-        raise UserError(
-            f"views {c.views} would repeat images: with margin {images_config.margin} there are {different} different "
-            f"ones; give --views {different}, or train the tokenizer with a larger images.margin"
-        )
     codes.check_plan(folder, info)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -110,6 +105,21 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         codes.finish(folder, info, splits)
     accelerator.wait_for_everyone()
     return folder
+
+
+def chosen_views(c: Settings, images: ImageSet, how: ImagesConfig, accelerator: Accelerator) -> int:
+    """Return how many rows an image gets, and say so where the settings leave it open. Raises `UserError` for too many."""
+    if c.views is None:
+        number = len(images.splits["train"])
+        views = default_views(number, how)
+        accelerator.print(f"{views} view{'s' * (views > 1)} an image, as fits {number:,} training images (--views)")
+        return views
+    if c.views > (different := different_views(how)):
+        raise UserError(
+            f"views {c.views} would repeat images: with shift {how.shift} there are {different} different "
+            f"ones; give --views {different}, or train the tokenizer with a larger images.shift"
+        )
+    return c.views
 
 
 def shards_of(split: ImageSplit, info: CodesInfo) -> int:
@@ -153,10 +163,9 @@ def encode_batch(
     batch = split.read(positions)
     for row, reason in batch.corrupt:
         print(f"left out row {row} of {split.name}: {reason}", file=sys.stderr)
-    size = tokenizer.config.image_size
     found = []
     for index in range(views):
-        pixels = view(batch.images, 0, batch.rows, index, images, size).to(accelerator.device)
+        pixels = view(batch.images, 0, batch.rows, index, images).to(accelerator.device)
         with accelerator.autocast():
             found.append(tokenizer.encode(to_float(pixels)).flatten(1).cpu())  # raster order, depth innermost
     together = rearrange(torch.stack(found), "v b t -> (b v) t")
@@ -170,7 +179,7 @@ def check(
     accelerator: Accelerator,
 ) -> dict[str, Any]:  # fmt: skip
     """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
-    counts, psnr, rows = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), [], 0
+    counts, errors, rows = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), [], 0
     digest = codes.Digest()
     bar = passing_bar(len(split), f"check {name}")
     for path in codes.shard_paths(folder, name):
@@ -182,21 +191,28 @@ def check(
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]
         for part in np.split(chosen, range(batch_size, len(chosen), batch_size)):
-            images = centre(split.read_rows(shard.rows[part]).images, tokenizer.config.image_size)
+            images = split.read_rows(shard.rows[part]).images
             indices = torch.from_numpy(shard.codes[part].astype(np.int64)).view(-1, *tokenizer.index_shape)
             with accelerator.autocast():
                 decoded = tokenizer.decode(indices.to(accelerator.device))
-            psnr.append(psnr_each(images, to_uint8(decoded).cpu()))
-            bar.set_postfix(psnr=f"{psnr[-1].mean():.2f} dB", refresh=False)
+            errors.append(squared_error_each(images, to_uint8(decoded).cpu()))
+            bar.set_postfix(psnr=f"{psnr_of(errors[-1].mean()):.2f} dB", refresh=False)
         bar.update(len(plain))
     bar.close()
-    decoded_back = torch.cat(psnr)
+    squared_error = torch.cat(errors)
     return {
         "rows": rows, "sha256": digest.hexdigest(), "images": rows // info.views,
         "skipped": len(split.corrupt) + len(split) - rows // info.views,
-        "psnr": decoded_back.mean().item(), "psnr_images": len(decoded_back),
+        "psnr_pooled": psnr_of(squared_error.mean()).item(), "psnr": psnr_of(squared_error).mean().item(),
+        "psnr_images": len(squared_error),
         "usage": usage(counts), "perplexity": perplexity(counts),
     }  # fmt: skip
+
+
+def psnr_told(split: Mapping[str, Any]) -> str:
+    """Return the PSNR of a split of codes in words; codes of before have the mean over images alone."""
+    pooled = f"{split['psnr_pooled']:.2f} dB pooled, " if "psnr_pooled" in split else ""
+    return f"{pooled}{split['psnr']:.2f} dB mean over images,"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -215,7 +231,7 @@ def main(argv: Sequence[str]) -> None:
         for name, split in codes.read_info(folder)[1].items():
             print(
                 f"{name}: {split['images']} images, {split['rows']} rows, {split['skipped']} images left out; "
-                f"decoded back from disk {split['psnr']:.2f} dB over {split['psnr_images']} images; "
+                f"decoded back from disk {psnr_told(split)} of {split['psnr_images']} images; "
                 f"codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}"
             )
         print(f"the codes are in {folder}")

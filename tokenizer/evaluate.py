@@ -6,7 +6,7 @@
 Reads RUN/tokenizer and its images. Writes RUN/evaluation/tokenizer-SPLIT.json, or of another --source tokenizer-SPLIT-of-NAME.
 Each process takes its share of the images; interrupted, the same command goes on. The figures:
 
-    psnr, psnr_pooled     dB, of each image and averaged; of the squared error over the whole split
+    psnr_pooled, psnr     dB, of the squared error over the whole split, as papers have it; the mean of each image's own
     ssim                  structural similarity (Wang et al. 2004)
     distortion            −log2 p(x | z), bits per dimension (tokenizer/likelihood.py)
     uniform_rate          T log2 K over the dimensions: what codes cost before there is a prior
@@ -43,7 +43,7 @@ from common.record import code
 from common.session import session
 from metrics.distances import frechet_distance
 from metrics.features import FeaturesConfig
-from metrics.similarity import psnr_each, ssim_each
+from metrics.similarity import psnr_of, squared_error_each, ssim_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.features import Eyes, cache_of, open_eyes
 from tokenizer.images import held_out
@@ -52,7 +52,6 @@ from tokenizer.pixels import to_float, to_uint8
 from tokenizer.run_images import ANOTHER, open_run_images, run_images
 from tokenizer.split import ImageSplit
 from tokenizer.usage import count, perplexity, usage
-from tokenizer.views import centre
 
 PART = 1000  # images
 
@@ -95,7 +94,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 
     folder = parts_path(run, f"tokenizer-{split.name}")  # of one source at a time
     found = in_parts(folder, plan, len(split), PART, measure, accelerator, f"evaluate {split.name}")
-    figures, number = summarize(found, tokenizer, eyes), len(found["psnr"])
+    figures, number = summarize(found, tokenizer, eyes), len(found["squared_error"])
     protocol = {
         **plan, "source": settings.source, "number": number, "skipped": len(split.corrupt) + len(split) - number,
         "features_name": eyes.features.name if eyes.features else None, "likelihood": tokenizer.likelihood.kind,
@@ -114,16 +113,15 @@ def measure_batch(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Of each image: figures (b,), its codes (b, T), and features of it and of its reconstruction (b, D)."""
     batch = split.read(positions)
-    images = centre(batch.images, tokenizer.config.image_size).to(accelerator.device)
+    images = batch.images.to(accelerator.device)
     pixels = to_float(images)
     with accelerator.autocast():
         indices = tokenizer.encode(pixels)
         output = tokenizer.output(indices)
     again = to_uint8(tokenizer.likelihood.mean(output))
     found = {
-        "psnr": psnr_each(images, again),
+        "squared_error": squared_error_each(images, again),
         "ssim": ssim_each(images, again),
-        "squared_error": (images.float() - again.float()).square().mean((1, 2, 3)),
         "distortion": tokenizer.likelihood.nll(output.double(), pixels.double()),
         "codes": indices.flatten(1).int(),
     }
@@ -143,8 +141,8 @@ def summarize(found: dict[str, Tensor], tokenizer: ImageTokenizer, eyes: Eyes) -
     distortion = found["distortion"].mean().item() / (math.log(2) * dimensions)
     rate = found["codes"].shape[1] * math.log2(c.codebook_size) / dimensions
     figures: dict[str, Any] = {
-        "psnr": found["psnr"].double().mean().item(),
-        "psnr_pooled": 10 * math.log10(255**2 / max(found["squared_error"].double().mean().item(), 1e-9)),
+        "psnr_pooled": psnr_of(found["squared_error"].double().mean()).item(),
+        "psnr": psnr_of(found["squared_error"].double()).mean().item(),
         "ssim": found["ssim"].double().mean().item(),
         "distortion": distortion,
         "uniform_rate": rate,

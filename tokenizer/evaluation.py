@@ -1,9 +1,10 @@
 """How good a tokenizer is on a split: PSNR of its reconstructions and the use of its codebook, over the whole split.
 
-    metrics    distortion (bits per dimension), psnr (dB), usage in (0, 1], perplexity in [1, K]
+    metrics    distortion (bits per dimension), psnr_pooled and psnr (dB), usage in (0, 1], perplexity in [1, K]
     counts     (Q, K), how often each code was used at each depth
 
-PSNR is each image's, of 8-bit pixels, averaged over images: mean of 10 log10(255² / MSE).
+Of 8-bit pixels, `psnr_pooled` is 10 log10(255² / MSE) of the mean squared error over the whole split, as papers have it, and
+`psnr` the mean over images of each one's own.
 """
 
 import math
@@ -18,12 +19,11 @@ from torch import Tensor
 from common.folder import write_json
 from common.pictures import image_grid
 from common.progress import advance, passing_bar
-from metrics.similarity import psnr_each
+from metrics.similarity import psnr_of, squared_error_each
 from tokenizer.base import ImageTokenizer
 from tokenizer.pixels import to_float, to_uint8
 from tokenizer.split import ImageSplit
 from tokenizer.usage import count, perplexity, usage
-from tokenizer.views import centre
 
 BATCH = 256
 SHOWN = 12  # images of the picture
@@ -31,7 +31,8 @@ SHOWN = 12  # images of the picture
 
 class Evaluation(NamedTuple):
     images: int  # how many were evaluated
-    psnr: float
+    psnr_pooled: float  # dB, of the squared error over all of them
+    psnr: float  # dB, the mean of each image's own
     distortion: float  # −log2 p(x | z) a dimension
     counts: Tensor  # (Q, K) how often each code was used
     originals: Tensor  # (n, C, H, W) uint8, a few
@@ -41,6 +42,7 @@ class Evaluation(NamedTuple):
         return {
             "validation_images": self.images,  # fewer than the split when some cannot be read
             "distortion": self.distortion,
+            "psnr_pooled": self.psnr_pooled,
             "psnr": self.psnr,
             "usage": usage(self.counts),
             "perplexity": perplexity(self.counts),
@@ -48,36 +50,39 @@ class Evaluation(NamedTuple):
 
     def summary(self) -> dict[str, str]:
         bits = f"{self.distortion:.3f} bits/dim"
-        return {"psnr": f"{self.psnr:.2f} dB", "distortion": bits, "usage": f"{usage(self.counts):.1%}"}
+        psnr = f"{self.psnr_pooled:.2f} dB pooled, {self.psnr:.2f} mean"
+        return {"psnr": psnr, "distortion": bits, "usage": f"{usage(self.counts):.1%}"}
 
 
 @torch.no_grad()
 def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> Evaluation:
     """Every process takes its share of the split; the sums are of all of it. `tokenizer` is not wrapped."""
-    device, size = accelerator.device, tokenizer.config.image_size
+    device = accelerator.device
     K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
     counts = torch.zeros(Q, K, dtype=torch.int64, device=device)
-    sums = torch.zeros(3, dtype=torch.float32, device=device)  # PSNR, bits a dimension, images
+    sums = torch.zeros(4, dtype=torch.float32, device=device)  # squared error, PSNR, bits a dimension, images
     originals: list[Tensor] = []
     decoded: list[Tensor] = []
     bar = passing_bar(len(split), f"evaluate on {split.name}")
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
-        images = centre(split.read(positions).images, size).to(device)
+        images = split.read(positions).images.to(device)
         with accelerator.autocast():
             indices = tokenizer.encode(to_float(images))
             output = tokenizer.output(indices)
         counts += count(indices, K, Q)
         again = to_uint8(tokenizer.likelihood.mean(output))
         bits = tokenizer.likelihood.nll(output, to_float(images)) / (math.log(2) * images[0].numel())
-        sums += torch.stack([psnr_each(images, again).sum(), bits.sum(), bits.new_tensor(len(images))])
+        errors = squared_error_each(images, again)
+        sums += torch.stack([errors.sum(), psnr_of(errors).sum(), bits.sum(), bits.new_tensor(len(images))])
         if sum(map(len, originals)) < SHOWN:
             originals.append(images[:SHOWN].cpu())
             decoded.append(again[:SHOWN].cpu())
         advance(bar, len(positions) * accelerator.num_processes)
     bar.close()
-    counts, (psnr, bits, number) = accelerator.reduce(counts).cpu(), accelerator.reduce(sums).tolist()
+    counts, sums = accelerator.reduce(counts).cpu(), accelerator.reduce(sums).cpu()
+    error, psnr, bits = sums[:3] / sums[3].clamp_min(1)
     return Evaluation(
-        int(number), psnr / max(number, 1), bits / max(number, 1), counts,
+        int(sums[3]), psnr_of(error).item(), psnr.item(), bits.item(), counts,
         torch.cat(originals)[:SHOWN], torch.cat(decoded)[:SHOWN],
     )  # fmt: skip
 

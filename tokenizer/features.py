@@ -18,7 +18,6 @@ from tokenizer.base import ImageTokenizer
 from tokenizer.config import ImagesConfig
 from tokenizer.images import ImageSet
 from tokenizer.split import ImageSplit
-from tokenizer.views import centre
 
 PART = 1000  # images
 LABELLED = 2  # classes at least
@@ -34,14 +33,23 @@ def cache_of(run: Path) -> Path:
     return run.parent / ".cache"
 
 
-def labelled(split: ImageSplit, size: tuple[int, int]) -> LabelledSource:
+def labelled(split: ImageSplit) -> LabelledSource:
     """A split as a classifier reads it."""
 
     def read(positions: Tensor) -> tuple[Tensor, Tensor]:
         batch = split.read(positions)
-        return centre(batch.images, size), batch.labels
+        return batch.images, batch.labels
 
     return LabelledSource(split.labels, read)
+
+
+def as_read(images: ImageSet, settings: ImagesConfig) -> str:
+    """Return which images these are and how they are read, as JSON: what a classifier of theirs is kept by.
+
+    They are seen as they are, so that `shift`, which moves them in training alone, makes no other classifier.
+    """
+    how = settings.model_dump(mode="json", exclude={"source", "memory", "shift"})
+    return json.dumps([images.fingerprint, how], sort_keys=True)
 
 
 def open_eyes(
@@ -49,13 +57,12 @@ def open_eyes(
     accelerator: Accelerator,
 ) -> Eyes:  # fmt: skip
     """The features that the settings choose, and a classifier where there are labels, which the main process trains."""
-    size, classifier = tokenizer.config.image_size, None
+    classifier = None
     if images.class_names is not None and len(images.class_names) >= LABELLED:
-        read = json.dumps([images.fingerprint, settings.model_dump(mode="json", exclude={"source", "memory"})], sort_keys=True)
-        train, known = labelled(images.splits["train"], size), labelled(held_out, size)
+        train, known = labelled(images.splits["train"]), labelled(held_out)
         recipe = Recipe(mirror=settings.flip)
         with accelerator.main_process_first():
-            classifier = load_or_train(train, known, read, cache, recipe, accelerator.device)
+            classifier = load_or_train(train, known, as_read(images, settings), cache, recipe, accelerator.device)
     if c.kind == "classifier" and classifier is None:
         told = "the images have no labels to train a classifier on, so none looks at them: give --features.kind another network"
         accelerator.print(told, file=sys.stderr)
@@ -64,20 +71,17 @@ def open_eyes(
 
 
 def real_features(
-    features: Features, images: ImageSet, split: ImageSplit, positions: Tensor, tokenizer: ImageTokenizer, cache: Path,
-    accelerator: Accelerator,
+    features: Features, images: ImageSet, split: ImageSplit, positions: Tensor, cache: Path, accelerator: Accelerator,
 ) -> Tensor:  # fmt: skip
     """Features (n, D) of images of a split, from the cache where they were computed before."""
-    size = tokenizer.config.image_size
     plan = {
-        "images": images.fingerprint, "split": split.name, "size": list(size), "channels": tokenizer.config.image_channels,
-        "features": features.identity, "positions": [int(positions[0]), int(positions[-1]), len(positions)],
-        "margin": list(split.read(positions[:1]).images.shape[2:]),
+        "images": images.fingerprint, "split": split.name, "read": split.shape._asdict(), "features": features.identity,
+        "positions": [int(positions[0]), int(positions[-1]), len(positions)],
     }  # fmt: skip
     name = f"features-{features.name}-{images.fingerprint[:12]}-{split.name}-{len(positions)}"
 
     def compute(places: Tensor) -> dict[str, Tensor]:
-        return {"features": features(centre(split.read(positions[places]).images, size))}
+        return {"features": features(split.read(positions[places]).images)}
 
     found = in_parts(cache / name, plan, len(positions), PART, compute, accelerator, f"features of {split.name}")
     return found["features"]

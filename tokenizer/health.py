@@ -314,7 +314,7 @@ def _unseen(book: Codebook, splits: Mapping[str, Tensor]) -> list[str]:
         return []
     remedies = _remedies(
         "more images",
-        "images.flip true or a larger images.margin, where they leave an image what it is",
+        "images.flip true or a larger images.shift, where they leave an image what it is",
         book.smaller(used * book.codebook_size),
     )
     return [

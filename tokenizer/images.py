@@ -1,6 +1,6 @@
 """Images from wherever they lie: a set of splits, opened by its settings.
 
-    source  ->  ImageSplit.read  ->  ImageBatch  ->  augment | centre | view  ->  to_float
+    source  ->  ImageSplit.read  ->  ImageBatch  ->  augment | view  ->  to_float
 
 A set whose decoded pixels fit in `memory` is decoded once; a larger one is read from disk batch by batch.
 """
@@ -21,11 +21,12 @@ from common.shown import shown
 from tokenizer import validation
 from tokenizer.config import ImagesConfig
 from tokenizer.fingerprint import fingerprint, uniform
-from tokenizer.pixels import Shape
+from tokenizer.pixels import WHITE, Shape
 from tokenizer.sources import VALIDATION_NAMES, Unread, open_source
 from tokenizer.split import ImageSplit, look_for_duplicates
 
 KIND = "tesserae.images"
+GLANCED = 16  # images of a split on disk whose range is looked at
 NAMED = 8  # rows of one kind that are named; the others are counted
 
 
@@ -71,6 +72,8 @@ class ImageSet(NamedTuple):
                 "animated, the first frame taken": [row for row in split.animated if row.row not in left_out],
                 "repeated and kept": [row for row in split.repeated if row.row not in left_out],
             }
+            if told := _of_range(split):
+                yield f"{name}: {told}"
             for kind, rows in kinds.items():
                 for row in rows[:NAMED]:
                     yield f"{name}, {kind}: {row}"
@@ -81,6 +84,19 @@ class ImageSet(NamedTuple):
     def absent_classes(self) -> tuple[int, ...]:
         """Return the classes that no training image has."""
         return tuple(np.setdiff1d(np.arange(len(self.class_names or ())), self.splits["train"].labels).tolist())
+
+
+def _of_range(split: ImageSplit) -> str | None:
+    """Return a word on pictures of 16 bits a channel that use so few of them that they come out nearly black."""
+    dim = [value for _, value in split.brightest if value <= WHITE // 4]
+    if not dim or split.shape.white < WHITE:
+        return None
+    values, deep = 2 ** max(8, max(dim).bit_length()), len(split.brightest)
+    looked = "" if split.in_memory else " that were looked at"
+    return (
+        f"{len(dim)} of {deep} pictures of 16 bits{looked} use at most {values:,} of 65,536 values and come out dark; "
+        f"if that is their whole range, give --images.white {values - 1}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- the set as a whole
@@ -100,7 +116,7 @@ def _with_validation(splits: dict[str, ImageSplit], share: float) -> dict[str, I
 
 
 def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> ImageSet:
-    """The source's images, to be read as (channels, *size) with the margin around; decoded now where memory allows.
+    """The source's images, to be read as (channels, *size); decoded now where memory allows.
 
     Raises:
         UserError: there is no such source or column, a split is empty, class names disagree between splits, or
@@ -109,11 +125,16 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
     if channels not in (1, 3, 4):
         raise UserError(f"images have 1 channel (grey), 3 (RGB) or 4 (RGBA), got {channels}")
     source = open_source(config)
-    shape = Shape(channels, size[0] + config.margin, size[1] + config.margin, config.resize, config.black_and_white)
+    if config.shift >= min(size):
+        raise UserError(f"images.shift {config.shift} moves images of {size[0]}x{size[1]} out of sight; it must be smaller")
+    shape = Shape(channels, *size, config.resize, config.black_and_white, config.white)
     parts = {name: ImageSplit(name, part, shape, config) for name, part in source.parts.items()}
-    if sum(map(len, parts.values())) * math.prod(shape[:3]) <= config.memory * 2**30:
-        for split in parts.values():
+    in_memory = sum(map(len, parts.values())) * math.prod(shape[:3]) <= config.memory * 2**30
+    for split in parts.values():
+        if in_memory:
             split.keep_in_memory()
+        else:
+            split.glance(GLANCED)
     seen = fingerprint({name: split.all_digests() for name, split in parts.items()}, source.parts, source.class_names)
     splits = _with_validation(parts, config.validation_share)
     look_for_duplicates(splits, config.duplicates)

@@ -18,7 +18,6 @@ from tokenizer.config import TrainConfig
 from tokenizer.model import Tokenizer
 from tokenizer.pixels import to_float
 from tokenizer.split import ImageSplit
-from tokenizer.views import centre
 
 VECTORS_A_CODE = 32  # Faiss asks for 39 to 256 points a centroid; 32 do for a start that training refines
 LEAST_VECTORS = 2**12
@@ -66,7 +65,7 @@ def encoder_outputs(tokenizer: Tokenizer, split: ImageSplit, number: int, c: Tra
     found, bar = [], passing_bar(number, "encode a sample", unit="vector")
     for start in range(0, min(len(split), -(-number // (h * w))), BATCH):
         positions, _ = order.at(start, min(start + BATCH, len(split)))
-        images = to_float(centre(split.read(positions).images, c.model.image_size).to(accelerator.device))
+        images = to_float(split.read(positions).images.to(accelerator.device))
         with accelerator.autocast():
             z_e = tokenizer.encoder(images)
         found.append(rearrange(tokenizer.quantizer.prepare(z_e.float()), "b d h w -> (b h w) d"))

@@ -5,6 +5,7 @@
 PIL decodes: torchvision.io ends the process on some damaged files. Shapes: B images, C channels (1, 3 or 4), H x W pixels.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 from common.raster import open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of a picture, by its channels
+WHITE = 65_535  # of 16 bits a channel
 ANIMATED = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}  # not MPO: a phone's JPEG with its preview is no animation
 
 
@@ -29,17 +31,49 @@ class Shape(NamedTuple):
     width: int
     resize: str
     black_and_white: bool
+    white: int = WHITE  # the value that is white where a channel has 16 bits
 
 
-def _in_mode(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
+class Decoded(NamedTuple):
+    pixels: Tensor  # (C, H, W) uint8
+    frames: int  # that the file has
+    brightest: int | None  # the largest value, where a channel has 16 bits
+
+
+def _raw_mode(image: PIL.Image.Image) -> str:
+    """Return how the pixels lie in a file that is not decoded yet, such as `RGB;16B`: PIL's mode says 8 bits of those."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _low_bytes(file: bytes, raw: str) -> PIL.Image.Image:
+    """Return the lower bytes of a picture of 16 bits a channel: PIL takes the upper ones, unless it is told the other order."""
+    if not raw.startswith("RGB;16"):
+        raise ValueError(f"images.white is for grey and RGB of 16 bits; {raw} is read over its whole range alone")
+    big = raw.endswith("B") or (raw.endswith("N") and sys.byteorder == "big")
+    image = open_picture(file)
+    tile = image.tile[0]  # type: ignore[attr-defined]  # every picture from a file has it, until it is decoded
+    other = "RGB;16L" if big else "RGB;16B"
+    arguments = (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other
+    image.tile = [tile._replace(args=arguments)]  # type: ignore[attr-defined]
+    return image
+
+
+def _of_eight_bits(values: np.ndarray, white: int) -> PIL.Image.Image:
+    """Return values (h, w) or (h, w, 3) in 0..white as a picture of 8 bits a channel."""
+    values = values.astype(np.int64)
+    if values.min() < 0 or values.max() > white:
+        raise ValueError(f"pixels must lie in 0..{white} (images.white), got {values.min()}..{values.max()}")
+    return PIL.Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+
+
+def _in_mode(image: PIL.Image.Image, channels: int, white: int = WHITE) -> PIL.Image.Image:
     """Whatever PIL opened as L, RGB or RGBA. Transparency is kept for four channels and laid on white for fewer."""
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no agreed range; save them as 8 or 16 bit")
     if image.mode.startswith("I"):  # PIL's own conversion clips 16 bits at 255
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit pixels must lie in 0..65535")
-        image = PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        image = _of_eight_bits(np.asarray(image), white)
     if image.has_transparency_data and channels != 4:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
@@ -65,21 +99,38 @@ def _resized(pixels: Tensor, shape: Shape) -> Tensor:
 
 
 def _pixels_of(image: PIL.Image.Image, shape: Shape) -> Tensor:
-    """(C, H', W') uint8."""
-    read = np.array(_in_mode(image, shape.channels))  # (h, w) or (h, w, C)
+    """(C, H, W) uint8."""
+    read = np.array(_in_mode(image, shape.channels, shape.white))  # (h, w) or (h, w, C)
     pixels = torch.from_numpy(read).view(*read.shape[:2], shape.channels)
     pixels = _resized(pixels.permute(2, 0, 1), shape)
     return torch.where(pixels > 127, 255, 0).to(torch.uint8) if shape.black_and_white else pixels
 
 
-def decoded(file: bytes, shape: Shape, max_pixels: int) -> tuple[Tensor, int]:
-    """(C, H', W') uint8, and how many frames the file has. Raises whatever PIL raises."""
+def _brightest(image: PIL.Image.Image, colours: bool) -> int | None:
+    """Return the largest value of a picture of 16 bits a channel; of `colours`, of which PIL has the upper bytes, the most it
+    can be."""
+    if image.mode.startswith("I"):
+        return int(np.asarray(image).max())
+    if not colours or image.mode not in ("RGB", "RGBA"):
+        return None
+    return 256 * int(np.asarray(image)[..., :3].max()) + 255  # opacity apart
+
+
+def decoded(file: bytes, shape: Shape, max_pixels: int) -> Decoded:
+    """Return the pixels of a file, and what else is seen by decoding it. Raises whatever PIL raises."""
     with open_picture(file) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels are more than images.max_pixels {max_pixels}")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+        raw = _raw_mode(image)
+        colours = ";16" in raw and not image.mode.startswith("I")
+        low = _low_bytes(file, raw) if colours and shape.white < WHITE else None
         PIL.ImageOps.exif_transpose(image, in_place=True)
-        return _pixels_of(image, shape), frames
+        brightest = _brightest(image, colours)
+        if low is not None:
+            PIL.ImageOps.exif_transpose(low, in_place=True)
+            image = _of_eight_bits(np.asarray(image).astype(np.int64) * 256 + np.asarray(low), shape.white)
+        return Decoded(_pixels_of(image, shape), frames, brightest)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
     ImageSplit.read(positions)  ->  ImageBatch
 
-Shapes: B images, C channels, H' x W' pixels, the margin among them.
+Shapes: B images, C channels, H x W pixels.
 """
 
+import contextlib
 import copy
 import math
 import re
@@ -42,7 +43,7 @@ class CorruptRow(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    images: Tensor  # (B, C, H', W') uint8
+    images: Tensor  # (B, C, H, W) uint8
     labels: Tensor  # (B,) int64, -1 where unlabelled
     rows: Tensor  # (B,) int64, the row's index in its split of the source
     epochs: Tensor  # (B,) int64, as the sampler gave them
@@ -69,11 +70,12 @@ class Encoded(NamedTuple):
 class _Decoded(NamedTuple):
     """What came of some rows."""
 
-    images: Tensor  # (kept, C, H', W') uint8
+    images: Tensor  # (kept, C, H, W) uint8
     kept: np.ndarray  # (kept,) int64, which of the rows these are
     corrupt: list[CorruptRow]  # the others
     animated: list[CorruptRow]
     digests: list[bytes]  # (n,) of each file
+    brightest: list[tuple[int, int]]  # of each picture of 16 bits its row, and its largest value
 
 
 @contextmanager
@@ -97,10 +99,11 @@ class ImageSplit(torch.utils.data.Dataset):
         self.labels = part.labels  # (len,) int64
         self.corrupt: list[CorruptRow] = []  # left out of the split; read batch by batch, those that cannot be decoded are not
         self.animated: list[CorruptRow] = []  # of those met when it was taken into memory; the first frame, or left out
+        self.brightest: list[tuple[int, int]] = []  # of those met that have 16 bits a channel, its row and largest value
         self.repeated: list[CorruptRow] = []  # whose file is another row's
         self._part, self._shape, self._config = part, shape, config
         self._digests: np.ndarray | None = None  # (N,) of the file of each row of the part
-        self._pixels: Tensor | None = None  # (n, C, H', W') uint8, of this split and of those it was parted from
+        self._pixels: Tensor | None = None  # (n, C, H, W) uint8, of this split and of those it was parted from
         self._places = self.rows  # (len,) int64, of each image in those
         for row, reason in part.wrong_labels.items():
             self._not_taken(row, reason, config.corrupt, "corrupt")
@@ -114,6 +117,11 @@ class ImageSplit(torch.utils.data.Dataset):
     def title(self) -> str:
         """What messages call it: the split of which source."""
         return self._part.title
+
+    @property
+    def shape(self) -> Shape:
+        """What each image is brought to, and how."""
+        return self._shape
 
     def __getitem__(self, positions_and_epochs: tuple[Any, Any]) -> ImageBatch:
         return self.read(*positions_and_epochs)
@@ -151,6 +159,7 @@ class ImageSplit(torch.utils.data.Dataset):
                 kept.extend(rows[found.kept])
                 self.corrupt.extend(found.corrupt)
                 self.animated.extend(found.animated)
+                self.brightest.extend(found.brightest)
                 digests[rows] = found.digests
                 bar.update(len(rows))
         if not kept:
@@ -158,6 +167,12 @@ class ImageSplit(torch.utils.data.Dataset):
         self._pixels, self._digests = pixels[: len(kept)], self._digested(digests)
         self.rows = np.array(kept, dtype=np.int64)
         self.labels, self._places = self._part.labels[self.rows], np.arange(len(kept))
+
+    def glance(self, number: int) -> None:
+        """Look at the range of so many images, evenly spaced. One that is damaged is told of when it is read."""
+        with contextlib.suppress(UserError):
+            some = np.arange(min(number, len(self))) * len(self) // min(number, len(self))
+            self.brightest.extend(self._decode(self._encoded(self.rows[some])).brightest)
 
     @property
     def in_memory(self) -> bool:
@@ -213,6 +228,7 @@ class ImageSplit(torch.utils.data.Dataset):
         part._keep(chosen[self.rows])
         part.corrupt = [row for row in self.corrupt if chosen[row.row]]
         part.animated = [row for row in self.animated if chosen[row.row]]
+        part.brightest = [(row, value) for row, value in self.brightest if chosen[row]]
         part.repeated = []
         return part
 
@@ -256,14 +272,15 @@ class ImageSplit(torch.utils.data.Dataset):
 
     def _decode(self, encoded: Encoded) -> _Decoded:
         images = torch.empty(len(encoded.rows), *self._shape[:3], dtype=torch.uint8)
-        found = _Decoded(images, np.empty(0, np.int64), [], [], [])
+        found = _Decoded(images, np.empty(0, np.int64), [], [], [], [])
         kept: list[int] = []
         for i, (row, each) in enumerate(zip(encoded.rows.tolist(), encoded.files, strict=True)):
             found.digests.append(digest_of_none(self.name, row))
             try:
                 file = self._file(row, each)
                 found.digests[-1] = digest(file)
-                images[len(kept)], frames = decoded(file, self._shape, self._config.max_pixels)
+                images[len(kept)], frames, brightest = decoded(file, self._shape, self._config.max_pixels)
+                found.brightest.extend([] if brightest is None else [(row, brightest)])
                 if frames > 1:
                     found.animated.append(CorruptRow(row, f"{frames} frames"))
                 if frames > 1 and self._config.animated != "first":

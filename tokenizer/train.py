@@ -230,12 +230,12 @@ def make_optimizer(tokenizer: Tokenizer, c: TrainConfig) -> torch.optim.Optimize
 
 
 def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) -> Tensor:
-    """One micro-batch, cropped and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
+    """One micro-batch, shifted and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
     for corrupt in batch.corrupt:
         print(f"left out of this step: {shown(corrupt)}", file=sys.stderr)
     if len(batch.images) == 0:
         raise UserError(f"no image of a batch of {len(batch.corrupt)} could be read; {batch.corrupt[0]}")
-    images = augment(batch.images, c.seed, batch.rows, batch.epochs, c.images, c.model.image_size)
+    images = augment(batch.images, c.seed, batch.rows, batch.epochs, c.images)
     return to_float(images.to(accelerator.device, non_blocking=True))
 
 
@@ -284,7 +284,7 @@ def report(
 def draw_curves(run: Path) -> None:
     panels = {
         "loss": ["reconstruction_loss", "codebook_loss", "commitment_loss", "regularizer"],
-        "validation PSNR, dB": ["psnr"],
+        "validation PSNR, dB": ["psnr_pooled", "psnr"],
         "validation distortion, bits/dim": ["distortion"],
         "codebook perplexity": ["perplexity"],
         "codebook usage": ["usage"],

@@ -97,7 +97,7 @@ def run(work: Callable[[], None], folder: Path, out: Path, seconds: float = 600.
 
 def tiny(run_folder: str = "run") -> dict[str, Sequence[object]]:
     """The whole chain on the digits, in commands of seconds: each stage's command line."""
-    model = ["--model.image_size", 8, 8, "--model.channels", 8, 16, "--model.patch", 1, "--images.margin", 2]
+    model = ["--model.image_size", 8, 8, "--model.channels", 8, 16, "--model.patch", 1, "--images.shift", 1]
     sizes = ["--model.quantizer.codebook_size", 16, "--model.quantizer.code_dim", 4]
     often = ["--steps", 40, "--batch_size", 16, "--warmup", 4, "--save_every", 8, "--evaluate_every", 16, "--log_every", 4]
     prior = ["--model.depth", 1, "--model.dim", 16, "--model.heads", 2]

@@ -22,7 +22,7 @@ from common.hub import source_repository
 from common.record import commit, private, release
 from pipeline.image_pipeline import ImagePipeline
 from pipeline.reporting.found import Found, finite, of_other_weights, other_sampling
-from pipeline.reporting.head import headline, lead, nats, reconstruction
+from pipeline.reporting.head import headline, lead, nats, psnr
 from pipeline.reporting.meanings import told_figures
 from pipeline.reporting.page import number
 from pipeline.reporting.provenance import evaluation_commands, stage_commands
@@ -266,7 +266,7 @@ def figures(found: Found, what: What, others: Mapping[str, str]) -> Iterator[str
 
 def in_training(found: Found, stage: str) -> Iterator[str]:
     """What training and encoding measured by the way, where nothing else did."""
-    if stage == "tokenizer" and (seen := reconstruction(found, "psnr")):
+    if stage == "tokenizer" and (seen := psnr(found)):
         yield f"By the way, reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])}).\n"
     if stage == "prior" and (cost := nats(found)):
         yield f"By the way, a code costs {number(cost[0])} nats ({plain(cost[2])}).\n"
@@ -297,8 +297,8 @@ def limits(found: Found, what: What) -> Iterator[str]:
     if c is not None and what != "prior":
         colours = {1: "grey", 3: "RGB", 4: "RGBA"}[c.image_channels]
         told.append(f"Images are {c.image_size[0]}×{c.image_size[1]} {colours}; others are brought to that, and lose by it.")
-    if (psnr := found.value("tokenizer", "psnr")) is not None:
-        told.append(f"What codes do not keep is lost: reconstructions have a PSNR of {psnr:.2f} dB.")
+    if "tokenizer" in found.evaluations and (seen := psnr(found)):
+        told.append(f"What codes do not keep is lost: reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])}).")
     if what != "tokenizer":
         labels = (found.prior or {}).get("class_names")
         told.append("It draws its classes and nothing else." if labels else "It draws without being asked for a class.")

@@ -15,7 +15,6 @@ from tokenizer.config import ImageTokenizerConfig
 from tokenizer.images import held_out
 from tokenizer.pixels import to_pil
 from tokenizer.run_images import open_vouched_images
-from tokenizer.views import centre
 
 COMPLETED = 8  # images
 DRAWS = 2  # completions of each
@@ -38,7 +37,7 @@ def completed(found: Found) -> tuple[list[Tensor], str]:
     split = held_out(images.splits, found.split)
     n = min(COMPLETED, len(split))
     batch = split.read(torch.arange(n) * len(split) // n)
-    originals, rows = centre(batch.images, c.image_size), half_rows(c)
+    originals, rows = batch.images, half_rows(c)
     kept = torch.zeros(c.image_size, dtype=torch.bool)
     kept[:rows] = True
     names, numbers = pipeline.prior.config.class_names or (), batch.labels.tolist()

@@ -42,6 +42,14 @@ def reconstruction(found: Found, name: str) -> tuple[float, str] | None:
     return None
 
 
+def psnr(found: Found) -> tuple[float, str] | None:
+    """Return the pooled PSNR in dB, and of what. Of runs of before there is the mean over images alone, and it is called so."""
+    if (pooled := reconstruction(found, "psnr_pooled")) is not None:
+        return pooled[0], f"pooled, {pooled[1]}"
+    mean = reconstruction(found, "psnr")
+    return None if mean is None else (mean[0], f"mean over images, {mean[1]}")
+
+
 def nats(found: Found) -> tuple[float, float | None, str] | None:
     """Nats per code, the share saved under independent codes, and of what."""
     if (value := found.value("prior", "nll")) is not None:
@@ -66,7 +74,7 @@ def distances(found: Found) -> Iterator[Figure]:
 
 def headline(found: Found) -> Iterator[Figure]:
     """The large figures."""
-    if seen := reconstruction(found, "psnr"):
+    if seen := psnr(found):
         yield Figure("PSNR of reconstructions", f"{seen[0]:.2f} dB", seen[1])
     if seen := reconstruction(found, "usage"):
         yield Figure("codebook in use", percent(seen[0]), seen[1])

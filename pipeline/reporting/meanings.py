@@ -14,8 +14,8 @@ class Meaning(NamedTuple):
 
 
 MEANINGS = {
-    "psnr": Meaning("PSNR, dB", "of 8-bit reconstructions: each image's, averaged; higher is closer to the original"),
-    "psnr_pooled": Meaning("PSNR pooled, dB", "of the squared error over the whole split"),
+    "psnr_pooled": Meaning("PSNR, dB", "of 8-bit reconstructions, the squared error pooled over the split, as papers have it"),
+    "psnr": Meaning("PSNR, mean over images, dB", "of each image by itself, averaged: higher than the pooled one"),
     "ssim": Meaning("SSIM", "structural similarity of reconstructions; 1 is the original"),
     "distortion": Meaning("distortion, bits/dim", "what pixels cost once their codes are known"),
     "usage": Meaning("usage", "share of the codebook that was used at all", True),

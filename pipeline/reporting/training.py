@@ -25,7 +25,7 @@ PANELS = (
     Panel("mean squared error", {"train": ("objective", None)}),
     Panel("empty codes", {"train": ("empty", None)}),
     Panel("distortion, bits per dimension", {"train": ("distortion", False), "validation": ("distortion", True)}),
-    Panel("PSNR on validation, dB", {"validation": ("psnr", True)}),
+    Panel("PSNR on validation, dB", {"pooled": ("psnr_pooled", True), "mean over images": ("psnr", True)}),
     Panel("codebook in use on validation", {"validation": ("usage", True)}, shares=True),
     Panel("perplexity on validation", {"validation": ("perplexity", True)}),
 )  # fmt: skip

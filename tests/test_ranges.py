@@ -1,0 +1,122 @@
+"""Pictures of 16 bits a channel: the whole range, or what a camera uses of it, and a word where they would come out black."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from common.errors import UserError
+from tokenizer.config import ImagesConfig
+from tokenizer.images import ImageSet, open_images
+
+SIZE, PNG = (4, 5), b"\x89PNG\r\n\x1a\n"
+
+
+def png(values: np.ndarray) -> bytes:
+    """Values (h, w, C) as a PNG of 16 bits a channel: PIL writes those of grey alone."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    h, w, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", w, h, 16, kind, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return PNG + b"".join(chunk(*each) for each in chunks)
+
+
+def tiff(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(values).save(file, "TIFF")
+    return file.getvalue()
+
+
+def drawn(most: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """Values (h, w, C) up to `most`, which occurs."""
+    values = np.random.default_rng(seed).integers(0, most + 1, (*SIZE, channels)).astype(np.uint16)
+    values[0, 0] = most
+    return values
+
+
+def opened(folder, files, channels=1, **settings):
+    folder.mkdir()
+    for i, file in enumerate(files):
+        (folder / f"{i}.{'png' if file.startswith(PNG) else 'tif'}").write_bytes(file)
+    return open_images(ImagesConfig(source=str(folder), **settings), SIZE, channels)
+
+
+def of_range(images: ImageSet) -> str:
+    """Return what is remarked on ranges."""
+    return " ".join(remark for remark in images.remarks() if "16 bits" in remark)
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0], ids=["in memory", "from disk"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_pictures_that_use_few_of_their_16_bits_are_named_with_the_setting_that_reads_them(bits, channels, memory, tmp_path):
+    """Of a microscope's 12 bits 0 to 15 of 255 was left, and not a word: a training on black pictures."""
+    files = [png(drawn(2**bits - 1, channels, seed)) for seed in range(4)]
+    remarks = of_range(opened(tmp_path / "set", files, channels, memory=memory))
+    assert f"3 of 3 pictures of 16 bits{'' if memory else ' that were looked at'} use at most {2**bits:,} of 65,536" in remarks
+    assert f"give --images.white {2**bits - 1}" in remarks
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_white_is_the_value_that_the_setting_says(bits, channels, tmp_path):
+    """PIL keeps the upper bytes of colours of 16 bits, in which 12 bits leave 16 levels; all of them are read."""
+    white = 2**bits - 1
+    values = drawn(white, channels)
+    images = opened(tmp_path / "set", [png(values)] * 3, channels, white=white)
+    expected = (values.astype(np.int64) * 255 / white).round() if bits < 16 or channels == 1 else values // 256
+    assert np.array_equal(images.splits["train"].read([0]).images[0].permute(1, 2, 0), expected)
+    assert not of_range(images)
+
+
+def test_integers_of_32_bits_have_the_same_range(tmp_path):
+    values = drawn(4095)[..., 0].astype(np.int32)
+    images = opened(tmp_path / "set", [tiff(values)] * 3)
+    assert "2 of 2 pictures of 16 bits use at most 4,096" in of_range(images)
+    white = opened(tmp_path / "other", [tiff(values)] * 3, white=4095).splits["train"].read([0])
+    assert np.array_equal(white.images[0, 0], (values * 255 / 4095).round())
+
+
+REFUSED = {
+    "beyond white": (lambda: png(drawn(5000)), r"must lie in 0\.\.4095 \(images.white\), got \d+\.\.5000"),
+    "colours beyond white": (lambda: png(drawn(5000, 3)), r"must lie in 0\.\.4095"),
+    "below black": (lambda: tiff(drawn(9)[..., 0].astype(np.int32) - 20), r"must lie in 0\.\.4095 .*got -\d+"),
+    "transparency": (lambda: png(drawn(4095, 4)), "images.white is for grey and RGB of 16 bits; RGBA;16B is"),
+    "floats": (lambda: tiff(drawn(9)[..., 0].astype(np.float32)), "float pixels have no agreed range"),
+}
+
+
+@pytest.mark.parametrize("make, message", REFUSED.values(), ids=REFUSED)
+def test_values_that_have_no_place_in_the_range_are_refused_and_never_clipped(make, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path / "set", [make()] * 3, white=4095)
+
+
+def test_a_turned_picture_of_16_bits_is_turned_whole(tmp_path):
+    """Both bytes of a colour are turned as its EXIF says."""
+    values = np.random.default_rng(0).integers(0, 4096, (SIZE[1], SIZE[0], 3)).astype(np.uint16)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    plain = png(values)
+    data = exif.tobytes()[6:] if exif.tobytes().startswith(b"Exif") else exif.tobytes()
+    chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+    turned = plain[:33] + chunk + plain[33:]
+    read = opened(tmp_path / "set", [turned] * 3, 3, white=4095).splits["train"].read([0]).images[0]
+    assert np.array_equal(read.permute(1, 2, 0), (np.rot90(values, -1).astype(np.int64) * 255 / 4095).round())
+
+
+def test_pictures_of_8_bits_and_bright_ones_of_16_are_passed_over_in_silence(tmp_path):
+    dark = np.full((*SIZE, 1), 3, np.uint8)
+    files = [png(drawn(60_000)), png(drawn(60_000, seed=1)), png(drawn(60_000, seed=2))]
+    assert not of_range(opened(tmp_path / "bright", files))
+    file = io.BytesIO()
+    PIL.Image.fromarray(dark[..., 0]).save(file, "PNG")
+    assert not of_range(opened(tmp_path / "dark", [file.getvalue()] * 3))
