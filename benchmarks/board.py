@@ -273,7 +273,7 @@ NOTES = {
     "CIFAR-10": "Minutes of one CPU core, no GPU being at hand: rows of `configs/cifar10_small`, not of `configs/cifar10`. Of "
     "the 60,000 images 189 were missing from the copy at hand; figures are of the 9,966 test images that were there. ",
     "Emoji": "Noto emoji at 32 x 32, unlabelled, for the pictures: no classifier looks at them, so there are no distances. "
-    "Measured when the config read pictures with a margin, resampled (see [what a margin costs](bits.md)), against that view. ",
+    "Measured when the config read pictures with a margin, resampled (see [what a margin cost](bits.md#what-a-margin-cost)), against that view. ",
 }
 
 

@@ -204,7 +204,7 @@ def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
     """Were training images drawn: all of them copies, in pixels, features and codes."""
     run, _ = judged
     bench = open_bench(PipelineSettings(run=str(run)), accelerator)
-    train, held = (read(bench.images.splits[name], torch.arange(200), (8, 8)) for name in ("train", "test"))
+    train, held = (read(bench.images.splits[name], torch.arange(200)) for name in ("train", "test"))
     features, encode = bench.eyes.features, bench.pipeline.encode_pixels
     copies = Drawn(train[:60], encode(train[:60]), torch.zeros(60), features(train[:60]))
     found, rows = look_up(copies, RealImages(train, held, features(train)), features, encode)
