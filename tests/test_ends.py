@@ -52,6 +52,24 @@ from tokenizer.train import train as train_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def in_a_thread(work):
+    """What a function returns in a thread of its own; what it raises."""
+    results: list = []
+
+    def run():
+        try:
+            results.append(work())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
+
+
 def caused(error: BaseException, by: BaseException) -> BaseException:
     error.__cause__ = by
     return error
@@ -194,13 +212,13 @@ def test_a_stage_whose_run_py_was_killed_is_explained_with_how_to_end_it(tmp_pat
     lock, second = Lock(tmp_path / "run"), Lock(tmp_path / "run")
     lock.take()
     with pytest.raises(UserError, match=rf"process {gone.pid}\) was killed. Wait for it, or end it with `kill {os.getpid()}`"):
-        second.take()
+        in_a_thread(second.take)
     lock.release()
     monkeypatch.setenv(WHOLE, str(os.getpid()))  # a run.py that lives
     lock.take()
     assert json.loads(lock.path.read_text())["host"] == platform.node()
     with pytest.raises(UserError, match="wait for it, stop it, or give another folder"):
-        second.take()
+        in_a_thread(second.take)
     lock.release()
 
 
@@ -225,24 +243,6 @@ def test_seeds_below_32_bits_draw_what_they_always_drew(seed):
 
 
 # -------------------------------------------------------------------------------------------------------------- threads
-
-
-def in_a_thread(work):
-    """What a function returns in a thread of its own; what it raises."""
-    results: list = []
-
-    def run():
-        try:
-            results.append(work())
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
 
 
 def test_every_command_works_in_a_thread(finished_run, tmp_path, accelerator):
@@ -344,7 +344,7 @@ def test_a_character_that_would_act_is_shown_on_terminals_in_logs_and_in_cards(n
     assert shown(f"{name}.png") == f"{seen}.png"
     assert _fail(f"error: {name}.png is damaged", 2) == 2
     assert capsys.readouterr().err == f"error: {seen}.png is damaged\n"
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run/state").mkdir(parents=True)
     with pytest.raises(UserError), session(tmp_path / "run", accelerator):
         raise UserError(f"{name}.png is damaged")
     assert log_path(tmp_path / "run").read_text().endswith(f"UserError: {seen}.png is damaged\n")
