@@ -172,7 +172,7 @@ def test_a_damaged_model_of_a_finished_run_is_written_again_from_its_state(finis
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path, accelerator):
-    with pytest.raises(UserError, match="batch_size 100000 is more than the 1350 training images; lower it"):
+    with pytest.raises(UserError, match="batch_size 100000 is more than the 1343 training images; lower it"):
         train_tokenizer(
             tokenizer_training(tmp_path, batch_size=100_000, images=ImagesConfig(validation_share=0.1)), accelerator
         )

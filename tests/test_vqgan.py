@@ -420,7 +420,7 @@ def test_files_that_are_cut_packed_or_no_checkpoints_are_refused_unread(checkpoi
     [
         ({"norm_type": "spatial"}, "norm_type spatial, which makes it a MoVQ"),
         ({"_class_name": "AutoencoderKL"}, "must be that of a VQModel, got _class_name 'AutoencoderKL'"),
-        ({"act_fn": "relu"}, "act_fn should be 'silu' or 'swish', got 'relu'"),
+        ({"act_fn": "relu"}, "act_fn must be 'silu' or 'swish', got 'relu'"),
         ({"out_channels": 1}, "as many in as out; got 3 in and 1 out"),
         ({"up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]}, "attention on other levels of the decoder"),
         ({"up_block_types": ["UpDecoderBlock2D"]}, "as many down_block_types and up_block_types as block_out_channels"),
@@ -440,7 +440,7 @@ def test_a_config_of_diffusers_that_is_another_network_is_refused_by_name(tmp_pa
 
 def test_a_project_file_that_is_another_network_is_refused_by_name(checkpoint, tmp_path):
     for change, message in (
-        (("double_z: false", "double_z: true"), "ddconfig.double_z should be False, got True"),
+        (("double_z: false", "double_z: true"), "ddconfig.double_z must be False, got True"),
         (("resolution: 256", "tanh_out: true, resolution: 256"), "ddconfig.tanh_out should be False"),
         (("ch: 128", "ch: 32"), r"block\.1\.norm1\.weight must be \(32,\), got none"),
         (("ddconfig:", "other:"), "ddconfig must be given"),
