@@ -11,7 +11,7 @@ the same command goes on with the batches that are missing.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -57,20 +57,31 @@ class Settings(SamplingConfig):
     """images a process draws at once; 64, or 256 on CUDA, when null, and fewer where memory asks for it"""
 
 
-def open_pipeline(
-    run: Path, kept: SamplingConfig, asked: dict[str, Any], accelerator: Accelerator
-) -> tuple[ImagePipeline, Path]:  # fmt: skip
-    """The pipeline of a run, assembled and saved when the models or the sampling settings to keep are new; its folder.
+class Opened(NamedTuple):
+    """A pipeline, its folder, and what is asked of it."""
+
+    pipeline: ImagePipeline
+    path: Path
+    settings: Settings
+
+
+def open_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -> Opened:
+    """Return the pipeline of a run, assembled and saved when the models or the sampling settings to keep are new.
 
     Raises:
         UserError: the prior cannot draw with the settings that are asked for.
     """
+    run = Path(c.run)
     if (run / "model_index.json").exists():
         pipeline = ImagePipeline.from_pretrained(run)
-        pipeline.check_sampling(**asked)
-        return pipeline, run
+        pipeline.check_sampling(**_sampling(c))
+        return Opened(pipeline, run, c)
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
-    pipeline.check_sampling(**asked)
+    if kept.guidance == c.guidance != 1 and not pipeline.prior.config.num_classes:  # a config is for sets without labels too
+        told = f"guidance {c.guidance:g} leans towards a class, and the prior was trained without: it is left out"
+        accelerator.print(told, file=sys.stderr)
+        c = c.model_copy(update={"guidance": 1.0})
+    pipeline.check_sampling(**_sampling(c))
     if not pipeline.prior.config.takes_guidance:  # a config may say otherwise, and would be kept for calls that say nothing
         kept = pipeline.sampling = kept.model_copy(update={"guidance": 1.0})
     with session(path, accelerator, wait=True):  # of another request, drawn beside this one
@@ -79,7 +90,7 @@ def open_pipeline(
         if accelerator.is_main_process and not same:  # how settings were chosen is not kept with others, nor with other weights
             pipeline.save_pretrained(path)
         accelerator.wait_for_everyone()
-    return pipeline, path
+    return Opened(pipeline, path, c)
 
 
 def output_folder(c: Settings) -> Path:
@@ -110,7 +121,7 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     """
     path = output_folder(c)
     begun(path)  # raises where it is not ours, before anything is read or written
-    pipeline, pipeline_folder = open_pipeline(Path(c.run), kept or SamplingConfig(), _sampling(c), accelerator)
+    pipeline, pipeline_folder, c = open_pipeline(c, kept or SamplingConfig(), accelerator)
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
