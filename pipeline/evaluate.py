@@ -62,7 +62,6 @@ from tokenizer.features import Eyes, cache_of, labelled, open_eyes, real_feature
 from tokenizer.images import ImageSet, held_out
 from tokenizer.run_images import open_run_images, run_images
 from tokenizer.split import ImageSplit
-from tokenizer.views import centre
 
 PICTURES = ("samples", "neighbours")
 PART = 500  # images
@@ -179,7 +178,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
 def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     """What held-out images cost: figures, and their protocol."""
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
-    size, none = pipeline.tokenizer.config.image_size, pipeline.prior.config.num_classes
+    none = pipeline.prior.config.num_classes
     marginal = Marginal(plain_views(bench.data.splits["train"], info).codes, info.codebook_size, info.code_depth)
     stochastic = pipeline.tokenizer.stochastic
 
@@ -187,14 +186,13 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = []
         for some in positions.split(c.batch_size):
             batch = bench.split.read(some)
-            images = centre(batch.images, size)
             labels = torch.where((batch.labels < 0) | (batch.labels >= none), none, batch.labels)
             with bench.accelerator.autocast():
-                found = image_nats(pipeline, marginal, images, labels)._asdict()
+                found = image_nats(pipeline, marginal, batch.images, labels)._asdict()
             if stochastic:
                 noise = generator(c.seed + int(some[0]))
                 with bench.accelerator.autocast():
-                    elbo, importance = stochastic_bounds(pipeline, marginal, images, labels, c.importance_samples, noise)
+                    elbo, importance = stochastic_bounds(pipeline, marginal, batch.images, labels, c.importance_samples, noise)
                 found |= {f"{prior}_elbo": elbo[prior] for prior in PRIORS}
                 found |= {f"{prior}_importance": importance[prior] for prior in PRIORS}
             parts.append(found)
@@ -203,7 +201,7 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     drawn = {"importance_samples": c.importance_samples, "seed": c.seed} if stochastic else {}
     folder = parts_path(bench.run, f"bits-{bench.split.name}")
     nats = in_parts(folder, bench.plan | drawn, len(bench.split), PART, compute, bench.accelerator, "bits")
-    dimensions = pipeline.tokenizer.config.image_channels * math.prod(size)
+    dimensions = pipeline.tokenizer.config.image_channels * math.prod(pipeline.tokenizer.config.image_size)
     bits = {name: bits_per_dim(each, dimensions) for name, each in nats.items()}
     figures: dict[str, Any] = {"distortion": bits["distortion"].mean().item()}
     for prior in PRIORS:
@@ -270,9 +268,9 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
                 )
         protocol["features_name"] = eyes.features.name
     if bench.accelerator.is_main_process:
-        size, prior = bench.pipeline.tokenizer.config.image_size, bench.pipeline.prior.config
+        prior = bench.pipeline.prior.config
         if eyes.classifier is not None:
-            held = labelled(bench.split, size)
+            held = labelled(bench.split)
             figures |= ask_classifier(drawn, eyes.classifier, held, prior.class_names or (), bench.accelerator.device)
         some = 0 if bench.split.name == "train" else min(bench.c.neighbours, number)  # of train itself all would be copies
         if 0 < len(bench.split) < FEW_HELD_OUT:
@@ -285,7 +283,7 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         if some:
             few = drawn.first(some)
             positions = evenly(bench.split, bench.c.neighbours)
-            pixels = (read(bench.images.splits["train"], train, size), read(bench.split, positions, size))
+            pixels = (read(bench.images.splits["train"], train), read(bench.split, positions))
             copied, rows = look_up(few, RealImages(*pixels, train_features), eyes.features, bench.pipeline.encode_pixels)
             figures, protocol = figures | copied, protocol | {"neighbours": some, "neighbours_among": len(train)}
             save_picture(image_grid(rows, columns=min(SHOWN, some)), picture_path(bench, "neighbours"))
@@ -302,15 +300,14 @@ def evenly(split: ImageSplit, number: int) -> Tensor:
 
 def features_of(bench: Bench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:
     """Of images of a split, (n, D)."""
-    tokenizer, cache = bench.pipeline.tokenizer, cache_of(bench.run)
-    return real_features(features, bench.images, split, positions, tokenizer, cache, bench.accelerator)
+    return real_features(features, bench.images, split, positions, cache_of(bench.run), bench.accelerator)
 
 
-def read(split: ImageSplit, positions: Tensor, size: tuple[int, int]) -> Tensor:
+def read(split: ImageSplit, positions: Tensor) -> Tensor:
     """Images of a split: (n, C, H, W) uint8."""
     found, bar = [], passing_bar(len(positions), f"read {split.name}")
     for some in positions.split(PART):
-        found.append(centre(split.read(some).images, size))
+        found.append(split.read(some).images)
         bar.update(len(some))
     bar.close()
     return torch.cat(found)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import accelerate  # noqa: F401 - to be warm
 import datasets
@@ -21,6 +21,7 @@ import torchmetrics  # noqa: F401
 import torchvision.transforms.v2  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
+Line = Sequence[Any]  # a script and its arguments
 
 
 class Ended(NamedTuple):
@@ -95,7 +96,7 @@ def run(work: Callable[[], None], folder: Path, out: Path, seconds: float = 600.
     return wait(start(work, folder, out), out, seconds)
 
 
-def tiny(run_folder: str = "run") -> dict[str, Sequence[object]]:
+def tiny(run_folder: str = "run") -> dict[str, Line]:
     """The whole chain on the digits, in commands of seconds: each stage's command line."""
     model = ["--model.image_size", 8, 8, "--model.channels", 8, 16, "--model.patch", 1, "--images.margin", 2]
     sizes = ["--model.quantizer.codebook_size", 16, "--model.quantizer.code_dim", 4]

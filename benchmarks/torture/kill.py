@@ -52,7 +52,7 @@ def torture_one(work: Path, kills: int, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     each = -(-kills // len(seconds))
     for name, line in tiny().items():
-        done, rounds, bad = 0, 0, []
+        done, rounds, bad = 0, 0, list[str]()
         while done < each or rounds == 0:
             for path in WRITES[name]:
                 target = folder / path
@@ -156,7 +156,7 @@ def _killed_until_it_ends(
 
     began = time.monotonic()
     assert begin(folders["whole"]).wait() == 0, out.read_text()[-2000:]
-    whole, done, status, wrong = time.monotonic() - began, 0, None, []
+    whole, done, status, wrong = time.monotonic() - began, 0, None, list[str]()
     while status != 0 and not wrong:
         process = begin(folders["killed"])
         try:
