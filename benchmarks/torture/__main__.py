@@ -74,7 +74,7 @@ def main() -> None:
         "changes": lambda: changes.torture(work, args.changes, args.seed),
         "strange": lambda: strange.torture(work, args.strange, args.seed),
         "heads": lambda: heads.torture(work, args.heads, args.seed),
-        "page": lambda: visitors.torture(work, args.visits, args.seed),
+        "page": lambda: visitors.torture(work, args.visits, args.seed, work / "reference"),
     }
     for name in args.only or parts:
         began = time.monotonic()

@@ -17,13 +17,14 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.torture.forks import command, poll, start
 
 MEMORY, SECONDS = 2 * 2**30, 60.0  # more than the page takes by itself; of one request
+MOST, SHORT = 2**22, 3.0  # bytes of an answer that are read; seconds of a stream that may never end
 SECRET = "the secret of the torture"
 API = "/gradio_api"
 Request = tuple[str, str, dict[str, str], bytes]  # method, path, headers, body
@@ -32,6 +33,7 @@ Request = tuple[str, str, dict[str, str], bytes]  # method, path, headers, body
 class Answer(NamedTuple):
     status: int
     body: bytes
+    whole: bool  # a stream of events may stay open
 
 
 class Page(NamedTuple):
@@ -40,11 +42,12 @@ class Page(NamedTuple):
     pid: int
     port: int
     out: Path
+    secret: Path  # a file that it does not serve
     functions: dict[int, list[str]]  # of each the kinds of its inputs
     resident: int  # bytes at most, before anybody came
 
 
-def serve(folder: Path, out: Path) -> Page:
+def serve(folder: Path, secret: Path, out: Path) -> Page:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,7 +59,7 @@ def serve(folder: Path, out: Path) -> Page:
     config = json.loads(ask(port, ("GET", "/config", {}, b"")).body)
     kinds = {each["id"]: each["type"] for each in config["components"]}
     functions = {each["id"]: [kinds.get(number, "") for number in each["inputs"]] for each in config["dependencies"]}
-    return Page(pid, port, out, functions, resident(pid))
+    return Page(pid, port, out, secret, functions, resident(pid))
 
 
 def stop(page: Page) -> None:
@@ -70,19 +73,28 @@ def resident(pid: int) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def ask(port: int, request: Request, most: int = 2**22) -> Answer:
-    """Send a request and read its answer, of which at most so many bytes. Status 0 where the connection is closed instead."""
+def ask(port: int, request: Request, seconds: float = SECONDS) -> Answer:
+    """Send a request and read its answer, for so long at most. Status 0 where the connection is closed instead.
+
+    Raises:
+        TimeoutError: not even the head of an answer comes.
+    """
     method, path, headers, body = request
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    connection, end = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS), time.monotonic() + seconds
     try:
         connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             connection.putheader(name, value)
         connection.endheaders(body)
         answer = connection.getresponse()
-        return Answer(answer.status, answer.read(most))
+        found, whole = bytearray(), False
+        while not whole and time.monotonic() < end and len(found) < MOST:
+            some = answer.read1(2**16)
+            found += some
+            whole = not some
+        return Answer(answer.status, bytes(found), whole)
     except (http.client.HTTPException, ConnectionError):
-        return Answer(0, b"")
+        return Answer(0, b"", True)
     finally:
         connection.close()
 
@@ -148,10 +160,10 @@ def join(number: object, data: object, session: object) -> Request:
     return "POST", f"{API}/queue/join", {"Content-Type": "application/json"}, body
 
 
-def wandering(page: Page, folder: Path, draw: random.Random) -> Request:
+def wandering(page: Page, draw: random.Random) -> Request:
     """A path that leads to a file which the page does not serve."""
     target = draw.choice([
-        f"{folder}/secret.txt", "/etc/passwd", "../../secret.txt", "%2e%2e/%2e%2e/secret.txt", "/proc/self/environ",
+        str(page.secret), "/etc/passwd", "../../secret.txt", "%2e%2e/%2e%2e/secret.txt", "/proc/self/environ",
         "file:///etc/passwd", "http://127.0.0.1:9/", f"http://127.0.0.1:{page.port}/config",
     ])  # fmt: skip
     places = [
@@ -226,7 +238,10 @@ def queued(page: Page, number: object, data: object, draw: random.Random) -> Ite
     """Join the queue and wait for what comes of it."""
     session = draw.choice(["s" + str(draw.getrandbits(40)), "s" + str(draw.getrandbits(40)), "", None, 7, "../x"])
     if ask(page.port, join(number, data, session)).status == 200 and isinstance(session, str):
-        yield from handed_out(ask(page.port, ("GET", f"{API}/queue/data?session_hash={session}", {}, b"")))
+        answer = ask(page.port, ("GET", f"{API}/queue/data?session_hash={session}", {}, b""))
+        yield from handed_out(answer)
+        if not answer.whole:
+            yield f"function {number} has not answered in {SECONDS:.0f} s"
 
 
 def handed_out(answer: Answer) -> Iterator[str]:
@@ -243,27 +258,31 @@ def visit_foreign(page: Page, draw: random.Random) -> Iterator[str]:
         yield f"{request[0]} {request[1]} of {names} is answered with {answer.status}"
 
 
-def visits(page: Page, folder: Path) -> list[Callable[[Page, random.Random], Iterator[str]]]:
-    """Kinds of visit, each of which tells what is wrong with the answers."""
-    return [
-        visit_upload, visit_queue, visit_queue, visit_foreign,
-        lambda page, draw: handed_out(ask(page.port, wandering(page, folder, draw))),
-        lambda page, draw: handed_out(ask(page.port, malformed(draw))),
-    ]  # fmt: skip
+def visit_wandering(page: Page, draw: random.Random) -> Iterator[str]:
+    yield from handed_out(ask(page.port, wandering(page, draw), SHORT))
 
 
-def torture(work: Path, number: int, seed: int) -> dict[str, Any]:
-    folder, draw, wrong, kinds = work / "reference", random.Random(seed), list[str](), Counter[str]()
-    (work / "secret.txt").write_text(SECRET)
-    page, slowest = serve(folder, work / "out/visitors"), 0.0
+def visit_malformed(page: Page, draw: random.Random) -> Iterator[str]:
+    yield from handed_out(ask(page.port, malformed(draw), SHORT))
+
+
+VISITS = (visit_upload, visit_queue, visit_queue, visit_foreign, visit_wandering, visit_malformed)
+
+
+def torture(work: Path, number: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Visit the page of the run in a folder so often."""
+    draw, wrong, kinds = random.Random(seed), list[str](), Counter[str]()
+    secret = work / "secret.txt"
+    secret.write_text(SECRET)
+    page, slowest = serve(folder, secret, work / "out/visitors"), 0.0
     try:
         for _ in range(number):
-            visit, began = draw.choice(visits(page, work)), time.monotonic()
+            visit, began = draw.choice(VISITS), time.monotonic()
             try:
                 wrong += visit(page, draw)
             except TimeoutError:
                 wrong.append(f"{visit.__name__}: no answer in {SECONDS:.0f} s")
-            kinds[visit.__name__.removeprefix("visit_").replace("<lambda>", "wandering or malformed")] += 1
+            kinds[visit.__name__.removeprefix("visit_")] += 1
             slowest = max(slowest, time.monotonic() - began)
         if ask(page.port, ("GET", "/", {}, b"")).status != 200:
             wrong.append("at the end the page is not served")
