@@ -69,7 +69,7 @@ def main() -> None:
         "ranks": lambda: ranks.torture(work, 4),
         "mutate": lambda: mutate.torture(work, args.inputs, args.seed),
         "folders": lambda: belongings.torture(work, args.folders, args.seed),
-        "overlap": lambda: overlap.torture(work, args.overlaps, args.seed, expected, seconds),
+        "overlap": lambda: overlap.torture(work, args.overlaps, args.seed, seconds),
         "limits": lambda: limits.torture(work, args.limits, args.seed, expected),
         "changes": lambda: changes.torture(work, args.changes, args.seed),
         "strange": lambda: strange.torture(work, args.strange, args.seed),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.torture.artefacts import artefacts, difference, half_written
 from benchmarks.torture.belongings import replaced
-from benchmarks.torture.forks import Ended, Line, command, fault, poll, start, tiny
+from benchmarks.torture.forks import Ended, Line, command, fault, poll, run, start, tiny
 from benchmarks.torture.kill import remove_written
 
 
@@ -71,21 +71,6 @@ def attempt(folder: Path, pair: Pair, moment: float, out: Path) -> tuple[int, li
     return ends["second"].status, wrong + half_written(folder)
 
 
-def torture(work: Path, rounds: int, seed: int, expected: dict[str, bytes], seconds: dict[str, float]) -> dict[str, Any]:
-    outcomes, wrong, draw = Counter[str](), list[str](), random.Random(seed)
-    for name, pair in rounds * list(pairs().items()):
-        folder = prepared(work / "overlap", work / "reference")
-        remove_written(folder, pair.first)
-        status, bad = attempt(folder, pair, draw.uniform(0.1, 0.6) * seconds[pair.first], work / "out/overlap")
-        found = {path: content for path, content in artefacts(folder).items() if not path.startswith("other/")}
-        bad += [f"differs: {path}" for path in difference(expected, found)]
-        outcomes["refused" if status == 2 else "came after" if status == 0 else "WRONG"] += 1
-        wrong += [f"{name}: {each}" for each in bad]
-        for each in bad:
-            print(f"wrong: {name}: {each}", flush=True)
-    return {"pairs": sum(outcomes.values()), "outcomes": dict(outcomes), "wrong": wrong}
-
-
 def prepared(folder: Path, reference: Path) -> Path:
     """Make the folder anew: the finished chain, its run by a second name, and a copy of it for the second command to read."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -93,3 +78,26 @@ def prepared(folder: Path, reference: Path) -> Path:
     shutil.copytree(reference / "run", folder / "other")
     (folder / "alias").symlink_to("run")
     return folder
+
+
+def alone(folder: Path, reference: Path, name: str, out: Path) -> dict[str, bytes]:
+    """Return what there is when a command of `tiny` has done its work undisturbed."""
+    remove_written(prepared(folder, reference), name)
+    ended = run(command(*tiny()[name]), folder, out)
+    assert ended.status == 0, f"{name}: {ended.err[-2000:]}"
+    return artefacts(folder)
+
+
+def torture(work: Path, rounds: int, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
+    outcomes, wrong, draw = Counter[str](), list[str](), random.Random(seed)
+    folder, reference, out = work / "overlap", work / "reference", work / "out/overlap"
+    expected = {name: alone(folder, reference, name, out) for name in sorted({pair.first for pair in pairs().values()})}
+    for name, pair in rounds * list(pairs().items()):
+        remove_written(prepared(folder, reference), pair.first)
+        status, bad = attempt(folder, pair, draw.uniform(0.1, 0.6) * seconds[pair.first], out)
+        bad += [f"differs: {path}" for path in difference(expected[pair.first], artefacts(folder))]
+        outcomes["refused" if status == 2 else "came after" if status == 0 else "WRONG"] += 1
+        wrong += [f"{name}: {each}" for each in bad]
+        for each in bad:
+            print(f"wrong: {name}: {each}", flush=True)
+    return {"pairs": sum(outcomes.values()), "outcomes": dict(outcomes), "wrong": wrong}

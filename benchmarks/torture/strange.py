@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
 from benchmarks.torture.forks import CHECKPOINT, Ended, command, fault, run, tiny
 from common import codes
@@ -124,6 +124,7 @@ def prepare(folder: Path, reference: Path) -> None:
     for path in (folder / "secret.png", folder / "outside/secret.png"):
         PIL.Image.new("RGB", (8, 8), SECRET).save(path)
     (folder / "secret.json").write_text("{}")
+    disable_progress_bars()
     secret = {"image": [{"bytes": (folder / "secret.png").read_bytes(), "path": None}] * 4}
     Dataset.from_dict(secret, Features({"image": Image()})).save_to_disk(folder / "outside/saved")
 
@@ -186,7 +187,8 @@ def of_sources() -> dict[str, Case]:
     read, found = partial(look, "source"), dict[str, Case]()
     for what, do in THINGS.items():
         for name in ("a/x.png", "metadata.jsonl", "metadata.csv", "README.md", "c"):
-            found[f"source, {name}: {what}"] = Case(at(f"source/{name}", do), read, Path(name).name)
+            named = "" if name == "README.md" else Path(name).name  # a card is no image
+            found[f"source, {name}: {what}"] = Case(at(f"source/{name}", do), read, named)
         found[f"as a source: {what}"] = Case(at("thing", do), partial(look, "thing"))
     found["a folder's link that leads out"] = Case(
         lambda folder: (folder / "source/c").symlink_to(folder / "outside"), read, "c"
