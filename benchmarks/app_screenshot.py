@@ -56,6 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "pipeline.app", arguments.run]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None  # it is a pipe
         try:
             take(server.stdout.readline().split()[-1], arguments.picture)
         finally:

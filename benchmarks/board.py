@@ -14,32 +14,31 @@ train, chosen on the other 5% and measured on test; distances and agreement are 
 
 import argparse
 import json
-import os
-import resource
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.claim import Claim, mean_and_spread, verdict
 from benchmarks.images import channels_first, read_npz
+from benchmarks.timing import ROOT, once
+from common.errors import UserError
 from common.evaluation import read_evaluations
 from common.folder import read_json, write_json
 from common.launch import make_accelerator
 from common.record import record
 from metrics.distances import frechet_distance
+from metrics.features import Features
 from metrics.similarity import psnr_of, squared_error_each, ssim_each
-from pipeline.evaluate import Settings, evenly, features_of, open_bench
+from pipeline.bench import Bench, Settings, evenly, features_of, open_bench
 from pipeline.judge import Drawn, ask_classifier, compare
 from tokenizer.features import labelled
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 DRAWN = 10_000
 PEERS = ["vector-quantize-pytorch", "x-transformers"]
@@ -47,19 +46,6 @@ Figures = dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
-
-
-def once(command: Sequence[str], ended: Path) -> float:
-    """Run a command unless it has ended before; the CPU seconds it took, which then stand in `ended`."""
-    if not ended.exists():
-        print("+", *command, flush=True)
-        fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | fixed)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        write_json(ended, {"cpu_seconds": round(cpu, 1), "wall_seconds": round(time.perf_counter() - start, 1)})
-    return read_json(ended)["cpu_seconds"]
 
 
 def ours(config: str, data: Path, run: Path, seed: int) -> Figures:
@@ -98,24 +84,34 @@ def peer(data: Path, folder: Path, seed: int, beside: Path) -> Figures:
 
 
 def judge_peer(folder: Path, beside: Path) -> Figures:
-    """What the product's rulers say of the peer's samples and of its reconstructions of the test split."""
+    """Return what the product's rulers say of the peer's samples and of its reconstructions of the test split."""
     bench = open_bench(Settings(run=str(beside)), make_accelerator())
-    device = bench.accelerator.device
+    features, classifier = bench.eyes
+    if features is None or classifier is None:
+        raise UserError(f"the images of {beside} have no labels, so no classifier can look at what the peer draws")
     (images, labels), (again, _) = read_npz(folder / "samples.npz"), read_npz(folder / "reconstructions.npz")
     images, again = channels_first(images), channels_first(again)
-    drawn = Drawn(images, torch.empty(len(images), 0), labels, bench.eyes.features(images))
-    train = bench.images.splits["train"]
-    real, same = (features_of(bench, split, evenly(split, len(images))) for split in (bench.split, train))
-    figures = compare(drawn.features, real, same, bench.eyes.features.frechet_name)
-    classes = bench.images.class_names
-    figures |= ask_classifier(drawn, bench.eyes, labelled(bench.split), classes, device)
-    test = torch.cat([bench.split.read(some).images for some in torch.arange(len(bench.split)).split(1000)])
-    errors = squared_error_each(test, again)
-    return figures | {
+    seen = features(images)
+    drawn = Drawn(images, torch.empty(len(images), 0), labels, seen)
+    train, test = bench.images.splits["train"], bench.split
+    real, same = (features_of(bench, features, split, evenly(split, len(images))) for split in (test, train))
+    figures = compare(seen, real, same, features.frechet_name)
+    classes = bench.images.class_names or ()
+    figures |= ask_classifier(drawn, classifier, labelled(test), classes, bench.accelerator.device)
+    return figures | judge_reconstructions(bench, features, again)
+
+
+def judge_reconstructions(bench: Bench, features: Features, again: Tensor) -> Figures:
+    """Return how near reconstructions (n, C, H, W) of all test images are to them."""
+    test, everywhere = bench.split, evenly(bench.split, len(bench.split))
+    pairs = list(zip(test.read(everywhere).images.split(1000), again.split(1000), strict=True))
+    real = features_of(bench, features, test, everywhere)
+    errors = torch.cat([squared_error_each(a, b) for a, b in pairs])
+    return {
         "psnr_pooled": psnr_of(errors.mean()).item(),
         "psnr": psnr_of(errors).mean().item(),
-        "ssim": torch.cat([ssim_each(a, b) for a, b in zip(test.split(1000), again.split(1000), strict=True)]).mean().item(),
-        f"reconstruction_{bench.eyes.features.frechet_name}": frechet_distance(real, bench.eyes.features(again)),
+        "ssim": torch.cat([ssim_each(a, b) for a, b in pairs]).mean().item(),
+        f"reconstruction_{features.frechet_name}": frechet_distance(real.cpu(), features(again).cpu()),
     }
 
 
@@ -130,7 +126,7 @@ def slug(dataset: str) -> str:
 
 def run_rows(dataset: str, data: Path, work: Path, rows: Sequence[str], seeds: Sequence[int]) -> None:
     path = RESULTS / f"board_{slug(dataset)}.json"
-    result = read_json(path) if path.exists() else {"dataset": dataset, "protocol": __doc__, "rows": {}}
+    result: dict[str, Any] = read_json(path) if path.exists() else {"dataset": dataset, "protocol": __doc__, "rows": {}}
     for seed in seeds:
         for row in rows:
             by_seed = result["rows"].setdefault(row, {})
@@ -230,13 +226,16 @@ def claims(rows: dict[str, list[Figures]]) -> list[str]:
     return found
 
 
+def stage_seconds(figures: Figures, stage: str) -> float:
+    """Return the CPU seconds of a stage: of our command, or those that the peer was given."""
+    ours = f"{stage}_cpu_seconds"
+    return figures[ours] if ours in figures else figures.get(f"{stage}_seconds", 0)
+
+
 def seconds(each: Sequence[Figures]) -> str:
     """CPU minutes of training, both stages and the codes between them."""
-    spent = [
-        sum(figures.get(f"{name}_cpu_seconds", figures.get(f"{name}_seconds", 0)) for name in ("tokenizer", "encode", "prior"))
-        for figures in each
-    ]  # fmt: skip
-    return f"{sum(spent) / len(spent) / 60:.0f}"
+    spent = [stage_seconds(figures, name) for figures in each for name in ("tokenizer", "encode", "prior")]
+    return f"{sum(spent) / len(each) / 60:.0f}"
 
 
 def section(result: dict[str, Any]) -> str:
@@ -273,7 +272,8 @@ NOTES = {
     "CIFAR-10": "Minutes of one CPU core, no GPU being at hand: rows of `configs/cifar10_small`, not of `configs/cifar10`. Of "
     "the 60,000 images 189 were missing from the copy at hand; figures are of the 9,966 test images that were there. ",
     "Emoji": "Noto emoji at 32 x 32, unlabelled, for the pictures: no classifier looks at them, so there are no distances. "
-    "Measured when the config read pictures with a margin, resampled (see [what a margin cost](bits.md#what-a-margin-cost)), against that view. ",
+    "Measured when the config read pictures with a margin, resampled (see [what a margin "
+    "cost](bits.md#what-a-margin-cost)), against that view. ",
 }
 
 

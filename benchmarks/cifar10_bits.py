@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.board import ROOT, once
+from benchmarks.timing import ROOT, once
 from common.evaluation import read_evaluations
 from common.folder import replacing, write_json
 from common.record import record

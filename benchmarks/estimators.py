@@ -259,19 +259,20 @@ def compare_all(protocol: Protocol) -> dict[str, Any]:
     """The result but its record: at one sharpness, along the sharpness, and after a step on the hard choice."""
     problems = [Problem(seed, protocol) for seed in range(protocol.problems)]
     play = statistics.fmean(map(codes_in_play, problems))
+    sharpness: dict[str, Any] = {}
     result = {
         "protocol": asdict(protocol),
         "codes_in_play": play,
         "estimators": over_problems([measure(p, protocol.temperatures, protocol.draws) for p in problems]),
         "hard_step": over_problems([hard_steps(p) for p in problems]),
-        "sharpness": {},
+        "sharpness": sharpness,
     }
-    for sharpness in protocol.sharpnesses:
+    for factor in protocol.sharpnesses:
         for problem in problems:
-            problem.sharpen(sharpness)
+            problem.sharpen(factor)
         of_each = [measure(p, protocol.swept_temperatures, protocol.swept_draws) for p in problems]
         play = statistics.fmean(map(codes_in_play, problems))
-        result["sharpness"][f"{sharpness:g}"] = {"codes_in_play": play, "estimators": over_problems(of_each)}
+        sharpness[f"{factor:g}"] = {"codes_in_play": play, "estimators": over_problems(of_each)}
     return result
 
 

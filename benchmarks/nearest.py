@@ -54,7 +54,8 @@ class Point:
     def draw(self, device: str) -> tuple[Tensor, Tensor]:
         """vectors (N, d) and codebook (K, d)."""
         generator = torch.Generator().manual_seed(0)
-        return tuple(torch.randn(size, self.d, generator=generator).to(device) for size in (self.N, self.K))
+        vectors, codebook = (torch.randn(size, self.d, generator=generator).to(device) for size in (self.N, self.K))
+        return vectors, codebook
 
     def fits(self, device: str) -> bool:
         """Whether N x K scores do, four times over, as the peer and `argmin` keep them."""
@@ -120,7 +121,8 @@ def status(name: str) -> int:
 def make_ours(codebook: Tensor) -> nn.Module:
     K, d = codebook.shape
     quantizer = build_quantizer(VQConfig(codebook_size=K, code_dim=d, normalize=False)).to(codebook.device)
-    quantizer.place(torch.arange(K, device=codebook.device), codebook)
+    (table,) = quantizer.tables()
+    table.place(torch.arange(K, device=codebook.device), codebook)
     return quantizer
 
 

@@ -15,10 +15,8 @@ of blocks and head, and for attention those that the causal mask leaves.
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,82 +24,21 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from x_transformers import Decoder, TransformerWrapper
 
 from benchmarks.claim import Claim, verdict
-from common.codes import TokenizerIdentity
+from benchmarks.shapes import LARGE, MIDDLE, SMALL, Shape, make_prior, make_x_transformer, parameters
+from benchmarks.timing import Work, interleaved
 from common.record import record
 from prior import layers
-from prior.config import ArchitectureConfig, Preset, PriorConfig
-from prior.model import Prior, nll_each
+from prior.model import nll_each
 
 ROOT = Path(__file__).parents[1]
 STEPS = 4  # a round
 FASTER = 1.3  # than the peer
 Figures = dict[str, Any]
-Work = Callable[[], object]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    preset: Preset
-    codebook_size: int
-    side: int  # of the grid of codes
-    classes: int = 0
-
-    @property
-    def architecture(self) -> ArchitectureConfig:
-        return ArchitectureConfig(preset=self.preset, dropout=0)
-
-    @property
-    def length(self) -> int:
-        return self.side**2
-
-
-SMALL = Shape(preset="5m", codebook_size=512, side=8)
-MIDDLE = Shape(preset="38m", codebook_size=1024, side=16)
-LARGE = Shape(preset="343m", codebook_size=16_384, side=24)
 BATCHES = {"cpu": {SMALL: 64, MIDDLE: 8}, "cuda": {LARGE: 32}}
-
-
-def make_prior(shape: Shape) -> Prior:
-    """Ours, unconditional where the shape has no classes."""
-    config = PriorConfig(
-        codebook_size=shape.codebook_size, grid=(shape.side, shape.side), architecture=shape.architecture,
-        class_names=tuple(map(str, range(shape.classes))) or None, tokenizer=TokenizerIdentity(name="none", sha256="0" * 64),
-    )  # fmt: skip
-    return Prior(config)
-
-
-def make_x_transformer(shape: Shape, flash: bool = True) -> TransformerWrapper:
-    """With one token more, which opens a sequence."""
-    a = shape.architecture
-    blocks = Decoder(
-        dim=a.dim, depth=a.depth, heads=a.heads, attn_dim_head=a.head_dim, rotary_pos_emb=True, use_rmsnorm=True, ff_swish=True,
-        ff_glu=True, ff_mult=a.hidden_dim / a.dim, ff_no_bias=True, attn_flash=flash,
-    )  # fmt: skip
-    tokens, length = shape.codebook_size + 1, shape.length + 1
-    return TransformerWrapper(num_tokens=tokens, max_seq_len=length, use_abs_pos_emb=False, attn_layers=blocks)
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(each.numel() for each in model.parameters())
-
-
-def interleaved(works: dict[str, Work], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every run: each once to warm up, then all in turn, so that a drift of the machine meets them alike."""
-
-    def seconds(work: Work) -> float:
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    for work in works.values():
-        seconds(work)
-    rounds = [{name: seconds(work) for name, work in works.items()} for _ in range(repeats)]
-    return {name: [each[name] for each in rounds] for name in works}
 
 
 # ---------------------------------------------------------------------------------------------------- the contestants
@@ -137,15 +74,19 @@ def training(model: nn.Module, loss: Callable[..., Tensor], codes: Tensor, K: in
 def contestants(shape: Shape, codes: Tensor) -> dict[str, Work]:
     K, device = shape.codebook_size, codes.device.type
 
-    def ours(short: int | None = None, compiled: bool = False) -> Work:
+    def ours(short: int | None = None) -> Work:
+        return training(make_prior(shape).to(device), our_loss, codes, K, short)
+
+    def compiled() -> Work:
         prior = make_prior(shape).to(device)
-        return training(torch.compile(prior) if compiled else prior, our_loss, codes, K, short)
+        prior.compile()
+        return training(prior, our_loss, codes, K)
 
     def peer(flash: bool) -> Work:
         return training(make_x_transformer(shape, flash).to(device), peer_loss, codes, K)
 
     if device == "cuda":
-        return {"ours": ours(), "ours, compiled": ours(compiled=True), "x-transformers, flash": peer(flash=True)}
+        return {"ours": ours(), "ours, compiled": compiled(), "x-transformers, flash": peer(flash=True)}
     return {
         "ours, products": ours(short=shape.length), "ours, SDPA": ours(short=0),
         "x-transformers": peer(flash=False), "x-transformers, flash": peer(flash=True),

@@ -6,6 +6,7 @@ Protocol: the same encoder and decoder (two levels of 32 and 64 channels over 2 
 order, steps, batch and learning rates for all; 9 bits a place of the grid (7 x 7 or 8 x 8) for all: K = 512, three numbers
 of 8 levels, 9 signs, or three depths of 8. Ours with shipped defaults otherwise. Figures are of the averaged weights on the
 whole test split, never seen before; 5% of train is held out and not used. K-means is of 4 x 4 patches, without a network.
+Seconds of ours are of the command, with its start.
 
 The peer stands between that same encoder and decoder in two settings: as the first example of its README (decay 0.8,
 commitment weight 1), and with what its README advises against dead codes (8 dimensions, cosine similarity, K-means start,
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
@@ -38,19 +40,19 @@ from common.order import Order, Share, batches
 from common.record import record
 from common.schedule import warmup_cosine
 from tokenizer.base import ImageTokenizer
-from tokenizer.cluster import cluster
-from tokenizer.config import ClusterConfig, ImagesConfig, TokenizerConfig, TrainConfig
+from tokenizer.config import ImagesConfig, TokenizerConfig, TrainConfig
 from tokenizer.evaluation import evaluate
 from tokenizer.images import ImageSet, open_images
 from tokenizer.layers import Decoder, Encoder
+from tokenizer.likelihood import build_likelihood
 from tokenizer.model import load_tokenizer
 from tokenizer.pixels import to_float
-from tokenizer.train import train
 from tokenizer.usage import entropy_bits, perplexity, usage
 
-RESULT = Path(__file__).parent / "results/quantizers.json"
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks/results/quantizers.json"
 IMAGES = {"fashion_mnist": ((28, 28), 1), "cifar10": ((32, 32), 3)}
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     "vq": {"kind": "vq"},
     "vq, rotation": {"kind": "vq", "gradient": "rotation"},
     "vq_ema": {"kind": "vq_ema"},
@@ -60,7 +62,7 @@ OURS = {
     "lfq": {"kind": "lfq"},
     "residual": {"kind": "residual", "code_depth": 3, "each": {"kind": "vq", "codebook_size": 8}},
 }
-PEERS = {
+PEERS: dict[str, dict[str, Any]] = {
     "vector-quantize-pytorch, first example": {"decay": 0.8, "commitment_weight": 1.0},
     "vector-quantize-pytorch, advised": {
         "codebook_dim": 8, "use_cosine_sim": True, "kmeans_init": True, "threshold_ema_dead_code": 2,
@@ -70,29 +72,35 @@ NAMES = [*OURS, "kmeans", *PEERS]
 WITHOUT_TABLE = {"fsq", "lfq"}
 BITS = 9  # a place of the grid
 USAGE_WANTED = 0.95
-TRAINING = {"batch_size": 64, "lr": 2e-3, "warmup": 50}
+BATCH_SIZE, LR, WARMUP = 64, 2e-3, 50
+TRAINING = {"batch_size": BATCH_SIZE, "lr": LR, "warmup": WARMUP}
 
 
 def tokenizer_settings(dataset: str, quantizer: dict[str, Any]) -> dict[str, Any]:
     size, channels = IMAGES[dataset]
-    return {"image_size": size, "image_channels": channels, "patch": 2, "channels": [32, 64], "quantizer": quantizer}
+    return {"image_size": [*size], "image_channels": channels, "patch": 2, "channels": [32, 64], "quantizer": quantizer}
 
 
-def fit_ours(
-    dataset: str, name: str, source: str, run: Path, seed: int, steps: int, accelerator: Accelerator
-) -> ImageTokenizer:
-    common = {"run": str(run), "images": {"source": source}, "seed": seed}
+def fit_ours(dataset: str, name: str, source: str, run: Path, seed: int, steps: int) -> ImageTokenizer:
+    """Train as a user does, by the command, and return the tokenizer."""
+    script, settings = "tokenizer/train.py", {"run": str(run), "images": {"source": source}, "seed": seed}
     if name == "kmeans":
         size, channels = IMAGES[dataset]
-        model = {"image_size": size, "image_channels": channels, "patch": 4, "codebook_size": 2**BITS}
-        return load_tokenizer(cluster(build(ClusterConfig, {**common, "model": model}, name), accelerator))
-    intervals = {"log_every": 50, "evaluate_every": steps, "save_every": steps}
-    settings = {**common, **TRAINING, **intervals, "steps": steps, "model": tokenizer_settings(dataset, OURS[name])}
-    return load_tokenizer(train(build(TrainConfig, settings, name), accelerator))
+        script = "tokenizer/cluster.py"
+        settings["model"] = {"image_size": [*size], "image_channels": channels, "patch": 4, "codebook_size": 2**BITS}
+    else:
+        intervals = {"log_every": 50, "evaluate_every": steps, "save_every": steps, "precision": "auto"}
+        settings |= {**TRAINING, **intervals, "steps": steps, "model": tokenizer_settings(dataset, OURS[name])}
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    subprocess.run([sys.executable, script, str(run / "settings.yaml")], check=True, cwd=ROOT)
+    return load_tokenizer(run / "tokenizer/model")
 
 
-class PeerTokenizer(nn.Module):
-    """Our encoder and decoder around the peer's quantizer, with what `evaluate` asks of a tokenizer."""
+class PeerTokenizer(ImageTokenizer):
+    """Our encoder and decoder around the peer's quantizer."""
+
+    config: TokenizerConfig
 
     def __init__(self, dataset: str, settings: dict[str, Any]):
         from vector_quantize_pytorch import VectorQuantize
@@ -102,6 +110,7 @@ class PeerTokenizer(nn.Module):
         self.config = build(TokenizerConfig, tokenizer_settings(dataset, shape), "peer")
         self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
         self.quantizer = VectorQuantize(dim=64, codebook_size=2**BITS, **settings)
+        self.likelihood = build_likelihood(self.config.likelihood, self.config.image_channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         z_q, _, loss = self._quantize(images)
@@ -113,14 +122,12 @@ class PeerTokenizer(nn.Module):
         h, w = self.config.grid
         return rearrange(z_q, "b (h w) d -> b d h w", h=h), indices.view(-1, h, w), loss
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor) -> Tensor:
         return self._quantize(images)[1]
 
-    @torch.no_grad()
-    def decode(self, indices: Tensor) -> Tensor:
+    def _output(self, indices: Tensor) -> Tensor:
         vectors = self.quantizer.get_output_from_indices(indices.flatten(1))
-        return self.decoder(rearrange(vectors, "b (h w) d -> b d h w", h=indices.shape[1])).float().clamp(-1, 1)
+        return self.decoder(rearrange(vectors, "b (h w) d -> b d h w", h=indices.shape[1]))
 
 
 def fit_peer(dataset: str, name: str, images: ImageSet, seed: int, steps: int, accelerator: Accelerator) -> PeerTokenizer:
@@ -128,10 +135,10 @@ def fit_peer(dataset: str, name: str, images: ImageSet, seed: int, steps: int, a
     model = PeerTokenizer(dataset, PEERS[name])
     ema, split = EMA(model, TrainConfig.model_fields["ema_decay"].default), images.splits["train"]
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
-    reader = batches(split, Order(len(split), seed, Share(batch_size=TRAINING["batch_size"]), 0))
+    reader = batches(split, Order(len(split), seed, Share(batch_size=BATCH_SIZE), 0))
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(step, peak=TRAINING["lr"], warmup=TRAINING["warmup"], total=steps)
+            group["lr"] = warmup_cosine(step, peak=LR, warmup=WARMUP, total=steps)
         pixels = to_float(next(reader).images)
         with accelerator.autocast():
             reconstruction, quantizer_loss = model(pixels)
@@ -148,11 +155,12 @@ def job(dataset: str, name: str, source: str, seed: int, steps: int, work: Path)
     size, channels = IMAGES[dataset]
     accelerator, began = make_accelerator("auto"), time.perf_counter()
     images = open_images(build(ImagesConfig, {"source": source}, "images"), size, channels)
+    tokenizer: ImageTokenizer
     if name in PEERS:
-        tokenizer = fit_peer(dataset, name, images, seed, steps, accelerator).eval()
+        tokenizer = fit_peer(dataset, name, images, seed, steps, accelerator)
     else:
-        tokenizer = fit_ours(dataset, name, source, folder_of(work, dataset, name, seed), seed, steps, accelerator).eval()
-    found = evaluate(tokenizer, images.splits["test"], accelerator)
+        tokenizer = fit_ours(dataset, name, source, folder_of(work, dataset, name, seed), seed, steps)
+    found = evaluate(tokenizer.eval(), images.splits["test"], accelerator)
     places = math.prod(tokenizer.config.grid)
     figures = {
         "psnr_pooled": found.psnr_pooled, "psnr": found.psnr,

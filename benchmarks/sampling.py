@@ -30,10 +30,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from x_transformers import AutoregressiveWrapper, TransformerWrapper
 
 from benchmarks.claim import Claim, verdict
-from benchmarks.prior_training import MIDDLE, SMALL, Shape, interleaved, make_prior, make_x_transformer, parameters
+from benchmarks.shapes import MIDDLE, SMALL, Shape, make_prior, make_x_transformer, parameters
+from benchmarks.timing import interleaved
 from common.record import record
 from prior.decoder import Decoder, NumberedStep
 from prior.draw import SamplingConfig
+from prior.matrix import Precision
 from prior.model import Prior
 from prior.sample import Sampler
 
@@ -49,7 +51,7 @@ SHAPES = {
 MORE_ROUNDS = 4  # times as many for single images, which other work on the machine disturbs most
 GUIDANCE = 2.0  # where there are classes
 RUNS = {"cpu": (["5m", "38m"], [1, 16, 64]), "cuda": ([*SHAPES], [1, 8, 16, 64, 256, 512])}  # shapes, batches
-PRECISIONS = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("bf16",)}
+PRECISIONS: dict[str, tuple[Precision, ...]] = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("bf16",)}
 FASTER = {"5m": {"fp32": 1.4, "bf16": 2.0, "int8": 3.0}, "38m": {"fp32": 1.2, "bf16": 1.8, "int8": 3.0}}  # than fp32 peers
 PUBLISHED = {  # of LlamaGen-B: 8 images in bf16 under guidance, top-k 2000, drawn once in 7.80 s and in 2.39 s
     "shape": "111m", "batch": 8, "device": "A100", "images_a_second": {"eager": 8 / 7.80, "vLLM 0.4.1": 8 / 2.39},
@@ -156,7 +158,7 @@ def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, dev
         }  # fmt: skip
 
 
-def decoded(prior: Prior, labels: Tensor, codes: Tensor, precision: str) -> Tensor:
+def decoded(prior: Prior, labels: Tensor, codes: Tensor, precision: Precision) -> Tensor:
     """(B, T, K): the logits that the sampler computes, step by step, where it has drawn these codes."""
     decoder, x = Decoder(prior, len(codes), precision), prior.inputs(labels, codes[:, :-1], None)
     logits = []

@@ -23,7 +23,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -33,80 +33,31 @@ if __package__ in (None, ""):
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
 from torch import Tensor
 
-from common import codes, config
-from common.codes import Codes
+from common import config
 from common.commands import as_typed
-from common.config import Settings as BaseSettings
 from common.errors import UserError
 from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
-from common.folder import mend, sha256
-from common.launch import Precision, make_accelerator, run_command
+from common.folder import mend
+from common.launch import make_accelerator, run_command
 from common.parts import in_parts
 from common.pictures import image_grid, save_picture
 from common.progress import passing_bar
-from common.record import code
 from common.seeds import generator
 from common.session import session
-from metrics.features import Features, FeaturesConfig
+from pipeline.bench import Bench, Settings, evenly, features_of, open_bench, read
 from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
-from pipeline.generation_config import GenerationConfig
-from pipeline.image_pipeline import ImagePipeline
 from pipeline.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
 from prior.baselines import Marginal
-from prior.data import plain_views, tell_of_other_codes
-from prior.draw import SamplingConfig
-from tokenizer.features import Eyes, cache_of, labelled, open_eyes, real_features
-from tokenizer.images import ImageSet, held_out
-from tokenizer.run_images import open_run_images, run_images
-from tokenizer.split import ImageSplit
+from prior.data import plain_views
+from tokenizer.features import labelled
 
 PICTURES = ("samples", "neighbours")
 PART = 500  # images
 MOST_TRAIN, MOST_BYTES = 60_000, 2**30  # training images that drawn ones are looked up among, evenly spaced, and their pixels
 FEWEST = 10  # drawn images that say anything of neighbourhoods
 FEW_HELD_OUT = 100  # of which 1% are one image: below, nothing says how near to training images held-out ones are
-
-
-class Settings(BaseSettings):
-    """Evaluate a tokenizer and a prior together."""
-
-    run: str = "runs/digits"
-    """folder of the experiment"""
-    codes: str | None = None
-    """another folder of codes, where the prior was trained on one"""
-    split: str | None = None
-    """which split of the images; test, or where there is none validation, when null"""
-    images: int | None = Field(None, ge=0)
-    """drawn; as many as the split has, up to 10,000, when null; 0 leaves the samples out"""
-    seed: int = Field(0, ge=0, le=2**62)
-    """drawn image i has seed `seed + i`"""
-    neighbours: int = Field(1000, ge=0)
-    """of the drawn images, how many are looked up among the training images"""
-    importance_samples: int = Field(16, ge=1)
-    """draws a held-out image, where the posterior is stochastic"""
-    features: FeaturesConfig = FeaturesConfig()
-    """in whose eyes images are compared"""
-    batch_size: int = Field(64, ge=1)
-    """images at once where they are encoded and scored"""
-    precision: Precision = "fp32"
-    """of encoder, decoder and Transformer where images are priced; likelihoods are fp64 always, and drawing has its own"""
-
-
-class Bench(NamedTuple):
-    """What the figures are measured with."""
-
-    c: Settings
-    run: Path
-    pipeline: ImagePipeline
-    data: Codes
-    images: ImageSet
-    split: ImageSplit
-    eyes: Eyes
-    plan: dict[str, Any]  # what decides every figure
-    accelerator: Accelerator
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
@@ -138,38 +89,6 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         )
     accelerator.wait_for_everyone()
     return path
-
-
-def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
-    run = Path(c.run)
-    kept = run / "pipeline/generation_config.json"
-    pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
-    pipeline.to(accelerator.device)
-    data = codes.read(Path(c.codes or run / "codes"))
-    if data.info.tokenizer.sha256 != pipeline.identity.sha256:
-        raise UserError(
-            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, {pipeline.identity}: "
-            "encode again, or give --codes"
-        )
-    settings, tokenizer = run_images(run / "tokenizer"), pipeline.tokenizer
-    images = open_run_images(run / "tokenizer", tokenizer.config)
-    tell_of_other_codes(data, pipeline.prior.config)
-    if data.info.source.get("fingerprint") != images.fingerprint:
-        accelerator.print(
-            f"the codes are of other images than {settings.source}, the run's: held-out ones are of the run's", file=sys.stderr
-        )
-    split = held_out(images.splits, c.split)
-    eyes = Eyes(None, None)
-    if c.images != 0:
-        eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
-    plan = {
-        "code": code(),
-        "tokenizer": pipeline.identity.sha256, "prior": sha256(run / "prior/model/model.safetensors"),
-        "images": images.fingerprint, "source": settings.source, "split": split.name, "codes": codes.fingerprint(data),
-        "features": eyes.features.identity if eyes.features else None, "batch_size": c.batch_size,
-        "precision": c.precision,
-    }  # fmt: skip
-    return Bench(c, run, pipeline, data, images, split, eyes, plan, accelerator)
 
 
 # ----------------------------------------------------------------------------------------------------------------- bits
@@ -290,27 +209,6 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         save_samples(bench, drawn)
     bench.accelerator.wait_for_everyone()
     return figures, protocol
-
-
-def evenly(split: ImageSplit, number: int) -> Tensor:
-    """Positions of so many images of a split, or all, evenly spaced."""
-    number = min(number, len(split))
-    return torch.arange(number) * len(split) // number
-
-
-def features_of(bench: Bench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:
-    """Of images of a split, (n, D)."""
-    return real_features(features, bench.images, split, positions, cache_of(bench.run), bench.accelerator)
-
-
-def read(split: ImageSplit, positions: Tensor) -> Tensor:
-    """Images of a split: (n, C, H, W) uint8."""
-    found, bar = [], passing_bar(len(positions), f"read {split.name}")
-    for some in positions.split(PART):
-        found.append(split.read(some).images)
-        bar.update(len(some))
-    bar.close()
-    return torch.cat(found)
 
 
 def picture_path(bench: Bench, what: str) -> Path:

@@ -8,14 +8,16 @@ import PIL.Image
 import pytest
 import torch
 
+from benchmarks.board import judge_peer
+from benchmarks.images import LabelledImages, write_npz
 from common import codes, folder
 from common.errors import UserError
 from common.evaluation import evaluation_path, read_evaluations
 from common.launch import Interrupted
 from common.parts import in_parts
-from pipeline.evaluate import Settings as PipelineSettings
+from pipeline.bench import Settings as PipelineSettings
+from pipeline.bench import evenly, open_bench, read
 from pipeline.evaluate import evaluate as evaluate_pipeline
-from pipeline.evaluate import open_bench, read
 from pipeline.judge import Drawn, RealImages, look_up
 from prior.data import CodesRows, plain_views
 from prior.evaluate import Settings as PriorSettings
@@ -265,3 +267,25 @@ def test_the_images_are_read_as_the_tokenizer_read_them(finished_run):
     tokenizer = load_tokenizer(finished_run / "tokenizer/model")
     split = open_run_images(finished_run / "tokenizer", tokenizer.config).splits["test"]
     assert split.read(torch.arange(2)).images.shape == (2, 1, 8, 8)  # at their size, whatever training moves them by
+
+
+# ---------------------------------------------------------------------------------------------------- the board's peer row
+
+
+def test_a_perfect_peer_gets_the_figures_of_perfection(run, tmp_path, accelerator):
+    """Its samples and reconstructions are test images. For a time `judge_peer` called `features_of` and `ask_classifier` by
+    signatures that were gone, and nothing noticed: no row of a peer could be measured again."""
+    bench = open_bench(PipelineSettings(run=str(run)), accelerator)
+    test = bench.split
+
+    def write(name, positions):
+        images = test.read(positions).images.permute(0, 2, 3, 1)
+        write_npz(tmp_path / name, LabelledImages(images, torch.from_numpy(test.labels[positions])))
+
+    write("samples.npz", evenly(test, 20))
+    write("reconstructions.npz", evenly(test, len(test)))
+    found = judge_peer(tmp_path, run)
+    assert found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1, abs=1e-5)
+    assert found["reconstruction_fd_classifier"] == pytest.approx(0, abs=1e-2)
+    assert found["precision"] == found["recall"] == 1 and found["class_agreement"] > 0.8
+    assert {"kernel_distance", "density", "coverage", "classification_accuracy_score", "classifier_accuracy"} < found.keys()

@@ -422,3 +422,25 @@ def test_straight_through_is_e_forward_and_the_identity_backward():
     torch.testing.assert_close(z_q, e)
     z_q.sum().backward()
     assert torch.equal(z_e.grad, torch.ones_like(z_e))
+
+
+def test_the_peer_of_the_benchmark_is_evaluated_as_ours_are(tmp_path, accelerator):
+    """It had `encode` and `decode` alone when the evaluation began to ask for the likelihood of what is decoded."""
+    pytest.importorskip("vector_quantize_pytorch")
+    from PIL import Image
+
+    from benchmarks.quantizers import PEERS, fit_peer
+    from tokenizer.config import ImagesConfig
+    from tokenizer.evaluation import evaluate
+    from tokenizer.images import open_images
+
+    for number in range(640):
+        path = tmp_path / f"{'ab'[number % 2]}/{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        noise = torch.randint(0, 256, (28, 28), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(path)
+    images = open_images(ImagesConfig(source=str(tmp_path), validation_share=0.1), (28, 28), 1)
+    for name in PEERS:
+        peer = fit_peer("fashion_mnist", name, images, 0, 2, accelerator).eval()
+        found = evaluate(peer, images.splits["validation"], accelerator)
+        assert found.psnr > 3 and int(found.counts.sum()) == 49 * found.images

@@ -1,4 +1,4 @@
-"""In short what `benchmarks/torture` tries at length: kills, a full disk, a dead process of two, and damaged files."""
+"""In short what `benchmarks/torture` tries at length."""
 
 import contextlib
 import json
@@ -9,18 +9,25 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.torture import belongings, changes, heads, limits, overlap, strange, visitors
 from benchmarks.torture.artefacts import artefacts, difference, half_written
+from benchmarks.torture.forks import command, fault, prepare, run, tiny
 from benchmarks.torture.mutate import flipped, reshaped
 from common import codes, config, state
 from common.errors import UserError
+from pipeline.coder import compress
+from pipeline.image_pipeline import ImagePipeline
 from prior.config import TrainConfig as PriorTraining
+from prior.draw import SamplingConfig
 from prior.model import Prior
 from tests.test_processes import ONE, ROOT, TINY, TWO, finish, start
 from tokenizer.config import ImagesConfig
@@ -161,3 +168,108 @@ def test_accelerate_reads_the_launch_configs(name):
 
 def test_the_slurm_script_is_one_that_bash_reads():
     subprocess.run(["bash", "-n", str(ROOT / "configs/launch/slurm.sh")], check=True)
+
+
+# ------------------------------------------------------------------------------------ users' folders, and two commands at once
+
+
+@pytest.fixture(scope="module")
+def chain(finished_run, tmp_path_factory):
+    """What the torture works on, in small: a finished run in a folder, and a checkpoint of somebody else beside it."""
+    folder = tmp_path_factory.mktemp("torture") / "reference"
+    prepare(folder)
+    shutil.copytree(finished_run, folder / "run", ignore=shutil.ignore_patterns("evaluation"))
+    ImagePipeline.from_run(folder / "run", SamplingConfig()).save_pretrained(folder / "run/pipeline")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["publish prior", "generate over it", "encode", "save a prior", "save a pipeline"])
+def test_a_command_aimed_at_a_users_folder_leaves_every_byte_of_it(chain, tmp_path, name):
+    folder = shutil.copytree(chain, tmp_path / "reference")
+    everything = {path: content for files in belongings.BELONGINGS.values() for path, content in files.items()}
+    status, wrong = belongings.attempt(folder, belongings.aims_at_the_users()[name], everything, tmp_path / "out")
+    assert status == 2 and not wrong
+
+
+def test_what_a_user_put_beside_a_published_model_is_there_after_the_next_publish(chain, tmp_path):
+    folder = shutil.copytree(chain, tmp_path / "reference")
+    line = ["pipeline/publish.py", "run", "--what", "prior"]
+    assert run(command(*line), folder, tmp_path / "out").status == 0
+    aim = belongings.Aim("run/hub/prior", command(*line))
+    files = belongings.BELONGINGS["a card"] | belongings.BELONGINGS["pictures"] | belongings.BELONGINGS["hidden drafts"]
+    _, wrong = belongings.attempt(folder, aim, files, tmp_path / "out")
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["publish over a run in training", "generate into a part of it", "by another name"])
+def test_a_second_command_is_refused_and_the_first_leaves_what_it_would_have_left(chain, tmp_path, name):
+    whole, pair = overlap.prepared(tmp_path / "whole", chain), overlap.pairs()[name]
+    folder = overlap.prepared(tmp_path / "folder", chain)
+    for each in (whole, folder):
+        shutil.rmtree(each / "run/tokenizer")
+    assert run(command(*tiny()[pair.first]), whole, tmp_path / "out/whole").status == 0
+    status, wrong = overlap.attempt(folder, pair, 0.4, tmp_path / "out")
+    assert status == 2 and not wrong and difference(artefacts(whole), artefacts(folder)) == []
+
+
+# --------------------------------------------------------------------------------------- little memory, and data that changes
+
+
+@pytest.mark.parametrize("limited", [partial(limits.with_memory, 1), partial(limits.with_descriptors, 2)])
+def test_too_little_memory_or_too_few_descriptors_end_in_one_line(chain, tmp_path, limited):
+    folder = shutil.copytree(chain, tmp_path / "reference")
+    shutil.rmtree(folder / "run/codes")
+    ended = run(limited(command(*tiny()["encode"])), folder, tmp_path / "out")
+    assert fault(ended, 1, 2) is None and not half_written(folder)
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("changes") / "chain"
+    changes.prepare(folder, folder.parent / "out")
+    return folder, changes.taken(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("half tokenizer", "a byte"), ("half tokenizer", "one more"), ("half codes", "another class"), ("half prior", "zeroed")],
+)
+def test_a_killed_command_does_not_go_on_with_other_data_and_writes_nothing(halves, tmp_path, name, change):
+    folder, whole = halves
+    changes.restore(folder, whole)
+    (changes.IMAGES | changes.CODES)[change](folder)
+    before = changes.taken(folder)
+    ended = run(command(*changes.lines()[name]), folder, tmp_path / "out")
+    assert list(changes.judged(ended, True, before, changes.taken(folder))) == []
+
+
+# -------------------------------------------------------------------------------------------- strangers' files and requests
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "source, a/x.png: a pipe", "source, a/x.png: zeros without end", "source, a/x.png: a link that leads out",
+        "metadata.jsonl names ../secret.png", "rows name HOME/secret.png", "a saved set names another",
+        "run/prior/model/model.safetensors: a pipe", "run/codes/codes.json: zeros without end", "a tar's member of type 2",
+    ],
+)  # fmt: skip
+def test_what_is_no_file_of_a_folder_is_refused_or_named_in_seconds(chain, tmp_path, name):
+    case = (strange.of_sources() | strange.of_models())[name]
+    strange.prepare(tmp_path / "copy", chain)
+    case.plant(tmp_path / "copy")
+    assert strange.judged(case, run(case.read, tmp_path / "copy", tmp_path / "out", strange.SECONDS)) == []
+
+
+def test_a_forged_compressed_file_is_refused_in_little_memory(chain, tmp_path):
+    pipeline, draw = ImagePipeline.from_run(chain / "run", SamplingConfig()), random.Random(0)
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    whole = compress(pipeline, images).data
+    for _ in range(60):
+        assert heads.examine(pipeline, whole, images, heads.forged(whole, draw)) is None
+
+
+def test_a_page_answers_its_own_visitors_alone_and_outlives_the_others(chain, tmp_path):
+    pytest.importorskip("gradio")
+    found = visitors.torture(tmp_path, 12, 0, chain)
+    assert found["wrong"] == []

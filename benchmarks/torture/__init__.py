@@ -1,1 +1,1 @@
-"""What must survive: kills at any moment, files from strangers, a full disk, a process that dies among several."""
+"""What must survive: kills, full disks, little memory, changed data, strangers' files and requests, and users' own folders."""

@@ -1,4 +1,4 @@
-"""What must survive, tried: kills, a full disk, a dead process among two, and files from strangers.
+"""What must survive, tried: kills, full disks, little memory, changed data, two commands at once, strangers, users' own files.
 
     python -m benchmarks.torture --work DIR
     python -m benchmarks.torture --work DIR --only kill --kills 500
@@ -15,27 +15,51 @@ import shlex
 import time
 from pathlib import Path
 
+PARTS = ["kill", "two", "chain", "chain_of_two", "disk", "ranks", "mutate"]
+PARTS += ["folders", "overlap", "limits", "changes", "strange", "heads", "page"]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--only", nargs="+", choices=["kill", "two", "chain", "chain_of_two", "disk", "ranks", "mutate"])
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--kills", type=int, default=220, help="of one process, over all commands")
     parser.add_argument("--kills-of-two", type=int, default=2, help="of each command on two processes")
     parser.add_argument("--kills-of-chain", type=int, default=5, help="of pipeline/run.py")
     parser.add_argument("--inputs", type=int, default=2400, help="mutated files")
+    parser.add_argument("--folders", type=int, default=130, help="commands aimed at folders of the user's")
+    parser.add_argument("--overlaps", type=int, default=1, help="rounds of every pair of commands at once")
+    parser.add_argument("--limits", type=int, default=110, help="commands with too little memory or too few descriptors")
+    parser.add_argument("--changes", type=int, default=60, help="commands after a change of images or codes")
+    parser.add_argument("--strange", type=int, default=130, help="folders and tables with what is no file of theirs")
+    parser.add_argument("--heads", type=int, default=400, help="forged compressed files")
+    parser.add_argument("--visits", type=int, default=500, help="requests to the page")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     os.environ |= {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
-    from benchmarks.torture import disk, forks, kill, mutate, ranks  # the environment decides what they import
+    # the environment decides what they import
+    from benchmarks.torture import (
+        belongings,
+        changes,
+        disk,
+        forks,
+        heads,
+        kill,
+        limits,
+        mutate,
+        overlap,
+        ranks,
+        strange,
+        visitors,
+    )
     from common.folder import read_json, write_json
     from common.record import record
 
     path = forks.ROOT / "benchmarks/results/torture.json"
-    expected, _ = kill.reference(work)
+    expected, seconds = kill.reference(work)
     parts = {
         "kill": lambda: kill.torture_one(work, args.kills, args.seed),
         "two": lambda: kill.torture_two(work, args.kills_of_two, args.seed),
@@ -44,6 +68,13 @@ def main() -> None:
         "disk": lambda: disk.torture(work, expected, args.seed),
         "ranks": lambda: ranks.torture(work, 4),
         "mutate": lambda: mutate.torture(work, args.inputs, args.seed),
+        "folders": lambda: belongings.torture(work, args.folders, args.seed),
+        "overlap": lambda: overlap.torture(work, args.overlaps, args.seed, seconds),
+        "limits": lambda: limits.torture(work, args.limits, args.seed, expected),
+        "changes": lambda: changes.torture(work, args.changes, args.seed),
+        "strange": lambda: strange.torture(work, args.strange, args.seed),
+        "heads": lambda: heads.torture(work, args.heads, args.seed),
+        "page": lambda: visitors.torture(work, args.visits, args.seed, work / "reference"),
     }
     for name in args.only or parts:
         began = time.monotonic()

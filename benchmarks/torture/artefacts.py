@@ -1,6 +1,7 @@
 """What commands leave in a folder: the same from a run that was never disturbed, and whole at every moment."""
 
 import json
+import re
 from pathlib import Path
 
 import PIL.Image
@@ -8,6 +9,8 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 RECORD = ("date", "command", "commit", "machine", "versions", "train_seconds")  # when, by what and how fast; not what
+
+DAY = re.compile(rb"\d{4}-\d\d-\d\d")
 
 
 def artefacts(folder: Path) -> dict[str, bytes]:
@@ -22,6 +25,8 @@ def artefacts(folder: Path) -> dict[str, bytes]:
                 figures = json.loads(found[name])
                 kept = {key: value for key, value in figures.items() if not key.endswith("_seconds")}
                 found[name] = json.dumps(kept, sort_keys=True).encode()
+            if path.name in ("README.md", "report.html"):
+                found[name] = DAY.sub(b"", found[name])
             if path.suffix == ".json" and ("evaluation/" in name or "classifier-" in name):
                 kept = {key: value for key, value in json.loads(found[name]).items() if key not in RECORD}
                 found[name] = json.dumps(kept, sort_keys=True).encode()

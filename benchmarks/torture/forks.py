@@ -4,13 +4,15 @@ The child is a process like any other: it has its own session, its output in fil
 """
 
 import os
+import re
+import resource
 import runpy
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import accelerate  # noqa: F401 - to be warm
 import datasets
@@ -20,7 +22,13 @@ import torch
 import torchmetrics  # noqa: F401
 import torchvision.transforms.v2  # noqa: F401
 
+from tokenizer.config import VQGANConfig
+from tokenizer.published import layout
+from tokenizer.vqgan import VQGANTokenizer
+
 ROOT = Path(__file__).parents[2]
+CHECKPOINT = "last.ckpt"
+Line = Sequence[Any]  # a script and its arguments
 
 
 class Ended(NamedTuple):
@@ -40,8 +48,11 @@ def start(work: Callable[[], None], folder: Path, out: Path) -> int:
         return pid
     os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
-        file = os.open(out.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        file = os.open(out.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, descriptor)
+        os.close(file)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest puts its own there
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     status = 70
     try:
         os.chdir(folder)
@@ -71,31 +82,49 @@ def command(script: str, *arguments: object) -> Callable[[], None]:
     return work
 
 
+def poll(pid: int, out: Path, began: float) -> Ended | None:
+    """Return how a child has ended, or none while it is at work."""
+    found, status, usage = os.wait4(pid, os.WNOHANG)
+    return _ended(status, usage, out, began) if found else None
+
+
 def wait(pid: int, out: Path, seconds: float) -> Ended:
     """Wait for a child, at most so long, then kill it and all of its session."""
-    began, status = time.monotonic(), None
+    began = time.monotonic()
     while time.monotonic() - began < seconds:
-        found, status, usage = os.wait4(pid, os.WNOHANG)
-        if found:
-            break
+        if (found := poll(pid, out, began)) is not None:
+            return found
         time.sleep(0.002)
-    else:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:  # so early that it has no session yet
-            os.kill(pid, signal.SIGKILL)
-        _, status, usage = os.wait4(pid, 0)
-    spent = time.monotonic() - began
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # so early that it has no session yet
+        os.kill(pid, signal.SIGKILL)
+    _, status, usage = os.wait4(pid, 0)
+    return _ended(status, usage, out, began)
+
+
+def _ended(status: int, usage: resource.struct_rusage, out: Path, began: float) -> Ended:
     code = os.waitstatus_to_exitcode(status)
     err = out.with_suffix(".err").read_text(errors="replace")
-    return Ended(code if code >= 0 else 128 - code, err, spent, usage.ru_maxrss * 1024)
+    return Ended(code if code >= 0 else 128 - code, err, time.monotonic() - began, usage.ru_maxrss * 1024)
 
 
 def run(work: Callable[[], None], folder: Path, out: Path, seconds: float = 600.0) -> Ended:
     return wait(start(work, folder, out), out, seconds)
 
 
-def tiny(run_folder: str = "run") -> dict[str, Sequence[object]]:
+def fault(ended: Ended, *statuses: int) -> str | None:
+    """Return what is wrong with an end, or none: another status than these, a traceback, no line of why or several."""
+    said = " ".join(ended.err.split())[-300:]
+    if ended.status not in statuses:
+        return f"status {ended.status} after {ended.seconds:.0f} s: {said}"
+    if "Traceback" in ended.err:
+        return f"a traceback: {said}"
+    errors = sum(line.startswith(("error:", "interrupted")) for line in re.split(r"[\r\n]", ended.err))
+    return f"{errors} lines say why: {said}" if ended.status and errors != 1 else None
+
+
+def tiny(run_folder: str = "run") -> dict[str, Line]:
     """The whole chain on the digits, in commands of seconds: each stage's command line."""
     model = ["--model.image_size", 8, 8, "--model.channels", 8, 16, "--model.patch", 1, "--images.shift", 1]
     sizes = ["--model.quantizer.codebook_size", 16, "--model.quantizer.code_dim", 4]
@@ -114,8 +143,34 @@ def tiny(run_folder: str = "run") -> dict[str, Sequence[object]]:
         "evaluate tokenizer": ["tokenizer/evaluate.py", run_folder],
         "evaluate prior": ["prior/evaluate.py", run_folder],
         "evaluate pipeline": ["pipeline/evaluate.py", run_folder, "--images", 60, "--neighbours", 10],
+        "codebook": ["tokenizer/codebook.py", run_folder],
+        "compress": ["pipeline/compress.py", run_folder, "--images", 8],
+        "tune": [
+            "pipeline/tune.py", run_folder, "--images", 40, "--guidance", 1, "--temperature", 0.9, 1.0, "--top_p", "null",
+            "--min_p", "null",
+        ],
+        "publish": ["pipeline/publish.py", run_folder],
+        "publish codes": ["pipeline/publish.py", run_folder, "--what", "codes"],
+        "report": ["pipeline/report.py", run_folder],
         "cluster": [
             "tokenizer/cluster.py", "--run", "means", "--model.image_size", 8, 8, "--model.codebook_size", 16,
             "--iterations", 8,
         ],
+        "convert": [
+            "tokenizer/convert.py", CHECKPOINT, "--kind", "taming", "--run", "converted", "--image_size", 8, 8,
+            "--fit_images", 64, "--images.source", "digits",
+        ],
     }  # fmt: skip
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, with what the commands of `tiny` read and none writes: somebody else's checkpoint."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    config = VQGANConfig(
+        image_size=(8, 8), image_channels=1, first_channels=32, channels=(32, 32), blocks=1, attention_levels=(1,),
+        z_channels=4, codebook_size=16, code_dim=4, normalize=False,
+    )  # fmt: skip
+    tensors = VQGANTokenizer(config).state_dict()
+    found = {place.name: tensors[ours].reshape(place.shape) for ours, place in layout(config, "taming").items()}
+    torch.save({"state_dict": found}, folder / CHECKPOINT)

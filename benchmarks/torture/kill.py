@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from benchmarks.torture.artefacts import artefacts, difference, half_written
-from benchmarks.torture.forks import ROOT, command, run, start, tiny, wait
+from benchmarks.torture.forks import ROOT, command, prepare, run, start, tiny, wait
 
 WRITES = {  # what each command makes of its own, to be removed for the next round
     "tokenizer": ["run/tokenizer"],
@@ -27,7 +27,14 @@ WRITES = {  # what each command makes of its own, to be removed for the next rou
     "evaluate tokenizer": ["run/evaluation/tokenizer-test.json", "run/evaluation/.parts"],
     "evaluate prior": ["run/evaluation/prior-test.json", "run/evaluation/.parts"],
     "evaluate pipeline": ["run/evaluation/pipeline-test.json", "run/evaluation/.parts", ".cache"],
+    "codebook": ["run/tokenizer/codebook", "run/tokenizer/codebook.json"],
+    "compress": ["run/compressed.tess"],
+    "tune": ["run/pipeline/tuning.json"],
+    "publish": ["run/hub/pipeline"],
+    "publish codes": ["run/hub/codes"],
+    "report": ["run/report", "run/report.html"],
     "cluster": ["means/tokenizer"],
+    "convert": ["converted/tokenizer"],
 }
 
 
@@ -35,7 +42,7 @@ def reference(work: Path) -> tuple[dict[str, bytes], dict[str, float]]:
     """The artefacts of the undisturbed chain, and how long each command took."""
     folder, seconds = work / "reference", {}
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    prepare(folder)
     for name, line in tiny().items():
         ended = run(command(*line), folder, work / "out" / name)
         assert ended.status == 0, f"{name}: {ended.err[-2000:]}"
@@ -43,20 +50,25 @@ def reference(work: Path) -> tuple[dict[str, bytes], dict[str, float]]:
     return artefacts(folder), seconds
 
 
+def remove_written(folder: Path, name: str) -> None:
+    """Take away what a command of `tiny` has made."""
+    for path in WRITES[name]:
+        target = folder / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+
 def torture_one(work: Path, kills: int, seed: int) -> dict[str, Any]:
     """So many kills over all commands, one process each."""
     expected, seconds = reference(work)
     folder, draw = work / "killed", random.Random(seed)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    prepare(folder)
     found: dict[str, Any] = {}
     each = -(-kills // len(seconds))
     for name, line in tiny().items():
-        done, rounds, bad = 0, 0, []
+        done, rounds, bad = 0, 0, list[str]()
         while done < each or rounds == 0:
-            for path in WRITES[name]:
-                target = folder / path
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            remove_written(folder, name)
             ended = None
             while ended is None or ended.status == 128 + signal.SIGKILL:
                 out, pid = work / "out/killed", start(command(*line), folder, work / "out/killed")
@@ -118,7 +130,7 @@ def _fresh(work: Path, what: str) -> dict[str, Path]:
     folders = {name: work / f"{what}-{name}" for name in ("whole", "killed")}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        prepare(folder)
     return folders
 
 
@@ -156,7 +168,7 @@ def _killed_until_it_ends(
 
     began = time.monotonic()
     assert begin(folders["whole"]).wait() == 0, out.read_text()[-2000:]
-    whole, done, status, wrong = time.monotonic() - began, 0, None, []
+    whole, done, status, wrong = time.monotonic() - began, 0, None, list[str]()
     while status != 0 and not wrong:
         process = begin(folders["killed"])
         try:

@@ -13,8 +13,9 @@ import resource
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -43,7 +44,7 @@ class Planted:
     def __init__(self, mark: Path):
         self.mark = mark
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
         return Path.touch, (self.mark,)
 
 
@@ -56,7 +57,7 @@ def kinds(base: Path) -> dict[str, tuple[list[Path], Reader]]:
     """Of each kind of folder its files, and what reads them. `base` holds a finished chain of `forks.tiny`, and images."""
     lines, run_ = tiny(), base / "run"
 
-    def images(name: str, rule: str) -> Reader:
+    def images(name: str, rule: Literal["refuse", "skip"]) -> Reader:
         return library(
             lambda: open_images(ImagesConfig(source=str(base / name), corrupt=rule, validation_share=0.2), (8, 8), 1)
         )
@@ -186,7 +187,7 @@ def torture(work: Path, number: int, seed_: int) -> dict[str, Any]:
     base, mark = work / "mutated", work / "executed"
     prepare(work / "reference", base)
     mark.unlink(missing_ok=True)
-    tally, wrong = Counter(), []
+    tally, wrong = Counter[str](), list[dict[str, str]]()
     worst = {"seconds": 0.0, "bytes": 0}
     whole = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
 
@@ -199,11 +200,14 @@ def torture(work: Path, number: int, seed_: int) -> dict[str, Any]:
             kept = work / "wrong" / f"{len(wrong):03d}-{path.name}"
             kept.parent.mkdir(exist_ok=True)
             kept.write_bytes(content)
-            told = "EXECUTED" if mark.exists() else fault
+            told = "EXECUTED" if mark.exists() else str(fault)
             wrong.append({"kind": kind, "how": how, "file": str(path.relative_to(base)), "what": told, "kept": kept.name})
             print(f"wrong: {kind}, {how}, {path.name}: {' '.join(told.split())[-200:]}", flush=True)
             mark.unlink(missing_ok=True)
         _restore(base, whole)
+
+    def shaped(kind: str, reader: Reader, path: Path, content: bytes) -> None:
+        read(kind, "shape", path, content, reader)
 
     found = kinds(base)
     planted = {
@@ -223,13 +227,7 @@ def torture(work: Path, number: int, seed_: int) -> dict[str, Any]:
             path = draw.choice(files)
             read(kind, "bytes", path, flipped(whole[path], draw, list(whole.values())), reader)
         if structured:
-            _reshape(
-                structured,
-                whole,
-                each - each // 2,
-                seed_,
-                lambda path, content, k=kind, r=reader: read(k, "shape", path, content, r),
-            )
+            _reshape(structured, whole, each - each // 2, seed_, partial(shaped, kind, reader))
         print(f"{kind}: {each} more; {len(wrong)} wrong so far", flush=True)
     return {"inputs": sum(tally.values()), "outcomes": dict(tally), "worst": worst, "wrong": wrong}
 

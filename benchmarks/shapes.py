@@ -1,0 +1,55 @@
+"""Shapes of Transformer that are timed, and of each our prior and the peer's: as deep, as wide, over as many codes."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from x_transformers import Decoder, TransformerWrapper
+
+from common.codes import TokenizerIdentity
+from prior.config import ArchitectureConfig, Preset, PriorConfig
+from prior.model import Prior
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    preset: Preset
+    codebook_size: int
+    side: int  # of the grid of codes
+    classes: int = 0
+
+    @property
+    def architecture(self) -> ArchitectureConfig:
+        return ArchitectureConfig(preset=self.preset, dropout=0)
+
+    @property
+    def length(self) -> int:
+        return self.side**2
+
+
+SMALL = Shape(preset="5m", codebook_size=512, side=8)
+MIDDLE = Shape(preset="38m", codebook_size=1024, side=16)
+LARGE = Shape(preset="343m", codebook_size=16_384, side=24)
+
+
+def make_prior(shape: Shape) -> Prior:
+    """Ours, unconditional where the shape has no classes."""
+    config = PriorConfig(
+        codebook_size=shape.codebook_size, grid=(shape.side, shape.side), architecture=shape.architecture,
+        class_names=tuple(map(str, range(shape.classes))) or None, tokenizer=TokenizerIdentity(name="none", sha256="0" * 64),
+    )  # fmt: skip
+    return Prior(config)
+
+
+def make_x_transformer(shape: Shape, flash: bool = True) -> TransformerWrapper:
+    """With one token more, which opens a sequence."""
+    a = shape.architecture
+    blocks = Decoder(
+        dim=a.dim, depth=a.depth, heads=a.heads, attn_dim_head=a.head_dim, rotary_pos_emb=True, use_rmsnorm=True, ff_swish=True,
+        ff_glu=True, ff_mult=a.hidden_dim / a.dim, ff_no_bias=True, attn_flash=flash,
+    )  # fmt: skip
+    tokens, length = shape.codebook_size + 1, shape.length + 1
+    return TransformerWrapper(num_tokens=tokens, max_seq_len=length, use_abs_pos_emb=False, attn_layers=blocks)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(each.numel() for each in model.parameters())
