@@ -21,9 +21,10 @@ from tokenizer.config import ClusterConfig, ImagesConfig, TrainConfig
 from tokenizer.encode import Settings as EncodeSettings
 from tokenizer.encode import chosen_views
 from tokenizer.features import as_read, real_features
-from tokenizer.images import open_images, open_run_images, run_images
+from tokenizer.images import open_images
 from tokenizer.model import load_tokenizer
 from tokenizer.pixels import MODES
+from tokenizer.run_images import open_run_images, run_images
 from tokenizer.views import augment, default_views, different_views, view
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -132,7 +133,8 @@ def test_encoding_says_how_many_views_it_chose_and_leaves_an_answer_alone(finish
     how = run_images(finished_run / "tokenizer")
     assert chosen_views(EncodeSettings(views=3), images, how, accelerator) == 3 and not capsys.readouterr().out
     assert chosen_views(EncodeSettings(), images, how, accelerator) == 8
-    assert "8 views an image, as fits 1,425 training images (--views)" in capsys.readouterr().out
+    number = len(images.splits["train"])
+    assert f"8 views an image, as fits {number:,} training images (--views)" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------- settings of before
