@@ -34,7 +34,7 @@ LACKS = (
         frozenset({errno.ENOMEM}),
         r"can't allocate memory|not enough memory|cannot allocate memory|failed to map segment|bad_alloc|unable to allocate"
         r"|allocation failed|malloc of size",
-        "this machine's memory is full; lower batch_size, or images.memory to read from disk",
+        "this machine's memory is full, or its limit (ulimit -v); lower batch_size, or images.memory to read from disk",
     ),
     Lack(
         frozenset({errno.EMFILE, errno.ENFILE}),

@@ -36,6 +36,8 @@ def speak_anyhow() -> None:
 def _lacking(cls: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Tell what ends an import: what the machine lacks in a line, anything else as Python does. Either exits with 1."""
     known = ends.lack(error)
+    if known is None and isinstance(error, SystemError):  # a library that was given no memory, and did not notice
+        known = ends.lack(MemoryError())
     if known is None:
         sys.__excepthook__(cls, error, trace)
     else:

@@ -155,12 +155,10 @@ def test_a_run_that_was_removed_does_not_come_back_for_its_log(tmp_path, acceler
     assert not (tmp_path / "run").exists()
 
 
-def test_an_import_without_memory_ends_in_one_line():
+@pytest.mark.parametrize("error", ["ImportError('libtorch_cpu.so: failed to map segment')", "SystemError('error return')"])
+def test_an_import_without_memory_ends_in_one_line(error):
     """`ulimit -v` below what torch takes ended in a traceback of its import."""
-    code = (
-        "from common.starting import answer_signals\nanswer_signals()\n"
-        "raise ImportError('libtorch_cpu.so: failed to map segment from shared object')"
-    )
+    code = f"from common.starting import answer_signals\nanswer_signals()\nraise {error}"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 1 and told.stderr.count("\n") == 1
     assert told.stderr.startswith("error: this machine's memory is full")
