@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 
-from benchmarks.torture.forks import Line, command, fault, run, tiny
+from benchmarks.torture.forks import Line, command, fault, replaced, run, tiny
 from common.launch import run_command
 from pipeline.image_pipeline import ImagePipeline
 from prior.model import Prior
@@ -74,7 +74,7 @@ def aims_at_the_users() -> dict[str, Aim]:
            for what in ("pipeline", "tokenizer", "prior", "codes")},
         "compress": ["pipeline/compress.py", "run", "--images", 4, "--output", f"{folder}/four.tess"],
         "expand": ["pipeline/compress.py", "run", "--expand", "run/compressed.tess", "--output", folder],
-        "train a tokenizer": [*replaced(lines["tokenizer"], "--run", folder)],
+        "train a tokenizer": replaced(lines["tokenizer"], "--run", folder),
         "train a prior": [*replaced(lines["prior"], "--run", folder), "--codes", "run/codes"],
         "cluster": replaced(lines["cluster"], "--run", folder),
         "convert": replaced(lines["convert"], "--run", folder),
@@ -82,12 +82,6 @@ def aims_at_the_users() -> dict[str, Aim]:
     }  # fmt: skip
     saved = {f"save a {what}": Aim(folder, saving(what, folder)) for what in ("tokenizer", "prior", "pipeline")}
     return {name: Aim(folder, command(*line)) for name, line in found.items()} | saved
-
-
-def replaced(line: Line, option: str, value: str) -> list[Any]:
-    """The line with another value of an option."""
-    at = line.index(option) + 1
-    return [*line[:at], value, *line[at + 1 :]]
 
 
 def aims_at_ours() -> dict[str, Aim]:

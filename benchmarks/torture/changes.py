@@ -20,14 +20,14 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.torture.forks import Ended, Line, command, fault, run, start, tiny
+from benchmarks.torture.forks import Ended, Line, command, fault, replaced, run, start, tiny
 
 Change = Callable[[Path], None]
 Whole = dict[Path, tuple[bytes, int]]  # each file's bytes, and when it was written
 PICTURES, SAID = 60, re.compile(r"changed|fingerprint|are not (the|those)|other images|other codes|damaged", re.IGNORECASE)
 HALVES = {  # what a killed command leaves when it has begun
     "half tokenizer": "half/tokenizer/state/step_*",
-    "half prior": "half/prior/state/step_*",
+    "half prior": "later/prior/state/step_*",
     "half codes": "half/codes/*.parquet",
     "half cluster": "means/tokenizer/state/step_*",
 }
@@ -46,20 +46,20 @@ def pictures(folder: Path, number: int, seed: int) -> None:
 
 def lines() -> dict[str, Line]:
     """The chain over the pictures; `half` is what is killed, in runs of their own."""
-    found, longer = tiny(), ["--steps", 4000]
+    found = tiny()
     source = ["--images.source", "pictures", "--images.validation_share", 0.2]
-    train = [*found["tokenizer"], *source]
+    train, encode = [*found["tokenizer"], *source], replaced(found["encode"], "--shard_size", 40)
     return {
         "tokenizer": train,
-        "encode": [*found["encode"], "--shard_size", 40],
+        "encode": encode,
         "prior": found["prior"],
         "generate": found["generate"],
-        "half tokenizer": [*train, *longer, "--run", "half"],
-        "half prior": [*found["prior"], *longer, "--run", "half", "--codes", "run/codes"],
-        "half codes": ["tokenizer/encode.py", "run", "--views", 64, "--shard_size", 40, "--output", "half/codes"],
-        "half cluster": [*found["cluster"], *source, "--run", "means", "--iterations", 4000],
+        "half tokenizer": replaced(replaced(train, "--run", "half"), "--steps", 4000),
+        "half prior": [*replaced(replaced(found["prior"], "--run", "later"), "--steps", 4000), "--codes", "run/codes"],
+        "half codes": [*replaced(encode, "--views", 64), "--output", "half/codes"],
+        "half cluster": [*replaced(found["cluster"], "--iterations", 4000), *source],
         **{name: found[name] for name in (*LOOK, *LOOK_AT_CODES)},
-    }  # fmt: skip
+    }
 
 
 def prepare(folder: Path, out: Path) -> None:

@@ -163,6 +163,12 @@ def tiny(run_folder: str = "run") -> dict[str, Line]:
     }  # fmt: skip
 
 
+def replaced(line: Line, option: str, value: object) -> list[Any]:
+    """Return the line with another value of an option."""
+    at = line.index(option) + 1
+    return [*line[:at], value, *line[at + 1 :]]
+
+
 def prepare(folder: Path) -> None:
     """Make the folder, with what the commands of `tiny` read and none writes: somebody else's checkpoint."""
     folder.mkdir(parents=True)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.torture.artefacts import artefacts, difference, half_written
-from benchmarks.torture.belongings import replaced
-from benchmarks.torture.forks import Ended, Line, command, fault, poll, run, start, tiny
+from benchmarks.torture.forks import Ended, Line, command, fault, poll, replaced, run, start, tiny
 from benchmarks.torture.kill import remove_written
 
 
@@ -49,7 +48,7 @@ def pairs() -> dict[str, Pair]:
         "cluster in a run in training": Pair("tokenizer", replaced(lines["cluster"], "--run", "run")),
         "a run in a tokenizer in training": Pair("tokenizer", replaced(lines["tokenizer"], "--run", "run/tokenizer")),
         "by another name": Pair("tokenizer", replaced(lines["tokenizer"], "--run", "alias")),
-        "publish by another name": Pair("publish", [*publish, "alias/hub/pipeline"]),
+        "publish by another name": Pair("publish", [*lines["publish"], "--to", "alias/hub/pipeline"]),
     }
 
 
