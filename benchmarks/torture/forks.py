@@ -41,6 +41,8 @@ class Ended(NamedTuple):
 def start(work: Callable[[], None], folder: Path, out: Path) -> int:
     """Fork a child that does `work` in `folder`, its output in OUT.out and OUT.err; its process id."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("out", "err"):
+        out.with_suffix(f".{name}").write_bytes(b"")  # here: whoever waits for a word in it is not to find that of another
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -48,7 +50,7 @@ def start(work: Callable[[], None], folder: Path, out: Path) -> int:
         return pid
     os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
-        file = os.open(out.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        file = os.open(out.with_suffix(f".{name}"), os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
         os.close(file)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest puts its own there
