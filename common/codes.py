@@ -405,9 +405,19 @@ def _rows_in(path: Path) -> int:
 def fingerprint(codes: Codes) -> str:
     """Return the SHA-256 of what the codes are of, and of every code, label and row of the splits that were read; whatever
     the source and the tokenizer are called."""
-    said = codes.info.model_dump(mode="json", exclude={"source": True, "shard_size": True, "tokenizer": {"name"}})
-    digests = {name: split.digest() for name, split in codes.splits.items()}
-    told = [said, codes.info.source.get("fingerprint"), digests]
+    return _fingerprint(codes.info, {name: split.digest() for name, split in codes.splits.items()})
+
+
+def recorded_fingerprint(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the fingerprint by what codes.json says of each split, none of which is read; None where an earlier version wrote
+    it and does not say."""
+    digests = {name: split.get("sha256") for name, split in splits.items()}
+    return None if None in digests.values() else _fingerprint(info, digests)
+
+
+def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
+    said = info.model_dump(mode="json", exclude={"source": True, "shard_size": True, "tokenizer": {"name"}})
+    told = [said, info.source.get("fingerprint"), digests]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -86,7 +86,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
         )
     settings, tokenizer = run_images(run / "tokenizer"), pipeline.tokenizer
     images = open_run_images(run / "tokenizer", tokenizer.config)
-    tell_of_other_codes(data, pipeline.prior.config)
+    tell_of_other_codes(codes.fingerprint(data), pipeline.prior.config)
     if data.info.source.get("fingerprint") != images.fingerprint:
         accelerator.print(
             f"the codes are of other images than {settings.source}, the run's: held-out ones are of the run's", file=sys.stderr

@@ -235,9 +235,8 @@ def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
             f"{path} was written by the tokenizer {info.tokenizer}, not by the one of this run, {pipeline.identity}: encode "
             "again, or give another --codes"
         )
-    data = codes.read(path)
-    tell_of_other_codes(data, pipeline.prior.config)
-    rows = CodesRows(plain_views(data.splits[SPLIT], info), pipeline.prior.config)
+    tell_of_other_codes(codes.recorded_fingerprint(info, splits), pipeline.prior.config)
+    rows = CodesRows(plain_views(codes.read(path, [SPLIT]).splits[SPLIT], info), pipeline.prior.config)
     evenly = torch.arange(0, len(rows), -(-len(rows) // HELD_OUT))
     return rows[evenly, evenly]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.codes import Codes, CodesInfo, CodesSplit, fingerprint
+from common.codes import Codes, CodesInfo, CodesSplit
 from common.errors import UserError
 from common.progress import on_main
 from prior.config import PriorConfig
@@ -46,12 +46,12 @@ def absent_classes(data: Codes) -> tuple[int, ...]:
     return () if labels is None else tuple(np.setdiff1d(np.arange(len(data.info.class_names or ())), labels).tolist())
 
 
-def tell_of_other_codes(data: Codes, config: PriorConfig) -> None:
-    """Say it where these, with all their splits, are not the codes that a prior was trained on."""
-    if config.codes not in (None, fingerprint(data)) and on_main():
+def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:
+    """Say it where codes of this fingerprint, if it is known, are not those that a prior was trained on."""
+    if now is not None and config.codes not in (None, now) and on_main():
         print(
             f"these codes are not those that the prior was trained on (fingerprint {str(config.codes)[:12]} then, "
-            f"{fingerprint(data)[:12]} now): figures of them are of other images",
+            f"{now[:12]} now): figures of them are of other images",
             file=sys.stderr,
         )
 

@@ -81,7 +81,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
             f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "
             f"{prior.config.tokenizer}; give its --codes"
         )
-    tell_of_other_codes(data, prior.config)
+    tell_of_other_codes(codes.fingerprint(data), prior.config)
     held_out = plain_views(data.splits[name], data.info)
     seen = evenly(plain_views(data.splits["train"], data.info), len(held_out.rows))
     plan = {

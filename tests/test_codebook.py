@@ -77,7 +77,7 @@ def test_the_histogram_of_codes_on_the_disk_is_that_of_encoding(tmp_path, accele
     assert made.source == "images of digits" and read.source == str(run / "codes")
     assert list(made.counts) == ["validation"] and list(read.counts) == ["train", "validation", "test"]
     assert torch.equal(made.counts["validation"], read.counts["validation"])
-    assert made.images["validation"] == read.images["validation"] == 750
+    assert made.images["validation"] == read.images["validation"] == 780
 
 
 def test_counts_and_figures_are_of_the_whole_split(tmp_path, accelerator):

@@ -290,10 +290,17 @@ def test_codes_that_a_prior_was_not_trained_on_are_told_of(tmp_path, capsys):
     data = codes.read(write_codes(tmp_path / "codes"))
     small = ArchitectureConfig(depth=1, dim=16, heads=2)
     for known, told in ((codes.fingerprint(data), False), (None, False), ("f" * 64, True)):
-        tell_of_other_codes(data, PriorConfig.over(INFO, small, conditional=True, codes=known))
+        tell_of_other_codes(codes.fingerprint(data), PriorConfig.over(INFO, small, conditional=True, codes=known))
         assert ("not those that the prior was trained on" in capsys.readouterr().err) == told
 
 
 def test_a_trained_prior_knows_its_codes(finished_run):
     written = folder.read_json(finished_run / "prior/model/config.json")
     assert written["codes"] == codes.fingerprint(codes.read(finished_run / "codes")) and written["absent_classes"] == []
+
+
+def test_what_codes_json_says_gives_the_fingerprint_that_reading_all_gives(finished_run):
+    """`tune` chooses on validation alone, and asks whose codes they are without reading the test split."""
+    info, splits = codes.read_info(finished_run / "codes")
+    assert codes.recorded_fingerprint(info, splits) == codes.fingerprint(codes.read(finished_run / "codes"))
+    assert codes.recorded_fingerprint(info, {"train": {"rows": 3}}) is None

@@ -223,7 +223,7 @@ def test_what_no_run_of_ours_wrote_is_not_removed_for_event_files(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer/tensorboard").write_text("mine")
-    with pytest.raises(UserError, match="holds something that no run of ours wrote"):
+    with pytest.raises(UserError, match="holds something that no training wrote"):
         train_tokenizer(
             tokenizer_training(tmp_path, steps=1), make_accelerator("fp32", ["tensorboard"], tmp_path / "tokenizer")
         )

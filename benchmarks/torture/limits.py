@@ -37,6 +37,9 @@ def with_descriptors(number: int, work: Callable[[], None]) -> Callable[[], None
 
     def limited() -> None:
         open_ = max(map(int, os.listdir("/proc/self/fd")))
+        while os.dup(1) <= open_:  # those between are taken too, so that none but these are left
+            pass
+        os.close(open_ + 1)
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_ + number,) * 2)
         work()
 
