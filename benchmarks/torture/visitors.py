@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +103,7 @@ def ask(port: int, request: Request, seconds: float = SECONDS) -> Answer:
 # -------------------------------------------------------------------------------------------------------------- requests
 
 
+@cache
 def bomb(side: int) -> bytes:
     """A PNG of so many pixels a side, all black, in few bytes."""
 
@@ -121,10 +123,11 @@ def zipped() -> bytes:
     return file.getvalue()
 
 
+@cache
 def uploads() -> dict[str, bytes]:
     eps = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n({SECRET}) print (/tmp/torture) (w) file\nshowpage\n"
     return {
-        "bomb.png": bomb(8000), "larger.png": bomb(30_000), "eps.png": eps.encode(), "text.png": b"no picture",
+        "bomb.png": bomb(8000), "larger.png": bomb(16_000), "eps.png": eps.encode(), "text.png": b"no picture",
         "empty.png": b"", "page.png": b"<html><script>alert(1)</script>", "drawing.svg": b"<svg onload='alert(1)'/>",
         "packed.png": zipped(), "program.exe": b"MZ" + bytes(100), "../../up.png": bomb(8), "a" * 300 + ".png": bomb(8),
         "cut.png": bomb(64)[:60], "\u202egnp.png": bomb(8), "right.png": bomb(8),
