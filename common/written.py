@@ -28,7 +28,7 @@ def note(folder: Path, digests: Mapping[str, str]) -> None:
     files = noted(folder)
     for name, digest in digests.items():
         files[name] = [*(each for each in files.get(name, []) if each != digest), digest][-2:]
-    write_json(folder / NAME, {"kind": KIND, "format": FORMAT, "files": files})
+    write_json(folder / NAME, {"kind": KIND, "format": FORMAT, "files": dict(sorted(files.items()))})
 
 
 def is_as_written(folder: Path, name: str, files: Mapping[str, list[str]]) -> bool:

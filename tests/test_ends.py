@@ -79,6 +79,7 @@ LACKING = {
     "memory": [
         MemoryError(),
         pa.ArrowMemoryError("malloc of size 4096 failed"),
+        RuntimeError("could not create a primitive"),  # oneDNN's
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("unable to mmap 4096 bytes from file <model.safetensors>: Cannot allocate memory (12)"),

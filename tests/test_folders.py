@@ -290,6 +290,14 @@ def half(path: Path, what: str = "writing", ending: str = "9") -> Path:
     return path.with_name(f".{path.name}.{process.label()}{ending}.{what}")
 
 
+def test_what_was_written_is_noted_in_one_order(tmp_path):
+    """By name: the order in which a disk lists files made the same publish leave other bytes on another disk."""
+    for folder, names in (("one", "ab"), ("other", "ba")):
+        (tmp_path / folder).mkdir()
+        written.note(tmp_path / folder, dict.fromkeys(names, "0" * 64))
+    assert (tmp_path / "one" / written.NAME).read_bytes() == (tmp_path / "other" / written.NAME).read_bytes()
+
+
 def test_only_what_a_process_of_ours_left_is_swept(tmp_path):
     planted(tmp_path)
     before = tree(tmp_path)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from benchmarks.torture import belongings, changes, heads, limits, overlap, strange, visitors
 from benchmarks.torture.artefacts import artefacts, difference, half_written
 from benchmarks.torture.forks import command, fault, prepare, run, tiny
+from benchmarks.torture.kill import remove_written
 from benchmarks.torture.mutate import flipped, reshaped
 from common import codes, config, state
 from common.errors import UserError
@@ -201,21 +202,24 @@ def test_what_a_user_put_beside_a_published_model_is_there_after_the_next_publis
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["publish over a run in training", "generate into a part of it", "by another name"])
-def test_a_second_command_is_refused_and_the_first_leaves_what_it_would_have_left(chain, tmp_path, name):
-    whole, pair = overlap.prepared(tmp_path / "whole", chain), overlap.pairs()[name]
-    folder = overlap.prepared(tmp_path / "folder", chain)
-    for each in (whole, folder):
-        shutil.rmtree(each / "run/tokenizer")
-    assert run(command(*tiny()[pair.first]), whole, tmp_path / "out/whole").status == 0
+@pytest.fixture(scope="module")
+def undisturbed(chain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("overlap")
+    return overlap.alone(folder / "folder", chain, "tokenizer", folder / "out")
+
+
+@pytest.mark.parametrize("name", ["generate into a part of it", "by another name"])
+def test_a_second_command_is_refused_and_the_first_leaves_what_it_would_have_left(chain, undisturbed, tmp_path, name):
+    folder, pair = overlap.prepared(tmp_path / "folder", chain), overlap.pairs()[name]
+    remove_written(folder, pair.first)
     status, wrong = overlap.attempt(folder, pair, 0.4, tmp_path / "out")
-    assert status == 2 and not wrong and difference(artefacts(whole), artefacts(folder)) == []
+    assert status == 2 and not wrong and difference(undisturbed, artefacts(folder)) == []
 
 
 # --------------------------------------------------------------------------------------- little memory, and data that changes
 
 
-@pytest.mark.parametrize("limited", [partial(limits.with_memory, 1), partial(limits.with_descriptors, 2)])
+@pytest.mark.parametrize("limited", [partial(limits.with_memory, 1), partial(limits.with_descriptors, 1)])
 def test_too_little_memory_or_too_few_descriptors_end_in_one_line(chain, tmp_path, limited):
     folder = shutil.copytree(chain, tmp_path / "reference")
     shutil.rmtree(folder / "run/codes")
@@ -226,13 +230,12 @@ def test_too_little_memory_or_too_few_descriptors_end_in_one_line(chain, tmp_pat
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     folder = tmp_path_factory.mktemp("changes") / "chain"
-    changes.prepare(folder, folder.parent / "out", ("half tokenizer", "half codes", "half prior"))
+    changes.prepare(folder, folder.parent / "out", ["half tokenizer", "half prior"])
     return folder, changes.taken(folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
-    [("half tokenizer", "a byte"), ("half tokenizer", "one more"), ("half codes", "another class"), ("half prior", "zeroed")],
+    ("name", "change"), [("half tokenizer", "a byte"), ("half tokenizer", "one more"), ("half prior", "zeroed")]
 )
 def test_a_killed_command_does_not_go_on_with_other_data_and_writes_nothing(halves, tmp_path, name, change):
     folder, whole = halves
@@ -268,6 +271,13 @@ def test_a_forged_compressed_file_is_refused_in_little_memory(chain, tmp_path):
 
 
 def test_a_page_answers_its_own_visitors_alone_and_outlives_the_others(chain, tmp_path):
+    """Thirty visits by strangers. The one of a session without a name made Gradio's queue print a traceback."""
     pytest.importorskip("gradio")
-    found = visitors.torture(tmp_path, 12, 0, chain)
-    assert found["wrong"] == []
+    (tmp_path / "secret.txt").write_text(visitors.SECRET)
+    page, draw = visitors.serve(chain, tmp_path / "secret.txt", tmp_path / "out"), random.Random(0)
+    try:
+        visitors.ask(page.port, visitors.join(min(page.functions), [], ""))
+        wrong = [said for _ in range(30) for said in draw.choice(visitors.VISITS)(page, draw)]
+        assert wrong + list(visitors.state(page)) == []
+    finally:
+        visitors.stop(page)

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=2400, help="mutated files")
     parser.add_argument("--folders", type=int, default=130, help="commands aimed at folders of the user's")
     parser.add_argument("--overlaps", type=int, default=1, help="rounds of every pair of commands at once")
-    parser.add_argument("--limits", type=int, default=110, help="commands with too little memory or too few descriptors")
+    parser.add_argument("--limits", type=int, default=7, help="steps of memory, and of descriptors, from too few to enough")
     parser.add_argument("--changes", type=int, default=60, help="commands after a change of images or codes")
     parser.add_argument("--strange", type=int, default=130, help="folders and tables with what is no file of theirs")
     parser.add_argument("--heads", type=int, default=400, help="forged compressed files")
@@ -59,22 +59,22 @@ def main() -> None:
     from common.record import record
 
     path = forks.ROOT / "benchmarks/results/torture.json"
-    expected, seconds = kill.reference(work)
+    undisturbed = kill.reference(work)
     parts = {
-        "kill": lambda: kill.torture_one(work, args.kills, args.seed),
+        "kill": lambda: kill.torture_one(work, undisturbed, args.kills, args.seed),
         "two": lambda: kill.torture_two(work, args.kills_of_two, args.seed),
         "chain": lambda: kill.torture_chain(work, args.kills_of_chain, args.seed),
         "chain_of_two": lambda: kill.torture_chain(work, args.kills_of_two, args.seed, shlex.join(kill.TWO)),
-        "disk": lambda: disk.torture(work, expected, args.seed),
+        "disk": lambda: disk.torture(work, undisturbed.whole, args.seed),
         "ranks": lambda: ranks.torture(work, 4),
         "mutate": lambda: mutate.torture(work, args.inputs, args.seed),
         "folders": lambda: belongings.torture(work, args.folders, args.seed),
-        "overlap": lambda: overlap.torture(work, args.overlaps, args.seed, seconds),
-        "limits": lambda: limits.torture(work, args.limits, args.seed, expected),
+        "overlap": lambda: overlap.torture(work, args.overlaps, args.seed, undisturbed.seconds),
+        "limits": lambda: limits.torture(work, args.limits, undisturbed.whole),
         "changes": lambda: changes.torture(work, args.changes, args.seed),
         "strange": lambda: strange.torture(work, args.strange, args.seed),
         "heads": lambda: heads.torture(work, args.heads, args.seed),
-        "page": lambda: visitors.torture(work, args.visits, args.seed, work / "reference"),
+        "page": lambda: visitors.torture(work, args.visits, args.seed),
     }
     for name in args.only or parts:
         began = time.monotonic()

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 RECORD = ("date", "command", "commit", "machine", "versions", "train_seconds")  # when, by what and how fast; not what
-
-DAY = re.compile(rb"\d{4}-\d\d-\d\d")
+DAY = re.compile(rb"\d{4}-\d\d-\d\d")  # in cards and reports
 
 
 def artefacts(folder: Path) -> dict[str, bytes]:
@@ -27,6 +26,9 @@ def artefacts(folder: Path) -> dict[str, bytes]:
                 found[name] = json.dumps(kept, sort_keys=True).encode()
             if path.name in ("README.md", "report.html"):
                 found[name] = DAY.sub(b"", found[name])
+            if path.name == ".written.json":
+                files = json.loads(found[name])["files"]
+                found[name] = json.dumps({each: files[each] for each in files if each != "README.md"}).encode()
             if path.suffix == ".json" and ("evaluation/" in name or "classifier-" in name):
                 kept = {key: value for key, value in json.loads(found[name]).items() if key not in RECORD}
                 found[name] = json.dumps(kept, sort_keys=True).encode()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.torture.artefacts import artefacts, difference, half_written
-from benchmarks.torture.forks import command, run, tiny
+from benchmarks.torture.forks import command, prepare, run, tiny
 
 GROWS = (4 * 1024, 96 * 1024)  # bytes, at least and at most
 
@@ -29,11 +29,12 @@ def resize(disk: Path, size: int) -> int:
 
 
 def torture(work: Path, expected: dict[str, bytes], seed: int) -> dict[str, Any]:
-    disk, size, draw = work / "disk", GROWS[0], random.Random(seed)
+    disk, size, draw = work / "disk", 0, random.Random(seed)
     disk.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes=0", "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,nr_inodes=0", "tmpfs", str(disk)], check=True)
     full, wrong = {}, []
     try:
+        prepare(disk)
         for name, line in tiny().items():
             full[name] = 0
             size = resize(disk, used(disk) + GROWS[0])  # no command profits from the room that the one before needed

@@ -53,8 +53,8 @@ def start(work: Callable[[], None], folder: Path, out: Path) -> int:
         file = os.open(out.with_suffix(f".{name}"), os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
         os.close(file)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest puts its own there
-    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", 1, closefd=False)  # noqa: SIM115 - pytest puts its own there
+    sys.stderr = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     status = 70
     try:
         os.chdir(folder)
@@ -173,7 +173,7 @@ def replaced(line: Line, option: str, value: object) -> list[Any]:
 
 def prepare(folder: Path) -> None:
     """Make the folder, with what the commands of `tiny` read and none writes: somebody else's checkpoint."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     config = VQGANConfig(
         image_size=(8, 8), image_channels=1, first_channels=32, channels=(32, 32), blocks=1, attention_levels=(1,),

@@ -5,20 +5,20 @@ The limits are the kernel's: RLIMIT_AS so many MiB above what the started proces
 """
 
 import os
-import random
 import resource
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmarks.torture.artefacts import artefacts, difference, half_written
-from benchmarks.torture.forks import command, fault, run, tiny
+from benchmarks.torture.forks import command, fault, prepare, run, tiny
 from benchmarks.torture.kill import remove_written
 
 MIB = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-DESCRIPTORS = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24)
+DESCRIPTORS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)  # with none Python cannot even open the script
 
 
 def with_memory(mib: int, work: Callable[[], None]) -> Callable[[], None]:
@@ -36,41 +36,49 @@ def with_descriptors(number: int, work: Callable[[], None]) -> Callable[[], None
     """The work with so many descriptors more than its process has open when it begins."""
 
     def limited() -> None:
-        open_ = max(map(int, os.listdir("/proc/self/fd")))
-        while os.dup(1) <= open_:  # those between are taken too, so that none but these are left
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        while (last := os.open(os.devnull, os.O_RDONLY)) < highest:  # the limit is one of numbers: those below are taken
             pass
-        os.close(open_ + 1)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (open_ + number,) * 2)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + number,) * 2)
         work()
 
     return limited
 
 
-def trials() -> list[tuple[str, str, Callable[[], None]]]:
-    """Every command under every limit: its name, the limit's, and the work."""
-    found = []
-    for name, line in tiny().items():
-        found += [(name, f"{mib} MiB", with_memory(mib, command(*line))) for mib in MIB]
-        found += [(name, f"{number} descriptors", with_descriptors(number, command(*line))) for number in DESCRIPTORS]
-    return found
+def steps(all_of_them: tuple[int, ...], number: int) -> list[int]:
+    """Return so many of the steps, evenly spaced, the first and the last among them."""
+    return [all_of_them[place * (len(all_of_them) - 1) // max(1, number - 1)] for place in range(number)]
 
 
-def torture(work: Path, number: int, seed: int, expected: dict[str, bytes]) -> dict[str, Any]:
-    outcomes, wrong, folder = Counter[str](), list[str](), work / "limits"
-    chosen = random.Random(seed).sample(trials(), min(number, len(trials())))
+def torture(work: Path, number: int, expected: dict[str, bytes]) -> dict[str, Any]:
+    """Go through the chain, each command under rising limits until it has enough, and at last under none."""
+    outcomes, wrong, folder, out = Counter[str](), list[str](), work / "limits", work / "out/limits"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(work / "reference", folder)
-    for name in tiny():
-        limits = [(limit, limited) for each, limit, limited in chosen if each == name]
-        for limit, limited in limits:
-            remove_written(folder, name)
-            ended = run(limited, folder, work / "out/limits")
-            outcomes["not enough" if ended.status in (1, 2) else "done" if ended.status == 0 else "WRONG"] += 1
-            bad = [said for said in [fault(ended, 0, 1, 2)] if said] + half_written(folder)
+    prepare(folder)
+    for name, line in tiny().items():
+        limits = [
+            {f"{mib} MiB": with_memory(mib, command(*line)) for mib in steps(MIB, number)},
+            {f"{each} descriptors": with_descriptors(each, command(*line)) for each in steps(DESCRIPTORS, number)},
+        ]
+        for limit, status, bad in chain.from_iterable(rising(folder, name, limited, out) for limited in limits):
+            outcomes["not enough" if status in (1, 2) else "done" if status == 0 else "WRONG"] += 1
             wrong += [f"{name}, {limit}: {each}" for each in bad]
             for each in bad:
                 print(f"wrong: {name}, {limit}: {each}", flush=True)
-        if limits and (said := fault(run(command(*tiny()[name]), folder, work / "out/limits"), 0)):
+        if said := fault(run(command(*line), folder, out), 0):
             wrong.append(f"{name}, no limit any more: {said}")
     wrong += [f"differs: {path}" for path in difference(expected, artefacts(folder))]
-    return {"commands": len(chosen), "outcomes": dict(outcomes), "wrong": wrong}
+    return {"commands": sum(outcomes.values()), "outcomes": dict(outcomes), "wrong": wrong}
+
+
+def rising(
+    folder: Path, name: str, limited: Mapping[str, Callable[[], None]], out: Path
+) -> Iterator[tuple[str, int, list[str]]]:  # fmt: skip
+    """Do a command's work under one limit after the other until it is done: of each its status, and what is wrong with its
+    end. What it has made is then taken away."""
+    for limit, work in limited.items():
+        ended = run(work, folder, out)
+        yield limit, ended.status, [said for said in [fault(ended, 0, 1, 2)] if said] + half_written(folder)
+        if ended.status == 0:
+            break
+    remove_written(folder, name)

@@ -69,6 +69,19 @@ class Blocks(gr.Blocks):
             log(error)
             raise gr.Error("nothing can be made of what was sent; load the page again", print_exception=False) from None
 
+    def queue(self, *given: Any, **named: Any) -> "Blocks":
+        """Begin the queue, in which an event whose session is "" has one of its own, as an event of none has: Gradio looks for
+        its messages under a name that it has not kept, and fails with a traceback."""
+        super().queue(*given, **named)
+        push = self._queue.push
+
+        async def pushed(body: Any, request: Any, username: str | None) -> Any:
+            body.session_hash = body.session_hash or None
+            return await push(body=body, request=request, username=username)
+
+        self._queue.push = pushed  # type: ignore[method-assign]
+        return self
+
 
 def theme() -> gr.themes.Base:
     """Of fonts that every system has: nothing is fetched."""
