@@ -292,9 +292,9 @@ def half(path: Path, what: str = "writing", ending: str = "9") -> Path:
 
 def test_what_was_written_is_noted_in_one_order(tmp_path):
     """By name: the order in which a disk lists files made the same publish leave other bytes on another disk."""
-    for folder, names in (("one", "ab"), ("other", "ba")):
-        (tmp_path / folder).mkdir()
-        written.note(tmp_path / folder, dict.fromkeys(names, "0" * 64))
+    for place, names in (("one", "ab"), ("other", "ba")):
+        (tmp_path / place).mkdir()
+        written.note(tmp_path / place, dict.fromkeys(names, "0" * 64))
     assert (tmp_path / "one" / written.NAME).read_bytes() == (tmp_path / "other" / written.NAME).read_bytes()
 
 
