@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.folder import replacing
-from pipeline.playground.growth import UNDRAWN
+from smalti.common.folder import replacing
+from smalti.pipeline.playground.growth import UNDRAWN
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 1300, 1070
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("picture", type=Path)
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "pipeline.app", arguments.run]
+    command = [sys.executable, "-m", "smalti.pipeline.app", arguments.run]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None  # it is a pipe
         try:

@@ -27,17 +27,17 @@ from torch import Tensor
 from benchmarks.claim import Claim, mean_and_spread, verdict
 from benchmarks.images import channels_first, read_npz
 from benchmarks.timing import ROOT, once
-from common.errors import UserError
-from common.evaluation import read_evaluations
-from common.folder import read_json, write_json
-from common.launch import make_accelerator
-from common.record import record
-from metrics.distances import frechet_distance
-from metrics.features import Features
-from metrics.similarity import psnr_of, squared_error_each, ssim_each
-from pipeline.bench import Bench, Settings, evenly, features_of, open_bench
-from pipeline.judge import Drawn, ask_classifier, compare
-from tokenizer.features import labelled
+from smalti.common.errors import UserError
+from smalti.common.evaluation import read_evaluations
+from smalti.common.folder import read_json, write_json
+from smalti.common.launch import make_accelerator
+from smalti.common.record import record
+from smalti.metrics.distances import frechet_distance
+from smalti.metrics.features import Features
+from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
+from smalti.pipeline.bench import Bench, Settings, evenly, features_of, open_bench
+from smalti.pipeline.judge import Drawn, ask_classifier, compare
+from smalti.tokenizer.features import labelled
 
 RESULTS = ROOT / "benchmarks/results"
 DRAWN = 10_000

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import ROOT, once
-from common.evaluation import read_evaluations
-from common.folder import replacing, write_json
-from common.record import record
+from smalti.common.evaluation import read_evaluations
+from smalti.common.folder import replacing, write_json
+from smalti.common.record import record
 
 SMALL = {
     "tokenizer": {"model.channels": ["96"], "model.blocks": ["2"], "batch_size": ["64"], "lr": ["2e-3"],

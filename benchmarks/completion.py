@@ -24,14 +24,14 @@ from datasets import load_dataset
 from torch import Tensor
 
 from benchmarks.claim import mean_and_spread
-from common import codes
-from common.codes import CodesInfo, CodesSplit
-from common.pictures import image_grid, save_picture
-from common.record import record
-from pipeline.image_pipeline import ImagePipeline
-from prior.draw import SamplingConfig
-from prior.model import Prior
-from tokenizer.pixels import from_pil, to_pil
+from smalti.common import codes
+from smalti.common.codes import CodesInfo, CodesSplit
+from smalti.common.pictures import image_grid, save_picture
+from smalti.common.record import record
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.tokenizer.pixels import from_pil, to_pil
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/completion.json"

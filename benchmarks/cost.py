@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import config
-from common.codes import CodesInfo, TokenizerIdentity
-from common.folder import read_json
-from common.record import record
-from prior.config import PriorConfig
-from prior.config import TrainConfig as PriorTraining
-from prior.model import Prior, nll_each
-from tokenizer.config import TrainConfig as TokenizerTraining
-from tokenizer.model import Tokenizer
-from tokenizer.views import default_views
+from smalti.common import config
+from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.folder import read_json
+from smalti.common.record import record
+from smalti.prior.config import PriorConfig
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.model import Prior, nll_each
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.views import default_views
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"

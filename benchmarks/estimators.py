@@ -37,10 +37,10 @@ from einops import rearrange
 from torch import Generator, Tensor
 
 from benchmarks.claim import mean_and_spread
-from common.record import record
-from tokenizer.quantizers.config import GumbelConfig
-from tokenizer.quantizers.estimators import rotation, straight_through
-from tokenizer.quantizers.gumbel import GumbelQuantizer
+from smalti.common.record import record
+from smalti.tokenizer.quantizers.config import GumbelConfig
+from smalti.tokenizer.quantizers.estimators import rotation, straight_through
+from smalti.tokenizer.quantizers.gumbel import GumbelQuantizer
 
 Figures = dict[str, float]
 

@@ -16,15 +16,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from common import codes
-from common.record import record
-from pipeline.bits import PRIORS, Nats, bits_per_dim, image_nats
-from pipeline.image_pipeline import ImagePipeline
-from prior.baselines import Marginal
-from tokenizer.images import held_out
-from tokenizer.kmeans import assigned, e_step, m_step
-from tokenizer.pixels import to_float
-from tokenizer.run_images import open_run_images
+from smalti.common import codes
+from smalti.common.record import record
+from smalti.pipeline.bits import PRIORS, Nats, bits_per_dim, image_nats
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.baselines import Marginal
+from smalti.tokenizer.images import held_out
+from smalti.tokenizer.kmeans import assigned, e_step, m_step
+from smalti.tokenizer.pixels import to_float
+from smalti.tokenizer.run_images import open_run_images
 
 ROOT = Path(__file__).parents[1]
 DRAWINGS = ROOT / "docs"

@@ -26,19 +26,19 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from torch import Tensor
 
-from common.config import build, read_yaml
-from common.folder import read_json, write_json
-from common.record import record
-from metrics.classifier import Classifier, Recipe, load_or_train
-from metrics.distances import frechet_distance
-from metrics.similarity import psnr_of, squared_error_each
-from tokenizer.base import ImageTokenizer
-from tokenizer.config import ImagesConfig
-from tokenizer.features import labelled
-from tokenizer.images import ImageSet, held_out, open_images
-from tokenizer.model import load_tokenizer
-from tokenizer.pixels import to_float, to_pil, to_uint8
-from tokenizer.split import ImageSplit
+from smalti.common.config import build, read_yaml
+from smalti.common.folder import read_json, write_json
+from smalti.common.record import record
+from smalti.metrics.classifier import Classifier, Recipe, load_or_train
+from smalti.metrics.distances import frechet_distance
+from smalti.metrics.similarity import psnr_of, squared_error_each
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.features import labelled
+from smalti.tokenizer.images import ImageSet, held_out, open_images
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.pixels import to_float, to_pil, to_uint8
+from smalti.tokenizer.split import ImageSplit
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/plain_view.json"

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from benchmarks.claim import Claim, verdict
 from benchmarks.shapes import LARGE, MIDDLE, SMALL, Shape, make_prior, make_x_transformer, parameters
 from benchmarks.timing import Work, interleaved
-from common.record import record
-from prior import layers
-from prior.model import nll_each
+from smalti.common.record import record
+from smalti.prior import layers
+from smalti.prior.model import nll_each
 
 ROOT = Path(__file__).parents[1]
 STEPS = 4  # a round

@@ -33,21 +33,21 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
-from common.config import build
-from common.ema import EMA
-from common.launch import make_accelerator
-from common.order import Order, Share, batches
-from common.record import record
-from common.schedule import warmup_cosine
-from tokenizer.base import ImageTokenizer
-from tokenizer.config import ImagesConfig, TokenizerConfig, TrainConfig
-from tokenizer.evaluation import evaluate
-from tokenizer.images import ImageSet, open_images
-from tokenizer.layers import Decoder, Encoder
-from tokenizer.likelihood import build_likelihood
-from tokenizer.model import load_tokenizer
-from tokenizer.pixels import to_float
-from tokenizer.usage import entropy_bits, perplexity, usage
+from smalti.common.config import build
+from smalti.common.ema import EMA
+from smalti.common.launch import make_accelerator
+from smalti.common.order import Order, Share, batches
+from smalti.common.record import record
+from smalti.common.schedule import warmup_cosine
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.config import ImagesConfig, TokenizerConfig, TrainConfig
+from smalti.tokenizer.evaluation import evaluate
+from smalti.tokenizer.images import ImageSet, open_images
+from smalti.tokenizer.layers import Decoder, Encoder
+from smalti.tokenizer.likelihood import build_likelihood
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.pixels import to_float
+from smalti.tokenizer.usage import entropy_bits, perplexity, usage
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/quantizers.json"

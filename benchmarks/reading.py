@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 
-from common.record import record
+from smalti.common.record import record
 
 RESULT = Path(__file__).parent / "results/reading.json"
 PROGRAM = """
@@ -26,9 +26,9 @@ import sys, time
 sys.path[0] = sys.argv[1]
 import torch
 torch.set_num_threads(1)
-from tokenizer.config import ImagesConfig
-from tokenizer.images import open_images
-from tokenizer.sources import open_source
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.images import open_images
+from smalti.tokenizer.sources import open_source
 config, size, channels = ImagesConfig(source=sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 open_source(config)
 def times():

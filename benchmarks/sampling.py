@@ -32,12 +32,12 @@ from x_transformers import AutoregressiveWrapper, TransformerWrapper
 from benchmarks.claim import Claim, verdict
 from benchmarks.shapes import MIDDLE, SMALL, Shape, make_prior, make_x_transformer, parameters
 from benchmarks.timing import interleaved
-from common.record import record
-from prior.decoder import Decoder, NumberedStep
-from prior.draw import SamplingConfig
-from prior.matrix import Precision
-from prior.model import Prior
-from prior.sample import Sampler
+from smalti.common.record import record
+from smalti.prior.decoder import Decoder, NumberedStep
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.matrix import Precision
+from smalti.prior.model import Prior
+from smalti.prior.sample import Sampler
 
 ROOT = Path(__file__).parents[1]
 Figures = dict[str, Any]

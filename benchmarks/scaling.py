@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import codes
-from common.codes import CodesInfo, TokenizerIdentity
-from common.order import Order, Share, batches
-from common.record import record
-from prior.config import ArchitectureConfig, PriorConfig
-from prior.data import CodesRows
-from prior.draw import SamplingConfig
-from prior.model import Prior, nll_each
-from prior.sample import Sampler
+from smalti.common import codes
+from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.order import Order, Share, batches
+from smalti.common.record import record
+from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.data import CodesRows
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior, nll_each
+from smalti.prior.sample import Sampler
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = TokenizerIdentity(name="random", sha256="0" * 64)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import nn
 from x_transformers import Decoder, TransformerWrapper
 
-from common.codes import TokenizerIdentity
-from prior.config import ArchitectureConfig, Preset, PriorConfig
-from prior.model import Prior
+from smalti.common.codes import TokenizerIdentity
+from smalti.prior.config import ArchitectureConfig, Preset, PriorConfig
+from smalti.prior.model import Prior
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from common.folder import read_json, write_json
+from smalti.common.folder import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 Work = Callable[[], object]

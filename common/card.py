@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from common.shown import shown, shown_lines
+from smalti.common.shown import shown, shown_lines
 
-LIBRARY = "tesserae"
+LIBRARY = "smalti"
 
 
 def head(**fields: Any) -> str:
@@ -44,16 +44,15 @@ def loading(cls: type, place: str) -> str:
     """The lines of Python that load one of ours from a folder or a repository."""
     name = cls.__name__
     variable = {"ImagePipeline": "pipeline", "Prior": "prior"}.get(name, "tokenizer")
-    return (
-        f"from {cls.__module__} import {name}\n\n{variable} = {name}.from_pretrained({json.dumps(place, ensure_ascii=False)})"
-    )
+    module = "smalti" if name == "ImagePipeline" else cls.__module__
+    return f"from {module} import {name}\n\n{variable} = {name}.from_pretrained({json.dumps(place, ensure_ascii=False)})"
 
 
 def brief(cls: type, repo_id: str) -> str:
     """The card of what was pushed from memory, which tells nothing of where it comes from."""
     return (
         f"{head(library_name=LIBRARY)}# {repo_id.rpartition('/')[2]}\n\n"
-        f"An `{cls.__name__}` of Tesserae; `config.json` or `model_index.json` says its sizes.\n\n"
+        f"An `{cls.__name__}` of Smalti; `config.json` or `model_index.json` says its sizes.\n\n"
         f"{fenced(loading(cls, repo_id), 'python')}\n"
         "Which data it learned from and what it is worth was not told. Where its run is, "
         f"`python pipeline/publish.py RUN --repo {repo_id}` writes a card that says both.\n"

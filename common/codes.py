@@ -28,15 +28,15 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import Field, model_validator
 
-from common import card
-from common.config import Settings, build
-from common.ends import pass_on
-from common.errors import Refused, UserError
-from common.folder import FORMAT, check_format, inside, is_empty, read_json, remove, replacing, sweep, write_json
-from common.hub import source_repository
-from common.reading import opened
-from common.record import private
-from common.written import write_text
+from smalti.common import card
+from smalti.common.config import Settings, build
+from smalti.common.ends import pass_on
+from smalti.common.errors import Refused, UserError
+from smalti.common.folder import FORMAT, check_format, inside, is_empty, read_json, remove, replacing, sweep, write_json
+from smalti.common.hub import source_repository
+from smalti.common.reading import opened
+from smalti.common.record import private
+from smalti.common.written import write_text
 
 if TYPE_CHECKING:  # half a second, and reading does without
     from datasets import Features
@@ -211,7 +211,7 @@ def finish(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]
 
 def as_written(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What `codes.json` holds."""
-    return {"kind": "tesserae.codes", "format": FORMAT, **info.model_dump(mode="json"), "splits": splits}
+    return {"kind": "smalti.codes", "format": FORMAT, **info.model_dump(mode="json"), "splits": splits}
 
 
 # ----------------------------------------------------------------------------------------------------------- the card
@@ -284,7 +284,7 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         f"{info.views} view(s) an image, each a row.\n\n"
         "## Use\n\n"
         + card.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
-        + "\nTo train a prior of Tesserae on them, with the files in a folder CODES:\n\n"
+        + "\nTo train a prior of Smalti on them, with the files in a folder CODES:\n\n"
         + card.fenced("python prior/train.py CONFIG --codes CODES --run RUN")
         + "\n## Columns\n\n"
         + card.table(("column", "holds"), columns)
@@ -342,7 +342,7 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
         raise UserError(f"{folder} {begun}")
     path = inside(folder, "codes.json")
     written = read_json(path)
-    check_format(written, "tesserae.codes", path)
+    check_format(written, "smalti.codes", path)
     splits = written.get("splits")
     if not isinstance(splits, dict) or not all(isinstance(s, dict) and _is_count(s.get("rows")) for s in splits.values()):
         raise UserError(f"{path}: splits must say how many rows each has, got {str(splits)[:200]}")

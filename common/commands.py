@@ -1,6 +1,6 @@
-"""The commands by name: what `tesserae NAME` runs, and what a command tells its user to type next.
+"""The commands by name: what `smalti NAME` runs, and what a command tells its user to type next.
 
-Every command is a script, `python tokenizer/encode.py`, and has a name, `tesserae encode`. Code and messages say the script;
+Every command is a script, `python tokenizer/encode.py`, and has a name, `smalti encode`. Code and messages say the script;
 `typed` puts the name in its place for a user who types names.
 """
 
@@ -10,8 +10,8 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-WHOLE = "TESSERAE_RUN"  # in the environment of a stage: the process of the pipeline/run.py that started it
-BY_NAME = "TESSERAE_BY_NAME"  # in the environment of a command that was started by its name, and of all it starts
+WHOLE = "SMALTI_RUN"  # in the environment of a stage: the process of the pipeline/run.py that started it
+BY_NAME = "SMALTI_BY_NAME"  # in the environment of a command that was started by its name, and of all it starts
 
 
 ALONE = "python"  # starts a command of one process
@@ -24,7 +24,7 @@ class Command(NamedTuple):
 
     @property
     def module(self) -> str:
-        return self.script.removesuffix(".py").replace("/", ".")
+        return f"smalti.{self.script.removesuffix('.py').replace('/', '.')}"
 
 
 COMMANDS = {
@@ -59,7 +59,7 @@ _SCRIPT = re.compile(rf"(?:accelerate launch (?:-q )?|python )?\b({'|'.join(map(
 
 def typed(text: str) -> str:
     """`text` with each command as the user types it: as a script, or where this command was started by name, by its name."""
-    return _SCRIPT.sub(lambda found: f"tesserae {_NAMES[found[1]]}", text) if BY_NAME in os.environ else text
+    return _SCRIPT.sub(lambda found: f"smalti {_NAMES[found[1]]}", text) if BY_NAME in os.environ else text
 
 
 def as_typed(script: str, *words: object) -> str:

@@ -20,9 +20,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from common.commands import READ_BY, typed
-from common.errors import UserError
-from common.reading import read_text
+from smalti.common.commands import READ_BY, typed
+from smalti.common.errors import UserError
+from smalti.common.reading import read_text
 
 
 class Settings(BaseModel):

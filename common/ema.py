@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from common.tensors import check_types
+from smalti.common.tensors import check_types
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import Refused
-from common.folder import FORMAT, check_format, mend, read_json, write_json
-from common.record import record
+from smalti.common.errors import Refused
+from smalti.common.folder import FORMAT, check_format, kind_in, mend, read_json, write_json
+from smalti.common.record import record
 
-KIND = "tesserae.evaluation"
+KIND = "smalti.evaluation"
 
 
 def evaluation_path(run: Path, stage: str, split: str) -> Path:
@@ -38,7 +38,7 @@ def write_evaluation(
 
 def check_evaluation(path: Path) -> None:
     """Raise `Refused` where something else stands at the path than the figures of an earlier evaluation."""
-    if path.is_dir() or (path.is_file() and read_json(path).get("kind") != KIND):
+    if path.is_dir() or (path.is_file() and kind_in(read_json(path)) != KIND):
         raise Refused(f"{path} is none of our evaluations; move it away")
 
 

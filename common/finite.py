@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from common.errors import UserError
+from smalti.common.errors import UserError
 
 MOST_IN_A_ROW = 5
 

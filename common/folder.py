@@ -21,16 +21,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
-from common import config, lock, process
-from common.ends import pass_on
-from common.errors import Refused, UserError
-from common.reading import opened, read_text
-from common.tensors import NAMES, misfit, read_tensors
+from smalti.common import config, lock, process
+from smalti.common.ends import pass_on
+from smalti.common.errors import Refused, UserError
+from smalti.common.reading import opened, read_text
+from smalti.common.tensors import NAMES, misfit, read_tensors
 
 M = TypeVar("M", bound=nn.Module)
 MODEL_FILES = ("config.json", "model.safetensors")
 ANEW = "the command that trained it writes it again; of a copy, copy it again"
 MOST_JSON = 2**28  # bytes: the histogram of a large codebook has 2**26
+FIRST_NAME = "tesserae"  # of the project: what its files were called by, and are still known by
 FORMAT = 1  # of every file of ours; a reader refuses what is newer than itself
 
 
@@ -227,12 +228,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def kind_in(value: Mapping[str, Any]) -> str:
+    """Return the kind that a JSON file says it is of, in today's words where it was written under the project's first name."""
+    return re.sub(rf"^{FIRST_NAME}\.", "smalti.", str(value.get("kind")))
+
+
 def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
     """That a JSON file of ours is of this kind and no newer than this code."""
-    if value.get("kind") != kind:
+    if kind_in(value) != kind:
         raise UserError(f"{path} must be of kind {kind!r}, got {value.get('kind')!r}")
     if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
-        raise UserError(f"{path} has format {value.get('format')!r}, this version reads up to {FORMAT}; update tesserae")
+        raise UserError(f"{path} has format {value.get('format')!r}, this version reads up to {FORMAT}; update smalti")
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -275,7 +281,7 @@ def check_ours(path: Path, mark: str, names: Collection[str] = ()) -> None:
 
 def _says_ours(path: Path) -> bool:
     try:
-        return str(read_json(path).get("kind")).startswith("tesserae.")
+        return kind_in(read_json(path)).startswith("smalti.")
     except UserError:
         return False
 
@@ -298,7 +304,7 @@ def is_stage(folder: Path) -> bool:
 
 
 def kind_of(cls: type) -> str:
-    return f"tesserae.{cls.__name__.lower()}"
+    return f"smalti.{cls.__name__.lower()}"
 
 
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import Field
 
-from common.config import Settings, build
-from common.errors import UserError
-from common.folder import replacing
-from common.record import private
+from smalti.common.config import Settings, build
+from smalti.common.errors import UserError
+from smalti.common.folder import replacing
+from smalti.common.record import private
 
 START = "start_from"  # the setting whose line says what a run began from
 

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from common import card
-from common.errors import UserError
-from common.folder import inside
+from smalti.common import card
+from smalti.common.errors import UserError
+from smalti.common.folder import inside
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 README = "README.md"

@@ -20,17 +20,17 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from tqdm import tqdm
 
-from common import ends
-from common.commands import typed
-from common.ends import MACHINE
-from common.errors import UserError
-from common.shown import shown
-from common.starting import INTERRUPTED, PREEMPTED, UNHEARD, USER_ERROR, speak_anyhow
-from common.track import check_installed
+from smalti.common import ends
+from smalti.common.commands import typed
+from smalti.common.ends import MACHINE
+from smalti.common.errors import UserError
+from smalti.common.shown import shown
+from smalti.common.starting import INTERRUPTED, PREEMPTED, UNHEARD, USER_ERROR, speak_anyhow
+from smalti.common.track import check_installed
 
 Precision = Literal["auto", "fp32", "bf16"]
 # What a command exits with, beside the statuses of `ends` and `starting`. A launcher of several exits with 1 whatever they did.
-FAULT = 70  # of tesserae
+FAULT = 70  # of smalti
 STOPPED = "interrupted: the same command goes on from what was saved, if anything was"
 LOGGED = "The traceback is in "  # begins the note on an error that a session has logged
 LOST_PEER = re.compile("connection (was )?(closed|reset)|by peer|broken pipe|timed? ?out|remote process", re.I)
@@ -189,7 +189,7 @@ def _unexpected(error: Exception) -> tuple[str, int]:
     logged = next((note for note in getattr(error, "__notes__", []) if note.startswith(LOGGED)), None)
     if logged is None:
         traceback.print_exception(error)
-    return f"error: {type(error).__name__}: {reason[:300]}; this is a fault of tesserae{f'. {logged}' if logged else ''}", FAULT
+    return f"error: {type(error).__name__}: {reason[:300]}; this is a fault of smalti{f'. {logged}' if logged else ''}", FAULT
 
 
 def _fail(message: str, status: int) -> int:

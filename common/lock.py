@@ -23,9 +23,9 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-from common.commands import WHOLE
-from common.errors import Refused, UserError
-from common.process import began
+from smalti.common.commands import WHOLE
+from smalti.common.errors import Refused, UserError
+from smalti.common.process import began
 
 PATIENCE = 10.0  # seconds for a killed command's own helpers, which have the lock too, to notice and end
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.errors import UserError
+from smalti.common.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from torch import nn
 
-from common import state
-from common.config import Settings, build
-from common.errors import UserError
-from common.folder import MODEL_FILES, kind_of, read_json, sha256
-from common.history import START, Change
-from common.hub import NoSuchFile, locate
-from common.run import settings_of
+from smalti.common import state
+from smalti.common.config import Settings, build
+from smalti.common.errors import UserError
+from smalti.common.folder import MODEL_FILES, kind_in, kind_of, read_json, sha256
+from smalti.common.history import START, Change
+from smalti.common.hub import NoSuchFile, locate
+from smalti.common.run import settings_of
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=Settings)
@@ -62,11 +62,11 @@ def read_origin(start_from: str, cls: type[M], stage: str) -> Origin[M]:
         UserError: it is not there, damaged, or a model of another kind than is trained.
     """
     folder = find(start_from, stage)
-    kind = read_json(folder / MODEL_FILES[0]).get("kind")
+    kind = kind_in(read_json(folder / MODEL_FILES[0]))
     if kind != kind_of(cls):
         raise UserError(
-            f"start_from: {start_from} holds a {str(kind).removeprefix('tesserae.')!r}, and {stage}/train.py trains a "
-            f"{kind_of(cls).removeprefix('tesserae.')!r} alone: give one that it trained"
+            f"start_from: {start_from} holds a {kind.removeprefix('smalti.')!r}, and {stage}/train.py trains a "
+            f"{kind_of(cls).removeprefix('smalti.')!r} alone: give one that it trained"
         )
     model: M = cast(Any, cls).from_folder(folder)
     return Origin(start_from, model, sha256(folder / MODEL_FILES[1]))

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.errors import UserError
-from common.folder import read_json, remove, replacing, write_json
-from common.launch import Interrupt, Interrupted
-from common.progress import progress_bar
-from common.tensors import read_tensors
+from smalti.common.errors import UserError
+from smalti.common.folder import read_json, remove, replacing, write_json
+from smalti.common.launch import Interrupt, Interrupted
+from smalti.common.progress import progress_bar
+from smalti.common.tensors import read_tensors
 
 
 def in_parts(

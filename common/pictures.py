@@ -9,7 +9,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from common.folder import replacing
+from smalti.common.folder import replacing
 
 
 def image_grid(images: Tensor, columns: int, *, side: int = 64) -> Image.Image:

@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from common.shown import shown
+from smalti.common.shown import shown
 
 INTERVAL = 10.0  # seconds between the lines of a log file
 SHORT = 3.0  # seconds; what takes no longer has no passing bar

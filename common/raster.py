@@ -13,9 +13,9 @@ from pathlib import Path
 
 import PIL.Image
 
-from common.ends import pass_on
-from common.errors import UserError
-from common.reading import MOST_BYTES, opened, read_file
+from smalti.common.ends import pass_on
+from smalti.common.errors import UserError
+from smalti.common.reading import MOST_BYTES, opened, read_file
 
 FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
     "PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA",

@@ -64,9 +64,9 @@ def code() -> str:
 def release() -> str:
     """The name and version of this package, as far as it is installed as one."""
     try:
-        return f"tesserae {version('tesserae-images')}"
+        return f"smalti {version('smalti')}"
     except PackageNotFoundError:  # run from its folder
-        return "tesserae"
+        return "smalti"
 
 
 def _git(*arguments: str) -> str | None:

@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from common import state
-from common.config import Settings, build, read_yaml, write_yaml
-from common.errors import Refused, UserError
-from common.folder import is_empty, is_stage, replacing, sweep
-from common.history import Change, schedule_told, told, write_history
-from common.launch import Interrupted
-from common.reading import read_file
-from common.track import Trackers
+from smalti.common import state
+from smalti.common.config import Settings, build, read_yaml, write_yaml
+from smalti.common.errors import Refused, UserError
+from smalti.common.folder import is_empty, is_stage, replacing, sweep
+from smalti.common.history import Change, schedule_told, told, write_history
+from smalti.common.launch import Interrupted
+from smalti.common.reading import read_file
+from smalti.common.track import Trackers
 
 S = TypeVar("S", bound=Settings)
 

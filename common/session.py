@@ -14,10 +14,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from common.errors import Refused, UserError
-from common.launch import LOGGED, Interrupted, Terminated
-from common.lock import Lock, command
-from common.shown import shown, shown_lines
+from smalti.common.errors import Refused, UserError
+from smalti.common.launch import LOGGED, Interrupted, Terminated
+from smalti.common.lock import Lock, command
+from smalti.common.shown import shown, shown_lines
 
 
 @contextmanager

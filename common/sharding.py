@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from common.errors import UserError
+from smalti.common.errors import UserError
 
 NEEDED = {  # of Accelerate's configuration
     "fsdp_version": 2,

@@ -5,9 +5,9 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-from common import ends
-from common.ends import USER_ERROR as USER_ERROR
-from common.shown import Outlet
+from smalti.common import ends
+from smalti.common.ends import USER_ERROR as USER_ERROR
+from smalti.common.shown import Outlet
 
 PREEMPTED = 75  # the exit status after SIGTERM: what was done is saved, and the same command goes on
 INTERRUPTED = 130  # after Ctrl-C, likewise

@@ -25,13 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.config import Settings
-from common.errors import UserError
-from common.folder import FORMAT, check_format, read_json, remove, replacing, sha256
-from common.sharding import parts_like
-from common.tensors import check_types, read_tensors
+from smalti.common.config import Settings
+from smalti.common.errors import UserError
+from smalti.common.folder import FORMAT, check_format, read_json, remove, replacing, sha256
+from smalti.common.sharding import parts_like
+from smalti.common.tensors import check_types, read_tensors
 
-KIND = "tesserae.state"
+KIND = "smalti.state"
 
 
 class State(NamedTuple):
@@ -172,7 +172,7 @@ def restoring(run: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the state in {run / 'state'} does not fit this run ({type(error).__name__}: {reason}): it was changed, or "
-            f"another version of tesserae wrote it; give another --run, or remove {run} to begin anew"
+            f"another version of smalti wrote it; give another --run, or remove {run} to begin anew"
         ) from None
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common.reading import opened
+from smalti.common.reading import opened
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES = {  # of types, as safetensors writes them; others (fp8, which means nothing without its scales) are none of ours

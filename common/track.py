@@ -3,7 +3,7 @@
     RUN/tokenizer/tensorboard/     event files: tensorboard --logdir runs
     RUN/tokenizer/wandb/           what wandb keeps here (WANDB_DIR elsewhere): with WANDB_MODE=offline all, for wandb sync
     RUN/tokenizer/.tracked.json    by which name wandb and trackio know this run
-trackio keeps the runs of all folders in one place (TRACKIO_DIR): trackio show --project tesserae.
+trackio keeps the runs of all folders in one place (TRACKIO_DIR): trackio show --project smalti.
 
 A run that goes on goes on in the same run of each tracker, and no step stands there twice: TensorBoard hides the steps that are
 taken again, wandb's server and trackio have them already. (wandb offline, and trackio on a Space, cannot know: after a kill
@@ -25,8 +25,8 @@ import PIL.Image
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from common.errors import UserError
-from common.folder import read_json, remove, write_json
+from smalti.common.errors import UserError
+from smalti.common.folder import read_json, remove, write_json
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.folder import FORMAT, read_json, replacing, sha256, write_json
+from smalti.common.folder import FORMAT, read_json, replacing, sha256, write_json
 
 NAME = ".written.json"
-KIND = "tesserae.written"
+KIND = "smalti.written"
 
 
 def noted(folder: Path) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = "benchmarks|common|configs|metrics|pipeline|prior|tests|tokenizer"
 NAMED = re.compile(rf"((?:{FOLDERS})/[\w/]+\.(?:py|yaml|sh))(?::(\w+))?")
 
-project = "Tesserae"
+project = "Smalti"
 extensions = ["myst_parser", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -33,7 +33,7 @@ highlight_language = "none"  # of indented blocks, which are commands
 copybutton_prompt_text = "$ "
 html_math_renderer = "mathml"
 html_theme = "furo"
-html_title = "Tesserae"
+html_title = "Smalti"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from common import folder
-from common.config import Settings
-from common.errors import UserError
-from common.progress import passing_bar
-from common.seeds import generator
+from smalti.common import folder
+from smalti.common.config import Settings
+from smalti.common.errors import UserError
+from smalti.common.progress import passing_bar
+from smalti.common.seeds import generator
 
 FEATURES = 128
 CELLS = 8  # a side at most, before they are flattened

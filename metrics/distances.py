@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.progress import passing_bar
-from metrics.neighbours import BLOCK, distance_blocks, in_double
+from smalti.common.progress import passing_bar
+from smalti.metrics.neighbours import BLOCK, distance_blocks, in_double
 
 
 class Moments(NamedTuple):

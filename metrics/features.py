@@ -23,11 +23,11 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from common.config import Settings
-from common.errors import UserError
-from common.folder import remove, sha256
-from common.tensors import check_types, read_tensors
-from metrics.classifier import Classifier, to_pixels
+from smalti.common.config import Settings
+from smalti.common.errors import UserError
+from smalti.common.folder import remove, sha256
+from smalti.common.tensors import check_types, read_tensors
+from smalti.metrics.classifier import Classifier, to_pixels
 
 EVAL = "pip install torch-fidelity"
 FID_WEIGHTS = "6726825d"  # the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file

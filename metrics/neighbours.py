@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.progress import passing_bar
+from smalti.common.progress import passing_bar
 
 BLOCK = 2**22  # distances held at once, of 8 bytes
 

@@ -1,6 +1,6 @@
 """A page to play with: draw images and watch them grow, look at pictures as codes, complete them, paint with the codebook.
 
-    python -m pipeline.app runs/digits
+    python -m smalti.pipeline.app runs/digits
 
 Reads RUN/tokenizer/model, RUN/prior/model and where they are there RUN/pipeline/generation_config.json and
 RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, but that
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -29,13 +29,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common import config
-from common.config import Settings as BaseSettings
-from common.errors import UserError
-from common.launch import Terminated, check_alone, make_accelerator, run_command
-from pipeline.generation_config import GenerationConfig
-from pipeline.image_pipeline import ImagePipeline
-from prior.draw import SamplingConfig
+from smalti.common import config
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.errors import UserError
+from smalti.common.launch import Terminated, check_alone, make_accelerator, run_command
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.draw import SamplingConfig
 
 FILE = "20mb"  # of a dropped picture, at most
 WAITING = 100  # visitors' requests, at most
@@ -69,7 +69,7 @@ def open_pipeline(run: str) -> ImagePipeline:
 
 def read_counts(run: Path, pipeline: ImagePipeline) -> Tensor | None:
     """(Q, K), how often each code was used, where training has counted it. Raises `UserError` for another codebook's."""
-    from pipeline.reporting.codebook import read_counts
+    from smalti.pipeline.reporting.codebook import read_counts
 
     path, c = run / "tokenizer/histogram.json", pipeline.tokenizer.config
     if not path.exists():
@@ -114,10 +114,10 @@ def serve(c: Settings) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from starlette.middleware import Middleware  # which Gradio brings
 
-    from pipeline.playground.desk import Desk
-    from pipeline.playground.guard import Guard, name_in, own_names
-    from pipeline.playground.page import Page, theme  # needs Gradio, and says so
-    from pipeline.playground.style import STYLE
+    from smalti.pipeline.playground.desk import Desk
+    from smalti.pipeline.playground.guard import Guard, name_in, own_names
+    from smalti.pipeline.playground.page import Page, theme  # needs Gradio, and says so
+    from smalti.pipeline.playground.style import STYLE
 
     pipeline = move(open_pipeline(c.run), c.device)
     if not pipeline.prior.config.takes_guidance:  # whatever is kept with it: the page has no control to take it back

@@ -12,23 +12,23 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
-from common import codes
-from common.codes import Codes
-from common.config import Settings as BaseSettings
-from common.errors import UserError
-from common.folder import sha256
-from common.launch import Precision
-from common.progress import passing_bar
-from common.record import code
-from metrics.features import Features, FeaturesConfig
-from pipeline.generation_config import GenerationConfig
-from pipeline.image_pipeline import ImagePipeline
-from prior.data import tell_of_other_codes
-from prior.draw import SamplingConfig
-from tokenizer.features import Eyes, cache_of, open_eyes, real_features
-from tokenizer.images import ImageSet, held_out
-from tokenizer.run_images import open_run_images, run_images
-from tokenizer.split import ImageSplit
+from smalti.common import codes
+from smalti.common.codes import Codes
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.errors import UserError
+from smalti.common.folder import sha256
+from smalti.common.launch import Precision
+from smalti.common.progress import passing_bar
+from smalti.common.record import code
+from smalti.metrics.features import Features, FeaturesConfig
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.data import tell_of_other_codes
+from smalti.prior.draw import SamplingConfig
+from smalti.tokenizer.features import Eyes, cache_of, open_eyes, real_features
+from smalti.tokenizer.images import ImageSet, held_out
+from smalti.tokenizer.run_images import open_run_images, run_images
+from smalti.tokenizer.split import ImageSplit
 
 READ = 500  # images at once
 

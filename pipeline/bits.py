@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.image_pipeline import ImagePipeline
-from prior.baselines import Marginal, uniform_nll
-from tokenizer.pixels import to_float
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.baselines import Marginal, uniform_nll
+from smalti.tokenizer.pixels import to_float
 
 PRIORS = ("uniform", "independent", "learned")
 

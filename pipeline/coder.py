@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.digits import to_digits
-from common.errors import UserError
-from common.folder import weights_sha256
-from common.progress import passing_bar
-from pipeline.image_pipeline import ImagePipeline
-from prior.walk import walk
-from tokenizer.likelihood import levels_of, pixels_of
-from tokenizer.pixels import to_float, to_uint8
+from smalti.common.digits import to_digits
+from smalti.common.errors import UserError
+from smalti.common.folder import weights_sha256
+from smalti.common.progress import passing_bar
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.walk import walk
+from smalti.tokenizer.likelihood import levels_of, pixels_of
+from smalti.tokenizer.pixels import to_float, to_uint8
 
 HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, CRC-32 of them, and which tokenizer and prior it takes
-MAGIC = b"tesserae"
+MAGIC = b"tesserae"  # the project's first name: the files keep it
 DAMAGED = (
     "the bytes are damaged, or were written where sums are rounded otherwise: expand them on the same machine, with the same "
     "number of threads and version of torch"

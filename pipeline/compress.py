@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -26,20 +26,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common import config, folder
-from common.commands import as_typed
-from common.config import Settings as BaseSettings
-from common.errors import Refused, UserError
-from common.launch import make_accelerator, run_command
-from common.raster import open_picture
-from common.reading import opened, read_file
-from common.session import logged
-from pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
-from pipeline.image_pipeline import ImagePipeline
-from prior.draw import SamplingConfig
-from tokenizer.images import held_out
-from tokenizer.pixels import MODES, from_pil, to_pil
-from tokenizer.run_images import open_vouched_images
+from smalti.common import config, folder
+from smalti.common.commands import as_typed
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.errors import Refused, UserError
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.raster import open_picture
+from smalti.common.reading import opened, read_file
+from smalti.common.session import logged
+from smalti.pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.draw import SamplingConfig
+from smalti.tokenizer.images import held_out
+from smalti.tokenizer.pixels import MODES, from_pil, to_pil
+from smalti.tokenizer.run_images import open_vouched_images
 
 
 class Settings(BaseSettings):

@@ -15,15 +15,15 @@ from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
-from common import config, folder
-from common.commands import as_typed
-from common.config import SHIPPED
-from common.errors import Refused, UserError
-from common.launch import check_alone, run_command
+from smalti.common import config, folder
+from smalti.common.commands import as_typed
+from smalti.common.config import SHIPPED
+from smalti.common.errors import Refused, UserError
+from smalti.common.launch import check_alone, run_command
 
 
 class Settings(config.Settings):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -28,19 +28,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common import codes, config
-from common.codes import TokenizerIdentity
-from common.commands import as_typed
-from common.config import SHIPPED
-from common.errors import UserError
-from common.launch import computes_bf16, make_accelerator, run_command
-from common.record import code, cores, cpu_model
-from prior.config import PriorConfig
-from prior.config import TrainConfig as PriorTraining
-from prior.model import Prior, nll_each
-from tokenizer.config import ClusterConfig
-from tokenizer.config import TrainConfig as TokenizerTraining
-from tokenizer.model import Tokenizer
+from smalti.common import codes, config
+from smalti.common.codes import TokenizerIdentity
+from smalti.common.commands import as_typed
+from smalti.common.config import SHIPPED
+from smalti.common.errors import UserError
+from smalti.common.launch import computes_bf16, make_accelerator, run_command
+from smalti.common.record import code, cores, cpu_model
+from smalti.prior.config import PriorConfig
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.model import Prior, nll_each
+from smalti.tokenizer.config import ClusterConfig
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.model import Tokenizer
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy", "pillow")
 EXTRAS = {"eval": ("torch-fidelity",), "app": ("gradio",), "track": ("tensorboard", "wandb", "trackio")}
@@ -68,7 +68,7 @@ def installed(name: str) -> str | None:
 
 
 def versions() -> Iterator[str]:
-    yield f"tesserae    {code()}, python {sys.version.split()[0]}"
+    yield f"smalti    {code()}, python {sys.version.split()[0]}"
     yield "packages    " + ", ".join(f"{name} {installed(name)}" for name in PACKAGES)
     for extra, names in EXTRAS.items():
         there = [f"{name} {installed(name) or 'missing'}" for name in names]

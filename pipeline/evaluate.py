@@ -27,7 +27,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -35,23 +35,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from common import config
-from common.commands import as_typed
-from common.errors import UserError
-from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
-from common.folder import mend
-from common.launch import make_accelerator, run_command
-from common.parts import in_parts
-from common.pictures import image_grid, save_picture
-from common.progress import passing_bar
-from common.seeds import generator
-from common.session import session
-from pipeline.bench import Bench, Settings, evenly, features_of, open_bench, read
-from pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
-from pipeline.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
-from prior.baselines import Marginal
-from prior.data import plain_views
-from tokenizer.features import labelled
+from smalti.common import config
+from smalti.common.commands import as_typed
+from smalti.common.errors import UserError
+from smalti.common.evaluation import evaluation_path, parts_path, tell, write_evaluation
+from smalti.common.folder import mend
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.parts import in_parts
+from smalti.common.pictures import image_grid, save_picture
+from smalti.common.progress import passing_bar
+from smalti.common.seeds import generator
+from smalti.common.session import session
+from smalti.pipeline.bench import Bench, Settings, evenly, features_of, open_bench, read
+from smalti.pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
+from smalti.pipeline.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
+from smalti.prior.baselines import Marginal
+from smalti.prior.data import plain_views
+from smalti.tokenizer.features import labelled
 
 PICTURES = ("samples", "neighbours")
 PART = 500  # images

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import UserError
-from metrics.distances import frechet_distance
+from smalti.common.errors import UserError
+from smalti.metrics.distances import frechet_distance
 
 SIDE = 32  # cells along a side at most
 VARIANCE = 0.95  # of the held-out images, that the components hold: those of the last percents are the decoder's noise

@@ -15,23 +15,23 @@ from typing import Any, Literal, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
 from accelerate import Accelerator
 from pydantic import Field
 
-from common import config, folder
-from common.commands import as_typed
-from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.progress import advance, progress_bar
-from common.session import beside, session
-from pipeline.generation_config import GenerationConfig
-from pipeline.image_pipeline import ImagePipeline, is_of_run
-from pipeline.output import FORMATS, Request, begin, begun
-from prior.draw import SamplingConfig
-from prior.sample import BATCH
+from smalti.common import config, folder
+from smalti.common.commands import as_typed
+from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.progress import advance, progress_bar
+from smalti.common.session import beside, session
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
+from smalti.pipeline.output import FORMATS, Request, begin, begun
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.sample import BATCH
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/generate.yaml"
 

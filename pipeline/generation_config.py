@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from common import config, folder
-from common.config import Settings
-from prior.draw import SamplingConfig
+from smalti.common import config, folder
+from smalti.common.config import Settings
+from smalti.prior.draw import SamplingConfig
 
 
 class Chosen(Settings):

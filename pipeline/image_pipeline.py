@@ -20,30 +20,30 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from common import config, folder
-from common.classes import untrained
-from common.codes import TokenizerIdentity
-from common.commands import quoted
-from common.errors import UserError
-from common.hub import Pretrained, check_dtype
-from common.progress import passing_bar
-from common.seeds import uniforms
-from pipeline.generation_config import Chosen, GenerationConfig
-from pipeline.mask import fill_unknown, known_places, read_mask
-from prior.draw import SamplingConfig
-from prior.model import Prior
-from prior.sample import Sampler, check_sampling
-from tokenizer.base import ImageTokenizer
-from tokenizer.model import load_tokenizer
-from tokenizer.pixels import from_pil, to_float, to_pil, to_uint8
+from smalti.common import config, folder
+from smalti.common.classes import untrained
+from smalti.common.codes import TokenizerIdentity
+from smalti.common.commands import quoted
+from smalti.common.errors import UserError
+from smalti.common.hub import Pretrained, check_dtype
+from smalti.common.progress import passing_bar
+from smalti.common.seeds import uniforms
+from smalti.pipeline.generation_config import Chosen, GenerationConfig
+from smalti.pipeline.mask import fill_unknown, known_places, read_mask
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.prior.sample import Sampler, check_sampling
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.pixels import from_pil, to_float, to_pil, to_uint8
 
 PARTS = {  # of a pipeline folder, and the classes each may be of
     "tokenizer": (
-        ["tokenizer.model", "Tokenizer"],
-        ["tokenizer.kmeans", "KMeansTokenizer"],
-        ["tokenizer.vqgan", "VQGANTokenizer"],
+        ["smalti.tokenizer.model", "Tokenizer"],
+        ["smalti.tokenizer.kmeans", "KMeansTokenizer"],
+        ["smalti.tokenizer.vqgan", "VQGANTokenizer"],
     ),
-    "prior": (["prior.model", "Prior"],),
+    "prior": (["smalti.prior.model", "Prior"],),
 }
 ENCODED = 64  # images at once where they are encoded, scored and decoded
 
@@ -133,11 +133,11 @@ class ImagePipeline(Pretrained):
     def from_folder(cls, path: Path) -> Self:
         index_path = folder.inside(path, "model_index.json")
         index = folder.read_json(index_path)
-        folder.check_format(index, "tesserae.imagepipeline", index_path)
+        folder.check_format(index, "smalti.imagepipeline", index_path)
         if index.get("_class_name") != "ImagePipeline":
             raise UserError(f"{index_path}: _class_name must be ImagePipeline, got {index.get('_class_name')!r}")
         for part, ours in PARTS.items():
-            if index.get(part) not in ours:
+            if _today(index.get(part)) not in ours:
                 expected = " or ".join(".".join(each) for each in ours)
                 raise UserError(f"{index_path}: {part} must be {expected}, got {index.get(part)!r}; nothing else is imported")
         settings = GenerationConfig.read(folder.inside(path, "generation_config.json"))
@@ -151,7 +151,7 @@ class ImagePipeline(Pretrained):
             self.tokenizer.save_pretrained(aside / "tokenizer")
             self.prior.save_pretrained(aside / "prior")
             index = {
-                "kind": "tesserae.imagepipeline", "format": folder.FORMAT, "_class_name": "ImagePipeline",
+                "kind": "smalti.imagepipeline", "format": folder.FORMAT, "_class_name": "ImagePipeline",
                 "tokenizer": _class_of(self.tokenizer), "prior": _class_of(self.prior),
             }  # fmt: skip
             folder.write_json(aside / "model_index.json", index)
@@ -524,6 +524,13 @@ def _whole(value: Any, name: str) -> int:
 def _ranks(places: int, seed: int) -> Tensor:
     """(1, P): a random permutation that belongs to a seed."""
     return uniforms(seed, 1, places).argsort(dim=1)
+
+
+def _today(named: Any) -> Any:
+    """Return the module and class that an index names, where it was written before the modules stood in `smalti`."""
+    if not isinstance(named, list) or not named or not isinstance(named[0], str) or named[0].startswith("smalti."):
+        return named
+    return [f"smalti.{named[0]}", *named[1:]]
 
 
 def _class_of(model: torch.nn.Module) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.classifier import Classifier, LabelledSource, Recipe, accuracy_score
-from metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
-from metrics.features import Features
-from metrics.neighbours import Memorised, memorised, nearest_codes
+from smalti.metrics.classifier import Classifier, LabelledSource, Recipe, accuracy_score
+from smalti.metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
+from smalti.metrics.features import Features
+from smalti.metrics.neighbours import Memorised, memorised, nearest_codes
 
 NEIGHBOURHOODS = 10_000  # images of either side at most in precision, recall, density, coverage
 SHOWN = 10  # drawn images of the picture of neighbours

@@ -11,7 +11,7 @@ from einops import reduce
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from common.errors import UserError
+from smalti.common.errors import UserError
 
 
 def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:

@@ -17,25 +17,25 @@ from typing import Literal
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
-from common import codes, config
-from common.commands import as_typed, quoted
-from common.config import Settings as BaseSettings
-from common.errors import Refused, UserError
-from common.folder import inside, is_empty, link, remove, rewriting, sha256, write_json
-from common.hub import README, Pretrained, push
-from common.launch import check_alone, make_accelerator, run_command
-from common.record import private
-from common.session import session
-from common.written import NAME, is_as_written, note, noted, tell_kept
-from pipeline.image_pipeline import ImagePipeline, is_of_run
-from pipeline.reporting.card import UNSAID, model_card, pictures
-from pipeline.reporting.found import gather
-from prior.model import Prior
-from tokenizer.model import load_tokenizer, trained
+from smalti.common import codes, config
+from smalti.common.commands import as_typed, quoted
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.errors import Refused, UserError
+from smalti.common.folder import inside, is_empty, link, remove, rewriting, sha256, write_json
+from smalti.common.hub import README, Pretrained, push
+from smalti.common.launch import check_alone, make_accelerator, run_command
+from smalti.common.record import private
+from smalti.common.session import session
+from smalti.common.written import NAME, is_as_written, note, noted, tell_kept
+from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
+from smalti.pipeline.reporting.card import UNSAID, model_card, pictures
+from smalti.pipeline.reporting.found import gather
+from smalti.prior.model import Prior
+from smalti.tokenizer.model import load_tokenizer, trained
 
 MARK = ".published.json"  # in a folder that this command laid out; hidden files are not pushed
 

@@ -17,23 +17,23 @@ from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
-from common import config
-from common.config import Settings as BaseSettings
-from common.errors import Refused
-from common.folder import is_empty, mend, replacing
-from common.launch import check_alone, run_command
-from common.progress import passing_bar
-from common.record import commit
-from common.session import logged
-from common.written import NAME, is_as_written, note, noted
-from pipeline.reporting import bits, codebook, completion, page, pictures, provenance, quality, training
-from pipeline.reporting.found import Found, gather
-from pipeline.reporting.head import head
-from pipeline.reporting.page import Html, Section
+from smalti.common import config
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.errors import Refused
+from smalti.common.folder import is_empty, mend, replacing
+from smalti.common.launch import check_alone, run_command
+from smalti.common.progress import passing_bar
+from smalti.common.record import commit
+from smalti.common.session import logged
+from smalti.common.written import NAME, is_as_written, note, noted
+from smalti.pipeline.reporting import bits, codebook, completion, page, pictures, provenance, quality, training
+from smalti.pipeline.reporting.found import Found, gather
+from smalti.pipeline.reporting.head import head
+from smalti.pipeline.reporting.page import Html, Section
 
 MADE = "Made by pipeline/report.py"  # which a page of ours says
 
@@ -53,7 +53,7 @@ def foot() -> Html:
     """When the page was made, and by which code."""
     name, dirty, _ = (commit() or "").partition("-dirty")
     at = f", of the code at commit {name[:10]}{dirty}" if name else ""
-    return page.paragraph(f"{MADE} of Tesserae on {datetime.now(UTC).date().isoformat()}{at}.")
+    return page.paragraph(f"{MADE} of Smalti on {datetime.now(UTC).date().isoformat()}{at}.")
 
 
 def report(c: Settings) -> Path:

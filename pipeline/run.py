@@ -21,7 +21,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -30,18 +30,18 @@ import psutil
 import torch
 from pydantic import Field
 
-from common import codes, config, folder
-from common.commands import WHOLE, as_typed
-from common.config import Settings
-from common.errors import Refused, UserError
-from common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
-from common.pictures import save_picture
-from common.raster import whole_picture
-from common.record import cores
-from common.track import Tracker
-from pipeline.generation_config import GenerationConfig
-from pipeline.image_pipeline import is_of_run
-from prior.draw import SamplingConfig
+from smalti.common import codes, config, folder
+from smalti.common.commands import WHOLE, as_typed
+from smalti.common.config import Settings
+from smalti.common.errors import Refused, UserError
+from smalti.common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
+from smalti.common.pictures import save_picture
+from smalti.common.raster import whole_picture
+from smalti.common.record import cores
+from smalti.common.track import Tracker
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import is_of_run
+from smalti.prior.draw import SamplingConfig
 
 ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
 PRINTED = ("psnr_pooled", "psnr", "usage", "perplexity")  # of the codes; those of before have no pooled PSNR

@@ -1,6 +1,6 @@
-"""The terminal command: `tesserae NAME ...` is `python SCRIPT ...`, the same code and options, from any folder.
+"""The terminal command: `smalti NAME ...` is `python SCRIPT ...`, the same code and options, from any folder.
 
-Nothing is imported before it is known which command is wanted, so that `tesserae --help` answers at once.
+Nothing is imported before it is known which command is wanted, so that `smalti --help` answers at once.
 """
 
 import difflib
@@ -9,8 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from common.commands import BY_NAME, COMMANDS
-from common.starting import UNHEARD, USER_ERROR, answer_signals, speak_anyhow
+from smalti.common.commands import BY_NAME, COMMANDS
+from smalti.common.starting import UNHEARD, USER_ERROR, answer_signals, speak_anyhow
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def run(words: Sequence[str]) -> int:
     if words[0] in ("-V", "--version", "version"):
         from importlib.metadata import version
 
-        print(f"tesserae {version('tesserae-images')}")
+        print(f"smalti {version('smalti')}")
         return 0
     if words[0] not in COMMANDS:
         near = meant(words[0])
@@ -40,9 +40,9 @@ def run(words: Sequence[str]) -> int:
         print(f"error: there is no command {words[0]}; {hint}", file=sys.stderr)
         return USER_ERROR
     os.environ[BY_NAME] = "1"
-    sys.argv = [f"tesserae {words[0]}", *words[1:]]
+    sys.argv = [f"smalti {words[0]}", *words[1:]]
     script = importlib.import_module(COMMANDS[words[0]].module)
-    from common.launch import run_command
+    from smalti.common.launch import run_command
 
     run_command(script.main)  # which exits
     raise AssertionError
@@ -57,23 +57,23 @@ def meant(word: str) -> list[str]:
 
 
 def overview() -> str:
-    """What `tesserae --help` prints."""
+    """What `smalti --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: tesserae COMMAND [...]      images into tiles, tiles into images",
+            "usage: smalti COMMAND [...]      images into tiles, tiles into images",
             "",
             *lines,
             "",
-            "`tesserae COMMAND --help` explains all its settings. First steps:",
+            "`smalti COMMAND --help` explains all its settings. First steps:",
             "",
-            "  tesserae run                                        the demo: handwritten digits, minutes on two CPU cores",
-            "  tesserae configs imagefolder_small --to configs/mine",
+            "  smalti run                                        the demo: handwritten digits, minutes on two CPU cores",
+            "  smalti configs imagefolder_small --to configs/mine",
             "                                                      a config for your own images (imagefolder: with a GPU)",
-            "  tesserae run configs/mine --images FOLDER --run runs/mine",
+            "  smalti run configs/mine --images FOLDER --run runs/mine",
             "",
-            "On several devices: accelerate launch -q --multi_gpu --module pipeline.terminal COMMAND [...]",
+            "On several devices: accelerate launch -q --multi_gpu --module smalti.pipeline.terminal COMMAND [...]",
         ]
     )
 

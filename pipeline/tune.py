@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -39,19 +39,19 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from common import codes, config, folder
-from common.commands import as_typed
-from common.config import Settings as BaseSettings
-from common.errors import UserError
-from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.progress import advance, passing_bar, progress_bar
-from common.session import session
-from pipeline.frechet import Ruler, cells
-from pipeline.generation_config import Chosen, GenerationConfig
-from pipeline.image_pipeline import ENCODED, ImagePipeline
-from prior.data import CodesBatch, CodesRows, plain_views, tell_of_other_codes
-from prior.draw import SamplingConfig
-from prior.sample import BATCH
+from smalti.common import codes, config, folder
+from smalti.common.commands import as_typed
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.errors import UserError
+from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.progress import advance, passing_bar, progress_bar
+from smalti.common.session import session
+from smalti.pipeline.frechet import Ruler, cells
+from smalti.pipeline.generation_config import Chosen, GenerationConfig
+from smalti.pipeline.image_pipeline import ENCODED, ImagePipeline
+from smalti.prior.data import CodesBatch, CodesRows, plain_views, tell_of_other_codes
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.sample import BATCH
 
 SWEPT = (("guidance", "guidance_schedule"), ("temperature",), ("top_k",), ("top_p",), ("min_p",))  # in this order
 SPLIT = "validation"
@@ -246,7 +246,7 @@ def write(path: Path, tuned: Tuned, pipeline: ImagePipeline) -> None:
     kept = ImagePipeline(pipeline.tokenizer, pipeline.prior, tuned.sampling, pipeline.identity, tuned.chosen)
     kept.save_pretrained(path)
     report = {
-        "kind": "tesserae.tuning", "format": folder.FORMAT, **tuned.chosen.model_dump(mode="json"),
+        "kind": "smalti.tuning", "format": folder.FORMAT, **tuned.chosen.model_dump(mode="json"),
         "kept": tuned.sampling.model_dump(mode="json"), "found": tuned.found.model_dump(mode="json"),
         "found_value": tuned.found_value,
         "figures": [{"value": value, **sampling.model_dump(mode="json")} for sampling, value in tuned.figures.items()],

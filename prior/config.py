@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from common.codes import CodesInfo, Side, TokenizerIdentity
-from common.config import Settings
-from common.launch import Precision
-from common.track import Tracker
+from smalti.common.codes import CodesInfo, Side, TokenizerIdentity
+from smalti.common.config import Settings
+from smalti.common.launch import Precision
+from smalti.common.track import Tracker
 
 LARGEST_VOCABULARY = 16_384  # the embedding and the head of more rows would outweigh the blocks between them
 PART_VOCABULARY = 1024
@@ -224,5 +224,5 @@ class TrainConfig(Settings):
     """the last states that are kept; one that is found damaged is replaced by the one before"""
     track: tuple[Tracker, ...] = ()
     """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
-    track_project: str = Field("tesserae", pattern=r"^[\w.-]+$", max_length=100)
+    track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.codes import Codes, CodesInfo, CodesSplit
-from common.errors import UserError
-from common.progress import on_main
-from prior.config import PriorConfig
+from smalti.common.codes import Codes, CodesInfo, CodesSplit
+from smalti.common.errors import UserError
+from smalti.common.progress import on_main
+from smalti.prior.config import PriorConfig
 
 
 class CodesBatch(NamedTuple):

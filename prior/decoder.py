@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from prior.layers import EPSILON, Block, causal_attention
-from prior.matrix import Matrix, Precision, cache_type, make_matrix
-from prior.model import Prior
+from smalti.prior.layers import EPSILON, Block, causal_attention
+from smalti.prior.matrix import Matrix, Precision, cache_type, make_matrix
+from smalti.prior.model import Prior
 
 ALIGNED = 8  # the cache's length divides by it, as CUDA's attention wants of a mask
 

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.config import Settings
-from common.seeds import uniforms
-from prior.matrix import Precision
+from smalti.common.config import Settings
+from smalti.common.seeds import uniforms
+from smalti.prior.matrix import Precision
 
 
 class SamplingConfig(Settings):

@@ -21,7 +21,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -30,21 +30,21 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
-from common import codes, config
-from common.codes import Codes, CodesSplit
-from common.commands import as_typed, quoted
-from common.config import Settings as BaseSettings
-from common.errors import UserError
-from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
-from common.folder import sha256
-from common.launch import Precision, make_accelerator, run_command
-from common.parts import in_parts
-from common.record import code
-from common.session import session
-from prior.baselines import Marginal, uniform_nll
-from prior.data import CodesRows, plain_views, tell_of_other_codes
-from prior.model import Prior
-from prior.order import shuffled
+from smalti.common import codes, config
+from smalti.common.codes import Codes, CodesSplit
+from smalti.common.commands import as_typed, quoted
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.errors import UserError
+from smalti.common.evaluation import evaluation_path, parts_path, tell, write_evaluation
+from smalti.common.folder import sha256
+from smalti.common.launch import Precision, make_accelerator, run_command
+from smalti.common.parts import in_parts
+from smalti.common.record import code
+from smalti.common.session import session
+from smalti.prior.baselines import Marginal, uniform_nll
+from smalti.prior.data import CodesRows, plain_views, tell_of_other_codes
+from smalti.prior.model import Prior
+from smalti.prior.order import shuffled
 
 PART = 1000  # images
 

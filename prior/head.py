@@ -16,8 +16,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from prior.config import PriorConfig
-from prior.layers import RMSNorm, SwiGLU
+from smalti.prior.config import PriorConfig
+from smalti.prior.layers import RMSNorm, SwiGLU
 
 
 class CodeHead(nn.Module):

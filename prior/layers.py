@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.config import ArchitectureConfig, PriorConfig
 
 ROTARY_BASE = 100.0  # grids are short: the slowest pair turns once in about 500 places
 EPSILON = 1e-6  # of the norms

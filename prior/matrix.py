@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.launch import computes_bf16
+from smalti.common.launch import computes_bf16
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 Matrix = Callable[[Tensor], Tensor]

@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common import folder
-from common.digits import to_digits
-from common.hub import Pretrained
-from prior.config import PriorConfig
-from prior.head import CodeHead
-from prior.layers import Block, RMSNorm, Turn, grid_angles
-from prior.order import code_order, known_first, raster
+from smalti.common import folder
+from smalti.common.digits import to_digits
+from smalti.common.hub import Pretrained
+from smalti.prior.config import PriorConfig
+from smalti.prior.head import CodeHead
+from smalti.prior.layers import Block, RMSNorm, Turn, grid_angles
+from smalti.prior.order import code_order, known_first, raster
 
 
 class Prior(nn.Module, Pretrained):
@@ -163,6 +163,11 @@ class Prior(nn.Module, Pretrained):
     @classmethod
     def from_folder(cls, path: Path) -> Self:
         return folder.load_model(path, cls, PriorConfig)
+
+
+def load_prior(path: str | Path) -> Prior:
+    """Return the prior in a folder, or in a Hub repository `owner/name`. Raises what `Prior.from_pretrained` raises."""
+    return Prior.from_pretrained(path)
 
 
 def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tensor:

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import UserError
-from prior.config import PriorConfig
-from prior.decoder import CountedStep, Decoder, NumberedStep, Step
-from prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
-from prior.graph import Graphs
-from prior.matrix import Precision, cache_type, resolve
-from prior.model import Prior, own_rows
-from prior.order import code_order, known_first, raster
+from smalti.common.errors import UserError
+from smalti.prior.config import PriorConfig
+from smalti.prior.decoder import CountedStep, Decoder, NumberedStep, Step
+from smalti.prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
+from smalti.prior.graph import Graphs
+from smalti.prior.matrix import Precision, cache_type, resolve
+from smalti.prior.model import Prior, own_rows
+from smalti.prior.order import code_order, known_first, raster
 
 BATCH = {"cpu": 64, "cuda": 256}  # images a batch where memory does not ask for fewer: more gain little
 SPARE = 0.5  # of the free memory is left to others and to what is not counted

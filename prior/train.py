@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -35,25 +35,25 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from common import codes, config, folder, sharding, state
-from common.classes import untrained
-from common.commands import as_typed
-from common.ema import EMA
-from common.errors import UserError
-from common.finite import Part, SkippedSteps
-from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.order import Order, Share, batches
-from common.origin import Origin, begin_from, begun_from
-from common.pictures import image_grid, save_curves
-from common.progress import passing_bar, progress_bar
-from common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
-from common.schedule import warmup_cosine
-from common.session import session
-from prior.baselines import marginal_nll, uniform_nll
-from prior.config import PriorConfig, TrainConfig
-from prior.data import CodesBatch, CodesRows, absent_classes, plain_views
-from prior.model import Prior, nll_each
-from prior.order import code_order, raster, shuffled
+from smalti.common import codes, config, folder, sharding, state
+from smalti.common.classes import untrained
+from smalti.common.commands import as_typed
+from smalti.common.ema import EMA
+from smalti.common.errors import UserError
+from smalti.common.finite import Part, SkippedSteps
+from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.order import Order, Share, batches
+from smalti.common.origin import Origin, begin_from, begun_from
+from smalti.common.pictures import image_grid, save_curves
+from smalti.common.progress import passing_bar, progress_bar
+from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
+from smalti.common.schedule import warmup_cosine
+from smalti.common.session import session
+from smalti.prior.baselines import marginal_nll, uniform_nll
+from smalti.prior.config import PriorConfig, TrainConfig
+from smalti.prior.data import CodesBatch, CodesRows, absent_classes, plain_views
+from smalti.prior.model import Prior, nll_each
+from smalti.prior.order import code_order, raster, shuffled
 
 # Which codes they are is checked by their fingerprint; recompute and compile change speed and memory alone.
 LEEWAY = Leeway(

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from common.digits import to_index
-from prior.decoder import Decoder, NumberedStep
-from prior.model import Prior
+from smalti.common.digits import to_index
+from smalti.prior.decoder import Decoder, NumberedStep
+from smalti.prior.model import Prior
 
 
 @torch.inference_mode()

@@ -9,10 +9,10 @@ if __package__ in (None, ""):
 
 import torch
 
-from common.launch import make_accelerator, run_command
-from tokenizer.quantizers.build import build_quantizer
-from tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, ResidualConfig, SimVQConfig, VQConfig
-from tokenizer.upkeep import CodebookUpkeep
+from smalti.common.launch import make_accelerator, run_command
+from smalti.tokenizer.quantizers.build import build_quantizer
+from smalti.tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, ResidualConfig, SimVQConfig, VQConfig
+from smalti.tokenizer.upkeep import CodebookUpkeep
 
 
 def main(argv: Sequence[str]) -> None:

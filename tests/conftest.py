@@ -10,14 +10,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from common.codes import TokenizerIdentity
-from common.launch import make_accelerator
-from prior.config import ArchitectureConfig, PriorConfig
-from prior.config import TrainConfig as PriorTraining
-from prior.model import Prior
-from tokenizer.config import EncodeConfig, ImagesConfig, TokenizerConfig
-from tokenizer.config import TrainConfig as TokenizerTraining
-from tokenizer.quantizers.config import VQConfig
+from smalti.common.codes import TokenizerIdentity
+from smalti.common.launch import make_accelerator
+from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.model import Prior
+from smalti.tokenizer.config import EncodeConfig, ImagesConfig, TokenizerConfig
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.quantizers.config import VQConfig
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,10 +64,10 @@ def prior_training(run: Path, **settings) -> PriorTraining:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, accelerator) -> Path:
     """Both stages trained for six steps on the digits. Shared: copy it before changing anything."""
-    from prior.train import train as train_prior
-    from tokenizer.encode import Settings as EncodeSettings
-    from tokenizer.encode import encode
-    from tokenizer.train import train as train_tokenizer
+    from smalti.prior.train import train as train_prior
+    from smalti.tokenizer.encode import Settings as EncodeSettings
+    from smalti.tokenizer.encode import encode
+    from smalti.tokenizer.train import train as train_tokenizer
 
     run = tmp_path_factory.mktemp("finished") / "digits"
     train_tokenizer(tokenizer_training(run), accelerator)
@@ -82,7 +82,7 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("packaging")
     tree, built = folder / "tree", folder / "built"
     tree.mkdir()
-    for name in ("common", "metrics", "tokenizer", "prior", "pipeline", "configs"):
+    for name in ("common", "metrics", "tokenizer", "prior", "pipeline", "configs", "smalti"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)

@@ -14,17 +14,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from common import codes
-from common.codes import CodesInfo, TokenizerIdentity
-from common.folder import sha256
-from pipeline.image_pipeline import ImagePipeline
-from prior.config import ArchitectureConfig, PriorConfig
-from prior.draw import SamplingConfig
-from prior.model import Prior
-from tokenizer.config import KMeansConfig, TokenizerConfig
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.model import Tokenizer, load_tokenizer
-from tokenizer.quantizers.config import VQConfig
+from smalti.common import codes
+from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.folder import sha256
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.tokenizer.config import KMeansConfig, TokenizerConfig
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.model import Tokenizer, load_tokenizer
+from smalti.tokenizer.quantizers.config import VQConfig
 
 LABELS, SEEDS = ["b", "a", "c"], 7
 

@@ -14,10 +14,10 @@ if __package__ in (None, ""):
 from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch.distributed.tensor import DTensor
 
-import prior.train as script
-from common.config import parse
-from common.launch import make_accelerator, run_command
-from prior.config import TrainConfig
+import smalti.prior.train as script
+from smalti.common.config import parse
+from smalti.common.launch import make_accelerator, run_command
+from smalti.prior.config import TrainConfig
 
 
 def main(argv: Sequence[str]) -> None:

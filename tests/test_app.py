@@ -17,23 +17,23 @@ import PIL.Image
 import pytest
 import torch
 
-from common import folder
-from common.codes import TokenizerIdentity
-from common.errors import UserError
-from pipeline.app import Settings, check_address, name_of, open_pipeline, read_counts, serve
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.playground import board, figures, growth
-from pipeline.playground.book import PAGE
-from pipeline.playground.desk import Canvas, Desk, controls, read_sampling, smaller
-from pipeline.playground.view import CONTRAST, difference
-from prior.config import ArchitectureConfig, PriorConfig
-from prior.draw import SamplingConfig
-from prior.model import Prior
-from prior.order import known_first
-from tokenizer.config import TokenizerConfig
-from tokenizer.model import Tokenizer
-from tokenizer.pixels import from_pil, to_pil
-from tokenizer.quantizers.config import ResidualConfig, VQConfig
+from smalti.common import folder
+from smalti.common.codes import TokenizerIdentity
+from smalti.common.errors import UserError
+from smalti.pipeline.app import Settings, check_address, name_of, open_pipeline, read_counts, serve
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.playground import board, figures, growth
+from smalti.pipeline.playground.book import PAGE
+from smalti.pipeline.playground.desk import Canvas, Desk, controls, read_sampling, smaller
+from smalti.pipeline.playground.view import CONTRAST, difference
+from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.prior.order import known_first
+from smalti.tokenizer.config import TokenizerConfig
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.pixels import from_pil, to_pil
+from smalti.tokenizer.quantizers.config import ResidualConfig, VQConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = '<img src="nowhere:1" onerror="alert(1)">{{#each}}${1+1}'  # what a stranger may call a class
@@ -206,7 +206,7 @@ def test_a_prior_without_classes_draws_without_labels():
 @pytest.mark.parametrize("share, visible", [(0.0, False), (0.1, True), (None, True)])
 def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
-    from pipeline.playground.page import Page
+    from smalti.pipeline.playground.page import Page
 
     pipeline = of_random_weights(("a", "b"), VQ)
     pipeline.prior.config = pipeline.prior.config.model_copy(update={"labels_hidden": share})
@@ -272,7 +272,7 @@ def test_a_format_that_is_more_than_a_raster_is_not_opened(desk, tmp_path, name,
 ])  # fmt: skip
 def test_the_page_is_asked_for_by_its_own_names_alone(host, passes):
     """By DNS rebinding a stranger's name is made to mean this machine; an address in numbers cannot be."""
-    guard = pytest.importorskip("pipeline.playground.guard", reason="the page needs gradio")
+    guard = pytest.importorskip("smalti.pipeline.playground.guard", reason="the page needs gradio")
     refusal = guard.Guard(None, guard.own_names("127.0.0.1", ["digits.example.org"])).refusal(guard.Headers({"host": host}))
     assert (refusal is None) == passes, refusal
 
@@ -283,7 +283,7 @@ def test_the_page_is_asked_for_by_its_own_names_alone(host, passes):
     ({"content-length": "1000000000"}, 413), ({"content-length": "-1"}, 413), ({"transfer-encoding": "chunked"}, 411),
 ])  # fmt: skip
 def test_the_page_takes_nothing_from_other_sites_and_nothing_without_end(headers, status):
-    guard = pytest.importorskip("pipeline.playground.guard", reason="the page needs gradio")
+    guard = pytest.importorskip("smalti.pipeline.playground.guard", reason="the page needs gradio")
     refusal = guard.Guard(None, {"localhost"}).refusal(guard.Headers({"host": "127.0.0.1:7860", **headers}))
     assert (refusal and refusal[0]) == status
 
@@ -355,7 +355,7 @@ def test_an_address_that_is_not_this_machines_is_refused_at_once():
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch, run):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "pipeline.playground.page", raising=False)
+    monkeypatch.delitem(sys.modules, "smalti.pipeline.playground.page", raising=False)
     with pytest.raises(UserError, match=re.escape("pip install gradio")):
         serve(Settings(run=str(run)))
 
@@ -387,7 +387,7 @@ def address(run, tmp_path_factory):
     """Of the page, served as a user would serve it; its attribute `log` is what the server says on stderr."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # as many threads round as here
-    command = [sys.executable, "-m", "pipeline.app", str(run)]
+    command = [sys.executable, "-m", "smalti.pipeline.app", str(run)]
     log = tmp_path_factory.mktemp("log") / "stderr"
     with (
         log.open("w") as errors,

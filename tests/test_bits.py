@@ -11,24 +11,24 @@ import PIL.Image
 import pytest
 import torch
 
-from common.codes import TokenizerIdentity, read
-from common.errors import UserError
-from pipeline.bits import bits_per_dim, image_nats, stochastic_bounds
-from pipeline.coder import HEAD, compress, expand, expand_in_batches
-from pipeline.compress import read_picture
-from pipeline.image_pipeline import ImagePipeline
-from prior.baselines import Marginal
-from prior.config import ArchitectureConfig, PriorConfig
-from prior.draw import SamplingConfig
-from prior.model import Prior
-from tokenizer.config import KMeansConfig, TokenizerConfig
-from tokenizer.images import held_out
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.likelihood import GaussianConfig
-from tokenizer.model import Tokenizer
-from tokenizer.pixels import to_float, to_uint8
-from tokenizer.quantizers.config import GumbelConfig
-from tokenizer.run_images import open_run_images
+from smalti.common.codes import TokenizerIdentity, read
+from smalti.common.errors import UserError
+from smalti.pipeline.bits import bits_per_dim, image_nats, stochastic_bounds
+from smalti.pipeline.coder import HEAD, compress, expand, expand_in_batches
+from smalti.pipeline.compress import read_picture
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.baselines import Marginal
+from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.tokenizer.config import KMeansConfig, TokenizerConfig
+from smalti.tokenizer.images import held_out
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.likelihood import GaussianConfig
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.pixels import to_float, to_uint8
+from smalti.tokenizer.quantizers.config import GumbelConfig
+from smalti.tokenizer.run_images import open_run_images
 
 IDENTITY = TokenizerIdentity(name="test", sha256="0" * 64)
 K, T = 3, 4
@@ -277,7 +277,7 @@ def test_a_damaged_picture_is_refused_in_words(trained, tmp_path, content):
 
 
 def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, capsys):
-    from pipeline.compress import main
+    from smalti.pipeline.compress import main
 
     run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
     main([str(run), "--images", "3"])
@@ -299,7 +299,7 @@ def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, cap
 
 def test_compress_replaces_nothing_that_is_not_its_own(finished_run, tmp_path):
     """It once took a run folder given as --output for a file to replace, and a folder of pictures for one of its own."""
-    from pipeline.compress import main
+    from smalti.pipeline.compress import main
 
     run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
     mine = tmp_path / "mine"
@@ -319,7 +319,7 @@ def test_a_picture_that_reading_would_change_is_refused(finished_run, tmp_path):
     """What comes back must be what was given: no colour, alpha or depth is dropped in silence."""
     import PIL.Image
 
-    from pipeline.compress import main
+    from smalti.pipeline.compress import main
 
     run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
     for mode in ("RGB", "RGBA", "LA", "P", "I;16"):

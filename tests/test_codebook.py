@@ -10,22 +10,22 @@ import PIL.Image
 import pytest
 import torch
 
-from common import codes, folder
-from common.config import read_yaml, write_yaml
-from common.errors import UserError
-from common.folder import sha256
+from smalti.common import codes, folder
+from smalti.common.config import read_yaml, write_yaml
+from smalti.common.errors import UserError
+from smalti.common.folder import sha256
+from smalti.tokenizer.codebook import Settings, count_splits, examine, summary, tables
+from smalti.tokenizer.codebook_picture import mosaic, patches
+from smalti.tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
+from smalti.tokenizer.health import NEAR, PAIRS, Codebook, advice, neighbours
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.model import Tokenizer, load_tokenizer
+from smalti.tokenizer.pixels import to_uint8
+from smalti.tokenizer.quantizers.config import FSQConfig, LFQConfig, ResidualConfig, VQConfig
+from smalti.tokenizer.usage import count
 from tests.conftest import tokenizer_training
-from tokenizer.codebook import Settings, count_splits, examine, summary, tables
-from tokenizer.codebook_picture import mosaic, patches
-from tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import encode
-from tokenizer.health import NEAR, PAIRS, Codebook, advice, neighbours
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.model import Tokenizer, load_tokenizer
-from tokenizer.pixels import to_uint8
-from tokenizer.quantizers.config import FSQConfig, LFQConfig, ResidualConfig, VQConfig
-from tokenizer.usage import count
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = VQConfig(codebook_size=16, code_dim=4)

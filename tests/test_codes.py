@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from common import codes
-from common.codes import CodesInfo, TokenizerIdentity
-from common.errors import UserError
+from smalti.common import codes
+from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.errors import UserError
 
 INFO = CodesInfo(
     codebook_size=300, grid=(2, 3), views=1, class_names=("cat", "dog"), source={"source": "test"}, shard_size=4,

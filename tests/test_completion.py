@@ -8,11 +8,11 @@ import PIL.Image
 import pytest
 import torch
 
-from common.errors import UserError
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.mask import fill_unknown, known_places
-from prior.draw import SamplingConfig
-from prior.model import Prior
+from smalti.common.errors import UserError
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.mask import fill_unknown, known_places
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
 
 UPPER = np.arange(8)[:, None].repeat(8, 1) < 4
 

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from common import config
-from common.errors import UserError
-from common.folder import read_json, write_json
-from pipeline.generate import Settings as Generation
-from prior.config import PriorConfig
-from prior.config import TrainConfig as PriorTraining
-from prior.draw import SamplingConfig
-from tokenizer.config import ClusterConfig, TokenizerConfig
-from tokenizer.config import TrainConfig as TokenizerTraining
-from tokenizer.quantizers.config import EMAVQConfig, FSQConfig
+from smalti.common import config
+from smalti.common.errors import UserError
+from smalti.common.folder import read_json, write_json
+from smalti.pipeline.generate import Settings as Generation
+from smalti.prior.config import PriorConfig
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.draw import SamplingConfig
+from smalti.tokenizer.config import ClusterConfig, TokenizerConfig
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.quantizers.config import EMAVQConfig, FSQConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted({path.parent.name for path in CONFIGS.glob("*/prior.yaml")})  # launch/ is Accelerate's
@@ -188,9 +188,9 @@ def test_the_largest_preset_has_the_shapes_it_promises():
     """Built without memory: 343 million weights of prior over 16 x 16 codes of a 256 x 256 tokenizer."""
     import torch
 
-    from common.codes import CodesInfo, TokenizerIdentity
-    from prior.model import Prior
-    from tokenizer.model import Tokenizer
+    from smalti.common.codes import CodesInfo, TokenizerIdentity
+    from smalti.prior.model import Prior
+    from smalti.tokenizer.model import Tokenizer
 
     stage_one = parse(CONFIGS / "imagenet256/tokenizer.yaml")
     stage_two = parse(CONFIGS / "imagenet256/prior.yaml", cls=PriorTraining)

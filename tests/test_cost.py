@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.cost import Kept, cost
-from common.folder import read_json
+from smalti.common.folder import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGENET = ROOT / "benchmarks/results/cost_imagenet256.json"

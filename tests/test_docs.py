@@ -22,12 +22,12 @@ import PIL.Image
 import pytest
 import yaml
 
-from common import config
-from common.commands import COMMANDS
-from common.config import Settings, leaves
-from common.errors import UserError
-from pipeline.image_pipeline import ImagePipeline
-from prior.draw import SamplingConfig
+from smalti.common import config
+from smalti.common.commands import COMMANDS
+from smalti.common.config import Settings, leaves
+from smalti.common.errors import UserError
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.draw import SamplingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,7 +92,7 @@ def blocks(text: str) -> Iterator[str]:
         yield re.sub(r"^    ", "", block, flags=re.M)
 
 
-STARTS = ("accelerate", "python", "python3", "make", "pip", "cp", "mkdir", "sbatch", "source", "tesserae", "sphinx-build")
+STARTS = ("accelerate", "python", "python3", "make", "pip", "cp", "mkdir", "sbatch", "source", "smalti", "sphinx-build")
 
 
 def is_command(line: str) -> bool:
@@ -133,7 +133,7 @@ def check_command(words: list[str], copied: dict[str, str]) -> None:
         a = launch_command_parser().parse_args([{"N": "0", "FIRST": "host"}.get(word, word) for word in arguments[1:]])
         assert a.config_file is None or (ROOT / a.config_file).exists(), a.config_file
         check_script(a.training_script, a.training_script_args, copied)
-    elif program == "tesserae" and arguments and arguments[0] not in ("--help", "NAME"):
+    elif program == "smalti" and arguments and arguments[0] not in ("--help", "NAME"):
         check_script(COMMANDS[arguments[0]].script, arguments[1:], copied)
     elif program == "sbatch":
         assert (ROOT / arguments[0]).exists(), arguments[0]
@@ -147,7 +147,7 @@ def check_command(words: list[str], copied: dict[str, str]) -> None:
         assert (ROOT / arguments[-2]).is_dir(), arguments[-2]
         copied[arguments[-1]] = arguments[-2]
     else:
-        assert program in ("cp", "mkdir", "source", "sphinx-build", "tensorboard", "tesserae"), (
+        assert program in ("cp", "mkdir", "source", "sphinx-build", "tensorboard", "smalti"), (
             f"no test knows the command {program}"
         )
 
@@ -156,7 +156,7 @@ def check_pip(arguments: list[str]) -> None:
     """That the extras which are installed exist."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for word in arguments:
-        for extra in re.findall(r"(?:^\.|tesserae)\[([\w,]+)\]", word):
+        for extra in re.findall(r"(?:^\.|smalti)\[([\w,]+)\]", word):
             assert set(extra.split(",")) <= set(project["optional-dependencies"]), word
 
 
@@ -211,7 +211,7 @@ def start_script(script: str, arguments: list[str], parse: Callable[..., NoRetur
     """Its `main`, with another `parse` to read its settings with, which ends it; the exception it ended with."""
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Parsed) as ended:
         patched.setattr(config, "parse", parse)
-        importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(arguments)
+        importlib.import_module(f"smalti.{script.removesuffix('.py').replace('/', '.')}").main(arguments)
     return ended.value
 
 
@@ -302,7 +302,7 @@ from accelerate.state import AcceleratorState
 for script, *arguments in json.loads(sys.argv[1]):
     print("$", script, *arguments, flush=True)
     sys.argv = [script, *arguments]
-    importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(arguments)
+    importlib.import_module(f"smalti.{script.removesuffix('.py').replace('/', '.')}").main(arguments)
     AcceleratorState._reset_state(True)
 """
 

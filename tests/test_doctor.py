@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from common import config
-from common.errors import UserError
-from common.launch import make_accelerator
-from pipeline.doctor import (
+from smalti.common import config
+from smalti.common.errors import UserError
+from smalti.common.launch import make_accelerator
+from smalti.pipeline.doctor import (
     GIB,
     configs_of,
     given_images,
@@ -21,9 +21,9 @@ from pipeline.doctor import (
     verdict,
     without_storage,
 )
-from prior.config import TrainConfig as PriorTraining
-from tokenizer.config import TrainConfig as TokenizerTraining
-from tokenizer.model import Tokenizer
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.model import Tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

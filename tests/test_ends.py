@@ -19,35 +19,35 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from common import card, ends
-from common.commands import WHOLE
-from common.errors import UserError
-from common.launch import FAULT, MACHINE, USER_ERROR, Interrupt, _fail, _unexpected
-from common.lock import Lock
-from common.record import cores, machine
-from common.seeds import generator, uniforms
-from common.session import log_path, session
-from common.shown import Outlet, shown
-from pipeline.compress import Settings as Compression
-from pipeline.compress import compress_or_expand
-from pipeline.doctor import machine as told_machine
-from pipeline.evaluate import Settings as Evaluation
-from pipeline.evaluate import evaluate
-from pipeline.generate import Settings as Generation
-from pipeline.generate import generate
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.publish import Settings as Publication
-from pipeline.publish import lay_out
-from pipeline.report import Settings as Report
-from pipeline.report import report
-from prior.draw import SamplingConfig, image_uniforms
-from prior.train import train as train_prior
+from smalti.common import card, ends
+from smalti.common.commands import WHOLE
+from smalti.common.errors import UserError
+from smalti.common.launch import FAULT, MACHINE, USER_ERROR, Interrupt, _fail, _unexpected
+from smalti.common.lock import Lock
+from smalti.common.record import cores, machine
+from smalti.common.seeds import generator, uniforms
+from smalti.common.session import log_path, session
+from smalti.common.shown import Outlet, shown
+from smalti.pipeline.compress import Settings as Compression
+from smalti.pipeline.compress import compress_or_expand
+from smalti.pipeline.doctor import machine as told_machine
+from smalti.pipeline.evaluate import Settings as Evaluation
+from smalti.pipeline.evaluate import evaluate
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.generate import generate
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.publish import Settings as Publication
+from smalti.pipeline.publish import lay_out
+from smalti.pipeline.report import Settings as Report
+from smalti.pipeline.report import report
+from smalti.prior.draw import SamplingConfig, image_uniforms
+from smalti.prior.train import train as train_prior
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
+from smalti.tokenizer.images import open_images
+from smalti.tokenizer.split import ImageSplit
+from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import encode
-from tokenizer.images import open_images
-from tokenizer.split import ImageSplit
-from tokenizer.train import train as train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,7 +107,7 @@ LACKING = {
 
 @pytest.mark.parametrize("words, error", [(words, error) for words, errors in LACKING.items() for error in errors])
 def test_what_the_machine_lacks_is_status_1_and_a_line_that_says_what_to_do(words, error):
-    """Memory that is full, or too few descriptors, were "a fault of tesserae"."""
+    """Memory that is full, or too few descriptors, were "a fault of smalti"."""
     message, status = _unexpected(error)
     assert status == MACHINE and words in message and "fault of" not in message and "\n" not in message
 
@@ -115,11 +115,11 @@ def test_what_the_machine_lacks_is_status_1_and_a_line_that_says_what_to_do(word
 @pytest.mark.parametrize("error", [ValueError("3 is no size"), RuntimeError("shapes do not match"), KeyError("memory")])
 def test_what_nobody_expected_stays_a_fault_of_ours(error, capsys):
     message, status = _unexpected(error)
-    assert status == FAULT and "this is a fault of tesserae" in message
+    assert status == FAULT and "this is a fault of smalti" in message
 
 
 def test_a_file_that_is_gone_while_a_command_works_is_said_to_be(tmp_path):
-    """A run that was removed while it trained was "a fault of tesserae"."""
+    """A run that was removed while it trained was "a fault of smalti"."""
     with pytest.raises(FileNotFoundError) as raised:
         (tmp_path / "run/metrics.jsonl").write_text("")
     message, status = _unexpected(raised.value)
@@ -159,7 +159,7 @@ def test_a_run_that_was_removed_does_not_come_back_for_its_log(tmp_path, acceler
 @pytest.mark.parametrize("error", ["ImportError('libtorch_cpu.so: failed to map segment')", "SystemError('error return')"])
 def test_an_import_without_memory_ends_in_one_line(error):
     """`ulimit -v` below what torch takes ended in a traceback of its import."""
-    code = f"from common.starting import answer_signals\nanswer_signals()\nraise {error}"
+    code = f"from smalti.common.starting import answer_signals\nanswer_signals()\nraise {error}"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 1 and told.stderr.count("\n") == 1
     assert told.stderr.startswith("error: this machine's memory is full")

@@ -19,7 +19,7 @@ from benchmarks.estimators import (
     no_baseline,
     reinforce,
 )
-from tokenizer.quantizers.estimators import ESTIMATORS, gumbel_softmax, rotation, straight_through
+from smalti.tokenizer.quantizers.estimators import ESTIMATORS, gumbel_softmax, rotation, straight_through
 
 SMALL = Protocol(vectors=64)
 

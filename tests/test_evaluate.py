@@ -10,23 +10,23 @@ import torch
 
 from benchmarks.board import judge_peer
 from benchmarks.images import LabelledImages, write_npz
-from common import codes, folder
-from common.errors import UserError
-from common.evaluation import evaluation_path, read_evaluations
-from common.launch import Interrupted
-from common.parts import in_parts
-from pipeline.bench import Settings as PipelineSettings
-from pipeline.bench import evenly, open_bench, read
-from pipeline.evaluate import evaluate as evaluate_pipeline
-from pipeline.judge import Drawn, RealImages, look_up
-from prior.data import CodesRows, plain_views
-from prior.evaluate import Settings as PriorSettings
-from prior.evaluate import evaluate as evaluate_prior
-from prior.model import Prior
-from tokenizer.evaluate import Settings as TokenizerSettings
-from tokenizer.evaluate import evaluate as evaluate_tokenizer
-from tokenizer.model import load_tokenizer
-from tokenizer.run_images import open_run_images
+from smalti.common import codes, folder
+from smalti.common.errors import UserError
+from smalti.common.evaluation import evaluation_path, read_evaluations
+from smalti.common.launch import Interrupted
+from smalti.common.parts import in_parts
+from smalti.pipeline.bench import Settings as PipelineSettings
+from smalti.pipeline.bench import evenly, open_bench, read
+from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
+from smalti.pipeline.judge import Drawn, RealImages, look_up
+from smalti.prior.data import CodesRows, plain_views
+from smalti.prior.evaluate import Settings as PriorSettings
+from smalti.prior.evaluate import evaluate as evaluate_prior
+from smalti.prior.model import Prior
+from smalti.tokenizer.evaluate import Settings as TokenizerSettings
+from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.run_images import open_run_images
 
 
 @pytest.fixture(scope="module")
@@ -216,13 +216,13 @@ def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
 
 def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
     """gumbel: the ELBO is looser than the bound of several draws, for each of the three priors."""
-    from prior.train import train as train_prior
+    from smalti.prior.train import train as train_prior
+    from smalti.tokenizer.config import TokenizerConfig
+    from smalti.tokenizer.encode import Settings as EncodeSettings
+    from smalti.tokenizer.encode import encode
+    from smalti.tokenizer.quantizers.config import GumbelConfig
+    from smalti.tokenizer.train import train as train_tokenizer
     from tests.conftest import prior_training, tokenizer_training
-    from tokenizer.config import TokenizerConfig
-    from tokenizer.encode import Settings as EncodeSettings
-    from tokenizer.encode import encode
-    from tokenizer.quantizers.config import GumbelConfig
-    from tokenizer.train import train as train_tokenizer
 
     run = tmp_path / "gumbel"
     model = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=GumbelConfig(codebook_size=16, code_dim=4))

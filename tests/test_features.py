@@ -15,11 +15,11 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision import models
 
-from common.config import build
-from common.errors import UserError
-from metrics import features
-from metrics.classifier import Classifier, ClassifierConfig, LabelledSource, Recipe, accuracy_score, load_or_train
-from metrics.features import Features, FeaturesConfig, imagenet, load_features, read_weights, rgb
+from smalti.common.config import build
+from smalti.common.errors import UserError
+from smalti.metrics import features
+from smalti.metrics.classifier import Classifier, ClassifierConfig, LabelledSource, Recipe, accuracy_score, load_or_train
+from smalti.metrics.features import Features, FeaturesConfig, imagenet, load_features, read_weights, rgb
 
 QUICK = Recipe(width=8, least_steps=100)
 SMALL = "shufflenet_v2_x0_5"  # of torchvision's models the one with the fewest weights

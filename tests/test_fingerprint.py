@@ -8,29 +8,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import codes, folder
-from common.codes import CodesInfo, CodesSplit, TokenizerIdentity
-from common.errors import UserError
-from pipeline.compress import Settings as CompressSettings
-from pipeline.compress import read_pictures
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.reporting import completion
-from pipeline.reporting.found import gather
-from prior.config import ArchitectureConfig, PriorConfig
-from prior.data import tell_of_other_codes
-from prior.draw import SamplingConfig
+from smalti.common import codes, folder
+from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.errors import UserError
+from smalti.pipeline.compress import Settings as CompressSettings
+from smalti.pipeline.compress import read_pictures
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.reporting import completion
+from smalti.pipeline.reporting.found import gather
+from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.data import tell_of_other_codes
+from smalti.prior.draw import SamplingConfig
+from smalti.tokenizer.cluster import cluster
+from smalti.tokenizer.codebook import Settings as CodebookSettings
+from smalti.tokenizer.codebook import examine
+from smalti.tokenizer.config import ClusterConfig, ImagesConfig, KMeansConfig
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
+from smalti.tokenizer.evaluate import Settings as EvaluateSettings
+from smalti.tokenizer.evaluate import evaluate
+from smalti.tokenizer.run_images import open_run_images, open_vouched_images, recorded, where_they_lay
+from smalti.tokenizer.train import train
 from tests.conftest import tokenizer_training
 from tests.test_images import FILES, file_of, opened, pixels, write
-from tokenizer.cluster import cluster
-from tokenizer.codebook import Settings as CodebookSettings
-from tokenizer.codebook import examine
-from tokenizer.config import ClusterConfig, ImagesConfig, KMeansConfig
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import encode
-from tokenizer.evaluate import Settings as EvaluateSettings
-from tokenizer.evaluate import evaluate
-from tokenizer.run_images import open_run_images, open_vouched_images, recorded, where_they_lay
-from tokenizer.train import train
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_run_of_an_earlier_version_is_read_with_a_word(run, capsys):
         assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key, value", [("fingerprint", 3), ("place", ["x"]), ("kind", "tesserae.codes"), ("format", 99)])
+@pytest.mark.parametrize("key, value", [("fingerprint", 3), ("place", ["x"]), ("kind", "smalti.codes"), ("format", 99)])
 def test_a_damaged_record_is_refused_by_name(run, key, value):
     path = run / "tokenizer/images.json"
     folder.write_json(path, {**folder.read_json(path), key: value})

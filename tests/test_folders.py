@@ -13,18 +13,18 @@ import pytest
 import torch
 import yaml
 
-from common import codes, folder, process, written
-from common.errors import Refused, UserError
-from common.evaluation import write_evaluation
-from common.lock import Lock
-from common.run import Leeway, check_run, enter_run
-from common.session import at_work, beside, log_path, session
-from pipeline import compress, configs, generate, publish, report
-from pipeline import run as chain
-from pipeline.image_pipeline import ImagePipeline
+from smalti.common import codes, folder, process, written
+from smalti.common.errors import Refused, UserError
+from smalti.common.evaluation import write_evaluation
+from smalti.common.lock import Lock
+from smalti.common.run import Leeway, check_run, enter_run
+from smalti.common.session import at_work, beside, log_path, session
+from smalti.pipeline import compress, configs, generate, publish, report
+from smalti.pipeline import run as chain
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.tokenizer import encode
 from tests.conftest import prior_training
 from tests.test_codes import INFO, write
-from tokenizer import encode
 
 KEPT = Path(__file__).parent / "data/format_1"
 MINE = {  # what people have in folders that they then name to a command
@@ -230,7 +230,7 @@ def test_a_second_publish_keeps_an_edited_card_and_what_lies_beside_it(run, tmp_
     assert (tmp_path / "hub/logo.png").exists() and "tokenizer" in (tmp_path / "hub/config.json").read_text()
     (tmp_path / "hub/README.md").unlink()
     publish.lay_out(c)
-    assert "library_name: tesserae" in (tmp_path / "hub/README.md").read_text()
+    assert "library_name: smalti" in (tmp_path / "hub/README.md").read_text()
 
 
 def test_a_model_that_was_changed_in_a_published_folder_is_not_replaced(run, tmp_path):
@@ -347,7 +347,7 @@ def test_removing_the_lock_file_makes_no_second_writer(tmp_path, accelerator):
     with session(tmp_path / "run", accelerator):
         (tmp_path / ".run.lock").unlink()
         assert at_work(tmp_path / "run") is not None
-        code = "import sys; from pathlib import Path; from common.lock import Lock; Lock(Path(sys.argv[1])).take()"
+        code = "import sys; from pathlib import Path; from smalti.common.lock import Lock; Lock(Path(sys.argv[1])).take()"
         second = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "run")], cwd=KEPT.parents[2], capture_output=True, text=True
         )

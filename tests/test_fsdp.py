@@ -11,12 +11,12 @@ import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
-from common import config, folder, sharding
-from common.errors import UserError
-from common.run import read_metrics
-from prior.config import ArchitectureConfig
-from prior.model import Prior, nll_each
-from prior.train import train
+from smalti.common import config, folder, sharding
+from smalti.common.errors import UserError
+from smalti.common.run import read_metrics
+from smalti.prior.config import ArchitectureConfig
+from smalti.prior.model import Prior, nll_each
+from smalti.prior.train import train
 from tests.conftest import prior_training
 from tests.test_processes import ROOT, finish, start
 

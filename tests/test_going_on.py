@@ -8,31 +8,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common import config, folder
-from common.errors import UserError
-from common.history import Change, read_history, sentences, steps_by_batch, write_history
-from common.origin import find
-from common.run import read_metrics
-from common.schedule import warmup_cosine
-from pipeline.reporting.card import model_card
-from pipeline.reporting.found import gather
-from prior.config import ArchitectureConfig
-from prior.config import TrainConfig as PriorTraining
-from prior.model import Prior
-from prior.train import schedule as prior_schedule
-from prior.train import train as train_prior
+from smalti.common import config, folder
+from smalti.common.errors import UserError
+from smalti.common.history import Change, read_history, sentences, steps_by_batch, write_history
+from smalti.common.origin import find
+from smalti.common.run import read_metrics
+from smalti.common.schedule import warmup_cosine
+from smalti.pipeline.reporting.card import model_card
+from smalti.pipeline.reporting.found import gather
+from smalti.prior.config import ArchitectureConfig
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.model import Prior
+from smalti.prior.train import schedule as prior_schedule
+from smalti.prior.train import train as train_prior
+from smalti.tokenizer.cluster import cluster
+from smalti.tokenizer.config import ClusterConfig, KMeansConfig, TokenizerConfig
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.quantizers.config import GumbelConfig, ResidualConfig, VQConfig
+from smalti.tokenizer.train import schedule as tokenizer_schedule
+from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
 from tests.test_hub import hub  # noqa: F401 - a fixture
-from tokenizer.cluster import cluster
-from tokenizer.config import ClusterConfig, KMeansConfig, TokenizerConfig
-from tokenizer.config import TrainConfig as TokenizerTraining
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import encode
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.model import Tokenizer
-from tokenizer.quantizers.config import GumbelConfig, ResidualConfig, VQConfig
-from tokenizer.train import schedule as tokenizer_schedule
-from tokenizer.train import train as train_tokenizer
 
 STAGES = {
     "tokenizer": SimpleNamespace(settings=tokenizer_training, train=train_tokenizer, lr=1e-3, error="psnr"),

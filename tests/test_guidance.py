@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from common import folder
-from common.codes import CodesSplit
-from common.errors import UserError
-from pipeline.generate import Settings as Generation
-from pipeline.generate import generate
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.tune import Settings as Tuning
-from pipeline.tune import tune
-from prior.draw import SamplingConfig
-from prior.model import Prior
-from prior.sample import Sampler
-from prior.train import share_hidden
-from prior.train import train as train_prior
+from smalti.common import folder
+from smalti.common.codes import CodesSplit
+from smalti.common.errors import UserError
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.generate import generate
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.tune import Settings as Tuning
+from smalti.pipeline.tune import tune
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.prior.sample import Sampler
+from smalti.prior.train import share_hidden
+from smalti.prior.train import train as train_prior
 from tests.conftest import prior_training
 
 REFUSED = (

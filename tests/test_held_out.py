@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from common.codes import Codes, CodesInfo, CodesSplit, TokenizerIdentity
-from pipeline.image_pipeline import ImagePipeline
-from prior.config import ArchitectureConfig, PriorConfig
-from prior.data import absent_classes
-from prior.draw import SamplingConfig
-from prior.model import Prior
+from smalti.common.codes import Codes, CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.data import absent_classes
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.tokenizer.fingerprint import digest, uniform
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.validation import held_out
 from tests.conftest import tokenizer_training
 from tests.test_images import FILES, file_of, opened, pixels, write
-from tokenizer.fingerprint import digest, uniform
-from tokenizer.model import Tokenizer
-from tokenizer.validation import held_out
 
 MANY = np.array([digest(str(i).encode()) for i in range(10_000)], dtype="S16")
 

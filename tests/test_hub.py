@@ -17,21 +17,21 @@ import pytest
 import torch
 import yaml
 
-from common import codes, folder
-from common.errors import UserError
-from common.evaluation import evaluation_path, write_evaluation
-from common.folder import sha256, write_json
-from common.hub import push, source_repository
-from pipeline.app import open_pipeline
-from pipeline.generate import Settings as Generation
-from pipeline.generate import generate
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.publish import Settings, lay_out, main
-from prior.model import Prior
+from smalti.common import codes, folder
+from smalti.common.errors import UserError
+from smalti.common.evaluation import evaluation_path, write_evaluation
+from smalti.common.folder import sha256, write_json
+from smalti.common.hub import push, source_repository
+from smalti.pipeline.app import open_pipeline
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.generate import generate
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.publish import Settings, lay_out, main
+from smalti.prior.model import Prior
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.model import Tokenizer
 from tests.format_folder import make, seen
 from tests.hub_server import TOKEN, serving
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.model import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = sorted((ROOT / "tests/data").glob("format_*"))
@@ -93,12 +93,12 @@ DRAW = """
 import hashlib, sys
 import numpy as np, torch
 torch.set_num_threads(1)
-import pipeline.image_pipeline
-from pipeline.image_pipeline import ImagePipeline
-from prior.model import Prior
-from tokenizer.model import Tokenizer
+import smalti.pipeline.image_pipeline
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.model import Prior
+from smalti.tokenizer.model import Tokenizer
 
-assert pipeline.image_pipeline.__file__.startswith(sys.argv[1]), pipeline.image_pipeline.__file__
+assert smalti.pipeline.image_pipeline.__file__.startswith(sys.argv[1]), smalti.pipeline.image_pipeline.__file__
 def tell(loaded):
     images = loaded(labels=["3", "7"], seed=5).images
     print(hashlib.sha256(b"".join(np.asarray(image).tobytes() for image in images)).hexdigest())
@@ -241,7 +241,7 @@ def test_a_hub_that_takes_connections_and_says_nothing_is_waited_for_a_moment_al
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("common.hub.PATIENCE", 0.2)
+        monkeypatch.setattr("smalti.common.hub.PATIENCE", 0.2)
         with pytest.raises(UserError, match=r"there is no folder me/digits here, and .* the Hub was not reached: connect"):
             ImagePipeline.from_pretrained("me/digits", cache_dir=tmp_path)
 
@@ -285,8 +285,8 @@ def test_a_card_says_data_budget_figures_with_their_protocol_and_how_it_was_made
     evaluated(copied)
     card = card_of(copied, license="cc-by-4.0", repo=None)
     head = front(card)
-    assert head["library_name"] == "tesserae" and head["license"] == "cc-by-4.0" and "datasets" not in head
-    assert head["pipeline_tag"] == "unconditional-image-generation" and "tesserae" in head["tags"]
+    assert head["library_name"] == "smalti" and head["license"] == "cc-by-4.0" and "datasets" not in head
+    assert head["pipeline_tag"] == "unconditional-image-generation" and "smalti" in head["tags"]
     info, splits = codes.read_info(copied / "codes")
     for part in (
         info.source["fingerprint"], f"| train | {splits['train']['images']:,} | {splits['train']['rows']:,} | 0 |",

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from common.errors import UserError
-from pipeline.generate import Settings as Generation
-from pipeline.generate import generate
-from prior.train import train as train_prior
+from smalti.common.errors import UserError
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.generate import generate
+from smalti.prior.train import train as train_prior
+from smalti.tokenizer import kmeans as module
+from smalti.tokenizer.cluster import cluster
+from smalti.tokenizer.config import ClusterConfig, ImagesConfig, KMeansConfig, TokenizerConfig
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
+from smalti.tokenizer.kmeans import KMeansTokenizer, assigned, e_step, kmeans, m_step, plus_plus
+from smalti.tokenizer.model import Tokenizer, load_tokenizer
+from smalti.tokenizer.quantizers.config import EMAVQConfig
+from smalti.tokenizer.upkeep import CodebookUpkeep
 from tests.conftest import prior_training
-from tokenizer import kmeans as module
-from tokenizer.cluster import cluster
-from tokenizer.config import ClusterConfig, ImagesConfig, KMeansConfig, TokenizerConfig
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import encode
-from tokenizer.kmeans import KMeansTokenizer, assigned, e_step, kmeans, m_step, plus_plus
-from tokenizer.model import Tokenizer, load_tokenizer
-from tokenizer.quantizers.config import EMAVQConfig
-from tokenizer.upkeep import CodebookUpkeep
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_code_decodes_to_its_mean_and_an_image_of_means_to_itself():
 
 
 def test_fitting_lowers_the_error_and_resumes_bit_for_bit(tmp_path, accelerator):
-    from common.run import read_metrics
+    from smalti.common.run import read_metrics
 
     whole = cluster(settings(tmp_path / "whole"), accelerator)
     lines = [line["objective"] for line in read_metrics(tmp_path / "whole/tokenizer/metrics.jsonl") if "objective" in line]

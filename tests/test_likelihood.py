@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from common import config
-from common.errors import UserError
-from tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig, TrainConfig
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.likelihood import (
+from smalti.common import config
+from smalti.common.errors import UserError
+from smalti.tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig, TrainConfig
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.likelihood import (
     BernoulliConfig,
     CategoricalConfig,
     GaussianConfig,
@@ -19,8 +19,8 @@ from tokenizer.likelihood import (
     levels_of,
     pixels_of,
 )
-from tokenizer.model import Tokenizer
-from tokenizer.quantizers.config import VQConfig
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.quantizers.config import VQConfig
 
 ALL = [
     GaussianConfig(),

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from common import config
-from common.commands import BY_NAME, COMMANDS, as_typed, quoted
-from common.errors import UserError
-from pipeline.doctor import configs_of
-from pipeline.generate import Settings as Generation
-from pipeline.publish import Settings as Publication
-from pipeline.run import first_config
-from pipeline.terminal import meant
-from prior.config import TrainConfig as PriorTraining
-from tokenizer.config import ClusterConfig
-from tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.common import config
+from smalti.common.commands import BY_NAME, COMMANDS, as_typed, quoted
+from smalti.common.errors import UserError
+from smalti.pipeline.doctor import configs_of
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.publish import Settings as Publication
+from smalti.pipeline.run import first_config
+from smalti.pipeline.terminal import meant
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.tokenizer.config import ClusterConfig
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -201,7 +201,7 @@ def test_a_shell_reads_the_run_back_from_a_hint(name):
 
 def test_a_hint_by_name_is_the_names(monkeypatch):
     monkeypatch.setenv(BY_NAME, "1")
-    assert as_typed("tokenizer/encode.py", Path("my run")) == "tesserae encode 'my run'"
+    assert as_typed("tokenizer/encode.py", Path("my run")) == "smalti encode 'my run'"
 
 
 def test_every_hint_and_remedy_in_the_code_is_quoted():
@@ -221,7 +221,7 @@ def test_a_plain_word_is_left_as_it_is():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_by_name_shows_no_script_which_a_wheel_has_not(name, monkeypatch):
-    """`tesserae encode --help` said `python tokenizer/encode.py`, a path that no installation has."""
+    """`smalti encode --help` said `python tokenizer/encode.py`, a path that no installation has."""
     monkeypatch.setenv(BY_NAME, "1")
     description = ast.get_docstring(ast.parse((ROOT / COMMANDS[name].script).read_text())) or ""
     shown = config.parser(Generation, description, "run", "").description or ""

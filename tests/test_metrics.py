@@ -12,9 +12,9 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from metrics import distances as distances_module
-from metrics import neighbours
-from metrics.distances import (
+from smalti.metrics import distances as distances_module
+from smalti.metrics import neighbours
+from smalti.metrics.distances import (
     density_coverage,
     frechet_distance,
     frechet_from_moments,
@@ -22,8 +22,8 @@ from metrics.distances import (
     moments,
     precision_recall,
 )
-from metrics.neighbours import memorised, nearest
-from metrics.similarity import psnr_each, psnr_of, squared_error_each, ssim_each
+from smalti.metrics.neighbours import memorised, nearest
+from smalti.metrics.similarity import psnr_each, psnr_of, squared_error_each, ssim_each
 
 
 def normal(seed, *shape):

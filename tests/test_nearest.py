@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenizer.nearest import CPU_TILE, disagreement, nearest, nearest_grid
+from smalti.tokenizer.nearest import CPU_TILE, disagreement, nearest, nearest_grid
 
 CODES, VECTORS = CPU_TILE
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +136,7 @@ import sys
 import torch
 sys.path.insert(0, "tests")  # not as tests.test_nearest: torch-fidelity brings a package of that name
 from test_nearest import assert_nearest, draw
-from tokenizer.nearest_triton import nearest_fused
+from smalti.tokenizer.nearest_triton import nearest_fused
 
 for N, D, K in ((5, 3, 1), (70, 5, 300), (65, 40, 130), (0, 4, 9)):  # sizes beside those of the blocks, shared out or not
     vectors, codebook = draw(N, D), draw(K, D, seed=1)
@@ -174,7 +174,7 @@ def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here_and_fits_its_memor
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from tokenizer.nearest_triton import KEPT, LANES, ROWS, block_dims, search_kernel
+    from smalti.tokenizer.nearest_triton import KEPT, LANES, ROWS, block_dims, search_kernel
 
     pointers = {"vectors": "*fp32", "codebook": "*fp32", "offsets": "*fp32", "candidates": "*i32"}
     numbers = ("N", "K", "share", "vector_row", "vector_dim", "code_row", "code_dim")

@@ -5,8 +5,8 @@ from itertools import islice
 import pytest
 import torch
 
-from common.errors import UserError
-from common.order import Order, Share, batches
+from smalti.common.errors import UserError
+from smalti.common.order import Order, Share, batches
 
 
 def rows_of(order: Order, number: int) -> torch.Tensor:

@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 
-from common import folder
-from prior.config import ArchitectureConfig, PriorConfig, TrainConfig
-from prior.model import Prior
-from prior.train import draw_order, share_shuffled
-from prior.train import train as train_prior
+from smalti.common import folder
+from smalti.prior.config import ArchitectureConfig, PriorConfig, TrainConfig
+from smalti.prior.model import Prior
+from smalti.prior.train import draw_order, share_shuffled
+from smalti.prior.train import train as train_prior
 from tests.conftest import prior_training
 
 

@@ -1,41 +1,95 @@
-"""What is installed works outside the checkout: the wheel has everything that the commands read."""
+"""What is installed works outside the checkout, has one name, and stands beside what others have installed or written."""
 
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("common", "configs", "metrics", "pipeline", "prior", "tokenizer")
 
 
-def run(wheel: Path, *command: str, cwd: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(wheel), "OMP_NUM_THREADS": "1"}
+def run(*command: str, cwd: Path, path: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
     told = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd, env=environment)
     assert told.returncode == 0, told.stderr[-2000:]
     return told.stdout
 
 
+def test_every_package_of_the_rooms_is_installed():
+    """setuptools cannot look for packages that are mapped: pyproject.toml lists them."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    there = [path.parent.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")]
+    assert sorted(listed) == sorted(["smalti", *(f"smalti.{'.'.join(path.parts)}" for path in there)])
+
+
 def test_the_wheel_has_every_module_config_and_the_licence(wheel):
-    packages = ("common", "metrics", "tokenizer", "prior", "pipeline", "configs")
-    ours = [path for package in packages for suffix in ("py", "yaml", "sh") for path in (ROOT / package).rglob(f"*.{suffix}")]
-    missing = [path for path in ours if not (wheel / path.relative_to(ROOT)).exists()]
+    ours = [path for room in ROOMS for suffix in ("py", "yaml", "sh") for path in (ROOT / room).rglob(f"*.{suffix}")]
+    missing = [path for path in ours if not (wheel / "smalti" / path.relative_to(ROOT)).exists()]
     assert len(ours) > 100
     assert missing == []
-    assert list(wheel.glob("tesserae_images-*.dist-info/licenses/LICENSE"))
+    assert list(wheel.glob("smalti-*.dist-info/licenses/LICENSE"))
 
 
-def test_nothing_else_is_installed(wheel):
-    """Not tests, not benchmarks: names as common as these would stand in everybody's way."""
-    assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {
-        "common", "metrics", "tokenizer", "prior", "pipeline", "configs",
-    }  # fmt: skip
+def test_the_wheel_has_one_name(wheel):
+    """It installed `common`, `metrics`, `tokenizer` and their like: names as common as these stand in everybody's way."""
+    assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"smalti"}
+
+
+def test_an_installed_package_takes_in_nothing_beside_it(wheel, tmp_path):
+    """In a checkout `smalti` takes in the folders beside it; in site-packages that would be everybody's packages."""
+    code = "import smalti; print(len(smalti.__path__)); import smalti.tokenizer; print(smalti.tokenizer.__file__)"
+    number, where = run("-c", code, cwd=tmp_path, path=wheel).split()
+    assert number == "1" and Path(where).is_relative_to(wheel)
+
+
+def test_code_of_others_stands_beside_the_installed_package_unharmed(wheel, tmp_path):
+    """LlamaGen's `from tokenizer.tokenizer_image...`, a user's own common.py, metrics/ and pipeline.py: they found ours."""
+    for name in ("tokenizer/tokenizer_image", "metrics/__init__", "common", "pipeline"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(f"MINE = {name!r}\n")
+    code = (
+        "import common, metrics, pipeline\nfrom tokenizer.tokenizer_image import MINE\n"
+        "from smalti.common.errors import UserError\nfrom smalti.pipeline.mask import read_mask\n"
+        "print(MINE, common.MINE, metrics.MINE, pipeline.MINE, UserError.__module__, read_mask.__module__)"
+    )
+    told = run("-c", code, cwd=tmp_path, path=wheel)
+    expected = "tokenizer/tokenizer_image common metrics/__init__ pipeline smalti.common.errors smalti.pipeline.mask"
+    assert told.split() == expected.split()
 
 
 def test_a_command_of_the_wheel_runs_in_any_folder(wheel, tmp_path):
     """The first stage of the demo, from a folder without a checkout, by its name and with a shipped config."""
-    where = run(wheel, "-c", "import tokenizer; print(tokenizer.__file__)", cwd=tmp_path)
-    assert Path(where.strip()).is_relative_to(wheel)
-    options = ["--steps", "2", "--evaluate-every", "2", "--run", "runs/mine"]
-    told = run(wheel, "-m", "pipeline.terminal", "train-tokenizer", "configs/digits/tokenizer.yaml", *options, cwd=tmp_path)
-    assert told.endswith("next: tesserae encode runs/mine\n")
+    command = ["-m", "smalti.pipeline.terminal", "train-tokenizer", "configs/digits/tokenizer.yaml"]
+    told = run(*command, "--steps", "2", "--evaluate-every", "2", "--run", "runs/mine", cwd=tmp_path, path=wheel)
+    assert told.endswith("next: smalti encode runs/mine\n")
     assert (tmp_path / "runs/mine/tokenizer/model/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["ImagePipeline", "load_prior", "load_tokenizer"])
+def test_the_public_face_is_what_the_package_says(name):
+    import smalti
+
+    assert name in dir(smalti) and getattr(smalti, name).__name__ == name
+
+
+def test_the_package_alone_imports_nothing_heavy(tmp_path):
+    """Importing torch takes seconds: a program that only asks for the version shall not wait."""
+    code = "import sys, smalti; print([name for name in ('torch', 'datasets', 'accelerate') if name in sys.modules])"
+    assert run("-c", code, cwd=tmp_path, path=ROOT) == "[]\n"
+
+
+def test_a_name_that_the_package_has_not_is_an_attribute_error():
+    import smalti
+
+    with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
+        smalti.Pipeline  # noqa: B018 - asked for, to see what it says
+
+
+def test_type_checkers_and_editors_find_every_room():
+    """`typings/smalti` links to the rooms for tools that do not run Python."""
+    assert {path.name for path in (ROOT / "typings/smalti").iterdir()} == {"__init__.py", *ROOMS}
+    assert all((ROOT / "typings/smalti" / room).resolve() == ROOT / room for room in ROOMS)

@@ -8,13 +8,13 @@ import PIL.Image
 import pytest
 import torch
 
-from common import codes, folder
-from common.codes import TokenizerIdentity
-from common.errors import UserError
-from pipeline.generate import Settings, generate, main
-from pipeline.image_pipeline import ImagePipeline
-from prior.draw import SamplingConfig
-from prior.model import Prior
+from smalti.common import codes, folder
+from smalti.common.codes import TokenizerIdentity
+from smalti.common.errors import UserError
+from smalti.pipeline.generate import Settings, generate, main
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
 
 
 @pytest.fixture(scope="module")
@@ -235,5 +235,5 @@ def test_a_run_without_a_prior_names_the_command_that_makes_one(run, accelerator
 def test_a_damaged_index_is_named(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"kind": "DDPMPipeline"}))
-    with pytest.raises(UserError, match=r"model_index\.json must be of kind 'tesserae\.imagepipeline', got 'DDPM"):
+    with pytest.raises(UserError, match=r"model_index\.json must be of kind 'smalti\.imagepipeline', got 'DDPM"):
         ImagePipeline.from_pretrained(tmp_path)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.digits import to_index
-from prior.baselines import marginal_nll, uniform_nll
-from prior.draw import SamplingConfig, draw, image_uniforms
-from prior.layers import RMSNorm, causal_attention, grid_angles
-from prior.model import Prior, nll_each
-from prior.sample import sample
-from prior.train import hide_labels
+from smalti.common.digits import to_index
+from smalti.prior.baselines import marginal_nll, uniform_nll
+from smalti.prior.draw import SamplingConfig, draw, image_uniforms
+from smalti.prior.layers import RMSNorm, causal_attention, grid_angles
+from smalti.prior.model import Prior, nll_each
+from smalti.prior.sample import sample
+from smalti.prior.train import hide_labels
 
 
 @pytest.fixture

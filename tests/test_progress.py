@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from common import progress
-from common.progress import advance, passing_bar, passing_word, progress_bar
+from smalti.common import progress
+from smalti.common.progress import advance, passing_bar, passing_word, progress_bar
+from smalti.tokenizer.train import train
 from tests.conftest import tokenizer_training
-from tokenizer.train import train
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.digits import to_digits, to_index
-from tokenizer.config import TokenizerConfig
-from tokenizer.model import Tokenizer
-from tokenizer.quantizers.build import build_quantizer
-from tokenizer.quantizers.config import (
+from smalti.common.digits import to_digits, to_index
+from smalti.tokenizer.config import TokenizerConfig
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.quantizers.build import build_quantizer
+from smalti.tokenizer.quantizers.config import (
     EMAVQConfig,
     FSQConfig,
     GumbelConfig,
@@ -19,9 +19,9 @@ from tokenizer.quantizers.config import (
     SimVQConfig,
     VQConfig,
 )
-from tokenizer.quantizers.estimators import straight_through
-from tokenizer.quantizers.losses import codebook_and_commitment
-from tokenizer.usage import count, entropy_bits, perplexity, reachable, usage
+from smalti.tokenizer.quantizers.estimators import straight_through
+from smalti.tokenizer.quantizers.losses import codebook_and_commitment
+from smalti.tokenizer.usage import count, entropy_bits, perplexity, reachable, usage
 
 SIZES = {"codebook_size": 9, "code_dim": 3}
 TABLES = {
@@ -430,9 +430,9 @@ def test_the_peer_of_the_benchmark_is_evaluated_as_ours_are(tmp_path, accelerato
     from PIL import Image
 
     from benchmarks.quantizers import PEERS, fit_peer
-    from tokenizer.config import ImagesConfig
-    from tokenizer.evaluation import evaluate
-    from tokenizer.images import open_images
+    from smalti.tokenizer.config import ImagesConfig
+    from smalti.tokenizer.evaluation import evaluate
+    from smalti.tokenizer.images import open_images
 
     for number in range(640):
         path = tmp_path / f"{'ab'[number % 2]}/{number}.png"

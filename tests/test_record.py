@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from common import record
+from smalti.common import record
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,15 +10,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from common.errors import UserError
-from common.evaluation import evaluation_path, write_evaluation
-from common.folder import sha256, write_json
-from pipeline.report import MADE, Settings, main, report
-from pipeline.reporting.charts import code_use
-from pipeline.reporting.found import gather, outdated
-from pipeline.reporting.head import psnr
-from pipeline.reporting.page import EMPTY, Html, join, number, tag
-from prior.draw import SamplingConfig
+from smalti.common.errors import UserError
+from smalti.common.evaluation import evaluation_path, write_evaluation
+from smalti.common.folder import sha256, write_json
+from smalti.pipeline.report import MADE, Settings, main, report
+from smalti.pipeline.reporting.charts import code_use
+from smalti.pipeline.reporting.found import gather, outdated
+from smalti.pipeline.reporting.head import psnr
+from smalti.pipeline.reporting.page import EMPTY, Html, join, number, tag
+from smalti.prior.draw import SamplingConfig
 
 NASTY = '<script>alert("1")</script>'
 STAGES = ("tokenizer", "prior", "pipeline")
@@ -246,7 +246,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     ("file", "text", "message"),
     [
         ("evaluation/prior-test.json", "{", "cannot be read as JSON"),
-        ("evaluation/prior-test.json", '{"kind": "tesserae.evaluation", "format": 1, "stage": ""}', "no split of type str"),
+        ("evaluation/prior-test.json", '{"kind": "smalti.evaluation", "format": 1, "stage": ""}', "no split of type str"),
         ("evaluation/pipeline-test-samples.png", "no picture", "must be a whole picture"),
         ("tokenizer/histogram.json", '{"counts": [1, 2]}', "a list of whole numbers for each depth"),
         ("tokenizer/config.yaml", "- a", "must hold `key: value` lines"),

@@ -6,17 +6,17 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from common.codes import TokenizerIdentity
-from common.digits import to_digits
-from common.errors import UserError
-from prior.config import PRESETS, ArchitectureConfig, PriorConfig
-from prior.decoder import CountedStep, Decoder, NumberedStep
-from prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
-from prior.graph import lengths
-from prior.matrix import make_matrix, resolve
-from prior.model import Prior, own_rows
-from prior.order import code_order, known_first, raster, shuffled
-from prior.sample import BATCH, Sampler, fitting_batch, sample
+from smalti.common.codes import TokenizerIdentity
+from smalti.common.digits import to_digits
+from smalti.common.errors import UserError
+from smalti.prior.config import PRESETS, ArchitectureConfig, PriorConfig
+from smalti.prior.decoder import CountedStep, Decoder, NumberedStep
+from smalti.prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
+from smalti.prior.graph import lengths
+from smalti.prior.matrix import make_matrix, resolve
+from smalti.prior.model import Prior, own_rows
+from smalti.prior.order import code_order, known_first, raster, shuffled
+from smalti.prior.sample import BATCH, Sampler, fitting_batch, sample
 
 FP32 = SamplingConfig(precision="fp32")
 

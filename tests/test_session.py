@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import Refused, UserError
-from common.lock import Lock
-from common.session import at_work, log_path, session
+from smalti.common.errors import Refused, UserError
+from smalti.common.lock import Lock
+from smalti.common.session import at_work, log_path, session
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ def start(code: str, **environment: str) -> subprocess.Popen:
     lines = "".join(f"    {line}\n" for line in code.splitlines())
     whole = (
         "import os, sys, time\nfrom pathlib import Path\nfrom accelerate import Accelerator\n"
-        "from common.launch import Interrupt, Interrupted, run_command\nfrom common.session import session\n"
+        "from smalti.common.launch import Interrupt, Interrupted, run_command\nfrom smalti.common.session import session\n"
         f"def main(argv):\n{lines}run_command(main)\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -75,7 +75,7 @@ def test_a_command_may_wait_for_the_folder(holder, tmp_path):
 
 
 def test_where_files_cannot_be_locked_the_process_the_file_names_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.lock.fcntl", None)  # as on Windows
+    monkeypatch.setattr("smalti.common.lock.fcntl", None)  # as on Windows
     path = Lock(tmp_path / "run").path
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:  # two commands, each in a thread
         first.submit(Lock(tmp_path / "run").take).result()
@@ -94,7 +94,7 @@ def test_what_nobody_expected_is_one_line_with_its_traceback_in_the_log(tmp_path
     out, err = process.communicate(timeout=60)
     log = log_path(tmp_path / "run")
     assert process.returncode == 70 and out == "" and err.count("\n") == 1
-    assert err.startswith("error: IndexError: list index out of range; this is a fault of tesserae. The traceback is in ")
+    assert err.startswith("error: IndexError: list index out of range; this is a fault of smalti. The traceback is in ")
     told = log.read_text()
     assert "Traceback" in told and "in main\n" in told and "\nIndexError" in told and str(log) in err
 
@@ -141,7 +141,7 @@ def test_a_signal_in_the_first_seconds_is_one_line_too(number, status):
         text=True,
     )  # fmt: skip
     for line in process.stderr:
-        if "common.starting" in line:  # imported; torch is next
+        if "smalti.common.starting" in line:  # imported; torch is next
             break
     time.sleep(0.2)
     process.send_signal(number)
@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_line_and_status_1():
 
 
 def test_the_folder_a_command_stands_in_can_be_locked_and_the_root_cannot(tmp_path, monkeypatch):
-    """`--to .` and `--to /` ended in "a fault of tesserae": neither path has a name."""
+    """`--to .` and `--to /` ended in "a fault of smalti": neither path has a name."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert Lock(Path(".")).path == tmp_path / ".here.lock"

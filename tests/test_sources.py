@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from common.config import parse
-from common.errors import UserError
-from common.raster import FORMATS
+from smalti.common.config import parse
+from smalti.common.errors import UserError
+from smalti.common.raster import FORMATS
+from smalti.tokenizer.config import DataFiles, ImagesConfig, SplitNames
+from smalti.tokenizer.sources import Source, file_of, open_source
+from smalti.tokenizer.sources.files import IMAGE_SUFFIXES, SIDE_FILES
+from smalti.tokenizer.sources.splits import KEYWORDS, split_files, split_names, split_of
 from tests.hub_server import serving
-from tokenizer.config import DataFiles, ImagesConfig, SplitNames
-from tokenizer.sources import Source, file_of, open_source
-from tokenizer.sources.files import IMAGE_SUFFIXES, SIDE_FILES
-from tokenizer.sources.splits import KEYWORDS, split_files, split_names, split_of
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import stat
 import pytest
 import torch
 
-from common import folder, process, state
-from common.errors import UserError
-from common.schedule import warmup_cosine
-from prior.model import Prior
+from smalti.common import folder, process, state
+from smalti.common.errors import UserError
+from smalti.common.schedule import warmup_cosine
+from smalti.prior.model import Prior
 
 LEFT = f".{process.label()}9.writing"  # the ending of what a process of this machine that has ended was writing
 
@@ -71,7 +71,7 @@ def flipped(path):
         (lambda s: (s / "a.safetensors").unlink(), "a.safetensors is not there"),
         (lambda s: (s / "state.json").write_text("{"), "cannot be read as JSON"),
         (lambda s: (s / "state.json").unlink(), "there is no"),
-        (lambda s: (s / "state.json").write_text('{"kind": "tesserae.state", "format": 1}'), "step must be of type int"),
+        (lambda s: (s / "state.json").write_text('{"kind": "smalti.state", "format": 1}'), "step must be of type int"),
     ],
 )
 def test_a_damaged_state_is_set_aside_by_name_and_the_one_before_is_taken(tmp_path, accelerator, capsys, damage, reason):
@@ -163,7 +163,7 @@ def test_a_model_survives_the_disk_and_others_may_read_it(prior, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"kind": "tesserae.tokenizer"}, "must be of kind 'tesserae.prior', got 'tesserae.tokenizer'"),
+        ({"kind": "smalti.tokenizer"}, "must be of kind 'smalti.prior', got 'smalti.tokenizer'"),
         ({"format": 99}, "format 99.*update"),
         ({"codebook_size": 32}, "does not fit its config.json"),
         ({"codebook_sise": 32}, "unknown setting codebook_sise; did you mean codebook_size"),

@@ -13,28 +13,28 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from common import codes, config, state
-from common.config import beside
-from common.errors import UserError
-from common.folder import inside, read_json, sha256
-from common.reading import read_file
-from common.run import read_metrics
-from pipeline.compress import read_bytes
-from pipeline.generate import Settings as Generation
-from pipeline.generate import generate
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.reporting.codebook import read_counts
-from pipeline.reporting.found import read_picture
-from prior.config import TrainConfig as PriorTraining
-from prior.model import Prior
-from prior.train import train as train_prior
+from smalti.common import codes, config, state
+from smalti.common.config import beside
+from smalti.common.errors import UserError
+from smalti.common.folder import inside, read_json, sha256
+from smalti.common.reading import read_file
+from smalti.common.run import read_metrics
+from smalti.pipeline.compress import read_bytes
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.generate import generate
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.reporting.codebook import read_counts
+from smalti.pipeline.reporting.found import read_picture
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.model import Prior
+from smalti.prior.train import train as train_prior
+from smalti.tokenizer.config import TrainConfig
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.quantizers.build import build_quantizer
+from smalti.tokenizer.quantizers.config import VQConfig
+from smalti.tokenizer.train import train as train_tokenizer
+from smalti.tokenizer.upkeep import CodebookUpkeep
 from tests.conftest import prior_training, tokenizer_training
-from tokenizer.config import TrainConfig
-from tokenizer.model import load_tokenizer
-from tokenizer.quantizers.build import build_quantizer
-from tokenizer.quantizers.config import VQConfig
-from tokenizer.train import train as train_tokenizer
-from tokenizer.upkeep import CodebookUpkeep
 
 TAG = "!!python/object/apply:os.mkdir"  # YAML that makes a folder
 

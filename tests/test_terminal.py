@@ -1,4 +1,4 @@
-"""The terminal command: `tesserae NAME` is the script of that name, with its options, and speaks of names."""
+"""The terminal command: `smalti NAME` is the script of that name, with its options, and speaks of names."""
 
 import os
 import subprocess
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from common.commands import BY_NAME, COMMANDS, typed
-from common.config import read_yaml
-from common.errors import UserError
-from common.launch import check_alone
-from common.starting import UNHEARD
-from pipeline.configs import copy, shipped
+from smalti.common.commands import BY_NAME, COMMANDS, typed
+from smalti.common.config import read_yaml
+from smalti.common.errors import UserError
+from smalti.common.launch import check_alone
+from smalti.common.starting import UNHEARD
+from smalti.pipeline.configs import copy, shipped
 from tests.test_imports import is_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def tesserae(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def smalti(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline.terminal", *words]
+    command = [sys.executable, "-m", "smalti.pipeline.terminal", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
@@ -31,25 +31,24 @@ def test_every_script_has_a_name():
 
 
 def test_the_overview_imports_nothing_that_takes_long():
-    """`tesserae --help` under a second: torch alone takes more."""
-    code = "import sys; from pipeline.terminal import run; run(['--help']); print('heavy', 'torch' in sys.modules)"
+    """`smalti --help` under a second: torch alone takes more."""
+    code = "import sys; from smalti.pipeline.terminal import run; run(['--help']); print('heavy', 'torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "heavy False" in told.stdout
     assert all(name in told.stdout for name in COMMANDS)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    told = tesserae("trian-prior")
+    told = smalti("trian-prior")
     assert told.returncode == 2
     assert told.stderr == "error: there is no command trian-prior; did you mean train-prior?\n"
 
 
 def test_a_command_by_name_answers_as_its_script_does_and_speaks_of_names(tmp_path):
-    told = tesserae("encode", "nowhere", cwd=tmp_path)
+    told = smalti("encode", "nowhere", cwd=tmp_path)
     assert told.returncode == 2
     assert (
-        "tesserae train-tokenizer with --run nowhere makes one (tesserae cluster, one of K-means; tesserae convert, "
-        in told.stderr
+        "smalti train-tokenizer with --run nowhere makes one (smalti cluster, one of K-means; smalti convert, " in told.stderr
     )
 
 
@@ -58,7 +57,7 @@ def test_what_to_type_next_is_a_name_only_for_who_types_names(monkeypatch):
     monkeypatch.delenv(BY_NAME, raising=False)
     assert typed(text) == text
     monkeypatch.setenv(BY_NAME, "1")
-    assert typed(text) == "next: tesserae encode runs/a; see tokenizer/encode.pyx, tesserae run"
+    assert typed(text) == "next: smalti encode runs/a; see tokenizer/encode.pyx, smalti run"
 
 
 def test_a_shipped_config_is_found_where_there_is_no_checkout(tmp_path, monkeypatch):
@@ -95,11 +94,11 @@ def test_a_copied_config_is_whole_and_never_replaces_anything(tmp_path):
 
 @pytest.mark.parametrize("words", ["--help", "configs"])
 def test_whoever_stops_reading_is_told_nothing(words):
-    """`tesserae configs | head -1` ended in a traceback and "a fault of tesserae"."""
+    """`smalti configs | head -1` ended in a traceback and "a fault of smalti"."""
     reading, writing = os.pipe()
     os.close(reading)  # as `head` does when it has read enough
     told = subprocess.run(
-        [sys.executable, "-m", "pipeline.terminal", words], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-m", "smalti.pipeline.terminal", words], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
     os.close(writing)
     assert (told.returncode, told.stderr) == (UNHEARD, "")
@@ -108,7 +107,7 @@ def test_whoever_stops_reading_is_told_nothing(words):
 def test_a_terminal_without_letters_beyond_ascii_gets_question_marks():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     told = subprocess.run(
-        [sys.executable, "-m", "pipeline.terminal"], capture_output=True, text=True, cwd=ROOT, env=environment
+        [sys.executable, "-m", "smalti.pipeline.terminal"], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert told.returncode == 0 and "Fr?chet" in told.stdout
 

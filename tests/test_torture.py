@@ -23,18 +23,18 @@ from benchmarks.torture.artefacts import artefacts, difference, half_written
 from benchmarks.torture.forks import command, fault, prepare, run, tiny
 from benchmarks.torture.kill import remove_written
 from benchmarks.torture.mutate import flipped, reshaped
-from common import codes, config, state
-from common.errors import UserError
-from pipeline.coder import compress
-from pipeline.image_pipeline import ImagePipeline
-from prior.config import TrainConfig as PriorTraining
-from prior.draw import SamplingConfig
-from prior.model import Prior
+from smalti.common import codes, config, state
+from smalti.common.errors import UserError
+from smalti.pipeline.coder import compress
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.images import open_images
+from smalti.tokenizer.model import load_tokenizer
 from tests.test_processes import ONE, ROOT, TINY, TWO, finish, start
-from tokenizer.config import ImagesConfig
-from tokenizer.config import TrainConfig as TokenizerTraining
-from tokenizer.images import open_images
-from tokenizer.model import load_tokenizer
 
 SHORT = [*TINY, "--steps", 40, "--log_every", 1, "--save_every", 5, "--evaluate_every", 20]
 

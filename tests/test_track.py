@@ -12,19 +12,19 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from common import config, folder
-from common.errors import UserError
-from common.launch import make_accelerator
-from common.run import read_metrics
-from pipeline.run import RunSettings, stages
-from prior.config import TrainConfig as PriorTraining
-from prior.train import train as train_prior
+from smalti.common import config, folder
+from smalti.common.errors import UserError
+from smalti.common.launch import make_accelerator
+from smalti.common.run import read_metrics
+from smalti.pipeline.run import RunSettings, stages
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.train import train as train_prior
+from smalti.tokenizer.cluster import cluster
+from smalti.tokenizer.config import ClusterConfig, KMeansConfig
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
+from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
-from tokenizer.cluster import cluster
-from tokenizer.config import ClusterConfig, KMeansConfig
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import encode
-from tokenizer.train import train as train_tokenizer
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 PICTURES = {"tokenizer": "validation/reconstructions", "prior": "validation/nll_by_place"}
@@ -62,14 +62,14 @@ def expected(run: Path, stage: str) -> dict[tuple[int, str], float]:
 def events(run: Path, stage: str):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return EventAccumulator(str(run / stage / "tensorboard/tesserae"), {"scalars": 0, "images": 0}).Reload()
+    return EventAccumulator(str(run / stage / "tensorboard/smalti"), {"scalars": 0, "images": 0}).Reload()
 
 
 def trackio_rows(run: Path, stage: str) -> list[tuple[int, str, object]]:
     from trackio.sqlite_storage import SQLiteStorage
 
     name = f"digits-{stage}-{folder.read_json(run / stage / '.tracked.json')['id']}"
-    rows = SQLiteStorage.get_logs("tesserae", name)
+    rows = SQLiteStorage.get_logs("smalti", name)
     return [(row["step"], key, value) for row in rows for key, value in row.items() if "/" in key]
 
 
@@ -133,7 +133,7 @@ def test_wandb_offline_keeps_a_run_that_can_be_sent_later(tracked, stage):
         begun = next(record.run for record in records if record.HasField("run"))
         assert begun.run_id == folder.read_json(tracked / stage / ".tracked.json")["id"]
         assert (begun.project, begun.display_name, begun.run_group, begun.job_type) == (
-            "tesserae", f"digits-{stage}", "digits", stage,
+            "smalti", f"digits-{stage}", "digits", stage,
         )  # fmt: skip
         settings = {item.key: json.loads(item.value_json) for item in begun.config.update}
         assert (settings["steps"], settings["precision"]) == (6, "fp32")

@@ -9,21 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common import codes, folder
-from common.errors import UserError
-from common.finite import MOST_IN_A_ROW, Part, SkippedSteps
-from common.run import read_metrics
-from pipeline.generate import Settings as Generation
-from pipeline.generate import generate
-from prior.train import train as train_prior
+from smalti.common import codes, folder
+from smalti.common.errors import UserError
+from smalti.common.finite import MOST_IN_A_ROW, Part, SkippedSteps
+from smalti.common.run import read_metrics
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.generate import generate
+from smalti.prior.train import train as train_prior
+from smalti.tokenizer.config import ImagesConfig, TokenizerConfig
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
+from smalti.tokenizer.likelihood import BernoulliConfig, CategoricalConfig, LaplaceConfig, LogisticMixtureConfig
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.quantizers.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, SimVQConfig, VQConfig
+from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
-from tokenizer.config import ImagesConfig, TokenizerConfig
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import encode
-from tokenizer.likelihood import BernoulliConfig, CategoricalConfig, LaplaceConfig, LogisticMixtureConfig
-from tokenizer.model import Tokenizer
-from tokenizer.quantizers.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, SimVQConfig, VQConfig
-from tokenizer.train import train as train_tokenizer
 
 
 def same_files(a, b, *names):
@@ -122,9 +122,9 @@ def test_a_codebook_larger_than_the_data_is_refused(tmp_path, accelerator):
 
 def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
     """Every split, every view, in the order of the rows; decoding back is part of encoding."""
-    from tokenizer.images import open_images
-    from tokenizer.model import Tokenizer
-    from tokenizer.pixels import to_float
+    from smalti.tokenizer.images import open_images
+    from smalti.tokenizer.model import Tokenizer
+    from smalti.tokenizer.pixels import to_float
 
     c = tokenizer_training(finished_run)
     tokenizer = Tokenizer.from_pretrained(finished_run / "tokenizer/model")

@@ -6,17 +6,17 @@ import signal
 import pytest
 import torch
 
-from common import folder
-from common.errors import UserError
-from common.launch import Interrupt, Interrupted
-from pipeline.frechet import SIDE, Ruler, cells
-from pipeline.generate import main as generate
-from pipeline.generation_config import GenerationConfig
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.run import drawing
-from pipeline.tune import Bench, Settings, beginning, compare, read_held_out, tune
-from prior.draw import SamplingConfig
-from prior.model import Prior
+from smalti.common import folder
+from smalti.common.errors import UserError
+from smalti.common.launch import Interrupt, Interrupted
+from smalti.pipeline.frechet import SIDE, Ruler, cells
+from smalti.pipeline.generate import main as generate
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.run import drawing
+from smalti.pipeline.tune import Bench, Settings, beginning, compare, read_held_out, tune
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
 
 ONE_EACH = {"guidance": (1.0, 2.0), "temperature": (0.5, 1.0), "top_p": (), "min_p": ()}
 
@@ -152,7 +152,7 @@ def test_an_interrupted_search_has_written_nothing(run, accelerator, monkeypatch
         monkeypatch.undo()
         return cells(images)
 
-    monkeypatch.setattr("pipeline.tune.cells", interrupted)
+    monkeypatch.setattr("smalti.pipeline.tune.cells", interrupted)
     with pytest.raises(Interrupted, match="nothing was written; the same command begins again"):
         tune(settings(run), accelerator)
     assert not (run / "pipeline").exists()

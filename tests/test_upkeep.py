@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from common.ema import EMA
-from tokenizer.quantizers.build import build_quantizer
-from tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
-from tokenizer.upkeep import REVIVE_EVERY, TableUpkeep, forget
+from smalti.common.ema import EMA
+from smalti.tokenizer.quantizers.build import build_quantizer
+from smalti.tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
+from smalti.tokenizer.upkeep import REVIVE_EVERY, TableUpkeep, forget
 
 SIZES = {"codebook_size": 8, "code_dim": 4}
 CONFIGS = {

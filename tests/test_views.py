@@ -9,23 +9,23 @@ import PIL.Image
 import pytest
 import torch
 
-from common import config
-from common.errors import UserError
-from metrics.features import Features
-from pipeline.generate import Settings as GenerateSettings
-from pipeline.generate import generate
-from pipeline.generation_config import GenerationConfig
-from prior.draw import SamplingConfig
-from prior.model import Prior
-from tokenizer.config import ClusterConfig, ImagesConfig, TrainConfig
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import chosen_views
-from tokenizer.features import as_read, real_features
-from tokenizer.images import open_images
-from tokenizer.model import load_tokenizer
-from tokenizer.pixels import MODES
-from tokenizer.run_images import open_run_images, run_images
-from tokenizer.views import augment, default_views, different_views, view
+from smalti.common import config
+from smalti.common.errors import UserError
+from smalti.metrics.features import Features
+from smalti.pipeline.generate import Settings as GenerateSettings
+from smalti.pipeline.generate import generate
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.tokenizer.config import ClusterConfig, ImagesConfig, TrainConfig
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import chosen_views
+from smalti.tokenizer.features import as_read, real_features
+from smalti.tokenizer.images import open_images
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.pixels import MODES
+from smalti.tokenizer.run_images import open_run_images, run_images
+from smalti.tokenizer.views import augment, default_views, different_views, view
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FIRST = {"tokenizer.yaml": TrainConfig, "cluster.yaml": ClusterConfig}

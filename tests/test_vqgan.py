@@ -14,27 +14,27 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from common import folder
-from common.errors import UserError
-from pipeline.generate import Settings as Generation
-from pipeline.generate import generate
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.reporting.found import gather
-from prior.train import train as train_prior
+from smalti.common import folder
+from smalti.common.errors import UserError
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.generate import generate
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.reporting.found import gather
+from smalti.prior.train import train as train_prior
+from smalti.tokenizer.codebook import Settings as Looking
+from smalti.tokenizer.codebook import examine
+from smalti.tokenizer.config import ConvertConfig, ImagesConfig, VQGANConfig
+from smalti.tokenizer.convert import convert
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
+from smalti.tokenizer.evaluate import Settings as Evaluation
+from smalti.tokenizer.evaluate import evaluate
+from smalti.tokenizer.images import open_images
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.pixels import to_float
+from smalti.tokenizer.published import from_shapes, from_taming, layout, read_published
+from smalti.tokenizer.vqgan import VQGANTokenizer
 from tests.conftest import prior_training
-from tokenizer.codebook import Settings as Looking
-from tokenizer.codebook import examine
-from tokenizer.config import ConvertConfig, ImagesConfig, VQGANConfig
-from tokenizer.convert import convert
-from tokenizer.encode import Settings as EncodeSettings
-from tokenizer.encode import encode
-from tokenizer.evaluate import Settings as Evaluation
-from tokenizer.evaluate import evaluate
-from tokenizer.images import open_images
-from tokenizer.model import load_tokenizer
-from tokenizer.pixels import to_float
-from tokenizer.published import from_shapes, from_taming, layout, read_published
-from tokenizer.vqgan import VQGANTokenizer
 
 # ------------------------------------------------------------------------------------------------- the published layouts
 

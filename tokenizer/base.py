@@ -9,11 +9,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from common import folder
-from common.hub import Pretrained
-from tokenizer.config import ImageTokenizerConfig, TokenizerConfig, VQGANConfig
-from tokenizer.likelihood import Bernoulli, Likelihood
-from tokenizer.quantizers.base import Quantizer
+from smalti.common import folder
+from smalti.common.hub import Pretrained
+from smalti.tokenizer.config import ImageTokenizerConfig, TokenizerConfig, VQGANConfig
+from smalti.tokenizer.likelihood import Bernoulli, Likelihood
+from smalti.tokenizer.quantizers.base import Quantizer
 
 
 class ImageTokenizer(nn.Module, Pretrained):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -23,24 +23,24 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from common import config, state
-from common.commands import as_typed
-from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.order import Order, Share
-from common.pictures import save_curves, save_picture
-from common.progress import advance, passing_bar, progress_bar
-from common.run import Leeway, Metrics, check_run, enter_run, read_metrics
-from common.seeds import generator
-from common.session import session
-from tokenizer.config import ClusterConfig
-from tokenizer.evaluation import evaluate, reconstructions, save_histogram
-from tokenizer.health import described, unused
-from tokenizer.images import open_images, tell_of_images
-from tokenizer.initialization import check_enough, sampled
-from tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plus
-from tokenizer.pixels import to_float
-from tokenizer.run_images import where_they_lay, write_record
-from tokenizer.split import ImageSplit
+from smalti.common import config, state
+from smalti.common.commands import as_typed
+from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.order import Order, Share
+from smalti.common.pictures import save_curves, save_picture
+from smalti.common.progress import advance, passing_bar, progress_bar
+from smalti.common.run import Leeway, Metrics, check_run, enter_run, read_metrics
+from smalti.common.seeds import generator
+from smalti.common.session import session
+from smalti.tokenizer.config import ClusterConfig
+from smalti.tokenizer.evaluation import evaluate, reconstructions, save_histogram
+from smalti.tokenizer.health import described, unused
+from smalti.tokenizer.images import open_images, tell_of_images
+from smalti.tokenizer.initialization import check_enough, sampled
+from smalti.tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plus
+from smalti.tokenizer.pixels import to_float
+from smalti.tokenizer.run_images import where_they_lay, write_record
+from smalti.tokenizer.split import ImageSplit
 
 LEEWAY = Leeway(
     free={"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"}, length="iterations"

@@ -17,7 +17,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -26,24 +26,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from common import codes, config
-from common.commands import as_typed
-from common.config import Settings as BaseSettings
-from common.errors import UserError
-from common.folder import sha256, write_json
-from common.launch import Precision, make_accelerator, run_command
-from common.progress import advance, passing_bar, progress_bar
-from common.session import logged
-from tokenizer.base import ImageTokenizer, NetworkTokenizer
-from tokenizer.codebook_picture import draw
-from tokenizer.config import EncodeConfig, ImagesConfig
-from tokenizer.health import Counted, advice, described, neighbours, split_figures
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.model import load_tokenizer, trained
-from tokenizer.pixels import to_float
-from tokenizer.run_images import open_run_images, recorded
-from tokenizer.split import ImageSplit
-from tokenizer.usage import count
+from smalti.common import codes, config
+from smalti.common.commands import as_typed
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.errors import UserError
+from smalti.common.folder import sha256, write_json
+from smalti.common.launch import Precision, make_accelerator, run_command
+from smalti.common.progress import advance, passing_bar, progress_bar
+from smalti.common.session import logged
+from smalti.tokenizer.base import ImageTokenizer, NetworkTokenizer
+from smalti.tokenizer.codebook_picture import draw
+from smalti.tokenizer.config import EncodeConfig, ImagesConfig
+from smalti.tokenizer.health import Counted, advice, described, neighbours, split_figures
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.pixels import to_float
+from smalti.tokenizer.run_images import open_run_images, recorded
+from smalti.tokenizer.split import ImageSplit
+from smalti.tokenizer.usage import count
 
 BATCH = 256  # images at once, or fewer where encoding takes fewer
 

@@ -20,14 +20,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from common.folder import replacing
-from common.progress import passing_bar
-from tokenizer.base import ImageTokenizer, NetworkTokenizer
-from tokenizer.health import PAIRS, Counted, Neighbours
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.pixels import to_uint8
-from tokenizer.quantizers.residual import ResidualQuantizer
-from tokenizer.usage import perplexity
+from smalti.common.folder import replacing
+from smalti.common.progress import passing_bar
+from smalti.tokenizer.base import ImageTokenizer, NetworkTokenizer
+from smalti.tokenizer.health import PAIRS, Counted, Neighbours
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.pixels import to_uint8
+from smalti.tokenizer.quantizers.residual import ResidualQuantizer
+from smalti.tokenizer.usage import perplexity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

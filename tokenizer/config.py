@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from common.config import Settings
-from common.launch import Precision
-from common.track import Tracker
-from tokenizer.likelihood import GaussianConfig, LikelihoodConfig
-from tokenizer.quantizers.config import QuantizerConfig, VQConfig
+from smalti.common.config import Settings
+from smalti.common.launch import Precision
+from smalti.common.track import Tracker
+from smalti.tokenizer.likelihood import GaussianConfig, LikelihoodConfig
+from smalti.tokenizer.quantizers.config import QuantizerConfig, VQConfig
 
 
 class SplitNames(Settings):
@@ -306,7 +306,7 @@ class ClusterConfig(Settings):
     """of the first means"""
     track: tuple[Tracker, ...] = ()
     """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
-    track_project: str = Field("tesserae", pattern=r"^[\w.-]+$", max_length=100)
+    track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""
 
 
@@ -386,7 +386,7 @@ class TrainConfig(Settings):
     """the last states that are kept; one that is found damaged is replaced by the one before"""
     track: tuple[Tracker, ...] = ()
     """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
-    track_project: str = Field("tesserae", pattern=r"^[\w.-]+$", max_length=100)
+    track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""
 
     @model_validator(mode="after")

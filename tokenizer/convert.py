@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -24,21 +24,21 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from common import config
-from common.commands import as_typed
-from common.launch import make_accelerator, run_command
-from common.pictures import image_grid, save_picture
-from common.progress import advance, progress_bar
-from common.run import Leeway, check_run, enter_run
-from common.session import session
-from metrics.similarity import psnr_of, squared_error_each
-from tokenizer.config import ConvertConfig
-from tokenizer.images import open_images, tell_of_images
-from tokenizer.pixels import to_float, to_uint8
-from tokenizer.published import read_published
-from tokenizer.run_images import where_they_lay, write_record
-from tokenizer.split import ImageSplit
-from tokenizer.vqgan import VQGANTokenizer
+from smalti.common import config
+from smalti.common.commands import as_typed
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.pictures import image_grid, save_picture
+from smalti.common.progress import advance, progress_bar
+from smalti.common.run import Leeway, check_run, enter_run
+from smalti.common.session import session
+from smalti.metrics.similarity import psnr_of, squared_error_each
+from smalti.tokenizer.config import ConvertConfig
+from smalti.tokenizer.images import open_images, tell_of_images
+from smalti.tokenizer.pixels import to_float, to_uint8
+from smalti.tokenizer.published import read_published
+from smalti.tokenizer.run_images import where_they_lay, write_record
+from smalti.tokenizer.split import ImageSplit
+from smalti.tokenizer.vqgan import VQGANTokenizer
 
 LEEWAY = Leeway(free={"run", "encode.views", "encode.batch_size", "encode.shard_size", "batch_size"})
 SHOWN = 12  # images of the picture

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -24,24 +24,24 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 
-from common import codes, config
-from common.codes import CodesInfo, TokenizerIdentity
-from common.commands import as_typed
-from common.errors import UserError
-from common.folder import sha256
-from common.launch import Precision, make_accelerator, run_command
-from common.progress import passing_bar, progress_bar
-from common.session import at_work, session
-from metrics.similarity import psnr_of, squared_error_each
-from tokenizer.base import ImageTokenizer
-from tokenizer.config import EncodeConfig, ImagesConfig
-from tokenizer.images import ImageSet, tell_of_images
-from tokenizer.model import load_tokenizer, trained
-from tokenizer.pixels import to_float, to_uint8
-from tokenizer.run_images import ANOTHER, open_run_images, run_images
-from tokenizer.split import ImageSplit
-from tokenizer.usage import count, perplexity, usage
-from tokenizer.views import default_views, different_views, view
+from smalti.common import codes, config
+from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.commands import as_typed
+from smalti.common.errors import UserError
+from smalti.common.folder import sha256
+from smalti.common.launch import Precision, make_accelerator, run_command
+from smalti.common.progress import passing_bar, progress_bar
+from smalti.common.session import at_work, session
+from smalti.metrics.similarity import psnr_of, squared_error_each
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.config import EncodeConfig, ImagesConfig
+from smalti.tokenizer.images import ImageSet, tell_of_images
+from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.pixels import to_float, to_uint8
+from smalti.tokenizer.run_images import ANOTHER, open_run_images, run_images
+from smalti.tokenizer.split import ImageSplit
+from smalti.tokenizer.usage import count, perplexity, usage
+from smalti.tokenizer.views import default_views, different_views, view
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 

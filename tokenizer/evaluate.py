@@ -23,7 +23,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -32,26 +32,26 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
-from common import config
-from common.commands import as_typed
-from common.config import Settings as BaseSettings
-from common.evaluation import evaluation_path, parts_path, tell, write_evaluation
-from common.folder import sha256
-from common.launch import Precision, make_accelerator, run_command
-from common.parts import in_parts
-from common.record import code
-from common.session import session
-from metrics.distances import frechet_distance
-from metrics.features import FeaturesConfig
-from metrics.similarity import psnr_of, squared_error_each, ssim_each
-from tokenizer.base import ImageTokenizer
-from tokenizer.features import Eyes, cache_of, open_eyes
-from tokenizer.images import held_out
-from tokenizer.model import load_tokenizer, trained
-from tokenizer.pixels import to_float, to_uint8
-from tokenizer.run_images import ANOTHER, open_run_images, run_images
-from tokenizer.split import ImageSplit
-from tokenizer.usage import count, perplexity, usage
+from smalti.common import config
+from smalti.common.commands import as_typed
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.evaluation import evaluation_path, parts_path, tell, write_evaluation
+from smalti.common.folder import sha256
+from smalti.common.launch import Precision, make_accelerator, run_command
+from smalti.common.parts import in_parts
+from smalti.common.record import code
+from smalti.common.session import session
+from smalti.metrics.distances import frechet_distance
+from smalti.metrics.features import FeaturesConfig
+from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.features import Eyes, cache_of, open_eyes
+from smalti.tokenizer.images import held_out
+from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.pixels import to_float, to_uint8
+from smalti.tokenizer.run_images import ANOTHER, open_run_images, run_images
+from smalti.tokenizer.split import ImageSplit
+from smalti.tokenizer.usage import count, perplexity, usage
 
 PART = 1000  # images
 

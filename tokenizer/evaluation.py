@@ -16,14 +16,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from common.folder import write_json
-from common.pictures import image_grid
-from common.progress import advance, passing_bar
-from metrics.similarity import psnr_of, squared_error_each
-from tokenizer.base import ImageTokenizer
-from tokenizer.pixels import to_float, to_uint8
-from tokenizer.split import ImageSplit
-from tokenizer.usage import count, perplexity, usage
+from smalti.common.folder import write_json
+from smalti.common.pictures import image_grid
+from smalti.common.progress import advance, passing_bar
+from smalti.metrics.similarity import psnr_of, squared_error_each
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.pixels import to_float, to_uint8
+from smalti.tokenizer.split import ImageSplit
+from smalti.tokenizer.usage import count, perplexity, usage
 
 BATCH = 256
 SHOWN = 12  # images of the picture

@@ -11,13 +11,13 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from torch import Tensor
 
-from common.parts import in_parts
-from metrics.classifier import Classifier, LabelledSource, Recipe, load_or_train
-from metrics.features import Features, FeaturesConfig, load_features
-from tokenizer.base import ImageTokenizer
-from tokenizer.config import ImagesConfig
-from tokenizer.images import ImageSet
-from tokenizer.split import ImageSplit
+from smalti.common.parts import in_parts
+from smalti.metrics.classifier import Classifier, LabelledSource, Recipe, load_or_train
+from smalti.metrics.features import Features, FeaturesConfig, load_features
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.images import ImageSet
+from smalti.tokenizer.split import ImageSplit
 
 PART = 1000  # images
 LABELLED = 2  # classes at least

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tokenizer.sources import Part
+from smalti.tokenizer.sources import Part
 
 DIGEST = "S16"  # numpy's type of a digest
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from common.progress import passing_bar
-from tokenizer.base import ImageTokenizer
-from tokenizer.config import KMeansConfig, VQGANConfig
-from tokenizer.quantizers.config import ResidualConfig
-from tokenizer.usage import ENOUGH, GROSS, LOW, entropy_bits, perplexity, reachable, usage
+from smalti.common.progress import passing_bar
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.config import KMeansConfig, VQGANConfig
+from smalti.tokenizer.quantizers.config import ResidualConfig
+from smalti.tokenizer.usage import ENOUGH, GROSS, LOW, entropy_bits, perplexity, reachable, usage
 
 SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
 UNSEEN = 0.8  # of the usage expected of validation; not nearer 1, since the codes of one image are alike and reach fewer

@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from accelerate import Accelerator
 
-from common.classes import untrained
-from common.errors import UserError
-from common.folder import FORMAT
-from common.shown import shown
-from tokenizer import validation
-from tokenizer.config import ImagesConfig
-from tokenizer.fingerprint import fingerprint, uniform
-from tokenizer.pixels import WHITE, Shape
-from tokenizer.sources import VALIDATION_NAMES, Unread, open_source
-from tokenizer.split import ImageSplit, look_for_duplicates
+from smalti.common.classes import untrained
+from smalti.common.errors import UserError
+from smalti.common.folder import FORMAT
+from smalti.common.shown import shown
+from smalti.tokenizer import validation
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.fingerprint import fingerprint, uniform
+from smalti.tokenizer.pixels import WHITE, Shape
+from smalti.tokenizer.sources import VALIDATION_NAMES, Unread, open_source
+from smalti.tokenizer.split import ImageSplit, look_for_duplicates
 
-KIND = "tesserae.images"
+KIND = "smalti.images"
 GLANCED = 16  # images of a split on disk whose range is looked at
 NAMED = 8  # rows of one kind that are named; the others are counted
 

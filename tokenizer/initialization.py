@@ -10,14 +10,14 @@ from accelerate.utils import broadcast
 from einops import rearrange
 from torch import Tensor
 
-from common.errors import UserError
-from common.order import Order, Share
-from common.progress import advance, passing_bar
-from common.seeds import generator
-from tokenizer.config import TrainConfig
-from tokenizer.model import Tokenizer
-from tokenizer.pixels import to_float
-from tokenizer.split import ImageSplit
+from smalti.common.errors import UserError
+from smalti.common.order import Order, Share
+from smalti.common.progress import advance, passing_bar
+from smalti.common.seeds import generator
+from smalti.tokenizer.config import TrainConfig
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.pixels import to_float
+from smalti.tokenizer.split import ImageSplit
 
 VECTORS_A_CODE = 32  # Faiss asks for 39 to 256 points a centroid; 32 do for a start that training refines
 LEAST_VECTORS = 2**12

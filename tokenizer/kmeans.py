@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor
 
-from common.progress import passing_bar
-from tokenizer.base import ImageTokenizer
-from tokenizer.config import KMeansConfig
-from tokenizer.likelihood import HALF, Gaussian, GaussianConfig
-from tokenizer.nearest import nearest
+from smalti.common.progress import passing_bar
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.config import KMeansConfig
+from smalti.tokenizer.likelihood import HALF, Gaussian, GaussianConfig
+from smalti.tokenizer.nearest import nearest
 
 ROUNDS = 1024
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizer.config import TokenizerConfig
+from smalti.tokenizer.config import TokenizerConfig
 
 
 def norm(channels: int) -> nn.GroupNorm:

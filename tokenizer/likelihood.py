@@ -24,7 +24,7 @@ from einops import rearrange
 from pydantic import Discriminator, Field, Tag
 from torch import Generator, Tensor, nn
 
-from common.config import Settings
+from smalti.common.config import Settings
 
 LEVELS = 256
 HALF = 1 / 255  # of a level's width: levels are 2 / 255 apart

@@ -10,19 +10,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common import folder
-from common.commands import quoted
-from common.errors import UserError
-from common.hub import locate
-from tokenizer.base import ImageTokenizer, NetworkTokenizer
-from tokenizer.config import TokenizerConfig
-from tokenizer.kmeans import KMeansTokenizer
-from tokenizer.layers import Decoder, Encoder
-from tokenizer.likelihood import build_likelihood
-from tokenizer.quantizers.base import Quantized
-from tokenizer.quantizers.build import build_quantizer
-from tokenizer.quantizers.gumbel import GumbelQuantizer
-from tokenizer.vqgan import VQGANTokenizer
+from smalti.common import folder
+from smalti.common.commands import quoted
+from smalti.common.errors import UserError
+from smalti.common.hub import locate
+from smalti.tokenizer.base import ImageTokenizer, NetworkTokenizer
+from smalti.tokenizer.config import TokenizerConfig
+from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.layers import Decoder, Encoder
+from smalti.tokenizer.likelihood import build_likelihood
+from smalti.tokenizer.quantizers.base import Quantized
+from smalti.tokenizer.quantizers.build import build_quantizer
+from smalti.tokenizer.quantizers.gumbel import GumbelQuantizer
+from smalti.tokenizer.vqgan import VQGANTokenizer
 
 
 class Reconstruction(NamedTuple):
@@ -94,6 +94,6 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
         UserError: no such folder, no tokenizer in it, or weights that do not fit the config.
     """
     found = locate(path, folder.MODEL_FILES)
-    kind = folder.read_json(folder.inside(found, "config.json")).get("kind")
+    kind = folder.kind_in(folder.read_json(folder.inside(found, "config.json")))
     kinds = {folder.kind_of(cls): cls for cls in TOKENIZERS}
-    return kinds.get(str(kind), Tokenizer).from_folder(found)
+    return kinds.get(kind, Tokenizer).from_folder(found)

@@ -39,7 +39,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
         (N,) int64. Ties go to the lowest index; a vector that is not finite gets some index.
     """
     if vectors.is_cuda and len(vectors) and kernel_is_trusted(vectors.shape[1], vectors.device):
-        from tokenizer.nearest_triton import nearest_fused  # not every torch comes with triton
+        from smalti.tokenizer.nearest_triton import nearest_fused  # not every torch comes with triton
 
         return nearest_fused(vectors, codebook)
     return nearest_tiled(vectors.T[None], codebook)[0]
@@ -148,7 +148,7 @@ def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
 def kernel_is_trusted(D: int, device: torch.device) -> bool:
     """Whether the fused kernel runs here and finds what `nearest_tiled` finds. Warns where it does not, once."""
     try:
-        from tokenizer.nearest_triton import nearest_fused
+        from smalti.tokenizer.nearest_triton import nearest_fused
 
         why = disagreement(nearest_fused, D, device)
     except Exception as error:  # no triton, no compiler, a kernel this device cannot hold: all have the same answer

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from common.raster import open_picture
+from smalti.common.raster import open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of a picture, by its channels
 WHITE = 65_535  # of 16 bits a channel

@@ -23,14 +23,14 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
-from common import config, folder
-from common.config import Settings
-from common.ends import pass_on
-from common.errors import UserError
-from common.tensors import misfit
-from common.tensors import read_tensors as read_safetensors
-from tokenizer.config import Pixels, Publisher, VQGANConfig, Width
-from tokenizer.vqgan import VQGANTokenizer
+from smalti.common import config, folder
+from smalti.common.config import Settings
+from smalti.common.ends import pass_on
+from smalti.common.errors import UserError
+from smalti.common.tensors import misfit
+from smalti.common.tensors import read_tensors as read_safetensors
+from smalti.tokenizer.config import Pixels, Publisher, VQGANConfig, Width
+from smalti.tokenizer.vqgan import VQGANTokenizer
 
 MOST_PICKLE = 2**26  # bytes of a .pt's index; one of 10,000 tensors has 2**20
 RESOLUTION = (256, 256)  # where nobody says another: of all that the three have published, to begin with

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
-from common import codes
-from common.config import build, read_yaml
-from common.errors import UserError
-from common.folder import check_format, read_json, write_json
-from common.progress import on_main
-from tokenizer.config import DataFiles, ImagesConfig, ImageTokenizerConfig, SplitNames
-from tokenizer.images import KIND, ImageSet, open_images
+from smalti.common import codes
+from smalti.common.config import build, read_yaml
+from smalti.common.errors import UserError
+from smalti.common.folder import check_format, read_json, write_json
+from smalti.common.progress import on_main
+from smalti.tokenizer.config import DataFiles, ImagesConfig, ImageTokenizerConfig, SplitNames
+from smalti.tokenizer.images import KIND, ImageSet, open_images
 
 ANOTHER = "or give their folder as --source, to take them as another data set"
 

@@ -19,14 +19,14 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from common.ends import pass_on
-from common.errors import UserError
-from common.progress import passing_bar
-from common.threads import in_order
-from tokenizer.config import ImagesConfig
-from tokenizer.fingerprint import DIGEST, digest, digest_of_none
-from tokenizer.pixels import Shape, decoded
-from tokenizer.sources import Part, file_of, one_line
+from smalti.common.ends import pass_on
+from smalti.common.errors import UserError
+from smalti.common.progress import passing_bar
+from smalti.common.threads import in_order
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.fingerprint import DIGEST, digest, digest_of_none
+from smalti.tokenizer.pixels import Shape, decoded
+from smalti.tokenizer.sources import Part, file_of, one_line
 
 R = TypeVar("R")
 ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 2**23  # that a thread decodes: of large images fewer rows

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -35,32 +35,32 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from common import config, state
-from common.commands import as_typed
-from common.ema import EMA
-from common.errors import UserError
-from common.finite import Part, SkippedSteps
-from common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from common.order import Order, Share, batches
-from common.origin import Origin, begin_from, begun_from
-from common.pictures import save_curves, save_picture
-from common.progress import progress_bar
-from common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
-from common.schedule import warmup_cosine
-from common.session import session
-from common.shown import shown
-from tokenizer.config import TrainConfig
-from tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
-from tokenizer.health import described, unused
-from tokenizer.images import ImageSet, open_images, tell_of_images
-from tokenizer.initialization import initialize_codebook
-from tokenizer.model import Tokenizer
-from tokenizer.pixels import to_float
-from tokenizer.quantizers.config import GumbelConfig, ResidualConfig
-from tokenizer.run_images import where_they_lay, write_record
-from tokenizer.split import ImageBatch
-from tokenizer.upkeep import CodebookUpkeep, forget
-from tokenizer.views import augment
+from smalti.common import config, state
+from smalti.common.commands import as_typed
+from smalti.common.ema import EMA
+from smalti.common.errors import UserError
+from smalti.common.finite import Part, SkippedSteps
+from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.order import Order, Share, batches
+from smalti.common.origin import Origin, begin_from, begun_from
+from smalti.common.pictures import save_curves, save_picture
+from smalti.common.progress import progress_bar
+from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
+from smalti.common.schedule import warmup_cosine
+from smalti.common.session import session
+from smalti.common.shown import shown
+from smalti.tokenizer.config import TrainConfig
+from smalti.tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
+from smalti.tokenizer.health import described, unused
+from smalti.tokenizer.images import ImageSet, open_images, tell_of_images
+from smalti.tokenizer.initialization import initialize_codebook
+from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.pixels import to_float
+from smalti.tokenizer.quantizers.config import GumbelConfig, ResidualConfig
+from smalti.tokenizer.run_images import where_they_lay, write_record
+from smalti.tokenizer.split import ImageBatch
+from smalti.tokenizer.upkeep import CodebookUpkeep, forget
+from smalti.tokenizer.views import augment
 
 LEEWAY = Leeway(
     free={

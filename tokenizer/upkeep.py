@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor
 
-from common.tensors import check_types
-from tokenizer.kmeans import assigned
-from tokenizer.nearest import nearest
-from tokenizer.quantizers.base import Quantized, Quantizer
-from tokenizer.quantizers.table import TableQuantizer
-from tokenizer.quantizers.vq_ema import EMAVectorQuantizer
+from smalti.common.tensors import check_types
+from smalti.tokenizer.kmeans import assigned
+from smalti.tokenizer.nearest import nearest
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer
+from smalti.tokenizer.quantizers.table import TableQuantizer
+from smalti.tokenizer.quantizers.vq_ema import EMAVectorQuantizer
 
 REVIVE_EVERY = 10
 USE_DECAY = 0.8  # of the average over windows of REVIVE_EVERY steps

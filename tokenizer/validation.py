@@ -11,7 +11,7 @@ Shapes: N rows of the training split.
 
 import numpy as np
 
-from tokenizer.fingerprint import uniform
+from smalti.tokenizer.fingerprint import uniform
 
 
 def held_out(digests: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:

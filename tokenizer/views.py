@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.config import ImagesConfig
+from smalti.tokenizer.config import ImagesConfig
 
 ROWS = 20_000  # that codes of a small train set shall have: see `default_views`
 MOST_VIEWS = 8

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from common.errors import UserError
-from tokenizer.base import NetworkTokenizer
-from tokenizer.config import VQGANConfig
-from tokenizer.likelihood import HALF, Gaussian, GaussianConfig
-from tokenizer.quantizers.vq import VectorQuantizer
+from smalti.common.errors import UserError
+from smalti.tokenizer.base import NetworkTokenizer
+from smalti.tokenizer.config import VQGANConfig
+from smalti.tokenizer.likelihood import HALF, Gaussian, GaussianConfig
+from smalti.tokenizer.quantizers.vq import VectorQuantizer
 
 
 class ResidualBlock(nn.Module):

@@ -55,8 +55,8 @@ def main() -> None:
         strange,
         visitors,
     )
-    from common.folder import read_json, write_json
-    from common.record import record
+    from smalti.common.folder import read_json, write_json
+    from smalti.common.record import record
 
     path = forks.ROOT / "benchmarks/results/torture.json"
     undisturbed = kill.reference(work)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import PIL.Image
 
 from benchmarks.torture.forks import Line, command, fault, replaced, run, tiny
-from common.launch import run_command
-from pipeline.image_pipeline import ImagePipeline
-from prior.model import Prior
-from tokenizer.model import load_tokenizer
+from smalti.common.launch import run_command
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.model import Prior
+from smalti.tokenizer.model import load_tokenizer
 
 Files = Mapping[str, bytes]  # by their path in the folder, in which NAME is the folder's own name
 

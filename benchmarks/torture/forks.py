@@ -22,9 +22,9 @@ import torch
 import torchmetrics  # noqa: F401
 import torchvision.transforms.v2  # noqa: F401
 
-from tokenizer.config import VQGANConfig
-from tokenizer.published import layout
-from tokenizer.vqgan import VQGANTokenizer
+from smalti.tokenizer.config import VQGANConfig
+from smalti.tokenizer.published import layout
+from smalti.tokenizer.vqgan import VQGANTokenizer
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = "last.ckpt"

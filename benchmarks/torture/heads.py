@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from benchmarks.torture.forks import Ended, run
-from common.errors import UserError
-from pipeline.coder import HEAD, MAGIC, expand
-from pipeline.image_pipeline import ImagePipeline
-from prior.draw import SamplingConfig
+from smalti.common.errors import UserError
+from smalti.pipeline.coder import HEAD, MAGIC, expand
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.draw import SamplingConfig
 
 A_CHILD = 50  # files
 SECONDS, MEMORY = 20.0, 2**30  # of one file; and more than the process had before

@@ -24,15 +24,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from benchmarks.torture.forks import Ended, command, run, tiny
-from common import codes, config
-from common.launch import run_command
-from pipeline.image_pipeline import ImagePipeline
-from prior.config import TrainConfig as PriorTraining
-from prior.model import Prior
-from tokenizer.config import ImagesConfig
-from tokenizer.config import TrainConfig as TokenizerTraining
-from tokenizer.images import open_images
-from tokenizer.model import load_tokenizer
+from smalti.common import codes, config
+from smalti.common.launch import run_command
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.config import TrainConfig as PriorTraining
+from smalti.prior.model import Prior
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.images import open_images
+from smalti.tokenizer.model import load_tokenizer
 
 SECONDS, MEMORY = 60.0, 2 * 2**30
 Reader = Callable[[], None]

@@ -23,13 +23,13 @@ import torch
 from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
 from benchmarks.torture.forks import CHECKPOINT, Ended, command, fault, run, tiny
-from common import codes
-from common.launch import run_command
-from pipeline.image_pipeline import ImagePipeline
-from prior.model import Prior
-from tokenizer.config import ImagesConfig
-from tokenizer.images import open_images
-from tokenizer.model import load_tokenizer
+from smalti.common import codes
+from smalti.common.launch import run_command
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.model import Prior
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.images import open_images
+from smalti.tokenizer.model import load_tokenizer
 
 SECONDS, MEMORY = 30.0, 2 * 2**30
 SECRET, LEAKED = (255, 0, 255), 99

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One training on several nodes under Slurm: sbatch configs/launch/slurm.sh prior/train.py CONFIG
 # Preempted or out of time, Slurm sends SIGTERM two minutes before the end: a state is saved, and the requeued job goes on.
-#SBATCH --job-name=tesserae
+#SBATCH --job-name=smalti
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8

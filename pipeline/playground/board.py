@@ -8,7 +8,7 @@ dragged over, once the pointer is lifted.
 from collections.abc import Sequence
 from typing import Any
 
-from common.errors import UserError
+from smalti.common.errors import UserError
 
 TEMPLATE = '<div class="tes-board ${mode}" role="img" aria-label="${told}"><img alt="" draggable="false"><div></div></div>'
 

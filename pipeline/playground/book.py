@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tokenizer.base import ImageTokenizer
-from tokenizer.codebook_picture import patches, vectors_of
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.codebook_picture import patches, vectors_of
 
 PAGE = 256  # codes that are drawn at once
 NEAR = 6  # neighbours that are shown

@@ -18,15 +18,15 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-from common.raster import open_picture
-from pipeline.image_pipeline import Generated, ImagePipeline
-from pipeline.playground import board, figures, growth
-from pipeline.playground.book import PAGE, Book
-from pipeline.playground.view import View, view
-from pipeline.reporting.page import Html, percent
-from prior.draw import SamplingConfig
-from tokenizer.pixels import from_pil, to_pil
+from smalti.common.errors import UserError
+from smalti.common.raster import open_picture
+from smalti.pipeline.image_pipeline import Generated, ImagePipeline
+from smalti.pipeline.playground import board, figures, growth
+from smalti.pipeline.playground.book import PAGE, Book
+from smalti.pipeline.playground.view import View, view
+from smalti.pipeline.reporting.page import Html, percent
+from smalti.prior.draw import SamplingConfig
+from smalti.tokenizer.pixels import from_pil, to_pil
 
 MOST_PIXELS = 20_000_000  # of a dropped picture: decoded it takes ten bytes a pixel for a moment
 LARGE = 2_000_000  # pixels, from which a picture is made smaller before it is brought to the tokenizer's size

@@ -8,18 +8,18 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from common.errors import UserError
+from smalti.common.errors import UserError
 
 try:
     import gradio as gr
 except ImportError:
     raise UserError("the page needs Gradio: pip install gradio") from None
 
-from pipeline.image_pipeline import Generated
-from pipeline.playground import board, style
-from pipeline.playground.desk import OFF, Canvas, Desk, Held, controls, read_sampling
-from pipeline.playground.guard import log
-from pipeline.reporting.page import join, tag
+from smalti.pipeline.image_pipeline import Generated
+from smalti.pipeline.playground import board, style
+from smalti.pipeline.playground.desk import OFF, Canvas, Desk, Held, controls, read_sampling
+from smalti.pipeline.playground.guard import log
+from smalti.pipeline.reporting.page import join, tag
 
 FEW_CLASSES = 20  # are all seen at once
 MOST_IMAGES, IMAGES = 40, 20  # of the first page, at most and at first
@@ -113,7 +113,7 @@ class Page:
         self.guided = desk.pipeline.prior.config.takes_guidance
         self.first = desk.draw([], IMAGES, 0, {})
         held = desk.pick(self.first, 0)
-        with Blocks(analytics_enabled=False, title=f"{name} – Tesserae", delete_cache=KEPT) as self.blocks:
+        with Blocks(analytics_enabled=False, title=f"{name} – Smalti", delete_cache=KEPT) as self.blocks:
             self._head()
             self.drawn, self.held = gr.State(self.first), gr.State(held)
             with gr.Tabs():
@@ -138,7 +138,7 @@ class Page:
             f"{h} × {w}{f' × {Q}' if Q > 1 else ''} codes, each one of {K:,}",
             f"{len(self.classes)} classes" if self.classes else "no classes",
         ]
-        gr.HTML(join(tag("h1", "Tesserae"), tag("p", " · ".join(facts))), elem_classes="tes-head")
+        gr.HTML(join(tag("h1", "Smalti"), tag("p", " · ".join(facts))), elem_classes="tes-head")
 
     @staticmethod
     def _note(text: str) -> None:

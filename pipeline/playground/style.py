@@ -1,6 +1,6 @@
 """How the page to play with looks: quiet, by day and by night, wide and narrow; its images large, each pixel to be seen."""
 
-from pipeline.playground import board
+from smalti.pipeline.playground import board
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.similarity import psnr_each
-from pipeline.image_pipeline import ImagePipeline
+from smalti.metrics.similarity import psnr_each
+from smalti.pipeline.image_pipeline import ImagePipeline
 
 CONTRAST = 4  # by which differences are raised
 

@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 
-from pipeline.reporting import charts, page
-from pipeline.reporting.found import Found
-from pipeline.reporting.meanings import PRIORS, told_figures
-from pipeline.reporting.page import Html, Section, number, percent
+from smalti.pipeline.reporting import charts, page
+from smalti.pipeline.reporting.found import Found
+from smalti.pipeline.reporting.meanings import PRIORS, told_figures
+from smalti.pipeline.reporting.page import Html, Section, number, percent
 
 
 def doubts(found: Found, stage: str, learned: bool) -> str:

@@ -14,22 +14,22 @@ from typing import Any, Literal
 import yaml
 from safetensors import safe_open
 
-from common import card
-from common.card import plain
-from common.folder import inside, read_json, sha256
-from common.history import START, sentences, steps_by_batch
-from common.hub import source_repository
-from common.record import commit, private, release
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.reporting.found import Found, finite, of_other_weights, other_sampling
-from pipeline.reporting.head import headline, lead, nats, psnr
-from pipeline.reporting.meanings import told_figures
-from pipeline.reporting.page import number
-from pipeline.reporting.provenance import evaluation_commands, stage_commands
-from prior.draw import SamplingConfig
-from prior.model import Prior
-from tokenizer.config import KMeansConfig
-from tokenizer.model import TOKENIZERS
+from smalti.common import card
+from smalti.common.card import plain
+from smalti.common.folder import inside, read_json, sha256
+from smalti.common.history import START, sentences, steps_by_batch
+from smalti.common.hub import source_repository
+from smalti.common.record import commit, private, release
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.reporting.found import Found, finite, of_other_weights, other_sampling
+from smalti.pipeline.reporting.head import headline, lead, nats, psnr
+from smalti.pipeline.reporting.meanings import told_figures
+from smalti.pipeline.reporting.page import number
+from smalti.pipeline.reporting.provenance import evaluation_commands, stage_commands
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import Prior
+from smalti.tokenizer.config import KMeansConfig
+from smalti.tokenizer.model import TOKENIZERS
 
 What = Literal["pipeline", "tokenizer", "prior"]
 TITLES = {"pipeline": "images from codes", "tokenizer": "an image tokenizer", "prior": "a prior over image codes"}
@@ -125,7 +125,7 @@ def shown(found: Found, what: What) -> Iterator[str]:
 
 
 def use(found: Found, what: What, place: str) -> Iterator[str]:
-    yield f"With {release()} or newer installed (the package `tesserae-images`; the `tesserae` of PyPI is another):\n"
+    yield f"With {release()} or newer installed (the package `smalti`; the `smalti` of PyPI is another):\n"
     yield card.fenced(snippet(found, what, place), "python")
     if what == "pipeline":
         parts = f'`Prior.from_pretrained("{place}", subfolder="prior")`'
@@ -161,7 +161,7 @@ def snippet(found: Found, what: What, place: str) -> str:
             "images = tokenizer.decode(indices)"
         )
     return (
-        "import torch\n\nfrom prior.draw import SamplingConfig\nfrom prior.sample import Sampler\n"
+        "import torch\n\nfrom smalti.prior.draw import SamplingConfig\nfrom smalti.prior.sample import Sampler\n"
         f"{card.loading(Prior, place)}\n"
         "draw = Sampler(prior, SamplingConfig())\n"
         "codes = draw(labels=torch.tensor([0]), seeds=[0])  # (1, T), raster order\n"

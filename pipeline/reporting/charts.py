@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from common.folder import replacing
-from pipeline.reporting.page import Html
+from smalti.common.folder import replacing
+from smalti.pipeline.reporting.page import Html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
-from common.folder import read_json
-from pipeline.reporting import charts, page
-from pipeline.reporting.found import Found, read_picture
-from pipeline.reporting.page import Html, Section
+from smalti.common.errors import UserError
+from smalti.common.folder import read_json
+from smalti.pipeline.reporting import charts, page
+from smalti.pipeline.reporting.found import Found, read_picture
+from smalti.pipeline.reporting.page import Html, Section
 
 
 def read_counts(path: Path) -> tuple[np.ndarray, dict[str, Any]]:

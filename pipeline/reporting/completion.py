@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-from common.pictures import image_grid, save_picture
-from common.record import private
-from pipeline.image_pipeline import ImagePipeline
-from pipeline.reporting import page
-from pipeline.reporting.found import Found
-from pipeline.reporting.page import Html, Section
-from prior.draw import SamplingConfig
-from tokenizer.config import ImageTokenizerConfig
-from tokenizer.images import held_out
-from tokenizer.pixels import to_pil
-from tokenizer.run_images import open_vouched_images
+from smalti.common.errors import UserError
+from smalti.common.pictures import image_grid, save_picture
+from smalti.common.record import private
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.reporting import page
+from smalti.pipeline.reporting.found import Found
+from smalti.pipeline.reporting.page import Html, Section
+from smalti.prior.draw import SamplingConfig
+from smalti.tokenizer.config import ImageTokenizerConfig
+from smalti.tokenizer.images import held_out
+from smalti.tokenizer.pixels import to_pil
+from smalti.tokenizer.run_images import open_vouched_images
 
 COMPLETED = 8  # images
 DRAWS = 2  # completions of each

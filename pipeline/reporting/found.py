@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 
-from common import codes, config
-from common.codes import CodesInfo
-from common.commands import quoted
-from common.errors import UserError
-from common.evaluation import read_evaluations
-from common.folder import check_format, inside, kind_of, read_json, sha256
-from common.history import Change, read_history
-from common.raster import whole_picture
-from common.run import read_metrics
-from pipeline.generation_config import GenerationConfig
-from tokenizer.config import ImageTokenizerConfig
-from tokenizer.model import TOKENIZERS, Tokenizer
+from smalti.common import codes, config
+from smalti.common.codes import CodesInfo
+from smalti.common.commands import quoted
+from smalti.common.errors import UserError
+from smalti.common.evaluation import read_evaluations
+from smalti.common.folder import check_format, inside, kind_in, kind_of, read_json, sha256
+from smalti.common.history import Change, read_history
+from smalti.common.raster import whole_picture
+from smalti.common.run import read_metrics
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.tokenizer.config import ImageTokenizerConfig
+from smalti.tokenizer.model import TOKENIZERS, Tokenizer
 
 # --------------------------------------------------------------------------------------------------------- single values
 
@@ -38,7 +38,7 @@ def finite(value: Any) -> float | None:
 def read_model(path: Path) -> ImageTokenizerConfig:
     """A tokenizer's config.json, without its weights."""
     written = read_json(path)
-    cls = next((cls for cls in TOKENIZERS if kind_of(cls) == written.get("kind")), Tokenizer)
+    cls = next((cls for cls in TOKENIZERS if kind_of(cls) == kind_in(written)), Tokenizer)
     check_format(written, kind_of(cls), path)
     return config.build(
         cls.config_class, {key: value for key, value in written.items() if key not in ("kind", "format")}, str(path)

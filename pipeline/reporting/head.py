@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 
-from common.record import private
-from pipeline.reporting import page
-from pipeline.reporting.found import Found, finite, outdated
-from pipeline.reporting.meanings import meaning
-from pipeline.reporting.page import Figure, Html, number, percent
+from smalti.common.record import private
+from smalti.pipeline.reporting import page
+from smalti.pipeline.reporting.found import Found, finite, outdated
+from smalti.pipeline.reporting.meanings import meaning
+from smalti.pipeline.reporting.page import Figure, Html, number, percent
 
 
 def lead(found: Found) -> Iterator[str]:

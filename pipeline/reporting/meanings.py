@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.reporting.found import Found, finite
-from pipeline.reporting.page import Figure, number, percent
+from smalti.pipeline.reporting.found import Found, finite
+from smalti.pipeline.reporting.page import Figure, number, percent
 
 
 class Meaning(NamedTuple):

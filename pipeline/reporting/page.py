@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.reading import read_file
-from pipeline.reporting.style import STYLE
+from smalti.common.reading import read_file
+from smalti.pipeline.reporting.style import STYLE
 
 EMPTY = {"img", "meta", "br"}  # elements without an end
 CLASSES = 40  # that a table of classes has at most
@@ -204,7 +204,7 @@ def document(title: str, head: Html, sections: Sequence[Section], foot: Html) ->
         tag("meta", name="color-scheme", content="light dark"),
     ]
     written = tag(
-        "html", tag("head", *meta, tag("title", f"{title} – Tesserae"), tag("style", Html(STYLE))),
+        "html", tag("head", *meta, tag("title", f"{title} – Smalti"), tag("style", Html(STYLE))),
         tag("body", main, tag("footer", foot)), lang="en",
     )  # fmt: skip
     return f"<!DOCTYPE html>\n{written}\n"

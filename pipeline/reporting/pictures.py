@@ -5,11 +5,11 @@ from pathlib import Path
 
 import PIL.Image
 
-from pipeline.reporting import page
-from pipeline.reporting.found import Found, read_picture
-from pipeline.reporting.meanings import told_figures
-from pipeline.reporting.page import Html, Section, number, percent
-from prior.draw import SamplingConfig
+from smalti.pipeline.reporting import page
+from smalti.pipeline.reporting.found import Found, read_picture
+from smalti.pipeline.reporting.meanings import told_figures
+from smalti.pipeline.reporting.page import Html, Section, number, percent
+from smalti.prior.draw import SamplingConfig
 
 
 def evaluation_picture(found: Found, what: str) -> Path | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from common.record import private
-from pipeline.reporting import page
-from pipeline.reporting.found import Found
-from pipeline.reporting.page import Html, Section
+from smalti.common.record import private
+from smalti.pipeline.reporting import page
+from smalti.pipeline.reporting.found import Found
+from smalti.pipeline.reporting.page import Html, Section
 
 # ------------------------------------------------------------------------------------------------ settings and protocols
 

@@ -1,9 +1,9 @@
 """Quality: every figure of both stages together, and how well a classifier recognises each class that was drawn."""
 
-from pipeline.reporting import page
-from pipeline.reporting.found import Found
-from pipeline.reporting.meanings import told_figures
-from pipeline.reporting.page import Section, percent
+from smalti.pipeline.reporting import page
+from smalti.pipeline.reporting.found import Found
+from smalti.pipeline.reporting.meanings import told_figures
+from smalti.pipeline.reporting.page import Section, percent
 
 
 def section(found: Found) -> Section:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from common.history import sentences
-from pipeline.reporting import charts, page
-from pipeline.reporting.charts import Curve
-from pipeline.reporting.found import Found, finite
-from pipeline.reporting.page import Html, Section, number
+from smalti.common.history import sentences
+from smalti.pipeline.reporting import charts, page
+from smalti.pipeline.reporting.charts import Curve
+from smalti.pipeline.reporting.found import Found, finite
+from smalti.pipeline.reporting.page import Html, Section, number
 
 
 class Panel(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:  # it is made of what stands here
-    from tokenizer.quantizers.table import TableQuantizer
+    from smalti.tokenizer.quantizers.table import TableQuantizer
 
 
 class Quantized(NamedTuple):

@@ -1,14 +1,14 @@
 """From a quantizer's config to the quantizer."""
 
-from tokenizer.quantizers.base import Quantizer
-from tokenizer.quantizers.config import QuantizerConfig, ResidualConfig, TableConfig
-from tokenizer.quantizers.fsq import FiniteScalarQuantizer
-from tokenizer.quantizers.gumbel import GumbelQuantizer
-from tokenizer.quantizers.lfq import LookupFreeQuantizer
-from tokenizer.quantizers.residual import ResidualQuantizer
-from tokenizer.quantizers.simvq import SimVectorQuantizer
-from tokenizer.quantizers.vq import VectorQuantizer
-from tokenizer.quantizers.vq_ema import EMAVectorQuantizer
+from smalti.tokenizer.quantizers.base import Quantizer
+from smalti.tokenizer.quantizers.config import QuantizerConfig, ResidualConfig, TableConfig
+from smalti.tokenizer.quantizers.fsq import FiniteScalarQuantizer
+from smalti.tokenizer.quantizers.gumbel import GumbelQuantizer
+from smalti.tokenizer.quantizers.lfq import LookupFreeQuantizer
+from smalti.tokenizer.quantizers.residual import ResidualQuantizer
+from smalti.tokenizer.quantizers.simvq import SimVectorQuantizer
+from smalti.tokenizer.quantizers.vq import VectorQuantizer
+from smalti.tokenizer.quantizers.vq_ema import EMAVectorQuantizer
 
 KINDS = {
     "vq": VectorQuantizer,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from common.config import Settings
+from smalti.common.config import Settings
 
 MOST_CODES = 2**24  # counted one by one, also where there is no table of them
 KIND = """`vq`: codebook loss; `vq_ema`: moving average; `simvq`: a frozen codebook under a learned map; `gumbel`: drawn

@@ -9,10 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from common.digits import to_digits, to_index
-from tokenizer.quantizers.base import Quantized, Quantizer
-from tokenizer.quantizers.config import FSQConfig
-from tokenizer.quantizers.estimators import straight_through
+from smalti.common.digits import to_digits, to_index
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer
+from smalti.tokenizer.quantizers.config import FSQConfig
+from smalti.tokenizer.quantizers.estimators import straight_through
 
 EDGE = 1e-3  # how far beyond the outermost level tanh may reach: at the bound itself rounding would be a tie
 

@@ -15,10 +15,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizer.quantizers.base import Quantized
-from tokenizer.quantizers.config import GumbelConfig
-from tokenizer.quantizers.estimators import gumbel_softmax
-from tokenizer.quantizers.table import TableQuantizer
+from smalti.tokenizer.quantizers.base import Quantized
+from smalti.tokenizer.quantizers.config import GumbelConfig
+from smalti.tokenizer.quantizers.estimators import gumbel_softmax
+from smalti.tokenizer.quantizers.table import TableQuantizer
 
 SHARPNESS = 10.0  # of q at the start: draws are mostly among the nearest few
 

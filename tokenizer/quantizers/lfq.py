@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor
 
-from common.digits import to_digits, to_index
-from tokenizer.quantizers.base import Quantized, Quantizer, fp32
-from tokenizer.quantizers.config import LFQConfig
-from tokenizer.quantizers.estimators import straight_through
+from smalti.common.digits import to_digits, to_index
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer, fp32
+from smalti.tokenizer.quantizers.config import LFQConfig
+from smalti.tokenizer.quantizers.estimators import straight_through
 
 GROUP = 10
 LEAST_VARIANCE = 1e-6  # of the largest: directions in which nothing varies are not blown up

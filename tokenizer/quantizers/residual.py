@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from tokenizer.quantizers.base import Quantized, Quantizer
-from tokenizer.quantizers.config import ResidualConfig
-from tokenizer.quantizers.table import TableQuantizer
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer
+from smalti.tokenizer.quantizers.config import ResidualConfig
+from smalti.tokenizer.quantizers.table import TableQuantizer
 
 
 class ResidualQuantizer(Quantizer):

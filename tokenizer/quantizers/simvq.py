@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.quantizers.base import fp32
-from tokenizer.quantizers.config import SimVQConfig
-from tokenizer.quantizers.vq import VectorQuantizer
+from smalti.tokenizer.quantizers.base import fp32
+from smalti.tokenizer.quantizers.config import SimVQConfig
+from smalti.tokenizer.quantizers.vq import VectorQuantizer
 
 
 class SimVectorQuantizer(VectorQuantizer):

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from tokenizer.kmeans import kmeans
-from tokenizer.nearest import nearest_grid
-from tokenizer.quantizers.base import Quantized, Quantizer, fp32
-from tokenizer.quantizers.config import TableConfig
+from smalti.tokenizer.kmeans import kmeans
+from smalti.tokenizer.nearest import nearest_grid
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer, fp32
+from smalti.tokenizer.quantizers.config import TableConfig
 
 ITERATIONS = 10  # of the K-means that sets the first vectors
 

@@ -9,11 +9,11 @@ loss is the M step by gradient, `nearest` the E step.
 
 from torch import Tensor
 
-from tokenizer.quantizers.base import Quantized
-from tokenizer.quantizers.config import EMAVQConfig, SimVQConfig, VQConfig
-from tokenizer.quantizers.estimators import ESTIMATORS
-from tokenizer.quantizers.losses import codebook_and_commitment
-from tokenizer.quantizers.table import TableQuantizer
+from smalti.tokenizer.quantizers.base import Quantized
+from smalti.tokenizer.quantizers.config import EMAVQConfig, SimVQConfig, VQConfig
+from smalti.tokenizer.quantizers.estimators import ESTIMATORS
+from smalti.tokenizer.quantizers.losses import codebook_and_commitment
+from smalti.tokenizer.quantizers.table import TableQuantizer
 
 
 class VectorQuantizer(TableQuantizer):

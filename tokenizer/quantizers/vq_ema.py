@@ -8,9 +8,9 @@ kept in `tokenizer.upkeep`, since they move once an optimizer step, not once a f
 
 from torch import Tensor
 
-from tokenizer.quantizers.base import Quantized
-from tokenizer.quantizers.config import EMAVQConfig
-from tokenizer.quantizers.vq import VectorQuantizer
+from smalti.tokenizer.quantizers.base import Quantized
+from smalti.tokenizer.quantizers.config import EMAVQConfig
+from smalti.tokenizer.quantizers.vq import VectorQuantizer
 
 
 class EMAVectorQuantizer(VectorQuantizer):

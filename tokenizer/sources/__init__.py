@@ -6,10 +6,10 @@ Every file under a source is read, or stands in `Source.unread` with its kind, o
 licence, what an operating system leaves behind), which say something of a data set and are none of it.
 """
 
-from tokenizer.sources.columns import file_of
-from tokenizer.sources.open import open_source
-from tokenizer.sources.part import Column, Left, Part, Source, Unread, one_line
-from tokenizer.sources.splits import VALIDATION_NAMES
+from smalti.tokenizer.sources.columns import file_of
+from smalti.tokenizer.sources.open import open_source
+from smalti.tokenizer.sources.part import Column, Left, Part, Source, Unread, one_line
+from smalti.tokenizer.sources.splits import VALIDATION_NAMES
 
 __all__ = [
     "VALIDATION_NAMES", "Column", "Left", "Part", "Source", "Unread", "file_of", "one_line", "open_source",

@@ -5,8 +5,8 @@ import os
 import sys
 from typing import NoReturn
 
-from common.errors import UserError
-from common.progress import on_main
+from smalti.common.errors import UserError
+from smalti.common.progress import on_main
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from smalti.common.errors import UserError
 
 MOST_CLASSES = 2**20  # a larger number in a column is an id, not a class
 

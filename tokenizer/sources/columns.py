@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.errors import UserError
-from common.raster import read_file
-from tokenizer.config import ImagesConfig
-from tokenizer.sources.classes import class_names, normal, numbered, refuse_other_names
-from tokenizer.sources.files import hold_inside
-from tokenizer.sources.part import Column, Part, one_line
+from smalti.common.errors import UserError
+from smalti.common.raster import read_file
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.sources.classes import class_names, normal, numbered, refuse_other_names
+from smalti.tokenizer.sources.files import hold_inside
+from smalti.tokenizer.sources.part import Column, Part, one_line
 
 if TYPE_CHECKING:  # half a second, and the digits do without
     import pyarrow as pa

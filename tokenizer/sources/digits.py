@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from common.errors import UserError
-from tokenizer.config import ImagesConfig
-from tokenizer.sources.part import Part, Source
+from smalti.common.errors import UserError
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.sources.part import Part, Source
 
 
 def open_digits(config: ImagesConfig) -> Source:

@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import UserError
-from common.raster import looks_like_a_picture, read_file
-from tokenizer.sources.part import Left, one_line, shown
+from smalti.common.errors import UserError
+from smalti.common.raster import looks_like_a_picture, read_file
+from smalti.tokenizer.sources.part import Left, one_line, shown
 
 IMAGE_SUFFIXES = {  # of the formats in common/raster.py; a test compares
     ".apng", ".avif", ".avifs", ".bmp", ".bw", ".dib", ".gif", ".icb", ".icns", ".ico", ".j2c", ".j2k", ".jfif", ".jp2",

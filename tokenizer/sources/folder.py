@@ -9,11 +9,11 @@ pictures/cat/0.png  pictures/dog/...  a lone folder around either is entered
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from common.errors import UserError
-from tokenizer.sources.classes import normal
-from tokenizer.sources.metadata import Row
-from tokenizer.sources.part import Left
-from tokenizer.sources.splits import in_order, split_of
+from smalti.common.errors import UserError
+from smalti.tokenizer.sources.classes import normal
+from smalti.tokenizer.sources.metadata import Row
+from smalti.tokenizer.sources.part import Left
+from smalti.tokenizer.sources.splits import in_order, split_of
 
 OR_SAY_SO = "say what it is with images.split, as --images.split.train FOLDER, or with images.data_files"
 

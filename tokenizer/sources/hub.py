@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import UserError
-from tokenizer.sources.files import IMAGE_SUFFIXES, SIDE_FILES, TABLES, base_name, is_metadata, suffix
-from tokenizer.sources.part import Left
-from tokenizer.sources.patterns import matching, read_head, refuse_configs
-from tokenizer.sources.splits import all_there, in_order, renamed, split_files, split_names, split_of_file
-from tokenizer.sources.tables import table_format
+from smalti.common.errors import UserError
+from smalti.tokenizer.sources.files import IMAGE_SUFFIXES, SIDE_FILES, TABLES, base_name, is_metadata, suffix
+from smalti.tokenizer.sources.part import Left
+from smalti.tokenizer.sources.patterns import matching, read_head, refuse_configs
+from smalti.tokenizer.sources.splits import all_there, in_order, renamed, split_files, split_names, split_of_file
+from smalti.tokenizer.sources.tables import table_format
 
 if TYPE_CHECKING:  # half a second, and the digits do without
     from datasets import Dataset, DatasetBuilder

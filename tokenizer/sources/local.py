@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.errors import UserError
-from tokenizer.config import ImagesConfig
-from tokenizer.sources.cache import prepare_datasets
-from tokenizer.sources.classes import class_names, numbered
-from tokenizer.sources.columns import Files, column_parts
-from tokenizer.sources.files import (
+from smalti.common.errors import UserError
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.sources.cache import prepare_datasets
+from smalti.tokenizer.sources.classes import class_names, numbered
+from smalti.tokenizer.sources.columns import Files, column_parts
+from smalti.tokenizer.sources.files import (
     IMAGE_SUFFIXES,
     TABLES,
     Found,
@@ -23,12 +23,12 @@ from tokenizer.sources.files import (
     pictures_among,
     suffix,
 )
-from tokenizer.sources.folder import Labelled, layout, layout_of
-from tokenizer.sources.metadata import metadata_rows
-from tokenizer.sources.part import Left, Part, Source, as_unread
-from tokenizer.sources.patterns import Head, head_of, matching, read_head
-from tokenizer.sources.splits import TO_SAY_SO, all_there, renamed, split_files, split_names, with_train
-from tokenizer.sources.tables import is_saved, read_saved, read_tables
+from smalti.tokenizer.sources.folder import Labelled, layout, layout_of
+from smalti.tokenizer.sources.metadata import metadata_rows
+from smalti.tokenizer.sources.part import Left, Part, Source, as_unread
+from smalti.tokenizer.sources.patterns import Head, head_of, matching, read_head
+from smalti.tokenizer.sources.splits import TO_SAY_SO, all_there, renamed, split_files, split_names, with_train
+from smalti.tokenizer.sources.tables import is_saved, read_saved, read_tables
 
 LAYOUTS = "Parquet, Arrow, WebDataset .tar shards, or image files (class folders, or metadata.jsonl)"
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from common.errors import UserError
-from common.raster import read_file
-from tokenizer.sources.classes import normal
-from tokenizer.sources.files import base_name, is_metadata, read_text
-from tokenizer.sources.part import one_line
+from smalti.common.errors import UserError
+from smalti.common.raster import read_file
+from smalti.tokenizer.sources.classes import normal
+from smalti.tokenizer.sources.files import base_name, is_metadata, read_text
+from smalti.tokenizer.sources.part import one_line
 
 MOST_METADATA = 2**28  # bytes: some four million lines
 MOST_ROWS = 2**24

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from common.ends import pass_on
-from common.errors import UserError
-from common.progress import passing_word
-from tokenizer.config import ImagesConfig
-from tokenizer.sources.cache import prepare_datasets, refuse_cache
-from tokenizer.sources.columns import column_parts
-from tokenizer.sources.digits import open_digits
-from tokenizer.sources.hub import read_hub
-from tokenizer.sources.local import LAYOUTS, open_folder
-from tokenizer.sources.part import Source, as_unread, one_line
-from tokenizer.sources.splits import with_train
+from smalti.common.ends import pass_on
+from smalti.common.errors import UserError
+from smalti.common.progress import passing_word
+from smalti.tokenizer.config import ImagesConfig
+from smalti.tokenizer.sources.cache import prepare_datasets, refuse_cache
+from smalti.tokenizer.sources.columns import column_parts
+from smalti.tokenizer.sources.digits import open_digits
+from smalti.tokenizer.sources.hub import read_hub
+from smalti.tokenizer.sources.local import LAYOUTS, open_folder
+from smalti.tokenizer.sources.part import Source, as_unread, one_line
+from smalti.tokenizer.sources.splits import with_train
 
 
 def _hub(config: ImagesConfig) -> Source:

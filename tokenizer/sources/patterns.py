@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from common.config import MOST_YAML, load_yaml
-from common.errors import UserError
-from tokenizer.sources.files import read_text
-from tokenizer.sources.part import one_line
+from smalti.common.config import MOST_YAML, load_yaml
+from smalti.common.errors import UserError
+from smalti.tokenizer.sources.files import read_text
+from smalti.tokenizer.sources.part import one_line
 
 MOST_README = 2**24  # bytes
 HEAD = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:\r\n|\n|$)", re.S)  # where huggingface_hub finds it

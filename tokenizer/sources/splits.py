@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from common.errors import UserError
-from tokenizer.sources.part import Left
+from smalti.common.errors import UserError
+from smalti.tokenizer.sources.part import Left
 
 S = TypeVar("S")
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError
-from tokenizer.sources.classes import refuse_other_names
-from tokenizer.sources.files import TABLES, Found, hold_inside, home_of, read_text, suffix
-from tokenizer.sources.part import Left, one_line
-from tokenizer.sources.splits import TO_SAY_SO, in_order
+from smalti.common.errors import UserError
+from smalti.tokenizer.sources.classes import refuse_other_names
+from smalti.tokenizer.sources.files import TABLES, Found, hold_inside, home_of, read_text, suffix
+from smalti.tokenizer.sources.part import Left, one_line
+from smalti.tokenizer.sources.splits import TO_SAY_SO, in_order
 
 if TYPE_CHECKING:  # half a second, and the digits do without
     from datasets import Dataset, Features

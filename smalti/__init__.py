@@ -1,0 +1,36 @@
+"""Smalti: images into tiles, tiles into images.
+
+The rooms of the package are the folders that stand on top of a checkout. There this file takes in what stands beside it; in an
+installed wheel they lie inside. The public face is imported when it is asked for, since torch takes seconds.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smalti.pipeline.image_pipeline import ImagePipeline
+    from smalti.prior.model import load_prior
+    from smalti.tokenizer.model import load_tokenizer
+
+__all__ = ["ImagePipeline", "load_prior", "load_tokenizer"]
+
+_FACE = {
+    "ImagePipeline": "smalti.pipeline.image_pipeline",
+    "load_prior": "smalti.prior.model",
+    "load_tokenizer": "smalti.tokenizer.model",
+}
+_checkout = Path(__file__).resolve().parents[1]
+if (_checkout / "pyproject.toml").is_file() and (_checkout / "tokenizer/train.py").is_file():  # never all of site-packages
+    __path__.append(str(_checkout))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_FACE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+../../smalti/__init__.py
