@@ -22,13 +22,15 @@ from smalti.common.record import record
 
 RESULT = Path(__file__).parent / "results/reading.json"
 PROGRAM = """
-import sys, time
+import os, sys, time
+from importlib import import_module
 sys.path[0] = sys.argv[1]
 import torch
 torch.set_num_threads(1)
-from smalti.tokenizer.config import ImagesConfig
-from smalti.tokenizer.images import open_images
-from smalti.tokenizer.sources import open_source
+room = "smalti.tokenizer" if os.path.isdir(os.path.join(sys.argv[1], "smalti")) else "tokenizer"  # its first name
+ImagesConfig = import_module(room + ".config").ImagesConfig
+open_images = import_module(room + ".images").open_images
+open_source = import_module(room + ".sources").open_source
 config, size, channels = ImagesConfig(source=sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 open_source(config)
 def times():

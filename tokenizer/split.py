@@ -30,6 +30,7 @@ from smalti.tokenizer.sources import Part, file_of, one_line
 
 R = TypeVar("R")
 ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 2**23  # that a thread decodes: of large images fewer rows
+WORTH_THREADS = 4096  # bytes of a file: threads that decode smaller ones wait for each other longer than they work
 
 
 class CorruptRow(NamedTuple):
@@ -182,7 +183,8 @@ class ImageSplit(torch.utils.data.Dataset):
         """Yield some rows after the others, and what a thread made of them."""
         number = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // math.prod(self._shape[:3])))
         some = np.split(rows, range(number, len(rows), number))
-        yield from zip(some, in_order(work, map(self._encoded, some)), strict=True)
+        threads = None if len(rows) and self._part.sizes[rows].mean() >= WORTH_THREADS else 1
+        yield from zip(some, in_order(work, map(self._encoded, some), threads), strict=True)
 
     def _encoded(self, rows: np.ndarray) -> Encoded:
         return Encoded(rows, list(self._part.column[rows]))
