@@ -219,12 +219,15 @@ def test_a_second_command_is_refused_and_the_first_leaves_what_it_would_have_lef
 # --------------------------------------------------------------------------------------- little memory, and data that changes
 
 
-@pytest.mark.parametrize("limited", [partial(limits.with_memory, 1), partial(limits.with_descriptors, 1)])
-def test_too_little_memory_or_too_few_descriptors_end_in_one_line(chain, tmp_path, limited):
+@pytest.mark.parametrize(
+    ("limited", "statuses"), [(partial(limits.with_memory, 1), (0, 1, 2)), (partial(limits.with_descriptors, 1), (1, 2))]
+)
+def test_too_little_memory_or_too_few_descriptors_end_in_one_line(chain, tmp_path, limited, statuses):
+    """A process that has freed memory before may have enough of it; one more is more than it has where it has freed none."""
     folder = shutil.copytree(chain, tmp_path / "reference")
     shutil.rmtree(folder / "run/codes")
     ended = run(limited(command(*tiny()["encode"])), folder, tmp_path / "out")
-    assert fault(ended, 1, 2) is None and not half_written(folder)
+    assert fault(ended, *statuses) is None and not half_written(folder)
 
 
 @pytest.fixture(scope="module")
