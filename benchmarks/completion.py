@@ -29,8 +29,9 @@ from smalti.common.codes import CodesInfo, CodesSplit
 from smalti.common.pictures import image_grid, save_picture
 from smalti.common.record import record
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.base import Prior
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.tokenizer.pixels import from_pil, to_pil
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +147,7 @@ def main() -> None:
         of_order: Figures = {}
         for order in ORDERS:
             runs = [arguments.work / f"{name}-{order}-{seed}" for seed in arguments.seeds]
-            per_seed = [score(Prior.from_pretrained(run / "prior/model"), info, splits["test"]) for run in runs]
+            per_seed = [score(load_prior(run / "prior/model"), info, splits["test"]) for run in runs]
             of_order[order] = {"summary": mean_and_spread(per_seed), "per_seed": per_seed}
         by_set[name] = of_order
         draw_picture(name, data, arguments.work, arguments.seeds[0], arguments.pictures / f"completion_{name}.png")

@@ -22,9 +22,10 @@ from smalti.common import config
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.folder import read_json
 from smalti.common.record import record
+from smalti.prior.base import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.model import Prior, nll_each
+from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.model import Tokenizer
 from smalti.tokenizer.views import default_views
@@ -96,7 +97,7 @@ def views_of(c: TokenizerTraining, images: int) -> int:
 
 def cost_of_prior(c: PriorTraining, info: CodesInfo, images: int) -> dict[str, Any]:
     with torch.device("meta"):
-        prior = Prior(PriorConfig.over(info, c.model, conditional=info.class_names is not None)).train()
+        prior = TransformerPrior(PriorConfig.over(info, c.model, conditional=info.class_names is not None)).train()
         labels, codes = torch.zeros(1, dtype=torch.int64), torch.zeros(1, info.length, dtype=torch.int64)
     kept = Kept(prior)
     with FlopCounterMode(display=False) as training:

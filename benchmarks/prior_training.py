@@ -29,8 +29,8 @@ from benchmarks.claim import Claim, verdict
 from benchmarks.shapes import LARGE, MIDDLE, SMALL, Shape, make_prior, make_x_transformer, parameters
 from benchmarks.timing import Work, interleaved
 from smalti.common.record import record
-from smalti.prior import layers
-from smalti.prior.model import nll_each
+from smalti.prior.base import nll_each
+from smalti.prior.transformer import layers
 
 ROOT = Path(__file__).parents[1]
 STEPS = 4  # a round
@@ -39,8 +39,6 @@ Figures = dict[str, Any]
 
 
 BATCHES = {"cpu": {SMALL: 64, MIDDLE: 8}, "cuda": {LARGE: 32}}
-
-
 # ---------------------------------------------------------------------------------------------------- the contestants
 
 

@@ -33,11 +33,12 @@ from benchmarks.claim import Claim, verdict
 from benchmarks.shapes import MIDDLE, SMALL, Shape, make_prior, make_x_transformer, parameters
 from benchmarks.timing import interleaved
 from smalti.common.record import record
-from smalti.prior.decoder import Decoder, NumberedStep
-from smalti.prior.draw import SamplingConfig
-from smalti.prior.matrix import Precision
-from smalti.prior.model import Prior
+from smalti.prior.base import Prior
+from smalti.prior.draw import Precision, SamplingConfig
+from smalti.prior.layers import hidden_width
 from smalti.prior.sample import Sampler
+from smalti.prior.transformer.fast.decoder import Decoder, NumberedStep
+from smalti.prior.transformer.model import TransformerPrior
 
 ROOT = Path(__file__).parents[1]
 Figures = dict[str, Any]
@@ -60,7 +61,7 @@ PUBLISHED = {  # of LlamaGen-B: 8 images in bf16 under guidance, top-k 2000, dra
 DRAWN, DRAWN_BATCHES, DECODED = 64, (1, 16, 64), 16  # images of which the draws are compared, and of which the logits
 
 
-def make_stirred(shape: Shape) -> Prior:
+def make_stirred(shape: Shape) -> TransformerPrior:
     """Ours, with weights that make every block matter and logits of a standard deviation of 2, so that rounding shows."""
     torch.manual_seed(0)
     prior = make_prior(shape).eval()
@@ -75,7 +76,7 @@ def make_stirred(shape: Shape) -> Prior:
 def make_llama(shape: Shape) -> LlamaForCausalLM:
     a = shape.architecture
     config = LlamaConfig(
-        vocab_size=shape.codebook_size + 1, hidden_size=a.dim, intermediate_size=a.hidden_dim, num_hidden_layers=a.depth,
+        vocab_size=shape.codebook_size + 1, hidden_size=a.dim, intermediate_size=hidden_width(a.dim), num_hidden_layers=a.depth,
         num_attention_heads=a.heads, max_position_embeddings=shape.length + 1, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
@@ -122,9 +123,9 @@ def copy_rate(device: str) -> float:
     return 2 * source.nbytes / min(times["copy"])
 
 
-def floor_seconds(prior: Prior, rows: int, rate: float) -> float:
+def floor_seconds(prior: TransformerPrior, rows: int, rate: float) -> float:
     """Of a step that reads the weights of blocks and head, and of the cache what is written on average, once and in bf16."""
-    a, weights = prior.config.architecture, (*prior.blocks.parameters(), *prior.head.parameters())
+    a, weights = prior.architecture, (*prior.blocks.parameters(), *prior.head.parameters())
     cache = rows * 2 * a.depth * a.key_heads * a.head_dim * (prior.config.length + 1) / 2
     return 2 * (sum(weight.numel() for weight in weights) + cache) / rate
 
@@ -158,7 +159,7 @@ def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, dev
         }  # fmt: skip
 
 
-def decoded(prior: Prior, labels: Tensor, codes: Tensor, precision: Precision) -> Tensor:
+def decoded(prior: TransformerPrior, labels: Tensor, codes: Tensor, precision: Precision) -> Tensor:
     """(B, T, K): the logits that the sampler computes, step by step, where it has drawn these codes."""
     decoder, x = Decoder(prior, len(codes), precision), prior.inputs(labels, codes[:, :-1], None)
     logits = []

@@ -24,11 +24,13 @@ from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.order import Order, Share, batches
 from smalti.common.record import record
-from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.base import Prior, nll_each
+from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior, nll_each
 from smalti.prior.sample import Sampler
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.model import TransformerPrior
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = TokenizerIdentity(name="random", sha256="0" * 64)
@@ -45,10 +47,10 @@ def peak_mib() -> float:
 def make_prior(T: int) -> Prior:
     side = round(T**0.5)
     torch.manual_seed(0)
-    return Prior(
+    return TransformerPrior(
         PriorConfig(
             codebook_size=K, grid=(side, side), class_names=None, tokenizer=IDENTITY,
-            architecture=ArchitectureConfig(preset="5m", dropout=0.0),
+            architecture=TransformerConfig(preset="5m", dropout=0.0),
         )
     ).eval()  # fmt: skip
 

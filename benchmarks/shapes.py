@@ -6,8 +6,10 @@ from torch import nn
 from x_transformers import Decoder, TransformerWrapper
 
 from smalti.common.codes import TokenizerIdentity
-from smalti.prior.config import ArchitectureConfig, Preset, PriorConfig
-from smalti.prior.model import Prior
+from smalti.prior.config import PriorConfig
+from smalti.prior.layers import hidden_width
+from smalti.prior.transformer.config import Preset, TransformerConfig
+from smalti.prior.transformer.model import TransformerPrior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +20,8 @@ class Shape:
     classes: int = 0
 
     @property
-    def architecture(self) -> ArchitectureConfig:
-        return ArchitectureConfig(preset=self.preset, dropout=0)
+    def architecture(self) -> TransformerConfig:
+        return TransformerConfig(preset=self.preset, dropout=0)
 
     @property
     def length(self) -> int:
@@ -31,13 +33,13 @@ MIDDLE = Shape(preset="38m", codebook_size=1024, side=16)
 LARGE = Shape(preset="343m", codebook_size=16_384, side=24)
 
 
-def make_prior(shape: Shape) -> Prior:
+def make_prior(shape: Shape) -> TransformerPrior:
     """Ours, unconditional where the shape has no classes."""
     config = PriorConfig(
         codebook_size=shape.codebook_size, grid=(shape.side, shape.side), architecture=shape.architecture,
         class_names=tuple(map(str, range(shape.classes))) or None, tokenizer=TokenizerIdentity(name="none", sha256="0" * 64),
     )  # fmt: skip
-    return Prior(config)
+    return TransformerPrior(config)
 
 
 def make_x_transformer(shape: Shape, flash: bool = True) -> TransformerWrapper:
@@ -45,7 +47,7 @@ def make_x_transformer(shape: Shape, flash: bool = True) -> TransformerWrapper:
     a = shape.architecture
     blocks = Decoder(
         dim=a.dim, depth=a.depth, heads=a.heads, attn_dim_head=a.head_dim, rotary_pos_emb=True, use_rmsnorm=True, ff_swish=True,
-        ff_glu=True, ff_mult=a.hidden_dim / a.dim, ff_no_bias=True, attn_flash=flash,
+        ff_glu=True, ff_mult=hidden_width(a.dim) / a.dim, ff_no_bias=True, attn_flash=flash,
     )  # fmt: skip
     tokens, length = shape.codebook_size + 1, shape.length + 1
     return TransformerWrapper(num_tokens=tokens, max_seq_len=length, use_abs_pos_emb=False, attn_layers=blocks)

@@ -40,12 +40,12 @@ def details(summary: str, body: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{body}\n</details>\n"
 
 
-def loading(cls: type, place: str) -> str:
-    """The lines of Python that load one of ours from a folder or a repository."""
-    name = cls.__name__
-    variable = {"ImagePipeline": "pipeline", "Prior": "prior"}.get(name, "tokenizer")
-    module = "smalti" if name == "ImagePipeline" else cls.__module__
-    return f"from {module} import {name}\n\n{variable} = {name}.from_pretrained({json.dumps(place, ensure_ascii=False)})"
+def loading(cls: type[Any], place: str) -> str:
+    """Return the lines of Python that load one of ours from a folder or a repository."""
+    given, face = json.dumps(place, ensure_ascii=False), cls.face
+    variable = face.removeprefix("load_").removeprefix("Image").lower()
+    call = face if face.startswith("load_") else f"{face}.from_pretrained"
+    return f"from smalti import {face}\n\n{variable} = {call}({given})"
 
 
 def brief(cls: type, repo_id: str) -> str:

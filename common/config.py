@@ -463,9 +463,11 @@ def _leave_what_is_chosen_anew(cls: type[Settings], settings: dict[str, Any], ov
     for name, value in overrides.items():
         for key in cls.stands_for.get(name, ()):
             settings.pop(key, None)
-        members = _nested(cls.model_fields[name].annotation) if name in cls.model_fields else []
-        if isinstance(value, Mapping) and isinstance(settings.get(name), dict) and len(members) == 1:
-            _leave_what_is_chosen_anew(members[0], settings[name], value)
+        members, below = _nested(cls.model_fields[name].annotation) if name in cls.model_fields else [], settings.get(name)
+        if isinstance(value, Mapping) and isinstance(below, dict) and members:
+            kind = {**below, **value}.get("kind")
+            of_kind = [m for m in members[1:] if kind in typing.get_args(m.model_fields["kind"].annotation)]
+            _leave_what_is_chosen_anew((of_kind or members)[0], below, value)
 
 
 def _underscored(word: str) -> str:

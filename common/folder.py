@@ -304,7 +304,13 @@ def is_stage(folder: Path) -> bool:
 
 
 def kind_of(cls: type) -> str:
-    return f"smalti.{cls.__name__.lower()}"
+    """Return what the `config.json` of a class says it is: its `kind` where it has one, as a family of classes does."""
+    return getattr(cls, "kind", f"smalti.{cls.__name__.lower()}")
+
+
+def settings_in(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a `config.json`, without what says which file it is."""
+    return {key: value for key, value in written.items() if key not in ("kind", "format")}
 
 
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
@@ -334,8 +340,7 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
     settings_path, weights_path = (inside(path, name) for name in MODEL_FILES)
     written = read_json(settings_path)
     check_format(written, kind_of(cls), settings_path)
-    given = {key: value for key, value in written.items() if key not in ("kind", "format")}
-    settings = config.build(settings_cls, given, str(settings_path))
+    settings = config.build(settings_cls, settings_in(written), str(settings_path))
     try:
         _check_fits(weights_path, cls, settings)
         model = cls(settings)

@@ -33,6 +33,7 @@ class NoSuchFile(UserError):
 class Pretrained:
     """A class whose objects live in folders, here or on the Hub."""
 
+    face: ClassVar[str]  # what `smalti` calls it: the class itself, or the function that loads one of its kind
     files: ClassVar[tuple[str, ...]]  # that `from_folder` reads, the one that says what it is first
 
     @classmethod

@@ -5,14 +5,14 @@ start_from: runs/digits/tokenizer/model  |  runs/digits  |  runs/digits/pipeline
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import nn
 
 from smalti.common import state
 from smalti.common.config import Settings, build
 from smalti.common.errors import UserError
-from smalti.common.folder import MODEL_FILES, kind_in, kind_of, read_json, sha256
+from smalti.common.folder import MODEL_FILES, kind_in, read_json, sha256
 from smalti.common.history import START, Change
 from smalti.common.hub import NoSuchFile, locate
 from smalti.common.run import settings_of
@@ -55,29 +55,32 @@ def find(start_from: str, stage: str) -> Path:
     )
 
 
-def read_origin(start_from: str, cls: type[M], stage: str) -> Origin[M]:
+def read_origin(start_from: str, kind: str, load: Callable[[Path], M], stage: str) -> Origin[M]:
     """Return the model to begin from.
 
     Raises:
         UserError: it is not there, damaged, or a model of another kind than is trained.
     """
     folder = find(start_from, stage)
-    kind = kind_in(read_json(folder / MODEL_FILES[0]))
-    if kind != kind_of(cls):
+    found = kind_in(read_json(folder / MODEL_FILES[0]))
+    if found != kind:
         raise UserError(
-            f"start_from: {start_from} holds a {kind.removeprefix('smalti.')!r}, and {stage}/train.py trains a "
-            f"{kind_of(cls).removeprefix('smalti.')!r} alone: give one that it trained"
+            f"start_from: {start_from} holds a {found.removeprefix('smalti.')!r}, and {stage}/train.py trains a "
+            f"{kind.removeprefix('smalti.')!r} alone: give one that it trained"
         )
-    model: M = cast(Any, cls).from_folder(folder)
-    return Origin(start_from, model, sha256(folder / MODEL_FILES[1]))
+    return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]))
 
 
-def begun_from(c: S, run: Path, cls: type[M], sizes: Callable[[M], Settings]) -> tuple[S, Origin[M] | None]:
+def begun_from(
+    c: S, run: Path, kind: str, load: Callable[[Path], M], sizes: Callable[[M], Settings]
+) -> tuple[S, Origin[M] | None]:  # fmt: skip
     """Return the settings of a training, with those of the model that it begins from; and this model, unless the run has a
     state to go on from, which needs it no more.
 
     Args:
         run: the folder of the stage, of its name.
+        kind: of the models that this stage trains.
+        load: the model of that kind in a folder.
         sizes: of a model, what the training calls `model`.
     """
     start_from: str | None = c.start_from  # type: ignore[attr-defined]  # of both trainings
@@ -86,7 +89,7 @@ def begun_from(c: S, run: Path, cls: type[M], sizes: Callable[[M], Settings]) ->
     before = settings_of(run, type(c))
     if before is not None and state.last_step(run) is not None:
         return _with_model(c, before.model), None  # type: ignore[attr-defined]
-    origin = read_origin(start_from, cls, run.name)
+    origin = read_origin(start_from, kind, load, run.name)
     return _with_model(c, sizes(origin.model)), origin
 
 

@@ -28,7 +28,6 @@ from smalti.common.errors import UserError
 from smalti.common.folder import weights_sha256
 from smalti.common.progress import passing_bar
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.walk import walk
 from smalti.tokenizer.likelihood import levels_of, pixels_of
 from smalti.tokenizer.pixels import to_float, to_uint8
 
@@ -117,7 +116,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
             bar.update()
             return digits[:, t, g].to(logits.device)
 
-        walk(pipeline.prior, _classes(pipeline, labels, some), known)
+        pipeline.prior.walk(_classes(pipeline, labels, some), known)
         rate += encoder.bits - before
         output, likelihood = pipeline.tokenizer.output(indices).double(), pipeline.tokenizer.likelihood
         for channel in range(c.image_channels):
@@ -181,7 +180,7 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
         some = torch.arange(min(BATCH, number - start))
         labels = decoder.get(_uniform(len(some), pipeline.prior.config.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, some)
-        codes = walk(pipeline.prior, classes, next_one)
+        codes = pipeline.prior.walk(classes, next_one)
         output = pipeline.tokenizer.output(codes.view(-1, *pipeline.tokenizer.index_shape)).double()
         pixels = output.new_zeros(len(some), c.image_channels, *c.image_size)
         for channel in range(c.image_channels):

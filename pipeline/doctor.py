@@ -35,9 +35,10 @@ from smalti.common.config import SHIPPED
 from smalti.common.errors import UserError
 from smalti.common.launch import computes_bf16, make_accelerator, run_command
 from smalti.common.record import code, cores, cpu_model
+from smalti.prior.base import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.model import Prior, nll_each
+from smalti.prior.model import build_prior
 from smalti.tokenizer.config import ClusterConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.model import Tokenizer
@@ -156,12 +157,12 @@ def tokenizer_step(c: TokenizerTraining, images: int, bf16: bool) -> tuple[int, 
 def prior_step(c: PriorTraining, model_config: PriorConfig, images: int, bf16: bool) -> tuple[int, int]:
     """Bytes of stage two that do not depend on the batch, and those of the activations of so many images."""
     with without_storage(bf16):
-        model = Prior(model_config).train()
-        model.recompute = c.recompute
+        model = build_prior(model_config).train()
+        model.recomputing(c.recompute)
         labels = torch.zeros(images, dtype=torch.int64)
         rows = torch.zeros(images, model_config.length, dtype=torch.int64)
         saved = saved_for_backward(lambda: nll_each(model(labels, rows), rows, model_config.vocabularies).mean(), model)
-    matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2) if c.matrix_lr is not None else 0
+    matrices = sum(p.numel() for p in model.matrices()) if c.matrix_lr is not None else 0
     return 4 * (numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA) - matrices * (ADAMW - MUON)), saved
 
 

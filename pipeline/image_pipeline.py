@@ -30,8 +30,9 @@ from smalti.common.progress import passing_bar
 from smalti.common.seeds import uniforms
 from smalti.pipeline.generation_config import Chosen, GenerationConfig
 from smalti.pipeline.mask import fill_unknown, known_places, read_mask
+from smalti.prior.base import Prior
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.prior.sample import Sampler, check_sampling
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.model import load_tokenizer
@@ -40,10 +41,19 @@ from smalti.tokenizer.pixels import from_pil, to_float, to_pil, to_uint8
 PARTS = {  # of a pipeline folder, and the classes each may be of
     "tokenizer": (
         ["smalti.tokenizer.model", "Tokenizer"],
-        ["smalti.tokenizer.kmeans", "KMeansTokenizer"],
+        ["smalti.tokenizer.kmeans_tokenizer", "KMeansTokenizer"],
         ["smalti.tokenizer.vqgan", "VQGANTokenizer"],
     ),
-    "prior": (["smalti.prior.model", "Prior"],),
+    "prior": (
+        ["smalti.prior.transformer.model", "TransformerPrior"],
+        ["smalti.prior.pixelcnn.model", "PixelCNNPrior"],
+    ),
+}
+FIRST_PARTS = {  # what was written before there was one package, and what it is called today
+    ("tokenizer.model", "Tokenizer"): PARTS["tokenizer"][0],
+    ("tokenizer.kmeans", "KMeansTokenizer"): PARTS["tokenizer"][1],
+    ("tokenizer.vqgan", "VQGANTokenizer"): PARTS["tokenizer"][2],
+    ("prior.model", "Prior"): PARTS["prior"][0],
 }
 ENCODED = 64  # images at once where they are encoded, scored and decoded
 
@@ -80,6 +90,7 @@ class Batch(NamedTuple):
 class ImagePipeline(Pretrained):
     """A tokenizer and a prior over its codes."""
 
+    face = "ImagePipeline"
     files = ("model_index.json", "generation_config.json", *(f"{part}/{name}" for part in PARTS for name in folder.MODEL_FILES))
 
     def __init__(
@@ -113,7 +124,7 @@ class ImagePipeline(Pretrained):
         """From the two model folders that training wrote."""
         loaded = load_tokenizer(tokenizer)
         identity = TokenizerIdentity(name=str(tokenizer), sha256=folder.sha256(tokenizer / "model.safetensors"))
-        return cls(loaded, Prior.from_folder(prior), sampling, identity, chosen)
+        return cls(loaded, load_prior(prior), sampling, identity, chosen)
 
     @classmethod
     def from_run(cls, run: Path, sampling: SamplingConfig) -> Self:
@@ -178,7 +189,7 @@ class ImagePipeline(Pretrained):
 
     @property
     def device(self) -> torch.device:
-        return self.prior.head.weight.device
+        return self.prior.device
 
     # ---------------------------------------------------------------------------------------------------------- calling
 
@@ -527,10 +538,9 @@ def _ranks(places: int, seed: int) -> Tensor:
 
 
 def _today(named: Any) -> Any:
-    """Return the module and class that an index names, where it was written before the modules stood in `smalti`."""
-    if not isinstance(named, list) or not named or not isinstance(named[0], str) or named[0].startswith("smalti."):
-        return named
-    return [f"smalti.{named[0]}", *named[1:]]
+    """Return the module and class that an index names, in today's words where it was written under others."""
+    known = isinstance(named, list) and all(isinstance(each, str) for each in named)
+    return FIRST_PARTS.get(tuple(named), named) if known else named
 
 
 def _class_of(model: torch.nn.Module) -> list[str]:

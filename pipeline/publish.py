@@ -34,7 +34,7 @@ from smalti.common.written import NAME, is_as_written, note, noted, tell_kept
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
 from smalti.pipeline.reporting.card import UNSAID, model_card, pictures
 from smalti.pipeline.reporting.found import gather
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.tokenizer.model import load_tokenizer, trained
 
 MARK = ".published.json"  # in a folder that this command laid out; hidden files are not pushed
@@ -132,7 +132,7 @@ def opened(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretra
             raise UserError(
                 f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {quoted(run)} makes one"
             )
-        return Prior.from_folder(run / "prior/model")
+        return load_prior(run / "prior/model")
     ImagePipeline.check_trained(run)
     path = run / "pipeline"
     if not is_of_run(path, run):

@@ -1,76 +1,29 @@
 """What a prior is (saved beside its weights as `config.json`), and how it is trained."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from smalti.common.codes import CodesInfo, Side, TokenizerIdentity
 from smalti.common.config import Settings
 from smalti.common.launch import Precision
 from smalti.common.track import Tracker
+from smalti.prior.pixelcnn.config import PixelCNNConfig
+from smalti.prior.transformer.config import TransformerConfig
 
 LARGEST_VOCABULARY = 16_384  # the embedding and the head of more rows would outweigh the blocks between them
 PART_VOCABULARY = 1024
 LONGEST = 2**16  # codes an image
 
-Preset = Literal["5m", "14m", "38m", "111m", "343m"]
-PRESETS: dict[Preset, dict[str, int]] = {  # named after their weights; of the last two with the 16,384 codes of LlamaGen
-    "5m": {"depth": 6, "dim": 256, "heads": 4},
-    "14m": {"depth": 8, "dim": 384, "heads": 6},
-    "38m": {"depth": 12, "dim": 512, "heads": 8},
-    "111m": {"depth": 12, "dim": 768, "heads": 12},  # LlamaGen-B (Sun et al. 2024, https://arxiv.org/abs/2406.06525)
-    "343m": {"depth": 24, "dim": 1024, "heads": 16},  # LlamaGen-L
-}
+
+def _kind(value: Any) -> str:
+    """Return the kind of an architecture; one without a name is a Transformer, as all were before there were others."""
+    return str(value.get("kind", "transformer") if isinstance(value, dict) else value.kind)
 
 
-class ArchitectureConfig(Settings):
-    """Sizes of the Transformer that no other stage decides."""
-
-    stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {"preset": ("depth", "dim", "heads")}
-
-    preset: Preset | None = None
-    """a shape by its number of weights: sets depth, dim and heads where they are not given beside it"""
-    depth: int = Field(6, ge=1, le=512)
-    """Transformer blocks"""
-    dim: int = Field(256, ge=8, le=2**15)
-    """C, width of the residual stream"""
-    heads: int = Field(4, ge=1, le=2**12)
-    """attention heads; dim / heads must divide by 4, two rotated pairs for each of the two axes"""
-    kv_heads: int | None = Field(None, ge=1)
-    """heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023): fewer make the cache smaller;
-    null is as many as heads"""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """on embeddings and on what each block adds; small sets need it"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        if isinstance(given, dict) and isinstance(given.get("preset"), str):
-            return {**PRESETS.get(given["preset"], {}), **given}
-        return given
-
-    @model_validator(mode="after")
-    def _divides(self) -> "ArchitectureConfig":
-        if self.dim % (4 * self.heads):
-            raise ValueError(f"dim {self.dim} must divide by 4 x heads = {4 * self.heads}")
-        if self.heads % self.key_heads:
-            raise ValueError(f"heads {self.heads} must divide by kv_heads {self.kv_heads}")
-        return self
-
-    @property
-    def key_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.kv_heads or self.heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    @property
-    def hidden_dim(self) -> int:
-        """Of the SwiGLU: 8/3 of dim, as many weights as a plain MLP of 4 x dim (Shazeer 2020)."""
-        return -(-8 * self.dim // 3 // 32) * 32
+ArchitectureConfig = Annotated[
+    Annotated[TransformerConfig, Tag("transformer")] | Annotated[PixelCNNConfig, Tag("pixelcnn")], Discriminator(_kind)
+]
 
 
 class PriorConfig(Settings):
@@ -110,6 +63,8 @@ class PriorConfig(Settings):
     def _short_enough(self) -> "PriorConfig":
         if self.length > LONGEST:
             raise ValueError(f"grid {self.grid} x code_depth {self.code_depth} are {self.length} codes, at most {LONGEST}")
+        if self.any_order and self.architecture.kind == "pixelcnn":
+            raise ValueError("order: a PixelCNN has raster order alone; take order raster, or model.kind transformer")
         return self
 
     @classmethod
@@ -172,7 +127,7 @@ class TrainConfig(Settings):
     """folder of the experiment; this stage reads its subfolder codes/ and writes into prior/"""
     codes: str | None = None
     """another folder of codes"""
-    model: ArchitectureConfig = ArchitectureConfig()
+    model: ArchitectureConfig = TransformerConfig()
     """sizes; K, the grid and the classes are read from the codes"""
     condition: Literal["labels", "nothing"] = "labels"
     """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from smalti.common.config import Settings
 from smalti.common.seeds import uniforms
-from smalti.prior.matrix import Precision
+
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 class SamplingConfig(Settings):

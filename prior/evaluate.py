@@ -41,9 +41,10 @@ from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.record import code
 from smalti.common.session import session
+from smalti.prior.base import Prior
 from smalti.prior.baselines import Marginal, uniform_nll
 from smalti.prior.data import CodesRows, plain_views, tell_of_other_codes
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.prior.order import shuffled
 
 PART = 1000  # images
@@ -75,7 +76,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     for needed in ("train", name):
         if needed not in data.splits:
             raise UserError(f"the codes have no split {needed!r}; they have {', '.join(data.splits)}")
-    prior = Prior.from_pretrained(run / "prior/model").to(accelerator.device)
+    prior = load_prior(run / "prior/model").to(accelerator.device)
     if prior.config.tokenizer.sha256 != data.info.tokenizer.sha256:
         raise UserError(
             f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "

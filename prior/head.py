@@ -1,4 +1,4 @@
-"""From the Transformer's stream to a distribution over the next code.
+"""From a prior's features to a distribution over the next code.
 
 Shapes: x (B, T, C); logits (B, T, V) with V the sum of the sizes V_1, ..., V_G of the parts a code is predicted in; digits
 (B, T, G), part g in [0, V_g). Place t is at depth t mod Q, and each depth has a matrix of its own.
@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from smalti.prior.config import PriorConfig
-from smalti.prior.layers import RMSNorm, SwiGLU
+from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 
 
 class CodeHead(nn.Module):
@@ -29,7 +29,7 @@ class CodeHead(nn.Module):
         later = range(1, len(self.sizes))
         self.part_embedding = nn.ModuleList(nn.Embedding(size, a.dim) for size in self.sizes[:-1])
         self.part_norm = nn.ModuleList(RMSNorm(a.dim) for _ in later)
-        self.part_mlp = nn.ModuleList(SwiGLU(a) for _ in later)
+        self.part_mlp = nn.ModuleList(SwiGLU(a.dim, hidden_width(a.dim)) for _ in later)
 
     def forward(self, x: Tensor, digits: Tensor) -> Tensor:
         """Teacher-forced: logits of every part, given the true parts before it.

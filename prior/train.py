@@ -49,10 +49,11 @@ from smalti.common.progress import passing_bar, progress_bar
 from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
+from smalti.prior.base import Prior, nll_each
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.data import CodesBatch, CodesRows, absent_classes, plain_views
-from smalti.prior.model import Prior, nll_each
+from smalti.prior.model import build_prior, load_prior
 from smalti.prior.order import code_order, raster, shuffled
 
 # Which codes they are is checked by their fingerprint; recompute and compile change speed and memory alone.
@@ -113,7 +114,7 @@ class Best(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the best model."""
     run = Path(c.run) / "prior"
-    c, origin = begun_from(c, run, Prior, lambda model: model.config.architecture)
+    c, origin = begun_from(c, run, Prior.kind, load_prior, lambda model: model.config.architecture)
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
@@ -213,8 +214,8 @@ def start(
 ) -> tuple[Trained, int, Best]:  # fmt: skip
     """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
-    prior = Prior(model_config).to(accelerator.device)
-    prior.recompute = c.recompute
+    prior = build_prior(model_config).to(accelerator.device)
+    prior.recomputing(c.recompute)
     saved = state.latest(run, accelerator, c.keep_states)
     if saved is None and origin is not None:
         accelerator.print(begin_from(origin, prior))
@@ -244,7 +245,7 @@ def start(
 
 def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the rest: each parameter has one of them."""
-    matrices = [p for p in prior.blocks.parameters() if p.ndim == 2]
+    matrices = prior.matrices()
     inside = set(map(id, matrices))
     rest = [p for p in prior.parameters() if id(p) not in inside]
     if c.matrix_lr is None:
@@ -280,7 +281,7 @@ def keep(prior: Prior, path: Path, accelerator: Accelerator) -> None:
 
 def save_weights(c: PriorConfig, weights: dict[str, Tensor], path: Path) -> None:
     with torch.device("meta"):
-        prior = Prior(c)
+        prior = build_prior(c)
     prior.load_state_dict(weights, assign=True)
     prior.save_pretrained(path)
 
@@ -355,7 +356,7 @@ def picture_of(evaluation: Evaluation, codebook_size: int) -> PIL.Image.Image:
 
 def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -> None:
     """Evaluate the kept weights on every held-out split, beside the priors without training; draw the curves."""
-    kept = Prior.from_pretrained(run / "model").to(accelerator.device)
+    kept = load_prior(run / "model").to(accelerator.device)
     train_codes, K = data.splits["train"].codes, data.info.codebook_size
     figures = {"best_step": best.step, "uniform_nll": uniform_nll(K)}
     for name, split in data.splits.items():

@@ -12,9 +12,11 @@ from accelerate import Accelerator
 
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.launch import make_accelerator
-from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.base import Prior
+from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.model import Prior
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.config import EncodeConfig, ImagesConfig, TokenizerConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.quantizers.config import VQConfig
@@ -35,9 +37,9 @@ def prior() -> Prior:
     config = PriorConfig(
         codebook_size=16, grid=(3, 3), class_names=("a", "b", "c"),
         tokenizer=TokenizerIdentity(name="test", sha256="0" * 64),
-        architecture=ArchitectureConfig(depth=2, dim=32, heads=2, dropout=0.0),
+        architecture=TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
     )  # fmt: skip
-    model = Prior(config).eval()
+    model = TransformerPrior(config).eval()
     torch.nn.init.normal_(model.head.weight)
     return model
 
@@ -55,7 +57,7 @@ def tokenizer_training(run: Path, **settings) -> TokenizerTraining:
 def prior_training(run: Path, **settings) -> PriorTraining:
     """Six steps of one block over the codes of `tokenizer_training`."""
     defaults = {
-        "run": str(run), "model": ArchitectureConfig(depth=1, dim=16, heads=2), "steps": 6, "batch_size": 16, "warmup": 2,
+        "run": str(run), "model": TransformerConfig(depth=1, dim=16, heads=2), "steps": 6, "batch_size": 16, "warmup": 2,
         "evaluate_every": 3, "save_every": 3, "log_every": 2, "precision": "fp32",
     }  # fmt: skip
     return PriorTraining(**{**defaults, **settings})

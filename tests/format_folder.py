@@ -18,11 +18,12 @@ from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.folder import sha256
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.config import KMeansConfig, TokenizerConfig
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.model import Tokenizer, load_tokenizer
 from smalti.tokenizer.quantizers.config import VQConfig
 
@@ -61,7 +62,9 @@ def make(folder: Path) -> None:
         codebook_size=16, factors=c.factors, grid=c.grid, views=1, class_names=("a", "b", "c"), tokenizer=identity,
         source={"source": "none", "fingerprint": "0"}, shard_size=8,
     )  # fmt: skip
-    prior = Prior(PriorConfig.over(info, ArchitectureConfig(depth=1, dim=8, heads=2, dropout=0.0), conditional=True)).eval()
+    prior = TransformerPrior(
+        PriorConfig.over(info, TransformerConfig(depth=1, dim=8, heads=2, dropout=0.0), conditional=True)
+    ).eval()
     torch.nn.init.normal_(prior.head.weight)
     sampling = SamplingConfig(temperature=0.9, top_k=8, guidance=1.5, precision="fp32")
     pipeline = ImagePipeline(tokenizer, prior, sampling, identity)

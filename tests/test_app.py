@@ -26,10 +26,12 @@ from smalti.pipeline.playground import board, figures, growth
 from smalti.pipeline.playground.book import PAGE
 from smalti.pipeline.playground.desk import Canvas, Desk, controls, read_sampling, smaller
 from smalti.pipeline.playground.view import CONTRAST, difference
-from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.prior.order import known_first
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.config import TokenizerConfig
 from smalti.tokenizer.model import Tokenizer
 from smalti.tokenizer.pixels import from_pil, to_pil
@@ -45,11 +47,11 @@ def run(finished_run, tmp_path_factory):
     """A run whose drawn images differ, and one of whose classes has a hostile name."""
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("app") / "digits", ignore=shutil.ignore_patterns("state"))
     path = run / "prior/model"
-    prior = Prior.from_pretrained(path)
+    prior = load_prior(path)
     torch.manual_seed(0)
     torch.nn.init.normal_(prior.head.weight, std=0.5)  # six steps of training leave the classes alike
     names = ("0", "1", HOSTILE, *map(str, range(3, 10)))
-    named = Prior(prior.config.model_copy(update={"class_names": names}))
+    named = TransformerPrior(prior.config.model_copy(update={"class_names": names}))
     named.load_state_dict(prior.state_dict())
     named.save_pretrained(path)
     return run
@@ -71,9 +73,9 @@ def of_random_weights(class_names, quantizer) -> ImagePipeline:
     identity, c = TokenizerIdentity(name="test", sha256="0" * 64), tokenizer.config
     prior = PriorConfig(
         codebook_size=c.codebook_size, grid=c.grid, code_depth=c.code_depth, factors=c.factors, class_names=class_names,
-        tokenizer=identity, architecture=ArchitectureConfig(depth=1, dim=16, heads=2, dropout=0.0),
+        tokenizer=identity, architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
     )  # fmt: skip
-    return ImagePipeline(tokenizer, Prior(prior).eval(), SamplingConfig(), identity)
+    return ImagePipeline(tokenizer, TransformerPrior(prior).eval(), SamplingConfig(), identity)
 
 
 VQ = VQConfig(codebook_size=16, code_dim=4)

@@ -18,12 +18,13 @@ from smalti.pipeline.coder import HEAD, compress, expand, expand_in_batches
 from smalti.pipeline.compress import read_picture
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.baselines import Marginal
-from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.config import KMeansConfig, TokenizerConfig
 from smalti.tokenizer.images import held_out
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.likelihood import GaussianConfig
 from smalti.tokenizer.model import Tokenizer
 from smalti.tokenizer.pixels import to_float, to_uint8
@@ -48,9 +49,9 @@ def joined(tokenizer, classes=None):
     torch.manual_seed(1)
     config = PriorConfig(
         codebook_size=K, grid=(2, 2), class_names=classes, tokenizer=IDENTITY,
-        architecture=ArchitectureConfig(depth=1, dim=16, heads=2, dropout=0.0),
+        architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
     )  # fmt: skip
-    prior = Prior(config).eval()
+    prior = TransformerPrior(config).eval()
     torch.nn.init.normal_(prior.head.weight)
     return ImagePipeline(tokenizer.eval(), prior, SamplingConfig(), IDENTITY)
 
@@ -196,7 +197,9 @@ def test_images_without_labels_survive_too(trained):
 def test_bytes_of_another_prior_and_damaged_bytes_are_refused(trained):
     pipeline, images, _ = trained
     data = compress(pipeline, images[:2]).data
-    other = ImagePipeline(pipeline.tokenizer, Prior(pipeline.prior.config).eval(), SamplingConfig(), pipeline.identity)
+    other = ImagePipeline(
+        pipeline.tokenizer, TransformerPrior(pipeline.prior.config).eval(), SamplingConfig(), pipeline.identity
+    )
     with pytest.raises(UserError, match="another tokenizer or prior"):
         expand(other, data)
     for bad in (b"", b"\x89PNG" + data, data[:20], data[:-1]):

@@ -20,7 +20,7 @@ from smalti.tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.health import NEAR, PAIRS, Codebook, advice, neighbours
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.model import Tokenizer, load_tokenizer
 from smalti.tokenizer.pixels import to_uint8
 from smalti.tokenizer.quantizers.config import FSQConfig, LFQConfig, ResidualConfig, VQConfig

@@ -12,7 +12,7 @@ from smalti.common.errors import UserError
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.mask import fill_unknown, known_places
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.transformer.model import TransformerPrior
 
 UPPER = np.arange(8)[:, None].repeat(8, 1) < 4
 
@@ -25,7 +25,7 @@ def raster(finished_run):
 @pytest.fixture(scope="module")
 def pipeline(raster):
     """Of the same weights, as if they had been trained in every order."""
-    prior = Prior(raster.prior.config.model_copy(update={"any_order": True})).eval()
+    prior = TransformerPrior(raster.prior.config.model_copy(update={"any_order": True})).eval()
     prior.load_state_dict(raster.prior.state_dict())
     return ImagePipeline(raster.tokenizer, prior, SamplingConfig(), raster.identity)
 

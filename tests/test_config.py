@@ -189,7 +189,7 @@ def test_the_largest_preset_has_the_shapes_it_promises():
     import torch
 
     from smalti.common.codes import CodesInfo, TokenizerIdentity
-    from smalti.prior.model import Prior
+    from smalti.prior.transformer.model import TransformerPrior
     from smalti.tokenizer.model import Tokenizer
 
     stage_one = parse(CONFIGS / "imagenet256/tokenizer.yaml")
@@ -203,7 +203,7 @@ def test_the_largest_preset_has_the_shapes_it_promises():
     with torch.device("meta"):
         images = torch.empty(2, 3, 256, 256)
         reconstruction = Tokenizer(stage_one.model).decoder(torch.empty(2, 8, 16, 16))
-        prior = Prior(PriorConfig.over(info, stage_two.model, conditional=True))
+        prior = TransformerPrior(PriorConfig.over(info, stage_two.model, conditional=True))
         logits = prior(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 256, dtype=torch.int64))
     assert reconstruction.shape == images.shape and logits.shape == (2, 256, 16384)
     assert 330e6 < sum(p.numel() for p in prior.parameters()) < 350e6

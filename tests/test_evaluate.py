@@ -22,7 +22,7 @@ from smalti.pipeline.judge import Drawn, RealImages, look_up
 from smalti.prior.data import CodesRows, plain_views
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.tokenizer.evaluate import Settings as TokenizerSettings
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
@@ -149,7 +149,7 @@ def test_a_split_there_is_not_is_named(run, accelerator):
 
 def test_the_priors_figures_are_those_of_log_prob(run, accelerator):
     found = figures(evaluate_prior(PriorSettings(run=str(run)), accelerator))
-    data, prior = codes.read(run / "codes"), Prior.from_pretrained(run / "prior/model")
+    data, prior = codes.read(run / "codes"), load_prior(run / "prior/model")
     rows = CodesRows(plain_views(data.splits["test"], data.info), prior.config)
     batch = rows[torch.arange(len(rows)), torch.arange(len(rows))]
     nll = -prior.log_prob(batch.codes, batch.labels).mean().item() / 16

@@ -16,9 +16,10 @@ from smalti.pipeline.compress import read_pictures
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.reporting import completion
 from smalti.pipeline.reporting.found import gather
-from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.config import PriorConfig
 from smalti.prior.data import tell_of_other_codes
 from smalti.prior.draw import SamplingConfig
+from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.codebook import Settings as CodebookSettings
 from smalti.tokenizer.codebook import examine
@@ -288,7 +289,7 @@ def test_encoding_writes_down_the_digest_of_what_it_wrote(finished_run):
 
 def test_codes_that_a_prior_was_not_trained_on_are_told_of(tmp_path, capsys):
     data = codes.read(write_codes(tmp_path / "codes"))
-    small = ArchitectureConfig(depth=1, dim=16, heads=2)
+    small = TransformerConfig(depth=1, dim=16, heads=2)
     for known, told in ((codes.fingerprint(data), False), (None, False), ("f" * 64, True)):
         tell_of_other_codes(codes.fingerprint(data), PriorConfig.over(INFO, small, conditional=True, codes=known))
         assert ("not those that the prior was trained on" in capsys.readouterr().err) == told

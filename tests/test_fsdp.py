@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from smalti.common import config, folder, sharding
 from smalti.common.errors import UserError
 from smalti.common.run import read_metrics
-from smalti.prior.config import ArchitectureConfig
-from smalti.prior.model import Prior, nll_each
+from smalti.prior.base import nll_each
+from smalti.prior.model import load_prior
 from smalti.prior.train import train
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.model import TransformerPrior
 from tests.conftest import prior_training
 from tests.test_processes import ROOT, finish, start
 
@@ -25,7 +27,7 @@ SHARDED = [
     "--num_processes", "2", "--main_process_port", "0",
 ]  # fmt: skip
 ADAMW = {
-    "model": ArchitectureConfig(depth=2, dim=32, heads=2, dropout=0.0), "label_dropout": 0.0, "matrix_lr": None,
+    "model": TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0), "label_dropout": 0.0, "matrix_lr": None,
     "clip": 0.05, "accumulate": 2,
 }  # fmt: skip
 MUON = {"model": ADAMW["model"], "label_dropout": 0.0, "recompute": True}
@@ -86,7 +88,7 @@ def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_st
     assert same(tmp_path / "parts_then_parts", tmp_path / "parts", rtol=0)
     assert same(tmp_path / "parts_then_parts_muon", tmp_path / "parts_muon", rtol=0)
     assert folder.read_json(tmp_path / "worse/prior/figures.json")["best_step"] < 5
-    assert Prior.from_pretrained(tmp_path / "parts/prior/model").config.architecture == ADAMW["model"]
+    assert load_prior(tmp_path / "parts/prior/model").config.architecture == ADAMW["model"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(prior):
     """With dropout, which is drawn the same again, and under autocast, which is entered again."""
     architecture = prior.config.architecture.model_copy(update={"dropout": 0.3})
     torch.manual_seed(0)
-    prior = Prior(prior.config.model_copy(update={"architecture": architecture})).train()
+    prior = TransformerPrior(prior.config.model_copy(update={"architecture": architecture})).train()
     torch.nn.init.normal_(prior.head.weight)
     labels, codes = torch.tensor([0, 2]), torch.randint(0, 16, (2, 9))
 

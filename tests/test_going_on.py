@@ -16,17 +16,17 @@ from smalti.common.run import read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.pipeline.reporting.card import model_card
 from smalti.pipeline.reporting.found import gather
-from smalti.prior.config import ArchitectureConfig
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.model import Prior
+from smalti.prior.model import build_prior, load_prior
 from smalti.prior.train import schedule as prior_schedule
 from smalti.prior.train import train as train_prior
+from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.config import ClusterConfig, KMeansConfig, TokenizerConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.model import Tokenizer
 from smalti.tokenizer.quantizers.config import GumbelConfig, ResidualConfig, VQConfig
 from smalti.tokenizer.train import schedule as tokenizer_schedule
@@ -225,9 +225,9 @@ def test_the_model_is_that_of_the_weights_where_nothing_else_is_given(run, accel
     model = train_tokenizer(TokenizerTraining(run=str(tmp_path / "a"), images=images, **given), accelerator)
     assert Tokenizer.from_pretrained(model).config == tokenizer_training(run).model
     shutil.copytree(run / "codes", tmp_path / "b/codes")
-    settings = PriorTraining(run=str(tmp_path / "b"), model=ArchitectureConfig(dropout=0.5), **given)
-    architecture = Prior.from_pretrained(train_prior(settings, accelerator)).config.architecture
-    assert architecture == ArchitectureConfig(depth=1, dim=16, heads=2, dropout=0.5), "and what is given wins"
+    settings = PriorTraining(run=str(tmp_path / "b"), model=TransformerConfig(dropout=0.5), **given)
+    architecture = load_prior(train_prior(settings, accelerator)).config.architecture
+    assert architecture == TransformerConfig(depth=1, dim=16, heads=2, dropout=0.5), "and what is given wins"
 
 
 def test_a_run_goes_on_without_the_folder_it_began_from(run, stage, accelerator, tmp_path):
@@ -285,17 +285,17 @@ def test_weights_of_other_shapes_are_refused_by_the_tensor_and_the_setting(run, 
     shutil.copytree(run / "codes", tmp_path / "codes")
     with pytest.raises(UserError, match=r"is \(.*16\) there and \(.*32\) here \(architecture\.dim 16 there and 32 here"):
         train_prior(
-            prior_training(tmp_path, model=ArchitectureConfig(depth=1, dim=32, heads=2), start_from=str(run)), accelerator
+            prior_training(tmp_path, model=TransformerConfig(depth=1, dim=32, heads=2), start_from=str(run)), accelerator
         )
     with pytest.raises(UserError, match=r"blocks\.1\..* is absent there and .* here \(architecture\.depth 1 there and 2 here"):
         train_prior(
-            prior_training(tmp_path, model=ArchitectureConfig(depth=2, dim=16, heads=2), start_from=str(run)), accelerator
+            prior_training(tmp_path, model=TransformerConfig(depth=2, dim=16, heads=2), start_from=str(run)), accelerator
         )
 
 
 def test_a_prior_of_another_number_of_classes_is_refused(run, accelerator, tmp_path):
-    c = Prior.from_pretrained(run / "prior/model").config
-    Prior(c.model_copy(update={"class_names": ("cat", "dog")})).save_pretrained(tmp_path / "two")
+    c = load_prior(run / "prior/model").config
+    build_prior(c.model_copy(update={"class_names": ("cat", "dog")})).save_pretrained(tmp_path / "two")
     with pytest.raises(
         UserError, match=r"class_embedding\.weight is \(3, 16\) there and \(11, 16\) here \(class_names \['cat'"
     ):
@@ -309,9 +309,9 @@ def fresh(run, tmp_path):
 
 
 def test_settings_that_fit_the_weights_and_mean_something_else_are_named(run, accelerator, tmp_path, capsys):
-    c = Prior.from_pretrained(run / "prior/model").config
+    c = load_prior(run / "prior/model").config
     names = tuple("abcdefghij")
-    Prior(c.model_copy(update={"class_names": names})).save_pretrained(tmp_path / "letters")
+    build_prior(c.model_copy(update={"class_names": names})).save_pretrained(tmp_path / "letters")
     train_prior(prior_training(fresh(run, tmp_path), steps=1, start_from=str(tmp_path / "letters")), accelerator)
     assert "; other settings: class_names ['a', 'b'" in capsys.readouterr().out
 

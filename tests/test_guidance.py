@@ -14,8 +14,9 @@ from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.tune import Settings as Tuning
 from smalti.pipeline.tune import tune
+from smalti.prior.base import Prior
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.model import build_prior, load_prior
 from smalti.prior.sample import Sampler
 from smalti.prior.train import share_hidden
 from smalti.prior.train import train as train_prior
@@ -28,14 +29,14 @@ REFUSED = (
 
 def with_hidden(prior: Prior, share: float | None) -> Prior:
     """The same weights, said to be trained with that share of rows without a class."""
-    return Prior(prior.config.model_copy(update={"labels_hidden": share}))
+    return build_prior(prior.config.model_copy(update={"labels_hidden": share}))
 
 
 @pytest.fixture
 def run(finished_run, tmp_path):
     """A run whose prior always saw the class."""
     run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
-    with_hidden(Prior.from_pretrained(run / "prior/model"), 0.0).save_pretrained(run / "prior/model")
+    with_hidden(load_prior(run / "prior/model"), 0.0).save_pretrained(run / "prior/model")
     return run
 
 
@@ -44,7 +45,7 @@ def test_a_prior_says_which_share_of_its_rows_had_no_class(finished_run, tmp_pat
     shutil.copytree(finished_run / "codes", tmp_path / "codes")
     model = train_prior(prior_training(tmp_path, steps=1, label_dropout=dropout), accelerator)
     assert folder.read_json(model / "config.json")["labels_hidden"] == dropout
-    assert Prior.from_pretrained(model).config.takes_guidance == (dropout > 0)
+    assert load_prior(model).config.takes_guidance == (dropout > 0)
 
 
 def test_rows_that_have_no_class_of_themselves_teach_it_too():

@@ -8,10 +8,12 @@ import torch
 
 from smalti.common.codes import Codes, CodesInfo, CodesSplit, TokenizerIdentity
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.config import ArchitectureConfig, PriorConfig
+from smalti.prior.base import Prior
+from smalti.prior.config import PriorConfig
 from smalti.prior.data import absent_classes
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.model import build_prior, load_prior
+from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.fingerprint import digest, uniform
 from smalti.tokenizer.model import Tokenizer
 from smalti.tokenizer.validation import held_out
@@ -118,13 +120,13 @@ def three_classes(labels: list[int]) -> Codes:
 
 
 def prior_of(data: Codes) -> Prior:
-    small = ArchitectureConfig(depth=1, dim=16, heads=2)
-    return Prior(PriorConfig.over(data.info, small, conditional=True, absent_classes=absent_classes(data))).eval()
+    small = TransformerConfig(depth=1, dim=16, heads=2)
+    return build_prior(PriorConfig.over(data.info, small, conditional=True, absent_classes=absent_classes(data))).eval()
 
 
 def test_a_prior_remembers_the_classes_it_had_no_row_of(tmp_path):
     prior_of(three_classes([0, 1, 0, -1])).save_pretrained(tmp_path / "prior")
-    assert Prior.from_pretrained(tmp_path / "prior").config.absent_classes == (2,)
+    assert load_prior(tmp_path / "prior").config.absent_classes == (2,)
     assert prior_of(three_classes([0, 1, 2])).config.absent_classes == ()
 
 

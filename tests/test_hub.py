@@ -27,8 +27,9 @@ from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.publish import Settings, lay_out, main
-from smalti.prior.model import Prior
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.prior.base import Prior
+from smalti.prior.model import load_prior
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.model import Tokenizer
 from tests.format_folder import make, seen
 from tests.hub_server import TOKEN, serving
@@ -95,8 +96,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 import smalti.pipeline.image_pipeline
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.model import Prior
-from smalti.tokenizer.model import Tokenizer
+from smalti import load_prior, load_tokenizer
 
 assert smalti.pipeline.image_pipeline.__file__.startswith(sys.argv[1]), smalti.pipeline.image_pipeline.__file__
 def tell(loaded):
@@ -106,8 +106,8 @@ tell(ImagePipeline.from_pretrained(sys.argv[2]))
 tell(ImagePipeline.from_pretrained("owner/cached", local_files_only=True))
 tell(ImagePipeline.from_pretrained("owner/elsewhere", cache_dir=sys.argv[3], local_files_only=True))
 tell(ImagePipeline.from_pretrained("me/digits"))
-for cls, subfolder in ((Tokenizer, "tokenizer"), (Prior, "prior")):
-    cls.from_pretrained("me/digits", subfolder=subfolder)
+for load, subfolder in ((load_tokenizer, "tokenizer"), (load_prior, "prior")):
+    load("me/digits", subfolder=subfolder)
 """
 
 
@@ -152,12 +152,12 @@ def test_either_part_has_the_same_three_methods(pipeline, hub, tmp_path, part):
     for path in (f"me/{part}", tmp_path / part, str(tmp_path / part)):
         loaded = type(model).from_pretrained(path)
         assert folder.weights_sha256(loaded) == folder.weights_sha256(model) and loaded.config == model.config
-    assert f'{type(model).__name__}.from_pretrained("me/{part}")' in hub.files(f"models/me/{part}")["README.md"].decode()
+    assert f'load_{part}("me/{part}")' in hub.files(f"models/me/{part}")["README.md"].decode()
 
 
 def test_a_part_of_a_pipelines_repository_is_fetched_alone(pipeline, hub, tmp_path):
     pipeline.push_to_hub("me/digits")
-    Prior.from_pretrained("me/digits", subfolder="prior", cache_dir=tmp_path / "fetched")
+    load_prior("me/digits", subfolder="prior", cache_dir=tmp_path / "fetched")
     names = {path.name for path in (tmp_path / "fetched").rglob("snapshots/*/*")}
     assert names == {"prior"}
 
@@ -165,9 +165,9 @@ def test_a_part_of_a_pipelines_repository_is_fetched_alone(pipeline, hub, tmp_pa
 def test_a_revision_is_a_branch_that_is_made_and_a_pull_request_leaves_the_main_one(pipeline, hub):
     pipeline.prior.push_to_hub("me/prior", revision="wide")
     assert "config.json" not in hub.files("models/me/prior")
-    Prior.from_pretrained("me/prior", revision="wide")
+    load_prior("me/prior", revision="wide")
     with pytest.raises(UserError, match=r"the Hub's repository me/prior has no config\.json"):
-        Prior.from_pretrained("me/prior")
+        load_prior("me/prior")
     url = pipeline.prior.push_to_hub("me/prior", create_pr=True)
     assert url == f"{hub.url}/me/prior/discussions/1" and "config.json" not in hub.files("models/me/prior")
     with pytest.raises(UserError, match="leave revision 'wide' away, or create_pr"):
@@ -183,32 +183,32 @@ def test_a_card_that_somebody_wrote_is_kept(pipeline, hub):
 
 def test_what_the_hub_refuses_is_told_as_what_to_do(pipeline, hub, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="there is no folder me/none here, and the Hub has no repository me/none that you may"):
-        Prior.from_pretrained("me/none")
+        load_prior("me/none")
     pipeline.prior.push_to_hub("me/prior", private=True)
     with pytest.raises(UserError, match="me/prior has no such revision"):
-        Prior.from_pretrained("me/prior", revision="none")
+        load_prior("me/prior", revision="none")
     with pytest.raises(UserError, match=r"has no prior/config\.json: what it holds is nothing that can be read"):
-        Prior.from_pretrained("me/prior", subfolder="prior")
+        load_prior("me/prior", subfolder="prior")
     with pytest.raises(UserError, match="this token may not write into the Hub's repository me/prior"):
         pipeline.prior.push_to_hub("me/prior", token="hf_other")
     with pytest.raises(UserError, match="'me/a b' is no name of a repository"):
         pipeline.prior.push_to_hub("me/a b")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match="if it is private, log in with `hf auth login`, or set HF_TOKEN"):
-        Prior.from_pretrained("me/prior")
+        load_prior("me/prior")
     with pytest.raises(UserError, match="the Hub does not know who asks for me/prior: log in"):
         pipeline.prior.push_to_hub("me/prior")
     hub.gated.add("models/me/prior")
     with pytest.raises(UserError, match="me/prior is gated: ask for access on its page, then log in"):
-        Prior.from_pretrained("me/prior")
+        load_prior("me/prior")
 
 
 def test_without_the_network_it_is_told_how_to_go_on(pipeline, hub, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="is not whole in the Hub's cache, and the Hub was not reached: connect, leave local"):
-        Prior.from_pretrained("me/prior", local_files_only=True)
+        load_prior("me/prior", local_files_only=True)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(UserError, match="the Hub was not reached"):
-        Prior.from_pretrained("me/prior")
+        load_prior("me/prior")
     with pytest.raises(UserError, match=r"the Hub cannot be reached \(ConnectError\)"):
         pipeline.prior.push_to_hub("me/prior")
 
@@ -248,9 +248,9 @@ def test_a_hub_that_takes_connections_and_says_nothing_is_waited_for_a_moment_al
 
 def test_a_subfolder_does_not_leave_its_folder(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
-    Prior.from_pretrained(tmp_path / "saved", subfolder="prior")
+    load_prior(tmp_path / "saved", subfolder="prior")
     with pytest.raises(UserError, match="leaves its folder"):
-        Prior.from_pretrained(tmp_path / "saved/tokenizer", subfolder="../prior")
+        load_prior(tmp_path / "saved/tokenizer", subfolder="../prior")
 
 
 def test_a_git_checkout_is_never_replaced(pipeline, tmp_path):
@@ -400,7 +400,7 @@ def test_a_card_of_codes_that_are_not_all_there_is_noticed(copied, tmp_path):
 
 
 def test_a_pipeline_of_older_weights_is_not_published(copied):
-    prior = Prior.from_pretrained(copied / "prior/model")
+    prior = load_prior(copied / "prior/model")
     torch.nn.init.normal_(prior.head.weight)
     prior.save_pretrained(copied / "prior/model")
     with pytest.raises(UserError, match=r"holds other weights than the run has now; python pipeline/generate\.py"):
@@ -459,7 +459,7 @@ def test_every_format_has_its_folder_and_what_writes_it_goes_on_working(tmp_path
     [
         ("pipeline/model_index.json", lambda path: ImagePipeline.from_pretrained(path / "pipeline")),
         ("pipeline/tokenizer/config.json", lambda path: Tokenizer.from_pretrained(path / "pipeline/tokenizer")),
-        ("pipeline/prior/config.json", lambda path: Prior.from_pretrained(path / "pipeline", subfolder="prior")),
+        ("pipeline/prior/config.json", lambda path: load_prior(path / "pipeline", subfolder="prior")),
         ("kmeans/config.json", lambda path: KMeansTokenizer.from_pretrained(path / "kmeans")),
         ("codes/codes.json", lambda path: codes.read(path / "codes")),
     ],

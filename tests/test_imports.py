@@ -1,13 +1,14 @@
-"""Data flows one way: image -> tokenizer -> codes -> prior -> pipeline. Imports follow it."""
+"""Data flows one way: image -> tokenizer -> codes -> prior -> pipeline. Imports follow it, between rooms and inside them."""
 
 import ast
-from graphlib import TopologicalSorter
+import graphlib
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAY_IMPORT: dict[str, set[str]] = {
+MAY_IMPORT = {
     "common": set(),
     "metrics": {"common"},
     "tokenizer": {"common", "metrics"},
@@ -15,70 +16,85 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"common", "metrics", "tokenizer", "prior"},
     "benchmarks": {"common", "metrics", "tokenizer", "prior", "pipeline"},
 }
+SCRIPTS = {
+    "tokenizer": {"train", "cluster", "codebook", "convert", "encode", "evaluate"},
+    "prior": {"train", "evaluate"},
+    "pipeline": {
+        "app", "compress", "configs", "doctor", "evaluate", "generate", "publish", "report", "run", "terminal", "tune",
+    },
+}  # fmt: skip
 
 
-def is_for_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+@cache
+def modules() -> dict[str, Path]:
+    """Return every module of the rooms, by the name it is imported under."""
+    return {module_name(path): path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py")}
 
 
-def imported(path: Path) -> set[str]:
-    names, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
-    for_types = {id(each) for node in ast.walk(tree) if is_for_types(node) for each in ast.walk(node)}
-    for node in (node for node in ast.walk(tree) if id(node) not in for_types):
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    room = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return room if parts[0] == "benchmarks" else f"smalti.{room}"
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Return the modules that one imports, inside functions and for annotations alone too."""
+    names = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name.removeprefix("smalti.") for name in names}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (inside & modules().keys()) or {node.module}
+    return frozenset(names)
 
 
 def is_script(path: Path) -> bool:
     return '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_a_package_imports_only_what_stands_before_it(package):
-    for path in (ROOT / package).rglob("*.py"):
-        packages = {name.split(".")[0] for name in imported(path)}
-        forbidden = packages & MAY_IMPORT.keys() - {package} - MAY_IMPORT[package]
-        assert not forbidden, f"{path} imports {forbidden}"
+def room_of(module: str) -> str:
+    return module.removeprefix("smalti.").partition(".")[0]
 
 
-def named(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_stands_before_it(room):
+    for module in (module for module in modules() if room_of(module) == room):
+        rooms = {room_of(name) for name in imported(module) if name in modules()}
+        assert not rooms - {room} - MAY_IMPORT[room], f"{module} imports {rooms}"
+
+
+def test_a_room_is_imported_by_the_one_name():
+    """`from tokenizer.model import ...` would find the folder in a checkout, load a second copy, and fail where installed."""
+    for module in modules():
+        bare = {name for name in imported(module) if name.partition(".")[0] in MAY_IMPORT.keys() - {"benchmarks"}}
+        assert not bare, f"{module} imports {bare}"
+
+
+def test_no_imports_go_in_a_circle():
+    """Not even those of type annotations: of two modules one can be read, and tested, without the other."""
+    graph = {module: imported(module) & modules().keys() - {module} for module in modules()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"these import each other: {' <- '.join(error.args[1])}")
 
 
 def test_nobody_imports_a_script():
-    """The benchmarks neither: `benchmarks/board.py` took functions of `pipeline/evaluate.py`, whose signatures changed."""
-    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")]
-    scripts = {named(path) for path in files if is_script(path)}
-    assert {name for name in scripts if not name.startswith("benchmarks.")} == {
-        "tokenizer.train",
-        "tokenizer.cluster",
-        "tokenizer.codebook",
-        "tokenizer.convert",
-        "tokenizer.encode",
-        "tokenizer.evaluate",
-        "prior.train",
-        "prior.evaluate",
-        "pipeline.app",
-        "pipeline.compress",
-        "pipeline.configs",
-        "pipeline.doctor",
-        "pipeline.evaluate",
-        "pipeline.generate",
-        "pipeline.publish",
-        "pipeline.report",
-        "pipeline.run",
-        "pipeline.terminal",
-        "pipeline.tune",
-    }
-    for path in files:
-        assert not imported(path) & scripts, path
+    found = {module for module, path in modules().items() if is_script(path)}
+    ours = {f"smalti.{room}.{name}" for room, names in SCRIPTS.items() for name in names}
+    assert {module for module in found if room_of(module) != "benchmarks"} == ours
+    for module in modules():
+        assert not imported(module) & found, f"{module} imports {imported(module) & found}"
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_a_package_imports_itself_in_no_circle(package):
-    files = {named(path).removesuffix(".__init__"): path for path in (ROOT / package).rglob("*.py")}
-    graph = {name: {other for other in imported(path) & files.keys() if other != name} for name, path in files.items()}
-    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
+def test_only_its_own_room_and_the_registry_know_a_family():
+    """Evaluation, coder, page, card and completion ask for what a prior offers, never for a class of one."""
+    families = tuple(f"smalti.prior.{path.name}." for path in (ROOT / "prior").iterdir() if (path / "network.py").exists())
+    allowed = {"smalti.prior.model", "smalti.prior.config"}  # the registry, and the union of their settings
+    for module in modules().keys() - allowed:
+        if module.startswith(families) or room_of(module) == "benchmarks":
+            continue
+        known = {name for name in imported(module) if name.startswith(families)}
+        assert not known, f"{module} imports {known}"

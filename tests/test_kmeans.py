@@ -12,7 +12,8 @@ from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.config import ClusterConfig, ImagesConfig, KMeansConfig, TokenizerConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.kmeans import KMeansTokenizer, assigned, e_step, kmeans, m_step, plus_plus
+from smalti.tokenizer.kmeans import assigned, e_step, kmeans, m_step, plus_plus
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.model import Tokenizer, load_tokenizer
 from smalti.tokenizer.quantizers.config import EMAVQConfig
 from smalti.tokenizer.upkeep import CodebookUpkeep

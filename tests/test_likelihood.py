@@ -8,7 +8,7 @@ import torch
 from smalti.common import config
 from smalti.common.errors import UserError
 from smalti.tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig, TrainConfig
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.likelihood import (
     BernoulliConfig,
     CategoricalConfig,

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from smalti.common import folder
-from smalti.prior.config import ArchitectureConfig, PriorConfig, TrainConfig
-from smalti.prior.model import Prior
+from smalti.prior.config import PriorConfig, TrainConfig
+from smalti.prior.model import load_prior
 from smalti.prior.train import draw_order, share_shuffled
 from smalti.prior.train import train as train_prior
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.model import TransformerPrior
 from tests.conftest import prior_training
 
 
@@ -58,14 +60,14 @@ def test_a_resumed_training_sees_the_same_orders(order, finished_run, tmp_path, 
             train_prior(prior_training(run, codes=codes, order=order), accelerator)
         weights.append((run / "prior/model/model.safetensors").read_bytes())
     assert weights[0] == weights[1]
-    assert Prior.from_pretrained(run / "prior/model").config.any_order is (order == "any")
+    assert load_prior(run / "prior/model").config.any_order is (order == "any")
 
 
 def test_a_preset_gives_its_shape_and_what_stands_beside_it_wins():
-    shape = ArchitectureConfig(preset="343m")
+    shape = TransformerConfig(preset="343m")
     assert (shape.depth, shape.dim, shape.heads, shape.key_heads) == (24, 1024, 16, 16)
-    assert ArchitectureConfig(preset="343m", depth=3).depth == 3
-    assert ArchitectureConfig(**shape.model_dump()) == shape
+    assert TransformerConfig(preset="343m", depth=3).depth == 3
+    assert TransformerConfig(**shape.model_dump()) == shape
 
 
 @pytest.mark.parametrize(
@@ -74,9 +76,9 @@ def test_a_preset_gives_its_shape_and_what_stands_beside_it_wins():
 def test_a_preset_has_the_weights_it_is_named_after(preset, millions, prior):
     """With K = 512, and the two shapes of LlamaGen with its 16,384."""
     K = 16384 if preset in ("111m", "343m") else 512
-    update = {"architecture": ArchitectureConfig(preset=preset), "codebook_size": K, "grid": (16, 16)}
+    update = {"architecture": TransformerConfig(preset=preset), "codebook_size": K, "grid": (16, 16)}
     with torch.device("meta"):
-        model = Prior(PriorConfig(**{**prior.config.model_dump(), **update}))
+        model = TransformerPrior(PriorConfig(**{**prior.config.model_dump(), **update}))
     assert millions[0] < sum(p.numel() for p in model.parameters()) / 1e6 < millions[1]
 
 
@@ -90,4 +92,4 @@ def test_a_preset_has_the_weights_it_is_named_after(preset, millions, prior):
 )
 def test_shapes_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        ArchitectureConfig(**settings)
+        TransformerConfig(**settings)

@@ -14,7 +14,7 @@ from smalti.common.errors import UserError
 from smalti.pipeline.generate import Settings, generate, main
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.transformer.model import TransformerPrior
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_labels_are_given_by_name_or_number_and_dealt_in_turn(pipeline):
 
 
 def with_classes(pipeline: ImagePipeline, *names: str) -> ImagePipeline:
-    prior = Prior(pipeline.prior.config.model_copy(update={"class_names": names}))
+    prior = TransformerPrior(pipeline.prior.config.model_copy(update={"class_names": names}))
     return ImagePipeline(pipeline.tokenizer, prior, SamplingConfig(), pipeline.identity)
 
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from smalti.common.digits import to_index
+from smalti.prior.base import Prior, nll_each
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.draw import SamplingConfig, draw, image_uniforms
-from smalti.prior.layers import RMSNorm, causal_attention, grid_angles
-from smalti.prior.model import Prior, nll_each
+from smalti.prior.layers import RMSNorm
 from smalti.prior.sample import sample
 from smalti.prior.train import hide_labels
+from smalti.prior.transformer.layers import causal_attention, grid_angles
+from smalti.prior.transformer.model import TransformerPrior
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ SHAPES = {
 def any_prior(prior, request):
     """The shapes codes come in, over the classes and widths of `prior`."""
     torch.manual_seed(0)
-    model = Prior(prior.config.model_copy(update=request.param)).eval()
+    model = TransformerPrior(prior.config.model_copy(update=request.param)).eval()
     torch.nn.init.normal_(model.head.weight)
     return model
 
@@ -85,7 +87,7 @@ def test_logits_are_fp32_under_autocast(prior, codes):
 
 def test_an_untrained_prior_is_uniform(any_prior):
     """Its head starts at zero, so training starts at ln K and not above, also where a code is predicted in parts."""
-    untrained, c = Prior(any_prior.config), any_prior.config
+    untrained, c = TransformerPrior(any_prior.config), any_prior.config
     expected = torch.full((4,), c.length * math.log(c.codebook_size))
     torch.testing.assert_close(-untrained.log_prob(some_codes(untrained), LABELS), expected)
 
@@ -103,7 +105,7 @@ def test_the_parts_of_a_code_are_a_distribution(prior):
     """p(code) = p(first part) p(second part | first): over all 32,768 codes of the first place they sum to one."""
     config = prior.config.model_copy(update={"codebook_size": 32768, "factors": (512, 64), "grid": (1, 2)})
     torch.manual_seed(0)
-    model = Prior(config).eval()
+    model = TransformerPrior(config).eval()
     torch.nn.init.normal_(model.head.weight)
     codes = torch.stack([torch.arange(32768), torch.zeros(32768, dtype=torch.int64)], dim=1)
     labels = torch.ones(32768, dtype=torch.int64)
@@ -114,7 +116,7 @@ def test_the_parts_of_a_code_are_a_distribution(prior):
 
 
 def test_each_depth_has_an_embedding_and_a_head_of_its_own(prior):
-    deep = Prior(prior.config.model_copy(update={"code_depth": 2})).eval()
+    deep = TransformerPrior(prior.config.model_copy(update={"code_depth": 2})).eval()
     assert deep.code_embedding.num_embeddings == 2 * 16 and deep.head.weight.shape == (2 * 16, 32)
     same = torch.full((1, 2), 5)
     first, second = (deep.code_embedding(row) for row in (same + deep.first_rows[:2, 0])[0])
@@ -203,7 +205,7 @@ def test_hidden_labels_are_a_share_of_all():
 
 
 def test_an_unconditional_prior_refuses_guidance(prior):
-    unconditional = Prior(prior.config.model_copy(update={"class_names": None}))
+    unconditional = TransformerPrior(prior.config.model_copy(update={"class_names": None}))
     assert sample(unconditional, torch.tensor([0]), [1], SamplingConfig()).shape == (1, 9)
     with pytest.raises(ValueError, match="unconditional"):
         sample(unconditional, torch.tensor([0]), [1], SamplingConfig(guidance=2.0))

@@ -9,27 +9,30 @@ from scipy.stats import chi2
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.digits import to_digits
 from smalti.common.errors import UserError
-from smalti.prior.config import PRESETS, ArchitectureConfig, PriorConfig
-from smalti.prior.decoder import CountedStep, Decoder, NumberedStep
+from smalti.prior.base import Prior
+from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
-from smalti.prior.graph import lengths
-from smalti.prior.matrix import make_matrix, resolve
-from smalti.prior.model import Prior, own_rows
 from smalti.prior.order import code_order, known_first, raster, shuffled
 from smalti.prior.sample import BATCH, Sampler, fitting_batch, sample
+from smalti.prior.transformer.config import PRESETS, TransformerConfig
+from smalti.prior.transformer.fast.decoder import CountedStep, Decoder, NumberedStep
+from smalti.prior.transformer.fast.graph import lengths
+from smalti.prior.transformer.fast.matrix import make_matrix, resolve
+from smalti.prior.transformer.model import TransformerPrior
+from smalti.prior.transformer.network import own_rows
 
 FP32 = SamplingConfig(precision="fp32")
 
 
-def make_prior(architecture: ArchitectureConfig | None = None, **settings) -> Prior:
+def make_prior(architecture: TransformerConfig | None = None, **settings) -> Prior:
     """A prior with random weights, its head included; two blocks over 3 x 3 codes of 16 of three classes if not said else."""
     torch.manual_seed(0)
     shape = {
         "codebook_size": 16, "grid": (3, 3), "class_names": ("a", "b", "c"),
         "tokenizer": TokenizerIdentity(name="test", sha256="0" * 64),
-        "architecture": architecture or ArchitectureConfig(depth=2, dim=32, heads=2, dropout=0.0),
+        "architecture": architecture or TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
     }  # fmt: skip
-    prior = Prior(PriorConfig(**{**shape, **settings})).eval()
+    prior = TransformerPrior(PriorConfig(**{**shape, **settings})).eval()
     torch.nn.init.normal_(prior.head.weight, std=0.3)
     torch.nn.init.normal_(prior.target_embedding, std=0.2)
     for name, parameter in prior.named_parameters():
@@ -72,8 +75,8 @@ SHAPES = {
     "two codes a place": {"grid": (3, 2), "code_depth": 2},
     "codes in parts": {"codebook_size": 32768, "factors": (16, 16, 16, 8), "grid": (2, 2), "code_depth": 2},
     "a wide grid": {"grid": (2, 5)},
-    "grouped heads": {"architecture": ArchitectureConfig(depth=2, dim=64, heads=4, kv_heads=2)},
-    "one head of keys": {"architecture": ArchitectureConfig(depth=2, dim=64, heads=4, kv_heads=1)},
+    "grouped heads": {"architecture": TransformerConfig(depth=2, dim=64, heads=4, kv_heads=2)},
+    "one head of keys": {"architecture": TransformerConfig(depth=2, dim=64, heads=4, kv_heads=1)},
 }
 
 
@@ -104,7 +107,7 @@ LARGE = ("111m", "343m")  # once each, for they take seconds and gigabytes
 def test_the_cache_is_exact_for_every_preset(preset, grouped):
     """Its depth, width and heads, on a small grid; with half as many heads of keys and two codes a place, or without."""
     kv_heads = PRESETS[preset]["heads"] // 2 if grouped else None
-    architecture = ArchitectureConfig(preset=preset, kv_heads=kv_heads, dropout=0.0)
+    architecture = TransformerConfig(preset=preset, kv_heads=kv_heads, dropout=0.0)
     prior = make_prior(architecture, codebook_size=64, grid=(2, 3), code_depth=1 + grouped)
     labels, codes = torch.tensor([0, 3]), random_codes(prior, 2)
     torch.testing.assert_close(decoded(prior, labels, codes), prior(labels, codes), atol=1e-4, rtol=1e-4)  # fp32 rounding
@@ -134,7 +137,7 @@ def test_lengths_of_the_cache_end_with_all_of_it():
 @pytest.mark.parametrize("precision, largest", [("bf16", 0.05), ("int8", 0.1)])
 def test_coarser_weights_move_the_logits_by_little(precision, largest):
     """The root mean square error, in standard deviations of the logits: 8 bits of mantissa, or 254 steps a row."""
-    prior = make_prior(ArchitectureConfig(depth=4, dim=128, heads=4))
+    prior = make_prior(TransformerConfig(depth=4, dim=128, heads=4))
     labels, codes = torch.arange(8) % 4, random_codes(prior, 8)
     exact, coarse = decoded(prior, labels, codes), decoded(prior, labels, codes, precision=precision)
     error = (coarse - exact).square().mean().sqrt() / exact.std()
@@ -241,7 +244,7 @@ def test_a_completed_image_does_not_change_with_its_neighbours(any_prior):
     known = torch.rand(6, c.places, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 6)[:, None]
     labels, seeds, codes = torch.arange(6) % 4, list(range(6)), random_codes(any_prior, 6)
     for any_order in (False, True):
-        prior = Prior(c.model_copy(update={"any_order": any_order})).eval()
+        prior = TransformerPrior(c.model_copy(update={"any_order": any_order})).eval()
         prior.load_state_dict(any_prior.state_dict())
         sampler = Sampler(prior, FP32, 4)
         together = sampler(labels, seeds, codes, known)
@@ -436,13 +439,13 @@ def test_when_memory_is_full_the_batch_is_halved_and_said_so(monkeypatch):
 def test_batches_are_as_large_as_free_memory_holds(monkeypatch):
     import psutil
 
-    large = make_prior().config.model_copy(
-        update={"architecture": ArchitectureConfig(preset="343m"), "grid": (24, 24), "codebook_size": 16384}
-    )
-    cpu, sizes = torch.device("cpu"), []
+    shape = {"architecture": TransformerConfig(preset="343m"), "grid": (24, 24), "codebook_size": 16384}
+    with torch.device("meta"):
+        large = TransformerPrior(make_prior().config.model_copy(update=shape))
+    sizes = []
     for gibibytes in (1, 8, 2000):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=gibibytes: type("", (), {"available": free * 2**30}))
-        sizes.append(fitting_batch(large, cpu, guided=False, precision="fp32"))
+        sizes.append(fitting_batch(large, SamplingConfig(), "fp32"))
     cache = 2 * 24 * 1024 * 576 * 4  # bytes an image
     assert sizes[0] < sizes[1] < sizes[2] == BATCH["cpu"]
     assert sizes[1] * cache < 4 * 2**30

@@ -10,7 +10,7 @@ import torch
 from smalti.common import folder, process, state
 from smalti.common.errors import UserError
 from smalti.common.schedule import warmup_cosine
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 
 LEFT = f".{process.label()}9.writing"  # the ending of what a process of this machine that has ended was writing
 
@@ -153,7 +153,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
 
 def test_a_model_survives_the_disk_and_others_may_read_it(prior, tmp_path):
     prior.save_pretrained(tmp_path / "model")
-    again = Prior.from_pretrained(tmp_path / "model")
+    again = load_prior(tmp_path / "model")
     assert again.config == prior.config
     assert all(torch.equal(a, b) for a, b in zip(prior.state_dict().values(), again.state_dict().values(), strict=True))
     for name in ("config.json", "model.safetensors"):
@@ -174,7 +174,7 @@ def test_a_model_folder_that_is_not_what_it_says_is_refused(prior, tmp_path, cha
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
-        Prior.from_pretrained(tmp_path)
+        load_prior(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
@@ -182,7 +182,7 @@ def test_a_missing_file_of_a_model_is_named(prior, tmp_path, missing):
     prior.save_pretrained(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(UserError, match=f"there is no .*{missing}"):
-        Prior.from_pretrained(tmp_path)
+        load_prior(tmp_path)
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_ends_at_nothing():

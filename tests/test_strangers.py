@@ -26,7 +26,7 @@ from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.reporting.codebook import read_counts
 from smalti.pipeline.reporting.found import read_picture
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.model import load_tokenizer
@@ -61,7 +61,7 @@ def read_everything(run: Path, accelerator) -> None:
     """Every kind of folder of a run by what reads it; each refuses or reads, and nothing else happens."""
     readers = [
         lambda: load_tokenizer(run / "tokenizer/model"),
-        lambda: Prior.from_pretrained(run / "prior/model"),
+        lambda: load_prior(run / "prior/model"),
         lambda: ImagePipeline.from_pretrained(run / "pipeline"),
         lambda: codes.read(run / "codes"),
         lambda: state.latest(run / "tokenizer", accelerator),
@@ -124,7 +124,7 @@ def test_a_config_that_claims_an_absurd_size_is_refused_before_memory_is_taken(g
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        Prior.from_pretrained(model) if part == "prior" else load_tokenizer(model)
+        load_prior(model) if part == "prior" else load_tokenizer(model)
 
 
 def test_a_safetensors_header_that_claims_an_absurd_size_is_refused(generated, tmp_path):
@@ -133,7 +133,7 @@ def test_a_safetensors_header_that_claims_an_absurd_size_is_refused(generated, t
     for header in (b"\xff" * 8, (2**40).to_bytes(8, "little"), (60).to_bytes(8, "little")):
         weights.write_bytes(header + b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}')
         with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-            Prior.from_pretrained(model)
+            load_prior(model)
 
 
 def test_a_class_that_is_not_ours_is_refused_by_name(generated, tmp_path):
@@ -144,7 +144,7 @@ def test_a_class_that_is_not_ours_is_refused_by_name(generated, tmp_path):
     with pytest.raises(UserError, match=r"_class_name must be ImagePipeline, got 'os\.system'"):
         ImagePipeline.from_pretrained(pipeline)
     path.write_text(json.dumps(whole | {"prior": ["os", "system"]}))
-    told = r"prior must be smalti\.prior\.model\.Prior, got \['os', 'system'\]; nothing else is imported"
+    told = r"prior must be smalti\.prior\.\S+Prior or smalti\.prior\.\S+, got \['os', 'system'\]; nothing else is imported"
     with pytest.raises(UserError, match=told):
         ImagePipeline.from_pretrained(pipeline)
 
@@ -165,7 +165,7 @@ def test_weights_of_a_type_that_no_weight_has_are_refused_by_name(generated, tmp
     changed_weights(model, lambda tensor: tensor.to(dtype))
     got = {torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3"}.get(dtype, str(dtype).removeprefix("torch."))
     with pytest.raises(UserError, match=rf"model\.safetensors .*: \S+ must be float32 \(float16, .* converted\), got {got}; "):
-        Prior.from_pretrained(model) if part == "prior" else load_tokenizer(model)
+        load_prior(model) if part == "prior" else load_tokenizer(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -173,7 +173,7 @@ def test_weights_of_another_floating_type_are_converted(generated, tmp_path, dty
     model = shutil.copytree(generated / "prior/model", tmp_path / "model")
     changed_weights(model, lambda tensor: tensor.to(dtype))
     name, expected = sorted(load_file(model / "model.safetensors").items())[0]
-    found = Prior.from_pretrained(model).state_dict()[name]
+    found = load_prior(model).state_dict()[name]
     assert found.dtype == torch.float32 and torch.equal(found, expected.float())
 
 
@@ -183,7 +183,7 @@ def test_weights_that_are_no_finite_numbers_are_refused_by_name(generated, tmp_p
     model = shutil.copytree(generated / "prior/model", tmp_path / "model")
     changed_weights(model, lambda tensor: torch.full_like(tensor.double(), number))
     with pytest.raises(UserError, match=r"\S+ must be of finite numbers, and has NaN or Inf; the command that trained it"):
-        Prior.from_pretrained(model)
+        load_prior(model)
 
 
 @pytest.mark.parametrize("stage, name", [
@@ -220,7 +220,7 @@ def test_a_link_that_leaves_a_model_folder_is_refused(generated, tmp_path, file)
     shutil.move(model / file, tmp_path / file)
     (model / file).symlink_to(tmp_path / file)
     with pytest.raises(UserError, match=f"{file} is a link that leaves its folder"):
-        Prior.from_pretrained(model)
+        load_prior(model)
 
 
 def test_a_link_that_leaves_a_codes_folder_is_refused(generated, tmp_path):
@@ -311,9 +311,9 @@ def test_the_hubs_cache_may_link_to_its_own_files_and_a_folder_may_be_a_link(gen
     for name in ("config.json", "model.safetensors"):
         shutil.copy(generated / "prior/model" / name, blobs / name)
         (snapshot / name).symlink_to(blobs / name)
-    Prior.from_pretrained(snapshot)
+    load_prior(snapshot)
     (tmp_path / "mine").symlink_to(generated / "prior/model")
-    Prior.from_pretrained(tmp_path / "mine")
+    load_prior(tmp_path / "mine")
     (snapshot / "secret").symlink_to(generated / "prior/model/config.json")
     with pytest.raises(UserError, match="leaves its folder"):
         inside(snapshot, "secret")

@@ -29,7 +29,7 @@ from smalti.pipeline.coder import compress
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.tokenizer.config import ImagesConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.images import open_images
@@ -112,7 +112,7 @@ def readers(run: Path, pictures: Path, accelerator):
     images = ImagesConfig(source=str(pictures), corrupt="skip", validation_share=0.2)
     return {
         "tokenizer/model/*": lambda: load_tokenizer(run / "tokenizer/model"),
-        "prior/model/*": lambda: Prior.from_pretrained(run / "prior/model"),
+        "prior/model/*": lambda: load_prior(run / "prior/model"),
         "codes/*": lambda: codes.read(run / "codes"),
         "prior/state/*/*": lambda: state.latest(run / "prior", accelerator),
         "../pictures/*/*": lambda: open_images(images, (8, 8), 1),

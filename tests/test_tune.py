@@ -16,7 +16,8 @@ from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.run import drawing
 from smalti.pipeline.tune import Bench, Settings, beginning, compare, read_held_out, tune
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
+from smalti.prior.transformer.model import TransformerPrior
 
 ONE_EACH = {"guidance": (1.0, 2.0), "temperature": (0.5, 1.0), "top_p": (), "min_p": ()}
 
@@ -124,8 +125,8 @@ def test_the_test_split_is_never_read(run, accelerator):
 
 
 def test_an_unconditional_prior_has_no_guidance_to_search(run, accelerator):
-    config = Prior.from_pretrained(run / "prior/model").config
-    Prior(config.model_copy(update={"class_names": None})).save_pretrained(run / "prior/model")
+    config = load_prior(run / "prior/model").config
+    TransformerPrior(config.model_copy(update={"class_names": None})).save_pretrained(run / "prior/model")
     tuned = tune(settings(run), accelerator)
     assert tuned.chosen.metric.startswith("fd_decoded_pca")
     assert [(s.guidance, s.temperature) for s in tuned.figures] == [(1, 1), (1, 0.5)]
@@ -174,7 +175,7 @@ def test_a_protocol_stands_only_beside_the_settings_it_chose(run, accelerator, t
 
 def test_a_protocol_goes_with_the_weights_it_was_found_with(run, accelerator):
     tuned = tune(settings(run), accelerator)
-    Prior(Prior.from_pretrained(run / "prior/model").config).save_pretrained(run / "prior/model")
+    TransformerPrior(load_prior(run / "prior/model").config).save_pretrained(run / "prior/model")
     generate([str(run), "--num-images", "1"])
     assert kept(run) == tuned.sampling.model_dump()
 

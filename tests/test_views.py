@@ -16,7 +16,7 @@ from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.prior.model import build_prior, load_prior
 from smalti.tokenizer.config import ClusterConfig, ImagesConfig, TrainConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import chosen_views
@@ -163,8 +163,8 @@ def test_a_configs_guidance_is_left_out_where_the_prior_has_no_classes(finished_
     """One config serves folders with classes and without; the latter ended in an error after both trainings."""
     run = tmp_path / "run"
     shutil.copytree(finished_run / "tokenizer/model", run / "tokenizer/model")
-    without = Prior.from_folder(finished_run / "prior/model").config.model_copy(update={"class_names": None})
-    Prior(without).save_pretrained(run / "prior/model")
+    without = load_prior(finished_run / "prior/model").config.model_copy(update={"class_names": None})
+    build_prior(without).save_pretrained(run / "prior/model")
     settings = GenerateSettings(run=str(run), num_images=2, guidance=1.5)
     folder = generate(settings, accelerator, SamplingConfig(guidance=1.5))
     assert len(list(folder.glob("*.png"))) == 3 and "guidance 1.5 leans towards a class" in capsys.readouterr().err

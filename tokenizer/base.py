@@ -19,7 +19,7 @@ from smalti.tokenizer.quantizers.base import Quantizer
 class ImageTokenizer(nn.Module, Pretrained):
     """`config` says image_size, image_channels, grid (h, w), codebook_size K, code_depth Q and factors."""
 
-    files = folder.MODEL_FILES
+    face, files = "load_tokenizer", folder.MODEL_FILES
     config_class: ClassVar[type[ImageTokenizerConfig]]
     config: ImageTokenizerConfig
     likelihood: Likelihood  # p(x | z), of what `output` gives

@@ -37,7 +37,8 @@ from smalti.tokenizer.evaluation import evaluate, reconstructions, save_histogra
 from smalti.tokenizer.health import described, unused
 from smalti.tokenizer.images import open_images, tell_of_images
 from smalti.tokenizer.initialization import check_enough, sampled
-from smalti.tokenizer.kmeans import KMeansTokenizer, assigned, e_step, m_step, plus_plus
+from smalti.tokenizer.kmeans import assigned, e_step, m_step, plus_plus
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.pixels import to_float
 from smalti.tokenizer.run_images import where_they_lay, write_record
 from smalti.tokenizer.split import ImageSplit

@@ -38,7 +38,7 @@ from smalti.tokenizer.base import ImageTokenizer, NetworkTokenizer
 from smalti.tokenizer.codebook_picture import draw
 from smalti.tokenizer.config import EncodeConfig, ImagesConfig
 from smalti.tokenizer.health import Counted, advice, described, neighbours, split_figures
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.model import load_tokenizer, trained
 from smalti.tokenizer.pixels import to_float
 from smalti.tokenizer.run_images import open_run_images, recorded

@@ -24,7 +24,7 @@ from smalti.common.folder import replacing
 from smalti.common.progress import passing_bar
 from smalti.tokenizer.base import ImageTokenizer, NetworkTokenizer
 from smalti.tokenizer.health import PAIRS, Counted, Neighbours
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.pixels import to_uint8
 from smalti.tokenizer.quantizers.residual import ResidualQuantizer
 from smalti.tokenizer.usage import perplexity

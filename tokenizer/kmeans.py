@@ -1,24 +1,20 @@
 """K-means, the lecture's thought model of a codebook: assign to the nearest mean, move each mean to what it was given.
 
-    vectors (N, D) -> means (K, D)                  as the start of every codebook
-    images (B, C, H, W) -> indices (B, h, w)        on its own, of patches: the simplest tokenizer
+    vectors (N, D) -> means (K, D)
+
+It starts every codebook (`tokenizer/quantizers/table.py`) and is, of patches, the simplest tokenizer
+(`tokenizer/kmeans_tokenizer.py`).
 
 The E step is a mixture's posterior with hard assignment (equal, vanishing variances), the M step its maximum likelihood
 mean (Bishop 2006, sec. 9.3.2); neither can raise the mean squared distance. The start is k-means++ (Arthur and Vassilvitskii
 2007), drawn in `ROUNDS` rounds where K is more than that (Bahmani et al. 2012).
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Generator, Tensor
 
 from smalti.common.progress import passing_bar
-from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.config import KMeansConfig
-from smalti.tokenizer.likelihood import HALF, Gaussian, GaussianConfig
 from smalti.tokenizer.nearest import nearest
 
 ROUNDS = 1024
@@ -99,35 +95,3 @@ def assigned(vectors: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
     counts = torch.bincount(indices, minlength=k).to(vectors.dtype)
     sums = vectors.new_zeros(k, vectors.shape[1]).index_add_(0, indices, vectors)
     return counts, sums
-
-
-class KMeansTokenizer(ImageTokenizer):
-    """A code is the mean nearest to a patch, and decodes to that mean. Fitted by `tokenizer/cluster.py`."""
-
-    config_class = KMeansConfig
-    config: KMeansConfig
-    likelihood: Gaussian
-    codebook: Tensor  # (K, C · patch · patch)
-
-    def __init__(self, config: KMeansConfig):
-        super().__init__()
-        self.config = config
-        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
-        self.likelihood = Gaussian(GaussianConfig(), config.image_channels).requires_grad_(False)
-
-    @torch.no_grad()
-    def fit_likelihood(self, squared_error: float) -> None:
-        """The M step of the one variance all means share: the mean squared error of a pixel."""
-        self.likelihood.log_scale.fill_(max(0.5 * math.log(max(squared_error, 1e-12)), math.log(HALF)))
-
-    def patches(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) -> vectors (B · h · w, C · patch · patch)."""
-        p = self.config.patch
-        return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return e_step(self.patches(images), self.codebook).view(len(images), *self.config.grid)
-
-    def _output(self, indices: Tensor) -> Tensor:
-        p = self.config.patch
-        return rearrange(F.embedding(indices, self.codebook), "b h w (c p q) -> b c (h p) (w q)", p=p, q=p)

@@ -16,7 +16,7 @@ from smalti.common.errors import UserError
 from smalti.common.hub import locate
 from smalti.tokenizer.base import ImageTokenizer, NetworkTokenizer
 from smalti.tokenizer.config import TokenizerConfig
-from smalti.tokenizer.kmeans import KMeansTokenizer
+from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
 from smalti.tokenizer.layers import Decoder, Encoder
 from smalti.tokenizer.likelihood import build_likelihood
 from smalti.tokenizer.quantizers.base import Quantized
@@ -87,13 +87,21 @@ def trained(run: Path) -> Path:
     return run / "model"
 
 
-def load_tokenizer(path: str | Path) -> ImageTokenizer:
-    """The tokenizer in a folder, or in a Hub repository: which kind it is stands in its `config.json`.
+def load_tokenizer(
+    path: str | Path, *, subfolder: str = "", revision: str | None = None, token: str | bool | None = None,
+    cache_dir: str | Path | None = None, local_files_only: bool = False,
+) -> ImageTokenizer:  # fmt: skip
+    """Return the tokenizer in a folder, or in a Hub repository `owner/name`: which kind it is stands in its `config.json`.
+
+    Args: as of `common.hub.Pretrained.from_pretrained`.
 
     Raises:
         UserError: no such folder, no tokenizer in it, or weights that do not fit the config.
     """
-    found = locate(path, folder.MODEL_FILES)
+    found = locate(
+        path, folder.MODEL_FILES, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )  # fmt: skip
     kind = folder.kind_in(folder.read_json(folder.inside(found, "config.json")))
     kinds = {folder.kind_of(cls): cls for cls in TOKENIZERS}
     return kinds.get(kind, Tokenizer).from_folder(found)

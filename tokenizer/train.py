@@ -40,6 +40,7 @@ from smalti.common.commands import as_typed
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import Part, SkippedSteps
+from smalti.common.folder import kind_of
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from smalti.common.order import Order, Share, batches
 from smalti.common.origin import Origin, begin_from, begun_from
@@ -93,7 +94,7 @@ class Trained(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
-    c, origin = begun_from(c, run, Tokenizer, lambda model: model.config)
+    c, origin = begun_from(c, run, kind_of(Tokenizer), Tokenizer.from_folder, lambda model: model.config)
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip

@@ -21,8 +21,7 @@ from torch import Tensor
 from smalti.common.tensors import check_types
 from smalti.tokenizer.kmeans import assigned
 from smalti.tokenizer.nearest import nearest
-from smalti.tokenizer.quantizers.base import Quantized, Quantizer
-from smalti.tokenizer.quantizers.table import TableQuantizer
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer, Table
 from smalti.tokenizer.quantizers.vq_ema import EMAVectorQuantizer
 
 REVIVE_EVERY = 10
@@ -33,7 +32,7 @@ CANDIDATES = 4096  # vectors a process offers
 class TableUpkeep:
     """Of one table of K vectors; its tensors are part of the training state."""
 
-    def __init__(self, table: TableQuantizer, *, revive_below: float):
+    def __init__(self, table: Table, *, revive_below: float):
         K, D = table.config.codebook_size, table.config.code_dim
         self.table, self.revive_below = table, revive_below
         device = table.codebook.device

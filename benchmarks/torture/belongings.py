@@ -17,7 +17,7 @@ import PIL.Image
 from benchmarks.torture.forks import Line, command, fault, replaced, run, tiny
 from smalti.common.launch import run_command
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.tokenizer.model import load_tokenizer
 
 Files = Mapping[str, bytes]  # by their path in the folder, in which NAME is the folder's own name
@@ -57,7 +57,7 @@ def saving(what: str, folder: str) -> Callable[[], None]:
     """A call of the library that saves something of the run, ended as a command ends."""
     opened: dict[str, Callable[[], Any]] = {
         "tokenizer": lambda: load_tokenizer("run/tokenizer/model"),
-        "prior": lambda: Prior.from_pretrained("run/prior/model"),
+        "prior": lambda: load_prior("run/prior/model"),
         "pipeline": lambda: ImagePipeline.from_pretrained("run/pipeline"),
     }
     return lambda: run_command(lambda _: opened[what]().save_pretrained(folder))

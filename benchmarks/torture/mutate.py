@@ -28,7 +28,7 @@ from smalti.common import codes, config
 from smalti.common.launch import run_command
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.tokenizer.config import ImagesConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.images import open_images
@@ -70,7 +70,7 @@ def kinds(base: Path) -> dict[str, tuple[list[Path], Reader]]:
 
     found: dict[str, tuple[str, Reader]] = {
         "tokenizer model": ("run/tokenizer/model", library(lambda: load_tokenizer(run_ / "tokenizer/model"))),
-        "prior model": ("run/prior/model", library(lambda: Prior.from_pretrained(run_ / "prior/model"))),
+        "prior model": ("run/prior/model", library(lambda: load_prior(run_ / "prior/model"))),
         "pipeline": ("run/pipeline", library(draw)),
         "codes": ("run/codes", library(lambda: codes.read(run_ / "codes"))),
         "tokenizer run": ("run/tokenizer", command(*lines["tokenizer"])),

@@ -26,7 +26,7 @@ from benchmarks.torture.forks import CHECKPOINT, Ended, command, fault, run, tin
 from smalti.common import codes
 from smalti.common.launch import run_command
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.model import Prior
+from smalti.prior.model import load_prior
 from smalti.tokenizer.config import ImagesConfig
 from smalti.tokenizer.images import open_images
 from smalti.tokenizer.model import load_tokenizer
@@ -220,8 +220,8 @@ def of_models() -> dict[str, Case]:
     readers: dict[str, Callable[[], None]] = {
         "run/tokenizer/model/config.json": library(lambda: load_tokenizer("run/tokenizer/model")),
         "run/tokenizer/model/model.safetensors": library(lambda: load_tokenizer("run/tokenizer/model")),
-        "run/prior/model/config.json": library(lambda: Prior.from_pretrained("run/prior/model")),
-        "run/prior/model/model.safetensors": library(lambda: Prior.from_pretrained("run/prior/model")),
+        "run/prior/model/config.json": library(lambda: load_prior("run/prior/model")),
+        "run/prior/model/model.safetensors": library(lambda: load_prior("run/prior/model")),
         "run/pipeline/model_index.json": library(lambda: ImagePipeline.from_pretrained("run/pipeline")),
         "run/pipeline/generation_config.json": library(lambda: ImagePipeline.from_pretrained("run/pipeline")),
         "run/pipeline/prior/model.safetensors": library(lambda: ImagePipeline.from_pretrained("run/pipeline")),

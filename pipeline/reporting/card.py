@@ -26,10 +26,10 @@ from smalti.pipeline.reporting.head import headline, lead, nats, psnr
 from smalti.pipeline.reporting.meanings import told_figures
 from smalti.pipeline.reporting.page import number
 from smalti.pipeline.reporting.provenance import evaluation_commands, stage_commands
+from smalti.prior.base import Prior
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import Prior
+from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.config import KMeansConfig
-from smalti.tokenizer.model import TOKENIZERS
 
 What = Literal["pipeline", "tokenizer", "prior"]
 TITLES = {"pipeline": "images from codes", "tokenizer": "an image tokenizer", "prior": "a prior over image codes"}
@@ -128,7 +128,7 @@ def use(found: Found, what: What, place: str) -> Iterator[str]:
     yield f"With {release()} or newer installed (the package `smalti`; the `smalti` of PyPI is another):\n"
     yield card.fenced(snippet(found, what, place), "python")
     if what == "pipeline":
-        parts = f'`Prior.from_pretrained("{place}", subfolder="prior")`'
+        parts = f'`load_prior("{place}", subfolder="prior")`'
         yield f'Either part alone: {parts}, and the tokenizer\'s class with `subfolder="tokenizer"`.\n'
     if what == "prior":
         tokenizer = found.prior["tokenizer"] if found.prior else {}
@@ -153,9 +153,8 @@ def snippet(found: Found, what: What, place: str) -> str:
         c = found.model
         assert c is not None
         shape = f"(B, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})"
-        cls = next(cls for cls in TOKENIZERS if isinstance(c, cls.config_class))
         return (
-            f"import torch\n\n{card.loading(cls, place)}\n"
+            f"import torch\n\n{card.loading(ImageTokenizer, place)}\n"
             f"images = torch.zeros(2, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})  # {shape} in [-1, 1]\n"
             f"indices = tokenizer.encode(images)  # (B, {', '.join(map(str, c.grid))}{_depth(c)}) in [0, {c.codebook_size})\n"
             "images = tokenizer.decode(indices)"

@@ -6,13 +6,12 @@ Shapes, for B images on an h x w grid, D channels, K values a code and Q codes a
     indices  (B, h, w), or (B, h, w, Q) where a place has Q > 1 codes; int64 in [0, K)
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
-if TYPE_CHECKING:  # it is made of what stands here
-    from smalti.tokenizer.quantizers.table import TableQuantizer
+from smalti.tokenizer.quantizers.config import TableConfig
 
 
 class Quantized(NamedTuple):
@@ -30,6 +29,26 @@ class Quantized(NamedTuple):
 def fp32(x: Tensor) -> Tensor:
     """x in fp32, or in fp64 where it is: what a half-precision model's numbers are computed in."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+class Table(Protocol):
+    """A quantizer with a table of vectors, which needs keeping alive."""
+
+    codebook: Tensor  # (K, D), a parameter, or a buffer where no gradient moves it
+
+    @property
+    def config(self) -> TableConfig:
+        """Its sizes."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """(K, D) fp32, as the decoder sees them."""
+
+    def assignments(self, quantized: Quantized) -> Tensor:
+        """Return the codes (B, h, w) that evaluation would choose where training chose `quantized.indices`."""
+
+    def place(self, rows: Tensor, vectors: Tensor) -> None:
+        """Put `vectors` (R, D) at the codebook's `rows` (R,)."""
 
 
 class Quantizer(nn.Module):
@@ -57,8 +76,8 @@ class Quantizer(nn.Module):
     def initialize(self, vectors: Tensor, generator: Generator) -> None:
         """Fit the codebook, where there is one, to prepared encoder outputs (N, D), N >= K."""
 
-    def tables(self) -> "tuple[TableQuantizer, ...]":
-        """The quantizers inside that have a table of vectors, which needs keeping alive; see `tokenizer.upkeep`."""
+    def tables(self) -> tuple[Table, ...]:
+        """The quantizers inside that have a table of vectors; see `tokenizer.upkeep`."""
         return ()
 
     def anneal(self, progress: float) -> None:

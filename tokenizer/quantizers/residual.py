@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from smalti.tokenizer.quantizers.base import Quantized, Quantizer
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer, Table
 from smalti.tokenizer.quantizers.config import ResidualConfig
-from smalti.tokenizer.quantizers.table import TableQuantizer
 
 
 class ResidualQuantizer(Quantizer):
@@ -67,7 +66,7 @@ class ResidualQuantizer(Quantizer):
             codes = depth.quantize((left / scale)[:, :, None, None]).indices
             left = left - depth.lookup(codes)[:, :, 0, 0] * scale
 
-    def tables(self) -> tuple[TableQuantizer, ...]:
+    def tables(self) -> tuple[Table, ...]:
         return tuple(table for depth in self.depths for table in depth.tables())
 
     def anneal(self, progress: float) -> None:

@@ -4,7 +4,7 @@ R rows (images, or twice as many under guidance): x (R, C) fp32; queries (R, hea
 the cache, for each layer, keys and values (R, key_heads, T, d), there at full length from the start.
 
 Step n reads the code of step n − 1 (step 0 the class) and predicts the one of step n. `prefill` reads the inputs of many steps
-at once, `step` one. Both compute what `prior.model` computes, with fewer and larger operations:
+at once, `step` one. Both compute what `prior.transformer.network` computes, with fewer and larger operations:
 
     norm weights     multiplied into the matrices behind them
     x / rms(x)       as √C x / √(‖x‖² + εC): a vector norm, a hypot and a division, half the time of rms_norm on a CPU
@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from smalti.prior.layers import EPSILON, Block, causal_attention
-from smalti.prior.matrix import Matrix, Precision, cache_type, make_matrix
-from smalti.prior.model import Prior
+from smalti.prior.draw import Precision
+from smalti.prior.layers import EPSILON
+from smalti.prior.transformer.fast.matrix import Matrix, cache_type, make_matrix
+from smalti.prior.transformer.layers import Block, causal_attention
+from smalti.prior.transformer.network import CausalTransformer
 
 ALIGNED = 8  # the cache's length divides by it, as CUDA's attention wants of a mask
 
@@ -95,14 +97,14 @@ class Layer(NamedTuple):
 class Decoder:
     """A prior's weights as they are now: train it further and a new one is needed."""
 
-    def __init__(self, prior: Prior, rows: int, precision: Precision):
+    def __init__(self, prior: CausalTransformer, rows: int, precision: Precision):
         """
         Args:
             rows: of a step; the cache is as large.
             precision: of the weights, fp32, bf16 or int8, and with bf16 of the cache. The stream between the blocks, queries
                 and keys until they are turned, and the logits are fp32 always.
         """
-        a, self.device = prior.config.architecture, prior.head.weight.device
+        a, self.device = prior.architecture, prior.device
         self.rows, self.dim, self.head_dim, self.heads, self.key_heads = rows, a.dim, a.head_dim, a.heads, a.key_heads
         self.precision, self.dtype = precision, cache_type(precision, rows, self.device)
         self.split = (a.heads + a.key_heads, a.key_heads)  # heads that are turned, and values

@@ -8,15 +8,14 @@ a build of torch has no packed kernel for is multiplied by `F.linear`.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.launch import computes_bf16
+from smalti.prior.draw import Precision
 
-Precision = Literal["auto", "fp32", "bf16", "int8"]
 Matrix = Callable[[Tensor], Tensor]
 INT8_INPUTS = 32  # torch's int8 kernel reads weights of another multiple of inputs beyond their end
 FEW, SMALL = 4, 2**18  # rows and weights below which a CPU multiplies sooner in fp32 than oneDNN starts on bf16

@@ -1,0 +1,164 @@
+"""What one sample becomes in stage one: one or more grids, coarse first, of codes or of vectors.
+
+A grid has a shape of any rank: (h, w) for an image, (t,) for sound, (t, h, w) for moving pictures. Everybody else asks the layout
+and never counts places, so that another kind of data or a hierarchy is a value and not a change.
+
+Shapes: between the stages a sample is flat: codes (B, T) int64, the Q codes of a place side by side, or latents (B, T) float32, the
+D channels of a place side by side; P places in all grids. `split` and `join` go between that and the grids.
+"""
+
+from math import prod
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from smalti.common.config import Settings
+
+Side = Annotated[int, Field(ge=1, le=2**20)]  # of a grid, in places
+LONGEST = 2**24  # numbers a sample
+
+
+class Grid(Settings):
+    """One grid: its shape, and what stands at each place of it."""
+
+    shape: tuple[Side, ...] = Field(min_length=1, max_length=4)
+    """places along each axis: (h, w) of an image"""
+    depth: int = Field(1, ge=1, le=2**14)
+    """Q, codes a place; or D, channels of a place's vector where the grid holds vectors"""
+    factors: tuple[Annotated[int, Field(ge=2)], ...] | None = Field(None, min_length=1, max_length=64)
+    """values of each digit of a code, most significant first, their product K; null where the grid holds vectors"""
+
+    @property
+    def places(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def length(self) -> int:
+        """Numbers of the grid: codes, or channels of all its vectors."""
+        return self.places * self.depth
+
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        if self.factors is None:
+            return f"{shape} vectors of {self.depth}"
+        return f"{shape}{f' x {self.depth}' if self.depth > 1 else ''} codes of {prod(self.factors):,}"
+
+
+class Layout(Settings):
+    """The grids of one sample, coarse first, in the order in which a prior meets them."""
+
+    grids: tuple[Grid, ...] = Field(min_length=1, max_length=32)
+    """one for most; several for a hierarchy"""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Layout":
+        first = self.grids[0]
+        for grid in self.grids:
+            if len(grid.shape) != len(first.shape):
+                raise ValueError(f"grids must have as many axes, got {first.shape} and {grid.shape}")
+            if (grid.factors is None) != (first.factors is None):
+                raise ValueError("grids must all hold codes or all hold vectors")
+            if grid.factors is not None and prod(grid.factors) > 2**63:
+                raise ValueError(f"factors {grid.factors} make more codes than 64 bits count")
+        if self.length > LONGEST:
+            raise ValueError(f"{self} are {self.length} numbers a sample, more than {LONGEST}")
+        return self
+
+    @classmethod
+    def of(cls, *shape: int, depth: int = 1, factors: tuple[int, ...] | None = None) -> "Layout":
+        """Return the layout of one grid."""
+        return cls(grids=(Grid(shape=shape, depth=depth, factors=factors),))
+
+    # ------------------------------------------------------------------------------------------------- of all its grids
+
+    @property
+    def length(self) -> int:
+        """T, numbers of a sample."""
+        return sum(grid.length for grid in self.grids)
+
+    @property
+    def places(self) -> int:
+        """P, places of all grids."""
+        return sum(grid.places for grid in self.grids)
+
+    @property
+    def discrete(self) -> bool:
+        """Return whether the grids hold codes."""
+        return self.grids[0].factors is not None
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Values of each digit of a code, where all grids have the same codes. Raises `ValueError` where they have not."""
+        found = {grid.factors for grid in self.grids}
+        if len(found) > 1 or None in found:
+            raise ValueError(f"one codebook size is wanted, and the grids are {self}")
+        return found.pop()  # type: ignore[return-value]  # None was asked for above
+
+    @property
+    def codebook_size(self) -> int:
+        """K, values of a code, where all grids have the same. Raises `ValueError` where they have not."""
+        return prod(self.factors)
+
+    @property
+    def depth(self) -> int:
+        """Q or D, numbers a place, where all grids have as many. Raises `ValueError` where they have not."""
+        found = {grid.depth for grid in self.grids}
+        if len(found) > 1:
+            raise ValueError(f"one depth is wanted, and the grids are {self}")
+        return found.pop()
+
+    @property
+    def rectangle(self) -> tuple[int, int] | None:
+        """Return (h, w) where there is one grid and it is of rows and columns, as pictures of it are drawn."""
+        return self.grids[0].shape if len(self.grids) == 1 and len(self.grids[0].shape) == 2 else None  # type: ignore[return-value]
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.grids))
+
+    # ------------------------------------------------------------------------------------------------------ of its places
+
+    def coordinates(self) -> Tensor:
+        """Return the middle of each place, (P, axes) float64, in units of the finest grid and counted from 1: places of two grids
+        that lie over each other are near."""
+        finest = [max(sides) for sides in zip(*(grid.shape for grid in self.grids), strict=True)]
+        found = []
+        for grid in self.grids:
+            axes = [(torch.arange(n).double() + 0.5) * f / n + 0.5 for n, f in zip(grid.shape, finest, strict=True)]
+            found.append(torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")], 1))
+        return torch.cat(found)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Return of each grid its part of (B, T): (B, *shape), or (B, *shape, depth) where a place has several numbers or a vector."""
+        parts = flat.split([grid.length for grid in self.grids], 1)
+        return [part.reshape(len(part), *self._shape(grid)) for part, grid in zip(parts, self.grids, strict=True)]
+
+    def join(self, grids: list[Tensor]) -> Tensor:
+        """Return (B, T): the inverse of `split`."""
+        return torch.cat([each.flatten(1) for each in grids], 1)
+
+    def by_place(self, numbers: Tensor) -> list[Tensor]:
+        """Return of each grid the mean over the numbers of a place: (T,) -> one (*shape)."""
+        parts = numbers.split([grid.length for grid in self.grids])
+        return [part.view(*grid.shape, grid.depth).mean(-1) for part, grid in zip(parts, self.grids, strict=True)]
+
+    @staticmethod
+    def _shape(grid: Grid) -> tuple[int, ...]:
+        return grid.shape if grid.depth == 1 and grid.factors is not None else (*grid.shape, grid.depth)
+
+
+def of_format_1(written: Any) -> Any:
+    """Return settings in which K, grid and depth stood one by one, as format 1 wrote them, with a layout in their place."""
+    if not isinstance(written, dict) or "layout" in written or "grid" not in written:
+        return written
+    old = {name: written.get(name) for name in ("codebook_size", "factors", "grid", "code_depth")}
+    factors = [old["codebook_size"]] if old["factors"] is None else old["factors"]
+    if (
+        isinstance(old["codebook_size"], int)
+        and all(isinstance(f, int) for f in factors)
+        and prod(factors) != old["codebook_size"]
+    ):
+        raise ValueError(f"factors {factors} must multiply to codebook_size {old['codebook_size']}")
+    grid = {"shape": old["grid"], "depth": 1 if old["code_depth"] is None else old["code_depth"], "factors": factors}
+    return {"layout": {"grids": [grid]}, **{name: value for name, value in written.items() if name not in old}}

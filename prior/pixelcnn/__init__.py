@@ -1,0 +1,1 @@
+"""The gated PixelCNN: convolutions that see only what stands before."""

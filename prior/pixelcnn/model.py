@@ -1,0 +1,180 @@
+"""The gated PixelCNN as a prior over codes.
+
+Shapes: labels (B,), codes (B, T) in raster order, the Q codes of a place side by side; features (B, C, h, w); x (B, T, C) what
+the head reads; logits (B, T, V).
+
+The stacks say what a place may know of the places before it; the codes of one place, where it has several, are predicted one
+after another, each from the place's features and an embedding of those before it. So every code has an exact probability.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from smalti.common.digits import to_digits, to_index
+from smalti.common.errors import UserError
+from smalti.prior.base import Choose, Prior, embedding_rows
+from smalti.prior.config import PriorConfig
+from smalti.prior.draw import Precision, SamplingConfig, draw, guidance_scales, image_uniforms
+from smalti.prior.head import CodeHead
+from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
+from smalti.prior.pixelcnn.config import PixelCNNConfig
+from smalti.prior.pixelcnn.network import RowByRow, Stacks
+
+
+class PixelCNNPrior(Prior):
+    first_rows: Tensor  # (T, G)
+
+    def __init__(self, config: PriorConfig):
+        super().__init__(config)
+        a = config.architecture
+        assert isinstance(a, PixelCNNConfig)
+        self.architecture = a
+        self.class_embedding = nn.Embedding(config.num_classes + 1, a.dim)  # the last row is no class
+        self.code_embedding = nn.Embedding(config.code_depth * sum(self.vocabularies), a.dim)
+        self.stacks = Stacks(a.dim, a.depth, a.kernel, a.dropout)
+        self.place_norm = RMSNorm(a.dim) if config.code_depth > 1 else None
+        self.place_mlp = SwiGLU(a.dim, hidden_width(a.dim)) if config.code_depth > 1 else None
+        self.norm = RMSNorm(a.dim)
+        self.head = CodeHead(config)
+        self.register_buffer("first_rows", embedding_rows(config), persistent=False)
+        for embedding in (self.class_embedding, self.code_embedding):
+            nn.init.normal_(embedding.weight, std=0.2)
+        nn.init.zeros_(self.head.weight)  # the first NLL is ln K
+
+    def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+        assert order is None, "a PixelCNN has raster order alone"
+        c = self.config
+        digits = to_digits(codes, self.vocabularies)
+        embedded = rearrange(self.embed(digits, slice(None)), "b (p q) c -> b p q c", q=c.code_depth)
+        grid = rearrange(embedded.sum(2), "b (h w) c -> b c h w", h=c.grid[0])
+        features = rearrange(self.stacks(grid, self.class_embedding(labels)), "b c h w -> b (h w) c")
+        before = embedded.cumsum(2) - embedded  # the codes of the place before each
+        each = [self.at_depth(features, before[:, :, q], q) for q in range(c.code_depth)]
+        return self.head(self.norm(rearrange(torch.stack(each, 2), "b p q c -> b (p q) c")), digits)
+
+    def embed(self, digits: Tensor, places: slice | int) -> Tensor:
+        """digits (..., T, G) of codes at these places of the sequence, or (..., G) at one -> (..., C)."""
+        return self.code_embedding(digits + self.first_rows[places]).sum(-2)
+
+    def at_depth(self, features: Tensor, before: Tensor, depth: int) -> Tensor:
+        """Return what the code at this depth of a place reads: features (..., C), and the codes before it there, embedded."""
+        if depth == 0 or self.place_mlp is None or self.place_norm is None:
+            return features
+        return features + self.place_mlp(self.place_norm(features + before))
+
+    def matrices(self) -> list[nn.Parameter]:
+        inside = [self.stacks, *([self.place_mlp] if self.place_mlp is not None else [])]
+        return [p for module in inside for p in module.parameters() if p.ndim == 2]
+
+    def recomputing(self, wanted: bool) -> None:
+        if wanted:
+            raise UserError("recompute is for model.kind transformer; a PixelCNN keeps its activations: leave it away")
+
+    def resolved(self, precision: Precision) -> Precision:
+        if precision not in ("auto", "fp32"):
+            raise ValueError(f"precision {precision}: a PixelCNN draws in fp32 alone; leave it at auto")
+        return "fp32"
+
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> "Batch":
+        return Batch(self, config, batch_size)
+
+    def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
+        a, width = self.architecture, self.config.grid[1]
+        kept = a.depth * a.dim * width * (2 + a.kernel // 2 + 2)  # of a layer: what is above, rows, and the row to the left
+        return 4 * batch_size * ((1 + (config.guidance != 1)) * kept + 8 * max(self.vocabularies) + 8 * self.config.length)
+
+    @torch.inference_mode()
+    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
+        steps, found = Steps(self, labels), list[Tensor]()
+        for t in range(self.config.length):
+            digits: list[Tensor] = []
+            for g in range(len(self.vocabularies)):
+                digits.append(choose(steps.logits(t, digits), t, g))
+            found.append(to_index(torch.stack(digits, dim=-1), self.vocabularies))
+            steps.put(t, found[-1])
+        return torch.stack(found, dim=1)
+
+
+class Steps:
+    """A PixelCNN one code after another: `logits(t, digits)` of code t's parts where they are wanted, then `put(t, code)`."""
+
+    def __init__(self, prior: PixelCNNPrior, labels: Tensor, known: int = 0):
+        """
+        Args:
+            labels: (R,), a row each.
+            known: places at the beginning whose codes are only put; of the whole rows among them nothing else is computed.
+        """
+        self.prior, self.Q, self.width = prior, prior.config.code_depth, prior.config.grid[1]
+        self.first_place = known // self.width * self.width
+        condition = prior.class_embedding(labels)
+        self.rows = RowByRow(prior.stacks, condition, self.width)
+        self.matrices = [matrix.float() for matrix in prior.head.matrices()]  # each (Q, V_g, C)
+        self.place, self.x = -1, condition
+        self.features = self.before = torch.zeros_like(condition)  # of the place; its codes so far, embedded
+
+    def logits(self, t: int, digits: list[Tensor]) -> Tensor:
+        """Return logits (R, V_g) of part g of code t, whose parts before are `digits`, each (R,)."""
+        depth = t % self.Q
+        if not digits:
+            self.begin(t)
+            self.x = self.prior.norm(self.prior.at_depth(self.features, self.before, depth))
+        return F.linear(self.prior.head.after(self.x, digits), self.matrices[len(digits)][depth])
+
+    def begin(self, t: int) -> None:
+        """Compute the features of the place of code t, once."""
+        place, depth = divmod(t, self.Q)
+        if depth == 0 and place >= self.first_place and self.place != place:
+            self.features, self.before = self.rows.features(place % self.width), torch.zeros_like(self.before)
+            self.place = place
+
+    def put(self, t: int, code: Tensor) -> None:
+        """Take code t (R,); its logits need not have been asked for."""
+        place, depth = divmod(t, self.Q)
+        self.begin(t)
+        self.before = (0 if depth == 0 else self.before) + self.prior.embed(to_digits(code, self.prior.vocabularies), t)
+        if depth + 1 == self.Q:
+            self.rows.put(place % self.width, self.before)
+            if place % self.width + 1 == self.width:
+                self.rows.end_row()
+
+
+class Batch:
+    """One batch that is drawn: R = B rows, or 2 B under guidance, with the class above and without it below."""
+
+    def __init__(self, prior: PixelCNNPrior, config: SamplingConfig, batch_size: int):
+        self.prior, self.config, self.size, self.guided = prior, config, batch_size, config.guidance != 1
+        self.scales = guidance_scales(config, prior.config.length).to(prior.device)
+
+    def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
+        c, b = self.prior.config, len(labels)
+        pad = torch.arange(self.size, device=labels.device).clamp_max(b - 1)  # the last image again
+        classes, codes = labels[pad], codes[pad].clone()
+        given = given[pad].repeat_interleave(c.code_depth, 1)
+        rows = torch.cat([classes, torch.full_like(classes, c.num_classes)]) if self.guided else classes
+        uniforms = image_uniforms(seeds, c.length, len(self.prior.vocabularies))[pad.cpu()].to(labels.device)
+        steps = Steps(self.prior, rows, lead)
+        for t in range(c.length):
+            if t >= lead * c.code_depth:
+                codes[:, t] = torch.where(given[:, t], codes[:, t], self._code(steps, t, uniforms[:, t]))
+            steps.put(t, self._doubled(codes[:, t]))
+        return codes[:b]
+
+    def _code(self, steps: Steps, t: int, uniforms: Tensor) -> Tensor:
+        """Draw code t: uniforms (B, G) -> (B,)."""
+        parts: list[Tensor] = []
+        for u in uniforms.unbind(1):
+            logits = steps.logits(t, [self._doubled(part) for part in parts])
+            if self.guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = torch.lerp(unconditional, conditional, self.scales[t])
+            drawn = draw(logits, u, self.config)
+            if (drawn >= logits.shape[1]).any():  # beyond the last code, which no probability is
+                raise UserError("the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged")
+            parts.append(drawn)
+        return to_index(torch.stack(parts, dim=-1), self.prior.vocabularies)
+
+    def _doubled(self, x: Tensor) -> Tensor:
+        """x (B, ...) -> (R, ...)."""
+        return torch.cat([x, x]) if self.guided else x

@@ -1,0 +1,1 @@
+"""The causal Transformer over codes; `fast/` holds what is there for speed alone."""

@@ -1,0 +1,90 @@
+"""The parts of the Transformer: rotary positions on the grid, causal attention, the block.
+
+Shapes: x (B, T, C), queries (B, heads, T, head_dim), keys and values (B, key_heads, T, head_dim), cos and sin of a turn
+(T, head_dim / 2), or (B, 1, T, head_dim / 2) where images differ in their order.
+
+A key is turned by where its code stands, a query by the place that is to be predicted: what attention sees is how far a code
+lies from there, in rows and in columns, whatever the order.
+
+Rotary positions: Su et al. (2021), here half of the pairs
+turn with the row and half with the column. QK-norm: Henry et al. (2020). Grouped queries: Ainslie et al. (2023).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from smalti.prior.config import PriorConfig
+from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
+from smalti.prior.transformer.config import TransformerConfig
+
+ROTARY_BASE = 100.0  # grids are short: the slowest pair turns once in about 500 places
+SHORT = 256  # up to this length plain products beat the fused attention on a CPU
+
+
+def grid_angles(config: PriorConfig) -> Tensor:
+    """(1 + T, head_dim / 2): how far each pair is turned: row 0 for the class, at (0, 0); row 1 + t for the code at place t of
+    the sequence, which stands at (i + 1, j + 1) of the grid."""
+    assert isinstance(config.architecture, TransformerConfig)
+    pairs = config.architecture.head_dim // 4  # of each axis
+    speed = ROTARY_BASE ** (-torch.arange(pairs).double() / pairs)
+    h, w = config.grid
+    row, column = torch.meshgrid(torch.arange(h) + 1.0, torch.arange(w) + 1.0, indexing="ij")
+    places = torch.stack([row.flatten(), column.flatten()], 1).double().repeat_interleave(config.code_depth, 0)  # (T, 2)
+    places = torch.cat([places.new_zeros(1, 2), places])
+    return rearrange(places[:, :, None] * speed, "t yx p -> t (yx p)").float()
+
+
+class Turn(NamedTuple):
+    """How far each step's queries or keys are turned: (T, d / 2), or (B, 1, T, d / 2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Turn the pairs (x_i, x_{i + d/2}) of x (B, heads, T, d)."""
+        (a, b), cos, sin = x.chunk(2, dim=-1), self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each place attends to itself and the places before it: q (B, heads, T, d), k and v (B, key_heads, T, d)."""
+    T, group = q.shape[2], q.shape[1] // k.shape[1]
+    if q.device.type != "cpu" or T > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1)
+    if group > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    hidden = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
+    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=q.shape[3] ** -0.5)
+    weights = torch.softmax(scores, dim=-1).to(v.dtype)
+    return (weights @ v.flatten(0, 1)).view(q.shape)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads, self.key_heads = config.heads, config.key_heads
+        self.qkv = nn.Linear(config.dim, (config.heads + 2 * config.key_heads) * config.head_dim, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, target: Turn, own: Turn) -> Tensor:
+        heads = rearrange(self.qkv(x), "b t (h d) -> b h t d", h=self.heads + 2 * self.key_heads)
+        q, k, v = heads.split([self.heads, self.key_heads, self.key_heads], dim=1)
+        q, k = target(self.q_norm(q)), own(self.k_norm(k))
+        return self.out(rearrange(causal_attention(q, k, v), "b h t d -> b t (h d)"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.attention_norm, self.attention = RMSNorm(config.dim), Attention(config)
+        self.mlp_norm, self.mlp = RMSNorm(config.dim), SwiGLU(config.dim, hidden_width(config.dim))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, target: Turn, own: Turn) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), target, own))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))

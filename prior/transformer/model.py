@@ -1,0 +1,50 @@
+"""The Transformer as a prior: what it draws with, walks along, and costs."""
+
+import torch
+from torch import Tensor
+
+from smalti.common.digits import to_index
+from smalti.prior.base import Choose
+from smalti.prior.config import PriorConfig
+from smalti.prior.draw import Precision, SamplingConfig
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.fast.batch import Batch
+from smalti.prior.transformer.fast.decoder import Decoder, NumberedStep
+from smalti.prior.transformer.fast.matrix import cache_type, resolve
+from smalti.prior.transformer.network import CausalTransformer
+
+
+class TransformerPrior(CausalTransformer):
+    """The network, and the fast code that computes what it computes one step at a time."""
+
+    def resolved(self, precision: Precision) -> Precision:
+        return resolve(precision, self.device)
+
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Batch:
+        return Batch(self, config, batch_size, precision)
+
+    def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
+        return batch_size * image_bytes(self.config, batch_size, config.guidance != 1, precision, self.device)
+
+    @torch.inference_mode()
+    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
+        decoder = Decoder(self, len(labels), "fp32")
+        codes = labels.new_zeros(len(labels), 0)
+        for t in range(self.config.length):
+            x = self.inputs(labels, codes, None)[:, -1].contiguous()
+            place = torch.full_like(labels, t)
+            hidden = decoder.step(x, decoder.turns(1 + place, place), NumberedStep(t))
+            digits: list[Tensor] = []
+            for g in range(len(self.vocabularies)):
+                digits.append(choose(decoder.logits(hidden, t % self.config.code_depth, digits), t, g))
+            code = to_index(torch.stack(digits, dim=-1), self.vocabularies)
+            codes = torch.cat([codes, code[:, None]], dim=1)
+        return codes
+
+
+def image_bytes(config: PriorConfig, batch_size: int, guided: bool, precision: Precision, device: torch.device) -> int:
+    """Return the bytes that an image of a batch takes while it is drawn: cache, stream and logits."""
+    a = config.architecture
+    assert isinstance(a, TransformerConfig)
+    of_code = 2 * a.depth * a.key_heads * a.head_dim * cache_type(precision, batch_size * (1 + guided), device).itemsize
+    return (1 + guided) * (of_code * config.length + 32 * a.dim) + 40 * max(config.vocabularies) + 64 * config.length

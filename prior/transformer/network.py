@@ -1,0 +1,102 @@
+"""The prior: a causal Transformer over the codes of one image, opened by its class.
+
+Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
+codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their sizes;
+order (B, T), the place of the sequence that each step predicts.
+
+The input is [class, c_0, ..., c_{T-2}], the output a distribution over c_0, ..., c_{T-1}: log p(codes | class) is the
+sum of their log-probabilities, the rate term of the lecture's ELBO. Depths of a place have embeddings and heads of their own.
+
+Added to an input is an embedding of the place to predict, its queries are turned by that place and its keys by the one where
+its own code stands; so the same weights can predict the places in any order, and the input is then [class, c_{o_0}, c_{o_1},
+...]. (Target-aware positions: Yu et al. 2024, RAR, sec. 3.2.)
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from smalti.common.digits import to_digits
+from smalti.prior.base import Prior, embedding_rows
+from smalti.prior.config import PriorConfig
+from smalti.prior.head import CodeHead
+from smalti.prior.layers import RMSNorm
+from smalti.prior.transformer.config import TransformerConfig
+from smalti.prior.transformer.layers import Block, Turn, grid_angles
+
+
+class CausalTransformer(Prior):
+    cos: Tensor  # (1 + T, head_dim / 2), of the angles by which places are turned
+    sin: Tensor
+    first_rows: Tensor  # (T, G)
+
+    def __init__(self, config: PriorConfig):
+        super().__init__(config)
+        a = config.architecture
+        assert isinstance(a, TransformerConfig)
+        self.architecture = a
+        self.class_embedding = nn.Embedding(config.num_classes + 1, a.dim)  # the last row is no class
+        self.code_embedding = nn.Embedding(config.code_depth * sum(self.vocabularies), a.dim)
+        self.target_embedding = nn.Parameter(torch.zeros(config.length, a.dim))  # of the place to predict
+        self.dropout = nn.Dropout(a.dropout)
+        self.blocks = nn.ModuleList(Block(a) for _ in range(a.depth))
+        self.norm = RMSNorm(a.dim)
+        self.head = CodeHead(config)
+        angles = grid_angles(config)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("first_rows", embedding_rows(config), persistent=False)
+        self.recompute = False  # set in training: blocks compute their activations again in the backward pass
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """
+        embeddings             N(0, 0.2²): large enough that the first steps of the blocks see them
+        matrices of a block    N(0, 0.02²), those that add to the stream smaller by √(2 · depth)
+        head                   zeros: the first NLL is ln K
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.2 if "embedding" in name else 0.02)
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                parameter.data /= (2 * self.architecture.depth) ** 0.5
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+        """logits (B, T, V) fp32 of the codes in the order given, raster order where none is.
+
+        logits[:, n] has seen the label, the n codes before it in the order, and of its own code the parts before.
+        """
+        ordered = codes if order is None else codes.gather(1, order)
+        x = self.dropout(self.inputs(labels, ordered[:, :-1], order))
+        target, own = self.turns(order)
+        for block in self.blocks:
+            again = self.recompute and self.training
+            x = checkpoint(block, x, target, own, use_reentrant=False) if again else block(x, target, own)
+        return self.head(self.norm(x), to_digits(ordered, self.vocabularies))
+
+    def inputs(self, labels: Tensor, ordered: Tensor, order: Tensor | None) -> Tensor:
+        """labels (B,) and the first n codes in the order (B, n) -> what the first n + 1 steps read (B, n + 1, C)."""
+        rows = to_digits(ordered, self.vocabularies) + self.first_rows[: ordered.shape[1]]  # (B, n, G)
+        x = torch.cat([self.class_embedding(labels)[:, None], self.code_embedding(rows).sum(2)], dim=1)
+        wanted = self.target_embedding if order is None else self.target_embedding[order]
+        return x + wanted[..., : x.shape[1], :]
+
+    def turns(self, order: Tensor | None) -> tuple[Turn, Turn]:
+        """How far the queries of all steps are turned, by the place to predict, and the keys, by the input's own."""
+        if order is None:
+            return Turn(self.cos[1:], self.sin[1:]), Turn(self.cos[:-1], self.sin[:-1])
+        target, own = 1 + order, own_rows(order)
+        return Turn(self.cos[target][:, None], self.sin[target][:, None]), Turn(self.cos[own][:, None], self.sin[own][:, None])
+
+    def matrices(self) -> list[nn.Parameter]:
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
+
+    def recomputing(self, wanted: bool) -> None:
+        self.recompute = wanted
+
+
+def own_rows(order: Tensor) -> Tensor:
+    """order (B, T) -> (B, T): the row of the table of angles where each step's input stands: the class, then each code."""
+    return F.pad(1 + order[:, :-1], (1, 0))

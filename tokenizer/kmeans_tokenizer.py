@@ -1,0 +1,48 @@
+"""The tokenizer without a network: a code is the mean nearest to a patch.
+
+Shapes: images (B, C, H, W) in [-1, 1], patches of p x p pixels, indices (B, h, w), codebook (K, C · p · p).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.config import KMeansConfig
+from smalti.tokenizer.kmeans import e_step
+from smalti.tokenizer.likelihood import HALF, Gaussian, GaussianConfig
+
+
+class KMeansTokenizer(ImageTokenizer):
+    """A code is the mean nearest to a patch, and decodes to that mean. Fitted by `tokenizer/cluster.py`."""
+
+    config_class = KMeansConfig
+    config: KMeansConfig
+    likelihood: Gaussian
+    codebook: Tensor  # (K, C · patch · patch)
+
+    def __init__(self, config: KMeansConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
+        self.likelihood = Gaussian(GaussianConfig(), config.image_channels).requires_grad_(False)
+
+    @torch.no_grad()
+    def fit_likelihood(self, squared_error: float) -> None:
+        """The M step of the one variance all means share: the mean squared error of a pixel."""
+        self.likelihood.log_scale.fill_(max(0.5 * math.log(max(squared_error, 1e-12)), math.log(HALF)))
+
+    def patches(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) -> vectors (B · h · w, C · patch · patch)."""
+        p = self.config.patch
+        return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return e_step(self.patches(images), self.codebook).view(len(images), *self.config.grid)
+
+    def _output(self, indices: Tensor) -> Tensor:
+        p = self.config.patch
+        return rearrange(F.embedding(indices, self.codebook), "b h w (c p q) -> b c (h p) (w q)", p=p, q=p)
