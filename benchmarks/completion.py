@@ -93,13 +93,13 @@ def score(prior: Prior, info: CodesInfo, split: CodesSplit) -> Figures:
     """Nats per unknown code of a split, for each mask and with nothing known."""
     assert split.labels is not None  # the sets of this claim have classes
     labels, found = torch.from_numpy(split.labels[:SCORED]), {}
-    rows = torch.from_numpy(split.codes[:SCORED].astype("int64"))
-    for name, mask in {"nothing": torch.zeros(info.grid, dtype=torch.bool), **masks(*info.grid)}.items():
+    rows, (grid,) = torch.from_numpy(split.codes[:SCORED].astype("int64")), (each.shape for each in info.layout.grids)
+    for name, mask in {"nothing": torch.zeros(grid, dtype=torch.bool), **masks(*grid)}.items():
         known, total = mask.flatten(), 0.0
         for some in torch.arange(len(rows)).split(500):
             given = known.expand(len(some), -1) if name != "nothing" else None
             total -= prior.log_prob(rows[some], labels[some], given).sum().item()
-        found[name] = total / (len(rows) * int((~known).sum()) * info.code_depth)
+        found[name] = total / (len(rows) * int((~known).sum()) * info.layout.depth)
     return found
 
 
@@ -116,11 +116,12 @@ def draw_picture(name: str, data: Path, work: Path, seed: int, path: Path) -> No
         for order in ORDERS
     }
     c = pipelines["any"].tokenizer.config
+    (grid,) = (each.shape for each in c.layout.grids)
     whole = from_pil(pictures, c.image_size, c.image_channels)
     rows = [whole]
     for mask_name in ("upper half", "lower half", "all but the centre"):
-        mask = masks(*c.grid)[mask_name]
-        pixels = mask.repeat_interleave(c.image_size[0] // c.grid[0], 0).repeat_interleave(c.image_size[1] // c.grid[1], 1)
+        mask = masks(*grid)[mask_name]
+        pixels = mask.repeat_interleave(c.image_size[0] // grid[0], 0).repeat_interleave(c.image_size[1] // grid[1], 1)
         rows.append(torch.where(pixels, whole, 128))
         for order in ORDERS:
             if order == "any" or mask_name == "upper half":
@@ -151,7 +152,7 @@ def main() -> None:
             of_order[order] = {"summary": mean_and_spread(per_seed), "per_seed": per_seed}
         by_set[name] = of_order
         draw_picture(name, data, arguments.work, arguments.seeds[0], arguments.pictures / f"completion_{name}.png")
-        for mask in masks(*info.grid):
+        for mask in masks(*info.layout.grids[0].shape):
             print(name, mask, *(f"{order}: {of_order[order]['summary'][mask]['mean']:.3f}" for order in ORDERS), flush=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 

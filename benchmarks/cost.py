@@ -98,7 +98,7 @@ def views_of(c: TokenizerTraining, images: int) -> int:
 def cost_of_prior(c: PriorTraining, info: CodesInfo, images: int) -> dict[str, Any]:
     with torch.device("meta"):
         prior = TransformerPrior(PriorConfig.over(info, c.model, conditional=info.class_names is not None)).train()
-        labels, codes = torch.zeros(1, dtype=torch.int64), torch.zeros(1, info.length, dtype=torch.int64)
+        labels, codes = torch.zeros(1, dtype=torch.int64), torch.zeros(1, info.layout.length, dtype=torch.int64)
     kept = Kept(prior)
     with FlopCounterMode(display=False) as training:
         with kept.hooks:
@@ -107,7 +107,7 @@ def cost_of_prior(c: PriorTraining, info: CodesInfo, images: int) -> dict[str, A
     step = counted(training)
     return {
         "weights": weights(prior), "mib_kept_an_image": kept.mib, "operations_an_image": step,
-        "operations_a_code": step / info.length,
+        "operations_a_code": step / info.layout.length,
         "images_trained_on": c.steps * c.batch_size, "operations": step * c.steps * c.batch_size,
         "epochs": c.steps * c.batch_size / images, "state_gib": 5 * 4 * weights(prior) / 2**30,
     }  # fmt: skip
@@ -126,7 +126,7 @@ def cost(folder: Path, images: int, classes: int) -> dict[str, Any]:
     one = config.parse(TokenizerTraining, "", [str(folder / "tokenizer.yaml")])
     two = config.parse(PriorTraining, "", [str(folder / "prior.yaml")])
     info = CodesInfo(
-        codebook_size=one.model.codebook_size, factors=one.model.factors, grid=one.model.grid, code_depth=one.model.code_depth,
+        layout=one.model.layout,
         views=views_of(one, images), class_names=tuple(map(str, range(classes))) or None, source={}, shard_size=1,
         tokenizer=TokenizerIdentity(name=folder.name, sha256="0" * 64),
     )  # fmt: skip
@@ -134,7 +134,7 @@ def cost(folder: Path, images: int, classes: int) -> dict[str, Any]:
     total = tokenizer["operations"] + tokenizer["encode_operations"] + prior["operations"]
     return {
         "tokenizer": tokenizer, "prior": prior, "operations": total,
-        "codes_gib": images * info.views * info.length * info.dtype.itemsize / 2**30,
+        "codes_gib": images * info.views * info.layout.length * info.dtype.itemsize / 2**30,
         "measured_cpu_operations_a_second": rate, "years_at_that_rate": total / rate / YEAR,
     }  # fmt: skip
 

@@ -113,8 +113,8 @@ def draw_priors(rows: dict[str, Tensor], nats: dict[str, float], path: Path) -> 
 def drawn_rows(pipeline: ImagePipeline, marginal: Marginal, test: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Ten images of codes from each prior, and ten real ones through the codes, a class each for the last two."""
     generator, c = torch.Generator().manual_seed(SEED), pipeline.prior.config
-    uniform = torch.randint(c.codebook_size, (10, c.length), generator=generator)
-    independent = torch.multinomial(marginal.log_p[0].exp(), 10 * c.length, True, generator=generator).view(10, -1)
+    uniform = torch.randint(c.layout.codebook_size, (10, c.layout.length), generator=generator)
+    independent = torch.multinomial(marginal.log_p[0].exp(), 10 * c.layout.length, True, generator=generator).view(10, -1)
     learned = pipeline(labels=list(range(10)), seed=SEED, temperature=1.0, guidance=1.0).codes
     first = torch.stack([(labels == label).nonzero()[0, 0] for label in range(10)])
     return {
@@ -145,8 +145,8 @@ def main() -> None:
 
     train = to_float(splits["train"].read(torch.arange(len(splits["train"]))).images)
     steps = em(rearrange(train, "b c (h p) (w q) -> (b h w) (c p q)", p=PATCH, q=PATCH))
-    marginal = Marginal(codes.read(run / "codes", ["train"]).splits["train"].codes, c.codebook_size)
-    found = measure(image_nats(pipeline, marginal, images, test.labels), images[0].numel(), c.length)
+    marginal = Marginal(codes.read(run / "codes", ["train"]).splits["train"].codes, c.layout.codebook_size)
+    found = measure(image_nats(pipeline, marginal, images, test.labels), images[0].numel(), c.layout.length)
     rows = drawn_rows(pipeline, marginal, images, test.labels)
     of_row = dict(zip(rows, (found[f"{name}_nats_a_code"] for name in PRIORS), strict=False))
 

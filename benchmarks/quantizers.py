@@ -125,9 +125,9 @@ class PeerTokenizer(ImageTokenizer):
     def _encode(self, images: Tensor) -> Tensor:
         return self._quantize(images)[1]
 
-    def _output(self, indices: Tensor) -> Tensor:
-        vectors = self.quantizer.get_output_from_indices(indices.flatten(1))
-        return self.decoder(rearrange(vectors, "b (h w) d -> b d h w", h=indices.shape[1]))
+    def _output(self, codes: Tensor) -> Tensor:
+        vectors = self.quantizer.get_output_from_indices(codes)
+        return self.decoder(rearrange(vectors, "b (h w) d -> b d h w", h=self.config.grid[0]))
 
 
 def fit_peer(dataset: str, name: str, images: ImageSet, seed: int, steps: int, accelerator: Accelerator) -> PeerTokenizer:
@@ -165,7 +165,7 @@ def job(dataset: str, name: str, source: str, seed: int, steps: int, work: Path)
     figures = {
         "psnr_pooled": found.psnr_pooled, "psnr": found.psnr,
         "usage": usage(found.counts), "perplexity": perplexity(found.counts),
-        "bits_per_image": places * tokenizer.config.code_depth * math.log2(tokenizer.config.codebook_size),
+        "bits_per_image": places * tokenizer.config.layout.depth * math.log2(tokenizer.config.layout.codebook_size),
         "entropy_bits_per_image": places * entropy_bits(found.counts),
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip

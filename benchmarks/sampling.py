@@ -126,7 +126,7 @@ def copy_rate(device: str) -> float:
 def floor_seconds(prior: TransformerPrior, rows: int, rate: float) -> float:
     """Of a step that reads the weights of blocks and head, and of the cache what is written on average, once and in bf16."""
     a, weights = prior.architecture, (*prior.blocks.parameters(), *prior.head.parameters())
-    cache = rows * 2 * a.depth * a.key_heads * a.head_dim * (prior.config.length + 1) / 2
+    cache = rows * 2 * a.depth * a.key_heads * a.head_dim * (prior.config.layout.length + 1) / 2
     return 2 * (sum(weight.numel() for weight in weights) + cache) / rate
 
 
@@ -163,7 +163,7 @@ def decoded(prior: TransformerPrior, labels: Tensor, codes: Tensor, precision: P
     """(B, T, K): the logits that the sampler computes, step by step, where it has drawn these codes."""
     decoder, x = Decoder(prior, len(codes), precision), prior.inputs(labels, codes[:, :-1], None)
     logits = []
-    for n in range(prior.config.length):
+    for n in range(prior.config.layout.length):
         own = torch.full((len(codes),), n, device=codes.device)  # in raster order, and the next is the target
         hidden = decoder.step(x[:, n].clone(), decoder.turns(own + 1, own), NumberedStep(n))
         logits.append(decoder.logits(hidden, 0, []))

@@ -22,6 +22,7 @@ import torch
 
 from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.layout import Layout
 from smalti.common.order import Order, Share, batches
 from smalti.common.record import record
 from smalti.prior.base import Prior, nll_each
@@ -49,7 +50,7 @@ def make_prior(T: int) -> Prior:
     torch.manual_seed(0)
     return TransformerPrior(
         PriorConfig(
-            codebook_size=K, grid=(side, side), class_names=None, tokenizer=IDENTITY,
+            layout=Layout.of(side, side, factors=(K,)), class_names=None, tokenizer=IDENTITY,
             architecture=TransformerConfig(preset="5m", dropout=0.0),
         )
     ).eval()  # fmt: skip
@@ -69,7 +70,12 @@ def draw(T: int, batch: int) -> Point:
 
 def write_codes(path: Path, rows: int) -> None:
     info = CodesInfo(
-        codebook_size=K, grid=(8, 8), views=1, class_names=None, tokenizer=IDENTITY, source={"random": rows}, shard_size=rows
+        layout=Layout.of(8, 8, factors=(K,)),
+        views=1,
+        class_names=None,
+        tokenizer=IDENTITY,
+        source={"random": rows},
+        shard_size=rows,
     )
     drawn = np.random.default_rng(0).integers(0, K, (rows, 64), np.uint16)
     codes.begin(path, info)

@@ -6,6 +6,7 @@ from torch import nn
 from x_transformers import Decoder, TransformerWrapper
 
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.layout import Layout
 from smalti.prior.config import PriorConfig
 from smalti.prior.layers import hidden_width
 from smalti.prior.transformer.config import Preset, TransformerConfig
@@ -36,7 +37,7 @@ LARGE = Shape(preset="343m", codebook_size=16_384, side=24)
 def make_prior(shape: Shape) -> TransformerPrior:
     """Ours, unconditional where the shape has no classes."""
     config = PriorConfig(
-        codebook_size=shape.codebook_size, grid=(shape.side, shape.side), architecture=shape.architecture,
+        layout=Layout.of(shape.side, shape.side, factors=(shape.codebook_size,)), architecture=shape.architecture,
         class_names=tuple(map(str, range(shape.classes))) or None, tokenizer=TokenizerIdentity(name="none", sha256="0" * 64),
     )  # fmt: skip
     return TransformerPrior(config)

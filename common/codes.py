@@ -3,11 +3,11 @@
 A folder that `datasets.load_dataset(FOLDER)` reads as it is:
 
     SPLIT-00000-of-00006.parquet    one row a view of an image: codes (T,), label, row (its index in the source)
-    codes.json                      K, grid, depth, views, classes, source and its fingerprint, the tokenizer's SHA-256
+    codes.json                      layout, views, classes, source and its fingerprint, the tokenizer's SHA-256
     README.md                       the dataset card, with its YAML head
 
-Shapes: codes (N, T) in [0, K), T = h·w·Q in raster order, the Q codes of a place side by side, in the smallest unsigned
-type that holds K; labels (N,).
+Shapes: codes (N, T) in [0, K), in raster order, the Q codes of a place side by side, in the smallest unsigned type that holds
+K; labels (N,).
 
 Shards are written aside and renamed; `codes.json` comes last, so a folder that has one is whole.
 """
@@ -17,23 +17,34 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from smalti.common import card
 from smalti.common.config import Settings, build
 from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
-from smalti.common.folder import FORMAT, check_format, inside, is_empty, read_json, remove, replacing, sweep, write_json
+from smalti.common.folder import (
+    FORMAT,
+    check_format,
+    inside,
+    is_empty,
+    read_json,
+    remove,
+    replacing,
+    settings_in,
+    sweep,
+    write_json,
+)  # fmt: skip
 from smalti.common.hub import source_repository
+from smalti.common.layout import Layout, in_format_1
 from smalti.common.reading import opened
 from smalti.common.record import private
 from smalti.common.written import write_text
@@ -55,19 +66,11 @@ class TokenizerIdentity(Settings):
         return f"{self.name} (sha256 {self.sha256[:12]})"
 
 
-Side = Annotated[int, Field(ge=1, le=2**12)]  # of a grid, in codes
-
-
 class CodesInfo(Settings):
     """What `codes.json` says."""
 
-    codebook_size: int = Field(ge=2, le=2**63)
-    """K, values a code has"""
-    factors: tuple[Annotated[int, Field(ge=2)], ...] | None = Field(None, max_length=64)
-    """values of each digit of a code, most significant first, their product K: several for fsq and lfq; null is one digit"""
-    grid: Annotated[tuple[Side, Side], Field(description="(h, w)")]
-    code_depth: int = Field(1, ge=1, le=64)
-    """Q, codes a place of the grid"""
+    layout: Layout
+    """what stands where in a row"""
     views: int = Field(ge=1, le=2**20)
     class_names: tuple[str, ...] | None
     tokenizer: TokenizerIdentity
@@ -75,21 +78,10 @@ class CodesInfo(Settings):
     """the images' settings and their fingerprint"""
     shard_size: int = Field(ge=1, le=2**40)
 
-    @model_validator(mode="after")
-    def _multiplies(self) -> "CodesInfo":
-        if self.factors is not None and prod(self.factors) != self.codebook_size:
-            raise ValueError(f"factors {self.factors} must multiply to codebook_size {self.codebook_size}")
-        return self
-
-    @property
-    def length(self) -> int:
-        """T, codes an image."""
-        return self.grid[0] * self.grid[1] * self.code_depth
-
     @property
     def dtype(self) -> np.dtype:
         """The smallest unsigned type that holds K codes."""
-        return np.min_scalar_type(self.codebook_size - 1)
+        return np.min_scalar_type(self.layout.codebook_size - 1)
 
 
 class CodesSplit(NamedTuple):
@@ -139,7 +131,7 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
     plan = folder / PLAN
     planned = info.model_dump(mode="json")
     if plan.exists():
-        before = build(CodesInfo, read_json(plan), str(plan))
+        before = build(CodesInfo, settings_in(read_json(plan), plan), str(plan))
         if before.tokenizer.sha256 != info.tokenizer.sha256:
             raise UserError(
                 f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
@@ -179,10 +171,10 @@ def write_shard(
     path: Path, info: CodesInfo, codes: np.ndarray, labels: np.ndarray | None, rows: np.ndarray
 ) -> None:  # fmt: skip
     """Write codes (N, T), labels (N,) and rows (N,) as one Parquet shard that appears when it is whole."""
-    assert codes.shape == (len(rows), info.length)
+    assert codes.shape == (len(rows), info.layout.length)
     schema = _features(info).arrow_schema
     flat = pa.array(np.ascontiguousarray(codes, info.dtype).reshape(-1))
-    columns = {"codes": pa.FixedSizeListArray.from_arrays(flat, info.length), "row": pa.array(rows, pa.int64())}
+    columns = {"codes": pa.FixedSizeListArray.from_arrays(flat, info.layout.length), "row": pa.array(rows, pa.int64())}
     if info.class_names is not None:
         columns["label"] = pa.array(labels, pa.int64())
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
@@ -193,7 +185,7 @@ def write_shard(
 def _features(info: CodesInfo) -> "Features":
     from datasets import ClassLabel, Features, List, Value
 
-    columns = {"codes": List(Value(info.dtype.name), length=info.length)}
+    columns = {"codes": List(Value(info.dtype.name), length=info.layout.length)}
     if info.class_names is not None:
         columns["label"] = ClassLabel(names=list(info.class_names))
     return Features({**columns, "row": Value("int64")})
@@ -250,7 +242,7 @@ def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[st
     from huggingface_hub import DatasetCardData
 
     features, data = _features(info), DatasetCardData()
-    row = info.length * info.dtype.itemsize + 8 * (len(features) - 1)  # bytes in memory
+    row = info.layout.length * info.dtype.itemsize + 8 * (len(features) - 1)  # bytes in memory
     sizes = {name: SplitInfo(name, row * split["rows"], split["rows"]) for name, split in splits.items()}
     stored = sum(path.stat().st_size for name in splits for path in shard_paths(folder, name))
     told = DatasetInfo(
@@ -262,11 +254,9 @@ def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[st
 
 
 def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) -> str:
-    h, w = info.grid
-    depth = f" x {info.code_depth}" if info.code_depth > 1 else ""
+    deep = f", the {info.layout.depth} of a place side by side" if info.layout.depth > 1 else ""
     columns = [
-        ("`codes`", f"{info.length} integers in [0, {info.codebook_size}), raster order" + (
-            f", the {info.code_depth} of a place side by side" if depth else "")),
+        ("`codes`", f"{info.layout.length} integers in [0, {info.layout.codebook_size}), raster order{deep}"),
         *([("`label`", f"one of {len(info.class_names)} classes; -1 where the source has none")] if info.class_names else []),
         ("`row`", "of the image in its split of the source"),
     ]  # fmt: skip
@@ -280,7 +270,7 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         for name, split in splits.items()
     ]  # fmt: skip
     return (
-        f"# Image codes\n\n{h} x {w}{depth} codes an image, raster order, each of {info.codebook_size:,} values; "
+        f"# Image codes\n\nAn image is {info.layout}, in raster order; "
         f"{info.views} view(s) an image, each a row.\n\n"
         "## Use\n\n"
         + card.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
@@ -348,7 +338,7 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
         raise UserError(f"{path}: splits must say how many rows each has, got {str(splits)[:200]}")
     if foreign := [name for name in splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
         raise UserError(f"{path}: a split's name must be of letters, digits and dots, got {foreign[0]!r}")
-    settings = {key: value for key, value in written.items() if key not in ("kind", "format", "splits")}
+    settings = {key: value for key, value in settings_in(written, path).items() if key != "splits"}
     return build(CodesInfo, settings, str(path)), splits
 
 
@@ -389,7 +379,7 @@ def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -
         raise UserError(f"split {split} must have {rows} rows, got {found} in {len(paths)} shards; {AGAIN}")
     if not paths:
         raise UserError(f"split {split} of no rows has no shards; {AGAIN}")
-    needed, memory = rows * info.length * info.dtype.itemsize, psutil.virtual_memory().total
+    needed, memory = rows * info.layout.length * info.dtype.itemsize, psutil.virtual_memory().total
     if needed > memory:
         raise UserError(f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}")
 
@@ -416,7 +406,8 @@ def recorded_fingerprint(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]
 
 
 def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
-    said = info.model_dump(mode="json", exclude={"source": True, "shard_size": True, "tokenizer": {"name"}})
+    said = info.model_dump(mode="json", exclude={"layout": True, "source": True, "shard_size": True, "tokenizer": {"name"}})
+    said |= in_format_1(info.layout)  # a fingerprint outlives the format
     told = [said, info.source.get("fingerprint"), digests]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -431,16 +422,19 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
         table = pq.read_table(path, columns=["codes", "row"] + (["label"] if info.class_names is not None else []))
         parts = [chunk.flatten().to_numpy() for chunk in table["codes"].chunks]
         flat = np.concatenate(parts or [np.empty(0, info.dtype)])
-        codes = flat.reshape(-1, info.length) if flat.size == table.num_rows * info.length else flat
+        codes = flat.reshape(-1, info.layout.length) if flat.size == table.num_rows * info.layout.length else flat
     except (pa.ArrowException, OSError, ValueError) as error:
         pass_on(error)
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
     if len(codes) != table.num_rows:
         raise UserError(
-            f"{path}: a row must have {info.length} codes, as codes.json says, got {codes.size / table.num_rows:g}; {AGAIN}"
+            f"{path}: a row must have {info.layout.length} codes, as codes.json says, got {codes.size / table.num_rows:g}; "
+            f"{AGAIN}"
         )
-    if codes.dtype.kind != "u" or (codes.size and codes.max() >= info.codebook_size):
-        raise UserError(f"{path}: codes must be integers in [0, {info.codebook_size}), got {codes.dtype} up to {codes.max()}")
+    if codes.dtype.kind != "u" or (codes.size and codes.max() >= info.layout.codebook_size):
+        raise UserError(
+            f"{path}: codes must be integers in [0, {info.layout.codebook_size}), got {codes.dtype} up to {codes.max()}"
+        )
     rows = table["row"].to_numpy()
     if info.class_names is None:
         return CodesSplit(codes, None, rows)

@@ -24,6 +24,7 @@ from torch import nn
 from smalti.common import config, lock, process
 from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
+from smalti.common.layout import of_format_1
 from smalti.common.reading import opened, read_text
 from smalti.common.tensors import NAMES, misfit, read_tensors
 
@@ -32,7 +33,7 @@ MODEL_FILES = ("config.json", "model.safetensors")
 ANEW = "the command that trained it writes it again; of a copy, copy it again"
 MOST_JSON = 2**28  # bytes: the histogram of a large codebook has 2**26
 FIRST_NAME = "tesserae"  # of the project: what its files were called by, and are still known by
-FORMAT = 1  # of every file of ours; a reader refuses what is newer than itself
+FORMAT = 2  # of every file of ours; a reader refuses what is newer than itself
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -308,9 +309,17 @@ def kind_of(cls: type) -> str:
     return getattr(cls, "kind", f"smalti.{cls.__name__.lower()}")
 
 
-def settings_in(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a `config.json`, without what says which file it is."""
-    return {key: value for key, value in written.items() if key not in ("kind", "format")}
+def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON file, in today's words, without what says which file it is.
+
+    Raises:
+        UserError: what format 1 said of a grid does not go together.
+    """
+    settings = {key: value for key, value in written.items() if key not in ("kind", "format")}
+    try:
+        return of_format_1(settings)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
@@ -340,7 +349,7 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
     settings_path, weights_path = (inside(path, name) for name in MODEL_FILES)
     written = read_json(settings_path)
     check_format(written, kind_of(cls), settings_path)
-    settings = config.build(settings_cls, settings_in(written), str(settings_path))
+    settings = config.build(settings_cls, settings_in(written, settings_path), str(settings_path))
     try:
         _check_fits(weights_path, cls, settings)
         model = cls(settings)

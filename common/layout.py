@@ -1,10 +1,10 @@
 """What one sample becomes in stage one: one or more grids, coarse first, of codes or of vectors.
 
-A grid has a shape of any rank: (h, w) for an image, (t,) for sound, (t, h, w) for moving pictures. Everybody else asks the layout
-and never counts places, so that another kind of data or a hierarchy is a value and not a change.
+A grid has a shape of any rank: (h, w) for an image, (t,) for sound, (t, h, w) for moving pictures. Everybody else asks the
+layout and never counts places, so that another kind of data or a hierarchy is a value and not a change.
 
-Shapes: between the stages a sample is flat: codes (B, T) int64, the Q codes of a place side by side, or latents (B, T) float32, the
-D channels of a place side by side; P places in all grids. `split` and `join` go between that and the grids.
+Shapes: between the stages a sample is flat: codes (B, T) int64, the Q codes of a place side by side, or latents (B, T) float32,
+the D channels of a place side by side; P places in all grids. `split` and `join` go between that and the grids.
 """
 
 from math import prod
@@ -94,7 +94,7 @@ class Layout(Settings):
         found = {grid.factors for grid in self.grids}
         if len(found) > 1 or None in found:
             raise ValueError(f"one codebook size is wanted, and the grids are {self}")
-        return found.pop()  # type: ignore[return-value]  # None was asked for above
+        return found.pop() or ()
 
     @property
     def codebook_size(self) -> int:
@@ -112,7 +112,10 @@ class Layout(Settings):
     @property
     def rectangle(self) -> tuple[int, int] | None:
         """Return (h, w) where there is one grid and it is of rows and columns, as pictures of it are drawn."""
-        return self.grids[0].shape if len(self.grids) == 1 and len(self.grids[0].shape) == 2 else None  # type: ignore[return-value]
+        if len(self.grids) > 1 or len(self.grids[0].shape) != 2:
+            return None
+        h, w = self.grids[0].shape
+        return h, w
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.grids))
@@ -120,8 +123,8 @@ class Layout(Settings):
     # ------------------------------------------------------------------------------------------------------ of its places
 
     def coordinates(self) -> Tensor:
-        """Return the middle of each place, (P, axes) float64, in units of the finest grid and counted from 1: places of two grids
-        that lie over each other are near."""
+        """Return the middle of each place, (P, axes) float64, in units of the finest grid and counted from 1: places of two
+        grids that lie over each other are near."""
         finest = [max(sides) for sides in zip(*(grid.shape for grid in self.grids), strict=True)]
         found = []
         for grid in self.grids:
@@ -130,7 +133,7 @@ class Layout(Settings):
         return torch.cat(found)
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Return of each grid its part of (B, T): (B, *shape), or (B, *shape, depth) where a place has several numbers or a vector."""
+        """Return of each grid its part of (B, T): (B, *shape) of codes, (B, *shape, depth) of several a place or of vectors."""
         parts = flat.split([grid.length for grid in self.grids], 1)
         return [part.reshape(len(part), *self._shape(grid)) for part, grid in zip(parts, self.grids, strict=True)]
 
@@ -148,17 +151,28 @@ class Layout(Settings):
         return grid.shape if grid.depth == 1 and grid.factors is not None else (*grid.shape, grid.depth)
 
 
-def of_format_1(written: Any) -> Any:
-    """Return settings in which K, grid and depth stood one by one, as format 1 wrote them, with a layout in their place."""
-    if not isinstance(written, dict) or "layout" in written or "grid" not in written:
-        return written
-    old = {name: written.get(name) for name in ("codebook_size", "factors", "grid", "code_depth")}
-    factors = [old["codebook_size"]] if old["factors"] is None else old["factors"]
-    if (
-        isinstance(old["codebook_size"], int)
-        and all(isinstance(f, int) for f in factors)
-        and prod(factors) != old["codebook_size"]
-    ):
-        raise ValueError(f"factors {factors} must multiply to codebook_size {old['codebook_size']}")
-    grid = {"shape": old["grid"], "depth": 1 if old["code_depth"] is None else old["code_depth"], "factors": factors}
-    return {"layout": {"grids": [grid]}, **{name: value for name, value in written.items() if name not in old}}
+FIRST = ("codebook_size", "factors", "grid", "code_depth")  # settings of format 1, which one grid of rows and columns has
+
+
+def of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with a layout in the place of K, grid and depth, which format 1 wrote one by one.
+
+    Raises:
+        ValueError: the digits of a code do not make up K.
+    """
+    if "grid" not in settings:
+        return settings
+    K, factors, shape, depth = (settings.get(name) for name in FIRST)
+    factors = [K] if factors is None else factors
+    if not isinstance(factors, list) or not all(isinstance(number, int) for number in (K, *factors)) or prod(factors) != K:
+        raise ValueError(f"factors {factors} must multiply to codebook_size {K}")
+    grid = {"shape": shape, "depth": 1 if depth is None else depth, "factors": factors}
+    return {"layout": {"grids": [grid]}, **{name: value for name, value in settings.items() if name not in FIRST}}
+
+
+def in_format_1(layout: Layout) -> dict[str, Any]:
+    """Return what format 1 said of a layout, and the layout where format 1 had no words for it."""
+    if layout.rectangle is None or not layout.discrete:
+        return {"layout": layout.model_dump(mode="json")}
+    said = (layout.codebook_size, list(layout.factors), list(layout.rectangle), layout.depth)
+    return dict(zip(FIRST, said, strict=True))

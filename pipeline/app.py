@@ -75,9 +75,9 @@ def read_counts(run: Path, pipeline: ImagePipeline) -> Tensor | None:
     if not path.exists():
         return None
     counts = torch.from_numpy(read_counts(path)[0])
-    if tuple(counts.shape) != (c.code_depth, c.codebook_size):
+    if tuple(counts.shape) != (c.layout.depth, c.layout.codebook_size):
         raise UserError(
-            f"{path} must count {c.code_depth} x {c.codebook_size} codes, as the tokenizer has, got "
+            f"{path} must count {c.layout.depth} x {c.layout.codebook_size} codes, as the tokenizer has, got "
             f"{' x '.join(map(str, counts.shape))}; training again writes it anew"
         )
     return counts

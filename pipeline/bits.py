@@ -41,7 +41,7 @@ def code_nats(pipeline: ImagePipeline, marginal: Marginal, codes: Tensor, labels
     c, device = pipeline.prior.config, pipeline.device
     told = (labels < c.num_classes).double() * math.log(max(c.num_classes, 1))
     learned = -pipeline.prior.log_prob(codes.to(device), labels.to(device)).double().cpu() + told.cpu()
-    uniform = torch.full((len(codes),), c.length * uniform_nll(c.codebook_size), dtype=torch.float64)
+    uniform = torch.full((len(codes),), c.layout.length * uniform_nll(c.layout.codebook_size), dtype=torch.float64)
     return {"uniform": uniform, "independent": marginal.nll(codes.cpu()), "learned": learned}
 
 
@@ -49,10 +49,10 @@ def code_nats(pipeline: ImagePipeline, marginal: Marginal, codes: Tensor, labels
 def image_nats(pipeline: ImagePipeline, marginal: Marginal, images: Tensor, labels: Tensor) -> Nats:
     """What images cost with the codes they are encoded to."""
     pixels = to_float(images.to(pipeline.device))
-    indices = pipeline.tokenizer.encode(pixels)
-    output = pipeline.tokenizer.output(indices)
+    codes = pipeline.tokenizer.encode(pixels)
+    output = pipeline.tokenizer.output(codes)
     distortion = pipeline.tokenizer.likelihood.nll(output.double(), pixels.double()).cpu()
-    return Nats(distortion, **code_nats(pipeline, marginal, indices.flatten(1), labels))
+    return Nats(distortion, **code_nats(pipeline, marginal, codes, labels))
 
 
 class Bounds(NamedTuple):
@@ -72,16 +72,16 @@ def stochastic_bounds(
         ValueError: the tokenizer's posterior is a single code.
     """
     tokenizer, pixels = pipeline.tokenizer, to_float(images.to(pipeline.device))
-    log_q = tokenizer.log_posterior(pixels)  # (B, h, w, K)
+    log_q = tokenizer.log_posterior(pixels)  # (B, T, K)
     if log_q is None:
         raise ValueError("this tokenizer's posterior is a single code, of which image_nats gives the bound")
-    log_q = log_q.flatten(1, 2).double()  # (B, T, K)
+    log_q = log_q.double()
     weights: dict[str, list[Tensor]] = {name: [] for name in PRIORS}
     for _ in range(samples):
         race = torch.empty(log_q.shape, dtype=torch.float64).exponential_(generator=generator).log().to(log_q.device)
         codes = (log_q - race).argmax(-1)  # (B, T): the exponential race draws from q
         chosen = log_q.gather(2, codes[..., None]).sum((1, 2)).cpu()
-        output = tokenizer.output(codes.view(-1, *tokenizer.index_shape))
+        output = tokenizer.output(codes)
         distortion = tokenizer.likelihood.nll(output.double(), pixels.double()).cpu()
         for name, rate in code_nats(pipeline, marginal, codes, labels).items():
             weights[name].append(-rate - distortion - chosen)

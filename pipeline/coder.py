@@ -108,8 +108,8 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         before, pixels = encoder.bits, to_float(images[some].to(pipeline.device))
         if labels is not None:
             encoder.put(labels[some], _uniform(len(some), classes))
-        indices = pipeline.tokenizer.encode(pixels)
-        digits = to_digits(indices.flatten(1).cpu(), pipeline.prior.vocabularies)  # (b, T, parts)
+        codes = pipeline.tokenizer.encode(pixels)
+        digits = to_digits(codes.cpu(), pipeline.prior.vocabularies)  # (b, T, parts)
 
         def known(logits: Tensor, t: int, g: int, digits: Tensor = digits) -> Tensor:
             encoder.put(digits[:, t, g], _shares(logits))
@@ -118,7 +118,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
 
         pipeline.prior.walk(_classes(pipeline, labels, some), known)
         rate += encoder.bits - before
-        output, likelihood = pipeline.tokenizer.output(indices).double(), pipeline.tokenizer.likelihood
+        output, likelihood = pipeline.tokenizer.output(codes).double(), pipeline.tokenizer.likelihood
         for channel in range(c.image_channels):
             shares = likelihood.probabilities(output, pixels.double(), channel).flatten(0, 2).cpu()
             encoder.put(levels_of(pixels[:, channel]).flatten().cpu(), shares)
@@ -181,7 +181,7 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
         labels = decoder.get(_uniform(len(some), pipeline.prior.config.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, some)
         codes = pipeline.prior.walk(classes, next_one)
-        output = pipeline.tokenizer.output(codes.view(-1, *pipeline.tokenizer.index_shape)).double()
+        output = pipeline.tokenizer.output(codes).double()
         pixels = output.new_zeros(len(some), c.image_channels, *c.image_size)
         for channel in range(c.image_channels):
             shares = pipeline.tokenizer.likelihood.probabilities(output, pixels, channel).flatten(0, 2).cpu()
@@ -199,7 +199,7 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
 
 def _bar(pipeline: ImagePipeline, images: int, what: str) -> tqdm:
     """Of a batch's steps: each part of each code, then each channel of the pixels."""
-    steps = pipeline.prior.config.length * len(pipeline.prior.vocabularies) + pipeline.tokenizer.config.image_channels
+    steps = pipeline.prior.config.layout.length * len(pipeline.prior.vocabularies) + pipeline.tokenizer.config.image_channels
     return passing_bar(-(-images // BATCH) * steps, what, unit="step")
 
 

@@ -160,7 +160,7 @@ def prior_step(c: PriorTraining, model_config: PriorConfig, images: int, bf16: b
         model = build_prior(model_config).train()
         model.recomputing(c.recompute)
         labels = torch.zeros(images, dtype=torch.int64)
-        rows = torch.zeros(images, model_config.length, dtype=torch.int64)
+        rows = torch.zeros(images, model_config.layout.length, dtype=torch.int64)
         saved = saved_for_backward(lambda: nll_each(model(labels, rows), rows, model_config.vocabularies).mean(), model)
     matrices = sum(p.numel() for p in model.matrices()) if c.matrix_lr is not None else 0
     return 4 * (numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA) - matrices * (ADAMW - MUON)), saved
@@ -181,9 +181,8 @@ def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
         if first.exists():
             model = config.build(settings, config.read_yaml(first), str(first)).model
             return PriorConfig(
-                codebook_size=model.codebook_size, factors=None if model.factors == (model.codebook_size,) else model.factors,
-                grid=model.grid, code_depth=model.code_depth, class_names=None, architecture=c.model,
-                any_order=c.order == "any", tokenizer=TokenizerIdentity(name="to be trained", sha256="0" * 64),
+                layout=model.layout, class_names=None, architecture=c.model, any_order=c.order == "any",
+                tokenizer=TokenizerIdentity(name="to be trained", sha256="0" * 64),
             )  # fmt: skip
     raise UserError(f"{path} is over the codes of {written}, which are not there yet, and no tokenizer.yaml stands beside it")
 

@@ -98,7 +98,7 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     """What held-out images cost: figures, and their protocol."""
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
     none = pipeline.prior.config.num_classes
-    marginal = Marginal(plain_views(bench.data.splits["train"], info).codes, info.codebook_size, info.code_depth)
+    marginal = Marginal(plain_views(bench.data.splits["train"], info).codes, info.layout.codebook_size, info.layout.depth)
     stochastic = pipeline.tokenizer.stochastic
 
     def compute(positions: Tensor) -> dict[str, Tensor]:

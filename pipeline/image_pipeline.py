@@ -110,10 +110,9 @@ class ImagePipeline(Pretrained):
                 f"the prior was trained on codes of the tokenizer {prior.config.tokenizer}, not of {identity}; "
                 "its codes mean nothing to another tokenizer: encode again and train the prior on those codes"
             )
-        for name in ("codebook_size", "grid", "code_depth"):
-            ours, theirs = getattr(tokenizer.config, name), getattr(prior.config, name)
-            if ours != theirs:
-                raise UserError(f"{name} is {ours} for the tokenizer and {theirs} for the prior: a config.json was changed")
+        ours, theirs = tokenizer.config.layout, prior.config.layout
+        if ours != theirs:
+            raise UserError(f"an image is {ours} for the tokenizer and {theirs} for the prior: a config.json was changed")
         self.tokenizer, self.prior, self.identity = tokenizer, prior, identity
         self.sampling, self.chosen = sampling, chosen
 
@@ -251,7 +250,7 @@ class ImagePipeline(Pretrained):
         numbers = self._labels_of(labels, len(pixels))
         seeds = self.deal_seeds(len(pixels), seed, generator)
         kept = read_mask(mask, len(pixels), self.tokenizer.config.image_size)
-        known = known_places(kept, self.prior.config.grid)
+        known = known_places(kept, self.prior.config.layout)
         codes = self.encode_pixels(fill_unknown(pixels, kept))
         return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
 
@@ -270,7 +269,7 @@ class ImagePipeline(Pretrained):
         _check_share(share)
         pixels = self._pixels(images)
         seeds = self.deal_seeds(len(pixels), seed, generator)
-        ranks = torch.cat([_ranks(self.prior.config.places, seed) for seed in seeds])
+        ranks = torch.cat([_ranks(self.prior.config.layout.places, seed) for seed in seeds])
         numbers, sampler = self._labels_of(labels, len(pixels)), self.sampler(batch_size, **sampling)
         return self._drawn(numbers, seeds, sampler, self.encode_pixels(pixels), ranks >= round(share * ranks.shape[1]))
 
@@ -298,10 +297,10 @@ class ImagePipeline(Pretrained):
         (seed,) = self.deal_seeds(1, seed)
         ends = self.encode_pixels(self._pixels([first, last]))
         way = torch.linspace(0, 1, steps)[:, None]
-        come, again = (_ranks(self.prior.config.places, each) for each in (seed, seed + 1))
+        come, again = (_ranks(self.prior.config.layout.places, each) for each in (seed, seed + 1))
         taken = come < (way * come.shape[1]).round()  # (steps, P)
         known = again >= (share * 4 * way * (1 - way) * again.shape[1]).round()
-        codes = torch.where(taken.repeat_interleave(self.prior.config.code_depth, 1), ends[1], ends[0])
+        codes = torch.where(taken.repeat_interleave(self.prior.config.layout.depth, 1), ends[1], ends[0])
         numbers, sampler = self._labels_of(label, steps), self.sampler(batch_size, **sampling)
         return self._drawn(numbers, [seed] * steps, sampler, codes, known)
 
@@ -325,9 +324,9 @@ class ImagePipeline(Pretrained):
         """
         codes = images if isinstance(images, Tensor) else self.encode_pixels(self._pixels(images))
         if codes.ndim != 2:
-            raise UserError(f"codes must be (B, {self.prior.config.length}), got {tuple(codes.shape)}")
+            raise UserError(f"codes must be (B, {self.prior.config.layout.length}), got {tuple(codes.shape)}")
         if known is not None and (not isinstance(known, Tensor) or len(known) != len(codes)):
-            raise UserError(f"known must be a bool tensor ({len(codes)}, {self.prior.config.places}), one row an image")
+            raise UserError(f"known must be a bool tensor ({len(codes)}, {self.prior.config.layout.places}), one row an image")
         numbers = torch.tensor(self._labels_of(labels, len(codes)), dtype=torch.int64)
         nats = []
         try:
@@ -478,7 +477,7 @@ class ImagePipeline(Pretrained):
         """(B, C, H, W) uint8 -> codes (B, T)."""
         found, bar = [], passing_bar(len(pixels), "encode")
         for part in pixels.split(ENCODED):
-            found.append(self.tokenizer.encode(to_float(part.to(self.device))).flatten(1).cpu())
+            found.append(self.tokenizer.encode(to_float(part.to(self.device))).cpu())
             bar.update(len(part))
         bar.close()
         return torch.cat(found)
@@ -489,7 +488,7 @@ class ImagePipeline(Pretrained):
         found = []
         for part in codes.split(ENCODED):
             padded = torch.cat([part, part[-1:].expand(ENCODED - len(part), -1)]).to(self.device)
-            found.append(to_uint8(self.tokenizer.decode(padded.view(-1, *self.tokenizer.index_shape)))[: len(part)].cpu())
+            found.append(to_uint8(self.tokenizer.decode(padded))[: len(part)].cpu())
         return torch.cat(found)
 
     def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:

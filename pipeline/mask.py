@@ -12,6 +12,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from smalti.common.errors import UserError
+from smalti.common.layout import Layout
 
 
 def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
@@ -29,9 +30,19 @@ def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
     return given.expand(images, H, W)
 
 
-def known_places(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """mask (B, H, W) -> known (B, P)."""
-    return reduce(mask.byte(), "b (h p) (w q) -> b (h w)", "min", h=grid[0], w=grid[1]).bool()
+def known_places(mask: Tensor, layout: Layout) -> Tensor:
+    """Return which places are known, (B, P), of masks (B, H, W).
+
+    Raises:
+        UserError: the places are not those of rows and columns of pixels.
+    """
+    known = []
+    for grid in layout.grids:
+        if len(grid.shape) != 2 or any(pixels % side for pixels, side in zip(mask.shape[1:], grid.shape, strict=True)):
+            raise UserError(f"parts of images are kept by their places, and no pixels belong to those of {layout}")
+        h, w = grid.shape
+        known.append(reduce(mask.byte(), "b (h p) (w q) -> b (h w)", "min", h=h, w=w).bool())
+    return torch.cat(known, 1)
 
 
 def fill_unknown(images: Tensor, mask: Tensor) -> Tensor:

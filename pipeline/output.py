@@ -161,7 +161,7 @@ class CodesFolder(Output):
     def finish(self) -> None:
         parts, prior, request = self.parts(), self.request.pipeline.prior.config, self.request
         info = CodesInfo(
-            codebook_size=prior.codebook_size, factors=prior.factors, grid=prior.grid, code_depth=prior.code_depth, views=1,
+            layout=prior.layout, views=1,
             class_names=prior.class_names, tokenizer=prior.tokenizer,
             source={"generated": True, "seed": request.seeds[0]}, shard_size=len(request.labels),
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
 codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their sizes;
-order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places of the grid.
+order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places.
 
 A prior factorises log p(codes | class) into a distribution over each code given those before it, so its log-probabilities are
 exact: the rate term of the lecture's ELBO.
@@ -104,15 +104,16 @@ class Prior(nn.Module, Pretrained, ABC):
                 for a prior of raster order; an order and known places at once.
         """
         self.check(codes, labels, known)
+        B, P = len(codes), self.config.layout.places
         if order is not None and (known is not None or not self.config.any_order):
             raise ValueError("an order is for a prior trained with order: any, and without known places, which give their own")
-        if order is not None and not torch.equal(order.sort(1).values, raster(len(codes), self.config.places, order.device)):
-            raise ValueError(f"an order must be ({len(codes)}, {self.config.places}), a permutation of each image's places")
+        if order is not None and not torch.equal(order.sort(1).values, raster(B, P, order.device)):
+            raise ValueError(f"an order must be ({B}, {P}), a permutation of each image's places")
         if known is not None and self.config.any_order:
             order = known_first(known)
         nll = self.nll(codes, labels, order=order)
         if known is not None:
-            nll = nll.masked_fill(known.repeat_interleave(self.config.code_depth, 1), 0)
+            nll = nll.masked_fill(known.repeat_interleave(self.config.layout.depth, 1), 0)
         return -nll.sum(1)
 
     @torch.no_grad()
@@ -121,18 +122,16 @@ class Prior(nn.Module, Pretrained, ABC):
         takes, and checks nothing."""
         if order is None:
             return nll_each(self(labels, codes), codes, self.vocabularies)
-        steps = code_order(order, self.config.code_depth)
+        steps = code_order(order, self.config.layout.depth)
         nll = nll_each(self(labels, codes, steps), codes.gather(1, steps), self.vocabularies)
         return torch.empty_like(nll).scatter_(1, steps, nll)
 
     def check(self, codes: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
         """That codes (B, T), labels (B,) and known places (B, P) are such as this prior was trained for, else a ValueError."""
-        T, K = self.config.length, self.config.codebook_size
+        T, K = self.config.layout.length, self.config.layout.codebook_size
         if codes.ndim != 2 or codes.shape[1] != T:
-            h, w = self.config.grid
             raise ValueError(
-                f"codes must be (B, {T}), the grid of {h} x {w} places of {self.config.code_depth} codes this prior was "
-                f"trained for; got {tuple(codes.shape)}"
+                f"codes must be (B, {T}), the {self.config.layout} this prior was trained for; got {tuple(codes.shape)}"
             )
         if codes.is_floating_point() or codes.dtype == torch.bool or labels.is_floating_point():
             raise ValueError(f"codes and labels must be whole numbers, got {codes.dtype} and {labels.dtype}")
@@ -142,9 +141,9 @@ class Prior(nn.Module, Pretrained, ABC):
             raise ValueError(f"one label an image: got {len(codes)} images and labels {tuple(labels.shape)}")
         if labels.numel() and not (labels.min() >= 0 and labels.max() <= self.config.num_classes):
             raise ValueError(f"labels must lie in [0, {self.config.num_classes}], got {labels.min()} to {labels.max()}")
-        if known is not None and (known.dtype != torch.bool or known.shape != (len(codes), self.config.places)):
+        if known is not None and (known.dtype != torch.bool or known.shape != (len(codes), self.config.layout.places)):
             raise ValueError(
-                f"known must be bool ({len(codes)}, {self.config.places}), a mask of each image's places; got "
+                f"known must be bool ({len(codes)}, {self.config.layout.places}), a mask of each image's places; got "
                 f"{known.dtype} {tuple(known.shape)}"
             )
 
@@ -171,5 +170,5 @@ def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tens
 def embedding_rows(config: PriorConfig) -> Tensor:
     """(T, G): the row of the embedding table where part g of the codes at place t begins."""
     sizes = torch.tensor(config.vocabularies)
-    depth = torch.arange(config.length)[:, None] % config.code_depth
+    depth = torch.arange(config.layout.length)[:, None] % config.layout.depth
     return depth * sizes.sum() + sizes.cumsum(0) - sizes

@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from smalti.common.codes import CodesInfo, Side, TokenizerIdentity
+from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.config import Settings
 from smalti.common.launch import Precision
+from smalti.common.layout import Layout
 from smalti.common.track import Tracker
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.transformer.config import TransformerConfig
@@ -29,14 +30,8 @@ ArchitectureConfig = Annotated[
 class PriorConfig(Settings):
     """A prior over the codes of one tokenizer. The codes dataset decides all but the architecture."""
 
-    codebook_size: int = Field(ge=2, le=2**63)
-    """K, values a code has"""
-    factors: tuple[Annotated[int, Field(ge=2)], ...] | None = Field(None, max_length=64)
-    """values of each digit of a code, where it has several"""
-    grid: tuple[Side, Side]
-    """(h, w)"""
-    code_depth: int = Field(1, ge=1, le=64)
-    """Q, codes a place of the grid"""
+    layout: Layout
+    """what stands where in a sample"""
     class_names: tuple[str, ...] | None
     """names of the classes; null for an unconditional prior"""
     tokenizer: TokenizerIdentity
@@ -61,8 +56,8 @@ class PriorConfig(Settings):
 
     @model_validator(mode="after")
     def _short_enough(self) -> "PriorConfig":
-        if self.length > LONGEST:
-            raise ValueError(f"grid {self.grid} x code_depth {self.code_depth} are {self.length} codes, at most {LONGEST}")
+        if self.layout.length > LONGEST:
+            raise ValueError(f"{self.layout} are {self.layout.length} numbers, at most {LONGEST}")
         if self.any_order and self.architecture.kind == "pixelcnn":
             raise ValueError("order: a PixelCNN has raster order alone; take order raster, or model.kind transformer")
         return self
@@ -74,21 +69,11 @@ class PriorConfig(Settings):
     ) -> "PriorConfig":  # fmt: skip
         """The config of a prior over a codes dataset."""
         return cls(
-            codebook_size=info.codebook_size, factors=info.factors, grid=info.grid, code_depth=info.code_depth,
-            tokenizer=info.tokenizer, architecture=architecture, class_names=info.class_names if conditional else None,
+            layout=info.layout, tokenizer=info.tokenizer, architecture=architecture,
+            class_names=info.class_names if conditional else None,
             any_order=any_order, absent_classes=absent_classes if conditional else (), codes=codes,
             labels_hidden=labels_hidden if conditional and info.class_names else None,
         )  # fmt: skip
-
-    @property
-    def places(self) -> int:
-        """P, places of the grid."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def length(self) -> int:
-        """T, codes an image."""
-        return self.places * self.code_depth
 
     @property
     def vocabularies(self) -> tuple[int, ...]:
@@ -96,10 +81,10 @@ class PriorConfig(Settings):
 
         One part up to `LARGEST_VOCABULARY` values, and where a code is one digit; of more, digits side by side are grouped.
         """
-        if self.factors is None or self.codebook_size <= LARGEST_VOCABULARY:
-            return (self.codebook_size,)
+        if self.layout.codebook_size <= LARGEST_VOCABULARY:
+            return (self.layout.codebook_size,)
         groups = [1]
-        for digit in self.factors:
+        for digit in self.layout.factors:
             if groups[-1] > 1 and groups[-1] * digit > PART_VOCABULARY:
                 groups.append(1)
             groups[-1] *= digit

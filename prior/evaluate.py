@@ -10,7 +10,7 @@ rows; interrupted, the same command goes on. The figures:
     independent_nll       the same of codes drawn one by one by their frequency in train; saved is the share under it
     uniform_nll           ln K
     train_nll, gap        of as many training images, and by how much held-out images cost more: memorising is a large gap
-    by_class, by_place    mean nats per code of each class, and of each place of the grid
+    by_class, by_place    mean nats per code of each class, and of each place of the grid, or of each of several grids
 """
 
 import math
@@ -115,7 +115,7 @@ def measure(
     prior: Prior, split: CodesSplit, run: Path, name: str, plan: dict[str, Any], batch_size: int, accelerator: Accelerator
 ) -> Tensor:  # fmt: skip
     """−log p of every code of every image, (N, T) on its place, float32."""
-    rows, places = CodesRows(split, prior.config), prior.config.places
+    rows, places = CodesRows(split, prior.config), prior.config.layout.places
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
         found = []
@@ -135,16 +135,16 @@ def measure(
 def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, prior: Prior) -> dict[str, Any]:
     """The figures, of nats (N, T) of the held-out images and (M, T) of the training images."""
     c, each = data.info, nats.double().mean(1)
-    marginal = Marginal(plain_views(data.splits["train"], c).codes, c.codebook_size, c.code_depth)
-    independent = marginal.nll(torch.from_numpy(held_out.codes.astype("int64"))).mean().item() / c.length
+    marginal = Marginal(plain_views(data.splits["train"], c).codes, c.layout.codebook_size, c.layout.depth)
+    independent = marginal.nll(torch.from_numpy(held_out.codes.astype("int64"))).mean().item() / c.layout.length
     nll, train_nll = each.mean().item(), train.double().mean().item()
     figures: dict[str, Any] = {
         "nll": nll,
         "nll_error": each.std().item() / max(len(each), 1) ** 0.5 if len(each) > 1 else 0.0,
         "bits_per_code": nll / math.log(2),
-        "bits_per_image": nll * c.length / math.log(2),
+        "bits_per_image": nll * c.layout.length / math.log(2),
         "independent_nll": independent,
-        "uniform_nll": uniform_nll(c.codebook_size),
+        "uniform_nll": uniform_nll(c.layout.codebook_size),
         "saved": 1 - nll / independent if independent else 0.0,
         "train_nll": train_nll,
         "gap": nll - train_nll,
@@ -153,8 +153,8 @@ def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, pr
         labels = torch.from_numpy(held_out.labels)
         there = [(i, name) for i, name in enumerate(prior.config.class_names) if (labels == i).any()]
         figures["by_class"] = {name: each[labels == i].mean().item() for i, name in there}
-    h, w = c.grid
-    figures["by_place"] = nats.double().mean(0).view(h, w, -1).mean(2).tolist()
+    places = [grid.tolist() for grid in c.layout.by_place(nats.double().mean(0))]
+    figures["by_place"] = places[0] if len(places) == 1 else places
     return figures
 
 

@@ -24,8 +24,8 @@ class CodeHead(nn.Module):
     def __init__(self, config: PriorConfig):
         super().__init__()
         a = config.architecture
-        self.sizes, self.code_depth = config.vocabularies, config.code_depth
-        self.weight = nn.Parameter(torch.empty(config.code_depth * sum(self.sizes), a.dim))
+        self.sizes, self.code_depth = config.vocabularies, config.layout.depth
+        self.weight = nn.Parameter(torch.empty(config.layout.depth * sum(self.sizes), a.dim))
         later = range(1, len(self.sizes))
         self.part_embedding = nn.ModuleList(nn.Embedding(size, a.dim) for size in self.sizes[:-1])
         self.part_norm = nn.ModuleList(RMSNorm(a.dim) for _ in later)

@@ -33,5 +33,5 @@ def load_prior(
     )  # fmt: skip
     written = folder.read_json(folder.inside(found, "config.json"))
     folder.check_format(written, Prior.kind, found / "config.json")
-    config = build(PriorConfig, folder.settings_in(written), str(found / "config.json"))
+    config = build(PriorConfig, folder.settings_in(written, found / "config.json"), str(found / "config.json"))
     return KINDS[config.architecture.kind].from_folder(found)

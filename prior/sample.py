@@ -27,8 +27,8 @@ SPARE = 0.5  # of the free memory is left to others and to what is not counted
 def check_sampling(prior: PriorConfig, sampling: SamplingConfig) -> None:
     """Raise `ValueError` for settings that a prior cannot draw with: top_k above K, guidance without classes or without a
     prediction that was learnt without them."""
-    if sampling.top_k is not None and sampling.top_k > prior.codebook_size:
-        raise ValueError(f"top_k {sampling.top_k} is more than the {prior.codebook_size} codes there are")
+    if sampling.top_k is not None and sampling.top_k > prior.layout.codebook_size:
+        raise ValueError(f"top_k {sampling.top_k} is more than the {prior.layout.codebook_size} codes there are")
     if sampling.guidance != 1 and prior.num_classes == 0:
         raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
     if sampling.guidance != 1 and not prior.takes_guidance:
@@ -88,17 +88,17 @@ class Sampler:
         if (codes is None) != (known is None):
             raise ValueError("codes and known are given together or not at all")
         if codes is None or known is None:
-            codes = torch.zeros(len(labels), c.length, dtype=torch.int64)
-            known = torch.zeros(len(labels), c.places, dtype=torch.bool)
+            codes = torch.zeros(len(labels), c.layout.length, dtype=torch.int64)
+            known = torch.zeros(len(labels), c.layout.places, dtype=torch.bool)
         labels, codes, known = labels.to(self.device), codes.to(self.device), known.to(self.device)
-        if known.shape == (len(codes), c.places) and codes.shape == (len(codes), c.length):
-            codes = codes.masked_fill(~known.bool().repeat_interleave(c.code_depth, 1), 0)  # not read there
+        if known.shape == (len(codes), c.layout.places) and codes.shape == (len(codes), c.layout.length):
+            codes = codes.masked_fill(~known.bool().repeat_interleave(c.layout.depth, 1), 0)  # not read there
         self.prior.check(codes, labels, known)
         drawn = codes.clone()  # of images known whole, and else overwritten
-        order = known_first(known) if c.any_order else raster(len(labels), c.places, self.device)
+        order = known_first(known) if c.any_order else raster(len(labels), c.layout.places, self.device)
         given = known.gather(1, order)  # (B, P), in the order
         lead = given.long().cumprod(1).sum(1)  # known places that the order begins with
-        for places in lead[lead < c.places].unique().tolist():
+        for places in lead[lead < c.layout.places].unique().tolist():
             for rows in (lead == places).nonzero()[:, 0].split(self.batch_size):
                 some = [seeds[i] for i in rows.tolist()]
                 drawn[rows] = self._draw(labels[rows], some, codes[rows], order[rows], given[rows], places)

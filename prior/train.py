@@ -31,6 +31,7 @@ if __package__ in (None, ""):
 
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -179,7 +180,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             if sound and (done % c.evaluate_every == 0 or last):
                 held_out = evaluate(trained.ema.model, validation, accelerator)
                 metrics.log(done, "validation", validation_nll=held_out.nll)
-                metrics.picture(done, "nll_by_place", picture_of(held_out, model_config.codebook_size))
+                metrics.picture(done, "nll_by_place", picture_of(held_out, model_config.layout.codebook_size))
                 if held_out.nll < best.nll:
                     best = Best(done, held_out.nll)
                     keep(trained.ema.model, run / "model", accelerator)
@@ -313,13 +314,13 @@ def draw_order(rows: int, config: PriorConfig, shuffled_share: float, device: to
     """(b, T): a random order for a share of the rows, raster order for the others; nothing where all are in raster order."""
     if shuffled_share == 0:
         return None
-    places, chosen = raster(rows, config.places, device), torch.rand(rows, 1, device=device) < shuffled_share
-    return code_order(torch.where(chosen, shuffled(rows, config.places, device=device), places), config.code_depth)
+    places, chosen = raster(rows, config.layout.places, device), torch.rand(rows, 1, device=device) < shuffled_share
+    return code_order(torch.where(chosen, shuffled(rows, config.layout.places, device=device), places), config.layout.depth)
 
 
 class Evaluation(NamedTuple):
     nll: float  # mean −log p of a code over a whole split, in nats
-    by_place: Tensor  # (h, w) the same of the codes of each place
+    by_place: list[Tensor]  # of each grid (*shape): the same of the codes of each place
 
 
 @torch.no_grad()
@@ -328,7 +329,8 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluat
 
     A prior of any order is asked for each row in an order that belongs to the row; others in raster order.
     """
-    sums, places = torch.zeros(1 + prior.config.length, device=accelerator.device), prior.config.places  # rows; of each code
+    layout = prior.config.layout
+    sums = torch.zeros(1 + layout.length, device=accelerator.device)  # rows; of each code
     bar = passing_bar(len(rows), "evaluate on held-out codes", unit="row")
     for few in torch.arange(len(rows)).split(EVALUATION_BATCH * accelerator.num_processes):
         mine = few[accelerator.process_index :: accelerator.num_processes]
@@ -336,34 +338,37 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluat
         batch, order = to_device(rows[some, some], accelerator), None
         if prior.config.any_order:
             seeded = (torch.Generator().manual_seed(row) for row in some.tolist())
-            order = torch.cat([shuffled(1, places, generator) for generator in seeded]).to(accelerator.device)
+            order = torch.cat([shuffled(1, layout.places, generator) for generator in seeded]).to(accelerator.device)
         prior.check(batch.codes, batch.labels)
         with accelerator.autocast():
             nll = prior.nll(batch.codes, batch.labels, order=order)[: len(mine)]
         sums += torch.cat([nll.new_tensor([len(mine)]), nll.sum(0)])
         bar.update(len(few))
     bar.close()
-    number, nats = accelerator.reduce(sums).cpu().split([1, prior.config.length])
-    by_place = (nats / number).view(*prior.config.grid, -1).mean(2)
-    return Evaluation(by_place.double().mean().item(), by_place)
+    number, nats = accelerator.reduce(sums).cpu().split([1, layout.length])
+    nll = (nats / number).double().mean().item()
+    return Evaluation(nll, layout.by_place(nats / number))
 
 
 def picture_of(evaluation: Evaluation, codebook_size: int) -> PIL.Image.Image:
     """Where the prior is at a loss: black where the code of a place is certain, white where it costs as much as any other."""
-    shares = (evaluation.by_place / uniform_nll(codebook_size)).clamp(0, 1)
-    return image_grid((255 * shares).round().to(torch.uint8)[None, None], columns=1, side=256)
+    most = uniform_nll(codebook_size)
+    shares = [grid.reshape(-1, grid.shape[-1]).div(most).clamp(0, 1) for grid in evaluation.by_place]
+    pixels = [(255 * share).round().to(torch.uint8)[None, None] for share in shares]
+    side = max(max(each.shape[2:]) for each in pixels)
+    return image_grid(torch.cat([F.interpolate(each, (side, side)) for each in pixels]), columns=len(pixels), side=256)
 
 
 def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -> None:
     """Evaluate the kept weights on every held-out split, beside the priors without training; draw the curves."""
     kept = load_prior(run / "model").to(accelerator.device)
-    train_codes, K = data.splits["train"].codes, data.info.codebook_size
+    train_codes, K = data.splits["train"].codes, data.info.layout.codebook_size
     figures = {"best_step": best.step, "uniform_nll": uniform_nll(K)}
     for name, split in data.splits.items():
         if name != "train":
             plain = plain_views(split, data.info)
             figures[f"{name}_nll"] = evaluate(kept, CodesRows(plain, kept.config), accelerator).nll
-            figures[f"{name}_marginal_nll"] = marginal_nll(train_codes, plain.codes, K, data.info.code_depth)
+            figures[f"{name}_marginal_nll"] = marginal_nll(train_codes, plain.codes, K, data.info.layout.depth)
             accelerator.print(
                 f"{name}: {figures[f'{name}_nll']:.3f} nats per code; independent codes "
                 f"{figures[f'{name}_marginal_nll']:.3f}, uniform ln {K} = {figures['uniform_nll']:.3f}"

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.launch import make_accelerator
+from smalti.common.layout import Layout
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
@@ -35,7 +36,7 @@ def prior() -> Prior:
     """Two blocks over 3 x 3 codes of 16, three classes; its head drawn at random, so that logits differ."""
     torch.manual_seed(0)
     config = PriorConfig(
-        codebook_size=16, grid=(3, 3), class_names=("a", "b", "c"),
+        layout=Layout.of(3, 3, factors=(16,)), class_names=("a", "b", "c"),
         tokenizer=TokenizerIdentity(name="test", sha256="0" * 64),
         architecture=TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
     )  # fmt: skip

@@ -44,7 +44,7 @@ def seen(folder: Path) -> dict:
         "drawn": drawn.codes.tolist(),
         "decoded": pipeline.decode(encoded).tolist(),
         "nats": pipeline.log_prob(encoded, labels=LABELS).nats.tolist(),
-        "kmeans": kmeans.encode(images() / 127.5 - 1).tolist(),
+        "kmeans": kmeans.encode(images() / 127.5 - 1).view(3, 2, 2).tolist(),
         "codes": codes.read(folder / "codes").splits["train"].codes.tolist(),
     }
 
@@ -59,7 +59,7 @@ def make(folder: Path) -> None:
         identity = TokenizerIdentity(name="tiny/tokenizer", sha256=sha256(Path(aside) / "tokenizer/model.safetensors"))
     c = tokenizer.config
     info = CodesInfo(
-        codebook_size=16, factors=c.factors, grid=c.grid, views=1, class_names=("a", "b", "c"), tokenizer=identity,
+        layout=c.layout, views=1, class_names=("a", "b", "c"), tokenizer=identity,
         source={"source": "none", "fingerprint": "0"}, shard_size=8,
     )  # fmt: skip
     prior = TransformerPrior(

@@ -72,7 +72,7 @@ def of_random_weights(class_names, quantizer) -> ImagePipeline:
     tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer)).eval()
     identity, c = TokenizerIdentity(name="test", sha256="0" * 64), tokenizer.config
     prior = PriorConfig(
-        codebook_size=c.codebook_size, grid=c.grid, code_depth=c.code_depth, factors=c.factors, class_names=class_names,
+        layout=c.layout, class_names=class_names,
         tokenizer=identity, architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
     )  # fmt: skip
     return ImagePipeline(tokenizer, TransformerPrior(prior).eval(), SamplingConfig(), identity)

@@ -13,6 +13,7 @@ import torch
 
 from smalti.common.codes import TokenizerIdentity, read
 from smalti.common.errors import UserError
+from smalti.common.layout import Layout
 from smalti.pipeline.bits import bits_per_dim, image_nats, stochastic_bounds
 from smalti.pipeline.coder import HEAD, compress, expand, expand_in_batches
 from smalti.pipeline.compress import read_picture
@@ -48,7 +49,7 @@ def joined(tokenizer, classes=None):
     """A pipeline with a prior drawn at random, far from uniform, over 2 x 2 codes of 3."""
     torch.manual_seed(1)
     config = PriorConfig(
-        codebook_size=K, grid=(2, 2), class_names=classes, tokenizer=IDENTITY,
+        layout=Layout.of(2, 2, factors=(K,)), class_names=classes, tokenizer=IDENTITY,
         architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
     )  # fmt: skip
     prior = TransformerPrior(config).eval()
@@ -69,9 +70,9 @@ def exact_nats(pipeline, images, *, uniform=False):
     every = torch.tensor(list(product(range(K), repeat=T)))
     log_p = pipeline.prior.log_prob(every, torch.zeros(len(every), dtype=torch.int64)).double()
     log_p = torch.full_like(log_p, -T * math.log(K)) if uniform else log_p
-    indices, found = every.view(-1, 2, 2), []
+    found = []
     for image in to_float(images):
-        output = pipeline.tokenizer.output(indices).double()
+        output = pipeline.tokenizer.output(every).double()
         nll = pipeline.tokenizer.likelihood.nll(output, image.double()[None].expand(len(every), -1, -1, -1))
         found.append(-(log_p - nll).logsumexp(0))
     return torch.stack(found)
@@ -181,7 +182,7 @@ def test_images_survive_the_bytes_and_cost_what_the_figure_says(trained, finishe
     made = compress(pipeline, images, labels)
     assert torch.equal(expand(pipeline, made.data), images)
     codes = read(finished_run / "codes", ["train"])
-    marginal = Marginal(codes.splits["train"].codes, codes.info.codebook_size)
+    marginal = Marginal(codes.splits["train"].codes, codes.info.layout.codebook_size)
     nats = image_nats(pipeline, marginal, images, labels)
     figure = (nats.distortion + nats.learned).sum().item() / math.log(2)
     assert 8 * (len(made.data) - HEAD.size) == pytest.approx(figure, rel=0.01)

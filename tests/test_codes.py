@@ -8,9 +8,10 @@ import pytest
 from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.errors import UserError
+from smalti.common.layout import Layout, of_format_1
 
 INFO = CodesInfo(
-    codebook_size=300, grid=(2, 3), views=1, class_names=("cat", "dog"), source={"source": "test"}, shard_size=4,
+    layout=Layout.of(2, 3, factors=(300,)), views=1, class_names=("cat", "dog"), source={"source": "test"}, shard_size=4,
     tokenizer=TokenizerIdentity(name="one/tokenizer", sha256="1" * 64),
 )  # fmt: skip
 CODES = np.random.default_rng(0).integers(0, 300, (7, 6))
@@ -49,36 +50,37 @@ def test_unlabelled_codes_have_no_label_column(tmp_path):
 
 @pytest.mark.parametrize("K, kind", [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")])
 def test_the_type_is_the_smallest_that_holds_the_codes(K, kind):
-    assert INFO.model_copy(update={"codebook_size": K}).dtype == kind
+    assert INFO.model_copy(update={"layout": Layout.of(2, 3, factors=(K,))}).dtype == kind
 
 
 def test_a_place_may_have_several_codes(tmp_path):
     """T = h·w·Q, the Q codes of a place side by side; a reader that knows no depth still sees the row as it is."""
-    info = INFO.model_copy(update={"grid": (1, 3), "code_depth": 2, "factors": (20, 15)})
-    assert info.length == 6
+    info = INFO.model_copy(update={"layout": Layout.of(1, 3, depth=2, factors=(20, 15))})
+    assert info.layout.length == 6
     write(tmp_path / "codes", info)
     read, splits = codes.read(tmp_path / "codes")
     assert read == info and np.array_equal(splits["train"].codes, CODES)
-    assert "1 x 3 x 2 codes an image" in (tmp_path / "codes/README.md").read_text()
+    assert "An image is 1 x 3 x 2 codes of 300, in raster order" in (tmp_path / "codes/README.md").read_text()
 
 
 def test_codes_written_before_there_were_depths_still_load(tmp_path):
     write(tmp_path / "codes")
     path = tmp_path / "codes/codes.json"
-    body = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("code_depth", "factors")}
-    path.write_text(json.dumps(body))
+    body = {key: value for key, value in json.loads(path.read_text()).items() if key != "layout"}
+    path.write_text(json.dumps({**body, "format": 1, "codebook_size": 300, "grid": [2, 3]}))
     assert codes.read(tmp_path / "codes").info == INFO
 
 
 def test_the_digits_of_a_code_must_make_up_the_codebook():
-    with pytest.raises(ValueError, match=r"factors \(2, 2\) must multiply to codebook_size 300"):
-        CodesInfo(**{**INFO.model_dump(), "factors": (2, 2)})
+    with pytest.raises(ValueError, match=r"factors \[2, 2\] must multiply to codebook_size 300"):
+        of_format_1({"codebook_size": 300, "grid": [2, 3], "factors": [2, 2]})
 
 
 def test_a_shape_that_is_not_the_shards_is_refused(tmp_path):
     write(tmp_path / "codes")
     path = tmp_path / "codes/codes.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "code_depth": 2}))
+    deep = INFO.layout.model_copy(update={"grids": Layout.of(2, 3, depth=2, factors=(300,)).grids})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layout": deep.model_dump()}))
     with pytest.raises(UserError, match=r"a row must have 12 codes, as codes\.json says, got 6; encode again"):
         codes.read(tmp_path / "codes")
 
@@ -113,7 +115,7 @@ def test_a_folder_that_is_not_whole_is_refused_with_what_to_do(tmp_path):
             lambda f: (f / "train-00001-of-00002.parquet").write_bytes(b"PAR1"),
             "train-00001-of-00002.parquet is damaged",
         ),
-        (lambda f: change(f, codebook_size=290), r"codes must be integers in \[0, 290\)"),
+        (lambda f: change(f, layout=Layout.of(2, 3, factors=(290,)).model_dump()), r"codes must be integers in \[0, 290\)"),
         (lambda f: change(f, class_names=["cat"]), r"labels must lie in \[0, 1\), got 0 to 1"),
         (lambda f: change(f, format=9), "format 9"),
     ],

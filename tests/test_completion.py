@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from smalti.common.errors import UserError
+from smalti.common.layout import Layout
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.mask import fill_unknown, known_places
 from smalti.prior.draw import SamplingConfig
@@ -61,7 +62,7 @@ def test_a_completion_depends_on_no_pixel_that_is_not_kept(pipeline, pictures):
 def test_a_place_is_kept_where_all_its_pixels_are():
     mask = torch.ones(1, 8, 8, dtype=torch.bool)
     mask[0, 3, 4] = False
-    known = known_places(mask, (4, 4))
+    known = known_places(mask, Layout.of(4, 4, factors=(16,)))
     assert (~known).nonzero().tolist() == [[0, 1 * 4 + 2]]
 
 
@@ -127,7 +128,7 @@ def test_without_labels_an_image_is_scored_without_a_class(pipeline, pictures):
 
 
 def test_known_codes_cost_nothing(pipeline, pictures):
-    known = known_places(torch.from_numpy(UPPER)[None].expand(3, 8, 8), (4, 4))
+    known = known_places(torch.from_numpy(UPPER)[None].expand(3, 8, 8), Layout.of(4, 4, factors=(16,)))
     rest, all_known = pipeline.log_prob(pictures, known=known), pipeline.log_prob(pictures, known=torch.ones_like(known))
     assert (rest.bits > pipeline.log_prob(pictures).bits).all() and all_known.nats.eq(0).all()
 
@@ -153,7 +154,7 @@ def test_known_codes_cost_nothing(pipeline, pictures):
         (lambda p, x: p.log_prob(torch.zeros(2, 16)), "codes and labels must be whole numbers, got torch.float32"),
         (lambda p, x: p.log_prob(x, known=torch.ones(2, 16, dtype=torch.bool)), r"known must be a bool tensor \(3, 16\)"),
         (lambda p, x: p.interpolate(x[0], x[1], 1), "steps must be at least 2"),
-        (lambda p, x: p.log_prob(torch.zeros(2, 9, dtype=torch.int64)), r"the grid of 4 x 4 places .*got \(2, 9\)"),
+        (lambda p, x: p.log_prob(torch.zeros(2, 9, dtype=torch.int64)), r"the 4 x 4 codes of 16 .*got \(2, 9\)"),
         (lambda p, x: p.log_prob(x, known=torch.ones(3, 9, dtype=torch.bool)), r"known must be bool \(3, 16\)"),
     ],
 )

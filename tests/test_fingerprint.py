@@ -11,6 +11,7 @@ import pytest
 from smalti.common import codes, folder
 from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
 from smalti.common.errors import UserError
+from smalti.common.layout import Layout
 from smalti.pipeline.compress import Settings as CompressSettings
 from smalti.pipeline.compress import read_pictures
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -247,7 +248,8 @@ def test_the_pictures_of_ones_own_run_are_vouched_for(run, accelerator):
 # ---------------------------------------------------------------------------------------------------------------- codes
 
 INFO = CodesInfo(
-    codebook_size=16, grid=(2, 2), views=1, class_names=("a", "b"), tokenizer=TokenizerIdentity(name="t", sha256="0" * 64),
+    layout=Layout.of(2, 2, factors=(16,)), views=1, class_names=("a", "b"),
+    tokenizer=TokenizerIdentity(name="t", sha256="0" * 64),
     source={"source": "none", "fingerprint": "1"}, shard_size=8,
 )  # fmt: skip
 CODES = np.arange(1, 33, dtype=np.uint8).reshape(8, 4) % 16

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from smalti.common.codes import Codes, CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.layout import Layout
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
@@ -112,7 +113,7 @@ def test_a_class_that_only_another_split_has_is_named(tmp_path):
 
 def three_classes(labels: list[int]) -> Codes:
     info = CodesInfo(
-        codebook_size=16, grid=(4, 4), views=1, class_names=("a", "b", "zrare"),
+        layout=Layout.of(4, 4, factors=(16,)), views=1, class_names=("a", "b", "zrare"),
         tokenizer=TokenizerIdentity(name="t", sha256="0" * 64), source={}, shard_size=8,
     )  # fmt: skip
     rows = len(labels)

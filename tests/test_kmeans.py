@@ -104,7 +104,7 @@ def test_a_one_code_grid_is_deep_k_means(accelerator):
     upkeep.step(accelerator, 0, revive=False)
     expected = m_step(*assigned(z_e, e_step(z_e, means), 4), means, z_e)
     torch.testing.assert_close(tokenizer.quantizer.vectors, expected, atol=1e-5, rtol=1e-4)  # 1e-6 of the start is left
-    assert len(tokenizer.eval().decode(torch.arange(4).view(4, 1, 1)).unique(dim=0)) == 4  # it can draw K images
+    assert len(tokenizer.eval().decode(torch.arange(4).view(4, 1)).unique(dim=0)) == 4  # it can draw K images
 
 
 # ------------------------------------------------------------------------------------------------------- the tokenizer
@@ -121,10 +121,10 @@ def settings(run, **others) -> ClusterConfig:
 def test_a_code_decodes_to_its_mean_and_an_image_of_means_to_itself():
     tokenizer = KMeansTokenizer(KMeansConfig(image_size=(4, 6), image_channels=3, patch=2, codebook_size=8))
     tokenizer.codebook.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
-    indices = torch.randint(0, 8, (5, 2, 3), generator=torch.Generator().manual_seed(1))
-    images = tokenizer.decode(indices)
-    assert images.shape == (5, 3, 4, 6) and torch.equal(tokenizer.encode(images), indices)
-    assert torch.equal(images[0, :, 2:4, 4:6].flatten(), tokenizer.codebook[indices[0, 1, 2]])
+    codes = torch.randint(0, 8, (5, 6), generator=torch.Generator().manual_seed(1))
+    images = tokenizer.decode(codes)
+    assert images.shape == (5, 3, 4, 6) and torch.equal(tokenizer.encode(images), codes)
+    assert torch.equal(images[0, :, 2:4, 4:6].flatten(), tokenizer.codebook[codes[0, 5]])
 
 
 def test_fitting_lowers_the_error_and_resumes_bit_for_bit(tmp_path, accelerator):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from smalti.common import folder
+from smalti.common.layout import Layout
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.model import load_prior
 from smalti.prior.train import draw_order, share_shuffled
@@ -24,7 +25,7 @@ def test_annealing_goes_from_random_orders_to_raster_order():
 
 
 def test_the_orders_of_a_batch_are_permutations_of_places_depths_side_by_side(prior):
-    config = prior.config.model_copy(update={"code_depth": 2})
+    config = prior.config.model_copy(update={"layout": Layout.of(3, 3, depth=2, factors=(16,))})
     torch.manual_seed(0)
     order = draw_order(64, config, 0.5, torch.device("cpu"))
     assert torch.equal(order.sort(1).values, torch.arange(18).expand(64, 18))
@@ -39,7 +40,7 @@ def test_raster_training_draws_no_orders(prior):
 
 def test_every_order_is_equally_likely(prior):
     """Of three places in 60,000 rows each of six orders comes a sixth of the time; astray by 0.01 with odds below 1e-9."""
-    config = prior.config.model_copy(update={"grid": (1, 3)})
+    config = prior.config.model_copy(update={"layout": Layout.of(1, 3, factors=(16,))})
     torch.manual_seed(0)
     order = draw_order(60_000, config, 1.0, torch.device("cpu"))
     shares = torch.bincount(order @ torch.tensor([9, 3, 1])).float() / 60_000
@@ -76,7 +77,7 @@ def test_a_preset_gives_its_shape_and_what_stands_beside_it_wins():
 def test_a_preset_has_the_weights_it_is_named_after(preset, millions, prior):
     """With K = 512, and the two shapes of LlamaGen with its 16,384."""
     K = 16384 if preset in ("111m", "343m") else 512
-    update = {"architecture": TransformerConfig(preset=preset), "codebook_size": K, "grid": (16, 16)}
+    update = {"architecture": TransformerConfig(preset=preset), "layout": Layout.of(16, 16, factors=(K,))}
     with torch.device("meta"):
         model = TransformerPrior(PriorConfig(**{**prior.config.model_dump(), **update}))
     assert millions[0] < sum(p.numel() for p in model.parameters()) / 1e6 < millions[1]

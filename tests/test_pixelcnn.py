@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
+from smalti.common.codes import TokenizerIdentity
 from smalti.common.errors import UserError
+from smalti.common.layout import Layout
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
@@ -14,20 +16,19 @@ from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.pixelcnn.network import RowByRow, Stacks
 from smalti.prior.sample import Sampler, sample
 
-TOKENIZER = {"name": "t", "sha256": "0" * 64}
+TOKENIZER = TokenizerIdentity(name="t", sha256="0" * 64)
 SETTINGS = {  # of what is predicted: one code a place, several, and one in parts
-    "one code": {"codebook_size": 7},
-    "several codes a place": {"codebook_size": 5, "code_depth": 3},
-    "codes in parts": {"codebook_size": 2**16, "factors": (2,) * 16},
+    "one code": {"factors": (7,)},
+    "several codes a place": {"factors": (5,), "code_depth": 3},
+    "codes in parts": {"factors": (2,) * 16},
 }
 
 
-def make(grid=(4, 5), kernel=3, depth=3, **settings) -> PixelCNNPrior:
+def make(grid=(4, 5), kernel=3, depth=3, factors=(7,), code_depth=1, **settings) -> PixelCNNPrior:
     torch.manual_seed(0)
     shape = PixelCNNConfig(depth=depth, dim=16, kernel=kernel, dropout=0.0)
-    config = PriorConfig.model_validate(
-        {"grid": grid, "class_names": ("a", "b"), "tokenizer": TOKENIZER, "architecture": shape, **settings}, strict=False
-    )
+    layout = Layout.of(*grid, depth=code_depth, factors=factors)
+    config = PriorConfig(layout=layout, class_names=("a", "b"), tokenizer=TOKENIZER, architecture=shape, **settings)
     prior = build_prior(config).eval()
     assert isinstance(prior, PixelCNNPrior)
     torch.nn.init.normal_(prior.head.weight, std=0.3)
@@ -35,7 +36,9 @@ def make(grid=(4, 5), kernel=3, depth=3, **settings) -> PixelCNNPrior:
 
 
 def codes_of(prior: PixelCNNPrior, images: int = 3) -> torch.Tensor:
-    return torch.randint(prior.config.codebook_size, (images, prior.config.length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        prior.config.layout.codebook_size, (images, prior.config.layout.length), generator=torch.Generator().manual_seed(1)
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- what is seen
@@ -70,15 +73,15 @@ def test_a_code_cannot_be_seen_before_it_is_predicted(settings):
     prior = make(**settings)
     codes, labels = codes_of(prior, 1), torch.tensor([1])
     before = prior.nll(codes, labels)
-    for t in range(prior.config.length):
+    for t in range(prior.config.layout.length):
         other = codes.clone()
-        other[0, t] = (other[0, t] + 1) % prior.config.codebook_size
+        other[0, t] = (other[0, t] + 1) % prior.config.layout.codebook_size
         differ = (prior.nll(other, labels) - before).abs()[0] > 1e-6
         assert not differ[:t].any(), f"code {t} is seen by one before it"
 
 
 def test_the_class_reaches_every_code():
-    prior = make(codebook_size=7)
+    prior = make()
     nll = prior.nll(codes_of(prior, 1).expand(3, -1), torch.tensor([0, 1, 2]))
     assert ((nll[0] - nll[1]).abs() > 1e-6).all() and ((nll[0] - nll[2]).abs() > 1e-6).all()
 
@@ -88,8 +91,8 @@ def test_the_class_reaches_every_code():
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_log_probabilities_of_all_images_sum_to_one(depth):
-    prior = make(grid=(2, 2), codebook_size=3 if depth == 1 else 2, code_depth=depth)
-    K, T = prior.config.codebook_size, prior.config.length
+    prior = make(grid=(2, 2), factors=(3,) if depth == 1 else (2,), code_depth=depth)
+    K, T = prior.config.layout.codebook_size, prior.config.layout.length
     every = torch.tensor(list(itertools.product(range(K), repeat=T)))
     for label in range(3):  # the last is no class
         total = prior.log_prob(every, torch.full((len(every),), label)).double().exp().sum()
@@ -97,7 +100,7 @@ def test_log_probabilities_of_all_images_sum_to_one(depth):
 
 
 def test_the_first_guess_is_uniform():
-    prior = make(codebook_size=7)
+    prior = make()
     torch.nn.init.zeros_(prior.head.weight)
     nll = prior.nll(codes_of(prior), torch.tensor([0, 1, 2]))
     torch.testing.assert_close(nll, torch.full_like(nll, torch.tensor(7.0).log().item()))
@@ -143,10 +146,10 @@ def drawn_without_a_cache(prior, label, seed, config, codes=None, known=None):
     from smalti.prior.draw import draw, image_uniforms
 
     c = prior.config
-    (u,) = image_uniforms([seed], c.length, len(prior.vocabularies))
-    found = torch.zeros(1, c.length, dtype=torch.int64) if codes is None else codes.clone()
-    for t in range(c.length):
-        if known is not None and known[t // c.code_depth]:
+    (u,) = image_uniforms([seed], c.layout.length, len(prior.vocabularies))
+    found = torch.zeros(1, c.layout.length, dtype=torch.int64) if codes is None else codes.clone()
+    for t in range(c.layout.length):
+        if known is not None and known[t // c.layout.depth]:
             continue
         logits = prior(torch.tensor([label]), found)[:, t]
         if config.guidance != 1:
@@ -160,7 +163,7 @@ def drawn_without_a_cache(prior, label, seed, config, codes=None, known=None):
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_drawing_with_the_cache_draws_what_drawing_without_it_draws(guidance, depth):
-    prior = make(codebook_size=7, code_depth=depth)
+    prior = make(code_depth=depth)
     config = SamplingConfig(guidance=guidance, temperature=0.8, top_k=5)
     found = sample(prior, torch.tensor([0, 1, 0]), [3, 4, 5], config)
     expected = [drawn_without_a_cache(prior, label, seed, config) for label, seed in ((0, 3), (1, 4), (0, 5))]
@@ -171,15 +174,15 @@ def test_drawing_with_the_cache_draws_what_drawing_without_it_draws(guidance, de
 @pytest.mark.parametrize("places", [3, 5, 7, 12])
 def test_upper_rows_are_kept_and_the_rest_is_drawn_given_them(places):
     """Also where what is known ends inside a row."""
-    prior = make(codebook_size=7, code_depth=2)
+    prior = make(code_depth=2)
     codes = codes_of(prior, 1)
-    known = torch.arange(prior.config.places)[None] < places
+    known = torch.arange(prior.config.layout.places)[None] < places
     found = Sampler(prior, SamplingConfig())(torch.tensor([1]), [9], codes, known)
     assert torch.equal(found[0], drawn_without_a_cache(prior, 1, 9, SamplingConfig(), codes * 0 + codes, known[0]))
 
 
 def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch():
-    prior = make(codebook_size=7)
+    prior = make()
     draw = Sampler(prior, SamplingConfig(), 4)
     together = draw(torch.tensor([0, 1, 0, 1, 1]), [5, 6, 7, 8, 9])
     assert torch.equal(draw(torch.tensor([1, 1]), [8, 6]), together[[3, 1]])
@@ -191,17 +194,17 @@ def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch():
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_a_precision_that_is_not_there_is_refused_by_name(precision):
     with pytest.raises(ValueError, match=f"precision {precision}: a PixelCNN draws in fp32 alone"):
-        Sampler(make(codebook_size=7), SamplingConfig(precision=precision))
+        Sampler(make(), SamplingConfig(precision=precision))
 
 
 def test_any_order_is_refused():
     with pytest.raises(ValueError, match="a PixelCNN has raster order alone"):
-        make(codebook_size=7, any_order=True)
+        make(any_order=True)
 
 
 def test_recomputing_is_refused():
     with pytest.raises(UserError, match=r"recompute is for model\.kind transformer"):
-        make(codebook_size=7).recomputing(True)
+        make().recomputing(True)
 
 
 def test_an_even_kernel_is_refused():
@@ -210,7 +213,7 @@ def test_an_even_kernel_is_refused():
 
 
 def test_weights_that_diverged_are_told(recwarn):
-    prior = make(codebook_size=7)
+    prior = make()
     prior.head.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match="became NaN or Inf"):
         sample(prior, torch.tensor([0]), [0], SamplingConfig())

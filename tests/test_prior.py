@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from smalti.common.digits import to_index
+from smalti.common.layout import Grid, Layout
 from smalti.prior.base import Prior, nll_each
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.draw import SamplingConfig, draw, image_uniforms
 from smalti.prior.layers import RMSNorm
 from smalti.prior.sample import sample
 from smalti.prior.train import hide_labels
-from smalti.prior.transformer.layers import causal_attention, grid_angles
+from smalti.prior.transformer.layers import causal_attention, rotary_angles
 from smalti.prior.transformer.model import TransformerPrior
 
 
@@ -25,8 +26,11 @@ def codes():
 LABELS = torch.tensor([0, 2, 3, 1])  # 3 stands for no class
 SHAPES = {
     "one code a place": {},
-    "two codes a place": {"grid": (3, 2), "code_depth": 2},
-    "codes in parts": {"codebook_size": 32768, "factors": (16, 16, 16, 8), "grid": (2, 2), "code_depth": 2},
+    "two codes a place": {"layout": Layout.of(3, 2, depth=2, factors=(16,))},
+    "codes in parts": {"layout": Layout.of(2, 2, depth=2, factors=(16, 16, 16, 8))},
+    "two grids": {"layout": Layout(grids=(Grid(shape=(1, 2), factors=(16,)), Grid(shape=(2, 3), factors=(16,))))},
+    "a sequence": {"layout": Layout.of(7, factors=(16,))},
+    "a block": {"layout": Layout.of(2, 2, 2, factors=(16,))},
 }
 
 
@@ -41,7 +45,7 @@ def any_prior(prior, request):
 
 def some_codes(prior: Prior) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, prior.config.codebook_size, (4, prior.config.length), generator=generator)
+    return torch.randint(0, prior.config.layout.codebook_size, (4, prior.config.layout.length), generator=generator)
 
 
 def test_a_code_cannot_be_seen_before_it_is_predicted(prior, codes):
@@ -88,22 +92,22 @@ def test_logits_are_fp32_under_autocast(prior, codes):
 def test_an_untrained_prior_is_uniform(any_prior):
     """Its head starts at zero, so training starts at ln K and not above, also where a code is predicted in parts."""
     untrained, c = TransformerPrior(any_prior.config), any_prior.config
-    expected = torch.full((4,), c.length * math.log(c.codebook_size))
+    expected = torch.full((4,), c.layout.length * math.log(c.layout.codebook_size))
     torch.testing.assert_close(-untrained.log_prob(some_codes(untrained), LABELS), expected)
 
 
 def test_a_large_code_of_digits_is_predicted_in_parts_and_a_table_is_not(prior):
-    def vocabularies(**settings):
-        return prior.config.model_copy(update=settings).vocabularies
+    def vocabularies(*factors):
+        return prior.config.model_copy(update={"layout": Layout.of(3, 3, factors=factors)}).vocabularies
 
-    assert vocabularies(codebook_size=2**18, factors=(2,) * 18) == (1024, 256)
-    assert vocabularies(codebook_size=1000, factors=(8, 5, 5, 5)) == (1000,)
-    assert vocabularies(codebook_size=2**18, factors=(2**18,)) == (2**18,)
+    assert vocabularies(*(2,) * 18) == (1024, 256)
+    assert vocabularies(8, 5, 5, 5) == (1000,)
+    assert vocabularies(2**18) == (2**18,)
 
 
 def test_the_parts_of_a_code_are_a_distribution(prior):
     """p(code) = p(first part) p(second part | first): over all 32,768 codes of the first place they sum to one."""
-    config = prior.config.model_copy(update={"codebook_size": 32768, "factors": (512, 64), "grid": (1, 2)})
+    config = prior.config.model_copy(update={"layout": Layout.of(1, 2, factors=(512, 64))})
     torch.manual_seed(0)
     model = TransformerPrior(config).eval()
     torch.nn.init.normal_(model.head.weight)
@@ -116,7 +120,7 @@ def test_the_parts_of_a_code_are_a_distribution(prior):
 
 
 def test_each_depth_has_an_embedding_and_a_head_of_its_own(prior):
-    deep = TransformerPrior(prior.config.model_copy(update={"code_depth": 2})).eval()
+    deep = TransformerPrior(prior.config.model_copy(update={"layout": Layout.of(3, 3, depth=2, factors=(16,))})).eval()
     assert deep.code_embedding.num_embeddings == 2 * 16 and deep.head.weight.shape == (2 * 16, 32)
     same = torch.full((1, 2), 5)
     first, second = (deep.code_embedding(row) for row in (same + deep.first_rows[:2, 0])[0])
@@ -125,7 +129,7 @@ def test_each_depth_has_an_embedding_and_a_head_of_its_own(prior):
 
 def test_the_depths_of_a_place_share_its_position(prior):
     """Input 1 + 2 i and 2 + 2 i are the two codes of place i, input 0 is the class."""
-    flat, deep = grid_angles(prior.config), grid_angles(prior.config.model_copy(update={"code_depth": 2}))
+    flat, deep = (rotary_angles(Layout.of(3, 3, depth=depth, factors=(16,)), 16) for depth in (1, 2))
     assert torch.equal(deep[0], flat[0])
     assert torch.equal(deep[1::2], flat[1:]) and torch.equal(deep[2::2], flat[1:])
 
@@ -141,7 +145,7 @@ def test_log_probabilities_of_all_images_sum_to_one(prior):
 
 def test_rotary_positions_are_two_dimensional(prior):
     """The codes of one row share half of their angles, those of one column the other half; the class is not turned."""
-    angles = grid_angles(prior.config)
+    angles = rotary_angles(prior.config.layout, 16)
     quarter = angles.shape[1] // 2
     at = {(i, j): angles[1 + 3 * i + j] for i in range(3) for j in range(3) if 1 + 3 * i + j < 9}
     assert angles[0].eq(0).all()

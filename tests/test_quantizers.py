@@ -378,23 +378,23 @@ def test_digits_of_an_index_are_the_index_again(factors):
     "size, channels, patch, attention",
     [((16, 16), 1, 1, False), ((8, 24), 3, 2, True), ((12, 4), 4, 1, False)],
 )
-def test_images_become_a_grid_of_indices_and_images_again(size, channels, patch, attention):
+def test_images_become_codes_and_images_again(size, channels, patch, attention):
     config = TokenizerConfig(
         image_size=size, image_channels=channels, patch=patch, channels=(8, 16), attention=attention, quantizer=TABLES["vq"]
     )
     tokenizer = Tokenizer(config).eval()
     images = torch.rand(2, channels, *size) * 2 - 1
-    indices = tokenizer.encode(images)
-    assert indices.shape == (2, *config.grid) and indices.dtype == torch.int64
-    decoded = tokenizer.decode(indices)
+    codes = tokenizer.encode(images)
+    assert codes.shape == (2, config.layout.length) and codes.dtype == torch.int64
+    decoded = tokenizer.decode(codes)
     assert decoded.shape == images.shape and decoded.abs().max() <= 1
 
 
 @pytest.mark.parametrize("config", ALL.values(), ids=ALL)
 def test_every_quantizer_fits_between_encoder_and_decoder(config):
     tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=config)).eval()
-    indices = tokenizer.encode(torch.zeros(2, 1, 8, 8))
-    assert indices.shape == (2, *tokenizer.index_shape) and tokenizer.decode(indices).shape == (2, 1, 8, 8)
+    codes = tokenizer.encode(torch.zeros(2, 1, 8, 8))
+    assert codes.shape == (2, tokenizer.config.layout.length) and tokenizer.decode(codes).shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("config", ALL.values(), ids=ALL)
@@ -409,11 +409,11 @@ def test_what_a_tokenizer_cannot_take_is_refused_with_what_it_can():
     tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=TABLES["vq"]))
     with pytest.raises(ValueError, match=r"images must be \(B, 1, 8, 8\), got \(2, 3, 8, 8\)"):
         tokenizer.encode(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"indices must lie in \[0, 9\), got 0 to 9"):
-        tokenizer.decode(torch.tensor([[[0, 9]]]))
+    with pytest.raises(ValueError, match=r"codes must lie in \[0, 9\), got 0 to 9"):
+        tokenizer.decode(torch.arange(64).remainder(10)[None])
     deep = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=STACKED["residual"]))
-    with pytest.raises(ValueError, match=r"indices must be integers \(B, h, w, 4\), got torch.int64 \(1, 8, 8\)"):
-        deep.decode(torch.zeros(1, 8, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"codes must be integers \(B, 256\), 8 x 8 x 4 codes of 9; got torch.int64 \(1, 64\)"):
+        deep.decode(torch.zeros(1, 64, dtype=torch.int64))
 
 
 def test_straight_through_is_e_forward_and_the_identity_backward():

@@ -9,6 +9,7 @@ from scipy.stats import chi2
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.digits import to_digits
 from smalti.common.errors import UserError
+from smalti.common.layout import Grid, Layout
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
@@ -28,7 +29,7 @@ def make_prior(architecture: TransformerConfig | None = None, **settings) -> Pri
     """A prior with random weights, its head included; two blocks over 3 x 3 codes of 16 of three classes if not said else."""
     torch.manual_seed(0)
     shape = {
-        "codebook_size": 16, "grid": (3, 3), "class_names": ("a", "b", "c"),
+        "layout": Layout.of(3, 3, factors=(16,)), "class_names": ("a", "b", "c"),
         "tokenizer": TokenizerIdentity(name="test", sha256="0" * 64),
         "architecture": architecture or TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
     }  # fmt: skip
@@ -43,7 +44,7 @@ def make_prior(architecture: TransformerConfig | None = None, **settings) -> Pri
 
 def random_codes(prior: Prior, images: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, prior.config.codebook_size, (images, prior.config.length), generator=generator)
+    return torch.randint(0, prior.config.layout.codebook_size, (images, prior.config.layout.length), generator=generator)
 
 
 @torch.no_grad()
@@ -52,15 +53,15 @@ def decoded(
     precision: str = "fp32", counted: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at once."""
-    decoder, B, Q = Decoder(prior, len(codes), precision), len(codes), prior.config.code_depth
+    decoder, B, Q = Decoder(prior, len(codes), precision), len(codes), prior.config.layout.depth
     ordered = codes if order is None else codes.gather(1, order)
-    places = raster(B, prior.config.length, codes.device) if order is None else order
+    places = raster(B, prior.config.layout.length, codes.device) if order is None else order
     target, own = 1 + places, own_rows(places)
     x = prior.inputs(labels, ordered[:, :-1], order)
     if start:
         decoder.prefill(x[:, :start], target[:, :start], own[:, :start])
     found, digits = [], to_digits(ordered, prior.vocabularies)
-    for n in range(start, prior.config.length):
+    for n in range(start, prior.config.layout.length):
         step = CountedStep(torch.tensor([n]), decoder.slots) if counted else NumberedStep(n)
         hidden = decoder.step(x[:, n].clone(), decoder.turns(target[:, n], own[:, n]), step)
         before = [list(digits[:, n, :g].unbind(-1)) for g in range(len(prior.vocabularies))]
@@ -72,9 +73,12 @@ def decoded(
 
 SHAPES = {
     "one code a place": {},
-    "two codes a place": {"grid": (3, 2), "code_depth": 2},
-    "codes in parts": {"codebook_size": 32768, "factors": (16, 16, 16, 8), "grid": (2, 2), "code_depth": 2},
-    "a wide grid": {"grid": (2, 5)},
+    "two codes a place": {"layout": Layout.of(3, 2, depth=2, factors=(16,))},
+    "codes in parts": {"layout": Layout.of(2, 2, depth=2, factors=(16, 16, 16, 8))},
+    "a wide grid": {"layout": Layout.of(2, 5, factors=(16,))},
+    "two grids": {"layout": Layout(grids=(Grid(shape=(1, 2), factors=(16,)), Grid(shape=(2, 4), factors=(16,))))},
+    "a sequence": {"layout": Layout.of(7, depth=2, factors=(16,))},
+    "a block": {"layout": Layout.of(2, 3, 3, factors=(16,))},
     "grouped heads": {"architecture": TransformerConfig(depth=2, dim=64, heads=4, kv_heads=2)},
     "one head of keys": {"architecture": TransformerConfig(depth=2, dim=64, heads=4, kv_heads=1)},
 }
@@ -91,7 +95,7 @@ def any_prior(request):
 def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior, ordered, start):
     """In any order, and wherever the part read at once ends and the steps begin."""
     codes, c, labels = random_codes(any_prior, 4), any_prior.config, torch.tensor([0, 2, 3, 1])
-    order = code_order(shuffled(4, c.places, torch.Generator().manual_seed(1)), c.code_depth) if ordered else None
+    order = code_order(shuffled(4, c.layout.places, torch.Generator().manual_seed(1)), c.layout.depth) if ordered else None
     expected = any_prior(labels, codes, order)[:, start:]
     found = decoded(any_prior, labels, codes, order=order, start=start)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # fp32 rounding
@@ -108,7 +112,7 @@ def test_the_cache_is_exact_for_every_preset(preset, grouped):
     """Its depth, width and heads, on a small grid; with half as many heads of keys and two codes a place, or without."""
     kv_heads = PRESETS[preset]["heads"] // 2 if grouped else None
     architecture = TransformerConfig(preset=preset, kv_heads=kv_heads, dropout=0.0)
-    prior = make_prior(architecture, codebook_size=64, grid=(2, 3), code_depth=1 + grouped)
+    prior = make_prior(architecture, layout=Layout.of(2, 3, depth=1 + grouped, factors=(64,)))
     labels, codes = torch.tensor([0, 3]), random_codes(prior, 2)
     torch.testing.assert_close(decoded(prior, labels, codes), prior(labels, codes), atol=1e-4, rtol=1e-4)  # fp32 rounding
 
@@ -180,7 +184,7 @@ def test_draws_have_the_distribution_of_the_prior(precision):
     """20,000 draws of three codes of four against the exact probabilities of all 64 images: a right sampler fails with odds of
     1e-6 once over all seeds, and these are fixed. (bf16, where it is auto, moves probabilities by less than 20,000 draws see.)
     """
-    prior = make_prior(codebook_size=4, grid=(1, 3))
+    prior = make_prior(layout=Layout.of(1, 3, factors=(4,)))
     images = all_sequences(4, 3)
     exact = prior.log_prob(images, torch.ones(64, dtype=torch.int64)).double().exp()
     assert exact.sum().item() == pytest.approx(1, abs=1e-5)
@@ -193,7 +197,7 @@ def test_draws_have_the_distribution_of_the_prior(precision):
 def test_completions_have_the_distribution_of_the_prior_given_what_is_known():
     """The last of four codes is known and the others drawn: 20,000 draws against the 64 exact conditional probabilities, which
     a prior of any order has; odds of a false alarm 1e-6, seeds fixed."""
-    prior = make_prior(codebook_size=4, grid=(2, 2), any_order=True)
+    prior = make_prior(layout=Layout.of(2, 2, factors=(4,)), any_order=True)
     images = torch.cat([all_sequences(4, 3), torch.full((64, 1), 2)], dim=1)
     known = torch.tensor([[False, False, False, True]])
     labels = torch.ones(64, dtype=torch.int64)
@@ -210,7 +214,7 @@ def test_completions_have_the_distribution_of_the_prior_given_what_is_known():
 
 def test_a_wrong_distribution_is_noticed():
     """The test above can fail: draws at a temperature of 0.9 are told from the prior's."""
-    prior = make_prior(codebook_size=4, grid=(1, 3))
+    prior = make_prior(layout=Layout.of(1, 3, factors=(4,)))
     exact = prior.log_prob(all_sequences(4, 3), torch.ones(64, dtype=torch.int64)).double().exp()
     config = SamplingConfig(temperature=0.9, precision="fp32")
     drawn = sample(prior, torch.ones(20_000, dtype=torch.int64), range(20_000), config, batch_size=2000)
@@ -241,7 +245,7 @@ def test_another_batch_size_changes_draws_by_rounding_alone(any_prior):
 def test_a_completed_image_does_not_change_with_its_neighbours(any_prior):
     """Also where their masks differ."""
     c = any_prior.config
-    known = torch.rand(6, c.places, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 6)[:, None]
+    known = torch.rand(6, c.layout.places, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 6)[:, None]
     labels, seeds, codes = torch.arange(6) % 4, list(range(6)), random_codes(any_prior, 6)
     for any_order in (False, True):
         prior = TransformerPrior(c.model_copy(update={"any_order": any_order})).eval()
@@ -257,7 +261,7 @@ def test_a_completed_image_does_not_change_with_its_neighbours(any_prior):
 
 @pytest.mark.parametrize("any_order", [False, True])
 def test_what_is_known_is_kept_and_the_rest_is_drawn(any_order):
-    prior = make_prior(any_order=any_order, code_depth=2)
+    prior = make_prior(any_order=any_order, layout=Layout.of(3, 3, depth=2, factors=(16,)))
     codes, known = random_codes(prior, 32), torch.rand(32, 9, generator=torch.Generator().manual_seed(2)) < 0.5
     drawn = Sampler(prior, FP32, 32)(torch.zeros(32, dtype=torch.int64), range(32), codes, known)
     given = known.repeat_interleave(2, 1)
@@ -267,7 +271,7 @@ def test_what_is_known_is_kept_and_the_rest_is_drawn(any_order):
 
 def test_nothing_known_is_sampling_and_all_known_is_the_image(any_prior):
     labels, codes, sampler = torch.zeros(4, dtype=torch.int64), random_codes(any_prior, 4), Sampler(any_prior, FP32, 4)
-    known = torch.zeros(4, any_prior.config.places, dtype=torch.bool)
+    known = torch.zeros(4, any_prior.config.layout.places, dtype=torch.bool)
     assert torch.equal(sampler(labels, range(4), codes, known), sampler(labels, range(4)))
     assert torch.equal(sampler(labels, range(4), codes, ~known), codes)
 
@@ -303,7 +307,7 @@ def test_a_code_cannot_be_seen_before_its_turn_in_any_order():
 
 @torch.no_grad()
 def test_raster_order_is_one_of_the_orders():
-    prior = make_prior(code_depth=2)
+    prior = make_prior(layout=Layout.of(3, 3, depth=2, factors=(16,)))
     labels, codes = torch.zeros(4, dtype=torch.int64), random_codes(prior, 4)
     order = code_order(raster(4, 9, codes.device), 2)
     torch.testing.assert_close(prior(labels, codes, order), prior(labels, codes))
@@ -355,7 +359,7 @@ def test_without_guidance_no_row_is_computed_twice():
 
 def test_guided_draws_follow_the_guided_distribution():
     """20,000 first codes at guidance 3 against softmax(u + 3 (c - u)); odds of a false alarm 1e-6, seeds fixed."""
-    prior = make_prior(codebook_size=8, grid=(1, 1))
+    prior = make_prior(layout=Layout.of(1, 1, factors=(8,)))
     with torch.no_grad():
         c, u = prior(torch.tensor([1, 3]), torch.zeros(2, 1, dtype=torch.int64))[:, 0].double()
     config = SamplingConfig(guidance=3.0, precision="fp32")
@@ -385,7 +389,7 @@ CODES, KNOWN = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torc
         ({"seeds": [5, 6, 7]}, "one seed an image: got 2 labels and 3 seeds"),
         ({"labels": torch.tensor([0, 4])}, r"labels must lie in \[0, 3\], got 0 to 4"),
         ({"known": KNOWN}, "codes and known are given together"),
-        (around(torch.zeros(2, 16, dtype=torch.int64), KNOWN), r"the grid of 3 x 3 .*got \(2, 16\)"),
+        (around(torch.zeros(2, 16, dtype=torch.int64), KNOWN), r"the 3 x 3 codes of 16 .*got \(2, 16\)"),
         (around(CODES, KNOWN.view(2, 3, 3)), r"known must be bool \(2, 9\)"),
         (around(CODES, KNOWN.float()), r"known must be bool \(2, 9\)"),
         (around(CODES + 16, KNOWN), r"codes must lie in \[0, 16\), got 16"),
@@ -439,7 +443,7 @@ def test_when_memory_is_full_the_batch_is_halved_and_said_so(monkeypatch):
 def test_batches_are_as_large_as_free_memory_holds(monkeypatch):
     import psutil
 
-    shape = {"architecture": TransformerConfig(preset="343m"), "grid": (24, 24), "codebook_size": 16384}
+    shape = {"architecture": TransformerConfig(preset="343m"), "layout": Layout.of(24, 24, factors=(16384,))}
     with torch.device("meta"):
         large = TransformerPrior(make_prior().config.model_copy(update=shape))
     sizes = []

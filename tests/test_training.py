@@ -297,7 +297,7 @@ def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_pa
     run = tmp_path / "whole"
     encode(EncodeSettings(run=str(run), precision="fp32"), accelerator)
     info, _ = codes.read_info(run / "codes")
-    assert (info.codebook_size, info.code_depth, info.length) == (
+    assert (info.layout.codebook_size, info.layout.depth, info.layout.length) == (
         c.model.codebook_size,
         c.model.code_depth,
         16 * model.code_depth,

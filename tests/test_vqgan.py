@@ -176,7 +176,7 @@ def test_the_published_layout_has_a_place_for_every_tensor_of_ours_and_no_other(
     shapes.pop("quantize.codebook_used", None)
     assert {place.name: place.shape for place in ours.values()} == shapes
     assert len(ours) == len({place.name for place in ours.values()}) == 343
-    assert config.grid == (16, 16) and config.codebook_size == 16384
+    assert config.grid == (16, 16) and config.layout.codebook_size == 16384
 
 
 def test_tamings_project_file_says_what_the_tensors_say(tmp_path):

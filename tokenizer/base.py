@@ -1,6 +1,7 @@
-"""What every image tokenizer is: images to indices and back, and a folder on the disk.
+"""What every image tokenizer is: images to latents and back, and a folder on the disk.
 
-Shapes: images (B, C, H, W) in [-1, 1]; indices (B, h, w) int64 in [0, K), or (B, h, w, Q) where a place has Q > 1 codes.
+Shapes: images (B, C, H, W) in [-1, 1]; codes (B, T) int64 in [0, K), as the layout has them: grid after grid, place after place
+in raster order, the Q codes of a place side by side. On a grid they are `indices`: (B, h, w), or (B, h, w, Q) where Q > 1.
 """
 
 from pathlib import Path
@@ -17,18 +18,12 @@ from smalti.tokenizer.quantizers.base import Quantizer
 
 
 class ImageTokenizer(nn.Module, Pretrained):
-    """`config` says image_size, image_channels, grid (h, w), codebook_size K, code_depth Q and factors."""
+    """`config` says image_size, image_channels and the layout of the codes."""
 
     face, files = "load_tokenizer", folder.MODEL_FILES
     config_class: ClassVar[type[ImageTokenizerConfig]]
     config: ImageTokenizerConfig
     likelihood: Likelihood  # p(x | z), of what `output` gives
-
-    @property
-    def index_shape(self) -> tuple[int, ...]:
-        """Of one image's indices: (h, w), or (h, w, Q)."""
-        depth = self.config.code_depth
-        return (*self.config.grid, depth) if depth > 1 else self.config.grid
 
     @property
     def black_and_white(self) -> bool:
@@ -37,7 +32,7 @@ class ImageTokenizer(nn.Module, Pretrained):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) in [-1, 1] -> indices (B, h, w), or (B, h, w, Q).
+        """Return the codes (B, T) of images (B, C, H, W) in [-1, 1].
 
         Raises:
             ValueError: images of another size or number of channels than the tokenizer was trained for, or whose codes
@@ -46,23 +41,22 @@ class ImageTokenizer(nn.Module, Pretrained):
         expected = (self.config.image_channels, *self.config.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
-        return self._encode(images)
+        return self._encode(images).flatten(1)
 
     @torch.no_grad()
-    def decode(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w), or (B, h, w, Q) -> images (B, C, H, W) in [-1, 1], the mean of p(x | z). Any grid decodes, to its
-        size.
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) in [-1, 1] of codes (B, T), the mean of p(x | z).
 
         Raises:
-            ValueError: indices that no code has, or not on a grid of this tokenizer's depth.
+            ValueError: codes that there are not, or not as many as an image has.
         """
-        return self.likelihood.mean(self.output(indices)).float()
+        return self.likelihood.mean(self.output(codes)).float()
 
     @torch.no_grad()
-    def nll(self, images: Tensor, indices: Tensor) -> Tensor:
-        """−log p(images | indices) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Over ln 2 · C · H · W it is the
+    def nll(self, images: Tensor, codes: Tensor) -> Tensor:
+        """Return −log p(images | codes) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Over ln 2 · C · H · W it is the
         distortion in bits per dimension."""
-        return self.likelihood.nll(self.output(indices), images)
+        return self.likelihood.nll(self.output(codes), images)
 
     @property
     def stochastic(self) -> bool:
@@ -71,26 +65,23 @@ class ImageTokenizer(nn.Module, Pretrained):
 
     @torch.no_grad()
     def log_posterior(self, images: Tensor) -> Tensor | None:
-        """log q(z | x) of every code at every place, (B, h, w, K); None where the posterior is the one code `encode` gives."""
+        """log q(z | x) of every code at every place, (B, T, K); None where the posterior is the one code `encode` gives."""
         return None
 
     @torch.no_grad()
-    def output(self, indices: Tensor) -> Tensor:
-        """indices -> (B, P, H, W), what `likelihood` reads. Raises as `decode` does."""
-        K, Q = self.config.codebook_size, self.config.code_depth
-        shape = ("h", "w", Q) if Q > 1 else ("h", "w")
-        if indices.ndim != 1 + len(shape) or indices.is_floating_point() or (Q > 1 and indices.shape[-1] != Q):
-            raise ValueError(
-                f"indices must be integers (B, {', '.join(map(str, shape))}), got {indices.dtype} {tuple(indices.shape)}"
-            )
-        if indices.numel() and not (indices.min() >= 0 and indices.max() < K):
-            raise ValueError(f"indices must lie in [0, {K}), got {indices.min().item()} to {indices.max().item()}")
-        return self._output(indices)
+    def output(self, codes: Tensor) -> Tensor:
+        """Return what `likelihood` reads, (B, P, H, W), of codes (B, T). Raises as `decode` does."""
+        K, T = self.config.layout.codebook_size, self.config.layout.length
+        if codes.ndim != 2 or codes.shape[1] != T or codes.is_floating_point():
+            raise ValueError(f"codes must be integers (B, {T}), {self.config.layout}; got {codes.dtype} {tuple(codes.shape)}")
+        if codes.numel() and not (codes.min() >= 0 and codes.max() < K):
+            raise ValueError(f"codes must lie in [0, {K}), got {codes.min().item()} to {codes.max().item()}")
+        return self._output(codes)
 
     def _encode(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _output(self, indices: Tensor) -> Tensor:
+    def _output(self, codes: Tensor) -> Tensor:
         raise NotImplementedError
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -116,5 +107,6 @@ class NetworkTokenizer(ImageTokenizer):
         """z_q (B, D, h, w) -> output (B, P, H, W)."""
         raise NotImplementedError
 
-    def _output(self, indices: Tensor) -> Tensor:
+    def _output(self, codes: Tensor) -> Tensor:
+        (indices,) = self.config.layout.split(codes)
         return self.draw(self.lookup(indices))

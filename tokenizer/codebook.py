@@ -124,7 +124,7 @@ def why_not_codes(run: Path, images: ImagesConfig, tokenizer: ImageTokenizer) ->
     info, _ = codes.read_info(run / "codes")
     if info.tokenizer.sha256 != sha256(run / "tokenizer/model/model.safetensors"):
         return f"{run / 'codes'} is of another tokenizer, {info.tokenizer}"
-    if any(getattr(info, name) != getattr(tokenizer.config, name) for name in ("codebook_size", "grid", "code_depth")):
+    if info.layout != tokenizer.config.layout:
         return f"{run / 'codes'} says of its codes another size than the tokenizer's: its codes.json was changed"
     known = recorded(run / "tokenizer").fingerprint or info.source.get("fingerprint")
     if (info.source.get("source"), info.source.get("subset"), info.source.get("fingerprint")) != (
@@ -145,13 +145,13 @@ def _wanted(names: Sequence[str], there: Sequence[str], where: object) -> list[s
 def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) -> tuple[int, Tensor]:
     """Images, and counts (Q, K), of a split of codes. Shard k is rank k mod world's; views but the plain one are left out."""
     info, _ = codes.read_info(folder)
-    counts, read = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), 0
+    counts, read = torch.zeros(info.layout.depth, info.layout.codebook_size, dtype=torch.int64), 0
     bar = passing_bar(rows, f"count {name}", unit="row")
     for path in codes.shard_paths(folder, name)[accelerator.process_index :: accelerator.num_processes]:
         shard = codes.read_shard(path, info)
         read += len(shard.rows)
         plain = torch.from_numpy(shard.codes[:: info.views].astype(np.int64))
-        counts += count(plain, info.codebook_size, info.code_depth)
+        counts += count(plain, info.layout.codebook_size, info.layout.depth)
         advance(bar, len(shard.rows) * accelerator.num_processes)
     bar.close()
     read, counts = _summed(read, counts, accelerator)
@@ -163,15 +163,15 @@ def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) ->
 @torch.no_grad()
 def count_images(tokenizer: ImageTokenizer, split: ImageSplit, batch_size: int, accelerator: Accelerator) -> tuple[int, Tensor]:
     """Images, and counts (Q, K), of a split of images, of which every process encodes its share."""
-    K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
+    K, Q = tokenizer.config.layout.codebook_size, tokenizer.config.layout.depth
     counts, read = torch.zeros(Q, K, dtype=torch.int64), 0
     world = accelerator.num_processes
     bar = progress_bar(accelerator, len(split), f"encode {split.name}", unit="image")
     for positions in torch.arange(accelerator.process_index, len(split), world).split(batch_size):
         images = split.read(positions).images
         with accelerator.autocast():
-            indices = tokenizer.encode(to_float(images.to(accelerator.device)))
-        counts += count(indices.cpu(), K, Q)
+            encoded = tokenizer.encode(to_float(images.to(accelerator.device)))
+        counts += count(encoded.cpu(), K, Q)
         read += len(images)
         advance(bar, len(positions) * world)
     bar.close()

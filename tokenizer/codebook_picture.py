@@ -49,7 +49,7 @@ BACKGROUND, RED = 225, (230, 40, 40)  # neither a black patch nor a white one is
 def patches(tokenizer: ImageTokenizer, counts: Tensor, depth: int, chosen: Tensor) -> Tensor:
     """What codes `chosen` (N,) of a depth draw, of codes counted as (Q, K): (N, 1 or 3, p, p) uint8 on the CPU. See above."""
     if isinstance(tokenizer, KMeansTokenizer):
-        drawn = tokenizer.decode(chosen.to(tokenizer.codebook.device)[:, None, None])
+        drawn = tokenizer.likelihood.mean(tokenizer.draw(chosen.to(tokenizer.codebook.device)[:, None, None]))
         return to_uint8(_on_white(drawn)).cpu()
     assert isinstance(tokenizer, NetworkTokenizer)  # there are no others
     means = [_mean_vector(tokenizer, *row) for row in enumerate(counts)]

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from smalti.common.config import Settings
 from smalti.common.launch import Precision
+from smalti.common.layout import Layout
 from smalti.common.track import Tracker
 from smalti.tokenizer.likelihood import GaussianConfig, LikelihoodConfig
 from smalti.tokenizer.quantizers.config import QuantizerConfig, VQConfig
@@ -156,19 +157,9 @@ class TokenizerConfig(Settings):
         return self.image_size[0] // self.downsampling, self.image_size[1] // self.downsampling
 
     @property
-    def codebook_size(self) -> int:
-        """K, values a code has."""
-        return self.quantizer.codebook_size
-
-    @property
-    def code_depth(self) -> int:
-        """Q, codes a place of the grid."""
-        return self.quantizer.code_depth
-
-    @property
-    def factors(self) -> tuple[int, ...]:
-        """Sizes of the digits a code is made of; their product is K."""
-        return self.quantizer.factors
+    def layout(self) -> Layout:
+        """What an image becomes."""
+        return Layout.of(*self.grid, depth=self.quantizer.code_depth, factors=self.quantizer.factors)
 
 
 class KMeansConfig(Settings):
@@ -201,12 +192,9 @@ class KMeansConfig(Settings):
         return self.image_channels * self.patch**2
 
     @property
-    def code_depth(self) -> int:
-        return 1
-
-    @property
-    def factors(self) -> tuple[int, ...]:
-        return (self.codebook_size,)
+    def layout(self) -> Layout:
+        """What an image becomes."""
+        return Layout.of(*self.grid, factors=(self.codebook_size,))
 
 
 class VQGANConfig(Settings):
@@ -266,12 +254,9 @@ class VQGANConfig(Settings):
         return VQConfig(codebook_size=self.codebook_size, code_dim=self.code_dim, normalize=self.normalize)
 
     @property
-    def code_depth(self) -> int:
-        return 1
-
-    @property
-    def factors(self) -> tuple[int, ...]:
-        return (self.codebook_size,)
+    def layout(self) -> Layout:
+        """What an image becomes."""
+        return Layout.of(*self.grid, factors=(self.codebook_size,))
 
 
 ImageTokenizerConfig = TokenizerConfig | KMeansConfig | VQGANConfig  # what the `config` of an ImageTokenizer may be

@@ -74,8 +74,7 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
     numbers = sum(tensor.numel() for tensor in tokenizer.state_dict().values())
     accelerator.print(
         f"{c.kind}: {numbers:,} numbers; {model.image_size[0]}x{model.image_size[1]} images become "
-        f"{model.grid[0]}x{model.grid[1]} codes of {model.codebook_size:,}; "
-        f"{found.number} train images: {found.psnr:.2f} dB pooled"
+        f"{model.layout}; {found.number} train images: {found.psnr:.2f} dB pooled"
     )
     return run / "model"
 

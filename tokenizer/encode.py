@@ -73,10 +73,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     folder, name = codes_folder(c), f"{Path(c.run).resolve().name}/tokenizer"
     views = chosen_views(c, images, images_config, accelerator)
     info = CodesInfo(
-        codebook_size=tokenizer.config.codebook_size,
-        factors=tokenizer.config.factors,
-        grid=tokenizer.config.grid,
-        code_depth=tokenizer.config.code_depth,
+        layout=tokenizer.config.layout,
         views=views,
         class_names=images.class_names,
         tokenizer=TokenizerIdentity(name=name, sha256=sha256(run / "model/model.safetensors")),
@@ -167,7 +164,7 @@ def encode_batch(
     for index in range(views):
         pixels = view(batch.images, 0, batch.rows, index, images).to(accelerator.device)
         with accelerator.autocast():
-            found.append(tokenizer.encode(to_float(pixels)).flatten(1).cpu())  # raster order, depth innermost
+            found.append(tokenizer.encode(to_float(pixels)).cpu())
     together = rearrange(torch.stack(found), "v b t -> (b v) t")
     repeat = lambda column: column.repeat_interleave(views).numpy()  # noqa: E731
     return EncodedBatch(together.numpy(), repeat(batch.labels), repeat(batch.rows))
@@ -179,22 +176,22 @@ def check(
     accelerator: Accelerator,
 ) -> dict[str, Any]:  # fmt: skip
     """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
-    counts, errors, rows = torch.zeros(info.code_depth, info.codebook_size, dtype=torch.int64), [], 0
+    counts, errors, rows = torch.zeros(info.layout.depth, info.layout.codebook_size, dtype=torch.int64), [], 0
     digest = codes.Digest()
     bar = passing_bar(len(split), f"check {name}")
     for path in codes.shard_paths(folder, name):
         shard = codes.read_shard(path, info)
         rows += len(shard.rows)
         digest.update(shard)
-        counts += count(torch.from_numpy(shard.codes.astype(np.int64)), info.codebook_size, info.code_depth)
+        counts += count(torch.from_numpy(shard.codes.astype(np.int64)), info.layout.codebook_size, info.layout.depth)
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]
         for part in np.split(chosen, range(batch_size, len(chosen), batch_size)):
             images = split.read_rows(shard.rows[part]).images
-            indices = torch.from_numpy(shard.codes[part].astype(np.int64)).view(-1, *tokenizer.index_shape)
+            some = torch.from_numpy(shard.codes[part].astype(np.int64))
             with accelerator.autocast():
-                decoded = tokenizer.decode(indices.to(accelerator.device))
+                decoded = tokenizer.decode(some.to(accelerator.device))
             errors.append(squared_error_each(images, to_uint8(decoded).cpu()))
             bar.set_postfix(psnr=f"{psnr_of(errors[-1].mean()):.2f} dB", refresh=False)
         bar.update(len(plain))

@@ -116,14 +116,14 @@ def measure_batch(
     images = batch.images.to(accelerator.device)
     pixels = to_float(images)
     with accelerator.autocast():
-        indices = tokenizer.encode(pixels)
-        output = tokenizer.output(indices)
+        codes = tokenizer.encode(pixels)
+        output = tokenizer.output(codes)
     again = to_uint8(tokenizer.likelihood.mean(output))
     found = {
         "squared_error": squared_error_each(images, again),
         "ssim": ssim_each(images, again),
         "distortion": tokenizer.likelihood.nll(output.double(), pixels.double()),
-        "codes": indices.flatten(1).int(),
+        "codes": codes.int(),
     }
     if eyes.features is not None:
         found |= {"features": eyes.features(images), "features_again": eyes.features(again)}
@@ -137,9 +137,9 @@ def summarize(found: dict[str, Tensor], tokenizer: ImageTokenizer, eyes: Eyes) -
     """The figures of the whole split."""
     c = tokenizer.config
     dimensions = c.image_channels * math.prod(c.image_size)
-    counts = count(found["codes"], c.codebook_size, c.code_depth)
+    counts = count(found["codes"], c.layout.codebook_size, c.layout.depth)
     distortion = found["distortion"].mean().item() / (math.log(2) * dimensions)
-    rate = found["codes"].shape[1] * math.log2(c.codebook_size) / dimensions
+    rate = found["codes"].shape[1] * math.log2(c.layout.codebook_size) / dimensions
     figures: dict[str, Any] = {
         "psnr_pooled": psnr_of(found["squared_error"].double().mean()).item(),
         "psnr": psnr_of(found["squared_error"].double()).mean().item(),

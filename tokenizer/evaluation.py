@@ -58,7 +58,7 @@ class Evaluation(NamedTuple):
 def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> Evaluation:
     """Every process takes its share of the split; the sums are of all of it. `tokenizer` is not wrapped."""
     device = accelerator.device
-    K, Q = tokenizer.config.codebook_size, tokenizer.config.code_depth
+    K, Q = tokenizer.config.layout.codebook_size, tokenizer.config.layout.depth
     counts = torch.zeros(Q, K, dtype=torch.int64, device=device)
     sums = torch.zeros(4, dtype=torch.float32, device=device)  # squared error, PSNR, bits a dimension, images
     originals: list[Tensor] = []
@@ -67,9 +67,9 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
         images = split.read(positions).images.to(device)
         with accelerator.autocast():
-            indices = tokenizer.encode(to_float(images))
-            output = tokenizer.output(indices)
-        counts += count(indices, K, Q)
+            codes = tokenizer.encode(to_float(images))
+            output = tokenizer.output(codes)
+        counts += count(codes, K, Q)
         again = to_uint8(tokenizer.likelihood.mean(output))
         bits = tokenizer.likelihood.nll(output, to_float(images)) / (math.log(2) * images[0].numel())
         errors = squared_error_each(images, again)

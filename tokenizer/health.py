@@ -146,7 +146,7 @@ class Codebook(NamedTuple):
 def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
     """What advice depends on of a tokenizer, and of its training."""
     c = tokenizer.config
-    sizes: dict[str, Any] = {"codebook_size": c.codebook_size, "code_depth": c.code_depth}
+    sizes: dict[str, Any] = {"codebook_size": c.layout.codebook_size, "code_depth": c.layout.depth}
     if isinstance(c, KMeansConfig):
         return Codebook("kmeans", code_dim=c.code_dim, at="model.", **sizes)
     if isinstance(c, VQGANConfig):

@@ -47,7 +47,7 @@ def initialize_codebook(tokenizer: Tokenizer, split: ImageSplit, c: TrainConfig,
     Raises:
         UserError: the training split has fewer vectors than the codebook has entries, or they are not finite.
     """
-    codes = c.model.codebook_size if tokenizer.quantizer.tables() else 2
+    codes = c.model.layout.codebook_size if tokenizer.quantizer.tables() else 2
     check_enough(codes, len(split), c.model.grid, "vectors")
     if accelerator.is_main_process:
         vectors = encoder_outputs(tokenizer, split, sampled(codes), c, accelerator)

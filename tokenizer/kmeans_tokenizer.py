@@ -41,8 +41,13 @@ class KMeansTokenizer(ImageTokenizer):
         return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return e_step(self.patches(images), self.codebook).view(len(images), *self.config.grid)
+        return e_step(self.patches(images), self.codebook).view(len(images), -1)
 
-    def _output(self, indices: Tensor) -> Tensor:
+    def _output(self, codes: Tensor) -> Tensor:
+        (indices,) = self.config.layout.split(codes)
+        return self.draw(indices)
+
+    def draw(self, indices: Tensor) -> Tensor:
+        """Return the means of a grid of any size, side by side: indices (B, h, w) -> (B, C, h · patch, w · patch)."""
         p = self.config.patch
         return rearrange(F.embedding(indices, self.codebook), "b h w (c p q) -> b c (h p) (w q)", p=p, q=p)

@@ -67,8 +67,7 @@ class Tokenizer(NetworkTokenizer):
         if not isinstance(self.quantizer, GumbelQuantizer):
             return None
         log_q = self.quantizer.log_posterior(self.quantizer.prepare(self.encoder(images).float()))
-        h, w = self.config.grid
-        return log_q.view(len(images), h, w, -1)
+        return log_q.view(len(images), self.config.layout.length, -1)
 
     def draw(self, z_q: Tensor) -> Tensor:
         return self.decoder(z_q.to(next(self.decoder.parameters()).dtype))  # z_q is fp32 also in a model of half precision

@@ -13,11 +13,11 @@ LOW = 0.9  # of the usage that as many codes drawn evenly would reach
 GROSS = 0.5  # in place of LOW where they are fewer: uneven but healthy use reaches as few as 0.7 of what even use would
 
 
-def count(indices: Tensor, codebook_size: int, code_depth: int) -> Tensor:
-    """How often each code occurs: indices (B, h, w) or (B, h, w, Q), or codes (B, h · w · Q) -> (Q, K) int64."""
+def count(codes: Tensor, codebook_size: int, code_depth: int) -> Tensor:
+    """Return how often each code occurs at each depth, (Q, K) int64, of codes (B, T), the Q of a place side by side."""
     K, Q = codebook_size, code_depth
-    depth = torch.arange(Q, device=indices.device) * K
-    flat = (indices.reshape(-1, Q).long() + depth).flatten()
+    depth = torch.arange(Q, device=codes.device) * K
+    flat = (codes.reshape(-1, Q).long() + depth).flatten()
     return torch.bincount(flat, minlength=Q * K).view(Q, K)
 
 

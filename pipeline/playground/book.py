@@ -32,8 +32,13 @@ class Book:
             counts: where a run has counted them; else no code counts as more usual than another.
         """
         c = tokenizer.config
-        self.tokenizer, self.counted, self.depths, self.codes = tokenizer, counts is not None, c.code_depth, c.codebook_size
-        self.counts = counts if counts is not None else torch.ones(c.code_depth, c.codebook_size, dtype=torch.int64)
+        self.tokenizer, self.counted, self.depths, self.codes = (
+            tokenizer,
+            counts is not None,
+            c.layout.depth,
+            c.layout.codebook_size,
+        )
+        self.counts = counts if counts is not None else torch.ones(c.layout.depth, c.layout.codebook_size, dtype=torch.int64)
         self.patches = lru_cache(maxsize=16)(self._patches)
 
     @property

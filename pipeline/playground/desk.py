@@ -63,7 +63,7 @@ class Desk:
         self.pipeline, self.turn = pipeline, threading.Lock()
         self.reader = ThreadPoolExecutor(1)  # one thread decodes: malloc keeps what each thread has once taken
         self.book = Book(pipeline.tokenizer, counts)
-        self.grid, self.depth = pipeline.tokenizer.config.grid, pipeline.tokenizer.config.code_depth
+        self.grid, self.depth = pipeline.tokenizer.config.grid, pipeline.tokenizer.config.layout.depth
         self.places, self.names = self.grid[0] * self.grid[1], pipeline.prior.config.class_names
 
     # --------------------------------------------------------------------------------------------------------- drawing

@@ -31,7 +31,7 @@ def view(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
     again = pipeline.decode(codes)
     names = pipeline.prior.config.class_names
     bits = pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits
-    evenly = codes.shape[1] * math.log2(pipeline.tokenizer.config.codebook_size)
+    evenly = codes.shape[1] * math.log2(pipeline.tokenizer.config.layout.codebook_size)
     return View(image, codes, again, psnr_each(image, again).item(), evenly, -bits.item(), 8 * image.numel())
 
 

@@ -156,7 +156,7 @@ def snippet(found: Found, what: What, place: str) -> str:
         return (
             f"import torch\n\n{card.loading(ImageTokenizer, place)}\n"
             f"images = torch.zeros(2, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})  # {shape} in [-1, 1]\n"
-            f"indices = tokenizer.encode(images)  # (B, {', '.join(map(str, c.grid))}{_depth(c)}) in [0, {c.codebook_size})\n"
+            f"indices = tokenizer.encode(images)  # (B, {c.layout.length}) in [0, {c.layout.codebook_size})\n"
             "images = tokenizer.decode(indices)"
         )
     return (
@@ -169,7 +169,7 @@ def snippet(found: Found, what: What, place: str) -> str:
 
 
 def _depth(c: Any) -> str:
-    return f", {c.code_depth}" if c.code_depth > 1 else ""
+    return f", {c.layout.depth}" if c.layout.depth > 1 else ""
 
 
 # ------------------------------------------------------------------------------------------------------------------ data

@@ -22,10 +22,11 @@ GREY = 128  # of what a completion is not shown
 
 
 def half_rows(c: ImageTokenizerConfig) -> int:
-    """Pixel rows of the upper half of the grid. Raises `UserError` where a grid of one row has no half."""
-    if c.grid[0] < 2:
-        raise UserError(f"a grid of {c.grid[0]}×{c.grid[1]} codes has no upper half")
-    return c.grid[0] // 2 * (c.image_size[0] // c.grid[0])
+    """Return the pixel rows of the upper half of the grid. Raises `UserError` where it has none."""
+    if c.layout.rectangle is None or c.layout.rectangle[0] < 2:
+        raise UserError(f"{c.layout} have no upper half")
+    rows = c.layout.rectangle[0]
+    return rows // 2 * (c.image_size[0] // rows)
 
 
 def completed(found: Found) -> tuple[list[Tensor], str]:

@@ -16,7 +16,7 @@ from smalti.common.codes import CodesInfo
 from smalti.common.commands import quoted
 from smalti.common.errors import UserError
 from smalti.common.evaluation import read_evaluations
-from smalti.common.folder import check_format, inside, kind_in, kind_of, read_json, sha256
+from smalti.common.folder import check_format, inside, kind_in, kind_of, read_json, settings_in, sha256
 from smalti.common.history import Change, read_history
 from smalti.common.raster import whole_picture
 from smalti.common.run import read_metrics
@@ -40,9 +40,7 @@ def read_model(path: Path) -> ImageTokenizerConfig:
     written = read_json(path)
     cls = next((cls for cls in TOKENIZERS if kind_of(cls) == kind_in(written)), Tokenizer)
     check_format(written, kind_of(cls), path)
-    return config.build(
-        cls.config_class, {key: value for key, value in written.items() if key not in ("kind", "format")}, str(path)
-    )
+    return config.build(cls.config_class, settings_in(written, path), str(path))
 
 
 def read_picture(path: Path) -> PIL.Image.Image:

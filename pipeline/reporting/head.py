@@ -20,10 +20,9 @@ def lead(found: Found) -> Iterator[str]:
         yield f": {', '.join(counts)}"
     yield ". "
     if (model := found.model) is not None:
-        (H, W), (h, w), Q = model.image_size, model.grid, model.code_depth
+        H, W = model.image_size
         colours = {1: "grey", 3: "RGB", 4: "RGBA"}[model.image_channels]
-        depth = f", {Q} at each place," if Q > 1 else ""
-        yield f"Each is {H}×{W} {colours} and becomes {h}×{w} codes{depth} of K = {model.codebook_size:,} values. "
+        yield f"Each is {H}×{W} {colours} and becomes {str(model.layout).replace(' x ', '×')}. "
     if found.classes:
         yield f"There are {len(found.classes):,} classes. " if len(found.classes) > 1 else "There is one class. "
 

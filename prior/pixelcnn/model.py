@@ -23,6 +23,15 @@ from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.network import RowByRow, Stacks
 
 
+def rectangle(config: PriorConfig) -> tuple[int, int]:
+    """Return (h, w) of the codes. Raises `UserError` where they do not lie in rows and columns of one grid."""
+    if config.layout.rectangle is None:
+        raise UserError(
+            f"a PixelCNN needs one grid of rows and columns, and these are {config.layout}; take model.kind transformer"
+        )
+    return config.layout.rectangle
+
+
 class PixelCNNPrior(Prior):
     first_rows: Tensor  # (T, G)
 
@@ -30,12 +39,12 @@ class PixelCNNPrior(Prior):
         super().__init__(config)
         a = config.architecture
         assert isinstance(a, PixelCNNConfig)
-        self.architecture = a
+        self.architecture, (self.height, self.width) = a, rectangle(config)
         self.class_embedding = nn.Embedding(config.num_classes + 1, a.dim)  # the last row is no class
-        self.code_embedding = nn.Embedding(config.code_depth * sum(self.vocabularies), a.dim)
+        self.code_embedding = nn.Embedding(config.layout.depth * sum(self.vocabularies), a.dim)
         self.stacks = Stacks(a.dim, a.depth, a.kernel, a.dropout)
-        self.place_norm = RMSNorm(a.dim) if config.code_depth > 1 else None
-        self.place_mlp = SwiGLU(a.dim, hidden_width(a.dim)) if config.code_depth > 1 else None
+        self.place_norm = RMSNorm(a.dim) if config.layout.depth > 1 else None
+        self.place_mlp = SwiGLU(a.dim, hidden_width(a.dim)) if config.layout.depth > 1 else None
         self.norm = RMSNorm(a.dim)
         self.head = CodeHead(config)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)
@@ -47,11 +56,11 @@ class PixelCNNPrior(Prior):
         assert order is None, "a PixelCNN has raster order alone"
         c = self.config
         digits = to_digits(codes, self.vocabularies)
-        embedded = rearrange(self.embed(digits, slice(None)), "b (p q) c -> b p q c", q=c.code_depth)
-        grid = rearrange(embedded.sum(2), "b (h w) c -> b c h w", h=c.grid[0])
+        embedded = rearrange(self.embed(digits, slice(None)), "b (p q) c -> b p q c", q=c.layout.depth)
+        grid = rearrange(embedded.sum(2), "b (h w) c -> b c h w", h=self.height)
         features = rearrange(self.stacks(grid, self.class_embedding(labels)), "b c h w -> b (h w) c")
         before = embedded.cumsum(2) - embedded  # the codes of the place before each
-        each = [self.at_depth(features, before[:, :, q], q) for q in range(c.code_depth)]
+        each = [self.at_depth(features, before[:, :, q], q) for q in range(c.layout.depth)]
         return self.head(self.norm(rearrange(torch.stack(each, 2), "b p q c -> b (p q) c")), digits)
 
     def embed(self, digits: Tensor, places: slice | int) -> Tensor:
@@ -81,14 +90,16 @@ class PixelCNNPrior(Prior):
         return Batch(self, config, batch_size)
 
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
-        a, width = self.architecture, self.config.grid[1]
+        a, width = self.architecture, self.width
         kept = a.depth * a.dim * width * (2 + a.kernel // 2 + 2)  # of a layer: what is above, rows, and the row to the left
-        return 4 * batch_size * ((1 + (config.guidance != 1)) * kept + 8 * max(self.vocabularies) + 8 * self.config.length)
+        return (
+            4 * batch_size * ((1 + (config.guidance != 1)) * kept + 8 * max(self.vocabularies) + 8 * self.config.layout.length)
+        )
 
     @torch.inference_mode()
     def walk(self, labels: Tensor, choose: Choose) -> Tensor:
         steps, found = Steps(self, labels), list[Tensor]()
-        for t in range(self.config.length):
+        for t in range(self.config.layout.length):
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):
                 digits.append(choose(steps.logits(t, digits), t, g))
@@ -106,7 +117,7 @@ class Steps:
             labels: (R,), a row each.
             known: places at the beginning whose codes are only put; of the whole rows among them nothing else is computed.
         """
-        self.prior, self.Q, self.width = prior, prior.config.code_depth, prior.config.grid[1]
+        self.prior, self.Q, self.width = prior, prior.config.layout.depth, prior.width
         self.first_place = known // self.width * self.width
         condition = prior.class_embedding(labels)
         self.rows = RowByRow(prior.stacks, condition, self.width)
@@ -145,18 +156,18 @@ class Batch:
 
     def __init__(self, prior: PixelCNNPrior, config: SamplingConfig, batch_size: int):
         self.prior, self.config, self.size, self.guided = prior, config, batch_size, config.guidance != 1
-        self.scales = guidance_scales(config, prior.config.length).to(prior.device)
+        self.scales = guidance_scales(config, prior.config.layout.length).to(prior.device)
 
     def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
         c, b = self.prior.config, len(labels)
         pad = torch.arange(self.size, device=labels.device).clamp_max(b - 1)  # the last image again
         classes, codes = labels[pad], codes[pad].clone()
-        given = given[pad].repeat_interleave(c.code_depth, 1)
+        given = given[pad].repeat_interleave(c.layout.depth, 1)
         rows = torch.cat([classes, torch.full_like(classes, c.num_classes)]) if self.guided else classes
-        uniforms = image_uniforms(seeds, c.length, len(self.prior.vocabularies))[pad.cpu()].to(labels.device)
+        uniforms = image_uniforms(seeds, c.layout.length, len(self.prior.vocabularies))[pad.cpu()].to(labels.device)
         steps = Steps(self.prior, rows, lead)
-        for t in range(c.length):
-            if t >= lead * c.code_depth:
+        for t in range(c.layout.length):
+            if t >= lead * c.layout.depth:
                 codes[:, t] = torch.where(given[:, t], codes[:, t], self._code(steps, t, uniforms[:, t]))
             steps.put(t, self._doubled(codes[:, t]))
         return codes[:b]

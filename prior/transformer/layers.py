@@ -1,13 +1,13 @@
-"""The parts of the Transformer: rotary positions on the grid, causal attention, the block.
+"""The parts of the Transformer: rotary positions on the grids, causal attention, the block.
 
 Shapes: x (B, T, C), queries (B, heads, T, head_dim), keys and values (B, key_heads, T, head_dim), cos and sin of a turn
 (T, head_dim / 2), or (B, 1, T, head_dim / 2) where images differ in their order.
 
 A key is turned by where its code stands, a query by the place that is to be predicted: what attention sees is how far a code
-lies from there, in rows and in columns, whatever the order.
+lies from there along each axis, whatever the order.
 
-Rotary positions: Su et al. (2021), here half of the pairs
-turn with the row and half with the column. QK-norm: Henry et al. (2020). Grouped queries: Ainslie et al. (2023).
+Rotary positions: Su et al. (2021), here a share of the pairs for each axis of the layout. QK-norm: Henry et al. (2020).
+Grouped queries: Ainslie et al. (2023).
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from smalti.prior.config import PriorConfig
+from smalti.common.layout import Layout
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 from smalti.prior.transformer.config import TransformerConfig
 
@@ -25,17 +25,15 @@ ROTARY_BASE = 100.0  # grids are short: the slowest pair turns once in about 500
 SHORT = 256  # up to this length plain products beat the fused attention on a CPU
 
 
-def grid_angles(config: PriorConfig) -> Tensor:
-    """(1 + T, head_dim / 2): how far each pair is turned: row 0 for the class, at (0, 0); row 1 + t for the code at place t of
-    the sequence, which stands at (i + 1, j + 1) of the grid."""
-    assert isinstance(config.architecture, TransformerConfig)
-    pairs = config.architecture.head_dim // 4  # of each axis
+def rotary_angles(layout: Layout, head_dim: int) -> Tensor:
+    """Return how far each pair is turned, (1 + T, head_dim / 2): row 0 is of the class, at the origin; row 1 + t of the code at
+    place t of the sequence, where the layout says that it stands. Pairs that the axes leave over are not turned."""
+    places = layout.coordinates().repeat_interleave(layout.depth, 0)  # (T, axes)
+    axes = places.shape[1]
+    pairs = head_dim // 2 // axes  # of each axis
     speed = ROTARY_BASE ** (-torch.arange(pairs).double() / pairs)
-    h, w = config.grid
-    row, column = torch.meshgrid(torch.arange(h) + 1.0, torch.arange(w) + 1.0, indexing="ij")
-    places = torch.stack([row.flatten(), column.flatten()], 1).double().repeat_interleave(config.code_depth, 0)  # (T, 2)
-    places = torch.cat([places.new_zeros(1, 2), places])
-    return rearrange(places[:, :, None] * speed, "t yx p -> t (yx p)").float()
+    angles = rearrange(places[:, :, None] * speed, "t a p -> t (a p)")
+    return F.pad(angles, (0, head_dim // 2 - axes * pairs, 1, 0)).float()
 
 
 class Turn(NamedTuple):

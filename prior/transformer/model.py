@@ -30,13 +30,13 @@ class TransformerPrior(CausalTransformer):
     def walk(self, labels: Tensor, choose: Choose) -> Tensor:
         decoder = Decoder(self, len(labels), "fp32")
         codes = labels.new_zeros(len(labels), 0)
-        for t in range(self.config.length):
+        for t in range(self.config.layout.length):
             x = self.inputs(labels, codes, None)[:, -1].contiguous()
             place = torch.full_like(labels, t)
             hidden = decoder.step(x, decoder.turns(1 + place, place), NumberedStep(t))
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):
-                digits.append(choose(decoder.logits(hidden, t % self.config.code_depth, digits), t, g))
+                digits.append(choose(decoder.logits(hidden, t % self.config.layout.depth, digits), t, g))
             code = to_index(torch.stack(digits, dim=-1), self.vocabularies)
             codes = torch.cat([codes, code[:, None]], dim=1)
         return codes
@@ -44,7 +44,7 @@ class TransformerPrior(CausalTransformer):
 
 def image_bytes(config: PriorConfig, batch_size: int, guided: bool, precision: Precision, device: torch.device) -> int:
     """Return the bytes that an image of a batch takes while it is drawn: cache, stream and logits."""
-    a = config.architecture
+    a, T = config.architecture, config.layout.length
     assert isinstance(a, TransformerConfig)
     of_code = 2 * a.depth * a.key_heads * a.head_dim * cache_type(precision, batch_size * (1 + guided), device).itemsize
-    return (1 + guided) * (of_code * config.length + 32 * a.dim) + 40 * max(config.vocabularies) + 64 * config.length
+    return (1 + guided) * (of_code * T + 32 * a.dim) + 40 * max(config.vocabularies) + 64 * T

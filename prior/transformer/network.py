@@ -23,7 +23,7 @@ from smalti.prior.config import PriorConfig
 from smalti.prior.head import CodeHead
 from smalti.prior.layers import RMSNorm
 from smalti.prior.transformer.config import TransformerConfig
-from smalti.prior.transformer.layers import Block, Turn, grid_angles
+from smalti.prior.transformer.layers import Block, Turn, rotary_angles
 
 
 class CausalTransformer(Prior):
@@ -37,13 +37,13 @@ class CausalTransformer(Prior):
         assert isinstance(a, TransformerConfig)
         self.architecture = a
         self.class_embedding = nn.Embedding(config.num_classes + 1, a.dim)  # the last row is no class
-        self.code_embedding = nn.Embedding(config.code_depth * sum(self.vocabularies), a.dim)
-        self.target_embedding = nn.Parameter(torch.zeros(config.length, a.dim))  # of the place to predict
+        self.code_embedding = nn.Embedding(config.layout.depth * sum(self.vocabularies), a.dim)
+        self.target_embedding = nn.Parameter(torch.zeros(config.layout.length, a.dim))  # of the place to predict
         self.dropout = nn.Dropout(a.dropout)
         self.blocks = nn.ModuleList(Block(a) for _ in range(a.depth))
         self.norm = RMSNorm(a.dim)
         self.head = CodeHead(config)
-        angles = grid_angles(config)
+        angles = rotary_angles(config.layout, a.head_dim)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)

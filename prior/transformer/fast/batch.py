@@ -24,7 +24,7 @@ class Batch:
     def __init__(self, prior: CausalTransformer, config: SamplingConfig, batch_size: int, precision: Precision):
         c, device = prior.config, prior.device
         self.prior, self.config, self.size, self.guided, self.device = prior, config, batch_size, config.guidance != 1, device
-        self.T, self.Q, rows = c.length, c.code_depth, batch_size * (1 + self.guided)
+        self.T, self.Q, rows = c.layout.length, c.layout.depth, batch_size * (1 + self.guided)
         self.decoder = Decoder(prior, rows, precision)
         self.scales = guidance_scales(config, self.T).to(device)
         self.sizes = torch.tensor(prior.vocabularies, device=device)  # of the G parts of a code

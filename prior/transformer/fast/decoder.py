@@ -108,7 +108,7 @@ class Decoder:
         self.rows, self.dim, self.head_dim, self.heads, self.key_heads = rows, a.dim, a.head_dim, a.heads, a.key_heads
         self.precision, self.dtype = precision, cache_type(precision, rows, self.device)
         self.split = (a.heads + a.key_heads, a.key_heads)  # heads that are turned, and values
-        self.slots = -(-prior.config.length // ALIGNED) * ALIGNED
+        self.slots = -(-prior.config.layout.length // ALIGNED) * ALIGNED
         self.floor = {width: torch.tensor((width * EPSILON) ** 0.5) for width in (a.dim, a.head_dim)}
         self.after = prior.head.after
         with torch.no_grad():
@@ -117,7 +117,8 @@ class Decoder:
             self.norm = prior.norm.weight.float() * self._scale(a.dim)
             precise: Precision = "bf16" if self.device.type == "cuda" and precision == "bf16" else "fp32"
             self.head = [
-                [_logits(matrix[q], rows, precise) for q in range(prior.config.code_depth)] for matrix in prior.head.matrices()
+                [_logits(matrix[q], rows, precise) for q in range(prior.config.layout.depth)]
+                for matrix in prior.head.matrices()
             ]
 
     def _layer(self, block: Block) -> Layer:
