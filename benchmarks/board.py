@@ -35,8 +35,8 @@ from smalti.common.record import record
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.features import Features
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
-from smalti.pipeline.bench import Bench, Settings, evenly, features_of, open_bench
-from smalti.pipeline.judge import Drawn, ask_classifier, compare
+from smalti.pipeline.evaluation.bench import Bench, Settings, evenly, features_of, open_bench
+from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare
 from smalti.tokenizer.features import labelled
 
 RESULTS = ROOT / "benchmarks/results"

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smalti.common import config
 from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.data.views import default_views
 from smalti.common.folder import read_json
 from smalti.common.record import record
 from smalti.prior.base import nll_each
@@ -27,8 +28,8 @@ from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.views import default_views
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -66,11 +67,12 @@ def _storage(tensor: Tensor) -> int:
 
 def cost_of_tokenizer(c: TokenizerTraining, images: int) -> dict[str, Any]:
     """Operations of an image in training and in encoding, and of the whole of both."""
+    assert isinstance(c.model, VQVAEConfig)  # whose operations are known
     with torch.device("meta"):
-        tokenizer = Tokenizer(c.model)
+        tokenizer = VQVAE(c.model)
         pixels = torch.empty(1, c.model.image_channels, *c.model.image_size)
     quantizer, places = c.model.quantizer, c.model.grid[0] * c.model.grid[1]
-    search = 2 * places * quantizer.codebook_size * quantizer.code_dim  # z_e times the codebook, for the nearest
+    search = 2 * places * quantizer.size * quantizer.dim  # z_e times the codebook, for the nearest
     with FlopCounterMode(display=False) as encoding:
         z_e = tokenizer.encoder(pixels)
     kept = Kept(tokenizer)

@@ -38,9 +38,8 @@ from torch import Generator, Tensor
 
 from benchmarks.claim import mean_and_spread
 from smalti.common.record import record
-from smalti.tokenizer.quantizers.config import GumbelConfig
-from smalti.tokenizer.quantizers.estimators import rotation, straight_through
-from smalti.tokenizer.quantizers.gumbel import GumbelQuantizer
+from smalti.tokenizer.bottleneck.estimators import rotation, straight_through
+from smalti.tokenizer.bottleneck.gumbel import GumbelConfig, GumbelQuantizer
 
 Figures = dict[str, float]
 
@@ -94,7 +93,7 @@ class Problem:
         return self.quantizer.prepare(z)
 
     def log_q(self, z: Tensor) -> Tensor:
-        return self.quantizer.log_posterior(self.prepare(z)[..., None, None])  # (N, K)
+        return self.quantizer.log_posterior(self.prepare(z)[..., None])  # (N, K)
 
     def nearest(self, z: Tensor) -> Tensor:
         return self.log_q(z).argmax(1)  # (N,)
@@ -140,8 +139,8 @@ def through(problem: Problem, estimator: Estimator) -> Tensor:
     N, K = len(problem.z), len(problem.codes)
     z = problem.z.repeat(K, 1).requires_grad_()  # (K N, D), one z for each code it may draw
     e = problem.codes.repeat_interleave(N, 0)
-    z_q = estimator(problem.prepare(z)[..., None, None], e[..., None, None])
-    loss = problem.loss(rearrange(z_q, "(k n) d 1 1 -> k n d", k=K)).sum()
+    z_q = estimator(problem.prepare(z)[..., None], e[..., None])
+    loss = problem.loss(rearrange(z_q, "(k n) d 1 -> k n d", k=K)).sum()
     return rearrange(torch.autograd.grad(loss, z)[0], "(k n) d -> n k d", k=K)
 
 
@@ -187,8 +186,8 @@ def draw_gumbel(problem: Problem, temperature: float, draws: int, at_once: int =
         torch.manual_seed(0)
         for _ in range(draws // at_once):
             z = problem.z.repeat(at_once, 1).requires_grad_()
-            z_q = problem.quantizer.quantize(problem.prepare(z)[..., None, None]).z_q
-            loss = problem.loss(rearrange(z_q, "(m n) d 1 1 -> m n d", m=at_once)).sum()
+            z_q = problem.quantizer.quantize(problem.prepare(z)[..., None]).z_q
+            loss = problem.loss(rearrange(z_q, "(m n) d 1 -> m n d", m=at_once)).sum()
             off = rearrange(torch.autograd.grad(loss, z)[0], "(m n) d -> m n d", m=at_once) - shift
             first, second = first + off.sum(0), second + off.square().sum((0, 2))
     mean = first / draws

@@ -17,14 +17,14 @@ from einops import rearrange
 from torch import Tensor
 
 from smalti.common import codes
+from smalti.common.data.images import held_out
+from smalti.common.data.pixels import to_float
+from smalti.common.data.run_images import open_run_images
 from smalti.common.record import record
-from smalti.pipeline.bits import PRIORS, Nats, bits_per_dim, image_nats
+from smalti.pipeline.evaluation.bits import PRIORS, Nats, bits_per_dim, image_nats
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.baselines import Marginal
-from smalti.tokenizer.images import held_out
-from smalti.tokenizer.kmeans import assigned, e_step, m_step
-from smalti.tokenizer.pixels import to_float
-from smalti.tokenizer.run_images import open_run_images
+from smalti.tokenizer.kmeans.clustering import assigned, e_step, m_step
 
 ROOT = Path(__file__).parents[1]
 DRAWINGS = ROOT / "docs"

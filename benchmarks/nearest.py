@@ -33,9 +33,9 @@ from vector_quantize_pytorch import VectorQuantize
 
 from benchmarks.claim import Claim, verdict
 from smalti.common.record import record
+from smalti.tokenizer.bottleneck.base import build_quantizer
+from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.nearest import nearest
-from smalti.tokenizer.quantizers.build import build_quantizer
-from smalti.tokenizer.quantizers.config import VQConfig
 
 ROOT = Path(__file__).parents[1]
 SIDE = 32  # of the grid of codes, so N is B x 1024

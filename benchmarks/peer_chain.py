@@ -36,7 +36,8 @@ from x_transformers.autoregressive_wrapper import top_k
 
 from benchmarks import images as figures
 from benchmarks.images import LabelledImages, held_out, load_images, write_grid, write_npz
-from smalti.tokenizer.likelihood import GaussianConfig, build_likelihood
+from smalti.tokenizer.criterion.likelihood.base import build_likelihood
+from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
 
 
 @dataclass(frozen=True, kw_only=True)

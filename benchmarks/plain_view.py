@@ -27,18 +27,18 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from torch import Tensor
 
 from smalti.common.config import build, read_yaml
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import ImageSet, held_out, open_images
+from smalti.common.data.pixels import to_float, to_pil, to_uint8
+from smalti.common.data.split import ImageSplit
 from smalti.common.folder import read_json, write_json
 from smalti.common.record import record
 from smalti.metrics.classifier import Classifier, Recipe, load_or_train
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.config import ImagesConfig
 from smalti.tokenizer.features import labelled
-from smalti.tokenizer.images import ImageSet, held_out, open_images
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.pixels import to_float, to_pil, to_uint8
-from smalti.tokenizer.split import ImageSplit
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/plain_view.json"

@@ -34,20 +34,22 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from smalti.common.config import build
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import ImageSet, open_images
+from smalti.common.data.pixels import to_float
 from smalti.common.ema import EMA
 from smalti.common.launch import make_accelerator
 from smalti.common.order import Order, Share, batches
 from smalti.common.record import record
 from smalti.common.schedule import warmup_cosine
-from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.config import ImagesConfig, TokenizerConfig, TrainConfig
+from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
+from smalti.tokenizer.codebooks.usage import entropy_bits, perplexity, usage
+from smalti.tokenizer.config import TrainConfig
+from smalti.tokenizer.criterion.likelihood.base import build_likelihood
 from smalti.tokenizer.evaluation import evaluate
-from smalti.tokenizer.images import ImageSet, open_images
-from smalti.tokenizer.layers import Decoder, Encoder
-from smalti.tokenizer.likelihood import build_likelihood
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.pixels import to_float
-from smalti.tokenizer.usage import entropy_bits, perplexity, usage
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.network import Decoder, Encoder
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/quantizers.json"
@@ -97,17 +99,17 @@ def fit_ours(dataset: str, name: str, source: str, run: Path, seed: int, steps: 
     return load_tokenizer(run / "tokenizer/model")
 
 
-class PeerTokenizer(ImageTokenizer):
+class PeerTokenizer(LikelihoodTokenizer):
     """Our encoder and decoder around the peer's quantizer."""
 
-    config: TokenizerConfig
+    config: VQVAEConfig
 
     def __init__(self, dataset: str, settings: dict[str, Any]):
         from vector_quantize_pytorch import VectorQuantize
 
         super().__init__()
         shape = {"kind": "vq", "codebook_size": 2**BITS, "code_dim": 64}  # the quantizer of it is not built
-        self.config = build(TokenizerConfig, tokenizer_settings(dataset, shape), "peer")
+        self.config = build(VQVAEConfig, tokenizer_settings(dataset, shape), "peer")
         self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
         self.quantizer = VectorQuantize(dim=64, codebook_size=2**BITS, **settings)
         self.likelihood = build_likelihood(self.config.likelihood, self.config.image_channels)
@@ -161,7 +163,8 @@ def job(dataset: str, name: str, source: str, seed: int, steps: int, work: Path)
     else:
         tokenizer = fit_ours(dataset, name, source, folder_of(work, dataset, name, seed), seed, steps)
     found = evaluate(tokenizer.eval(), images.splits["test"], accelerator)
-    places = math.prod(tokenizer.config.grid)
+    assert found.counts is not None  # both have codes
+    places = tokenizer.config.layout.places
     figures = {
         "psnr_pooled": found.psnr_pooled, "psnr": found.psnr,
         "usage": usage(found.counts), "perplexity": perplexity(found.counts),

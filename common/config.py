@@ -14,11 +14,12 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from smalti.common.commands import READ_BY, typed
 from smalti.common.errors import UserError
@@ -33,6 +34,81 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+B = TypeVar("B", bound=type)
+
+
+class Kind(Settings):
+    """Settings of one of several kinds, which `kind` tells apart.
+
+    A family is a class with `kinds` of its own. Its kinds are the classes below it that were registered with what they are the
+    settings of, in the one file where both stand:
+
+        class VQConfig(BottleneckConfig): ...
+
+        @VQConfig.register
+        class VectorQuantizer(Quantizer): ...
+
+    A field of the type of a family takes each of them, those included that a user's own program registers.
+    """
+
+    kinds: ClassVar[dict[str, Any]]  # of a family: the class of settings by its name
+    usual: ClassVar[str]  # of a family: the kind where none is named
+    builds: ClassVar[Any]  # of a kind: what these are the settings of
+
+    @classmethod
+    def register(cls, builds: B) -> B:
+        """Add a kind to its families, and return what it builds, which gets to know its settings as `config_class`."""
+        cls.builds = builds
+        builds.config_class = cls  # type: ignore[attr-defined]  # of every class that is registered
+        for family in cls.__mro__:
+            if "kinds" in vars(family):
+                family.kinds[cls.name()] = cls  # type: ignore[attr-defined]  # asked for above
+        return builds
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the word that selects this kind."""
+        return str(cls.model_fields["kind"].default)
+
+    @classmethod
+    def default(cls) -> Self:
+        """Return the usual kind of a family, with its defaults."""
+        usual: Self = cls.kinds[cls.usual]()
+        return usual
+
+    @classmethod
+    def members(cls) -> list[type["Kind"]]:
+        """Return the kinds of a family, the usual one first; of a kind itself alone."""
+        if "kinds" not in vars(cls):
+            return [cls]
+        return sorted(cls.kinds.values(), key=lambda kind: (kind.name() != cls.usual, kind.name()))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if "kinds" not in vars(cls):
+            return handler(source)
+        return core_schema.with_info_plain_validator_function(cls._chosen)
+
+    @classmethod
+    def _chosen(cls, value: Any, info: ValidationInfo) -> Any:
+        """Return settings of the kind that is named in a mapping, or that are of one of the kinds already."""
+        if type(value) in cls.kinds.values():
+            return value
+        if not isinstance(value, Mapping):
+            raise PydanticKnownError("model_type", {"class_name": cls.__name__})
+        kind = value.get("kind", cls.usual)
+        if kind not in cls.kinds:
+            told = {
+                "discriminator": "kind",
+                "tag": str(kind),
+                "expected_tags": ", ".join(repr(m.name()) for m in cls.members()),
+            }
+            raise PydanticKnownError("union_tag_invalid", told)
+        chosen: type[Kind] = cls.kinds[kind]
+        # JSON mode again: a list may fill a tuple there
+        return chosen.model_validate_json(json.dumps(value)) if info.mode == "json" else chosen.model_validate(value)
+
+
 MOST_YAML = 2**20  # bytes
 MOST_NAME = 2**12  # bytes, of a folder's
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
@@ -151,19 +227,19 @@ def build(cls: type[S], settings: Mapping[str, Any], source: str) -> S:
     try:
         return cls.model_validate_json(json.dumps(settings, default=str))  # JSON mode: a list may fill a tuple
     except ValidationError as error:
-        raise UserError(_explain(cls, error, source)) from None
+        raise UserError(_explain(cls, error, settings, source)) from None
     except ValueError as error:  # JSON has no nan
         raise UserError(f"{source}: {error}") from None
 
 
-def _explain(cls: type[Settings], error: ValidationError, source: str) -> str:
+def _explain(cls: type[Settings], error: ValidationError, settings: Mapping[str, Any], source: str) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    key = ".".join(_without_tags(cls, path)) or cls.__name__
+    key = ".".join(path) or cls.__name__
     if first["type"] == "extra_forbidden":
         known = [name for name, _ in leaves(cls)]
-        if any(name == key or name.startswith(f"{key}.") for name in known):  # pydantic puts the chosen kind before it
-            return f"{source}: {key} is a setting of another kind than {path[-2]}"
+        if any(name == key or name.startswith(f"{key}.") for name in known):
+            return f"{source}: {key} is a setting of another kind than {_kind_at(cls, settings, path[:-1])}"
         last = key.rpartition(".")[2]
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rpartition(".")[2] == last][:1]
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(cls.model_fields)}"
@@ -212,23 +288,27 @@ def _told_number(name: str, number: int, given: Any) -> str:
     return f"{what}, got {shown}; {'for the same one each' if number and len(items) == 1 else 'write'} {written}"
 
 
-def _without_tags(cls: type[Settings], path: list[str]) -> Iterator[str]:
-    """pydantic puts the chosen `kind` of a union into an error's place; a user never typed it there."""
+def _kind_at(cls: type[Settings], settings: Mapping[str, Any], path: list[str]) -> str:
+    """Return the kind of the settings at a place, which is named there or the usual one."""
     members: list[type[Settings]] = [cls]
     for part in path:
-        if len(members) > 1 and any(part in typing.get_args(m.model_fields["kind"].annotation) for m in members):
-            members = [m for m in members if part in typing.get_args(m.model_fields["kind"].annotation)]
-            continue
-        yield part
-        found = [m.model_fields[part].annotation for m in members if part in m.model_fields]
-        members = _nested(found[0]) if found else []
+        settings = settings.get(part, {})
+        members = next((_nested(m.model_fields[part].annotation) for m in members if part in m.model_fields), [])
+        members = [m for m in members if issubclass(m, Kind) and m.name() == settings.get("kind")] or members[:1]
+    return members[0].name() if members and issubclass(members[0], Kind) else ".".join(path)
 
 
 def _nested(annotation: Any) -> list[type[Settings]]:
     """The settings classes a field may hold: none for a plain value, several for a table with a `kind`."""
+    if isinstance(annotation, type) and issubclass(annotation, Kind):
+        return [*annotation.members()]
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     return [cls for argument in typing.get_args(annotation) for cls in _nested(argument)]
+
+
+def _kinds(members: Sequence[type[Settings]]) -> list[type[Kind]]:
+    return [member for member in members if issubclass(member, Kind)]
 
 
 def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -243,13 +323,14 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
                 found.setdefault(key, leaf)
         if len(nested) > 1:  # the kinds there are to choose from, and which of them have a setting
             for key, leaf in found.items():
-                having = [m.model_fields["kind"].default for m in nested if key in dict(leaves(m, f"{prefix}{name}."))]
+                having = [m.name() for m in _kinds(nested) if key in dict(leaves(m, f"{prefix}{name}."))]
                 if len(having) < len(nested):
                     found[key] = copy.copy(leaf)
                     found[key].description = f"({', '.join(having)}) {leaf.description}"
-            kinds = tuple(kind for m in nested for kind in typing.get_args(m.model_fields["kind"].annotation))
             chosen = copy.copy(found[f"{prefix}{name}.kind"])
-            chosen.annotation = Literal[kinds]  # type: ignore[assignment]  # pydantic reads what no checker can: made here
+            names = tuple(m.name() for m in _kinds(nested))
+            chosen.annotation = Literal[names]  # type: ignore[assignment]  # pydantic reads what no checker can: made here
+            chosen.description = "; ".join(f"`{m.name()}`: {m.model_fields['kind'].description}" for m in _kinds(nested))
             found[f"{prefix}{name}.kind"] = chosen
         yield from found.items()
 
@@ -448,9 +529,9 @@ def _leave_what_another_kind_has_not(cls: type[Settings], settings: dict[str, An
             continue
         chosen: type[Settings] | None = members[0]
         if len(members) > 1:
-            kinds = {kind: m for m in members for kind in typing.get_args(m.model_fields["kind"].annotation)}
-            before = kinds.get(below.get("kind", members[0].model_fields["kind"].default))
-            chosen = kinds.get(value.get("kind"), before)
+            kinds = {m.name(): m for m in _kinds(members)}
+            before = kinds.get(str(below.get("kind", _kinds(members)[0].name())))
+            chosen = kinds.get(str(value["kind"])) if "kind" in value else before
             if before is not None and chosen is not None and chosen is not before:
                 for key in set(below) & set(before.model_fields) - set(chosen.model_fields):
                     del below[key]
@@ -466,7 +547,7 @@ def _leave_what_is_chosen_anew(cls: type[Settings], settings: dict[str, Any], ov
         members, below = _nested(cls.model_fields[name].annotation) if name in cls.model_fields else [], settings.get(name)
         if isinstance(value, Mapping) and isinstance(below, dict) and members:
             kind = {**below, **value}.get("kind")
-            of_kind = [m for m in members[1:] if kind in typing.get_args(m.model_fields["kind"].annotation)]
+            of_kind = [m for m in _kinds(members[1:]) if kind == m.name()]
             _leave_what_is_chosen_anew((of_kind or members)[0], below, value)
 
 

@@ -33,6 +33,11 @@ MODEL_FILES = ("config.json", "model.safetensors")
 ANEW = "the command that trained it writes it again; of a copy, copy it again"
 MOST_JSON = 2**28  # bytes: the histogram of a large codebook has 2**26
 FIRST_NAME = "tesserae"  # of the project: what its files were called by, and are still known by
+FIRST_KINDS = {  # of format 1: what tokenizers were called when there was one of each
+    "smalti.tokenizer": "smalti.vqvae",
+    "smalti.kmeanstokenizer": "smalti.kmeans",
+    "smalti.vqgantokenizer": "smalti.vqgan",
+}
 FORMAT = 2  # of every file of ours; a reader refuses what is newer than itself
 
 
@@ -230,8 +235,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def kind_in(value: Mapping[str, Any]) -> str:
-    """Return the kind that a JSON file says it is of, in today's words where it was written under the project's first name."""
-    return re.sub(rf"^{FIRST_NAME}\.", "smalti.", str(value.get("kind")))
+    """Return the kind that a JSON file says it is of, in today's words."""
+    kind = re.sub(rf"^{FIRST_NAME}\.", "smalti.", str(value.get("kind")))
+    return FIRST_KINDS.get(kind, kind)
 
 
 def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
@@ -305,8 +311,11 @@ def is_stage(folder: Path) -> bool:
 
 
 def kind_of(cls: type) -> str:
-    """Return what the `config.json` of a class says it is: its `kind` where it has one, as a family of classes does."""
-    return getattr(cls, "kind", f"smalti.{cls.__name__.lower()}")
+    """Return what the `config.json` of a class says it is: the kind of its settings, or a `kind` that classes share."""
+    kind, settings = getattr(cls, "kind", None), getattr(cls, "config_class", None)
+    if isinstance(kind, str):
+        return kind
+    return f"smalti.{settings.name() if settings is not None and issubclass(settings, config.Kind) else cls.__name__.lower()}"
 
 
 def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -331,9 +340,9 @@ def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
             raise UserError(f"weights are saved in float32, and {name} is {kind}: load the model again, or .float() it first")
     with rewriting(path, MODEL_FILES) as aside:
         head = {"kind": kind_of(type(model)), "format": FORMAT}
-        (aside / "config.json").write_text(
-            json.dumps({**head, **settings.model_dump(mode="json")}, indent=2) + "\n", encoding="utf-8"
-        )
+        said = {**settings.model_dump(mode="json"), **head}
+        told = json.dumps({name: said[name] for name in [*head, *(name for name in said if name not in head)]}, indent=2)
+        (aside / "config.json").write_text(f"{told}\n", encoding="utf-8")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
 

@@ -39,6 +39,13 @@ class Grid(Settings):
         """Numbers of the grid: codes, or channels of all its vectors."""
         return self.places * self.depth
 
+    @property
+    def codebook_size(self) -> int:
+        """K, values of a code. Raises `ValueError` of a grid of vectors."""
+        if self.factors is None:
+            raise ValueError(f"{self} are no codes")
+        return prod(self.factors)
+
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.shape))
         if self.factors is None:

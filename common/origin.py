@@ -3,7 +3,7 @@
 start_from: runs/digits/tokenizer/model  |  runs/digits  |  runs/digits/pipeline  |  owner/name
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -55,7 +55,7 @@ def find(start_from: str, stage: str) -> Path:
     )
 
 
-def read_origin(start_from: str, kind: str, load: Callable[[Path], M], stage: str) -> Origin[M]:
+def read_origin(start_from: str, kinds: Collection[str], load: Callable[[Path], M], stage: str) -> Origin[M]:
     """Return the model to begin from.
 
     Raises:
@@ -63,24 +63,25 @@ def read_origin(start_from: str, kind: str, load: Callable[[Path], M], stage: st
     """
     folder = find(start_from, stage)
     found = kind_in(read_json(folder / MODEL_FILES[0]))
-    if found != kind:
+    if found not in kinds:
+        trains = " or ".join(repr(kind.removeprefix("smalti.")) for kind in kinds)
         raise UserError(
-            f"start_from: {start_from} holds a {found.removeprefix('smalti.')!r}, and {stage}/train.py trains a "
-            f"{kind.removeprefix('smalti.')!r} alone: give one that it trained"
+            f"start_from: {start_from} holds a {found.removeprefix('smalti.')!r}, and {stage}/train.py trains a {trains} "
+            "alone: give one that it trained"
         )
     return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]))
 
 
 def begun_from(
-    c: S, run: Path, kind: str, load: Callable[[Path], M], sizes: Callable[[M], Settings]
+    c: S, run: Path, kinds: Collection[str], load: Callable[[Path], M], sizes: Callable[[M], Settings]
 ) -> tuple[S, Origin[M] | None]:  # fmt: skip
     """Return the settings of a training, with those of the model that it begins from; and this model, unless the run has a
     state to go on from, which needs it no more.
 
     Args:
         run: the folder of the stage, of its name.
-        kind: of the models that this stage trains.
-        load: the model of that kind in a folder.
+        kinds: of the models that this stage trains.
+        load: the model of such a kind in a folder.
         sizes: of a model, what the training calls `model`.
     """
     start_from: str | None = c.start_from  # type: ignore[attr-defined]  # of both trainings
@@ -89,7 +90,7 @@ def begun_from(
     before = settings_of(run, type(c))
     if before is not None and state.last_step(run) is not None:
         return _with_model(c, before.model), None  # type: ignore[attr-defined]
-    origin = read_origin(start_from, kind, load, run.name)
+    origin = read_origin(start_from, kinds, load, run.name)
     return _with_model(c, sizes(origin.model)), origin
 
 

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.digits import to_digits
 from smalti.common.errors import UserError
 from smalti.common.folder import weights_sha256
 from smalti.common.progress import passing_bar
+from smalti.pipeline.evaluation.bits import likely
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.tokenizer.likelihood import levels_of, pixels_of
-from smalti.tokenizer.pixels import to_float, to_uint8
+from smalti.tokenizer.criterion.likelihood.levels import levels_of, pixels_of
 
 HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, CRC-32 of them, and which tokenizer and prior it takes
 MAGIC = b"tesserae"  # the project's first name: the files keep it
@@ -95,7 +96,8 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         UserError: images of another size, type or number of channels than the tokenizer's, or none; labels that are no
             classes; models so sure of these images that they take less than a bit each.
     """
-    c, classes = pipeline.tokenizer.config, pipeline.prior.config.num_classes
+    tokenizer = likely(pipeline)
+    c, classes = tokenizer.config, pipeline.prior.config.num_classes
     expected = (c.image_channels, *c.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
         raise UserError(f"images must be uint8 (N, {', '.join(map(str, expected))}), got {images.dtype} {tuple(images.shape)}")
@@ -108,7 +110,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         before, pixels = encoder.bits, to_float(images[some].to(pipeline.device))
         if labels is not None:
             encoder.put(labels[some], _uniform(len(some), classes))
-        codes = pipeline.tokenizer.encode(pixels)
+        codes = tokenizer.encode(pixels)
         digits = to_digits(codes.cpu(), pipeline.prior.vocabularies)  # (b, T, parts)
 
         def known(logits: Tensor, t: int, g: int, digits: Tensor = digits) -> Tensor:
@@ -118,7 +120,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
 
         pipeline.prior.walk(_classes(pipeline, labels, some), known)
         rate += encoder.bits - before
-        output, likelihood = pipeline.tokenizer.output(codes).double(), pipeline.tokenizer.likelihood
+        output, likelihood = tokenizer.output(codes).double(), tokenizer.likelihood
         for channel in range(c.image_channels):
             shares = likelihood.probabilities(output, pixels.double(), channel).flatten(0, 2).cpu()
             encoder.put(levels_of(pixels[:, channel]).flatten().cpu(), shares)
@@ -169,8 +171,9 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
     """Give the images of `expand` `BATCH` at a time. They are those that were compressed once the last is given without an
     error."""
     labelled, number, checksum = read_head(pipeline, data)
+    tokenizer = likely(pipeline)
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
-    c, decoder, found, bar = pipeline.tokenizer.config, _Decoder(words), 0, _bar(pipeline, number, "expand")
+    c, decoder, found, bar = tokenizer.config, _Decoder(words), 0, _bar(pipeline, number, "expand")
 
     def next_one(logits: Tensor, _t: int, _g: int) -> Tensor:
         bar.update()
@@ -181,10 +184,10 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
         labels = decoder.get(_uniform(len(some), pipeline.prior.config.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, some)
         codes = pipeline.prior.walk(classes, next_one)
-        output = pipeline.tokenizer.output(codes).double()
+        output = tokenizer.output(codes).double()
         pixels = output.new_zeros(len(some), c.image_channels, *c.image_size)
         for channel in range(c.image_channels):
-            shares = pipeline.tokenizer.likelihood.probabilities(output, pixels, channel).flatten(0, 2).cpu()
+            shares = tokenizer.likelihood.probabilities(output, pixels, channel).flatten(0, 2).cpu()
             pixels[:, channel] = pixels_of(decoder.get(shares), torch.float64).view_as(pixels[:, channel])
             bar.update()
         images = to_uint8(pixels).cpu()

@@ -29,6 +29,9 @@ from torch import Tensor
 from smalti.common import config, folder
 from smalti.common.commands import as_typed
 from smalti.common.config import Settings as BaseSettings
+from smalti.common.data.images import held_out
+from smalti.common.data.pixels import MODES, from_pil, to_pil
+from smalti.common.data.run_images import open_vouched_images
 from smalti.common.errors import Refused, UserError
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.raster import open_picture
@@ -37,9 +40,6 @@ from smalti.common.session import logged
 from smalti.pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.draw import SamplingConfig
-from smalti.tokenizer.images import held_out
-from smalti.tokenizer.pixels import MODES, from_pil, to_pil
-from smalti.tokenizer.run_images import open_vouched_images
 
 
 class Settings(BaseSettings):

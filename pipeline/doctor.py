@@ -39,9 +39,9 @@ from smalti.prior.base import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior
-from smalti.tokenizer.config import ClusterConfig
+from smalti.tokenizer.base import TrainedTokenizer
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.kmeans.config import ClusterConfig
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy", "pillow")
 EXTRAS = {"eval": ("torch-fidelity",), "app": ("gradio",), "track": ("tensorboard", "wandb", "trackio")}
@@ -146,12 +146,10 @@ def without_storage(bf16: bool) -> Iterator[None]:
 def tokenizer_step(c: TokenizerTraining, images: int, bf16: bool) -> tuple[int, int]:
     """Bytes of stage one that do not depend on the batch, and those of the activations of so many images."""
     with without_storage(bf16):
-        model = Tokenizer(c.model).train()
+        model: TrainedTokenizer = c.model.builds(c.model).train()
         pixels = torch.empty(images, c.model.image_channels, *c.model.image_size)
-        z_q = torch.empty(images, c.model.quantizer.code_dim, *c.model.grid, requires_grad=True)
-        encoded = saved_for_backward(lambda: model.encoder(pixels), model)
-        decoded = saved_for_backward(lambda: model.likelihood.nll(model.draw(z_q), pixels).mean(), model)
-    return 4 * numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA), encoded + decoded
+        saved = saved_for_backward(lambda: sum(model(pixels).losses.values()), model)
+    return 4 * numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA), saved
 
 
 def prior_step(c: PriorTraining, model_config: PriorConfig, images: int, bf16: bool) -> tuple[int, int]:

@@ -46,9 +46,9 @@ from smalti.common.pictures import image_grid, save_picture
 from smalti.common.progress import passing_bar
 from smalti.common.seeds import generator
 from smalti.common.session import session
-from smalti.pipeline.bench import Bench, Settings, evenly, features_of, open_bench, read
-from smalti.pipeline.bits import PRIORS, bits_per_dim, image_nats, stochastic_bounds
-from smalti.pipeline.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
+from smalti.pipeline.evaluation.bench import Bench, Settings, evenly, features_of, open_bench, read
+from smalti.pipeline.evaluation.bits import PRIORS, bits_per_dim, image_nats, likely, stochastic_bounds
+from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
 from smalti.prior.baselines import Marginal
 from smalti.prior.data import plain_views
 from smalti.tokenizer.features import labelled
@@ -99,7 +99,7 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
     none = pipeline.prior.config.num_classes
     marginal = Marginal(plain_views(bench.data.splits["train"], info).codes, info.layout.codebook_size, info.layout.depth)
-    stochastic = pipeline.tokenizer.stochastic
+    stochastic = likely(pipeline).stochastic
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
         parts = []
@@ -132,7 +132,7 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     figures["bits_per_dim_error"] = total.std().item() / len(total) ** 0.5 if len(total) > 1 else 0.0
     figures["rate_saved"] = 1 - figures["learned_rate"] / figures["independent_rate"]
     labelled = "with its label, which is paid for" if none else "without labels"
-    protocol = {"priced": len(total), "conditional": labelled, "likelihood": pipeline.tokenizer.likelihood.kind, **drawn}
+    protocol = {"priced": len(total), "conditional": labelled, "likelihood": likely(pipeline).likelihood.kind, **drawn}
     return figures, protocol
 
 

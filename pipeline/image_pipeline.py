@@ -24,36 +24,30 @@ from smalti.common import config, folder
 from smalti.common.classes import untrained
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.commands import quoted
+from smalti.common.data.pixels import from_pil, to_float, to_pil, to_uint8
 from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained, check_dtype
 from smalti.common.progress import passing_bar
 from smalti.common.seeds import uniforms
 from smalti.pipeline.generation_config import Chosen, GenerationConfig
 from smalti.pipeline.mask import fill_unknown, known_places, read_mask
+from smalti.prior import model as priors
 from smalti.prior.base import Prior
+from smalti.prior.config import ArchitectureConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
 from smalti.prior.sample import Sampler, check_sampling
+from smalti.tokenizer import model as tokenizers
 from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.pixels import from_pil, to_float, to_pil, to_uint8
 
-PARTS = {  # of a pipeline folder, and the classes each may be of
-    "tokenizer": (
-        ["smalti.tokenizer.model", "Tokenizer"],
-        ["smalti.tokenizer.kmeans_tokenizer", "KMeansTokenizer"],
-        ["smalti.tokenizer.vqgan", "VQGANTokenizer"],
-    ),
-    "prior": (
-        ["smalti.prior.transformer.model", "TransformerPrior"],
-        ["smalti.prior.pixelcnn.model", "PixelCNNPrior"],
-    ),
-}
-FIRST_PARTS = {  # what was written before there was one package, and what it is called today
-    ("tokenizer.model", "Tokenizer"): PARTS["tokenizer"][0],
-    ("tokenizer.kmeans", "KMeansTokenizer"): PARTS["tokenizer"][1],
-    ("tokenizer.vqgan", "VQGANTokenizer"): PARTS["tokenizer"][2],
-    ("prior.model", "Prior"): PARTS["prior"][0],
+PARTS = ("tokenizer", "prior")  # of a pipeline folder
+FIRST_PARTS = {  # what an index of format 1 said, and what it would say today
+    ("tokenizer.model", "Tokenizer"): tokenizers.OURS[0],
+    ("tokenizer.kmeans", "KMeansTokenizer"): tokenizers.OURS[1],
+    ("tokenizer.vqgan", "VQGANTokenizer"): tokenizers.OURS[2],
+    ("prior.model", "Prior"): priors.OURS[0],
 }
 ENCODED = 64  # images at once where they are encoded, scored and decoded
 
@@ -146,7 +140,9 @@ class ImagePipeline(Pretrained):
         folder.check_format(index, "smalti.imagepipeline", index_path)
         if index.get("_class_name") != "ImagePipeline":
             raise UserError(f"{index_path}: _class_name must be ImagePipeline, got {index.get('_class_name')!r}")
-        for part, ours in PARTS.items():
+        kinds = {"tokenizer": ImageTokenizerConfig.members(), "prior": ArchitectureConfig.members()}
+        for part in PARTS:
+            ours = [_class_of(kind.builds) for kind in kinds[part]]
             if _today(index.get(part)) not in ours:
                 expected = " or ".join(".".join(each) for each in ours)
                 raise UserError(f"{index_path}: {part} must be {expected}, got {index.get(part)!r}; nothing else is imported")
@@ -162,7 +158,7 @@ class ImagePipeline(Pretrained):
             self.prior.save_pretrained(aside / "prior")
             index = {
                 "kind": "smalti.imagepipeline", "format": folder.FORMAT, "_class_name": "ImagePipeline",
-                "tokenizer": _class_of(self.tokenizer), "prior": _class_of(self.prior),
+                "tokenizer": _class_of(type(self.tokenizer)), "prior": _class_of(type(self.prior)),
             }  # fmt: skip
             folder.write_json(aside / "model_index.json", index)
             chosen = {} if self.chosen is None else {"chosen": self.chosen.model_dump(mode="json")}
@@ -539,8 +535,9 @@ def _ranks(places: int, seed: int) -> Tensor:
 def _today(named: Any) -> Any:
     """Return the module and class that an index names, in today's words where it was written under others."""
     known = isinstance(named, list) and all(isinstance(each, str) for each in named)
-    return FIRST_PARTS.get(tuple(named), named) if known else named
+    first = FIRST_PARTS.get((named[0], named[-1])) if known and len(named) == 2 else None
+    return named if first is None else _class_of(first)
 
 
-def _class_of(model: torch.nn.Module) -> list[str]:
-    return [type(model).__module__, type(model).__name__]
+def _class_of(cls: type) -> list[str]:
+    return [cls.__module__, cls.__name__]

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from smalti.common.codes import PLAN, CodesInfo, finish, is_whole, shard_path, write_plan, write_shard
+from smalti.common.data.pixels import MODES, to_pil
 from smalti.common.errors import Refused
 from smalti.common.folder import beside, is_empty, read_json, remove, replacing, sweep, write_json
 from smalti.common.hub import README
@@ -27,7 +28,6 @@ from smalti.common.raster import open_picture, whole_picture
 from smalti.common.tensors import read_tensors
 from smalti.common.written import is_as_written, noted
 from smalti.pipeline.image_pipeline import Batch, ImagePipeline
-from smalti.tokenizer.pixels import MODES, to_pil
 
 GRID = 100  # images of grid.png at most
 

@@ -1,30 +1,30 @@
 """What a prior is (saved beside its weights as `config.json`), and how it is trained."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from smalti.common.codes import CodesInfo, TokenizerIdentity
-from smalti.common.config import Settings
+from smalti.common.config import Kind, Settings
 from smalti.common.launch import Precision
 from smalti.common.layout import Layout
 from smalti.common.track import Tracker
-from smalti.prior.pixelcnn.config import PixelCNNConfig
-from smalti.prior.transformer.config import TransformerConfig
 
 LARGEST_VOCABULARY = 16_384  # the embedding and the head of more rows would outweigh the blocks between them
 PART_VOCABULARY = 1024
 LONGEST = 2**16  # codes an image
 
 
-def _kind(value: Any) -> str:
-    """Return the kind of an architecture; one without a name is a Transformer, as all were before there were others."""
-    return str(value.get("kind", "transformer") if isinstance(value, dict) else value.kind)
+class ArchitectureConfig(Kind):
+    """The sizes of a prior, of any kind, that no other stage decides."""
 
+    kinds: ClassVar[dict[str, Any]] = {}
+    usual: ClassVar[str] = "transformer"
 
-ArchitectureConfig = Annotated[
-    Annotated[TransformerConfig, Tag("transformer")] | Annotated[PixelCNNConfig, Tag("pixelcnn")], Discriminator(_kind)
-]
+    @property
+    def any_order(self) -> bool:
+        """Return whether it can be trained to predict the places in every order."""
+        return False
 
 
 class PriorConfig(Settings):
@@ -58,8 +58,11 @@ class PriorConfig(Settings):
     def _short_enough(self) -> "PriorConfig":
         if self.layout.length > LONGEST:
             raise ValueError(f"{self.layout} are {self.layout.length} numbers, at most {LONGEST}")
-        if self.any_order and self.architecture.kind == "pixelcnn":
-            raise ValueError("order: a PixelCNN has raster order alone; take order raster, or model.kind transformer")
+        if self.any_order and not self.architecture.any_order:
+            kinds = " or ".join(kind.name() for kind in ArchitectureConfig.members() if kind().any_order)  # type: ignore[attr-defined]
+            raise ValueError(
+                f"order: a {self.architecture.name()} has raster order alone; take order raster, or model.kind {kinds}"
+            )
         return self
 
     @classmethod
@@ -112,7 +115,7 @@ class TrainConfig(Settings):
     """folder of the experiment; this stage reads its subfolder codes/ and writes into prior/"""
     codes: str | None = None
     """another folder of codes"""
-    model: ArchitectureConfig = TransformerConfig()
+    model: ArchitectureConfig = Field(default_factory=ArchitectureConfig.default)
     """sizes; K, the grid and the classes are read from the codes"""
     condition: Literal["labels", "nothing"] = "labels"
     """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""

@@ -21,15 +21,15 @@ from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 
 
 class CodeHead(nn.Module):
-    def __init__(self, config: PriorConfig):
+    def __init__(self, config: PriorConfig, dim: int):
+        """dim: C, of the features."""
         super().__init__()
-        a = config.architecture
         self.sizes, self.code_depth = config.vocabularies, config.layout.depth
-        self.weight = nn.Parameter(torch.empty(config.layout.depth * sum(self.sizes), a.dim))
+        self.weight = nn.Parameter(torch.empty(config.layout.depth * sum(self.sizes), dim))
         later = range(1, len(self.sizes))
-        self.part_embedding = nn.ModuleList(nn.Embedding(size, a.dim) for size in self.sizes[:-1])
-        self.part_norm = nn.ModuleList(RMSNorm(a.dim) for _ in later)
-        self.part_mlp = nn.ModuleList(SwiGLU(a.dim, hidden_width(a.dim)) for _ in later)
+        self.part_embedding = nn.ModuleList(nn.Embedding(size, dim) for size in self.sizes[:-1])
+        self.part_norm = nn.ModuleList(RMSNorm(dim) for _ in later)
+        self.part_mlp = nn.ModuleList(SwiGLU(dim, hidden_width(dim)) for _ in later)
 
     def forward(self, x: Tensor, digits: Tensor) -> Tensor:
         """Teacher-forced: logits of every part, given the true parts before it.

@@ -115,7 +115,7 @@ class Best(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the best model."""
     run = Path(c.run) / "prior"
-    c, origin = begun_from(c, run, Prior.kind, load_prior, lambda model: model.config.architecture)
+    c, origin = begun_from(c, run, [Prior.kind], load_prior, lambda model: model.config.architecture)
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip

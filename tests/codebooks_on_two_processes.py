@@ -10,9 +10,13 @@ if __package__ in (None, ""):
 import torch
 
 from smalti.common.launch import make_accelerator, run_command
-from smalti.tokenizer.quantizers.build import build_quantizer
-from smalti.tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, ResidualConfig, SimVQConfig, VQConfig
-from smalti.tokenizer.upkeep import CodebookUpkeep
+from smalti.tokenizer.bottleneck.base import build_quantizer
+from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
+from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.simvq import SimVQConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
+from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,11 +28,11 @@ def main(argv: Sequence[str]) -> None:
     for config in kinds:
         torch.manual_seed(0)
         quantizer = build_quantizer(config)
-        upkeep = CodebookUpkeep(quantizer, revive_below=0.1)
+        upkeep = CodebookUpkeep(quantizer.tables(), revive_below=0.1)
         torch.manual_seed(1 + accelerator.process_index)
         revived = 0
         for step in range(200):
-            upkeep.observe(quantizer(torch.randn(4, 4, 4, 4).abs()))  # in one orthant: most codes are never nearest
+            upkeep.observe(quantizer(torch.randn(4, 4, 16).abs()))  # in one orthant: most codes are never nearest
             revived += sum(map(len, upkeep.step(accelerator, step, revive=True)))
         assert revived > 0, "nothing was revived, so nothing was tested"
         both = [accelerator.gather(table.codebook.detach()[None]) for table in quantizer.tables()]

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.data.config import ImagesConfig
 from smalti.common.launch import make_accelerator
 from smalti.common.layout import Layout
 from smalti.prior.base import Prior
@@ -18,9 +19,10 @@ from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
-from smalti.tokenizer.config import EncodeConfig, ImagesConfig, TokenizerConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.config import EncodeConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.quantizers.config import VQConfig
+from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +49,7 @@ def prior() -> Prior:
 
 def tokenizer_training(run: Path, **settings) -> TokenizerTraining:
     """Six steps on the digits, of a tokenizer with 4 x 4 codes of 16."""
-    model = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))
+    model = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))
     defaults = {
         "run": str(run), "model": model, "images": ImagesConfig(shift=1), "encode": EncodeConfig(views=2, shard_size=500),
         "steps": 6, "batch_size": 16, "warmup": 2, "evaluate_every": 3, "save_every": 3, "log_every": 2, "precision": "fp32",

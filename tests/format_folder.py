@@ -22,10 +22,12 @@ from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
-from smalti.tokenizer.config import KMeansConfig, TokenizerConfig
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
-from smalti.tokenizer.model import Tokenizer, load_tokenizer
-from smalti.tokenizer.quantizers.config import VQConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.kmeans.config import KMeansConfig
+from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 
 LABELS, SEEDS = ["b", "a", "c"], 7
 
@@ -53,7 +55,7 @@ def make(folder: Path) -> None:
     """Write a pipeline, a tokenizer of K-means, codes, and expected.json."""
     torch.manual_seed(0)
     quantizer = VQConfig(codebook_size=16, code_dim=4)
-    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), patch=2, channels=(8,), quantizer=quantizer)).eval()
+    tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), patch=2, channels=(8,), quantizer=quantizer)).eval()
     with TemporaryDirectory() as aside:
         tokenizer.save_pretrained(Path(aside) / "tokenizer")
         identity = TokenizerIdentity(name="tiny/tokenizer", sha256=sha256(Path(aside) / "tokenizer/model.safetensors"))

@@ -19,6 +19,7 @@ import torch
 
 from smalti.common import folder
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
 from smalti.pipeline.app import Settings, check_address, name_of, open_pipeline, read_counts, serve
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -32,10 +33,10 @@ from smalti.prior.model import load_prior
 from smalti.prior.order import known_first
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
-from smalti.tokenizer.config import TokenizerConfig
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.pixels import from_pil, to_pil
-from smalti.tokenizer.quantizers.config import ResidualConfig, VQConfig
+from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = '<img src="nowhere:1" onerror="alert(1)">{{#each}}${1+1}'  # what a stranger may call a class
@@ -69,7 +70,7 @@ def desk(run, pipeline):
 
 def of_random_weights(class_names, quantizer) -> ImagePipeline:
     torch.manual_seed(0)
-    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer)).eval()
+    tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer)).eval()
     identity, c = TokenizerIdentity(name="test", sha256="0" * 64), tokenizer.config
     prior = PriorConfig(
         layout=c.layout, class_names=class_names,

@@ -12,25 +12,26 @@ import pytest
 import torch
 
 from smalti.common.codes import TokenizerIdentity, read
+from smalti.common.data.images import held_out
+from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
-from smalti.pipeline.bits import bits_per_dim, image_nats, stochastic_bounds
 from smalti.pipeline.coder import HEAD, compress, expand, expand_in_batches
 from smalti.pipeline.compress import read_picture
+from smalti.pipeline.evaluation.bits import bits_per_dim, image_nats, stochastic_bounds
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.baselines import Marginal
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
-from smalti.tokenizer.config import KMeansConfig, TokenizerConfig
-from smalti.tokenizer.images import held_out
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
-from smalti.tokenizer.likelihood import GaussianConfig
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.pixels import to_float, to_uint8
-from smalti.tokenizer.quantizers.config import GumbelConfig
-from smalti.tokenizer.run_images import open_run_images
+from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
+from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
+from smalti.tokenizer.kmeans.config import KMeansConfig
+from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 
 IDENTITY = TokenizerIdentity(name="test", sha256="0" * 64)
 K, T = 3, 4
@@ -124,11 +125,11 @@ def test_a_class_that_the_prior_is_told_is_paid_for(marginal):
 
 def stochastic():
     torch.manual_seed(3)
-    config = TokenizerConfig(
+    config = VQVAEConfig(
         image_size=(4, 4), channels=(8, 8), quantizer=GumbelConfig(codebook_size=K, code_dim=2, normalize=False),
         likelihood=GaussianConfig(sigma=1.0),
     )  # fmt: skip
-    tokenizer = Tokenizer(config)
+    tokenizer = VQVAE(config)
     with torch.no_grad():
         tokenizer.quantizer.codebook.normal_()
         tokenizer.quantizer.log_sharpness.fill_(-3.0)  # a posterior near enough to the true one that draws from it weigh alike

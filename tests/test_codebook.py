@@ -12,19 +12,25 @@ import torch
 
 from smalti.common import codes, folder
 from smalti.common.config import read_yaml, write_yaml
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.pixels import to_uint8
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
-from smalti.tokenizer.codebook import Settings, count_splits, examine, summary, tables
-from smalti.tokenizer.codebook_picture import mosaic, patches
-from smalti.tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig
+from smalti.tokenizer.bottleneck.fsq import FSQConfig
+from smalti.tokenizer.bottleneck.lfq import LFQConfig
+from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.codebook import Settings, count_splits, examine, summary
+from smalti.tokenizer.codebooks.health import NEAR, PAIRS, Codebook, advice, neighbours
+from smalti.tokenizer.codebooks.picture import mosaic, patches
+from smalti.tokenizer.codebooks.usage import count
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.health import NEAR, PAIRS, Codebook, advice, neighbours
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
-from smalti.tokenizer.model import Tokenizer, load_tokenizer
-from smalti.tokenizer.pixels import to_uint8
-from smalti.tokenizer.quantizers.config import FSQConfig, LFQConfig, ResidualConfig, VQConfig
-from smalti.tokenizer.usage import count
+from smalti.tokenizer.kmeans.config import KMeansConfig
+from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import tokenizer_training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +51,7 @@ def random_run(path, kind="vq"):
         tokenizer = KMeansTokenizer(KMeansConfig(image_size=(8, 8), patch=2, codebook_size=16))
         tokenizer.codebook.uniform_(-1, 1)
     else:
-        tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=QUANTIZERS[kind]))
+        tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=QUANTIZERS[kind]))
     tokenizer.save_pretrained(path / "tokenizer/model")
     write_yaml(tokenizer_training(path, images=ImagesConfig(shift=1, validation_share=0.5)), path / "tokenizer/config.yaml")
     return path
@@ -103,7 +109,7 @@ def test_the_codes_of_another_tokenizer_are_not_used(tmp_path, accelerator, caps
     run = random_run(tmp_path)
     encode(EncodeSettings(run=str(run), precision="fp32"), accelerator)
     weights = run / "tokenizer/model"
-    other = Tokenizer(load_tokenizer(weights).config)
+    other = VQVAE(load_tokenizer(weights).config)
     other.save_pretrained(weights)
     found = counted(run, accelerator)
     assert found.source == "images of digits" and list(found.counts) == ["validation"]
@@ -192,7 +198,7 @@ def test_of_too_many_codes_the_most_used_are_compared():
 def test_the_distances_are_where_the_search_is(tmp_path):
     """Of l2-normalised codes, on the sphere; in a residual stack what is left is not, and its depths are as they are."""
     random_run(tmp_path, "residual")
-    first, second = tables(load_tokenizer(tmp_path / "tokenizer/model"))
+    first, second = load_tokenizer(tmp_path / "tokenizer/model").code_tables()
     assert first.norm(dim=1).allclose(torch.ones(16)) and second.norm(dim=1).std() > 0.1
 
 

@@ -11,9 +11,11 @@ from smalti.pipeline.generate import Settings as Generation
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.draw import SamplingConfig
-from smalti.tokenizer.config import ClusterConfig, TokenizerConfig
+from smalti.tokenizer.bottleneck.fsq import FSQConfig
+from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.quantizers.config import EMAVQConfig, FSQConfig
+from smalti.tokenizer.kmeans.config import ClusterConfig
+from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted({path.parent.name for path in CONFIGS.glob("*/prior.yaml")})  # launch/ is Accelerate's
@@ -118,9 +120,9 @@ def test_a_config_survives_being_written_and_read(tmp_path):
         ("modell: {}", "unknown setting modell; did you mean model"),
         ("model: {quantizer: {codebok_size: 4}}", "model.quantizer.codebok_size; did you mean model.quantizer.codebook_size"),
         ("model: {quantizer: {kind: vq, codebook_size: 4.5}}", "model.quantizer.codebook_size .*integer.*got 4.5"),
-        ("model: {quantizer: {kind: os.system}}", "model.quantizer.kind must be one of vq, vq_ema, .*got 'os.system'"),
+        ("model: {quantizer: {kind: os.system}}", "model.quantizer.kind must be one of vq, fsq, .*got 'os.system'"),
         ("model: {quantizer: {kind: vqema}}", "got 'vqema'; did you mean vq_ema"),
-        ("model: {quantizer: {kind: residual, each: {kind: residual}}}", "quantizer.each.kind must be one of vq, .* lfq, got"),
+        ("model: {quantizer: {kind: residual, each: {kind: residual}}}", "quantizer.each.kind must be one of vq, .* vq_ema"),
         ("model: {quantizer: {kind: vq, each: {kind: vq}}}", "model.quantizer.each is a setting of another kind than vq"),
         ("model: {quantizer: {kind: fsq, levels: [256, 256, 256, 2]}}", "make 33554432 codes, more than 2.24"),
         ("steps: '7'", "steps .*integer.*got '7'"),
@@ -166,7 +168,7 @@ def test_help_shows_type_meaning_and_default_of_every_setting(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--model.quantizer.kind vq | vq_ema | simvq | gumbel | fsq | lfq | residual" in shown
+    assert "--model.quantizer.kind vq | fsq | gumbel | lfq | residual | simvq | vq_ema" in shown
     assert "--steps int optimizer steps (default: 1000)" in shown
     for key, field in config.leaves(TokenizerTraining):
         assert f"--{key} " in shown and field.description, key
@@ -175,7 +177,7 @@ def test_help_shows_type_meaning_and_default_of_every_setting(capsys):
 def test_the_same_strict_reader_reads_a_saved_models_config(tmp_path):
     write_json(tmp_path / "config.json", {"image_size": [16, 16], "widths": [8]})
     with pytest.raises(UserError, match=r"config\.json: unknown setting widths"):
-        config.build(TokenizerConfig, read_json(tmp_path / "config.json"), str(tmp_path / "config.json"))
+        config.build(VQVAEConfig, read_json(tmp_path / "config.json"), str(tmp_path / "config.json"))
 
 
 def test_sampling_settings_are_checked():
@@ -190,19 +192,19 @@ def test_the_largest_preset_has_the_shapes_it_promises():
 
     from smalti.common.codes import CodesInfo, TokenizerIdentity
     from smalti.prior.transformer.model import TransformerPrior
-    from smalti.tokenizer.model import Tokenizer
+    from smalti.tokenizer.vqvae.model import VQVAE
 
     stage_one = parse(CONFIGS / "imagenet256/tokenizer.yaml")
     stage_two = parse(CONFIGS / "imagenet256/prior.yaml", cls=PriorTraining)
     assert stage_one.model.grid == (16, 16)
     info = CodesInfo(
-        codebook_size=stage_one.model.quantizer.codebook_size, grid=stage_one.model.grid, views=1,
+        layout=stage_one.model.layout, views=1,
         class_names=tuple(map(str, range(1000))), tokenizer=TokenizerIdentity(name="x", sha256="0" * 64), source={},
         shard_size=1,
     )  # fmt: skip
     with torch.device("meta"):
         images = torch.empty(2, 3, 256, 256)
-        reconstruction = Tokenizer(stage_one.model).decoder(torch.empty(2, 8, 16, 16))
+        reconstruction = VQVAE(stage_one.model).decoder(torch.empty(2, 8, 16, 16))
         prior = TransformerPrior(PriorConfig.over(info, stage_two.model, conditional=True))
         logits = prior(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 256, dtype=torch.int64))
     assert reconstruction.shape == images.shape and logits.shape == (2, 256, 16384)

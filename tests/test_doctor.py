@@ -23,7 +23,7 @@ from smalti.pipeline.doctor import (
 )
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.vqvae.model import VQVAE
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -39,7 +39,7 @@ def test_activations_grow_with_the_images_and_weights_do_not():
     c = TokenizerTraining()
     fixed, activations = tokenizer_step(c, 8, bf16=False)
     again, twice = tokenizer_step(c, 16, bf16=False)
-    assert fixed == again == 4 * 5 * numbers(Tokenizer(c.model))  # weight, gradient, two of AdamW, average
+    assert fixed == again == 4 * 5 * numbers(VQVAE(c.model))  # weight, gradient, two of AdamW, average
     assert twice == pytest.approx(2 * activations, rel=0.01)  # but for what has no batch: bf16 or transposed weights
 
 

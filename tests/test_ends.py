@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 
 from smalti.common import card, ends
 from smalti.common.commands import WHOLE
+from smalti.common.data.images import open_images
+from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.launch import FAULT, MACHINE, USER_ERROR, Interrupt, _fail, _unexpected
 from smalti.common.lock import Lock
@@ -44,8 +46,6 @@ from smalti.prior.draw import SamplingConfig, image_uniforms
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.images import open_images
-from smalti.tokenizer.split import ImageSplit
 from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
 

@@ -19,7 +19,7 @@ from benchmarks.estimators import (
     no_baseline,
     reinforce,
 )
-from smalti.tokenizer.quantizers.estimators import ESTIMATORS, gumbel_softmax, rotation, straight_through
+from smalti.tokenizer.bottleneck.estimators import ESTIMATORS, gumbel_softmax, rotation, straight_through
 
 SMALL = Protocol(vectors=64)
 
@@ -136,10 +136,10 @@ def test_of_a_quadratic_loss_gumbel_at_a_low_temperature_has_no_bias():
 
 
 def pairs() -> tuple[Tensor, Tensor]:
-    """z_e and e (2, 4, 3, 5), fp32 as in training, no two nearly opposite."""
+    """z_e and e (2, 4, 15), fp32 as in training, no two nearly opposite."""
     generator = torch.Generator().manual_seed(0)
-    z_e = torch.randn(2, 4, 3, 5, generator=generator)
-    return z_e.requires_grad_(), z_e.detach() + torch.randn(2, 4, 3, 5, generator=generator)
+    z_e = torch.randn(2, 4, 15, generator=generator)
+    return z_e.requires_grad_(), z_e.detach() + torch.randn(2, 4, 15, generator=generator)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -168,7 +168,7 @@ def test_gumbel_draws_from_the_softmax_at_any_temperature(temperature):
 def test_rotation_keeps_the_angle_between_gradient_and_vector():
     """Fifty et al. 2024: the gradient stands to z_e as it stood to the code, and is scaled by |e| / |z_e|."""
     z_e, e = pairs()
-    at_code = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(1))
+    at_code = torch.randn(2, 4, 15, generator=torch.Generator().manual_seed(1))
     (at_z_e,) = torch.autograd.grad(rotation(z_e, e), z_e, at_code)
     torch.testing.assert_close(F.cosine_similarity(at_z_e, z_e, dim=1), F.cosine_similarity(at_code, e, dim=1))
     torch.testing.assert_close(at_z_e.norm(dim=1), at_code.norm(dim=1) * e.norm(dim=1) / z_e.norm(dim=1))
@@ -176,7 +176,7 @@ def test_rotation_keeps_the_angle_between_gradient_and_vector():
 
 def test_where_encoder_and_code_agree_rotation_is_straight_through():
     z_e, _ = pairs()
-    at_code = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(1))
+    at_code = torch.randn(2, 4, 15, generator=torch.Generator().manual_seed(1))
     turned, copied = (torch.autograd.grad(f(z_e, z_e.detach()), z_e, at_code)[0] for f in (rotation, straight_through))
     torch.testing.assert_close(turned, copied, atol=1e-5, rtol=1e-5)  # R is the identity up to roundings of fp32
 

@@ -11,14 +11,15 @@ import torch
 from benchmarks.board import judge_peer
 from benchmarks.images import LabelledImages, write_npz
 from smalti.common import codes, folder
+from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.evaluation import evaluation_path, read_evaluations
 from smalti.common.launch import Interrupted
 from smalti.common.parts import in_parts
-from smalti.pipeline.bench import Settings as PipelineSettings
-from smalti.pipeline.bench import evenly, open_bench, read
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
-from smalti.pipeline.judge import Drawn, RealImages, look_up
+from smalti.pipeline.evaluation.bench import Settings as PipelineSettings
+from smalti.pipeline.evaluation.bench import evenly, open_bench, read
+from smalti.pipeline.evaluation.judge import Drawn, RealImages, look_up
 from smalti.prior.data import CodesRows, plain_views
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
@@ -26,7 +27,6 @@ from smalti.prior.model import load_prior
 from smalti.tokenizer.evaluate import Settings as TokenizerSettings
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.run_images import open_run_images
 
 
 @pytest.fixture(scope="module")
@@ -217,15 +217,15 @@ def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
 def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
     """gumbel: the ELBO is looser than the bound of several draws, for each of the three priors."""
     from smalti.prior.train import train as train_prior
-    from smalti.tokenizer.config import TokenizerConfig
+    from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
     from smalti.tokenizer.encode import Settings as EncodeSettings
     from smalti.tokenizer.encode import encode
-    from smalti.tokenizer.quantizers.config import GumbelConfig
     from smalti.tokenizer.train import train as train_tokenizer
+    from smalti.tokenizer.vqvae.config import VQVAEConfig
     from tests.conftest import prior_training, tokenizer_training
 
     run = tmp_path / "gumbel"
-    model = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=GumbelConfig(codebook_size=16, code_dim=4))
+    model = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=GumbelConfig(codebook_size=16, code_dim=4))
     train_tokenizer(tokenizer_training(run, model=model), accelerator)
     encode(EncodeSettings(run=str(run), precision="fp32"), accelerator)
     train_prior(prior_training(run), accelerator)

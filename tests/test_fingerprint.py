@@ -10,6 +10,8 @@ import pytest
 
 from smalti.common import codes, folder
 from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.run_images import open_run_images, open_vouched_images, recorded, where_they_lay
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
 from smalti.pipeline.compress import Settings as CompressSettings
@@ -24,12 +26,11 @@ from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.codebook import Settings as CodebookSettings
 from smalti.tokenizer.codebook import examine
-from smalti.tokenizer.config import ClusterConfig, ImagesConfig, KMeansConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.evaluate import Settings as EvaluateSettings
 from smalti.tokenizer.evaluate import evaluate
-from smalti.tokenizer.run_images import open_run_images, open_vouched_images, recorded, where_they_lay
+from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
 from smalti.tokenizer.train import train
 from tests.conftest import tokenizer_training
 from tests.test_images import FILES, file_of, opened, pixels, write

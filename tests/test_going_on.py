@@ -21,16 +21,19 @@ from smalti.prior.model import build_prior, load_prior
 from smalti.prior.train import schedule as prior_schedule
 from smalti.prior.train import train as train_prior
 from smalti.prior.transformer.config import TransformerConfig
+from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
+from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.cluster import cluster
-from smalti.tokenizer.config import ClusterConfig, KMeansConfig, TokenizerConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.quantizers.config import GumbelConfig, ResidualConfig, VQConfig
+from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
+from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.train import schedule as tokenizer_schedule
 from smalti.tokenizer.train import train as train_tokenizer
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import prior_training, tokenizer_training
 from tests.test_hub import hub  # noqa: F401 - a fixture
 
@@ -108,7 +111,7 @@ def test_a_model_without_its_states_is_not_made_longer_from_nothing(run, stage, 
 
 
 def test_what_depends_on_the_length_is_said_of_every_schedule():
-    gumbel = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=GumbelConfig(codebook_size=16, code_dim=4))
+    gumbel = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=GumbelConfig(codebook_size=16, code_dim=4))
     stacked = gumbel.model_copy(update={"quantizer": ResidualConfig(code_depth=2, each=gumbel.quantizer)})
     for model in (gumbel, stacked):
         short, long = (tokenizer_schedule(TokenizerTraining(model=model, steps=steps), 100) for steps in (100, 200))
@@ -135,7 +138,7 @@ def test_k_means_of_four_steps_are_those_of_two_and_two_more(tmp_path, accelerat
 
 def test_codes_of_the_shorter_tokenizer_are_refused_with_what_to_do(run, accelerator):
     """Other weights stand for those that more steps make."""
-    Tokenizer(tokenizer_training(run).model).save_pretrained(run / "tokenizer/model")
+    VQVAE(tokenizer_training(run).model).save_pretrained(run / "tokenizer/model")
     with pytest.raises(UserError, match=r"not by the one of this run, .*: remove their folder and encode again"):
         train_prior(prior_training(run, steps=9), accelerator)
     with pytest.raises(
@@ -223,7 +226,7 @@ def test_the_model_is_that_of_the_weights_where_nothing_else_is_given(run, accel
     given = {"batch_size": 16, "precision": "fp32", "steps": 1, "start_from": str(run)}
     images = tokenizer_training(run).images
     model = train_tokenizer(TokenizerTraining(run=str(tmp_path / "a"), images=images, **given), accelerator)
-    assert Tokenizer.from_pretrained(model).config == tokenizer_training(run).model
+    assert VQVAE.from_pretrained(model).config == tokenizer_training(run).model
     shutil.copytree(run / "codes", tmp_path / "b/codes")
     settings = PriorTraining(run=str(tmp_path / "b"), model=TransformerConfig(dropout=0.5), **given)
     architecture = load_prior(train_prior(settings, accelerator)).config.architecture

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from smalti.common.codes import Codes, CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.data.fingerprint import digest, uniform
+from smalti.common.data.validation import held_out
 from smalti.common.layout import Layout
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Prior
@@ -15,9 +17,7 @@ from smalti.prior.data import absent_classes
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.transformer.config import TransformerConfig
-from smalti.tokenizer.fingerprint import digest, uniform
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.validation import held_out
+from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import tokenizer_training
 from tests.test_images import FILES, file_of, opened, pixels, write
 
@@ -133,7 +133,7 @@ def test_a_prior_remembers_the_classes_it_had_no_row_of(tmp_path):
 
 def test_a_class_that_was_not_learnt_is_named_when_it_is_asked_for(tmp_path):
     data = three_classes([0, 1, 0, 1])
-    tokenizer = Tokenizer(tokenizer_training(tmp_path).model).eval()
+    tokenizer = VQVAE(tokenizer_training(tmp_path).model).eval()
     pipeline = ImagePipeline(tokenizer, prior_of(data), SamplingConfig(precision="fp32"), data.info.tokenizer)
     with pytest.warns(UserWarning, match="class zrare has no training image"):
         pipeline(labels=["a", "zrare"], seed=0)

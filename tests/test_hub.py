@@ -29,8 +29,8 @@ from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.publish import Settings, lay_out, main
 from smalti.prior.base import Prior
 from smalti.prior.model import load_prior
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
-from smalti.tokenizer.model import Tokenizer
+from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.vqvae.model import VQVAE
 from tests.format_folder import make, seen
 from tests.hub_server import TOKEN, serving
 
@@ -327,7 +327,7 @@ def test_the_python_of_a_card_runs(run, tmp_path, what):
     ast.parse(code)
     names: dict = {}
     exec(code, names)
-    assert any(isinstance(value, ImagePipeline | Prior | Tokenizer) for value in names.values())
+    assert any(isinstance(value, ImagePipeline | Prior | VQVAE) for value in names.values())
 
 
 def test_text_of_files_is_shown_and_is_no_markup(copied):
@@ -458,7 +458,7 @@ def test_every_format_has_its_folder_and_what_writes_it_goes_on_working(tmp_path
     ("file", "read"),
     [
         ("pipeline/model_index.json", lambda path: ImagePipeline.from_pretrained(path / "pipeline")),
-        ("pipeline/tokenizer/config.json", lambda path: Tokenizer.from_pretrained(path / "pipeline/tokenizer")),
+        ("pipeline/tokenizer/config.json", lambda path: VQVAE.from_pretrained(path / "pipeline/tokenizer")),
         ("pipeline/prior/config.json", lambda path: load_prior(path / "pipeline", subfolder="prior")),
         ("kmeans/config.json", lambda path: KMeansTokenizer.from_pretrained(path / "kmeans")),
         ("codes/codes.json", lambda path: codes.read(path / "codes")),

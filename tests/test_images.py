@@ -21,11 +21,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import ImageSet, open_images
+from smalti.common.data.pixels import to_float, to_pil, to_uint8
+from smalti.common.data.split import ImageBatch
 from smalti.common.errors import UserError
-from smalti.tokenizer.config import ImagesConfig
-from smalti.tokenizer.images import ImageSet, open_images
-from smalti.tokenizer.pixels import to_float, to_pil, to_uint8
-from smalti.tokenizer.split import ImageBatch
 
 SIZE = (6, 5)
 NAMES = ["cat", "dog"]

@@ -3,20 +3,23 @@
 import pytest
 import torch
 
+from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.prior.train import train as train_prior
-from smalti.tokenizer import kmeans as module
+from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
 from smalti.tokenizer.cluster import cluster
-from smalti.tokenizer.config import ClusterConfig, ImagesConfig, KMeansConfig, TokenizerConfig
+from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.kmeans import assigned, e_step, kmeans, m_step, plus_plus
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
-from smalti.tokenizer.model import Tokenizer, load_tokenizer
-from smalti.tokenizer.quantizers.config import EMAVQConfig
-from smalti.tokenizer.upkeep import CodebookUpkeep
+from smalti.tokenizer.kmeans import clustering as module
+from smalti.tokenizer.kmeans.clustering import assigned, e_step, kmeans, m_step, plus_plus
+from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
+from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import prior_training
 
 
@@ -93,14 +96,14 @@ def test_a_one_code_grid_is_deep_k_means(accelerator):
     """One code an image and an EMA codebook without memory: a training step is K-means' M step on encoder outputs."""
     torch.manual_seed(0)
     quantizer = EMAVQConfig(codebook_size=4, code_dim=3, normalize=False, decay=1e-6)
-    tokenizer = Tokenizer(TokenizerConfig(image_size=(4, 4), patch=4, channels=(8,), quantizer=quantizer))
+    tokenizer = VQVAE(VQVAEConfig(image_size=(4, 4), patch=4, channels=(8,), quantizer=quantizer))
     images = torch.rand(64, 1, 4, 4) * 2 - 1
     z_e = tokenizer.encoder(images).flatten(1).detach()  # (64, 3): the grid is 1 x 1
     tokenizer.quantizer.initialize(z_e, torch.Generator().manual_seed(0))
     means = tokenizer.quantizer.vectors.clone() + 0.01
     tokenizer.quantizer.place(torch.arange(4), means)
-    upkeep = CodebookUpkeep(tokenizer.quantizer, revive_below=0.0)
-    upkeep.observe(tokenizer(images).quantized)
+    upkeep = CodebookUpkeep(tokenizer.tables(), revive_below=0.0)
+    upkeep.observe(tokenizer.reconstruct(images).quantized)
     upkeep.step(accelerator, 0, revive=False)
     expected = m_step(*assigned(z_e, e_step(z_e, means), 4), means, z_e)
     torch.testing.assert_close(tokenizer.quantizer.vectors, expected, atol=1e-5, rtol=1e-4)  # 1e-6 of the start is left

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from smalti.common import config
+from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
-from smalti.tokenizer.config import ImagesConfig, KMeansConfig, TokenizerConfig, TrainConfig
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
-from smalti.tokenizer.likelihood import (
-    BernoulliConfig,
-    CategoricalConfig,
-    GaussianConfig,
-    LaplaceConfig,
-    LogisticMixtureConfig,
-    build_likelihood,
-    levels_of,
-    pixels_of,
-)
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.quantizers.config import VQConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.config import TrainConfig
+from smalti.tokenizer.criterion.likelihood.base import build_likelihood
+from smalti.tokenizer.criterion.likelihood.bernoulli import BernoulliConfig
+from smalti.tokenizer.criterion.likelihood.categorical import CategoricalConfig
+from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
+from smalti.tokenizer.criterion.likelihood.laplace import LaplaceConfig
+from smalti.tokenizer.criterion.likelihood.levels import levels_of, pixels_of
+from smalti.tokenizer.criterion.likelihood.logistic_mixture import LogisticMixtureConfig
+from smalti.tokenizer.kmeans.config import KMeansConfig
+from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 
 ALL = [
     GaussianConfig(),
@@ -158,18 +158,18 @@ def test_mean_and_mode_are_what_they_are_called(c):
 
 
 def test_decoding_shows_the_mean_and_nll_is_of_the_same_output():
-    model = TokenizerConfig(
+    model = VQVAEConfig(
         image_size=(8, 8), image_channels=3, channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4),
         likelihood=LogisticMixtureConfig(components=2),
     )  # fmt: skip
     torch.manual_seed(0)
-    tokenizer = Tokenizer(model).eval()
+    tokenizer = VQVAE(model).eval()
     images = pixels_of(torch.randint(256, (2, 3, 8, 8)))
     indices = tokenizer.encode(images)
     output = tokenizer.output(indices)
     assert output.shape == (2, 2 * (1 + 6 + 3), 8, 8)
     assert torch.equal(tokenizer.decode(indices), tokenizer.likelihood.mean(output))
-    torch.testing.assert_close(tokenizer.nll(images, indices), tokenizer(images).nll)  # z_q is the same: straight-through
+    torch.testing.assert_close(tokenizer.nll(images, indices), tokenizer.reconstruct(images).nll)  # the same z_q
 
 
 def test_k_means_have_the_variance_of_what_they_leave():

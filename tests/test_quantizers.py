@@ -7,21 +7,19 @@ import torch
 import torch.nn.functional as F
 
 from smalti.common.digits import to_digits, to_index
-from smalti.tokenizer.config import TokenizerConfig
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.quantizers.build import build_quantizer
-from smalti.tokenizer.quantizers.config import (
-    EMAVQConfig,
-    FSQConfig,
-    GumbelConfig,
-    LFQConfig,
-    ResidualConfig,
-    SimVQConfig,
-    VQConfig,
-)
-from smalti.tokenizer.quantizers.estimators import straight_through
-from smalti.tokenizer.quantizers.losses import codebook_and_commitment
-from smalti.tokenizer.usage import count, entropy_bits, perplexity, reachable, usage
+from smalti.tokenizer.bottleneck.base import build_quantizer
+from smalti.tokenizer.bottleneck.estimators import straight_through
+from smalti.tokenizer.bottleneck.fsq import FSQConfig
+from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
+from smalti.tokenizer.bottleneck.lfq import LFQConfig
+from smalti.tokenizer.bottleneck.losses import codebook_and_commitment
+from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.simvq import SimVQConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
+from smalti.tokenizer.codebooks.usage import count, entropy_bits, perplexity, reachable, usage
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 
 SIZES = {"codebook_size": 9, "code_dim": 3}
 TABLES = {
@@ -48,7 +46,7 @@ def built(config):
     """A quantizer of 3 channels, its codebook fitted to normal vectors."""
     torch.manual_seed(0)
     quantizer = build_quantizer(config)
-    vectors = quantizer.prepare(torch.randn(400, 3, 1, 1)).flatten(1).detach()
+    vectors = quantizer.prepare(torch.randn(400, 3, 1)).flatten(1).detach()
     quantizer.initialize(vectors, torch.Generator().manual_seed(0))
     return quantizer
 
@@ -60,7 +58,7 @@ def quantizer(request):
 
 @pytest.fixture
 def z_e():
-    return torch.randn(2, 3, 3, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    return torch.randn(2, 3, 15, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
 # ------------------------------------------------------------------------------------------------- every quantizer
@@ -74,14 +72,14 @@ def test_z_q_is_what_the_indices_look_up(quantizer, z_e):
 def test_indices_are_a_grid_of_values_below_K(quantizer, z_e):
     c = quantizer.config
     indices = quantizer(z_e).indices
-    assert indices.shape == ((2, 3, 5, c.code_depth) if c.code_depth > 1 else (2, 3, 5)) and indices.dtype == torch.int64
-    assert indices.min() >= 0 and indices.max() < c.codebook_size
+    assert indices.shape == ((2, 15, c.depth) if c.depth > 1 else (2, 15)) and indices.dtype == torch.int64
+    assert indices.min() >= 0 and indices.max() < c.size
 
 
 @pytest.mark.parametrize("config", (TABLES | IMPLICIT).values(), ids=TABLES | IMPLICIT)
 def test_every_code_quantizes_to_itself(config):
     quantizer = built(config).eval()
-    indices = torch.arange(config.codebook_size).view(1, 1, -1)
+    indices = torch.arange(config.size).view(1, -1)
     assert torch.equal(quantizer.quantize(quantizer.lookup(indices)).indices, indices)
 
 
@@ -94,7 +92,7 @@ def test_the_decoders_gradient_reaches_the_encoder(quantizer, z_e):
 def test_straight_through_hands_the_gradient_on_unchanged(name, z_e):
     """dL/dz_e is dL/dz_q, where z_e is what was quantized (after the normalisation or bound); in a stack once, not Q times."""
     quantized = built(ALL[name])(z_e)
-    gradient = torch.randn(2, 3, 3, 5)
+    gradient = torch.randn(2, 3, 15)
     (arrived,) = torch.autograd.grad(quantized.z_q, quantized.z_e, gradient)
     torch.testing.assert_close(arrived, gradient)
 
@@ -115,8 +113,8 @@ def test_half_precision_outputs_are_quantized_in_fp32(quantizer, z_e, dtype):
 
 
 def test_an_empty_batch_has_an_empty_grid(quantizer):
-    indices = quantizer(torch.empty(0, 3, 3, 5)).indices
-    assert indices.shape[:3] == (0, 3, 5)
+    indices = quantizer(torch.empty(0, 3, 15)).indices
+    assert indices.shape[:2] == (0, 15)
 
 
 def test_a_quantizer_on_the_disk_is_the_same_quantizer(quantizer, z_e):
@@ -132,8 +130,8 @@ def test_a_quantizer_on_the_disk_is_the_same_quantizer(quantizer, z_e):
 def test_the_code_is_the_nearest_vector(config, z_e):
     quantizer = built(config).eval()
     quantized = quantizer(z_e)
-    flat = quantized.z_e.permute(0, 2, 3, 1).reshape(-1, 3)
-    expected = torch.cdist(flat, quantizer.vectors).argmin(1).view(2, 3, 5)
+    flat = quantized.z_e.permute(0, 2, 1).reshape(-1, 3)
+    expected = torch.cdist(flat, quantizer.vectors).argmin(1).view(2, 15)
     assert torch.equal(quantized.indices, expected)
 
 
@@ -143,7 +141,7 @@ def test_normalized_codes_are_on_the_unit_sphere(config, z_e):
     on_sphere = quantizer.vectors.norm(dim=1)
     if config.normalize:
         torch.testing.assert_close(on_sphere, torch.ones(9))
-        torch.testing.assert_close(quantizer(z_e).z_e.norm(dim=1), torch.ones(2, 3, 5))
+        torch.testing.assert_close(quantizer(z_e).z_e.norm(dim=1), torch.ones(2, 15))
     else:
         assert not torch.allclose(on_sphere, torch.ones(9), atol=0.01)
 
@@ -178,7 +176,7 @@ def test_the_codebook_loss_is_a_step_of_k_means(z_e):
     quantizer = built(TABLES["vq, not normalized"])
     quantized = quantizer(z_e)
     (gradient,) = torch.autograd.grad(quantized.codebook_loss, quantizer.codebook)
-    flat, indices = z_e.detach().permute(0, 2, 3, 1).reshape(-1, 3), quantized.indices.flatten()
+    flat, indices = z_e.detach().permute(0, 2, 1).reshape(-1, 3), quantized.indices.flatten()
     for k in indices.unique():
         given = flat[indices == k]
         expected = 2 * len(given) * (quantizer.codebook[k] - given.mean(0)) / flat.numel()
@@ -194,7 +192,7 @@ def test_every_simvq_code_moves_with_a_step_that_chose_few():
     """What collapses a plain codebook: vectors that are not chosen get no gradient. Here they share the map."""
     quantizer = built(TABLES["simvq"])
     before = quantizer.vectors.detach().clone()
-    quantized = quantizer(quantizer.lookup(torch.zeros(1, 1, 1, dtype=torch.int64)) + 0.1 * torch.randn(1, 3, 1, 1))
+    quantized = quantizer(quantizer.lookup(torch.zeros(1, 1, dtype=torch.int64)) + 0.1 * torch.randn(1, 3, 1))
     quantized.codebook_loss.backward()
     with torch.no_grad():
         quantizer.map -= 0.1 * quantizer.map.grad
@@ -249,35 +247,35 @@ def test_the_temperature_is_a_function_of_the_step():
 @pytest.mark.parametrize("levels", [(2,), (3, 2), (8, 5, 5)])
 def test_fsq_reaches_every_level_and_rounds_to_the_nearest(levels):
     quantizer = build_quantizer(FSQConfig(levels=levels))
-    z_e = torch.linspace(-6, 6, 4001)[None, None, None].expand(1, len(levels), 1, 4001)
+    z_e = torch.linspace(-6, 6, 4001)[None, None].expand(1, len(levels), 4001)
     bounded = quantizer.prepare(z_e)
-    digits = to_digits(quantizer(z_e).indices, levels)[0, 0]
+    digits = to_digits(quantizer(z_e).indices, levels)[0]
     for i, L in enumerate(levels):
         grid = (torch.arange(L) - L // 2) / (L // 2)
         assert digits[:, i].unique().tolist() == list(range(L))
-        nearest = (bounded[0, i, 0][:, None] - grid).abs().argmin(1)
+        nearest = (bounded[0, i][:, None] - grid).abs().argmin(1)
         torch.testing.assert_close(grid[digits[:, i]], grid[nearest])
 
 
 def test_fsq_is_zero_at_zero():
     """An encoder that starts near 0 starts at the middle level, for even and odd numbers of levels."""
     quantizer = build_quantizer(FSQConfig(levels=(8, 5, 2)))
-    torch.testing.assert_close(quantizer.prepare(torch.zeros(1, 3, 1, 1)), torch.zeros(1, 3, 1, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(quantizer.prepare(torch.zeros(1, 3, 1)), torch.zeros(1, 3, 1), atol=1e-5, rtol=0)
 
 
 def test_lfq_codes_are_the_signs():
     quantizer = build_quantizer(LFQConfig(bits=3))
-    z_e = torch.tensor([[[0.3, -2.0]], [[-0.1, -1.0]], [[5.0, 0.2]]])[None]  # (1, 3, 1, 2)
+    z_e = torch.tensor([[0.3, -2.0], [-0.1, -1.0], [5.0, 0.2]])[None]  # (1, 3, 2)
     quantized = quantizer(z_e)
-    assert quantized.indices.tolist() == [[[0b101, 0b001]]]
-    torch.testing.assert_close(quantized.z_q, torch.tensor([[[1.0, -1]], [[-1.0, -1]], [[1.0, 1]]])[None])
+    assert quantized.indices.tolist() == [[0b101, 0b001]]
+    torch.testing.assert_close(quantized.z_q, torch.tensor([[1.0, -1], [-1.0, -1], [1.0, 1]])[None])
 
 
 def test_lfq_entropies_are_those_of_the_softmax_over_all_codes():
     """They are computed bit by bit; here against the N x K softmax of −|z − c|² / temperature."""
     quantizer = build_quantizer(LFQConfig(bits=3, temperature=0.7))
-    z_e = torch.randn(2, 3, 4, 4)
-    flat, codes = z_e.permute(0, 2, 3, 1).reshape(-1, 3), quantizer.lookup(torch.arange(8).view(1, 1, 8))[0, :, 0].T
+    z_e = torch.randn(2, 3, 16)
+    flat, codes = z_e.permute(0, 2, 1).reshape(-1, 3), quantizer.lookup(torch.arange(8).view(1, 8))[0].T
     p = (-torch.cdist(flat, codes).square() / 0.7).softmax(1)
     certain, spread = quantizer.entropies(z_e)
     torch.testing.assert_close(certain, torch.special.entr(p).sum(1).mean())
@@ -286,7 +284,7 @@ def test_lfq_entropies_are_those_of_the_softmax_over_all_codes():
 
 def test_lfq_entropies_have_a_finite_gradient_where_all_bits_are_certain():
     """sigmoid(40) is 1 in fp32, and the gradient of −p ln p at p = 0 infinite: training stopped at NaN in the first step."""
-    z_e = torch.full((1, 3, 2, 2), 10.0, requires_grad=True)
+    z_e = torch.full((1, 3, 4), 10.0, requires_grad=True)
     certain, spread = build_quantizer(LFQConfig(bits=3)).entropies(z_e)
     (gradient,) = torch.autograd.grad(certain - spread, z_e)
     assert gradient.isfinite().all()
@@ -298,7 +296,7 @@ def test_lfq_bits_begin_balanced_whatever_the_untrained_encoder_says():
     quantizer = build_quantizer(LFQConfig(bits=3))
     line = torch.randn(4000, 1) * torch.tensor([5.0, 4.0, 3.0])
     quantizer.initialize(line + 0.01 * torch.randn(4000, 3) + 7, torch.Generator())
-    z_e = (line + 0.01 * torch.randn(4000, 3) + 7)[:, :, None, None]
+    z_e = (line + 0.01 * torch.randn(4000, 3) + 7)[:, :, None]
     counts = count(quantizer(z_e).indices, 8, 1)
     assert perplexity(counts) > 7.5  # of 8; before, all signs were 1
 
@@ -306,7 +304,7 @@ def test_lfq_bits_begin_balanced_whatever_the_untrained_encoder_says():
 def test_lfq_entropies_need_no_table_of_all_codes():
     """2^24 codes: a table of them would not fit; the spread is that of groups of bits, at most 24 ln 2."""
     quantizer = build_quantizer(LFQConfig(bits=24))
-    certain, spread = quantizer.entropies(torch.randn(1, 24, 8, 8))
+    certain, spread = quantizer.entropies(torch.randn(1, 24, 64))
     assert 0 < certain < spread <= 24 * math.log(2)
 
 
@@ -379,10 +377,10 @@ def test_digits_of_an_index_are_the_index_again(factors):
     [((16, 16), 1, 1, False), ((8, 24), 3, 2, True), ((12, 4), 4, 1, False)],
 )
 def test_images_become_codes_and_images_again(size, channels, patch, attention):
-    config = TokenizerConfig(
+    config = VQVAEConfig(
         image_size=size, image_channels=channels, patch=patch, channels=(8, 16), attention=attention, quantizer=TABLES["vq"]
     )
-    tokenizer = Tokenizer(config).eval()
+    tokenizer = VQVAE(config).eval()
     images = torch.rand(2, channels, *size) * 2 - 1
     codes = tokenizer.encode(images)
     assert codes.shape == (2, config.layout.length) and codes.dtype == torch.int64
@@ -392,7 +390,7 @@ def test_images_become_codes_and_images_again(size, channels, patch, attention):
 
 @pytest.mark.parametrize("config", ALL.values(), ids=ALL)
 def test_every_quantizer_fits_between_encoder_and_decoder(config):
-    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=config)).eval()
+    tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8,), quantizer=config)).eval()
     codes = tokenizer.encode(torch.zeros(2, 1, 8, 8))
     assert codes.shape == (2, tokenizer.config.layout.length) and tokenizer.decode(codes).shape == (2, 1, 8, 8)
 
@@ -400,18 +398,18 @@ def test_every_quantizer_fits_between_encoder_and_decoder(config):
 @pytest.mark.parametrize("config", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_tokenizer_of_half_precision_encodes_and_decodes(config, dtype):
-    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=config)).eval().to(dtype)
+    tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8,), quantizer=config)).eval().to(dtype)
     indices = tokenizer.encode(torch.zeros(2, 1, 8, 8, dtype=dtype))
     assert tokenizer.decode(indices).dtype == torch.float32
 
 
 def test_what_a_tokenizer_cannot_take_is_refused_with_what_it_can():
-    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=TABLES["vq"]))
+    tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8,), quantizer=TABLES["vq"]))
     with pytest.raises(ValueError, match=r"images must be \(B, 1, 8, 8\), got \(2, 3, 8, 8\)"):
         tokenizer.encode(torch.zeros(2, 3, 8, 8))
     with pytest.raises(ValueError, match=r"codes must lie in \[0, 9\), got 0 to 9"):
         tokenizer.decode(torch.arange(64).remainder(10)[None])
-    deep = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=STACKED["residual"]))
+    deep = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8,), quantizer=STACKED["residual"]))
     with pytest.raises(ValueError, match=r"codes must be integers \(B, 256\), 8 x 8 x 4 codes of 9; got torch.int64 \(1, 64\)"):
         deep.decode(torch.zeros(1, 64, dtype=torch.int64))
 
@@ -430,9 +428,9 @@ def test_the_peer_of_the_benchmark_is_evaluated_as_ours_are(tmp_path, accelerato
     from PIL import Image
 
     from benchmarks.quantizers import PEERS, fit_peer
-    from smalti.tokenizer.config import ImagesConfig
+    from smalti.common.data.config import ImagesConfig
+    from smalti.common.data.images import open_images
     from smalti.tokenizer.evaluation import evaluate
-    from smalti.tokenizer.images import open_images
 
     for number in range(640):
         path = tmp_path / f"{'ab'[number % 2]}/{number}.png"

@@ -8,9 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import ImageSet, open_images
 from smalti.common.errors import UserError
-from smalti.tokenizer.config import ImagesConfig
-from smalti.tokenizer.images import ImageSet, open_images
 
 SIZE, PNG = (4, 5), b"\x89PNG\r\n\x1a\n"
 

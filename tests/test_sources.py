@@ -20,12 +20,12 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from smalti.common.config import parse
+from smalti.common.data.config import DataFiles, ImagesConfig, SplitNames
+from smalti.common.data.sources import Source, file_of, open_source
+from smalti.common.data.sources.files import IMAGE_SUFFIXES, SIDE_FILES
+from smalti.common.data.sources.splits import KEYWORDS, split_files, split_names, split_of
 from smalti.common.errors import UserError
 from smalti.common.raster import FORMATS
-from smalti.tokenizer.config import DataFiles, ImagesConfig, SplitNames
-from smalti.tokenizer.sources import Source, file_of, open_source
-from smalti.tokenizer.sources.files import IMAGE_SUFFIXES, SIDE_FILES
-from smalti.tokenizer.sources.splits import KEYWORDS, split_files, split_names, split_of
 from tests.hub_server import serving
 
 

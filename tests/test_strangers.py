@@ -28,12 +28,12 @@ from smalti.pipeline.reporting.found import read_picture
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import load_prior
 from smalti.prior.train import train as train_prior
+from smalti.tokenizer.bottleneck.base import build_quantizer
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.quantizers.build import build_quantizer
-from smalti.tokenizer.quantizers.config import VQConfig
 from smalti.tokenizer.train import train as train_tokenizer
-from smalti.tokenizer.upkeep import CodebookUpkeep
 from tests.conftest import prior_training, tokenizer_training
 
 TAG = "!!python/object/apply:os.mkdir"  # YAML that makes a folder
@@ -207,7 +207,7 @@ def test_a_state_of_numbers_of_another_type_is_refused_where_a_run_goes_on(finis
     lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "0.sums"},
 ])  # fmt: skip
 def test_a_codebooks_statistics_of_other_names_or_shapes_are_refused(change):
-    upkeep = CodebookUpkeep(build_quantizer(VQConfig(codebook_size=4, code_dim=2)), revive_below=0.1)
+    upkeep = CodebookUpkeep(build_quantizer(VQConfig(codebook_size=4, code_dim=2)).tables(), revive_below=0.1)
     whole = {f"0.{name}": getattr(upkeep.tables[0], name).clone() for name in ("use", "window", "counts", "sums")}
     upkeep.load_state_dict(whole)
     with pytest.raises((KeyError, ValueError)):

@@ -24,15 +24,15 @@ from benchmarks.torture.forks import command, fault, prepare, run, tiny
 from benchmarks.torture.kill import remove_written
 from benchmarks.torture.mutate import flipped, reshaped
 from smalti.common import codes, config, state
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
 from smalti.common.errors import UserError
 from smalti.pipeline.coder import compress
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
-from smalti.tokenizer.config import ImagesConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.images import open_images
 from smalti.tokenizer.model import load_tokenizer
 from tests.test_processes import ONE, ROOT, TINY, TWO, finish, start
 

@@ -20,9 +20,9 @@ from smalti.pipeline.run import RunSettings, stages
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.cluster import cluster
-from smalti.tokenizer.config import ClusterConfig, KMeansConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
+from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
 from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
 

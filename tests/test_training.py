@@ -10,19 +10,28 @@ import torch
 from safetensors.torch import load_file
 
 from smalti.common import codes, folder
+from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
 from smalti.common.finite import MOST_IN_A_ROW, Part, SkippedSteps
 from smalti.common.run import read_metrics
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.prior.train import train as train_prior
-from smalti.tokenizer.config import ImagesConfig, TokenizerConfig
+from smalti.tokenizer.bottleneck.fsq import FSQConfig
+from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
+from smalti.tokenizer.bottleneck.lfq import LFQConfig
+from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.simvq import SimVQConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.criterion.likelihood.bernoulli import BernoulliConfig
+from smalti.tokenizer.criterion.likelihood.categorical import CategoricalConfig
+from smalti.tokenizer.criterion.likelihood.laplace import LaplaceConfig
+from smalti.tokenizer.criterion.likelihood.logistic_mixture import LogisticMixtureConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.likelihood import BernoulliConfig, CategoricalConfig, LaplaceConfig, LogisticMixtureConfig
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.quantizers.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, SimVQConfig, VQConfig
 from smalti.tokenizer.train import train as train_tokenizer
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import prior_training, tokenizer_training
 
 
@@ -122,12 +131,12 @@ def test_a_codebook_larger_than_the_data_is_refused(tmp_path, accelerator):
 
 def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
     """Every split, every view, in the order of the rows; decoding back is part of encoding."""
-    from smalti.tokenizer.images import open_images
-    from smalti.tokenizer.model import Tokenizer
-    from smalti.tokenizer.pixels import to_float
+    from smalti.common.data.images import open_images
+    from smalti.common.data.pixels import to_float
+    from smalti.tokenizer.vqvae.model import VQVAE
 
     c = tokenizer_training(finished_run)
-    tokenizer = Tokenizer.from_pretrained(finished_run / "tokenizer/model")
+    tokenizer = VQVAE.from_pretrained(finished_run / "tokenizer/model")
     images = open_images(c.images, c.model.image_size, 1)
     info, splits = codes.read(finished_run / "codes")
     assert set(splits) == {"train", "validation", "test"} and info.class_names == tuple("0123456789")
@@ -210,7 +219,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerat
 
 def test_codes_of_a_tokenizer_that_has_diverged_are_refused():
     """The code nearest to NaN is some code: it was written down, with 6 dB and a usage of one code, and encode ended well."""
-    tokenizer = Tokenizer(TokenizerConfig(image_size=(8, 8), channels=(8,), quantizer=VQConfig(codebook_size=4, code_dim=2)))
+    tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8,), quantizer=VQConfig(codebook_size=4, code_dim=2)))
     tokenizer.encoder[0].weight.data[:] = torch.nan
     with pytest.raises(UserError, match="output is NaN or Inf for 3 of 3 images: its weights have diverged"):
         tokenizer.encode(torch.zeros(3, 1, 8, 8))
@@ -284,7 +293,7 @@ def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_pa
         "fsq": FSQConfig(levels=(4, 3)), "lfq": LFQConfig(bits=4),
         "residual": ResidualConfig(code_depth=2, each=VQConfig(codebook_size=16, code_dim=4)),
     }  # fmt: skip
-    model = TokenizerConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizers[kind])
+    model = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizers[kind])
     images = ImagesConfig()
     c = tokenizer_training(tmp_path / "whole", model=model, images=images)
     train_tokenizer(c, accelerator)
@@ -314,7 +323,7 @@ def test_every_likelihood_trains_and_resumes(kind, tmp_path, accelerator):
         "laplace": LaplaceConfig(), "bernoulli": BernoulliConfig(), "categorical": CategoricalConfig(),
         "logistic_mixture": LogisticMixtureConfig(components=2),
     }  # fmt: skip
-    model = TokenizerConfig(
+    model = VQVAEConfig(
         image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4), likelihood=likelihoods[kind]
     )
     c = tokenizer_training(tmp_path / "whole", model=model, images=ImagesConfig(black_and_white=kind == "bernoulli"))

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from smalti.common.ema import EMA
-from smalti.tokenizer.quantizers.build import build_quantizer
-from smalti.tokenizer.quantizers.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
-from smalti.tokenizer.upkeep import REVIVE_EVERY, TableUpkeep, forget
+from smalti.tokenizer.bottleneck.base import build_quantizer
+from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
+from smalti.tokenizer.bottleneck.simvq import SimVQConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
+from smalti.tokenizer.codebooks.upkeep import REVIVE_EVERY, TableUpkeep, forget
 
 SIZES = {"codebook_size": 8, "code_dim": 4}
 CONFIGS = {
@@ -19,7 +22,7 @@ def with_a_dead_code(kind: str):
     """A quantizer whose last code lies far from the data, its upkeep, and data."""
     torch.manual_seed(0)
     quantizer = build_quantizer(CONFIGS[kind])
-    z_e = torch.randn(16, 4, 4, 4).abs()  # all in one orthant
+    z_e = torch.randn(16, 4, 16).abs()  # all in one orthant
     quantizer.place(torch.arange(8), torch.randn(8, 4).abs())
     quantizer.place(torch.tensor([7]), -torch.ones(1, 4))
     return quantizer, TableUpkeep(quantizer, revive_below=0.05), z_e
@@ -54,7 +57,7 @@ def test_a_gumbel_code_that_is_only_drawn_is_revived(accelerator):
     torch.manual_seed(0)
     quantizer = build_quantizer(GumbelConfig(**SIZES))
     quantizer.log_sharpness.data.fill_(-10.0)  # all codes are drawn alike
-    z_e = torch.randn(16, 4, 4, 4).abs()
+    z_e = torch.randn(16, 4, 16).abs()
     quantizer.place(torch.arange(8), torch.randn(8, 4).abs())
     quantizer.place(torch.tensor([7]), -torch.ones(1, 4))
     upkeep = TableUpkeep(quantizer, revive_below=0.05)
@@ -86,7 +89,7 @@ def test_an_ema_codebook_moves_to_the_mean_of_what_it_was_given(accelerator):
     quantizer, upkeep, z_e = with_a_dead_code("vq_ema")
     run_steps(quantizer, upkeep, z_e, accelerator, 200, revive=False)
     quantized = quantizer(z_e)
-    flat, indices = quantized.z_e.permute(0, 2, 3, 1).reshape(-1, 4), quantized.indices.flatten()
+    flat, indices = quantized.z_e.permute(0, 2, 1).reshape(-1, 4), quantized.indices.flatten()
     for code in indices.unique():
         mean = torch.nn.functional.normalize(flat[indices == code].mean(0), dim=0)
         torch.testing.assert_close(quantizer.vectors[code], mean, atol=1e-3, rtol=0)  # 0.9^200 of the start is left

@@ -10,6 +10,11 @@ import pytest
 import torch
 
 from smalti.common import config
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
+from smalti.common.data.pixels import MODES
+from smalti.common.data.run_images import open_run_images, run_images
+from smalti.common.data.views import augment, default_views, different_views, view
 from smalti.common.errors import UserError
 from smalti.metrics.features import Features
 from smalti.pipeline.generate import Settings as GenerateSettings
@@ -17,15 +22,12 @@ from smalti.pipeline.generate import generate
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
-from smalti.tokenizer.config import ClusterConfig, ImagesConfig, TrainConfig
+from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import chosen_views
 from smalti.tokenizer.features import as_read, real_features
-from smalti.tokenizer.images import open_images
+from smalti.tokenizer.kmeans.config import ClusterConfig
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.pixels import MODES
-from smalti.tokenizer.run_images import open_run_images, run_images
-from smalti.tokenizer.views import augment, default_views, different_views, view
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FIRST = {"tokenizer.yaml": TrainConfig, "cluster.yaml": ClusterConfig}

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from smalti.common import folder
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
+from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
@@ -23,17 +26,15 @@ from smalti.pipeline.reporting.found import gather
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.codebook import Settings as Looking
 from smalti.tokenizer.codebook import examine
-from smalti.tokenizer.config import ConvertConfig, ImagesConfig, VQGANConfig
 from smalti.tokenizer.convert import convert
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.evaluate import Settings as Evaluation
 from smalti.tokenizer.evaluate import evaluate
-from smalti.tokenizer.images import open_images
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.pixels import to_float
-from smalti.tokenizer.published import from_shapes, from_taming, layout, read_published
-from smalti.tokenizer.vqgan import VQGANTokenizer
+from smalti.tokenizer.vqgan.config import ConvertConfig, VQGANConfig
+from smalti.tokenizer.vqgan.model import VQGANTokenizer
+from smalti.tokenizer.vqgan.published import from_shapes, from_taming, layout, read_published
 from tests.conftest import prior_training
 
 # ------------------------------------------------------------------------------------------------- the published layouts

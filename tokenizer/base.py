@@ -1,42 +1,50 @@
-"""What every image tokenizer is: images to latents and back, and a folder on the disk.
+"""What an image tokenizer is: the contract, and what some tokenizers offer beyond it.
 
-Shapes: images (B, C, H, W) in [-1, 1]; codes (B, T) int64 in [0, K), as the layout has them: grid after grid, place after place
-in raster order, the Q codes of a place side by side. On a grid they are `indices`: (B, h, w), or (B, h, w, Q) where Q > 1.
+    ImageTokenizer         images to latents and back, and a folder on the disk: all that the rest of the project needs
+    LikelihoodTokenizer    its decoder gives p(x | z): bits, and compression
+    DrawsCodes             its codes can be shown one by one
+    TrainedTokenizer       what tokenizer/train.py asks of one that it trains
+
+Shapes: images (B, C, H, W) in [-1, 1]; latents (B, T) as the layout has them, grid after grid, place after place in raster
+order, the numbers of a place side by side: codes, int64 in [0, K), or vectors, float32. On their grid codes are `indices`,
+(B, h, w), or (B, h, w, Q) where a place has Q > 1.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from smalti.common import folder
+from smalti.common.data.split import ImageSplit
 from smalti.common.hub import Pretrained
-from smalti.tokenizer.config import ImageTokenizerConfig, TokenizerConfig, VQGANConfig
-from smalti.tokenizer.likelihood import Bernoulli, Likelihood
-from smalti.tokenizer.quantizers.base import Quantizer
+from smalti.tokenizer.bottleneck.base import Quantized, Table
+from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig
+from smalti.tokenizer.criterion.likelihood.base import Likelihood
 
 
-class ImageTokenizer(nn.Module, Pretrained):
-    """`config` says image_size, image_channels and the layout of the codes."""
+class ImageTokenizer(nn.Module, Pretrained, ABC):
+    """`config` says image_size, image_channels and the layout of the latents."""
 
     face, files = "load_tokenizer", folder.MODEL_FILES
     config_class: ClassVar[type[ImageTokenizerConfig]]
     config: ImageTokenizerConfig
-    likelihood: Likelihood  # p(x | z), of what `output` gives
 
     @property
     def black_and_white(self) -> bool:
-        """Whether images are such that every pixel is -1 or 1."""
-        return isinstance(self.likelihood, Bernoulli)
+        """Return whether images are such that every pixel is -1 or 1."""
+        return False
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return the codes (B, T) of images (B, C, H, W) in [-1, 1].
+        """Return the latents (B, T) of images (B, C, H, W) in [-1, 1].
 
         Raises:
-            ValueError: images of another size or number of channels than the tokenizer was trained for, or whose codes
-                would mean nothing, the encoder's output being NaN or Inf.
+            ValueError: images of another size or number of channels than the tokenizer was trained for.
+            UserError: latents that would mean nothing, the encoder's output being NaN or Inf.
         """
         expected = (self.config.image_channels, *self.config.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
@@ -44,45 +52,33 @@ class ImageTokenizer(nn.Module, Pretrained):
         return self._encode(images).flatten(1)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the images (B, C, H, W) in [-1, 1] of codes (B, T), the mean of p(x | z).
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) in [-1, 1] of latents (B, T).
 
         Raises:
-            ValueError: codes that there are not, or not as many as an image has.
+            ValueError: latents that there are not, or not as many as an image has.
         """
-        return self.likelihood.mean(self.output(codes)).float()
+        self.check(latents)
+        return self._decode(latents).float()
 
-    @torch.no_grad()
-    def nll(self, images: Tensor, codes: Tensor) -> Tensor:
-        """Return −log p(images | codes) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Over ln 2 · C · H · W it is the
-        distortion in bits per dimension."""
-        return self.likelihood.nll(self.output(codes), images)
+    def check(self, latents: Tensor) -> None:
+        """Raise ValueError unless latents are (B, T), of the layout."""
+        layout = self.config.layout
+        what, kind = ("codes", "integers") if layout.discrete else ("latents", "numbers of floating point")
+        if latents.ndim != 2 or latents.shape[1] != layout.length or latents.is_floating_point() == layout.discrete:
+            told = f"{latents.dtype} {tuple(latents.shape)}"
+            raise ValueError(f"{what} must be {kind} (B, {layout.length}), {layout}; got {told}")
+        for part, grid in zip(layout.split(latents), layout.grids, strict=True) if layout.discrete else ():
+            if part.numel() and not (part.min() >= 0 and part.max() < grid.codebook_size):
+                raise ValueError(f"codes must lie in [0, {grid.codebook_size}), got {part.min().item()} to {part.max().item()}")
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether q(z | x) is more than the one code that `encode` gives."""
-        return False
-
-    @torch.no_grad()
-    def log_posterior(self, images: Tensor) -> Tensor | None:
-        """log q(z | x) of every code at every place, (B, T, K); None where the posterior is the one code `encode` gives."""
-        return None
-
-    @torch.no_grad()
-    def output(self, codes: Tensor) -> Tensor:
-        """Return what `likelihood` reads, (B, P, H, W), of codes (B, T). Raises as `decode` does."""
-        K, T = self.config.layout.codebook_size, self.config.layout.length
-        if codes.ndim != 2 or codes.shape[1] != T or codes.is_floating_point():
-            raise ValueError(f"codes must be integers (B, {T}), {self.config.layout}; got {codes.dtype} {tuple(codes.shape)}")
-        if codes.numel() and not (codes.min() >= 0 and codes.max() < K):
-            raise ValueError(f"codes must lie in [0, {K}), got {codes.min().item()} to {codes.max().item()}")
-        return self._output(codes)
-
+    @abstractmethod
     def _encode(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return latents (B, ...), which flat are (B, T), of images that were checked."""
 
-    def _output(self, codes: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Return the images of latents (B, T) that were checked."""
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder."""
@@ -90,23 +86,89 @@ class ImageTokenizer(nn.Module, Pretrained):
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
+        """Return the tokenizer in a folder that holds one of this class; `smalti.load_tokenizer` asks the folder."""
         return folder.load_model(path, cls, cls.config_class)
 
 
-class NetworkTokenizer(ImageTokenizer):
-    """By an encoder, a quantizer and a decoder: a code stands for a vector, which is drawn together with those around it."""
+class LikelihoodTokenizer(ImageTokenizer):
+    """A tokenizer whose decoder says how likely each picture is, p(x | z)."""
 
-    config: TokenizerConfig | VQGANConfig
-    quantizer: Quantizer
+    likelihood: Likelihood  # of what `output` gives
 
-    def lookup(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w), or (B, h, w, Q) -> z_q (B, D, h, w)."""
-        return self.quantizer.lookup(indices)
+    @property
+    def black_and_white(self) -> bool:
+        return self.likelihood.kind == "bernoulli"
 
-    def draw(self, z_q: Tensor) -> Tensor:
-        """z_q (B, D, h, w) -> output (B, P, H, W)."""
-        raise NotImplementedError
+    @torch.no_grad()
+    def output(self, latents: Tensor) -> Tensor:
+        """Return what `likelihood` reads, (B, P, H, W), of latents (B, T). Raises as `decode` does."""
+        self.check(latents)
+        return self._output(latents)
 
-    def _output(self, codes: Tensor) -> Tensor:
-        (indices,) = self.config.layout.split(codes)
-        return self.draw(self.lookup(indices))
+    @torch.no_grad()
+    def nll(self, images: Tensor, latents: Tensor) -> Tensor:
+        """Return −log p(images | latents) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Over ln 2 · C · H · W it is
+        the distortion in bits per dimension."""
+        return self.likelihood.nll(self.output(latents), images)
+
+    @property
+    def stochastic(self) -> bool:
+        """Return whether q(z | x) is more than the one code that `encode` gives."""
+        return False
+
+    @torch.no_grad()
+    def log_posterior(self, images: Tensor) -> Tensor | None:
+        """Return log q(z | x) of every code at every place, (B, T, K); None where it is the one code that `encode` gives."""
+        return None
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.likelihood.mean(self._output(latents))  # the mean of p(x | z)
+
+    @abstractmethod
+    def _output(self, latents: Tensor) -> Tensor:
+        """Return what `likelihood` reads of latents that were checked."""
+
+
+@runtime_checkable
+class DrawsCodes(Protocol):
+    """A tokenizer whose codes can be shown one by one: its codebook is browsed, and judged for what is alike."""
+
+    def code_tables(self) -> list[Tensor]:
+        """Return the vectors (K, D) among which the nearest is searched, of each depth; none where codes are digits."""
+
+    def code_vectors(self, depth: int, codes: Tensor) -> Tensor:
+        """Return codes (N,) of a depth as points (N, D)."""
+
+    def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
+        """Return what codes (N,) of a depth draw, (N, C, p, p) in [-1, 1], of a codebook used as counts (Q, K) say."""
+
+
+class Terms(NamedTuple):
+    """What a batch of images asks of a step. A NamedTuple, which DDP, Accelerate and torch.compile see through."""
+
+    losses: dict[str, Tensor]  # () of each term of the loss, in the order of the paper
+    watched: dict[str, Tensor]  # () each: logged, and not trained on
+    latents: Tensor  # the encoder's output: a step where it is not finite is skipped
+    quantized: Quantized | None = None  # where there are codes to keep in use
+
+
+class TrainedTokenizer(ImageTokenizer):
+    """A tokenizer that tokenizer/train.py trains."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Terms:
+        """Return the terms of a batch of images (B, C, H, W)."""
+
+    def weights(self, c: TrainConfig) -> dict[str, float]:
+        """Return what a term counts in the loss, where that is not 1."""
+        return {}
+
+    def begin(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> None:
+        """Set what the first step needs of the training images; all processes take part and end alike."""
+
+    def anneal(self, progress: float) -> None:
+        """Set what changes over training, as a function of the share of steps done."""
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the tables of vectors whose codes are kept in use."""
+        return ()

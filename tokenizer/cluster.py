@@ -25,6 +25,10 @@ from torch import Tensor
 
 from smalti.common import config, state
 from smalti.common.commands import as_typed
+from smalti.common.data.images import open_images, tell_of_images
+from smalti.common.data.pixels import to_float
+from smalti.common.data.run_images import where_they_lay, write_record
+from smalti.common.data.split import ImageSplit
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from smalti.common.order import Order, Share
 from smalti.common.pictures import save_curves, save_picture
@@ -32,16 +36,12 @@ from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.run import Leeway, Metrics, check_run, enter_run, read_metrics
 from smalti.common.seeds import generator
 from smalti.common.session import session
-from smalti.tokenizer.config import ClusterConfig
+from smalti.tokenizer.codebooks.health import described, unused
+from smalti.tokenizer.codebooks.initialization import check_enough, sampled
 from smalti.tokenizer.evaluation import evaluate, reconstructions, save_histogram
-from smalti.tokenizer.health import described, unused
-from smalti.tokenizer.images import open_images, tell_of_images
-from smalti.tokenizer.initialization import check_enough, sampled
-from smalti.tokenizer.kmeans import assigned, e_step, m_step, plus_plus
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
-from smalti.tokenizer.pixels import to_float
-from smalti.tokenizer.run_images import where_they_lay, write_record
-from smalti.tokenizer.split import ImageSplit
+from smalti.tokenizer.kmeans.clustering import assigned, e_step, m_step, plus_plus
+from smalti.tokenizer.kmeans.config import ClusterConfig
+from smalti.tokenizer.kmeans.model import KMeansTokenizer
 
 LEEWAY = Leeway(
     free={"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"}, length="iterations"
@@ -57,7 +57,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     fingerprint, splits = images.fingerprint, images.splits
     reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
-    check_enough(c.model.codebook_size, len(splits["train"]), c.model.grid, "patches")
+    check_enough(c.model.codebook_size, len(splits["train"]), c.model.layout, "patches")
     saved = state.latest(run, accelerator)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)
@@ -103,10 +103,9 @@ def patches_of(tokenizer: KMeansTokenizer, split: ImageSplit, positions: Tensor)
 
 def sampled_patches(tokenizer: KMeansTokenizer, split: ImageSplit, c: ClusterConfig, accelerator: Accelerator) -> Tensor:
     """What the first means are drawn from, and new places for empty ones: of images drawn by the seed, (N, D)."""
-    h, w = c.model.grid
     number = sampled(c.model.codebook_size)
     order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
-    positions, _ = order.at(0, min(len(split), -(-number // (h * w))))
+    positions, _ = order.at(0, min(len(split), -(-number // c.model.layout.places)))
     bar, found = passing_bar(len(positions), "read a sample"), []
     for some in positions.split(BATCH):
         found.append(patches_of(tokenizer, split, some))
@@ -140,6 +139,8 @@ def report(
 ) -> None:  # fmt: skip
     """Evaluate, and write what is for the user."""
     evaluation = evaluate(tokenizer, validation, accelerator)
+    counts = evaluation.counts
+    assert counts is not None  # patches become codes
     picture = reconstructions(evaluation)
     evaluated = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "psnr" in line]
     if iterations not in evaluated:  # killed after it, it comes here again
@@ -147,10 +148,10 @@ def report(
         metrics.picture(iterations, "reconstructions", picture)
     if accelerator.is_main_process:
         save_picture(picture, run / "reconstructions.png")
-        save_histogram(evaluation, run / "histogram.json")
+        save_histogram(counts, evaluation.images, run / "histogram.json")
         save_curves(read_metrics(run / "metrics.jsonl"), {"mean squared error": ["objective"]}, run / "curves.png")
         tokenizer.save_pretrained(run / "model")
-    for low in unused(described(tokenizer), "validation", evaluation.counts):
+    for low in unused(described(tokenizer), "validation", counts):
         accelerator.print(low, file=sys.stderr)
     figures = ", ".join(f"{name} {value}" for name, value in evaluation.summary().items())
     accelerator.print(f"validation: {figures}")

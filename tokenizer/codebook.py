@@ -29,21 +29,21 @@ from torch import Tensor
 from smalti.common import codes, config
 from smalti.common.commands import as_typed
 from smalti.common.config import Settings as BaseSettings
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.pixels import to_float
+from smalti.common.data.run_images import open_run_images, recorded
+from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256, write_json
 from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import logged
-from smalti.tokenizer.base import ImageTokenizer, NetworkTokenizer
-from smalti.tokenizer.codebook_picture import draw
-from smalti.tokenizer.config import EncodeConfig, ImagesConfig
-from smalti.tokenizer.health import Counted, advice, described, neighbours, split_figures
-from smalti.tokenizer.kmeans_tokenizer import KMeansTokenizer
+from smalti.tokenizer.base import DrawsCodes, ImageTokenizer
+from smalti.tokenizer.codebooks.health import Counted, advice, described, neighbours, split_figures
+from smalti.tokenizer.codebooks.picture import draw
+from smalti.tokenizer.codebooks.usage import count
+from smalti.tokenizer.config import EncodeConfig
 from smalti.tokenizer.model import load_tokenizer, trained
-from smalti.tokenizer.pixels import to_float
-from smalti.tokenizer.run_images import open_run_images, recorded
-from smalti.tokenizer.split import ImageSplit
-from smalti.tokenizer.usage import count
 
 BATCH = 256  # images at once, or fewer where encoding takes fewer
 
@@ -63,10 +63,12 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     """Count, compare, judge and draw, and return what `codebook.json` says."""
     run = Path(c.run) / "tokenizer"
     tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
+    if not isinstance(tokenizer, DrawsCodes):
+        raise UserError(f"a tokenizer of kind {tokenizer.config.name()} has no codebook to draw")
     settings = config.read_yaml(run / "config.yaml")
     counted = count_splits(c, tokenizer, settings, accelerator)
     counts = counted.counts[counted.most]
-    near = [neighbours(table, row) for table, row in zip(tables(tokenizer), counts, strict=False)]  # none of fsq, lfq
+    near = [neighbours(table, row) for table, row in zip(tokenizer.code_tables(), counts, strict=False)]  # none of fsq, lfq
     book = described(tokenizer, settings.get("revive_below"))
     sentences = advice(book, counted.counts, near)
     figures = {
@@ -83,14 +85,6 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
         draw(tokenizer, counted, near, sentences, run / "codebook.png")
     accelerator.wait_for_everyone()
     return figures
-
-
-def tables(tokenizer: ImageTokenizer) -> list[Tensor]:
-    """The vectors (K, D) among which the nearest is searched, of each depth; none where codes are digits."""
-    if isinstance(tokenizer, KMeansTokenizer):
-        return [tokenizer.codebook]
-    assert isinstance(tokenizer, NetworkTokenizer)  # there are no others
-    return [table.vectors for table in tokenizer.quantizer.tables()]
 
 
 # ------------------------------------------------------------------------------------------------------------ counting

@@ -26,19 +26,19 @@ from torch import Tensor
 
 from smalti.common import config
 from smalti.common.commands import as_typed
+from smalti.common.data.images import open_images, tell_of_images
+from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.data.run_images import where_they_lay, write_record
+from smalti.common.data.split import ImageSplit
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.pictures import image_grid, save_picture
 from smalti.common.progress import advance, progress_bar
 from smalti.common.run import Leeway, check_run, enter_run
 from smalti.common.session import session
 from smalti.metrics.similarity import psnr_of, squared_error_each
-from smalti.tokenizer.config import ConvertConfig
-from smalti.tokenizer.images import open_images, tell_of_images
-from smalti.tokenizer.pixels import to_float, to_uint8
-from smalti.tokenizer.published import read_published
-from smalti.tokenizer.run_images import where_they_lay, write_record
-from smalti.tokenizer.split import ImageSplit
-from smalti.tokenizer.vqgan import VQGANTokenizer
+from smalti.tokenizer.vqgan.config import ConvertConfig
+from smalti.tokenizer.vqgan.model import VQGANTokenizer
+from smalti.tokenizer.vqgan.published import read_published
 
 LEEWAY = Leeway(free={"run", "encode.views", "encode.batch_size", "encode.shard_size", "batch_size"})
 SHOWN = 12  # images of the picture

@@ -27,6 +27,12 @@ from einops import rearrange
 from smalti.common import codes, config
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.commands import as_typed
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import ImageSet, tell_of_images
+from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
+from smalti.common.data.split import ImageSplit
+from smalti.common.data.views import default_views, different_views, view
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.common.launch import Precision, make_accelerator, run_command
@@ -34,14 +40,9 @@ from smalti.common.progress import passing_bar, progress_bar
 from smalti.common.session import at_work, session
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.config import EncodeConfig, ImagesConfig
-from smalti.tokenizer.images import ImageSet, tell_of_images
+from smalti.tokenizer.codebooks.usage import count, perplexity, usage
+from smalti.tokenizer.config import EncodeConfig
 from smalti.tokenizer.model import load_tokenizer, trained
-from smalti.tokenizer.pixels import to_float, to_uint8
-from smalti.tokenizer.run_images import ANOTHER, open_run_images, run_images
-from smalti.tokenizer.split import ImageSplit
-from smalti.tokenizer.usage import count, perplexity, usage
-from smalti.tokenizer.views import default_views, different_views, view
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 

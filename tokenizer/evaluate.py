@@ -8,8 +8,8 @@ Each process takes its share of the images; interrupted, the same command goes o
 
     psnr_pooled, psnr     dB, of the squared error over the whole split, as papers have it; the mean of each image's own
     ssim                  structural similarity (Wang et al. 2004)
-    distortion            −log2 p(x | z), bits per dimension (tokenizer/likelihood.py)
-    uniform_rate          T log2 K over the dimensions: what codes cost before there is a prior
+    distortion            −log2 p(x | z), bits per dimension, where the decoder says p(x | z)
+    uniform_rate          of codes: T log2 K over the dimensions, what they cost before there is a prior
     usage, perplexity     of the codebook over the whole split
     fd_NAME               Fréchet distance of reconstructions to the images themselves on NAME's features; fid for Inception's
     accuracy_...          of a classifier of the run's labels, on the images and on their reconstructions
@@ -35,6 +35,10 @@ from torch import Tensor
 from smalti.common import config
 from smalti.common.commands import as_typed
 from smalti.common.config import Settings as BaseSettings
+from smalti.common.data.images import held_out
+from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
+from smalti.common.data.split import ImageSplit
 from smalti.common.evaluation import evaluation_path, parts_path, tell, write_evaluation
 from smalti.common.folder import sha256
 from smalti.common.launch import Precision, make_accelerator, run_command
@@ -44,14 +48,10 @@ from smalti.common.session import session
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.features import FeaturesConfig
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
-from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
+from smalti.tokenizer.codebooks.usage import count, perplexity, usage
 from smalti.tokenizer.features import Eyes, cache_of, open_eyes
-from smalti.tokenizer.images import held_out
 from smalti.tokenizer.model import load_tokenizer, trained
-from smalti.tokenizer.pixels import to_float, to_uint8
-from smalti.tokenizer.run_images import ANOTHER, open_run_images, run_images
-from smalti.tokenizer.split import ImageSplit
-from smalti.tokenizer.usage import count, perplexity, usage
 
 PART = 1000  # images
 
@@ -97,7 +97,8 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     figures, number = summarize(found, tokenizer, eyes), len(found["squared_error"])
     protocol = {
         **plan, "source": settings.source, "number": number, "skipped": len(split.corrupt) + len(split) - number,
-        "features_name": eyes.features.name if eyes.features else None, "likelihood": tokenizer.likelihood.kind,
+        "features_name": eyes.features.name if eyes.features else None,
+        "likelihood": tokenizer.likelihood.kind if isinstance(tokenizer, LikelihoodTokenizer) else None,
     }  # fmt: skip
     name = split.name if c.source is None else f"{split.name}-of-{Path(c.source).name}"
     path = evaluation_path(run, "tokenizer", name)
@@ -111,20 +112,21 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 def measure_batch(
     tokenizer: ImageTokenizer, split: ImageSplit, positions: Tensor, eyes: Eyes, accelerator: Accelerator
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Of each image: figures (b,), its codes (b, T), and features of it and of its reconstruction (b, D)."""
+    """Return of each image figures (b,), its codes (b, T) where there are any, its features and its reconstruction's (b, D)."""
     batch = split.read(positions)
     images = batch.images.to(accelerator.device)
     pixels = to_float(images)
     with accelerator.autocast():
-        codes = tokenizer.encode(pixels)
-        output = tokenizer.output(codes)
-    again = to_uint8(tokenizer.likelihood.mean(output))
-    found = {
-        "squared_error": squared_error_each(images, again),
-        "ssim": ssim_each(images, again),
-        "distortion": tokenizer.likelihood.nll(output.double(), pixels.double()),
-        "codes": codes.int(),
-    }
+        latents = tokenizer.encode(pixels)
+        decoded = tokenizer.output(latents) if isinstance(tokenizer, LikelihoodTokenizer) else tokenizer.decode(latents)
+    found: dict[str, Tensor] = {}
+    if isinstance(tokenizer, LikelihoodTokenizer):
+        found["distortion"] = tokenizer.likelihood.nll(decoded.double(), pixels.double())
+        decoded = tokenizer.likelihood.mean(decoded)
+    if tokenizer.config.layout.discrete:
+        found["codes"] = latents.int()
+    again = to_uint8(decoded)
+    found |= {"squared_error": squared_error_each(images, again), "ssim": ssim_each(images, again)}
     if eyes.features is not None:
         found |= {"features": eyes.features(images), "features_again": eyes.features(again)}
     if eyes.classifier is not None:
@@ -137,19 +139,19 @@ def summarize(found: dict[str, Tensor], tokenizer: ImageTokenizer, eyes: Eyes) -
     """The figures of the whole split."""
     c = tokenizer.config
     dimensions = c.image_channels * math.prod(c.image_size)
-    counts = count(found["codes"], c.layout.codebook_size, c.layout.depth)
-    distortion = found["distortion"].mean().item() / (math.log(2) * dimensions)
-    rate = found["codes"].shape[1] * math.log2(c.layout.codebook_size) / dimensions
     figures: dict[str, Any] = {
         "psnr_pooled": psnr_of(found["squared_error"].double().mean()).item(),
         "psnr": psnr_of(found["squared_error"].double()).mean().item(),
         "ssim": found["ssim"].double().mean().item(),
-        "distortion": distortion,
-        "uniform_rate": rate,
-        "uniform_bits_per_dim": rate + distortion,
-        "usage": usage(counts),
-        "perplexity": perplexity(counts),
     }
+    if "distortion" in found:
+        figures["distortion"] = found["distortion"].mean().item() / (math.log(2) * dimensions)
+    if "codes" in found:
+        figures["uniform_rate"] = c.layout.length * math.log2(c.layout.codebook_size) / dimensions
+        counts = count(found["codes"], c.layout.codebook_size, c.layout.depth)
+        of_codes = {"usage": usage(counts), "perplexity": perplexity(counts)}
+        both = {"uniform_bits_per_dim": figures["uniform_rate"] + figures["distortion"]} if "distortion" in found else {}
+        figures |= both | of_codes
     if eyes.features is not None and len(found["features"]) > found["features"].shape[1]:
         figures[eyes.features.frechet_name] = frechet_distance(found["features"], found["features_again"])
     if eyes.classifier is not None:

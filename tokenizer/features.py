@@ -11,13 +11,13 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from torch import Tensor
 
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import ImageSet
+from smalti.common.data.split import ImageSplit
 from smalti.common.parts import in_parts
 from smalti.metrics.classifier import Classifier, LabelledSource, Recipe, load_or_train
 from smalti.metrics.features import Features, FeaturesConfig, load_features
 from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.config import ImagesConfig
-from smalti.tokenizer.images import ImageSet
-from smalti.tokenizer.split import ImageSplit
 
 PART = 1000  # images
 LABELLED = 2  # classes at least

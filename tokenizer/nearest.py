@@ -45,12 +45,11 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     return nearest_tiled(vectors.T[None], codebook)[0]
 
 
-def nearest_grid(z_e: Tensor, codebook: Tensor) -> Tensor:
-    """`nearest` of each place of a grid: (B, D, h, w), (K, D) -> (B, h, w). On a CPU it is searched as it lies."""
-    B, _, h, w = z_e.shape
+def nearest_places(z_e: Tensor, codebook: Tensor) -> Tensor:
+    """Return `nearest` of each place, (B, P), of z_e (B, D, P). On a CPU it is searched as it lies."""
     if z_e.is_cuda:
-        return nearest(rearrange(z_e, "b d h w -> (b h w) d"), codebook).view(B, h, w)
-    return nearest_tiled(rearrange(z_e, "b d h w -> b d (h w)"), codebook).view(B, h, w)
+        return nearest(rearrange(z_e, "b d p -> (b p) d"), codebook).view(len(z_e), -1)
+    return nearest_tiled(z_e, codebook)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ training is lengthened; with --change_settings true it goes on with another --lr
 given weights.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -37,6 +36,11 @@ from torch import Tensor
 
 from smalti.common import config, state
 from smalti.common.commands import as_typed
+from smalti.common.data.images import ImageSet, open_images, tell_of_images
+from smalti.common.data.pixels import to_float
+from smalti.common.data.run_images import where_they_lay, write_record
+from smalti.common.data.split import ImageBatch
+from smalti.common.data.views import augment
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import Part, SkippedSteps
@@ -50,18 +54,12 @@ from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
 from smalti.common.shown import shown
-from smalti.tokenizer.config import TrainConfig
+from smalti.tokenizer.base import Terms, TrainedTokenizer
+from smalti.tokenizer.codebooks.health import described, unused
+from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
+from smalti.tokenizer.config import TrainConfig, TrainedConfig
 from smalti.tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
-from smalti.tokenizer.health import described, unused
-from smalti.tokenizer.images import ImageSet, open_images, tell_of_images
-from smalti.tokenizer.initialization import initialize_codebook
-from smalti.tokenizer.model import Tokenizer
-from smalti.tokenizer.pixels import to_float
-from smalti.tokenizer.quantizers.config import GumbelConfig, ResidualConfig
-from smalti.tokenizer.run_images import where_they_lay, write_record
-from smalti.tokenizer.split import ImageBatch
-from smalti.tokenizer.upkeep import CodebookUpkeep, forget
-from smalti.tokenizer.views import augment
+from smalti.tokenizer.model import load_folder
 
 LEEWAY = Leeway(
     free={
@@ -76,14 +74,27 @@ LEEWAY = Leeway(
 )  # fmt: skip
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
+NO_TERMS = {"step", "split", "loss", "lr", "skipped_steps", "distortion"}  # of what is logged in training
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
+
+
+def trained_kinds() -> list[str]:
+    """Return the kinds of model folders that this script trains."""
+    return [kind_of(settings.builds) for settings in TrainedConfig.members()]
+
+
+def load_trained(path: Path) -> TrainedTokenizer:
+    """Return the tokenizer of a folder of one of these kinds."""
+    tokenizer = load_folder(path)
+    assert isinstance(tokenizer, TrainedTokenizer)
+    return tokenizer
 
 
 class Trained(NamedTuple):
     """What training moves."""
 
-    tokenizer: Tokenizer
-    ema: EMA[Tokenizer]
+    tokenizer: TrainedTokenizer
+    ema: EMA[TrainedTokenizer]
     upkeep: CodebookUpkeep
     optimizer: torch.optim.Optimizer
     means: Means  # of the losses since they were last logged
@@ -94,7 +105,7 @@ class Trained(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
-    c, origin = begun_from(c, run, kind_of(Tokenizer), Tokenizer.from_folder, lambda model: model.config)
+    c, origin = begun_from(c, run, trained_kinds(), load_trained, lambda model: model.config)
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
@@ -114,7 +125,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step)
-    shown, figures = dict[str, Any](), dict[str, Any]()
+    shown, figures, weights = dict[str, Any](), dict[str, Any](), trained.tokenizer.weights(c)
     reader = batches(splits["train"], Order(len(splits["train"]), c.seed, share, first_step), c.workers)
     with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
@@ -122,27 +133,19 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             lr = learning_rate(c, step)
             for group in trained.optimizer.param_groups:
                 group["lr"] = lr * group["pace"]
-            trained.tokenizer.quantizer.anneal(step / c.steps)
+            trained.tokenizer.anneal(step / c.steps)
 
             parts = []
             for micro in range(c.accumulate):
                 batch = next(reader)
                 pixels = prepare_images(batch, c, accelerator)
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-                    nll, quantized = model(pixels)
-                    nll = nll.mean() / pixels[0].numel()  # nats a dimension
-                    terms = {
-                        "reconstruction_loss": trained.tokenizer.likelihood.weight() * nll,
-                        "codebook_loss": quantized.codebook_loss,
-                        "commitment_loss": quantized.commitment_loss,
-                        "regularizer": quantized.regularizer,
-                    }
-                    loss = terms["reconstruction_loss"] + terms["codebook_loss"] + terms["regularizer"]
-                    loss = loss + c.commitment_weight * terms["commitment_loss"]
+                    terms: Terms = model(pixels)
+                    loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.losses.items()]).sum()
                     accelerator.backward(loss / c.accumulate)
-                trained.upkeep.observe(quantized)
-                losses = {"loss": loss, **terms, "distortion": nll / math.log(2)}
-                parts.append(Part("the encoder's output", quantized.z_e, losses, batch.rows))
+                trained.upkeep.observe(terms.quantized)
+                logged = {"loss": loss, **terms.losses, **terms.watched}
+                parts.append(Part("the encoder's output", terms.latents, logged, batch.rows))
             if trained.skipped.clip(step + 1, model, c.clip, parts):
                 trained.optimizer.step()
                 keep_codebook_alive(trained, step, c, accelerator)
@@ -185,26 +188,26 @@ def learning_rate(c: TrainConfig, step: int) -> float:
 
 def schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return what a step takes from the settings by the number of steps."""
-    values = {"lr": learning_rate(c, step), "steps in which codes are revived": int(REVIVE_UNTIL * c.steps)}
-    quantizer = c.model.quantizer.each if isinstance(c.model.quantizer, ResidualConfig) else c.model.quantizer
-    return values | ({"temperature": quantizer.temperature_at(step / c.steps)} if isinstance(quantizer, GumbelConfig) else {})
+    values: dict[str, float] = {"lr": learning_rate(c, step)}
+    values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.has_codebook else {}
+    return values | c.model.scheduled(step / c.steps)
 
 
 def start(
-    c: TrainConfig, images: ImageSet, origin: Origin[Tokenizer] | None, run: Path, accelerator: Accelerator
+    c: TrainConfig, images: ImageSet, origin: Origin[TrainedTokenizer] | None, run: Path, accelerator: Accelerator
 ) -> tuple[Trained, int]:  # fmt: skip
     """What training moves, at its beginning or as last saved, and the first step to take."""
     saved = state.latest(run, accelerator, c.keep_states)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
-    tokenizer = Tokenizer(c.model).to(accelerator.device)
+    tokenizer: TrainedTokenizer = c.model.builds(c.model).to(accelerator.device)
     if saved is None and origin is not None:
         accelerator.print(begin_from(origin, tokenizer))
     elif saved is None:
-        initialize_codebook(tokenizer, images.splits["train"], c, accelerator)
+        tokenizer.begin(images.splits["train"], c, accelerator)
     else:
         state.check_same_data(saved, images.fingerprint, "images of fingerprint", run)
     optimizer = make_optimizer(tokenizer, c)
-    upkeep = CodebookUpkeep(tokenizer.quantizer, revive_below=c.revive_below)
+    upkeep = CodebookUpkeep(tokenizer.tables(), revive_below=c.revive_below)
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
     with state.restoring(run):
         skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
@@ -221,9 +224,9 @@ def start(
     return trained, saved.step
 
 
-def make_optimizer(tokenizer: Tokenizer, c: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(tokenizer: TrainedTokenizer, c: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; the likelihood's scales are a few logarithms that have far to go and move at `SCALE_PACE` times the rate."""
-    scales = list(tokenizer.likelihood.parameters())
+    scales = [p for name, p in tokenizer.named_parameters() if name.startswith("likelihood.")]
     rest = [p for name, p in tokenizer.named_parameters() if not name.startswith("likelihood.")]
     groups = [{"params": rest, "pace": 1.0, "weight_decay": c.weight_decay}]
     groups += [{"params": scales, "pace": SCALE_PACE, "weight_decay": 0.0}] if scales else []
@@ -244,7 +247,7 @@ def keep_codebook_alive(trained: Trained, step: int, c: TrainConfig, accelerator
     """After the optimizer's step: move an EMA codebook, revive dead codes, and average the weights."""
     revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
     trained.ema.update(trained.tokenizer, step)
-    both = zip(trained.tokenizer.quantizer.tables(), trained.ema.model.quantizer.tables(), strict=True)
+    both = zip(trained.tokenizer.tables(), trained.ema.model.tables(), strict=True)
     for (table, average), rows in zip(both, revived, strict=True):
         if len(rows):
             forget(trained.optimizer, table.codebook, rows)
@@ -275,22 +278,27 @@ def report(
         picture = reconstructions(evaluation)
         save_picture(picture, run / "reconstructions.png")
         metrics.picture(step, "reconstructions", picture)
-        save_histogram(evaluation, run / "histogram.json")
-    book = described(trained.tokenizer, trained.upkeep.revive_below)
-    for low in unused(book, "validation", evaluation.counts):
-        accelerator.print(f"step {step}: {low}", file=sys.stderr)
+        if evaluation.counts is not None:
+            save_histogram(evaluation.counts, evaluation.images, run / "histogram.json")
+    if evaluation.counts is not None:
+        book = described(trained.tokenizer, trained.upkeep.revive_below)
+        for low in unused(book, "validation", evaluation.counts):
+            accelerator.print(f"step {step}: {low}", file=sys.stderr)
     return evaluation.summary()
 
 
 def draw_curves(run: Path) -> None:
+    lines = read_metrics(run / "metrics.jsonl")
+    logged = [name for line in lines if "loss" in line for name in line]
     panels = {
-        "loss": ["reconstruction_loss", "codebook_loss", "commitment_loss", "regularizer"],
+        "loss": [name for name in dict.fromkeys(logged) if name not in NO_TERMS],
         "validation PSNR, dB": ["psnr_pooled", "psnr"],
         "validation distortion, bits/dim": ["distortion"],
         "codebook perplexity": ["perplexity"],
         "codebook usage": ["usage"],
     }
-    lines = read_metrics(run / "metrics.jsonl")
+    there = {name for line in lines for name in line}
+    panels = {title: names for title, names in panels.items() if there.intersection(names)}
     held_out = [line if "psnr" in line else {k: v for k, v in line.items() if k != "distortion"} for line in lines]
     save_curves(held_out, panels, run / "curves.png")
 

@@ -22,9 +22,9 @@ import torch
 import torchmetrics  # noqa: F401
 import torchvision.transforms.v2  # noqa: F401
 
-from smalti.tokenizer.config import VQGANConfig
-from smalti.tokenizer.published import layout
-from smalti.tokenizer.vqgan import VQGANTokenizer
+from smalti.tokenizer.vqgan.config import VQGANConfig
+from smalti.tokenizer.vqgan.model import VQGANTokenizer
+from smalti.tokenizer.vqgan.published import layout
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = "last.ckpt"

@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 
 from benchmarks.torture.forks import Ended, command, run, tiny
 from smalti.common import codes, config
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
 from smalti.common.launch import run_command
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import load_prior
-from smalti.tokenizer.config import ImagesConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.images import open_images
 from smalti.tokenizer.model import load_tokenizer
 
 SECONDS, MEMORY = 60.0, 2 * 2**30

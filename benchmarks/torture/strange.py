@@ -24,11 +24,11 @@ from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
 from benchmarks.torture.forks import CHECKPOINT, Ended, command, fault, run, tiny
 from smalti.common import codes
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
 from smalti.common.launch import run_command
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.model import load_prior
-from smalti.tokenizer.config import ImagesConfig
-from smalti.tokenizer.images import open_images
 from smalti.tokenizer.model import load_tokenizer
 
 SECONDS, MEMORY = 30.0, 2 * 2**30

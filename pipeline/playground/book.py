@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.codebook_picture import patches, vectors_of
+from smalti.common.layout import Layout
+from smalti.tokenizer.base import DrawsCodes
+from smalti.tokenizer.codebooks.picture import patches
 
 PAGE = 256  # codes that are drawn at once
 NEAR = 6  # neighbours that are shown
@@ -26,19 +27,14 @@ class Near(NamedTuple):
 class Book:
     """All codes of a tokenizer."""
 
-    def __init__(self, tokenizer: ImageTokenizer, counts: Tensor | None):
+    def __init__(self, tokenizer: DrawsCodes, layout: Layout, counts: Tensor | None):
         """
         Args:
             counts: where a run has counted them; else no code counts as more usual than another.
         """
-        c = tokenizer.config
-        self.tokenizer, self.counted, self.depths, self.codes = (
-            tokenizer,
-            counts is not None,
-            c.layout.depth,
-            c.layout.codebook_size,
-        )
-        self.counts = counts if counts is not None else torch.ones(c.layout.depth, c.layout.codebook_size, dtype=torch.int64)
+        self.tokenizer, self.counted = tokenizer, counts is not None
+        self.depths, self.codes = layout.depth, layout.codebook_size
+        self.counts = counts if counts is not None else torch.ones(self.depths, self.codes, dtype=torch.int64)
         self.patches = lru_cache(maxsize=16)(self._patches)
 
     @property
@@ -63,7 +59,7 @@ class Book:
 
     def near(self, depth: int, code: int) -> Near:
         """The `NEAR` codes nearest to one of a depth."""
-        table = vectors_of(self.tokenizer, depth, torch.arange(self.codes)).float()
+        table = self.tokenizer.code_vectors(depth, torch.arange(self.codes)).float()
         distances = (table - table[code]).square().sum(1).sqrt()
         distances[code] = torch.inf
         found = distances.topk(min(NEAR, self.codes - 1), largest=False)

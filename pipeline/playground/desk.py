@@ -18,6 +18,7 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
+from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
 from smalti.common.raster import open_picture
 from smalti.pipeline.image_pipeline import Generated, ImagePipeline
@@ -26,7 +27,7 @@ from smalti.pipeline.playground.book import PAGE, Book
 from smalti.pipeline.playground.view import View, view
 from smalti.pipeline.reporting.page import Html, percent
 from smalti.prior.draw import SamplingConfig
-from smalti.tokenizer.pixels import from_pil, to_pil
+from smalti.tokenizer.base import DrawsCodes
 
 MOST_PIXELS = 20_000_000  # of a dropped picture: decoded it takes ten bytes a pixel for a moment
 LARGE = 2_000_000  # pixels, from which a picture is made smaller before it is brought to the tokenizer's size
@@ -62,8 +63,11 @@ class Desk:
         """
         self.pipeline, self.turn = pipeline, threading.Lock()
         self.reader = ThreadPoolExecutor(1)  # one thread decodes: malloc keeps what each thread has once taken
-        self.book = Book(pipeline.tokenizer, counts)
-        self.grid, self.depth = pipeline.tokenizer.config.grid, pipeline.tokenizer.config.layout.depth
+        assert isinstance(pipeline.tokenizer, DrawsCodes)
+        self.book = Book(pipeline.tokenizer, pipeline.tokenizer.config.layout, counts)
+        layout = pipeline.tokenizer.config.layout
+        assert layout.rectangle is not None
+        self.grid, self.depth = layout.rectangle, layout.depth
         self.places, self.names = self.grid[0] * self.grid[1], pipeline.prior.config.class_names
 
     # --------------------------------------------------------------------------------------------------------- drawing

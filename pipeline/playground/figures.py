@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smalti.common.data.pixels import to_pil
 from smalti.pipeline.playground.view import CONTRAST, View, difference
 from smalti.pipeline.reporting.page import Html, join, number, tag
-from smalti.tokenizer.pixels import to_pil
 
 BETWEEN = 225  # of codes' patches: neither a black one nor a white one is lost on grey
 SMALL = 128  # pixels a side, below which each is to be seen

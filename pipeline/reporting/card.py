@@ -29,7 +29,7 @@ from smalti.pipeline.reporting.provenance import evaluation_commands, stage_comm
 from smalti.prior.base import Prior
 from smalti.prior.draw import SamplingConfig
 from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.config import KMeansConfig
+from smalti.tokenizer.kmeans.config import KMeansConfig
 
 What = Literal["pipeline", "tokenizer", "prior"]
 TITLES = {"pipeline": "images from codes", "tokenizer": "an image tokenizer", "prior": "a prior over image codes"}

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from smalti.common.data.images import held_out
+from smalti.common.data.pixels import to_pil
+from smalti.common.data.run_images import open_vouched_images
 from smalti.common.errors import UserError
 from smalti.common.pictures import image_grid, save_picture
 from smalti.common.record import private
@@ -12,9 +15,6 @@ from smalti.pipeline.reporting.found import Found
 from smalti.pipeline.reporting.page import Html, Section
 from smalti.prior.draw import SamplingConfig
 from smalti.tokenizer.config import ImageTokenizerConfig
-from smalti.tokenizer.images import held_out
-from smalti.tokenizer.pixels import to_pil
-from smalti.tokenizer.run_images import open_vouched_images
 
 COMPLETED = 8  # images
 DRAWS = 2  # completions of each

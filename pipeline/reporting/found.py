@@ -16,13 +16,13 @@ from smalti.common.codes import CodesInfo
 from smalti.common.commands import quoted
 from smalti.common.errors import UserError
 from smalti.common.evaluation import read_evaluations
-from smalti.common.folder import check_format, inside, kind_in, kind_of, read_json, settings_in, sha256
+from smalti.common.folder import check_format, inside, kind_of, read_json, settings_in, sha256
 from smalti.common.history import Change, read_history
 from smalti.common.raster import whole_picture
 from smalti.common.run import read_metrics
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.tokenizer.config import ImageTokenizerConfig
-from smalti.tokenizer.model import TOKENIZERS, Tokenizer
+from smalti.tokenizer.model import settings_class
 
 # --------------------------------------------------------------------------------------------------------- single values
 
@@ -37,10 +37,10 @@ def finite(value: Any) -> float | None:
 
 def read_model(path: Path) -> ImageTokenizerConfig:
     """A tokenizer's config.json, without its weights."""
+    cls = settings_class(path)
     written = read_json(path)
-    cls = next((cls for cls in TOKENIZERS if kind_of(cls) == kind_in(written)), Tokenizer)
-    check_format(written, kind_of(cls), path)
-    return config.build(cls.config_class, settings_in(written, path), str(path))
+    check_format(written, kind_of(cls.builds), path)
+    return config.build(cls, settings_in(written, path), str(path))
 
 
 def read_picture(path: Path) -> PIL.Image.Image:

@@ -1,17 +1,17 @@
 """What a gated PixelCNN is, besides what the codes decide."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from smalti.common.config import Settings
-from smalti.prior.kind import KIND
+from smalti.prior.config import ArchitectureConfig
 
 
-class PixelCNNConfig(Settings):
+class PixelCNNConfig(ArchitectureConfig):
     """A gated PixelCNN (van den Oord et al. 2016): the sizes that no other stage decides."""
 
-    kind: Annotated[Literal["pixelcnn"], Field(description=KIND)] = "pixelcnn"
+    kind: Literal["pixelcnn"] = "pixelcnn"
+    """gated convolutions over the rows above and what stands to the left"""
     depth: int = Field(8, ge=1, le=512)
     """gated layers"""
     dim: int = Field(128, ge=8, le=2**13)

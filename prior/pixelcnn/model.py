@@ -32,6 +32,7 @@ def rectangle(config: PriorConfig) -> tuple[int, int]:
     return config.layout.rectangle
 
 
+@PixelCNNConfig.register
 class PixelCNNPrior(Prior):
     first_rows: Tensor  # (T, G)
 
@@ -46,7 +47,7 @@ class PixelCNNPrior(Prior):
         self.place_norm = RMSNorm(a.dim) if config.layout.depth > 1 else None
         self.place_mlp = SwiGLU(a.dim, hidden_width(a.dim)) if config.layout.depth > 1 else None
         self.norm = RMSNorm(a.dim)
-        self.head = CodeHead(config)
+        self.head = CodeHead(config, a.dim)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)
         for embedding in (self.class_embedding, self.code_embedding):
             nn.init.normal_(embedding.weight, std=0.2)

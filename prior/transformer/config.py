@@ -1,12 +1,11 @@
 """What a Transformer is, besides what the codes decide."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from smalti.common.config import Settings
-from smalti.prior.kind import KIND
+from smalti.prior.config import ArchitectureConfig
 
 Preset = Literal["5m", "14m", "38m", "111m", "343m"]
 PRESETS: dict[Preset, dict[str, int]] = {  # named after their weights; of the last two with the 16,384 codes of LlamaGen
@@ -18,10 +17,11 @@ PRESETS: dict[Preset, dict[str, int]] = {  # named after their weights; of the l
 }
 
 
-class TransformerConfig(Settings):
+class TransformerConfig(ArchitectureConfig):
     """A causal Transformer: the sizes that no other stage decides."""
 
-    kind: Annotated[Literal["transformer"], Field(description=KIND)] = "transformer"
+    kind: Literal["transformer"] = "transformer"
+    """attention over all codes before"""
     stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {"preset": ("depth", "dim", "heads")}
 
     preset: Preset | None = None
@@ -52,6 +52,10 @@ class TransformerConfig(Settings):
         if self.heads % self.key_heads:
             raise ValueError(f"heads {self.heads} must divide by kv_heads {self.kv_heads}")
         return self
+
+    @property
+    def any_order(self) -> bool:
+        return True
 
     @property
     def key_heads(self) -> int:

@@ -14,6 +14,7 @@ from smalti.prior.transformer.fast.matrix import cache_type, resolve
 from smalti.prior.transformer.network import CausalTransformer
 
 
+@TransformerConfig.register
 class TransformerPrior(CausalTransformer):
     """The network, and the fast code that computes what it computes one step at a time."""
 

@@ -42,7 +42,7 @@ class CausalTransformer(Prior):
         self.dropout = nn.Dropout(a.dropout)
         self.blocks = nn.ModuleList(Block(a) for _ in range(a.depth))
         self.norm = RMSNorm(a.dim)
-        self.head = CodeHead(config)
+        self.head = CodeHead(config, a.dim)
         angles = rotary_angles(config.layout, a.head_dim)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)

@@ -1,0 +1,76 @@
+"""Views of an image, shifted and mirrored: a function of (seed, epoch, row) and nothing else.
+
+Shapes: B images, C channels, H x W pixels.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smalti.common.data.config import ImagesConfig
+
+ROWS = 20_000  # that codes of a small train set shall have: see `default_views`
+MOST_VIEWS = 8
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """splitmix64 (Steele et al. 2014): uint64 to uint64, each bit depending on all."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _uniforms(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int) -> Tensor:
+    """(count, B) in [0, 1), a function of seed, epoch, row and nothing else."""
+    state = mixed(np.full(rows.shape, seed % 2**64, dtype=np.uint64))
+    state = mixed(mixed(state ^ epochs.astype(np.uint64)) ^ rows.astype(np.uint64))
+    drawn = np.stack([mixed(state + np.uint64(i)) >> np.uint64(11) for i in range(count)])
+    return torch.from_numpy(drawn.astype(np.float64) * 2.0**-53)
+
+
+def augment(images: Tensor, seed: int, rows: Any, epochs: Any, config: ImagesConfig) -> Tensor:
+    """Return the images (B, C, H, W) moved by up to `shift` pixels on either axis, half of them mirrored where `flip`.
+
+    What comes in at a side is that side's own row or column, repeated. Zeros would be a frame that no image has, and the other
+    side's pixels an edge where there is none; a background goes on as it is. Nothing is resampled.
+    """
+    if not (config.shift or config.flip):
+        return images
+    B, C, H, W = images.shape
+    rows = np.asarray(rows, dtype=np.int64)
+    epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), rows.shape)
+    down, right, mirror = _uniforms(seed, epochs, rows, 3)[..., None]  # (B, 1) each
+    ways = 2 * config.shift + 1
+    y = ((down * ways).long() - config.shift + torch.arange(H)).clamp(0, H - 1)  # (B, H)
+    x = ((right * ways).long() - config.shift + torch.arange(W)).clamp(0, W - 1)  # (B, W)
+    if config.flip:
+        x = torch.where(mirror < 0.5, x.flip(1), x)
+    places = (y[:, :, None] * W + x[:, None, :]).view(B, 1, H * W).to(images.device)
+    return images.flatten(2).gather(2, places.expand(B, C, H * W)).view(B, C, H, W)  # 4 to 20 times indexing's speed
+
+
+def view(images: Tensor, seed: int, rows: Any, index: int, config: ImagesConfig) -> Tensor:
+    """Return view 0, the images themselves; 1, their mirror (where `flip`); or a further one, an augmentation: (B, C, H, W)."""
+    if index == 0:
+        return images
+    if index == 1 and config.flip:
+        return images.flip(-1)
+    return augment(images, seed, rows, index, config)
+
+
+def different_views(config: ImagesConfig) -> int:
+    """Return how many views of an image differ."""
+    return (1 + config.flip) * (2 * config.shift + 1) ** 2
+
+
+def default_views(images: int, config: ImagesConfig) -> int:
+    """Return how many rows of codes an image of a train set of that many is worth.
+
+    Few rows are soon known by heart, so a small set gets views until it has `ROWS`, up to `MOST_VIEWS` an image. A large set
+    gets none: each view costs as much encoding as all the images do. The mirror alone always pays: it is as new as an image.
+    """
+    wanted = max(1 + config.flip, -(-ROWS // max(1, images)))
+    return min(wanted, MOST_VIEWS, different_views(config))

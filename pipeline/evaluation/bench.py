@@ -1,0 +1,126 @@
+"""The bench of `pipeline/evaluate.py`: a run's models, codes and held-out images, opened, checked and put side by side.
+
+images (n, C, H, W) uint8    features (n, D)    positions (n,) of a split
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+
+from smalti.common import codes
+from smalti.common.codes import Codes
+from smalti.common.config import Settings as BaseSettings
+from smalti.common.data.images import ImageSet, held_out
+from smalti.common.data.run_images import open_run_images, run_images
+from smalti.common.data.split import ImageSplit
+from smalti.common.errors import UserError
+from smalti.common.folder import sha256
+from smalti.common.launch import Precision
+from smalti.common.progress import passing_bar
+from smalti.common.record import code
+from smalti.metrics.features import Features, FeaturesConfig
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.data import tell_of_other_codes
+from smalti.prior.draw import SamplingConfig
+from smalti.tokenizer.features import Eyes, cache_of, open_eyes, real_features
+
+READ = 500  # images at once
+
+
+class Settings(BaseSettings):
+    """Evaluate a tokenizer and a prior together."""
+
+    run: str = "runs/digits"
+    """folder of the experiment"""
+    codes: str | None = None
+    """another folder of codes, where the prior was trained on one"""
+    split: str | None = None
+    """which split of the images; test, or where there is none validation, when null"""
+    images: int | None = Field(None, ge=0)
+    """drawn; as many as the split has, up to 10,000, when null; 0 leaves the samples out"""
+    seed: int = Field(0, ge=0, le=2**62)
+    """drawn image i has seed `seed + i`"""
+    neighbours: int = Field(1000, ge=0)
+    """of the drawn images, how many are looked up among the training images"""
+    importance_samples: int = Field(16, ge=1)
+    """draws a held-out image, where the posterior is stochastic"""
+    features: FeaturesConfig = FeaturesConfig()
+    """in whose eyes images are compared"""
+    batch_size: int = Field(64, ge=1)
+    """images at once where they are encoded and scored"""
+    precision: Precision = "fp32"
+    """of encoder, decoder and Transformer where images are priced; likelihoods are fp64 always, and drawing has its own"""
+
+
+class Bench(NamedTuple):
+    """What the figures are measured with."""
+
+    c: Settings
+    run: Path
+    pipeline: ImagePipeline
+    data: Codes
+    images: ImageSet
+    split: ImageSplit
+    eyes: Eyes
+    plan: dict[str, Any]  # what decides every figure
+    accelerator: Accelerator
+
+
+def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
+    """Return what a run is measured with. Raises `UserError` where its codes are another tokenizer's."""
+    run = Path(c.run)
+    kept = run / "pipeline/generation_config.json"
+    pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
+    pipeline.to(accelerator.device)
+    data = codes.read(Path(c.codes or run / "codes"))
+    if data.info.tokenizer.sha256 != pipeline.identity.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, {pipeline.identity}: "
+            "encode again, or give --codes"
+        )
+    settings, tokenizer = run_images(run / "tokenizer"), pipeline.tokenizer
+    images = open_run_images(run / "tokenizer", tokenizer.config)
+    tell_of_other_codes(codes.fingerprint(data), pipeline.prior.config)
+    if data.info.source.get("fingerprint") != images.fingerprint:
+        accelerator.print(
+            f"the codes are of other images than {settings.source}, the run's: held-out ones are of the run's", file=sys.stderr
+        )
+    split = held_out(images.splits, c.split)
+    eyes = Eyes(None, None)
+    if c.images != 0:
+        eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
+    plan = {
+        "code": code(),
+        "tokenizer": pipeline.identity.sha256, "prior": sha256(run / "prior/model/model.safetensors"),
+        "images": images.fingerprint, "source": settings.source, "split": split.name, "codes": codes.fingerprint(data),
+        "features": eyes.features.identity if eyes.features else None, "batch_size": c.batch_size,
+        "precision": c.precision,
+    }  # fmt: skip
+    return Bench(c, run, pipeline, data, images, split, eyes, plan, accelerator)
+
+
+def evenly(split: ImageSplit, number: int) -> Tensor:
+    """Return positions of so many images of a split, or all, evenly spaced."""
+    number = min(number, len(split))
+    return torch.arange(number) * len(split) // number
+
+
+def features_of(bench: Bench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:
+    """Return the features (n, D) of images of a split."""
+    return real_features(features, bench.images, split, positions, cache_of(bench.run), bench.accelerator)
+
+
+def read(split: ImageSplit, positions: Tensor) -> Tensor:
+    """Return images of a split, (n, C, H, W) uint8."""
+    found, bar = [], passing_bar(len(positions), f"read {split.name}")
+    for some in positions.split(READ):
+        found.append(split.read(some).images)
+        bar.update(len(some))
+    bar.close()
+    return torch.cat(found)

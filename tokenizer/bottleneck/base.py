@@ -1,0 +1,93 @@
+"""What every quantizer is and returns.
+
+A quantizer knows places and no grid: whether these are rows and columns, moments or both is its caller's affair. Vectors lie
+channel first, as convolutions leave them: transposing them would cost as much as the search in a small codebook.
+
+Shapes, for B samples of P places, D channels, K values a code and Q codes a place:
+    z_e      (B, D, P)  encoder output
+    z_q      (B, D, P)  what the decoder reads instead
+    indices  (B, P), or (B, P, Q) where a place has Q > 1 codes; int64 in [0, K)
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from smalti.common.precision import fp32
+from smalti.tokenizer.bottleneck.config import BottleneckConfig, TableConfig
+
+
+class Quantized(NamedTuple):
+    """What every quantizer returns. A NamedTuple, which DDP, Accelerate and torch.compile see through."""
+
+    z_q: Tensor  # (B, D, P) fp32; how its gradient reaches z_e is the quantizer's estimator
+    indices: Tensor  # (B, P) or (B, P, Q)
+    codebook_loss: Tensor  # () mean of (sg[z_e] − e)², moves the codebook to the encoder; 0 where there is none to move
+    commitment_loss: Tensor  # () mean of (z_e − sg[e])², moves the encoder to the codes; not yet weighted by β
+    regularizer: Tensor  # () what else the quantizer asks of the loss, weighted: entropies of lfq, KL of gumbel; or 0
+    z_e: Tensor  # (B, D, P) what was quantized, fp32
+    stages: tuple["Quantized", ...] = ()  # of `residual`: what each depth returned
+
+
+class Table(Protocol):
+    """A quantizer with a table of vectors, which needs keeping alive."""
+
+    codebook: Tensor  # (K, D), a parameter, or a buffer where no gradient moves it
+
+    @property
+    def config(self) -> TableConfig:
+        """Its sizes."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """(K, D) fp32, as the decoder sees them."""
+
+    def assignments(self, quantized: Quantized) -> Tensor:
+        """Return the codes (B, P) that evaluation would choose where training chose `quantized.indices`."""
+
+    def place(self, rows: Tensor, vectors: Tensor) -> None:
+        """Put `vectors` (R, D) at the codebook's `rows` (R,)."""
+
+
+class Quantizer(nn.Module):
+    """z_e to codes and back. Distances and losses are fp32 whatever comes, under autocast too."""
+
+    spacing = 1.0  # how much finer than the one before the next depth of a residual stack is
+    commits = True  # whether the encoder is asked to stay near the codes
+
+    def forward(self, z_e: Tensor) -> Quantized:
+        with torch.autocast(z_e.device.type, enabled=False):  # distances in bf16 can pick the wrong neighbour
+            return self.quantize(self.prepare(fp32(z_e)))
+
+    def prepare(self, z_e: Tensor) -> Tensor:
+        """z_e brought to the region where the codes are: onto the sphere, into bounds, or as it is."""
+        return z_e
+
+    def quantize(self, z_e: Tensor) -> Quantized:
+        """The codes of prepared z_e (B, D, P), fp32."""
+        raise NotImplementedError
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """indices -> z_q (B, D, P), what the decoder reads."""
+        raise NotImplementedError
+
+    def vectors_at(self, depth: int, codes: Tensor) -> Tensor:
+        """Return what codes (N,) of a depth add to z_q, (N, D)."""
+        return self.lookup(codes[:, None])[:, :, 0]
+
+    def initialize(self, vectors: Tensor, generator: Generator) -> None:
+        """Fit the codebook, where there is one, to prepared encoder outputs (N, D), N >= K."""
+
+    def tables(self) -> tuple[Table, ...]:
+        """The quantizers inside that have a table of vectors; see `tokenizer.codebooks.upkeep`."""
+        return ()
+
+    def anneal(self, progress: float) -> None:
+        """Set what changes over training, as a function of the share of steps done."""
+
+
+def build_quantizer(config: BottleneckConfig) -> Quantizer:
+    """Return the quantizer of a config, its weights drawn at random."""
+    quantizer: Quantizer = config.builds(config)
+    return quantizer

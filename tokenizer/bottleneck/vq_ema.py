@@ -1,0 +1,41 @@
+"""`vq_ema`: the codebook follows the running mean of what it was given, and has no loss of its own.
+
+    N ← γ N + (1 − γ) n,   m ← γ m + (1 − γ) Σ z_e,   e = m / N      van den Oord et al. (2017), appendix A.1, eq. 6 to 8
+
+with n and the sum over the z_e of one step that chose the code: K-means' M step, a little at a time. The averages are
+kept in `tokenizer.upkeep`, since they move once an optimizer step, not once a forward.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from smalti.tokenizer.bottleneck.base import Quantized
+from smalti.tokenizer.bottleneck.vq import NearestConfig, VectorQuantizer
+
+
+class EMAVQConfig(NearestConfig):
+    """A codebook that follows the running mean of the encoder outputs assigned to it (van den Oord et al. 2017, app. A.1)."""
+
+    kind: Literal["vq_ema"] = "vq_ema"
+    """moving average"""
+    decay: float = Field(0.99, gt=0, lt=1)
+    """gamma of the moving average: near 1 moves slowly"""
+
+
+@EMAVQConfig.register
+class EMAVectorQuantizer(VectorQuantizer):
+    """The codebook is a buffer (K, D)."""
+
+    config: EMAVQConfig
+
+    def __init__(self, config: EMAVQConfig):
+        super().__init__(config)
+        codebook = self.codebook.detach()
+        del self.codebook
+        self.register_buffer("codebook", codebook)
+
+    def quantize(self, z_e: Tensor) -> Quantized:
+        quantized = super().quantize(z_e)
+        return quantized._replace(codebook_loss=quantized.codebook_loss.detach())

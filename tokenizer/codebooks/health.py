@@ -1,0 +1,318 @@
+"""How well a codebook serves, and what to change: figures from counts over whole splits and from the codes' vectors.
+
+    counts, vectors  ->  split_figures, neighbours  ->  advice
+
+Shapes: counts (Q, K), how often each code was used, a row a depth; vectors (K, D), where the codes are.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from smalti.common.progress import passing_bar
+from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.codebooks.usage import ENOUGH, GROSS, LOW, entropy_bits, perplexity, reachable, usage
+from smalti.tokenizer.config import CodebookFacts, TrainedConfig
+
+SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
+UNSEEN = 0.8  # of the usage expected of validation; not nearer 1, since the codes of one image are alike and reach fewer
+IDLE = 0.25  # of the bits of the depth that carries most: each depth costs the prior a code a place, whatever it carries
+NEAR = 0.1  # of the median distance to the nearest code: of codes strewn at random in D = 4, one in 14,000 is as near
+DUPLICATES = 0.05  # share of codes with another so near: with fewer, telling the pairs apart costs under 0.04 bits a place
+FEW_DIMENSIONS = 8  # of a codebook's vectors keep more codes in use than many do (Yu et al. 2021, sec. 3.2)
+PAIRS = 12  # nearest pairs that are told
+COMPARED = 16_384  # codes whose distances are computed, the most used ones of more: K²/2 of them in seconds
+TILE = 256  # rows of the distances that are in memory at once
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def split_figures(counts: Tensor, images: int) -> dict[str, Any]:
+    """What is told of one split, of all depths together and of each."""
+    Q, K = counts.shape
+    depths = [
+        {"usage": usage(row), "perplexity": perplexity(row), "dead_codes": int((row == 0).sum()), "counts": row.long().tolist()}
+        for row in counts
+    ]
+    return {
+        "images": images,
+        "codes": int(counts.sum()),
+        "usage": usage(counts),
+        "perplexity": perplexity(counts),
+        "dead_codes": int((counts == 0).sum()),
+        "bits_a_place": entropy_bits(counts),
+        "most_bits_a_place": Q * math.log2(K),
+        "depths": depths,
+    }
+
+
+class Counted(NamedTuple):
+    """How often each code was used on whole splits."""
+
+    source: str  # where the codes were read, or that they were made
+    images: dict[str, int]  # of each split
+    counts: dict[str, Tensor]  # (Q, K) int64 of each split, on the CPU
+
+    @property
+    def most(self) -> str:
+        """The split with most codes, by which codes are sorted."""
+        return max(self.counts, key=lambda name: self.counts[name].sum().item())
+
+
+class Pair(NamedTuple):
+    codes: tuple[int, int]
+    distance: float
+    relative: float  # to the median distance of a code to its nearest
+
+
+class Neighbours(NamedTuple):
+    """Of one table of vectors."""
+
+    compared: int  # K, or the most used codes of more
+    median: float  # of the distance of a code to its nearest
+    near: int  # codes with another within `NEAR` of that; not told where most codes are, for then the median is small too
+    pairs: tuple[Pair, ...]  # the nearest, ascending
+
+
+def neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neighbours:
+    """Distances between codes, exactly, a tile of rows at a time.
+
+    Args:
+        vectors: (K, D), as the nearest is searched among: normalised where the codes are.
+        counts: (K,), which decide whose vectors are compared where K is more than `most`.
+    """
+    codes = counts.argsort(descending=True, stable=True)[:most].sort().values.cpu()
+    chosen = vectors.detach().cpu().double()[codes]  # fp32 would tell duplicates of length 1 apart by 3e-4
+    squares, K = chosen.square().sum(1), len(codes)
+    nearest, found = [], torch.empty(0, dtype=torch.float64)
+    places = torch.empty(0, 2, dtype=torch.int64)
+    bar = passing_bar(K, "compare codes", unit="code")
+    for start in range(0, K, TILE):
+        rows = torch.arange(start, min(start + TILE, K))
+        squared = (squares[rows, None] - 2 * chosen[rows] @ chosen.T + squares).clamp_min(0)  # (n, K)
+        squared[torch.arange(len(rows)), rows] = torch.inf
+        nearest.append(squared.amin(1))
+        later = squared.masked_fill(torch.arange(K) < rows[:, None], torch.inf).flatten()  # each pair once
+        some = later.topk(min(PAIRS, len(later)), largest=False)
+        found = torch.cat([found, some.values])
+        places = torch.cat([places, torch.stack([rows[some.indices // K], some.indices % K], dim=1)])
+        order = found.argsort(stable=True)[:PAIRS]
+        found, places = found[order], places[order]
+        bar.update(len(rows))
+    bar.close()
+    distances = torch.cat(nearest).sqrt()
+    median = distances.median().item()
+    there = [
+        (codes[place].tolist(), value.sqrt().item()) for place, value in zip(places, found, strict=True) if value.isfinite()
+    ]
+    pairs = tuple(Pair((a, b), distance, distance / max(median, 1e-12)) for (a, b), distance in there)
+    return Neighbours(K, median, int((distances <= NEAR * median).sum()), pairs)
+
+
+# -------------------------------------------------------------------------------------------------------------- advice
+
+
+class Codebook(NamedTuple):
+    """The settings that advice depends on."""
+
+    kind: str  # of the quantizer, of each where it is residual; or kmeans; or vqgan, whose codebook is somebody else's
+    codebook_size: int  # K
+    code_depth: int  # Q
+    code_dim: int  # D
+    at: str  # what stands before its settings' names: model.quantizer.
+    normalize: bool | None = None  # none where there is no such setting
+    revive_below: float | None = None
+
+    @property
+    def size(self) -> str:
+        """The setting that decides K."""
+        return self.at + {"fsq": "levels", "lfq": "bits"}.get(self.kind, "codebook_size")
+
+    def smaller(self, wanted: float) -> str:
+        """How to have about as few codes as are wanted, and fewer than there are."""
+        if self.kind == "vqgan":
+            return f"a checkpoint of about {max(2, round(wanted)):,} codes"
+        if self.kind == "fsq":
+            return f"{self.size} whose product is near {max(2, round(wanted))}"
+        bits = max(1, min(math.ceil(math.log2(max(2.0, wanted))), math.ceil(math.log2(self.codebook_size)) - 1))
+        return f"{self.size} {bits if self.kind == 'lfq' else 2**bits}"
+
+
+def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
+    """Return what advice depends on of a tokenizer of codes, and of its training."""
+    c = tokenizer.config
+    facts = c.codebook or CodebookFacts(c.name(), c.layout.depth, "model.")
+    return Codebook(
+        facts.kind, c.layout.codebook_size, c.layout.depth, facts.dim, facts.at, facts.normalize,
+        revive_below if isinstance(c, TrainedConfig) else None,
+    )  # fmt: skip
+
+
+def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbours] = ()) -> list[str]:
+    """What to change, the most pressing first: each with its figure, cause and remedy. One sentence also where all is well.
+
+    Args:
+        splits: counts (Q, K) of each split; the one with most codes is judged.
+        near: of each depth, where there are vectors.
+    """
+    split, counts = max(splits.items(), key=lambda item: item[1].sum().item())
+    idle = idle_depths(counts)
+    busy = [depth for depth in range(len(counts)) if depth not in idle]
+    dead = _dead(book, split, counts, busy)
+    said = [
+        *_too_few(book, split, counts, splits),
+        *dead,
+        *_idle(book, split, counts, idle),
+        *([] if dead else _skewed(book, split, counts, busy)),  # the remedies are the same
+        *_duplicates(book, near),
+        *_unseen(book, splits),
+    ]
+    healthy = (
+        f"nothing to change: {usage(counts):.1%} of the codes are used on {split}, with a perplexity of "
+        f"{perplexity(counts):.1f} of {book.codebook_size}"
+    )
+    return said or [healthy]
+
+
+def idle_depths(counts: Tensor) -> list[int]:
+    """The depths of a residual stack that say next to nothing."""
+    bits = [math.log2(perplexity(row)) for row in counts]
+    return [depth for depth, some in enumerate(bits) if some < IDLE * max(bits)]
+
+
+def _depths(book: Codebook, depths: Sequence[int]) -> str:
+    if book.code_depth == 1:
+        return ""
+    return f" at depth{'s' * (len(depths) > 1)} {', '.join(str(depth + 1) for depth in depths)} of {book.code_depth}"
+
+
+def _remedies(*remedies: str) -> str:
+    return "Remedies, the first first: " + "; ".join(remedies) if len(remedies) > 1 else f"Remedy: {remedies[0]}"
+
+
+def _too_few(book: Codebook, split: str, counts: Tensor, splits: Mapping[str, Tensor]) -> list[str]:
+    number, K = counts[0].sum().item(), book.codebook_size
+    if number >= ENOUGH * K:
+        return []
+    remedy = _remedies(f"more images, or {book.smaller(number / ENOUGH)}") if "train" in splits else _remedies("--splits all")
+    return [
+        f"too few codes to judge by: {number:,.0f} places of {split} for {K:,} codes (drawn evenly they would use "
+        f"{reachable(counts):.1%}), so a code that is not used may only not have been met. {remedy}"
+    ]
+
+
+def unused(book: Codebook, split: str, counts: Tensor) -> list[str]:
+    """The warning of training: what to say of codes that are not used, and nothing where it is well."""
+    return _dead(book, split, counts, range(book.code_depth))
+
+
+def _dead(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -> list[str]:
+    enough = counts[0].sum() >= ENOUGH * book.codebook_size
+    low = [depth for depth in depths if usage(counts[depth]) < (LOW if enough else GROSS) * reachable(counts[depth])]
+    if not low:
+        return []
+    dead, expected = int((counts[low] == 0).sum()), (1 - reachable(counts)) * len(low) * book.codebook_size
+    cause = {
+        "fsq": "the encoder's outputs leave levels, or combinations of levels, out",
+        "lfq": "the encoder's outputs leave combinations of signs out",
+        "kmeans": f"the means were fitted to other patches than those of {split}",
+        "vqgan": f"the checkpoint never used them, or for images unlike those of {split}",
+    }.get(book.kind, "the encoder's outputs lie near few of the codebook's vectors")
+    used = (counts[low] > 0).sum(1).max().item()
+    return [
+        f"dead codes: {dead:,} of {len(low) * book.codebook_size:,}{_depths(book, low)} are never used on {split} "
+        f"({expected:,.0f} would be expected of as many places drawn evenly): {cause}. "
+        + _remedies(*_wider_use(book), book.smaller(used))
+    ]
+
+
+def _wider_use(book: Codebook) -> list[str]:
+    """What brings more codes into use, but for what is so already."""
+    if book.kind == "fsq":
+        return ["more steps"]
+    if book.kind == "lfq":
+        return [f"a larger {book.at}entropy_weight", f"a larger {book.at}spread"]
+    if book.kind == "kmeans":
+        return ["more iterations"]
+    if book.kind == "vqgan":
+        return ["a tokenizer trained on these images, by tokenizer/train.py"]
+    found = [] if book.normalize else [f"{book.at}normalize true"]
+    found += [f"{book.at}code_dim {FEW_DIMENSIONS}"] if book.code_dim > FEW_DIMENSIONS else []
+    revive_below = max(0.05, 2 * (book.revive_below or 0))
+    found += [f"revive_below {revive_below:g}"] if revive_below < 1 else []
+    found += [f"a larger {book.at}kl_weight"] if book.kind == "gumbel" else []
+    others = [kind for kind in ("vq_ema", "simvq") if kind != book.kind]
+    return [*found, f"{book.at}kind {' or '.join(others)}"]
+
+
+def _idle(book: Codebook, split: str, counts: Tensor, idle: Sequence[int]) -> list[str]:
+    if not idle:
+        return []
+    each = ", ".join(f"{perplexity(row):.1f}" for row in counts)
+    last = idle == list(range(idle[0], book.code_depth))
+    cause = "the depths before leave little that more codes could tell" if last else "other depths say what it would"
+    fewer = book.code_depth - len(idle)
+    remedy = f"model.quantizer.code_depth {fewer}" if fewer > 1 else f"model.quantizer.kind {book.kind}, which has one depth"
+    return [
+        f"idle depth: the codes{_depths(book, idle)} say next to nothing on {split} (perplexities {each}): {cause}, and the "
+        f"prior predicts them all the same. {_remedies(remedy, f'a smaller {book.size}, which leaves the later depths more')}"
+    ]
+
+
+def _skewed(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -> list[str]:
+    used = {depth: int((counts[depth] > 0).sum()) for depth in depths}
+    lost = {depth: math.log2(max(1, used[depth])) - math.log2(perplexity(counts[depth])) for depth in depths}
+    skewed = [depth for depth in depths if lost[depth] > SKEW_BITS]
+    if not skewed or counts[0].sum() < ENOUGH * book.codebook_size:
+        return []
+    worst = max(skewed, key=lambda depth: lost[depth])
+    ordered = counts[worst].double().sort(descending=True).values
+    half = int((ordered.cumsum(0) < ordered.sum() / 2).sum()) + 1
+    few = "one code" if half == 1 else f"one of {half:,} codes"
+    size = perplexity(counts[worst])
+    return [
+        f"skewed use: a perplexity of {size:.1f} where {used[worst]:,} codes are used{_depths(book, [worst])} on {split}; half "
+        f"of all places take {few}: most patches are alike, as plain background is, or are not told apart. "
+        "Where the picture's first patches show more than plain background: "
+        + "; ".join([*_wider_use(book), book.smaller(size)])
+    ]
+
+
+def _duplicates(book: Codebook, near: Sequence[Neighbours]) -> list[str]:
+    many = [depth for depth, found in enumerate(near) if found.near > max(1, DUPLICATES * found.compared)]
+    if not many:
+        return []
+    number, compared = sum(near[depth].near for depth in many), sum(near[depth].compared for depth in many)
+    room = f"{book.at}code_dim {FEW_DIMENSIONS}, which leaves them more room" if book.code_dim < FEW_DIMENSIONS else ""
+    room = "" if book.kind in ("kmeans", "vqgan") else room
+    kept = book.codebook_size * (1 - number / compared / 2)
+    fewer = book.smaller(kept) if book.kind == "vqgan" else f"a {book.size} of {kept:,.0f} or less"
+    return [
+        f"near-duplicate codes: {number:,} of {compared:,}{_depths(book, many)} have another within {NEAR:g} of the median "
+        "distance to the nearest: they decode alike, and the prior pays for telling them apart. "
+        + _remedies(*filter(None, [fewer, room]))
+    ]
+
+
+def _unseen(book: Codebook, splits: Mapping[str, Tensor]) -> list[str]:
+    """Whether validation uses as many codes as so many places of train would."""
+    if not {"train", "validation"} <= splits.keys() or book.kind == "vqgan":  # fitted to neither
+        return []
+    train, validation = splits["train"].double(), splits["validation"].double()
+    share = train / train.sum(1, keepdim=True).clamp_min(1)
+    expected, used = -torch.expm1(-share * validation.sum(1, keepdim=True)).mean().item(), usage(validation)
+    if used >= UNSEEN * expected:
+        return []
+    remedies = _remedies(
+        "more images",
+        "images.flip true or a larger images.shift, where they leave an image what it is",
+        book.smaller(used * book.codebook_size),
+    )
+    return [
+        f"codes fitted to few images: validation uses {used:.1%} of the codes, where as many places of train use "
+        f"{expected:.1%} ({usage(train):.1%} in all): many codes stand for a few training images. {remedies}"
+    ]

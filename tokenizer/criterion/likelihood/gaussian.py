@@ -1,0 +1,37 @@
+"""`gaussian`: N(μ, σ²): the squared error, L2; the VQ-VAE's and the lecture's."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.levels import log_normal_mass
+from smalti.tokenizer.criterion.likelihood.location import Location
+
+
+class GaussianConfig(LikelihoodConfig):
+    """A normal distribution around what is decoded: the squared error (van den Oord et al. 2017)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    """squared error"""
+    sigma: float | None = Field(None, gt=1e-4, le=10)
+    """its deviation, pixels being in [-1, 1]; null learns one for each channel, which is sqrt of the mean squared error"""
+
+    def outputs(self, channels: int) -> int:
+        return channels
+
+
+@GaussianConfig.register
+class Gaussian(Location):
+    """A nat counts 2σ², so that the gradient of the loss is the squared error's whatever σ is: a mean has the same maximum
+    likelihood estimate at every σ, and the balance with the codebook's losses stays that of eq. 3 of the VQ-VAE."""
+
+    def __init__(self, config: GaussianConfig, channels: int):
+        super().__init__(config.sigma, channels)
+
+    def weight(self) -> Tensor:
+        return 2 * (2 * self.log_scale.detach()).exp().mean()
+
+    def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
+        return log_normal_mass(a, b)

@@ -1,0 +1,36 @@
+"""`laplace`: Laplace(μ, b): the absolute error, L1."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.levels import log_laplace_mass
+from smalti.tokenizer.criterion.likelihood.location import Location
+
+
+class LaplaceConfig(LikelihoodConfig):
+    """A Laplace distribution around what is decoded: the absolute error."""
+
+    kind: Literal["laplace"] = "laplace"
+    """absolute error"""
+    scale: float | None = Field(None, gt=1e-4, le=10)
+    """its scale b, pixels being in [-1, 1]; null learns one for each channel, which is the mean absolute error"""
+
+    def outputs(self, channels: int) -> int:
+        return channels
+
+
+@LaplaceConfig.register
+class Laplace(Location):
+    """A nat counts b: the gradient of the loss is the absolute error's."""
+
+    def __init__(self, config: LaplaceConfig, channels: int):
+        super().__init__(config.scale, channels)
+
+    def weight(self) -> Tensor:
+        return self.log_scale.detach().exp().mean()
+
+    def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
+        return log_laplace_mass(a, b)

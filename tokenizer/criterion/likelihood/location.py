@@ -1,0 +1,38 @@
+"""A density around what the decoder says, with one scale a channel."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from smalti.common.precision import fp32
+from smalti.tokenizer.criterion.likelihood.base import Likelihood
+from smalti.tokenizer.criterion.likelihood.levels import all_levels, edges
+
+
+class Location(Likelihood):
+    """μ is the output, and one scale a channel, a parameter where it is learned."""
+
+    def __init__(self, scale: float | None, channels: int):
+        super().__init__()
+        start = torch.full((channels,), math.log(scale or 0.5))
+        if scale is None:
+            self.log_scale = nn.Parameter(start)
+        else:
+            self.register_buffer("log_scale", start, persistent=False)
+
+    def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def log_prob(self, output: Tensor, images: Tensor) -> Tensor:
+        return self.log_mass(*edges(images, output, self.log_scale.to(output.dtype)[:, None, None])).sum(1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return fp32(output).clamp(-1, 1)
+
+    def mode(self, output: Tensor) -> Tensor:
+        return self.mean(output)
+
+    def probabilities(self, output: Tensor, images: Tensor, channel: int) -> Tensor:
+        location = fp32(output)[:, channel, ..., None]
+        return self.log_mass(*edges(all_levels(location), location, self.log_scale.to(location.dtype)[channel])).exp()

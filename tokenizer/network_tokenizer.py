@@ -1,0 +1,88 @@
+"""A tokenizer by an encoder, a quantizer and a decoder: a code stands for a vector, which is drawn amid those around it.
+
+Shapes: images (B, C, H, W); z_e and z_q (B, D, h, w); indices (B, h, w), or (B, h, w, Q) where a place has Q > 1 codes; counts
+(Q, K), how often each code was used at each depth.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from smalti.common.progress import passing_bar
+from smalti.tokenizer.base import LikelihoodTokenizer
+from smalti.tokenizer.bottleneck.base import Quantizer
+
+AROUND = 5  # places a side of the grid in whose middle a code is drawn
+BATCH = 256  # codes drawn at once
+LOOKED_UP = 2**16  # vectors at once
+MOST_CONTRAST = 8  # by which changes of a mean patch are raised at most: of 8 bits, three
+
+
+class NetworkTokenizer(LikelihoodTokenizer):
+    """What its families share: latents from codes, and what single codes draw."""
+
+    quantizer: Quantizer
+
+    @abstractmethod
+    def latents(self, images: Tensor) -> Tensor:
+        """Return z_e (B, D, h, w) of images, before it is prepared and quantized."""
+
+    @abstractmethod
+    def draw(self, z_q: Tensor) -> Tensor:
+        """Return what `likelihood` reads, (B, N, H, W), of z_q (B, D, h, w) on a grid of any size."""
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Return z_q (B, D, h, w) of indices on a grid of any size, (B, h, w) or (B, h, w, Q)."""
+        return self.quantizer.lookup(indices.flatten(1, 2)).unflatten(2, indices.shape[1:3])
+
+    def _output(self, latents: Tensor) -> Tensor:
+        (indices,) = self.config.layout.split(latents)
+        return self.draw(self.lookup(indices))
+
+    # ------------------------------------------------------------------------------------------------------ single codes
+
+    def code_tables(self) -> list[Tensor]:
+        """Return the vectors (K, D) among which the nearest is searched, of each depth; none where codes are digits."""
+        return [table.vectors for table in self.quantizer.tables()]
+
+    @torch.no_grad()
+    def code_vectors(self, depth: int, codes: Tensor) -> Tensor:
+        """Return what codes (N,) of a depth add to z_q, (N, D)."""
+        codes = codes.to(next(self.parameters()).device)
+        return torch.cat([self.quantizer.vectors_at(depth, some) for some in codes.split(LOOKED_UP)])
+
+    @torch.no_grad()
+    def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
+        """Return what codes (N,) of a depth draw amid the mean of the codes in use, (N, C, p, p) in [-1, 1]; of later depths
+        what they change of it, its contrast raised."""
+        means = [self._mean_vector(*row) for row in enumerate(counts)]
+        around = sum(means, torch.zeros_like(means[0]))
+        found = []
+        with passing_bar(len(codes), "draw codes", unit="code") as bar:
+            for some in codes.split(BATCH):
+                found.append(self._in_the_middle(around, self.code_vectors(depth, some) - means[depth]))
+                bar.update(len(some))
+        drawn = torch.cat(found)
+        if depth == 0:
+            return drawn
+        change = drawn - self._in_the_middle(around, torch.zeros_like(means[0])[None])
+        return change / change.abs().amax(dim=(1, 2, 3)).quantile(0.9).clamp_min(1 / MOST_CONTRAST)
+
+    def _in_the_middle(self, around: Tensor, more: Tensor) -> Tensor:
+        """Return what vectors `around` (D,) + `more` (N, D) draw amid places of `around` alone: (N, C, p, p)."""
+        assert self.config.layout.rectangle is not None  # a network's codes lie in rows and columns
+        p, middle = self.config.image_size[0] // self.config.layout.rectangle[0], AROUND // 2
+        seen = slice(middle * p, (middle + 1) * p)
+        z_q = around[None, :, None, None].repeat(len(more), 1, AROUND, AROUND)
+        z_q[:, :, middle, middle] += more
+        return self.likelihood.mean(self.draw(z_q))[..., seen, seen]
+
+    def _mean_vector(self, depth: int, counts: Tensor) -> Tensor:
+        """Return what a depth adds to z_q on average, (D,), of codes counted as (K,)."""
+        counts = counts.to(next(self.parameters()).device)
+        used = counts.nonzero()[:, 0]
+        total = torch.zeros_like(self.code_vectors(depth, used[:1] if len(used) else torch.zeros(1, dtype=torch.int64))[0])
+        for some in used.split(LOOKED_UP):
+            total += (self.code_vectors(depth, some) * counts[some, None]).sum(0)
+        return total / counts.sum().clamp_min(1)

@@ -1,0 +1,178 @@
+"""The VQGAN as others publish it, so that their weights can be ours: images to indices and back by somebody else's network.
+
+Shapes, for L levels and f = 2^(L - 1):
+    encoder, to_code      images (B, C, H, W) -> z (B, Z, h, w) -> z_e (B, D, h, w), h = H / f
+    from_code, decoder    z_q (B, D, h, w) -> (B, Z, h, w) -> output (B, C, H, W), the mean of a Gaussian
+
+Esser et al. (2021), https://arxiv.org/abs/2012.09841, table 7, in the three forms that are passed around: taming-transformers'
+VQModel, LlamaGen's (Sun et al. 2024, https://arxiv.org/abs/2406.06525, sec. 2.1: few dimensions on the unit sphere), and
+diffusers' VQModel. They differ in sizes, in where there is attention, and in whether codes are normalised; what their tensors
+are called is the affair of `tokenizer/vqgan/published.py`. Fitted by `tokenizer/convert.py`, trained by nobody here.
+"""
+
+import math
+from itertools import pairwise
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from smalti.common.errors import UserError
+from smalti.tokenizer.bottleneck.vq import VectorQuantizer
+from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian, GaussianConfig
+from smalti.tokenizer.criterion.likelihood.levels import HALF
+from smalti.tokenizer.network_tokenizer import NetworkTokenizer
+from smalti.tokenizer.vqgan.config import VQGANConfig
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), x by a 1 x 1 convolution where the width changes."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(groups, inputs, eps=1e-6), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, outputs, eps=1e-6), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class AttentionBlock(nn.Module):
+    """x + self-attention of one head over all places."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.query, self.key, self.value, self.out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q, k, v = (rearrange(layer(y), "b c h w -> b 1 (h w) c") for layer in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(y, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+class Halve(nn.Conv2d):
+    """Every second place; the padding is on the right and below alone."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+class Double(nn.Conv2d):
+    """Each place four times, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where there is any, then the way to the next one."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, resample: nn.Module, groups: int):
+        super().__init__()
+        widths = [inputs, *[outputs] * blocks]
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
+        self.attentions = nn.ModuleList(_attention(outputs, groups, attention) for _ in range(blocks))
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x = attention(block(x))
+        return self.resample(x)
+
+
+def _attention(channels: int, groups: int, wanted: bool) -> nn.Module:
+    return AttentionBlock(channels, groups) if wanted else nn.Identity()
+
+
+def middle(config: VQGANConfig) -> nn.Sequential:
+    """At the lowest resolution, the same in encoder and decoder."""
+    channels, groups = config.channels[-1], config.norm_groups
+    attention = _attention(channels, groups, config.middle_attention)
+    return nn.Sequential(ResidualBlock(channels, channels, groups), attention, ResidualBlock(channels, channels, groups))
+
+
+class Encoder(nn.Module):
+    """images (B, C, H, W) -> z (B, Z, h, w)."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        c, inputs = config, config.first_channels
+        self.first = nn.Conv2d(c.image_channels, inputs, 3, padding=1)
+        self.levels = nn.Sequential()
+        for level, channels in enumerate(c.channels):
+            resample = Halve(channels) if level + 1 < len(c.channels) else nn.Identity()
+            self.levels.append(Level(inputs, channels, c.blocks, level in c.attention_levels, resample, c.norm_groups))
+            inputs = channels
+        self.middle = middle(c)
+        self.norm, self.last = nn.GroupNorm(c.norm_groups, inputs, eps=1e-6), nn.Conv2d(inputs, c.z_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(F.silu(self.norm(self.middle(self.levels(self.first(images))))))
+
+
+class Decoder(nn.Module):
+    """z (B, Z, h, w) -> output (B, C, H, W). Its levels stand in the order they are run, the lowest resolution first."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        c, inputs = config, config.channels[-1]
+        self.first = nn.Conv2d(c.z_channels, inputs, 3, padding=1)
+        self.middle = middle(c)
+        self.levels = nn.Sequential()
+        for level, channels in reversed(list(enumerate(c.channels))):
+            resample = Double(channels) if level > 0 else nn.Identity()
+            self.levels.append(Level(inputs, channels, c.blocks + 1, level in c.attention_levels, resample, c.norm_groups))
+            inputs = channels
+        self.norm, self.last = nn.GroupNorm(c.norm_groups, inputs, eps=1e-6), nn.Conv2d(inputs, c.image_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.last(F.silu(self.norm(self.levels(self.middle(self.first(z))))))
+
+
+@VQGANConfig.register
+class VQGANTokenizer(NetworkTokenizer):
+    """Somebody else's tokenizer. They publish no likelihood: it gets a Gaussian around what is decoded, one scale a channel."""
+
+    config: VQGANConfig
+    likelihood: Gaussian
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.config = config
+        self.encoder, self.to_code = Encoder(config), nn.Conv2d(config.z_channels, config.code_dim, 1)
+        self.quantizer = VectorQuantizer(config.quantizer)
+        self.from_code, self.decoder = nn.Conv2d(config.code_dim, config.z_channels, 1), Decoder(config)
+        self.likelihood = Gaussian(GaussianConfig(), config.image_channels)
+        self.requires_grad_(False)
+
+    def fit_likelihood(self, squared_error: Tensor) -> None:
+        """The maximum likelihood scale of each channel: squared_error (C,), its mean over pixels of the decoded images."""
+        log_scale = 0.5 * squared_error.clamp_min(1e-12).log()
+        self.likelihood.log_scale.copy_(log_scale.clamp(min=math.log(HALF), max=math.log(10)))
+
+    def latents(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) -> z_e (B, D, h, w), before it is normalised and quantized."""
+        return self.to_code(self.encoder(images))
+
+    def draw(self, z_q: Tensor) -> Tensor:
+        return self.decoder(self.from_code(z_q.to(self.from_code.weight.dtype)))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        z_e = self.latents(images)
+        bad = ~z_e.flatten(1).isfinite().all(1)
+        if bad.any():
+            raise UserError(
+                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: give precision fp32, or "
+                "another checkpoint"
+            )
+        return self.quantizer(z_e.flatten(2)).indices

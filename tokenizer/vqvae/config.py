@@ -1,0 +1,80 @@
+"""What a VQ-VAE is: the sizes of its network, its bottleneck, and what its decoder says of the pixels."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from smalti.common.layout import Layout
+from smalti.tokenizer.bottleneck.config import BottleneckConfig, TableConfig
+from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.config import CodebookFacts, TrainedConfig
+from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
+
+
+class VQVAEConfig(TrainedConfig):
+    """The convolutional VQ-VAE of the VQGAN family (Esser et al. 2021, table 7)."""
+
+    kind: Literal["vqvae"] = "vqvae"
+    """a convolutional encoder, a bottleneck, a convolutional decoder"""
+    patch: Literal[1, 2, 4, 8] = 1
+    """pixels a side that the first layer folds into channels; 2 or 4 save most of the time of a full-size level"""
+    channels: tuple[Annotated[int, Field(ge=8, le=2**14, multiple_of=8)], ...] = Field((64, 128), min_length=1, max_length=12)
+    """width of each level; each level after the first halves the image"""
+    blocks: int = Field(1, ge=1, le=256)
+    """residual blocks a level"""
+    attention: bool = False
+    """self-attention at the lowest level"""
+    quantizer: BottleneckConfig = VQConfig()
+    """what turns encoder outputs into codes"""
+    likelihood: LikelihoodConfig = GaussianConfig()
+    """what the decoder says of the pixels, p(x | z); its -log is the reconstruction loss"""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "VQVAEConfig":
+        for side, pixels in zip(("height", "width"), self.image_size, strict=True):
+            if pixels < self.downsampling:
+                raise ValueError(
+                    f"image_size: a {side} of {pixels} is smaller than the downsampling {self.downsampling}; "
+                    f"take larger images, fewer channels levels or a smaller patch"
+                )
+            if pixels % self.downsampling:
+                near = max(1, round(pixels / self.downsampling)) * self.downsampling
+                raise ValueError(
+                    f"image_size: a {side} of {pixels} does not divide by the downsampling {self.downsampling} "
+                    f"(patch {self.patch} and {len(self.channels) - 1} halvings); {near} would"
+                )
+        return self
+
+    @property
+    def wants_black_and_white(self) -> bool:
+        return self.likelihood.name() == "bernoulli"
+
+    @property
+    def has_codebook(self) -> bool:
+        return True
+
+    @property
+    def codebook(self) -> CodebookFacts:
+        each = self.quantizer.each if isinstance(self.quantizer, ResidualConfig) else self.quantizer
+        at = "model.quantizer." if each is self.quantizer else "model.quantizer.each."
+        return CodebookFacts(each.name(), each.dim, at, each.normalize if isinstance(each, TableConfig) else None)
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        return self.quantizer.scheduled(progress)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side that one code stands for."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the codes."""
+        return self.image_size[0] // self.downsampling, self.image_size[1] // self.downsampling
+
+    @property
+    def layout(self) -> Layout:
+        """What an image becomes."""
+        return Layout.of(*self.grid, depth=self.quantizer.depth, factors=self.quantizer.factors)
