@@ -30,7 +30,7 @@ from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.pictures import image_grid, save_picture
 from smalti.common.record import record
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.base import Prior
+from smalti.prior.autoregressive import AutoregressivePrior
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
 
@@ -88,8 +88,14 @@ def train(name: str, data: Path, work: Path, seeds: Sequence[int]) -> None:
             run_once([*prior, *PRIOR, "--order", order, "--seed", str(seed)], run / "prior/figures.json")
 
 
+def _transformer(run: Path) -> AutoregressivePrior:
+    prior = load_prior(run / "prior/model")
+    assert isinstance(prior, AutoregressivePrior)  # as the configs say
+    return prior
+
+
 @torch.inference_mode()
-def score(prior: Prior, info: CodesInfo, split: CodesSplit) -> Figures:
+def score(prior: AutoregressivePrior, info: CodesInfo, split: CodesSplit) -> Figures:
     """Nats per unknown code of a split, for each mask and with nothing known."""
     assert split.labels is not None  # the sets of this claim have classes
     labels, found = torch.from_numpy(split.labels[:SCORED]), {}
@@ -148,7 +154,7 @@ def main() -> None:
         of_order: Figures = {}
         for order in ORDERS:
             runs = [arguments.work / f"{name}-{order}-{seed}" for seed in arguments.seeds]
-            per_seed = [score(load_prior(run / "prior/model"), info, splits["test"]) for run in runs]
+            per_seed = [score(_transformer(run), info, splits["test"]) for run in runs]
             of_order[order] = {"summary": mean_and_spread(per_seed), "per_seed": per_seed}
         by_set[name] = of_order
         draw_picture(name, data, arguments.work, arguments.seeds[0], arguments.pictures / f"completion_{name}.png")

@@ -23,7 +23,7 @@ from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.data.views import default_views
 from smalti.common.folder import read_json
 from smalti.common.record import record
-from smalti.prior.base import nll_each
+from smalti.prior.autoregressive import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.transformer.model import TransformerPrior

@@ -36,7 +36,6 @@ from smalti.common.record import record
 from smalti.prior.base import Prior
 from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.layers import hidden_width
-from smalti.prior.sample import Sampler
 from smalti.prior.transformer.fast.decoder import Decoder, NumberedStep
 from smalti.prior.transformer.model import TransformerPrior
 
@@ -109,7 +108,7 @@ def contestants(prior: Prior, peers: dict[str, nn.Module], shape: Shape, batch: 
         if precision == "int8" and batch > 1:
             continue
         config = SamplingConfig(precision=precision, guidance=GUIDANCE if shape.classes else 1)
-        found[f"ours {precision}"] = partial(Sampler(prior, config, batch), labels, range(batch))
+        found[f"ours {precision}"] = partial(prior.sampler(config, batch), labels, range(batch))
     for name, model in peers.items():
         found[name] = partial(PEERS[name.split()[0]][1], model, prompt, shape.length)
     return found
@@ -175,7 +174,7 @@ def exactness(shape: Shape, device: str) -> Figures:
     """How far each precision's logits are from those of the fp32 forward pass, and how draws depend on the batch size."""
     prior, labels = make_stirred(shape).to(device), torch.zeros(DRAWN, dtype=torch.int64)
     fp32 = SamplingConfig(precision="fp32")
-    drawn = {batch: Sampler(prior, fp32, batch)(labels, range(DRAWN)) for batch in DRAWN_BATCHES}
+    drawn = {batch: prior.sampler(fp32, batch)(labels, range(DRAWN)) for batch in DRAWN_BATCHES}
     some, codes = labels[:DECODED].to(device), drawn[DECODED][:DECODED]
     exact = prior(some, codes)
     figures: Figures = {"shape": shape.preset, "logits_std": exact.std().item(), "logits": {}, "draws_that_differ": {}}

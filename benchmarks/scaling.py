@@ -25,11 +25,10 @@ from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.layout import Layout
 from smalti.common.order import Order, Share, batches
 from smalti.common.record import record
-from smalti.prior.base import Prior, nll_each
+from smalti.prior.autoregressive import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.sample import Sampler
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
 
@@ -45,7 +44,7 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def make_prior(T: int) -> Prior:
+def make_prior(T: int) -> TransformerPrior:
     side = round(T**0.5)
     torch.manual_seed(0)
     return TransformerPrior(
@@ -59,7 +58,7 @@ def make_prior(T: int) -> Prior:
 def draw(T: int, batch: int) -> Point:
     prior = make_prior(T)
     before = peak_mib()
-    sampler, labels = Sampler(prior, SamplingConfig(), batch), torch.zeros(batch, dtype=torch.int64)
+    sampler, labels = prior.sampler(SamplingConfig(), batch), torch.zeros(batch, dtype=torch.int64)
     seconds = []
     for _ in range(1 if T * batch > 10_000 else 3):  # the long ones need no warming up
         started = time.perf_counter()

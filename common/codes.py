@@ -80,8 +80,13 @@ class CodesInfo(Settings):
 
     @property
     def dtype(self) -> np.dtype:
-        """The smallest unsigned type that holds K codes."""
-        return np.min_scalar_type(self.layout.codebook_size - 1)
+        """Return the smallest unsigned type that holds K codes; float32 of vectors."""
+        return np.min_scalar_type(self.layout.codebook_size - 1) if self.layout.discrete else np.dtype(np.float32)
+
+    @property
+    def column(self) -> str:
+        """Return the name of the column that holds them."""
+        return "codes" if self.layout.discrete else "latents"
 
 
 class CodesSplit(NamedTuple):
@@ -174,7 +179,7 @@ def write_shard(
     assert codes.shape == (len(rows), info.layout.length)
     schema = _features(info).arrow_schema
     flat = pa.array(np.ascontiguousarray(codes, info.dtype).reshape(-1))
-    columns = {"codes": pa.FixedSizeListArray.from_arrays(flat, info.layout.length), "row": pa.array(rows, pa.int64())}
+    columns = {info.column: pa.FixedSizeListArray.from_arrays(flat, info.layout.length), "row": pa.array(rows, pa.int64())}
     if info.class_names is not None:
         columns["label"] = pa.array(labels, pa.int64())
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
@@ -185,7 +190,7 @@ def write_shard(
 def _features(info: CodesInfo) -> "Features":
     from datasets import ClassLabel, Features, List, Value
 
-    columns = {"codes": List(Value(info.dtype.name), length=info.layout.length)}
+    columns = {info.column: List(Value(info.dtype.name), length=info.layout.length)}
     if info.class_names is not None:
         columns["label"] = ClassLabel(names=list(info.class_names))
     return Features({**columns, "row": Value("int64")})
@@ -254,9 +259,11 @@ def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[st
 
 
 def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) -> str:
-    deep = f", the {info.layout.depth} of a place side by side" if info.layout.depth > 1 else ""
+    many = any(grid.depth > 1 for grid in info.layout.grids)
+    values = f"integers in [0, {info.layout.codebook_size})" if info.layout.discrete else "numbers"
+    deep = ", those of a place side by side" if many else ""
     columns = [
-        ("`codes`", f"{info.layout.length} integers in [0, {info.layout.codebook_size}), raster order{deep}"),
+        (f"`{info.column}`", f"{info.layout.length} {values}, raster order{deep}"),
         *([("`label`", f"one of {len(info.class_names)} classes; -1 where the source has none")] if info.class_names else []),
         ("`row`", "of the image in its split of the source"),
     ]  # fmt: skip
@@ -419,8 +426,8 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
 def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
     """One shard, or a `UserError` that names it when it is damaged or not what `info` says."""
     try:
-        table = pq.read_table(path, columns=["codes", "row"] + (["label"] if info.class_names is not None else []))
-        parts = [chunk.flatten().to_numpy() for chunk in table["codes"].chunks]
+        table = pq.read_table(path, columns=[info.column, "row"] + (["label"] if info.class_names is not None else []))
+        parts = [chunk.flatten().to_numpy() for chunk in table[info.column].chunks]
         flat = np.concatenate(parts or [np.empty(0, info.dtype)])
         codes = flat.reshape(-1, info.layout.length) if flat.size == table.num_rows * info.layout.length else flat
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -431,10 +438,7 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
             f"{path}: a row must have {info.layout.length} codes, as codes.json says, got {codes.size / table.num_rows:g}; "
             f"{AGAIN}"
         )
-    if codes.dtype.kind != "u" or (codes.size and codes.max() >= info.layout.codebook_size):
-        raise UserError(
-            f"{path}: codes must be integers in [0, {info.layout.codebook_size}), got {codes.dtype} up to {codes.max()}"
-        )
+    _check_values(path, codes, info)
     rows = table["row"].to_numpy()
     if info.class_names is None:
         return CodesSplit(codes, None, rows)
@@ -442,3 +446,14 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
     if labels.size and not (labels.min() >= -1 and labels.max() < len(info.class_names)):
         raise UserError(f"{path}: labels must lie in [0, {len(info.class_names)}), got {labels.min()} to {labels.max()}")
     return CodesSplit(codes, labels, rows)
+
+
+def _check_values(path: Path, codes: np.ndarray, info: CodesInfo) -> None:
+    """Raise `UserError` unless codes are such as the layout has."""
+    if not info.layout.discrete:
+        if codes.dtype != np.float32 or not np.isfinite(codes).all():
+            raise UserError(f"{path}: latents must be finite numbers in float32, got {codes.dtype}; {AGAIN}")
+        return
+    K = info.layout.codebook_size
+    if codes.dtype.kind != "u" or (codes.size and codes.max() >= K):
+        raise UserError(f"{path}: codes must be integers in [0, {K}), got {codes.dtype} up to {codes.max()}")

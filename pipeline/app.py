@@ -72,7 +72,7 @@ def read_counts(run: Path, pipeline: ImagePipeline) -> Tensor | None:
     from smalti.pipeline.reporting.codebook import read_counts
 
     path, c = run / "tokenizer/histogram.json", pipeline.tokenizer.config
-    if not path.exists():
+    if not path.exists() or not c.layout.discrete:
         return None
     counts = torch.from_numpy(read_counts(path)[0])
     if tuple(counts.shape) != (c.layout.depth, c.layout.codebook_size):
@@ -114,15 +114,15 @@ def serve(c: Settings) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     from starlette.middleware import Middleware  # which Gradio brings
 
-    from smalti.pipeline.playground.desk import Desk
+    from smalti.pipeline.playground.desk import open_desk
     from smalti.pipeline.playground.guard import Guard, name_in, own_names
-    from smalti.pipeline.playground.page import Page, theme  # needs Gradio, and says so
+    from smalti.pipeline.playground.page import make_page, theme  # needs Gradio, and says so
     from smalti.pipeline.playground.style import STYLE
 
     pipeline = move(open_pipeline(c.run), c.device)
     if not pipeline.prior.config.takes_guidance:  # whatever is kept with it: the page has no control to take it back
         pipeline.sampling = pipeline.sampling.model_copy(update={"guidance": 1.0})
-    page = Page(Desk(pipeline, read_counts(Path(c.run), pipeline)), name_of(c.run)).blocks
+    page = make_page(open_desk(pipeline, read_counts(Path(c.run), pipeline)), name_of(c.run)).blocks
     names = own_names(c.host, c.names)
     try:
         _, here, public = page.queue(max_size=WAITING).launch(

@@ -30,6 +30,7 @@ from smalti.common.folder import weights_sha256
 from smalti.common.progress import passing_bar
 from smalti.pipeline.evaluation.bits import likely
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.base import Walks
 from smalti.tokenizer.criterion.likelihood.levels import levels_of, pixels_of
 
 HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, CRC-32 of them, and which tokenizer and prior it takes
@@ -88,6 +89,16 @@ class _Decoder:
             raise UserError(DAMAGED)
 
 
+def walking(pipeline: ImagePipeline) -> Walks:
+    """Return the pipeline's prior. Raises `UserError` where its codes have no distribution one after the other."""
+    if not isinstance(pipeline.prior, Walks):
+        kind = pipeline.prior.config.architecture.name()
+        raise UserError(
+            f"a coder needs the distribution of one code after the other, which a prior of kind {kind} does not give"
+        )
+    return pipeline.prior
+
+
 @torch.inference_mode()
 def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = None) -> Compressed:
     """images and, where they are known, their class numbers -> bytes, of which `expand` makes the same images.
@@ -96,7 +107,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         UserError: images of another size, type or number of channels than the tokenizer's, or none; labels that are no
             classes; models so sure of these images that they take less than a bit each.
     """
-    tokenizer = likely(pipeline)
+    tokenizer, prior = likely(pipeline), walking(pipeline)
     c, classes = tokenizer.config, pipeline.prior.config.num_classes
     expected = (c.image_channels, *c.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
@@ -111,14 +122,14 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         if labels is not None:
             encoder.put(labels[some], _uniform(len(some), classes))
         codes = tokenizer.encode(pixels)
-        digits = to_digits(codes.cpu(), pipeline.prior.vocabularies)  # (b, T, parts)
+        digits = to_digits(codes.cpu(), prior.vocabularies)  # (b, T, parts)
 
         def known(logits: Tensor, t: int, g: int, digits: Tensor = digits) -> Tensor:
             encoder.put(digits[:, t, g], _shares(logits))
             bar.update()
             return digits[:, t, g].to(logits.device)
 
-        pipeline.prior.walk(_classes(pipeline, labels, some), known)
+        prior.walk(_classes(pipeline, labels, some), known)
         rate += encoder.bits - before
         output, likelihood = tokenizer.output(codes).double(), tokenizer.likelihood
         for channel in range(c.image_channels):
@@ -171,7 +182,7 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
     """Give the images of `expand` `BATCH` at a time. They are those that were compressed once the last is given without an
     error."""
     labelled, number, checksum = read_head(pipeline, data)
-    tokenizer = likely(pipeline)
+    tokenizer, prior = likely(pipeline), walking(pipeline)
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
     c, decoder, found, bar = tokenizer.config, _Decoder(words), 0, _bar(pipeline, number, "expand")
 
@@ -183,7 +194,7 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
         some = torch.arange(min(BATCH, number - start))
         labels = decoder.get(_uniform(len(some), pipeline.prior.config.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, some)
-        codes = pipeline.prior.walk(classes, next_one)
+        codes = prior.walk(classes, next_one)
         output = tokenizer.output(codes).double()
         pixels = output.new_zeros(len(some), c.image_channels, *c.image_size)
         for channel in range(c.image_channels):
@@ -202,7 +213,7 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
 
 def _bar(pipeline: ImagePipeline, images: int, what: str) -> tqdm:
     """Of a batch's steps: each part of each code, then each channel of the pixels."""
-    steps = pipeline.prior.config.layout.length * len(pipeline.prior.vocabularies) + pipeline.tokenizer.config.image_channels
+    steps = pipeline.prior.config.layout.length * len(walking(pipeline).vocabularies) + pipeline.tokenizer.config.image_channels
     return passing_bar(-(-images // BATCH) * steps, what, unit="step")
 
 

@@ -35,7 +35,6 @@ from smalti.common.config import SHIPPED
 from smalti.common.errors import UserError
 from smalti.common.launch import computes_bf16, make_accelerator, run_command
 from smalti.common.record import code, cores, cpu_model
-from smalti.prior.base import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior
@@ -156,10 +155,11 @@ def prior_step(c: PriorTraining, model_config: PriorConfig, images: int, bf16: b
     """Bytes of stage two that do not depend on the batch, and those of the activations of so many images."""
     with without_storage(bf16):
         model = build_prior(model_config).train()
-        model.recomputing(c.recompute)
+        model.prepare(c)
         labels = torch.zeros(images, dtype=torch.int64)
-        rows = torch.zeros(images, model_config.layout.length, dtype=torch.int64)
-        saved = saved_for_backward(lambda: nll_each(model(labels, rows), rows, model_config.vocabularies).mean(), model)
+        kind = torch.int64 if model_config.layout.discrete else torch.float32
+        rows = torch.zeros(images, model_config.layout.length, dtype=kind)
+        saved = saved_for_backward(lambda: model.loss(rows, labels, model).mean(), model)
     matrices = sum(p.numel() for p in model.matrices()) if c.matrix_lr is not None else 0
     return 4 * (numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA) - matrices * (ADAMW - MUON)), saved
 

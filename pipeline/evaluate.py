@@ -49,8 +49,10 @@ from smalti.common.session import session
 from smalti.pipeline.evaluation.bench import Bench, Settings, evenly, features_of, open_bench, read
 from smalti.pipeline.evaluation.bits import PRIORS, bits_per_dim, image_nats, likely, stochastic_bounds
 from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
+from smalti.prior.base import Scores
 from smalti.prior.baselines import Marginal
 from smalti.prior.data import plain_views
+from smalti.tokenizer.base import LikelihoodTokenizer
 from smalti.tokenizer.features import labelled
 
 PICTURES = ("samples", "neighbours")
@@ -72,7 +74,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
             f"samples are judged by at least {FEWEST} images on either side, got {number} to draw and {len(bench.split)} held "
             "out; --images 0 leaves them out"
         )
-    figures, protocol = price(bench)
+    figures, protocol = price(bench) if priced(bench) else ({}, {})
     if number:
         more, drawing = judge_samples(bench, number)
         figures, protocol = figures | more, protocol | drawing
@@ -92,6 +94,18 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 
 
 # ----------------------------------------------------------------------------------------------------------------- bits
+
+
+def priced(bench: Bench) -> bool:
+    """Return whether the run says what an image costs: the probability of its codes, and of its pixels given them."""
+    pipeline = bench.pipeline
+    says = isinstance(pipeline.tokenizer, LikelihoodTokenizer) and isinstance(pipeline.prior, Scores)
+    if says and pipeline.prior.config.layout.discrete:
+        return True
+    bench.accelerator.print(
+        "no bits: this tokenizer and prior do not say how likely an image's codes and pixels are", file=sys.stderr
+    )
+    return False
 
 
 def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -151,12 +165,13 @@ def draw(bench: Bench, number: int) -> Drawn:
         with passing_bar(len(positions), "draw a part") as bar:
             drawn = sampler(labels[positions], [c.seed + i for i in positions.tolist()], progress=bar.update).cpu()
         images = pipeline.decode(drawn)
-        found = {"images": images, "codes": drawn.int()}
+        found = {"images": images, "codes": drawn if drawn.is_floating_point() else drawn.int()}
         return found if bench.eyes.features is None else found | {"features": bench.eyes.features(images)}
 
     plan = bench.plan | {"sampling": pipeline.sampling.model_dump(mode="json"), "seed": c.seed, "labels": labels.tolist()}
     found = in_parts(parts_path(bench.run, "samples"), plan, number, PART, compute, bench.accelerator, "draw")
-    return Drawn(found["images"], found["codes"].long(), labels, found.get("features"))
+    codes = found["codes"] if found["codes"].is_floating_point() else found["codes"].long()
+    return Drawn(found["images"], codes, labels, found.get("features"))
 
 
 def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, Any]]:

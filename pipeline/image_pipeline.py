@@ -32,11 +32,10 @@ from smalti.common.seeds import uniforms
 from smalti.pipeline.generation_config import Chosen, GenerationConfig
 from smalti.pipeline.mask import fill_unknown, known_places, read_mask
 from smalti.prior import model as priors
-from smalti.prior.base import Prior
+from smalti.prior.base import Completes, Prior, Sampler, Scores
 from smalti.prior.config import ArchitectureConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
-from smalti.prior.sample import Sampler, check_sampling
 from smalti.tokenizer import model as tokenizers
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
@@ -318,6 +317,8 @@ class ImagePipeline(Pretrained):
         Raises:
             UserError: another number of labels, or codes or known places of another shape or range.
         """
+        if not isinstance(self.prior, Scores):
+            raise UserError(f"a prior of kind {self.prior.config.architecture.name()} does not say how likely an image is")
         codes = images if isinstance(images, Tensor) else self.encode_pixels(self._pixels(images))
         if codes.ndim != 2:
             raise UserError(f"codes must be (B, {self.prior.config.layout.length}), got {tuple(codes.shape)}")
@@ -396,7 +397,7 @@ class ImagePipeline(Pretrained):
         """What draws codes with the pipeline's settings, or others. Raises `UserError` for settings that cannot be."""
         settings = self.check_sampling(**sampling)
         try:
-            return Sampler(self.prior, settings, None if batch_size is None else _whole(batch_size, "batch_size"))
+            return self.prior.sampler(settings, None if batch_size is None else _whole(batch_size, "batch_size"))
         except ValueError as error:
             raise UserError(str(error)) from None
 
@@ -404,7 +405,7 @@ class ImagePipeline(Pretrained):
         """Return the pipeline's settings with these in their place. Raise `UserError` for settings that cannot be."""
         settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
         try:
-            check_sampling(self.prior.config, settings)
+            self.prior.check_sampling(settings)
         except ValueError as error:
             raise UserError(str(error)) from None
         return settings
@@ -425,7 +426,9 @@ class ImagePipeline(Pretrained):
         self, labels: list[int], seeds: list[int], sampler: Sampler, codes: Tensor | None = None, known: Tensor | None = None
     ) -> Generated:  # fmt: skip
         """Images drawn whole, or around the codes that are known."""
-        if known is not None and not self.prior.config.any_order and (known[:, 1:] & ~known[:, :-1]).any():
+        if known is not None and not isinstance(self.prior, Completes):
+            raise UserError(f"a prior of kind {self.prior.config.architecture.name()} draws whole images, and completes none")
+        if known is not None and isinstance(self.prior, Completes) and not self.prior.heeds(known):
             warnings.warn(
                 "this prior was trained in raster order: what is kept below or right of what is drawn is not heeded in drawing "
                 "it; prior/train.py with --order any trains one that heeds all",

@@ -163,8 +163,10 @@ def search(c: Settings, start: SamplingConfig, bench: Bench) -> SamplingConfig:
 
 
 def swept(pipeline: ImagePipeline) -> tuple[tuple[str, ...], ...]:
-    """Return the settings there are to search, in order: a prior without classes, or that never hid them, takes no guidance."""
-    return SWEPT if pipeline.prior.config.takes_guidance else SWEPT[1:]
+    """Return the settings there are to search, in order: those that the prior heeds, and guidance where it learnt to do without
+    a class."""
+    takes = pipeline.prior.takes if pipeline.prior.config.takes_guidance else pipeline.prior.takes - {"guidance"}
+    return tuple(names for names in SWEPT if names[0] in takes)
 
 
 def candidates(c: Settings, best: SamplingConfig, names: Sequence[str]) -> Iterator[SamplingConfig]:

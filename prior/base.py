@@ -1,84 +1,98 @@
-"""What every prior over codes offers: the contract that training, drawing, evaluating and coding ask for.
+"""What a prior over latents is: the contract, and what some priors offer beyond it.
 
-Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
-codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their sizes;
-order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places.
+    Prior        a loss to train by, and a sampler: all that training, drawing and the pipeline need
+    Scores       how likely latents are: nats, evaluation and tuning by them
+    Walks        each code from those before it, one after the other: compression
+    Completes    the rest of a sample around what is known of it
 
-A prior factorises log p(codes | class) into a distribution over each code given those before it, so its log-probabilities are
-exact: the rate term of the lecture's ELBO.
+Shapes: labels (B,) int64, where `num_classes` stands for no class; latents (B, T) as the layout has them, codes int64 in
+[0, K) or vectors float32; known (B, P) bool over the places.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.common import folder
-from smalti.common.digits import to_digits
+from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained
-from smalti.prior.config import PriorConfig
-from smalti.prior.draw import Precision, SamplingConfig
-from smalti.prior.order import code_order, known_first, raster
+from smalti.prior.config import ArchitectureConfig, PriorConfig, TrainConfig
+from smalti.prior.draw import SamplingConfig
 
 Choose = Callable[[Tensor, int, int], Tensor]  # (logits (B, V_g), t, g) -> digits (B,) of part g of code t
 
 
-class Drawing(Protocol):
-    """The state of one batch that is being drawn, with weights as they were when it was made."""
+class Sampler(Protocol):
+    """Draws from one prior with one setting. The weights are taken as they are when it is made."""
 
-    def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
-        """Return codes (b, T) of up to a batch of images whose order begins with `lead` known places: labels (b,), codes
-        (b, T), order (b, P) and given (b, P) in the order."""
+    def __call__(
+        self, labels: Tensor, seeds: Sequence[int], latents: Tensor | None = None, known: Tensor | None = None,
+        progress: Callable[[int], object] = lambda images: None,
+    ) -> Tensor:  # fmt: skip
+        """Return latents (B, T), one sample a label (B,) and seed, the same whatever others are drawn beside it.
+
+        Args:
+            latents: (B, T), read at the known places.
+            known: (B, P) bool, places whose latents are kept.
+            progress: called with the number of samples of each batch that is done.
+        Raises:
+            ValueError: not one seed a label, labels the prior has no class for, latents or a mask of another shape.
+        """
 
 
 class Prior(nn.Module, Pretrained, ABC):
+    """`config` says the layout, the classes, whose latents these are, and the sizes."""
+
     face, files = "load_prior", folder.MODEL_FILES
     kind: ClassVar[str] = "smalti.prior"  # of the folder; which architecture stands in its config
+    config_class: ClassVar[type[ArchitectureConfig]]
+    takes: ClassVar[frozenset[str]] = frozenset()  # names of the settings of sampling that it heeds, guidance apart
 
     def __init__(self, config: PriorConfig):
         super().__init__()
-        self.config, self.vocabularies = config, config.vocabularies
+        self.config = config
 
     # ----------------------------------------------------------------------------------------------- what a kind decides
 
     @abstractmethod
-    def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
-        """logits (B, T, V) fp32 of the codes in the order given, raster order where none is.
+    def loss(self, latents: Tensor, labels: Tensor, forward: nn.Module) -> Tensor:
+        """Return what each number of latents (B, T) adds to the loss, (B, T): nats where the prior scores.
 
-        logits[:, n] has seen the label, the n codes before it in the order, and of its own code the parts before.
+        Args:
+            forward: this module as training wraps it; it is called and not the module, so that processes share gradients.
         """
 
     @abstractmethod
+    def validation(self, latents: Tensor, labels: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return what each number of held-out latents costs, (B, T), without gradients: nats where the prior scores.
+
+        Args:
+            rows: the places of the samples in their split, by which whatever is random is drawn.
+        """
+
+    @abstractmethod
+    def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> Sampler:
+        """Return what draws with these settings, `batch_size` samples at once, or as many as memory holds.
+
+        Raises:
+            ValueError: settings that this prior cannot draw with.
+        """
+
     def matrices(self) -> list[nn.Parameter]:
         """Return the weights that are matrices of a layer: weight decay is theirs, and Muon moves them."""
+        return []
 
-    @abstractmethod
-    def recomputing(self, wanted: bool) -> None:
-        """Compute activations again in the backward pass, or keep them. Raises `UserError` where it cannot be had."""
+    def prepare(self, c: TrainConfig) -> None:
+        """Take what a training says of this kind. Raises `UserError` for what it cannot do."""
+        if c.recompute:
+            raise UserError(f"recompute is not there for model.kind {self.config.architecture.name()}: leave it away")
 
-    @abstractmethod
-    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Drawing:
-        """Return the state of a batch of so many images, drawn with these settings at a resolved precision."""
-
-    @abstractmethod
-    def resolved(self, precision: Precision) -> Precision:
-        """Return the precision that is drawn in. Raises ValueError where there is none of that name for this prior."""
-
-    @abstractmethod
-    def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
-        """Return about how much memory a `drawing` of this size takes."""
-
-    @abstractmethod
-    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
-        """Return codes (B, T), whose parts `choose` says one after another, each from its logits once those before are known.
-
-        Who codes and who decodes must compute the very same numbers, so both walk here; the parallel forward of training rounds
-        its sums otherwise.
-        """
+    def anneal(self, progress: float) -> None:
+        """Set what changes over training, as a function of the share of steps done."""
 
     # --------------------------------------------------------------------------------------------------- what follows of it
 
@@ -86,65 +100,47 @@ class Prior(nn.Module, Pretrained, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @torch.no_grad()
-    def log_prob(self, codes: Tensor, labels: Tensor, known: Tensor | None = None, *, order: Tensor | None = None) -> Tensor:
-        """log p(codes | labels) of each image, or of its unknown codes given the known ones, in nats.
-
-        Args:
-            codes: (B, T).
-            labels: (B,) in [0, num_classes]; num_classes stands for no class.
-            known: (B, P) bool, the places whose codes are given. A prior trained in every order then reads the known ones
-                first. One trained in raster order reads them where they stand: each code is given the known and unknown
-                ones before it alone, which is the same where all known places come first.
-            order: (B, P), a permutation of the places for each image, in which they are predicted instead.
-        Returns:
-            (B,).
-        Raises:
-            ValueError: codes not of the length, or codes or labels not of the range, this prior was trained for; an order
-                for a prior of raster order; an order and known places at once.
-        """
-        self.check(codes, labels, known)
-        B, P = len(codes), self.config.layout.places
-        if order is not None and (known is not None or not self.config.any_order):
-            raise ValueError("an order is for a prior trained with order: any, and without known places, which give their own")
-        if order is not None and not torch.equal(order.sort(1).values, raster(B, P, order.device)):
-            raise ValueError(f"an order must be ({B}, {P}), a permutation of each image's places")
-        if known is not None and self.config.any_order:
-            order = known_first(known)
-        nll = self.nll(codes, labels, order=order)
-        if known is not None:
-            nll = nll.masked_fill(known.repeat_interleave(self.config.layout.depth, 1), 0)
-        return -nll.sum(1)
-
-    @torch.no_grad()
-    def nll(self, codes: Tensor, labels: Tensor, *, order: Tensor | None = None) -> Tensor:
-        """−log p of each code given those before it in the order, (B, T) where the codes stand, in nats. Takes what `log_prob`
-        takes, and checks nothing."""
-        if order is None:
-            return nll_each(self(labels, codes), codes, self.vocabularies)
-        steps = code_order(order, self.config.layout.depth)
-        nll = nll_each(self(labels, codes, steps), codes.gather(1, steps), self.vocabularies)
-        return torch.empty_like(nll).scatter_(1, steps, nll)
-
-    def check(self, codes: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
-        """That codes (B, T), labels (B,) and known places (B, P) are such as this prior was trained for, else a ValueError."""
-        T, K = self.config.layout.length, self.config.layout.codebook_size
-        if codes.ndim != 2 or codes.shape[1] != T:
+    def check(self, latents: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
+        """Raise ValueError unless latents (B, T), labels (B,) and known places (B, P) are such as it was trained for."""
+        layout = self.config.layout
+        what, numbers = ("codes", "whole numbers") if layout.discrete else ("latents", "numbers of floating point")
+        if latents.ndim != 2 or latents.shape[1] != layout.length:
+            told = tuple(latents.shape)
+            raise ValueError(f"{what} must be (B, {layout.length}), the {layout} this prior was trained for; got {told}")
+        if latents.is_floating_point() == layout.discrete or latents.dtype == torch.bool or labels.is_floating_point():
+            raise ValueError(f"{what} must be {numbers} and labels whole numbers, got {latents.dtype} and {labels.dtype}")
+        if layout.discrete and latents.numel() and not (latents.min() >= 0 and latents.max() < layout.codebook_size):
             raise ValueError(
-                f"codes must be (B, {T}), the {self.config.layout} this prior was trained for; got {tuple(codes.shape)}"
+                f"codes must lie in [0, {layout.codebook_size}), got {latents.min().item()} to {latents.max().item()}"
             )
-        if codes.is_floating_point() or codes.dtype == torch.bool or labels.is_floating_point():
-            raise ValueError(f"codes and labels must be whole numbers, got {codes.dtype} and {labels.dtype}")
-        if codes.numel() and not (codes.min() >= 0 and codes.max() < K):
-            raise ValueError(f"codes must lie in [0, {K}), got {codes.min().item()} to {codes.max().item()}")
-        if labels.shape != codes.shape[:1]:
-            raise ValueError(f"one label an image: got {len(codes)} images and labels {tuple(labels.shape)}")
+        if labels.shape != latents.shape[:1]:
+            raise ValueError(f"one label an image: got {len(latents)} images and labels {tuple(labels.shape)}")
         if labels.numel() and not (labels.min() >= 0 and labels.max() <= self.config.num_classes):
             raise ValueError(f"labels must lie in [0, {self.config.num_classes}], got {labels.min()} to {labels.max()}")
-        if known is not None and (known.dtype != torch.bool or known.shape != (len(codes), self.config.layout.places)):
+        if known is not None and (known.dtype != torch.bool or known.shape != (len(latents), layout.places)):
             raise ValueError(
-                f"known must be bool ({len(codes)}, {self.config.layout.places}), a mask of each image's places; got "
+                f"known must be bool ({len(latents)}, {layout.places}), a mask of each image's places; got "
                 f"{known.dtype} {tuple(known.shape)}"
+            )
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Raise ValueError for settings that this prior cannot draw with: those it does not heed, top_k above K, guidance
+        without classes or without a prediction that was learnt without them."""
+        c = self.config
+        for name, field in SamplingConfig.model_fields.items():
+            if name not in self.takes and not name.startswith("guidance") and getattr(sampling, name) != field.default:
+                raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it away")
+        if sampling.top_k is not None and sampling.top_k > c.layout.codebook_size:
+            raise ValueError(f"top_k {sampling.top_k} is more than the {c.layout.codebook_size} codes there are")
+        if sampling.guidance != 1 and c.num_classes == 0:
+            raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
+        if sampling.guidance != 1 and "guidance" not in self.takes:
+            raise ValueError(f"a prior of kind {c.architecture.name()} has no guidance; leave it at 1")
+        if sampling.guidance != 1 and not c.takes_guidance:
+            raise ValueError(
+                f"guidance {sampling.guidance:g} leans on a prediction without a class, which this prior never learnt: it was "
+                "trained with label_dropout 0. Give guidance 1, or train one with --label_dropout 0.1 (--start_from takes "
+                "these weights along)"
             )
 
     # ------------------------------------------------------------------------------------------------------- on the disk
@@ -159,16 +155,37 @@ class Prior(nn.Module, Pretrained, ABC):
         return folder.load_model(path, cls, PriorConfig)
 
 
-def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tensor:
-    """−log p of each code (B, T), in nats, the sum over its parts: logits (B, T, V), codes (B, T)."""
-    digits = to_digits(codes, vocabularies).unbind(-1)
-    parts = logits.float().transpose(1, 2).split(list(vocabularies), dim=1)
-    each = [F.cross_entropy(part, digit, reduction="none") for part, digit in zip(parts, digits, strict=True)]
-    return torch.stack(each).sum(0)
+@runtime_checkable
+class Scores(Protocol):
+    """A prior that says how likely latents are."""
+
+    exact: bool  # or a bound, which is then named one wherever it stands
+
+    def log_prob(self, codes: Tensor, labels: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return log p(latents | labels) of each sample, (B,), or of its unknown places given the known ones, in nats.
+
+        Raises:
+            ValueError: latents, labels or known places that are not of this prior.
+        """
 
 
-def embedding_rows(config: PriorConfig) -> Tensor:
-    """(T, G): the row of the embedding table where part g of the codes at place t begins."""
-    sizes = torch.tensor(config.vocabularies)
-    depth = torch.arange(config.layout.length)[:, None] % config.layout.depth
-    return depth * sizes.sum() + sizes.cumsum(0) - sizes
+@runtime_checkable
+class Walks(Protocol):
+    """A prior whose codes have a distribution one after the other."""
+
+    vocabularies: tuple[int, ...]  # values of each part in which a code is predicted
+
+    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
+        """Return codes (B, T), whose parts `choose` says one after another, each from its logits once those before are known.
+
+        Who codes and who decodes must compute the very same numbers, so both walk here; the parallel forward of training rounds
+        its sums otherwise.
+        """
+
+
+@runtime_checkable
+class Completes(Protocol):
+    """A prior whose sampler draws the rest of a sample around known places."""
+
+    def heeds(self, known: Tensor) -> bool:
+        """Return whether all that is known, (B, P) bool, is heeded in drawing the rest."""

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smalti.common.layout import Layout
+
 
 def uniform_nll(codebook_size: int) -> float:
     """ln K."""
@@ -29,10 +31,10 @@ class Marginal:
         return -torch.stack([depth.sum(1) for depth in each]).sum(0)
 
 
-def marginal_nll(train: np.ndarray, held_out: np.ndarray, codebook_size: int, code_depth: int = 1) -> float:
-    """Cross-entropy of held-out codes (N, T) under the train split's frequencies, of a code.
+def marginal_nll(train: np.ndarray, held_out: np.ndarray, layout: Layout) -> float:
+    """Return the cross-entropy of held-out codes (N, T) under the train split's frequencies, of a code.
 
     On the codes it was counted on this is their entropy, up to the smoothing.
     """
     codes = torch.from_numpy(held_out.astype(np.int64))
-    return Marginal(train, codebook_size, code_depth).nll(codes).mean().item() / codes.shape[1]
+    return Marginal(train, layout.codebook_size, layout.depth).nll(codes).mean().item() / codes.shape[1]

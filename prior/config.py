@@ -169,3 +169,9 @@ class TrainConfig(Settings):
     """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
     track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""
+
+    @model_validator(mode="after")
+    def _goes_with_its_model(self) -> "TrainConfig":
+        if self.order != "raster" and not self.model.any_order:
+            raise ValueError(f"order: a {self.model.name()} has raster order alone; take order raster")
+        return self

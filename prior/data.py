@@ -15,7 +15,7 @@ from smalti.prior.config import PriorConfig
 
 
 class CodesBatch(NamedTuple):
-    codes: Tensor  # (b, T) int64
+    codes: Tensor  # (b, T) int64, or float32 where a sample is vectors
     labels: Tensor  # (b,) int64; num_classes stands for no class
     rows: Tensor  # (b,) int64, places in the split
 
@@ -33,7 +33,8 @@ class CodesRows(Dataset):
 
     def __getitem__(self, key: tuple[Tensor, Tensor]) -> CodesBatch:
         rows = key[0].numpy()
-        codes = torch.from_numpy(self.split.codes[rows].astype(np.int64))
+        some = self.split.codes[rows]
+        codes = torch.from_numpy(some.astype(np.int64 if some.dtype.kind == "u" else np.float32))
         if self.none == 0 or self.split.labels is None:
             return CodesBatch(codes, torch.full((len(rows),), self.none), key[0])
         labels = torch.from_numpy(self.split.labels[rows])

@@ -41,11 +41,10 @@ from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.record import code
 from smalti.common.session import session
-from smalti.prior.base import Prior
+from smalti.prior.base import Prior, Scores
 from smalti.prior.baselines import Marginal, uniform_nll
 from smalti.prior.data import CodesRows, plain_views, tell_of_other_codes
 from smalti.prior.model import load_prior
-from smalti.prior.order import shuffled
 
 PART = 1000  # images
 
@@ -77,6 +76,10 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         if needed not in data.splits:
             raise UserError(f"the codes have no split {needed!r}; they have {', '.join(data.splits)}")
     prior = load_prior(run / "prior/model").to(accelerator.device)
+    if not isinstance(prior, Scores):
+        raise UserError(
+            f"a prior of kind {prior.config.architecture.name()} does not say how likely latents are: nothing to measure"
+        )
     if prior.config.tokenizer.sha256 != data.info.tokenizer.sha256:
         raise UserError(
             f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "
@@ -115,17 +118,15 @@ def measure(
     prior: Prior, split: CodesSplit, run: Path, name: str, plan: dict[str, Any], batch_size: int, accelerator: Accelerator
 ) -> Tensor:  # fmt: skip
     """−log p of every code of every image, (N, T) on its place, float32."""
-    rows, places = CodesRows(split, prior.config), prior.config.layout.places
+    rows = CodesRows(split, prior.config)
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
         found = []
         for some in positions.split(batch_size):
-            batch, order = rows[some, some], None
-            if prior.config.any_order:
-                each = [shuffled(1, places, torch.Generator().manual_seed(row)) for row in some.tolist()]
-                order = torch.cat(each).to(accelerator.device)
+            batch = rows[some, some]
+            latents, labels = batch.codes.to(accelerator.device), batch.labels.to(accelerator.device)
             with accelerator.autocast():
-                found.append(prior.nll(batch.codes.to(accelerator.device), batch.labels.to(accelerator.device), order=order))
+                found.append(prior.validation(latents, labels, some.tolist()))
         return {"nats": torch.cat(found)}
 
     folder = parts_path(run, f"prior-{name}")
@@ -135,20 +136,22 @@ def measure(
 def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, prior: Prior) -> dict[str, Any]:
     """The figures, of nats (N, T) of the held-out images and (M, T) of the training images."""
     c, each = data.info, nats.double().mean(1)
-    marginal = Marginal(plain_views(data.splits["train"], c).codes, c.layout.codebook_size, c.layout.depth)
-    independent = marginal.nll(torch.from_numpy(held_out.codes.astype("int64"))).mean().item() / c.layout.length
     nll, train_nll = each.mean().item(), train.double().mean().item()
     figures: dict[str, Any] = {
         "nll": nll,
         "nll_error": each.std().item() / max(len(each), 1) ** 0.5 if len(each) > 1 else 0.0,
-        "bits_per_code": nll / math.log(2),
-        "bits_per_image": nll * c.layout.length / math.log(2),
-        "independent_nll": independent,
-        "uniform_nll": uniform_nll(c.layout.codebook_size),
-        "saved": 1 - nll / independent if independent else 0.0,
-        "train_nll": train_nll,
-        "gap": nll - train_nll,
     }
+    if c.layout.discrete:
+        marginal = Marginal(plain_views(data.splits["train"], c).codes, c.layout.codebook_size, c.layout.depth)
+        independent = marginal.nll(torch.from_numpy(held_out.codes.astype("int64"))).mean().item() / c.layout.length
+        figures |= {
+            "bits_per_code": nll / math.log(2),
+            "bits_per_image": nll * c.layout.length / math.log(2),
+            "independent_nll": independent,
+            "uniform_nll": uniform_nll(c.layout.codebook_size),
+            "saved": 1 - nll / independent if independent else 0.0,
+        }
+    figures |= {"train_nll": train_nll, "gap": nll - train_nll}
     if prior.config.class_names is not None and held_out.labels is not None:
         labels = torch.from_numpy(held_out.labels)
         there = [(i, name) for i, name in enumerate(prior.config.class_names) if (labels == i).any()]

@@ -10,6 +10,8 @@ autoregressive visual generation, https://arxiv.org/abs/2411.00776.
 import torch
 from torch import Tensor
 
+from smalti.common.layout import Layout
+
 
 def raster(images: int, places: int, device: torch.device) -> Tensor:
     """(B, P): row after row, from the left."""
@@ -29,3 +31,11 @@ def known_first(known: Tensor) -> Tensor:
 def code_order(order: Tensor, code_depth: int) -> Tensor:
     """order (B, P) of places -> (B, T) of codes."""
     return (order[:, :, None] * code_depth + torch.arange(code_depth, device=order.device)).flatten(1)
+
+
+def draw_order(rows: int, layout: Layout, shuffled_share: float, device: torch.device) -> Tensor | None:
+    """(b, T): a random order for a share of the rows, raster order for the others; nothing where all are in raster order."""
+    if shuffled_share == 0:
+        return None
+    places, chosen = raster(rows, layout.places, device), torch.rand(rows, 1, device=device) < shuffled_share
+    return code_order(torch.where(chosen, shuffled(rows, layout.places, device=device), places), layout.depth)

@@ -10,12 +10,12 @@ import gc
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Protocol
 
 import psutil
 import torch
 from torch import Tensor
 
-from smalti.prior.base import Drawing, Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.order import known_first, raster
@@ -24,32 +24,41 @@ BATCH = {"cpu": 64, "cuda": 256}  # images a batch where memory does not ask for
 SPARE = 0.5  # of the free memory is left to others and to what is not counted
 
 
-def check_sampling(prior: PriorConfig, sampling: SamplingConfig) -> None:
-    """Raise `ValueError` for settings that a prior cannot draw with: top_k above K, guidance without classes or without a
-    prediction that was learnt without them."""
-    if sampling.top_k is not None and sampling.top_k > prior.layout.codebook_size:
-        raise ValueError(f"top_k {sampling.top_k} is more than the {prior.layout.codebook_size} codes there are")
-    if sampling.guidance != 1 and prior.num_classes == 0:
-        raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
-    if sampling.guidance != 1 and not prior.takes_guidance:
-        raise ValueError(
-            f"guidance {sampling.guidance:g} leans on a prediction without a class, which this prior never learnt: it was "
-            "trained with label_dropout 0. Give guidance 1, or train one with --label_dropout 0.1 (--start_from takes these "
-            "weights along)"
-        )
+class Drawing(Protocol):
+    """The state of one batch that is being drawn, with weights as they were when it was made."""
+
+    def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
+        """Return codes (b, T) of up to a batch of images whose order begins with `lead` known places: labels (b,), codes
+        (b, T), order (b, P) and given (b, P) in the order."""
 
 
-class Sampler:
+class DrawsInSteps(Protocol):
+    """What a sampler asks of a prior: `prior.autoregressive.AutoregressivePrior` says what each is."""
+
+    config: PriorConfig
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def check(self, latents: Tensor, labels: Tensor, known: Tensor | None = None) -> None: ...
+
+    def resolved(self, precision: Precision) -> Precision: ...
+
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Drawing: ...
+
+    def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int: ...
+
+
+class BatchSampler:
     """Draws from one prior with one setting, in batches of one size. The weights are taken as they are when it is made."""
 
-    def __init__(self, prior: Prior, config: SamplingConfig, batch_size: int | None = None):
+    def __init__(self, prior: DrawsInSteps, config: SamplingConfig, batch_size: int | None = None):
         """
         Args:
             batch_size: images a batch, of which the last is padded; as many as memory holds, up to `BATCH`, when not given.
         Raises:
-            ValueError: what `check_sampling` refuses, int8 on another device than a CPU.
+            ValueError: int8 on another device than a CPU.
         """
-        check_sampling(prior.config, config)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.prior, self.config, self.device = prior, config, prior.device
@@ -58,7 +67,7 @@ class Sampler:
         self._batch: Drawing | None = None
 
     def __call__(
-        self, labels: Tensor, seeds: Sequence[int], codes: Tensor | None = None, known: Tensor | None = None,
+        self, labels: Tensor, seeds: Sequence[int], latents: Tensor | None = None, known: Tensor | None = None,
         progress: Callable[[int], object] = lambda images: None,
     ) -> Tensor:  # fmt: skip
         """One sequence an image; where codes are known, they are kept and the others drawn around them.
@@ -66,7 +75,7 @@ class Sampler:
         Args:
             labels: (B,) in [0, num_classes]; num_classes stands for no class.
             seeds: B of them; the same weights, label, seed and known codes give the same codes.
-            codes: (B, T), read at the known places.
+            latents: codes (B, T), read at the known places.
             known: (B, P) bool, places whose codes are kept. A prior trained in every order draws the others given all known
                 ones, one trained in raster order given those that stand before them.
             progress: called with the number of images of each batch that is done.
@@ -78,7 +87,7 @@ class Sampler:
         if len(seeds) != len(labels):
             raise ValueError(f"one seed an image: got {len(labels)} labels and {len(seeds)} seeds")
         with torch.inference_mode(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self._around(labels, seeds, codes, known, progress)
+            return self._around(labels, seeds, latents, known, progress)
 
     def _around(
         self, labels: Tensor, seeds: Sequence[int], codes: Tensor | None, known: Tensor | None,
@@ -125,14 +134,7 @@ class Sampler:
             warnings.warn(f"memory is full: going on with batches of {self.batch_size} images", stacklevel=3)
 
 
-def sample(
-    prior: Prior, labels: Tensor, seeds: Sequence[int], config: SamplingConfig, *, batch_size: int | None = None
-) -> Tensor:  # fmt: skip
-    """labels (B,), seeds -> codes (B, T): `Sampler` for a single call."""
-    return Sampler(prior, config, batch_size)(labels, seeds)
-
-
-def fitting_batch(prior: Prior, config: SamplingConfig, precision: Precision) -> int:
+def fitting_batch(prior: DrawsInSteps, config: SamplingConfig, precision: Precision) -> int:
     """Images a batch: `BATCH` of the device, halved until what drawing takes fits into half of the memory that is free."""
     cuda = prior.device.type == "cuda"
     free = torch.cuda.mem_get_info(prior.device)[0] if cuda else psutil.virtual_memory().available

@@ -43,6 +43,7 @@ from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import Part, SkippedSteps
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.layout import Layout
 from smalti.common.order import Order, Share, batches
 from smalti.common.origin import Origin, begin_from, begun_from
 from smalti.common.pictures import image_grid, save_curves
@@ -50,12 +51,12 @@ from smalti.common.progress import passing_bar, progress_bar
 from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
-from smalti.prior.base import Prior, nll_each
+from smalti.prior.autoregressive import share_shuffled
+from smalti.prior.base import Prior, Scores
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.data import CodesBatch, CodesRows, absent_classes, plain_views
 from smalti.prior.model import build_prior, load_prior
-from smalti.prior.order import code_order, raster, shuffled
 
 # Which codes they are is checked by their fingerprint; recompute and compile change speed and memory alone.
 LEEWAY = Leeway(
@@ -70,7 +71,6 @@ LEEWAY = Leeway(
     },
 )  # fmt: skip
 EVALUATION_BATCH = 256
-ANNEALED = (0.5, 0.75)  # between these shares of the steps random orders give way to raster order, as in RAR
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
 
 
@@ -137,13 +137,14 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     trained, first_step, best = start(c, model_config, fingerprint, origin, run, accelerator)
     began_from = None if origin is None else origin.change
     enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
-    peaks = {"adamw": c.lr} if c.matrix_lr is None else {"adamw": c.lr, "muon": c.matrix_lr}
+    peaks = {"adamw": c.lr, "muon": c.matrix_lr or 0.0}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, Any]()
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
     with metrics, Interrupt(accelerator) as interrupt:
         for step in range(first_step, c.steps):
             state.seed_step(c.seed, step, accelerator.process_index)
+            trained.prior.anneal(step / c.steps)
             height = share_of_peak(c, step)
             for name, optimizer in trained.optimizers.items():
                 for group in optimizer.param_groups:
@@ -153,10 +154,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             for micro in range(c.accumulate):
                 batch = to_device(next(reader), accelerator)
                 labels = hide_labels(batch.labels, model_config.num_classes, c.label_dropout)
-                order = draw_order(len(labels), model_config, share_shuffled(c, step), accelerator.device)
-                ordered = batch.codes if order is None else batch.codes.gather(1, order)
                 with accelerator.no_sync(trained.model) if micro + 1 < c.accumulate else nullcontext():
-                    each = nll_each(trained.model(labels, batch.codes, order), ordered, model_config.vocabularies)
+                    each = trained.prior.loss(batch.codes, labels, trained.model)
                     nll = each.mean()
                     accelerator.backward(nll / c.accumulate)
                 parts.append(Part("the NLL", each, {"nll": nll}, batch.rows))
@@ -180,7 +179,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             if sound and (done % c.evaluate_every == 0 or last):
                 held_out = evaluate(trained.ema.model, validation, accelerator)
                 metrics.log(done, "validation", validation_nll=held_out.nll)
-                metrics.picture(done, "nll_by_place", picture_of(held_out, model_config.layout.codebook_size))
+                metrics.picture(done, "nll_by_place", picture_of(held_out, model_config.layout))
                 if held_out.nll < best.nll:
                     best = Best(done, held_out.nll)
                     keep(trained.ema.model, run / "model", accelerator)
@@ -206,7 +205,7 @@ def schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return what a step takes from the settings by the number of steps."""
     height, peaks = share_of_peak(c, step), {"lr": c.lr} if c.matrix_lr is None else {"lr": c.lr, "matrix_lr": c.matrix_lr}
     rates = {name: height * peak for name, peak in peaks.items()}
-    return rates | ({"share of rows in random order": share_shuffled(c, step)} if c.order == "annealed" else {})
+    return rates | ({"share of rows in random order": share_shuffled(c.order, step / c.steps)} if c.order == "annealed" else {})
 
 
 def start(
@@ -216,7 +215,7 @@ def start(
     """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = build_prior(model_config).to(accelerator.device)
-    prior.recomputing(c.recompute)
+    prior.prepare(c)
     saved = state.latest(run, accelerator, c.keep_states)
     if saved is None and origin is not None:
         accelerator.print(begin_from(origin, prior))
@@ -249,7 +248,7 @@ def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optim
     matrices = prior.matrices()
     inside = set(map(id, matrices))
     rest = [p for p in prior.parameters() if id(p) not in inside]
-    if c.matrix_lr is None:
+    if c.matrix_lr is None or not matrices:
         groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         return {"adamw": torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.95))}
     muon = torch.optim.Muon(matrices, lr=c.matrix_lr, weight_decay=c.weight_decay, momentum=0.95)
@@ -302,22 +301,6 @@ def share_hidden(split: codes.CodesSplit, dropout: float) -> float:
     return unlabelled + (1 - unlabelled) * dropout
 
 
-def share_shuffled(c: TrainConfig, step: int) -> float:
-    """Of the rows of a step, how many are predicted in a random order."""
-    if c.order != "annealed":
-        return float(c.order == "any")
-    begin, end = (share * c.steps for share in ANNEALED)
-    return min(1.0, max(0.0, (end - step) / max(end - begin, 1)))
-
-
-def draw_order(rows: int, config: PriorConfig, shuffled_share: float, device: torch.device) -> Tensor | None:
-    """(b, T): a random order for a share of the rows, raster order for the others; nothing where all are in raster order."""
-    if shuffled_share == 0:
-        return None
-    places, chosen = raster(rows, config.layout.places, device), torch.rand(rows, 1, device=device) < shuffled_share
-    return code_order(torch.where(chosen, shuffled(rows, config.layout.places, device=device), places), config.layout.depth)
-
-
 class Evaluation(NamedTuple):
     nll: float  # mean −log p of a code over a whole split, in nats
     by_place: list[Tensor]  # of each grid (*shape): the same of the codes of each place
@@ -325,23 +308,17 @@ class Evaluation(NamedTuple):
 
 @torch.no_grad()
 def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluation:
-    """Every process takes its share of the split; the means are of all of it.
-
-    A prior of any order is asked for each row in an order that belongs to the row; others in raster order.
-    """
+    """Every process takes its share of the split; the means are of all of it."""
     layout = prior.config.layout
     sums = torch.zeros(1 + layout.length, device=accelerator.device)  # rows; of each code
     bar = passing_bar(len(rows), "evaluate on held-out codes", unit="row")
     for few in torch.arange(len(rows)).split(EVALUATION_BATCH * accelerator.num_processes):
         mine = few[accelerator.process_index :: accelerator.num_processes]
         some = mine if len(mine) else few[:1]  # sharded weights are gathered for all processes or none: none may stay away
-        batch, order = to_device(rows[some, some], accelerator), None
-        if prior.config.any_order:
-            seeded = (torch.Generator().manual_seed(row) for row in some.tolist())
-            order = torch.cat([shuffled(1, layout.places, generator) for generator in seeded]).to(accelerator.device)
+        batch = to_device(rows[some, some], accelerator)
         prior.check(batch.codes, batch.labels)
         with accelerator.autocast():
-            nll = prior.nll(batch.codes, batch.labels, order=order)[: len(mine)]
+            nll = prior.validation(batch.codes, batch.labels, some.tolist())[: len(mine)]
         sums += torch.cat([nll.new_tensor([len(mine)]), nll.sum(0)])
         bar.update(len(few))
     bar.close()
@@ -350,29 +327,37 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluat
     return Evaluation(nll, layout.by_place(nats / number))
 
 
-def picture_of(evaluation: Evaluation, codebook_size: int) -> PIL.Image.Image:
-    """Where the prior is at a loss: black where the code of a place is certain, white where it costs as much as any other."""
-    most = uniform_nll(codebook_size)
-    shares = [grid.reshape(-1, grid.shape[-1]).div(most).clamp(0, 1) for grid in evaluation.by_place]
+def picture_of(evaluation: Evaluation, layout: Layout) -> PIL.Image.Image:
+    """Return where the NLL is: black where a place is certain, white where a code costs as much as any other, or where vectors
+    cost most."""
+    most = uniform_nll(layout.codebook_size) if layout.discrete else max(grid.max().item() for grid in evaluation.by_place)
+    shares = [grid.reshape(-1, grid.shape[-1]).div(most or 1.0).clamp(0, 1) for grid in evaluation.by_place]
     pixels = [(255 * share).round().to(torch.uint8)[None, None] for share in shares]
     side = max(max(each.shape[2:]) for each in pixels)
     return image_grid(torch.cat([F.interpolate(each, (side, side)) for each in pixels]), columns=len(pixels), side=256)
 
 
+def unit(prior: Prior) -> str:
+    """Return what a prior's loss is counted in."""
+    return ("nats" if isinstance(prior, Scores) else "of the loss") + (
+        " per code" if prior.config.layout.discrete else " per number"
+    )
+
+
 def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -> None:
     """Evaluate the kept weights on every held-out split, beside the priors without training; draw the curves."""
     kept = load_prior(run / "model").to(accelerator.device)
-    train_codes, K = data.splits["train"].codes, data.info.layout.codebook_size
-    figures = {"best_step": best.step, "uniform_nll": uniform_nll(K)}
+    layout, figures = data.info.layout, {"best_step": float(best.step)}
     for name, split in data.splits.items():
         if name != "train":
             plain = plain_views(split, data.info)
             figures[f"{name}_nll"] = evaluate(kept, CodesRows(plain, kept.config), accelerator).nll
-            figures[f"{name}_marginal_nll"] = marginal_nll(train_codes, plain.codes, K, data.info.layout.depth)
-            accelerator.print(
-                f"{name}: {figures[f'{name}_nll']:.3f} nats per code; independent codes "
-                f"{figures[f'{name}_marginal_nll']:.3f}, uniform ln {K} = {figures['uniform_nll']:.3f}"
-            )
+            told = f"{name}: {figures[f'{name}_nll']:.3f} {unit(kept)}"
+            if layout.discrete:
+                K, marginal = layout.codebook_size, marginal_nll(data.splits["train"].codes, plain.codes, layout)
+                figures |= {"uniform_nll": uniform_nll(K), f"{name}_marginal_nll": marginal}
+                told += f"; independent codes {marginal:.3f}, uniform ln {K} = {uniform_nll(K):.3f}"
+            accelerator.print(told)
     if accelerator.is_main_process:
         folder.write_json(run / "figures.json", figures)
         lines = read_metrics(run / "metrics.jsonl")
@@ -382,8 +367,8 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
                 f"the weights of step {best.step} are kept, the best on validation: {best.nll:.3f}, and after the last step "
                 f"{taken[-1]['validation_nll']:.3f}"
             )
-        flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
-        save_curves(lines, {"NLL, nats per code": ["nll", "validation_nll"]}, run / "curves.png", flat)
+        flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]} if layout.discrete else {}
+        save_curves(lines, {f"loss, {unit(kept)}": ["nll", "validation_nll"]}, run / "curves.png", flat)
     accelerator.wait_for_everyone()
 
 

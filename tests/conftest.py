@@ -47,6 +47,11 @@ def prior() -> Prior:
     return model
 
 
+def sample(prior: Prior, labels: torch.Tensor, seeds, config, *, batch_size: int | None = None) -> torch.Tensor:
+    """labels (B,), seeds -> codes (B, T), by a sampler for a single call."""
+    return prior.sampler(config, batch_size)(labels, seeds)
+
+
 def tokenizer_training(run: Path, **settings) -> TokenizerTraining:
     """Six steps on the digits, of a tokenizer with 4 x 4 codes of 16."""
     model = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))

@@ -25,7 +25,7 @@ from smalti.pipeline.app import Settings, check_address, name_of, open_pipeline,
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.playground import board, figures, growth
 from smalti.pipeline.playground.book import PAGE
-from smalti.pipeline.playground.desk import Canvas, Desk, controls, read_sampling, smaller
+from smalti.pipeline.playground.desk import Canvas, controls, open_desk, read_sampling, smaller
 from smalti.pipeline.playground.view import CONTRAST, difference
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
@@ -65,7 +65,7 @@ def pipeline(run):
 
 @pytest.fixture(scope="module")
 def desk(run, pipeline):
-    return Desk(pipeline, read_counts(run, pipeline))
+    return open_desk(pipeline, read_counts(run, pipeline))
 
 
 def of_random_weights(class_names, quantizer) -> ImagePipeline:
@@ -184,11 +184,11 @@ def test_the_nearest_codes_are_the_nearest_vectors(desk):
 
 
 def test_a_book_that_nobody_counted_says_so(pipeline):
-    assert "nobody counted" in Desk(pipeline, None).tell(0, 3)
+    assert "nobody counted" in open_desk(pipeline, None).tell(0, 3)
 
 
 def test_two_codes_a_place_are_shown_and_painted_by_depth():
-    desk = Desk(of_random_weights(("a", "b"), RESIDUAL), None)
+    desk = open_desk(of_random_weights(("a", "b"), RESIDUAL), None)
     held = desk.pick(desk.draw([1], 1, 0, {}), 0)
     assert held.codes.shape == (1, 2 * PLACES)
     assert "depth 2 of 2" in desk.look(held) and "of depth 2" in desk.tell(1, 3)
@@ -200,7 +200,7 @@ def test_two_codes_a_place_are_shown_and_painted_by_depth():
 
 
 def test_a_prior_without_classes_draws_without_labels():
-    desk = Desk(of_random_weights(None, VQ), None)
+    desk = open_desk(of_random_weights(None, VQ), None)
     drawn = desk.draw([], 2, 4, read_sampling(1.0, None, 0, 1.0, 0.0))
     assert drawn.labels is None and desk.captions(drawn) == [("seed 4", ""), ("seed 5", "")]
     assert desk.pick(drawn, 1).label is None
@@ -209,11 +209,11 @@ def test_a_prior_without_classes_draws_without_labels():
 @pytest.mark.parametrize("share, visible", [(0.0, False), (0.1, True), (None, True)])
 def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
-    from smalti.pipeline.playground.page import Page
+    from smalti.pipeline.playground.page import make_page
 
     pipeline = of_random_weights(("a", "b"), VQ)
     pipeline.prior.config = pipeline.prior.config.model_copy(update={"labels_hidden": share})
-    page = Page(Desk(pipeline, None), "digits")
+    page = make_page(open_desk(pipeline, None), "digits")
     assert page.guidance.visible == visible
     assert ("guidance" in page._sampling(1.0, 2.0, 0, 1.0, 0.0)) == visible
 
@@ -236,7 +236,7 @@ def test_a_picture_too_large_is_refused_before_it_is_read(desk, tmp_path):
 def test_eight_large_pictures_dropped_at_once_take_the_memory_of_one(tmp_path):
     """Each took forty bytes a pixel, at the same time as the others; malloc keeps what each thread has once taken."""
     PIL.Image.new("RGBA", (3200, 3200)).save(tmp_path / "a.png")
-    desk = Desk(of_random_weights(None, VQ), None)
+    desk = open_desk(of_random_weights(None, VQ), None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with ThreadPoolExecutor(8) as visitors:
         held = list(visitors.map(desk.drop, [str(tmp_path / "a.png")] * 8))

@@ -17,7 +17,6 @@ from smalti.pipeline.tune import tune
 from smalti.prior.base import Prior
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
-from smalti.prior.sample import Sampler
 from smalti.prior.train import share_hidden
 from smalti.prior.train import train as train_prior
 from tests.conftest import prior_training
@@ -60,11 +59,11 @@ def test_rows_that_have_no_class_of_themselves_teach_it_too():
 def test_only_a_prior_known_never_to_have_missed_a_class_refuses_guidance(prior, share, guidance, drawn):
     """Of an older folder nobody wrote down what it had seen; it draws as it did."""
     if drawn:
-        sampler = Sampler(with_hidden(prior, share), SamplingConfig(guidance=guidance), 2)
+        sampler = with_hidden(prior, share).sampler(SamplingConfig(guidance=guidance), 2)
         assert sampler(torch.tensor([0, 1]), [0, 1]).shape == (2, 9)
     else:
         with pytest.raises(ValueError, match=REFUSED.replace("guidance 2", f"guidance {guidance:g}")):
-            Sampler(with_hidden(prior, share), SamplingConfig(guidance=guidance), 2)
+            with_hidden(prior, share).sampler(SamplingConfig(guidance=guidance), 2)
 
 
 def test_a_refused_generate_leaves_what_was_drawn_before(run, accelerator):

@@ -8,13 +8,13 @@ import torch
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
-from smalti.prior.config import PriorConfig
+from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.pixelcnn.network import RowByRow, Stacks
-from smalti.prior.sample import Sampler, sample
+from tests.conftest import sample
 
 TOKENIZER = TokenizerIdentity(name="t", sha256="0" * 64)
 SETTINGS = {  # of what is predicted: one code a place, several, and one in parts
@@ -177,13 +177,13 @@ def test_upper_rows_are_kept_and_the_rest_is_drawn_given_them(places):
     prior = make(code_depth=2)
     codes = codes_of(prior, 1)
     known = torch.arange(prior.config.layout.places)[None] < places
-    found = Sampler(prior, SamplingConfig())(torch.tensor([1]), [9], codes, known)
+    found = prior.sampler(SamplingConfig())(torch.tensor([1]), [9], codes, known)
     assert torch.equal(found[0], drawn_without_a_cache(prior, 1, 9, SamplingConfig(), codes * 0 + codes, known[0]))
 
 
 def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch():
     prior = make()
-    draw = Sampler(prior, SamplingConfig(), 4)
+    draw = prior.sampler(SamplingConfig(), 4)
     together = draw(torch.tensor([0, 1, 0, 1, 1]), [5, 6, 7, 8, 9])
     assert torch.equal(draw(torch.tensor([1, 1]), [8, 6]), together[[3, 1]])
 
@@ -194,7 +194,7 @@ def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch():
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_a_precision_that_is_not_there_is_refused_by_name(precision):
     with pytest.raises(ValueError, match=f"precision {precision}: a PixelCNN draws in fp32 alone"):
-        Sampler(make(), SamplingConfig(precision=precision))
+        make().sampler(SamplingConfig(precision=precision))
 
 
 def test_any_order_is_refused():
@@ -203,8 +203,8 @@ def test_any_order_is_refused():
 
 
 def test_recomputing_is_refused():
-    with pytest.raises(UserError, match=r"recompute is for model\.kind transformer"):
-        make().recomputing(True)
+    with pytest.raises(UserError, match=r"recompute is not there for model\.kind pixelcnn"):
+        make().prepare(TrainConfig(recompute=True))
 
 
 def test_an_even_kernel_is_refused():

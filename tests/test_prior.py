@@ -8,14 +8,15 @@ import torch
 
 from smalti.common.digits import to_index
 from smalti.common.layout import Grid, Layout
-from smalti.prior.base import Prior, nll_each
+from smalti.prior.autoregressive import nll_each
+from smalti.prior.base import Prior
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.draw import SamplingConfig, draw, image_uniforms
 from smalti.prior.layers import RMSNorm
-from smalti.prior.sample import sample
 from smalti.prior.train import hide_labels
 from smalti.prior.transformer.layers import causal_attention, rotary_angles
 from smalti.prior.transformer.model import TransformerPrior
+from tests.conftest import sample
 
 
 @pytest.fixture

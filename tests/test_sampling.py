@@ -14,13 +14,14 @@ from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
 from smalti.prior.order import code_order, known_first, raster, shuffled
-from smalti.prior.sample import BATCH, Sampler, fitting_batch, sample
+from smalti.prior.sample import BATCH, fitting_batch
 from smalti.prior.transformer.config import PRESETS, TransformerConfig
 from smalti.prior.transformer.fast.decoder import CountedStep, Decoder, NumberedStep
 from smalti.prior.transformer.fast.graph import lengths
 from smalti.prior.transformer.fast.matrix import make_matrix, resolve
 from smalti.prior.transformer.model import TransformerPrior
 from smalti.prior.transformer.network import own_rows
+from tests.conftest import sample
 
 FP32 = SamplingConfig(precision="fp32")
 
@@ -127,7 +128,7 @@ def test_the_step_a_graph_captures_is_the_step(any_prior):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_captured_graphs_draw_what_single_steps_draw(any_prior):
     labels, seeds = torch.tensor([0, 1, 2, 3], device="cuda"), [1, 2, 3, 4]
-    sampler = Sampler(any_prior.cuda(), FP32, 4)
+    sampler = any_prior.cuda().sampler(FP32, 4)
     graphed = sampler(labels, seeds)
     sampler._batch.graphs = None
     assert torch.equal(sampler(labels, seeds), graphed)
@@ -204,7 +205,7 @@ def test_completions_have_the_distribution_of_the_prior_given_what_is_known():
     exact = prior.log_prob(images, labels, known.expand(64, 4)).double().exp()
     assert exact.sum().item() == pytest.approx(1, abs=1e-5)
     n = 20_000
-    drawn = Sampler(prior, FP32, 2000)(
+    drawn = prior.sampler(FP32, 2000)(
         torch.ones(n, dtype=torch.int64), range(n), torch.full((n, 4), 2), known.expand(n, 4)
     )  # fmt: skip
     assert (drawn[:, 3] == 2).all()
@@ -250,7 +251,7 @@ def test_a_completed_image_does_not_change_with_its_neighbours(any_prior):
     for any_order in (False, True):
         prior = TransformerPrior(c.model_copy(update={"any_order": any_order})).eval()
         prior.load_state_dict(any_prior.state_dict())
-        sampler = Sampler(prior, FP32, 4)
+        sampler = prior.sampler(FP32, 4)
         together = sampler(labels, seeds, codes, known)
         alone = torch.cat([sampler(labels[i : i + 1], seeds[i : i + 1], codes[i : i + 1], known[i : i + 1]) for i in range(6)])
         assert torch.equal(together, alone)
@@ -263,14 +264,14 @@ def test_a_completed_image_does_not_change_with_its_neighbours(any_prior):
 def test_what_is_known_is_kept_and_the_rest_is_drawn(any_order):
     prior = make_prior(any_order=any_order, layout=Layout.of(3, 3, depth=2, factors=(16,)))
     codes, known = random_codes(prior, 32), torch.rand(32, 9, generator=torch.Generator().manual_seed(2)) < 0.5
-    drawn = Sampler(prior, FP32, 32)(torch.zeros(32, dtype=torch.int64), range(32), codes, known)
+    drawn = prior.sampler(FP32, 32)(torch.zeros(32, dtype=torch.int64), range(32), codes, known)
     given = known.repeat_interleave(2, 1)
     assert torch.equal(drawn[given], codes[given])
     assert (drawn != codes)[~given].float().mean() > 0.5
 
 
 def test_nothing_known_is_sampling_and_all_known_is_the_image(any_prior):
-    labels, codes, sampler = torch.zeros(4, dtype=torch.int64), random_codes(any_prior, 4), Sampler(any_prior, FP32, 4)
+    labels, codes, sampler = torch.zeros(4, dtype=torch.int64), random_codes(any_prior, 4), any_prior.sampler(FP32, 4)
     known = torch.zeros(4, any_prior.config.layout.places, dtype=torch.bool)
     assert torch.equal(sampler(labels, range(4), codes, known), sampler(labels, range(4)))
     assert torch.equal(sampler(labels, range(4), codes, ~known), codes)
@@ -282,7 +283,7 @@ def test_only_a_prior_of_any_order_heeds_what_comes_later():
     known = torch.arange(9).eq(8).expand(64, 9)
     for any_order in (False, True):
         prior = make_prior(any_order=any_order)
-        one, other = (Sampler(prior, FP32, 64)(labels, seeds, torch.full((64, 9), k), known) for k in (3, 12))
+        one, other = (prior.sampler(FP32, 64)(labels, seeds, torch.full((64, 9), k), known) for k in (3, 12))
         assert torch.equal(one[:, :8], other[:, :8]) is not any_order
 
 
@@ -290,7 +291,7 @@ def test_upper_rows_known_are_completed_alike_in_either_order():
     """Known first and in raster order are one order then, so the same draws."""
     codes, known = random_codes(make_prior(), 16), torch.arange(9).lt(3).expand(16, 9)
     labels = torch.zeros(16, dtype=torch.int64)
-    drawn = [Sampler(make_prior(any_order=any_order), FP32, 16)(labels, range(16), codes, known) for any_order in (False, True)]
+    drawn = [make_prior(any_order=any_order).sampler(FP32, 16)(labels, range(16), codes, known) for any_order in (False, True)]
     assert torch.equal(*drawn)
 
 
@@ -352,7 +353,7 @@ def test_guidance_schedules_go_from_none_to_all():
 def test_without_guidance_no_row_is_computed_twice():
     prior = make_prior()
     for guidance, rows in ((1.0, 4), (2.0, 8)):
-        sampler = Sampler(prior, SamplingConfig(guidance=guidance), 4)
+        sampler = prior.sampler(SamplingConfig(guidance=guidance), 4)
         sampler(torch.zeros(4, dtype=torch.int64), range(4))
         assert sampler._batch.decoder.rows == rows
 
@@ -397,7 +398,7 @@ CODES, KNOWN = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torc
 )
 def test_what_cannot_be_drawn_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
-        Sampler(make_prior(), FP32, 2)(**{"labels": torch.tensor([0, 1]), "seeds": [5, 6], **call})
+        make_prior().sampler(FP32, 2)(**{"labels": torch.tensor([0, 1]), "seeds": [5, 6], **call})
 
 
 @pytest.mark.parametrize(
@@ -406,7 +407,7 @@ def test_what_cannot_be_drawn_is_refused(call, message):
 )
 def test_settings_that_cannot_be_are_refused(settings, batch_size, message):
     with pytest.raises(ValueError, match=message):
-        Sampler(make_prior(), SamplingConfig(**settings), batch_size)
+        make_prior().sampler(SamplingConfig(**settings), batch_size)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -414,7 +415,7 @@ def test_a_prior_whose_weights_are_not_finite_is_refused(prior, value):
     """The search in a cumulative distribution of NaN ends beyond the last code: an index out of range, on a GPU its end."""
     prior.head.weight.data[3, 0] = value
     with pytest.raises(UserError, match="logits became NaN or Inf"):
-        Sampler(prior, SamplingConfig())(torch.tensor([0, 1]), [0, 1])
+        prior.sampler(SamplingConfig())(torch.tensor([0, 1]), [0, 1])
 
 
 def test_int8_is_refused_where_it_has_no_kernel():
@@ -434,7 +435,7 @@ def test_when_memory_is_full_the_batch_is_halved_and_said_so(monkeypatch):
     prior, labels, seeds = make_prior(), torch.arange(5) % 3, list(range(5))
     expected = sample(prior, labels, seeds, FP32, batch_size=2)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", cramped)
-    sampler = Sampler(prior, FP32, 8)
+    sampler = prior.sampler(FP32, 8)
     with pytest.warns(UserWarning, match="memory is full: going on with batches of"):
         drawn = sampler(labels, seeds)
     assert sampler.batch_size == 2 and torch.equal(drawn, expected)

@@ -149,7 +149,7 @@ def encode_split(
 
 
 class EncodedBatch(NamedTuple):
-    codes: np.ndarray  # (b · views, T), the views of an image side by side
+    codes: np.ndarray  # (b · views, T), of codes or vectors, the views of an image side by side
     labels: np.ndarray  # (b · views,)
     rows: np.ndarray  # (b · views,)
 
@@ -177,20 +177,22 @@ def check(
     accelerator: Accelerator,
 ) -> dict[str, Any]:  # fmt: skip
     """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
-    counts, errors, rows = torch.zeros(info.layout.depth, info.layout.codebook_size, dtype=torch.int64), [], 0
+    layout, errors, rows = info.layout, list[torch.Tensor](), 0
+    counts = torch.zeros(layout.depth, layout.codebook_size, dtype=torch.int64) if layout.discrete else None
     digest = codes.Digest()
     bar = passing_bar(len(split), f"check {name}")
     for path in codes.shard_paths(folder, name):
         shard = codes.read_shard(path, info)
         rows += len(shard.rows)
         digest.update(shard)
-        counts += count(torch.from_numpy(shard.codes.astype(np.int64)), info.layout.codebook_size, info.layout.depth)
+        if counts is not None:
+            counts += count(torch.from_numpy(shard.codes.astype(np.int64)), layout.codebook_size, layout.depth)
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]
         for part in np.split(chosen, range(batch_size, len(chosen), batch_size)):
             images = split.read_rows(shard.rows[part]).images
-            some = torch.from_numpy(shard.codes[part].astype(np.int64))
+            some = torch.from_numpy(shard.codes[part].astype(np.int64 if layout.discrete else np.float32))
             with accelerator.autocast():
                 decoded = tokenizer.decode(some.to(accelerator.device))
             errors.append(squared_error_each(images, to_uint8(decoded).cpu()))
@@ -203,7 +205,7 @@ def check(
         "skipped": len(split.corrupt) + len(split) - rows // info.views,
         "psnr_pooled": psnr_of(squared_error.mean()).item(), "psnr": psnr_of(squared_error).mean().item(),
         "psnr_images": len(squared_error),
-        "usage": usage(counts), "perplexity": perplexity(counts),
+        **({} if counts is None else {"usage": usage(counts), "perplexity": perplexity(counts)}),
     }  # fmt: skip
 
 
@@ -229,8 +231,8 @@ def main(argv: Sequence[str]) -> None:
         for name, split in codes.read_info(folder)[1].items():
             print(
                 f"{name}: {split['images']} images, {split['rows']} rows, {split['skipped']} images left out; "
-                f"decoded back from disk {psnr_told(split)} of {split['psnr_images']} images; "
-                f"codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}"
+                f"decoded back from disk {psnr_told(split)} of {split['psnr_images']} images"
+                + (f"; codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}" if "usage" in split else "")
             )
         print(f"the codes are in {folder}")
         output = ["--codes", Path(c.output)] if c.output else []

@@ -22,6 +22,7 @@ from torch import Tensor
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.base import Scores
 from smalti.prior.baselines import Marginal, uniform_nll
 from smalti.tokenizer.base import LikelihoodTokenizer
 
@@ -37,12 +38,20 @@ class Nats(NamedTuple):
     learned: Tensor  # (B,) −log p(z | label) − log p(label)
 
 
+def scoring(pipeline: ImagePipeline) -> Scores:
+    """Return the pipeline's prior. Raises `UserError` where it is one that does not say how likely codes are."""
+    if not isinstance(pipeline.prior, Scores) or not pipeline.prior.config.layout.discrete:
+        kind = pipeline.prior.config.architecture.name()
+        raise UserError(f"an image costs bits by the probability of its codes, and a prior of kind {kind} does not say it")
+    return pipeline.prior
+
+
 @torch.inference_mode()
 def code_nats(pipeline: ImagePipeline, marginal: Marginal, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """What codes (B, T) cost by each prior: (B,) float64 on the CPU."""
     c, device = pipeline.prior.config, pipeline.device
     told = (labels < c.num_classes).double() * math.log(max(c.num_classes, 1))
-    learned = -pipeline.prior.log_prob(codes.to(device), labels.to(device)).double().cpu() + told.cpu()
+    learned = -scoring(pipeline).log_prob(codes.to(device), labels.to(device)).double().cpu() + told.cpu()
     uniform = torch.full((len(codes),), c.layout.length * uniform_nll(c.layout.codebook_size), dtype=torch.float64)
     return {"uniform": uniform, "independent": marginal.nll(codes.cpu()), "learned": learned}
 

@@ -86,6 +86,8 @@ def look_up(
     if features is not None:
         assert drawn.features is not None and real.train_features is not None  # they were shown to them
         found["features"] = memorised(drawn.features.cpu(), real.train_features.cpu(), features(real.held_out).cpu())
-    found["codes"] = memorised(drawn.codes, encode(real.train), encode(real.held_out), search=nearest_codes)
+    by_distance = (drawn.codes, encode(real.train), encode(real.held_out))
+    vectors = drawn.codes.is_floating_point()
+    found["codes"] = memorised(*by_distance) if vectors else memorised(*by_distance, search=nearest_codes)
     rows = [drawn.images[:SHOWN]] + [real.train[each.nearest.indices[:SHOWN, 0]] for each in found.values()]
     return {f"memorised_{name}": each.share for name, each in found.items()}, torch.cat(rows)

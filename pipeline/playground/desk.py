@@ -26,6 +26,7 @@ from smalti.pipeline.playground import board, figures, growth
 from smalti.pipeline.playground.book import PAGE, Book
 from smalti.pipeline.playground.view import View, view
 from smalti.pipeline.reporting.page import Html, percent
+from smalti.prior.base import Completes
 from smalti.prior.draw import SamplingConfig
 from smalti.tokenizer.base import DrawsCodes
 
@@ -54,21 +55,12 @@ class Canvas(NamedTuple):
 
 
 class Desk:
-    """A pipeline, its codebook, and whose turn it is."""
+    """A pipeline, and whose turn it is: what there is for every family of tokenizer and prior."""
 
-    def __init__(self, pipeline: ImagePipeline, counts: Tensor | None):
-        """
-        Args:
-            counts: (Q, K), how often each code was used, where a run has counted it.
-        """
+    def __init__(self, pipeline: ImagePipeline):
         self.pipeline, self.turn = pipeline, threading.Lock()
         self.reader = ThreadPoolExecutor(1)  # one thread decodes: malloc keeps what each thread has once taken
-        assert isinstance(pipeline.tokenizer, DrawsCodes)
-        self.book = Book(pipeline.tokenizer, pipeline.tokenizer.config.layout, counts)
-        layout = pipeline.tokenizer.config.layout
-        assert layout.rectangle is not None
-        self.grid, self.depth = layout.rectangle, layout.depth
-        self.places, self.names = self.grid[0] * self.grid[1], pipeline.prior.config.class_names
+        self.names = pipeline.prior.config.class_names
 
     # --------------------------------------------------------------------------------------------------------- drawing
 
@@ -84,16 +76,7 @@ class Desk:
         return [label if self.names is None else self.names[label] for label in labels]
 
     def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
-        """The images as they stood after ever more places, at a pace that can be watched; last as they are."""
-        due = time.monotonic()
-        for counts in growth.in_batches(growth.frames_of(self.places, len(drawn.images)), len(drawn.images), ROWS):
-            codes = torch.cat([growth.unfinished(drawn.codes, n, self.book.usual) for n in counts])
-            frames = self.decode(codes).split(len(drawn.images))
-            for n, images in zip(counts, frames, strict=True):
-                time.sleep(max(0.0, due - time.monotonic()))
-                due = time.monotonic() + PACE
-                yield to_pil(growth.hidden(images, growth.first_places(n, self.places), self.grid))
-        time.sleep(max(0.0, due - time.monotonic()))
+        """Yield the images as they stood while they were drawn, last as they are."""
         yield drawn.images
 
     def captions(self, drawn: Generated) -> list[tuple[str, str]]:
@@ -129,9 +112,10 @@ class Desk:
             return Held(image, self.pipeline.encode_pixels(image), None)
 
     def look(self, held: Held) -> Html:
+        """Return what the tokenizer makes of a picture."""
         with self.turn:
             found: View = view(self.pipeline, held.image, held.label)
-        return figures.looked_at(found, self.grid, self.depth)
+        return figures.looked_at(found, self.pipeline.tokenizer.config.layout)
 
     def _read(self, path: Path) -> Tensor:
         with open_picture(path, MOST_PIXELS, FORMATS) as picture:
@@ -141,6 +125,34 @@ class Desk:
         tokenizer = self.pipeline.tokenizer
         c = tokenizer.config
         return from_pil([picture], c.image_size, c.image_channels, black_and_white=tokenizer.black_and_white)
+
+
+class CodeDesk(Desk):
+    """A desk over codes in rows and columns: images grow code by code, are completed, and painted with codes."""
+
+    def __init__(self, pipeline: ImagePipeline, counts: Tensor | None):
+        """
+        Args:
+            counts: (Q, K), how often each code was used, where a run has counted it.
+        """
+        super().__init__(pipeline)
+        layout = pipeline.tokenizer.config.layout
+        assert layout.rectangle is not None and isinstance(pipeline.tokenizer, DrawsCodes)  # `open_desk` asked
+        self.book = Book(pipeline.tokenizer, layout, counts)
+        self.grid, self.depth, self.places = layout.rectangle, layout.depth, layout.places
+
+    def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
+        """The images as they stood after ever more places, at a pace that can be watched; last as they are."""
+        due = time.monotonic()
+        for counts in growth.in_batches(growth.frames_of(self.places, len(drawn.images)), len(drawn.images), ROWS):
+            codes = torch.cat([growth.unfinished(drawn.codes, n, self.book.usual) for n in counts])
+            frames = self.decode(codes).split(len(drawn.images))
+            for n, images in zip(counts, frames, strict=True):
+                time.sleep(max(0.0, due - time.monotonic()))
+                due = time.monotonic() + PACE
+                yield to_pil(growth.hidden(images, growth.first_places(n, self.places), self.grid))
+        time.sleep(max(0.0, due - time.monotonic()))
+        yield drawn.images
 
     # ------------------------------------------------------------------------------------------------------ completing
 
@@ -225,6 +237,17 @@ class Desk:
 
     def canvas_board(self, canvas: Canvas) -> dict[str, Any]:
         return board.value(figures.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
+
+
+def open_desk(pipeline: ImagePipeline, counts: Tensor | None) -> Desk:
+    """Return the desk that fits a pipeline.
+
+    Args:
+        counts: (Q, K), how often each code was used, where a run has counted it.
+    """
+    layout = pipeline.tokenizer.config.layout
+    drawn = isinstance(pipeline.tokenizer, DrawsCodes) and isinstance(pipeline.prior, Completes)
+    return CodeDesk(pipeline, counts) if layout.discrete and layout.rectangle and drawn else Desk(pipeline)
 
 
 def smaller(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:

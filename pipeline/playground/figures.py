@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.data.pixels import to_pil
+from smalti.common.layout import Layout
 from smalti.pipeline.playground.view import CONTRAST, View, difference
 from smalti.pipeline.reporting.page import Html, join, number, tag
 
@@ -66,10 +67,11 @@ def code_grid(codes: Tensor) -> Html:
     return tag("svg", *cells, viewBox=f"0 0 {w} {h}", class_="tes-codes", role="img", aria_label=told)
 
 
-def looked_at(view: View, grid: tuple[int, int], depth: int) -> Html:
-    """The picture, its codes, its reconstruction, what differs, and the figures."""
+def looked_at(view: View, layout: Layout) -> Html:
+    """Return the picture, its codes where they lie in rows and columns, its reconstruction, what differs, and the figures."""
     C, H, W = view.image.shape[1:]
-    depths = view.codes.view(*grid, depth).unbind(-1)
+    depth = layout.depth if layout.rectangle else 1
+    depths = view.codes.view(*layout.rectangle, depth).unbind(-1) if layout.rectangle and layout.discrete else ()
     grids = [
         figure(code_grid(codes), "its codes" if depth == 1 else f"its codes, depth {i + 1} of {depth}", id=f"tes-codes-{i}")
         for i, codes in enumerate(depths)
@@ -83,13 +85,14 @@ def looked_at(view: View, grid: tuple[int, int], depth: int) -> Html:
             picture(to_pil(differs)[0], "the difference"), f"the difference, {CONTRAST}-fold; grey is none", id="tes-difference"
         ),
     ]
-    places = f"{grid[0]} × {grid[1]}" + (f" × {depth}" if depth > 1 else "")
-    told = [
-        ("PSNR", f"{view.psnr:.1f} dB", "of the reconstruction; more is nearer"),
-        ("codes", f"{number(round(view.bits))} bits", f"{places} codes as the prior predicts them"),
-        ("without the prior", f"{number(round(view.evenly))} bits", "were all codes alike likely"),
-        ("pixels", f"{number(view.raw)} bits", f"{H} × {W} × {C} bytes as they are"),
-    ]
+    told = [("PSNR", f"{view.psnr:.1f} dB", "of the reconstruction; more is nearer")]
+    if view.bits is not None:
+        told.append(
+            ("codes", f"{number(round(view.bits))} bits", f"{str(layout).replace(' x ', ' × ')} as the prior predicts them")
+        )
+    if view.evenly is not None:
+        told.append(("without the prior", f"{number(round(view.evenly))} bits", "were all codes alike likely"))
+    told.append(("pixels", f"{number(view.raw)} bits", f"{H} × {W} × {C} bytes as they are"))
     return join(tag("div", *shown, class_="tes-sheet few tes-still"), tiles(told))
 
 

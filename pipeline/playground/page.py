@@ -17,7 +17,7 @@ except ImportError:
 
 from smalti.pipeline.image_pipeline import Generated
 from smalti.pipeline.playground import board, style
-from smalti.pipeline.playground.desk import OFF, Canvas, Desk, Held, controls, read_sampling
+from smalti.pipeline.playground.desk import OFF, Canvas, CodeDesk, Desk, Held, controls, read_sampling
 from smalti.pipeline.playground.guard import log
 from smalti.pipeline.reporting.page import join, tag
 
@@ -121,21 +121,18 @@ class Page:
                     self._draw_tab()
                 with gr.Tab("Look", id="look"):
                     self._look_tab(held)
-                with gr.Tab("Complete", id="complete"):
-                    self._complete_tab(held)
-                with gr.Tab("Codebook", id="codebook"):
-                    self._codebook_tab(held)
+                self._more_tabs(held)
             self._join()
 
     # ---------------------------------------------------------------------------------------------------------- layout
 
     def _head(self) -> None:
-        c, K = self.desk.pipeline.tokenizer.config, self.desk.book.codes
-        (H, W), (h, w), Q = c.image_size, self.desk.grid, self.desk.depth
+        c = self.desk.pipeline.tokenizer.config
+        H, W = c.image_size
         facts = [
             self.name,
             f"images of {H} × {W}",
-            f"{h} × {w}{f' × {Q}' if Q > 1 else ''} codes, each one of {K:,}",
+            str(c.layout).replace(" x ", " × "),
             f"{len(self.classes)} classes" if self.classes else "no classes",
         ]
         gr.HTML(join(tag("h1", "Smalti"), tag("p", " · ".join(facts))), elem_classes="tes-head")
@@ -169,8 +166,10 @@ class Page:
                     self.guidance = gr.Slider(
                         0, max(4.0, set_to["guidance"]), set_to["guidance"], step=0.05, label="Guidance", visible=self.guided
                     )
-                with gr.Accordion("Truncation", open=any(set_to[key] != off for key, off in OFF.items())):
-                    K = self.desk.book.codes
+                cut = any(set_to[key] != off for key, off in OFF.items())
+                with gr.Accordion("Truncation", open=cut, visible="top_k" in self.desk.pipeline.prior.takes):
+                    layout = self.desk.pipeline.tokenizer.config.layout
+                    K = layout.codebook_size if layout.discrete else 1
                     self.top_k = gr.Slider(0, K, set_to["top_k"], step=1, label="Top k", info="0: all codes")
                     self.top_p = gr.Slider(0.01, 1, set_to["top_p"], step=0.01, label="Top p", info="1: all codes")
                     self.min_p = gr.Slider(0, 1, set_to["min_p"], step=0.01, label="Min p", info="0: all codes")
@@ -191,6 +190,78 @@ class Page:
                 )
             with gr.Column(scale=4, min_width=300):
                 self.looked = gr.HTML(self.desk.look(held), elem_id="looked")
+
+    @staticmethod
+    def _board(value: dict[str, Any], mode: str, told: str, name: str) -> gr.HTML:
+        return gr.HTML(
+            value, html_template=board.TEMPLATE, js_on_load=board.SCRIPT, mode=mode, told=told, elem_id=name, padding=False
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------------- events
+
+    @staticmethod
+    def _on(listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False) -> None:
+        """Nobody but the page calls an event; one computes at a time, whoever waits, see `Desk`."""
+        listen(
+            told(event), list(inputs), list(outputs), api_visibility="private", concurrency_limit=None,
+            show_progress="hidden" if quiet else "minimal",
+        )  # fmt: skip
+
+    def on_draw(
+        self, labels: list[int], number: int, seed: int | None, growing: bool, temperature: float, guidance: float,
+        top_k: float, top_p: float, min_p: float,
+    ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
+        sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
+        drawn = self.desk.draw(labels or [], int(number), seed, sampling)
+        for images in self.desk.grow(drawn) if growing else ():
+            yield self.desk.sheet(drawn._replace(images=images)), gr.skip()
+        yield self.desk.sheet(drawn), drawn
+
+    def on_pick(self, drawn: Generated, event: gr.EventData) -> tuple[Any, ...]:
+        held = self.desk.pick(drawn, event.index)
+        return self.desk.sheet(drawn, event.index), *self._in_hand(held)
+
+    def on_drop(self, path: str, drawn: Generated) -> tuple[Any, ...]:
+        """The drop zone is emptied again, and none of the drawn images is in hand."""
+        held = self.desk.drop(path)
+        return None, self.desk.sheet(drawn), *self._in_hand(held)
+
+    def _sampling(self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float) -> dict[str, Any]:
+        return read_sampling(temperature, guidance if self.guided else None, top_k, top_p, min_p)
+
+    def _more_tabs(self, held: Held) -> None:
+        """Add what there is for some families alone."""
+
+    def _join(self) -> None:
+        """Say which component's event changes which others."""
+        self.settings = [self.temperature, self.guidance, self.top_k, self.top_p, self.min_p]
+        asked = [self.labels, self.number, self.seed, self.growing, *self.settings]
+        self._on(self.draw.click, self.on_draw, asked, [self.sheet, self.drawn])
+        self._on(self.sheet.click, self.on_pick, [self.drawn], [self.sheet, *self._held_by()])
+        for zone in self._drop_zones():
+            self._on(zone.upload, self.on_drop, [zone, self.drawn], [zone, self.sheet, *self._held_by()])
+
+    def _drop_zones(self) -> list[gr.File]:
+        return [self.drop_look]
+
+    def _held_by(self) -> list[Any]:
+        """Return the components that show the picture in hand, in the order of `_in_hand`."""
+        return [self.held, self.looked]
+
+    def _in_hand(self, held: Held) -> tuple[Any, ...]:
+        return held, self.desk.look(held)
+
+
+class CodePage(Page):
+    """The page over codes in rows and columns, which are completed, browsed and painted with."""
+
+    desk: CodeDesk
+
+    def _more_tabs(self, held: Held) -> None:
+        with gr.Tab("Complete", id="complete"):
+            self._complete_tab(held)
+        with gr.Tab("Codebook", id="codebook"):
+            self._codebook_tab(held)
 
     def _complete_tab(self, held: Held) -> None:
         with gr.Row():
@@ -253,26 +324,14 @@ class Page:
                 )
                 self.drop_codebook = self._drop_zone("codebook")
 
-    @staticmethod
-    def _board(value: dict[str, Any], mode: str, told: str, name: str) -> gr.HTML:
-        return gr.HTML(
-            value, html_template=board.TEMPLATE, js_on_load=board.SCRIPT, mode=mode, told=told, elem_id=name, padding=False
-        )  # fmt: skip
-
     # ---------------------------------------------------------------------------------------------------------- events
 
     def _join(self) -> None:
-        settings = [self.temperature, self.guidance, self.top_k, self.top_p, self.min_p]
-        asked = [self.labels, self.number, self.seed, self.growing, *settings]
-        self._on(self.draw.click, self.on_draw, asked, [self.sheet, self.drawn])
-        in_hand = [self.held, self.looked, self.mask, self.label, self.completed, self.canvas, self.painting]
-        self._on(self.sheet.click, self.on_pick, [self.drawn], [self.sheet, *in_hand])
-        for zone in (self.drop_look, self.drop_complete, self.drop_codebook):
-            self._on(zone.upload, self.on_drop, [zone, self.drawn], [zone, self.sheet, *in_hand])
+        super()._join()
         self._on(self.uncover.click, self.on_uncover, [self.held], [self.mask])
         self._on(self.cover_half.click, self.on_cover_half, [self.held], [self.mask])
         given = [self.held, self.mask, self.label, self.completions, self.complete_seed]
-        self._on(self.complete.click, self.on_complete, [*given, *settings], [self.completed])
+        self._on(self.complete.click, self.on_complete, [*given, *self.settings], [self.completed])
         where = [self.depth, self.by_use, self.number_of_page]
         self._on(self.codes.click, self.on_code, [*where, self.code], [self.code, self.codes, self.told], quiet=True)
         for control in where:
@@ -284,32 +343,11 @@ class Page:
         self._on(self.blank.click, self.on_blank, [], shown, quiet=True)
         self._on(self.again.click, self.on_in_hand, [self.held], shown, quiet=True)
 
-    @staticmethod
-    def _on(listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False) -> None:
-        """Nobody but the page calls an event; one computes at a time, whoever waits, see `Desk`."""
-        listen(
-            told(event), list(inputs), list(outputs), api_visibility="private", concurrency_limit=None,
-            show_progress="hidden" if quiet else "minimal",
-        )  # fmt: skip
+    def _drop_zones(self) -> list[gr.File]:
+        return [self.drop_look, self.drop_complete, self.drop_codebook]
 
-    def on_draw(
-        self, labels: list[int], number: int, seed: int | None, growing: bool, temperature: float, guidance: float,
-        top_k: float, top_p: float, min_p: float,
-    ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
-        sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
-        drawn = self.desk.draw(labels or [], int(number), seed, sampling)
-        for images in self.desk.grow(drawn) if growing else ():
-            yield self.desk.sheet(drawn._replace(images=images)), gr.skip()
-        yield self.desk.sheet(drawn), drawn
-
-    def on_pick(self, drawn: Generated, event: gr.EventData) -> tuple[Any, ...]:
-        held = self.desk.pick(drawn, event.index)
-        return self.desk.sheet(drawn, event.index), *self._in_hand(held)
-
-    def on_drop(self, path: str, drawn: Generated) -> tuple[Any, ...]:
-        """The drop zone is emptied again, and none of the drawn images is in hand."""
-        held = self.desk.drop(path)
-        return None, self.desk.sheet(drawn), *self._in_hand(held)
+    def _held_by(self) -> list[Any]:
+        return [self.held, self.looked, self.mask, self.label, self.completed, self.canvas, self.painting]
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         canvas = Canvas(held.codes, ())
@@ -334,9 +372,6 @@ class Page:
             gr.Warning(warning)
         return made
 
-    def _sampling(self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float) -> dict[str, Any]:
-        return read_sampling(temperature, guidance if self.guided else None, top_k, top_p, min_p)
-
     def on_code(self, depth: int, by_use: bool, page: int, before: int, event: gr.EventData) -> tuple[Any, ...]:
         code = self.desk.code_at(event.places, depth, by_use, int(page) - 1)
         code = before if code is None else code
@@ -359,3 +394,12 @@ class Page:
 
     def _shown(self, canvas: Canvas) -> tuple[Any, ...]:
         return canvas, self.desk.canvas_board(canvas)
+
+
+def make_page(desk: Desk, name: str) -> Page:
+    """Return the page that fits a desk.
+
+    Args:
+        name: of the run, for people.
+    """
+    return CodePage(desk, name) if isinstance(desk, CodeDesk) else Page(desk, name)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smalti.metrics.similarity import psnr_each
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.base import Scores
 
 CONTRAST = 4  # by which differences are raised
 
@@ -20,8 +21,8 @@ class View(NamedTuple):
     codes: Tensor  # (1, T)
     again: Tensor  # (1, C, H, W), what the codes decode to
     psnr: float  # dB
-    evenly: float  # bits of the codes if all were alike likely
-    bits: float  # of the codes as the prior thinks of them
+    evenly: float | None  # bits of the codes if all were alike likely, where there are codes
+    bits: float | None  # of the codes as the prior thinks of them, where it says so
     raw: int  # of the pixels as they are
 
 
@@ -30,9 +31,11 @@ def view(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
     codes = pipeline.encode_pixels(image)
     again = pipeline.decode(codes)
     names = pipeline.prior.config.class_names
-    bits = pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits
-    evenly = codes.shape[1] * math.log2(pipeline.tokenizer.config.layout.codebook_size)
-    return View(image, codes, again, psnr_each(image, again).item(), evenly, -bits.item(), 8 * image.numel())
+    layout, bits = pipeline.tokenizer.config.layout, None
+    if layout.discrete and isinstance(pipeline.prior, Scores):
+        bits = -pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits.item()
+    evenly = layout.length * math.log2(layout.codebook_size) if layout.discrete else None
+    return View(image, codes, again, psnr_each(image, again).item(), evenly, bits, 8 * image.numel())
 
 
 def difference(image: Tensor, again: Tensor) -> Tensor:

@@ -27,16 +27,16 @@ from smalti.pipeline.reporting.meanings import told_figures
 from smalti.pipeline.reporting.page import number
 from smalti.pipeline.reporting.provenance import evaluation_commands, stage_commands
 from smalti.prior.base import Prior
+from smalti.prior.config import ArchitectureConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.kmeans.config import KMeansConfig
 
 What = Literal["pipeline", "tokenizer", "prior"]
 TITLES = {"pipeline": "images from codes", "tokenizer": "an image tokenizer", "prior": "a prior over image codes"}
 TAGS = {
-    "pipeline": ["image-generation", "transformer"],
+    "pipeline": ["image-generation"],
     "tokenizer": ["image-tokenizer"],
-    "prior": ["image-generation", "transformer"],
+    "prior": ["image-generation"],
 }
 STAGES = {"pipeline": ("tokenizer", "prior", "pipeline"), "tokenizer": ("tokenizer",), "prior": ("prior", "pipeline")}
 MEASURED = {"tokenizer": "Reconstructions", "prior": "The prior on held-out codes", "pipeline": "Both stages together"}
@@ -58,7 +58,7 @@ def model_card(found: Found, what: What, *, place: str = UNSAID, license: str | 
         license=license,
         library_name=card.LIBRARY,
         pipeline_tag="unconditional-image-generation" if what == "pipeline" else None,
-        tags=[card.LIBRARY, *TAGS[what], "k-means" if isinstance(found.model, KMeansConfig) else "vq-vae"],
+        tags=[card.LIBRARY, *TAGS[what], *([] if found.model is None else [found.model.name()])],
         datasets=[origin] if origin else None,
         base_model=begun_from(found, what),
     )
@@ -156,20 +156,22 @@ def snippet(found: Found, what: What, place: str) -> str:
         return (
             f"import torch\n\n{card.loading(ImageTokenizer, place)}\n"
             f"images = torch.zeros(2, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})  # {shape} in [-1, 1]\n"
-            f"indices = tokenizer.encode(images)  # (B, {c.layout.length}) in [0, {c.layout.codebook_size})\n"
-            "images = tokenizer.decode(indices)"
+            f"latents = tokenizer.encode(images)  # (B, {c.layout.length}): {c.layout}\n"
+            "images = tokenizer.decode(latents)"
         )
     return (
-        "import torch\n\nfrom smalti.prior.draw import SamplingConfig\nfrom smalti.prior.sample import Sampler\n"
+        "import torch\n\nfrom smalti.prior.draw import SamplingConfig\n"
         f"{card.loading(Prior, place)}\n"
-        "draw = Sampler(prior, SamplingConfig())\n"
-        "codes = draw(labels=torch.tensor([0]), seeds=[0])  # (1, T), raster order\n"
-        "nats = prior.log_prob(codes, torch.tensor([0]))"
+        "draw = prior.sampler(SamplingConfig())\n"
+        "latents = draw(labels=torch.tensor([0]), seeds=[0])  # (1, T), raster order"
+        + ("\nnats = prior.log_prob(latents, torch.tensor([0]))" if scores(found) else "")
     )
 
 
-def _depth(c: Any) -> str:
-    return f", {c.layout.depth}" if c.layout.depth > 1 else ""
+def scores(found: Found) -> bool:
+    """Return whether the run's prior says how likely latents are."""
+    kind = (found.prior or {}).get("architecture", {}).get("kind", ArchitectureConfig.usual)
+    return kind in ArchitectureConfig.kinds and hasattr(ArchitectureConfig.kinds[kind].builds, "log_prob")
 
 
 # ------------------------------------------------------------------------------------------------------------------ data

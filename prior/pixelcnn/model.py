@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from smalti.common.digits import to_digits, to_index
 from smalti.common.errors import UserError
-from smalti.prior.base import Choose, Prior, embedding_rows
+from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
+from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig, draw, guidance_scales, image_uniforms
 from smalti.prior.head import CodeHead
@@ -33,7 +34,7 @@ def rectangle(config: PriorConfig) -> tuple[int, int]:
 
 
 @PixelCNNConfig.register
-class PixelCNNPrior(Prior):
+class PixelCNNPrior(AutoregressivePrior):
     first_rows: Tensor  # (T, G)
 
     def __init__(self, config: PriorConfig):
@@ -77,10 +78,6 @@ class PixelCNNPrior(Prior):
     def matrices(self) -> list[nn.Parameter]:
         inside = [self.stacks, *([self.place_mlp] if self.place_mlp is not None else [])]
         return [p for module in inside for p in module.parameters() if p.ndim == 2]
-
-    def recomputing(self, wanted: bool) -> None:
-        if wanted:
-            raise UserError("recompute is for model.kind transformer; a PixelCNN keeps its activations: leave it away")
 
     def resolved(self, precision: Precision) -> Precision:
         if precision not in ("auto", "fp32"):

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from smalti.common.digits import to_digits
-from smalti.prior.base import Prior, embedding_rows
-from smalti.prior.config import PriorConfig
+from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
+from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.head import CodeHead
 from smalti.prior.layers import RMSNorm
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.layers import Block, Turn, rotary_angles
 
 
-class CausalTransformer(Prior):
+class CausalTransformer(AutoregressivePrior):
     cos: Tensor  # (1 + T, head_dim / 2), of the angles by which places are turned
     sin: Tensor
     first_rows: Tensor  # (T, G)
@@ -93,8 +93,9 @@ class CausalTransformer(Prior):
     def matrices(self) -> list[nn.Parameter]:
         return [p for p in self.blocks.parameters() if p.ndim == 2]
 
-    def recomputing(self, wanted: bool) -> None:
-        self.recompute = wanted
+    def prepare(self, c: TrainConfig) -> None:
+        super().prepare(c.model_copy(update={"recompute": False}))
+        self.recompute = c.recompute
 
 
 def own_rows(order: Tensor) -> Tensor:

@@ -1,0 +1,160 @@
+"""Priors that factorise log p(codes | class) into a distribution over each code given those before it.
+
+Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
+codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their sizes;
+order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places.
+
+So their log-probabilities are exact: the rate term of the lecture's ELBO.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smalti.common.digits import to_digits
+from smalti.common.errors import UserError
+from smalti.prior.base import Choose, Prior
+from smalti.prior.config import PriorConfig, TrainConfig
+from smalti.prior.draw import Precision, SamplingConfig
+from smalti.prior.order import code_order, draw_order, known_first, raster, shuffled
+from smalti.prior.sample import BatchSampler, Drawing
+
+ANNEALED = (0.5, 0.75)  # between these shares of the steps random orders give way to raster order, as in RAR
+
+
+class AutoregressivePrior(Prior):
+    """A distribution over each code given the class and the codes before it in an order."""
+
+    takes: ClassVar[frozenset[str]] = frozenset(SamplingConfig.model_fields)
+    exact = True
+
+    def __init__(self, config: PriorConfig):
+        super().__init__(config)
+        if not config.layout.discrete:
+            raise UserError(f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}")
+        self.vocabularies = config.vocabularies
+        self.order, self.shuffled_share = "raster", 0.0  # of training: how places are ordered, and of how many rows at random
+
+    # ----------------------------------------------------------------------------------------------- what a kind decides
+
+    @abstractmethod
+    def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+        """logits (B, T, V) fp32 of the codes in the order given, raster order where none is.
+
+        logits[:, n] has seen the label, the n codes before it in the order, and of its own code the parts before.
+        """
+
+    @abstractmethod
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Drawing:
+        """Return the state of a batch of so many images, drawn with these settings at a resolved precision."""
+
+    @abstractmethod
+    def resolved(self, precision: Precision) -> Precision:
+        """Return the precision that is drawn in. Raises ValueError where there is none of that name for this prior."""
+
+    @abstractmethod
+    def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
+        """Return about how much memory a `drawing` of this size takes."""
+
+    @abstractmethod
+    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
+        """Return codes (B, T), as `prior.base.Walks` says."""
+
+    # ------------------------------------------------------------------------------------------------------- in training
+
+    def prepare(self, c: TrainConfig) -> None:
+        super().prepare(c)
+        self.order = c.order
+
+    def anneal(self, progress: float) -> None:
+        self.shuffled_share = share_shuffled(self.order, progress)
+
+    def loss(self, latents: Tensor, labels: Tensor, forward: nn.Module) -> Tensor:
+        order = draw_order(len(labels), self.config.layout, self.shuffled_share, latents.device)
+        ordered = latents if order is None else latents.gather(1, order)
+        return nll_each(forward(labels, latents, order), ordered, self.vocabularies)
+
+    @torch.no_grad()
+    def validation(self, latents: Tensor, labels: Tensor, rows: Sequence[int]) -> Tensor:
+        """A prior of any order is asked for each row in an order that belongs to the row; others in raster order."""
+        if not self.config.any_order:
+            return self.nll(latents, labels)
+        places, seeded = self.config.layout.places, (torch.Generator().manual_seed(row) for row in rows)
+        order = torch.cat([shuffled(1, places, generator) for generator in seeded]).to(latents.device)
+        return self.nll(latents, labels, order=order)
+
+    # --------------------------------------------------------------------------------------------------- what follows of it
+
+    def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> BatchSampler:
+        self.check_sampling(config)
+        return BatchSampler(self, config, batch_size)
+
+    def heeds(self, known: Tensor) -> bool:
+        return self.config.any_order or not bool((known[:, 1:] & ~known[:, :-1]).any())
+
+    @torch.no_grad()
+    def log_prob(self, codes: Tensor, labels: Tensor, known: Tensor | None = None, *, order: Tensor | None = None) -> Tensor:
+        """log p(codes | labels) of each image, or of its unknown codes given the known ones, in nats.
+
+        Args:
+            codes: (B, T).
+            labels: (B,) in [0, num_classes]; num_classes stands for no class.
+            known: (B, P) bool, the places whose codes are given. A prior trained in every order then reads the known ones
+                first. One trained in raster order reads them where they stand: each code is given the known and unknown
+                ones before it alone, which is the same where all known places come first.
+            order: (B, P), a permutation of the places for each image, in which they are predicted instead.
+        Returns:
+            (B,).
+        Raises:
+            ValueError: codes not of the length, or codes or labels not of the range, this prior was trained for; an order
+                for a prior of raster order; an order and known places at once.
+        """
+        self.check(codes, labels, known)
+        B, P = len(codes), self.config.layout.places
+        if order is not None and (known is not None or not self.config.any_order):
+            raise ValueError("an order is for a prior trained with order: any, and without known places, which give their own")
+        if order is not None and not torch.equal(order.sort(1).values, raster(B, P, order.device)):
+            raise ValueError(f"an order must be ({B}, {P}), a permutation of each image's places")
+        if known is not None and self.config.any_order:
+            order = known_first(known)
+        nll = self.nll(codes, labels, order=order)
+        if known is not None:
+            nll = nll.masked_fill(known.repeat_interleave(self.config.layout.depth, 1), 0)
+        return -nll.sum(1)
+
+    @torch.no_grad()
+    def nll(self, codes: Tensor, labels: Tensor, *, order: Tensor | None = None) -> Tensor:
+        """−log p of each code given those before it in the order, (B, T) where the codes stand, in nats. Takes what `log_prob`
+        takes, and checks nothing."""
+        if order is None:
+            return nll_each(self(labels, codes), codes, self.vocabularies)
+        steps = code_order(order, self.config.layout.depth)
+        nll = nll_each(self(labels, codes, steps), codes.gather(1, steps), self.vocabularies)
+        return torch.empty_like(nll).scatter_(1, steps, nll)
+
+
+def share_shuffled(order: str, progress: float) -> float:
+    """Return of how many rows the places are in a random order, when this share of the steps is done."""
+    if order != "annealed":
+        return float(order == "any")
+    begin, end = ANNEALED
+    return min(1.0, max(0.0, (end - progress) / (end - begin)))
+
+
+def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tensor:
+    """−log p of each code (B, T), in nats, the sum over its parts: logits (B, T, V), codes (B, T)."""
+    digits = to_digits(codes, vocabularies).unbind(-1)
+    parts = logits.float().transpose(1, 2).split(list(vocabularies), dim=1)
+    each = [F.cross_entropy(part, digit, reduction="none") for part, digit in zip(parts, digits, strict=True)]
+    return torch.stack(each).sum(0)
+
+
+def embedding_rows(config: PriorConfig) -> Tensor:
+    """(T, G): the row of the embedding table where part g of the codes at place t begins."""
+    sizes = torch.tensor(config.vocabularies)
+    depth = torch.arange(config.layout.length)[:, None] % config.layout.depth
+    return depth * sizes.sum() + sizes.cumsum(0) - sizes
