@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -42,15 +42,16 @@ from smalti.common.commands import as_typed
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import Part, SkippedSteps
-from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.launch import make_accelerator, run_command
 from smalti.common.layout import Layout
 from smalti.common.order import Order, Share, batches
 from smalti.common.origin import Origin, begin_from, begun_from
 from smalti.common.pictures import image_grid, save_curves
-from smalti.common.progress import passing_bar, progress_bar
+from smalti.common.progress import passing_bar
 from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
+from smalti.common.steps import Steps
 from smalti.prior.autoregressive import share_shuffled
 from smalti.prior.base import Prior, Scores
 from smalti.prior.baselines import marginal_nll, uniform_nll
@@ -139,10 +140,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
     peaks = {"adamw": c.lr, "muon": c.matrix_lr or 0.0}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
-    bar, shown = progress_bar(accelerator, c.steps, "prior", initial=first_step), dict[str, Any]()
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
-    with metrics, Interrupt(accelerator) as interrupt:
-        for step in range(first_step, c.steps):
+    with metrics, Steps(c, first_step, accelerator, "prior") as steps:
+        for step in steps:
             state.seed_step(c.seed, step, accelerator.process_index)
             trained.prior.anneal(step / c.steps)
             height = share_of_peak(c, step)
@@ -168,30 +168,21 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             for optimizer in trained.optimizers.values():
                 optimizer.zero_grad()
 
-            done, last = step + 1, step + 1 == c.steps
-            bar.update()
-            if done % c.log_every == 0 or last:
-                logged = trained.means.take()
-                metrics.log(done, "train", **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
-                shown |= {name: f"{value:.3f}" for name, value in logged.items()}
-                bar.set_postfix(**shown, refresh=False)
-            sound = trained.skipped.in_a_row == 0 or last  # weights whose steps are skipped may be what is wrong: not to keep
-            if sound and (done % c.evaluate_every == 0 or last):
-                held_out = evaluate(trained.ema.model, validation, accelerator)
-                metrics.log(done, "validation", validation_nll=held_out.nll)
-                metrics.picture(done, "nll_by_place", picture_of(held_out, model_config.layout))
-                if held_out.nll < best.nll:
-                    best = Best(done, held_out.nll)
-                    keep(trained.ema.model, run / "model", accelerator)
-                shown |= {"validation": f"{held_out.nll:.3f}", "best": f"{best.nll:.3f}"}
-                bar.set_postfix(**shown, refresh=False)
-            interrupted = interrupt.asked(done) and not last
-            if sound and (done % c.save_every == 0 or last or interrupted):
-                save(trained, done, best, run, c.keep_states, accelerator)
-            if interrupted:
-                what = "saved" if sound else "last saved before the steps skipped"
-                raise Interrupted(f"{what} at step {done} of {c.steps}; the same command goes on from there")
-    bar.close()
+            for due in steps.after(step, trained.skipped):
+                if due == "log":
+                    logged = trained.means.take()
+                    metrics.log(step + 1, "train", **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
+                    steps.show(**{name: f"{value:.3f}" for name, value in logged.items()})
+                elif due == "evaluate":
+                    held_out = evaluate(trained.ema.model, validation, accelerator)
+                    metrics.log(step + 1, "validation", validation_nll=held_out.nll)
+                    metrics.picture(step + 1, "nll_by_place", picture_of(held_out, model_config.layout))
+                    if held_out.nll < best.nll:
+                        best = Best(step + 1, held_out.nll)
+                        keep(trained.ema.model, run / "model", accelerator)
+                    steps.show(validation=f"{held_out.nll:.3f}", best=f"{best.nll:.3f}")
+                elif due == "save":
+                    save(trained, step + 1, best, run, c.keep_states, accelerator)
     report(data, best, run, accelerator)
     return run / "model"
 

@@ -217,7 +217,10 @@ def test_what_the_families_do_not_offer_is_refused_by_name(run, tmp_path):
         (lambda: pipeline(labels=[1], guidance=2.0), "toy_gaussian has no guidance"),
         (lambda: pipeline.complete(picture, np.ones((8, 8), bool)), "no pixels belong to those of 4 vectors of 3"),
         (lambda: pipeline.vary(picture), "toy_gaussian draws whole images, and completes none"),
-        (lambda: compress([str(run), "--output", str(tmp_path / "x.tess")]), "p.x . z., which a tokenizer of kind toy_sequence does not say"),
+        (
+            lambda: compress([str(run), "--output", str(tmp_path / "x.tess")]),
+            "p.x . z., which a tokenizer of kind toy_sequence does not say",
+        ),
     ):
         with pytest.raises(UserError, match=told):
             call()

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -45,15 +45,15 @@ from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import Part, SkippedSteps
 from smalti.common.folder import kind_of
-from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.launch import make_accelerator, run_command
 from smalti.common.order import Order, Share, batches
 from smalti.common.origin import Origin, begin_from, begun_from
 from smalti.common.pictures import save_curves, save_picture
-from smalti.common.progress import progress_bar
 from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
 from smalti.common.shown import shown
+from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
 from smalti.tokenizer.codebooks.health import described, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
@@ -124,11 +124,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
-    bar = progress_bar(accelerator, c.steps, "tokenizer", initial=first_step)
-    shown, figures, weights = dict[str, Any](), dict[str, Any](), trained.tokenizer.weights(c)
+    figures, weights = dict[str, str](), trained.tokenizer.weights(c)
     reader = batches(splits["train"], Order(len(splits["train"]), c.seed, share, first_step), c.workers)
-    with metrics, Interrupt(accelerator) as interrupt:
-        for step in range(first_step, c.steps):
+    with metrics, Steps(c, first_step, accelerator, "tokenizer") as steps:
+        for step in steps:
             state.seed_step(c.seed, step, accelerator.process_index)
             lr = learning_rate(c, step)
             for group in trained.optimizer.param_groups:
@@ -155,25 +154,17 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 trained.upkeep.discard()
             trained.optimizer.zero_grad()
 
-            done, last = step + 1, step + 1 == c.steps
-            bar.update()
-            if done % c.log_every == 0 or last:
-                means = trained.means.take()
-                metrics.log(done, "train", **means, lr=lr, skipped_steps=trained.skipped.total)
-                shown = {"loss": f"{means['loss']:.4f}"} if means else {}
-                bar.set_postfix(**shown, **figures, refresh=False)
-            sound = trained.skipped.in_a_row == 0 or last  # weights whose steps are skipped may be what is wrong: not to keep
-            if sound and (done % c.evaluate_every == 0 or last):
-                evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
-                figures = report(evaluation, done, trained, metrics, run, accelerator)
-                bar.set_postfix(**shown, **figures, refresh=False)
-            interrupted = interrupt.asked(done) and not last
-            if sound and (done % c.save_every == 0 or last or interrupted):
-                save(trained, done, run, c.keep_states, accelerator)
-            if interrupted:
-                what = "saved" if sound else "last saved before the steps skipped"
-                raise Interrupted(f"{what} at step {done} of {c.steps}; the same command goes on from there")
-    bar.close()
+            for due in steps.after(step, trained.skipped):
+                if due == "log":
+                    means = trained.means.take()
+                    metrics.log(step + 1, "train", **means, lr=lr, skipped_steps=trained.skipped.total)
+                    steps.show(**({"loss": f"{means['loss']:.4f}"} if means else {}))
+                elif due == "evaluate":
+                    evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
+                    figures = report(evaluation, step + 1, trained, metrics, run, accelerator)
+                    steps.show(**figures)
+                elif due == "save":
+                    save(trained, step + 1, run, c.keep_states, accelerator)
     told = ", ".join(f"{name} {value}" for name, value in figures.items())
     accelerator.print(f"validation: {told}" if told else f"all {c.steps} steps were done before")
     if accelerator.is_main_process:
@@ -271,7 +262,7 @@ def save(trained: Trained, step: int, run: Path, keep: int, accelerator: Acceler
 
 def report(
     evaluation: Evaluation, step: int, trained: Trained, metrics: Metrics, run: Path, accelerator: Accelerator
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, str]:  # fmt: skip
     """Log an evaluation, draw it, warn of codes that are not used; what of it stands beside the progress bar."""
     metrics.log(step, "validation", **evaluation.metrics())
     if accelerator.is_main_process:
