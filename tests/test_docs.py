@@ -76,6 +76,21 @@ def test_files_that_a_page_names_are_there(page):
         assert (ROOT / target).exists() or "NAME" in target, target
 
 
+def test_the_readme_is_short_and_its_pictures_load_fast():
+    readme = text_of(ROOT / "README.md")
+    assert len(readme.split()) < 1300
+    for picture in re.findall(r"!\[[^]]*\]\((\S+)\)", readme):
+        assert (ROOT / picture).stat().st_size < 200_000, picture
+
+
+def test_the_page_of_commands_has_every_command_and_every_shipped_config():
+    page = text_of(ROOT / "docs/commands.md")
+    for name, command in COMMANDS.items():
+        assert f"`{name}`" in page and f"`{command.script}`" in page, name
+    for config_file in (ROOT / "configs").glob("*/prior.yaml"):
+        assert f"| `{config_file.parent.name}` |" in page, config_file
+
+
 # ----------------------------------------------------------------------------------------------------------------- commands
 
 
