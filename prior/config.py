@@ -59,10 +59,7 @@ class PriorConfig(Settings):
         if self.layout.length > LONGEST:
             raise ValueError(f"{self.layout} are {self.layout.length} numbers, at most {LONGEST}")
         if self.any_order and not self.architecture.any_order:
-            kinds = " or ".join(kind.name() for kind in ArchitectureConfig.members() if kind().any_order)  # type: ignore[attr-defined]
-            raise ValueError(
-                f"order: a {self.architecture.name()} has raster order alone; take order raster, or model.kind {kinds}"
-            )
+            raise ValueError(f"order: a {self.architecture.name()} has raster order alone; take order raster")
         return self
 
     @classmethod

@@ -95,7 +95,7 @@ class BatchSampler:
     ) -> Tensor:  # fmt: skip
         c = self.prior.config
         if (codes is None) != (known is None):
-            raise ValueError("codes and known are given together or not at all")
+            raise ValueError("latents and known are given together or not at all")
         if codes is None or known is None:
             codes = torch.zeros(len(labels), c.layout.length, dtype=torch.int64)
             known = torch.zeros(len(labels), c.layout.places, dtype=torch.bool)

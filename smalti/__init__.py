@@ -17,7 +17,7 @@ __all__ = ["ImagePipeline", "load_prior", "load_tokenizer"]
 _FACE = {
     "ImagePipeline": "smalti.pipeline.image_pipeline",
     "load_prior": "smalti.prior.model",
-    "load_tokenizer": "smalti.tokenizer.vqvae.model",
+    "load_tokenizer": "smalti.tokenizer.model",
 }
 _checkout = Path(__file__).resolve().parents[1]
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "tokenizer/train.py").is_file():  # never all of site-packages

@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_said_with_what_would(monkeypatch):
 
 def test_a_prior_without_codes_is_measured_over_the_tokenizer_beside_it(tmp_path):
     c = config.build(PriorTraining, {"run": str(tmp_path / "none")}, "here")
-    assert prior_over(CONFIGS / "fashion_mnist/prior.yaml", c).grid == (7, 7)
+    assert prior_over(CONFIGS / "fashion_mnist/prior.yaml", c).layout.rectangle == (7, 7)
     with pytest.raises(UserError, match=r"no tokenizer.yaml stands beside it"):
         prior_over(tmp_path / "prior.yaml", c)
 

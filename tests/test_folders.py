@@ -227,7 +227,7 @@ def test_a_second_publish_keeps_an_edited_card_and_what_lies_beside_it(run, tmp_
     assert (tmp_path / "hub/README.md").read_text() == "my own words" and (tmp_path / "hub/logo.png").read_text() == "mine"
     assert (tmp_path / "hub/model.safetensors").read_bytes() == weights
     publish.lay_out(c.model_copy(update={"what": "tokenizer"}))  # files of the other model go, the user's stay
-    assert (tmp_path / "hub/logo.png").exists() and "tokenizer" in (tmp_path / "hub/config.json").read_text()
+    assert (tmp_path / "hub/logo.png").exists() and "vqvae" in (tmp_path / "hub/config.json").read_text()
     (tmp_path / "hub/README.md").unlink()
     publish.lay_out(c)
     assert "library_name: smalti" in (tmp_path / "hub/README.md").read_text()

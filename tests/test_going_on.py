@@ -321,9 +321,9 @@ def test_settings_that_fit_the_weights_and_mean_something_else_are_named(run, ac
 
 def test_a_tokenizer_that_is_not_trained_is_refused_by_its_kind(run, accelerator, tmp_path):
     KMeansTokenizer(KMeansConfig(image_size=(8, 8), patch=2, codebook_size=8)).save_pretrained(tmp_path / "means")
-    with pytest.raises(UserError, match=r"holds a 'kmeanstokenizer', and tokenizer/train\.py trains a 'tokenizer' alone"):
+    with pytest.raises(UserError, match=r"holds a 'kmeans', and tokenizer/train\.py trains a 'vqvae' alone"):
         train_tokenizer(tokenizer_training(tmp_path, start_from=str(tmp_path / "means")), accelerator)
-    with pytest.raises(UserError, match=r"holds a 'tokenizer', and prior/train\.py trains a 'prior' alone"):
+    with pytest.raises(UserError, match=r"holds a 'vqvae', and prior/train\.py trains a 'prior' alone"):
         train_prior(prior_training(fresh(run, tmp_path), start_from=str(run / "tokenizer/model")), accelerator)
 
 

@@ -198,7 +198,7 @@ def test_a_precision_that_is_not_there_is_refused_by_name(precision):
 
 
 def test_any_order_is_refused():
-    with pytest.raises(ValueError, match="a PixelCNN has raster order alone"):
+    with pytest.raises(ValueError, match="a pixelcnn has raster order alone"):
         make(any_order=True)
 
 

@@ -226,12 +226,12 @@ def test_log_prob_refuses_codes_it_was_not_trained_for(prior):
 def test_the_priors_without_training():
     assert uniform_nll(512) == pytest.approx(math.log(512))
     codes = np.random.default_rng(0).integers(0, 4, (10_000, 8))
-    assert marginal_nll(codes, codes, 4) == pytest.approx(math.log(4), abs=1e-3)
-    assert marginal_nll(np.zeros((1000, 8), int), np.zeros((5, 8), int), 4) < 0.01
+    assert marginal_nll(codes, codes, Layout.of(8, factors=(4,))) == pytest.approx(math.log(4), abs=1e-3)
+    assert marginal_nll(np.zeros((1000, 8), int), np.zeros((5, 8), int), Layout.of(8, factors=(4,))) < 0.01
 
 
 def test_independent_codes_are_counted_at_each_depth():
     """The first depth always 0 and the second always 1 are certain, though both occur as often."""
     codes = np.tile([0, 1], (1000, 4))
-    assert marginal_nll(codes, codes, 4, code_depth=2) < 0.01
-    assert marginal_nll(codes, codes, 4) == pytest.approx(math.log(2), abs=0.01)
+    assert marginal_nll(codes, codes, Layout.of(4, depth=2, factors=(4,))) < 0.01
+    assert marginal_nll(codes, codes, Layout.of(8, factors=(4,))) == pytest.approx(math.log(2), abs=0.01)

@@ -378,7 +378,7 @@ def test_min_p_keeps_codes_a_share_as_likely_as_the_likeliest(min_p, allowed):
 
 
 def around(codes: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"codes": codes, "known": known}
+    return {"latents": codes, "known": known}
 
 
 CODES, KNOWN = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.bool)
@@ -389,7 +389,7 @@ CODES, KNOWN = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torc
     [
         ({"seeds": [5, 6, 7]}, "one seed an image: got 2 labels and 3 seeds"),
         ({"labels": torch.tensor([0, 4])}, r"labels must lie in \[0, 3\], got 0 to 4"),
-        ({"known": KNOWN}, "codes and known are given together"),
+        ({"known": KNOWN}, "latents and known are given together"),
         (around(torch.zeros(2, 16, dtype=torch.int64), KNOWN), r"the 3 x 3 codes of 16 .*got \(2, 16\)"),
         (around(CODES, KNOWN.view(2, 3, 3)), r"known must be bool \(2, 9\)"),
         (around(CODES, KNOWN.float()), r"known must be bool \(2, 9\)"),

@@ -112,7 +112,7 @@ def test_what_is_planted_does_run_where_it_is_unpickled(tmp_path):
     [
         ("prior", {"architecture": {"depth": 10**9, "dim": 16, "heads": 2}}, "architecture.depth .*less than or equal to 512"),
         ("prior", {"architecture": {"depth": 1, "dim": 32768, "heads": 2}}, r"must be \(16384,\), got \(8,\)"),
-        ("prior", {"grid": [4096, 4096]}, "are 16777216 codes, at most 65536"),
+        ("prior", {"layout": {"grids": [{"shape": [4096, 4096], "factors": [16]}]}}, "are 16777216 numbers, at most 65536"),
         ("tokenizer", {"image_size": [0, 8]}, "image_size.* greater than or equal to 1"),
         ("tokenizer", {"channels": [8, 16384]}, r"must be \(.*\), got \("),
         ("tokenizer", {"blocks": 10**12}, "blocks .*less than or equal to 256"),

@@ -306,11 +306,7 @@ def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_pa
     run = tmp_path / "whole"
     encode(EncodeSettings(run=str(run), precision="fp32"), accelerator)
     info, _ = codes.read_info(run / "codes")
-    assert (info.layout.codebook_size, info.layout.depth, info.layout.length) == (
-        c.model.codebook_size,
-        c.model.code_depth,
-        16 * model.code_depth,
-    )
+    assert info.layout == model.layout and info.layout.length == 16 * quantizers[kind].depth
     train_prior(prior_training(run), accelerator)
     drawn = generate(Generation(run=str(run), num_images=3), accelerator)
     assert len(list(drawn.glob("0*.png"))) == 3
@@ -364,9 +360,10 @@ def test_a_prior_refuses_codes_without_a_split_to_train_on(finished_run, tmp_pat
         train_prior(prior_training(tmp_path), accelerator)
 
 
-def test_a_prior_reads_K_grid_and_classes_from_the_codes(finished_run):
+def test_a_prior_reads_layout_and_classes_from_the_codes(finished_run):
     written = folder.read_json(finished_run / "prior/model/config.json")
-    assert (written["codebook_size"], written["grid"], written["class_names"]) == (16, [4, 4], list("0123456789"))
+    assert written["layout"] == {"grids": [{"shape": [4, 4], "depth": 1, "factors": [16]}]}
+    assert written["class_names"] == list("0123456789")
 
 
 def test_a_missing_stage_is_named_with_the_command_that_makes_it(tmp_path, accelerator):
