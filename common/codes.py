@@ -45,6 +45,7 @@ from smalti.common.folder import (
 )  # fmt: skip
 from smalti.common.hub import source_repository
 from smalti.common.layout import Layout, in_format_1
+from smalti.common.mapped import MappedRows, map_column
 from smalti.common.reading import opened
 from smalti.common.record import private
 from smalti.common.written import write_text
@@ -52,6 +53,8 @@ from smalti.common.written import write_text
 if TYPE_CHECKING:  # half a second, and reading does without
     from datasets import Features
 
+MAPPED = 2**26  # bytes of a split's codes, from which they stay on the disk: below, mapping gains nothing
+TOGETHER = 2**16  # rows that are looked at at once
 AGAIN = "encode again with the same command to mend it"
 PLAN = ".plan.json"  # what an encode set out to write; stands beside the shards
 
@@ -89,15 +92,20 @@ class CodesInfo(Settings):
         return "codes" if self.layout.discrete else "latents"
 
 
+Rows = np.ndarray | MappedRows
+
+
 class CodesSplit(NamedTuple):
-    codes: np.ndarray  # (N, T) unsigned
+    codes: Rows  # (N, T) unsigned, or float32 of vectors
     labels: np.ndarray | None  # (N,) int64, -1 where a row has none
     rows: np.ndarray  # (N,) int64, index in the source
 
     def digest(self) -> str:
         """Return the SHA-256 of all its codes, labels and rows."""
         found = Digest()
-        found.update(self)
+        for start in range(0, max(1, len(self.rows)), TOGETHER):
+            some = slice(start, start + TOGETHER)
+            found.update(CodesSplit(self.codes[some], None if self.labels is None else self.labels[some], self.rows[some]))
         return found.hexdigest()
 
 
@@ -108,7 +116,7 @@ class Digest:
         self._codes, self._labels, self._rows = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
 
     def update(self, shard: CodesSplit) -> None:
-        self._codes.update(np.ascontiguousarray(shard.codes, shard.codes.dtype.newbyteorder("<")).data)
+        self._codes.update(np.ascontiguousarray(np.asarray(shard.codes), shard.codes.dtype.newbyteorder("<")).data)
         self._rows.update(np.ascontiguousarray(shard.rows, "<i8").data)
         if shard.labels is not None:
             self._labels.update(np.ascontiguousarray(shard.labels, "<i8").data)
@@ -367,16 +375,37 @@ def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
     for name in wanted:
         paths = [inside(folder, path.name) for path in shard_paths(folder, name)]
         _check_rows(paths, name, there[name]["rows"], info)
-        shards = [read_shard(path, info) for path in paths]
-        labels = [shard.labels for shard in shards if shard.labels is not None]  # of all shards, or of none
-        found[name] = CodesSplit(
-            codes=np.concatenate([shard.codes for shard in shards]),
-            labels=np.concatenate(labels) if labels else None,
-            rows=np.concatenate([shard.rows for shard in shards]),
-        )
+        large = there[name]["rows"] * info.layout.length * info.dtype.itemsize > MAPPED
+        found[name] = read_mapped(paths, info) if large else read_whole(paths, info)
         if "sha256" in there[name] and there[name]["sha256"] != found[name].digest():  # earlier versions wrote none
             raise UserError(f"split {name} of {folder} holds other codes than were written; remove the folder and encode again")
     return Codes(info, found)
+
+
+def read_whole(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
+    """Return the rows of some shards, in memory. Raises what `read_shard` raises."""
+    shards = [read_shard(path, info) for path in paths]
+    labels = [shard.labels for shard in shards if shard.labels is not None]  # of all shards, or of none
+    return CodesSplit(
+        codes=np.concatenate([shard.codes for shard in shards]),
+        labels=np.concatenate(labels) if labels else None,
+        rows=np.concatenate([shard.rows for shard in shards]),
+    )
+
+
+def read_mapped(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
+    """Return the rows of some shards, the codes mapped from the disk. Raises `UserError` where `info` says otherwise."""
+    try:
+        codes = map_column(paths, info.column, info.layout.length)
+        columns = ["row"] + (["label"] if info.class_names is not None else [])
+        table = pq.read_table(paths, columns=columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        pass_on(error)
+        raise UserError(f"{paths[0].parent} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
+    for start in range(0, len(codes), TOGETHER):
+        _check_values(paths[0].parent, codes[start : start + TOGETHER], info)
+    labels = None if info.class_names is None else _checked_labels(paths[0].parent, table["label"].to_numpy(), info)
+    return CodesSplit(codes, labels, table["row"].to_numpy())
 
 
 def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -> None:
@@ -386,7 +415,7 @@ def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -
         raise UserError(f"split {split} must have {rows} rows, got {found} in {len(paths)} shards; {AGAIN}")
     if not paths:
         raise UserError(f"split {split} of no rows has no shards; {AGAIN}")
-    needed, memory = rows * info.layout.length * info.dtype.itemsize, psutil.virtual_memory().total
+    needed, memory = rows * 16, psutil.virtual_memory().total  # bytes of labels and rows; codes stay on the disk
     if needed > memory:
         raise UserError(f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}")
 
@@ -442,10 +471,15 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
     rows = table["row"].to_numpy()
     if info.class_names is None:
         return CodesSplit(codes, None, rows)
-    labels = table["label"].to_numpy()
-    if labels.size and not (labels.min() >= -1 and labels.max() < len(info.class_names)):
-        raise UserError(f"{path}: labels must lie in [0, {len(info.class_names)}), got {labels.min()} to {labels.max()}")
-    return CodesSplit(codes, labels, rows)
+    return CodesSplit(codes, _checked_labels(path, table["label"].to_numpy(), info), rows)
+
+
+def _checked_labels(path: Path, labels: np.ndarray, info: CodesInfo) -> np.ndarray:
+    """Return labels. Raises `UserError` where they are of no class."""
+    classes = len(info.class_names or ())
+    if labels.size and not (labels.min() >= -1 and labels.max() < classes):
+        raise UserError(f"{path}: labels must lie in [0, {classes}), got {labels.min()} to {labels.max()}")
+    return labels
 
 
 def _check_values(path: Path, codes: np.ndarray, info: CodesInfo) -> None:

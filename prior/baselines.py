@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smalti.common.codes import TOGETHER, Rows
 from smalti.common.layout import Layout
 
 
@@ -20,9 +21,12 @@ def uniform_nll(codebook_size: int) -> float:
 class Marginal:
     """Independent codes: each has the frequency it has in the train split at its depth, every count raised by one."""
 
-    def __init__(self, train: np.ndarray, codebook_size: int, code_depth: int = 1):
-        counts = [np.bincount(seen, minlength=codebook_size) + 1.0 for seen in train.reshape(-1, code_depth).T]
-        self.log_p = torch.from_numpy(np.log(np.stack(counts) / np.sum(counts, axis=1, keepdims=True)))  # (Q, K) float64
+    def __init__(self, train: Rows, codebook_size: int, code_depth: int = 1):
+        counts = np.ones((code_depth, codebook_size))
+        for start in range(0, len(train), TOGETHER):
+            some = train[start : start + TOGETHER].reshape(-1, code_depth)
+            counts += [np.bincount(seen, minlength=codebook_size) for seen in some.T]
+        self.log_p = torch.from_numpy(np.log(counts / counts.sum(1, keepdims=True)))  # (Q, K) float64
 
     def nll(self, codes: Tensor) -> Tensor:
         """−log p of each image's codes (N, T), together: (N,) float64."""
@@ -31,10 +35,10 @@ class Marginal:
         return -torch.stack([depth.sum(1) for depth in each]).sum(0)
 
 
-def marginal_nll(train: np.ndarray, held_out: np.ndarray, layout: Layout) -> float:
+def marginal_nll(train: Rows, held_out: Rows, layout: Layout) -> float:
     """Return the cross-entropy of held-out codes (N, T) under the train split's frequencies, of a code.
 
     On the codes it was counted on this is their entropy, up to the smoothing.
     """
-    codes = torch.from_numpy(held_out.astype(np.int64))
+    codes = torch.from_numpy(np.asarray(held_out).astype(np.int64))
     return Marginal(train, layout.codebook_size, layout.depth).nll(codes).mean().item() / codes.shape[1]

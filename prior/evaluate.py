@@ -25,6 +25,7 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import Field
@@ -143,7 +144,7 @@ def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, pr
     }
     if c.layout.discrete:
         marginal = Marginal(plain_views(data.splits["train"], c).codes, c.layout.codebook_size, c.layout.depth)
-        independent = marginal.nll(torch.from_numpy(held_out.codes.astype("int64"))).mean().item() / c.layout.length
+        independent = marginal.nll(torch.from_numpy(np.asarray(held_out.codes).astype("int64"))).mean().item() / c.layout.length
         figures |= {
             "bits_per_code": nll / math.log(2),
             "bits_per_image": nll * c.layout.length / math.log(2),

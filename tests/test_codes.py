@@ -9,6 +9,7 @@ from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout, of_format_1
+from smalti.common.mapped import MappedRows
 
 INFO = CodesInfo(
     layout=Layout.of(2, 3, factors=(300,)), views=1, class_names=("cat", "dog"), source={"source": "test"}, shard_size=4,
@@ -41,6 +42,21 @@ def test_datasets_reads_the_folder_as_it_is(tmp_path):
     write(tmp_path / "codes")
     read = load_dataset(str(tmp_path / "codes"), cache_dir=str(tmp_path / "cache"))["train"]
     assert read["codes"] == CODES.tolist() and read.features["label"].names == ["cat", "dog"]
+
+
+def test_a_large_split_stays_on_the_disk_and_is_the_same(tmp_path, monkeypatch):
+    """A process of eight held eight copies of ImageNet's codes."""
+    write(tmp_path / "codes")
+    whole = codes.read(tmp_path / "codes")
+    monkeypatch.setattr(codes, "MAPPED", 0)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    mapped = codes.read(tmp_path / "codes")
+    found = mapped.splits["train"].codes
+    assert isinstance(found, MappedRows) and not any(chunk.flags.owndata for chunk in found.chunks)
+    assert np.array_equal(np.asarray(found), CODES) and np.array_equal(found[np.array([5, 0, -1])], CODES[[5, 0, -1]])
+    assert np.array_equal(found[1:6:2], CODES[1:6:2]) and codes.fingerprint(mapped) == codes.fingerprint(whole)
+    with pytest.raises(IndexError, match=r"rows must lie in \[0, 7\)"):
+        found[np.array([7])]
 
 
 def test_unlabelled_codes_have_no_label_column(tmp_path):

@@ -186,7 +186,7 @@ def check(
         rows += len(shard.rows)
         digest.update(shard)
         if counts is not None:
-            counts += count(torch.from_numpy(shard.codes.astype(np.int64)), layout.codebook_size, layout.depth)
+            counts += count(torch.from_numpy(np.asarray(shard.codes, np.int64)), layout.codebook_size, layout.depth)
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]
