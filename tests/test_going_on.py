@@ -22,7 +22,7 @@ from smalti.prior.model import Prior
 from smalti.prior.train import schedule as prior_schedule
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.cluster import cluster
-from smalti.tokenizer.config import ClusterConfig, KMeansConfig, TokenizerConfig
+from smalti.tokenizer.config import ClusterConfig, KMeansConfig, TokenizerConfig, VQGANConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
@@ -31,6 +31,7 @@ from smalti.tokenizer.model import Tokenizer
 from smalti.tokenizer.quantizers.config import GumbelConfig, ResidualConfig, VQConfig
 from smalti.tokenizer.train import schedule as tokenizer_schedule
 from smalti.tokenizer.train import train as train_tokenizer
+from smalti.tokenizer.vqgan import VQGANTokenizer
 from tests.conftest import prior_training, tokenizer_training
 from tests.test_hub import hub  # noqa: F401 - a fixture
 
@@ -316,10 +317,41 @@ def test_settings_that_fit_the_weights_and_mean_something_else_are_named(run, ac
     assert "; other settings: class_names ['a', 'b'" in capsys.readouterr().out
 
 
-def test_a_tokenizer_that_is_not_trained_is_refused_by_its_kind(run, accelerator, tmp_path):
-    KMeansTokenizer(KMeansConfig(image_size=(8, 8), patch=2, codebook_size=8)).save_pretrained(tmp_path / "means")
-    with pytest.raises(UserError, match=r"holds a 'kmeanstokenizer', and tokenizer/train\.py trains a 'tokenizer' alone"):
-        train_tokenizer(tokenizer_training(tmp_path, start_from=str(tmp_path / "means")), accelerator)
+VQGAN = VQGANConfig(image_size=(8, 8), first_channels=32, channels=(32, 32), blocks=1, attention_levels=(1,), z_channels=4)
+KMEANS = KMeansConfig(image_size=(8, 8), patch=2, codebook_size=8)
+NOT_TRAINED = {
+    "vqgantokenizer": (VQGANTokenizer, VQGAN, r"convert\.py made as it is .* fine-tuning it comes with a later version"),
+    "kmeanstokenizer": (KMeansTokenizer, KMEANS, "the one of K-means as it is"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_TRAINED)
+@pytest.mark.parametrize("place", ["", "tokenizer/model"])
+def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_it(accelerator, tmp_path, kind, place):
+    """Of an imported VQGAN it was said that another should be given, and not that this one encodes and bears a prior."""
+    cls, settings, possible = NOT_TRAINED[kind]
+    cls(settings).save_pretrained(tmp_path / "theirs/tokenizer/model")
+    words = rf"holds a '{kind}', and tokenizer/train\.py trains a 'tokenizer' alone: use .*{possible}"
+    with pytest.raises(UserError, match=words) as said:
+        train_tokenizer(tokenizer_training(tmp_path / "new", start_from=str(tmp_path / "theirs" / place)), accelerator)
+    assert said.match("tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_somebody_elses_are_refused_with_how_to_make_them_a_tokenizer(run, accelerator, tmp_path):
+    """A checkpoint was said to lie in a folder that should be given, and a diffusers folder to hold a 'None'."""
+    (tmp_path / "last.ckpt").write_bytes(b"weights")
+    (tmp_path / "vqvae").mkdir()
+    (tmp_path / "vqvae/config.json").write_text('{"_class_name": "VQModel"}')
+    for given, what in (("last.ckpt", "is a file, and a model of ours is a folder"), ("vqvae", "holds no model of ours")):
+        settings = tokenizer_training(tmp_path / "new", start_from=str(tmp_path / given))
+        with pytest.raises(UserError, match=rf"{given} {what}: .*tokenizer/convert\.py makes a tokenizer of somebody else's"):
+            train_tokenizer(settings, accelerator)
+    with pytest.raises(UserError, match="vqvae holds no model of ours: give one that it trained"):
+        train_prior(prior_training(fresh(run, tmp_path), start_from=str(tmp_path / "vqvae")), accelerator)
+
+
+def test_a_prior_begins_from_no_tokenizer(run, accelerator, tmp_path):
     with pytest.raises(UserError, match=r"holds a 'tokenizer', and prior/train\.py trains a 'prior' alone"):
         train_prior(prior_training(fresh(run, tmp_path), start_from=str(run / "tokenizer/model")), accelerator)
 

@@ -40,6 +40,7 @@ from smalti.common.commands import as_typed
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import Part, SkippedSteps
+from smalti.common.folder import kind_of
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from smalti.common.order import Order, Share, batches
 from smalti.common.origin import Origin, begin_from, begun_from
@@ -54,6 +55,7 @@ from smalti.tokenizer.evaluation import Evaluation, evaluate, reconstructions, s
 from smalti.tokenizer.health import described, unused
 from smalti.tokenizer.images import ImageSet, open_images, tell_of_images
 from smalti.tokenizer.initialization import initialize_codebook
+from smalti.tokenizer.kmeans import KMeansTokenizer
 from smalti.tokenizer.model import Tokenizer
 from smalti.tokenizer.pixels import to_float
 from smalti.tokenizer.quantizers.config import GumbelConfig, ResidualConfig
@@ -61,6 +63,7 @@ from smalti.tokenizer.run_images import where_they_lay, write_record
 from smalti.tokenizer.split import ImageBatch
 from smalti.tokenizer.upkeep import CodebookUpkeep, forget
 from smalti.tokenizer.views import augment
+from smalti.tokenizer.vqgan import VQGANTokenizer
 
 LEEWAY = Leeway(
     free={
@@ -73,6 +76,14 @@ LEEWAY = Leeway(
         "precision", "evaluate_every",
     },
 )  # fmt: skip
+AS_IT_IS = "tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes"
+INSTEAD = {  # of a start_from that is not trained here
+    kind_of(VQGANTokenizer): f"use the one that tokenizer/convert.py made as it is ({AS_IT_IS}); fine-tuning it comes with a "
+    "later version",
+    kind_of(KMeansTokenizer): f"use the one of K-means as it is ({AS_IT_IS})",
+    "": "give a folder that tokenizer/train.py wrote; tokenizer/convert.py makes a tokenizer of somebody else's VQGAN, to "
+    "encode with and to train a prior on its codes",
+}
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
@@ -93,7 +104,7 @@ class Trained(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
-    c, origin = begun_from(c, run, Tokenizer, lambda model: model.config)
+    c, origin = begun_from(c, run, Tokenizer, lambda model: model.config, INSTEAD)
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip
