@@ -244,6 +244,15 @@ def test_a_killed_command_does_not_go_on_with_other_data_and_writes_nothing(halv
     assert changes.attempt(folder, name, True, tmp_path / "out") == (2, [])
 
 
+@pytest.mark.parametrize("change", ["zeroed", "in another order", "a shard less"])
+def test_settings_are_not_chosen_on_other_codes_than_were_written(halves, tmp_path, change):
+    """Torture changed the codes of train alone, which tune does not read, and took its silence for a fault."""
+    folder, whole = halves
+    changes.restore(folder, whole)
+    changes.CODES[change](folder)
+    assert changes.attempt(folder, "tune", True, tmp_path / "out") == (2, [])
+
+
 # -------------------------------------------------------------------------------------------- strangers' files and requests
 
 
