@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.torture import belongings, changes, heads, limits, overlap, strange, visitors
+from benchmarks.torture.__main__ import try_all
 from benchmarks.torture.artefacts import artefacts, difference, half_written
 from benchmarks.torture.forks import command, fault, prepare, run, tiny
 from benchmarks.torture.kill import remove_written
@@ -214,6 +215,29 @@ def test_a_second_command_is_refused_and_the_first_leaves_what_it_would_have_lef
     remove_written(folder, pair.first)
     status, wrong = overlap.attempt(folder, pair, 0.4, tmp_path / "out")
     assert status == 2 and not wrong and difference(undisturbed, artefacts(folder)) == []
+
+
+# ------------------------------------------------------------------------------------------------------ what is written down
+
+
+def test_a_result_appears_when_all_parts_have_ended_and_not_before(tmp_path):
+    """A part's result in the checkout made its commit `-dirty`, which evaluations name: they differed from the reference."""
+    path = tmp_path / "torture.json"
+    path.write_text('{"protocol": "of before", "disk": {"wrong": []}, "heads": {"wrong": ["something"]}}')
+    before = path.read_bytes()
+
+    def part() -> dict[str, bool]:
+        return {"undisturbed": path.read_bytes() == before}
+
+    def failing() -> dict[str, bool]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        try_all({"heads": part, "page": part, "limits": failing}, path, {"seed": 0}, {"commit": "abc"})
+    found = json.loads(path.read_text())
+    assert found["heads"].items() >= {"undisturbed": True, "seed": 0, "record": {"commit": "abc"}}.items()
+    assert found["page"]["undisturbed"] and "limits" not in found and found["disk"] == {"wrong": []}
+    assert found["protocol"].startswith("What must survive, tried: kills, full disks, little memory")
 
 
 # --------------------------------------------------------------------------------------- little memory, and data that changes
