@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from smalti.common.commands import READ_BY, typed
+from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.reading import read_text
 
@@ -92,6 +93,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no config file {path}{_did_you_mean(near_configs(path, '*.y*ml'))}") from None
     except (OSError, ValueError) as error:
+        pass_on(error)
         raise UserError(f"config file {path} cannot be read: {error}") from None
     try:
         settings = yaml.load(text, _Loader)

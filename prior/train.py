@@ -32,7 +32,6 @@ if __package__ in (None, ""):
 import PIL.Image
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from smalti.common import codes, config, folder, sharding, state
@@ -49,6 +48,7 @@ from smalti.common.progress import passing_bar, progress_bar
 from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
+from smalti.common.tensors import read_tensors
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.data import CodesBatch, CodesRows, absent_classes, plain_views
@@ -265,7 +265,7 @@ def save(trained: Trained, step: int, best: Best, run: Path, keep: int, accelera
     trained.means.check_finite()
     if accelerator.is_main_process:
         kept = run / "model/model.safetensors"
-        tensors["best"] = load_file(kept) if best.step else {}
+        tensors["best"] = read_tensors(kept) if best.step else {}
         info = {"best": best._asdict() if best.step else None, "data": trained.data, "skipped": trained.skipped.state()}
         state.save(run, step, tensors, info, accelerator, keep)
     accelerator.wait_for_everyone()

@@ -73,7 +73,7 @@ def main() -> None:
         "mutate": lambda: mutate.torture(work, args.inputs, args.seed),
         "folders": lambda: belongings.torture(work, args.folders, args.seed),
         "overlap": lambda: overlap.torture(work, args.overlaps, args.seed, undisturbed.seconds),
-        "limits": lambda: limits.torture(work, args.limits, undisturbed.whole),
+        "limits": lambda: limits.torture(work, args.limits, undisturbed),
         "changes": lambda: changes.torture(work, args.changes, args.seed),
         "strange": lambda: strange.torture(work, args.strange, args.seed),
         "heads": lambda: heads.torture(work, args.heads, args.seed),
