@@ -192,6 +192,12 @@ def test_an_image_that_is_not_read_for_want_of_descriptors_is_no_damaged_one(tmp
     assert ends.lack(raised.value) is not None
 
 
+@pytest.mark.parametrize("words", ["error return without exception set", "<method> returned NULL without setting an exception"])
+def test_an_import_inside_a_command_that_lost_its_memory_error_is_a_lack_of_memory(words):
+    """With 1 MiB more scikit-learn, which a training imports for the digits, ended in a SystemError, and in status 70."""
+    assert ends.lack(SystemError(words)) == ends.LACKS[1].told and ends.lack(SystemError("bad argument")) is None
+
+
 @contextmanager
 def descriptors(number):
     """Let so many more files be opened, and no more."""
