@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 WHOLE = "SMALTI_RUN"  # in the environment of a stage: the process of the pipeline/run.py that started it
 BY_NAME = "SMALTI_BY_NAME"  # in the environment of a command that was started by its name, and of all it starts
-
+ROOT = Path(__file__).resolve().parents[1]
 
 ALONE = "python"  # starts a command of one process
 
@@ -64,7 +64,19 @@ def typed(text: str) -> str:
 
 def as_typed(script: str, *words: object) -> str:
     """Return the command line that starts a script, as the user types it and a shell reads it."""
-    return " ".join([typed(f"{COMMANDS[_NAMES[script]].launcher} {script}"), *map(quoted, words)])
+    name = _NAMES[script]
+    start = f"smalti {name}" if BY_NAME in os.environ else f"{COMMANDS[name].launcher} {quoted(found(script))}"
+    return " ".join([start, *map(quoted, words)])
+
+
+def found(script: str) -> str:
+    """Return the path by which a script is found from the current folder: its own in the checkout, elsewhere the whole one."""
+    there = ROOT / script
+    try:
+        here = os.path.samefile(script, there)
+    except OSError:
+        here = False
+    return script if here or not there.is_file() else str(there)
 
 
 def quoted(word: object) -> str:

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from smalti.common.commands import READ_BY, typed
+from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.reading import read_text
 
@@ -168,6 +169,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no config file {path}{_did_you_mean(near_configs(path, '*.y*ml'))}") from None
     except (OSError, ValueError) as error:
+        pass_on(error)
         raise UserError(f"config file {path} cannot be read: {error}") from None
     try:
         settings = yaml.load(text, _Loader)

@@ -33,7 +33,8 @@ LACKS = (
     Lack(
         frozenset({errno.ENOMEM}),
         r"can't allocate memory|not enough memory|cannot allocate memory|failed to map segment|bad_alloc|unable to allocate"
-        r"|allocation failed|malloc of size|could not create a primitive$",
+        r"|allocation failed|malloc of size|malloc failed|could not create a primitive$"
+        r"|^SystemError .*(error return without exception set|without setting an exception)",  # Python lost a MemoryError
         "this machine's memory is full, or its limit (ulimit -v); lower batch_size, or images.memory to read from disk",
     ),
     Lack(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save, save_file
 from torch import nn
 
@@ -26,7 +26,7 @@ from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
 from smalti.common.layout import of_format_1
 from smalti.common.reading import opened, read_text
-from smalti.common.tensors import NAMES, misfit, read_tensors
+from smalti.common.tensors import NAMES, misfit, opened_tensors, read_tensors
 
 M = TypeVar("M", bound=nn.Module)
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -118,7 +118,7 @@ def sweep(folder: Path) -> None:
     """Undo what killed commands left half done in and beside a folder of ours that this command has the lock of: halves go,
     and what stood aside while its successor was to take its place comes back if that never came."""
     mend(folder)
-    for where, folders, names in os.walk(folder):
+    for where, folders, names in os.walk(folder, onerror=pass_on):
         halves = {name: found[2] for name in folders + names if (found := HALF.fullmatch(name))}
         folders[:] = [name for name in folders if name not in halves]
         for name, writer in halves.items():
@@ -228,6 +228,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
     except (OSError, ValueError, RecursionError) as error:
+        pass_on(error)
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}")
@@ -380,7 +381,7 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
 def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) -> None:
     """Raise ValueError unless a file has the tensors its config asks for, in shape and in type, before memory is taken for
     either."""
-    with opened(weights), safe_open(weights, framework="pt") as file:
+    with opened_tensors(weights) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         there = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     with torch.device("meta"):

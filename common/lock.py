@@ -24,6 +24,7 @@ else:
     import fcntl
 
 from smalti.common.commands import WHOLE
+from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
 from smalti.common.process import began
 
@@ -156,7 +157,8 @@ class Lock:
         """Return what the file says of who holds the lock, or else the kernel; nothing while the holder is writing it."""
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            pass_on(error)
             found = None
         return found if isinstance(found, dict) else _of_the_kernel(self.real)
 
@@ -165,7 +167,7 @@ class Lock:
         around = [Lock(parent) for parent in self.real.parents if parent.name]
         inside = [
             Lock(Path(where) / name.removeprefix(".").removesuffix(".lock"))
-            for where, _, names in os.walk(self.real)
+            for where, _, names in os.walk(self.real, onerror=pass_on)  # a lock that is not seen makes two writers
             for name in names
             if re.fullmatch(r"\..+\.lock", name)
         ]
@@ -211,7 +213,8 @@ def _lock_folder(folder: Path) -> int | None:
     """Return the open folder, locked; None where folders cannot be. Raises `BlockingIOError` where another has it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
+    except OSError as error:
+        pass_on(error)
         return None
     try:
         if fcntl is None:

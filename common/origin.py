@@ -19,6 +19,8 @@ from smalti.common.run import settings_of
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=Settings)
+GIVE = "give one that it trained"
+NOTHING: Mapping[str, str] = {}
 
 
 class Origin(NamedTuple, Generic[M]):
@@ -55,25 +57,34 @@ def find(start_from: str, stage: str) -> Path:
     )
 
 
-def read_origin(start_from: str, kinds: Collection[str], load: Callable[[Path], M], stage: str) -> Origin[M]:
+def read_origin(
+    start_from: str, kinds: Collection[str], load: Callable[[Path], M], stage: str, instead: Mapping[str, str] = NOTHING
+) -> Origin[M]:
     """Return the model to begin from.
 
+    Args:
+        instead: of kinds that are not trained, what can be done with one.
     Raises:
         UserError: it is not there, damaged, or a model of another kind than is trained.
     """
+    if Path(start_from).is_file():
+        raise UserError(f"start_from: {start_from} is a file, and a model of ours is a folder: {instead.get('', GIVE)}")
     folder = find(start_from, stage)
-    found = kind_in(read_json(folder / MODEL_FILES[0]))
-    if found not in kinds:
-        trains = " or ".join(repr(kind.removeprefix("smalti.")) for kind in kinds)
+    said = read_json(folder / MODEL_FILES[0])
+    if "kind" not in said:
+        raise UserError(f"start_from: {start_from} holds no model of ours: {instead.get('', GIVE)}")
+    if (kind := kind_in(said)) not in kinds:
+        trains = " or ".join(repr(each.removeprefix("smalti.")) for each in kinds)
         raise UserError(
-            f"start_from: {start_from} holds a {found.removeprefix('smalti.')!r}, and {stage}/train.py trains a {trains} "
-            "alone: give one that it trained"
+            f"start_from: {start_from} holds a {kind.removeprefix('smalti.')!r}, and {stage}/train.py trains a {trains} "
+            f"alone: {instead.get(kind, GIVE)}"
         )
     return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]))
 
 
 def begun_from(
-    c: S, run: Path, kinds: Collection[str], load: Callable[[Path], M], sizes: Callable[[M], Settings]
+    c: S, run: Path, kinds: Collection[str], load: Callable[[Path], M], sizes: Callable[[M], Settings],
+    instead: Mapping[str, str] = NOTHING,
 ) -> tuple[S, Origin[M] | None]:  # fmt: skip
     """Return the settings of a training, with those of the model that it begins from; and this model, unless the run has a
     state to go on from, which needs it no more.
@@ -83,6 +94,7 @@ def begun_from(
         kinds: of the models that this stage trains.
         load: the model of such a kind in a folder.
         sizes: of a model, what the training calls `model`.
+        instead: of kinds that are not trained, what can be done with one; "" is a model of somebody else's.
     """
     start_from: str | None = c.start_from  # type: ignore[attr-defined]  # of both trainings
     if start_from is None:
@@ -90,7 +102,7 @@ def begun_from(
     before = settings_of(run, type(c))
     if before is not None and state.last_step(run) is not None:
         return _with_model(c, before.model), None  # type: ignore[attr-defined]
-    origin = read_origin(start_from, kinds, load, run.name)
+    origin = read_origin(start_from, kinds, load, run.name, instead)
     return _with_model(c, sizes(origin.model)), origin
 
 

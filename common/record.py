@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from smalti.common.ends import pass_on
+
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets")
 
 
@@ -72,9 +74,13 @@ def release() -> str:
 def _git(*arguments: str) -> str | None:
     try:
         told = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
-    except OSError:  # there is no git
+    except OSError as error:
+        pass_on(error)
+        return None  # there is no git
+    if told.returncode:
+        pass_on(OSError(told.stderr))
         return None
-    return told.stdout.strip() if told.returncode == 0 else None
+    return told.stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -5,10 +5,13 @@ would become a model without a word. So a floating tensor may be of any of four 
 every other must have the very type of the one that it becomes.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,9 +25,35 @@ NAMES = {  # of types, as safetensors writes them; others (fp8, which means noth
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file. Raises ValueError where it is no regular file, and what safetensors raises."""
-    with opened(path):
+    """Return the tensors of a file. Raises as `opened_tensors`."""
+    with opened(path), _with_its_reason(path):
         return load_file(path)
+
+
+@contextmanager
+def opened_tensors(path: Path) -> Iterator[safe_open]:
+    """Return a file of tensors, open for reading, as a context.
+
+    Raises:
+        ValueError: it is no regular file.
+        OSError: it is not there, or cannot be read; and what safetensors raises.
+    """
+    with opened(path):
+        with _with_its_reason(path):
+            file = safe_open(path, framework="pt")
+        with file:
+            yield file
+
+
+@contextmanager
+def _with_its_reason(path: Path) -> Iterator[None]:
+    """Raise the system's own error where a file that is there is not opened: of all of them, of too many open files too,
+    safetensors says that there is no such file."""
+    try:
+        yield
+    except FileNotFoundError:
+        os.close(os.open(path, os.O_RDONLY))
+        raise
 
 
 def misfit(given: torch.dtype | str, wanted: torch.dtype) -> str | None:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from smalti.common.config import Settings
+from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.folder import remove, sha256
 from smalti.common.tensors import check_types, read_tensors
@@ -159,8 +160,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         found = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        pass_on(error)
         raise UserError(f"{path} cannot be read as weights: {_first_line(error)}") from None
-    except Exception:  # pickle.UnpicklingError, and nearly anything else of a file that is no pickle
+    except Exception as error:  # pickle.UnpicklingError, and nearly anything else of a file that is no pickle
+        pass_on(error)
         raise UserError(
             f"{path} holds something else than tensors, and is not unpickled; "
             "save the network's state_dict() alone, best as .safetensors"
@@ -293,6 +296,7 @@ def _timm(config: FeaturesConfig, device: torch.device | str) -> Features:
         with torch.random.fork_rng(devices=[]):
             network = timm.create_model(config.name, pretrained=config.weights is None, num_classes=0)
     except (OSError, RuntimeError) as error:
+        pass_on(error)
         raise UserError(
             f"timm has or reaches no weights of {config.name} ({_first_line(error)}); "
             "fetch its model.safetensors elsewhere and give its path as weights"

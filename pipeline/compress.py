@@ -32,6 +32,7 @@ from smalti.common.config import Settings as BaseSettings
 from smalti.common.data.images import held_out
 from smalti.common.data.pixels import MODES, from_pil, to_pil
 from smalti.common.data.run_images import open_vouched_images
+from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.raster import open_picture
@@ -92,6 +93,7 @@ def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
     except UserError:
         raise
     except Exception as error:  # damaged files raise nearly anything in PIL
+        pass_on(error)
         raise UserError(f"{name} cannot be read as a picture: {str(error) or type(error).__name__}") from None
     (w, h), (height, width) = picture.size, t.image_size
     raise UserError(f"{name} is {h} x {w} pixels and the tokenizer's images are {height} x {width}; resize it first")
@@ -159,7 +161,8 @@ def is_compressed(path: Path) -> bool:
     try:
         with opened(path) as file:
             return file.read(len(MAGIC)) == MAGIC
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        pass_on(error)
         return False
 
 
@@ -168,6 +171,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return read_file(path)
     except OSError as error:
+        pass_on(error)
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}") from None

@@ -33,7 +33,6 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from smalti.common import codes, config, folder, sharding, state
@@ -52,6 +51,7 @@ from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
 from smalti.common.steps import Steps
+from smalti.common.tensors import read_tensors
 from smalti.prior.autoregressive import share_shuffled
 from smalti.prior.base import Prior, Scores
 from smalti.prior.baselines import marginal_nll, uniform_nll
@@ -257,7 +257,7 @@ def save(trained: Trained, step: int, best: Best, run: Path, keep: int, accelera
     trained.means.check_finite()
     if accelerator.is_main_process:
         kept = run / "model/model.safetensors"
-        tensors["best"] = load_file(kept) if best.step else {}
+        tensors["best"] = read_tensors(kept) if best.step else {}
         info = {"best": best._asdict() if best.step else None, "data": trained.data, "skipped": trained.skipped.state()}
         state.save(run, step, tensors, info, accelerator, keep)
     accelerator.wait_for_everyone()

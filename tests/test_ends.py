@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import PIL.Image
@@ -19,19 +20,23 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from smalti.common import card, ends
+from smalti.common import card, ends, folder
 from smalti.common.commands import WHOLE
+from smalti.common.config import read_yaml
 from smalti.common.data.images import open_images
+from smalti.common.data.sources.files import read_text
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.launch import FAULT, MACHINE, USER_ERROR, Interrupt, _fail, _unexpected
-from smalti.common.lock import Lock
-from smalti.common.record import cores, machine
+from smalti.common.lock import Lock, _lock_folder
+from smalti.common.record import commit, cores, machine
 from smalti.common.seeds import generator, uniforms
 from smalti.common.session import log_path, session
 from smalti.common.shown import Outlet, shown
+from smalti.common.tensors import opened_tensors, read_tensors
+from smalti.metrics.features import read_weights
 from smalti.pipeline.compress import Settings as Compression
-from smalti.pipeline.compress import compress_or_expand
+from smalti.pipeline.compress import compress_or_expand, is_compressed, read_bytes
 from smalti.pipeline.doctor import machine as told_machine
 from smalti.pipeline.evaluate import Settings as Evaluation
 from smalti.pipeline.evaluate import evaluate
@@ -42,10 +47,12 @@ from smalti.pipeline.publish import Settings as Publication
 from smalti.pipeline.publish import lay_out
 from smalti.pipeline.report import Settings as Report
 from smalti.pipeline.report import report
+from smalti.pipeline.reporting.found import read_lines
 from smalti.prior.draw import SamplingConfig, image_uniforms
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
+from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
 
@@ -183,6 +190,71 @@ def test_an_image_that_is_not_read_for_want_of_descriptors_is_no_damaged_one(tmp
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert ends.lack(raised.value) is not None
+
+
+@pytest.mark.parametrize("words", ["error return without exception set", "<method> returned NULL without setting an exception"])
+def test_an_import_inside_a_command_that_lost_its_memory_error_is_a_lack_of_memory(words):
+    """With 1 MiB more scikit-learn, which a training imports for the digits, ended in a SystemError, and in status 70."""
+    assert ends.lack(SystemError(words)) == ends.LACKS[1].told and ends.lack(SystemError("bad argument")) is None
+
+
+@contextmanager
+def descriptors(number):
+    """Let so many more files be opened, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)  # the lowest number that is free: a limit of numbers, above which none may be in use for this to count
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + number, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+READERS = {  # with what each may open, which is too little
+    "JSON": (0, lambda run: folder.read_json(run / "codes/codes.json")),
+    "YAML": (0, lambda run: read_yaml(run / "tokenizer/config.yaml")),
+    "lines": (0, lambda run: read_lines(run / "tokenizer/metrics.jsonl")),
+    "metadata": (0, lambda run: read_text(run / "README.md", 100)),
+    "a compressed file": (0, lambda run: read_bytes(run / "four.tess")),
+    "a compressed file's beginning": (0, lambda run: is_compressed(run / "four.tess")),
+    "weights of features": (1, lambda run: read_weights(run / "prior/model/model.safetensors")),
+    "a model": (1, lambda run: load_tokenizer(run / "tokenizer/model")),
+    "its tensors": (1, lambda run: read_tensors(run / "prior/model/model.safetensors")),
+    "a file's heads": (1, lambda run: opened_tensors(run / "prior/model/model.safetensors").__enter__()),
+    "locks inside": (0, lambda run: Lock(run)._overlapping()),
+    "who holds one": (0, lambda run: Lock(run)._holder()),
+    "a folder to lock": (0, lambda run: _lock_folder(run)),
+    "halves to sweep": (0, lambda run: folder.sweep(run)),
+    "the commit": (0, lambda run: commit()),
+}
+
+
+@pytest.mark.parametrize("what", READERS)
+def test_what_cannot_be_opened_for_want_of_descriptors_is_neither_damaged_nor_absent(finished_run, tmp_path, what):
+    """A report ended well with "there is no model.safetensors" in the place of its pictures, and without its commit:
+    safetensors says so of every file it cannot open. Locks in folders that could not be listed were not seen."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "README.md").write_text("a card")
+    (run / "four.tess").write_bytes(b"any")
+    (run / ".run.lock").write_text("{}")
+    number, read = READERS[what]
+    with suppress(Exception):
+        read(run)  # whose imports open files
+    with descriptors(number), pytest.raises(Exception) as raised:
+        read(run)
+    assert ends.lack(raised.value) == ends.LACKS[2].told and not isinstance(raised.value, UserError)
+
+
+def test_a_git_without_memory_is_no_checkout_without_git(tmp_path, monkeypatch):
+    """Under `ulimit -v` a result was kept without the commit it was measured at."""
+    told = "fatal: Out of memory, malloc failed (tried to allocate 9 bytes)"
+    (tmp_path / "git").write_text(f"#!/bin/sh\necho '{told}' >&2\nexit 128\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(OSError) as raised:
+        commit()
+    assert ends.lack(raised.value) == ends.LACKS[1].told
 
 
 # -------------------------------------------------------------------------------------------------------- other systems

@@ -32,6 +32,8 @@ from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.train import schedule as tokenizer_schedule
 from smalti.tokenizer.train import train as train_tokenizer
+from smalti.tokenizer.vqgan.config import VQGANConfig
+from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import prior_training, tokenizer_training
@@ -319,10 +321,36 @@ def test_settings_that_fit_the_weights_and_mean_something_else_are_named(run, ac
     assert "; other settings: class_names ['a', 'b'" in capsys.readouterr().out
 
 
-def test_a_tokenizer_that_is_not_trained_is_refused_by_its_kind(run, accelerator, tmp_path):
-    KMeansTokenizer(KMeansConfig(image_size=(8, 8), patch=2, codebook_size=8)).save_pretrained(tmp_path / "means")
-    with pytest.raises(UserError, match=r"holds a 'kmeans', and tokenizer/train\.py trains a 'vqvae' alone"):
-        train_tokenizer(tokenizer_training(tmp_path, start_from=str(tmp_path / "means")), accelerator)
+VQGAN = VQGANConfig(image_size=(8, 8), first_channels=32, channels=(32, 32), blocks=1, attention_levels=(1,), z_channels=4)
+KMEANS = KMeansConfig(image_size=(8, 8), patch=2, codebook_size=8)
+
+
+@pytest.mark.parametrize(("cls", "settings"), [(VQGANTokenizer, VQGAN), (KMeansTokenizer, KMEANS)])
+@pytest.mark.parametrize("place", ["", "tokenizer/model"])
+def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_it(accelerator, tmp_path, cls, settings, place):
+    """Of an imported VQGAN it was said that another should be given, and not that this one encodes and bears a prior."""
+    cls(settings).save_pretrained(tmp_path / "theirs/tokenizer/model")
+    words = rf"holds a '{settings.kind}', and tokenizer/train\.py trains a 'vqvae' alone: use it as it is"
+    with pytest.raises(UserError, match=words) as said:
+        train_tokenizer(tokenizer_training(tmp_path / "new", start_from=str(tmp_path / "theirs" / place)), accelerator)
+    assert said.match("tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_somebody_elses_are_refused_with_how_to_make_them_a_tokenizer(run, accelerator, tmp_path):
+    """A checkpoint was said to lie in a folder that should be given, and a diffusers folder to hold a 'None'."""
+    (tmp_path / "last.ckpt").write_bytes(b"weights")
+    (tmp_path / "vqvae").mkdir()
+    (tmp_path / "vqvae/config.json").write_text('{"_class_name": "VQModel"}')
+    for given, what in (("last.ckpt", "is a file, and a model of ours is a folder"), ("vqvae", "holds no model of ours")):
+        settings = tokenizer_training(tmp_path / "new", start_from=str(tmp_path / given))
+        with pytest.raises(UserError, match=rf"{given} {what}: .*tokenizer/convert\.py makes a tokenizer of somebody else's"):
+            train_tokenizer(settings, accelerator)
+    with pytest.raises(UserError, match="vqvae holds no model of ours: give one that it trained"):
+        train_prior(prior_training(fresh(run, tmp_path), start_from=str(tmp_path / "vqvae")), accelerator)
+
+
+def test_a_prior_begins_from_no_tokenizer(run, accelerator, tmp_path):
     with pytest.raises(UserError, match=r"holds a 'vqvae', and prior/train\.py trains a 'prior' alone"):
         train_prior(prior_training(fresh(run, tmp_path), start_from=str(run / "tokenizer/model")), accelerator)
 

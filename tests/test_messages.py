@@ -194,9 +194,23 @@ def test_a_shell_reads_the_run_back_from_a_hint(name):
     """`encode.py my run` was printed for a run with a space in its name, and encoded `my`."""
     for script in (command.script for command in COMMANDS.values()):
         words = shlex.split(as_typed(script, Path(name), "--run", Path(name) / "more"))
-        at = words.index(script)
+        at = next(place for place, word in enumerate(words) if word.endswith(script))
         assert [Path(words[at + 1]), Path(words[at + 3])] == [Path(name), Path(name) / "more"]
         assert not words[at + 1].startswith("-") and os.path.normpath(words[at + 1]) == name
+
+
+def test_a_hint_works_in_the_folder_where_it_is_read(monkeypatch, tmp_path):
+    """Of a script started from another folder than the checkout the next one was told as `tokenizer/encode.py`, which is not
+    there. A file of the user's that has its name is none of ours."""
+    monkeypatch.delenv(BY_NAME, raising=False)
+    for folder in (ROOT, ROOT / "docs", tmp_path):
+        monkeypatch.chdir(folder)
+        for script in (command.script for command in COMMANDS.values()):
+            (word,) = (word for word in shlex.split(as_typed(script, "x")) if word.endswith(".py"))
+            assert os.path.samefile(word, ROOT / script) and (word == script) == (folder == ROOT)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/encode.py").write_text("print('mine')")
+    assert as_typed("tokenizer/encode.py").endswith(str(ROOT / "tokenizer/encode.py"))
 
 
 def test_a_hint_by_name_is_the_names(monkeypatch):

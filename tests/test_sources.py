@@ -193,6 +193,8 @@ def test_data_files_that_name_no_split_are_read_as_train_and_that_is_said(save, 
     vehicles, lab = opened(tmp_path / "vehicles"), opened(tmp_path / "lab")
     assert sizes(vehicles) == {"train": 6} and vehicles.notes[0].startswith("2 data files whose whole name is no split's")
     assert sizes(lab) == {"train": 4, "test": 2} and "such as blood_test" in lab.notes[0]
+    _, _, (note,) = split_files(["my_test_shots.parquet"], KEYWORDS, "train")
+    assert note.startswith("1 data file whose whole name is no split's is read as train: my_test_shots.parquet; to change that")
 
 
 def test_a_file_and_its_folder_that_name_different_splits_are_refused():

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.torture import belongings, changes, heads, limits, overlap, strange, visitors
+from benchmarks.torture.__main__ import try_all
 from benchmarks.torture.artefacts import artefacts, difference, half_written
 from benchmarks.torture.forks import command, fault, prepare, run, tiny
 from benchmarks.torture.kill import remove_written
@@ -216,6 +217,29 @@ def test_a_second_command_is_refused_and_the_first_leaves_what_it_would_have_lef
     assert status == 2 and not wrong and difference(undisturbed, artefacts(folder)) == []
 
 
+# ------------------------------------------------------------------------------------------------------ what is written down
+
+
+def test_a_result_appears_when_all_parts_have_ended_and_not_before(tmp_path):
+    """A part's result in the checkout made its commit `-dirty`, which evaluations name: they differed from the reference."""
+    path = tmp_path / "torture.json"
+    path.write_text('{"protocol": "of before", "disk": {"wrong": []}, "heads": {"wrong": ["something"]}}')
+    before = path.read_bytes()
+
+    def part() -> dict[str, bool]:
+        return {"undisturbed": path.read_bytes() == before}
+
+    def failing() -> dict[str, bool]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        try_all({"heads": part, "page": part, "limits": failing}, path, {"seed": 0}, {"commit": "abc"})
+    found = json.loads(path.read_text())
+    assert found["heads"].items() >= {"undisturbed": True, "seed": 0, "record": {"commit": "abc"}}.items()
+    assert found["page"]["undisturbed"] and "limits" not in found and found["disk"] == {"wrong": []}
+    assert found["protocol"].startswith("What must survive, tried: kills, full disks, little memory")
+
+
 # --------------------------------------------------------------------------------------- little memory, and data that changes
 
 
@@ -245,6 +269,15 @@ def test_a_killed_command_does_not_go_on_with_other_data_and_writes_nothing(halv
     changes.restore(folder, whole)
     (changes.IMAGES | changes.CODES)[change](folder)
     assert changes.attempt(folder, name, True, tmp_path / "out") == (2, [])
+
+
+@pytest.mark.parametrize("change", ["zeroed", "in another order", "a shard less"])
+def test_settings_are_not_chosen_on_other_codes_than_were_written(halves, tmp_path, change):
+    """Torture changed the codes of train alone, which tune does not read, and took its silence for a fault."""
+    folder, whole = halves
+    changes.restore(folder, whole)
+    changes.CODES[change](folder)
+    assert changes.attempt(folder, "tune", True, tmp_path / "out") == (2, [])
 
 
 # -------------------------------------------------------------------------------------------- strangers' files and requests

@@ -57,7 +57,7 @@ from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
 from smalti.tokenizer.codebooks.health import described, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
-from smalti.tokenizer.config import TrainConfig, TrainedConfig
+from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
 from smalti.tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
 from smalti.tokenizer.model import load_folder
 
@@ -72,6 +72,7 @@ LEEWAY = Leeway(
         "precision", "evaluate_every",
     },
 )  # fmt: skip
+AS_IT_IS = "tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes"
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
 NO_TERMS = {"step", "split", "loss", "lr", "skipped_steps", "distortion"}  # of what is logged in training
@@ -81,6 +82,15 @@ DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer
 def trained_kinds() -> list[str]:
     """Return the kinds of model folders that this script trains."""
     return [kind_of(settings.builds) for settings in TrainedConfig.members()]
+
+
+def instead() -> dict[str, str]:
+    """Return what to do with a `start_from` that this script does not train, by its kind; "" is somebody else's."""
+    untrained = set(ImageTokenizerConfig.members()) - set(TrainedConfig.members())
+    return {kind_of(settings.builds): f"use it as it is: {AS_IT_IS}" for settings in untrained} | {
+        "": "give a folder that tokenizer/train.py wrote; tokenizer/convert.py makes a tokenizer of somebody else's VQGAN, to "
+        "encode with and to train a prior on its codes",
+    }
 
 
 def load_trained(path: Path) -> TrainedTokenizer:
@@ -105,7 +115,7 @@ class Trained(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
-    c, origin = begun_from(c, run, trained_kinds(), load_trained, lambda model: model.config)
+    c, origin = begun_from(c, run, trained_kinds(), load_trained, lambda model: model.config, instead())
     share = Share(
         batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
     )  # fmt: skip

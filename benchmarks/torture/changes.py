@@ -12,6 +12,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,17 @@ def touched(folder: Path) -> None:
         os.utime(path)
 
 
+def shards(folder: Path) -> dict[str, list[Path]]:
+    """Return the shards of each split: commands read different ones, and each change is one of all that are read."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((folder / "run/codes").glob("*-of-*.parquet")):
+        found.setdefault(path.name.split("-")[0], []).append(path)
+    return found
+
+
 def zeroed(folder: Path) -> None:
-    """All codes of train are 0, in a shard that says it is whole."""
-    for path in sorted((folder / "run/codes").glob("train-*.parquet")):
+    """All codes are 0, in shards that say they are whole."""
+    for path in chain.from_iterable(shards(folder).values()):
         table = pq.read_table(path)
         column = table.column_names.index("codes")
         zeros = pa.array([[0] * len(row) for row in table["codes"].to_pylist()], table.schema.field("codes").type)
@@ -134,14 +143,15 @@ def zeroed(folder: Path) -> None:
 
 
 def rotated(folder: Path) -> None:
-    """The rows of train in another order."""
-    for path in sorted((folder / "run/codes").glob("train-*.parquet")):
+    """The rows in another order."""
+    for path in chain.from_iterable(shards(folder).values()):
         table = pq.read_table(path)
         pq.write_table(pa.concat_tables([table.slice(1), table.slice(0, 1)]), path)
 
 
 def a_shard_less(folder: Path) -> None:
-    sorted((folder / "run/codes").glob("train-*.parquet"))[0].unlink()
+    for first, *_ in shards(folder).values():
+        first.unlink()
 
 
 def another_tokenizer(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Too little memory and too few descriptors, from far too little to enough: every command ends well, or in one line with
-status 1 or 2, leaves nothing half written, and does its work when it is given what it needs.
+status 1 or 2, leaves nothing half written, and does its work when it is given what it needs. Whatever it had when it has ended
+well, what it made is what an undisturbed one makes: a page without its pictures is none.
 
 The limits are the kernel's: RLIMIT_AS so many MiB above what the started process has, RLIMIT_NOFILE so many descriptors above.
 """
@@ -15,7 +16,7 @@ from typing import Any
 
 from benchmarks.torture.artefacts import artefacts, difference, half_written
 from benchmarks.torture.forks import command, fault, prepare, run, tiny
-from benchmarks.torture.kill import remove_written
+from benchmarks.torture.kill import Reference, remove_written
 
 MIB = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 DESCRIPTORS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)  # with none Python cannot even open the script
@@ -50,7 +51,7 @@ def steps(all_of_them: tuple[int, ...], number: int) -> list[int]:
     return [all_of_them[place * (len(all_of_them) - 1) // max(1, number - 1)] for place in range(number)]
 
 
-def torture(work: Path, number: int, expected: dict[str, bytes]) -> dict[str, Any]:
+def torture(work: Path, number: int, undisturbed: Reference) -> dict[str, Any]:
     """Go through the chain, each command under rising limits until it has enough, and at last under none."""
     outcomes, wrong, folder, out = Counter[str](), list[str](), work / "limits", work / "out/limits"
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,25 +61,29 @@ def torture(work: Path, number: int, expected: dict[str, bytes]) -> dict[str, An
             {f"{mib} MiB": with_memory(mib, command(*line)) for mib in steps(MIB, number)},
             {f"{each} descriptors": with_descriptors(each, command(*line)) for each in steps(DESCRIPTORS, number)},
         ]
-        for limit, status, bad in chain.from_iterable(rising(folder, name, limited, out) for limited in limits):
+        made = undisturbed.after[name]
+        for limit, status, bad in chain.from_iterable(rising(folder, name, limited, made, out) for limited in limits):
             outcomes["not enough" if status in (1, 2) else "done" if status == 0 else "WRONG"] += 1
             wrong += [f"{name}, {limit}: {each}" for each in bad]
             for each in bad:
                 print(f"wrong: {name}, {limit}: {each}", flush=True)
         if said := fault(run(command(*line), folder, out), 0):
             wrong.append(f"{name}, no limit any more: {said}")
-    wrong += [f"differs: {path}" for path in difference(expected, artefacts(folder))]
+    wrong += [f"differs: {path}" for path in difference(undisturbed.whole, artefacts(folder))]
     return {"commands": sum(outcomes.values()), "outcomes": dict(outcomes), "wrong": wrong}
 
 
 def rising(
-    folder: Path, name: str, limited: Mapping[str, Callable[[], None]], out: Path
+    folder: Path, name: str, limited: Mapping[str, Callable[[], None]], made: dict[str, bytes], out: Path
 ) -> Iterator[tuple[str, int, list[str]]]:  # fmt: skip
     """Do a command's work under one limit after the other until it is done: of each its status, and what is wrong with its
-    end. What it has made is then taken away."""
+    end and with what it made. That is then taken away."""
     for limit, work in limited.items():
         ended = run(work, folder, out)
-        yield limit, ended.status, [said for said in [fault(ended, 0, 1, 2)] if said] + half_written(folder)
+        bad = [said for said in [fault(ended, 0, 1, 2)] if said] + half_written(folder)
+        if ended.status == 0:
+            bad += [f"differs: {path}" for path in difference(made, artefacts(folder))]
+        yield limit, ended.status, bad
         if ended.status == 0:
             break
     remove_written(folder, name)

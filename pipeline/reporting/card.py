@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from safetensors import safe_open
 
 from smalti.common import card
 from smalti.common.card import plain
@@ -20,6 +19,7 @@ from smalti.common.folder import inside, read_json, sha256
 from smalti.common.history import START, sentences, steps_by_batch
 from smalti.common.hub import source_repository
 from smalti.common.record import commit, private, release
+from smalti.common.tensors import opened_tensors
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.reporting.found import Found, finite, of_other_weights, other_sampling
 from smalti.pipeline.reporting.head import headline, lead, nats, psnr
@@ -242,7 +242,7 @@ def _weights(model: Path) -> str:
     path = inside(model, "model.safetensors")
     if not path.exists():
         return "–"
-    with safe_open(path, framework="pt") as file:
+    with opened_tensors(path) as file:
         return f"{sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys()):,}"  # noqa: SIM118 - no mapping
 
 

@@ -14,6 +14,7 @@ import PIL.Image
 from smalti.common import codes, config
 from smalti.common.codes import CodesInfo
 from smalti.common.commands import quoted
+from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.evaluation import read_evaluations
 from smalti.common.folder import check_format, inside, kind_of, read_json, settings_in, sha256
@@ -53,6 +54,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [line for line in read_metrics(path) if isinstance(line, dict)]
     except (OSError, UnicodeDecodeError) as error:
+        pass_on(error)
         raise UserError(f"{path} must hold JSON lines: {error}; the command that wrote it writes it again") from None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smalti.common.data.sources.part import Left, one_line, shown
+from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.raster import looks_like_a_picture, read_file
 
@@ -131,4 +132,5 @@ def read_text(path: Path, most: int, errors: str = "strict") -> str:
     try:
         return read_file(path, most).decode("utf-8-sig", errors)
     except (OSError, ValueError) as error:
+        pass_on(error)
         raise UserError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from None

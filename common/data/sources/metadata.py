@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from smalti.common.data.sources.classes import normal
 from smalti.common.data.sources.files import base_name, is_metadata, read_text
 from smalti.common.data.sources.part import one_line
+from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.raster import read_file
 
@@ -103,5 +104,6 @@ def _parquet_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]
             raise ValueError(f"it has {table.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read")
         rows = table.read([name for name in ("file_name", label) if name in table.schema_arrow.names]).to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
+        pass_on(error)
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     yield from ((f"row {number}", row) for number, row in enumerate(rows))

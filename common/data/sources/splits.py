@@ -68,7 +68,11 @@ def split_files(
     misleading = [file for file in silent if any(word in names for word in _words(file))]
     if not silent or not (misleading or len(silent) < len(files)):
         return splits, [], []
-    told = f"{len(silent)} data files whose whole name is no split's are read as {default}, such as {(misleading or silent)[0]}"
+    if len(silent) == 1:
+        told = f"1 data file whose whole name is no split's is read as {default}: {silent[0]}"
+    else:
+        example = (misleading or silent)[0]
+        told = f"{len(silent)} data files whose whole name is no split's are read as {default}, such as {example}"
     return splits, [], [f"{told}; to change that, {TO_SAY_SO}"]
 
 
