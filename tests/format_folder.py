@@ -1,6 +1,6 @@
 """What tests/test_hub.py keeps of each format of our files: tiny folders of every kind, and what was seen as they were written.
 
-    python tests/format_folder.py tests/data/format_1
+    python tests/format_folder.py tests/data/format_2
 
 Weights are random, since what a format keeps is names and shapes. A folder that is committed is never written again: where
 `common.folder.FORMAT` grows, this script writes the next one beside it.
