@@ -2,8 +2,8 @@
 
     python -m benchmarks.app_screenshot RUN docs/app.png
 
-Serves the page of a run, draws with the first seed that was not shown yet, and takes the picture when about two thirds of the
-codes are drawn. Needs Gradio, playwright and a Chromium.
+Serves the page of a run, draws with the first seed that was not shown yet, and takes the picture when about two thirds
+of the codes are drawn. Needs Gradio, playwright and a Chromium.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def take(address: str, path: Path) -> None:
 
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright, replacing(path) as aside:
-        browser = playwright.chromium.launch(executable_path=found, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=found, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.goto(address)
         page.wait_for_selector("#sheet figure img")

@@ -1,15 +1,19 @@
-"""The results board: our presets, and a chain of PyPI parts beside them, measured by the product's own evaluate commands.
+"""The results board: our presets, and a chain of PyPI parts beside them, measured by the product's own evaluate
+commands.
 
-    python -m benchmarks.board run --dataset Fashion-MNIST --data FOLDER --work DIR --rows fashion_mnist peer --seeds 0 1 2
+    python -m benchmarks.board run --dataset Fashion-MNIST --data FOLDER --work DIR --rows fashion_mnist peer
+        --seeds 0 1 2
     python -m benchmarks.board write        # docs/board.md, of all results
 
-A row of ours is a folder of configs/: tokenizer/train.py, encode.py, prior/train.py, generate.py and the three evaluate.py with
-10,000 drawn images, each a process of its own. The row `peer` is benchmarks/peer_chain.py: vector-quantize-pytorch and
-x-transformers, given as many CPU seconds for each stage as the first row took to start, train and encode. All run on one thread
-and no accelerator, and time is the CPU's, so that what else the machine does is not counted. Every row is trained on 95% of
-train, chosen on the other 5% and measured on test; distances and agreement are by one classifier of the real images.
+A row of ours is a folder of configs/: tokenizer/train.py, encode.py, prior/train.py, generate.py and the three
+evaluate.py with 10,000 drawn images, each a process of its own. The row `peer` is benchmarks/peer_chain.py:
+vector-quantize-pytorch and x-transformers, given as many CPU seconds for each stage as the first row took to start,
+train and encode. All run on one thread and no accelerator, and time is the CPU's, so that what else the machine does is
+not counted. Every row is trained on 95% of train, chosen on the other 5% and measured on test; distances and agreement
+are by one classifier of the real images.
 
-`run` writes benchmarks/results/board_DATASET.json after every seed of every row; the same command goes on with what is missing.
+`run` writes benchmarks/results/board_DATASET.json after every seed of every row; the same command goes on with what is
+missing.
 """
 
 import argparse
@@ -60,7 +64,9 @@ def ours(config: str, data: Path, run: Path, seed: int) -> Figures:
         "evaluate_prior": ["prior/evaluate.py", str(run)],
         "evaluate_pipeline": ["pipeline/evaluate.py", str(run), "--images", str(DRAWN), "--seed", str(seed)],
     }
-    seconds = {f"{name}_cpu_seconds": once([sys.executable, *c], run / f".{name}-ended.json") for name, c in commands.items()}
+    seconds = {
+        f"{name}_cpu_seconds": once([sys.executable, *c], run / f".{name}-ended.json") for name, c in commands.items()
+    }
     of = {value["stage"]: value["figures"] for value in read_evaluations(run)}
     tokenizer = {f"reconstruction_{name}" if name.startswith("fd_") else name: v for name, v in of["tokenizer"].items()}
     prior = {name: value for name, value in of["prior"].items() if not isinstance(value, dict | list)}
@@ -145,55 +151,110 @@ def run_rows(dataset: str, data: Path, work: Path, rows: Sequence[str], seeds: S
 
 
 COLUMNS = {
-    "psnr_pooled": ("PSNR, dB", 2), "psnr": ("mean over images", 2), "ssim": ("SSIM", 3), "usage": ("codes used", 3),
+    "psnr_pooled": ("PSNR, dB", 2),
+    "psnr": ("mean over images", 2),
+    "ssim": ("SSIM", 3),
+    "usage": ("codes used", 3),
     "distortion": ("distortion", 3),
-    "learned_rate": ("rate", 3), "learned_bits_per_dim": ("**bits/dim**", 3), "independent_bits_per_dim": ("independent", 3),
-    "uniform_bits_per_dim": ("uniform", 3), "prior_nll": ("nats a code", 3), "prior_saved": ("saved", 3),
-    "fd_classifier": ("fd_classifier", 2), "kernel_distance": ("kernel", 3), "precision": ("precision", 3),
-    "recall": ("recall", 3), "density": ("density", 3), "coverage": ("coverage", 3), "class_agreement": ("agreement", 3),
-    "classification_accuracy_score": ("CAS", 3), "memorised_features": ("memorised", 3),
-}  # fmt: skip
+    "learned_rate": ("rate", 3),
+    "learned_bits_per_dim": ("**bits/dim**", 3),
+    "independent_bits_per_dim": ("independent", 3),
+    "uniform_bits_per_dim": ("uniform", 3),
+    "prior_nll": ("nats a code", 3),
+    "prior_saved": ("saved", 3),
+    "fd_classifier": ("fd_classifier", 2),
+    "kernel_distance": ("kernel", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "density": ("density", 3),
+    "coverage": ("coverage", 3),
+    "class_agreement": ("agreement", 3),
+    "classification_accuracy_score": ("CAS", 3),
+    "memorised_features": ("memorised", 3),
+}
 TABLES = {
     "What an image costs, in bits per dimension": (
-        "distortion", "learned_rate", "learned_bits_per_dim", "independent_bits_per_dim", "uniform_bits_per_dim",
-        "prior_nll", "prior_saved",
+        "distortion",
+        "learned_rate",
+        "learned_bits_per_dim",
+        "independent_bits_per_dim",
+        "uniform_bits_per_dim",
+        "prior_nll",
+        "prior_saved",
     ),
     "Reconstructions": ("psnr_pooled", "psnr", "ssim", "usage"),
     "10,000 drawn images": (
-        "fd_classifier", "kernel_distance", "precision", "recall", "density", "coverage", "class_agreement",
-        "classification_accuracy_score", "memorised_features",
+        "fd_classifier",
+        "kernel_distance",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "class_agreement",
+        "classification_accuracy_score",
+        "memorised_features",
     ),
-}  # fmt: skip
+}
 AGREEMENT = Claim(
-    text="class agreement, share of the classifier's accuracy on real images", relation="at least", threshold=0.9,
+    text="class agreement, share of the classifier's accuracy on real images",
+    relation="at least",
+    threshold=0.9,
     value=lambda f: f["class_agreement"] / f["classifier_accuracy"],
-)  # fmt: skip
+)
 SAVED = Claim(
-    text="what the prior saves of the rate of independent codes", relation="at least", threshold=0.55,
+    text="what the prior saves of the rate of independent codes",
+    relation="at least",
+    threshold=0.55,
     value=lambda f: f["prior_saved"],
-)  # fmt: skip
+)
 CLAIMS = {
     "fashion_mnist": (
-        Claim(text="PSNR at 7x7 codes, mean over images, dB", relation="at least", threshold=24.0, value=lambda f: f["psnr"]),
+        Claim(
+            text="PSNR at 7x7 codes, mean over images, dB",
+            relation="at least",
+            threshold=24.0,
+            value=lambda f: f["psnr"],
+        ),
         Claim(text="share of the 512 codes used", relation="at least", threshold=0.95, value=lambda f: f["usage"]),
-        SAVED, AGREEMENT,
+        SAVED,
+        AGREEMENT,
     ),
     "fashion_mnist peer": (
-        Claim(text="PSNR ahead of the peer's, mean over images, dB", relation="at least", threshold=1.5,
-              value=lambda f, p: f["psnr"] - p["psnr"]),
-        Claim(text="fd_classifier, share of the peer's", relation="at most", threshold=0.5,
-              value=lambda f, p: f["fd_classifier"] / p["fd_classifier"]),
-        Claim(text="bits per dimension under the peer's", relation="at least", threshold=0.0,
-              value=lambda f, p: p["learned_bits_per_dim"] - f["learned_bits_per_dim"]),
+        Claim(
+            text="PSNR ahead of the peer's, mean over images, dB",
+            relation="at least",
+            threshold=1.5,
+            value=lambda f, p: f["psnr"] - p["psnr"],
+        ),
+        Claim(
+            text="fd_classifier, share of the peer's",
+            relation="at most",
+            threshold=0.5,
+            value=lambda f, p: f["fd_classifier"] / p["fd_classifier"],
+        ),
+        Claim(
+            text="bits per dimension under the peer's",
+            relation="at least",
+            threshold=0.0,
+            value=lambda f, p: p["learned_bits_per_dim"] - f["learned_bits_per_dim"],
+        ),
     ),
     "fashion_mnist_fine": (SAVED, AGREEMENT),
     "cifar10_small peer": (
-        Claim(text="bits per dimension under the peer's", relation="at least", threshold=0.0,
-              value=lambda f, p: p["learned_bits_per_dim"] - f["learned_bits_per_dim"]),
-        Claim(text="fd_classifier, share of the peer's", relation="at most", threshold=1.0,
-              value=lambda f, p: f["fd_classifier"] / p["fd_classifier"]),
+        Claim(
+            text="bits per dimension under the peer's",
+            relation="at least",
+            threshold=0.0,
+            value=lambda f, p: p["learned_bits_per_dim"] - f["learned_bits_per_dim"],
+        ),
+        Claim(
+            text="fd_classifier, share of the peer's",
+            relation="at most",
+            threshold=1.0,
+            value=lambda f, p: f["fd_classifier"] / p["fd_classifier"],
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def cell(figures: Sequence[Figures], name: str) -> str:
@@ -208,8 +269,9 @@ def cell(figures: Sequence[Figures], name: str) -> str:
 def table(rows: dict[str, list[Figures]], names: Sequence[str]) -> str:
     head = "| row | seeds | " + " | ".join(COLUMNS[name][0] for name in names) + " |\n|---|---|" + "---|" * len(names)
     lines = [
-        f"| `{row}` | {len(each)} | " + " | ".join(cell(each, name) for name in names) + " |" for row, each in rows.items()
-    ]  # fmt: skip
+        f"| `{row}` | {len(each)} | " + " | ".join(cell(each, name) for name in names) + " |"
+        for row, each in rows.items()
+    ]
     return "\n".join([head, *lines])
 
 
@@ -220,7 +282,9 @@ def claims(rows: dict[str, list[Figures]]) -> list[str]:
         names = key.split()
         for claim in several if all(name in rows for name in names) else ():
             try:
-                found.append(f"{names[0]}: {verdict(claim.judge(list(zip(*(rows[name] for name in names), strict=False))))}")
+                found.append(
+                    f"{names[0]}: {verdict(claim.judge(list(zip(*(rows[name] for name in names), strict=False))))}"
+                )
             except KeyError:
                 found.append(f"{names[0]}: {claim.text}: not measured yet")
     return found
@@ -244,12 +308,17 @@ def section(result: dict[str, Any]) -> str:
     machine, dates = records[-1]["machine"], sorted({each["date"] for each in records})
     commits = sorted({(each["commit"] or "none")[:12] for each in records})
     spent = ", ".join(f"`{name}` {seconds(each)}" for name, each in rows.items())
-    accuracy = next((e["classifier_accuracy"] for each in rows.values() for e in each if "classifier_accuracy" in e), None)
+    accuracy = next(
+        (e["classifier_accuracy"] for each in rows.values() for e in each if "classifier_accuracy" in e), None
+    )
     real = next((e["fd_classifier_train"] for each in rows.values() for e in each if "fd_classifier_train" in e), None)
     known = (
-        f"The classifier knows {accuracy:.1%} of the real test images; 10,000 training images, which it has seen, are at "
-        f"{real:.2f}.\n\n" if accuracy is not None and real is not None else "\n\n"
-    )  # fmt: skip
+        f"The classifier knows {accuracy:.1%} of the real test images; 10,000 training images, which it has seen, are "
+        "at "
+        f"{real:.2f}.\n\n"
+        if accuracy is not None and real is not None
+        else "\n\n"
+    )
     measured = {name for row in rows.values() for figures in row for name in figures}
     shown = {title: names for title, names in TABLES.items() if measured.intersection(names)}
     tables = "\n\n".join(f"### {title}\n\n{table(rows, names)}" for title, names in shown.items())
@@ -257,7 +326,7 @@ def section(result: dict[str, Any]) -> str:
         f"`{row}`\n\n![samples of {row}]({picture(result['dataset'], row).name})"
         for row in rows
         if picture(result["dataset"], row).exists()
-    )  # fmt: skip
+    )
     judged = "".join(f"    {line}\n" for line in claims(rows))
     held = f"### What we say of it, for the worst seed\n\n{judged}\n" if judged else ""
     return (
@@ -269,16 +338,19 @@ def section(result: dict[str, Any]) -> str:
 
 
 NOTES = {
-    "CIFAR-10": "Minutes of one CPU core, no GPU being at hand: rows of `configs/cifar10_small`, not of `configs/cifar10`. Of "
+    "CIFAR-10": "Minutes of one CPU core, no GPU being at hand: rows of `configs/cifar10_small`, not of "
+    "`configs/cifar10`. Of "
     "the 60,000 images 189 were missing from the copy at hand; figures are of the 9,966 test images that were there. ",
-    "Emoji": "Noto emoji at 32 x 32, unlabelled, for the pictures: no classifier looks at them, so there are no distances. "
+    "Emoji": "Noto emoji at 32 x 32, unlabelled, for the pictures: no classifier looks at them, so there are no "
+    "distances. "
     "Measured when the config read pictures with a margin, resampled (see [what a margin "
     "cost](bits.md#what-a-margin-cost)), against that view. ",
 }
 
 
 def heading(result: dict[str, Any]) -> str:
-    """Where CIFAR-10 is heading: the points of benchmarks/cifar10_bits.py, what was fitted to them, and the way in earnest."""
+    """Where CIFAR-10 is heading: the points of benchmarks/cifar10_bits.py, what was fitted to them, and the way in
+    earnest."""
     rows = "\n".join(
         f"| {p['steps']} | {p['training_cpu_seconds']:.0f} | {p['distortion']:.3f} | {p['learned_rate']:.3f} | "
         f"**{p['learned_bits_per_dim']:.3f}** | {p['independent_bits_per_dim']:.3f} |"
@@ -286,16 +358,23 @@ def heading(result: dict[str, Any]) -> str:
     )
     fit, bits = result["fit"], [p["learned_bits_per_dim"] for p in result["points"]]
     said = (
-        f"A curve a + b S^−c over the steps S through these points tends to {fit['a']:.2f}; few points, of a model that a core "
-        "can train in minutes: a direction, no promise."
-    ) if fit else (
-        "Each doubling of both took " + ", ".join(f"{a - b:.2f}" for a, b in pairwise(bits)) + " bits off: the curve has not "
-        "bent, so these points say the direction and not where it ends."
-    )  # fmt: skip
+        (
+            f"A curve a + b S^−c over the steps S through these points tends to {fit['a']:.2f}; few points, of a model "
+            "that a core can train in minutes: a direction, no promise."
+        )
+        if fit
+        else (
+            "Each doubling of both took "
+            + ", ".join(f"{a - b:.2f}" for a, b in pairwise(bits))
+            + " bits off: the curve has not "
+            "bent, so these points say the direction and not where it ends."
+        )
+    )
     return (
         "## CIFAR-10: where bits per dimension are heading\n\n"
-        "The paper's 4.67 bits/dim (van den Oord et al. 2017; its VAE 4.51) is for a GPU: no GPU was at hand, so the preset "
-        "`cifar10_bits` has not been trained. Its small brother, 96 channels and a prior of 4 x 192, was, on one CPU core for "
+        "The paper's 4.67 bits/dim (van den Oord et al. 2017; its VAE 4.51) is for a GPU: no GPU was at hand, so the "
+        "preset `cifar10_bits` has not been trained. Its small brother, 96 channels and a prior of 4 x 192, was, on "
+        "one CPU core for "
         "minutes (`python -m benchmarks.cifar10_bits`, one seed, the first 1,000 test images):\n\n"
         "| steps of each | CPU s | distortion | rate | bits/dim | independent |\n|---|---|---|---|---|---|\n"
         f"{rows}\n\n{said}\n\n![bits per dimension over training time](cifar10_bits.png)\n\n"
@@ -305,19 +384,20 @@ def heading(result: dict[str, Any]) -> str:
 
 INTRODUCTION = """# The board
 
-Figures of our presets, and of a chain of two PyPI libraries (`peer`) in the same CPU time, on images anyone can get. Written by
-`python -m benchmarks.board write` from `benchmarks/results/board_*.json`, which hold every figure, the command, the versions
-and the machine. Mean and standard deviation over seeds. Everything is measured on the test split by the product's own commands,
-`tokenizer/evaluate.py`, `prior/evaluate.py` and `pipeline/evaluate.py`; nothing was chosen on it.
+Figures of our presets, and of a chain of two PyPI libraries (`peer`) in the same CPU time, on images anyone can get.
+Written by `python -m benchmarks.board write` from `benchmarks/results/board_*.json`, which hold every figure, the
+command, the versions and the machine. Mean and standard deviation over seeds. Everything is measured on the test split
+by the product's own commands, `tokenizer/evaluate.py`, `prior/evaluate.py` and `pipeline/evaluate.py`; nothing was
+chosen on it.
 
-**bits/dim** is distortion, −log2 p(pixels | codes), plus rate, −log2 p(codes), over the number of pixel values: an upper bound
-of −log2 p(image), which an arithmetic coder turns into bytes (`pipeline/compress.py`). *independent* and *uniform* are the sum
-with the codes paid for by their frequency, or all alike, and *saved* what the learned prior saves of the former's rate. A
-class-conditional prior pays for the class. The peer has no p(pixels | codes); it is given the best Gaussian, its variance that
-of its error on the images held out of train.
+**bits/dim** is distortion, −log2 p(pixels | codes), plus rate, −log2 p(codes), over the number of pixel values: an
+upper bound of −log2 p(image), which an arithmetic coder turns into bytes (`pipeline/compress.py`). *independent* and
+*uniform* are the sum with the codes paid for by their frequency, or all alike, and *saved* what the learned prior saves
+of the former's rate. A class-conditional prior pays for the class. The peer has no p(pixels | codes); it is given the
+best Gaussian, its variance that of its error on the images held out of train.
 
-**PSNR** is of the squared error pooled over all test images, as papers report it; the mean over images of each one's own stands
-beside it, and is higher. Of the peer the mean alone was kept.
+**PSNR** is of the squared error pooled over all test images, as papers report it; the mean over images of each one's
+own stands beside it, and is higher. Of the peer the mean alone was kept.
 """
 
 

@@ -1,13 +1,14 @@
 """Where bits per dimension on CIFAR-10 are heading: the preset cifar10_bits, cut to one CPU core, at doubling budgets.
 
     python -m benchmarks.cifar10_bits --data FOLDER --work DIR
-    accelerate launch -q tokenizer/train.py configs/cifar10_bits/tokenizer.yaml    # in earnest, on a GPU; then as it says
+    accelerate launch -q tokenizer/train.py configs/cifar10_bits/tokenizer.yaml  # in earnest, on a GPU; then as it says
 
-Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of S, on
-batches of 64 and 32, of images without their mirrors. The images are the first 10,000 of train (which the largest budget sees
-about once), the 500 after them to choose by, and the first 1,000 of test, for evaluation would else take longer than
-training. Bits per dimension are pipeline/evaluate.py's; CPU seconds are of one thread and both trainings. The curve is over
-steps, a + b · S^−c by least squares. With few points it says a direction, no more. The lines to reach are the VQ-VAE paper's
+Each budget is a run of its own, its learning rates falling to zero within it: a tokenizer of S steps and a prior of S,
+on batches of 64 and 32, of images without their mirrors. The images are the first 10,000 of train (which the largest
+budget sees about once), the 500 after them to choose by, and the first 1,000 of test, for evaluation would else take
+longer than training. Bits per dimension are pipeline/evaluate.py's; CPU seconds are of one thread and both trainings.
+The curve is over steps, a + b · S^−c by least squares. With few points it says a direction, no more. The lines to reach
+are the VQ-VAE paper's
 4.67 (van den Oord et al. 2017, sec. 4.1) and its VAE's 4.51.
 
 Writes benchmarks/results/cifar10_bits.json and docs/cifar10_bits.png. The same command goes on with what is missing.
@@ -27,11 +28,24 @@ from smalti.common.folder import replacing, write_json
 from smalti.common.record import record
 
 SMALL = {
-    "tokenizer": {"model.channels": ["96"], "model.blocks": ["2"], "batch_size": ["64"], "lr": ["2e-3"],
-                  "ema_decay": ["0.995"]},
-    "prior": {"model.depth": ["4"], "model.dim": ["192"], "model.heads": ["6"], "model.dropout": ["0.0"],
-              "batch_size": ["32"], "lr": ["6e-3"], "matrix_lr": ["0.03"], "ema_decay": ["0.995"]},
-}  # fmt: skip
+    "tokenizer": {
+        "model.channels": ["96"],
+        "model.blocks": ["2"],
+        "batch_size": ["64"],
+        "lr": ["2e-3"],
+        "ema_decay": ["0.995"],
+    },
+    "prior": {
+        "model.depth": ["4"],
+        "model.dim": ["192"],
+        "model.heads": ["6"],
+        "model.dropout": ["0.0"],
+        "batch_size": ["32"],
+        "lr": ["6e-3"],
+        "matrix_lr": ["0.03"],
+        "ema_decay": ["0.995"],
+    },
+}
 TO_REACH = {"VQ-VAE, 2017": 4.67, "its VAE": 4.51}
 SEED = 0
 IMAGES = {"train": 10_000, "validation": 500, "test": 1_000}
@@ -64,20 +78,33 @@ def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
 
     given = ["--run", str(run), "--seed", str(SEED)]
     commands = {
-        "tokenizer": ["tokenizer/train.py", "configs/cifar10_bits/tokenizer.yaml", "--images.source", str(data), *given,
-                      *options(SMALL["tokenizer"] | schedule(steps))],
+        "tokenizer": [
+            "tokenizer/train.py",
+            "configs/cifar10_bits/tokenizer.yaml",
+            "--images.source",
+            str(data),
+            *given,
+            *options(SMALL["tokenizer"] | schedule(steps)),
+        ],
         "encode": ["tokenizer/encode.py", str(run), "--views", "1"],
-        "prior": ["prior/train.py", "configs/cifar10_bits/prior.yaml", *given, *options(SMALL["prior"] | schedule(steps))],
+        "prior": [
+            "prior/train.py",
+            "configs/cifar10_bits/prior.yaml",
+            *given,
+            *options(SMALL["prior"] | schedule(steps)),
+        ],
         "evaluate": ["pipeline/evaluate.py", str(run), "--images", "0"],
-    }  # fmt: skip
-    seconds = {name: once([sys.executable, *command], run / f".{name}-ended.json") for name, command in commands.items()}
+    }
+    seconds = {
+        name: once([sys.executable, *command], run / f".{name}-ended.json") for name, command in commands.items()
+    }
     (figures,) = (value["figures"] for value in read_evaluations(run) if value["stage"] == "pipeline")
     return {"steps": steps, "training_cpu_seconds": seconds["tokenizer"] + seconds["prior"], **figures}
 
 
 def fitted(points: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """a + b · S^−c through the points, and the steps at which it passes each line; none for fewer than four points, or where
-    the curve has not bent yet, so that they do not say where it ends."""
+    """a + b · S^−c through the points, and the steps at which it passes each line; none for fewer than four points, or
+    where the curve has not bent yet, so that they do not say where it ends."""
     if len(points) < 4:
         return None
     from scipy.optimize import curve_fit
@@ -89,7 +116,9 @@ def fitted(points: Sequence[dict[str, Any]]) -> dict[str, float] | None:
     if min(a - bounds[0][0], bounds[1][0] - a) < 0.01:
         return None
     found = {"a": a, "b": b, "c": c, "s0": t0}
-    return found | {f"steps_to_{line}": float(t0 * (b / (line - a)) ** (1 / c)) for line in TO_REACH.values() if line > a}
+    return found | {
+        f"steps_to_{line}": float(t0 * (b / (line - a)) ** (1 / c)) for line in TO_REACH.values() if line > a
+    }
 
 
 def draw(points: Sequence[dict[str, Any]], fit: dict[str, float] | None, path: Path) -> None:
@@ -101,9 +130,14 @@ def draw(points: Sequence[dict[str, Any]], fit: dict[str, float] | None, path: P
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     t = [point["steps"] for point in points]
-    for name, label in (("learned_bits_per_dim", "bits per dimension"), ("distortion", "of these the pixels, given the codes")):
+    for name, label in (
+        ("learned_bits_per_dim", "bits per dimension"),
+        ("distortion", "of these the pixels, given the codes"),
+    ):
         axes.plot(t, [point[name] for point in points], "o-", label=label)
-    axes.plot(t, [point["independent_bits_per_dim"] for point in points], ".:", color="0.5", label="with independent codes")
+    axes.plot(
+        t, [point["independent_bits_per_dim"] for point in points], ".:", color="0.5", label="with independent codes"
+    )
     if fit:
         far = np.geomspace(t[0], 100 * t[-1], 200)
         curve = fit["a"] + fit["b"] * (far / fit["s0"]) ** -fit["c"]

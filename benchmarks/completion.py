@@ -2,13 +2,13 @@
 
     python -m benchmarks.completion --fashion_mnist FOLDER --cifar10 FOLDER --work DIR --seeds 0 1 2
 
-Trains on each set one tokenizer, and for every seed two priors of the same size, steps, batch and learning rates over its
-codes, one with `order: raster` and one with `order: any`. Of the codes of the test split's first 2,000 images a part is given
-and the rest scored: nats per unknown code, with the class. The raster prior gives each unknown code what stands before it; the
-other, all that is known. For upper halves the two condition on the same.
+Trains on each set one tokenizer, and for every seed two priors of the same size, steps, batch and learning rates over
+its codes, one with `order: raster` and one with `order: any`. Of the codes of the test split's first 2,000 images a
+part is given and the rest scored: nats per unknown code, with the class. The raster prior gives each unknown code what
+stands before it; the other, all that is known. For upper halves the two condition on the same.
 
-Writes the result and, of the first seed, a picture a set: test images, what is kept of them, and what either prior draws for
-the rest (codes of the kept part have seen no other pixel). The same command goes on where it was interrupted.
+Writes the result and, of the first seed, a picture a set: test images, what is kept of them, and what either prior
+draws for the rest (codes of the kept part have seen no other pixel). The same command goes on where it was interrupted.
 """
 
 import argparse
@@ -159,7 +159,12 @@ def main() -> None:
         by_set[name] = of_order
         draw_picture(name, data, arguments.work, arguments.seeds[0], arguments.pictures / f"completion_{name}.png")
         for mask in masks(*info.layout.grids[0].shape):
-            print(name, mask, *(f"{order}: {of_order[order]['summary'][mask]['mean']:.3f}" for order in ORDERS), flush=True)
+            print(
+                name,
+                mask,
+                *(f"{order}: {of_order[order]['summary'][mask]['mean']:.3f}" for order in ORDERS),
+                flush=True,
+            )
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 

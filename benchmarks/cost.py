@@ -2,11 +2,11 @@
 
     python -m benchmarks.cost configs/imagenet256 --images 1281167 --classes 1000
 
-The networks are made without memory (torch's meta device), and torch counts the operations of their products and convolutions,
-forward and backward, for one image; 2 for a multiplication and its addition. All else in a step is a small share of that on
-hardware that is bound by products. Totals are those times the steps and batch sizes of the files. With them the rates that this
-repository has measured, on two CPU cores (benchmarks/results/prior_training.json), and at these the time. Writes
-benchmarks/results/cost_NAME.json.
+The networks are made without memory (torch's meta device), and torch counts the operations of their products and
+convolutions, forward and backward, for one image; 2 for a multiplication and its addition. All else in a step is a
+small share of that on hardware that is bound by products. Totals are those times the steps and batch sizes of the
+files. With them the rates that this repository has measured, on two CPU cores (benchmarks/results/prior_training.json),
+and at these the time. Writes benchmarks/results/cost_NAME.json.
 """
 
 import argparse
@@ -83,13 +83,16 @@ def cost_of_tokenizer(c: TokenizerTraining, images: int) -> dict[str, Any]:
     step, encode = counted(training) + search, counted(encoding) + search
     assert z_e.shape[2:] == c.model.grid
     return {
-        "weights": weights(tokenizer), "mib_kept_an_image": kept.mib, "operations_an_image": step,
+        "weights": weights(tokenizer),
+        "mib_kept_an_image": kept.mib,
+        "operations_an_image": step,
         "images_trained_on": c.steps * c.batch_size,
-        "operations": step * c.steps * c.batch_size, "epochs": c.steps * c.batch_size / images,
+        "operations": step * c.steps * c.batch_size,
+        "epochs": c.steps * c.batch_size / images,
         "encode_operations": encode * images * views_of(c, images),
         # fp32: weights, gradient, two moments of AdamW, and the averaged weights
         "state_gib": 5 * 4 * weights(tokenizer) / 2**30,
-    }  # fmt: skip
+    }
 
 
 def views_of(c: TokenizerTraining, images: int) -> int:
@@ -108,11 +111,15 @@ def cost_of_prior(c: PriorTraining, info: CodesInfo, images: int) -> dict[str, A
         nll.backward()
     step = counted(training)
     return {
-        "weights": weights(prior), "mib_kept_an_image": kept.mib, "operations_an_image": step,
+        "weights": weights(prior),
+        "mib_kept_an_image": kept.mib,
+        "operations_an_image": step,
         "operations_a_code": step / info.layout.length,
-        "images_trained_on": c.steps * c.batch_size, "operations": step * c.steps * c.batch_size,
-        "epochs": c.steps * c.batch_size / images, "state_gib": 5 * 4 * weights(prior) / 2**30,
-    }  # fmt: skip
+        "images_trained_on": c.steps * c.batch_size,
+        "operations": step * c.steps * c.batch_size,
+        "epochs": c.steps * c.batch_size / images,
+        "state_gib": 5 * 4 * weights(prior) / 2**30,
+    }
 
 
 def cpu_rate() -> float:
@@ -129,16 +136,22 @@ def cost(folder: Path, images: int, classes: int) -> dict[str, Any]:
     two = config.parse(PriorTraining, "", [str(folder / "prior.yaml")])
     info = CodesInfo(
         layout=one.model.layout,
-        views=views_of(one, images), class_names=tuple(map(str, range(classes))) or None, source={}, shard_size=1,
+        views=views_of(one, images),
+        class_names=tuple(map(str, range(classes))) or None,
+        source={},
+        shard_size=1,
         tokenizer=TokenizerIdentity(name=folder.name, sha256="0" * 64),
-    )  # fmt: skip
+    )
     tokenizer, prior, rate = cost_of_tokenizer(one, images), cost_of_prior(two, info, images), cpu_rate()
     total = tokenizer["operations"] + tokenizer["encode_operations"] + prior["operations"]
     return {
-        "tokenizer": tokenizer, "prior": prior, "operations": total,
+        "tokenizer": tokenizer,
+        "prior": prior,
+        "operations": total,
         "codes_gib": images * info.views * info.layout.length * info.dtype.itemsize / 2**30,
-        "measured_cpu_operations_a_second": rate, "years_at_that_rate": total / rate / YEAR,
-    }  # fmt: skip
+        "measured_cpu_operations_a_second": rate,
+        "years_at_that_rate": total / rate / YEAR,
+    }
 
 
 def main() -> None:

@@ -315,7 +315,9 @@ def draw_trade_off(axes: Any, figures: dict[str, Any]) -> None:
     axes.plot([bias[name] for name in gumbel], [noise[name] for name in gumbel], color="tab:blue")
     for name in gumbel:
         tau = Fraction(temperature_of(name))
-        label, offset, side = (f"τ = {tau}", (-8, -12), "right") if name == gumbel[-1] else (f"τ = {tau}", (9, 0), "left")
+        label, offset, side = (
+            (f"τ = {tau}", (-8, -12), "right") if name == gumbel[-1] else (f"τ = {tau}", (9, 0), "left")
+        )
         label = f"Gumbel, {label}" if name == gumbel[0] else label
         place = {"textcoords": "offset points", "ha": side, "fontsize": 12, "color": "tab:blue"}
         axes.annotate(label, (bias[name], noise[name]), offset, **place)
@@ -329,7 +331,11 @@ def draw_trade_off(axes: Any, figures: dict[str, Any]) -> None:
         axes.plot(bias[name], noise[name], "o", color=LOOKS[name][1], markersize=11, zorder=3, clip_on=False)
         place = {"textcoords": "offset points", "ha": side, "fontsize": 12, "color": LOOKS[name][1]}
         axes.annotate(label, (bias[name], noise[name]), offset, **place)
-    axes.set(title="One draw: bias or noise", xlabel="bias / size of the gradient", ylabel="noise (std) / size of the gradient")
+    axes.set(
+        title="One draw: bias or noise",
+        xlabel="bias / size of the gradient",
+        ylabel="noise (std) / size of the gradient",
+    )
     axes.set(xlim=(0, 0.75), yscale="log", ylim=(0.5, 10))
     axes.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
 
@@ -338,8 +344,14 @@ def draw_averaging(axes: Any, figures: dict[str, Any]) -> None:
     draws = [2 ** (i / 4) for i in range(41)]
     for name, (label, colour) in LOOKS.items():
         bias, noise = figures[name]["bias"]["mean"], figures[name]["noise"]["mean"]
-        axes.plot(draws, [math.hypot(bias, noise / math.sqrt(n)) for n in draws], label=label, color=colour, linewidth=2.5)
-    axes.set(title="n draws: noise averages out, bias stays", xlabel="draws averaged, n", ylabel="error / size of the gradient")
+        axes.plot(
+            draws, [math.hypot(bias, noise / math.sqrt(n)) for n in draws], label=label, color=colour, linewidth=2.5
+        )
+    axes.set(
+        title="n draws: noise averages out, bias stays",
+        xlabel="draws averaged, n",
+        ylabel="error / size of the gradient",
+    )
     axes.set(xscale="log", yscale="log", xlim=(1, 1024))
     axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
     axes.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
@@ -352,7 +364,9 @@ def draw_sharpness(axes: Any, result: dict[str, Any]) -> None:
         cosine = [at["estimators"][name]["cosine"]["mean"] for at in swept]
         axes.plot(play, cosine, "o-", color=LOOKS[name][1], linewidth=2.5, markersize=5)
     axes.axvline(result["codes_in_play"], color="0.5", linestyle=":")
-    axes.annotate("left panels", (result["codes_in_play"], 0.03), (4, 0), textcoords="offset points", color="0.4", fontsize=11)
+    axes.annotate(
+        "left panels", (result["codes_in_play"], 0.03), (4, 0), textcoords="offset points", color="0.4", fontsize=11
+    )
     axes.set(title="A harder choice: direction is lost", xlabel="codes in play, exp H(q): soft → hard")
     axes.set(ylabel="cosine of mean estimate and gradient", xscale="log", xlim=(16, 1.1), ylim=(0, 1.03))
     axes.set_xticks([16, 8, 4, 2, 1.2], ["16", "8", "4", "2", "1.2"])

@@ -1,9 +1,10 @@
-"""The figures of docs/lecture.md, of the digits: what EM does, what the two terms of the bound are, what a prior is for.
+"""The figures of docs/lecture.md, of the digits: what EM does, what the two terms of the bound are, what a prior is
+for.
 
     python -m benchmarks.lecture RUN
 
-RUN is a finished run of `configs/digits` (`make demo`). Writes lecture_em.png, lecture_bound.png and lecture_priors.png into
-docs/, and the numbers in them as benchmarks/results/lecture.json. Seconds on one core.
+RUN is a finished run of `configs/digits` (`make demo`). Writes lecture_em.png, lecture_bound.png and lecture_priors.png
+into docs/, and the numbers in them as benchmarks/results/lecture.json. Seconds on one core.
 """
 
 import argparse
@@ -64,8 +65,12 @@ def draw_em(found: Steps, path: Path) -> None:
     halves = [1 + half / 2 for half in range(len(found.distortion))]
     curve.plot(halves, found.distortion, color="0.8", zorder=0)
     curve.scatter(halves[::2], found.distortion[::2], s=22, label="after the E step: every patch to its nearest mean")
-    curve.scatter(halves[1::2], found.distortion[1::2], s=22, label="after the M step: every mean to the mean of its patches")
-    curve.set(xlabel="iteration", ylabel="squared error of a pixel", title=f"K-means of {PATCH}×{PATCH} patches, K = {MEANS}")
+    curve.scatter(
+        halves[1::2], found.distortion[1::2], s=22, label="after the M step: every mean to the mean of its patches"
+    )
+    curve.set(
+        xlabel="iteration", ylabel="squared error of a pixel", title=f"K-means of {PATCH}×{PATCH} patches, K = {MEANS}"
+    )
     curve.legend(fontsize=7)
     curve.grid(alpha=0.3)
     for axes, iteration in zip(pictures, SHOWN, strict=True):
@@ -84,13 +89,19 @@ def draw_bound(found: dict[str, float], path: Path) -> None:
     axes = figure.subplots()
     for row, name in enumerate(PRIORS):
         rate = found[f"{name}_rate"]
-        axes.barh(row, found["distortion"], color="C0", label="−log2 p(x | z), the reconstruction" if row == 0 else None)
+        axes.barh(
+            row, found["distortion"], color="C0", label="−log2 p(x | z), the reconstruction" if row == 0 else None
+        )
         axes.barh(row, rate, left=found["distortion"], color="C1", label="−log2 p(z), the rate" if row == 0 else None)
-        axes.text(found["distortion"] + rate + 0.02, row, f"{found['distortion']:.2f} + {rate:.3f}", va="center", fontsize=9)
+        axes.text(
+            found["distortion"] + rate + 0.02, row, f"{found['distortion']:.2f} + {rate:.3f}", va="center", fontsize=9
+        )
     axes.set(
-        yticks=range(len(PRIORS)), yticklabels=["p(z) uniform", "independent codes", "learned"], xlabel="bits per dimension",
+        yticks=range(len(PRIORS)),
+        yticklabels=["p(z) uniform", "independent codes", "learned"],
+        xlabel="bits per dimension",
         xlim=(0, 1.2 * (found["distortion"] + found["uniform_rate"])),
-    )  # fmt: skip
+    )
     axes.invert_yaxis()
     axes.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     figure.savefig(path, format="png", dpi=100)
@@ -114,14 +125,17 @@ def drawn_rows(pipeline: ImagePipeline, marginal: Marginal, test: Tensor, labels
     """Ten images of codes from each prior, and ten real ones through the codes, a class each for the last two."""
     generator, c = torch.Generator().manual_seed(SEED), pipeline.prior.config
     uniform = torch.randint(c.layout.codebook_size, (10, c.layout.length), generator=generator)
-    independent = torch.multinomial(marginal.log_p[0].exp(), 10 * c.layout.length, True, generator=generator).view(10, -1)
+    independent = torch.multinomial(marginal.log_p[0].exp(), 10 * c.layout.length, True, generator=generator).view(
+        10, -1
+    )
     learned = pipeline(labels=list(range(10)), seed=SEED, temperature=1.0, guidance=1.0).codes
     first = torch.stack([(labels == label).nonzero()[0, 0] for label in range(10)])
     return {
-        "uniform codes": pipeline.decode(uniform), "independent codes": pipeline.decode(independent),
+        "uniform codes": pipeline.decode(uniform),
+        "independent codes": pipeline.decode(independent),
         "the learned prior, a class a column": pipeline.decode(learned),
         "test images, through their codes": pipeline.decode(pipeline.encode_pixels(test[first])),
-    }  # fmt: skip
+    }
 
 
 def measure(nats: Nats, dimensions: int, length: int) -> dict[str, float]:
@@ -154,9 +168,12 @@ def main() -> None:
     draw_bound(found, DRAWINGS / "lecture_bound.png")
     draw_priors(rows, of_row, DRAWINGS / "lecture_priors.png")
     result: dict[str, Any] = {
-        **record("benchmarks.lecture"), "protocol": __doc__, "em": {"K": MEANS, "patch": PATCH, "distortion": steps.distortion},
-        "bound": found, "tokenizer": c.tokenizer.sha256,
-    }  # fmt: skip
+        **record("benchmarks.lecture"),
+        "protocol": __doc__,
+        "em": {"K": MEANS, "patch": PATCH, "distortion": steps.distortion},
+        "bound": found,
+        "tokenizer": c.tokenizer.sha256,
+    }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 

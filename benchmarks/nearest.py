@@ -2,11 +2,11 @@
 
 Each point is N vectors of d dimensions and K codes, drawn from N(0, 1) and the same for all, fp32. Forward is the
 quantizer in eval mode without gradients; training is forward and backward of |z_q|² and its own losses in train mode,
-the peer's moving average included; search is `nearest` alone. Ours reads (B, d, 32, 32), the peer (B, 1024, d), each its
-own layout, the peer at its defaults (`VectorQuantize(dim=d, codebook_size=K)`). Times are the best of a few after a
+the peer's moving average included; search is `nearest` alone. Ours reads (B, d, 32, 32), the peer (B, 1024, d), each
+its own layout, the peer at its defaults (`VectorQuantize(dim=d, codebook_size=K)`). Times are the best of a few after a
 warm-up, or the only one where that took long. Each side of a point is timed in a fresh process, and so is each peak of
-memory: of our search, and of the peer's forward, beyond what the process held before it. A point whose N x K scores would
-not fit four times into free memory is not run with those that keep them. Codes that differ are looked at in fp64.
+memory: of our search, and of the peer's forward, beyond what the process held before it. A point whose N x K scores
+would not fit four times into free memory is not run with those that keep them. Codes that differ are looked at in fp64.
 
     python -m benchmarks.nearest [--quick] [--device cuda --peak-tflops T] [--out JSON]
     python -m benchmarks.nearest --memory    # of our search alone, at every point, into results/nearest_memory.json
@@ -39,7 +39,11 @@ from smalti.tokenizer.nearest import nearest
 
 ROOT = Path(__file__).parents[1]
 SIDE = 32  # of the grid of codes, so N is B x 1024
-REPEATS, ENOUGH, SLOW = 30, 1.0, 4.0  # runs; seconds after which no further run; seconds of a warm-up that counts as the run
+REPEATS, ENOUGH, SLOW = (
+    30,
+    1.0,
+    4.0,
+)  # runs; seconds after which no further run; seconds of a warm-up that counts as the run
 TIE = 1e-5  # of |v|² + |e|²: squared distances nearer to each other than this are equal in fp32
 MIB = 2**20
 Figures = dict[str, Any]
@@ -153,7 +157,7 @@ def forward(quantizer: nn.Module, x: Tensor) -> Any:
     return quantizer(x)
 
 
-# ------------------------------------------------------------------------------------------- parts, each its own process
+# ------------------------------------------------------------------------------------------ parts, each its own process
 
 
 def our_times(point: Point, device: str) -> Figures:
@@ -222,9 +226,12 @@ PARTS = {
 
 
 def fresh(part: str, point: Point, device: str) -> Figures:
-    """A part's figures, from a process of its own; none where that process was killed, as one is that takes too much."""
+    """A part's figures, from a process of its own; none where that process was killed, as one is that takes too
+    much."""
     command = [sys.executable, "-m", "benchmarks.nearest", "--device", device, "--part", part]
-    ended = subprocess.run([*command, "--point", *map(str, asdict(point).values())], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(
+        [*command, "--point", *map(str, asdict(point).values())], cwd=ROOT, capture_output=True, text=True
+    )
     if ended.returncode < 0:
         return {f"{part}_killed_by_signal": -ended.returncode}
     if ended.returncode:
@@ -266,7 +273,9 @@ class Check:
         return judged | {"worst_at": {size: worst[size] for size in "NdK"}, "points": len(points)}
 
 
-def check(text: str, relation: str, threshold: float, figure: str, of: Callable[[Figures], bool] = lambda _: True) -> Check:
+def check(
+    text: str, relation: str, threshold: float, figure: str, of: Callable[[Figures], bool] = lambda _: True
+) -> Check:
     claim = Claim(text=text, relation=relation, threshold=threshold, value=lambda point: float(point[figure]))
     return Check(claim=claim, figure=figure, of=of)
 
@@ -277,11 +286,15 @@ def checks() -> Iterator[Check]:
 
     for d, few, many, training in ((8, 12, 40, 9), (64, 5, 10, 4), (256, 2, 3, 3)):
         yield check(f"peer's forward over ours, d = {d}, K = 512", "at least", few, "forward_ratio", at(d, many=False))
-        yield check(f"peer's forward over ours, d = {d}, K >= 8192", "at least", many, "forward_ratio", at(d, many=True))
+        yield check(
+            f"peer's forward over ours, d = {d}, K >= 8192", "at least", many, "forward_ratio", at(d, many=True)
+        )
         yield check(f"peer's training step over ours, d = {d}", "at least", training, "training_ratio", at(d))
     yield check("cdist + argmin over our search", "at least", 1, "search_ratio")
     yield check("extra memory of our search, MiB", "at most", 32, "ours_extra_mib", lambda point: point["K"] < LARGE.K)
-    yield check("extra memory at K = 262,144, MiB", "at most", 512, "ours_extra_mib", lambda point: point["K"] == LARGE.K)
+    yield check(
+        "extra memory at K = 262,144, MiB", "at most", 512, "ours_extra_mib", lambda point: point["K"] == LARGE.K
+    )
     yield check("codes equal or tied in fp32", "at least", 1, "codes_are_ties")
 
 

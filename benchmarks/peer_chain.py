@@ -5,10 +5,10 @@
 Both libraries with the settings of their READMEs: `VectorQuantize(decay=0.8, commitment_weight=1.)` between a strided
 conv encoder and decoder twice as wide as the library's Fashion-MNIST example, mean squared error plus the commitment
 loss it returns; `TransformerWrapper(Decoder(...))` in an `AutoregressiveWrapper`, the class ids appended to the
-vocabulary and one of them first, `generate` with its own defaults (top-k over a tenth of the vocabulary). It has no p(x | z)
-and is given the best Gaussian: its variance is that of the error on the held-out images. Where the
-READMEs' sizes are a GPU's (codes of 256, a Transformer of 512 x 12) they are cut to what two cores train in minutes.
-AdamW at the constant rate of the examples, fp32, the last weights. Each stage trains for so many seconds of one core; imports,
+vocabulary and one of them first, `generate` with its own defaults (top-k over a tenth of the vocabulary). It has no p(x
+| z) and is given the best Gaussian: its variance is that of the error on the held-out images. Where the READMEs' sizes
+are a GPU's (codes of 256, a Transformer of 512 x 12) they are cut to what two cores train in minutes. AdamW at the
+constant rate of the examples, fp32, the last weights. Each stage trains for so many seconds of one core; imports,
 reading the images, encoding them for stage two and all evaluation are not counted.
 
     python -m benchmarks.peer_chain --data FOLDER --out DIR --tokenizer-seconds S --prior-seconds S --seed N
@@ -64,18 +64,22 @@ class Tokenizer(nn.Module):
         super().__init__()
         w, d = recipe.width, recipe.code_dim
         self.encoder = nn.Sequential(
-            nn.Conv2d(channels, w, 4, stride=2, padding=1), nn.GELU(),
-            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv2d(channels, w, 4, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1),
+            nn.GELU(),
             nn.Conv2d(2 * w, d, 3, padding=1),
-        )  # fmt: skip
+        )
         self.quantizer = VectorQuantize(
             dim=d, codebook_size=recipe.codebook_size, decay=0.8, commitment_weight=1.0, accept_image_fmap=True
         )
         self.decoder = nn.Sequential(
-            nn.Conv2d(d, 2 * w, 3, padding=1), nn.GELU(),
-            nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv2d(d, 2 * w, 3, padding=1),
+            nn.GELU(),
+            nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1),
+            nn.GELU(),
             nn.ConvTranspose2d(w, channels, 4, stride=2, padding=1),
-        )  # fmt: skip
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """The loss."""
@@ -157,7 +161,10 @@ def sample(tokenizer: Tokenizer, prior: AutoregressiveWrapper, labels: Tensor, h
 @torch.inference_mode()
 def gaussian_bits(tokenizer: Tokenizer, held_out: Tensor, images: Tensor) -> float:
     """−log2 p(x | z) a dimension by the Gaussian of the error on held-out images, over 8-bit levels as ours is."""
-    error = [tokenizer.decoder(tokenizer.quantizer(tokenizer.encoder(_pixels(b)))[0]) - _pixels(b) for b in held_out.split(500)]
+    error = [
+        tokenizer.decoder(tokenizer.quantizer(tokenizer.encoder(_pixels(b)))[0]) - _pixels(b)
+        for b in held_out.split(500)
+    ]
     sigma = torch.cat(error).double().square().mean().sqrt().item()
     likelihood, nats = build_likelihood(GaussianConfig(sigma=sigma), images.shape[-1]).double(), 0.0
     for batch in images.split(500):
@@ -211,13 +218,19 @@ def run(data: Path, out: Path, recipe: Recipe, tokenizer_seconds: float, prior_s
         "distortion": distortion,
         **{f"{name}_rate": bits / dimensions for name, bits in rates.items()},
         **{f"{name}_bits_per_dim": bits / dimensions + distortion for name, bits in rates.items()},
-        "codes": h * w, "codebook_size": recipe.codebook_size, "seed": seed,
-        "tokenizer_seconds": tokenizer_seconds, "encode_seconds": encode_seconds, "prior_seconds": prior_seconds,
-        "tokenizer_steps": tokenizer_steps, "prior_steps": prior_steps,
+        "codes": h * w,
+        "codebook_size": recipe.codebook_size,
+        "seed": seed,
+        "tokenizer_seconds": tokenizer_seconds,
+        "encode_seconds": encode_seconds,
+        "prior_seconds": prior_seconds,
+        "tokenizer_steps": tokenizer_steps,
+        "prior_steps": prior_steps,
         "tokenizer_parameters": sum(p.numel() for p in tokenizer.parameters()),
         "prior_parameters": sum(p.numel() for p in prior.parameters()),
-        "threads": torch.get_num_threads(), "recipe": asdict(recipe),
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "recipe": asdict(recipe),
+    }
     (out / "figures.json").write_text(json.dumps(known, indent=2) + "\n")
 
 

@@ -1,16 +1,18 @@
-"""What a margin costs: pictures resized beyond their size and cropped, as `images.margin` did, against pictures as they are.
+"""What a margin costs: pictures resized beyond their size and cropped, as `images.margin` did, against pictures as they
+are.
 
     python -m benchmarks.plain_view --cifar10 FOLDER_OF_PARQUET --work DIR --seeds 0
 
-Two tokenizers of one config are trained for as many steps. `margin` sees what the setting showed: each picture resized to its
-size and the margin, cropped at random to train on and in the middle otherwise. Such crops are written as a data set of their
-own, by the reader that resized them then. On CIFAR-10, 600 steps of 64 see no picture twice, so one crop of each is all there
-was; of the digits, which are seen 36 times, every crop is a row. `shift` is the shipped config.
+Two tokenizers of one config are trained for as many steps. `margin` sees what the setting showed: each picture resized
+to its size and the margin, cropped at random to train on and in the middle otherwise. Such crops are written as a data
+set of their own, by the reader that resized them then. On CIFAR-10, 600 steps of 64 see no picture twice, so one crop
+of each is all there was; of the digits, which are seen 36 times, every crop is a row. `shift` is the shipped config.
 
-Both are held against the pictures as they are (the digits: enlarged to their size, and no further), by the pooled PSNR and by
-a classifier that was trained on pictures as they are: Fréchet distance on its features, and its accuracy. `view` is what the
-tokenizer is shown, `again` what it makes of that, `margin, as it is` what the tokenizer of crops makes of whole pictures. The
-floor is the distance of as many training pictures. `printed` is the PSNR against the tokenizer's own view: what a run reports.
+Both are held against the pictures as they are (the digits: enlarged to their size, and no further), by the pooled PSNR
+and by a classifier that was trained on pictures as they are: Fréchet distance on its features, and its accuracy. `view`
+is what the tokenizer is shown, `again` what it makes of that, `margin, as it is` what the tokenizer of crops makes of
+whole pictures. The floor is the distance of as many training pictures. `printed` is the PSNR against the tokenizer's
+own view: what a run reports.
 """
 
 import argparse
@@ -140,19 +142,25 @@ def measure(case: Case, source: str, work: Path, seed: int) -> Figures:
     labels = torch.from_numpy(split.labels)
     features, floor = judge.features(originals), judge.features(whole(images.splits["train"], some))
     shown = {
-        "margin": (seen, seen), "margin, again": (again(with_margin, seen), seen),
+        "margin": (seen, seen),
+        "margin, again": (again(with_margin, seen), seen),
         "margin, as it is, again": (again(with_margin, originals), originals),
-        "shift": (originals, originals), "shift, again": (again(with_shift, originals), originals),
-    }  # fmt: skip
+        "shift": (originals, originals),
+        "shift, again": (again(with_shift, originals), originals),
+    }
     return {
-        "images": len(split), "judge_accuracy": judge.agreement(originals, labels),
+        "images": len(split),
+        "judge_accuracy": judge.agreement(originals, labels),
         "floor": frechet_distance(features, floor),
         "rows": {name: figures(judge, *pair, originals, features, labels) for name, pair in shown.items()},
-    }  # fmt: skip
+    }
 
 
-def figures(judge: Classifier, images: Tensor, view: Tensor, originals: Tensor, features: Tensor, labels: Tensor) -> Figures:
-    """Return how near images are to the originals, in the judge's eyes and in pixels, and to the view they were made of."""
+def figures(
+    judge: Classifier, images: Tensor, view: Tensor, originals: Tensor, features: Tensor, labels: Tensor
+) -> Figures:
+    """Return how near images are to the originals, in the judge's eyes and in pixels, and to the view they were made
+    of."""
     return {
         "fd": frechet_distance(features, judge.features(images)),
         "accuracy": judge.agreement(images, labels),
@@ -162,7 +170,9 @@ def figures(judge: Classifier, images: Tensor, view: Tensor, originals: Tensor, 
 
 
 def print_table(name: str, found: Figures) -> None:
-    print(f"\n{name}: {found['images']} images, floor {found['floor']:.2f}, the judge knows {found['judge_accuracy']:.1%}")
+    print(
+        f"\n{name}: {found['images']} images, floor {found['floor']:.2f}, the judge knows {found['judge_accuracy']:.1%}"
+    )
     for row, each in found["rows"].items():
         print(
             f"{row:24} distance {each['fd']:6.2f}  PSNR {each['psnr_pooled']:6.2f}  printed {each['printed']:6.2f}  "

@@ -1,16 +1,16 @@
 """How many codes a second a prior trains on: ours beside x-transformers of the same size, interleaved in one process.
 
-A step is forward, backward and AdamW as torch makes it by default, under bf16 autocast over fp32 weights, without dropout, on
-one batch of random codes. Both read T codes and predict T; the peer (rotary positions, RMSNorm, SwiGLU) with `attn_flash` and
-without, and the faster of the two counts. Ours is timed with attention as plain products and as the fused SDPA: what we ship
-takes one or the other by the length T, and that is `ours`. After a warm-up all are timed in turn, some steps a round; of each
-the fastest round counts, and all are kept.
+A step is forward, backward and AdamW as torch makes it by default, under bf16 autocast over fp32 weights, without
+dropout, on one batch of random codes. Both read T codes and predict T; the peer (rotary positions, RMSNorm, SwiGLU)
+with `attn_flash` and without, and the faster of the two counts. Ours is timed with attention as plain products and as
+the fused SDPA: what we ship takes one or the other by the length T, and that is `ours`. After a warm-up all are timed
+in turn, some steps a round; of each the fastest round counts, and all are kept.
 
     python -m benchmarks.prior_training [--shapes 5m 38m] [--repeats 3] [--output JSON]
-    python -m benchmarks.prior_training --device cuda --peak-tflops T    # 343m: ours, ours compiled, the peer with attn_flash
+    python -m benchmarks.prior_training --device cuda --peak-tflops T  # 343m: ours, compiled, the peer with attn_flash
 
-With the device's dense bf16 peak, `utilisation` is the share of it that a step computes: 6 operations a token for each weight
-of blocks and head, and for attention those that the causal mask leaves.
+With the device's dense bf16 peak, `utilisation` is the share of it that a step computes: 6 operations a token for each
+weight of blocks and head, and for attention those that the causal mask leaves.
 """
 
 import argparse
@@ -86,16 +86,19 @@ def contestants(shape: Shape, codes: Tensor) -> dict[str, Work]:
     if device == "cuda":
         return {"ours": ours(), "ours, compiled": compiled(), "x-transformers, flash": peer(flash=True)}
     return {
-        "ours, products": ours(short=shape.length), "ours, SDPA": ours(short=0),
-        "x-transformers": peer(flash=False), "x-transformers, flash": peer(flash=True),
-    }  # fmt: skip
+        "ours, products": ours(short=shape.length),
+        "ours, SDPA": ours(short=0),
+        "x-transformers": peer(flash=False),
+        "x-transformers, flash": peer(flash=True),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
 def operations(shape: Shape) -> int:
-    """A token's, forward and backward: 2 and 4 for each weight that it is multiplied with and each pair it attends to."""
+    """A token's, forward and backward: 2 and 4 for each weight that it is multiplied with and each pair it attends
+    to."""
     prior, a = make_prior(shape), shape.architecture
     attended = 2 * a.depth * a.dim * (shape.length + 1) // 2  # queries with keys, and weights with values
     return 6 * (parameters(prior.blocks) + parameters(prior.head) + attended)
@@ -110,13 +113,20 @@ def measure(shape: Shape, batch: int, repeats: int, peak_tflops: float | None, d
         rate["ours"] = rate["ours, products" if shape.length <= layers.SHORT else "ours, SDPA"]
     peer = max(each for name, each in rate.items() if name.startswith("x-transformers"))
     figures: Figures = {
-        "shape": shape.preset, "batch": batch, "T": shape.length, "K": shape.codebook_size,
+        "shape": shape.preset,
+        "batch": batch,
+        "T": shape.length,
+        "K": shape.codebook_size,
         "parameters": {"ours": parameters(make_prior(shape)), "x-transformers": parameters(make_x_transformer(shape))},
-        "tokens_a_second": rate, "ratio": rate["ours"] / peer, "seconds_a_round": runs,
-    }  # fmt: skip
+        "tokens_a_second": rate,
+        "ratio": rate["ours"] / peer,
+        "seconds_a_round": runs,
+    }
     if peak_tflops:
         figures["utilisation"] = {
-            name: each * operations(shape) / (peak_tflops * 1e12) for name, each in rate.items() if name.startswith("ours")
+            name: each * operations(shape) / (peak_tflops * 1e12)
+            for name, each in rate.items()
+            if name.startswith("ours")
         }
     return figures
 
@@ -132,7 +142,9 @@ def judge(points: list[Figures]) -> Iterator[Figures]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=BATCHES, default="cpu")
-    parser.add_argument("--shapes", choices=[shape.preset for shapes in BATCHES.values() for shape in shapes], nargs="+")
+    parser.add_argument(
+        "--shapes", choices=[shape.preset for shapes in BATCHES.values() for shape in shapes], nargs="+"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--peak-tflops", type=float, help="the device's bf16 peak, dense")
     parser.add_argument("--output", type=Path)
@@ -146,8 +158,11 @@ def main() -> None:
         print(json.dumps(points[-1]), flush=True)
     judged = list(judge(points)) if args.device == "cpu" else []
     result = record("benchmarks.prior_training", ["x-transformers"]) | {
-        "protocol": __doc__, "device": args.device, "claims": judged, "points": points,
-    }  # fmt: skip
+        "protocol": __doc__,
+        "device": args.device,
+        "claims": judged,
+        "points": points,
+    }
     output = args.output or ROOT / f"benchmarks/results/prior_training{'_cuda' * (args.device == 'cuda')}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")

@@ -3,14 +3,14 @@
     python -m benchmarks.quantizers --fashion_mnist FOLDER --cifar10 FOLDER --work DIR --seeds 0 1 2
 
 Protocol: the same encoder and decoder (two levels of 32 and 64 channels over 2 x 2 pixels), the same images in the same
-order, steps, batch and learning rates for all; 9 bits a place of the grid (7 x 7 or 8 x 8) for all: K = 512, three numbers
-of 8 levels, 9 signs, or three depths of 8. Ours with shipped defaults otherwise. Figures are of the averaged weights on the
-whole test split, never seen before; 5% of train is held out and not used. K-means is of 4 x 4 patches, without a network.
-Seconds of ours are of the command, with its start.
+order, steps, batch and learning rates for all; 9 bits a place of the grid (7 x 7 or 8 x 8) for all: K = 512, three
+numbers of 8 levels, 9 signs, or three depths of 8. Ours with shipped defaults otherwise. Figures are of the averaged
+weights on the whole test split, never seen before; 5% of train is held out and not used. K-means is of 4 x 4 patches,
+without a network. Seconds of ours are of the command, with its start.
 
 The peer stands between that same encoder and decoder in two settings: as the first example of its README (decay 0.8,
-commitment weight 1), and with what its README advises against dead codes (8 dimensions, cosine similarity, K-means start,
-dead codes replaced). Writes benchmarks/results/quantizers.json; finished jobs in --work are not run again.
+commitment weight 1), and with what its README advises against dead codes (8 dimensions, cosine similarity, K-means
+start, dead codes replaced). Writes benchmarks/results/quantizers.json; finished jobs in --work are not run again.
 """
 
 import argparse
@@ -67,9 +67,12 @@ OURS: dict[str, dict[str, Any]] = {
 PEERS: dict[str, dict[str, Any]] = {
     "vector-quantize-pytorch, first example": {"decay": 0.8, "commitment_weight": 1.0},
     "vector-quantize-pytorch, advised": {
-        "codebook_dim": 8, "use_cosine_sim": True, "kmeans_init": True, "threshold_ema_dead_code": 2,
+        "codebook_dim": 8,
+        "use_cosine_sim": True,
+        "kmeans_init": True,
+        "threshold_ema_dead_code": 2,
     },
-}  # fmt: skip
+}
 NAMES = [*OURS, "kmeans", *PEERS]
 WITHOUT_TABLE = {"fsq", "lfq"}
 BITS = 9  # a place of the grid
@@ -132,7 +135,9 @@ class PeerTokenizer(LikelihoodTokenizer):
         return self.decoder(rearrange(vectors, "b (h w) d -> b d h w", h=self.config.grid[0]))
 
 
-def fit_peer(dataset: str, name: str, images: ImageSet, seed: int, steps: int, accelerator: Accelerator) -> PeerTokenizer:
+def fit_peer(
+    dataset: str, name: str, images: ImageSet, seed: int, steps: int, accelerator: Accelerator
+) -> PeerTokenizer:
     torch.manual_seed(seed)
     model = PeerTokenizer(dataset, PEERS[name])
     ema, split = EMA(model, TrainConfig.model_fields["ema_decay"].default), images.splits["train"]
@@ -166,12 +171,14 @@ def job(dataset: str, name: str, source: str, seed: int, steps: int, work: Path)
     assert found.counts is not None  # both have codes
     places = tokenizer.config.layout.places
     figures = {
-        "psnr_pooled": found.psnr_pooled, "psnr": found.psnr,
-        "usage": usage(found.counts), "perplexity": perplexity(found.counts),
+        "psnr_pooled": found.psnr_pooled,
+        "psnr": found.psnr,
+        "usage": usage(found.counts),
+        "perplexity": perplexity(found.counts),
         "bits_per_image": places * tokenizer.config.layout.depth * math.log2(tokenizer.config.layout.codebook_size),
         "entropy_bits_per_image": places * entropy_bits(found.counts),
         "seconds": round(time.perf_counter() - began, 1),
-    }  # fmt: skip
+    }
     path = folder_of(work, dataset, name, seed) / "figures.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures))
@@ -197,7 +204,11 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
     for dataset, methods in results.items():
         print(f"\n{dataset:42} PSNR dB        usage %  (least)  perplexity  bits/image  of entropy")
         for name, f in methods.items():
-            least, bits, entropy = min(f["usage"]["seeds"]), f["bits_per_image"]["mean"], f["entropy_bits_per_image"]["mean"]
+            least, bits, entropy = (
+                min(f["usage"]["seeds"]),
+                f["bits_per_image"]["mean"],
+                f["entropy_bits_per_image"]["mean"],
+            )
             print(
                 f"{name:42} {f['psnr']['mean']:6.2f} ± {f['psnr']['std'] or 0:4.2f}  {100 * f['usage']['mean']:6.1f}  "
                 f"{100 * least:6.1f}  {f['perplexity']['mean']:8.1f}   {bits:8.0f}  {entropy:8.0f}"
@@ -236,13 +247,24 @@ def main(argv: Sequence[str]) -> None:
         results[dataset][name] = summary([json.loads(file.read_text()) for file in files])
     print_table(results)
     with_table = [name for name in c.names if name not in WITHOUT_TABLE and name not in PEERS]
-    least = {f"{dataset}: {name}": min(results[dataset][name]["usage"]["seeds"]) for dataset in sources for name in with_table}
+    least = {
+        f"{dataset}: {name}": min(results[dataset][name]["usage"]["seeds"])
+        for dataset in sources
+        for name in with_table
+    }
     check = {
         "wanted": f"usage >= {USAGE_WANTED} on test for every seed",
         "least": least,
         "met": min(least.values()) >= USAGE_WANTED,
     }
-    protocol = {"split": "test", "steps": c.steps, **TRAINING, "seeds": c.seeds, "bits_a_place": BITS, "threads_a_training": 1}
+    protocol = {
+        "split": "test",
+        "steps": c.steps,
+        **TRAINING,
+        "seeds": c.seeds,
+        "bits_a_place": BITS,
+        "threads_a_training": 1,
+    }
     body = {
         **record("benchmarks.quantizers", ["vector-quantize-pytorch"]),
         "protocol": protocol,

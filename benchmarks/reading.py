@@ -2,9 +2,10 @@
 
     python -m benchmarks.reading --data fashion_mnist --size 28 --before ../main
 
-A folder of PNG files of 64x64 is written into a temporary one, and --data is a folder of Parquet files. Each is opened by this
-code and, with --before, by another checkout's, in turns and each time in a process of its own; imports and finding the files
-are not counted. The files lie in memory already, where the system keeps them. Writes benchmarks/results/reading.json.
+A folder of PNG files of 64x64 is written into a temporary one, and --data is a folder of Parquet files. Each is opened
+by this code and, with --before, by another checkout's, in turns and each time in a process of its own; imports and
+finding the files are not counted. The files lie in memory already, where the system keeps them. Writes
+benchmarks/results/reading.json.
 """
 
 import argparse
@@ -66,7 +67,15 @@ class Rate(NamedTuple):
 
 def rate(checkout: Path, source: Path, size: int, channels: int) -> Rate:
     """Return how fast a checkout opens a source."""
-    arguments = [sys.executable, "-c", PROGRAM, str(checkout.resolve()), str(source.resolve()), str(size), str(channels)]
+    arguments = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(checkout.resolve()),
+        str(source.resolve()),
+        str(size),
+        str(channels),
+    ]
     told = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=checkout)
     number, seconds, processor_seconds = map(float, told.stdout.split()[-3:])
     return Rate(number / seconds, number / processor_seconds)
@@ -79,7 +88,10 @@ def compare(source: Path, size: int, channels: int, checkouts: dict[str, Path], 
         for name, checkout in checkouts.items():
             found[name].append(rate(checkout, source, size, channels))
     return {
-        name: {"median": Rate(*np.median(rates, axis=0).tolist())._asdict(), "rounds": [each._asdict() for each in rates]}
+        name: {
+            "median": Rate(*np.median(rates, axis=0).tolist())._asdict(),
+            "rounds": [each._asdict() for each in rates],
+        }
         for name, rates in found.items()
     }
 
@@ -99,7 +111,9 @@ def main() -> None:
             "parquet": compare(arguments.data, arguments.size, 1, checkouts, arguments.rounds),
             "pngs": compare(pngs, 64, 3, checkouts, arguments.rounds),
         }
-    RESULT.write_text(json.dumps({**record("benchmarks.reading"), "protocol": __doc__, "figures": figures}, indent=2) + "\n")
+    RESULT.write_text(
+        json.dumps({**record("benchmarks.reading"), "protocol": __doc__, "figures": figures}, indent=2) + "\n"
+    )
     print(json.dumps(figures, indent=2))
 
 

@@ -1,18 +1,21 @@
-"""How long codes take to be drawn: our sampler beside transformers' Llama and x-transformers, interleaved in one process.
+"""How long codes take to be drawn: our sampler beside transformers' Llama and x-transformers, interleaved in one
+process.
 
-All have the same depth, width, heads, hidden width, codes and length, random weights, and draw from the whole distribution, no
-image having a class and none an end. Theirs read one more token, which opens the sequence: `LlamaForCausalLM.generate` with
-its own (dynamic) cache, `AutoregressiveWrapper.generate` with `cache_kv`, rotary positions, RMSNorm, SwiGLU and `attn_flash`,
-each in fp32 and as `model.bfloat16()`. After a warm-up all are timed in turn, round after round; of each the fastest round
-counts, and all are kept. A step is one code of each image of the batch; the peer of a ratio is the faster of the two.
+All have the same depth, width, heads, hidden width, codes and length, random weights, and draw from the whole
+distribution, no image having a class and none an end. Theirs read one more token, which opens the sequence:
+`LlamaForCausalLM.generate` with its own (dynamic) cache, `AutoregressiveWrapper.generate` with `cache_kv`, rotary
+positions, RMSNorm, SwiGLU and `attn_flash`, each in fp32 and as `model.bfloat16()`. After a warm-up all are timed in
+turn, round after round; of each the fastest round counts, and all are kept. A step is one code of each image of the
+batch; the peer of a ratio is the faster of the two.
 
     python -m benchmarks.sampling [--shapes 5m 38m] [--batches 1 16 64] [--repeats 3] [--output JSON]
     python -m benchmarks.sampling --device cuda    # bf16 alone; and the shape of LlamaGen-B under guidance, ours alone
 
-Of ours in bf16 also the share of the bandwidth floor: the time to read each weight and the written part of the cache once, at
-the rate of a large copy, over the time a step takes (beyond 1 where a CPU's caches hold them). Exactness: logits of 16 drawn
-images as the sampler computes them, less those of one fp32 forward pass; and 64 images drawn in fp32, the same seeds in batches
-of three sizes: the share of codes that differ, and of images that do, where after the first other code all may be others.
+Of ours in bf16 also the share of the bandwidth floor: the time to read each weight and the written part of the cache
+once, at the rate of a large copy, over the time a step takes (beyond 1 where a CPU's caches hold them). Exactness:
+logits of 16 drawn images as the sampler computes them, less those of one fp32 forward pass; and 64 images drawn in
+fp32, the same seeds in batches of three sizes: the share of codes that differ, and of images that do, where after the
+first other code all may be others.
 """
 
 import argparse
@@ -52,16 +55,23 @@ MORE_ROUNDS = 4  # times as many for single images, which other work on the mach
 GUIDANCE = 2.0  # where there are classes
 RUNS = {"cpu": (["5m", "38m"], [1, 16, 64]), "cuda": ([*SHAPES], [1, 8, 16, 64, 256, 512])}  # shapes, batches
 PRECISIONS: dict[str, tuple[Precision, ...]] = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("bf16",)}
-FASTER = {"5m": {"fp32": 1.4, "bf16": 2.0, "int8": 3.0}, "38m": {"fp32": 1.2, "bf16": 1.8, "int8": 3.0}}  # than fp32 peers
+FASTER = {
+    "5m": {"fp32": 1.4, "bf16": 2.0, "int8": 3.0},
+    "38m": {"fp32": 1.2, "bf16": 1.8, "int8": 3.0},
+}  # than fp32 peers
 PUBLISHED = {  # of LlamaGen-B: 8 images in bf16 under guidance, top-k 2000, drawn once in 7.80 s and in 2.39 s
-    "shape": "111m", "batch": 8, "device": "A100", "images_a_second": {"eager": 8 / 7.80, "vLLM 0.4.1": 8 / 2.39},
+    "shape": "111m",
+    "batch": 8,
+    "device": "A100",
+    "images_a_second": {"eager": 8 / 7.80, "vLLM 0.4.1": 8 / 2.39},
     "source": "https://github.com/FoundationVision/LlamaGen/blob/main/autoregressive/serve/README.md",
-}  # fmt: skip
+}
 DRAWN, DRAWN_BATCHES, DECODED = 64, (1, 16, 64), 16  # images of which the draws are compared, and of which the logits
 
 
 def make_stirred(shape: Shape) -> TransformerPrior:
-    """Ours, with weights that make every block matter and logits of a standard deviation of 2, so that rounding shows."""
+    """Ours, with weights that make every block matter and logits of a standard deviation of 2, so that rounding
+    shows."""
     torch.manual_seed(0)
     prior = make_prior(shape).eval()
     for weight in prior.blocks.parameters():
@@ -75,10 +85,17 @@ def make_stirred(shape: Shape) -> TransformerPrior:
 def make_llama(shape: Shape) -> LlamaForCausalLM:
     a = shape.architecture
     config = LlamaConfig(
-        vocab_size=shape.codebook_size + 1, hidden_size=a.dim, intermediate_size=hidden_width(a.dim), num_hidden_layers=a.depth,
-        num_attention_heads=a.heads, max_position_embeddings=shape.length + 1, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=shape.codebook_size + 1,
+        hidden_size=a.dim,
+        intermediate_size=hidden_width(a.dim),
+        num_hidden_layers=a.depth,
+        num_attention_heads=a.heads,
+        max_position_embeddings=shape.length + 1,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -123,7 +140,8 @@ def copy_rate(device: str) -> float:
 
 
 def floor_seconds(prior: TransformerPrior, rows: int, rate: float) -> float:
-    """Of a step that reads the weights of blocks and head, and of the cache what is written on average, once and in bf16."""
+    """Of a step that reads the weights of blocks and head, and of the cache what is written on average, once and in
+    bf16."""
     a, weights = prior.architecture, (*prior.blocks.parameters(), *prior.head.parameters())
     cache = rows * 2 * a.depth * a.key_heads * a.head_dim * (prior.config.layout.length + 1) / 2
     return 2 * (sum(weight.numel() for weight in weights) + cache) / rate
@@ -151,11 +169,15 @@ def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, dev
         best = {name: min(times) for name, times in runs.items()}
         floor = floor_seconds(prior, batch * (1 + bool(shape.classes)), rate)
         yield {
-            "shape": shape.preset, "batch": batch, "parameters": sizes,
+            "shape": shape.preset,
+            "batch": batch,
+            "parameters": sizes,
             "ms_a_step": {name: 1e3 * each / shape.length for name, each in best.items()},
             "images_a_second": {name: batch / each for name, each in best.items()},
-            "seconds": runs, "ratios": ratios(best), "share_of_floor": floor * shape.length / best["ours bf16"],
-        }  # fmt: skip
+            "seconds": runs,
+            "ratios": ratios(best),
+            "share_of_floor": floor * shape.length / best["ours bf16"],
+        }
 
 
 def decoded(prior: TransformerPrior, labels: Tensor, codes: Tensor, precision: Precision) -> Tensor:
@@ -171,7 +193,8 @@ def decoded(prior: TransformerPrior, labels: Tensor, codes: Tensor, precision: P
 
 @torch.inference_mode()
 def exactness(shape: Shape, device: str) -> Figures:
-    """How far each precision's logits are from those of the fp32 forward pass, and how draws depend on the batch size."""
+    """How far each precision's logits are from those of the fp32 forward pass, and how draws depend on the batch
+    size."""
     prior, labels = make_stirred(shape).to(device), torch.zeros(DRAWN, dtype=torch.int64)
     fp32 = SamplingConfig(precision="fp32")
     drawn = {batch: prior.sampler(fp32, batch)(labels, range(DRAWN)) for batch in DRAWN_BATCHES}
@@ -197,8 +220,10 @@ def judge(shape: str, precision: str, points: Sequence[Figures]) -> Figures | No
         return None
     claim = Claim(
         text=f"{shape}: ours in {precision}, times as fast as the faster peer in fp32",
-        relation="at least", threshold=FASTER[shape][precision], value=lambda point: point["ratios"][f"{precision} to fp32"],
-    )  # fmt: skip
+        relation="at least",
+        threshold=FASTER[shape][precision],
+        value=lambda point: point["ratios"][f"{precision} to fp32"],
+    )
     judged = claim.judge([(point,) for point in points])
     return judged | {"per_batch": dict(zip([point["batch"] for point in points], judged.pop("per_seed"), strict=True))}
 
@@ -222,9 +247,14 @@ def main() -> None:
             print(json.dumps(exact[-1]), flush=True)
     judged = [found for shape in FASTER for each in FASTER[shape] if (found := judge(shape, each, points))]
     result = record("benchmarks.sampling", ["transformers", "x-transformers"]) | {
-        "protocol": __doc__, "device": args.device, "claims": judged, "points": points, "exactness": exact,
-        "copy_gb_a_second": rate / 1e9, "published": PUBLISHED,
-    }  # fmt: skip
+        "protocol": __doc__,
+        "device": args.device,
+        "claims": judged,
+        "points": points,
+        "exactness": exact,
+        "copy_gb_a_second": rate / 1e9,
+        "published": PUBLISHED,
+    }
     output = args.output or ROOT / f"benchmarks/results/sampling{'_cuda' * (args.device == 'cuda')}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")

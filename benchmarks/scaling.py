@@ -3,10 +3,10 @@
     python -m benchmarks.scaling --work DIR
 
 Three series, every point in a process of its own. Drawing with the prior of 5 million weights, bf16 where the processor
-computes it: over the codes an image T (batch 4) and over the batch (T = 256); seconds an image, and the memory that drawing
-adds to the weights, an image. And a codes dataset of N rows of T = 64: seconds to read it, memory it adds, and seconds a
-training step (batch 64). Memory is the growth of the process's peak (VmHWM). Writes the result and, as docs/scaling.png, its
-plot.
+computes it: over the codes an image T (batch 4) and over the batch (T = 256); seconds an image, and the memory that
+drawing adds to the weights, an image. And a codes dataset of N rows of T = 64: seconds to read it, memory it adds, and
+seconds a training step (batch 64). Memory is the growth of the process's peak (VmHWM). Writes the result and, as
+docs/scaling.png, its plot.
 """
 
 import argparse
@@ -49,10 +49,12 @@ def make_prior(T: int) -> TransformerPrior:
     torch.manual_seed(0)
     return TransformerPrior(
         PriorConfig(
-            layout=Layout.of(side, side, factors=(K,)), class_names=None, tokenizer=IDENTITY,
+            layout=Layout.of(side, side, factors=(K,)),
+            class_names=None,
+            tokenizer=IDENTITY,
             architecture=TransformerConfig(preset="5m", dropout=0.0),
         )
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def draw(T: int, batch: int) -> Point:
@@ -142,7 +144,16 @@ def main() -> None:
         for value in values:
             if series == "rows" and not (arguments.work / f"codes-{value}").exists():
                 write_codes(arguments.work / f"codes-{value}", value)
-            command = [sys.executable, "-m", "benchmarks.scaling", "--work", str(arguments.work), "--point", series, str(value)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.scaling",
+                "--work",
+                str(arguments.work),
+                "--point",
+                series,
+                str(value),
+            ]
             ended = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
             found[series][value] = json.loads(ended.stdout.splitlines()[-1])
             print(series, value, found[series][value], flush=True)

@@ -37,9 +37,11 @@ LARGE = Shape(preset="343m", codebook_size=16_384, side=24)
 def make_prior(shape: Shape) -> TransformerPrior:
     """Ours, unconditional where the shape has no classes."""
     config = PriorConfig(
-        layout=Layout.of(shape.side, shape.side, factors=(shape.codebook_size,)), architecture=shape.architecture,
-        class_names=tuple(map(str, range(shape.classes))) or None, tokenizer=TokenizerIdentity(name="none", sha256="0" * 64),
-    )  # fmt: skip
+        layout=Layout.of(shape.side, shape.side, factors=(shape.codebook_size,)),
+        architecture=shape.architecture,
+        class_names=tuple(map(str, range(shape.classes))) or None,
+        tokenizer=TokenizerIdentity(name="none", sha256="0" * 64),
+    )
     return TransformerPrior(config)
 
 
@@ -47,9 +49,18 @@ def make_x_transformer(shape: Shape, flash: bool = True) -> TransformerWrapper:
     """With one token more, which opens a sequence."""
     a = shape.architecture
     blocks = Decoder(
-        dim=a.dim, depth=a.depth, heads=a.heads, attn_dim_head=a.head_dim, rotary_pos_emb=True, use_rmsnorm=True, ff_swish=True,
-        ff_glu=True, ff_mult=hidden_width(a.dim) / a.dim, ff_no_bias=True, attn_flash=flash,
-    )  # fmt: skip
+        dim=a.dim,
+        depth=a.depth,
+        heads=a.heads,
+        attn_dim_head=a.head_dim,
+        rotary_pos_emb=True,
+        use_rmsnorm=True,
+        ff_swish=True,
+        ff_glu=True,
+        ff_mult=hidden_width(a.dim) / a.dim,
+        ff_no_bias=True,
+        attn_flash=flash,
+    )
     tokens, length = shape.codebook_size + 1, shape.length + 1
     return TransformerWrapper(num_tokens=tokens, max_seq_len=length, use_abs_pos_emb=False, attn_layers=blocks)
 

@@ -6,8 +6,8 @@ A folder that `datasets.load_dataset(FOLDER)` reads as it is:
     codes.json                      layout, views, classes, source and its fingerprint, the tokenizer's SHA-256
     README.md                       the dataset card, with its YAML head
 
-Shapes: codes (N, T) in [0, K), in raster order, the Q codes of a place side by side, in the smallest unsigned type that holds
-K; labels (N,).
+Shapes: codes (N, T) in [0, K), in raster order, the Q codes of a place side by side, in the smallest unsigned type that
+holds K; labels (N,).
 
 Shards are written aside and renamed; `codes.json` comes last, so a folder that has one is whole.
 """
@@ -42,7 +42,7 @@ from smalti.common.folder import (
     settings_in,
     sweep,
     write_json,
-)  # fmt: skip
+)
 from smalti.common.hub import source_repository
 from smalti.common.layout import Layout, in_format_1
 from smalti.common.mapped import MappedRows, map_column
@@ -105,7 +105,9 @@ class CodesSplit(NamedTuple):
         found = Digest()
         for start in range(0, max(1, len(self.rows)), TOGETHER):
             some = slice(start, start + TOGETHER)
-            found.update(CodesSplit(self.codes[some], None if self.labels is None else self.labels[some], self.rows[some]))
+            found.update(
+                CodesSplit(self.codes[some], None if self.labels is None else self.labels[some], self.rows[some])
+            )
         return found.hexdigest()
 
 
@@ -180,14 +182,15 @@ def shard_path(folder: Path, split: str, shard: int, shards: int) -> Path:
     return folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
 
 
-def write_shard(
-    path: Path, info: CodesInfo, codes: np.ndarray, labels: np.ndarray | None, rows: np.ndarray
-) -> None:  # fmt: skip
+def write_shard(path: Path, info: CodesInfo, codes: np.ndarray, labels: np.ndarray | None, rows: np.ndarray) -> None:
     """Write codes (N, T), labels (N,) and rows (N,) as one Parquet shard that appears when it is whole."""
     assert codes.shape == (len(rows), info.layout.length)
     schema = _features(info).arrow_schema
     flat = pa.array(np.ascontiguousarray(codes, info.dtype).reshape(-1))
-    columns = {info.column: pa.FixedSizeListArray.from_arrays(flat, info.layout.length), "row": pa.array(rows, pa.int64())}
+    columns = {
+        info.column: pa.FixedSizeListArray.from_arrays(flat, info.layout.length),
+        "row": pa.array(rows, pa.int64()),
+    }
     if info.class_names is not None:
         columns["label"] = pa.array(labels, pa.int64())
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
@@ -221,14 +224,26 @@ def as_written(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> dict
 
 # ----------------------------------------------------------------------------------------------------------- the card
 
-SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M", 10**8: "10M<n<100M"}
+SIZES = {
+    10**3: "n<1K",
+    10**4: "1K<n<10K",
+    10**5: "10K<n<100K",
+    10**6: "100K<n<1M",
+    10**7: "1M<n<10M",
+    10**8: "10M<n<100M",
+}
 
 
 def dataset_card(
-    folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], *, place: str = "path/to/this/folder",
+    folder: Path,
+    info: CodesInfo,
+    splits: Mapping[str, Mapping[str, Any]],
+    *,
+    place: str = "path/to/this/folder",
     license: str | None = None,
-) -> str:  # fmt: skip
-    """The README.md of a codes dataset, with the head by which `load_dataset` and the Hub know splits, columns and sizes.
+) -> str:
+    """The README.md of a codes dataset, with the head by which `load_dataset` and the Hub know splits, columns and
+    sizes.
 
     Args:
         splits: as `finish`.
@@ -242,7 +257,9 @@ def dataset_card(
         tags=[card.LIBRARY, "image-codes", "vq-vae"],
         source_datasets=[f"extended|{origin}"] if origin else None,
         size_categories=[next((name for most, name in SIZES.items() if total < most), "n>100M")],
-        configs=[{"config_name": "default", "data_files": [{"split": name, "path": f"{name}-*.parquet"} for name in splits]}],
+        configs=[
+            {"config_name": "default", "data_files": [{"split": name, "path": f"{name}-*.parquet"} for name in splits]}
+        ],
         dataset_info=_dataset_info(folder, info, splits),
     )
     return head + _card(info, splits, place)
@@ -259,9 +276,11 @@ def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[st
     sizes = {name: SplitInfo(name, row * split["rows"], split["rows"]) for name, split in splits.items()}
     stored = sum(path.stat().st_size for name in splits for path in shard_paths(folder, name))
     told = DatasetInfo(
-        features=features, splits=SplitDict(sizes), download_size=stored,
+        features=features,
+        splits=SplitDict(sizes),
+        download_size=stored,
         dataset_size=sum(size.num_bytes for size in sizes.values()),
-    )  # fmt: skip
+    )
     DatasetInfosDict({"default": told}).to_dataset_card_data(data)
     return data.to_dict()["dataset_info"]
 
@@ -272,18 +291,28 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
     deep = ", those of a place side by side" if many else ""
     columns = [
         (f"`{info.column}`", f"{info.layout.length} {values}, raster order{deep}"),
-        *([("`label`", f"one of {len(info.class_names)} classes; -1 where the source has none")] if info.class_names else []),
+        *(
+            [("`label`", f"one of {len(info.class_names)} classes; -1 where the source has none")]
+            if info.class_names
+            else []
+        ),
         ("`row`", "of the image in its split of the source"),
-    ]  # fmt: skip
+    ]
     figures = {
-        "psnr_pooled": "PSNR of what they decode to, dB", "psnr": "mean over images, dB", "usage": "codebook in use",
+        "psnr_pooled": "PSNR of what they decode to, dB",
+        "psnr": "mean over images, dB",
+        "usage": "codebook in use",
         "perplexity": "perplexity",
-    }  # fmt: skip
+    }
     rows = [
-        (f"`{name}`", f"{split['rows']:,}", f"{split.get('images', split['rows']):,}",
-         *(f"{split[figure]:.4g}" if isinstance(split.get(figure), float) else "–" for figure in figures))
+        (
+            f"`{name}`",
+            f"{split['rows']:,}",
+            f"{split.get('images', split['rows']):,}",
+            *(f"{split[figure]:.4g}" if isinstance(split.get(figure), float) else "–" for figure in figures),
+        )
         for name, split in splits.items()
-    ]  # fmt: skip
+    ]
     return (
         f"# Image codes\n\nAn image is {info.layout}, in raster order; "
         f"{info.views} view(s) an image, each a row.\n\n"
@@ -298,10 +327,10 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         + "\nAs encoding measured it, on 8-bit images, PSNR of their pooled error; usage is a share of 1.\n"
         "\n## Data\n\nThe images, and how they were read:\n\n"
         + card.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
-        + f"\n## Tokenizer\n\n{card.plain(info.tokenizer.name)}, SHA-256 of its weights `{info.tokenizer.sha256}`. Codes mean "
-        "something to this tokenizer alone: whoever decodes them, or draws such codes, must have it.\n"
-        "\n## Limits\n\nCodes keep of an image what the PSNR above says, and no more. Rights in the images, and what is wrong "
-        "or lopsided in them, are those of the source.\n"
+        + f"\n## Tokenizer\n\n{card.plain(info.tokenizer.name)}, SHA-256 of its weights "
+        f"`{info.tokenizer.sha256}`. Codes mean something to this tokenizer alone: whoever decodes them, or draws such codes, must have it.\n"
+        "\n## Limits\n\nCodes keep of an image what the PSNR above says, and no more. Rights in the images, and what "
+        "is wrong or lopsided in them, are those of the source.\n"
     )
 
 
@@ -337,19 +366,24 @@ def mend(folder: Path) -> list[Path]:
 
 
 def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
-    """What `codes.json` says of the codes, and of each split. Raises `UserError` when the folder is not, or not yet, whole."""
+    """What `codes.json` says of the codes, and of each split. Raises `UserError` when the folder is not, or not yet,
+    whole."""
     if not folder.is_dir():
         raise UserError(f"there is no codes dataset {folder}; tokenizer/encode.py writes one")
     if not is_whole(folder):
-        begun = "was begun and not finished: run tokenizer/encode.py again" if (folder / PLAN).exists() else (
-            "has no codes.json: it is not a codes dataset that tokenizer/encode.py wrote"
-        )  # fmt: skip
+        begun = (
+            "was begun and not finished: run tokenizer/encode.py again"
+            if (folder / PLAN).exists()
+            else ("has no codes.json: it is not a codes dataset that tokenizer/encode.py wrote")
+        )
         raise UserError(f"{folder} {begun}")
     path = inside(folder, "codes.json")
     written = read_json(path)
     check_format(written, "smalti.codes", path)
     splits = written.get("splits")
-    if not isinstance(splits, dict) or not all(isinstance(s, dict) and _is_count(s.get("rows")) for s in splits.values()):
+    if not isinstance(splits, dict) or not all(
+        isinstance(s, dict) and _is_count(s.get("rows")) for s in splits.values()
+    ):
         raise UserError(f"{path}: splits must say how many rows each has, got {str(splits)[:200]}")
     if foreign := [name for name in splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
         raise UserError(f"{path}: a split's name must be of letters, digits and dots, got {foreign[0]!r}")
@@ -378,7 +412,9 @@ def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
         large = there[name]["rows"] * info.layout.length * info.dtype.itemsize > MAPPED
         found[name] = read_mapped(paths, info) if large else read_whole(paths, info)
         if "sha256" in there[name] and there[name]["sha256"] != found[name].digest():  # earlier versions wrote none
-            raise UserError(f"split {name} of {folder} holds other codes than were written; remove the folder and encode again")
+            raise UserError(
+                f"split {name} of {folder} holds other codes than were written; remove the folder and encode again"
+            )
     return Codes(info, found)
 
 
@@ -394,7 +430,8 @@ def read_whole(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
 
 
 def read_mapped(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
-    """Return the rows of some shards, the codes mapped from the disk. Raises `UserError` where `info` says otherwise."""
+    """Return the rows of some shards, the codes mapped from the disk. Raises `UserError` where `info` says
+    otherwise."""
     try:
         codes = map_column(paths, info.column, info.layout.length)
         columns = ["row"] + (["label"] if info.class_names is not None else [])
@@ -417,7 +454,9 @@ def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -
         raise UserError(f"split {split} of no rows has no shards; {AGAIN}")
     needed, memory = rows * 16, psutil.virtual_memory().total  # bytes of labels and rows; codes stay on the disk
     if needed > memory:
-        raise UserError(f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}")
+        raise UserError(
+            f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}"
+        )
 
 
 def _rows_in(path: Path) -> int:
@@ -429,20 +468,22 @@ def _rows_in(path: Path) -> int:
 
 
 def fingerprint(codes: Codes) -> str:
-    """Return the SHA-256 of what the codes are of, and of every code, label and row of the splits that were read; whatever
-    the source and the tokenizer are called."""
+    """Return the SHA-256 of what the codes are of, and of every code, label and row of the splits that were read;
+    whatever the source and the tokenizer are called."""
     return _fingerprint(codes.info, {name: split.digest() for name, split in codes.splits.items()})
 
 
 def recorded_fingerprint(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the fingerprint by what codes.json says of each split, none of which is read; None where an earlier version wrote
-    it and does not say."""
+    """Return the fingerprint by what codes.json says of each split, none of which is read; None where an earlier
+    version wrote it and does not say."""
     digests = {name: split.get("sha256") for name, split in splits.items()}
     return None if None in digests.values() else _fingerprint(info, digests)
 
 
 def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
-    said = info.model_dump(mode="json", exclude={"layout": True, "source": True, "shard_size": True, "tokenizer": {"name"}})
+    said = info.model_dump(
+        mode="json", exclude={"layout": True, "source": True, "shard_size": True, "tokenizer": {"name"}}
+    )
     said |= in_format_1(info.layout)  # a fingerprint outlives the format
     told = [said, info.source.get("fingerprint"), digests]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -464,8 +505,8 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
     if len(codes) != table.num_rows:
         raise UserError(
-            f"{path}: a row must have {info.layout.length} codes, as codes.json says, got {codes.size / table.num_rows:g}; "
-            f"{AGAIN}"
+            f"{path}: a row must have {info.layout.length} codes, as codes.json says, got "
+            f"{codes.size / table.num_rows:g}; {AGAIN}"
         )
     _check_values(path, codes, info)
     rows = table["row"].to_numpy()

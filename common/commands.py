@@ -1,6 +1,7 @@
 """The commands by name: what `smalti NAME` runs, and what a command tells its user to type next.
 
-Every command is a script, `python tokenizer/encode.py`, and has a name, `smalti encode`. Code and messages say the script;
+Every command is a script, `python tokenizer/encode.py`, and has a name, `smalti encode`. Code and messages say the
+script;
 `typed` puts the name in its place for a user who types names.
 """
 
@@ -58,7 +59,8 @@ _SCRIPT = re.compile(rf"(?:accelerate launch (?:-q )?|python )?\b({'|'.join(map(
 
 
 def typed(text: str) -> str:
-    """`text` with each command as the user types it: as a script, or where this command was started by name, by its name."""
+    """`text` with each command as the user types it: as a script, or where this command was started by name, by its
+    name."""
     return _SCRIPT.sub(lambda found: f"smalti {_NAMES[found[1]]}", text) if BY_NAME in os.environ else text
 
 
@@ -70,7 +72,8 @@ def as_typed(script: str, *words: object) -> str:
 
 
 def found(script: str) -> str:
-    """Return the path by which a script is found from the current folder: its own in the checkout, elsewhere the whole one."""
+    """Return the path by which a script is found from the current folder: its own in the checkout, elsewhere the whole
+    one."""
     there = ROOT / script
     try:
         here = os.path.samefile(script, there)

@@ -30,8 +30,12 @@ from smalti.common.reading import read_text
 class Settings(BaseModel):
     """The base of everything that configures: frozen, strict, and documented by the docstring under each field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-    stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # settings that are chosen by another one, where it is given
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+    stands_for: ClassVar[
+        Mapping[str, tuple[str, ...]]
+    ] = {}  # settings that are chosen by another one, where it is given
 
 
 S = TypeVar("S", bound=Settings)
@@ -41,8 +45,8 @@ B = TypeVar("B", bound=type)
 class Kind(Settings):
     """Settings of one of several kinds, which `kind` tells apart.
 
-    A family is a class with `kinds` of its own. Its kinds are the classes below it that were registered with what they are the
-    settings of, in the one file where both stand:
+    A family is a class with `kinds` of its own. Its kinds are the classes below it that were registered with what they
+    are the settings of, in the one file where both stand:
 
         class VQConfig(BottleneckConfig): ...
 
@@ -119,7 +123,8 @@ SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which makes no objects, and no aliases: a few lines of them would grow beyond any memory."""
+    """PyYAML's safe loader, which makes no objects, and no aliases: a few lines of them would grow beyond any
+    memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -184,8 +189,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def near_configs(path: Path, names: str) -> list[str]:
-    """Return the config that a mistyped path may have meant, shipped or where the path points, in a list: empty where none is
-    near."""
+    """Return the config that a mistyped path may have meant, shipped or where the path points, in a list: empty where
+    none is near."""
     shipped = [str(found.relative_to(SHIPPED.parent)) for found in SHIPPED.rglob(names)]
     beside = [str(found) for found in path.parent.glob(names)] if path.parent.is_dir() else []
     return difflib.get_close_matches(str(path), [*beside, *shipped], 1, 0.5)
@@ -202,7 +207,8 @@ def remember_folder(run: str, argv: Sequence[str], default_file: Path) -> None:
 
 
 def beside(run: str, stage: str) -> str:
-    """The config of a stage that stands beside the one a run was started with, or CONFIG: for hints on what to type next."""
+    """The config of a stage that stands beside the one a run was started with, or CONFIG: for hints on what to type
+    next."""
     kept = Path(run) / ".configs"
     try:
         folder = read_text(kept, MOST_NAME)
@@ -248,7 +254,8 @@ def _explain(cls: type[Settings], error: ValidationError, settings: Mapping[str,
         return f"{source}: unknown setting {key}; {hint}"
     if first["type"] == "union_tag_invalid":
         kinds, given = first["ctx"]["expected_tags"].replace("'", ""), first["ctx"]["tag"]
-        return f"{source}: {key}.kind must be one of {kinds}, got {given!r}{_did_you_mean(_near(given, kinds.split(', ')))}"
+        meant = _did_you_mean(_near(given, kinds.split(", ")))
+        return f"{source}: {key}.kind must be one of {kinds}, got {given!r}{meant}"
     if first["type"] == "literal_error":
         values = first["ctx"]["expected"]
         near = _near(first["input"], re.findall("'([^']*)'", values))
@@ -332,7 +339,9 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
             chosen = copy.copy(found[f"{prefix}{name}.kind"])
             names = tuple(m.name() for m in _kinds(nested))
             chosen.annotation = Literal[names]  # type: ignore[assignment]  # pydantic reads what no checker can: made here
-            chosen.description = "; ".join(f"`{m.name()}`: {m.model_fields['kind'].description}" for m in _kinds(nested))
+            chosen.description = "; ".join(
+                f"`{m.name()}`: {m.model_fields['kind'].description}" for m in _kinds(nested)
+            )
             found[f"{prefix}{name}.kind"] = chosen
         yield from found.items()
 
@@ -344,8 +353,8 @@ CONFIG_HELP = "a YAML file of these settings"
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "null")
 # What users of other programs type, by the setting that is meant here; without one it is no setting.
 DEVICES = (
-    "devices are no setting: the accelerator that is there is taken, or the processor. CUDA_VISIBLE_DEVICES=1 before the "
-    "command chooses one of several, an empty one the processor, and `accelerate launch --multi_gpu` takes them all"
+    "devices are no setting: the accelerator that is there is taken, or the processor. CUDA_VISIBLE_DEVICES=1 before "
+    "the command chooses one of several, an empty one the processor, and `accelerate launch --multi_gpu` takes them all"
 )
 GOES_ON = "there is nothing to set: the same command goes on from what was saved"
 ELSEWHERE = {
@@ -353,17 +362,32 @@ ELSEWHERE = {
     **dict.fromkeys(("resume", "resume_from_checkpoint", "checkpoint_path"), GOES_ON),
 }
 MEANT = {
-    "learning_rate": "lr", "epochs": "steps", "num_epochs": "steps", "max_steps": "steps", "num_train_epochs": "steps",
-    "output_dir": "run", "fp16": "precision", "bf16": "precision", "mixed_precision": "precision", "num_workers": "workers",
-    "data": "images.source", "dataset": "images.source", "data_dir": "images.source",
-    "resolution": "model.image_size", "num_samples": "num_images",
-}  # fmt: skip
+    "learning_rate": "lr",
+    "epochs": "steps",
+    "num_epochs": "steps",
+    "max_steps": "steps",
+    "num_train_epochs": "steps",
+    "output_dir": "run",
+    "fp16": "precision",
+    "bf16": "precision",
+    "mixed_precision": "precision",
+    "num_workers": "workers",
+    "data": "images.source",
+    "dataset": "images.source",
+    "data_dir": "images.source",
+    "resolution": "model.image_size",
+    "num_samples": "num_images",
+}
 
 
 class _Once(argparse.Action):
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:  # fmt: skip
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         if hasattr(namespace, self.dest):
             raise UserError(f"{option_string} is given twice; keep one")
         setattr(namespace, self.dest, values)
@@ -419,9 +443,11 @@ def _type_name(annotation: Any) -> str:
 def parser(cls: type[Settings], description: str, positional: str, positional_help: str) -> argparse.ArgumentParser:
     """A parser with one `--option` a setting: type, meaning and default in its help."""
     p = _Parser(
-        usage=f"%(prog)s [{positional}] [--key value ...]", description=typed(description), allow_abbrev=False,
+        usage=f"%(prog)s [{positional}] [--key value ...]",
+        description=typed(description),
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     p.add_argument(positional, nargs="?", help=positional_help)
     p.add_argument("--config", dest="config_option", nargs=1, action=_Once, default=argparse.SUPPRESS, help=CONFIG_HELP)
     group = p.add_argument_group("settings")
@@ -444,10 +470,15 @@ def _show(default: Any) -> str:
 
 
 def parse(
-    cls: type[S], description: str, argv: Sequence[str], *, positional: str = "config",
-    positional_help: str = "a YAML file of these settings", default_file: Path | None = None,
+    cls: type[S],
+    description: str,
+    argv: Sequence[str],
+    *,
+    positional: str = "config",
+    positional_help: str = "a YAML file of these settings",
+    default_file: Path | None = None,
     base: Mapping[str, Any] | None = None,
-) -> S:  # fmt: skip
+) -> S:
     """The settings a command was given.
 
     Args:
@@ -505,7 +536,8 @@ def _strange(cls: type[Settings], settings: Mapping[str, Any]) -> set[str]:
 
 
 def _check_whose(cls: type[Settings], settings: Mapping[str, Any], path: Path) -> None:
-    """Raise `UserError` for another command's config: the shipped ones of that have more of its settings than `cls` has."""
+    """Raise `UserError` for another command's config: the shipped ones of that have more of its settings than `cls`
+    has."""
     strange = _strange(cls, settings)
     if not strange:
         return
@@ -517,16 +549,24 @@ def _check_whose(cls: type[Settings], settings: Mapping[str, Any], path: Path) -
 
 def _with_bare_flags(cls: type[Settings], words: Sequence[str]) -> list[str]:
     """Return the words, with `true` after each option of a yes or no that nothing of the kind follows."""
-    flags = {f"--{key}" for key, field in leaves(cls) if _takes(field.annotation, bool) and not _takes(field.annotation, str)}
+    flags = {
+        f"--{key}" for key, field in leaves(cls) if _takes(field.annotation, bool) and not _takes(field.annotation, str)
+    }
     followed = zip(words, [*words, "--"][1:], strict=True)
     given = [[word, "true"] if word in flags and next_.lower() not in YES_OR_NO else [word] for word, next_ in followed]
     return [word for several in given for word in several]
 
 
-def _leave_what_another_kind_has_not(cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Where the command line chooses another `kind` than the file did, the file's settings that only the old one has go."""
+def _leave_what_another_kind_has_not(
+    cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Where the command line chooses another `kind` than the file did, the file's settings that only the old one has
+    go."""
     for name, value in overrides.items():
-        below, members = settings.get(name), _nested(cls.model_fields[name].annotation) if name in cls.model_fields else []
+        below, members = (
+            settings.get(name),
+            _nested(cls.model_fields[name].annotation) if name in cls.model_fields else [],
+        )
         if not isinstance(value, Mapping) or not isinstance(below, dict) or not members:
             continue
         chosen: type[Settings] | None = members[0]
@@ -542,11 +582,15 @@ def _leave_what_another_kind_has_not(cls: type[Settings], settings: dict[str, An
 
 
 def _leave_what_is_chosen_anew(cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Where the command line gives a setting that stands for others (`Settings.stands_for`), the file's own of those go."""
+    """Where the command line gives a setting that stands for others (`Settings.stands_for`), the file's own of those
+    go."""
     for name, value in overrides.items():
         for key in cls.stands_for.get(name, ()):
             settings.pop(key, None)
-        members, below = _nested(cls.model_fields[name].annotation) if name in cls.model_fields else [], settings.get(name)
+        members, below = (
+            _nested(cls.model_fields[name].annotation) if name in cls.model_fields else [],
+            settings.get(name),
+        )
         if isinstance(value, Mapping) and isinstance(below, dict) and members:
             kind = {**below, **value}.get("kind")
             of_kind = [m for m in _kinds(members[1:]) if kind == m.name()]

@@ -1,7 +1,8 @@
-"""Ends that are the machine's or the disk's affair, and what to do about each: no error of ours, and no damage of a file's.
+"""Ends that are the machine's or the disk's affair, and what to do about each: no error of ours, and no damage of a
+file's.
 
-Libraries say the same lack as a class, as a number of the system's or in words of their own, and wrap it in others: an error is
-looked at with all that it was raised from.
+Libraries say the same lack as a class, as a number of the system's or in words of their own, and wrap it in others: an
+error is looked at with all that it was raised from.
 """
 
 import errno
@@ -32,9 +33,11 @@ LACKS = (
     ),
     Lack(
         frozenset({errno.ENOMEM}),
-        r"can't allocate memory|not enough memory|cannot allocate memory|failed to map segment|bad_alloc|unable to allocate"
+        r"can't allocate memory|not enough memory|cannot allocate memory|failed to map segment|bad_alloc|"
+        "unable to allocate"
         r"|allocation failed|malloc of size|malloc failed|could not create a primitive$"
-        r"|^SystemError .*(error return without exception set|without setting an exception)",  # Python lost a MemoryError
+        # Python lost a MemoryError
+        r"|^SystemError .*(error return without exception set|without setting an exception)",
         "this machine's memory is full, or its limit (ulimit -v); lower batch_size, or images.memory to read from disk",
     ),
     Lack(
@@ -45,7 +48,8 @@ LACKS = (
     Lack(
         frozenset({errno.EAGAIN}),
         r"can't start new thread|resource temporarily unavailable|unable to create.* thread",
-        "no more threads or processes may be started; allow more with `ulimit -u`, lower workers, or set OMP_NUM_THREADS=1",
+        "no more threads or processes may be started; allow more with `ulimit -u`, lower workers, or set "
+        "OMP_NUM_THREADS=1",
     ),
     Lack(
         frozenset(),
@@ -53,11 +57,24 @@ LACKS = (
         "a process that reads images was ended from outside, as a full memory does; lower workers or batch_size",
     ),
 )
-NO_ANSWER = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, getattr(errno, "EREMOTEIO", errno.EIO)}
+NO_ANSWER = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.ETIMEDOUT,
+    getattr(errno, "EREMOTEIO", errno.EIO),
+}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {
-    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
-}  # fmt: skip
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
 CACHES = {  # folders that libraries write into, each with the variable that moves it and where it is without
     "HF_DATASETS_CACHE": "~/.cache/huggingface/datasets",
     "HF_HUB_CACHE": "~/.cache/huggingface/hub",
@@ -70,9 +87,13 @@ CACHES = {  # folders that libraries write into, each with the variable that mov
     "TMPDIR": "/tmp",
 }
 GONE = (
-    "it was removed or renamed while this command worked with it; put it back, and the same command goes on from what was saved"
+    "it was removed or renamed while this command worked with it; put it back, and the same command goes on from "
+    "what was saved"
 )
-OURS = (Path(__file__).resolve().parents[1], Path(sys.prefix).resolve())  # and the libraries': no file of theirs ever goes
+OURS = (
+    Path(__file__).resolve().parents[1],
+    Path(sys.prefix).resolve(),
+)  # and the libraries': no file of theirs ever goes
 
 
 def lack(error: BaseException) -> str | None:
@@ -88,13 +109,15 @@ def lack(error: BaseException) -> str | None:
 
 
 def pass_on(error: BaseException) -> None:
-    """Raise an error again that is the machine's: for whoever would take it for damage of the file that was being read."""
+    """Raise an error again that is the machine's: for whoever would take it for damage of the file that was being
+    read."""
     if lack(error) is not None:
         raise error
 
 
 def told(error: BaseException) -> tuple[str, int] | None:
-    """Return what to say of an end that is the machine's, the disk's or the user's affair, and the status to exit with."""
+    """Return what to say of an end that is the machine's, the disk's or the user's affair, and the status to exit
+    with."""
     if (known := lack(error)) is not None:
         return f"{known}. What was whole before still is, and the same command goes on ({_reason(error)})", MACHINE
     return next((said for each in _causes(error) if (said := _of_the_disk(each)) is not None), None)
@@ -108,7 +131,8 @@ def _of_the_disk(error: BaseException) -> tuple[str, int] | None:
         return f"cannot write: {what}; what was whole before still is, and the same command goes on", MACHINE
     if number in NO_ANSWER:
         return (
-            f"the disk, or the network it is on, does not answer: {what}; see that it does, and the same command goes on",
+            f"the disk, or the network it is on, does not answer: {what}; see that it does, and the same command goes "
+            "on",
             MACHINE,
         )
     if number in REFUSED and (variable := cache_of(path)) is not None:
@@ -130,7 +154,9 @@ def cache_of(path: Path | None) -> str | None:
         return None
     for variable, default in CACHES.items():
         place = os.environ.get(variable)
-        if path.absolute().is_relative_to(Path(place or default).expanduser().absolute()) and (place or variable != "TMPDIR"):
+        if path.absolute().is_relative_to(Path(place or default).expanduser().absolute()) and (
+            place or variable != "TMPDIR"
+        ):
             return variable
     return None
 

@@ -24,8 +24,14 @@ def parts_path(run: Path, what: str) -> Path:
 
 
 def write_evaluation(
-    run: Path, stage: str, split: str, *, figures: Mapping[str, Any], protocol: Mapping[str, Any], arguments: Sequence[str]
-) -> Path:  # fmt: skip
+    run: Path,
+    stage: str,
+    split: str,
+    *,
+    figures: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    arguments: Sequence[str],
+) -> Path:
     """Write the figures of `STAGE/evaluate.py`, started with these arguments, and return the file."""
     path = evaluation_path(run, stage, split)
     head = {"kind": KIND, "format": FORMAT, "stage": stage, "split": split}

@@ -33,7 +33,9 @@ class Part:
         bad = ~self.values.flatten(1).isfinite().all(1).cpu()
         if bad.any():
             rows = ", ".join(map(str, self.rows.cpu()[bad].tolist()[:8]))
-            return f"{self.name} is NaN or Inf for {int(bad.sum())} of {len(bad)} rows of the batch, rows {rows} of train"
+            return (
+                f"{self.name} is NaN or Inf for {int(bad.sum())} of {len(bad)} rows of the batch, rows {rows} of train"
+            )
         return next((f"{name} is {value.item()}" for name, value in self.losses.items() if not value.isfinite()), None)
 
 
@@ -44,8 +46,8 @@ class SkippedSteps:
         self.total, self.in_a_row = int(total), int(in_a_row)
 
     def clip(self, step: int, model: nn.Module, most: float, parts: Sequence[Part]) -> bool:
-        """Clip the gradient to the norm `most`, and say whether the step may be taken. If not, stderr has what was not finite,
-        where this process can tell.
+        """Clip the gradient to the norm `most`, and say whether the step may be taken. If not, stderr has what was not
+        finite, where this process can tell.
 
         Args:
             parts: the step's micro-batches.
@@ -67,8 +69,8 @@ class SkippedSteps:
         print(f"step {step} skipped: {found}", file=sys.stderr)
         if self.in_a_row >= MOST_IN_A_ROW:
             raise UserError(
-                f"{self.in_a_row} steps in a row were not finite ({found}); what was saved before is whole. Go on from it "
-                "with --change_settings true and a lower lr or precision fp32, or look at those rows"
+                f"{self.in_a_row} steps in a row were not finite ({found}); what was saved before is whole. Go on from "
+                "it with --change_settings true and a lower lr or precision fp32, or look at those rows"
             )
         return False
 
@@ -77,7 +79,8 @@ class SkippedSteps:
 
 
 def first_not_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    """The parameter whose gradient is the first in the backward pass, the last in the forward pass, to be NaN or Inf."""
+    """The parameter whose gradient is the first in the backward pass, the last in the forward pass, to be NaN or
+    Inf."""
     for name, parameter in reversed(list(parameters)):
         gradient = parameter.grad
         here = gradient.to_local() if isinstance(gradient, DTensor) else gradient

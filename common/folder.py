@@ -115,8 +115,8 @@ def beside(path: Path, what: Literal["writing", "old"]) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Undo what killed commands left half done in and beside a folder of ours that this command has the lock of: halves go,
-    and what stood aside while its successor was to take its place comes back if that never came."""
+    """Undo what killed commands left half done in and beside a folder of ours that this command has the lock of: halves
+    go, and what stood aside while its successor was to take its place comes back if that never came."""
     mend(folder)
     for where, folders, names in os.walk(folder, onerror=pass_on):
         halves = {name: found[2] for name in folders + names if (found := HALF.fullmatch(name))}
@@ -152,7 +152,8 @@ def remove(path: Path) -> None:
 
 
 def settle(new: Path, before: Path) -> None:
-    """Give what was written the mode of what it replaces, or where there was nothing, the one that the umask leaves a file.
+    """Give what was written the mode of what it replaces, or where there was nothing, the one that the umask leaves a
+    file.
 
     (safetensors writes files that nobody else can read.) A file that has a second name elsewhere is left as it is.
     """
@@ -251,7 +252,9 @@ def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
 
 def weights_sha256(model: nn.Module) -> str:
     """Of a model's names and weights, wherever they lie."""
-    return hashlib.sha256(save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})).hexdigest()
+    return hashlib.sha256(
+        save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
+    ).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -272,7 +275,8 @@ def is_empty(folder: Path) -> bool:
 
 
 def check_ours(path: Path, mark: str, names: Collection[str] = ()) -> None:
-    """Raise `Refused` unless a folder may be written at `path`: nothing is there, or one of ours, as a file `mark` in it says.
+    """Raise `Refused` unless a folder may be written at `path`: nothing is there, or one of ours, as a file `mark` in
+    it says.
 
     Args:
         names: that are in it, by which one whose `mark` is damaged is still known in a run of ours.
@@ -284,7 +288,9 @@ def check_ours(path: Path, mark: str, names: Collection[str] = ()) -> None:
     if not path.is_dir() or not (_says_ours(path / mark) or _is_left_of_ours(path, names)):
         raise Refused(f"{path} holds something else than what would be written there; give another folder")
     if (path / ".git").exists():
-        raise Refused(f"{path} is a git checkout, whose history would be lost: give another folder, and copy the files there")
+        raise Refused(
+            f"{path} is a git checkout, whose history would be lost: give another folder, and copy the files there"
+        )
 
 
 def _says_ours(path: Path) -> bool:
@@ -300,7 +306,8 @@ def _is_left_of_ours(path: Path, names: Collection[str]) -> bool:
 
 
 def is_stage(folder: Path) -> bool:
-    """Return whether a training, or what takes its place, wrote into the folder: its `config.yaml` or a state is there."""
+    """Return whether a training, or what takes its place, wrote into the folder: its `config.yaml` or a state is
+    there."""
     if any(_says_ours(path) for path in folder.glob("state/step_*/state.json")):
         return True
     path = folder / "config.yaml"
@@ -316,7 +323,9 @@ def kind_of(cls: type) -> str:
     kind, settings = getattr(cls, "kind", None), getattr(cls, "config_class", None)
     if isinstance(kind, str):
         return kind
-    return f"smalti.{settings.name() if settings is not None and issubclass(settings, config.Kind) else cls.__name__.lower()}"
+    if settings is not None and issubclass(settings, config.Kind):
+        return f"smalti.{settings.name()}"
+    return f"smalti.{cls.__name__.lower()}"
 
 
 def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -333,16 +342,21 @@ def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
-    """Write `config.json` and `model.safetensors` into the folder `path`, in the place of older ones; other files stay."""
+    """Write `config.json` and `model.safetensors` into the folder `path`, in the place of older ones; other files
+    stay."""
     check_ours(path, "config.json", MODEL_FILES)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(f"weights are saved in float32, and {name} is {kind}: load the model again, or .float() it first")
+            raise UserError(
+                f"weights are saved in float32, and {name} is {kind}: load the model again, or .float() it first"
+            )
     with rewriting(path, MODEL_FILES) as aside:
         head = {"kind": kind_of(type(model)), "format": FORMAT}
         said = {**settings.model_dump(mode="json"), **head}
-        told = json.dumps({name: said[name] for name in [*head, *(name for name in said if name not in head)]}, indent=2)
+        told = json.dumps(
+            {name: said[name] for name in [*head, *(name for name in said if name not in head)]}, indent=2
+        )
         (aside / "config.json").write_text(f"{told}\n", encoding="utf-8")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
@@ -374,13 +388,15 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
         raise UserError(f"{weights_path} is damaged: {error}; {ANEW}") from None
     except (RuntimeError, ValueError) as error:
         pass_on(error)
-        raise UserError(f"{weights_path} does not fit its config.json: {' '.join(str(error).split())[:300]}; {ANEW}") from None
+        raise UserError(
+            f"{weights_path} does not fit its config.json: {' '.join(str(error).split())[:300]}; {ANEW}"
+        ) from None
     return model.eval()
 
 
 def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) -> None:
-    """Raise ValueError unless a file has the tensors its config asks for, in shape and in type, before memory is taken for
-    either."""
+    """Raise ValueError unless a file has the tensors its config asks for, in shape and in type, before memory is taken
+    for either."""
     with opened_tensors(weights) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         there = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
@@ -396,7 +412,8 @@ def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) 
 
 
 def _check_finite(model: nn.Module) -> None:
-    """Raise ValueError that names the first weight with a number in it that is none: all that is drawn with it would be."""
+    """Raise ValueError that names the first weight with a number in it that is none: all that is drawn with it would
+    be."""
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} must be of finite numbers, and has NaN or Inf")

@@ -57,8 +57,8 @@ def read_history(folder: Path) -> list[Change]:
 
 
 def write_history(folder: Path, step: int, new: Iterable[Change]) -> None:
-    """Add changes that hold from `step` on. Earlier ones that held from a later step hold from this one: the states after it
-    were lost, and its steps are taken again. Before the first step nothing has a history."""
+    """Add changes that hold from `step` on. Earlier ones that held from a later step hold from this one: the states
+    after it were lost, and its steps are taken again. Before the first step nothing has a history."""
     there = read_history(folder)
     lines = [each.model_copy(update={"step": min(each.step, step)}) for each in there] if step else []
     for change in (each.model_copy(update={"step": step}) for each in new):

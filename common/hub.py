@@ -3,8 +3,8 @@
     owner/name  ->  locate  ->  a folder in the Hub's cache
     a folder    ->  push    ->  one commit on a repository, of a model or of a dataset
 
-`Pretrained` gives a class the methods that users of the Hub know: `from_pretrained`, `save_pretrained`, `push_to_hub`. Only the
-files that a class reads are asked for, and what the Hub answers in errors is told as what to do.
+`Pretrained` gives a class the methods that users of the Hub know: `from_pretrained`, `save_pretrained`, `push_to_hub`.
+Only the files that a class reads are asked for, and what the Hub answers in errors is told as what to do.
 """
 
 import difflib
@@ -59,14 +59,19 @@ class Pretrained:
             local_files_only: ask nothing of the network.
             others: of other libraries' `from_pretrained`, where they change nothing here (`use_safetensors=True`).
         Raises:
-            UserError: an option that cannot be had here, with what does it instead; no such folder or repository, another kind
-                of object, or files that do not fit together.
+            UserError: an option that cannot be had here, with what does it instead; no such folder or repository,
+                another kind of object, or files that do not fit together.
         """
         check_options(others)
         found = locate(
-            path, cls.files, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
+            path,
+            cls.files,
+            subfolder=subfolder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
             local_files_only=local_files_only,
-        )  # fmt: skip
+        )
         return cls.from_folder(found)
 
     @classmethod
@@ -88,8 +93,8 @@ class Pretrained:
     ) -> str:
         """Write it into a repository of the Hub, which is made where there is none, as one commit.
 
-        A repository that has a model card keeps it; another gets a short one. `pipeline/publish.py` pushes a run with a card
-        of its data, budget and figures.
+        A repository that has a model card keeps it; another gets a short one. `pipeline/publish.py` pushes a run with a
+        card of its data, budget and figures.
 
         Args:
             private: of a repository that is made; as its owner's settings say when not given.
@@ -106,21 +111,27 @@ class Pretrained:
             self.save_pretrained(folder)
             (folder / README).write_text(card.brief(type(self), repo_id), encoding="utf-8")
             return push(
-                folder, repo_id, private=private, token=token, revision=revision, create_pr=create_pr, keep=(README,),
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                keep=(README,),
                 commit_message=commit_message or f"Upload {type(self).__name__}",
-            )  # fmt: skip
+            )
 
 
-# -------------------------------------------------------------------------------------------- options of other libraries
+# ------------------------------------------------------------------------------------------- options of other libraries
 
 
 def check_dtype(dtype: Any) -> None:
     """Raise `UserError` for another dtype of weights than float32, by whichever name."""
     if dtype not in (None, "auto", "float32", "fp32", torch.float32):
         raise UserError(
-            f"weights are kept in float32, got {str(dtype).removeprefix('torch.')}: what is saved must be what was trained. To "
-            "compute in less, give the precision to what computes: pipeline(..., precision='bf16'), or torch.autocast around "
-            "a tokenizer"
+            f"weights are kept in float32, got {str(dtype).removeprefix('torch.')}: what is saved must be what was "
+            "trained. To compute in less, give the precision to what computes: pipeline(..., precision='bf16'), or "
+            "torch.autocast around a tokenizer"
         )
 
 
@@ -142,17 +153,25 @@ def check_options(others: Mapping[str, Any]) -> None:
         elif (name == "use_safetensors" and value in (None, True)) or (name in INSTEAD and value in (None, False)):
             continue
         else:
-            instead = INSTEAD.get(name, "weights are safetensors and nothing else" if name == "use_safetensors" else None)
+            instead = INSTEAD.get(
+                name, "weights are safetensors and nothing else" if name == "use_safetensors" else None
+            )
             raise UserError(f"from_pretrained does not take {name}={value!r}; {instead or 'look at its help'}")
 
 
-# ----------------------------------------------------------------------------------------------------------- from the Hub
+# --------------------------------------------------------------------------------------------------------- from the Hub
 
 
 def locate(
-    path: str | Path, files: Sequence[str], *, subfolder: str = "", revision: str | None = None,
-    token: str | bool | None = None, cache_dir: str | Path | None = None, local_files_only: bool = False,
-) -> Path:  # fmt: skip
+    path: str | Path,
+    files: Sequence[str],
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """Return the folder itself, or the local copy of these files of the Hub's repository `owner/name`.
 
     The Hub is asked for no name whose first part is a folder here: `runs/nothere` is a run that is not there.
@@ -177,11 +196,17 @@ def locate(
     with answering(str(path), f"there is no folder {path} here, and "):
         local_files_only = local_files_only or not _is_reached(str(path), revision, token)
         snapshot = snapshot_download(
-            str(path), allow_patterns=wanted, revision=revision, token=token, cache_dir=cache_dir,
+            str(path),
+            allow_patterns=wanted,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
             local_files_only=local_files_only,
-        )  # fmt: skip
+        )
     if not (Path(snapshot) / wanted[0]).exists():
-        raise NoSuchFile(f"the Hub's repository {path} has no {wanted[0]}: what it holds is nothing that can be read here")
+        raise NoSuchFile(
+            f"the Hub's repository {path} has no {wanted[0]}: what it holds is nothing that can be read here"
+        )
     return inside(Path(snapshot), subfolder)
 
 
@@ -199,7 +224,8 @@ def _beside(path: Path) -> str:
 
 
 def _is_reached(repo_id: str, revision: str | None, token: str | bool | None) -> bool:
-    """Return whether the Hub answers soon, be it with an error. `snapshot_download` waits without end for one that does not."""
+    """Return whether the Hub answers soon, be it with an error. `snapshot_download` waits without end for one that does
+    not."""
     from huggingface_hub import HfApi, errors
     from huggingface_hub.utils import OfflineModeIsEnabled
 
@@ -220,28 +246,41 @@ def source_repository(source: Mapping[str, Any]) -> str | None:
     return name
 
 
-# ------------------------------------------------------------------------------------------------------------- to the Hub
+# ----------------------------------------------------------------------------------------------------------- to the Hub
 
 
 def push(
-    folder: Path, repo_id: str, *, kind: Literal["model", "dataset"] = "model", commit_message: str,
-    private: bool | None = None, token: str | bool | None = None, revision: str | None = None, create_pr: bool = False,
-    keep: Sequence[str] = (), replace: Sequence[str] = (),
-) -> str:  # fmt: skip
+    folder: Path,
+    repo_id: str,
+    *,
+    kind: Literal["model", "dataset"] = "model",
+    commit_message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    keep: Sequence[str] = (),
+    replace: Sequence[str] = (),
+) -> str:
     """Write the files of a folder, but hidden ones, into a repository as one commit, and return its address.
 
     Args:
         keep: files that stay as they are where the repository has them.
-        replace: endings of files that go from the repository where the folder has them not: shards of an earlier dataset.
+        replace: endings of files that go from the repository where the folder has them not: shards of an earlier
+            dataset.
     Raises:
         UserError: as `Pretrained.push_to_hub`.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"HF_HUB_OFFLINE is set, so nothing is pushed to {repo_id}: unset it, and run the same command again")
+        raise UserError(
+            f"HF_HUB_OFFLINE is set, so nothing is pushed to {repo_id}: unset it, and run the same command again"
+        )
     if create_pr and revision is not None:
-        raise UserError(f"a pull request is opened against the main branch; leave revision {revision!r} away, or create_pr")
+        raise UserError(
+            f"a pull request is opened against the main branch; leave revision {revision!r} away, or create_pr"
+        )
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     paths = {name: path for name, path in paths.items() if not any(part.startswith(".") for part in name.split("/"))}
     api = HfApi(token=token)
@@ -251,20 +290,27 @@ def push(
             api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
         there = set(api.list_repo_files(repo_id, repo_type=kind, revision=revision))
         gone = [CommitOperationDelete(name) for name in sorted(there - paths.keys()) if name.endswith(tuple(replace))]
-        added = [CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in there.intersection(keep)]
+        added = [
+            CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in there.intersection(keep)
+        ]
         commit = api.create_commit(
-            repo_id, [*gone, *added], commit_message=commit_message, repo_type=kind, revision=revision, create_pr=create_pr
+            repo_id,
+            [*gone, *added],
+            commit_message=commit_message,
+            repo_type=kind,
+            revision=revision,
+            create_pr=create_pr,
         )
     return commit.pr_url or commit.commit_url
 
 
-# --------------------------------------------------------------------------------------------------------------- its errors
+# ----------------------------------------------------------------------------------------------------------- its errors
 
 
 @contextmanager
 def answering(repo_id: str, before: str = "") -> Iterator[None]:
-    """Within this context, what the Hub answers in errors becomes a `UserError` that says what to do. Errors of the disk, which
-    are not the Hub's, pass."""
+    """Within this context, what the Hub answers in errors becomes a `UserError` that says what to do. Errors of the
+    disk, which are not the Hub's, pass."""
     from huggingface_hub import errors
     from huggingface_hub.utils import OfflineModeIsEnabled
 
@@ -279,11 +325,11 @@ def answering(repo_id: str, before: str = "") -> Iterator[None]:
     except errors.LocalTokenNotFoundError:
         told = f"there is no token for the Hub: {LOG_IN}"
     except errors.HFValidationError:
-        told = f"{repo_id!r} is no name of a repository on the Hub; expected owner/name, of letters, digits, dashes and dots"
+        told = f"{repo_id!r} is no name of a repository on the Hub; expected owner/name, of letters, digits, - and ."
     except (errors.LocalEntryNotFoundError, OfflineModeIsEnabled):
         told = (
-            f"{repo_id} is not whole in the Hub's cache, and the Hub was not reached: connect, leave local_files_only and "
-            f"HF_HUB_OFFLINE away, or run `hf download {repo_id}` where there is a network"
+            f"{repo_id} is not whole in the Hub's cache, and the Hub was not reached: connect, leave local_files_only "
+            f"and HF_HUB_OFFLINE away, or run `hf download {repo_id}` where there is a network"
         )
     except errors.HfHubHTTPError as error:
         told = _refused(repo_id, error.response.status_code, str(error.server_message or error))

@@ -29,7 +29,8 @@ from smalti.common.starting import INTERRUPTED, PREEMPTED, UNHEARD, USER_ERROR, 
 from smalti.common.track import check_installed
 
 Precision = Literal["auto", "fp32", "bf16"]
-# What a command exits with, beside the statuses of `ends` and `starting`. A launcher of several exits with 1 whatever they did.
+# What a command exits with, beside the statuses of `ends` and `starting`. A launcher of several exits with 1 whatever
+# they did.
 FAULT = 70  # of smalti
 STOPPED = "interrupted: the same command goes on from what was saved, if anything was"
 LOGGED = "The traceback is in "  # begins the note on an error that a session has logged
@@ -46,8 +47,8 @@ def make_accelerator(precision: Precision = "fp32", track: Sequence[str] = (), f
         folder: of the run's stage, for a tracker that writes files.
 
     Raises:
-        UserError: launched as several processes of which Accelerate sees one, which would each do all the work; a tracker is
-            not installed.
+        UserError: launched as several processes of which Accelerate sees one, which would each do all the work; a
+            tracker is not installed.
     """
     check_installed(track)
     found = torch.accelerator.current_accelerator(check_available=True)
@@ -57,9 +58,11 @@ def make_accelerator(precision: Precision = "fp32", track: Sequence[str] = (), f
         torch.set_float32_matmul_precision("high")  # of the products left in fp32: TF32 is finer than bf16 is
     try:
         accelerator = Accelerator(
-            cpu=found is None, mixed_precision="bf16" if bf16 else "no", log_with=list(track) or None,
+            cpu=found is None,
+            mixed_precision="bf16" if bf16 else "no",
+            log_with=list(track) or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard")),
-        )  # fmt: skip
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"accelerate cannot start its processes: {' '.join(str(error).split())}") from None
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,7 +92,8 @@ class Terminated(BaseException):
 class Interrupt:
     """Within this context Ctrl-C and SIGTERM do not raise: the loop asks, finishes its step, and saves.
 
-    A second signal stops at once. In a thread that is not the main one signals stay whoever's they are: Python has them there.
+    A second signal stops at once. In a thread that is not the main one signals stay whoever's they are: Python has them
+    there.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -133,8 +137,8 @@ def _terminate(_number: int, _frame: object) -> None:
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a script's `main` on the command line's arguments and exit with one of the statuses above.
 
-    Whatever ends it is told in one line on stderr; of what nobody expected the traceback stands in the log of the folder the
-    command worked on (`common/session.py`), or where it worked on none yet, on stderr.
+    Whatever ends it is told in one line on stderr; of what nobody expected the traceback stands in the log of the
+    folder the command worked on (`common/session.py`), or where it worked on none yet, on stderr.
     """
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -169,7 +173,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 def check_alone() -> None:
     """For a command that one process does. Raises `UserError` where a launcher started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("this command is one process: start it with python (or by its name), not with a launcher of several")
+        raise UserError(
+            "this command is one process: start it with python (or by its name), not with a launcher of several"
+        )
 
 
 def _several() -> bool:
@@ -183,18 +189,21 @@ def _unexpected(error: Exception) -> tuple[str, int]:
         return f"error: {known[0]}", known[1]
     if _several() and isinstance(error, RuntimeError) and LOST_PEER.search(reason):
         return (
-            f"error: another process of this job has ended ({reason[:150]}); the launcher names it below. What was saved is "
-            "whole, and the same command goes on"
+            f"error: another process of this job has ended ({reason[:150]}); the launcher names it below. What was "
+            "saved is whole, and the same command goes on"
         ), MACHINE
     logged = next((note for note in getattr(error, "__notes__", []) if note.startswith(LOGGED)), None)
     if logged is None:
         traceback.print_exception(error)
-    return f"error: {type(error).__name__}: {reason[:300]}; this is a fault of smalti{f'. {logged}' if logged else ''}", FAULT
+    return (
+        f"error: {type(error).__name__}: {reason[:300]}; this is a fault of smalti{f'. {logged}' if logged else ''}",
+        FAULT,
+    )
 
 
 def _fail(message: str, status: int) -> int:
-    """Print why this process ends. The main one speaks first: what all of them met is told once, for the launcher ends the
-    others meanwhile."""
+    """Print why this process ends. The main one speaks first: what all of them met is told once, for the launcher ends
+    the others meanwhile."""
     for bar in list(getattr(tqdm, "_instances", ())):  # one that is closed at the end of Python speaks after the error
         bar.close()
     rank = int(os.environ.get("RANK", "0"))

@@ -1,10 +1,11 @@
 """What one sample becomes in stage one: one or more grids, coarse first, of codes or of vectors.
 
-A grid has a shape of any rank: (h, w) for an image, (t,) for sound, (t, h, w) for moving pictures. Everybody else asks the
-layout and never counts places, so that another kind of data or a hierarchy is a value and not a change.
+A grid has a shape of any rank: (h, w) for an image, (t,) for sound, (t, h, w) for moving pictures. Everybody else asks
+the layout and never counts places, so that another kind of data or a hierarchy is a value and not a change.
 
-Shapes: between the stages a sample is flat: codes (B, T) int64, the Q codes of a place side by side, or latents (B, T) float32,
-the D channels of a place side by side; P places in all grids. `split` and `join` go between that and the grids.
+Shapes: between the stages a sample is flat: codes (B, T) int64, the Q codes of a place side by side, or latents (B, T)
+float32, the D channels of a place side by side; P places in all grids. `split` and `join` go between that and the
+grids.
 """
 
 from math import prod
@@ -97,7 +98,8 @@ class Layout(Settings):
 
     @property
     def factors(self) -> tuple[int, ...]:
-        """Values of each digit of a code, where all grids have the same codes. Raises `ValueError` where they have not."""
+        """Values of each digit of a code, where all grids have the same codes. Raises `ValueError` where they have
+        not."""
         found = {grid.factors for grid in self.grids}
         if len(found) > 1 or None in found:
             raise ValueError(f"one codebook size is wanted, and the grids are {self}")
@@ -127,11 +129,11 @@ class Layout(Settings):
     def __str__(self) -> str:
         return " + ".join(map(str, self.grids))
 
-    # ------------------------------------------------------------------------------------------------------ of its places
+    # ---------------------------------------------------------------------------------------------------- of its places
 
     def coordinates(self) -> Tensor:
-        """Return the middle of each place, (P, axes) float64, in units of the finest grid and counted from 1: places of two
-        grids that lie over each other are near."""
+        """Return the middle of each place, (P, axes) float64, in units of the finest grid and counted from 1: places of
+        two grids that lie over each other are near."""
         finest = [max(sides) for sides in zip(*(grid.shape for grid in self.grids), strict=True)]
         found = []
         for grid in self.grids:
@@ -140,7 +142,8 @@ class Layout(Settings):
         return torch.cat(found)
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Return of each grid its part of (B, T): (B, *shape) of codes, (B, *shape, depth) of several a place or of vectors."""
+        """Return of each grid its part of (B, T): (B, *shape) of codes, (B, *shape, depth) of several a place or of
+        vectors."""
         parts = flat.split([grid.length for grid in self.grids], 1)
         return [part.reshape(len(part), *self._shape(grid)) for part, grid in zip(parts, self.grids, strict=True)]
 
@@ -158,7 +161,12 @@ class Layout(Settings):
         return grid.shape if grid.depth == 1 and grid.factors is not None else (*grid.shape, grid.depth)
 
 
-FIRST = ("codebook_size", "factors", "grid", "code_depth")  # settings of format 1, which one grid of rows and columns has
+FIRST = (
+    "codebook_size",
+    "factors",
+    "grid",
+    "code_depth",
+)  # settings of format 1, which one grid of rows and columns has
 
 
 def of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +179,11 @@ def of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     K, factors, shape, depth = (settings.get(name) for name in FIRST)
     factors = [K] if factors is None else factors
-    if not isinstance(factors, list) or not all(isinstance(number, int) for number in (K, *factors)) or prod(factors) != K:
+    if (
+        not isinstance(factors, list)
+        or not all(isinstance(number, int) for number in (K, *factors))
+        or prod(factors) != K
+    ):
         raise ValueError(f"factors {factors} must multiply to codebook_size {K}")
     grid = {"shape": shape, "depth": 1 if depth is None else depth, "factors": factors}
     return {"layout": {"grids": [grid]}, **{name: value for name, value in settings.items() if name not in FIRST}}

@@ -2,9 +2,10 @@
 
     RUN/.tokenizer.lock    host, process and command that works on RUN/tokenizer; gone when it ends
 
-A command holds two locks of the kernel's (`flock`): on that file, which says who it is, and on the folder itself, which no link
-leads around and which stays when somebody removes the file. Both end with the process however it dies. Where a file system has
-no locks of folders (NFS) the file's is the only one; where it has none at all, the process that the file names is looked for.
+A command holds two locks of the kernel's (`flock`): on that file, which says who it is, and on the folder itself, which
+no link leads around and which stays when somebody removes the file. Both end with the process however it dies. Where a
+file system has no locks of folders (NFS) the file's is the only one; where it has none at all, the process that the
+file names is looked for.
 """
 
 import json
@@ -48,7 +49,8 @@ class Hold(NamedTuple):
 
 
 class Lock:
-    """One process's hold on a folder, which is made where it is not there, and removed again where nothing came of it."""
+    """One process's hold on a folder, which is made where it is not there, and removed again where nothing came of
+    it."""
 
     def __init__(self, folder: Path):
         try:
@@ -63,7 +65,8 @@ class Lock:
         self._made: list[Path] = []  # folders that were not there, the innermost first
 
     def take(self, wait: bool = False) -> None:
-        """Take it. Raises `Refused` that names the holder, unless told to wait; or who is at work in or around the folder."""
+        """Take it. Raises `Refused` that names the holder, unless told to wait; or who is at work in or around the
+        folder."""
         mine = _held.get(self.real)
         if mine is not None and mine.thread == threading.get_ident():
             raise Refused(f"{self.folder} is being written by this very command; give another folder")
@@ -83,9 +86,13 @@ class Lock:
         hold.file.seek(0)
         hold.file.truncate()
         own = {
-            "host": platform.node(), "pid": os.getpid(), "began": began(os.getpid()), "command": command(),
-            "made": [str(path) for path in self._made], "whole": os.environ.get(WHOLE),
-        }  # fmt: skip
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "began": began(os.getpid()),
+            "command": command(),
+            "made": [str(path) for path in self._made],
+            "whole": os.environ.get(WHOLE),
+        }
         json.dump(own, hold.file)
         hold.file.flush()
 
@@ -154,7 +161,8 @@ class Lock:
             return not _alive(self._holder())
 
     def _holder(self) -> dict:
-        """Return what the file says of who holds the lock, or else the kernel; nothing while the holder is writing it."""
+        """Return what the file says of who holds the lock, or else the kernel; nothing while the holder is writing
+        it."""
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -252,8 +260,8 @@ def _what_to_do(holder: dict) -> str:
     if whole is None or holder.get("host") != platform.node() or began(whole) is not None:
         return "wait for it, stop it, or give another folder"
     return (
-        f"a stage that goes on by itself, since the pipeline/run.py that started it (process {whole}) was killed. Wait for it, "
-        f"or end it with `kill {pid}`, which saves what it has; then the same command goes on"
+        f"a stage that goes on by itself, since the pipeline/run.py that started it (process {whole}) was killed. Wait "
+        f"for it, or end it with `kill {pid}`, which saves what it has; then the same command goes on"
     )
 
 

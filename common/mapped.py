@@ -1,4 +1,5 @@
-"""Rows of numbers that stay on the disk: of a large table those that are asked for are read, and processes share the pages.
+"""Rows of numbers that stay on the disk: of a large table those that are asked for are read, and processes share the
+pages.
 
 `datasets` keeps the columns of Parquet files as Arrow files in its cache, which the system maps into memory.
 """

@@ -41,7 +41,8 @@ class Share:
 
 
 class Order:
-    """Iterates over (rows (b,), epochs (b,)) int64, one micro-batch of this process after the other, from `first_step`."""
+    """Iterates over (rows (b,), epochs (b,)) int64, one micro-batch of this process after the other, from
+    `first_step`."""
 
     def __init__(self, rows: int, seed: int, share: Share, first_step: int):
         self.rows, self.seed, self.share, self.first_step = rows, seed, share, first_step

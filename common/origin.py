@@ -76,18 +76,22 @@ def read_origin(
     if (kind := kind_in(said)) not in kinds:
         trains = " or ".join(repr(each.removeprefix("smalti.")) for each in kinds)
         raise UserError(
-            f"start_from: {start_from} holds a {kind.removeprefix('smalti.')!r}, and {stage}/train.py trains a {trains} "
-            f"alone: {instead.get(kind, GIVE)}"
+            f"start_from: {start_from} holds a {kind.removeprefix('smalti.')!r}, and {stage}/train.py trains a "
+            f"{trains} alone: {instead.get(kind, GIVE)}"
         )
     return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]))
 
 
 def begun_from(
-    c: S, run: Path, kinds: Collection[str], load: Callable[[Path], M], sizes: Callable[[M], Settings],
+    c: S,
+    run: Path,
+    kinds: Collection[str],
+    load: Callable[[Path], M],
+    sizes: Callable[[M], Settings],
     instead: Mapping[str, str] = NOTHING,
-) -> tuple[S, Origin[M] | None]:  # fmt: skip
-    """Return the settings of a training, with those of the model that it begins from; and this model, unless the run has a
-    state to go on from, which needs it no more.
+) -> tuple[S, Origin[M] | None]:
+    """Return the settings of a training, with those of the model that it begins from; and this model, unless the run
+    has a state to go on from, which needs it no more.
 
     Args:
         run: the folder of the stage, of its name.
@@ -106,7 +110,7 @@ def begun_from(
     return _with_model(c, sizes(origin.model)), origin
 
 
-# ----------------------------------------------------------------------------------------------------------- its settings
+# --------------------------------------------------------------------------------------------------------- its settings
 
 
 def _with_model(c: S, theirs: Settings) -> S:
@@ -131,11 +135,15 @@ def _over(theirs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     """Return `theirs` with what is given in its place. Of another kind nothing of theirs is kept."""
     if "kind" in given and given["kind"] != theirs.get("kind"):
         return dict(given)
-    nested = {k: _over(theirs[k], v) for k, v in given.items() if isinstance(v, Mapping) and isinstance(theirs.get(k), Mapping)}
+    nested = {
+        k: _over(theirs[k], v)
+        for k, v in given.items()
+        if isinstance(v, Mapping) and isinstance(theirs.get(k), Mapping)
+    }
     return {**theirs, **given, **nested}
 
 
-# ------------------------------------------------------------------------------------------------------------ its weights
+# ---------------------------------------------------------------------------------------------------------- its weights
 
 
 def begin_from(origin: Origin[M], model: M) -> str:
@@ -151,8 +159,9 @@ def begin_from(origin: Origin[M], model: M) -> str:
         if shapes[0] != shapes[1]:
             settings = "; ".join(differences[:4]) or "their settings are the same"
             raise UserError(
-                f"start_from: the weights of {origin.name} do not fit: {name} is {shapes[0]} there and {shapes[1]} here "
-                f"({settings}). Leave the settings of model away to take those there, begin from other weights, or from none"
+                f"start_from: the weights of {origin.name} do not fit: {name} is {shapes[0]} there and {shapes[1]} "
+                f"here ({settings}). Leave the settings of model away to take those there, begin from other weights, "
+                "or from none"
             )
     model.load_state_dict(there)
     but = f"; other settings: {'; '.join(differences)}" if differences else ""

@@ -1,5 +1,5 @@
-"""A long computation over many items, part by part on the disk: interrupted it goes on, and any number of processes give the
-same.
+"""A long computation over many items, part by part on the disk: interrupted it goes on, and any number of processes
+give the same.
 
     FOLDER/plan.json               what is computed, of what and with what
     FOLDER/000003.safetensors      the tensors of items [3 · size, 4 · size), written by process 3 mod world
@@ -23,15 +23,21 @@ from smalti.common.tensors import read_tensors
 
 
 def in_parts(
-    folder: Path, plan: Mapping[str, Any], total: int, size: int, compute: Callable[[Tensor], Mapping[str, Tensor]],
-    accelerator: Accelerator, what: str,
-) -> dict[str, Tensor]:  # fmt: skip
+    folder: Path,
+    plan: Mapping[str, Any],
+    total: int,
+    size: int,
+    compute: Callable[[Tensor], Mapping[str, Tensor]],
+    accelerator: Accelerator,
+    what: str,
+) -> dict[str, Tensor]:
     """`compute` of all positions 0 .. total - 1, each name's rows one after the other; the same on every process.
 
     Args:
         folder: of the parts. One that holds parts of another plan is emptied first.
         plan: all that decides the numbers, as JSON would keep it.
-        compute: positions (n,) of one part -> named tensors of n rows, or fewer where some cannot be read, on any device.
+        compute: positions (n,) of one part -> named tensors of n rows, or fewer where some cannot be read, on any
+            device.
         what: for the progress bar.
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, after the part at hand.

@@ -13,7 +13,8 @@ from smalti.common.folder import replacing
 
 
 def image_grid(images: Tensor, columns: int, *, side: int = 64) -> Image.Image:
-    """images (N, C, H, W) uint8 as one picture, row after row; small ones are enlarged, pixels kept, to about `side`."""
+    """images (N, C, H, W) uint8 as one picture, row after row; small ones are enlarged, pixels kept, to about
+    `side`."""
     N, C, H, W = images.shape
     scale, gap = max(1, side // max(H, W)), 2
     rows = -(-N // columns)
@@ -30,9 +31,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def save_curves(
-    metrics: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], path: Path,
+    metrics: Sequence[Mapping[str, Any]],
+    panels: Mapping[str, Sequence[str]],
+    path: Path,
     levels: Mapping[str, float] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """One panel a title, each with the named metrics over the step, and `levels` as dashed lines."""
     import matplotlib
 
@@ -44,7 +47,9 @@ def save_curves(
         for name in names:
             points = [(line["step"], line[name]) for line in metrics if name in line]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker="." if len(points) < 30 else "")
+                axes.plot(
+                    *zip(*points, strict=True), label=name.replace("_", " "), marker="." if len(points) < 30 else ""
+                )
         for (name, level), grey in zip((levels or {}).items(), ("0.3", "0.6"), strict=False):
             axes.axhline(level, linestyle="--", color=grey, label=name)
         axes.set(title=title, xlabel="step")

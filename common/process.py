@@ -9,7 +9,8 @@ import psutil
 
 
 def began(pid: object) -> str | None:
-    """Return when a process of this machine started, which tells it from a later one of its number; None if it has ended."""
+    """Return when a process of this machine started, which tells it from a later one of its number; None if it has
+    ended."""
     try:
         number = int(str(pid))
         if not Path("/proc/self/stat").exists():

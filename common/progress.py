@@ -38,8 +38,8 @@ class _Lines:
 
 
 def progress_bar(accelerator: Accelerator, total: int, what: str, *, initial: int = 0, unit: str = "step") -> tqdm:
-    """A bar with rate and time left, on the main process. Give it figures by `set_postfix(..., refresh=False)`: a refresh
-    would be a line of the log file, between its times."""
+    """A bar with rate and time left, on the main process. Give it figures by `set_postfix(..., refresh=False)`: a
+    refresh would be a line of the log file, between its times."""
     return _bar(total, what, unit, initial=initial, disable=not accelerator.is_main_process)
 
 

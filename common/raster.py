@@ -1,7 +1,7 @@
 """Picture files: which formats are read, and the one way to open one.
 
-PIL would also open formats that start another program (EPS runs Ghostscript) or hold no raster of their own. Whoever opens a
-picture opens it here, so that a file named `.png` is a raster whatever it holds.
+PIL would also open formats that start another program (EPS runs Ghostscript) or hold no raster of their own. Whoever
+opens a picture opens it here, so that a file named `.png` is a raster whatever it holds.
 """
 
 import functools
@@ -18,15 +18,32 @@ from smalti.common.errors import UserError
 from smalti.common.reading import MOST_BYTES, opened, read_file
 
 FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
-    "PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA",
-    "TIFF", "XBM",
-)  # fmt: skip
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICNS",
+    "ICO",
+    "JPEG2000",
+    "PCX",
+    "PPM",
+    "QOI",
+    "SGI",
+    "SUN",
+    "TGA",
+    "TIFF",
+    "XBM",
+)
 SURE = {"GIF", "JPEG", "JPEG2000", "PNG", "QOI", "TIFF", "WEBP"}  # whose first bytes are nobody else's
 MOST_PIXELS = 178_956_970  # where a caller says no less: PIL's own bound
 
 
 def looks_like_a_picture(path: Path) -> bool:
-    """Return whether a regular file begins as a format that is read does; what begins so by chance has its head read as well.
+    """Return whether a regular file begins as a format that is read does; what begins so by chance has its head read as
+    well.
 
     TGA is not among them: it begins like anything.
     """
@@ -71,12 +88,12 @@ def _accepted(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool:
 
 def open_picture(
     file: Path | bytes, max_pixels: int = MOST_PIXELS, formats: tuple[str, ...] = FORMATS
-) -> PIL.Image.Image:  # fmt: skip
+) -> PIL.Image.Image:
     """Return a picture whose pixels are not decoded yet, to be used as a context.
 
     Raises:
-        ValueError, OSError: no file that can be read, no raster format, or more than `max_pixels` pixels. (Decoding it raises
-            nearly anything else.)
+        ValueError, OSError: no file that can be read, no raster format, or more than `max_pixels` pixels. (Decoding it
+            raises nearly anything else.)
     """
     data = file if isinstance(file, bytes) else read_file(file)
     try:

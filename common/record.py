@@ -50,8 +50,8 @@ def private(value: Any) -> Any:
 
 
 def commit() -> str | None:
-    """The commit measured, with `-dirty` where files differ from it; None where this code is no checkout of its own, as when it
-    is installed inside somebody else's."""
+    """The commit measured, with `-dirty` where files differ from it; None where this code is no checkout of its own, as
+    when it is installed inside somebody else's."""
     root = Path(__file__).resolve().parents[1]
     if _git("rev-parse", "--show-toplevel") != str(root):
         return None

@@ -75,23 +75,29 @@ def check_run(folder: Path, settings: S, leeway: Leeway) -> Reopened[S]:
         _refuse(folder, before, now, fixed, refused)
     if leeway.length in differ:
         _check_length(folder, leeway.length, before, now)
-    changes = [Change(setting=k, before=before[k], after=now[k]) for k in sorted(differ, key=lambda k: (k != leeway.length, k))]
+    changes = [
+        Change(setting=k, before=before[k], after=now[k]) for k in sorted(differ, key=lambda k: (k != leeway.length, k))
+    ]
     return Reopened(found, tuple(changes))
 
 
-def _refuse(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], fixed: Set[str], tuned: Set[str]) -> NoReturn:
+def _refuse(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], fixed: Set[str], tuned: Set[str]
+) -> NoReturn:
     """Raise `UserError` that names what differs, first of all what cannot be changed."""
-    telling = sorted(fixed | tuned, key=lambda k: (k in tuned, not k.endswith("kind"), k not in before or k not in now, k))
+    telling = sorted(
+        fixed | tuned, key=lambda k: (k in tuned, not k.endswith("kind"), k not in before or k not in now, k)
+    )
     shown = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in telling[:4])
     if not fixed:
         raise UserError(
-            f"{folder} is a run of other settings: {shown}. Give --change_settings true to go on with the new ones from here, "
-            "the same ones to go on with those, or another --run for a new one"
+            f"{folder} is a run of other settings: {shown}. Give --change_settings true to go on with the new ones "
+            "from here, the same ones to go on with those, or another --run for a new one"
         )
     never = f" ({', '.join(k for k in telling[:4] if k in fixed)} cannot change in a run)" if tuned else ""
     raise UserError(
-        f"{folder} is a run of other settings: {shown}{never}. Give the same ones to go on with it, another --run for a new "
-        "one, or remove the folder"
+        f"{folder} is a run of other settings: {shown}{never}. Give the same ones to go on with it, another --run for "
+        "a new one, or remove the folder"
     )
 
 
@@ -101,13 +107,13 @@ def _check_length(folder: Path, setting: str, before: Mapping[str, Any], now: Ma
     if done is None:
         another = f"give another --run with --start_from {folder}, or " if "start_from" in now else ""
         raise UserError(
-            f"{folder} has a model and no state/ to go on from, so {setting} cannot become {wanted} from {was}: {another}"
-            "remove the folder to begin anew"
+            f"{folder} has a model and no state/ to go on from, so {setting} cannot become {wanted} from {was}: "
+            f"{another}remove the folder to begin anew"
         )
     if wanted <= done:
         raise UserError(
-            f"{setting} {wanted} is not more than the {done} that are done in {folder}, where it was {was}: give a larger "
-            "number to go on, or another --run for a shorter training"
+            f"{setting} {wanted} is not more than the {done} that are done in {folder}, where it was {was}: give a "
+            "larger number to go on, or another --run for a shorter training"
         )
 
 
@@ -162,8 +168,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Metrics:
-    """`metrics.jsonl`: one line an entry, written by the main process. The trackers that the Accelerator was made with are told
-    the same, and closed at the end of this context."""
+    """`metrics.jsonl`: one line an entry, written by the main process. The trackers that the Accelerator was made with
+    are told the same, and closed at the end of this context."""
 
     def __init__(self, folder: Path, accelerator: Accelerator, first_step: int, settings: Settings, project: str):
         """Lines of steps after `first_step` are dropped: a resumed run takes those steps again.
@@ -192,7 +198,9 @@ class Metrics:
         if self.accelerator.is_main_process:
             with open(self.path, "a", encoding="utf-8") as file:
                 print(json.dumps({"step": step, **values}), file=file)
-            self.trackers.log(step, {f"{split}/{name.removeprefix(f'{split}_')}": value for name, value in values.items()})
+            self.trackers.log(
+                step, {f"{split}/{name.removeprefix(f'{split}_')}": value for name, value in values.items()}
+            )
 
     def picture(self, step: int, name: str, picture: PIL.Image.Image) -> None:
         """A picture of an evaluation, for the trackers alone."""
@@ -262,6 +270,6 @@ def _check_finite(values: Mapping[str, float]) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise UserError(
-                f"{name} became {value}; the last saved state is whole: go on from it with --change_settings true and a "
-                "lower lr or precision fp32"
+                f"{name} became {value}; the last saved state is whole: go on from it with --change_settings true and "
+                "a lower lr or precision fp32"
             )

@@ -1,7 +1,7 @@
 """Random numbers that belong to a seed, of which there are 2**64.
 
-torch's generator on the CPU reads the lowest 32 bits of a seed alone: 0 and 2**32 are one seed to it. Seeds below that keep the
-numbers they always had.
+torch's generator on the CPU reads the lowest 32 bits of a seed alone: 0 and 2**32 are one seed to it. Seeds below that
+keep the numbers they always had.
 """
 
 import numpy as np
@@ -12,7 +12,8 @@ WORD = 2**32
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator that depends on all of a seed. Two large seeds share one on the CPU with a chance of 2**-32."""
+    """Return a generator that depends on all of a seed. Two large seeds share one on the CPU with a chance of
+    2**-32."""
     found = torch.Generator(device)
     if seed >= WORD and found.device.type == "cpu":
         seed = int(np.random.SeedSequence(seed).generate_state(1)[0])

@@ -64,7 +64,8 @@ def log_path(folder: Path) -> Path:
 
 
 def beside(folder: Path, ending: str) -> Path:
-    """Return the path of the folder's name with an ending, however the folder is spelled. Raises `UserError` for the root."""
+    """Return the path of the folder's name with an ending, however the folder is spelled. Raises `UserError` for the
+    root."""
     spelled = folder.resolve() if folder.name in ("", "..") else folder
     if not spelled.name:
         raise UserError(f"{folder} is the root of the disk; give a folder in it")

@@ -20,16 +20,19 @@ from smalti.common.errors import UserError
 
 NEEDED = {  # of Accelerate's configuration
     "fsdp_version": 2,
-    "fsdp_activation_checkpointing": False,  # would draw another dropout in the backward pass; our `recompute` draws the same
-    "fsdp_cpu_ram_efficient_loading": False,  # each process has the weights already; Accelerate 1.15 fails on ours with it
+    # would draw another dropout in the backward pass; our `recompute` draws the same
+    "fsdp_activation_checkpointing": False,
+    # each process has the weights already; Accelerate 1.15 fails on ours with it
+    "fsdp_cpu_ram_efficient_loading": False,
     "fsdp_offload_params": False,
 }
 
 
 def prepare(
     model: nn.Module, average: nn.Module, optimizers: Mapping[str, Optimizer], accelerator: Accelerator
-) -> tuple[nn.Module, dict[str, Optimizer]]:  # fmt: skip
-    """`accelerator.prepare` of a model and its optimizers; where that shards, the model's average is sharded alike, in place.
+) -> tuple[nn.Module, dict[str, Optimizer]]:
+    """`accelerator.prepare` of a model and its optimizers; where that shards, the model's average is sharded alike, in
+    place.
 
     Raises:
         UserError: Accelerate is configured for a sharding under which the training would not be right.
@@ -38,14 +41,17 @@ def prepare(
     if sharded:
         plugin = accelerator.state.fsdp_plugin
         check(plugin)
-        # Accelerate's policy for bf16 would round the logits too and sum gradients in bf16; autocast does as without sharding.
+        # Accelerate's policy for bf16 would round the logits too and sum gradients in bf16; autocast does as without
+        # sharding.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
     prepared, *each = accelerator.prepare(model, *optimizers.values())
     if sharded:
         prepared.forward = accelerator.autocast()(prepared.forward)
         fsdp2_prepare_model(accelerator, average)
         assert isinstance(average, FSDPModule)  # it is now: sharding gives it another class
-        average.set_reshard_after_forward(True)  # its root too, which waits for a backward pass otherwise: there is none
+        average.set_reshard_after_forward(
+            True
+        )  # its root too, which waits for a backward pass otherwise: there is none
     return prepared, dict(zip(optimizers, each, strict=True))
 
 
@@ -78,9 +84,12 @@ def whole(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, 
 
 
 def parts_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """The inverse of `whole` for what an optimizer keeps of a parameter: in parts where the parameter is, and of its shape."""
+    """The inverse of `whole` for what an optimizer keeps of a parameter: in parts where the parameter is, and of its
+    shape."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     with torch.no_grad():
         here = tensor.to(parameter.device)
-        return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)  # all have read it
+        return distribute_tensor(
+            here, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )  # all have read it

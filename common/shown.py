@@ -1,7 +1,8 @@
 """Text from files, folders and command lines as it may stand on a terminal, in a log or in a card.
 
-A name may hold any character: ESC and its sequences, which move a terminal's cursor and colour it; line breaks, which would
-begin a line of their own; and marks that turn the direction of what follows. Each is shown as Python writes it, `\\x1b`.
+A name may hold any character: ESC and its sequences, which move a terminal's cursor and colour it; line breaks, which
+would begin a line of their own; and marks that turn the direction of what follows. Each is shown as Python writes it,
+`\\x1b`.
 """
 
 import re
@@ -27,8 +28,8 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 class Outlet:
-    """A stream whose text is shown. What a progress bar writes still moves the cursor: a carriage return in front, or moves
-    alone."""
+    """A stream whose text is shown. What a progress bar writes still moves the cursor: a carriage return in front, or
+    moves alone."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream

@@ -1,4 +1,5 @@
-"""Signals in a command's first seconds, while Python still imports torch: one line, and the status they have later too."""
+"""Signals in a command's first seconds, while Python still imports torch: one line, and the status they have later
+too."""
 
 import os
 import signal
@@ -15,15 +16,16 @@ UNHEARD = 141  # after whoever reads the output has closed it, as `head` does
 
 
 def answer_signals() -> None:
-    """Until `common.launch.run_command` takes over, Ctrl-C, SIGTERM and what the machine lacks end the process in one line."""
+    """Until `common.launch.run_command` takes over, Ctrl-C, SIGTERM and what the machine lacks end the process in one
+    line."""
     signal.signal(signal.SIGINT, _end)
     signal.signal(signal.SIGTERM, _end)
     sys.excepthook = _lacking
 
 
 def speak_anyhow() -> None:
-    """Let output never be an error: where there is none it goes nowhere, and a letter it does not know is a question mark.
-    Characters that would act on a terminal are shown."""
+    """Let output never be an error: where there is none it goes nowhere, and a letter it does not know is a question
+    mark. Characters that would act on a terminal are shown."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

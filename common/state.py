@@ -4,8 +4,8 @@
     RUN/state/step_00001000/NAME.safetensors      one file for each named set of tensors
     RUN/state/step_00001000.damaged               one that was found so, set aside
 
-A state is written aside, brought to the disk and renamed when whole; the last few are kept. Each file's SHA-256 is checked
-when it is read. Random numbers need no saving: everything random in training is a function of (seed, step), see
+A state is written aside, brought to the disk and renamed when whole; the last few are kept. Each file's SHA-256 is
+checked when it is read. Random numbers need no saving: everything random in training is a function of (seed, step), see
 `common.order` and `seed_step`.
 """
 
@@ -51,15 +51,21 @@ class Job(Settings):
     @classmethod
     def of(cls, accelerator: Accelerator) -> "Job":
         return cls(
-            processes=accelerator.num_processes, precision=accelerator.mixed_precision, device=accelerator.device.type,
+            processes=accelerator.num_processes,
+            precision=accelerator.mixed_precision,
+            device=accelerator.device.type,
             torch=torch.__version__,
-        )  # fmt: skip
+        )
 
 
 def save(
-    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any], accelerator: Accelerator,
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    info: Mapping[str, Any],
+    accelerator: Accelerator,
     keep: int = 2,
-) -> None:  # fmt: skip
+) -> None:
     """Write a whole state, then forget the oldest beyond the last `keep`. Called by the main process alone."""
     folder, digests = run / "state" / f"step_{step:08d}", {}
     with replacing(folder) as aside:
@@ -75,11 +81,12 @@ def save(
 
 
 def latest(run: Path, accelerator: Accelerator, keep: int = 2) -> State | None:
-    """The last whole state of a run, or none when it never saved one. Every process must call this. Older ones than the last
+    """The last whole state of a run, or none when it never saved one. Every process must call this. Older ones than the
+    last
     `keep` go, should a kill have left them.
 
-    One that is damaged is set aside and named, and the one before it taken; where the run goes on under other conditions than
-    it was saved under, that is said.
+    One that is damaged is set aside and named, and the one before it taken; where the run goes on under other
+    conditions than it was saved under, that is said.
 
     Raises:
         UserError: there are states and none is whole.
@@ -160,25 +167,28 @@ def _head(folder: Path) -> dict[str, Any]:
 def _tell_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differ = [f"{key} {before.get(key)} then, {value} now" for key, value in now.items() if before.get(key) != value]
     if differ:
-        print(f"goes on with the same images in the same steps, but other rounding: {'; '.join(differ)}", file=sys.stderr)
+        print(
+            f"goes on with the same images in the same steps, but other rounding: {'; '.join(differ)}", file=sys.stderr
+        )
 
 
 @contextmanager
 def restoring(run: Path) -> Iterator[None]:
-    """Where a state's tensors are put back in their places: one that has none for a place, or another shape, is refused."""
+    """Where a state's tensors are put back in their places: one that has none for a place, or another shape, is
+    refused."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the state in {run / 'state'} does not fit this run ({type(error).__name__}: {reason}): it was changed, or "
-            f"another version of smalti wrote it; give another --run, or remove {run} to begin anew"
+            f"the state in {run / 'state'} does not fit this run ({type(error).__name__}: {reason}): it was changed, "
+            f"or another version of smalti wrote it; give another --run, or remove {run} to begin anew"
         ) from None
 
 
 def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put a state's weights back into a model. Raises ValueError or RuntimeError where they are of another type, name or
-    shape."""
+    """Put a state's weights back into a model. Raises ValueError or RuntimeError where they are of another type, name
+    or shape."""
     check_types(tensors, model.state_dict())
     model.load_state_dict(tensors)
 
@@ -188,8 +198,8 @@ def check_same_data(saved: State, fingerprint: str, what: str, run: Path) -> Non
     before = str(saved.info.get("data"))
     if before != fingerprint:
         raise UserError(
-            f"{run} was trained on {what} {before[:12]} and these are {fingerprint[:12]}: they have changed since it began, or "
-            "an earlier version began it, which held out others; give another --run, or remove the folder"
+            f"{run} was trained on {what} {before[:12]} and these are {fingerprint[:12]}: they have changed since it "
+            "began, or an earlier version began it, which held out others; give another --run, or remove the folder"
         )
 
 

@@ -6,7 +6,8 @@
             for due in steps.after(step, skipped):
                 if due == "log": ...             # then "evaluate", then "save"
 
-The last step logs, evaluates and saves whatever the settings are. A training that is told to stop saves first, and ends.
+The last step logs, evaluates and saves whatever the settings are. A training that is told to stop saves first, and
+ends.
 """
 
 from collections.abc import Iterator

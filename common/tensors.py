@@ -1,8 +1,8 @@
 """Tensors in `.safetensors` files that may be a stranger's: read, and held against the tensors that they are to become.
 
-`load_state_dict` compares names and shapes, and copies numbers of any type into any other: weights of int64, bool or uint8
-would become a model without a word. So a floating tensor may be of any of four precisions, which all convert into ours, and
-every other must have the very type of the one that it becomes.
+`load_state_dict` compares names and shapes, and copies numbers of any type into any other: weights of int64, bool or
+uint8 would become a model without a word. So a floating tensor may be of any of four precisions, which all convert into
+ours, and every other must have the very type of the one that it becomes.
 """
 
 import os
@@ -19,9 +19,17 @@ from smalti.common.reading import opened
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES = {  # of types, as safetensors writes them; others (fp8, which means nothing without its scales) are none of ours
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "BOOL": torch.bool,
-    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-}  # fmt: skip
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -47,8 +55,8 @@ def opened_tensors(path: Path) -> Iterator[safe_open]:
 
 @contextmanager
 def _with_its_reason(path: Path) -> Iterator[None]:
-    """Raise the system's own error where a file that is there is not opened: of all of them, of too many open files too,
-    safetensors says that there is no such file."""
+    """Raise the system's own error where a file that is there is not opened: of all of them, of too many open files
+    too, safetensors says that there is no such file."""
     try:
         yield
     except FileNotFoundError:
@@ -66,8 +74,8 @@ def misfit(given: torch.dtype | str, wanted: torch.dtype) -> str | None:
 
 
 def check_types(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise ValueError that names the first tensor whose type is none that the one of its name is made of. Names that only one
-    side has are another's to refuse."""
+    """Raise ValueError that names the first tensor whose type is none that the one of its name is made of. Names that
+    only one side has are another's to refuse."""
     for name in sorted(given.keys() & wanted.keys()):
         if wrong := misfit(given[name].dtype, wanted[name].dtype):
             raise ValueError(f"{name} {wrong}")

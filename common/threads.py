@@ -17,7 +17,8 @@ def threads() -> int:
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], number: int | None = None) -> Iterator[R]:
-    """Yield what `work` makes of each item, in their order. Items are taken as they are needed, few ahead of the results."""
+    """Yield what `work` makes of each item, in their order. Items are taken as they are needed, few ahead of the
+    results."""
     number = number or threads()
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(number) as pool:

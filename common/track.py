@@ -1,14 +1,15 @@
-"""Trackers through Accelerate: TensorBoard, Weights & Biases and trackio are told what `metrics.jsonl` is told, and pictures.
+"""Trackers through Accelerate: TensorBoard, Weights & Biases and trackio are told what `metrics.jsonl` is told, and
+pictures.
 
     RUN/tokenizer/tensorboard/     event files: tensorboard --logdir runs
-    RUN/tokenizer/wandb/           what wandb keeps here (WANDB_DIR elsewhere): with WANDB_MODE=offline all, for wandb sync
+    RUN/tokenizer/wandb/           what wandb keeps here (WANDB_DIR elsewhere): all, with WANDB_MODE=offline
     RUN/tokenizer/.tracked.json    by which name wandb and trackio know this run
 trackio keeps the runs of all folders in one place (TRACKIO_DIR): trackio show --project smalti.
 
-A run that goes on goes on in the same run of each tracker, and no step stands there twice: TensorBoard hides the steps that are
-taken again, wandb's server and trackio have them already. (wandb offline, and trackio on a Space, cannot know: after a kill
-they have the steps since the last state twice.) A tracker that cannot start is an error before the first step; one that fails
-later is named once, and training goes on.
+A run that goes on goes on in the same run of each tracker, and no step stands there twice: TensorBoard hides the steps
+that are taken again, wandb's server and trackio have them already. (wandb offline, and trackio on a Space, cannot know:
+after a kill they have the steps since the last state twice.) A tracker that cannot start is an error before the first
+step; one that fails later is named once, and training goes on.
 """
 
 import json
@@ -39,7 +40,8 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers that an Accelerator was made with, begun for one run: on the main process, and of none nothing happens.
+    """The trackers that an Accelerator was made with, begun for one run: on the main process, and of none nothing
+    happens.
 
     Args:
         folder: of the run's stage.
@@ -50,7 +52,9 @@ class Trackers:
         UserError: one of them cannot start.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, project: str, settings: Mapping[str, Any], first_step: int):
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, project: str, settings: Mapping[str, Any], first_step: int
+    ):
         self.accelerator, self._failed = accelerator, set[str]()
         self._told = frozenset[tuple[int, str]]()  # (step, name) that trackio has of a run that goes on
         if not accelerator.is_main_process or not accelerator.log_with:
@@ -103,7 +107,8 @@ class Trackers:
             self._failed.add(tracker.name)
 
     def close(self, *, failed: bool = False) -> None:
-        """Bring all to an end. (Accelerate's `end_training` would also end the process group, which is still needed.)"""
+        """Bring all to an end. (Accelerate's `end_training` would also end the process group, which is still
+        needed.)"""
         for tracker in self.accelerator.trackers:
             with self._unharmed(tracker):
                 if tracker.name == "wandb" and failed:
@@ -128,11 +133,15 @@ def _options(folder: Path, settings: Mapping[str, Any], first_step: int) -> dict
     return {
         "tensorboard": {"purge_step": first_step + 1},
         "wandb": {
-            **same, "id": identity, "name": name, "job_type": stage.name, "allow_val_change": True,
+            **same,
+            "id": identity,
+            "name": name,
+            "job_type": stage.name,
+            "allow_val_change": True,
             "dir": os.environ.get("WANDB_DIR", str(folder)),
         },
         "trackio": {**same, "name": f"{name}-{identity}"},
-    }  # fmt: skip
+    }
 
 
 def _show_settings(tensorboard: Any, settings: Mapping[str, Any]) -> None:
@@ -172,5 +181,5 @@ def _one_line(error: Exception) -> str:
 
 def _advice(error: Exception) -> str:
     if type(error).__module__.startswith("wandb"):
-        return "`wandb login` once, or WANDB_MODE=offline, which keeps the run on the disk for `wandb sync`; or leave it out"
+        return "`wandb login` once, or WANDB_MODE=offline, which keeps it on the disk for `wandb sync`; or leave it out"
     return "mend that, or leave it out of --track"

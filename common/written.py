@@ -24,7 +24,8 @@ def noted(folder: Path) -> dict[str, list[str]]:
 
 
 def note(folder: Path, digests: Mapping[str, str]) -> None:
-    """Keep the digests of files about to be written. Those before stay beside them: a kill may come before the files do."""
+    """Keep the digests of files about to be written. Those before stay beside them: a kill may come before the files
+    do."""
     files = noted(folder)
     for name, digest in digests.items():
         files[name] = [*(each for each in files.get(name, []) if each != digest), digest][-2:]
@@ -32,7 +33,8 @@ def note(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def is_as_written(folder: Path, name: str, files: Mapping[str, list[str]]) -> bool:
-    """Return whether nobody put the file there or changed it since a command of ours wrote it: it is so, or is not there."""
+    """Return whether nobody put the file there or changed it since a command of ours wrote it: it is so, or is not
+    there."""
     path = folder / name
     if not path.exists() and not path.is_symlink():
         return True
@@ -53,4 +55,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def tell_kept(path: Path) -> None:
-    print(f"{path} is not as this command wrote it, and is kept; remove it, and the same command writes it", file=sys.stderr)
+    print(
+        f"{path} is not as this command wrote it, and is kept; remove it, and the same command writes it",
+        file=sys.stderr,
+    )

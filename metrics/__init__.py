@@ -1,1 +1,2 @@
-"""How good images are: against the ones they should equal, and against the set they should resemble. Imports `common` alone."""
+"""How good images are: against the ones they should equal, and against the set they should resemble. Imports `common`
+alone."""

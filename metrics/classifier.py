@@ -1,14 +1,16 @@
-"""A small classifier of the user's own images: the ruler that drawn ones are measured with where no other network is at hand.
+"""A small classifier of the user's own images: the ruler that drawn ones are measured with where no other network is at
+hand.
 
     images (N, C, H, W) uint8    features (N, 128)    labels (N,), -1 where unlabelled
 
 Trained on the train split alone, so a held-out image is as new to it as a drawn one is. Its penultimate activations are
-features for a Fréchet distance; its predictions, held against the labels asked for, are the class agreement. It is kept in
+features for a Fréchet distance; its predictions, held against the labels asked for, are the class agreement. It is kept
+in
 
     CACHE/classifier-FINGERPRINT/    config.json (sizes, recipe, accuracy on the held-out images) and model.safetensors
 
-The classification accuracy score (Ravuri and Vinyals 2019, https://arxiv.org/abs/1905.10887) turns it around: train one on
-drawn images, and see how well it does on real ones.
+The classification accuracy score (Ravuri and Vinyals 2019, https://arxiv.org/abs/1905.10887) turns it around: train one
+on drawn images, and see how well it does on real ones.
 """
 
 import hashlib
@@ -81,7 +83,9 @@ class LabelledSource(NamedTuple):
     """Labelled images, wherever they lie: in memory (`in_memory`) or read as they are needed."""
 
     labels: np.ndarray  # (N,) int64, -1 where a position is unlabelled
-    read: Callable[[Tensor], tuple[Tensor, Tensor]]  # positions (B,) -> (n, C, H, W) uint8, labels (n,); n < B if damaged
+    read: Callable[
+        [Tensor], tuple[Tensor, Tensor]
+    ]  # positions (B,) -> (n, C, H, W) uint8, labels (n,); n < B if damaged
 
     @classmethod
     def in_memory(cls, images: Tensor, labels: Tensor) -> "LabelledSource":
@@ -126,9 +130,13 @@ class Classifier(nn.Module):
         halved = [layer for level in levels[:-1] for layer in (level, nn.MaxPool2d(2, ceil_mode=True))]
         cells = math.prod(math.ceil(side / 2**halvings) for side in config.image_size)
         self.trunk = nn.Sequential(
-            *halved, levels[-1], nn.Flatten(),
-            nn.Linear(widths[-1] * cells, FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU(),
-        )  # fmt: skip
+            *halved,
+            levels[-1],
+            nn.Flatten(),
+            nn.Linear(widths[-1] * cells, FEATURES),
+            nn.BatchNorm1d(FEATURES),
+            nn.ReLU(),
+        )
         self.head = nn.Linear(FEATURES, config.classes)
 
     @property
@@ -166,13 +174,15 @@ class Classifier(nn.Module):
         return (self.predict(images) == labels.cpu()).double().mean().item()
 
 
-# ---------------------------------------------------------------------------------------------------------- the training
+# --------------------------------------------------------------------------------------------------------- the training
 
 
 def _beginning(config: ClassifierConfig) -> tuple[Classifier, torch.Generator]:
     """First weights, and the generator that drew them, to go on drawing with; torch's own stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator(config.recipe.seed).get_state())  # torch.manual_seed would seed the accelerator too
+        torch.set_rng_state(
+            generator(config.recipe.seed).get_state()
+        )  # torch.manual_seed would seed the accelerator too
         return Classifier(config), torch.Generator().set_state(torch.get_rng_state())
 
 
@@ -220,16 +230,22 @@ def _config(train_source: LabelledSource, held_out: LabelledSource, recipe: Reci
     labels = train_source.labels[train_source.labels >= 0]
     there = len(np.unique(labels))
     if there < 2:
-        raise UserError(f"a classifier needs images of at least 2 classes, got {len(labels)} labelled images of {there}")
+        raise UserError(
+            f"a classifier needs images of at least 2 classes, got {len(labels)} labelled images of {there}"
+        )
     classes = 1 + max(int(source.labels.max(initial=-1)) for source in (train_source, held_out))
     C, H, W = train_source.image_shape
     return ClassifierConfig(image_size=(H, W), image_channels=C, classes=classes, recipe=recipe)
 
 
 def load_or_train(
-    train_source: LabelledSource, held_out: LabelledSource, fingerprint: str, cache: Path, recipe: Recipe,
+    train_source: LabelledSource,
+    held_out: LabelledSource,
+    fingerprint: str,
+    cache: Path,
+    recipe: Recipe,
     device: torch.device | str = "cpu",
-) -> Classifier:  # fmt: skip
+) -> Classifier:
     """The classifier of this recipe and these images: from the cache, or trained now and written there.
 
     Args:

@@ -2,13 +2,13 @@
 
     features (N, D) of any float type; real (N, D), drawn (M, D)
 
-    Fréchet distance      |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½): Dowson and Landau 1982; of images Heusel et al. 2017
+    Fréchet distance  |μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½): Dowson and Landau 1982; of images Heusel et al. 2017
     kernel distance       unbiased MMD² of the kernel (x·y / D + 1)³: Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401
     precision, recall     Kynkäänniemi et al. 2019, https://arxiv.org/abs/1904.06991
     density, coverage     Naeem et al. 2020, https://arxiv.org/abs/2002.09797
 
-The Fréchet distance falls with the number of images (the covariance of few is biased): compare figures of equal numbers.
-The kernel distance does not, and may come out below 0 where the sets are alike.
+The Fréchet distance falls with the number of images (the covariance of few is biased): compare figures of equal
+numbers. The kernel distance does not, and may come out below 0 where the sets are alike.
 """
 
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class DensityCoverage(NamedTuple):
     coverage: float  # share of real neighbourhoods with a drawn image in them
 
 
-# ------------------------------------------------------------------------------------------------- of Gaussians, of kernels
+# --------------------------------------------------------------------------------------------- of Gaussians, of kernels
 
 
 def moments(features: Tensor) -> Moments:
@@ -71,7 +71,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Of two sets of features (N, D), (M, D), over all pairs: no subsets are drawn, so it has no seed and no deviation."""
+    """Of two sets of features (N, D), (M, D), over all pairs: no subsets are drawn, so it has no seed and no
+    deviation."""
     _check(a, b, 2)
     N, M = len(a), len(b)
     within_a, within_b = _kernel_sum(a, a) - _kernel_diagonal(a), _kernel_sum(b, b) - _kernel_diagonal(b)

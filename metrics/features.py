@@ -2,8 +2,8 @@
 
     images (N, C, H, W) uint8, C = 1, 3 or 4  ->  prepare  ->  network  ->  features (N, D) fp32
 
-A distance between features means nothing without the network: its figure carries the network's name (`frechet_name`), and
-is called `fid` where it is that of Heusel et al. 2017, Inception with the weights of 2015-12-05, and nowhere else.
+A distance between features means nothing without the network: its figure carries the network's name (`frechet_name`),
+and is called `fid` where it is that of Heusel et al. 2017, Inception with the weights of 2015-12-05, and nowhere else.
 Weights are read as tensors alone, never unpickled, and a network without its weights is refused.
 """
 
@@ -31,23 +31,25 @@ from smalti.common.tensors import check_types, read_tensors
 from smalti.metrics.classifier import Classifier, to_pixels
 
 EVAL = "pip install torch-fidelity"
-FID_WEIGHTS = "6726825d"  # the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file
+FID_WEIGHTS = (
+    "6726825d"  # the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file
+)
 IMAGENET_SIDE, IMAGENET_MEAN, IMAGENET_STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KIND = """`classifier`: trained on the images' own labels; `inception`: of the FID; `torchvision`, `timm`: a model of that
-library by name; `torchscript`: a network saved as TorchScript"""
+KIND = """`classifier`: trained on the images' own labels; `inception`: of the FID; `torchvision`, `timm`: a model of
+that library by name; `torchscript`: a network saved as TorchScript"""
 
 
 class FeaturesConfig(Settings):
     """In whose eyes images are compared."""
 
-    kind: Annotated[Literal["classifier", "inception", "torchvision", "timm", "torchscript"], Field(description=KIND)] = (
-        "classifier"
-    )
+    kind: Annotated[
+        Literal["classifier", "inception", "torchvision", "timm", "torchscript"], Field(description=KIND)
+    ] = "classifier"
     name: str | None = None
     """torchvision, timm: which model, `resnet50`; torchscript: what figures call it, null takes the file's name"""
     weights: str | None = None
-    """a local file of weights: .safetensors, or .pth with a state dict; null downloads what the library has. Of torchscript
-    the network itself"""
+    """a local file of weights: .safetensors, or .pth with a state dict; null downloads what the library has. Of
+    torchscript the network itself"""
     channels: Literal["rgb", "data"] = "rgb"
     """torchscript: give it RGB whatever the images are, or the channels of the data"""
     batch_size: int = Field(64, ge=1)
@@ -64,7 +66,7 @@ class FeaturesConfig(Settings):
         return self
 
 
-# --------------------------------------------------------------------------------------- what the networks want to be shown
+# ----------------------------------------------------------------------------------- what the networks want to be shown
 
 
 def rgb(images: Tensor) -> Tensor:
@@ -87,7 +89,9 @@ def rgb_pixels(images: Tensor) -> Tensor:
 
 def imagenet(images: Tensor) -> Tensor:
     """RGB of 224 x 224, bicubic, normalised as the networks trained on ImageNet expect."""
-    pixels = F.interpolate(rgb(images) / 255, (IMAGENET_SIDE, IMAGENET_SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+    pixels = F.interpolate(rgb(images) / 255, (IMAGENET_SIDE, IMAGENET_SIDE), mode="bicubic", antialias=True).clamp(
+        0, 1
+    )
     mean, std = (pixels.new_tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std
 
@@ -96,9 +100,14 @@ class Features:
     """`features(images)`; from Python any network will do, `Features(network, name="mine", prepare=imagenet)`."""
 
     def __init__(
-        self, network: nn.Module, name: str, prepare: Callable[[Tensor], Tensor] = rgb_pixels,
-        device: torch.device | str = "cpu", batch_size: int = 64, identity: str | None = None,
-    ):  # fmt: skip
+        self,
+        network: nn.Module,
+        name: str,
+        prepare: Callable[[Tensor], Tensor] = rgb_pixels,
+        device: torch.device | str = "cpu",
+        batch_size: int = 64,
+        identity: str | None = None,
+    ):
         """
         Args:
             network: prepared images to (N, D); it is moved to the device and set to evaluation mode.
@@ -150,15 +159,20 @@ def _identity(name: str, prepare: Callable[[Tensor], Tensor], weights: Mapping[s
     return content.hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------- weights, as tensors alone
+# -------------------------------------------------------------------------------------------- weights, as tensors alone
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or .pth file. Raises `UserError` when the file is absent, damaged or holds more."""
+    """The state dict in a .safetensors or .pth file. Raises `UserError` when the file is absent, damaged or holds
+    more."""
     if not path.is_file():
         raise UserError(f"there is no file of weights {path}")
     try:
-        found = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        found = (
+            read_tensors(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         pass_on(error)
         raise UserError(f"{path} cannot be read as weights: {_first_line(error)}") from None
@@ -170,7 +184,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         shown = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) else type(found).__name__
-        raise UserError(f"{path} must hold a state dict, names of tensors; got {shown}; save the network's state_dict() alone")
+        raise UserError(
+            f"{path} must hold a state dict, names of tensors; got {shown}; save the network's state_dict() alone"
+        )
     return dict(found)
 
 
@@ -213,7 +229,9 @@ def _without(weights: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------------------------------------- the kinds
 
 
-def load_features(config: FeaturesConfig, device: torch.device | str = "cpu", classifier: Classifier | None = None) -> Features:
+def load_features(
+    config: FeaturesConfig, device: torch.device | str = "cpu", classifier: Classifier | None = None
+) -> Features:
     """The features that the settings choose.
 
     Args:
@@ -226,7 +244,9 @@ def load_features(config: FeaturesConfig, device: torch.device | str = "cpu", cl
     if config.kind != "classifier":
         return kinds[config.kind](config, device)
     if classifier is None:
-        raise UserError("features of kind classifier need labelled images to train it on; choose another kind for these")
+        raise UserError(
+            "features of kind classifier need labelled images to train it on; choose another kind for these"
+        )
     return Features(classifier.trunk, "classifier", classifier.prepare, device, config.batch_size)
 
 
@@ -275,7 +295,9 @@ def _torchvision(config: FeaturesConfig, device: torch.device | str) -> Features
         network = models.get_model(config.name, weights=None)
     heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not heads:
-        raise UserError(f"torchvision's {config.name} ends in no linear layer, so its features are not known; take another")
+        raise UserError(
+            f"torchvision's {config.name} ends in no linear layer, so its features are not known; take another"
+        )
     network.set_submodule(heads[-1], nn.Identity())
     if hasattr(network, "transform_input"):
         network.transform_input = True  # GoogLeNet's and Inception's weights were made for it
@@ -324,7 +346,9 @@ class _Stranger(nn.Module):
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             shape = tuple(images.shape[1:])
-            raise UserError(f"{self.path} does not take images {shape}: {str(error).strip().splitlines()[-1][:200]}") from None
+            raise UserError(
+                f"{self.path} does not take images {shape}: {str(error).strip().splitlines()[-1][:200]}"
+            ) from None
 
 
 def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features:
@@ -335,7 +359,10 @@ def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features
         raise UserError(f"there is no TorchScript file {path}")
     try:
         with warnings.catch_warnings():
-            for kind in (FutureWarning, DeprecationWarning):  # torch writes no more TorchScript one day; the files are there
+            for kind in (
+                FutureWarning,
+                DeprecationWarning,
+            ):  # torch writes no more TorchScript one day; the files are there
                 warnings.simplefilter("ignore", kind)
             network = torch.jit.load(path, map_location=device)
     except (RuntimeError, ValueError) as error:

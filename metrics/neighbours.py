@@ -5,8 +5,8 @@
 Distances are Euclidean, of |x|² + |y|² − 2 x·y in float64, a block of rows at a time: fp32 (or TF32) products lose the
 short distances, which are the ones that matter here. Bytes are read as they are, so pixels need no float copy.
 
-Copies: Meehan et al. 2020 (https://arxiv.org/abs/2004.05675) hold a draw's distance to its nearest training image against
-that of held-out images, which were not there to be copied; so does authenticity, Alaa et al. 2022.
+Copies: Meehan et al. 2020 (https://arxiv.org/abs/2004.05675) hold a draw's distance to its nearest training image
+against that of held-out images, which were not there to be copied; so does authenticity, Alaa et al. 2022.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,9 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Distances of a (M, D) to b (N, D), for a few rows of `a` at a time: the rows, and (rows, N)."""
     b = in_double(b)
-    centre = b.mean(0)  # rounding is relative to the norms: distances are the same from anywhere, smallest norms from here
+    centre = b.mean(
+        0
+    )  # rounding is relative to the norms: distances are the same from anywhere, smallest norms from here
     b = b - centre
     step = max(1, BLOCK // max(1, len(b)))
     with passing_bar(len(a), f"distances to {len(b)}") as bar:
@@ -66,7 +68,9 @@ def nearest(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
     if not 1 <= k <= len(rows):
         raise ValueError(f"k must lie in [1, {len(rows)}], the rows there are, got {k}")
     if queries.ndim != 2 or rows.ndim != 2 or queries.shape[1] != rows.shape[1]:
-        raise ValueError(f"queries (M, D) and rows (N, D) must share D, got {tuple(queries.shape)}, {tuple(rows.shape)}")
+        raise ValueError(
+            f"queries (M, D) and rows (N, D) must share D, got {tuple(queries.shape)}, {tuple(rows.shape)}"
+        )
     side = int(BLOCK**0.5)
     blocks = queries.split(side)
     with passing_bar(len(blocks) * len(rows), f"nearest of {len(rows)}") as bar:
@@ -89,7 +93,8 @@ def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int, bar: tqdm)
 
 
 def nearest_codes(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
-    """The k rows that differ from each query in the fewest places: whole numbers (M, T) and (N, T); distances are counts."""
+    """The k rows that differ from each query in the fewest places: whole numbers (M, T) and (N, T); distances are
+    counts."""
     if not 1 <= k <= len(rows) or queries.shape[1:] != rows.shape[1:]:
         raise ValueError(f"k must lie in [1, {len(rows)}] and rows be as wide as queries, got {k}, {tuple(rows.shape)}")
     found = []
@@ -102,21 +107,26 @@ def nearest_codes(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
 
 
 def memorised(
-    drawn: Tensor, train: Tensor, held_out: Tensor, quantile: float = 0.01,
+    drawn: Tensor,
+    train: Tensor,
+    held_out: Tensor,
+    quantile: float = 0.01,
     search: Callable[[Tensor, Tensor], Nearest] = nearest,
-) -> Memorised:  # fmt: skip
+) -> Memorised:
     """The share of drawn images nearer to a training image than all but `quantile` of the held-out images are.
 
-    A model that learned the distribution has about `quantile`, one that copies has 1. In which space is the caller's choice:
-    flattened pixels find copies, features find copies that were moved or recoloured. Held-out images that are copies of
-    training images themselves make the threshold 0, and then only exact copies count.
+    A model that learned the distribution has about `quantile`, one that copies has 1. In which space is the caller's
+    choice: flattened pixels find copies, features find copies that were moved or recoloured. Held-out images that are
+    copies of training images themselves make the threshold 0, and then only exact copies count.
 
     Args:
         drawn, train, held_out: (M, D), (N, D), (V, D) of any type.
         search: `nearest`, or `nearest_codes`.
     """
     if not (len(held_out) and len(drawn)):
-        raise ValueError(f"copies are found by holding drawn images against held-out ones, got {len(drawn)}, {len(held_out)}")
+        raise ValueError(
+            f"copies are found by holding drawn images against held-out ones, got {len(drawn)}, {len(held_out)}"
+        )
     threshold = search(held_out, train).distances.quantile(quantile).item()
     found = search(drawn, train)
     return Memorised((found.distances <= threshold).double().mean().item(), threshold, found)

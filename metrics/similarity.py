@@ -19,8 +19,9 @@ def squared_error_each(images: Tensor, others: Tensor) -> Tensor:
 def psnr_of(squared_error: Tensor) -> Tensor:
     """Return the PSNR in dB, 10 log10(255² / MSE), of each mean squared error; of none 100 dB, not infinity.
 
-    Of the errors of images (B,) it is each image's own PSNR; of their mean it is the pooled PSNR, which is what papers report.
-    A mean over images of the former is higher: a few smooth images count for much in it, and the worst for little.
+    Of the errors of images (B,) it is each image's own PSNR; of their mean it is the pooled PSNR, which is what papers
+    report. A mean over images of the former is higher: a few smooth images count for much in it, and the worst for
+    little.
     """
     return 10 * torch.log10(255**2 / squared_error.clamp_min(255**2 * 1e-10))
 
@@ -33,15 +34,20 @@ def psnr_each(images: Tensor, others: Tensor) -> Tensor:
 def ssim_each(images: Tensor, others: Tensor) -> Tensor:
     """(B,) in [-1, 1]; 1 for equal images, whatever their size.
 
-    A side shorter than 11 pixels has no room for the weights: then they are as wide as the largest odd number that fits the
-    shorter side, and sigma shrinks with them, 1.5 · width / 11. Such figures compare among themselves alone.
+    A side shorter than 11 pixels has no room for the weights: then they are as wide as the largest odd number that fits
+    the shorter side, and sigma shrinks with them, 1.5 · width / 11. Such figures compare among themselves alone.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure  # 1.6 s that most commands never need
 
     shorter = min(images.shape[2:])
     width = min(KERNEL, shorter - 1 + shorter % 2)
     found = structural_similarity_index_measure(
-        images.float(), others.float(), sigma=SIGMA * width / KERNEL, kernel_size=width, data_range=255.0, reduction="none"
+        images.float(),
+        others.float(),
+        sigma=SIGMA * width / KERNEL,
+        kernel_size=width,
+        data_range=255.0,
+        reduction="none",
     )
     assert isinstance(found, Tensor)  # a pair only for who asks for more than the similarity
     return found.reshape(len(images))  # of one image torchmetrics returns a number without a shape

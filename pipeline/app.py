@@ -1,11 +1,12 @@
-"""A page to play with: draw images and watch them grow, look at pictures as codes, complete them, paint with the codebook.
+"""A page to play with: draw images and watch them grow, look at pictures as codes, complete them, paint with the
+codebook.
 
     python -m smalti.pipeline.app runs/digits
 
 Reads RUN/tokenizer/model, RUN/prior/model and where they are there RUN/pipeline/generation_config.json and
-RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, but that
-pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host says another
-address or --share true opens a public link; loads nothing from elsewhere. Needs Gradio: pip install gradio.
+RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, but
+that pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host says
+another address or --share true opens a public link; loads nothing from elsewhere. Needs Gradio: pip install gradio.
 """
 
 import os
@@ -68,7 +69,8 @@ def open_pipeline(run: str) -> ImagePipeline:
 
 
 def read_counts(run: Path, pipeline: ImagePipeline) -> Tensor | None:
-    """(Q, K), how often each code was used, where training has counted it. Raises `UserError` for another codebook's."""
+    """(Q, K), how often each code was used, where training has counted it. Raises `UserError` for another
+    codebook's."""
     from smalti.pipeline.reporting.codebook import read_counts
 
     path, c = run / "tokenizer/histogram.json", pipeline.tokenizer.config
@@ -105,7 +107,9 @@ def check_address(host: str) -> None:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as here:
             here.bind((host, 0))
     except OSError as error:
-        raise UserError(f"cannot serve at {host}: {error.strerror or error}; give another --host, as 127.0.0.1") from None
+        raise UserError(
+            f"cannot serve at {host}: {error.strerror or error}; give another --host, as 127.0.0.1"
+        ) from None
 
 
 def serve(c: Settings) -> None:
@@ -126,9 +130,18 @@ def serve(c: Settings) -> None:
     names = own_names(c.host, c.names)
     try:
         _, here, public = page.queue(max_size=WAITING).launch(
-            server_name=c.host, server_port=c.port, share=c.share, theme=theme(), css=STYLE, max_file_size=FILE, ssr_mode=False,
-            footer_links=[], quiet=True, prevent_thread_lock=True, app_kwargs={"middleware": [Middleware(Guard, names=names)]},
-        )  # fmt: skip
+            server_name=c.host,
+            server_port=c.port,
+            share=c.share,
+            theme=theme(),
+            css=STYLE,
+            max_file_size=FILE,
+            ssr_mode=False,
+            footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(Guard, names=names)]},
+        )
     except OSError as error:
         where = f"{c.host}, port {c.port or 'from 7860 on'}"
         raise UserError(

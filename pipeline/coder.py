@@ -3,12 +3,13 @@
 First each image's codes are coded by the prior, one after another, then its pixels by p(x | z), channel after channel:
 −log2 p(z) − log2 p(x | z) bits, the rate and the distortion of `pipeline.bits`, behind a head of 33 bytes.
 
-The entropy coder is constriction's range coder (Bamler 2022, https://arxiv.org/abs/2201.01741). Whoever expands must compute
-the very numbers that were coded with: another processor, number of threads or version of torch may round them otherwise, which
-is why this is a demonstration and no format to archive in. A checksum of the images tells.
+The entropy coder is constriction's range coder (Bamler 2022, https://arxiv.org/abs/2201.01741). Whoever expands must
+compute the very numbers that were coded with: another processor, number of threads or version of torch may round them
+otherwise, which is why this is a demonstration and no format to archive in. A checksum of the images tells.
 
-Bytes may be a stranger's. Nothing is allocated for what the head claims: an image takes a bit at least, images are expanded a
-batch at a time, and what was decoded is coded again beside it, so that more than the bytes hold, and less, is noticed.
+Bytes may be a stranger's. Nothing is allocated for what the head claims: an image takes a bit at least, images are
+expanded a batch at a time, and what was decoded is coded again beside it, so that more than the bytes hold, and less,
+is noticed.
 
 Shapes: images (N, C, H, W) uint8; labels (N,); symbols (M,) with probabilities (M, S) float64.
 """
@@ -36,8 +37,8 @@ from smalti.tokenizer.criterion.likelihood.levels import levels_of, pixels_of
 HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, CRC-32 of them, and which tokenizer and prior it takes
 MAGIC = b"tesserae"  # the project's first name: the files keep it
 DAMAGED = (
-    "the bytes are damaged, or were written where sums are rounded otherwise: expand them on the same machine, with the same "
-    "number of threads and version of torch"
+    "the bytes are damaged, or were written where sums are rounded otherwise: expand them on the same machine, with "
+    "the same number of threads and version of torch"
 )
 MOST_PER_BYTE = 8  # images: each takes a bit at least, which no picture with noise in it comes near
 SEALS = 2  # words with which the coder closes what it wrote
@@ -64,8 +65,8 @@ class _Encoder:
 
 
 class _Decoder:
-    """32-bit words in, symbols out. They are coded again: a decoder alone reads on behind the last word, as if zeros stood
-    there, and does not know of words that are left over."""
+    """32-bit words in, symbols out. They are coded again: a decoder alone reads on behind the last word, as if zeros
+    stood there, and does not know of words that are left over."""
 
     def __init__(self, words: np.ndarray):
         from constriction import stream
@@ -111,7 +112,9 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
     c, classes = tokenizer.config, pipeline.prior.config.num_classes
     expected = (c.image_channels, *c.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
-        raise UserError(f"images must be uint8 (N, {', '.join(map(str, expected))}), got {images.dtype} {tuple(images.shape)}")
+        raise UserError(
+            f"images must be uint8 (N, {', '.join(map(str, expected))}), got {images.dtype} {tuple(images.shape)}"
+        )
     if not len(images):
         raise UserError("there are no images to compress; give one at least")
     if labels is not None and (labels.shape != (len(images),) or not ((labels >= 0) & (labels < classes)).all()):
@@ -140,7 +143,9 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
     head = HEAD.pack(MAGIC, labels is not None, len(images), _checksum(images), *_models(pipeline))
     words = encoder.coder.get_compressed().astype("<u4").tobytes()
     if len(images) > MOST_PER_BYTE * len(words):
-        raise UserError(f"{len(images)} images came to {len(words)} bytes, and each must take a bit at least; give others")
+        raise UserError(
+            f"{len(images)} images came to {len(words)} bytes, and each must take a bit at least; give others"
+        )
     return Compressed(head + words, rate, encoder.bits - rate)
 
 
@@ -159,10 +164,14 @@ def read_head(pipeline: ImagePipeline, data: bytes) -> Head:
     fields = HEAD.unpack_from(data)
     _, labelled, images, checksum, *models = fields
     if models != _models(pipeline):
-        raise UserError("these bytes were written with another tokenizer or prior, and only the same weights can read them")
+        raise UserError(
+            "these bytes were written with another tokenizer or prior, and only the same weights can read them"
+        )
     most = MOST_PER_BYTE * (len(data) - HEAD.size)
     if not 1 <= images <= most:
-        raise UserError(f"the head claims {images:,} images, where {len(data):,} bytes hold 1 to {most:,} at most; {DAMAGED}")
+        raise UserError(
+            f"the head claims {images:,} images, where {len(data):,} bytes hold 1 to {most:,} at most; {DAMAGED}"
+        )
     if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.prior.config.num_classes):
         raise UserError(DAMAGED)
     return Head(labelled, images, checksum)
@@ -179,8 +188,8 @@ def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
 
 @torch.inference_mode()
 def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
-    """Give the images of `expand` `BATCH` at a time. They are those that were compressed once the last is given without an
-    error."""
+    """Give the images of `expand` `BATCH` at a time. They are those that were compressed once the last is given without
+    an error."""
     labelled, number, checksum = read_head(pipeline, data)
     tokenizer, prior = likely(pipeline), walking(pipeline)
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
@@ -213,7 +222,10 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
 
 def _bar(pipeline: ImagePipeline, images: int, what: str) -> tqdm:
     """Of a batch's steps: each part of each code, then each channel of the pixels."""
-    steps = pipeline.prior.config.layout.length * len(walking(pipeline).vocabularies) + pipeline.tokenizer.config.image_channels
+    steps = (
+        pipeline.prior.config.layout.length * len(walking(pipeline).vocabularies)
+        + pipeline.tokenizer.config.image_channels
+    )
     return passing_bar(-(-images // BATCH) * steps, what, unit="step")
 
 

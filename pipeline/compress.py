@@ -1,10 +1,12 @@
-"""Compress images to bytes with both stages, and expand them again, exactly: the proof that bits per dimension are bits.
+"""Compress images to bytes with both stages, and expand them again, exactly: the proof that bits per dimension are
+bits.
 
     python pipeline/compress.py runs/digits                                       # images of the held-out split
     python pipeline/compress.py runs/digits --files a.png b.png --output two.tess
     python pipeline/compress.py runs/digits --expand two.tess --output folder
 
-Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes, once it has expanded them again and compared; with
+Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes, once it has expanded them again and compared;
+with
 --expand a folder of PNG files. Lossless for images of the tokenizer's size: others are refused. See pipeline/coder.py.
 """
 
@@ -55,7 +57,8 @@ class Settings(BaseSettings):
     expand: str | None = None
     """a compressed file to expand instead"""
     output: str | None = None
-    """the file to write, compressed.tess in the run when null; with expand the folder, expanded/ in the run when null"""
+    """the file to write, compressed.tess in the run when null; with expand the folder, expanded/ in the run when
+    null"""
 
 
 class Pictures(NamedTuple):
@@ -76,18 +79,20 @@ def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
 
 
 def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
-    """(1, C, H, W) uint8. Raises `UserError` for a file that is no picture, or of another size: what comes back must be what
-    was given."""
+    """(1, C, H, W) uint8. Raises `UserError` for a file that is no picture, or of another size: what comes back must be
+    what was given."""
     t = pipeline.tokenizer.config
     try:
         with open_picture(Path(name)) as picture:
             if picture.size == t.image_size[::-1]:
-                pixels = from_pil([picture], t.image_size, t.image_channels, black_and_white=pipeline.tokenizer.black_and_white)
+                pixels = from_pil(
+                    [picture], t.image_size, t.image_channels, black_and_white=pipeline.tokenizer.black_and_white
+                )
                 mode, wanted = picture.mode, MODES[t.image_channels]
                 if mode != wanted or not np.array_equal(np.asarray(to_pil(pixels)[0]), np.asarray(picture)):
                     raise UserError(
-                        f"{name} (mode {mode}) would be changed when it is read as the tokenizer's images are ({wanted}); what "
-                        "comes back must be what was given: convert it first"
+                        f"{name} (mode {mode}) would be changed when it is read as the tokenizer's images are "
+                        f"({wanted}); what comes back must be what was given: convert it first"
                     )
                 return pixels
     except UserError:
@@ -110,7 +115,8 @@ def report(pictures: Pictures, made: Compressed) -> str:
     per = images.numel()
     return (
         f"{len(images)} {pictures.what}, {per} numbers, in {len(made.data)} bytes with the file's head: "
-        f"{bits / per:.4f} bits per dimension\nthe models say {(made.rate + made.distortion) / per:.4f}: {made.rate / per:.4f} "
+        f"{bits / per:.4f} bits per dimension\n"
+        f"the models say {(made.rate + made.distortion) / per:.4f}: {made.rate / per:.4f} "
         f"for the codes + {made.distortion / per:.4f} for the pixels; as PNG files {png / per:.4f}"
     )
 
@@ -147,7 +153,9 @@ def compress_or_expand(c: Settings, run: Path) -> None:
     again = zip(expand_in_batches(pipeline, made.data), pictures.images.split(BATCH), strict=True)
     if not all(torch.equal(expanded, given) for expanded, given in again):
         raise UserError("what was compressed does not expand to the same images on this machine; nothing is written")
-    if c.output is not None and path.exists() and read_bytes(path) != made.data:  # perhaps all there is of those pictures
+    if (
+        c.output is not None and path.exists() and read_bytes(path) != made.data
+    ):  # perhaps all there is of those pictures
         raise Refused(f"{path} holds other compressed pictures; give another --output, or remove it")
     folder.mend(path)
     with folder.replacing(path) as aside:

@@ -3,7 +3,8 @@
     python pipeline/configs.py
     python pipeline/configs.py imagefolder --to configs/mine
 
-Every command also finds a shipped config under its name, `configs/digits/prior.yaml`, in folders that have none of that name.
+Every command also finds a shipped config under its name, `configs/digits/prior.yaml`, in folders that have none of that
+name.
 """
 
 import os
@@ -37,7 +38,9 @@ class Settings(config.Settings):
 
 def shipped() -> dict[str, str]:
     """The folders of configs there are, and what the first sentence of each says it is for."""
-    firsts = {path.parent: path for name in ("cluster.yaml", "tokenizer.yaml") for path in sorted(SHIPPED.glob(f"*/{name}"))}
+    firsts = {
+        path.parent: path for name in ("cluster.yaml", "tokenizer.yaml") for path in sorted(SHIPPED.glob(f"*/{name}"))
+    }
     return {path.name: _first_sentence(first) for path, first in sorted(firsts.items())}
 
 
@@ -64,7 +67,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"which config is to be copied to {c.to}? They are {', '.join(shipped())}")
     if c.name is not None and c.to is not None:
         copy(c.name, Path(c.to))
-        print(f"{c.to} holds {', '.join(sorted(path.name for path in Path(c.to).iterdir()))}; change what they mark, then")
+        print(
+            f"{c.to} holds {', '.join(sorted(path.name for path in Path(c.to).iterdir()))}; change what they mark, then"
+        )
         run = Path("runs") / Path(c.to).absolute().name
         print(f"next: {as_typed('pipeline/run.py', Path(c.to), '--images', 'FOLDER', '--run', run)}")
         return

@@ -3,9 +3,9 @@
     python pipeline/doctor.py
     python pipeline/doctor.py configs/cifar10          # or one file of it, configs/cifar10/prior.yaml
 
-Prints versions, devices, free memory and disk. Of a config it says how much memory each training step takes: what the optimizer
-keeps for every weight, counted, and the activations that autograd keeps, counted by one step on tensors without storage.
-Reads and writes nothing else, and asks no network.
+Prints versions, devices, free memory and disk. Of a config it says how much memory each training step takes: what the
+optimizer keeps for every weight, counted, and the activations that autograd keeps, counted by one step on tensors
+without storage. Reads and writes nothing else, and asks no network.
 """
 
 import math
@@ -95,14 +95,16 @@ def accelerate(accelerator: Accelerator) -> Iterator[str]:
 
     device = accelerator.device.type
     yield f"precision   auto is {'bf16' if computes_bf16(device) else 'fp32'} on this {device}"
-    yield f"accelerate  this command: {accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)} on {device}"
+    number = accelerator.num_processes
+    yield f"accelerate  this command: {number} process{'es' * (number > 1)} on {device}"
     if not Path(default_config_file).is_file():
         yield "            accelerate launch: there is no config file of its own, --num_processes N decides"
         return
     try:
         kept = load_config_from_file(None)
     except Exception as error:  # written by hand, or by another version: accelerate's own parser raises what it likes
-        yield f"            accelerate launch: its config file cannot be read ({error}); accelerate config writes another"
+        told = f"its config file cannot be read ({error}); accelerate config writes another"
+        yield f"            accelerate launch: {told}"
         return
     yield (
         f"            accelerate launch: {kept.num_processes} process(es), {kept.distributed_type}, precision "
@@ -114,7 +116,8 @@ def accelerate(accelerator: Accelerator) -> Iterator[str]:
 
 
 def saved_for_backward(step: Callable[[], Tensor], weights: nn.Module) -> int:
-    """Bytes of the activations that autograd keeps from `step`'s forward until its backward pass, each storage counted once."""
+    """Bytes of the activations that autograd keeps from `step`'s forward until its backward pass, each storage counted
+    once."""
     own = {tensor.untyped_storage()._cdata for tensor in (*weights.parameters(), *weights.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -179,10 +182,15 @@ def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
         if first.exists():
             model = config.build(settings, config.read_yaml(first), str(first)).model
             return PriorConfig(
-                layout=model.layout, class_names=None, architecture=c.model, any_order=c.order == "any",
+                layout=model.layout,
+                class_names=None,
+                architecture=c.model,
+                any_order=c.order == "any",
                 tokenizer=TokenizerIdentity(name="to be trained", sha256="0" * 64),
-            )  # fmt: skip
-    raise UserError(f"{path} is over the codes of {written}, which are not there yet, and no tokenizer.yaml stands beside it")
+            )
+    raise UserError(
+        f"{path} is over the codes of {written}, which are not there yet, and no tokenizer.yaml stands beside it"
+    )
 
 
 def look_at(path: Path, accelerator: Accelerator) -> Iterator[str]:
@@ -214,14 +222,15 @@ def in_bf16(c: TokenizerTraining | PriorTraining, accelerator: Accelerator) -> b
 
 def verdict(
     path: Path, fixed: int, activations: int, images: int, precision: str, accelerator: Accelerator
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[str]:
     on_gpu = accelerator.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     needed = (fixed + activations) * WORKSPACE
     place = f"device {accelerator.device.index or 0}" if on_gpu else "memory"
     yield f"{path}: {fixed / GIB:.2f} GiB of weights, gradients, optimizer and averages"
     yield f"  + {activations / GIB:.2f} GiB of activations of {images} images in {precision}"
-    yield f"  x {WORKSPACE} for what lies around them: about {needed / GIB:.1f} GiB; {free / GIB:.1f} GiB are free in {place}"
+    told = f"about {needed / GIB:.1f} GiB; {free / GIB:.1f} GiB are free in {place}"
+    yield f"  x {WORKSPACE} for what lies around them: {told}"
     room, one = free / WORKSPACE - fixed, activations / images
     if needed <= free:
         yield "  fits" + ("" if on_gpu else ", beside the gigabyte or so that Python and torch take")
@@ -233,7 +242,8 @@ def verdict(
 
 
 def given_images(first: Path) -> list[str | Path]:
-    """Return the config's folder as pipeline/run.py takes it, with the images to be named where it has only a placeholder."""
+    """Return the config's folder as pipeline/run.py takes it, with the images to be named where it has only a
+    placeholder."""
     folder = first.parent
     shown = folder.relative_to(SHIPPED.parent) if folder.is_relative_to(SHIPPED) else folder
     images = config.read_yaml(first).get("images")
@@ -250,12 +260,16 @@ def configs_of(path: Path) -> list[Path]:
         raise UserError(f"there is no {path}; did you mean {near[0]}?")
     found = [path / name for name in ("tokenizer.yaml", "cluster.yaml", "prior.yaml") if (path / name).exists()]
     if not found:
-        raise UserError(f"{path} must be a folder with tokenizer.yaml, cluster.yaml or prior.yaml, or one of these files")
+        raise UserError(
+            f"{path} must be a folder with tokenizer.yaml, cluster.yaml or prior.yaml, or one of these files"
+        )
     return found
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="configs", positional_help="a folder of configs, or one file of it")
+    c = config.parse(
+        Settings, __doc__, argv, positional="configs", positional_help="a folder of configs, or one file of it"
+    )
     accelerator = make_accelerator()
     for line in (*versions(), *machine(), *accelerate(accelerator)):
         accelerator.print(line)

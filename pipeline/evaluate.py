@@ -3,8 +3,8 @@
     accelerate launch -q pipeline/evaluate.py runs/digits
     accelerate launch -q pipeline/evaluate.py runs/mine --images 10000 --features.kind inception --features.weights FILE
 
-Reads RUN/tokenizer, RUN/prior, RUN/codes and the images; draws as RUN/pipeline/generation_config.json says, and is told the
-labels of the held-out images. Writes RUN/evaluation/pipeline-SPLIT.json, pipeline-SPLIT-samples.png and
+Reads RUN/tokenizer, RUN/prior, RUN/codes and the images; draws as RUN/pipeline/generation_config.json says, and is told
+the labels of the held-out images. Writes RUN/evaluation/pipeline-SPLIT.json, pipeline-SPLIT-samples.png and
 pipeline-SPLIT-neighbours.png. Processes share the work; interrupted, the same command goes on. The figures:
 
     distortion            −log2 p(x | z) of held-out images, bits per dimension, and with each prior's rate the sum:
@@ -12,11 +12,11 @@ pipeline-SPLIT-neighbours.png. Processes share the work; interrupted, the same c
     rate_saved            what the learned rate, label included, is under the independent one: a share of it
     PRIOR_elbo_..., PRIOR_importance_...   the tighter bounds where the posterior is stochastic (gumbel)
     fd_NAME, kernel_distance               of drawn to held-out images on NAME's features; fid for Inception's
-    fd_NAME_train         of as many training images, for scale; a classifier has seen those, which moves it for small sets
+    fd_NAME_train         of as many training images, for scale; a classifier has seen those, which moves it
     precision, recall, density, coverage   of their neighbourhoods
-    class_agreement       share of drawn images a classifier takes for the label asked for; on real ones, classifier_accuracy
+    class_agreement       share of drawn images a classifier takes for the label asked for
     classification_accuracy_score          of a classifier trained on the drawn images alone, on real held-out ones
-    memorised_pixels, _features, _codes    share of drawn images as near to a training image as 1% of held-out images are
+    memorised_pixels, _features, _codes    share of drawn images as near to a training image as 1% of held-out ones
 """
 
 import math
@@ -57,7 +57,10 @@ from smalti.tokenizer.features import labelled
 
 PICTURES = ("samples", "neighbours")
 PART = 500  # images
-MOST_TRAIN, MOST_BYTES = 60_000, 2**30  # training images that drawn ones are looked up among, evenly spaced, and their pixels
+MOST_TRAIN, MOST_BYTES = (
+    60_000,
+    2**30,
+)  # training images that drawn ones are looked up among, evenly spaced, and their pixels
 FEWEST = 10  # drawn images that say anything of neighbourhoods
 FEW_HELD_OUT = 100  # of which 1% are one image: below, nothing says how near to training images held-out ones are
 
@@ -67,12 +70,14 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     bench = open_bench(c, accelerator)
     number = min(len(bench.split), 10_000) if c.images is None else c.images
     if c.images is None and number < FEWEST:
-        accelerator.print(f"{number} held-out images are too few to judge samples by: they are priced alone", file=sys.stderr)
+        accelerator.print(
+            f"{number} held-out images are too few to judge samples by: they are priced alone", file=sys.stderr
+        )
         number = 0
     if number and min(number, len(bench.split)) < FEWEST:
         raise UserError(
-            f"samples are judged by at least {FEWEST} images on either side, got {number} to draw and {len(bench.split)} held "
-            "out; --images 0 leaves them out"
+            f"samples are judged by at least {FEWEST} images on either side, got {number} to draw and "
+            f"{len(bench.split)} held out; --images 0 leaves them out"
         )
     figures, protocol = price(bench) if priced(bench) else ({}, {})
     if number:
@@ -87,7 +92,12 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     path = evaluation_path(bench.run, "pipeline", bench.split.name)
     if accelerator.is_main_process:
         write_evaluation(
-            bench.run, "pipeline", bench.split.name, figures=figures, protocol=bench.plan | protocol, arguments=arguments
+            bench.run,
+            "pipeline",
+            bench.split.name,
+            figures=figures,
+            protocol=bench.plan | protocol,
+            arguments=arguments,
         )
     accelerator.wait_for_everyone()
     return path
@@ -112,7 +122,9 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     """What held-out images cost: figures, and their protocol."""
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
     none = pipeline.prior.config.num_classes
-    marginal = Marginal(plain_views(bench.data.splits["train"], info).codes, info.layout.codebook_size, info.layout.depth)
+    marginal = Marginal(
+        plain_views(bench.data.splits["train"], info).codes, info.layout.codebook_size, info.layout.depth
+    )
     stochastic = likely(pipeline).stochastic
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
@@ -125,7 +137,9 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
             if stochastic:
                 noise = generator(c.seed + int(some[0]))
                 with bench.accelerator.autocast():
-                    elbo, importance = stochastic_bounds(pipeline, marginal, batch.images, labels, c.importance_samples, noise)
+                    elbo, importance = stochastic_bounds(
+                        pipeline, marginal, batch.images, labels, c.importance_samples, noise
+                    )
                 found |= {f"{prior}_elbo": elbo[prior] for prior in PRIORS}
                 found |= {f"{prior}_importance": importance[prior] for prior in PRIORS}
             parts.append(found)
@@ -168,7 +182,11 @@ def draw(bench: Bench, number: int) -> Drawn:
         found = {"images": images, "codes": drawn if drawn.is_floating_point() else drawn.int()}
         return found if bench.eyes.features is None else found | {"features": bench.eyes.features(images)}
 
-    plan = bench.plan | {"sampling": pipeline.sampling.model_dump(mode="json"), "seed": c.seed, "labels": labels.tolist()}
+    plan = bench.plan | {
+        "sampling": pipeline.sampling.model_dump(mode="json"),
+        "seed": c.seed,
+        "labels": labels.tolist(),
+    }
     found = in_parts(parts_path(bench.run, "samples"), plan, number, PART, compute, bench.accelerator, "draw")
     codes = found["codes"] if found["codes"].is_floating_point() else found["codes"].long()
     return Drawn(found["images"], codes, labels, found.get("features"))
@@ -179,9 +197,11 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
     drawn, eyes = draw(bench, number), bench.eyes
     figures: dict[str, Any] = {}
     protocol = {
-        "drawn": number, "seed": bench.c.seed, "sampling": bench.pipeline.sampling.model_dump(mode="json"),
+        "drawn": number,
+        "seed": bench.c.seed,
+        "sampling": bench.pipeline.sampling.model_dump(mode="json"),
         "labels": "of the held-out split, evenly",
-    }  # fmt: skip
+    }
     train = evenly(bench.images.splits["train"], min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel())))
     train_features = None
     if eyes.features is not None:
@@ -192,12 +212,20 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
             assert drawn.features is not None  # they were drawn for these eyes
             figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
             if eyes.features.frechet_name not in figures:
-                there = {"drawn": len(drawn.features), f"held out in {bench.split.name}": len(real), "of train": len(same)}
+                there = {
+                    "drawn": len(drawn.features),
+                    f"held out in {bench.split.name}": len(real),
+                    "of train": len(same),
+                }
                 least, wanted = min(there, key=there.__getitem__), drawn.features.shape[1]
-                more = "draw more (--images)" if least == "drawn" else "hold out more (the tokenizer's images.validation_share)"
+                more = (
+                    "draw more (--images)"
+                    if least == "drawn"
+                    else "hold out more (the tokenizer's images.validation_share)"
+                )
                 print(
-                    f"{there[least]} images {least} have no covariance of {wanted} features: no {eyes.features.frechet_name}; "
-                    f"{'the set is that small' if least == 'of train' else more}",
+                    f"{there[least]} images {least} have no covariance of {wanted} features: no "
+                    f"{eyes.features.frechet_name}; {'the set is that small' if least == 'of train' else more}",
                     file=sys.stderr,
                 )
         protocol["features_name"] = eyes.features.name
@@ -206,11 +234,13 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         if eyes.classifier is not None:
             held = labelled(bench.split)
             figures |= ask_classifier(drawn, eyes.classifier, held, prior.class_names or (), bench.accelerator.device)
-        some = 0 if bench.split.name == "train" else min(bench.c.neighbours, number)  # of train itself all would be copies
+        some = (
+            0 if bench.split.name == "train" else min(bench.c.neighbours, number)
+        )  # of train itself all would be copies
         if 0 < len(bench.split) < FEW_HELD_OUT:
             print(
-                f"{len(bench.split)} held-out images are few: figures are rough, and it takes {FEW_HELD_OUT} to tell copies; "
-                "the tokenizer's images.validation_share holds out more",
+                f"{len(bench.split)} held-out images are few: figures are rough, and it takes {FEW_HELD_OUT} to tell "
+                "copies; the tokenizer's images.validation_share holds out more",
                 file=sys.stderr,
             )
             some = 0
@@ -218,7 +248,9 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
             few = drawn.first(some)
             positions = evenly(bench.split, bench.c.neighbours)
             pixels = (read(bench.images.splits["train"], train), read(bench.split, positions))
-            copied, rows = look_up(few, RealImages(*pixels, train_features), eyes.features, bench.pipeline.encode_pixels)
+            copied, rows = look_up(
+                few, RealImages(*pixels, train_features), eyes.features, bench.pipeline.encode_pixels
+            )
             figures, protocol = figures | copied, protocol | {"neighbours": some, "neighbours_among": len(train)}
             save_picture(image_grid(rows, columns=min(SHOWN, some)), picture_path(bench, "neighbours"))
         save_samples(bench, drawn)

@@ -1,4 +1,5 @@
-"""How far drawn images are from held-out ones, in features that need no other network, no download and no original pixels.
+"""How far drawn images are from held-out ones, in features that need no other network, no download and no original
+pixels.
 
     images (N, C, H, W) uint8 -> cells (N, P) -> principal components (N, d), with one-hot labels appended (N, D)
 
@@ -6,12 +7,12 @@ The distance is Fréchet's (metrics/distances.py). With labels it is the joint d
 (https://arxiv.org/abs/1907.08175): a sample that does not show its class costs.
 
 Features are what codes decode to, along the principal components of the held-out images, each divided by its deviation.
-Every tokenizer decodes, a K-means one as well as a network, while what `lookup` gives has another scale and width for each
-quantizer and none for some. Divided, because pixels as they are show little but the coarsest differences. Held against the
-distance on a trained classifier's features, over 1,000 images of each of 33 settings on Fashion-MNIST and 55 on digits,
-twice: rank correlation 0.94, 0.96 and 0.86, 0.88. The settings it chooses have 1.68, 1.72 and 2.55, 2.30 by the classifier;
-plain sampling has 1.99, 1.85 and 3.04, 2.91, the best of all 1.64, 1.45 and 2.50, 2.30. It is fonder of variety than a
-classifier is, and chooses less guidance than one would.
+Every tokenizer decodes, a K-means one as well as a network, while what `lookup` gives has another scale and width for
+each quantizer and none for some. Divided, because pixels as they are show little but the coarsest differences. Held
+against the distance on a trained classifier's features, over 1,000 images of each of 33 settings on Fashion-MNIST and
+55 on digits, twice: rank correlation 0.94, 0.96 and 0.86, 0.88. The settings it chooses have 1.68, 1.72 and 2.55, 2.30
+by the classifier; plain sampling has 1.99, 1.85 and 3.04, 2.91, the best of all 1.64, 1.45 and 2.50, 2.30. It is fonder
+of variety than a classifier is, and chooses less guidance than one would.
 """
 
 import torch
@@ -46,7 +47,11 @@ class Ruler:
         """
         fewest = min(len(held_out), drawn)
         if fewest <= classes + 1:
-            mend = f"draw {SPARE * (classes + 1)} (--images)" if drawn <= classes + 1 else "encode a larger validation split"
+            mend = (
+                f"draw {SPARE * (classes + 1)} (--images)"
+                if drawn <= classes + 1
+                else "encode a larger validation split"
+            )
             raise UserError(
                 f"a Fréchet distance over at least {classes + 1} features, {classes} of them classes, needs more than "
                 f"{classes + 1} images, got {drawn} drawn and {len(held_out)} held out; {mend}"
@@ -56,7 +61,9 @@ class Ruler:
         holding = 1 + int((values.cumsum(0) < VARIANCE * values.sum()).sum())
         self.components = max(1, min(holding, fewest // SPARE - classes))
         self.whiten = vectors[:, : self.components] / values[: self.components].clamp_min(1e-12).sqrt()
-        self.scale = self._features(held_out).norm(dim=1).mean()  # of a label: as long as an image's features, as in the paper
+        self.scale = (
+            self._features(held_out).norm(dim=1).mean()
+        )  # of a label: as long as an image's features, as in the paper
         self.reference = self._joint(held_out, labels)
         self.metric = f"{'fjd' if classes else 'fd'}_decoded_pca{self.components}"
 

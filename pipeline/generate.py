@@ -77,17 +77,23 @@ def open_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -
         pipeline.check_sampling(**_sampling(c))
         return Opened(pipeline, run, c)
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
-    if kept.guidance == c.guidance != 1 and not pipeline.prior.config.num_classes:  # a config is for sets without labels too
+    if (
+        kept.guidance == c.guidance != 1 and not pipeline.prior.config.num_classes
+    ):  # a config is for sets without labels too
         told = f"guidance {c.guidance:g} leans towards a class, and the prior was trained without: it is left out"
         accelerator.print(told, file=sys.stderr)
         c = c.model_copy(update={"guidance": 1.0})
     pipeline.check_sampling(**_sampling(c))
-    if not pipeline.prior.config.takes_guidance:  # a config may say otherwise, and would be kept for calls that say nothing
+    if (
+        not pipeline.prior.config.takes_guidance
+    ):  # a config may say otherwise, and would be kept for calls that say nothing
         kept = pipeline.sampling = kept.model_copy(update={"guidance": 1.0})
     with session(path, accelerator, wait=True):  # of another request, drawn beside this one
         same = is_of_run(path, run) and _saved_sampling(run) == kept
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process and not same:  # how settings were chosen is not kept with others, nor with other weights
+        if (
+            accelerator.is_main_process and not same
+        ):  # how settings were chosen is not kept with others, nor with other weights
             pipeline.save_pretrained(path)
         accelerator.wait_for_everyone()
     return Opened(pipeline, path, c)
@@ -116,8 +122,8 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     """Write what was asked for, or what is missing of it, and return its folder.
 
     Args:
-        kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given. Their guidance is
-            left out where the prior has no classes.
+        kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given. Their
+            guidance is left out where the prior has no classes.
     """
     path = output_folder(c)
     begun(path)  # raises where it is not ours, before anything is read or written
@@ -140,9 +146,14 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     sampler = pipeline.sampler(c.batch_size, **_sampling(c))  # in smaller batches inside where memory asks for it
     with Interrupt(accelerator) as interrupt:
         batches = pipeline.generate(
-            labels, request.seeds, sampler, batch_size=batch_size, skip=there,
-            first=accelerator.process_index, every=accelerator.num_processes,
-        )  # fmt: skip
+            labels,
+            request.seeds,
+            sampler,
+            batch_size=batch_size,
+            skip=there,
+            first=accelerator.process_index,
+            every=accelerator.num_processes,
+        )
         for batch in batches:
             output.write(batch)
             advance(bar, len(batch.images) * accelerator.num_processes)
@@ -176,7 +187,9 @@ def main(argv: Sequence[str]) -> None:
     default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None
     c = config.parse(Settings, __doc__, argv, base=saved, default_file=default, **options)
     # What a file says of sampling is kept with the pipeline as its defaults; what this one command line says is not.
-    files = [word for i, word in enumerate(argv) if word.startswith("--config=") or "--config" in (word, *argv[:i][-1:])]
+    files = [
+        word for i, word in enumerate(argv) if word.startswith("--config=") or "--config" in (word, *argv[:i][-1:])
+    ]
     from_file = config.parse(Settings, __doc__, files, base=saved, default_file=default, **options)
     begun(output_folder(c))  # before the folder is locked, too
     accelerator = make_accelerator()

@@ -5,7 +5,8 @@
     pipeline.complete(pictures, mask, seed=0).images    # the pixels the mask keeps, the rest drawn anew
 
 Shapes inside: codes (B, T) -> indices (B, h, w) or (B, h, w, Q) -> images (B, C, H, W) uint8. An image is a function of
-(weights, label, seed): batches have a fixed, padded size, so neither its neighbours nor the number of processes change it.
+(weights, label, seed): batches have a fixed, padded size, so neither its neighbours nor the number of processes change
+it.
 """
 
 import math
@@ -65,8 +66,8 @@ class Generated(NamedTuple):
 
 
 class LogProb(NamedTuple):
-    """log p(codes | label) of each of B images, or of its unknown codes given the others: at most 0, and what an ideal coder
-    needs for the codes with its sign changed."""
+    """log p(codes | label) of each of B images, or of its unknown codes given the others: at most 0, and what an ideal
+    coder needs for the codes with its sign changed."""
 
     nats: Tensor  # (B,), ln p
     bits: Tensor  # (B,), log2 p
@@ -84,19 +85,28 @@ class ImagePipeline(Pretrained):
     """A tokenizer and a prior over its codes."""
 
     face = "ImagePipeline"
-    files = ("model_index.json", "generation_config.json", *(f"{part}/{name}" for part in PARTS for name in folder.MODEL_FILES))
+    files = (
+        "model_index.json",
+        "generation_config.json",
+        *(f"{part}/{name}" for part in PARTS for name in folder.MODEL_FILES),
+    )
 
     def __init__(
-        self, tokenizer: ImageTokenizer, prior: Prior, sampling: SamplingConfig, identity: TokenizerIdentity,
+        self,
+        tokenizer: ImageTokenizer,
+        prior: Prior,
+        sampling: SamplingConfig,
+        identity: TokenizerIdentity,
         chosen: Chosen | None = None,
-    ):  # fmt: skip
+    ):
         """
         Args:
             sampling: used where a call gives nothing else.
             identity: of the tokenizer's weights.
             chosen: how a search chose `sampling` for these weights; kept beside it on the disk.
         Raises:
-            UserError: the prior was trained on the codes of another tokenizer, or of another shape; the message names both.
+            UserError: the prior was trained on the codes of another tokenizer, or of another shape; the message names
+                both.
         """
         if prior.config.tokenizer.sha256 != identity.sha256:
             raise UserError(
@@ -105,7 +115,9 @@ class ImagePipeline(Pretrained):
             )
         ours, theirs = tokenizer.config.layout, prior.config.layout
         if ours != theirs:
-            raise UserError(f"an image is {ours} for the tokenizer and {theirs} for the prior: a config.json was changed")
+            raise UserError(
+                f"an image is {ours} for the tokenizer and {theirs} for the prior: a config.json was changed"
+            )
         self.tokenizer, self.prior, self.identity = tokenizer, prior, identity
         self.sampling, self.chosen = sampling, chosen
 
@@ -128,7 +140,10 @@ class ImagePipeline(Pretrained):
     def check_trained(run: Path) -> None:
         """That a run has both models. Raises `UserError` that names the command which makes what is missing."""
         tokenizer, prior = run / "tokenizer/model", run / "prior/model"
-        for model, command in ((tokenizer, "tokenizer/train.py (or cluster.py, or convert.py)"), (prior, "prior/train.py")):
+        for model, command in (
+            (tokenizer, "tokenizer/train.py (or cluster.py, or convert.py)"),
+            (prior, "prior/train.py"),
+        ):
             if not (model / "config.json").exists():
                 raise UserError(f"there is no trained model in {model}; {command} with --run {quoted(run)} makes one")
 
@@ -144,21 +159,27 @@ class ImagePipeline(Pretrained):
             ours = [_class_of(kind.builds) for kind in kinds[part]]
             if _today(index.get(part)) not in ours:
                 expected = " or ".join(".".join(each) for each in ours)
-                raise UserError(f"{index_path}: {part} must be {expected}, got {index.get(part)!r}; nothing else is imported")
+                raise UserError(
+                    f"{index_path}: {part} must be {expected}, got {index.get(part)!r}; nothing else is imported"
+                )
         settings = GenerationConfig.read(folder.inside(path, "generation_config.json"))
         tokenizer, prior = (folder.inside(path, part) for part in PARTS)
         return cls.from_models(tokenizer, prior, settings.sampling, settings.chosen)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write both model folders, `model_index.json` and `generation_config.json` into a folder; other files in it stay."""
+        """Write both model folders, `model_index.json` and `generation_config.json` into a folder; other files in it
+        stay."""
         folder.check_ours(Path(path), "model_index.json")
         with folder.rewriting(Path(path), (*self.files, "tuning.json")) as aside:
             self.tokenizer.save_pretrained(aside / "tokenizer")
             self.prior.save_pretrained(aside / "prior")
             index = {
-                "kind": "smalti.imagepipeline", "format": folder.FORMAT, "_class_name": "ImagePipeline",
-                "tokenizer": _class_of(type(self.tokenizer)), "prior": _class_of(type(self.prior)),
-            }  # fmt: skip
+                "kind": "smalti.imagepipeline",
+                "format": folder.FORMAT,
+                "_class_name": "ImagePipeline",
+                "tokenizer": _class_of(type(self.tokenizer)),
+                "prior": _class_of(type(self.prior)),
+            }
             folder.write_json(aside / "model_index.json", index)
             chosen = {} if self.chosen is None else {"chosen": self.chosen.model_dump(mode="json")}
             folder.write_json(aside / "generation_config.json", self.sampling.model_dump(mode="json") | chosen)
@@ -169,7 +190,8 @@ class ImagePipeline(Pretrained):
         """Move both models to a device, as `.to("cuda")`, and return the pipeline.
 
         Raises:
-            UserError: another dtype than float32, which the weights are kept in; it says how to compute in another precision.
+            UserError: another dtype than float32, which the weights are kept in; it says how to compute in another
+                precision.
         """
         given = {("dtype" if isinstance(each, torch.dtype) else "device"): each for each in device_or_dtype} | named
         check_dtype(given.pop("dtype", None))
@@ -205,9 +227,10 @@ class ImagePipeline(Pretrained):
             seed: image i has seed `seed + i`; without it and a generator, seeds are drawn at random.
             generator: draws the seeds instead, as in diffusers.
             batch_size: images a forward; changes images only by rounding. Every batch is computed whole, also for fewer
-                images, so 1 is soonest done with a single one. As many as memory holds, up to 64 (256 on CUDA), when not given.
-            sampling: settings of `SamplingConfig` (temperature, top_k, top_p, min_p, guidance, ...) that shall differ from the
-                pipeline's.
+                images, so 1 is soonest done with a single one. As many as memory holds, up to 64 (256 on CUDA), when
+                not given.
+            sampling: settings of `SamplingConfig` (temperature, top_k, top_p, min_p, guidance, ...) that shall differ
+                from the pipeline's.
         Raises:
             UserError: labels there are not, settings there are not, or a seed and a generator at once.
         """
@@ -228,10 +251,10 @@ class ImagePipeline(Pretrained):
     ) -> Generated:
         """Keep a part of each image and draw the rest.
 
-        A place of the grid is kept where all its pixels are; nothing is read of the others. What is kept is shown as its codes
-        decode. A prior trained with `order: any` draws the rest given all that is kept, exactly. One of raster order draws each
-        code given what stands before it alone: exact for upper rows, and for other masks what is kept further on is not
-        heeded, of which a warning says so.
+        A place of the grid is kept where all its pixels are; nothing is read of the others. What is kept is shown as
+        its codes decode. A prior trained with `order: any` draws the rest given all that is kept, exactly. One of
+        raster order draws each code given what stands before it alone: exact for upper rows, and for other masks what
+        is kept further on is not heeded, of which a warning says so.
 
         Args:
             images: pictures of any size and mode; brought to the tokenizer's.
@@ -280,8 +303,9 @@ class ImagePipeline(Pretrained):
         batch_size: int | None = None,
         **sampling: Any,
     ) -> Generated:
-        """A way from one image to another: place after place, in a random order, takes the code of the last image, and about
-        the middle of the way up to a share of the places is drawn again, given the others, so that both halves meet.
+        """A way from one image to another: place after place, in a random order, takes the code of the last image, and
+        about the middle of the way up to a share of the places is drawn again, given the others, so that both halves
+        meet.
 
         Returns:
             `steps` images, the first and last of them the reconstructions of those given. As `complete`.
@@ -307,8 +331,8 @@ class ImagePipeline(Pretrained):
         labels: Sequence[int | str] | int | str | None = None,
         known: Tensor | None = None,
     ) -> LogProb:
-        """What the prior thinks of images: log p(codes | label), the rate term of the ELBO. What the codes do not say of the
-        pixels is not in it.
+        """What the prior thinks of images: log p(codes | label), the rate term of the ELBO. What the codes do not say
+        of the pixels is not in it.
 
         Args:
             images: pictures, or codes (B, T).
@@ -318,18 +342,24 @@ class ImagePipeline(Pretrained):
             UserError: another number of labels, or codes or known places of another shape or range.
         """
         if not isinstance(self.prior, Scores):
-            raise UserError(f"a prior of kind {self.prior.config.architecture.name()} does not say how likely an image is")
+            raise UserError(
+                f"a prior of kind {self.prior.config.architecture.name()} does not say how likely an image is"
+            )
         codes = images if isinstance(images, Tensor) else self.encode_pixels(self._pixels(images))
         if codes.ndim != 2:
             raise UserError(f"codes must be (B, {self.prior.config.layout.length}), got {tuple(codes.shape)}")
         if known is not None and (not isinstance(known, Tensor) or len(known) != len(codes)):
-            raise UserError(f"known must be a bool tensor ({len(codes)}, {self.prior.config.layout.places}), one row an image")
+            raise UserError(
+                f"known must be a bool tensor ({len(codes)}, {self.prior.config.layout.places}), one row an image"
+            )
         numbers = torch.tensor(self._labels_of(labels, len(codes)), dtype=torch.int64)
         nats = []
         try:
             for rows in torch.arange(len(codes)).split(ENCODED):
                 given = None if known is None else known[rows].to(self.device)
-                nats.append(self.prior.log_prob(codes[rows].to(self.device), numbers[rows].to(self.device), given).cpu())
+                nats.append(
+                    self.prior.log_prob(codes[rows].to(self.device), numbers[rows].to(self.device), given).cpu()
+                )
         except ValueError as error:
             raise UserError(str(error)) from None
         found = torch.cat(nats) if nats else torch.empty(0)
@@ -411,10 +441,18 @@ class ImagePipeline(Pretrained):
         return settings
 
     def generate(
-        self, labels: Sequence[int], seeds: Sequence[int], sampler: Sampler, *, batch_size: int,
-        first: int = 0, every: int = 1, skip: frozenset[int] = frozenset(),
-    ) -> Iterator[Batch]:  # fmt: skip
-        """The batches of a request, those numbered first, first + every, ...: a process's share. `skip` are not drawn."""
+        self,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        sampler: Sampler,
+        *,
+        batch_size: int,
+        first: int = 0,
+        every: int = 1,
+        skip: frozenset[int] = frozenset(),
+    ) -> Iterator[Batch]:
+        """The batches of a request, those numbered first, first + every, ...: a process's share. `skip` are not
+        drawn."""
         for number in range(first, -(-len(labels) // batch_size), every):
             if number in skip:
                 continue
@@ -423,15 +461,22 @@ class ImagePipeline(Pretrained):
             yield Batch(some.start, self.decode(codes), codes)
 
     def _drawn(
-        self, labels: list[int], seeds: list[int], sampler: Sampler, codes: Tensor | None = None, known: Tensor | None = None
-    ) -> Generated:  # fmt: skip
+        self,
+        labels: list[int],
+        seeds: list[int],
+        sampler: Sampler,
+        codes: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Generated:
         """Images drawn whole, or around the codes that are known."""
         if known is not None and not isinstance(self.prior, Completes):
-            raise UserError(f"a prior of kind {self.prior.config.architecture.name()} draws whole images, and completes none")
+            raise UserError(
+                f"a prior of kind {self.prior.config.architecture.name()} draws whole images, and completes none"
+            )
         if known is not None and isinstance(self.prior, Completes) and not self.prior.heeds(known):
             warnings.warn(
-                "this prior was trained in raster order: what is kept below or right of what is drawn is not heeded in drawing "
-                "it; prior/train.py with --order any trains one that heeds all",
+                "this prior was trained in raster order: what is kept below or right of what is drawn is not heeded in "
+                "drawing it; prior/train.py with --order any trains one that heeds all",
                 stacklevel=3,
             )
         for told in self.untrained(labels):
@@ -450,14 +495,17 @@ class ImagePipeline(Pretrained):
         if labels is None:
             if not self.prior.config.knows_no_class:
                 warnings.warn(
-                    "no labels were given, and this prior never learnt to predict without one (label_dropout 0): give labels",
+                    "no labels were given, and this prior never learnt to predict without one (label_dropout 0): give "
+                    "labels",
                     stacklevel=3,
                 )
             return [self.prior.config.num_classes] * images
         if isinstance(labels, int | str):
             return [self.class_number(labels)] * images
         if len(labels) != images:
-            raise UserError(f"labels must be one for all images or one for each, got {len(labels)} labels and {images} images")
+            raise UserError(
+                f"labels must be one for all images or one for each, got {len(labels)} labels and {images} images"
+            )
         return [self.class_number(label) for label in labels]
 
     def _pixels(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> Tensor:
@@ -465,7 +513,9 @@ class ImagePipeline(Pretrained):
         c, given = self.tokenizer.config, [images] if isinstance(images, PIL.Image.Image) else images
         if not isinstance(given, Sequence) or not given or not all(isinstance(each, PIL.Image.Image) for each in given):
             what = [type(each).__name__ for each in given][:4] if isinstance(given, Sequence) else type(given).__name__
-            raise UserError(f"images must be a PIL picture, or a list of at least one, got {what}; PIL.Image.open reads a file")
+            raise UserError(
+                f"images must be a PIL picture, or a list of at least one, got {what}; PIL.Image.open reads a file"
+            )
         try:
             return from_pil(given, c.image_size, c.image_channels, black_and_white=self.tokenizer.black_and_white)
         except (ValueError, ZeroDivisionError) as error:  # pixels of no agreed range, or none
@@ -483,7 +533,8 @@ class ImagePipeline(Pretrained):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes (B, T) -> images (B, C, H, W) uint8 on the CPU. In batches of one size, so that neighbours change nothing."""
+        """codes (B, T) -> images (B, C, H, W) uint8 on the CPU. In batches of one size, so that neighbours change
+        nothing."""
         found = []
         for part in codes.split(ENCODED):
             padded = torch.cat([part, part[-1:].expand(ENCODED - len(part), -1)]).to(self.device)
@@ -507,7 +558,8 @@ def _check_share(share: float) -> None:
 
 
 def _named(label: str, names: Sequence[str]) -> int | None:
-    """Return the class of this name, as written, in Unicode's composed form or in any letter case; of a numeral by value."""
+    """Return the class of this name, as written, in Unicode's composed form or in any letter case; of a numeral by
+    value."""
     by_value = all(name.isdecimal() for name in (label, *names))
     for alike in (str, _composed, lambda name: _composed(name).casefold(), int if by_value else str):
         same = [alike(name) for name in names]

@@ -16,7 +16,8 @@ from smalti.common.layout import Layout
 
 
 def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
-    """An array or tensor of booleans, (H, W) for all images or (B, H, W), as (B, H, W). Raises `UserError` for all else."""
+    """An array or tensor of booleans, (H, W) for all images or (B, H, W), as (B, H, W). Raises `UserError` for all
+    else."""
     H, W = size
     try:
         given = mask.cpu() if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
@@ -24,8 +25,8 @@ def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
         given = torch.empty(0)
     if given.dtype != torch.bool or tuple(given.shape) not in ((H, W), (images, H, W)):
         raise UserError(
-            f"the mask must be of booleans, true where a pixel is kept, ({H}, {W}) or ({images}, {H}, {W}), the tokenizer's "
-            f"image size; got {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
+            f"the mask must be of booleans, true where a pixel is kept, ({H}, {W}) or ({images}, {H}, {W}), the "
+            f"tokenizer's image size; got {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
         )
     return given.expand(images, H, W)
 
@@ -46,7 +47,8 @@ def known_places(mask: Tensor, layout: Layout) -> Tensor:
 
 
 def fill_unknown(images: Tensor, mask: Tensor) -> Tensor:
-    """images (B, C, H, W) with each pixel that is not kept replaced by the nearest that is, so that no code has seen it."""
+    """images (B, C, H, W) with each pixel that is not kept replaced by the nearest that is, so that no code has seen
+    it."""
     filled = images.clone()
     for image, kept in zip(filled, mask.numpy(), strict=True):
         if not kept.any():

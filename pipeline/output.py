@@ -1,6 +1,7 @@
 """Where generated images go: a folder of PNG files, the field's npz, or a codes dataset; each written batch by batch.
 
-Which folder may be written into says `.request.json` in it: what the request was, by which all that it wrote is known by name.
+Which folder may be written into says `.request.json` in it: what the request was, by which all that it wrote is known
+by name.
 
 `is_whole()` says whether nothing is left to do, `has(number)` whether a batch is on the disk already, so that an
 interrupted request goes on; `write(batch)` is called by the process that drew it, `finish()` by the main process when
@@ -100,7 +101,9 @@ class PngFolder(Output):
 
     def has(self, number: int) -> bool:
         c = self.request.pipeline.tokenizer.config
-        return all(_is_picture(self.folder / name, MODES[c.image_channels], c.image_size[::-1]) for name in self._names(number))
+        return all(
+            _is_picture(self.folder / name, MODES[c.image_channels], c.image_size[::-1]) for name in self._names(number)
+        )
 
     def write(self, batch: Batch) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +129,8 @@ class PngFolder(Output):
 
 
 def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:
-    """Whether a picture of this mode and (width, height) is there and can be read to its end; what is not is drawn again."""
+    """Whether a picture of this mode and (width, height) is there and can be read to its end; what is not is drawn
+    again."""
     try:
         with open_picture(path) as picture:
             picture.load()
@@ -161,10 +165,13 @@ class CodesFolder(Output):
     def finish(self) -> None:
         parts, prior, request = self.parts(), self.request.pipeline.prior.config, self.request
         info = CodesInfo(
-            layout=prior.layout, views=1,
-            class_names=prior.class_names, tokenizer=prior.tokenizer,
-            source={"generated": True, "seed": request.seeds[0]}, shard_size=len(request.labels),
-        )  # fmt: skip
+            layout=prior.layout,
+            views=1,
+            class_names=prior.class_names,
+            tokenizer=prior.tokenizer,
+            source={"generated": True, "seed": request.seeds[0]},
+            shard_size=len(request.labels),
+        )
         write_plan(self.folder, info)
         codes = torch.cat([part["codes"] for part in parts]).numpy()
         labels = None if prior.class_names is None else np.asarray(request.labels, np.int64)

@@ -1,11 +1,13 @@
-"""Publish a run: lay it out as a repository of the Hub with a card of its data, budget, figures and samples, and push it.
+"""Publish a run: lay it out as a repository of the Hub with a card of its data, budget, figures and samples, and push
+it.
 
     python pipeline/publish.py runs/digits                                      # lay out the pipeline, to look at
     python pipeline/publish.py runs/digits --repo me/digits                     # and push it
     python pipeline/publish.py runs/digits --what codes --repo me/digits-codes
 
-Reads RUN/pipeline, or the model of one stage, or RUN/codes, and for the card whatever else the run has. Writes a folder,
-RUN/hub/WHAT (or --to), and with --repo pushes it as one commit. Log in before with `hf auth login`, or set HF_TOKEN.
+Reads RUN/pipeline, or the model of one stage, or RUN/codes, and for the card whatever else the run has. Writes a
+folder, RUN/hub/WHAT (or --to), and with --repo pushes it as one commit. Log in before with `hf auth login`, or set
+HF_TOKEN.
 """
 
 import os
@@ -54,7 +56,8 @@ class Settings(BaseSettings):
     private: bool | None = None
     """whether a repository that is made is private; as its owner's settings say when null"""
     license: str | None = None
-    """for the head of the card, as the Hub names it: apache-2.0, cc-by-4.0, ...; yours to say, and none is said when null"""
+    """for the head of the card, as the Hub names it: apache-2.0, cc-by-4.0, ...; yours to say, and none is said when
+    null"""
     revision: str | None = None
     """branch to push to, made where there is none; the main one when null"""
     create_pr: bool = False
@@ -100,7 +103,8 @@ def lay_out(c: Settings) -> Path:
 
 
 def edited_in(path: Path, names: Collection[str], before: Mapping[str, list[str]]) -> set[str]:
-    """Return which of these files in a folder laid out before are for people to look at, and are not as they were written.
+    """Return which of these files in a folder laid out before are for people to look at, and are not as they were
+    written.
 
     Raises:
         Refused: another file is not as it was written; beside new weights it would not fit.
@@ -108,7 +112,9 @@ def edited_in(path: Path, names: Collection[str], before: Mapping[str, list[str]
     edited = {name for name in names if not is_as_written(path, name, before)}
     shown = {name for name in edited if name.endswith((".md", ".png"))}
     if before and edited != shown:  # an earlier version noted nothing
-        raise Refused(f"{path / min(edited - shown)} is not as this command wrote it; move it away, or give another --to")
+        raise Refused(
+            f"{path / min(edited - shown)} is not as this command wrote it; move it away, or give another --to"
+        )
     return shown
 
 
@@ -124,7 +130,8 @@ def lay_out_model(c: Settings, run: Path, path: Path) -> None:
 
 
 def opened(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretrained:
-    """What is to be published, read and so checked. Raises `UserError` that names the command which makes what is missing."""
+    """What is to be published, read and so checked. Raises `UserError` that names the command which makes what is
+    missing."""
     if what == "tokenizer":
         return load_tokenizer(trained(run / "tokenizer"))
     if what == "prior":
@@ -164,9 +171,15 @@ def main(argv: Sequence[str]) -> None:
             print(f"next: {as_typed('pipeline/publish.py', *argv, '--repo', 'OWNER/NAME')}")
             return
         url = push(
-            path, c.repo, kind=kind, private=c.private, revision=c.revision, create_pr=c.create_pr,
-            commit_message=c.message or f"Upload {c.what}", replace=(".parquet",) if c.what == "codes" else (),
-        )  # fmt: skip
+            path,
+            c.repo,
+            kind=kind,
+            private=c.private,
+            revision=c.revision,
+            create_pr=c.create_pr,
+            commit_message=c.message or f"Upload {c.what}",
+            replace=(".parquet",) if c.what == "codes" else (),
+        )
     print(f"pushed: {url}")
 
 

@@ -2,9 +2,9 @@
 
     python pipeline/report.py runs/digits
 
-Reads what is there of RUN: tokenizer/, codes/, prior/, pipeline/, samples/ and evaluation/; and a few held-out images, which
-it completes. Writes RUN/report.html, a single file that loads nothing and may be sent as it is, and the charts of it as PNG
-files into RUN/report/. What is not there yet has one line in its place, which says the command that fills it.
+Reads what is there of RUN: tokenizer/, codes/, prior/, pipeline/, samples/ and evaluation/; and a few held-out images,
+which it completes. Writes RUN/report.html, a single file that loads nothing and may be sent as it is, and the charts of
+it as PNG files into RUN/report/. What is not there yet has one line in its place, which says the command that fills it.
 """
 
 import hashlib

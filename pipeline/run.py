@@ -1,7 +1,7 @@
 """The whole chain in one command: fit the tokenizer, encode, train the prior, generate.
 
     python pipeline/run.py configs/digits
-    python pipeline/run.py configs/imagefolder --images ~/pictures --run runs/mine --launch "accelerate launch --multi_gpu"
+    python pipeline/run.py configs/imagefolder --images ~/pictures --run runs/mine --launch "accelerate launch"
 
 Runs the four commands one after the other, each a process of its own, and prints them. Writes into RUN, beside what
 they write, samples.png, reconstructions.png, curves.png and summary.json. Interrupted, the same command goes on: each
@@ -80,10 +80,12 @@ def first_config(folder_: Path) -> Path:
     if not folder_.exists() and (near := config.near_configs(folder_, "*")):
         raise UserError(f"there is no folder {folder_}; did you mean {near[0]}?")
     if len(found) != 1:
-        there = sorted({f"configs/{path.parent.name}" for name in FIRST_STAGES for path in config.SHIPPED.glob(f"*/{name}")})
+        there = sorted(
+            {f"configs/{path.parent.name}" for name in FIRST_STAGES for path in config.SHIPPED.glob(f"*/{name}")}
+        )
         raise UserError(
-            f"{folder_} must hold either tokenizer.yaml or cluster.yaml, got {len(found)} of them; the shipped folders are "
-            f"{', '.join(there)}"
+            f"{folder_} must hold either tokenizer.yaml or cluster.yaml, got {len(found)} of them; the shipped folders "
+            f"are {', '.join(there)}"
         )
     return found[0]
 
@@ -99,17 +101,29 @@ def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
         "tokenizer": [FIRST_STAGES[first.name], str(first), "--run", run, *images, *seed, *track],
         "encode": ["tokenizer/encode.py", run],
         "prior": ["prior/train.py", str(folder_ / "prior.yaml"), "--run", run, *seed, *track],
-        "generate": ["pipeline/generate.py", run, *drawing(folder_ / "generate.yaml", Path(run)), "--overwrite", "true", *seed],
+        "generate": [
+            "pipeline/generate.py",
+            run,
+            *drawing(folder_ / "generate.yaml", Path(run)),
+            "--overwrite",
+            "true",
+            *seed,
+        ],
     }
     return {name: [*launch, str(ROOT / script), *arguments] for name, (script, *arguments) in scripts.items()}
 
 
 def drawing(path: Path, run: Path) -> list[str]:
-    """Options for what to draw: the config; or where pipeline/tune.py chose settings for the run's models, the rest of it."""
+    """Options for what to draw: the config; or where pipeline/tune.py chose settings for the run's models, the rest of
+    it."""
     kept = run / "pipeline/generation_config.json"
     if not (kept.exists() and GenerationConfig.read(kept).chosen and is_of_run(run / "pipeline", run)):
         return ["--config", str(path)]
-    rest = {k: v for k, v in config.read_yaml(path).items() if k not in {*SamplingConfig.model_fields, "run"} and v is not None}
+    rest = {
+        k: v
+        for k, v in config.read_yaml(path).items()
+        if k not in {*SamplingConfig.model_fields, "run"} and v is not None
+    }
     return [word for k, v in rest.items() for word in (f"--{k}", *map(str, v if isinstance(v, list) else [v]))]
 
 
@@ -145,10 +159,16 @@ def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
     summary: dict[str, Any] = {f"{name}_seconds": value for name, value in seconds.items()}
     if (run / "tokenizer/images.json").exists():
         images = folder.read_json(run / "tokenizer/images.json")["splits"].values()
-        summary |= {f"images_{what}": sum(each[what] for each in images) for what in ("left_out", "repeated", "animated")}
+        summary |= {
+            f"images_{what}": sum(each[what] for each in images) for what in ("left_out", "repeated", "animated")
+        }
     summary |= {"split": split}
     summary |= {f"{name}_{split}": splits[split][name] for name in PRINTED if name in splits[split]}
-    names = {f"nll_{split}": f"{split}_nll", f"marginal_nll_{split}": f"{split}_marginal_nll", "uniform_nll": "uniform_nll"}
+    names = {
+        f"nll_{split}": f"{split}_nll",
+        f"marginal_nll_{split}": f"{split}_marginal_nll",
+        "uniform_nll": "uniform_nll",
+    }
     return summary | {told: figures[name] for told, name in names.items() if name in figures}
 
 
@@ -172,7 +192,9 @@ def gather_pictures(run: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     check_alone()
-    c = config.parse(RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs")
+    c = config.parse(
+        RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs"
+    )
     first = first_config(config.find(c.configs))
     for name in ("prior", "generate"):
         if not (first.parent / f"{name}.yaml").exists():
@@ -181,7 +203,10 @@ def main(argv: Sequence[str]) -> None:
     check_ours(Path(run))
     busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * cores()
     if busy and "OMP_NUM_THREADS" not in os.environ:
-        print("this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for cores that are taken")
+        print(
+            "this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for cores that are "
+            "taken"
+        )
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
     for name in stages(c, run):
         command = stages(c, run)[name]  # as the stages before it left the run

@@ -49,7 +49,8 @@ def run(words: Sequence[str]) -> int:
 
 
 def meant(word: str) -> list[str]:
-    """Return the commands that a word which is none may mean: of that script, with that word in the name, or a name like it."""
+    """Return the commands that a word which is none may mean: of that script, with that word in the name, or a name
+    like it."""
     word = word.lower()
     scripts = [name for name, command in COMMANDS.items() if command.script in (word, f"{word}.py")]
     parts = [name for name in COMMANDS if word.removesuffix(".py") in name.split("-")]
@@ -68,9 +69,11 @@ def overview() -> str:
             "",
             "`smalti COMMAND --help` explains all its settings. First steps:",
             "",
-            "  smalti run                                        the demo: handwritten digits, minutes on two CPU cores",
+            "  smalti run                                        the demo: handwritten digits, minutes on two CPU "
+            "cores",
             "  smalti configs imagefolder_small --to configs/mine",
-            "                                                      a config for your own images (imagefolder: with a GPU)",
+            "                                                      a config for your own images (imagefolder: with a "
+            "GPU)",
             "  smalti run configs/mine --images FOLDER --run runs/mine",
             "",
             "On several devices: accelerate launch -q --multi_gpu --module smalti.pipeline.terminal COMMAND [...]",

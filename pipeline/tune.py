@@ -3,15 +3,15 @@
     accelerate launch -q pipeline/tune.py runs/digits --guidance 1 1.5 2 3 --images 2000
 
 Reads RUN/codes (or --codes), RUN/tokenizer/model and RUN/prior/model; the test split is never read. The figure is a
-Fréchet distance between images drawn and the validation split's codes, both decoded, joint with the labels where the prior
-has classes (pipeline/frechet.py). What is drawn has the split's labels, and the same seeds for every candidate.
+Fréchet distance between images drawn and the validation split's codes, both decoded, joint with the labels where the
+prior has classes (pipeline/frechet.py). What is drawn has the split's labels, and the same seeds for every candidate.
 
-The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p. Of each it draws
-the candidates, all other settings being the best so far, and keeps the best. (Guidance and its schedule are one choice: one
-that sets in late wants to be stronger, and where constant guidance is best left at 1 a schedule may still be better.) It
-begins with the settings kept, or, where an earlier search chose those, with what that one began with: the same command
-repeats itself. What it found and what it began with are then drawn once more with seeds the search has not seen, for the
-smallest of many figures is always a lucky one; the better of the two on these is kept.
+The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p. Of each it
+draws the candidates, all other settings being the best so far, and keeps the best. (Guidance and its schedule are one
+choice: one that sets in late wants to be stronger, and where constant guidance is best left at 1 a schedule may still
+be better.) It begins with the settings kept, or, where an earlier search chose those, with what that one began with:
+the same command repeats itself. What it found and what it began with are then drawn once more with seeds the search has
+not seen, for the smallest of many figures is always a lucky one; the better of the two on these is kept.
 
 Writes into RUN/pipeline:
     generation_config.json   the settings, which pipeline/generate.py uses from then on, and under `chosen` the protocol
@@ -59,7 +59,8 @@ HELD_OUT = 10_000  # images of it that are looked at, evenly spaced: many more t
 
 
 class Settings(BaseSettings):
-    """Choose sampling settings on the validation split. Each of the last six is a list of candidates; [] leaves a setting."""
+    """Choose sampling settings on the validation split. Each of the last six is a list of candidates; [] leaves a
+    setting."""
 
     run: str = "runs/digits"
     """folder of the experiment"""
@@ -71,7 +72,11 @@ class Settings(BaseSettings):
     """image i of every candidate has seed `seed + i`; the last comparison takes the seeds after those"""
     guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
     """left alone where the prior is unconditional, or was trained with label_dropout 0"""
-    guidance_schedule: tuple[Literal["constant", "linear", "power-cosine"], ...] = ("constant", "linear", "power-cosine")
+    guidance_schedule: tuple[Literal["constant", "linear", "power-cosine"], ...] = (
+        "constant",
+        "linear",
+        "power-cosine",
+    )
     """of each guidance but 1"""
     temperature: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1)
     top_k: tuple[int | None, ...] = (None,)
@@ -96,7 +101,9 @@ class Bench:
     def __init__(self, c: Settings, pipeline: ImagePipeline, held_out: CodesBatch, interrupt: Interrupt):
         self.c, self.pipeline, self.interrupt, self.accelerator = c, pipeline, interrupt, interrupt.accelerator
         self.labels = held_out.labels[torch.arange(c.images) * len(held_out.labels) // c.images]  # the split's, evenly
-        self.ruler = Ruler(self._held_out_cells(held_out.codes), held_out.labels, pipeline.prior.config.num_classes, c.images)
+        self.ruler = Ruler(
+            self._held_out_cells(held_out.codes), held_out.labels, pipeline.prior.config.num_classes, c.images
+        )
         self.figures: dict[SamplingConfig, float] = {}
 
     def _held_out_cells(self, held_out: Tensor) -> Tensor:
@@ -119,10 +126,13 @@ class Bench:
         seeds, world = range(seed, seed + self.c.images), self.accelerator.num_processes
         found = torch.zeros(self.c.images, self.ruler.centre.numel())
         for batch in self.pipeline.generate(
-            self.labels.tolist(), seeds, self.pipeline.sampler(**sampling.model_dump()),
+            self.labels.tolist(),
+            seeds,
+            self.pipeline.sampler(**sampling.model_dump()),
             batch_size=BATCH.get(self.accelerator.device.type, BATCH["cpu"]),
-            first=self.accelerator.process_index, every=world,
-        ):  # fmt: skip
+            first=self.accelerator.process_index,
+            every=world,
+        ):
             found[batch.start : batch.start + len(batch.images)] = cells(batch.images)
             advance(bar, len(batch.images) * world)
         if self.interrupt.asked():
@@ -131,7 +141,8 @@ class Bench:
         return broadcast_object_list(value)[0]  # equal to the last bit, so that all processes choose alike
 
     def best(self, setting: str, candidates: Sequence[SamplingConfig]) -> SamplingConfig:
-        """Draw those of the candidates that were not drawn yet, with a line each; the best of all, the first of equals."""
+        """Draw those of the candidates that were not drawn yet, with a line each; the best of all, the first of
+        equals."""
         if new := [sampling for sampling in dict.fromkeys(candidates) if sampling not in self.figures]:
             bar = progress_bar(self.accelerator, len(new) * self.c.images, setting, unit="image")
             for sampling in new:
@@ -163,8 +174,8 @@ def search(c: Settings, start: SamplingConfig, bench: Bench) -> SamplingConfig:
 
 
 def swept(pipeline: ImagePipeline) -> tuple[tuple[str, ...], ...]:
-    """Return the settings there are to search, in order: those that the prior heeds, and guidance where it learnt to do without
-    a class."""
+    """Return the settings there are to search, in order: those that the prior heeds, and guidance where it learnt to do
+    without a class."""
     takes = pipeline.prior.takes if pipeline.prior.config.takes_guidance else pipeline.prior.takes - {"guidance"}
     return tuple(names for names in SWEPT if names[0] in takes)
 
@@ -173,7 +184,11 @@ def candidates(c: Settings, best: SamplingConfig, names: Sequence[str]) -> Itera
     """All that differ from the best in these settings alone; without guidance in no schedule."""
     for values in product(*(getattr(c, name) or (getattr(best, name),) for name in names)):
         changed = best.model_copy(update=dict(zip(names, values, strict=True)))
-        yield changed if changed.guidance != 1 else changed.model_copy(update={"guidance_schedule": best.guidance_schedule})
+        yield (
+            changed
+            if changed.guidance != 1
+            else changed.model_copy(update={"guidance_schedule": best.guidance_schedule})
+        )
 
 
 def compare(c: Settings, start: SamplingConfig, found: SamplingConfig, bench: Bench) -> Tuned:
@@ -184,10 +199,18 @@ def compare(c: Settings, start: SamplingConfig, found: SamplingConfig, bench: Be
     bar.close()
     kept = found if values[found] < values[start] else start
     chosen = Chosen(
-        metric=bench.ruler.metric, split=SPLIT, held_out=len(bench.ruler.reference), images=c.images, seed=c.seed,
-        fresh_seed=seed, candidates=len(bench.figures), value=values[kept], start_value=values[start], start=start,
+        metric=bench.ruler.metric,
+        split=SPLIT,
+        held_out=len(bench.ruler.reference),
+        images=c.images,
+        seed=c.seed,
+        fresh_seed=seed,
+        candidates=len(bench.figures),
+        value=values[kept],
+        start_value=values[start],
+        start=start,
         date=datetime.now(UTC).date().isoformat(),
-    )  # fmt: skip
+    )
     return Tuned(kept, found, values[found], chosen, bench.figures)
 
 
@@ -211,7 +234,7 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     return tuned
 
 
-# ---------------------------------------------------------------------------------------------------- reading and writing
+# -------------------------------------------------------------------------------------------------- reading and writing
 
 
 def beginning(run: Path) -> SamplingConfig:
@@ -229,13 +252,13 @@ def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
     info, splits = codes.read_info(path)
     if SPLIT not in splits:
         raise UserError(
-            f"{path} must have a validation split to choose on, it has {', '.join(splits)}; tokenizer/encode.py holds one "
-            "out of the training images, and test is never chosen on"
+            f"{path} must have a validation split to choose on, it has {', '.join(splits)}; tokenizer/encode.py holds "
+            "one out of the training images, and test is never chosen on"
         )
     if info.tokenizer.sha256 != pipeline.identity.sha256:
         raise UserError(
-            f"{path} was written by the tokenizer {info.tokenizer}, not by the one of this run, {pipeline.identity}: encode "
-            "again, or give another --codes"
+            f"{path} was written by the tokenizer {info.tokenizer}, not by the one of this run, {pipeline.identity}: "
+            "encode again, or give another --codes"
         )
     tell_of_other_codes(codes.recorded_fingerprint(info, splits), pipeline.prior.config)
     rows = CodesRows(plain_views(codes.read(path, [SPLIT]).splits[SPLIT], info), pipeline.prior.config)
@@ -248,18 +271,22 @@ def write(path: Path, tuned: Tuned, pipeline: ImagePipeline) -> None:
     kept = ImagePipeline(pipeline.tokenizer, pipeline.prior, tuned.sampling, pipeline.identity, tuned.chosen)
     kept.save_pretrained(path)
     report = {
-        "kind": "smalti.tuning", "format": folder.FORMAT, **tuned.chosen.model_dump(mode="json"),
-        "kept": tuned.sampling.model_dump(mode="json"), "found": tuned.found.model_dump(mode="json"),
+        "kind": "smalti.tuning",
+        "format": folder.FORMAT,
+        **tuned.chosen.model_dump(mode="json"),
+        "kept": tuned.sampling.model_dump(mode="json"),
+        "found": tuned.found.model_dump(mode="json"),
         "found_value": tuned.found_value,
         "figures": [{"value": value, **sampling.model_dump(mode="json")} for sampling, value in tuned.figures.items()],
-    }  # fmt: skip
+    }
     folder.write_json(path / "tuning.json", report)
 
 
 def summary(tuned: Tuned) -> Iterator[str]:
     """What is printed at the end."""
     chosen, figures = tuned.chosen, tuned.figures
-    yield f"{chosen.metric} of {chosen.images} images to {chosen.held_out} held out, on the search's seeds and on fresh ones:"
+    compared = f"{chosen.metric} of {chosen.images} images to {chosen.held_out} held out"
+    yield f"{compared}, on the search's seeds and on fresh ones:"
     yield f"  began with {figures[chosen.start]:.5f} and {chosen.start_value:.5f}: {described(chosen.start)}"
     yield f"  found      {figures[tuned.found]:.5f} and {tuned.found_value:.5f}: {described(tuned.found)}"
     if tuned.found == chosen.start:

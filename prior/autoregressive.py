@@ -1,8 +1,8 @@
 """Priors that factorise log p(codes | class) into a distribution over each code given those before it.
 
 Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
-codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their sizes;
-order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places.
+codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their
+sizes; order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places.
 
 So their log-probabilities are exact: the rate term of the lecture's ELBO.
 """
@@ -37,9 +37,12 @@ class AutoregressivePrior(Prior):
         if not config.layout.discrete:
             raise UserError(f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}")
         self.vocabularies = config.vocabularies
-        self.order, self.shuffled_share = "raster", 0.0  # of training: how places are ordered, and of how many rows at random
+        self.order, self.shuffled_share = (
+            "raster",
+            0.0,
+        )  # of training: how places are ordered, and of how many rows at random
 
-    # ----------------------------------------------------------------------------------------------- what a kind decides
+    # ---------------------------------------------------------------------------------------------- what a kind decides
 
     @abstractmethod
     def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
@@ -64,7 +67,7 @@ class AutoregressivePrior(Prior):
     def walk(self, labels: Tensor, choose: Choose) -> Tensor:
         """Return codes (B, T), as `prior.base.Walks` says."""
 
-    # ------------------------------------------------------------------------------------------------------- in training
+    # ------------------------------------------------------------------------------------------------------ in training
 
     def prepare(self, c: TrainConfig) -> None:
         super().prepare(c)
@@ -87,7 +90,7 @@ class AutoregressivePrior(Prior):
         order = torch.cat([shuffled(1, places, generator) for generator in seeded]).to(latents.device)
         return self.nll(latents, labels, order=order)
 
-    # --------------------------------------------------------------------------------------------------- what follows of it
+    # ----------------------------------------------------------------------------------------------- what follows of it
 
     def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> BatchSampler:
         self.check_sampling(config)
@@ -97,26 +100,30 @@ class AutoregressivePrior(Prior):
         return self.config.any_order or not bool((known[:, 1:] & ~known[:, :-1]).any())
 
     @torch.no_grad()
-    def log_prob(self, codes: Tensor, labels: Tensor, known: Tensor | None = None, *, order: Tensor | None = None) -> Tensor:
+    def log_prob(
+        self, codes: Tensor, labels: Tensor, known: Tensor | None = None, *, order: Tensor | None = None
+    ) -> Tensor:
         """log p(codes | labels) of each image, or of its unknown codes given the known ones, in nats.
 
         Args:
             codes: (B, T).
             labels: (B,) in [0, num_classes]; num_classes stands for no class.
-            known: (B, P) bool, the places whose codes are given. A prior trained in every order then reads the known ones
-                first. One trained in raster order reads them where they stand: each code is given the known and unknown
-                ones before it alone, which is the same where all known places come first.
+            known: (B, P) bool, the places whose codes are given. A prior trained in every order then reads the known
+                ones first. One trained in raster order reads them where they stand: each code is given the known and
+                unknown ones before it alone, which is the same where all known places come first.
             order: (B, P), a permutation of the places for each image, in which they are predicted instead.
         Returns:
             (B,).
         Raises:
-            ValueError: codes not of the length, or codes or labels not of the range, this prior was trained for; an order
-                for a prior of raster order; an order and known places at once.
+            ValueError: codes not of the length, or codes or labels not of the range, this prior was trained for; an
+                order for a prior of raster order; an order and known places at once.
         """
         self.check(codes, labels, known)
         B, P = len(codes), self.config.layout.places
         if order is not None and (known is not None or not self.config.any_order):
-            raise ValueError("an order is for a prior trained with order: any, and without known places, which give their own")
+            raise ValueError(
+                "an order is for a prior trained with order: any, and without known places, which give their own"
+            )
         if order is not None and not torch.equal(order.sort(1).values, raster(B, P, order.device)):
             raise ValueError(f"an order must be ({B}, {P}), a permutation of each image's places")
         if known is not None and self.config.any_order:
@@ -128,8 +135,8 @@ class AutoregressivePrior(Prior):
 
     @torch.no_grad()
     def nll(self, codes: Tensor, labels: Tensor, *, order: Tensor | None = None) -> Tensor:
-        """−log p of each code given those before it in the order, (B, T) where the codes stand, in nats. Takes what `log_prob`
-        takes, and checks nothing."""
+        """−log p of each code given those before it in the order, (B, T) where the codes stand, in nats. Takes what
+        `log_prob` takes, and checks nothing."""
         if order is None:
             return nll_each(self(labels, codes), codes, self.vocabularies)
         steps = code_order(order, self.config.layout.depth)

@@ -5,8 +5,8 @@
     Walks        each code from those before it, one after the other: compression
     Completes    the rest of a sample around what is known of it
 
-Shapes: labels (B,) int64, where `num_classes` stands for no class; latents (B, T) as the layout has them, codes int64 in
-[0, K) or vectors float32; known (B, P) bool over the places.
+Shapes: labels (B,) int64, where `num_classes` stands for no class; latents (B, T) as the layout has them, codes int64
+in [0, K) or vectors float32; known (B, P) bool over the places.
 """
 
 from abc import ABC, abstractmethod
@@ -30,9 +30,13 @@ class Sampler(Protocol):
     """Draws from one prior with one setting. The weights are taken as they are when it is made."""
 
     def __call__(
-        self, labels: Tensor, seeds: Sequence[int], latents: Tensor | None = None, known: Tensor | None = None,
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        latents: Tensor | None = None,
+        known: Tensor | None = None,
         progress: Callable[[int], object] = lambda images: None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Return latents (B, T), one sample a label (B,) and seed, the same whatever others are drawn beside it.
 
         Args:
@@ -56,14 +60,15 @@ class Prior(nn.Module, Pretrained, ABC):
         super().__init__()
         self.config = config
 
-    # ----------------------------------------------------------------------------------------------- what a kind decides
+    # ---------------------------------------------------------------------------------------------- what a kind decides
 
     @abstractmethod
     def loss(self, latents: Tensor, labels: Tensor, forward: nn.Module) -> Tensor:
         """Return what each number of latents (B, T) adds to the loss, (B, T): nats where the prior scores.
 
         Args:
-            forward: this module as training wraps it; it is called and not the module, so that processes share gradients.
+            forward: this module as training wraps it; it is called and not the module, so that processes share
+                gradients.
         """
 
     @abstractmethod
@@ -94,21 +99,26 @@ class Prior(nn.Module, Pretrained, ABC):
     def anneal(self, progress: float) -> None:
         """Set what changes over training, as a function of the share of steps done."""
 
-    # --------------------------------------------------------------------------------------------------- what follows of it
+    # ----------------------------------------------------------------------------------------------- what follows of it
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
     def check(self, latents: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
-        """Raise ValueError unless latents (B, T), labels (B,) and known places (B, P) are such as it was trained for."""
+        """Raise ValueError unless latents (B, T), labels (B,) and known places (B, P) are such as it was trained
+        for."""
         layout = self.config.layout
         what, numbers = ("codes", "whole numbers") if layout.discrete else ("latents", "numbers of floating point")
         if latents.ndim != 2 or latents.shape[1] != layout.length:
             told = tuple(latents.shape)
-            raise ValueError(f"{what} must be (B, {layout.length}), the {layout} this prior was trained for; got {told}")
+            raise ValueError(
+                f"{what} must be (B, {layout.length}), the {layout} this prior was trained for; got {told}"
+            )
         if latents.is_floating_point() == layout.discrete or latents.dtype == torch.bool or labels.is_floating_point():
-            raise ValueError(f"{what} must be {numbers} and labels whole numbers, got {latents.dtype} and {labels.dtype}")
+            raise ValueError(
+                f"{what} must be {numbers} and labels whole numbers, got {latents.dtype} and {labels.dtype}"
+            )
         if layout.discrete and latents.numel() and not (latents.min() >= 0 and latents.max() < layout.codebook_size):
             raise ValueError(
                 f"codes must lie in [0, {layout.codebook_size}), got {latents.min().item()} to {latents.max().item()}"
@@ -124,8 +134,8 @@ class Prior(nn.Module, Pretrained, ABC):
             )
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
-        """Raise ValueError for settings that this prior cannot draw with: those it does not heed, top_k above K, guidance
-        without classes or without a prediction that was learnt without them."""
+        """Raise ValueError for settings that this prior cannot draw with: those it does not heed, top_k above K,
+        guidance without classes or without a prediction that was learnt without them."""
         c = self.config
         for name, field in SamplingConfig.model_fields.items():
             if name not in self.takes and not name.startswith("guidance") and getattr(sampling, name) != field.default:
@@ -138,12 +148,12 @@ class Prior(nn.Module, Pretrained, ABC):
             raise ValueError(f"a prior of kind {c.architecture.name()} has no guidance; leave it at 1")
         if sampling.guidance != 1 and not c.takes_guidance:
             raise ValueError(
-                f"guidance {sampling.guidance:g} leans on a prediction without a class, which this prior never learnt: it was "
-                "trained with label_dropout 0. Give guidance 1, or train one with --label_dropout 0.1 (--start_from takes "
-                "these weights along)"
+                f"guidance {sampling.guidance:g} leans on a prediction without a class, which this prior never learnt: "
+                "it was trained with label_dropout 0. Give guidance 1, or train one with --label_dropout 0.1 "
+                "(--start_from takes these weights along)"
             )
 
-    # ------------------------------------------------------------------------------------------------------- on the disk
+    # ------------------------------------------------------------------------------------------------------ on the disk
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder."""
@@ -151,7 +161,8 @@ class Prior(nn.Module, Pretrained, ABC):
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
-        """Return the prior in a folder that holds one of this class; `smalti.prior.model.load_prior` asks the folder."""
+        """Return the prior in a folder that holds one of this class; `smalti.prior.model.load_prior` asks the
+        folder."""
         return folder.load_model(path, cls, PriorConfig)
 
 
@@ -176,10 +187,11 @@ class Walks(Protocol):
     vocabularies: tuple[int, ...]  # values of each part in which a code is predicted
 
     def walk(self, labels: Tensor, choose: Choose) -> Tensor:
-        """Return codes (B, T), whose parts `choose` says one after another, each from its logits once those before are known.
+        """Return codes (B, T), whose parts `choose` says one after another, each from its logits once those before are
+        known.
 
-        Who codes and who decodes must compute the very same numbers, so both walk here; the parallel forward of training rounds
-        its sums otherwise.
+        Who codes and who decodes must compute the very same numbers, so both walk here; the parallel forward of
+        training rounds its sums otherwise.
         """
 
 

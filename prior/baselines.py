@@ -1,6 +1,7 @@
 """The two priors of the lecture that need no training: uniform, and independent draws from the code frequencies.
 
-Both in nats per code, the scale of the learned prior's NLL beside them. Codes (N, T), the Q codes of a place side by side.
+Both in nats per code, the scale of the learned prior's NLL beside them. Codes (N, T), the Q codes of a place side by
+side.
 """
 
 import math

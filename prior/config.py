@@ -45,8 +45,8 @@ class PriorConfig(Settings):
     codes: str | None = None
     """fingerprint of the codes it is trained on; null where an earlier version trained it"""
     labels_hidden: float | None = Field(None, ge=0, le=1)
-    """share of the training rows without a class: it was hidden by label_dropout, or there was none; null where that was not
-    written down"""
+    """share of the training rows without a class: it was hidden by label_dropout, or there was none; null where that
+    was not written down"""
 
     @model_validator(mode="after")
     def _known(self) -> "PriorConfig":
@@ -64,22 +64,34 @@ class PriorConfig(Settings):
 
     @classmethod
     def over(
-        cls, info: CodesInfo, architecture: ArchitectureConfig, *, conditional: bool, any_order: bool = False,
-        absent_classes: tuple[int, ...] = (), codes: str | None = None, labels_hidden: float | None = None,
-    ) -> "PriorConfig":  # fmt: skip
+        cls,
+        info: CodesInfo,
+        architecture: ArchitectureConfig,
+        *,
+        conditional: bool,
+        any_order: bool = False,
+        absent_classes: tuple[int, ...] = (),
+        codes: str | None = None,
+        labels_hidden: float | None = None,
+    ) -> "PriorConfig":
         """The config of a prior over a codes dataset."""
         return cls(
-            layout=info.layout, tokenizer=info.tokenizer, architecture=architecture,
+            layout=info.layout,
+            tokenizer=info.tokenizer,
+            architecture=architecture,
             class_names=info.class_names if conditional else None,
-            any_order=any_order, absent_classes=absent_classes if conditional else (), codes=codes,
+            any_order=any_order,
+            absent_classes=absent_classes if conditional else (),
+            codes=codes,
             labels_hidden=labels_hidden if conditional and info.class_names else None,
-        )  # fmt: skip
+        )
 
     @property
     def vocabularies(self) -> tuple[int, ...]:
         """Values of each part that a code is embedded and predicted in; their product is K.
 
-        One part up to `LARGEST_VOCABULARY` values, and where a code is one digit; of more, digits side by side are grouped.
+        One part up to `LARGEST_VOCABULARY` values, and where a code is one digit; of more, digits side by side are
+        grouped.
         """
         if self.layout.codebook_size <= LARGEST_VOCABULARY:
             return (self.layout.codebook_size,)
@@ -117,16 +129,17 @@ class TrainConfig(Settings):
     condition: Literal["labels", "nothing"] = "labels"
     """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""
     order: Literal["raster", "any", "annealed"] = "raster"
-    """in which order codes are predicted. raster: row after row; any: every image's places in a new random order each time, so
-    that any part of an image can be completed from any other; annealed: from any to raster, as in RAR (Yu et al. 2024)"""
+    """in which order codes are predicted. raster: row after row; any: every image's places in a new random order each
+    time, so that any part of an image can be completed from any other; annealed: from any to raster, as in RAR (Yu et
+    al. 2024)"""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """share of training rows whose class is hidden, so that guidance has an unconditional prediction to lean on"""
     start_from: str | None = None
-    """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a repository owner/name of
-    the Hub; settings of model that are not given are then those there"""
+    """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a repository
+    owner/name of the Hub; settings of model that are not given are then those there"""
     change_settings: bool = False
-    """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they were
-    in history.jsonl"""
+    """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they
+    were in history.jsonl"""
     steps: int = Field(1000, ge=1)
     """optimizer steps"""
     batch_size: int = Field(128, ge=1, le=2**24)
@@ -149,7 +162,8 @@ class TrainConfig(Settings):
     precision: Precision = "auto"
     """auto is bf16 where the hardware computes it; weights, logits and loss are fp32 always"""
     recompute: bool = False
-    """compute the blocks' activations again in the backward pass instead of keeping them: less memory, a third more time"""
+    """compute the blocks' activations again in the backward pass instead of keeping them: less memory, a third more
+    time"""
     compile: bool = False
     """torch.compile the training forward: a minute at the start, faster steps on a GPU"""
     seed: int = Field(0, ge=0, le=2**62)
@@ -163,7 +177,8 @@ class TrainConfig(Settings):
     keep_states: int = Field(2, ge=1)
     """the last states that are kept; one that is found damaged is replaced by the one before"""
     track: tuple[Tracker, ...] = ()
-    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
+    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb,
+    trackio"""
     track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""
 

@@ -58,6 +58,7 @@ def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:
 
 
 def plain_views(split: CodesSplit, info: CodesInfo) -> CodesSplit:
-    """The first row of each image: the others are its mirror and crops, and a held-out figure is of images as they are."""
+    """The first row of each image: the others are its mirror and crops, and a held-out figure is of images as they
+    are."""
     labels = None if split.labels is None else split.labels[:: info.views]
     return CodesSplit(split.codes[:: info.views], labels, split.rows[:: info.views])

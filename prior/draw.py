@@ -30,12 +30,13 @@ class SamplingConfig(Settings):
     guidance: float = Field(1.0, ge=0, le=1e4)
     """classifier-free guidance (Ho and Salimans 2022): 1 is none, above 1 leans towards the class"""
     guidance_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
-    """how guidance goes from 1 at the first code to its value at the last: at once, linearly, or late and steeply (RAR)"""
+    """how guidance goes from 1 at the first code to its value at the last: at once, linearly, or late and steeply
+    (RAR)"""
     guidance_power: float = Field(2.75, gt=0)
     """of power-cosine: the greater, the later guidance sets in"""
     precision: Precision = "auto"
-    """of the weights: auto is bf16 where the hardware computes it, else fp32; int8 is smallest and coarsest, for single images
-    on a CPU"""
+    """of the weights: auto is bf16 where the hardware computes it, else fp32; int8 is smallest and coarsest, for single
+    images on a CPU"""
 
 
 def guidance_scales(config: SamplingConfig, length: int) -> Tensor:
@@ -50,12 +51,14 @@ def guidance_scales(config: SamplingConfig, length: int) -> Tensor:
 
 
 def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
-    """(B, *shape) in (0, 1]: all the randomness of each image, from its own seed; a number for each part of each code."""
+    """(B, *shape) in (0, 1]: all the randomness of each image, from its own seed; a number for each part of each
+    code."""
     return torch.stack([1 - uniforms(seed, *shape) for seed in seeds])
 
 
 def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
-    """Invert the categorical's cumulative distribution at u: logits (B, K), u (B,) in (0, 1] -> (B,); K for a row with NaN."""
+    """Invert the categorical's cumulative distribution at u: logits (B, K), u (B,) in (0, 1] -> (B,); K for a row with
+    NaN."""
     if config.temperature != 1:
         logits = logits / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[1]:
@@ -67,7 +70,9 @@ def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
     if config.top_p is not None and config.top_p < 1:
         ordered = probabilities.sort(descending=True).values
         before = ordered.cumsum(1) - ordered  # the mass of likelier codes
-        least = ordered.masked_fill(before >= config.top_p * ordered.sum(1, keepdim=True), torch.inf).amin(1, keepdim=True)
+        least = ordered.masked_fill(before >= config.top_p * ordered.sum(1, keepdim=True), torch.inf).amin(
+            1, keepdim=True
+        )
         probabilities = probabilities.masked_fill(probabilities < least, 0)
     cumulative = probabilities.cumsum(dim=-1)
     return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:]).squeeze(1)  # u > 0: never a code of mass 0

@@ -2,14 +2,14 @@
 
     accelerate launch -q prior/evaluate.py runs/digits
 
-Reads RUN/prior/model and RUN/codes (or --codes). Writes RUN/evaluation/prior-SPLIT.json. Each process takes its share of the
-rows; interrupted, the same command goes on. The figures:
+Reads RUN/prior/model and RUN/codes (or --codes). Writes RUN/evaluation/prior-SPLIT.json. Each process takes its share
+of the rows; interrupted, the same command goes on. The figures:
 
     nll, nll_error        nats per code: the mean over images, and its standard error
     bits_per_image        the rate: what an ideal coder needs for all codes of an image
     independent_nll       the same of codes drawn one by one by their frequency in train; saved is the share under it
     uniform_nll           ln K
-    train_nll, gap        of as many training images, and by how much held-out images cost more: memorising is a large gap
+    train_nll, gap        of as many training images, and what held-out images cost more: memorising is a large gap
     by_class, by_place    mean nats per code of each class, and of each place of the grid, or of each of several grids
 """
 
@@ -79,7 +79,8 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     prior = load_prior(run / "prior/model").to(accelerator.device)
     if not isinstance(prior, Scores):
         raise UserError(
-            f"a prior of kind {prior.config.architecture.name()} does not say how likely latents are: nothing to measure"
+            f"a prior of kind {prior.config.architecture.name()} does not say how likely latents are: nothing to "
+            "measure"
         )
     if prior.config.tokenizer.sha256 != data.info.tokenizer.sha256:
         raise UserError(
@@ -91,9 +92,11 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     seen = evenly(plain_views(data.splits["train"], data.info), len(held_out.rows))
     plan = {
         "code": code(),
-        "prior": sha256(run / "prior/model/model.safetensors"), "codes": codes.fingerprint(data), "precision": c.precision,
+        "prior": sha256(run / "prior/model/model.safetensors"),
+        "codes": codes.fingerprint(data),
+        "precision": c.precision,
         "batch_size": c.batch_size,
-    }  # fmt: skip
+    }
     nats = {
         split_name: measure(prior, split, run, split_name, plan, c.batch_size, accelerator)
         for split_name, split in ((name, held_out), ("train", seen))
@@ -116,8 +119,14 @@ def evenly(split: CodesSplit, number: int) -> CodesSplit:
 
 
 def measure(
-    prior: Prior, split: CodesSplit, run: Path, name: str, plan: dict[str, Any], batch_size: int, accelerator: Accelerator
-) -> Tensor:  # fmt: skip
+    prior: Prior,
+    split: CodesSplit,
+    run: Path,
+    name: str,
+    plan: dict[str, Any],
+    batch_size: int,
+    accelerator: Accelerator,
+) -> Tensor:
     """−log p of every code of every image, (N, T) on its place, float32."""
     rows = CodesRows(split, prior.config)
 
@@ -144,7 +153,9 @@ def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, pr
     }
     if c.layout.discrete:
         marginal = Marginal(plain_views(data.splits["train"], c).codes, c.layout.codebook_size, c.layout.depth)
-        independent = marginal.nll(torch.from_numpy(np.asarray(held_out.codes).astype("int64"))).mean().item() / c.layout.length
+        independent = (
+            marginal.nll(torch.from_numpy(np.asarray(held_out.codes).astype("int64"))).mean().item() / c.layout.length
+        )
         figures |= {
             "bits_per_code": nll / math.log(2),
             "bits_per_image": nll * c.layout.length / math.log(2),

@@ -1,12 +1,12 @@
 """From a prior's features to a distribution over the next code.
 
-Shapes: x (B, T, C); logits (B, T, V) with V the sum of the sizes V_1, ..., V_G of the parts a code is predicted in; digits
-(B, T, G), part g in [0, V_g). Place t is at depth t mod Q, and each depth has a matrix of its own.
+Shapes: x (B, T, C); logits (B, T, V) with V the sum of the sizes V_1, ..., V_G of the parts a code is predicted in;
+digits (B, T, G), part g in [0, V_g). Place t is at depth t mod Q, and each depth has a matrix of its own.
 
-Mostly G is 1 and V is K. Where K is large and a code a number of several digits, p(code) = Π_g p(part g | parts before):
-part g is read from the stream after a small residual network has seen the parts before it. So 2^18 codes cost 1,280 rows of
-logits and not 262,144, and no step of the Transformer more. (Luo et al. 2024, Open-MAGVIT2, https://arxiv.org/abs/2409.04410,
-sec. 3.2, factorise for the same reason.)
+Mostly G is 1 and V is K. Where K is large and a code a number of several digits, p(code) = Π_g p(part g | parts
+before): part g is read from the stream after a small residual network has seen the parts before it. So 2^18 codes cost
+1,280 rows of logits and not 262,144, and no step of the Transformer more. (Luo et al. 2024, Open-MAGVIT2,
+https://arxiv.org/abs/2409.04410, sec. 3.2, factorise for the same reason.)
 """
 
 from collections.abc import Sequence

@@ -14,22 +14,24 @@ EPSILON = 1e-6  # of the norms
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * weight, in the type of x: under autocast a weight of another type would miss the fused kernel. In training
-    on a CPU in the type that autocast multiplies in."""
+    """x / rms(x) * weight, in the type of x: under autocast a weight of another type would miss the fused kernel. In
+    training on a CPU in the type that autocast multiplies in."""
 
     def __init__(self, dim: int):
         super().__init__(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and torch.is_grad_enabled():  # torch has no kernel of its own there
-            read = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype  # by the matrix behind
+            read = (
+                torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+            )  # by the matrix behind
             return _NormOnCPU.apply(x, self.weight.to(read))
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class _NormOnCPU(torch.autograd.Function):
-    """The same in half the passes over memory, and in the type of the weight; a fifth of a training step. With u = x / rms(x)
-    and a gradient g of u * weight, the gradient of x is (g * weight − u mean(g * weight * u)) / rms(x)."""
+    """The same in half the passes over memory, and in the type of the weight; a fifth of a training step. With u = x /
+    rms(x) and a gradient g of u * weight, the gradient of x is (g * weight − u mean(g * weight * u)) / rms(x)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -20,18 +20,28 @@ def build_prior(config: PriorConfig) -> Prior:
 
 
 def load_prior(
-    path: str | Path, *, subfolder: str = "", revision: str | None = None, token: str | bool | None = None,
-    cache_dir: str | Path | None = None, local_files_only: bool = False,
-) -> Prior:  # fmt: skip
+    path: str | Path,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Prior:
     """Return the prior in a folder, or in a Hub repository `owner/name`: which kind it is stands in its `config.json`.
 
     Raises:
         UserError: no such folder, no prior in it, or weights that do not fit the config.
     """
     found = locate(
-        path, folder.MODEL_FILES, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
+        path,
+        folder.MODEL_FILES,
+        subfolder=subfolder,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
         local_files_only=local_files_only,
-    )  # fmt: skip
+    )
     written = folder.read_json(folder.inside(found, "config.json"))
     folder.check_format(written, Prior.kind, found / "config.json")
     config = build(PriorConfig, folder.settings_in(written, found / "config.json"), str(found / "config.json"))

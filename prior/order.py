@@ -1,7 +1,8 @@
 """In which order the codes of an image are predicted.
 
-P = h·w places of the grid, each of Q codes; T = P·Q. An order is places (B, P) int64, a permutation of 0, ..., P − 1 for each
-image; `code_order` says the same of the codes, (B, T): the Q codes of a place stay side by side, depth by depth.
+P = h·w places of the grid, each of Q codes; T = P·Q. An order is places (B, P) int64, a permutation of 0, ..., P − 1
+for each image; `code_order` says the same of the codes, (B, T): the Q codes of a place stay side by side, depth by
+depth.
 
 Raster order is the prior's own. Any order, with positions that tell what is predicted next: Yu et al. 2024, Randomized
 autoregressive visual generation, https://arxiv.org/abs/2411.00776.
@@ -18,7 +19,9 @@ def raster(images: int, places: int, device: torch.device) -> Tensor:
     return torch.arange(places, device=device).expand(images, places)
 
 
-def shuffled(images: int, places: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
+def shuffled(
+    images: int, places: int, generator: torch.Generator | None = None, device: torch.device | None = None
+) -> Tensor:
     """(B, P): every image's places in an order of their own, all orders equally likely."""
     return torch.rand(images, places, generator=generator, device=device).argsort(dim=1)
 
@@ -34,7 +37,8 @@ def code_order(order: Tensor, code_depth: int) -> Tensor:
 
 
 def draw_order(rows: int, layout: Layout, shuffled_share: float, device: torch.device) -> Tensor | None:
-    """(b, T): a random order for a share of the rows, raster order for the others; nothing where all are in raster order."""
+    """(b, T): a random order for a share of the rows, raster order for the others; nothing where all are in raster
+    order."""
     if shuffled_share == 0:
         return None
     places, chosen = raster(rows, layout.places, device), torch.rand(rows, 1, device=device) < shuffled_share

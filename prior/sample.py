@@ -2,8 +2,8 @@
 
 B images of T codes from a codebook of K:  labels (B,), seeds (B,) -> codes (B, T), int64 in [0, K).
 
-All the randomness of an image is T uniform numbers from its own seed (times the parts a code is drawn in), and a batch has a
-fixed, padded size, so that an image is the same wherever in the batch it stands and whichever process draws it.
+All the randomness of an image is T uniform numbers from its own seed (times the parts a code is drawn in), and a batch
+has a fixed, padded size, so that an image is the same wherever in the batch it stands and whichever process draws it.
 """
 
 import gc
@@ -28,8 +28,8 @@ class Drawing(Protocol):
     """The state of one batch that is being drawn, with weights as they were when it was made."""
 
     def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
-        """Return codes (b, T) of up to a batch of images whose order begins with `lead` known places: labels (b,), codes
-        (b, T), order (b, P) and given (b, P) in the order."""
+        """Return codes (b, T) of up to a batch of images whose order begins with `lead` known places: labels (b,),
+        codes (b, T), order (b, P) and given (b, P) in the order."""
 
 
 class DrawsInSteps(Protocol):
@@ -50,12 +50,14 @@ class DrawsInSteps(Protocol):
 
 
 class BatchSampler:
-    """Draws from one prior with one setting, in batches of one size. The weights are taken as they are when it is made."""
+    """Draws from one prior with one setting, in batches of one size. The weights are taken as they are when it is
+    made."""
 
     def __init__(self, prior: DrawsInSteps, config: SamplingConfig, batch_size: int | None = None):
         """
         Args:
-            batch_size: images a batch, of which the last is padded; as many as memory holds, up to `BATCH`, when not given.
+            batch_size: images a batch, of which the last is padded; as many as memory holds, up to `BATCH`, when not
+                given.
         Raises:
             ValueError: int8 on another device than a CPU.
         """
@@ -67,17 +69,21 @@ class BatchSampler:
         self._batch: Drawing | None = None
 
     def __call__(
-        self, labels: Tensor, seeds: Sequence[int], latents: Tensor | None = None, known: Tensor | None = None,
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        latents: Tensor | None = None,
+        known: Tensor | None = None,
         progress: Callable[[int], object] = lambda images: None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """One sequence an image; where codes are known, they are kept and the others drawn around them.
 
         Args:
             labels: (B,) in [0, num_classes]; num_classes stands for no class.
             seeds: B of them; the same weights, label, seed and known codes give the same codes.
             latents: codes (B, T), read at the known places.
-            known: (B, P) bool, places whose codes are kept. A prior trained in every order draws the others given all known
-                ones, one trained in raster order given those that stand before them.
+            known: (B, P) bool, places whose codes are kept. A prior trained in every order draws the others given all
+                known ones, one trained in raster order given those that stand before them.
             progress: called with the number of images of each batch that is done.
         Returns:
             (B, T) int64.
@@ -90,9 +96,13 @@ class BatchSampler:
             return self._around(labels, seeds, latents, known, progress)
 
     def _around(
-        self, labels: Tensor, seeds: Sequence[int], codes: Tensor | None, known: Tensor | None,
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        codes: Tensor | None,
+        known: Tensor | None,
         progress: Callable[[int], object],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         c = self.prior.config
         if (codes is None) != (known is None):
             raise ValueError("latents and known are given together or not at all")
@@ -135,7 +145,8 @@ class BatchSampler:
 
 
 def fitting_batch(prior: DrawsInSteps, config: SamplingConfig, precision: Precision) -> int:
-    """Images a batch: `BATCH` of the device, halved until what drawing takes fits into half of the memory that is free."""
+    """Images a batch: `BATCH` of the device, halved until what drawing takes fits into half of the memory that is
+    free."""
     cuda = prior.device.type == "cuda"
     free = torch.cuda.mem_get_info(prior.device)[0] if cuda else psutil.virtual_memory().available
     batch = BATCH.get(prior.device.type, BATCH["cpu"])

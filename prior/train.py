@@ -10,11 +10,12 @@ Reads RUN/codes (or --codes) and writes into RUN/prior:
     history.jsonl    what the run began from, and with which settings it went on, if there is something to say
     state/           what resuming needs
     model/           what everyone else needs: the averaged weights that were best on the validation split
-    tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and where on the grid the NLL is; no
+    tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and where on the grid the
+                            NLL is; no
                      drawn pictures, which take the tokenizer, and this stage does not know it
-Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a finished
-training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from FOLDER begins from
-given weights.
+Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a
+finished training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from
+FOLDER begins from given weights.
 """
 
 import sys
@@ -62,15 +63,31 @@ from smalti.prior.model import build_prior, load_prior
 # Which codes they are is checked by their fingerprint; recompute and compile change speed and memory alone.
 LEEWAY = Leeway(
     free={
-        "run", "codes", "log_every", "save_every", "keep_states", "track", "track_project", "change_settings", "recompute",
+        "run",
+        "codes",
+        "log_every",
+        "save_every",
+        "keep_states",
+        "track",
+        "track_project",
+        "change_settings",
+        "recompute",
         "compile",
     },
     length="steps",
     tunable={
-        "lr", "matrix_lr", "warmup", "weight_decay", "clip", "ema_decay", "batch_size", "accumulate", "precision",
+        "lr",
+        "matrix_lr",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "ema_decay",
+        "batch_size",
+        "accumulate",
+        "precision",
         "evaluate_every",
     },
-)  # fmt: skip
+)
 EVALUATION_BATCH = 256
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
 
@@ -100,8 +117,9 @@ def read_codes(c: TrainConfig) -> codes.Codes:
     weights = Path(c.run) / "tokenizer/model/model.safetensors"
     if weights.exists() and folder.sha256(weights) != data.info.tokenizer.sha256:
         raise UserError(
-            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, {weights.parent} "
-            f"(sha256 {folder.sha256(weights)[:12]}): remove their folder and encode again, or give another --run"
+            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
+            f"{weights.parent} (sha256 {folder.sha256(weights)[:12]}): remove their folder and encode again, or give "
+            "another --run"
         )
     return data
 
@@ -118,18 +136,27 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     run = Path(c.run) / "prior"
     c, origin = begun_from(c, run, [Prior.kind], load_prior, lambda model: model.config.architecture)
     share = Share(
-        batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
-    )  # fmt: skip
+        batch_size=c.batch_size,
+        accumulate=c.accumulate,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
     data = read_codes(c)
     reopened = check_run(run, c, LEEWAY)
     if c.batch_size > len(data.splits["train"].rows):
-        raise UserError(f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it")
+        raise UserError(
+            f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it"
+        )
     fingerprint = codes.fingerprint(data)
     model_config = PriorConfig.over(
-        data.info, c.model, conditional=c.condition == "labels", any_order=c.order == "any",
-        absent_classes=absent_classes(data), codes=fingerprint,
+        data.info,
+        c.model,
+        conditional=c.condition == "labels",
+        any_order=c.order == "any",
+        absent_classes=absent_classes(data),
+        codes=fingerprint,
         labels_hidden=share_hidden(data.splits["train"], c.label_dropout),
-    )  # fmt: skip
+    )
     for told in untrained(model_config.absent_classes, model_config.class_names or ()):
         accelerator.print(told, file=sys.stderr)
     rows = CodesRows(data.splits["train"], model_config)
@@ -194,15 +221,24 @@ def share_of_peak(c: TrainConfig, step: int) -> float:
 
 def schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return what a step takes from the settings by the number of steps."""
-    height, peaks = share_of_peak(c, step), {"lr": c.lr} if c.matrix_lr is None else {"lr": c.lr, "matrix_lr": c.matrix_lr}
+    height, peaks = (
+        share_of_peak(c, step),
+        {"lr": c.lr} if c.matrix_lr is None else {"lr": c.lr, "matrix_lr": c.matrix_lr},
+    )
     rates = {name: height * peak for name, peak in peaks.items()}
-    return rates | ({"share of rows in random order": share_shuffled(c.order, step / c.steps)} if c.order == "annealed" else {})
+    return rates | (
+        {"share of rows in random order": share_shuffled(c.order, step / c.steps)} if c.order == "annealed" else {}
+    )
 
 
 def start(
-    c: TrainConfig, model_config: PriorConfig, fingerprint: str, origin: Origin[Prior] | None, run: Path,
+    c: TrainConfig,
+    model_config: PriorConfig,
+    fingerprint: str,
+    origin: Origin[Prior] | None,
+    run: Path,
     accelerator: Accelerator,
-) -> tuple[Trained, int, Best]:  # fmt: skip
+) -> tuple[Trained, int, Best]:
     """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = build_prior(model_config).to(accelerator.device)
@@ -227,7 +263,11 @@ def start(
         trained.means.load_state_dict(saved.tensors["means"])
         trained = trained._replace(skipped=SkippedSteps(**saved.info["skipped"]))
         weights = saved.tensors["best"]
-        best = Best(int(saved.info["best"]["step"]), float(saved.info["best"]["nll"])) if weights else Best(0, float("inf"))
+        best = (
+            Best(int(saved.info["best"]["step"]), float(saved.info["best"]["nll"]))
+            if weights
+            else Best(0, float("inf"))
+        )
         if weights and accelerator.is_main_process:  # the same, unless they were damaged, lost, or of a later step
             save_weights(model_config, weights, run / "model")
     accelerator.print(f"going on from step {saved.step} of {c.steps}")
@@ -264,7 +304,8 @@ def save(trained: Trained, step: int, best: Best, run: Path, keep: int, accelera
 
 
 def keep(prior: Prior, path: Path, accelerator: Accelerator) -> None:
-    """Write the model folder of a prior, which may be in parts on the processes: all must take part, the main one writes."""
+    """Write the model folder of a prior, which may be in parts on the processes: all must take part, the main one
+    writes."""
     weights = sharding.whole(prior.state_dict(), accelerator)
     if accelerator.is_main_process:
         save_weights(prior.config, weights, path)
@@ -305,7 +346,9 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluat
     bar = passing_bar(len(rows), "evaluate on held-out codes", unit="row")
     for few in torch.arange(len(rows)).split(EVALUATION_BATCH * accelerator.num_processes):
         mine = few[accelerator.process_index :: accelerator.num_processes]
-        some = mine if len(mine) else few[:1]  # sharded weights are gathered for all processes or none: none may stay away
+        some = (
+            mine if len(mine) else few[:1]
+        )  # sharded weights are gathered for all processes or none: none may stay away
         batch = to_device(rows[some, some], accelerator)
         prior.check(batch.codes, batch.labels)
         with accelerator.autocast():
@@ -319,9 +362,11 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluat
 
 
 def picture_of(evaluation: Evaluation, layout: Layout) -> PIL.Image.Image:
-    """Return where the NLL is: black where a place is certain, white where a code costs as much as any other, or where vectors
-    cost most."""
-    most = uniform_nll(layout.codebook_size) if layout.discrete else max(grid.max().item() for grid in evaluation.by_place)
+    """Return where the NLL is: black where a place is certain, white where a code costs as much as any other, or where
+    vectors cost most."""
+    most = (
+        uniform_nll(layout.codebook_size) if layout.discrete else max(grid.max().item() for grid in evaluation.by_place)
+    )
     shares = [grid.reshape(-1, grid.shape[-1]).div(most or 1.0).clamp(0, 1) for grid in evaluation.by_place]
     pixels = [(255 * share).round().to(torch.uint8)[None, None] for share in shares]
     side = max(max(each.shape[2:]) for each in pixels)
@@ -355,10 +400,14 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
         taken = [line for line in lines if "validation_nll" in line]
         if taken and taken[-1]["step"] > best.step:
             accelerator.print(
-                f"the weights of step {best.step} are kept, the best on validation: {best.nll:.3f}, and after the last step "
-                f"{taken[-1]['validation_nll']:.3f}"
+                f"the weights of step {best.step} are kept, the best on validation: {best.nll:.3f}, and after the last "
+                f"step {taken[-1]['validation_nll']:.3f}"
             )
-        flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]} if layout.discrete else {}
+        flat = (
+            {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
+            if layout.discrete
+            else {}
+        )
         save_curves(lines, {f"loss, {unit(kept)}": ["nll", "validation_nll"]}, run / "curves.png", flat)
     accelerator.wait_for_everyone()
 

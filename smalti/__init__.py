@@ -1,7 +1,7 @@
 """Smalti: images into tiles, tiles into images.
 
-The rooms of the package are the folders that stand on top of a checkout. There this file takes in what stands beside it; in an
-installed wheel they lie inside. The public face is imported when it is asked for, since torch takes seconds.
+The rooms of the package are the folders that stand on top of a checkout. There this file takes in what stands beside
+it; in an installed wheel they lie inside. The public face is imported when it is asked for, since torch takes seconds.
 """
 
 from pathlib import Path
@@ -20,7 +20,9 @@ _FACE = {
     "load_tokenizer": "smalti.tokenizer.model",
 }
 _checkout = Path(__file__).resolve().parents[1]
-if (_checkout / "pyproject.toml").is_file() and (_checkout / "tokenizer/train.py").is_file():  # never all of site-packages
+if (_checkout / "pyproject.toml").is_file() and (
+    _checkout / "tokenizer/train.py"
+).is_file():  # never all of site-packages
     __path__.append(str(_checkout))
 
 

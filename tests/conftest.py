@@ -38,10 +38,11 @@ def prior() -> Prior:
     """Two blocks over 3 x 3 codes of 16, three classes; its head drawn at random, so that logits differ."""
     torch.manual_seed(0)
     config = PriorConfig(
-        layout=Layout.of(3, 3, factors=(16,)), class_names=("a", "b", "c"),
+        layout=Layout.of(3, 3, factors=(16,)),
+        class_names=("a", "b", "c"),
         tokenizer=TokenizerIdentity(name="test", sha256="0" * 64),
         architecture=TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
-    )  # fmt: skip
+    )
     model = TransformerPrior(config).eval()
     torch.nn.init.normal_(model.head.weight)
     return model
@@ -56,18 +57,34 @@ def tokenizer_training(run: Path, **settings) -> TokenizerTraining:
     """Six steps on the digits, of a tokenizer with 4 x 4 codes of 16."""
     model = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))
     defaults = {
-        "run": str(run), "model": model, "images": ImagesConfig(shift=1), "encode": EncodeConfig(views=2, shard_size=500),
-        "steps": 6, "batch_size": 16, "warmup": 2, "evaluate_every": 3, "save_every": 3, "log_every": 2, "precision": "fp32",
-    }  # fmt: skip
+        "run": str(run),
+        "model": model,
+        "images": ImagesConfig(shift=1),
+        "encode": EncodeConfig(views=2, shard_size=500),
+        "steps": 6,
+        "batch_size": 16,
+        "warmup": 2,
+        "evaluate_every": 3,
+        "save_every": 3,
+        "log_every": 2,
+        "precision": "fp32",
+    }
     return TokenizerTraining(**{**defaults, **settings})
 
 
 def prior_training(run: Path, **settings) -> PriorTraining:
     """Six steps of one block over the codes of `tokenizer_training`."""
     defaults = {
-        "run": str(run), "model": TransformerConfig(depth=1, dim=16, heads=2), "steps": 6, "batch_size": 16, "warmup": 2,
-        "evaluate_every": 3, "save_every": 3, "log_every": 2, "precision": "fp32",
-    }  # fmt: skip
+        "run": str(run),
+        "model": TransformerConfig(depth=1, dim=16, heads=2),
+        "steps": 6,
+        "batch_size": 16,
+        "warmup": 2,
+        "evaluate_every": 3,
+        "save_every": 3,
+        "log_every": 2,
+        "precision": "fp32",
+    }
     return PriorTraining(**{**defaults, **settings})
 
 

@@ -1,8 +1,10 @@
-"""What tests/test_hub.py keeps of each format of our files: tiny folders of every kind, and what was seen as they were written.
+"""What tests/test_hub.py keeps of each format of our files: tiny folders of every kind, and what was seen as they were
+written.
 
     python tests/format_folder.py tests/data/format_2
 
-Weights are random, since what a format keeps is names and shapes. A folder that is committed is never written again: where
+Weights are random, since what a format keeps is names and shapes. A folder that is committed is never written again:
+where
 `common.folder.FORMAT` grows, this script writes the next one beside it.
 """
 
@@ -61,9 +63,13 @@ def make(folder: Path) -> None:
         identity = TokenizerIdentity(name="tiny/tokenizer", sha256=sha256(Path(aside) / "tokenizer/model.safetensors"))
     c = tokenizer.config
     info = CodesInfo(
-        layout=c.layout, views=1, class_names=("a", "b", "c"), tokenizer=identity,
-        source={"source": "none", "fingerprint": "0"}, shard_size=8,
-    )  # fmt: skip
+        layout=c.layout,
+        views=1,
+        class_names=("a", "b", "c"),
+        tokenizer=identity,
+        source={"source": "none", "fingerprint": "0"},
+        shard_size=8,
+    )
     prior = TransformerPrior(
         PriorConfig.over(info, TransformerConfig(depth=1, dim=8, heads=2, dropout=0.0), conditional=True)
     ).eval()

@@ -1,7 +1,7 @@
 """A small Hub: the HTTP that huggingface_hub speaks to make a repository, to commit to it, and to download from it.
 
-It keeps repositories in memory, takes every file inside the commit (as the real one takes small ones), and lets those write who
-have the token. What it cannot be asked it answers with 404 and an `X-Error-Code`, as the real one does.
+It keeps repositories in memory, takes every file inside the commit (as the real one takes small ones), and lets those
+write who have the token. What it cannot be asked it answers with 404 and an `X-Error-Code`, as the real one does.
 """
 
 import base64
@@ -92,7 +92,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer([entry for entry in entries_of(files or {}) if entry["path"] in paths])
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             known = "Authorization" in self.headers
-            return self.refuse(403 if known else 401, message="no write token" if known else "Invalid username or password.")
+            return self.refuse(
+                403 if known else 401, message="no write token" if known else "Invalid username or password."
+            )
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('type', 'model')}s/{asked['organization']}/{asked['name']}"
@@ -107,7 +109,9 @@ class Handler(BaseHTTPRequestHandler):
         name, what, revision = found.groups()
         branches = self.server.repositories[name]
         if what == "preupload":
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
             return self.answer({"files": files})
         if what == "branch":
             branches.setdefault(revision, [branches["main"][-1]])
@@ -125,10 +129,13 @@ class Handler(BaseHTTPRequestHandler):
                 del files[line["value"]["path"]]
         branches.setdefault("refs/pr/1" if proposed else revision, []).append(files)
         page = f"{self.server.url}/{name.removeprefix('models/')}"
-        self.answer({
-            "commitUrl": f"{page}/commit/{commit_id(files)}", "commitOid": commit_id(files),
-            "pullRequestUrl": f"{page}/discussions/1" if proposed else None,
-        })  # fmt: skip
+        self.answer(
+            {
+                "commitUrl": f"{page}/commit/{commit_id(files)}",
+                "commitOid": commit_id(files),
+                "pullRequestUrl": f"{page}/discussions/1" if proposed else None,
+            }
+        )
 
     def revision(self, name: str, revision: str) -> dict[str, bytes] | None:
         commits = {commit_id(files): files for all_ in self.server.repositories[name].values() for files in all_}
@@ -160,6 +167,8 @@ class Handler(BaseHTTPRequestHandler):
         if api[2] == "tree":
             return self.answer(entries_of(files, f"{api[4]}/" if api[4] else ""))
         siblings = [{"rfilename": path} for path in files]
-        return self.answer({"id": name.partition("/")[2], "sha": commit_id(files), "siblings": siblings, "private": False})
+        return self.answer(
+            {"id": name.partition("/")[2], "sha": commit_id(files), "siblings": siblings, "private": False}
+        )
 
     do_HEAD = do_GET

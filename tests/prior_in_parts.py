@@ -1,7 +1,7 @@
 """Run on two processes by `test_fsdp.py`: train a prior under FSDP2 for each config file given, on CPUs.
 
-Accelerate shards on accelerators alone and on CPUs passes its configuration over in silence. Here it is handed what it reads
-from its config file on GPUs; the sharding itself, torch's, works on CPUs too.
+Accelerate shards on accelerators alone and on CPUs passes its configuration over in silence. Here it is handed what it
+reads from its config file on GPUs; the sharding itself, torch's, works on CPUs too.
 """
 
 import sys

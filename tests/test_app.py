@@ -1,4 +1,5 @@
-"""The page to play with: what a visitor does at it, first without a browser, then in a real one, whose pixels are looked at."""
+"""The page to play with: what a visitor does at it, first without a browser, then in a real one, whose pixels are
+looked at."""
 
 import base64
 import io
@@ -46,7 +47,9 @@ PLACES, LOWER = 16, list(range(8, 16))
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory):
     """A run whose drawn images differ, and one of whose classes has a hostile name."""
-    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("app") / "digits", ignore=shutil.ignore_patterns("state"))
+    run = shutil.copytree(
+        finished_run, tmp_path_factory.mktemp("app") / "digits", ignore=shutil.ignore_patterns("state")
+    )
     path = run / "prior/model"
     prior = load_prior(path)
     torch.manual_seed(0)
@@ -73,9 +76,11 @@ def of_random_weights(class_names, quantizer) -> ImagePipeline:
     tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer)).eval()
     identity, c = TokenizerIdentity(name="test", sha256="0" * 64), tokenizer.config
     prior = PriorConfig(
-        layout=c.layout, class_names=class_names,
-        tokenizer=identity, architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
-    )  # fmt: skip
+        layout=c.layout,
+        class_names=class_names,
+        tokenizer=identity,
+        architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
+    )
     return ImagePipeline(tokenizer, TransformerPrior(prior).eval(), SamplingConfig(), identity)
 
 
@@ -91,7 +96,7 @@ def pixels(images) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images])
 
 
-# ------------------------------------------------------------------------------------------------------ without a browser
+# ---------------------------------------------------------------------------------------------------- without a browser
 
 
 def test_what_is_drawn_at_the_desk_is_what_the_pipeline_draws(desk, pipeline):
@@ -108,7 +113,8 @@ def test_controls_that_nobody_touched_draw_with_the_pipelines_own_settings():
 
 
 def test_the_first_places_of_finished_codes_are_all_the_sampler_knew_when_it_drew_the_next(pipeline):
-    """So that showing them one after the other shows how the image was drawn, whatever the order the prior was trained in."""
+    """So that showing them one after the other shows how the image was drawn, whatever the order the prior was trained
+    in."""
     labels, seeds, places = torch.tensor([3, 7]), [5, 6], 6
     sampler = pipeline.sampler(precision="fp32")
     codes = sampler(labels, seeds)
@@ -121,9 +127,7 @@ def test_the_first_places_of_finished_codes_are_all_the_sampler_knew_when_it_dre
 def test_an_image_grows_place_by_place_and_ends_as_it_is(desk):
     drawn = desk.draw([1], 2, 0, {})
     frames = [pixels(images) for images in desk.grow(drawn)]
-    grey = [
-        (frame.reshape(2, 4, 2, 4, 2) == growth.UNDRAWN).all((2, 4)).sum(axis=(1, 2)) for frame in frames[:-1]
-    ]  # fmt: skip
+    grey = [(frame.reshape(2, 4, 2, 4, 2) == growth.UNDRAWN).all((2, 4)).sum(axis=(1, 2)) for frame in frames[:-1]]
     assert [counts.tolist() for counts in grey] == [[PLACES - n] * 2 for n in range(PLACES)]
     assert np.array_equal(frames[-1], pixels(drawn.images))
 
@@ -150,7 +154,9 @@ def test_a_completion_at_the_desk_is_the_pipelines(desk, pipeline):
     made, told = desk.complete(held, LOWER, 3, 2, 5, {})
     kept = np.arange(8)[:, None].repeat(8, 1) < 4
     expected = pipeline.complete(to_pil(held.image) * 2, kept, labels=[3, 3], seed=5)
-    assert [np.asarray(image).tolist() for image in images_of(made)[1:]] == [np.asarray(i).tolist() for i in expected.images]
+    assert [np.asarray(image).tolist() for image in images_of(made)[1:]] == [
+        np.asarray(i).tolist() for i in expected.images
+    ]
     assert told == []
 
 
@@ -250,41 +256,72 @@ def test_a_large_picture_made_smaller_first_looks_as_it_does_whole(mode, size):
     """Within what averaging twice rounds: a stripe of half the width stays where it is."""
     picture = PIL.Image.new("L", size)
     picture.paste(255, (0, 0, size[0] // 2, size[1]))
-    picture = PIL.Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    picture = (
+        PIL.Image.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    )
     made, whole = (from_pil([each], (8, 8), 1).int() for each in (smaller(picture, (8, 8)), picture))
     assert (made - whole).abs().max() <= 2
 
 
-@pytest.mark.parametrize("name, content", [
-    ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"),  # would start Ghostscript
-    ("a.pdf", b"%PDF-1.4\n"), ("a.svg", b"<svg/>"), ("a.jpg", b"\0\0\1\0\1\0"),  # an icon, whose head is not its picture's
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"),  # would start Ghostscript
+        ("a.pdf", b"%PDF-1.4\n"),
+        ("a.svg", b"<svg/>"),
+        ("a.jpg", b"\0\0\1\0\1\0"),  # an icon, whose head is not its picture's
+    ],
+)
 def test_a_format_that_is_more_than_a_raster_is_not_opened(desk, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="it is no picture of a format that is read; drop a PNG, JPEG or WebP file"):
         desk.drop(str(tmp_path / name))
 
 
-# ------------------------------------------------------------------------------------------------------------- over HTTP
+# ------------------------------------------------------------------------------------------------------------ over HTTP
 
 
-@pytest.mark.parametrize("host, passes", [
-    ("127.0.0.1:7860", True), ("localhost:7860", True), ("LOCALHOST", True), ("[::1]:7860", True), ("192.168.1.5", True),
-    ("digits.example.org", True), ("evil.example:7860", False), ("localhost.evil.example", False),
-    ("127.0.0.1.evil.example", False), ("", False), ("a b", False), ("[::1", False), ("evil.example@127.0.0.1.nip.io", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "host, passes",
+    [
+        ("127.0.0.1:7860", True),
+        ("localhost:7860", True),
+        ("LOCALHOST", True),
+        ("[::1]:7860", True),
+        ("192.168.1.5", True),
+        ("digits.example.org", True),
+        ("evil.example:7860", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+        ("a b", False),
+        ("[::1", False),
+        ("evil.example@127.0.0.1.nip.io", False),
+    ],
+)
 def test_the_page_is_asked_for_by_its_own_names_alone(host, passes):
     """By DNS rebinding a stranger's name is made to mean this machine; an address in numbers cannot be."""
     guard = pytest.importorskip("smalti.pipeline.playground.guard", reason="the page needs gradio")
-    refusal = guard.Guard(None, guard.own_names("127.0.0.1", ["digits.example.org"])).refusal(guard.Headers({"host": host}))
+    refusal = guard.Guard(None, guard.own_names("127.0.0.1", ["digits.example.org"])).refusal(
+        guard.Headers({"host": host})
+    )
     assert (refusal is None) == passes, refusal
 
 
-@pytest.mark.parametrize("headers, status", [
-    ({"origin": "http://127.0.0.1:7860"}, None), ({"origin": "https://127.0.0.1:7860"}, None), ({"origin": "null"}, 403),
-    ({"origin": "http://evil.example"}, 403), ({"origin": "http://127.0.0.1:8000"}, 403), ({"origin": "http://[::1"}, 403),
-    ({"content-length": "1000000000"}, 413), ({"content-length": "-1"}, 413), ({"transfer-encoding": "chunked"}, 411),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({"origin": "http://127.0.0.1:7860"}, None),
+        ({"origin": "https://127.0.0.1:7860"}, None),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),
+        ({"origin": "http://[::1"}, 403),
+        ({"content-length": "1000000000"}, 413),
+        ({"content-length": "-1"}, 413),
+        ({"transfer-encoding": "chunked"}, 411),
+    ],
+)
 def test_the_page_takes_nothing_from_other_sites_and_nothing_without_end(headers, status):
     guard = pytest.importorskip("smalti.pipeline.playground.guard", reason="the page needs gradio")
     refusal = guard.Guard(None, {"localhost"}).refusal(guard.Headers({"host": "127.0.0.1:7860", **headers}))
@@ -297,24 +334,39 @@ def test_whatever_is_sent_is_answered_without_a_traceback_and_the_page_lives_on(
 
     draw, pick, drop = ({"fn_index": number, "session_hash": "a"} for number in range(3))
     bodies = [
-        {**draw, "data": ["x"]}, {**draw, "data": [["zz"], "x", {}, 1, 2, 3, 4, 5, 6]}, {**draw, "data": 5}, [1], {},
-        {**draw, "data": [[0], 1e9, -5, True, 1, 1, 1, 1, 1]}, {**draw, "data": [[0], 5, "x", True, 1, 1, 1, 1, 1]},
-        {**draw, "data": [None], "fn_index": 99}, {**pick, "data": [None]},
+        {**draw, "data": ["x"]},
+        {**draw, "data": [["zz"], "x", {}, 1, 2, 3, 4, 5, 6]},
+        {**draw, "data": 5},
+        [1],
+        {},
+        {**draw, "data": [[0], 1e9, -5, True, 1, 1, 1, 1, 1]},
+        {**draw, "data": [[0], 5, "x", True, 1, 1, 1, 1, 1]},
+        {**draw, "data": [None], "fn_index": 99},
+        {**pick, "data": [None]},
         {**pick, "data": [None], "event_data": {"index": "x"}},
-        {**drop, "data": [{"path": "/etc/passwd"}, None]}, {**drop, "data": [{"path": 5}, None]}, {**drop, "data": [{}] * 20},
-    ]  # fmt: skip
+        {**drop, "data": [{"path": "/etc/passwd"}, None]},
+        {**drop, "data": [{"path": 5}, None]},
+        {**drop, "data": [{}] * 20},
+    ]
     with httpx.Client(base_url=address, timeout=60) as visitor:
         for body in bodies * 2:
             assert visitor.post("/gradio_api/queue/join", json=body).status_code in (200, 400, 422), body
         picture = {"files": ("a.png", b"%!PS-Adobe", "image/png")}
-        assert visitor.post("/gradio_api/upload", files=picture, headers={"Origin": "http://evil.example"}).status_code == 403
+        assert (
+            visitor.post("/gradio_api/upload", files=picture, headers={"Origin": "http://evil.example"}).status_code
+            == 403
+        )
         assert visitor.post("/gradio_api/upload", files=picture, headers={"Host": "evil.example"}).status_code == 421
         assert visitor.post("/gradio_api/upload", files={"files": ("a.png", bytes(22 * 2**20))}).status_code == 413
-        nothing = visitor.post("/gradio_api/upload", content=b"nothing", headers={"Content-Type": "multipart/form-data"})
+        nothing = visitor.post(
+            "/gradio_api/upload", content=b"nothing", headers={"Content-Type": "multipart/form-data"}
+        )
         assert nothing.status_code >= 400
         with visitor.stream("GET", "/gradio_api/queue/data", params={"session_hash": "a"}) as told:
             events = [json.loads(line[5:]) for line in told.iter_lines() if line.startswith("data:")]
-        assert not any(event.get("success") for event in events) and "process_completed" in {event["msg"] for event in events}
+        assert not any(event.get("success") for event in events) and "process_completed" in {
+            event["msg"] for event in events
+        }
         assert visitor.get("/").status_code == 200
     log = address.log.read_text()
     assert "Traceback" not in log and "a request could not be answered: KeyError: 99" in log
@@ -368,12 +420,18 @@ def test_a_large_code_has_its_place_in_the_grid():
     assert ">7</text>" in drawn and ">65535</text>" in drawn and 'viewBox="0 0 2 1"' in drawn
 
 
-# ------------------------------------------------------------------------------------------------------------ in Chromium
+# ---------------------------------------------------------------------------------------------------------- in Chromium
 
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 WAIT = 20_000  # milliseconds for what takes one second on an idle machine
 
 
@@ -394,7 +452,9 @@ def address(run, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "stderr"
     with (
         log.open("w") as errors,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as server,
     ):
         told = server.stdout.readline()
         assert told.startswith("the page is at http://127.0.0.1:"), told
@@ -453,12 +513,15 @@ def shown(page, selector: str) -> list[PIL.Image.Image]:
 
 
 def on_screen(page, selector: str, expected: np.ndarray) -> bool:
-    """Whether the middle of each pixel of an element, as it stands on the screen, is as expected (H, W), once nothing fades."""
+    """Whether the middle of each pixel of an element, as it stands on the screen, is as expected (H, W), once nothing
+    fades."""
     for _ in range(50):
         screen = PIL.Image.open(io.BytesIO(page.locator(selector).first.screenshot())).convert("L")
         sizes = zip(expected.shape, screen.size[::-1], strict=True)
         rows, columns = ([int((i + 0.5) * have / n) for i in range(n)] for n, have in sizes)
-        if np.abs(np.asarray(screen)[np.ix_(rows, columns)].astype(int) - expected).max() <= 1:  # as colours are rounded
+        if (
+            np.abs(np.asarray(screen)[np.ix_(rows, columns)].astype(int) - expected).max() <= 1
+        ):  # as colours are rounded
             return True
         page.wait_for_timeout(100)
     return False
@@ -553,7 +616,9 @@ def test_what_is_covered_is_drawn_anew(page, pipeline, picture):
     expected = pipeline.complete([image] * 8, kept, seed=0)
     first, *completed = shown(page, "#completed img")
     assert np.array_equal(pixels(completed), pixels(expected.images))
-    assert np.array_equal(np.asarray(first)[:6], np.asarray(image)[:6]) and (np.asarray(first)[6:] == growth.UNDRAWN).all()
+    assert (
+        np.array_equal(np.asarray(first)[:6], np.asarray(image)[:6]) and (np.asarray(first)[6:] == growth.UNDRAWN).all()
+    )
 
 
 def test_a_code_is_chosen_and_painted_with(page, pipeline, desk):
@@ -582,9 +647,7 @@ def test_a_code_is_chosen_and_painted_with(page, pipeline, desk):
     assert round(left / across * columns) == code % columns  # it is framed where it stands now
     expected = pipeline.decode(codes)[0, 0].numpy()
     box = page.locator("#canvas .tes-board").bounding_box()
-    page.mouse.click(
-        box["x"] + (place % 4 + 0.5) / 4 * box["width"], box["y"] + (place // 4 + 0.5) / 4 * box["height"]
-    )  # fmt: skip
+    page.mouse.click(box["x"] + (place % 4 + 0.5) / 4 * box["width"], box["y"] + (place // 4 + 0.5) / 4 * box["height"])
     uri = figures.data_uri(PIL.Image.fromarray(expected))
     page.wait_for_function("src => document.querySelector('#canvas .tes-board img').src === src", arg=uri)
     changed = (expected != np.asarray(drawn.images[4])).reshape(4, 2, 4, 2).any((1, 3))

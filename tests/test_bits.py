@@ -50,9 +50,11 @@ def joined(tokenizer, classes=None):
     """A pipeline with a prior drawn at random, far from uniform, over 2 x 2 codes of 3."""
     torch.manual_seed(1)
     config = PriorConfig(
-        layout=Layout.of(2, 2, factors=(K,)), class_names=classes, tokenizer=IDENTITY,
+        layout=Layout.of(2, 2, factors=(K,)),
+        class_names=classes,
+        tokenizer=IDENTITY,
         architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
-    )  # fmt: skip
+    )
     prior = TransformerPrior(config).eval()
     torch.nn.init.normal_(prior.head.weight)
     return ImagePipeline(tokenizer.eval(), prior, SamplingConfig(), IDENTITY)
@@ -126,18 +128,23 @@ def test_a_class_that_the_prior_is_told_is_paid_for(marginal):
 def stochastic():
     torch.manual_seed(3)
     config = VQVAEConfig(
-        image_size=(4, 4), channels=(8, 8), quantizer=GumbelConfig(codebook_size=K, code_dim=2, normalize=False),
+        image_size=(4, 4),
+        channels=(8, 8),
+        quantizer=GumbelConfig(codebook_size=K, code_dim=2, normalize=False),
         likelihood=GaussianConfig(sigma=1.0),
-    )  # fmt: skip
+    )
     tokenizer = VQVAE(config)
     with torch.no_grad():
         tokenizer.quantizer.codebook.normal_()
-        tokenizer.quantizer.log_sharpness.fill_(-3.0)  # a posterior near enough to the true one that draws from it weigh alike
+        tokenizer.quantizer.log_sharpness.fill_(
+            -3.0
+        )  # a posterior near enough to the true one that draws from it weigh alike
     return tokenizer
 
 
 def test_the_importance_weighted_bound_reaches_the_exact_likelihood(marginal):
-    """2,000 draws against all 81 codes, under the uniform prior, where weights are alike enough for so few: 0.02 nats seen."""
+    """2,000 draws against all 81 codes, under the uniform prior, where weights are alike enough for so few: 0.02 nats
+    seen."""
     pipeline = joined(stochastic())
     images = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
     labels, generator = torch.zeros(3, dtype=torch.int64), torch.Generator().manual_seed(0)
@@ -215,7 +222,8 @@ def test_bytes_of_another_prior_and_damaged_bytes_are_refused(trained):
 
 @pytest.mark.parametrize("images", [0, 2, 49, 2**32 - 1])
 def test_a_head_that_claims_other_images_than_its_bytes_hold_is_refused(trained, images):
-    """33 bytes that claimed 2**32 - 1 images asked for 34 GB. The second claims fewer, the third one more than there are."""
+    """33 bytes that claimed 2**32 - 1 images asked for 34 GB. The second claims fewer, the third one more than there
+    are."""
     pipeline, given, _ = trained
     data = compress(pipeline, given).data
     magic, labelled, _, *rest = HEAD.unpack_from(data)
@@ -230,8 +238,8 @@ def test_a_head_that_claims_other_images_than_its_bytes_hold_is_refused(trained,
 
 
 def test_images_that_the_bytes_do_not_hold_are_not_decoded_to_the_last(trained):
-    """A decoder reads on behind the last word, as if zeros stood there: 8 kB of them claimed 65,536 images, which took their
-    time."""
+    """A decoder reads on behind the last word, as if zeros stood there: 8 kB of them claimed 65,536 images, which took
+    their time."""
     pipeline, given, _ = trained
     magic, labelled, _, *rest = HEAD.unpack_from(compress(pipeline, given[:1]).data)
     data = HEAD.pack(magic, labelled, 2**16, *rest) + bytes(2**13)
@@ -253,7 +261,9 @@ def test_every_flipped_bit_of_the_head_and_of_the_last_words_is_found_out(traine
     pipeline, given, _ = trained
     data = compress(pipeline, given[:2]).data
     for place in (*range(HEAD.size), *range(len(data) - 8, len(data))):
-        for bit in range(8) if place in (8, 12) else (place % 8,):  # whether there are labels; the highest bits of the number
+        for bit in (
+            range(8) if place in (8, 12) else (place % 8,)
+        ):  # whether there are labels; the highest bits of the number
             flipped = bytearray(data)
             flipped[place] ^= 1 << bit
             with pytest.raises(UserError):
@@ -303,7 +313,8 @@ def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, cap
 
 
 def test_compress_replaces_nothing_that_is_not_its_own(finished_run, tmp_path):
-    """It once took a run folder given as --output for a file to replace, and a folder of pictures for one of its own."""
+    """It once took a run folder given as --output for a file to replace, and a folder of pictures for one of its
+    own."""
     from smalti.pipeline.compress import main
 
     run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))

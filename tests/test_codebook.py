@@ -53,7 +53,9 @@ def random_run(path, kind="vq"):
     else:
         tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=QUANTIZERS[kind]))
     tokenizer.save_pretrained(path / "tokenizer/model")
-    write_yaml(tokenizer_training(path, images=ImagesConfig(shift=1, validation_share=0.5)), path / "tokenizer/config.yaml")
+    write_yaml(
+        tokenizer_training(path, images=ImagesConfig(shift=1, validation_share=0.5)), path / "tokenizer/config.yaml"
+    )
     return path
 
 
@@ -91,7 +93,9 @@ def test_counts_and_figures_are_of_the_whole_split(tmp_path, accelerator):
     (depth,) = figures["depths"]
     assert figures["codes"] == sum(depth["counts"]) == 16 * figures["images"]
     assert figures["dead_codes"] == depth["counts"].count(0) == 16 - round(16 * figures["usage"])
-    assert figures["bits_a_place"] == pytest.approx(np.log2(figures["perplexity"])) and figures["most_bits_a_place"] == 4
+    assert (
+        figures["bits_a_place"] == pytest.approx(np.log2(figures["perplexity"])) and figures["most_bits_a_place"] == 4
+    )
 
 
 def test_two_processes_count_what_one_counts(tmp_path, accelerator):
@@ -196,7 +200,8 @@ def test_of_too_many_codes_the_most_used_are_compared():
 
 
 def test_the_distances_are_where_the_search_is(tmp_path):
-    """Of l2-normalised codes, on the sphere; in a residual stack what is left is not, and its depths are as they are."""
+    """Of l2-normalised codes, on the sphere; in a residual stack what is left is not, and its depths are as they
+    are."""
     random_run(tmp_path, "residual")
     first, second = load_tokenizer(tmp_path / "tokenizer/model").code_tables()
     assert first.norm(dim=1).allclose(torch.ones(16)) and second.norm(dim=1).std() > 0.1
@@ -204,7 +209,9 @@ def test_the_distances_are_where_the_search_is(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- advice
 
-BOOK = Codebook("vq", codebook_size=64, code_depth=1, code_dim=32, at="model.quantizer.", normalize=False, revive_below=0.05)
+BOOK = Codebook(
+    "vq", codebook_size=64, code_depth=1, code_dim=32, at="model.quantizer.", normalize=False, revive_below=0.05
+)
 STACK = BOOK._replace(code_depth=3, at="model.quantizer.each.", normalize=True, code_dim=8)
 EVEN = torch.full((1, 64), 50)
 
@@ -224,7 +231,9 @@ def test_dead_codes_are_told_with_the_settings_that_are_not_yet_so():
         "model.quantizer.kind vq_ema or simvq; model.quantizer.codebook_size 32"
     )
     (said,) = advice(BOOK._replace(normalize=True, code_dim=8, kind="simvq", revive_below=0.0), {"validation": counts})
-    assert "normalize" not in said and "code_dim" not in said and "revive_below 0.05; model.quantizer.kind vq_ema;" in said
+    assert (
+        "normalize" not in said and "code_dim" not in said and "revive_below 0.05; model.quantizer.kind vq_ema;" in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,7 +271,9 @@ def test_near_duplicates_are_told_with_how_many_codes_would_do():
 def test_a_validation_split_that_uses_fewer_codes_than_so_many_of_train_would_is_told():
     validation = EVEN // 5 * (torch.arange(64) < 40)
     (said,) = advice(BOOK, {"train": EVEN, "validation": validation})
-    assert said.startswith("codes fitted to few images: validation uses 62.5% of the codes, where as many places of train use ")
+    assert said.startswith(
+        "codes fitted to few images: validation uses 62.5% of the codes, where as many places of train use "
+    )
     assert "more images; images.flip true" in said and said.endswith("model.quantizer.codebook_size 32")
 
 
@@ -289,7 +300,9 @@ def test_a_residual_depth_that_adds_nothing_is_told_and_not_called_dead_besides(
     counts = EVEN.repeat(3, 1)
     counts[2] = torch.tensor([3200] + [0] * 63)
     (said,) = advice(STACK, {"train": counts})
-    assert said.startswith("idle depth: the codes at depth 3 of 3 say next to nothing on train (perplexities 64.0, 64.0, 1.0)")
+    assert said.startswith(
+        "idle depth: the codes at depth 3 of 3 say next to nothing on train (perplexities 64.0, 64.0, 1.0)"
+    )
     assert "model.quantizer.code_depth 2" in said and "model.quantizer.each.codebook_size" in said
 
 

@@ -12,9 +12,13 @@ from smalti.common.layout import Layout, of_format_1
 from smalti.common.mapped import MappedRows
 
 INFO = CodesInfo(
-    layout=Layout.of(2, 3, factors=(300,)), views=1, class_names=("cat", "dog"), source={"source": "test"}, shard_size=4,
+    layout=Layout.of(2, 3, factors=(300,)),
+    views=1,
+    class_names=("cat", "dog"),
+    source={"source": "test"},
+    shard_size=4,
     tokenizer=TokenizerIdentity(name="one/tokenizer", sha256="1" * 64),
-)  # fmt: skip
+)
 CODES = np.random.default_rng(0).integers(0, 300, (7, 6))
 LABELS = np.array([0, 1, 1, 0, -1, 1, 0])
 
@@ -131,7 +135,10 @@ def test_a_folder_that_is_not_whole_is_refused_with_what_to_do(tmp_path):
             lambda f: (f / "train-00001-of-00002.parquet").write_bytes(b"PAR1"),
             "train-00001-of-00002.parquet is damaged",
         ),
-        (lambda f: change(f, layout=Layout.of(2, 3, factors=(290,)).model_dump()), r"codes must be integers in \[0, 290\)"),
+        (
+            lambda f: change(f, layout=Layout.of(2, 3, factors=(290,)).model_dump()),
+            r"codes must be integers in \[0, 290\)",
+        ),
         (lambda f: change(f, class_names=["cat"]), r"labels must lie in \[0, 1\), got 0 to 1"),
         (lambda f: change(f, format=9), "format 9"),
     ],

@@ -1,4 +1,5 @@
-"""More than generation from nothing, from the same weights: completion, variation, interpolation, and what an image costs."""
+"""More than generation from nothing, from the same weights: completion, variation, interpolation, and what an image
+costs."""
 
 import math
 import warnings
@@ -129,7 +130,10 @@ def test_without_labels_an_image_is_scored_without_a_class(pipeline, pictures):
 
 def test_known_codes_cost_nothing(pipeline, pictures):
     known = known_places(torch.from_numpy(UPPER)[None].expand(3, 8, 8), Layout.of(4, 4, factors=(16,)))
-    rest, all_known = pipeline.log_prob(pictures, known=known), pipeline.log_prob(pictures, known=torch.ones_like(known))
+    rest, all_known = (
+        pipeline.log_prob(pictures, known=known),
+        pipeline.log_prob(pictures, known=torch.ones_like(known)),
+    )
     assert (rest.bits > pipeline.log_prob(pictures).bits).all() and all_known.nats.eq(0).all()
 
 
@@ -139,7 +143,10 @@ def test_known_codes_cost_nothing(pipeline, pictures):
         (lambda p, x: p.complete(x, UPPER[:4]), r"booleans, .*\(8, 8\) or \(3, 8, 8\), .*got bool \(4, 8\)"),
         (lambda p, x: p.complete(x, UPPER * 1.0), r"got float64 \(8, 8\)"),
         (lambda p, x: p.complete(x, np.stack([UPPER] * 2)), r"got bool \(2, 8, 8\)"),
-        (lambda p, x: p.complete(x, UPPER, labels=[1]), "one for all images or one for each, got 1 labels and 3 images"),
+        (
+            lambda p, x: p.complete(x, UPPER, labels=[1]),
+            "one for all images or one for each, got 1 labels and 3 images",
+        ),
         (lambda p, x: p.complete(x, UPPER, labels="boot"), "there is no class 'boot'"),
         (lambda p, x: p.complete(x, UPPER, temperature=-1), "temperature"),
         (lambda p, x: p.complete(x, [[True], [True, False]]), r"booleans, .*got float32 \(0,\)"),
@@ -147,12 +154,18 @@ def test_known_codes_cost_nothing(pipeline, pictures):
         (lambda p, x: p.complete([], UPPER), "a list of at least one, got .*; PIL.Image.open reads a file"),
         (lambda p, x: p.reconstruct(np.zeros((8, 8))), "got ndarray"),
         (lambda p, x: p.complete([x[0], "cat.png"], UPPER), r"got \['Image', 'str'\]"),
-        (lambda p, x: p.complete(x, UPPER, labels=[1.5, 2, 3]), "a label that is no name must be a whole number, got 1.5"),
+        (
+            lambda p, x: p.complete(x, UPPER, labels=[1.5, 2, 3]),
+            "a label that is no name must be a whole number, got 1.5",
+        ),
         (lambda p, x: p.complete(x, UPPER, seed=True), "seed must be a whole number, got True"),
         (lambda p, x: p.complete(x, UPPER, batch_size=1.5), "batch_size must be a whole number, got 1.5"),
         (lambda p, x: p.vary(x, 1.5), r"share must be a number in \[0, 1\], got 1.5"),
         (lambda p, x: p.log_prob(torch.zeros(2, 16)), "codes and labels must be whole numbers, got torch.float32"),
-        (lambda p, x: p.log_prob(x, known=torch.ones(2, 16, dtype=torch.bool)), r"known must be a bool tensor \(3, 16\)"),
+        (
+            lambda p, x: p.log_prob(x, known=torch.ones(2, 16, dtype=torch.bool)),
+            r"known must be a bool tensor \(3, 16\)",
+        ),
         (lambda p, x: p.interpolate(x[0], x[1], 1), "steps must be at least 2"),
         (lambda p, x: p.log_prob(torch.zeros(2, 9, dtype=torch.int64)), r"the 4 x 4 codes of 16 .*got \(2, 9\)"),
         (lambda p, x: p.log_prob(x, known=torch.ones(3, 9, dtype=torch.bool)), r"known must be bool \(3, 16\)"),

@@ -34,7 +34,9 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_loads_and_its_stages_share_a_run(name):
     first = {"tokenizer.yaml": TokenizerTraining, "cluster.yaml": ClusterConfig}
-    (tokenizer,) = (parse(CONFIGS / name / file, cls=cls) for file, cls in first.items() if (CONFIGS / name / file).exists())
+    (tokenizer,) = (
+        parse(CONFIGS / name / file, cls=cls) for file, cls in first.items() if (CONFIGS / name / file).exists()
+    )
     prior = parse(CONFIGS / name / "prior.yaml", cls=PriorTraining)
     assert tokenizer.run == prior.run == config.read_yaml(CONFIGS / name / "generate.yaml")["run"] == f"runs/{name}"
 
@@ -62,7 +64,8 @@ def test_several_values_may_stand_apart_or_in_brackets():
 
 
 def test_text_on_the_command_line_stays_text():
-    """Class folders 0 to 11 sort as text: `--labels 2` is the class of that name, not the third. Names may hold commas."""
+    """Class folders 0 to 11 sort as text: `--labels 2` is the class of that name, not the third. Names may hold
+    commas."""
     given = ["2", "yes", "tench, Tinca tinca"]
     assert parse("runs/a", "--labels", *given, cls=Generation, positional="run").labels == tuple(given)
     assert parse("runs/a", "--labels", "[cat,dog]", cls=Generation, positional="run").labels == ("cat", "dog")
@@ -118,12 +121,21 @@ def test_a_config_survives_being_written_and_read(tmp_path):
     "text, message",
     [
         ("modell: {}", "unknown setting modell; did you mean model"),
-        ("model: {quantizer: {codebok_size: 4}}", "model.quantizer.codebok_size; did you mean model.quantizer.codebook_size"),
+        (
+            "model: {quantizer: {codebok_size: 4}}",
+            "model.quantizer.codebok_size; did you mean model.quantizer.codebook_size",
+        ),
         ("model: {quantizer: {kind: vq, codebook_size: 4.5}}", "model.quantizer.codebook_size .*integer.*got 4.5"),
         ("model: {quantizer: {kind: os.system}}", "model.quantizer.kind must be one of vq, fsq, .*got 'os.system'"),
         ("model: {quantizer: {kind: vqema}}", "got 'vqema'; did you mean vq_ema"),
-        ("model: {quantizer: {kind: residual, each: {kind: residual}}}", "quantizer.each.kind must be one of vq, .* vq_ema"),
-        ("model: {quantizer: {kind: vq, each: {kind: vq}}}", "model.quantizer.each is a setting of another kind than vq"),
+        (
+            "model: {quantizer: {kind: residual, each: {kind: residual}}}",
+            "quantizer.each.kind must be one of vq, .* vq_ema",
+        ),
+        (
+            "model: {quantizer: {kind: vq, each: {kind: vq}}}",
+            "model.quantizer.each is a setting of another kind than vq",
+        ),
         ("model: {quantizer: {kind: fsq, levels: [256, 256, 256, 2]}}", "make 33554432 codes, more than 2.24"),
         ("steps: '7'", "steps .*integer.*got '7'"),
         ("steps: 7\nsteps: 8", "line 2: steps is given twice"),
@@ -132,10 +144,13 @@ def test_a_config_survives_being_written_and_read(tmp_path):
         ("steps: [1", "is not a YAML file"),
         ("- steps", "key: value"),
         ("steps: !!python/object/apply:os.getcwd []", "is not a YAML file"),
-        ("model: {image_size: [30, 32], channels: [8, 8, 8]}", "height of 30 does not divide by the downsampling 4.*32 would"),
+        (
+            "model: {image_size: [30, 32], channels: [8, 8, 8]}",
+            "height of 30 does not divide by the downsampling 4.*32 would",
+        ),
         ("model: {image_size: [2, 2], patch: 4}", "smaller than the downsampling"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_file_fails_with_the_files_name_and_the_full_key(tmp_path, text, message):
     path = written(tmp_path, text)
     with pytest.raises(UserError, match=message) as raised:
@@ -198,10 +213,13 @@ def test_the_largest_preset_has_the_shapes_it_promises():
     stage_two = parse(CONFIGS / "imagenet256/prior.yaml", cls=PriorTraining)
     assert stage_one.model.grid == (16, 16)
     info = CodesInfo(
-        layout=stage_one.model.layout, views=1,
-        class_names=tuple(map(str, range(1000))), tokenizer=TokenizerIdentity(name="x", sha256="0" * 64), source={},
+        layout=stage_one.model.layout,
+        views=1,
+        class_names=tuple(map(str, range(1000))),
+        tokenizer=TokenizerIdentity(name="x", sha256="0" * 64),
+        source={},
         shard_size=1,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         images = torch.empty(2, 3, 256, 256)
         reconstruction = VQVAE(stage_one.model).decoder(torch.empty(2, 8, 16, 16))

@@ -49,8 +49,10 @@ def test_the_page_says_what_was_counted(imagenet):
         f"| {one['operations'] / 1e19:.2f} × 10¹⁹ | {two['operations'] / 1e19:.2f} × 10¹⁹ |",
         f"| {one['state_gib']:.1f} GiB | {two['state_gib']:.1f} GiB |",
         f"**{imagenet['operations'] / 1e20:.2f} × 10²⁰ operations**",
-        f"{one['mib_kept_an_image']:,.0f} MiB", f"{two['mib_kept_an_image']:,.0f} MiB", f"{imagenet['codes_gib']:.1f} GiB",
+        f"{one['mib_kept_an_image']:,.0f} MiB",
+        f"{two['mib_kept_an_image']:,.0f} MiB",
+        f"{imagenet['codes_gib']:.1f} GiB",
         f"{one['operations'] / 1e14 / 3600:.0f} GPU hours and the prior {two['operations'] / 1e14 / 3600:.0f}",
-    ):  # fmt: skip
+    ):
         assert told in page, told
     assert round(imagenet["years_at_that_rate"]) == 11 and "**eleven years**" in page

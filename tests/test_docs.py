@@ -1,4 +1,5 @@
-"""The pages say what is there: names, files, links, commands and their options, and what their examples print and return."""
+"""The pages say what is there: names, files, links, commands and their options, and what their examples print and
+return."""
 
 import argparse
 import ast
@@ -44,7 +45,7 @@ def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------------------------------- names, links
+# --------------------------------------------------------------------------------------------------------- names, links
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -91,7 +92,7 @@ def test_the_page_of_commands_has_every_command_and_every_shipped_config():
         assert f"| `{config_file.parent.name}` |" in page, config_file
 
 
-# ----------------------------------------------------------------------------------------------------------------- commands
+# ------------------------------------------------------------------------------------------------------------- commands
 
 
 class Command(NamedTuple):
@@ -116,7 +117,8 @@ def is_command(line: str) -> bool:
 
 
 def commands_of(text: str) -> list[Command]:
-    """Every command line of a page, in order, in blocks and then in code spans; a line that ends in a backslash goes on."""
+    """Every command line of a page, in order, in blocks and then in code spans; a line that ends in a backslash goes
+    on."""
     lines = [line for block in blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     plain = re.sub(r"^(?:```.*?^```|    .*?)$", "", text, flags=re.M | re.S)
     lines += [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", plain)]
@@ -210,7 +212,9 @@ def check_script(script: str, arguments: list[str], copied: dict[str, str]) -> N
     assert (ROOT / script).is_file(), f"there is no {script}"
     for copy, original in copied.items():
         arguments = [re.sub(rf"^{copy}(?=/|$)", original, word) for word in arguments]
-    arguments = [f"configs/digits/{FIRST_CONFIGS.get(script, 'generate')}.yaml" if w == "CONFIG" else w for w in arguments]
+    arguments = [
+        f"configs/digits/{FIRST_CONFIGS.get(script, 'generate')}.yaml" if w == "CONFIG" else w for w in arguments
+    ]
     arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
     parse = config.parse
 
@@ -294,7 +298,7 @@ def benchmarks_have(option: str) -> bool:
     return any(f'"{option}"' in path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
 
 
-# ------------------------------------------------------------------------------------------------------------ what they do
+# --------------------------------------------------------------------------------------------------------- what they do
 
 
 @pytest.mark.filterwarnings("ignore:this prior was trained in raster order")
@@ -345,7 +349,9 @@ def ten_minutes(tmp_path_factory) -> tuple[list[Command], str]:
         path = folder / "pictures" / ("people", "things")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(random.integers(0, 255, (20, 20, 3), np.uint8)).save(path)
-    commands = [c for block in blocks(text_of(TEN_MINUTES)) for c in commands_of("    " + block.replace("\n", "\n    "))]
+    commands = [
+        c for block in blocks(text_of(TEN_MINUTES)) for c in commands_of("    " + block.replace("\n", "\n    "))
+    ]
     scripts = []
     for command in commands:
         words = command.words

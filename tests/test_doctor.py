@@ -60,7 +60,9 @@ def test_what_does_not_fit_is_said_with_what_would(monkeypatch):
     if accelerator.device.type != "cpu":
         pytest.skip("counts the processor's memory")
     assert list(verdict(Path("c"), GIB, 2 * GIB, 8, "fp32", accelerator))[-1].startswith("  fits")
-    assert "accumulate, 4 times" in list(verdict(Path("c"), GIB, 20 * GIB, 8, "fp32", accelerator))[-1]  # 10 / 1.5 - 1 = 5.7
+    assert (
+        "accumulate, 4 times" in list(verdict(Path("c"), GIB, 20 * GIB, 8, "fp32", accelerator))[-1]
+    )  # 10 / 1.5 - 1 = 5.7
     assert "one image at a time" in list(verdict(Path("c"), 20 * GIB, GIB, 8, "fp32", accelerator))[-1]
 
 

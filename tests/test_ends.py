@@ -1,4 +1,5 @@
-"""Ends that say what happened: what the machine lacks, what is gone, which system this is, and which precision or thread."""
+"""Ends that say what happened: what the machine lacks, what is gone, which system this is, and which precision or
+thread."""
 
 import errno
 import io
@@ -87,7 +88,9 @@ LACKING = {
         MemoryError(),
         pa.ArrowMemoryError("malloc of size 4096 failed"),
         RuntimeError("could not create a primitive"),  # oneDNN's
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+        ),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("unable to mmap 4096 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
@@ -130,7 +133,10 @@ def test_a_file_that_is_gone_while_a_command_works_is_said_to_be(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
         (tmp_path / "run/metrics.jsonl").write_text("")
     message, status = _unexpected(raised.value)
-    assert status == USER_ERROR and f"{tmp_path}/run/metrics.jsonl is not there any more: it was removed or renamed" in message
+    assert (
+        status == USER_ERROR
+        and f"{tmp_path}/run/metrics.jsonl is not there any more: it was removed or renamed" in message
+    )
 
 
 def test_a_file_of_the_code_that_is_missing_is_a_fault_of_ours(capsys):
@@ -138,7 +144,8 @@ def test_a_file_of_the_code_that_is_missing_is_a_fault_of_ours(capsys):
 
 
 @pytest.mark.parametrize(
-    "variable", ["HF_HOME", "HF_DATASETS_CACHE", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR"]
+    "variable",
+    ["HF_HOME", "HF_DATASETS_CACHE", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR"],
 )
 def test_a_cache_that_cannot_be_written_is_named_by_the_variable_that_moves_it(variable, tmp_path, monkeypatch):
     for each in ends.CACHES:
@@ -163,7 +170,9 @@ def test_a_run_that_was_removed_does_not_come_back_for_its_log(tmp_path, acceler
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("error", ["ImportError('libtorch_cpu.so: failed to map segment')", "SystemError('error return')"])
+@pytest.mark.parametrize(
+    "error", ["ImportError('libtorch_cpu.so: failed to map segment')", "SystemError('error return')"]
+)
 def test_an_import_without_memory_ends_in_one_line(error):
     """`ulimit -v` below what torch takes ended in a traceback of its import."""
     code = f"from smalti.common.starting import answer_signals\nanswer_signals()\nraise {error}"
@@ -192,9 +201,12 @@ def test_an_image_that_is_not_read_for_want_of_descriptors_is_no_damaged_one(tmp
     assert ends.lack(raised.value) is not None
 
 
-@pytest.mark.parametrize("words", ["error return without exception set", "<method> returned NULL without setting an exception"])
+@pytest.mark.parametrize(
+    "words", ["error return without exception set", "<method> returned NULL without setting an exception"]
+)
 def test_an_import_inside_a_command_that_lost_its_memory_error_is_a_lack_of_memory(words):
-    """With 1 MiB more scikit-learn, which a training imports for the digits, ended in a SystemError, and in status 70."""
+    """With 1 MiB more scikit-learn, which a training imports for the digits, ended in a SystemError, and in status
+    70."""
     assert ends.lack(SystemError(words)) == ends.LACKS[1].told and ends.lack(SystemError("bad argument")) is None
 
 
@@ -202,7 +214,9 @@ def test_an_import_inside_a_command_that_lost_its_memory_error_is_a_lack_of_memo
 def descriptors(number):
     """Let so many more files be opened, and no more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)  # the lowest number that is free: a limit of numbers, above which none may be in use for this to count
+    free = os.dup(
+        0
+    )  # the lowest number that is free: a limit of numbers, above which none may be in use for this to count
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + number, hard))
     try:
@@ -272,7 +286,7 @@ def test_a_system_without_sysconf_tells_its_memory(monkeypatch):
     assert machine()["memory_gib"] > 0
 
 
-# -------------------------------------------------------------------------------------------- a stage that outlived its run
+# ---------------------------------------------------------------------------------------- a stage that outlived its run
 
 
 def test_a_stage_whose_run_py_was_killed_is_explained_with_how_to_end_it(tmp_path, monkeypatch):
@@ -282,7 +296,9 @@ def test_a_stage_whose_run_py_was_killed_is_explained_with_how_to_end_it(tmp_pat
     monkeypatch.setenv(WHOLE, str(gone.pid))
     lock, second = Lock(tmp_path / "run"), Lock(tmp_path / "run")
     lock.take()
-    with pytest.raises(UserError, match=rf"process {gone.pid}\) was killed. Wait for it, or end it with `kill {os.getpid()}`"):
+    with pytest.raises(
+        UserError, match=rf"process {gone.pid}\) was killed. Wait for it, or end it with `kill {os.getpid()}`"
+    ):
         in_a_thread(second.take)
     lock.release()
     monkeypatch.setenv(WHOLE, str(os.getpid()))  # a run.py that lives
@@ -310,7 +326,9 @@ def test_seeds_that_share_their_lowest_32_bits_draw_different_numbers(seed):
 def test_seeds_below_32_bits_draw_what_they_always_drew(seed):
     plain = torch.Generator().manual_seed(seed)
     assert torch.equal(uniforms(seed, 5, 2), torch.rand(5, 2, generator=plain))
-    assert torch.equal(torch.rand(4, generator=generator(seed)), torch.rand(4, generator=torch.Generator().manual_seed(seed)))
+    assert torch.equal(
+        torch.rand(4, generator=generator(seed)), torch.rand(4, generator=torch.Generator().manual_seed(seed))
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- threads
@@ -404,13 +422,22 @@ def test_a_model_that_was_cast_by_hand_is_not_saved(finished_run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --------------------------------------------------------------------------------------------- characters that would act
+# -------------------------------------------------------------------------------------------- characters that would act
 
-ACTING = {"\x1b[2J": r"\x1b[2J", "a\nb": r"a\nb", "\u202eg": r"\u202eg", "\x9b3": r"\x9b3", "\udcff": r"\udcff", "\r": r"\r"}
+ACTING = {
+    "\x1b[2J": r"\x1b[2J",
+    "a\nb": r"a\nb",
+    "\u202eg": r"\u202eg",
+    "\x9b3": r"\x9b3",
+    "\udcff": r"\udcff",
+    "\r": r"\r",
+}
 
 
 @pytest.mark.parametrize("name, seen", ACTING.items())
-def test_a_character_that_would_act_is_shown_on_terminals_in_logs_and_in_cards(name, seen, tmp_path, accelerator, capsys):
+def test_a_character_that_would_act_is_shown_on_terminals_in_logs_and_in_cards(
+    name, seen, tmp_path, accelerator, capsys
+):
     """A file's name could clear the terminal, colour it, or write a line that looked like ours."""
     assert shown(f"{name}.png") == f"{seen}.png"
     assert _fail(f"error: {name}.png is damaged", 2) == 2

@@ -118,9 +118,9 @@ def test_gumbels_bias_falls_and_its_variance_rises_as_its_temperature_falls(prob
 
 
 def test_of_a_quadratic_loss_gumbel_at_a_low_temperature_has_no_bias():
-    """Cold, it moves weight between the two best codes alone and takes the loss along that move to change as its gradient
-    at either end says, one as often as the other: the trapezoidal rule, exact for a quadratic loss. What the curvature
-    adds beyond it stays at any temperature. Sampled: at 1 the bias is 0.35, at 1/16 below 0.04 in six tries.
+    """Cold, it moves weight between the two best codes alone and takes the loss along that move to change as its
+    gradient at either end says, one as often as the other: the trapezoidal rule, exact for a quadratic loss. What the
+    curvature adds beyond it stays at any temperature. Sampled: at 1 the bias is 0.35, at 1/16 below 0.04 in six tries.
     """
 
     class Quadratic(Problem):
@@ -128,11 +128,13 @@ def test_of_a_quadratic_loss_gumbel_at_a_low_temperature_has_no_bias():
             return ((z_q - self.z.roll(1, 0)) * torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)).square().sum(-1)
 
     problem = Quadratic(0, Protocol(vectors=64, normalize=False))
-    warm, cold = (compare(draw_gumbel(problem, temperature, 4096), problem.gradient())["bias"] for temperature in (1, 1 / 16))
+    warm, cold = (
+        compare(draw_gumbel(problem, temperature, 4096), problem.gradient())["bias"] for temperature in (1, 1 / 16)
+    )
     assert warm > 0.25 and cold < 0.12
 
 
-# ---------------------------------------------------------------------------------------------- what is promised of each
+# --------------------------------------------------------------------------------------------- what is promised of each
 
 
 def pairs() -> tuple[Tensor, Tensor]:
@@ -206,6 +208,7 @@ def test_rotation_is_finite_where_it_has_no_angle(meeting):
 
 @pytest.mark.parametrize("meeting", [opposite, from_zero])
 def test_forward_rotation_is_the_chosen_vector_where_it_has_no_angle(meeting):
-    """ê + ẑ is then all rounding, or ẑ is zero. A second depth of `residual` meets z_e = 0 where the first left nothing."""
+    """ê + ẑ is then all rounding, or ẑ is zero. A second depth of `residual` meets z_e = 0 where the first left
+    nothing."""
     z_e, e = meeting()
     torch.testing.assert_close(rotation(z_e, e), e, atol=1e-5, rtol=1e-5)

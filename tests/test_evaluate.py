@@ -79,7 +79,7 @@ def test_what_a_kill_left_is_gone_on_with(tmp_path, accelerator):
     asked = []
     found = in_parts(
         tmp_path / "parts", {}, 6, 2, lambda p: asked.append(p.tolist()) or doubled(p), accelerator, "test"
-    )  # fmt: skip
+    )
     assert asked == [[2, 3]] and found["values"].tolist() == [0, 2, 4, 6, 8, 10]
 
 
@@ -236,12 +236,16 @@ def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
 
 
 def test_too_few_images_to_judge_are_refused_at_once(run, accelerator):
-    with pytest.raises(UserError, match=r"at least 10 images on either side, got 3 to draw and 297 held out; --images 0"):
+    with pytest.raises(
+        UserError, match=r"at least 10 images on either side, got 3 to draw and 297 held out; --images 0"
+    ):
         evaluate_pipeline(PipelineSettings(run=str(run), images=3), accelerator)
 
 
 def test_training_images_are_not_looked_up_among_themselves(run, accelerator):
-    found = figures(evaluate_pipeline(PipelineSettings(run=str(run), split="train", images=150, neighbours=20), accelerator))
+    found = figures(
+        evaluate_pipeline(PipelineSettings(run=str(run), split="train", images=150, neighbours=20), accelerator)
+    )
     assert "fd_classifier" in found and not any(name.startswith("memorised") for name in found)
 
 
@@ -269,12 +273,12 @@ def test_the_images_are_read_as_the_tokenizer_read_them(finished_run):
     assert split.read(torch.arange(2)).images.shape == (2, 1, 8, 8)  # at their size, whatever training moves them by
 
 
-# ---------------------------------------------------------------------------------------------------- the board's peer row
+# ------------------------------------------------------------------------------------------------- the board's peer row
 
 
 def test_a_perfect_peer_gets_the_figures_of_perfection(run, tmp_path, accelerator):
-    """Its samples and reconstructions are test images. For a time `judge_peer` called `features_of` and `ask_classifier` by
-    signatures that were gone, and nothing noticed: no row of a peer could be measured again."""
+    """Its samples and reconstructions are test images. For a time `judge_peer` called `features_of` and
+    `ask_classifier` by signatures that were gone, and nothing noticed: no row of a peer could be measured again."""
     bench = open_bench(PipelineSettings(run=str(run)), accelerator)
     test = bench.split
 
@@ -288,4 +292,10 @@ def test_a_perfect_peer_gets_the_figures_of_perfection(run, tmp_path, accelerato
     assert found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1, abs=1e-5)
     assert found["reconstruction_fd_classifier"] == pytest.approx(0, abs=1e-2)
     assert found["precision"] == found["recall"] == 1 and found["class_agreement"] > 0.8
-    assert {"kernel_distance", "density", "coverage", "classification_accuracy_score", "classifier_accuracy"} < found.keys()
+    assert {
+        "kernel_distance",
+        "density",
+        "coverage",
+        "classification_accuracy_score",
+        "classifier_accuracy",
+    } < found.keys()

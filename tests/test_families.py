@@ -1,4 +1,5 @@
-"""A family of tokenizers and one of priors, declared here and nowhere else, go through every command, the report and the page.
+"""A family of tokenizers and one of priors, declared here and nowhere else, go through every command, the report and
+the page.
 
 The tokenizer's latents are continuous and one-dimensional: a sequence of vectors, which no shipped family has.
 """
@@ -146,7 +147,15 @@ def run(families, tmp_path_factory, accelerator) -> Path:
     run, few = tmp_path_factory.mktemp("families") / "toy", {"log_every": 20, "evaluate_every": 30, "save_every": 30}
     model = SequenceConfig(image_size=(8, 8))
     training = TrainConfig(
-        run=str(run), model=model, images=ImagesConfig(), steps=60, lr=1e-2, warmup=2, batch_size=64, precision="fp32", **few
+        run=str(run),
+        model=model,
+        images=ImagesConfig(),
+        steps=60,
+        lr=1e-2,
+        warmup=2,
+        batch_size=64,
+        precision="fp32",
+        **few,
     )
     train_tokenizer(training, accelerator)
     encode(EncodeSettings(run=str(run), views=1, precision="fp32"), accelerator)
@@ -177,7 +186,9 @@ def test_latents_are_a_dataset_of_vectors(run):
 
 
 def test_images_are_drawn_as_their_seeds_say(run, accelerator, tmp_path):
-    folder = generate(GenerateSettings(run=str(run), labels=(3, 7), num_images=4, output=str(tmp_path / "drawn")), accelerator)
+    folder = generate(
+        GenerateSettings(run=str(run), labels=(3, 7), num_images=4, output=str(tmp_path / "drawn")), accelerator
+    )
     assert len(list(folder.glob("0*.png"))) == 4
     pipeline = ImagePipeline.from_pretrained(run / "pipeline")
     together, alone = pipeline(labels=[3, 7], seed=0), pipeline(labels=[7], seed=1)
@@ -199,7 +210,9 @@ def test_each_stage_and_both_are_measured(run, accelerator):
 def test_the_report_and_the_card_have_what_there_is(run, accelerator, tmp_path, monkeypatch):
     report([str(run)])
     html = (run / "report.html").read_text()
-    assert "4 vectors of 3" in html.replace("×", "x") and "nan" not in html.casefold().split("<body")[-1].split("data:")[0]
+    assert (
+        "4 vectors of 3" in html.replace("×", "x") and "nan" not in html.casefold().split("<body")[-1].split("data:")[0]
+    )
     publish([str(run), "--to", str(tmp_path / "published")])
     assert "tokenizer" in (tmp_path / "published/README.md").read_text()
 

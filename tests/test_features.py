@@ -18,7 +18,14 @@ from torchvision import models
 from smalti.common.config import build
 from smalti.common.errors import UserError
 from smalti.metrics import features
-from smalti.metrics.classifier import Classifier, ClassifierConfig, LabelledSource, Recipe, accuracy_score, load_or_train
+from smalti.metrics.classifier import (
+    Classifier,
+    ClassifierConfig,
+    LabelledSource,
+    Recipe,
+    accuracy_score,
+    load_or_train,
+)
 from smalti.metrics.features import Features, FeaturesConfig, imagenet, load_features, read_weights, rgb
 
 QUICK = Recipe(width=8, least_steps=100)
@@ -36,7 +43,9 @@ def digits():
     pixels = torch.from_numpy(pixels * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
     labels, held_out = torch.from_numpy(labels), torch.arange(len(pixels)) % 3 == 0
     train = labels[~held_out].where(torch.arange(int((~held_out).sum())) % 10 > 0, -1)
-    return LabelledSource.in_memory(pixels[~held_out], train), LabelledSource.in_memory(pixels[held_out], labels[held_out])
+    return LabelledSource.in_memory(pixels[~held_out], train), LabelledSource.in_memory(
+        pixels[held_out], labels[held_out]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +118,9 @@ def test_training_leaves_the_random_numbers_of_others_alone(digits, tmp_path):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 20, 33), (4, 16, 100), (3, 256, 256)])
 def test_images_of_any_size_and_channels_have_128_features(shape):
     channels, *size = shape
-    model = Classifier(ClassifierConfig(image_size=tuple(size), image_channels=channels, classes=2, recipe=QUICK)).eval()
+    model = Classifier(
+        ClassifierConfig(image_size=tuple(size), image_channels=channels, classes=2, recipe=QUICK)
+    ).eval()
     assert model.features(images(2, *shape)).shape == (2, 128)
     with pytest.raises(ValueError, match=rf"must be uint8 \(N, {channels}, .* as the classifier was trained on, got"):
         model.features(images(2, 2, *size))
@@ -119,7 +130,9 @@ def test_images_that_do_not_show_their_class_teach_nothing(digits):
     """The accuracy score of real images is their classifier's accuracy; of shuffled labels, one in ten."""
     train, held_out = digits
     pixels, labels = train.read(train.labelled())
-    shuffled = LabelledSource.in_memory(pixels, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))])
+    shuffled = LabelledSource.in_memory(
+        pixels, labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    )
     assert accuracy_score(LabelledSource.in_memory(pixels, labels), held_out, QUICK) > 0.9
     assert accuracy_score(shuffled, held_out, QUICK) < 0.3
 
@@ -213,7 +226,10 @@ def test_a_file_that_is_no_torchscript_is_named(tmp_path):
 def test_a_torchvision_model_loses_its_head_of_however_many_classes(tmp_path, suffix):
     network, path = models.get_model(SMALL, num_classes=7).eval(), tmp_path / f"weights.{suffix}"
     save_file(network.state_dict(), path) if suffix == "safetensors" else torch.save(network.state_dict(), path)
-    found, shown = load_features(FeaturesConfig(kind="torchvision", name=SMALL, weights=str(path))), images(2, 1, 16, 16)
+    found, shown = (
+        load_features(FeaturesConfig(kind="torchvision", name=SMALL, weights=str(path))),
+        images(2, 1, 16, 16),
+    )
     with torch.no_grad():
         torch.testing.assert_close(network.fc(found(shown)), network(imagenet(shown)))
     assert found(shown).shape == (2, 1024) and found.frechet_name == f"fd_{SMALL}"
@@ -246,7 +262,7 @@ def test_inception_is_torch_fidelitys_and_called_fid_with_its_own_weights_alone(
     assert load_features(FeaturesConfig(kind="inception", weights=path)).frechet_name == "fid"
 
 
-# ------------------------------------------------------------------------------------------------ what is missing is said
+# ---------------------------------------------------------------------------------------------- what is missing is said
 
 
 class Harm:
@@ -255,7 +271,9 @@ class Harm:
 
 
 def test_a_file_of_weights_runs_no_code(tmp_path):
-    with pytest.raises(UserError, match=r"holds something else than tensors, and is not unpickled; .*state_dict\(\) alone"):
+    with pytest.raises(
+        UserError, match=r"holds something else than tensors, and is not unpickled; .*state_dict\(\) alone"
+    ):
         read_weights(tmp_path / written(tmp_path, {"a": Harm()}))
     with pytest.raises(UserError, match="is not unpickled"):
         load_features(FeaturesConfig(kind="inception", weights=written(tmp_path, {"a": Harm()})))
@@ -307,7 +325,11 @@ def test_a_download_that_was_cut_short_is_not_used(offline, tmp_path):
 @pytest.mark.parametrize(
     "kind, module, message",
     [
-        ("inception", "torch_fidelity.feature_extractor_inceptionv3", r"need torch-fidelity; pip install torch-fidelity"),
+        (
+            "inception",
+            "torch_fidelity.feature_extractor_inceptionv3",
+            r"need torch-fidelity; pip install torch-fidelity",
+        ),
         ("timm", "timm", "need it; pip install timm"),
     ],
 )
@@ -330,7 +352,9 @@ def test_settings_that_do_not_belong_together_are_refused(settings, message):
         build(FeaturesConfig, settings, "metrics.yaml")
 
 
-@pytest.mark.parametrize("name, message", [("resnet19", "did you mean resnet1"), ("squeezenet1_0", "ends in no linear layer")])
+@pytest.mark.parametrize(
+    "name, message", [("resnet19", "did you mean resnet1"), ("squeezenet1_0", "ends in no linear layer")]
+)
 def test_a_model_that_will_not_do_is_refused_by_name(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         load_features(FeaturesConfig(kind="torchvision", name=name, weights=written(tmp_path, {"a": torch.zeros(1)})))

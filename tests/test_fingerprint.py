@@ -44,7 +44,9 @@ def pictures(tmp_path) -> Path:
 def trained_on(pictures: Path, accelerator) -> Path:
     """A run beside the pictures, which it names as a user does who stands there; where the caller then stands."""
     os.chdir(pictures.parent)
-    settings = tokenizer_training(Path("r"), images=ImagesConfig(source="pics"), steps=2, batch_size=4, evaluate_every=2)
+    settings = tokenizer_training(
+        Path("r"), images=ImagesConfig(source="pics"), steps=2, batch_size=4, evaluate_every=2
+    )
     train(settings, accelerator)
     return pictures.parent / "r"
 
@@ -128,7 +130,9 @@ def test_ten_new_files_are_refused_by_whoever_reads_the_images_of_a_run(run, pic
         lambda: examine(CodebookSettings(run=str(run)), accelerator),
     ]
     for reader in readers:
-        with pytest.raises(UserError, match=r"are not those that .* was trained with \(fingerprint \w{12} then, \w{12} now\)"):
+        with pytest.raises(
+            UserError, match=r"are not those that .* was trained with \(fingerprint \w{12} then, \w{12} now\)"
+        ):
             reader()
     with pytest.raises(UserError, match="they have changed since it began"):
         trained_on(pictures, accelerator)
@@ -161,7 +165,9 @@ def test_the_record_keeps_the_name_of_the_source_wherever_training_goes_on(run, 
     shutil.rmtree(run / "tokenizer/state")  # so that it trains again, from another folder
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r").symlink_to(run)
-    settings = tokenizer_training(Path("r"), images=ImagesConfig(source="pics"), steps=2, batch_size=4, evaluate_every=2)
+    settings = tokenizer_training(
+        Path("r"), images=ImagesConfig(source="pics"), steps=2, batch_size=4, evaluate_every=2
+    )
     train(settings, accelerator)
     assert recorded(run / "tokenizer") == before
 
@@ -206,7 +212,9 @@ def test_a_damaged_record_is_refused_by_name(run, key, value):
 def test_k_means_knows_its_images_too(pictures, tmp_path, accelerator, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = KMeansConfig(image_size=(8, 8), patch=4, codebook_size=8)
-    settings = ClusterConfig(run=str(tmp_path / "r"), images=ImagesConfig(source=str(pictures)), model=model, iterations=1)
+    settings = ClusterConfig(
+        run=str(tmp_path / "r"), images=ImagesConfig(source=str(pictures)), model=model, iterations=1
+    )
     cluster(settings, accelerator)
     before = (tmp_path / "r/tokenizer/images.json").read_bytes()
     assert json.loads(before)["place"] == str(pictures)
@@ -249,10 +257,13 @@ def test_the_pictures_of_ones_own_run_are_vouched_for(run, accelerator):
 # ---------------------------------------------------------------------------------------------------------------- codes
 
 INFO = CodesInfo(
-    layout=Layout.of(2, 2, factors=(16,)), views=1, class_names=("a", "b"),
+    layout=Layout.of(2, 2, factors=(16,)),
+    views=1,
+    class_names=("a", "b"),
     tokenizer=TokenizerIdentity(name="t", sha256="0" * 64),
-    source={"source": "none", "fingerprint": "1"}, shard_size=8,
-)  # fmt: skip
+    source={"source": "none", "fingerprint": "1"},
+    shard_size=8,
+)
 CODES = np.arange(1, 33, dtype=np.uint8).reshape(8, 4) % 16
 
 

@@ -85,18 +85,21 @@ WRITERS = {
     "encode": lambda run, to, _: encode.main([str(run), "--output", str(to)]),
     "compress": lambda run, to, _: compress.main([str(run), "--output", str(to)]),
     "compress a file": lambda run, to, _: compress.main([str(run), "--output", str(to / "compressed.tess")]),
-    "expand": lambda run, to, _: compress.main([str(run), "--expand", str(to / "compressed.tess"), "--output", str(to)]),
+    "expand": lambda run, to, _: compress.main(
+        [str(run), "--expand", str(to / "compressed.tess"), "--output", str(to)]
+    ),
     "train": lambda run, to, accelerator: open_run(to, prior_training(to), accelerator),
     "configs": lambda run, to, _: configs.main(["digits", "--to", str(to)]),
     "a prior": lambda run, to, _: ImagePipeline.from_pretrained(KEPT / "pipeline").prior.save_pretrained(to),
     "a tokenizer": lambda run, to, _: ImagePipeline.from_pretrained(KEPT / "pipeline").tokenizer.save_pretrained(to),
     "a pipeline": lambda run, to, _: ImagePipeline.from_pretrained(KEPT / "pipeline").save_pretrained(to),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_refused_command_leaves_a_users_folder_byte_for_byte_as_it_was(writer, finished_run, tmp_path, accelerator):
-    """Refused publish, generate and encode had swept the folder before: hidden files were deleted or renamed, at any depth."""
+    """Refused publish, generate and encode had swept the folder before: hidden files were deleted or renamed, at any
+    depth."""
     planted(tmp_path / "mine")
     before = tree(tmp_path)
     with pytest.raises(Refused):
@@ -109,7 +112,9 @@ def test_a_report_takes_the_place_of_no_page_or_chart_that_is_not_its_own(run, n
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).write_text("my own")
     before = tree(run)
-    with pytest.raises(Refused, match=r"report\S* (is not as|holds something that) this command (wrote it|did not write)"):
+    with pytest.raises(
+        Refused, match=r"report\S* (is not as|holds something that) this command (wrote it|did not write)"
+    ):
         report.report(report.Settings(run=str(run), completion=False))
     assert tree(run) == before
 
@@ -140,13 +145,16 @@ def test_pictures_that_were_compressed_are_not_lost_to_others(run):
     for _ in range(2):  # the same again is the same
         compress.main([str(run), "--images", "2", "--output", str(output)])
     before = output.read_bytes()
-    with pytest.raises(Refused, match=r"two\.tess holds other compressed pictures; give another --output, or remove it"):
+    with pytest.raises(
+        Refused, match=r"two\.tess holds other compressed pictures; give another --output, or remove it"
+    ):
         compress.main([str(run), "--images", "3", "--output", str(output)])
     assert output.read_bytes() == before
 
 
 def test_a_link_is_not_taken_for_the_folder_it_leads_to(pipeline, tmp_path):
-    """A stranger's run whose pipeline/ is a link would have been written into what it leads to, or your link been lost."""
+    """A stranger's run whose pipeline/ is a link would have been written into what it leads to, or your link been
+    lost."""
     pipeline.save_pretrained(tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
     before = tree(tmp_path)
@@ -224,7 +232,9 @@ def test_a_second_publish_keeps_an_edited_card_and_what_lies_beside_it(run, tmp_
     for _ in range(2):
         publish.lay_out(c)
         assert f"{tmp_path / 'hub/README.md'} is not as this command wrote it, and is kept" in capsys.readouterr().err
-    assert (tmp_path / "hub/README.md").read_text() == "my own words" and (tmp_path / "hub/logo.png").read_text() == "mine"
+    assert (tmp_path / "hub/README.md").read_text() == "my own words" and (
+        tmp_path / "hub/logo.png"
+    ).read_text() == "mine"
     assert (tmp_path / "hub/model.safetensors").read_bytes() == weights
     publish.lay_out(c.model_copy(update={"what": "tokenizer"}))  # files of the other model go, the user's stay
     assert (tmp_path / "hub/logo.png").exists() and "vqvae" in (tmp_path / "hub/config.json").read_text()
@@ -255,7 +265,7 @@ def test_a_folder_that_an_earlier_version_laid_out_keeps_its_card(run, tmp_path,
 def test_another_request_replaces_what_a_request_wrote_and_nothing_else(format, tmp_path, accelerator):
     c = generate.Settings(
         run=str(KEPT / "pipeline"), output=str(tmp_path / "out"), num_images=3, format=format, precision="fp32"
-    )  # fmt: skip
+    )
     generate.generate(c, accelerator)
     (tmp_path / "out/README.md").write_text("my own words")
     (tmp_path / "out/album").mkdir()
@@ -306,11 +316,15 @@ def test_only_what_a_process_of_ours_left_is_swept(tmp_path):
     for each in (left, alive, elsewhere):
         each.write_text("half")
     folder.sweep(tmp_path)
-    assert not left.exists() and alive.exists(), "a reader of the folder, such as codebook.py, may be writing beside the lock"
+    assert not left.exists() and alive.exists(), (
+        "a reader of the folder, such as codebook.py, may be writing beside the lock"
+    )
     assert not elsewhere.exists(), "another machine has lost the lock, and so what it was writing"
     alive.unlink()
     after = tree(tmp_path)
-    assert {name: each[2] for name, each in before.items() if name in MINE} == {n: e[2] for n, e in after.items() if n in MINE}
+    assert {name: each[2] for name, each in before.items() if name in MINE} == {
+        n: e[2] for n, e in after.items() if n in MINE
+    }
 
 
 def test_what_a_command_without_a_lock_left_goes_with_its_next_start(tmp_path):
@@ -347,7 +361,9 @@ def test_removing_the_lock_file_makes_no_second_writer(tmp_path, accelerator):
     with session(tmp_path / "run", accelerator):
         (tmp_path / ".run.lock").unlink()
         assert at_work(tmp_path / "run") is not None
-        code = "import sys; from pathlib import Path; from smalti.common.lock import Lock; Lock(Path(sys.argv[1])).take()"
+        code = (
+            "import sys; from pathlib import Path; from smalti.common.lock import Lock; Lock(Path(sys.argv[1])).take()"
+        )
         second = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "run")], cwd=KEPT.parents[2], capture_output=True, text=True
         )
@@ -387,7 +403,9 @@ def test_a_command_does_not_wait_for_itself(tmp_path, accelerator):
 # ------------------------------------------------------------------------------------------------- names and modes
 
 
-@pytest.mark.parametrize("spelled", ["run/pipeline", "run/pipeline/", "run/./pipeline//", "run/pipeline/../pipeline/", "here"])
+@pytest.mark.parametrize(
+    "spelled", ["run/pipeline", "run/pipeline/", "run/./pipeline//", "run/pipeline/../pipeline/", "here"]
+)
 def test_a_folder_means_the_same_however_it_is_spelled(tmp_path, monkeypatch, spelled):
     """`RUN/pipeline/` wrote its samples into the model folder, as `pipeline/-samples`."""
     shutil.copytree(KEPT / "pipeline", tmp_path / "run/pipeline")

@@ -1,4 +1,5 @@
-"""What a large prior needs: weights in parts on the processes (FSDP2), activations computed again, a compiled forward."""
+"""What a large prior needs: weights in parts on the processes (FSDP2), activations computed again, a compiled
+forward."""
 
 import functools
 import shutil
@@ -23,13 +24,23 @@ from tests.conftest import prior_training
 from tests.test_processes import ROOT, finish, start
 
 SHARDED = [
-    sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/imagenet256/fsdp.yaml"),
-    "--num_processes", "2", "--main_process_port", "0",
-]  # fmt: skip
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    str(ROOT / "configs/imagenet256/fsdp.yaml"),
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+]
 ADAMW = {
-    "model": TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0), "label_dropout": 0.0, "matrix_lr": None,
-    "clip": 0.05, "accumulate": 2,
-}  # fmt: skip
+    "model": TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
+    "label_dropout": 0.0,
+    "matrix_lr": None,
+    "clip": 0.05,
+    "accumulate": 2,
+}
 MUON = {"model": ADAMW["model"], "label_dropout": 0.0, "recompute": True}
 # Its evaluations are never the best but the first: weights gathered for one are then in parts again for the next step.
 WORSE = {"lr": 3.0, "warmup": 1, "ema_decay": 0.0, "evaluate_every": 1, "save_every": 6}
@@ -65,10 +76,12 @@ def same(a, b, rtol):
     return True
 
 
-def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_state(finished_run, tmp_path, accelerator):
-    """Weights, averages, both optimizers, clipping, accumulation, evaluation on shares of unequal length: on two processes,
-    each with its part, as on one. Up to the rounding of sums in another order: AdamW divides the smallest gradients by
-    themselves, and Muon computes in bf16, where 1% is what two processes without sharding differ by."""
+def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_state(
+    finished_run, tmp_path, accelerator
+):
+    """Weights, averages, both optimizers, clipping, accumulation, evaluation on shares of unequal length: on two
+    processes, each with its part, as on one. Up to the rounding of sums in another order: AdamW divides the smallest
+    gradients by themselves, and Muon computes in bf16, where 1% is what two processes without sharding differ by."""
     codes = {"codes": str(finished_run / "codes")}
     adamw, muon = (functools.partial(prior_training, **codes, **settings) for settings in (ADAMW, MUON))
     for name, training in (("whole", adamw), ("whole_muon", muon)):
@@ -79,8 +92,10 @@ def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_st
     half_of(tmp_path / "parts", tmp_path / "parts_then_whole")
     half_of(tmp_path / "parts_muon", tmp_path / "parts_then_parts_muon")
     train_in_parts(
-        adamw(tmp_path / "whole_then_parts"), adamw(tmp_path / "parts_then_parts"), muon(tmp_path / "parts_then_parts_muon")
-    )  # fmt: skip
+        adamw(tmp_path / "whole_then_parts"),
+        adamw(tmp_path / "parts_then_parts"),
+        muon(tmp_path / "parts_then_parts_muon"),
+    )
     train(adamw(tmp_path / "parts_then_whole"), accelerator)
     for name in ("parts", "whole_then_parts", "parts_then_whole"):
         assert same(tmp_path / name, tmp_path / "whole", rtol=1e-4)
@@ -129,7 +144,9 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(prior):
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True)) and any(a.any() for a in kept)
 
 
-def test_a_compiled_training_leaves_the_same_files_and_goes_on_from_them(finished_run, tmp_path, accelerator, monkeypatch):
+def test_a_compiled_training_leaves_the_same_files_and_goes_on_from_them(
+    finished_run, tmp_path, accelerator, monkeypatch
+):
     """Traced and differentiated ahead of time as for a GPU, then run as it is: building its C++ takes 40 s."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     training = functools.partial(prior_training, codes=str(finished_run / "codes"), **ADAMW)

@@ -102,7 +102,9 @@ def test_no_more_steps_than_are_done_is_refused_with_both_numbers(run, stage, ac
         ):
             stage.train(stage.settings(run, steps=steps), accelerator)
     changed = {path for path, content in contents(run).items() if before.get(path) != content}
-    assert {path.name for path in changed} <= {"images.json"}, "of the images that were read, whatever became of the command"
+    assert {path.name for path in changed} <= {"images.json"}, (
+        "of the images that were read, whatever became of the command"
+    )
 
 
 def test_a_model_without_its_states_is_not_made_longer_from_nothing(run, stage, accelerator):
@@ -161,7 +163,9 @@ def test_another_learning_rate_is_taken_where_a_flag_says_so(run, stage, acceler
     changed = {line.setting: (line.step, line.before, line.after) for line in read_history(run / stage.name)}
     assert changed.keys() == {"steps", "lr", "weight_decay"} and changed["lr"] == (6, stage.lr, 1e-4)
     assert f"lr 0.0001 instead of {stage.lr}" in capsys.readouterr().out
-    stage.train(stage.settings(run, steps=9, lr=1e-4, weight_decay=0.0), accelerator)  # the same go on, without the flag
+    stage.train(
+        stage.settings(run, steps=9, lr=1e-4, weight_decay=0.0), accelerator
+    )  # the same go on, without the flag
     assert len(read_history(run / stage.name)) == 3
 
 
@@ -236,7 +240,8 @@ def test_the_model_is_that_of_the_weights_where_nothing_else_is_given(run, accel
 
 
 def test_a_run_goes_on_without_the_folder_it_began_from(run, stage, accelerator, tmp_path):
-    """Its sizes stand in its config.yaml, its weights in its state. Killed after three steps, it ends in the same weights."""
+    """Its sizes stand in its config.yaml, its weights in its state. Killed after three steps, it ends in the same
+    weights."""
     weights, whole = shutil.copytree(run / stage.name / "model", tmp_path / "weights"), fresh(run, tmp_path)
     settings = stage.settings(whole, start_from=str(weights))
     settings = settings.model_copy(update={"model": type(settings.model)()})
@@ -269,10 +274,13 @@ def test_a_folder_without_weights_is_refused_with_where_they_were_looked_for(run
 def test_weights_come_from_the_hub(run, hub, accelerator, tmp_path, whole):  # noqa: F811
     """Of a model's repository, or of the part of a pipeline's."""
     files = {name: (run / "tokenizer/model" / name).read_bytes() for name in folder.MODEL_FILES}
-    files = {f"tokenizer/{name}": each for name, each in files.items()} | {"model_index.json": b"{}"} if whole else files
+    files = (
+        {f"tokenizer/{name}": each for name, each in files.items()} | {"model_index.json": b"{}"} if whole else files
+    )
     hub.repositories["models/me/digits"] = {"main": [files]}
     train_tokenizer(
-        still(SimpleNamespace(name="tokenizer", settings=tokenizer_training), tmp_path, start_from="me/digits"), accelerator
+        still(SimpleNamespace(name="tokenizer", settings=tokenizer_training), tmp_path, start_from="me/digits"),
+        accelerator,
     )
     (line,) = read_history(tmp_path / "tokenizer")
     assert (line.after, line.sha256) == ("me/digits", folder.sha256(run / "tokenizer/model/model.safetensors"))
@@ -283,18 +291,25 @@ def test_weights_of_other_shapes_are_refused_by_the_tensor_and_the_setting(run, 
     model = tokenizer_training(run).model.model_copy(update={"quantizer": larger})
     with pytest.raises(
         UserError,
-        match=r"quantizer\.codebook is \(16, 4\) there and \(32, 4\) here \(quantizer\.codebook_size 16 there and 32 here",
+        match=r"quantizer\.codebook is \(16, 4\) there and \(32, 4\) here "
+        r"\(quantizer\.codebook_size 16 there and 32 here",
     ):
         train_tokenizer(tokenizer_training(tmp_path, model=model, start_from=str(run)), accelerator)
     assert not (tmp_path / "tokenizer/config.yaml").exists()
     shutil.copytree(run / "codes", tmp_path / "codes")
-    with pytest.raises(UserError, match=r"is \(.*16\) there and \(.*32\) here \(architecture\.dim 16 there and 32 here"):
+    with pytest.raises(
+        UserError, match=r"is \(.*16\) there and \(.*32\) here \(architecture\.dim 16 there and 32 here"
+    ):
         train_prior(
-            prior_training(tmp_path, model=TransformerConfig(depth=1, dim=32, heads=2), start_from=str(run)), accelerator
+            prior_training(tmp_path, model=TransformerConfig(depth=1, dim=32, heads=2), start_from=str(run)),
+            accelerator,
         )
-    with pytest.raises(UserError, match=r"blocks\.1\..* is absent there and .* here \(architecture\.depth 1 there and 2 here"):
+    with pytest.raises(
+        UserError, match=r"blocks\.1\..* is absent there and .* here \(architecture\.depth 1 there and 2 here"
+    ):
         train_prior(
-            prior_training(tmp_path, model=TransformerConfig(depth=2, dim=16, heads=2), start_from=str(run)), accelerator
+            prior_training(tmp_path, model=TransformerConfig(depth=2, dim=16, heads=2), start_from=str(run)),
+            accelerator,
         )
 
 
@@ -321,19 +336,26 @@ def test_settings_that_fit_the_weights_and_mean_something_else_are_named(run, ac
     assert "; other settings: class_names ['a', 'b'" in capsys.readouterr().out
 
 
-VQGAN = VQGANConfig(image_size=(8, 8), first_channels=32, channels=(32, 32), blocks=1, attention_levels=(1,), z_channels=4)
+VQGAN = VQGANConfig(
+    image_size=(8, 8), first_channels=32, channels=(32, 32), blocks=1, attention_levels=(1,), z_channels=4
+)
 KMEANS = KMeansConfig(image_size=(8, 8), patch=2, codebook_size=8)
 
 
 @pytest.mark.parametrize(("cls", "settings"), [(VQGANTokenizer, VQGAN), (KMeansTokenizer, KMEANS)])
 @pytest.mark.parametrize("place", ["", "tokenizer/model"])
-def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_it(accelerator, tmp_path, cls, settings, place):
-    """Of an imported VQGAN it was said that another should be given, and not that this one encodes and bears a prior."""
+def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_it(
+    accelerator, tmp_path, cls, settings, place
+):
+    """Of an imported VQGAN it was said that another should be given, and not that this one encodes and bears a
+    prior."""
     cls(settings).save_pretrained(tmp_path / "theirs/tokenizer/model")
     words = rf"holds a '{settings.kind}', and tokenizer/train\.py trains a 'vqvae' alone: use it as it is"
     with pytest.raises(UserError, match=words) as said:
         train_tokenizer(tokenizer_training(tmp_path / "new", start_from=str(tmp_path / "theirs" / place)), accelerator)
-    assert said.match("tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes")
+    assert said.match(
+        "tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes"
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -342,9 +364,14 @@ def test_weights_of_somebody_elses_are_refused_with_how_to_make_them_a_tokenizer
     (tmp_path / "last.ckpt").write_bytes(b"weights")
     (tmp_path / "vqvae").mkdir()
     (tmp_path / "vqvae/config.json").write_text('{"_class_name": "VQModel"}')
-    for given, what in (("last.ckpt", "is a file, and a model of ours is a folder"), ("vqvae", "holds no model of ours")):
+    for given, what in (
+        ("last.ckpt", "is a file, and a model of ours is a folder"),
+        ("vqvae", "holds no model of ours"),
+    ):
         settings = tokenizer_training(tmp_path / "new", start_from=str(tmp_path / given))
-        with pytest.raises(UserError, match=rf"{given} {what}: .*tokenizer/convert\.py makes a tokenizer of somebody else's"):
+        with pytest.raises(
+            UserError, match=rf"{given} {what}: .*tokenizer/convert\.py makes a tokenizer of somebody else's"
+        ):
             train_tokenizer(settings, accelerator)
     with pytest.raises(UserError, match="vqvae holds no model of ours: give one that it trained"):
         train_prior(prior_training(fresh(run, tmp_path), start_from=str(tmp_path / "vqvae")), accelerator)
@@ -369,7 +396,9 @@ def test_a_card_says_what_a_training_began_from_and_how_it_went_on(run, accelera
     train_prior(prior_training(run, steps=9, batch_size=32, change_settings=True), accelerator)
     assert [line.setting for line in read_history(run / "prior")] == ["start_from", "steps", "batch_size"]
     card = model_card(gather(run), "prior")
-    assert f"It began from the weights of me/digits, SHA-256 {'f' * 64}." in card and "base_model:\n- me/digits\n" in card
+    assert (
+        f"It began from the weights of me/digits, SHA-256 {'f' * 64}." in card and "base_model:\n- me/digits\n" in card
+    )
     assert "From step 6 on it was trained with steps 9 instead of 6, batch\\_size 32 instead of 16." in card
     assert f"| {6 * 16 + 3 * 32} |" in card, "the rows seen are those of either batch size"
 

@@ -1,4 +1,5 @@
-"""Guidance leans on a prediction without a class: a prior that never learnt one refuses it, wherever it is asked for."""
+"""Guidance leans on a prediction without a class: a prior that never learnt one refuses it, wherever it is asked
+for."""
 
 import shutil
 
@@ -22,7 +23,8 @@ from smalti.prior.train import train as train_prior
 from tests.conftest import prior_training
 
 REFUSED = (
-    r"guidance 2 leans on a prediction without a class.*label_dropout 0\. Give guidance 1, or train one with --label_dropout"
+    r"guidance 2 leans on a prediction without a class.*label_dropout 0\. "
+    "Give guidance 1, or train one with --label_dropout"
 )
 
 
@@ -55,7 +57,9 @@ def test_rows_that_have_no_class_of_themselves_teach_it_too():
     assert share_hidden(rows([0, 1, 0, 1]), 0.0) == 0.0 and share_hidden(rows(None), 0.0) == 1.0
 
 
-@pytest.mark.parametrize("share, guidance, drawn", [(0.0, 2.0, False), (0.0, 0.5, False), (0.0, 1.0, True), (None, 2.0, True)])
+@pytest.mark.parametrize(
+    "share, guidance, drawn", [(0.0, 2.0, False), (0.0, 0.5, False), (0.0, 1.0, True), (None, 2.0, True)]
+)
 def test_only_a_prior_known_never_to_have_missed_a_class_refuses_guidance(prior, share, guidance, drawn):
     """Of an older folder nobody wrote down what it had seen; it draws as it did."""
     if drawn:
@@ -67,7 +71,8 @@ def test_only_a_prior_known_never_to_have_missed_a_class_refuses_guidance(prior,
 
 
 def test_a_refused_generate_leaves_what_was_drawn_before(run, accelerator):
-    """--overwrite had removed the images of the request before, and a pipeline had been written, when the sampler refused."""
+    """--overwrite had removed the images of the request before, and a pipeline had been written, when the sampler
+    refused."""
     generate(Generation(run=str(run), num_images=2), accelerator)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for asked, message in (({"guidance": 2.0}, REFUSED), ({"top_k": 17}, "top_k 17 is more than the 16 codes")):
@@ -78,7 +83,8 @@ def test_a_refused_generate_leaves_what_was_drawn_before(run, accelerator):
 
 
 def test_a_configs_guidance_is_not_kept_with_a_prior_that_takes_none(run, accelerator):
-    """The shipped configs have guidance; with --guidance 1 beside them the pipeline drew, and refused every call after."""
+    """The shipped configs have guidance; with --guidance 1 beside them the pipeline drew, and refused every call
+    after."""
     generate(Generation(run=str(run), num_images=2), accelerator, SamplingConfig(guidance=2.0, temperature=0.8))
     assert ImagePipeline.from_pretrained(run / "pipeline").sampling == SamplingConfig(temperature=0.8)
 

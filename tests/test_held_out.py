@@ -108,14 +108,18 @@ def test_a_class_that_only_another_split_has_is_named(tmp_path):
     assert any("class b has no training image" in remark for remark in images.remarks())
 
 
-# ------------------------------------------------------------------------------------------------- the prior and its classes
+# -------------------------------------------------------------------------------------------- the prior and its classes
 
 
 def three_classes(labels: list[int]) -> Codes:
     info = CodesInfo(
-        layout=Layout.of(4, 4, factors=(16,)), views=1, class_names=("a", "b", "zrare"),
-        tokenizer=TokenizerIdentity(name="t", sha256="0" * 64), source={}, shard_size=8,
-    )  # fmt: skip
+        layout=Layout.of(4, 4, factors=(16,)),
+        views=1,
+        class_names=("a", "b", "zrare"),
+        tokenizer=TokenizerIdentity(name="t", sha256="0" * 64),
+        source={},
+        shard_size=8,
+    )
     rows = len(labels)
     return Codes(info, {"train": CodesSplit(np.zeros((rows, 16), np.uint8), np.array(labels), np.arange(rows))})
 

@@ -42,7 +42,9 @@ LABELS = ["3", "7"]
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory, accelerator) -> Path:
     """A run with a pipeline and samples. Shared: copy it before changing anything."""
-    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("hub") / "digits", ignore=shutil.ignore_patterns("state"))
+    run = shutil.copytree(
+        finished_run, tmp_path_factory.mktemp("hub") / "digits", ignore=shutil.ignore_patterns("state")
+    )
     generate(Generation(run=str(run), num_images=20), accelerator)
     return run
 
@@ -61,7 +63,9 @@ def pipeline(run) -> ImagePipeline:
 def hub(monkeypatch, tmp_path):
     """A Hub of this test's own, and a user of it who is logged in."""
     with serving() as hub:
-        template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(huggingface_hub.constants.ENDPOINT, hub.url)
+        template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
+            huggingface_hub.constants.ENDPOINT, hub.url
+        )
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -87,7 +91,7 @@ def as_cache(source: Path, cache: Path, repo_id: str) -> None:
     (home / "refs/main").write_text(commit)
 
 
-# -------------------------------------------------------------------------------------------------------- a fresh process
+# ------------------------------------------------------------------------------------------------------ a fresh process
 
 
 DRAW = """
@@ -120,16 +124,19 @@ def test_a_fresh_process_with_the_wheel_draws_the_same_images_from_a_folder_a_ca
     as_cache(tmp_path / "saved", tmp_path / "home/hub", "owner/cached")
     as_cache(tmp_path / "saved", tmp_path / "mine", "owner/elsewhere")
     environment = {
-        "PATH": os.environ["PATH"], "PYTHONPATH": str(wheel), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home"),
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(wheel),
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(tmp_path / "home"),
         "HF_ENDPOINT": hub.url,
-    }  # fmt: skip
+    }
     command = [sys.executable, "-c", DRAW, str(wheel), str(tmp_path / "saved"), str(tmp_path / "mine")]
     told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert told.stdout.split() == [digest(pipeline(labels=LABELS, seed=5).images)] * 4
 
 
-# ---------------------------------------------------------------------------------------------------- pushing and fetching
+# ------------------------------------------------------------------------------------------------- pushing and fetching
 
 
 def test_what_is_pushed_is_what_is_saved_with_a_card_and_comes_back(pipeline, hub, tmp_path):
@@ -178,11 +185,15 @@ def test_a_card_that_somebody_wrote_is_kept(pipeline, hub):
     pipeline.prior.push_to_hub("me/prior")
     hub.repositories["models/me/prior"]["main"][-1]["README.md"] = b"mine"
     pipeline.prior.push_to_hub("me/prior")
-    assert hub.files("models/me/prior")["README.md"] == b"mine" and len(hub.repositories["models/me/prior"]["main"]) >= 2
+    assert (
+        hub.files("models/me/prior")["README.md"] == b"mine" and len(hub.repositories["models/me/prior"]["main"]) >= 2
+    )
 
 
 def test_what_the_hub_refuses_is_told_as_what_to_do(pipeline, hub, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="there is no folder me/none here, and the Hub has no repository me/none that you may"):
+    with pytest.raises(
+        UserError, match="there is no folder me/none here, and the Hub has no repository me/none that you may"
+    ):
         load_prior("me/none")
     pipeline.prior.push_to_hub("me/prior", private=True)
     with pytest.raises(UserError, match="me/prior has no such revision"):
@@ -204,7 +215,9 @@ def test_what_the_hub_refuses_is_told_as_what_to_do(pipeline, hub, monkeypatch, 
 
 
 def test_without_the_network_it_is_told_how_to_go_on(pipeline, hub, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="is not whole in the Hub's cache, and the Hub was not reached: connect, leave local"):
+    with pytest.raises(
+        UserError, match="is not whole in the Hub's cache, and the Hub was not reached: connect, leave local"
+    ):
         load_prior("me/prior", local_files_only=True)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(UserError, match="the Hub was not reached"):
@@ -220,8 +233,8 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(hub):
 
 
 def test_a_name_whose_first_part_is_a_folder_here_is_never_asked_of_the_hub(hub, tmp_path, monkeypatch, pipeline):
-    """`runs/nothere` has the form of a repository's name: the page looked for it on the Hub for 38 seconds, and then advised on
-    logging in."""
+    """`runs/nothere` has the form of a repository's name: the page looked for it on the Hub for 38 seconds, and then
+    advised on logging in."""
     pipeline.push_to_hub("runs/nothere")
     monkeypatch.chdir(tmp_path)
     assert ImagePipeline.from_pretrained("runs/nothere").device == pipeline.device
@@ -242,7 +255,9 @@ def test_a_hub_that_takes_connections_and_says_nothing_is_waited_for_a_moment_al
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr("smalti.common.hub.PATIENCE", 0.2)
-        with pytest.raises(UserError, match=r"there is no folder me/digits here, and .* the Hub was not reached: connect"):
+        with pytest.raises(
+            UserError, match=r"there is no folder me/digits here, and .* the Hub was not reached: connect"
+        ):
             ImagePipeline.from_pretrained("me/digits", cache_dir=tmp_path)
 
 
@@ -262,7 +277,7 @@ def test_a_git_checkout_is_never_replaced(pipeline, tmp_path):
     assert (tmp_path / "digits/.git").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------- the cards
+# ------------------------------------------------------------------------------------------------------------ the cards
 
 
 def front(card: str) -> dict:
@@ -289,12 +304,19 @@ def test_a_card_says_data_budget_figures_with_their_protocol_and_how_it_was_made
     assert head["pipeline_tag"] == "unconditional-image-generation" and "smalti" in head["tags"]
     info, splits = codes.read_info(copied / "codes")
     for part in (
-        info.source["fingerprint"], f"| train | {splits['train']['images']:,} | {splits['train']['rows']:,} | 0 |",
-        "| 6 of 16 | 96 | fp32 |", "| PSNR, dB | 12.35 |", "| nats per code | 2.468 |",
+        info.source["fingerprint"],
+        f"| train | {splits['train']['images']:,} | {splits['train']['rows']:,} | 0 |",
+        "| 6 of 16 | 96 | fp32 |",
+        "| PSNR, dB | 12.35 |",
+        "| nats per code | 2.468 |",
         "| Fréchet distance (classifier) | 3.211 |",
-        "On the test split, 297 images, and 100 drawn ones.", "seed: 4", "command: python prior/evaluate.py .../digits",
-        "![samples](samples.png)", "a column for each class", "python prior/train.py prior.yaml --run runs/digits",
-    ):  # fmt: skip
+        "On the test split, 297 images, and 100 drawn ones.",
+        "seed: 4",
+        "command: python prior/evaluate.py .../digits",
+        "![samples](samples.png)",
+        "a column for each class",
+        "python prior/train.py prior.yaml --run runs/digits",
+    ):
         assert part in card, part
     assert "Not measured" not in card and "/home/me" not in card and str(copied.parent) not in card
 
@@ -312,7 +334,9 @@ def test_a_card_says_what_was_not_measured_and_leaves_out_what_was_of_other_weig
     path.write_text(json.dumps(value))
     card = card_of(copied)
     assert "| nats per code | 2.468 |" not in card and "it was, with another prior than this" in card
-    write_json(copied / "samples/.request.json", json.loads((copied / "samples/.request.json").read_text()) | {"prior": "0"})
+    write_json(
+        copied / "samples/.request.json", json.loads((copied / "samples/.request.json").read_text()) | {"prior": "0"}
+    )
     card = card_of(copied)
     assert "samples.png" not in card and "No samples of these weights were drawn" in card
     assert not (copied / "hub/pipeline/samples.png").exists()
@@ -348,22 +372,28 @@ def test_a_dataset_of_the_hub_is_named_as_one_and_a_folder_is_not(tmp_path, monk
         assert source_repository({"source": source}) is None
 
 
-# ------------------------------------------------------------------------------------------------------------- publishing
+# ----------------------------------------------------------------------------------------------------------- publishing
 
 
 def test_publishing_pushes_what_it_lays_out_and_says_where(copied, hub, capsys):
     main([str(copied), "--repo", "me/digits", "--private", "true"])
     assert f"pushed: {hub.url}/me/digits/commit/" in capsys.readouterr().out
-    laid = {path.relative_to(copied / "hub/pipeline").as_posix(): path for path in (copied / "hub/pipeline").rglob("[!.]*.*")}
+    laid = {
+        path.relative_to(copied / "hub/pipeline").as_posix(): path
+        for path in (copied / "hub/pipeline").rglob("[!.]*.*")
+    }
     there = hub.files("models/me/digits")
     assert (
-        there.keys() == laid.keys() | {".gitattributes"} and {"samples.png", "reconstructions.png", "README.md"} < laid.keys()
+        there.keys() == laid.keys() | {".gitattributes"}
+        and {"samples.png", "reconstructions.png", "README.md"} < laid.keys()
     )
     assert 'ImagePipeline.from_pretrained("me/digits")' in there["README.md"].decode()
     loaded = ImagePipeline.from_pretrained("me/digits")
     assert loaded.sampling == ImagePipeline.from_pretrained(copied / "pipeline").sampling
     main([str(copied), "--what", "tokenizer"])
-    assert capsys.readouterr().out.endswith(f"next: python pipeline/publish.py {copied} --what tokenizer --repo OWNER/NAME\n")
+    assert capsys.readouterr().out.endswith(
+        f"next: python pipeline/publish.py {copied} --what tokenizer --repo OWNER/NAME\n"
+    )
 
 
 def test_codes_are_pushed_as_a_dataset_that_datasets_reads_and_name_no_folder_of_this_machine(copied, hub, tmp_path):
@@ -373,7 +403,9 @@ def test_codes_are_pushed_as_a_dataset_that_datasets_reads_and_name_no_folder_of
     value = json.loads(path.read_text())
     value["source"]["source"] = "/home/me/secret/photos"
     path.write_text(json.dumps(value))
-    hub.repositories["datasets/me/codes"] = {"main": [{"train-00000-of-00009.parquet": b"an earlier one", "notes.md": b""}]}
+    hub.repositories["datasets/me/codes"] = {
+        "main": [{"train-00000-of-00009.parquet": b"an earlier one", "notes.md": b""}]
+    }
     main([str(copied), "--what", "codes", "--repo", "me/codes"])
     there = hub.files("datasets/me/codes")
     assert "train-00000-of-00009.parquet" not in there and "notes.md" in there and ".plan.json" not in there
@@ -430,12 +462,12 @@ def test_hidden_files_are_not_pushed(hub, tmp_path):
     assert hub.files("models/me/a").keys() == {"a.json", ".gitattributes"}
 
 
-# -------------------------------------------------------------------------------------------------------------- the format
+# ----------------------------------------------------------------------------------------------------------- the format
 
 
 def check(found: dict, expected: dict) -> None:
-    """Codes exactly. Pixels within 1 of 255, since sums round differently on other processors and a value may lie between two;
-    nats to five digits for the same reason."""
+    """Codes exactly. Pixels within 1 of 255, since sums round differently on other processors and a value may lie
+    between two; nats to five digits for the same reason."""
     for name in ("encoded", "drawn", "kmeans", "codes"):
         assert found[name] == expected[name], name
     assert (torch.tensor(found["decoded"]) - torch.tensor(expected["decoded"])).abs().max() <= 1
@@ -469,7 +501,9 @@ def test_a_newer_format_asks_for_a_newer_tesserae(tmp_path, file, read):
     read(newer)
     value = json.loads((newer / file).read_text())
     (newer / file).write_text(json.dumps(value | {"format": folder.FORMAT + 1}))
-    with pytest.raises(UserError, match=rf"has format {folder.FORMAT + 1}, this version reads up to {folder.FORMAT}; update"):
+    with pytest.raises(
+        UserError, match=rf"has format {folder.FORMAT + 1}, this version reads up to {folder.FORMAT}; update"
+    ):
         read(newer)
 
 

@@ -238,8 +238,15 @@ def test_damaged_images_read_from_disk_are_left_out_of_the_batch_that_asked_for_
 def test_an_image_of_more_pixels_than_the_limit_counts_as_damaged(side, tmp_path):
     """A PNG's head may claim any size: 400 million pixels in 60 bytes."""
     size = side.to_bytes(4, "big") * 2
-    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\x00\x00\x00") + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-    with pytest.raises(UserError, match=r"cannot be decoded.*(11 x 11 pixels are more than images.max_pixels 100|bomb)"):
+    head = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", size + b"\x08\x02\x00\x00\x00")
+        + chunk(b"IDAT", b"")
+        + chunk(b"IEND", b"")
+    )
+    with pytest.raises(
+        UserError, match=r"cannot be decoded.*(11 x 11 pixels are more than images.max_pixels 100|bomb)"
+    ):
         one(head, tmp_path=tmp_path, max_pixels=100)
 
 
@@ -316,7 +323,9 @@ def test_a_label_that_is_none_of_the_classes_is_refused_by_its_row_or_left_out(t
     assert whole(images).rows.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9] and whole(images).labels.tolist()[-2:] == [-1, -1]
 
 
-@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes() + b"x")])
+@pytest.mark.parametrize(
+    "change", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes() + b"x")]
+)
 def test_a_file_that_changes_while_the_set_is_read_is_refused_by_name(change, tmp_path):
     folder = write(tmp_path / "set", {f"{i}.png": file for i, file in enumerate(FILES)})
     images = opened(folder, memory=0.0, corrupt="skip")
@@ -632,7 +641,9 @@ def test_an_empty_split_beside_a_full_one_is_refused(tmp_path):
         opened(write(tmp_path / "set", files))
 
 
-@pytest.mark.parametrize("key, value", [("shift", -1), ("white", 65_536), ("validation_share", 0.0), ("validation_share", 0.6)])
+@pytest.mark.parametrize(
+    "key, value", [("shift", -1), ("white", 65_536), ("validation_share", 0.0), ("validation_share", 0.6)]
+)
 def test_a_setting_out_of_range_is_refused(key, value):
     with pytest.raises(ValidationError, match=key):
         ImagesConfig(**{key: value})

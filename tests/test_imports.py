@@ -1,4 +1,5 @@
-"""Data flows one way: image -> tokenizer -> codes -> prior -> pipeline. Imports follow it, between rooms and inside them."""
+"""Data flows one way: image -> tokenizer -> codes -> prior -> pipeline. Imports follow it, between rooms and inside
+them."""
 
 import ast
 import graphlib
@@ -20,9 +21,19 @@ SCRIPTS = {
     "tokenizer": {"train", "cluster", "codebook", "convert", "encode", "evaluate"},
     "prior": {"train", "evaluate"},
     "pipeline": {
-        "app", "compress", "configs", "doctor", "evaluate", "generate", "publish", "report", "run", "terminal", "tune",
+        "app",
+        "compress",
+        "configs",
+        "doctor",
+        "evaluate",
+        "generate",
+        "publish",
+        "report",
+        "run",
+        "terminal",
+        "tune",
     },
-}  # fmt: skip
+}
 
 
 @cache
@@ -66,7 +77,8 @@ def test_a_room_imports_only_what_stands_before_it(room):
 
 
 def test_a_room_is_imported_by_the_one_name():
-    """`from tokenizer.model import ...` would find the folder in a checkout, load a second copy, and fail where installed."""
+    """`from tokenizer.model import ...` would find the folder in a checkout, load a second copy, and fail where
+    installed."""
     for module in modules():
         bare = {name for name in imported(module) if name.partition(".")[0] in MAY_IMPORT.keys() - {"benchmarks"}}
         assert not bare, f"{module} imports {bare}"
@@ -91,7 +103,9 @@ def test_nobody_imports_a_script():
 
 def test_only_its_own_room_and_the_registry_know_a_family():
     """Evaluation, coder, page, card and completion ask for what a prior offers, never for a class of one."""
-    families = tuple(f"smalti.prior.{path.name}." for path in (ROOT / "prior").iterdir() if (path / "network.py").exists())
+    families = tuple(
+        f"smalti.prior.{path.name}." for path in (ROOT / "prior").iterdir() if (path / "network.py").exists()
+    )
     allowed = {"smalti.prior.model", "smalti.prior.config"}  # the registry, and the union of their settings
     for module in modules().keys() - allowed:
         if module.startswith(families) or room_of(module) == "benchmarks":

@@ -36,7 +36,8 @@ def vectors(generator):
 
 
 def test_a_step_is_an_em_step_of_a_mixture_with_hard_assignment(vectors):
-    """Gaussians of equal weight and a vanishing variance: the posterior is one-hot, the means are its weighted means."""
+    """Gaussians of equal weight and a vanishing variance: the posterior is one-hot, the means are its weighted
+    means."""
     means = vectors[:3].clone()
     distances = torch.cdist(vectors.double(), means.double()).square()
     posterior = (-distances / (2 * 1e-6)).softmax(dim=1)  # (150, 3)
@@ -115,9 +116,11 @@ def test_a_one_code_grid_is_deep_k_means(accelerator):
 
 def settings(run, **others) -> ClusterConfig:
     defaults = {
-        "run": str(run), "images": ImagesConfig(), "iterations": 4,
+        "run": str(run),
+        "images": ImagesConfig(),
+        "iterations": 4,
         "model": KMeansConfig(image_size=(8, 8), patch=2, codebook_size=16),
-    }  # fmt: skip
+    }
     return ClusterConfig(**{**defaults, **others})
 
 
@@ -134,7 +137,9 @@ def test_fitting_lowers_the_error_and_resumes_bit_for_bit(tmp_path, accelerator)
     from smalti.common.run import read_metrics
 
     whole = cluster(settings(tmp_path / "whole"), accelerator)
-    lines = [line["objective"] for line in read_metrics(tmp_path / "whole/tokenizer/metrics.jsonl") if "objective" in line]
+    lines = [
+        line["objective"] for line in read_metrics(tmp_path / "whole/tokenizer/metrics.jsonl") if "objective" in line
+    ]
     assert len(lines) == 4 and lines == sorted(lines, reverse=True)
 
     halted = settings(tmp_path / "halted")

@@ -57,7 +57,8 @@ def test_the_levels_of_a_pixel_sum_to_one(c, channels):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("c", ALL, ids=NAMES)
 def test_nll_is_minus_log_of_the_probabilities_multiplied(c, channels):
-    """The chain over channels is the joint. Far tails underflow in the table and not in nll: the spread is small here."""
+    """The chain over channels is the joint. Far tails underflow in the table and not in nll: the spread is small
+    here."""
     likelihood, output, images = drawn(c, channels, spread=0.3)
     if c in (GaussianConfig(sigma=0.003), LaplaceConfig(scale=0.002)):
         output = images + 0.002 * output  # not underflowing
@@ -93,21 +94,29 @@ def test_a_wide_gaussian_is_the_squared_error_of_the_lecture():
     """−log p = |x − μ|² / 2σ² + log σ√(2π) − log of a level's width, within what a level's curvature changes."""
     sigma = 0.2
     likelihood = build_likelihood(GaussianConfig(sigma=sigma), 1)
-    images, output = pixels_of(torch.randint(1, 255, (4, 1, 5, 5)), torch.float64), 0.5 * torch.randn(4, 1, 5, 5).double()
+    images, output = (
+        pixels_of(torch.randint(1, 255, (4, 1, 5, 5)), torch.float64),
+        0.5 * torch.randn(4, 1, 5, 5).double(),
+    )
     density = (images - output).square() / (2 * sigma**2) + math.log(sigma * math.sqrt(2 * math.pi)) - math.log(2 / 255)
     torch.testing.assert_close(likelihood.nll(output, images), density.sum((1, 2, 3)), rtol=1e-3, atol=0)
 
 
 def test_the_gaussians_loss_has_the_gradient_of_the_squared_error_at_every_sigma():
     """Weighted, so that the balance with the codebook's losses does not change while sigma is learned."""
-    images, output = pixels_of(torch.randint(1, 255, (2, 1, 4, 4)), torch.float64), 0.3 * torch.randn(2, 1, 4, 4).double()
+    images, output = (
+        pixels_of(torch.randint(1, 255, (2, 1, 4, 4)), torch.float64),
+        0.3 * torch.randn(2, 1, 4, 4).double(),
+    )
     for sigma in (0.05, 0.5):
         likelihood, mu = build_likelihood(GaussianConfig(sigma=sigma), 1), output.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(likelihood.weight() * likelihood.nll(mu, images).sum(), mu)
         torch.testing.assert_close(gradient, 2 * (mu - images).detach(), rtol=1e-2, atol=1e-6)  # (level / sigma)² / 12
 
 
-@pytest.mark.parametrize("c, best", [(GaussianConfig(), "root of the mean squared"), (LaplaceConfig(), "mean absolute")])
+@pytest.mark.parametrize(
+    "c, best", [(GaussianConfig(), "root of the mean squared"), (LaplaceConfig(), "mean absolute")]
+)
 def test_a_learned_scale_is_best_at_the_error_it_stands_for(c, best):
     errors = torch.tensor([0.1, -0.2, 0.3, 0.05], dtype=torch.float64).view(4, 1, 1, 1)
     images = pixels_of(levels_of(errors.new_full((4, 1, 1, 1), 0.1)), torch.float64)
@@ -159,9 +168,12 @@ def test_mean_and_mode_are_what_they_are_called(c):
 
 def test_decoding_shows_the_mean_and_nll_is_of_the_same_output():
     model = VQVAEConfig(
-        image_size=(8, 8), image_channels=3, channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4),
+        image_size=(8, 8),
+        image_channels=3,
+        channels=(8, 16),
+        quantizer=VQConfig(codebook_size=16, code_dim=4),
         likelihood=LogisticMixtureConfig(components=2),
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     tokenizer = VQVAE(model).eval()
     images = pixels_of(torch.randint(256, (2, 3, 8, 8)))

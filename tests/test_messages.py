@@ -49,7 +49,9 @@ def test_a_folder_given_as_a_config_is_answered_with_the_file_in_it_that_fits(na
 
 
 def test_a_folder_without_configs_is_said_to_have_none(tmp_path):
-    assert refused(PriorTraining, str(tmp_path)).endswith("is a folder, expected a config file, and there is none in it")
+    assert refused(PriorTraining, str(tmp_path)).endswith(
+        "is a folder, expected a config file, and there is none in it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,9 @@ def test_a_mistyped_folder_of_configs_is_answered_with_the_nearest(which):
 
 
 def test_one_file_where_the_folder_of_both_is_wanted_is_answered_with_the_folder():
-    with pytest.raises(UserError, match=r"is a file; give its folder, which has the configs of both stages: configs/digits$"):
+    with pytest.raises(
+        UserError, match=r"is a file; give its folder, which has the configs of both stages: configs/digits$"
+    ):
         first_config(Path("configs/digits/tokenizer.yaml"))
 
 
@@ -124,10 +128,14 @@ def test_a_device_is_answered_with_how_devices_are_chosen(option):
 @pytest.mark.parametrize(
     "option, meant",
     [
-        ("--learning-rate", "--lr"), ("--epochs", "--steps"), ("--output_dir", "--run"), ("--fp16", "--precision"),
-        ("--resolution", "--model.image_size"), ("--Steps", "--steps"),
+        ("--learning-rate", "--lr"),
+        ("--epochs", "--steps"),
+        ("--output_dir", "--run"),
+        ("--fp16", "--precision"),
+        ("--resolution", "--model.image_size"),
+        ("--Steps", "--steps"),
     ],
-)  # fmt: skip
+)
 def test_an_option_of_other_programs_is_answered_with_ours(option, meant):
     assert refused(TokenizerTraining, option, "3").endswith(f"did you mean {meant}?")
 
@@ -200,8 +208,8 @@ def test_a_shell_reads_the_run_back_from_a_hint(name):
 
 
 def test_a_hint_works_in_the_folder_where_it_is_read(monkeypatch, tmp_path):
-    """Of a script started from another folder than the checkout the next one was told as `tokenizer/encode.py`, which is not
-    there. A file of the user's that has its name is none of ours."""
+    """Of a script started from another folder than the checkout the next one was told as `tokenizer/encode.py`, which
+    is not there. A file of the user's that has its name is none of ours."""
     monkeypatch.delenv(BY_NAME, raising=False)
     for folder in (ROOT, ROOT / "docs", tmp_path):
         monkeypatch.chdir(folder)
@@ -221,10 +229,17 @@ def test_a_hint_by_name_is_the_names(monkeypatch):
 def test_every_hint_and_remedy_in_the_code_is_quoted():
     """A run or a path after a script's name goes through `as_typed` or `quoted`."""
     scripts = "|".join(re.escape(command.script) for command in COMMANDS.values())
-    plain = re.compile(rf"(?:{scripts}) \{{(?!quoted)|--(?:run|output|codes|config|to|expand) \{{(?!quoted|self\.shown)")
-    code = [p for package in ("common", "tokenizer", "prior", "pipeline", "metrics") for p in (ROOT / package).rglob("*.py")]
+    plain = re.compile(
+        rf"(?:{scripts}) \{{(?!quoted)|--(?:run|output|codes|config|to|expand) \{{(?!quoted|self\.shown)"
+    )
+    code = [
+        p for package in ("common", "tokenizer", "prior", "pipeline", "metrics") for p in (ROOT / package).rglob("*.py")
+    ]
     found = [
-        f"{p.relative_to(ROOT)}: {line.strip()}" for p in code for line in p.read_text().splitlines() if plain.search(line)
+        f"{p.relative_to(ROOT)}: {line.strip()}"
+        for p in code
+        for line in p.read_text().splitlines()
+        if plain.search(line)
     ]
     assert not [line for line in found if "self.shown" not in line and "found.shown" not in line]
 

@@ -50,7 +50,7 @@ class AsTheyAre(torch.nn.Module):
         return features
 
 
-# -------------------------------------------------------------------------------------------------------- pairs of images
+# ------------------------------------------------------------------------------------------------------ pairs of images
 
 
 def test_equal_images_are_alike_in_every_measure():
@@ -94,7 +94,7 @@ def test_a_similarity_does_not_depend_on_the_batch():
     torch.testing.assert_close(ssim_each(a, b), alone)
 
 
-# ------------------------------------------------------------------------------------------------------- Fréchet distance
+# ----------------------------------------------------------------------------------------------------- Fréchet distance
 
 
 def test_equal_features_are_at_no_distance():
@@ -128,7 +128,9 @@ def test_it_is_the_distance_of_torchmetrics_and_torch_fidelity():
     metric.update(b.float(), real=False)
     theirs = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)
     assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
-    assert frechet_distance(a.float(), b.float()) == pytest.approx(metric.compute().item(), rel=1e-3)  # they end in fp32
+    assert frechet_distance(a.float(), b.float()) == pytest.approx(
+        metric.compute().item(), rel=1e-3
+    )  # they end in fp32
 
 
 def test_moments_do_not_depend_on_blocks(small_blocks):
@@ -145,7 +147,7 @@ def test_few_images_have_no_covariance():
         frechet_distance(normal(0, 6, 6), normal(1, 100, 6))
 
 
-# -------------------------------------------------------------------------------------------------------- kernel distance
+# ------------------------------------------------------------------------------------------------------ kernel distance
 
 
 def test_it_is_the_kernel_distance_of_torchmetrics_and_torch_fidelity_over_one_whole_subset():
@@ -165,12 +167,13 @@ def test_kernel_distance_of_two_points_each_by_hand():
 
 
 def test_kernel_distance_is_unbiased(small_blocks):
-    """Draws of one distribution are at 0 on average, however few: the mean of 200 lies within 4 of its standard errors."""
+    """Draws of one distribution are at 0 on average, however few: the mean of 200 lies within 4 of its standard
+    errors."""
     found = torch.tensor([kernel_distance(normal(2 * i, 20, 4), normal(2 * i + 1, 50, 4)) for i in range(200)])
     assert found.mean().abs() < 4 * found.std() / 200**0.5 and found.min() < 0
 
 
-# --------------------------------------------------------------------------------------------------------- neighbourhoods
+# ------------------------------------------------------------------------------------------------------- neighbourhoods
 
 
 def test_precision_and_recall_are_those_of_torch_fidelity(small_blocks):
@@ -213,13 +216,15 @@ def test_a_set_far_away_has_nothing():
 @pytest.mark.parametrize("measure, fewest", [(precision_recall, 4), (density_coverage, 6), (kernel_distance, 2)])
 def test_too_few_images_are_refused(measure, fewest):
     many, few = normal(0, 10, 3), normal(1, fewest - 1, 3)
-    with pytest.raises(ValueError, match=f"at least {fewest} images of either kind are needed, got 10 and {fewest - 1}"):
+    with pytest.raises(
+        ValueError, match=f"at least {fewest} images of either kind are needed, got 10 and {fewest - 1}"
+    ):
         measure(many, few)
     with pytest.raises(ValueError, match=r"one D, got \(10, 3\) and \(10, 4\)"):
         measure(many, normal(1, 10, 4))
 
 
-# ------------------------------------------------------------------------------------------------------ nearest, memorised
+# --------------------------------------------------------------------------------------------------- nearest, memorised
 
 
 @pytest.mark.parametrize("k", [1, 3, 50])

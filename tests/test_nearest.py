@@ -106,7 +106,9 @@ def test_a_vector_that_is_not_finite_has_some_code_and_leaves_the_others_theirs(
 
 def test_vectors_may_lie_in_memory_as_they_like():
     vectors, codebook = draw(5, 100), draw(30, 10, seed=1)
-    assert torch.equal(nearest(vectors.T, codebook[:, ::2]), nearest(vectors.T.contiguous(), codebook[:, ::2].contiguous()))
+    assert torch.equal(
+        nearest(vectors.T, codebook[:, ::2]), nearest(vectors.T.contiguous(), codebook[:, ::2].contiguous())
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 63), (1, 5, 50 * VECTORS // 40), (2 * VECTORS, 2, 1), (0, 5, 4), (50, 2, 56)])
@@ -136,7 +138,7 @@ sys.path.insert(0, "tests")  # not as tests.test_nearest: torch-fidelity brings 
 from test_nearest import assert_nearest, draw
 from smalti.tokenizer.nearest_triton import nearest_fused
 
-for N, D, K in ((5, 3, 1), (70, 5, 300), (65, 40, 130), (0, 4, 9)):  # sizes beside those of the blocks, shared out or not
+for N, D, K in ((5, 3, 1), (70, 5, 300), (65, 40, 130), (0, 4, 9)):  # sizes beside those of the blocks
     vectors, codebook = draw(N, D), draw(K, D, seed=1)
     found = nearest_fused(vectors, codebook)
     assert found.dtype == torch.int64 and found.shape == (N,)
@@ -188,4 +190,6 @@ def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here_and_fits_its_memor
 def test_on_a_gpu_the_codes_are_those_of_a_cpu(N, D, K):
     vectors, codebook = draw(N, D), draw(K, D, seed=1)
     on_gpu = nearest(vectors.cuda(), codebook.cuda()).cpu()
-    assert (on_gpu != nearest(vectors, codebook)).double().mean() <= 0.005  # near ties that TF32 may miss, one in thousands
+    assert (
+        on_gpu != nearest(vectors, codebook)
+    ).double().mean() <= 0.005  # near ties that TF32 may miss, one in thousands

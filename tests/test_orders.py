@@ -39,7 +39,8 @@ def test_raster_training_draws_no_orders(prior):
 
 
 def test_every_order_is_equally_likely(prior):
-    """Of three places in 60,000 rows each of six orders comes a sixth of the time; astray by 0.01 with odds below 1e-9."""
+    """Of three places in 60,000 rows each of six orders comes a sixth of the time; astray by 0.01 with odds below
+    1e-9."""
     config = prior.config.model_copy(update={"layout": Layout.of(1, 3, factors=(16,))})
     torch.manual_seed(0)
     order = draw_order(60_000, config.layout, 1.0, torch.device("cpu"))
@@ -72,7 +73,8 @@ def test_a_preset_gives_its_shape_and_what_stands_beside_it_wins():
 
 
 @pytest.mark.parametrize(
-    "preset, millions", [("5m", (4.5, 5.5)), ("14m", (13, 16)), ("38m", (37, 40)), ("111m", (108, 114)), ("343m", (335, 347))]
+    "preset, millions",
+    [("5m", (4.5, 5.5)), ("14m", (13, 16)), ("38m", (37, 40)), ("111m", (108, 114)), ("343m", (335, 347))],
 )
 def test_a_preset_has_the_weights_it_is_named_after(preset, millions, prior):
     """With K = 512, and the two shapes of LlamaGen with its 16,384."""

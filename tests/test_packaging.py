@@ -1,4 +1,5 @@
-"""What is installed works outside the checkout, has one name, and stands beside what others have installed or written."""
+"""What is installed works outside the checkout, has one name, and stands beside what others have installed or
+written."""
 
 import os
 import subprocess
@@ -35,7 +36,8 @@ def test_the_wheel_has_every_module_config_and_the_licence(wheel):
 
 
 def test_the_wheel_has_one_name(wheel):
-    """It installed `common`, `metrics`, `tokenizer` and their like: names as common as these stand in everybody's way."""
+    """It installed `common`, `metrics`, `tokenizer` and their like: names as common as these stand in everybody's
+    way."""
     assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"smalti"}
 
 
@@ -47,7 +49,8 @@ def test_an_installed_package_takes_in_nothing_beside_it(wheel, tmp_path):
 
 
 def test_code_of_others_stands_beside_the_installed_package_unharmed(wheel, tmp_path):
-    """LlamaGen's `from tokenizer.tokenizer_image...`, a user's own common.py, metrics/ and pipeline.py: they found ours."""
+    """LlamaGen's `from tokenizer.tokenizer_image...`, a user's own common.py, metrics/ and pipeline.py: they found
+    ours."""
     for name in ("tokenizer/tokenizer_image", "metrics/__init__", "common", "pipeline"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text(f"MINE = {name!r}\n")

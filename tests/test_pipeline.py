@@ -74,7 +74,9 @@ def test_four_processes_draw_what_one_does(pipeline):
     shares = [
         batch
         for rank in range(4)
-        for batch in pipeline.generate(labels, seeds, pipeline.sampler(4, precision="fp32"), batch_size=4, first=rank, every=4)
+        for batch in pipeline.generate(
+            labels, seeds, pipeline.sampler(4, precision="fp32"), batch_size=4, first=rank, every=4
+        )
     ]
     assert torch.equal(torch.cat([batch.codes for batch in sorted(shares, key=lambda batch: batch.start)]), alone)
 
@@ -114,7 +116,12 @@ def test_the_labels_that_a_pipeline_returns_mean_the_same_classes_when_given_bac
 
 def test_a_class_is_found_by_its_name_in_either_form_of_unicode(pipeline):
     named = with_classes(pipeline, "caf\u00e9", "the\u0301")
-    assert [named.class_number(label) for label in ("cafe\u0301", "caf\u00e9", "th\u00e9", "CAFE\u0301")] == [0, 0, 1, 0]
+    assert [named.class_number(label) for label in ("cafe\u0301", "caf\u00e9", "th\u00e9", "CAFE\u0301")] == [
+        0,
+        0,
+        1,
+        0,
+    ]
 
 
 def test_a_generator_draws_the_seeds_as_in_diffusers(pipeline):

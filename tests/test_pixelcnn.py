@@ -37,11 +37,13 @@ def make(grid=(4, 5), kernel=3, depth=3, factors=(7,), code_depth=1, **settings)
 
 def codes_of(prior: PixelCNNPrior, images: int = 3) -> torch.Tensor:
     return torch.randint(
-        prior.config.layout.codebook_size, (images, prior.config.layout.length), generator=torch.Generator().manual_seed(1)
+        prior.config.layout.codebook_size,
+        (images, prior.config.layout.length),
+        generator=torch.Generator().manual_seed(1),
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- what is seen
+# --------------------------------------------------------------------------------------------------------- what is seen
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -106,7 +108,7 @@ def test_the_first_guess_is_uniform():
     torch.testing.assert_close(nll, torch.full_like(nll, torch.tensor(7.0).log().item()))
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
+# -------------------------------------------------------------------------------------------------------------- drawing
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -115,7 +117,11 @@ def test_row_by_row_gives_the_features_that_all_at_once_gives(kernel):
     stacks, h, w = Stacks(8, 3, kernel, 0.0).double().eval(), 5, 4
     x, condition = torch.randn(2, 8, h, w, dtype=torch.double), torch.randn(2, 8, dtype=torch.double)
     with torch.no_grad():
-        whole, rows, found = stacks(x, condition), RowByRow(stacks, condition, w), torch.empty(2, 8, h, w, dtype=torch.double)
+        whole, rows, found = (
+            stacks(x, condition),
+            RowByRow(stacks, condition, w),
+            torch.empty(2, 8, h, w, dtype=torch.double),
+        )
         for i in range(h):
             for j in range(w):
                 found[:, :, i, j] = rows.features(j)
@@ -138,7 +144,9 @@ def test_walking_gives_the_probabilities_that_the_parallel_forward_gives(setting
     from smalti.common.digits import to_digits
 
     assert torch.equal(prior.walk(labels, choose), codes)
-    torch.testing.assert_close(found.float(), prior.log_prob(codes, labels), rtol=1e-5, atol=1e-4)  # fp32 sums of T codes
+    torch.testing.assert_close(
+        found.float(), prior.log_prob(codes, labels), rtol=1e-5, atol=1e-4
+    )  # fp32 sums of T codes
 
 
 def drawn_without_a_cache(prior, label, seed, config, codes=None, known=None):
@@ -188,7 +196,7 @@ def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch():
     assert torch.equal(draw(torch.tensor([1, 1]), [8, 6]), together[[3, 1]])
 
 
-# ------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

@@ -114,9 +114,12 @@ def test_the_parts_of_a_code_are_a_distribution(prior):
     torch.nn.init.normal_(model.head.weight)
     codes = torch.stack([torch.arange(32768), torch.zeros(32768, dtype=torch.int64)], dim=1)
     labels = torch.ones(32768, dtype=torch.int64)
-    nll = torch.cat([
-        nll_each(model(a, b), b, config.vocabularies) for a, b in zip(labels.split(4096), codes.split(4096), strict=True)
-    ])  # fmt: skip
+    nll = torch.cat(
+        [
+            nll_each(model(a, b), b, config.vocabularies)
+            for a, b in zip(labels.split(4096), codes.split(4096), strict=True)
+        ]
+    )
     assert nll[:, 0].neg().exp().sum().item() == pytest.approx(1, abs=1e-4)  # fp32, 32,768 terms
 
 

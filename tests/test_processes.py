@@ -34,7 +34,16 @@ TINY = [
     "1",
 ]
 ONE = [sys.executable]
-TWO = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+TWO = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+]
 
 
 def start(launch: list[str], *arguments: object) -> subprocess.Popen:
@@ -74,18 +83,30 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(tmp_path)
 
 
 def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
-    """Both stages on two CPU processes; then the same tokenizer's codes, and the same pipeline's images, from one. A tracker
-    hears of the main process alone."""
+    """Both stages on two CPU processes; then the same tokenizer's codes, and the same pipeline's images, from one. A
+    tracker hears of the main process alone."""
     run = tmp_path / "two"
     short = ["--steps", 12, "--batch_size", 16, "--precision", "fp32"]
     track = ["--track", "tensorboard"] if find_spec("tensorboard") else []
     finish(start(TWO, "tokenizer/train.py", "--run", run, *TINY, "--steps", 12, "--evaluate_every", 6, *track))
     assert len(list((run / "tokenizer").rglob("events.out.*"))) == len(track) // 2
     finish(start(TWO, "tokenizer/encode.py", run, "--shard_size", 200, "--views", 2, "--precision", "fp32"))
-    finish(start(TWO, "prior/train.py", "--run", run, *short, "--model.depth", 1, "--model.dim", 16, "--model.heads", 1))
+    finish(
+        start(TWO, "prior/train.py", "--run", run, *short, "--model.depth", 1, "--model.dim", 16, "--model.heads", 1)
+    )
     two = start(TWO, "pipeline/generate.py", run, "--num-images", 40, "--batch_size", 8)
     one = start(
-        ONE, "tokenizer/encode.py", run, "--shard_size", 200, "--views", 2, "--precision", "fp32", "--output", run / "c1"
+        ONE,
+        "tokenizer/encode.py",
+        run,
+        "--shard_size",
+        200,
+        "--views",
+        2,
+        "--precision",
+        "fp32",
+        "--output",
+        run / "c1",
     )
     finish(two)
     finish(one)
@@ -102,7 +123,9 @@ def test_two_processes_measure_what_one_does(finished_run, tmp_path):
         run = shutil.copytree(finished_run, tmp_path / name, ignore=ignored)
         finish(start(launch, "pipeline/evaluate.py", run, "--images", 600, "--neighbours", 20))
         figures.append(json.loads((run / "evaluation/pipeline-test.json").read_text())["figures"])
-        shutil.rmtree(tmp_path / ".cache" / next(p.name for p in (tmp_path / ".cache").iterdir() if "features" in p.name))
+        shutil.rmtree(
+            tmp_path / ".cache" / next(p.name for p in (tmp_path / ".cache").iterdir() if "features" in p.name)
+        )
     assert figures[0] == figures[1] and "fd_classifier" in figures[0]
 
 

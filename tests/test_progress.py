@@ -66,7 +66,8 @@ def test_only_the_main_process_shows_a_passing_bar(often, capsys, monkeypatch):
 
 
 def test_a_training_in_a_log_file_is_lines_with_its_figures(tmp_path, accelerator, capsys):
-    """It logs, evaluates and saves several times, and says so at its intervals alone: here at the beginning and the end."""
+    """It logs, evaluates and saves several times, and says so at its intervals alone: here at the beginning and the
+    end."""
     train(tokenizer_training(tmp_path, log_every=1), accelerator)
     said = capsys.readouterr().err
     assert "\r" not in said and "\x1b" not in said

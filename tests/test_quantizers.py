@@ -66,7 +66,9 @@ def z_e():
 
 def test_z_q_is_what_the_indices_look_up(quantizer, z_e):
     quantized = quantizer(z_e)
-    torch.testing.assert_close(quantized.z_q, quantizer.lookup(quantized.indices), atol=1e-5, rtol=1e-5)  # fp32 rounding
+    torch.testing.assert_close(
+        quantized.z_q, quantizer.lookup(quantized.indices), atol=1e-5, rtol=1e-5
+    )  # fp32 rounding
 
 
 def test_indices_are_a_grid_of_values_below_K(quantizer, z_e):
@@ -88,9 +90,12 @@ def test_the_decoders_gradient_reaches_the_encoder(quantizer, z_e):
     assert arrived.isfinite().all() and arrived.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["vq", "vq, not normalized", "vq_ema", "simvq", "fsq", "lfq", "residual", "residual fsq"])
+@pytest.mark.parametrize(
+    "name", ["vq", "vq, not normalized", "vq_ema", "simvq", "fsq", "lfq", "residual", "residual fsq"]
+)
 def test_straight_through_hands_the_gradient_on_unchanged(name, z_e):
-    """dL/dz_e is dL/dz_q, where z_e is what was quantized (after the normalisation or bound); in a stack once, not Q times."""
+    """dL/dz_e is dL/dz_q, where z_e is what was quantized (after the normalisation or bound); in a stack once, not Q
+    times."""
     quantized = built(ALL[name])(z_e)
     gradient = torch.randn(2, 3, 15)
     (arrived,) = torch.autograd.grad(quantized.z_q, quantized.z_e, gradient)
@@ -165,7 +170,9 @@ def test_the_losses_are_the_papers(z_e):
 
 def test_both_losses_have_the_gradients_of_their_definition():
     z_e, e = (torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    found = torch.autograd.grad(torch.stack(codebook_and_commitment(z_e, e)) @ torch.tensor([2.0, 3.0]).double(), (z_e, e))
+    found = torch.autograd.grad(
+        torch.stack(codebook_and_commitment(z_e, e)) @ torch.tensor([2.0, 3.0]).double(), (z_e, e)
+    )
     defined = 2 * F.mse_loss(e, z_e.detach()) + 3 * F.mse_loss(z_e, e.detach())
     for a, b in zip(found, torch.autograd.grad(defined, (z_e, e)), strict=True):
         torch.testing.assert_close(a, b)
@@ -283,7 +290,8 @@ def test_lfq_entropies_are_those_of_the_softmax_over_all_codes():
 
 
 def test_lfq_entropies_have_a_finite_gradient_where_all_bits_are_certain():
-    """sigmoid(40) is 1 in fp32, and the gradient of −p ln p at p = 0 infinite: training stopped at NaN in the first step."""
+    """sigmoid(40) is 1 in fp32, and the gradient of −p ln p at p = 0 infinite: training stopped at NaN in the first
+    step."""
     z_e = torch.full((1, 3, 4), 10.0, requires_grad=True)
     certain, spread = build_quantizer(LFQConfig(bits=3)).entropies(z_e)
     (gradient,) = torch.autograd.grad(certain - spread, z_e)
@@ -350,7 +358,9 @@ def test_use_is_counted_at_each_depth():
     indices = torch.tensor([[[[0, 2], [1, 2]]]])  # (1, 1, 2, Q = 2)
     counts = count(indices, 3, 2)
     assert counts.tolist() == [[1, 1, 0], [0, 0, 2]]
-    assert usage(counts) == 0.5 and perplexity(counts) == pytest.approx(1.5) and entropy_bits(counts) == pytest.approx(1)
+    assert (
+        usage(counts) == 0.5 and perplexity(counts) == pytest.approx(1.5) and entropy_bits(counts) == pytest.approx(1)
+    )
     assert torch.equal(count(indices.flatten(1), 3, 2), counts)
 
 
@@ -378,7 +388,12 @@ def test_digits_of_an_index_are_the_index_again(factors):
 )
 def test_images_become_codes_and_images_again(size, channels, patch, attention):
     config = VQVAEConfig(
-        image_size=size, image_channels=channels, patch=patch, channels=(8, 16), attention=attention, quantizer=TABLES["vq"]
+        image_size=size,
+        image_channels=channels,
+        patch=patch,
+        channels=(8, 16),
+        attention=attention,
+        quantizer=TABLES["vq"],
     )
     tokenizer = VQVAE(config).eval()
     images = torch.rand(2, channels, *size) * 2 - 1
@@ -410,7 +425,9 @@ def test_what_a_tokenizer_cannot_take_is_refused_with_what_it_can():
     with pytest.raises(ValueError, match=r"codes must lie in \[0, 9\), got 0 to 9"):
         tokenizer.decode(torch.arange(64).remainder(10)[None])
     deep = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8,), quantizer=STACKED["residual"]))
-    with pytest.raises(ValueError, match=r"codes must be integers \(B, 256\), 8 x 8 x 4 codes of 9; got torch.int64 \(1, 64\)"):
+    with pytest.raises(
+        ValueError, match=r"codes must be integers \(B, 256\), 8 x 8 x 4 codes of 9; got torch.int64 \(1, 64\)"
+    ):
         deep.decode(torch.zeros(1, 64, dtype=torch.int64))
 
 

@@ -1,4 +1,5 @@
-"""Pictures of 16 bits a channel: the whole range, or what a camera uses of it, and a word where they would come out black."""
+"""Pictures of 16 bits a channel: the whole range, or what a camera uses of it, and a word where they would come out
+black."""
 
 import io
 import struct
@@ -57,11 +58,16 @@ def of_range(images: ImageSet) -> str:
 @pytest.mark.parametrize("memory", [1.0, 0.0], ids=["in memory", "from disk"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("bits", [10, 12, 14])
-def test_pictures_that_use_few_of_their_16_bits_are_named_with_the_setting_that_reads_them(bits, channels, memory, tmp_path):
+def test_pictures_that_use_few_of_their_16_bits_are_named_with_the_setting_that_reads_them(
+    bits, channels, memory, tmp_path
+):
     """Of a microscope's 12 bits 0 to 15 of 255 was left, and not a word: a training on black pictures."""
     files = [png(drawn(2**bits - 1, channels, seed)) for seed in range(4)]
     remarks = of_range(opened(tmp_path / "set", files, channels, memory=memory))
-    assert f"3 of 3 pictures of 16 bits{'' if memory else ' that were looked at'} use at most {2**bits:,} of 65,536" in remarks
+    assert (
+        f"3 of 3 pictures of 16 bits{'' if memory else ' that were looked at'} use at most {2**bits:,} of 65,536"
+        in remarks
+    )
     assert f"give --images.white {2**bits - 1}" in remarks
 
 

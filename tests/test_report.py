@@ -40,7 +40,9 @@ class Page(HTMLParser):
         self.anchors += [given["href"]] if "href" in given else []
         self.ids += [given["id"]] if "id" in given else []
         self.alts += [given.get("alt")] if name == "img" else []
-        assert name not in ("script", "iframe", "link", "object", "form") and not any(key.startswith("on") for key in given)
+        assert name not in ("script", "iframe", "link", "object", "form") and not any(
+            key.startswith("on") for key in given
+        )
         self.open += [] if name in EMPTY else [name]
 
     def handle_startendtag(self, name, attributes):  # as SVG has them
@@ -60,23 +62,40 @@ def evaluate(run: Path) -> None:
     classes = [str(i) for i in range(10)]
     figures = {
         "tokenizer": {
-            "psnr_pooled": 12.3456, "psnr": 13.5, "usage": 0.8125, "perplexity": 9.87, "distortion": 5.4321,
+            "psnr_pooled": 12.3456,
+            "psnr": 13.5,
+            "usage": 0.8125,
+            "perplexity": 9.87,
+            "distortion": 5.4321,
             "uniform_rate": 1.0,
         },
         "prior": {
-            "nll": 2.4681, "saved": 0.123, "by_class": {name: 2.0 + i / 10 for i, name in enumerate(classes)},
+            "nll": 2.4681,
+            "saved": 0.123,
+            "by_class": {name: 2.0 + i / 10 for i, name in enumerate(classes)},
             "by_place": (2 + np.arange(16).reshape(4, 4) / 10).tolist(),
         },
         "pipeline": {
-            "distortion": 5.4321, "uniform_rate": 1.0, "independent_rate": 0.9, "learned_rate": 0.7531,
-            "learned_bits_per_dim": 6.1852, "fd_classifier": 3.2109, "fd_classifier_train": 1.5, "class_agreement": 0.4567,
-            "agreement_by_class": dict.fromkeys(classes, 0.5), "memorised_pixels": 0.011, "memorised_codes": 0.073,
+            "distortion": 5.4321,
+            "uniform_rate": 1.0,
+            "independent_rate": 0.9,
+            "learned_rate": 0.7531,
+            "learned_bits_per_dim": 6.1852,
+            "fd_classifier": 3.2109,
+            "fd_classifier_train": 1.5,
+            "class_agreement": 0.4567,
+            "agreement_by_class": dict.fromkeys(classes, 0.5),
+            "memorised_pixels": 0.011,
+            "memorised_codes": 0.073,
         },
-    }  # fmt: skip
+    }
     protocol = {**now, "number": 297, "priced": 297, "drawn": 100, "neighbours": 100, "neighbours_among": 1350}
     for stage, each in figures.items():
         write_evaluation(run, stage, "test", figures=each, protocol=protocol, arguments=[str(run), "--split", "test"])
-    for what, size in (("samples", (784, 784)), ("neighbours", (784, 224))):  # 10 columns of 8 x 8 images, 8 times enlarged
+    for what, size in (
+        ("samples", (784, 784)),
+        ("neighbours", (784, 224)),
+    ):  # 10 columns of 8 x 8 images, 8 times enlarged
         PIL.Image.new("L", size).save(run / f"evaluation/pipeline-test-{what}.png")
 
 
@@ -118,8 +137,15 @@ def test_text_is_escaped_once_and_markup_is_not():
 
 def test_numbers_have_the_digits_that_count():
     assert [number(value) for value in (12345, 12.3456, 0.012345, -0.5, 0.0, float("nan"), "a", None)] == [
-        "12,345", "12.35", "0.01235", "−0.5000", "0.000", "nan", "a", "null",
-    ]  # fmt: skip
+        "12,345",
+        "12.35",
+        "0.01235",
+        "−0.5000",
+        "0.000",
+        "nan",
+        "a",
+        "null",
+    ]
 
 
 def test_a_codebook_of_which_nothing_is_used_can_be_drawn(tmp_path):
@@ -157,9 +183,15 @@ def test_the_commands_repeat_the_run_elsewhere_and_say_nothing_of_the_machine(wh
     assert 'python tokenizer/train.py "$run/tokenizer/config.yaml" --run "$again"' in lines
     assert 'python prior/evaluate.py "$again" --split test' in lines
     assert [line.split()[1] for line in lines if line.startswith("python ")] == [
-        "tokenizer/train.py", "tokenizer/encode.py", "prior/train.py", "pipeline/generate.py", "tokenizer/evaluate.py",
-        "prior/evaluate.py", "pipeline/evaluate.py", "pipeline/report.py",
-    ]  # fmt: skip
+        "tokenizer/train.py",
+        "tokenizer/encode.py",
+        "prior/train.py",
+        "pipeline/generate.py",
+        "tokenizer/evaluate.py",
+        "prior/evaluate.py",
+        "pipeline/evaluate.py",
+        "pipeline/report.py",
+    ]
 
 
 def test_figures_of_other_weights_are_told(evaluated):
@@ -203,8 +235,12 @@ def test_a_page_is_of_the_split_it_is_asked_for(evaluated):
 def test_what_is_missing_names_the_command_that_fills_it(run):
     page, _ = page_of(run)
     for command in (
-        "pipeline/generate.py", "tokenizer/evaluate.py", "prior/evaluate.py", "pipeline/evaluate.py", "tokenizer/codebook.py",
-    ):  # fmt: skip
+        "pipeline/generate.py",
+        "tokenizer/evaluate.py",
+        "prior/evaluate.py",
+        "pipeline/evaluate.py",
+        "tokenizer/codebook.py",
+    ):
         assert re.search(rf"python {command} \S+ fills this in", page.text), command
 
 
@@ -232,7 +268,7 @@ def test_names_from_files_are_text_and_nothing_else(evaluated):
     assert "<script" not in html and page.text.count(NASTY) >= 7
 
 
-# ------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -246,7 +282,11 @@ def test_what_is_no_run_is_refused(tmp_path):
     ("file", "text", "message"),
     [
         ("evaluation/prior-test.json", "{", "cannot be read as JSON"),
-        ("evaluation/prior-test.json", '{"kind": "smalti.evaluation", "format": 1, "stage": ""}', "no split of type str"),
+        (
+            "evaluation/prior-test.json",
+            '{"kind": "smalti.evaluation", "format": 1, "stage": ""}',
+            "no split of type str",
+        ),
         ("evaluation/pipeline-test-samples.png", "no picture", "must be a whole picture"),
         ("tokenizer/histogram.json", '{"counts": [1, 2]}', "a list of whole numbers for each depth"),
         ("tokenizer/config.yaml", "- a", "must hold `key: value` lines"),

@@ -27,13 +27,15 @@ FP32 = SamplingConfig(precision="fp32")
 
 
 def make_prior(architecture: TransformerConfig | None = None, **settings) -> Prior:
-    """A prior with random weights, its head included; two blocks over 3 x 3 codes of 16 of three classes if not said else."""
+    """A prior with random weights, its head included; two blocks over 3 x 3 codes of 16 of three classes if not said
+    else."""
     torch.manual_seed(0)
     shape = {
-        "layout": Layout.of(3, 3, factors=(16,)), "class_names": ("a", "b", "c"),
+        "layout": Layout.of(3, 3, factors=(16,)),
+        "class_names": ("a", "b", "c"),
         "tokenizer": TokenizerIdentity(name="test", sha256="0" * 64),
         "architecture": architecture or TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
-    }  # fmt: skip
+    }
     prior = TransformerPrior(PriorConfig(**{**shape, **settings})).eval()
     torch.nn.init.normal_(prior.head.weight, std=0.3)
     torch.nn.init.normal_(prior.target_embedding, std=0.2)
@@ -45,15 +47,24 @@ def make_prior(architecture: TransformerConfig | None = None, **settings) -> Pri
 
 def random_codes(prior: Prior, images: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, prior.config.layout.codebook_size, (images, prior.config.layout.length), generator=generator)
+    return torch.randint(
+        0, prior.config.layout.codebook_size, (images, prior.config.layout.length), generator=generator
+    )
 
 
 @torch.no_grad()
 def decoded(
-    prior: Prior, labels: torch.Tensor, codes: torch.Tensor, *, order: torch.Tensor | None = None, start: int = 0,
-    precision: str = "fp32", counted: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at once."""
+    prior: Prior,
+    labels: torch.Tensor,
+    codes: torch.Tensor,
+    *,
+    order: torch.Tensor | None = None,
+    start: int = 0,
+    precision: str = "fp32",
+    counted: bool = False,
+) -> torch.Tensor:
+    """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at
+    once."""
     decoder, B, Q = Decoder(prior, len(codes), precision), len(codes), prior.config.layout.depth
     ordered = codes if order is None else codes.gather(1, order)
     places = raster(B, prior.config.layout.length, codes.device) if order is None else order
@@ -96,7 +107,9 @@ def any_prior(request):
 def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior, ordered, start):
     """In any order, and wherever the part read at once ends and the steps begin."""
     codes, c, labels = random_codes(any_prior, 4), any_prior.config, torch.tensor([0, 2, 3, 1])
-    order = code_order(shuffled(4, c.layout.places, torch.Generator().manual_seed(1)), c.layout.depth) if ordered else None
+    order = (
+        code_order(shuffled(4, c.layout.places, torch.Generator().manual_seed(1)), c.layout.depth) if ordered else None
+    )
     expected = any_prior(labels, codes, order)[:, start:]
     found = decoded(any_prior, labels, codes, order=order, start=start)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # fp32 rounding
@@ -106,16 +119,20 @@ LARGE = ("111m", "343m")  # once each, for they take seconds and gigabytes
 
 
 @pytest.mark.parametrize(
-    "preset, grouped", [(preset, grouped) for preset in PRESETS for grouped in ((True,) if preset in LARGE else (False, True))]
+    "preset, grouped",
+    [(preset, grouped) for preset in PRESETS for grouped in ((True,) if preset in LARGE else (False, True))],
 )
 @torch.no_grad()
 def test_the_cache_is_exact_for_every_preset(preset, grouped):
-    """Its depth, width and heads, on a small grid; with half as many heads of keys and two codes a place, or without."""
+    """Its depth, width and heads, on a small grid; with half as many heads of keys and two codes a place, or
+    without."""
     kv_heads = PRESETS[preset]["heads"] // 2 if grouped else None
     architecture = TransformerConfig(preset=preset, kv_heads=kv_heads, dropout=0.0)
     prior = make_prior(architecture, layout=Layout.of(2, 3, depth=1 + grouped, factors=(64,)))
     labels, codes = torch.tensor([0, 3]), random_codes(prior, 2)
-    torch.testing.assert_close(decoded(prior, labels, codes), prior(labels, codes), atol=1e-4, rtol=1e-4)  # fp32 rounding
+    torch.testing.assert_close(
+        decoded(prior, labels, codes), prior(labels, codes), atol=1e-4, rtol=1e-4
+    )  # fp32 rounding
 
 
 def test_the_step_a_graph_captures_is_the_step(any_prior):
@@ -153,7 +170,8 @@ def test_coarser_weights_move_the_logits_by_little(precision, largest):
 @pytest.mark.parametrize("rows", [1, 3, 16])
 @pytest.mark.parametrize("inputs", [40, 64])
 def test_a_packed_matrix_multiplies_any_number_of_rows(precision, rows, inputs):
-    """Though it is laid out for one number of them. torch's int8 kernel ends the process on 40 inputs: it is not asked then."""
+    """Though it is laid out for one number of them. torch's int8 kernel ends the process on 40 inputs: it is not asked
+    then."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(24, inputs, generator=generator), torch.randn(7, inputs, generator=generator)
     matrix = make_matrix(weight, rows, precision)
@@ -162,11 +180,12 @@ def test_a_packed_matrix_multiplies_any_number_of_rows(precision, rows, inputs):
         assert error < {"fp32": 1e-5, "bf16": 0.15, "int8": 0.3}[precision]  # of sums of `inputs` products of about 1
 
 
-# ------------------------------------------------------------------------------------------------ what is drawn, exactly
+# ----------------------------------------------------------------------------------------------- what is drawn, exactly
 
 
 def chi_square_surprise(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """The odds of counts (n,) straying this far from what probabilities (n,) let expect. Rare cells are taken together."""
+    """The odds of counts (n,) straying this far from what probabilities (n,) let expect. Rare cells are taken
+    together."""
     expected = probabilities * counts.sum()
     rare = expected < 5
     if rare.any():
@@ -182,8 +201,9 @@ def all_sequences(K: int, T: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_draws_have_the_distribution_of_the_prior(precision):
-    """20,000 draws of three codes of four against the exact probabilities of all 64 images: a right sampler fails with odds of
-    1e-6 once over all seeds, and these are fixed. (bf16, where it is auto, moves probabilities by less than 20,000 draws see.)
+    """20,000 draws of three codes of four against the exact probabilities of all 64 images: a right sampler fails with
+    odds of 1e-6 once over all seeds, and these are fixed. (bf16, where it is auto, moves probabilities by less than
+    20,000 draws see.)
     """
     prior = make_prior(layout=Layout.of(1, 3, factors=(4,)))
     images = all_sequences(4, 3)
@@ -196,8 +216,8 @@ def test_draws_have_the_distribution_of_the_prior(precision):
 
 
 def test_completions_have_the_distribution_of_the_prior_given_what_is_known():
-    """The last of four codes is known and the others drawn: 20,000 draws against the 64 exact conditional probabilities, which
-    a prior of any order has; odds of a false alarm 1e-6, seeds fixed."""
+    """The last of four codes is known and the others drawn: 20,000 draws against the 64 exact conditional
+    probabilities, which a prior of any order has; odds of a false alarm 1e-6, seeds fixed."""
     prior = make_prior(layout=Layout.of(2, 2, factors=(4,)), any_order=True)
     images = torch.cat([all_sequences(4, 3), torch.full((64, 1), 2)], dim=1)
     known = torch.tensor([[False, False, False, True]])
@@ -207,7 +227,7 @@ def test_completions_have_the_distribution_of_the_prior_given_what_is_known():
     n = 20_000
     drawn = prior.sampler(FP32, 2000)(
         torch.ones(n, dtype=torch.int64), range(n), torch.full((n, 4), 2), known.expand(n, 4)
-    )  # fmt: skip
+    )
     assert (drawn[:, 3] == 2).all()
     counts = torch.bincount(drawn[:, :3] @ torch.tensor([16, 4, 1]), minlength=64).double()
     assert chi_square_surprise(counts, exact) > 1e-6
@@ -223,7 +243,7 @@ def test_a_wrong_distribution_is_noticed():
     assert chi_square_surprise(counts, exact) < 1e-6
 
 
-# ------------------------------------------------------------------------------------------------------ an image is itself
+# --------------------------------------------------------------------------------------------------- an image is itself
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -246,18 +266,22 @@ def test_another_batch_size_changes_draws_by_rounding_alone(any_prior):
 def test_a_completed_image_does_not_change_with_its_neighbours(any_prior):
     """Also where their masks differ."""
     c = any_prior.config
-    known = torch.rand(6, c.layout.places, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 6)[:, None]
+    known = (
+        torch.rand(6, c.layout.places, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 6)[:, None]
+    )
     labels, seeds, codes = torch.arange(6) % 4, list(range(6)), random_codes(any_prior, 6)
     for any_order in (False, True):
         prior = TransformerPrior(c.model_copy(update={"any_order": any_order})).eval()
         prior.load_state_dict(any_prior.state_dict())
         sampler = prior.sampler(FP32, 4)
         together = sampler(labels, seeds, codes, known)
-        alone = torch.cat([sampler(labels[i : i + 1], seeds[i : i + 1], codes[i : i + 1], known[i : i + 1]) for i in range(6)])
+        alone = torch.cat(
+            [sampler(labels[i : i + 1], seeds[i : i + 1], codes[i : i + 1], known[i : i + 1]) for i in range(6)]
+        )
         assert torch.equal(together, alone)
 
 
-# --------------------------------------------------------------------------------------------------- around what is known
+# ------------------------------------------------------------------------------------------------- around what is known
 
 
 @pytest.mark.parametrize("any_order", [False, True])
@@ -291,7 +315,10 @@ def test_upper_rows_known_are_completed_alike_in_either_order():
     """Known first and in raster order are one order then, so the same draws."""
     codes, known = random_codes(make_prior(), 16), torch.arange(9).lt(3).expand(16, 9)
     labels = torch.zeros(16, dtype=torch.int64)
-    drawn = [make_prior(any_order=any_order).sampler(FP32, 16)(labels, range(16), codes, known) for any_order in (False, True)]
+    drawn = [
+        make_prior(any_order=any_order).sampler(FP32, 16)(labels, range(16), codes, known)
+        for any_order in (False, True)
+    ]
     assert torch.equal(*drawn)
 
 
@@ -337,7 +364,7 @@ def test_a_raster_prior_is_not_asked_in_another_order():
         make_prior().log_prob(codes, codes[:, 0], order=order)
 
 
-# ---------------------------------------------------------------------------------------------------------------- settings
+# ------------------------------------------------------------------------------------------------------------- settings
 
 
 def test_guidance_schedules_go_from_none_to_all():
@@ -374,7 +401,7 @@ def test_min_p_keeps_codes_a_share_as_likely_as_the_likeliest(min_p, allowed):
     assert set(draw(logits, image_uniforms([0], 2_000)[0], SamplingConfig(min_p=min_p)).tolist()) == allowed
 
 
-# -------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 def around(codes: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -412,7 +439,8 @@ def test_settings_that_cannot_be_are_refused(settings, batch_size, message):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_prior_whose_weights_are_not_finite_is_refused(prior, value):
-    """The search in a cumulative distribution of NaN ends beyond the last code: an index out of range, on a GPU its end."""
+    """The search in a cumulative distribution of NaN ends beyond the last code: an index out of range, on a GPU its
+    end."""
     prior.head.weight.data[3, 0] = value
     with pytest.raises(UserError, match="logits became NaN or Inf"):
         prior.sampler(SamplingConfig())(torch.tensor([0, 1]), [0, 1])

@@ -23,7 +23,8 @@ def start(code: str, **environment: str) -> subprocess.Popen:
     lines = "".join(f"    {line}\n" for line in code.splitlines())
     whole = (
         "import os, sys, time\nfrom pathlib import Path\nfrom accelerate import Accelerator\n"
-        "from smalti.common.launch import Interrupt, Interrupted, run_command\nfrom smalti.common.session import session\n"
+        "from smalti.common.launch import Interrupt, Interrupted, run_command\n"
+        "from smalti.common.session import session\n"
         f"def main(argv):\n{lines}run_command(main)\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -129,7 +130,10 @@ with Interrupt(Accelerator(cpu=True)) as interrupt:
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
-    loop_told, told = "saved at step 3; the same command goes on from there", "the same command goes on from what was saved"
+    loop_told, told = (
+        "saved at step 3; the same command goes on from there",
+        "the same command goes on from what was saved",
+    )
     assert err == (f"interrupted: {loop_told}\n" if asked else f"interrupted: {told}, if anything was\n")
 
 
@@ -137,9 +141,12 @@ with Interrupt(Accelerator(cpu=True)) as interrupt:
 def test_a_signal_in_the_first_seconds_is_one_line_too(number, status):
     """While torch is imported, which was a traceback of torch's, or of numpy's recursion, and status 1."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "tokenizer/train.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-X", "importtime", "tokenizer/train.py"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
     for line in process.stderr:
         if "smalti.common.starting" in line:  # imported; torch is next
             break
@@ -161,7 +168,11 @@ def test_a_reader_can_ask_whether_a_folder_is_being_written(holder, tmp_path):
 def test_a_full_disk_is_one_line_and_status_1():
     process = start('with open("/dev/full", "w") as file:\n    file.write("x")')
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and err.startswith("error: cannot write: No space left on device") and err.count("\n") == 1
+    assert (
+        process.returncode == 1
+        and err.startswith("error: cannot write: No space left on device")
+        and err.count("\n") == 1
+    )
 
 
 def test_the_folder_a_command_stands_in_can_be_locked_and_the_root_cannot(tmp_path, monkeypatch):

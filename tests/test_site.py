@@ -52,7 +52,9 @@ def site(tmp_path_factory) -> Path:
 
 
 def test_the_site_is_built_without_a_warning(site):
-    assert {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")} <= {path.name for path in site.iterdir()}
+    assert {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")} <= {
+        path.name for path in site.iterdir()
+    }
 
 
 def test_every_link_inside_the_site_leads_somewhere(site):

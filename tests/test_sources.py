@@ -80,14 +80,20 @@ def named(source: Source) -> dict[str, int]:
 
 def labels(source: Source, split: str = "train") -> dict[str, str | None]:
     part, names = source.parts[split], source.class_names or ()
-    return {file: names[label] if label >= 0 else None for file, label in zip(part.column.files, part.labels, strict=True)}
+    return {
+        file: names[label] if label >= 0 else None for file, label in zip(part.column.files, part.labels, strict=True)
+    }
 
 
 # ------------------------------------------------------------------------------------------------- splits of folders
 
 SPLIT_FOLDERS = [
-    ("Train", "Test"), ("training", "testing"), ("TRAIN", "EVAL"), ("train2017", "evaluation"), ("train_01", "test-0-of-1")
-]  # fmt: skip
+    ("Train", "Test"),
+    ("training", "testing"),
+    ("TRAIN", "EVAL"),
+    ("train2017", "evaluation"),
+    ("train_01", "test-0-of-1"),
+]
 
 
 @pytest.mark.parametrize("train, test", SPLIT_FOLDERS)
@@ -111,7 +117,8 @@ def test_a_word_in_a_longer_name_names_no_split(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "Train_0001", "train-00000-of-00005", "train0", "TRAIN.7", "train-00000-of-00001-a09b74b3ef9c3b56"]
+    "name",
+    ["train", "Train_0001", "train-00000-of-00005", "train0", "TRAIN.7", "train-00000-of-00001-a09b74b3ef9c3b56"],
 )
 def test_a_shard_is_of_the_split_before_its_number(name):
     assert split_of(name, KEYWORDS) == "train"
@@ -151,7 +158,9 @@ def test_images_in_folders_inside_class_folders_are_of_the_outer_class_and_that_
 def test_a_folder_that_may_be_a_split_or_a_class_is_asked_about_or_said(tmp_path):
     source = opened(write(tmp_path / "vehicles", "bus/0.png", "car/1.png", "train/2.png"))
     assert source.class_names == ("bus", "car", "train") and "the folder train is taken for a class" in source.notes[0]
-    with pytest.raises(UserError, match=r"folder train beside extra may be a split or a class; say .*--images\.split\.train"):
+    with pytest.raises(
+        UserError, match=r"folder train beside extra may be a split or a class; say .*--images\.split\.train"
+    ):
         opened(write(tmp_path / "a", "train/cat/0.png", "train/dog/1.png", "extra/2.png"))
     with pytest.raises(UserError, match="folder test beside cat, dog may be a split or a class"):
         opened(write(tmp_path / "b", "cat/0.png", "dog/1.png", "test/cat/2.png"))
@@ -185,20 +194,27 @@ def save_tar(dataset: Dataset, path: Path) -> None:
 
 @pytest.mark.parametrize("save", [save_parquet, save_arrow, save_tar])
 def test_data_files_that_name_no_split_are_read_as_train_and_that_is_said(save, tmp_path):
-    """Of cars, planes and train, `datasets` takes train alone; and of blood_test and xray the first is a test split to it."""
+    """Of cars, planes and train, `datasets` takes train alone; and of blood_test and xray the first is a test split to
+    it."""
     for folder, names in {"vehicles": ("cars", "planes", "train"), "lab": ("blood_test", "xray", "Test")}.items():
         (tmp_path / folder).mkdir()
         for i, name in enumerate(names):
             save(rows(2, 2 * i), tmp_path / folder / name)
     vehicles, lab = opened(tmp_path / "vehicles"), opened(tmp_path / "lab")
-    assert sizes(vehicles) == {"train": 6} and vehicles.notes[0].startswith("2 data files whose whole name is no split's")
+    assert sizes(vehicles) == {"train": 6} and vehicles.notes[0].startswith(
+        "2 data files whose whole name is no split's"
+    )
     assert sizes(lab) == {"train": 4, "test": 2} and "such as blood_test" in lab.notes[0]
     _, _, (note,) = split_files(["my_test_shots.parquet"], KEYWORDS, "train")
-    assert note.startswith("1 data file whose whole name is no split's is read as train: my_test_shots.parquet; to change that")
+    assert note.startswith(
+        "1 data file whose whole name is no split's is read as train: my_test_shots.parquet; to change that"
+    )
 
 
 def test_a_file_and_its_folder_that_name_different_splits_are_refused():
-    with pytest.raises(UserError, match=r"train/test\.parquet names several splits, test and train; .*images\.data_files"):
+    with pytest.raises(
+        UserError, match=r"train/test\.parquet names several splits, test and train; .*images\.data_files"
+    ):
         split_files(["train/test.parquet"], KEYWORDS)
     splits, _, notes = split_files(["x/train/0.parquet", "data/test-00000-of-00001.parquet"], KEYWORDS)
     assert splits == {"train": ["x/train/0.parquet"], "test": ["data/test-00000-of-00001.parquet"]} and not notes
@@ -209,7 +225,8 @@ def test_every_data_file_of_300_random_lists_is_in_a_split():
     words = ["cars", "train", "Test", "val", "blood_test", "é", "data", "0", "of", "eval", "x-y"]
     for _ in range(300):
         stems = {
-            "-".join(draw.choices(words, k=draw.randint(1, 3))) + draw.choice(["", "-00000-of-00002", "_1"]) for _ in range(6)
+            "-".join(draw.choices(words, k=draw.randint(1, 3))) + draw.choice(["", "-00000-of-00002", "_1"])
+            for _ in range(6)
         }
         names = sorted(f"{draw.choice(['', 'data/', 'a b/'])}{stem}.parquet" for stem in stems)
         splits, silent, _ = split_files(names, split_names({}), draw.choice(["train", None]))
@@ -225,7 +242,9 @@ def test_data_files_of_several_formats_and_images_among_data_files_are_named_or_
     assert sizes(source) == {"train": 4}
     assert named(source) == {"images beside the data files": 1, "files of other formats (1 .txt)": 1}
     write(folder, "a.png", "b.png")
-    with pytest.raises(UserError, match=r"holds 2 data files, such as more\.parquet, and, more of them, 3 loose images"):
+    with pytest.raises(
+        UserError, match=r"holds 2 data files, such as more\.parquet, and, more of them, 3 loose images"
+    ):
         opened(folder)
     assert sizes(opened(folder, data_files=DataFiles(train=("*.png",)))) == {"train": 3}
     (folder / "train.parquet").rename(folder / "train.arrow")
@@ -250,7 +269,9 @@ def test_shards_of_one_split_whose_class_names_disagree_are_refused(tmp_path):
     for i, names in enumerate((["cat", "dog"], ["dog", "cat"])):
         labelled = rows(2).add_column("label", [0, 1]).cast_column("label", ClassLabel(names=names))
         labelled.to_parquet(tmp_path / f"s/train-0000{i}-of-00002.parquet")
-    with pytest.raises(UserError, match=r"train-00001.*expected the class names of the split train; got dog in place of cat"):
+    with pytest.raises(
+        UserError, match=r"train-00001.*expected the class names of the split train; got dog in place of cat"
+    ):
         opened(tmp_path / "s")
 
 
@@ -270,10 +291,18 @@ def test_what_can_be_decoded_is_read_whatever_its_suffix(tmp_path):
     write(folder, **{name: picture(0, format) for name, format in pictures.items()})
     write(
         folder,
-        **{"dog/a.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "dog/b.heic": b"x", "cat/notes.txt": "words", "cat/x": ""},
+        **{
+            "dog/a.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "dog/b.heic": b"x",
+            "cat/notes.txt": "words",
+            "cat/x": "",
+        },
     )
     source = opened(folder)
-    assert files(source)["train"] == sorted([*pictures, "dog/0.png", "dog/1.JPG"]) and source.class_names == ("cat", "dog")
+    assert files(source)["train"] == sorted([*pictures, "dog/0.png", "dog/1.JPG"]) and source.class_names == (
+        "cat",
+        "dog",
+    )
     assert named(source) == {"files of other formats (2 .heic, 1 .txt, 1 without a suffix)": 4}
 
 
@@ -302,8 +331,9 @@ def test_hidden_files_pipes_and_links_to_nowhere_are_named_and_never_opened(tmp_
     source = opened(folder)
     assert files(source) == {"train": ["cat/0.png"]}
     assert named(source) == {
-        "hidden files or folders": 2, "pipes, devices, sockets or links that lead nowhere": 5,
-    }  # fmt: skip
+        "hidden files or folders": 2,
+        "pipes, devices, sockets or links that lead nowhere": 5,
+    }
 
 
 def test_a_name_that_is_no_utf8_is_named(tmp_path):
@@ -334,9 +364,10 @@ def as_parquet(*lines: dict) -> bytes:
 
 
 TABLES = {
-    "metadata.csv": CSV.encode(), "metadata.jsonl": JSONL.encode(),
+    "metadata.csv": CSV.encode(),
+    "metadata.jsonl": JSONL.encode(),
     "metadata.parquet": as_parquet({"file_name": "0.png", "label": "cat"}, {"file_name": "in/1.png", "label": "dog"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
@@ -363,17 +394,35 @@ def test_metadata_above_split_folders_labels_each(tmp_path):
 
 
 WRONG_METADATA = {
-    "a missing file": ({"metadata.csv": "file_name\n0.png\n9.png\n"}, r"metadata\.csv, line 3: there is no file 9\.png"),
+    "a missing file": (
+        {"metadata.csv": "file_name\n0.png\n9.png\n"},
+        r"metadata\.csv, line 3: there is no file 9\.png",
+    ),
     "one in jsonl": ({"metadata.jsonl": '{"file_name": "9.png"}'}, r"metadata\.jsonl, line 1: there is no file 9\.png"),
-    "one in parquet": ({"metadata.parquet": as_parquet({"file_name": "9.png"})}, r"metadata\.parquet, row 0: there is no file"),
-    "a way out": ({"metadata.csv": "file_name\n../x.png\n"}, r"line 2: file_name must stay inside the folder, got '\.\./x"),
-    "an absolute path": ({"metadata.parquet": as_parquet({"file_name": "/x.png"})}, r"row 0: file_name must stay inside"),
+    "one in parquet": (
+        {"metadata.parquet": as_parquet({"file_name": "9.png"})},
+        r"metadata\.parquet, row 0: there is no file",
+    ),
+    "a way out": (
+        {"metadata.csv": "file_name\n../x.png\n"},
+        r"line 2: file_name must stay inside the folder, got '\.\./x",
+    ),
+    "an absolute path": (
+        {"metadata.parquet": as_parquet({"file_name": "/x.png"})},
+        r"row 0: file_name must stay inside",
+    ),
     "no such column": ({"metadata.csv": "file;label\n0.png;a\n"}, "line 1: expected columns file_name and"),
     "a short line": ({"metadata.csv": "file_name,label\n0.png\n"}, "line 2: expected 2 columns as in line 1; got 1"),
-    "two of them": ({"metadata.csv": CSV, "metadata.jsonl": JSONL}, r"holds metadata\.csv and metadata\.jsonl: which one"),
+    "two of them": (
+        {"metadata.csv": CSV, "metadata.jsonl": JSONL},
+        r"holds metadata\.csv and metadata\.jsonl: which one",
+    ),
     "no text": ({"metadata.csv": b"\xff\xfe\0"}, r"metadata\.csv cannot be read as UTF-8 text"),
     "no Parquet": ({"metadata.parquet": b"PAR1"}, r"metadata\.parquet cannot be read"),
-    "a list for a label": ({"metadata.jsonl": '{"file_name": "0.png", "label": [1]}'}, "line 1: expected a label of text or a"),
+    "a list for a label": (
+        {"metadata.jsonl": '{"file_name": "0.png", "label": [1]}'},
+        "line 1: expected a label of text or a",
+    ),
 }
 
 
@@ -390,7 +439,10 @@ def test_labels_may_stand_in_another_column_of_metadata(tmp_path):
     assert opened(folder).class_names is None
     with pytest.raises(UserError, match=r"label_column colour: no metadata file of .* has a label in such a column"):
         opened(folder, label_column="colour")
-    assert opened(write(tmp_path / "classes", "cat/0.png", "dog/1.png"), label_column="label").class_names == ("cat", "dog")
+    assert opened(write(tmp_path / "classes", "cat/0.png", "dog/1.png"), label_column="label").class_names == (
+        "cat",
+        "dog",
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- classes
@@ -412,7 +464,9 @@ def test_classes_that_are_whole_numbers_stand_in_the_order_of_their_values(tmp_p
     numbers = tuple(map(str, range(12)))
     assert opened(write(tmp_path / "a", *(f"{n}/0.png" for n in numbers))).class_names == numbers
     table = "file_name,label\n" + "".join(f"{n}.png,{n}\n" for n in numbers)
-    assert opened(write(tmp_path / "b", *(f"{n}.png" for n in numbers), **{"metadata.csv": table})).class_names == numbers
+    assert (
+        opened(write(tmp_path / "b", *(f"{n}.png" for n in numbers), **{"metadata.csv": table})).class_names == numbers
+    )
     (tmp_path / "c").mkdir()
     texts = Features(image=Image(), label=Value("string"))
     rows(12).add_column("label", list(numbers)).cast(texts).to_parquet(tmp_path / "c/train.parquet")
@@ -428,12 +482,17 @@ def test_the_splits_of_a_source_may_be_named(tmp_path):
     source = opened(folder, split=SplitNames(train="fit", test="keep"))
     assert sizes(source) == {"train": 2, "test": 1} and named(source) == {"images beside the folders of the splits": 1}
     DatasetDict(full=rows(3), part=rows(1)).save_to_disk(tmp_path / "b")
-    assert sizes(opened(tmp_path / "b", split=SplitNames(train="full", validation="part"))) == {"train": 3, "validation": 1}
+    assert sizes(opened(tmp_path / "b", split=SplitNames(train="full", validation="part"))) == {
+        "train": 3,
+        "validation": 1,
+    }
     (tmp_path / "c").mkdir()
     for name in ("full", "holdout", "old"):
         rows(2).to_parquet(tmp_path / f"c/{name}.parquet")
     source = opened(tmp_path / "c", split=SplitNames(train="full", test="holdout"))
-    assert sizes(source) == {"train": 2, "test": 2} and named(source) == {"data files of no split that images.split names": 1}
+    assert sizes(source) == {"train": 2, "test": 2} and named(source) == {
+        "data files of no split that images.split names": 1
+    }
     for each in "abc":
         with pytest.raises(UserError, match=r"images\.split\.train nowhere: "):
             opened(tmp_path / each, split=SplitNames(train="nowhere"))
@@ -465,7 +524,9 @@ def test_splits_and_files_are_given_on_the_command_line_and_in_yaml(tmp_path):
         train=("*.parquet", "b/*"), test=("t.parquet",)
     )
     (tmp_path / "c.yaml").write_text("data_files:\n  train: '*.parquet'\n  test: [a, b]\n")
-    assert parse(ImagesConfig, "", [str(tmp_path / "c.yaml")]).data_files == DataFiles(train=("*.parquet",), test=("a", "b"))
+    assert parse(ImagesConfig, "", [str(tmp_path / "c.yaml")]).data_files == DataFiles(
+        train=("*.parquet",), test=("a", "b")
+    )
 
 
 def head(*lines: str) -> str:
@@ -504,12 +565,15 @@ def test_a_readme_may_say_which_folder_is_meant_and_metadata_is_read_with_files_
     table = "file_name,label\n0.png,cat\n"
     folder = write(tmp_path / "s", "in/0.png", "in/1.png", "in/x/2.png", "3.png", **{"in/metadata.csv": table})
     source = opened(write(folder, **{"README.md": b"\xff\n" + head(*lines).encode()}))
-    assert sizes(source) == {"train": 1} and named(source) == {"images that no metadata file names": 3}  # its head is none
+    assert sizes(source) == {"train": 1} and named(source) == {
+        "images that no metadata file names": 3
+    }  # its head is none
     source = opened(write(folder, **{"README.md": head(*lines).encode() + b"caf\xe9"}))
     assert labels(source) == {"0.png": "cat"} and named(source) == {
-        "images that no metadata file names": 1, "files outside in/, of which the README speaks": 1,
+        "images that no metadata file names": 1,
+        "files outside in/, of which the README speaks": 1,
         "files that the README does not name": 1,
-    }  # fmt: skip
+    }
 
 
 def test_a_readme_names_the_classes_of_a_table_that_does_not(tmp_path):
@@ -525,7 +589,9 @@ def test_a_readme_names_the_classes_of_a_table_that_does_not(tmp_path):
         "    dtype:",
         "      class_label:",
     ]
-    write(tmp_path / "s", **{"README.md": head(*features, "        names:", "          '0': cat", "          '1': dog")})
+    write(
+        tmp_path / "s", **{"README.md": head(*features, "        names:", "          '0': cat", "          '1': dog")}
+    )
     assert opened(tmp_path / "s").class_names == ("cat", "dog")
 
 
@@ -543,12 +609,17 @@ ELSEWHERE = [
 @pytest.mark.parametrize("elsewhere", ELSEWHERE)
 @pytest.mark.parametrize("where", ["README.md", ".huggingface.yaml", "cut"])
 def test_no_yaml_reaches_data_outside_its_folder(where, elsewhere, tmp_path):
-    """Only a README was looked at, up to a line that begins with `---`; `datasets` read on to a line of nothing else."""
+    """Only a README was looked at, up to a line that begins with `---`; `datasets` read on to a line of nothing
+    else."""
     rows(2).to_parquet(tmp_path / "secret.parquet")
     (tmp_path / "s").mkdir()
     rows(2).to_parquet(tmp_path / "s/train.parquet")
     lines = ("configs:", "- config_name: default", f"  data_files: '{elsewhere}'")
-    texts = {"README.md": head(*lines), ".huggingface.yaml": "\n".join(lines), "cut": head("a: |", "  b", "---foo: 1", *lines)}
+    texts = {
+        "README.md": head(*lines),
+        ".huggingface.yaml": "\n".join(lines),
+        "cut": head("a: |", "  b", "---foo: 1", *lines),
+    }
     write(tmp_path / "s", **{"README.md" if where == "cut" else where: texts[where]})
     with pytest.raises(UserError, match="data files must stay inside the folder"):
         opened(tmp_path / "s")
@@ -563,7 +634,9 @@ def test_aliases_and_other_yaml_in_a_readme_are_refused(tmp_path):
             opened(write(tmp_path / "s", "0.png", **{"README.md": text}))
 
 
-@pytest.mark.parametrize("name", ["../../secret.arrow", "/etc/secret.arrow", "https://example.org/x.arrow", "a::b", 3, None])
+@pytest.mark.parametrize(
+    "name", ["../../secret.arrow", "/etc/secret.arrow", "https://example.org/x.arrow", "a::b", 3, None]
+)
 def test_saved_state_names_files_in_its_folder_alone(name, tmp_path):
     rows(2).save_to_disk(tmp_path / "s")
     state = json.loads((tmp_path / "s/state.json").read_text())
@@ -594,7 +667,8 @@ def test_saved_splits_and_links_lead_nowhere_else_and_other_files_are_named(tmp_
 def table_of(*paths: str) -> bytes:
     schema = Features(image=Image()).arrow_schema
     table = pa.table(
-        {"image": pa.array([{"bytes": None, "path": path} for path in paths], schema.field("image").type)}, schema=schema
+        {"image": pa.array([{"bytes": None, "path": path} for path in paths], schema.field("image").type)},
+        schema=schema,
     )
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -673,7 +747,8 @@ def test_a_cache_that_cannot_be_written_is_named_and_not_the_source(tmp_path, mo
     rows(2).to_parquet(tmp_path / "s/train.parquet")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/dev/null/hf")
     with pytest.raises(
-        UserError, match=r"cache of `datasets`, /dev/null/hf, cannot be written \(Not a directory\); .*HF_DATASETS_CACHE"
+        UserError,
+        match=r"cache of `datasets`, /dev/null/hf, cannot be written \(Not a directory\); .*HF_DATASETS_CACHE",
     ):
         opened(tmp_path / "s")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -811,7 +886,11 @@ def random_folder(root: Path, draw: random.Random) -> Path:
     """A folder as somebody might have it, of ten to twenty files."""
     tops = draw.sample(FOLDERS, draw.randint(0, 4))
     wrapper = draw.choice(["", "", "", "pictures/", "a/b/"])
-    spread = [*tops, *(f"{top}/{draw.choice(FOLDERS)}" for top in tops), *([""] if draw.random() < 0.4 or not tops else [])]
+    spread = [
+        *tops,
+        *(f"{top}/{draw.choice(FOLDERS)}" for top in tops),
+        *([""] if draw.random() < 0.4 or not tops else []),
+    ]
     places = [f"{wrapper}{place}" for place in spread]
     root.mkdir()
     for _ in range(draw.randint(5, 15)):
@@ -827,10 +906,18 @@ def random_folder(root: Path, draw: random.Random) -> Path:
         lines = [path.relative_to(at) for path in some if path.is_relative_to(at)]
         if draw.random() < 0.5:
             write(
-                at, **{"metadata.jsonl": "".join(json.dumps({"file_name": str(line), "label": "x"}) + "\n" for line in lines)}
+                at,
+                **{
+                    "metadata.jsonl": "".join(
+                        json.dumps({"file_name": str(line), "label": "x"}) + "\n" for line in lines
+                    )
+                },
             )
         else:
-            write(at, **{"metadata.csv": "file_name,label\n" + "".join(f'"{line}",{len(str(line)) % 2}\n' for line in lines)})
+            write(
+                at,
+                **{"metadata.csv": "file_name,label\n" + "".join(f'"{line}",{len(str(line)) % 2}\n' for line in lines)},
+            )
     if draw.random() < 0.1:
         os.mkfifo(root / "pipe.png")
     if draw.random() < 0.1:
@@ -856,14 +943,26 @@ def test_of_300_random_folders_every_file_is_read_or_named(tmp_path):
         except UserError as error:  # a folder that may be understood in two ways: nothing of it is read
             assert any(
                 word in str(error)
-                for word in ("may be a split or a class", "no split train", "of no class", "which it has not", "no images")
+                for word in (
+                    "may be a split or a class",
+                    "no split train",
+                    "of no class",
+                    "which it has not",
+                    "no images",
+                )
             )
             refused += 1
             continue
         read = {file for part in source.parts.values() for file in part.column.files}
         tables = [
-            path for path in folder.rglob("metadata.*") if not any(p.startswith(".") for p in path.relative_to(folder).parts)
+            path
+            for path in folder.rglob("metadata.*")
+            if not any(p.startswith(".") for p in path.relative_to(folder).parts)
         ]
-        assert len(read) + len(tables) + sum(named(source).values()) == lie_there(folder), (i, named(source), sorted(read))
+        assert len(read) + len(tables) + sum(named(source).values()) == lie_there(folder), (
+            i,
+            named(source),
+            sorted(read),
+        )
         assert all(number >= len(examples) > 0 for _, number, examples in source.unread)
     assert refused < 100

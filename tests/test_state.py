@@ -74,7 +74,9 @@ def flipped(path):
         (lambda s: (s / "state.json").write_text('{"kind": "smalti.state", "format": 1}'), "step must be of type int"),
     ],
 )
-def test_a_damaged_state_is_set_aside_by_name_and_the_one_before_is_taken(tmp_path, accelerator, capsys, damage, reason):
+def test_a_damaged_state_is_set_aside_by_name_and_the_one_before_is_taken(
+    tmp_path, accelerator, capsys, damage, reason
+):
     write(tmp_path, 1, accelerator)
     write(tmp_path, 2, accelerator)
     damage(tmp_path / "state/step_00000002")
@@ -106,7 +108,10 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, accelerator, c
 def test_a_state_that_does_not_fit_is_refused(tmp_path):
     layer = torch.nn.Linear(2, 2)
     for tensors in ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, {"weight": torch.zeros(2, 2)}):
-        with pytest.raises(UserError, match=r"does not fit this run \(RuntimeError.*it was changed"), state.restoring(tmp_path):
+        with (
+            pytest.raises(UserError, match=r"does not fit this run \(RuntimeError.*it was changed"),
+            state.restoring(tmp_path),
+        ):
             layer.load_state_dict(tensors)
 
 
@@ -122,7 +127,8 @@ def test_what_a_kill_left_beside_and_in_a_folder_is_swept_away(tmp_path, kind):
 
 
 def test_a_folder_whose_successor_never_took_its_place_comes_back(tmp_path):
-    """A kill between the two renames that replace a folder left it without a name, and a prior without its best weights."""
+    """A kill between the two renames that replace a folder left it without a name, and a prior without its best
+    weights."""
     old = LEFT.replace("writing", "old")
     for name, kept in ((f".model{old}", "before"), (f".lost{old}", "before"), ("model", "after")):
         (tmp_path / "run" / name).mkdir(parents=True)

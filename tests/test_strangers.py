@@ -110,15 +110,25 @@ def test_what_is_planted_does_run_where_it_is_unpickled(tmp_path):
 @pytest.mark.parametrize(
     "part, change, message",
     [
-        ("prior", {"architecture": {"depth": 10**9, "dim": 16, "heads": 2}}, "architecture.depth .*less than or equal to 512"),
+        (
+            "prior",
+            {"architecture": {"depth": 10**9, "dim": 16, "heads": 2}},
+            "architecture.depth .*less than or equal to 512",
+        ),
         ("prior", {"architecture": {"depth": 1, "dim": 32768, "heads": 2}}, r"must be \(16384,\), got \(8,\)"),
-        ("prior", {"layout": {"grids": [{"shape": [4096, 4096], "factors": [16]}]}}, "are 16777216 numbers, at most 65536"),
+        (
+            "prior",
+            {"layout": {"grids": [{"shape": [4096, 4096], "factors": [16]}]}},
+            "are 16777216 numbers, at most 65536",
+        ),
         ("tokenizer", {"image_size": [0, 8]}, "image_size.* greater than or equal to 1"),
         ("tokenizer", {"channels": [8, 16384]}, r"must be \(.*\), got \("),
         ("tokenizer", {"blocks": 10**12}, "blocks .*less than or equal to 256"),
     ],
 )
-def test_a_config_that_claims_an_absurd_size_is_refused_before_memory_is_taken(generated, tmp_path, part, change, message):
+def test_a_config_that_claims_an_absurd_size_is_refused_before_memory_is_taken(
+    generated, tmp_path, part, change, message
+):
     """The tensors of the file are compared with those the config asks for, none of which is made."""
     model = shutil.copytree(generated / part / "model", tmp_path / "model")
     path = model / "config.json"
@@ -144,7 +154,9 @@ def test_a_class_that_is_not_ours_is_refused_by_name(generated, tmp_path):
     with pytest.raises(UserError, match=r"_class_name must be ImagePipeline, got 'os\.system'"):
         ImagePipeline.from_pretrained(pipeline)
     path.write_text(json.dumps(whole | {"prior": ["os", "system"]}))
-    told = r"prior must be smalti\.prior\.\S+Prior or smalti\.prior\.\S+, got \['os', 'system'\]; nothing else is imported"
+    told = (
+        r"prior must be smalti\.prior\.\S+Prior or smalti\.prior\.\S+, got \['os', 'system'\]; nothing else is imported"
+    )
     with pytest.raises(UserError, match=told):
         ImagePipeline.from_pretrained(pipeline)
 
@@ -160,11 +172,14 @@ def changed_weights(model: Path, change) -> Path:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("part", ["tokenizer", "prior"])
 def test_weights_of_a_type_that_no_weight_has_are_refused_by_name(generated, tmp_path, part, dtype):
-    """`load_state_dict` converts any number into any other: weights of zeros and ones became a model that drew noise."""
+    """`load_state_dict` converts any number into any other: weights of zeros and ones became a model that drew
+    noise."""
     model = shutil.copytree(generated / part / "model", tmp_path / "model")
     changed_weights(model, lambda tensor: tensor.to(dtype))
     got = {torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3"}.get(dtype, str(dtype).removeprefix("torch."))
-    with pytest.raises(UserError, match=rf"model\.safetensors .*: \S+ must be float32 \(float16, .* converted\), got {got}; "):
+    with pytest.raises(
+        UserError, match=rf"model\.safetensors .*: \S+ must be float32 \(float16, .* converted\), got {got}; "
+    ):
         load_prior(model) if part == "prior" else load_tokenizer(model)
 
 
@@ -182,15 +197,28 @@ def test_weights_that_are_no_finite_numbers_are_refused_by_name(generated, tmp_p
     """The last is a finite fp64, and none of ours."""
     model = shutil.copytree(generated / "prior/model", tmp_path / "model")
     changed_weights(model, lambda tensor: torch.full_like(tensor.double(), number))
-    with pytest.raises(UserError, match=r"\S+ must be of finite numbers, and has NaN or Inf; the command that trained it"):
+    with pytest.raises(
+        UserError, match=r"\S+ must be of finite numbers, and has NaN or Inf; the command that trained it"
+    ):
         load_prior(model)
 
 
-@pytest.mark.parametrize("stage, name", [
-    ("tokenizer", "model"), ("tokenizer", "ema"), ("tokenizer", "optimizer"), ("tokenizer", "upkeep"), ("prior", "model"),
-    ("prior", "ema"), ("prior", "adamw"), ("prior", "best"),
-])  # fmt: skip
-def test_a_state_of_numbers_of_another_type_is_refused_where_a_run_goes_on(finished_run, tmp_path, accelerator, stage, name):
+@pytest.mark.parametrize(
+    "stage, name",
+    [
+        ("tokenizer", "model"),
+        ("tokenizer", "ema"),
+        ("tokenizer", "optimizer"),
+        ("tokenizer", "upkeep"),
+        ("prior", "model"),
+        ("prior", "ema"),
+        ("prior", "adamw"),
+        ("prior", "best"),
+    ],
+)
+def test_a_state_of_numbers_of_another_type_is_refused_where_a_run_goes_on(
+    finished_run, tmp_path, accelerator, stage, name
+):
     """With checksums of its own, as a stranger would write them."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     saved = state.latest(run / stage, accelerator)
@@ -202,10 +230,13 @@ def test_a_state_of_numbers_of_another_type_is_refused_where_a_run_goes_on(finis
         train(settings(run), accelerator)
 
 
-@pytest.mark.parametrize("change", [
-    lambda tensors: {**tensors, "0.use": tensors["0.use"][:1]},  # would be repeated
-    lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "0.sums"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {**tensors, "0.use": tensors["0.use"][:1]},  # would be repeated
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "0.sums"},
+    ],
+)
 def test_a_codebooks_statistics_of_other_names_or_shapes_are_refused(change):
     upkeep = CodebookUpkeep(build_quantizer(VQConfig(codebook_size=4, code_dim=2)).tables(), revive_below=0.1)
     whole = {f"0.{name}": getattr(upkeep.tables[0], name).clone() for name in ("use", "window", "counts", "sums")}
@@ -285,7 +316,8 @@ def test_a_file_that_says_it_is_empty_is_read_to_the_bound_and_no_further():
 
 
 def test_a_picture_of_a_run_that_is_a_link_to_somebodys_else_is_not_shown(tmp_path):
-    """A report has its pictures inside: a stranger's link to a private picture would give it away to whoever reads it."""
+    """A report has its pictures inside: a stranger's link to a private picture would give it away to whoever reads
+    it."""
     PIL.Image.new("L", (8, 8)).save(tmp_path / "private.png")
     (tmp_path / "run/tokenizer").mkdir(parents=True)
     (tmp_path / "run/tokenizer/reconstructions.png").symlink_to(tmp_path / "private.png")

@@ -32,7 +32,9 @@ def test_every_script_has_a_name():
 
 def test_the_overview_imports_nothing_that_takes_long():
     """`smalti --help` under a second: torch alone takes more."""
-    code = "import sys; from smalti.pipeline.terminal import run; run(['--help']); print('heavy', 'torch' in sys.modules)"
+    code = (
+        "import sys; from smalti.pipeline.terminal import run; run(['--help']); print('heavy', 'torch' in sys.modules)"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "heavy False" in told.stdout
     assert all(name in told.stdout for name in COMMANDS)
@@ -48,7 +50,8 @@ def test_a_command_by_name_answers_as_its_script_does_and_speaks_of_names(tmp_pa
     told = smalti("encode", "nowhere", cwd=tmp_path)
     assert told.returncode == 2
     assert (
-        "smalti train-tokenizer with --run nowhere makes one (smalti cluster, one of K-means; smalti convert, " in told.stderr
+        "smalti train-tokenizer with --run nowhere makes one (smalti cluster, one of K-means; smalti convert, "
+        in told.stderr
     )
 
 
@@ -78,14 +81,18 @@ def test_a_file_of_the_users_own_goes_before_a_shipped_one(tmp_path, monkeypatch
 
 
 def test_every_shipped_config_is_listed_with_what_it_is_for():
-    assert shipped().keys() == {p.parent.name for n in ("tokenizer", "cluster") for p in (ROOT / "configs").glob(f"*/{n}.yaml")}
+    assert shipped().keys() == {
+        p.parent.name for n in ("tokenizer", "cluster") for p in (ROOT / "configs").glob(f"*/{n}.yaml")
+    }
     assert all(shipped().values())
 
 
 def test_a_copied_config_is_whole_and_never_replaces_anything(tmp_path):
     copy("imagefolder", tmp_path / "mine")
     originals = sorted((ROOT / "configs/imagefolder").glob("*.yaml"))
-    assert [(tmp_path / "mine" / path.name).read_text() for path in originals] == [path.read_text() for path in originals]
+    assert [(tmp_path / "mine" / path.name).read_text() for path in originals] == [
+        path.read_text() for path in originals
+    ]
     with pytest.raises(UserError, match="mine exists already; give another folder"):
         copy("imagefolder", tmp_path / "mine")
     with pytest.raises(UserError, match="there is no shipped config imagefolders; they are cifar10, "):
@@ -98,7 +105,11 @@ def test_whoever_stops_reading_is_told_nothing(words):
     reading, writing = os.pipe()
     os.close(reading)  # as `head` does when it has read enough
     told = subprocess.run(
-        [sys.executable, "-m", "smalti.pipeline.terminal", words], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-m", "smalti.pipeline.terminal", words],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     os.close(writing)
     assert (told.returncode, told.stderr) == (UNHEARD, "")

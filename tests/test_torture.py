@@ -120,7 +120,9 @@ def readers(run: Path, pictures: Path, accelerator):
     }
 
 
-@pytest.mark.parametrize("where", ["tokenizer/model/*", "prior/model/*", "codes/*", "prior/state/*/*", "../pictures/*/*"])
+@pytest.mark.parametrize(
+    "where", ["tokenizer/model/*", "prior/model/*", "codes/*", "prior/state/*/*", "../pictures/*/*"]
+)
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(finished_run, tmp_path, accelerator, where):
     """Forty of each kind, damaged in ten ways; anything but a UserError fails."""
     import PIL.Image
@@ -149,11 +151,19 @@ def test_a_config_of_any_shape_is_read_or_refused(cls, finished_run, tmp_path):
     stage = "tokenizer" if cls is TokenizerTraining else "prior"
     whole, path = yaml.safe_load((finished_run / stage / "config.yaml").read_text()), tmp_path / "config.yaml"
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(
+        max_examples=60,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.data())
     def read(data):
-        path.write_text(yaml.safe_dump(json.loads(json.dumps(reshaped(whole, data)))), encoding="utf-8", errors="surrogatepass")
+        path.write_text(
+            yaml.safe_dump(json.loads(json.dumps(reshaped(whole, data)))), encoding="utf-8", errors="surrogatepass"
+        )
         with contextlib.suppress(UserError):
             config.parse(cls, "", [str(path)])
 
@@ -172,7 +182,7 @@ def test_the_slurm_script_is_one_that_bash_reads():
     subprocess.run(["bash", "-n", str(ROOT / "configs/launch/slurm.sh")], check=True)
 
 
-# ------------------------------------------------------------------------------------ users' folders, and two commands at once
+# ----------------------------------------------------------------------------- users' folders, and two commands at once
 
 
 @pytest.fixture(scope="module")
@@ -217,11 +227,12 @@ def test_a_second_command_is_refused_and_the_first_leaves_what_it_would_have_lef
     assert status == 2 and not wrong and difference(undisturbed, artefacts(folder)) == []
 
 
-# ------------------------------------------------------------------------------------------------------ what is written down
+# ------------------------------------------------------------------------------------------------- what is written down
 
 
 def test_a_result_appears_when_all_parts_have_ended_and_not_before(tmp_path):
-    """A part's result in the checkout made its commit `-dirty`, which evaluations name: they differed from the reference."""
+    """A part's result in the checkout made its commit `-dirty`, which evaluations name: they differed from the
+    reference."""
     path = tmp_path / "torture.json"
     path.write_text('{"protocol": "of before", "disk": {"wrong": []}, "heads": {"wrong": ["something"]}}')
     before = path.read_bytes()
@@ -240,14 +251,16 @@ def test_a_result_appears_when_all_parts_have_ended_and_not_before(tmp_path):
     assert found["protocol"].startswith("What must survive, tried: kills, full disks, little memory")
 
 
-# --------------------------------------------------------------------------------------- little memory, and data that changes
+# --------------------------------------------------------------------------------- little memory, and data that changes
 
 
 @pytest.mark.parametrize(
-    ("limited", "statuses"), [(partial(limits.with_memory, 1), (0, 1, 2)), (partial(limits.with_descriptors, 1), (1, 2))]
+    ("limited", "statuses"),
+    [(partial(limits.with_memory, 1), (0, 1, 2)), (partial(limits.with_descriptors, 1), (1, 2))],
 )
 def test_too_little_memory_or_too_few_descriptors_end_in_one_line(chain, tmp_path, limited, statuses):
-    """A process that has freed memory before may have enough of it; one more is more than it has where it has freed none."""
+    """A process that has freed memory before may have enough of it; one more is more than it has where it has freed
+    none."""
     folder = shutil.copytree(chain, tmp_path / "reference")
     shutil.rmtree(folder / "run/codes")
     ended = run(limited(command(*tiny()["encode"])), folder, tmp_path / "out")
@@ -280,17 +293,23 @@ def test_settings_are_not_chosen_on_other_codes_than_were_written(halves, tmp_pa
     assert changes.attempt(folder, "tune", True, tmp_path / "out") == (2, [])
 
 
-# -------------------------------------------------------------------------------------------- strangers' files and requests
+# ---------------------------------------------------------------------------------------- strangers' files and requests
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "source, a/x.png: a pipe", "source, a/x.png: zeros without end", "source, a/x.png: a link that leads out",
-        "metadata.jsonl names ../secret.png", "rows name HOME/secret.png", "a saved set names another",
-        "run/prior/model/model.safetensors: a pipe", "run/codes/codes.json: zeros without end", "a tar's member of type 2",
+        "source, a/x.png: a pipe",
+        "source, a/x.png: zeros without end",
+        "source, a/x.png: a link that leads out",
+        "metadata.jsonl names ../secret.png",
+        "rows name HOME/secret.png",
+        "a saved set names another",
+        "run/prior/model/model.safetensors: a pipe",
+        "run/codes/codes.json: zeros without end",
+        "a tar's member of type 2",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_file_of_a_folder_is_refused_or_named_in_seconds(chain, tmp_path, name):
     case = (strange.of_sources() | strange.of_models())[name]
     strange.prepare(tmp_path / "copy", chain)

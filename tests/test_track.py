@@ -1,4 +1,5 @@
-"""Trackers: TensorBoard, Weights & Biases and trackio are told what metrics.jsonl says, each step once; none may stop a run."""
+"""Trackers: TensorBoard, Weights & Biases and trackio are told what metrics.jsonl says, each step once; none may stop a
+run."""
 
 import io
 import json
@@ -55,7 +56,9 @@ def expected(run: Path, stage: str) -> dict[tuple[int, str], float]:
     found = {}
     for line in read_metrics(run / stage / "metrics.jsonl"):
         split = "train" if "lr" in line else "validation"
-        found |= {(line["step"], f"{split}/{name.removeprefix('validation_')}"): line[name] for name in line.keys() - {"step"}}
+        found |= {
+            (line["step"], f"{split}/{name.removeprefix('validation_')}"): line[name] for name in line.keys() - {"step"}
+        }
     return found
 
 
@@ -133,8 +136,11 @@ def test_wandb_offline_keeps_a_run_that_can_be_sent_later(tracked, stage):
         begun = next(record.run for record in records if record.HasField("run"))
         assert begun.run_id == folder.read_json(tracked / stage / ".tracked.json")["id"]
         assert (begun.project, begun.display_name, begun.run_group, begun.job_type) == (
-            "smalti", f"digits-{stage}", "digits", stage,
-        )  # fmt: skip
+            "smalti",
+            f"digits-{stage}",
+            "digits",
+            stage,
+        )
         settings = {item.key: json.loads(item.value_json) for item in begun.config.update}
         assert (settings["steps"], settings["precision"]) == (6, "fp32")
         for record in records:
@@ -197,7 +203,9 @@ def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(tmp_path,
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     pytest.importorskip("trackio")
     c = tokenizer_training(tmp_path, track_project="registry-of-tiles")  # a name that trackio keeps for itself
-    with pytest.raises(UserError, match=r"track: trackio cannot start \(ValueError: .*registry-.*; mend that, or leave it out"):
+    with pytest.raises(
+        UserError, match=r"track: trackio cannot start \(ValueError: .*registry-.*; mend that, or leave it out"
+    ):
         train_tokenizer(c, make_accelerator("fp32", ["trackio"], tmp_path / "tokenizer"))
     assert not (tmp_path / "tokenizer/metrics.jsonl").exists()
 

@@ -88,9 +88,12 @@ def test_the_best_prior_by_validation_nll_is_kept(finished_run, tmp_path, accele
     """A learning rate that ruins the weights after the first evaluation leaves those of the first in model/."""
     shutil.copytree(finished_run / "codes", tmp_path / "codes")
     train_prior(
-        prior_training(tmp_path, steps=40, lr=3.0, matrix_lr=None, warmup=30, evaluate_every=1, ema_decay=0.0), accelerator
+        prior_training(tmp_path, steps=40, lr=3.0, matrix_lr=None, warmup=30, evaluate_every=1, ema_decay=0.0),
+        accelerator,
     )
-    values = {x["step"]: x["validation_nll"] for x in read_metrics(tmp_path / "prior/metrics.jsonl") if "validation_nll" in x}
+    values = {
+        x["step"]: x["validation_nll"] for x in read_metrics(tmp_path / "prior/metrics.jsonl") if "validation_nll" in x
+    }
     figures = folder.read_json(tmp_path / "prior/figures.json")
     assert figures["best_step"] == min(values, key=values.get) < 40
     assert figures["validation_nll"] == pytest.approx(min(values.values()), rel=1e-5)  # the kept weights, read back
@@ -108,7 +111,9 @@ def test_a_run_whose_data_have_changed_is_refused(finished_run, tmp_path, accele
         folder.remove(tmp_path / "run" / stage / "config.yaml")  # names the other folder
         path = tmp_path / "run" / stage / "state/step_00000006/state.json"
         path.write_text(
-            json.dumps({**json.loads(path.read_text()), "info": {**json.loads(path.read_text())["info"], "data": "0" * 64}})
+            json.dumps(
+                {**json.loads(path.read_text()), "info": {**json.loads(path.read_text())["info"], "data": "0" * 64}}
+            )
         )
     with pytest.raises(UserError, match=r"images of fingerprint 0+ and these are .*they have changed"):
         train_tokenizer(tokenizer_training(tmp_path / "run"), accelerator)
@@ -126,7 +131,9 @@ def test_a_codebook_larger_than_the_data_is_refused(tmp_path, accelerator):
     c = tokenizer_training(tmp_path)
     quantizer = c.model.quantizer.model_copy(update={"codebook_size": 30_000})
     with pytest.raises(UserError, match="codebook_size 30000 is more than the 1419 x 4 x 4 = 22704 vectors"):
-        train_tokenizer(c.model_copy(update={"model": c.model.model_copy(update={"quantizer": quantizer})}), accelerator)
+        train_tokenizer(
+            c.model_copy(update={"model": c.model.model_copy(update={"quantizer": quantizer})}), accelerator
+        )
 
 
 def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
@@ -164,7 +171,9 @@ def test_an_interrupted_encode_ends_with_the_same_bytes(finished_run, tmp_path, 
 def test_a_damaged_shard_or_summary_is_written_again_by_the_same_command(finished_run, tmp_path, accelerator):
     shutil.copytree(finished_run / "codes", tmp_path / "codes")
     before = {path.name: path.read_bytes() for path in (tmp_path / "codes").iterdir()}
-    settings = EncodeSettings(run=str(finished_run), output=str(tmp_path / "codes"), views=2, shard_size=500, precision="fp32")
+    settings = EncodeSettings(
+        run=str(finished_run), output=str(tmp_path / "codes"), views=2, shard_size=500, precision="fp32"
+    )
     for name, damage in (("train-00001-of-00003.parquet", b"PAR1"), ("codes.json", b"{")):
         (tmp_path / "codes" / name).write_bytes(damage)
         encode(settings, accelerator)
@@ -195,13 +204,16 @@ def test_the_decode_back_check_agrees_with_the_training_evaluation(finished_run)
 
 
 def test_a_split_of_one_row_more_than_a_batch_is_checked(finished_run, tmp_path, accelerator):
-    """257 = 256 + 1: the last batch of the check was one row, indexed by a tensor of one, and crashed after all encoding."""
+    """257 = 256 + 1: the last batch of the check was one row, indexed by a tensor of one, and crashed after all
+    encoding."""
     pictures = tmp_path / "pictures"
     for split, number in (("train", 40), ("validation", 257)):
         (pictures / split).mkdir(parents=True)
         for i in range(number):
             PIL.Image.new("L", (8, 8), i % 256).save(pictures / split / f"{i:03d}.png")
-    settings = EncodeSettings(run=str(finished_run), source=str(pictures), output=str(tmp_path / "codes"), precision="fp32")
+    settings = EncodeSettings(
+        run=str(finished_run), source=str(pictures), output=str(tmp_path / "codes"), precision="fp32"
+    )
     encode(settings, accelerator)
     splits = folder.read_json(tmp_path / "codes/codes.json")["splits"]
     assert (splits["validation"]["images"], splits["validation"]["psnr_images"]) == (257, 257)
@@ -209,7 +221,9 @@ def test_a_split_of_one_row_more_than_a_batch_is_checked(finished_run, tmp_path,
 
 def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerator):
     """A learning rate of 1e30 ends in NaN; the steps after are skipped, the run stops, and nothing of it is saved."""
-    c = tokenizer_training(tmp_path, lr=1e30, warmup=0, steps=20, log_every=20, save_every=2, evaluate_every=2, clip=1e30)
+    c = tokenizer_training(
+        tmp_path, lr=1e30, warmup=0, steps=20, log_every=20, save_every=2, evaluate_every=2, clip=1e30
+    )
     with pytest.raises(
         UserError, match=r"5 steps in a row were not finite \(.*encoder's output is NaN or Inf for \d+ of 16 rows"
     ):
@@ -218,7 +232,8 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerat
 
 
 def test_codes_of_a_tokenizer_that_has_diverged_are_refused():
-    """The code nearest to NaN is some code: it was written down, with 6 dB and a usage of one code, and encode ended well."""
+    """The code nearest to NaN is some code: it was written down, with 6 dB and a usage of one code, and encode ended
+    well."""
     tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8,), quantizer=VQConfig(codebook_size=4, code_dim=2)))
     tokenizer.encoder[0].weight.data[:] = torch.nan
     with pytest.raises(UserError, match="output is NaN or Inf for 3 of 3 images: its weights have diverged"):
@@ -278,7 +293,15 @@ def test_only_skipped_steps_in_a_row_stop_a_run():
 
 def test_a_prior_that_diverges_stops_with_its_last_good_state_whole(finished_run, tmp_path, accelerator):
     shutil.copytree(finished_run / "codes", tmp_path / "codes")
-    ruinous = {"steps": 30, "lr": 1e30, "matrix_lr": None, "clip": 1e30, "ema_decay": 0.0, "save_every": 1, "evaluate_every": 1}
+    ruinous = {
+        "steps": 30,
+        "lr": 1e30,
+        "matrix_lr": None,
+        "clip": 1e30,
+        "ema_decay": 0.0,
+        "save_every": 1,
+        "evaluate_every": 1,
+    }
     with pytest.raises(UserError, match=r"5 steps in a row were not finite \(the NLL is NaN or Inf for \d+ of 16 rows"):
         train_prior(prior_training(tmp_path, **ruinous), accelerator)
     for path in tmp_path.glob("prior/state/step_*/model.safetensors"):
@@ -289,10 +312,12 @@ def test_a_prior_that_diverges_stops_with_its_last_good_state_whole(finished_run
 def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_path, accelerator):
     """Trained for three steps and three more it is bit for bit what six steps are; then codes, prior and images."""
     quantizers = {
-        "gumbel": GumbelConfig(codebook_size=16, code_dim=4), "simvq": SimVQConfig(codebook_size=16, code_dim=4),
-        "fsq": FSQConfig(levels=(4, 3)), "lfq": LFQConfig(bits=4),
+        "gumbel": GumbelConfig(codebook_size=16, code_dim=4),
+        "simvq": SimVQConfig(codebook_size=16, code_dim=4),
+        "fsq": FSQConfig(levels=(4, 3)),
+        "lfq": LFQConfig(bits=4),
         "residual": ResidualConfig(code_depth=2, each=VQConfig(codebook_size=16, code_dim=4)),
-    }  # fmt: skip
+    }
     model = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizers[kind])
     images = ImagesConfig()
     c = tokenizer_training(tmp_path / "whole", model=model, images=images)
@@ -314,13 +339,19 @@ def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_pa
 
 @pytest.mark.parametrize("kind", ["laplace", "bernoulli", "logistic_mixture", "categorical"])
 def test_every_likelihood_trains_and_resumes(kind, tmp_path, accelerator):
-    """As the quantizers: three steps and three more are six. (Its own scales are part of the weights and of their average.)"""
+    """As the quantizers: three steps and three more are six. (Its own scales are part of the weights and of their
+    average.)"""
     likelihoods = {
-        "laplace": LaplaceConfig(), "bernoulli": BernoulliConfig(), "categorical": CategoricalConfig(),
+        "laplace": LaplaceConfig(),
+        "bernoulli": BernoulliConfig(),
+        "categorical": CategoricalConfig(),
         "logistic_mixture": LogisticMixtureConfig(components=2),
-    }  # fmt: skip
+    }
     model = VQVAEConfig(
-        image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4), likelihood=likelihoods[kind]
+        image_size=(8, 8),
+        channels=(8, 16),
+        quantizer=VQConfig(codebook_size=16, code_dim=4),
+        likelihood=likelihoods[kind],
     )
     c = tokenizer_training(tmp_path / "whole", model=model, images=ImagesConfig(black_and_white=kind == "bernoulli"))
     train_tokenizer(c, accelerator)
@@ -331,7 +362,9 @@ def test_every_likelihood_trains_and_resumes(kind, tmp_path, accelerator):
     weights = [tmp_path / run / "tokenizer/model/model.safetensors" for run in ("whole", "killed")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     last = read_metrics(tmp_path / "whole/tokenizer/metrics.jsonl")[-1]
-    assert 0 < last["distortion"] < (1.1 if kind == "bernoulli" else 8.5)  # near what knowing nothing costs, after six steps
+    assert (
+        0 < last["distortion"] < (1.1 if kind == "bernoulli" else 8.5)
+    )  # near what knowing nothing costs, after six steps
 
 
 def test_settings_may_still_change_before_anything_is_saved(tmp_path, accelerator):
@@ -339,7 +372,9 @@ def test_settings_may_still_change_before_anything_is_saved(tmp_path, accelerato
     c = tokenizer_training(tmp_path)
     quantizer = c.model.quantizer.model_copy(update={"codebook_size": 30_000})
     with pytest.raises(UserError, match="choose a smaller one"):
-        train_tokenizer(c.model_copy(update={"model": c.model.model_copy(update={"quantizer": quantizer})}), accelerator)
+        train_tokenizer(
+            c.model_copy(update={"model": c.model.model_copy(update={"quantizer": quantizer})}), accelerator
+        )
     train_tokenizer(c, accelerator)
 
 

@@ -40,7 +40,7 @@ def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# ---------------------------------------------------------------------------------------------------------- the distance
+# --------------------------------------------------------------------------------------------------------- the distance
 
 
 def test_images_that_do_not_show_their_class_cost():
@@ -70,7 +70,7 @@ def test_a_cell_of_a_large_image_is_the_mean_of_its_pixels():
     assert cells(images).tolist() == [[0, -1, -1, -1] * SIDE]
 
 
-# ------------------------------------------------------------------------------------------------------------ the search
+# ----------------------------------------------------------------------------------------------------------- the search
 
 
 def test_what_is_chosen_is_what_generate_draws_with(run, accelerator, tmp_path):
@@ -159,7 +159,7 @@ def test_an_interrupted_search_has_written_nothing(run, accelerator, monkeypatch
     assert not (run / "pipeline").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------- the protocol
+# --------------------------------------------------------------------------------------------------------- the protocol
 
 
 def test_a_protocol_stands_only_beside_the_settings_it_chose(run, accelerator, tmp_path):
@@ -186,7 +186,9 @@ def test_a_pipeline_keeps_its_protocol_wherever_it_is_saved(run, accelerator, tm
     assert ImagePipeline.from_pretrained(tmp_path / "copy").chosen == tuned.chosen
 
 
-@pytest.mark.parametrize("key, message", [("tempreture", "tempreture; did you mean temperature"), ("chosen.by", "chosen.by")])
+@pytest.mark.parametrize(
+    "key, message", [("tempreture", "tempreture; did you mean temperature"), ("chosen.by", "chosen.by")]
+)
 def test_a_key_that_is_none_of_ours_is_refused_by_name(run, accelerator, key, message):
     tune(settings(run), accelerator)
     written = kept(run)
@@ -212,9 +214,17 @@ def rename_tokenizer(run):
     "harm, given, message",
     [
         (forget_validation, {}, r"must have a validation split to choose on, it has train, test"),
-        (rename_tokenizer, {}, r"written by the tokenizer other .*, not by the one of this run, .*digits/tokenizer/model"),
+        (
+            rename_tokenizer,
+            {},
+            r"written by the tokenizer other .*, not by the one of this run, .*digits/tokenizer/model",
+        ),
         (lambda run: shutil.rmtree(run / "codes"), {}, r"no codes dataset .*; tokenizer/encode\.py writes one"),
-        (lambda run: shutil.rmtree(run / "prior"), {}, r"no trained model in .*prior/model; prior/train\.py with --run"),
+        (
+            lambda run: shutil.rmtree(run / "prior"),
+            {},
+            r"no trained model in .*prior/model; prior/train\.py with --run",
+        ),
         (
             lambda run: None,
             {"images": 11},

@@ -13,9 +13,11 @@ from smalti.tokenizer.codebooks.upkeep import REVIVE_EVERY, TableUpkeep, forget
 
 SIZES = {"codebook_size": 8, "code_dim": 4}
 CONFIGS = {
-    "vq": VQConfig(**SIZES), "vq_ema": EMAVQConfig(**SIZES, decay=0.9), "simvq": SimVQConfig(**SIZES),
+    "vq": VQConfig(**SIZES),
+    "vq_ema": EMAVQConfig(**SIZES, decay=0.9),
+    "simvq": SimVQConfig(**SIZES),
     "gumbel": GumbelConfig(**SIZES),
-}  # fmt: skip
+}
 
 
 def with_a_dead_code(kind: str):
@@ -53,7 +55,8 @@ def test_a_dead_code_is_revived_and_lives_on(kind, accelerator):
 
 
 def test_a_gumbel_code_that_is_only_drawn_is_revived(accelerator):
-    """Use is that of evaluation: draws reach every code, so by them none is dead, and 5% of the codes were never nearest."""
+    """Use is that of evaluation: draws reach every code, so by them none is dead, and 5% of the codes were never
+    nearest."""
     torch.manual_seed(0)
     quantizer = build_quantizer(GumbelConfig(**SIZES))
     quantizer.log_sharpness.data.fill_(-10.0)  # all codes are drawn alike

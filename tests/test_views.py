@@ -56,7 +56,8 @@ def batch() -> torch.Tensor:
 @pytest.mark.parametrize("memory", [1.0, 0.0], ids=["in memory", "from disk"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
 def test_a_picture_of_the_size_asked_for_is_what_every_shipped_config_sees(path, memory, tmp_path):
-    """Four configs resized each picture beyond its size and cropped the middle: all was resampled, and the rim was lost."""
+    """Four configs resized each picture beyond its size and cropped the middle: all was resampled, and the rim was
+    lost."""
     c = config.parse(FIRST[path.name], "", [str(path)])
     pixels = pictures(tmp_path / "set", 3, c.model.image_size, c.model.image_channels)
     settings = c.images.model_copy(update={"source": str(tmp_path / "set"), "subset": None, "memory": memory})
@@ -66,7 +67,7 @@ def test_a_picture_of_the_size_asked_for_is_what_every_shipped_config_sees(path,
         assert np.array_equal(plain.permute(0, 2, 3, 1), pixels[read.rows.numpy()])
 
 
-# ------------------------------------------------------------------------------------------------ augmentation and views
+# ----------------------------------------------------------------------------------------------- augmentation and views
 
 
 def test_an_augmented_image_depends_on_seed_epoch_and_row_and_not_on_its_batch(batch):
@@ -115,16 +116,25 @@ def test_the_first_view_is_the_image_the_second_its_mirror_and_the_others_augmen
     plain, mirror, third = (view(batch, 0, rows, index, MOVING) for index in range(3))
     assert torch.equal(plain, batch) and torch.equal(mirror, batch.flip(-1))
     assert torch.equal(third, augment(batch, 0, rows, 2, MOVING))
-    assert torch.equal(view(batch, 0, rows, 1, ImagesConfig(shift=2)), augment(batch, 0, rows, 1, ImagesConfig(shift=2)))
+    assert torch.equal(
+        view(batch, 0, rows, 1, ImagesConfig(shift=2)), augment(batch, 0, rows, 1, ImagesConfig(shift=2))
+    )
 
 
 @pytest.mark.parametrize(
     "images, settings, expected",
     [
-        (300, MOVING, 8), (5_000, MOVING, 4), (20_000, MOVING, 2), (1_000_000, MOVING, 2), (20_000, ImagesConfig(shift=2), 1),
-        (19_999, ImagesConfig(shift=2), 2), (300, ImagesConfig(), 1), (300, ImagesConfig(flip=True), 2), (0, MOVING, 8),
+        (300, MOVING, 8),
+        (5_000, MOVING, 4),
+        (20_000, MOVING, 2),
+        (1_000_000, MOVING, 2),
+        (20_000, ImagesConfig(shift=2), 1),
+        (19_999, ImagesConfig(shift=2), 2),
+        (300, ImagesConfig(), 1),
+        (300, ImagesConfig(flip=True), 2),
+        (0, MOVING, 8),
     ],
-)  # fmt: skip
+)
 def test_views_follow_the_number_of_images_and_never_repeat_one(images, settings, expected):
     """Four views of 20,000 images cost a fifth of a run that nobody had asked for."""
     assert default_views(images, settings) == expected

@@ -1,4 +1,5 @@
-"""Others' tokenizers: their checkpoints read into our VQGAN compute what their own code computes, and nothing else is read."""
+"""Others' tokenizers: their checkpoints read into our VQGAN compute what their own code computes, and nothing else is
+read."""
 
 import json
 import pickle
@@ -37,11 +38,12 @@ from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqgan.published import from_shapes, from_taming, layout, read_published
 from tests.conftest import prior_training
 
-# ------------------------------------------------------------------------------------------------- the published layouts
+# ------------------------------------------------------------------------------------------------ the published layouts
 
 # Written from the modules' definitions: LlamaGen's tokenizer/tokenizer_image/vq_model.py (3786e6a), VQ_16; and taming's
-# taming/modules/diffusionmodules/model.py (a fork's copy, 1acce86) with the ddconfig of vqgan_imagenet_f16_16384 (LlamaGen's
-# copy, 5a50452). `0-1` is each of the numbers; what stands behind a module's name is expanded by `tensors_of`.
+# taming/modules/diffusionmodules/model.py (a fork's copy, 1acce86) with the ddconfig of vqgan_imagenet_f16_16384
+# (LlamaGen's copy, 5a50452). `0-1` is each of the numbers; what stands behind a module's name is expanded by
+# `tensors_of`.
 
 LLAMAGEN_VQ16 = """
     encoder.conv_in                        conv3 3 128
@@ -187,11 +189,14 @@ def test_tamings_project_file_says_what_the_tensors_say(tmp_path):
     assert given == from_shapes(published(TAMING_F16_16384), "taming", "the published layout")
 
 
-# --------------------------------------------------------------------------------------- the same function as diffusers'
+# -------------------------------------------------------------------------------------- the same function as diffusers'
 
 LEVELS = {  # diffusers' modules, taming's and LlamaGen's, for two levels of one block; LlamaGen's middle has no names
     "encoder.down_blocks.0.resnets.0": ("encoder.down.0.block.0", "encoder.conv_blocks.0.res.0"),
-    "encoder.down_blocks.0.downsamplers.0.conv": ("encoder.down.0.downsample.conv", "encoder.conv_blocks.0.downsample.conv"),
+    "encoder.down_blocks.0.downsamplers.0.conv": (
+        "encoder.down.0.downsample.conv",
+        "encoder.conv_blocks.0.downsample.conv",
+    ),
     "encoder.down_blocks.1.resnets.0": ("encoder.down.1.block.0", "encoder.conv_blocks.1.res.0"),
     "encoder.down_blocks.1.attentions.0": ("encoder.down.1.attn.0", "encoder.conv_blocks.1.attn.0"),
     "decoder.up_blocks.0.resnets.0": ("decoder.up.1.block.0", "decoder.conv_blocks.0.res.0"),
@@ -207,13 +212,22 @@ LEVELS = {  # diffusers' modules, taming's and LlamaGen's, for two levels of one
     "conv_norm_out": ("norm_out", "norm_out"),
 }
 INSIDE = {
-    "conv_shortcut": "nin_shortcut", "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
-}  # fmt: skip
+    "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
 TWO_LEVELS = {
-    "block_out_channels": (32, 64), "layers_per_block": 1, "latent_channels": 6, "vq_embed_dim": 4, "num_vq_embeddings": 50,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "latent_channels": 6,
+    "vq_embed_dim": 4,
+    "num_vq_embeddings": 50,
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
     "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-}  # fmt: skip
+}
 
 
 def theirs(**settings):
@@ -245,12 +259,15 @@ def images(channels: int = 3, size: int = 16, number: int = 3) -> torch.Tensor:
 
 
 def check_same_function(ours: VQGANTokenizer, model, pixels: torch.Tensor) -> None:
-    """Latents and pictures to 1e-5, both being fp32 sums of a few hundred numbers of the size of one; the very codes."""
+    """Latents and pictures to 1e-5, both being fp32 sums of a few hundred numbers of the size of one; the very
+    codes."""
     torch.testing.assert_close(ours.latents(pixels), model.encode(pixels).latents, atol=1e-5, rtol=1e-5)
     expected = model.quantize(model.encode(pixels).latents)[2][2]
     indices = ours.encode(pixels)
     assert torch.equal(indices.flatten(), expected.flatten()) and len(indices.unique()) > 5
-    torch.testing.assert_close(ours.output(indices), model.decode(model.encode(pixels).latents).sample, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours.output(indices), model.decode(model.encode(pixels).latents).sample, atol=1e-5, rtol=1e-5
+    )
     assert torch.equal(ours.decode(indices), ours.output(indices).clamp(-1, 1))
 
 
@@ -260,13 +277,21 @@ def check_same_function(ours: VQGANTokenizer, model, pixels: torch.Tensor) -> No
         TWO_LEVELS,
         {"block_out_channels": (32,), "latent_channels": 3, "num_vq_embeddings": 40},
         {
-            "block_out_channels": (16, 48, 32), "layers_per_block": 2, "mid_block_add_attention": False, "norm_num_groups": 8,
-            "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
-            "in_channels": 1, "out_channels": 1, "latent_channels": 8, "lookup_from_codebook": True, "force_upcast": True,
+            "block_out_channels": (16, 48, 32),
+            "layers_per_block": 2,
+            "mid_block_add_attention": False,
+            "norm_num_groups": 8,
+            "down_block_types": ("DownEncoderBlock2D",) * 3,
+            "up_block_types": ("UpDecoderBlock2D",) * 3,
+            "in_channels": 1,
+            "out_channels": 1,
+            "latent_channels": 8,
+            "lookup_from_codebook": True,
+            "force_upcast": True,
         },
         {**TWO_LEVELS, "block_out_channels": (64, 32), "in_channels": 4, "out_channels": 4, "vq_embed_dim": None},
     ],
-)  # fmt: skip
+)
 def test_a_vqmodel_of_diffusers_is_the_same_function_here(tmp_path, settings):
     model = theirs(**settings)
     model.save_pretrained(tmp_path / "vqvae")
@@ -296,7 +321,11 @@ def test_tamings_checkpoint_of_the_same_weights_is_the_same_function(tmp_path, w
     weights = renamed(model, 0) | {"loss.discriminator.main.0.weight": torch.zeros(64, 3, 4, 4)}
     torch.save({"epoch": 3, "global_step": 7, "state_dict": weights}, tmp_path / "last.ckpt")
     yaml = TAMING_YAML.replace("embed_dim: 256", "embed_dim: 4").replace("n_embed: 16384", "n_embed: 50")
-    yaml = yaml.replace("z_channels: 256", "z_channels: 6").replace("ch: 128", "ch: 32").replace("[1, 1, 2, 2, 4]", "[1, 2]")
+    yaml = (
+        yaml.replace("z_channels: 256", "z_channels: 6")
+        .replace("ch: 128", "ch: 32")
+        .replace("[1, 1, 2, 2, 4]", "[1, 2]")
+    )
     yaml = yaml.replace("num_res_blocks: 2", "num_res_blocks: 1").replace("resolution: 256", "resolution: 32")
     (tmp_path / "model.yaml").write_text(yaml)
     architecture, size = (tmp_path / "model.yaml", 32) if with_yaml else (None, 256)
@@ -325,12 +354,19 @@ def test_llamagens_codes_are_nearest_in_angle_and_decode_from_the_unit_sphere(tm
     torch.testing.assert_close(ours.output(indices), decoded, atol=1e-5, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 TINY = {
-    "image_size": (8, 8), "first_channels": 32, "channels": (32, 32), "blocks": 1, "attention_levels": (1,), "z_channels": 4,
-    "codebook_size": 16, "code_dim": 4, "normalize": False,
-}  # fmt: skip
+    "image_size": (8, 8),
+    "first_channels": 32,
+    "channels": (32, 32),
+    "blocks": 1,
+    "attention_levels": (1,),
+    "z_channels": 4,
+    "codebook_size": 16,
+    "code_dim": 4,
+    "normalize": False,
+}
 
 
 def tiny(kind: str = "taming", **settings) -> dict[str, torch.Tensor]:
@@ -354,17 +390,38 @@ def checkpoint(tmp_path):
     "change, message",
     [
         ({"decoder.up.1.attn.1.q.bias": None}, r"decoder\.up\.1\.attn\.1\.q\.bias must be \(32,\), got none"),
-        ({"encoder.mid.attn_2.q.bias": torch.zeros(1)}, r"encoder\.mid\.attn_2\.q\.bias belongs to none \(1 such tensors\)"),
-        ({"post_quant_conv.weight": torch.zeros(4, 5, 1, 1)}, r"post_quant_conv\.weight must be \(4, 4, 1, 1\), got \(4, 5"),
-        ({"decoder.conv_out.bias": torch.tensor([0.0, torch.nan, 0.0])}, r"decoder\.conv_out\.bias must be .* finite numbers"),
-        ({"decoder.conv_out.bias": torch.zeros(3, dtype=torch.int64)}, r"decoder\.conv_out\.bias must be float32 .* got int64"),
-        ({"decoder.conv_out.bias": torch.zeros(3, dtype=torch.uint8)}, r"decoder\.conv_out\.bias must be float32 .* got uint8"),
-        ({"decoder.conv_out.bias": torch.zeros(3, dtype=torch.bool)}, r"decoder\.conv_out\.bias must be float32 .* got bool"),
+        (
+            {"encoder.mid.attn_2.q.bias": torch.zeros(1)},
+            r"encoder\.mid\.attn_2\.q\.bias belongs to none \(1 such tensors\)",
+        ),
+        (
+            {"post_quant_conv.weight": torch.zeros(4, 5, 1, 1)},
+            r"post_quant_conv\.weight must be \(4, 4, 1, 1\), got \(4, 5",
+        ),
+        (
+            {"decoder.conv_out.bias": torch.tensor([0.0, torch.nan, 0.0])},
+            r"decoder\.conv_out\.bias must be .* finite numbers",
+        ),
+        (
+            {"decoder.conv_out.bias": torch.zeros(3, dtype=torch.int64)},
+            r"decoder\.conv_out\.bias must be float32 .* got int64",
+        ),
+        (
+            {"decoder.conv_out.bias": torch.zeros(3, dtype=torch.uint8)},
+            r"decoder\.conv_out\.bias must be float32 .* got uint8",
+        ),
+        (
+            {"decoder.conv_out.bias": torch.zeros(3, dtype=torch.bool)},
+            r"decoder\.conv_out\.bias must be float32 .* got bool",
+        ),
         ({"quantize.embedding.weight": torch.zeros(1).expand(10**6, 10**4)}, "claims tensors of 40000"),
-        ({"quantize.embedding.weight": None}, r"must hold quantize\.embedding\.weight, of 2 axes, to be taming's, got none"),
+        (
+            {"quantize.embedding.weight": None},
+            r"must hold quantize\.embedding\.weight, of 2 axes, to be taming's, got none",
+        ),
         ({"quantize.proj.weight": torch.zeros(16, 4, 1, 1)}, "is a GumbelVQ"),
     ],
-)  # fmt: skip
+)
 def test_a_tensor_that_is_missing_left_over_misshapen_or_no_number_is_named(checkpoint, change, message):
     tensors = tiny() | change
     path = checkpoint({name: tensor for name, tensor in tensors.items() if tensor is not None})
@@ -374,7 +431,9 @@ def test_a_tensor_that_is_missing_left_over_misshapen_or_no_number_is_named(chec
 
 def test_a_checkpoint_of_another_publisher_is_told_apart(checkpoint):
     path = checkpoint(tiny())
-    with pytest.raises(UserError, match=r"must hold encoder\.conv_blocks\.0\.res\.0\.conv1\.weight.* is it another kind\?"):
+    with pytest.raises(
+        UserError, match=r"must hold encoder\.conv_blocks\.0\.res\.0\.conv1\.weight.* is it another kind\?"
+    ):
         read_published(path, "llamagen")
     with pytest.raises(UserError, match="is the folder of a VQModel"):
         read_published(path, "diffusers")
@@ -384,10 +443,14 @@ def test_a_checkpoint_of_another_publisher_is_told_apart(checkpoint):
         read_published(path, "llamagen", path)
 
 
-def test_a_checkpoint_with_more_than_tensors_in_it_is_not_unpickled_and_the_advice_makes_a_safe_one(checkpoint, monkeypatch):
+def test_a_checkpoint_with_more_than_tensors_in_it_is_not_unpickled_and_the_advice_makes_a_safe_one(
+    checkpoint, monkeypatch
+):
     """Old Lightning checkpoints hold their callbacks. The advice is run here as its reader would run it."""
     path = checkpoint(tiny(), callbacks={PurePosixPath("ModelCheckpoint"): 1})
-    with pytest.raises(UserError, match=r"holds more than tensors \(pathlib.*PurePosixPath\), which is not unpickled") as error:
+    with pytest.raises(
+        UserError, match=r"holds more than tensors \(pathlib.*PurePosixPath\), which is not unpickled"
+    ) as error:
         read_published(path, "taming")
     monkeypatch.chdir(path.parent)
     exec(re.search(r'python -c "(.*)"', str(error.value))[1], {})
@@ -457,7 +520,7 @@ def test_an_image_size_that_does_not_divide_is_refused():
         VQGANConfig(**{**TINY, "image_size": (8, 9)})
 
 
-# ------------------------------------------------------------------------------------------------------------ the command
+# ---------------------------------------------------------------------------------------------------------- the command
 
 
 @pytest.fixture
@@ -474,7 +537,9 @@ def pictures(tmp_path):
 @pytest.fixture
 def converting(tmp_path, pictures, checkpoint):
     path = checkpoint(tiny())
-    return ConvertConfig(checkpoint=str(path), kind="taming", run=str(tmp_path / "run"), images=pictures, image_size=(8, 8))
+    return ConvertConfig(
+        checkpoint=str(path), kind="taming", run=str(tmp_path / "run"), images=pictures, image_size=(8, 8)
+    )
 
 
 def test_the_likelihoods_scale_is_the_error_of_reconstructions(converting, accelerator, pictures):

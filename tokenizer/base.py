@@ -5,9 +5,9 @@
     DrawsCodes             its codes can be shown one by one
     TrainedTokenizer       what tokenizer/train.py asks of one that it trains
 
-Shapes: images (B, C, H, W) in [-1, 1]; latents (B, T) as the layout has them, grid after grid, place after place in raster
-order, the numbers of a place side by side: codes, int64 in [0, K), or vectors, float32. On their grid codes are `indices`,
-(B, h, w), or (B, h, w, Q) where a place has Q > 1.
+Shapes: images (B, C, H, W) in [-1, 1]; latents (B, T) as the layout has them, grid after grid, place after place in
+raster order, the numbers of a place side by side: codes, int64 in [0, K), or vectors, float32. On their grid codes are
+`indices`, (B, h, w), or (B, h, w, Q) where a place has Q > 1.
 """
 
 from abc import ABC, abstractmethod
@@ -70,7 +70,9 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
             raise ValueError(f"{what} must be {kind} (B, {layout.length}), {layout}; got {told}")
         for part, grid in zip(layout.split(latents), layout.grids, strict=True) if layout.discrete else ():
             if part.numel() and not (part.min() >= 0 and part.max() < grid.codebook_size):
-                raise ValueError(f"codes must lie in [0, {grid.codebook_size}), got {part.min().item()} to {part.max().item()}")
+                raise ValueError(
+                    f"codes must lie in [0, {grid.codebook_size}), got {part.min().item()} to {part.max().item()}"
+                )
 
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor:
@@ -107,8 +109,8 @@ class LikelihoodTokenizer(ImageTokenizer):
 
     @torch.no_grad()
     def nll(self, images: Tensor, latents: Tensor) -> Tensor:
-        """Return −log p(images | latents) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Over ln 2 · C · H · W it is
-        the distortion in bits per dimension."""
+        """Return −log p(images | latents) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Over ln 2 · C · H · W
+        it is the distortion in bits per dimension."""
         return self.likelihood.nll(self.output(latents), images)
 
     @property
@@ -118,7 +120,8 @@ class LikelihoodTokenizer(ImageTokenizer):
 
     @torch.no_grad()
     def log_posterior(self, images: Tensor) -> Tensor | None:
-        """Return log q(z | x) of every code at every place, (B, T, K); None where it is the one code that `encode` gives."""
+        """Return log q(z | x) of every code at every place, (B, T, K); None where it is the one code that `encode`
+        gives."""
         return None
 
     def _decode(self, latents: Tensor) -> Tensor:

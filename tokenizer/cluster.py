@@ -4,8 +4,8 @@
 
 Reads images and writes into RUN/tokenizer what tokenizer/train.py writes: config.yaml, metrics.jsonl (one line an EM
 step), reconstructions.png, curves.png, histogram.json, state/ and model/; trackers in --track are told too.
-tokenizer/encode.py, prior/train.py and pipeline/generate.py take it from there. Interrupted, the same command goes on from
-the last EM step; with more --iterations it is lengthened.
+tokenizer/encode.py, prior/train.py and pipeline/generate.py take it from there. Interrupted, the same command goes on
+from the last EM step; with more --iterations it is lengthened.
 """
 
 import sys
@@ -44,7 +44,8 @@ from smalti.tokenizer.kmeans.config import ClusterConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 
 LEEWAY = Leeway(
-    free={"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"}, length="iterations"
+    free={"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"},
+    length="iterations",
 )
 BATCH = 1024
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cluster.yaml"
@@ -89,7 +90,9 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
                     state.save(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint}, accelerator)
                 accelerator.wait_for_everyone()
                 if interrupt.asked() and not last:
-                    raise Interrupted(f"saved after EM step {done} of {c.iterations}; the same command goes on from there")
+                    raise Interrupted(
+                        f"saved after EM step {done} of {c.iterations}; the same command goes on from there"
+                    )
         bar.close()
         report(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
     return run / "model"
@@ -101,7 +104,9 @@ def patches_of(tokenizer: KMeansTokenizer, split: ImageSplit, positions: Tensor)
     return tokenizer.patches(to_float(images.to(tokenizer.codebook.device)))
 
 
-def sampled_patches(tokenizer: KMeansTokenizer, split: ImageSplit, c: ClusterConfig, accelerator: Accelerator) -> Tensor:
+def sampled_patches(
+    tokenizer: KMeansTokenizer, split: ImageSplit, c: ClusterConfig, accelerator: Accelerator
+) -> Tensor:
     """What the first means are drawn from, and new places for empty ones: of images drawn by the seed, (N, D)."""
     number = sampled(c.model.codebook_size)
     order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
@@ -114,7 +119,9 @@ def sampled_patches(tokenizer: KMeansTokenizer, split: ImageSplit, c: ClusterCon
     return torch.cat(found)
 
 
-def expectation(tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Accelerator) -> tuple[Tensor, Tensor, float]:
+def expectation(
+    tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Accelerator
+) -> tuple[Tensor, Tensor, float]:
     """The E step over all images, each process its share: counts (K,), sums (K, D), mean squared error of a pixel."""
     K, D = tokenizer.codebook.shape
     counts, sums = torch.zeros_like(tokenizer.codebook[:, 0]), torch.zeros_like(tokenizer.codebook)
@@ -135,8 +142,13 @@ def expectation(tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Acce
 
 
 def report(
-    tokenizer: KMeansTokenizer, validation: ImageSplit, iterations: int, metrics: Metrics, run: Path, accelerator: Accelerator
-) -> None:  # fmt: skip
+    tokenizer: KMeansTokenizer,
+    validation: ImageSplit,
+    iterations: int,
+    metrics: Metrics,
+    run: Path,
+    accelerator: Accelerator,
+) -> None:
     """Evaluate, and write what is for the user."""
     evaluation = evaluate(tokenizer, validation, accelerator)
     counts = evaluation.counts

@@ -54,7 +54,8 @@ class Settings(BaseSettings):
     run: str = "runs/digits"
     """folder of the experiment: its tokenizer is looked at"""
     splits: tuple[str, ...] | None = None
-    """which splits are counted, or `all`; null is all of RUN/codes, and validation alone where codes must be made first"""
+    """which splits are counted, or `all`; null is all of RUN/codes, and validation alone where codes must be made
+    first"""
     precision: Precision = "auto"
     """of the encoder where codes must be made first; auto is bf16 where the hardware computes it"""
 
@@ -68,7 +69,9 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     settings = config.read_yaml(run / "config.yaml")
     counted = count_splits(c, tokenizer, settings, accelerator)
     counts = counted.counts[counted.most]
-    near = [neighbours(table, row) for table, row in zip(tokenizer.code_tables(), counts, strict=False)]  # none of fsq, lfq
+    near = [
+        neighbours(table, row) for table, row in zip(tokenizer.code_tables(), counts, strict=False)
+    ]  # none of fsq, lfq
     book = described(tokenizer, settings.get("revive_below"))
     sentences = advice(book, counted.counts, near)
     figures = {
@@ -92,7 +95,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
 
 def count_splits(
     c: Settings, tokenizer: ImageTokenizer, settings: Mapping[str, Any], accelerator: Accelerator
-) -> Counted:  # fmt: skip
+) -> Counted:
     run = Path(c.run)
     images = config.build(ImagesConfig, settings["images"], str(run / "tokenizer/config.yaml"))
     reason = why_not_codes(run, images, tokenizer)
@@ -105,10 +108,14 @@ def count_splits(
         splits = open_run_images(run / "tokenizer", tokenizer.config).splits
         wanted = _wanted(c.splits or ("validation",), list(splits), images.source)
         accelerator.print(f"{reason}: {', '.join(wanted)} of {images.source} is encoded now", file=sys.stderr)
-        batch_size = min(BATCH, config.build(EncodeConfig, settings["encode"], str(run / "tokenizer/config.yaml")).batch_size)
+        batch_size = min(
+            BATCH, config.build(EncodeConfig, settings["encode"], str(run / "tokenizer/config.yaml")).batch_size
+        )
         both = {name: count_images(tokenizer, splits[name], batch_size, accelerator) for name in wanted}
         source = f"images of {images.source}"
-    return Counted(source, {name: some for name, (some, _) in both.items()}, {name: some for name, (_, some) in both.items()})
+    return Counted(
+        source, {name: some for name, (some, _) in both.items()}, {name: some for name, (_, some) in both.items()}
+    )
 
 
 def why_not_codes(run: Path, images: ImagesConfig, tokenizer: ImageTokenizer) -> str | None:
@@ -122,8 +129,10 @@ def why_not_codes(run: Path, images: ImagesConfig, tokenizer: ImageTokenizer) ->
         return f"{run / 'codes'} says of its codes another size than the tokenizer's: its codes.json was changed"
     known = recorded(run / "tokenizer").fingerprint or info.source.get("fingerprint")
     if (info.source.get("source"), info.source.get("subset"), info.source.get("fingerprint")) != (
-        images.source, images.subset, known,
-    ):  # fmt: skip
+        images.source,
+        images.subset,
+        known,
+    ):
         return f"{run / 'codes'} is of other images, {info.source.get('source')}"
     return None
 
@@ -137,7 +146,8 @@ def _wanted(names: Sequence[str], there: Sequence[str], where: object) -> list[s
 
 
 def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) -> tuple[int, Tensor]:
-    """Images, and counts (Q, K), of a split of codes. Shard k is rank k mod world's; views but the plain one are left out."""
+    """Images, and counts (Q, K), of a split of codes. Shard k is rank k mod world's; views but the plain one are left
+    out."""
     info, _ = codes.read_info(folder)
     counts, read = torch.zeros(info.layout.depth, info.layout.codebook_size, dtype=torch.int64), 0
     bar = passing_bar(rows, f"count {name}", unit="row")
@@ -155,7 +165,9 @@ def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) ->
 
 
 @torch.no_grad()
-def count_images(tokenizer: ImageTokenizer, split: ImageSplit, batch_size: int, accelerator: Accelerator) -> tuple[int, Tensor]:
+def count_images(
+    tokenizer: ImageTokenizer, split: ImageSplit, batch_size: int, accelerator: Accelerator
+) -> tuple[int, Tensor]:
     """Images, and counts (Q, K), of a split of images, of which every process encodes its share."""
     K, Q = tokenizer.config.layout.codebook_size, tokenizer.config.layout.depth
     counts, read = torch.zeros(Q, K, dtype=torch.int64), 0

@@ -66,8 +66,8 @@ class EncodeConfig(Settings):
     """How a dataset becomes codes."""
 
     views: int | None = Field(None, ge=1)
-    """rows an image: the plain one, its mirror when images.flip, then shifts by up to images.shift; null follows the number of
-    training images: few have up to 8 views, from 20,000 on an image has one, or with images.flip two"""
+    """rows an image: the plain one, its mirror when images.flip, then shifts by up to images.shift; null follows the
+    number of training images: few have up to 8 views, from 20,000 on an image has one, or with images.flip two"""
     batch_size: int = Field(256, ge=1, le=2**24)
     """images a process encodes at once"""
     shard_size: int = Field(10_000, ge=1)
@@ -86,11 +86,11 @@ class TrainConfig(Settings):
     encode: EncodeConfig = EncodeConfig()
     """how tokenizer/encode.py will turn the images into codes"""
     start_from: str | None = None
-    """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a repository owner/name of
-    the Hub; settings of model that are not given are then those there"""
+    """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a repository
+    owner/name of the Hub; settings of model that are not given are then those there"""
     change_settings: bool = False
-    """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they were
-    in history.jsonl"""
+    """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they
+    were in history.jsonl"""
     steps: int = Field(1000, ge=1)
     """optimizer steps"""
     batch_size: int = Field(128, ge=1, le=2**24)
@@ -126,7 +126,8 @@ class TrainConfig(Settings):
     keep_states: int = Field(2, ge=1)
     """the last states that are kept; one that is found damaged is replaced by the one before"""
     track: tuple[Tracker, ...] = ()
-    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
+    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb,
+    trackio"""
     track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""
 
@@ -134,8 +135,8 @@ class TrainConfig(Settings):
     def _goes_with_its_model(self) -> "TrainConfig":
         if self.model.wants_black_and_white and not self.images.black_and_white:
             raise ValueError(
-                "model.likelihood.kind bernoulli gives a probability to black and white alone; set images.black_and_white: "
-                "true, or take another likelihood"
+                "model.likelihood.kind bernoulli gives a probability to black and white alone; set "
+                "images.black_and_white: true, or take another likelihood"
             )
         for name in ("commitment_weight", "revive_below") if not self.model.has_codebook else ():
             if getattr(self, name) != type(self).model_fields[name].default:

@@ -1,12 +1,15 @@
 """Stage one with somebody else's weights: make a published VQGAN a tokenizer of ours.
 
-    python tokenizer/convert.py vq_ds16_c2i.pt --kind llamagen --run runs/mine --images.source path/to/images
-    python tokenizer/convert.py last.ckpt --kind taming --architecture model.yaml --run runs/mine --images.source path/to/images
-    python tokenizer/convert.py amused-256/vqvae --kind diffusers --run runs/mine --images.source path/to/images
+    python tokenizer/convert.py vq_ds16_c2i.pt --kind llamagen --run runs/mine
+        --images.source path/to/images
+    python tokenizer/convert.py last.ckpt --kind taming --architecture model.yaml --run runs/mine
+        --images.source path/to/images
+    python tokenizer/convert.py amused-256/vqvae --kind diffusers --run runs/mine
+        --images.source path/to/images
 
-Reads the checkpoint and some of the images, by whose reconstructions the scale of the likelihood is fitted, and writes into
-RUN/tokenizer config.yaml, reconstructions.png and model/. tokenizer/encode.py, prior/train.py and pipeline/generate.py take it
-from there. The same command writes the same again; a run of another tokenizer is refused.
+Reads the checkpoint and some of the images, by whose reconstructions the scale of the likelihood is fitted, and writes
+into RUN/tokenizer config.yaml, reconstructions.png and model/. tokenizer/encode.py, prior/train.py and
+pipeline/generate.py take it from there. The same command writes the same again; a run of another tokenizer is refused.
 """
 
 import sys
@@ -55,7 +58,9 @@ class Reconstructions(NamedTuple):
 def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
     """Read, fit and write, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
-    tokenizer = read_published(Path(c.checkpoint), c.kind, Path(c.architecture) if c.architecture else None, c.image_size)
+    tokenizer = read_published(
+        Path(c.checkpoint), c.kind, Path(c.architecture) if c.architecture else None, c.image_size
+    )
     model = tokenizer.config
     images, reopened = (
         open_images(where_they_lay(c.images, run), model.image_size, model.image_channels),
@@ -80,7 +85,9 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, accelerator: Accelerator) -> Reconstructions:
+def reconstruct(
+    tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, accelerator: Accelerator
+) -> Reconstructions:
     """Images evenly spaced in a split, through the codes and back, each process its share."""
     wanted = min(c.fit_images, len(split))
     positions = (torch.arange(wanted) * len(split) // wanted)[accelerator.process_index :: accelerator.num_processes]
@@ -106,7 +113,9 @@ def reconstruct(tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, 
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(ConvertConfig, __doc__, argv, positional="checkpoint", positional_help="the published file, or folder")
+    c = config.parse(
+        ConvertConfig, __doc__, argv, positional="checkpoint", positional_help="the published file, or folder"
+    )
     accelerator = make_accelerator()
     with session(Path(c.run) / "tokenizer", accelerator):
         model = convert(c, accelerator)

@@ -106,7 +106,8 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
 
 
 def chosen_views(c: Settings, images: ImageSet, how: ImagesConfig, accelerator: Accelerator) -> int:
-    """Return how many rows an image gets, and say so where the settings leave it open. Raises `UserError` for too many."""
+    """Return how many rows an image gets, and say so where the settings leave it open. Raises `UserError` for too
+    many."""
     if c.views is None:
         number = len(images.splits["train"])
         views = default_views(number, how)
@@ -125,9 +126,15 @@ def shards_of(split: ImageSplit, info: CodesInfo) -> int:
 
 
 def encode_split(
-    tokenizer: ImageTokenizer, split: ImageSplit, name: str, info: CodesInfo, images: ImagesConfig, folder: Path,
-    batch_size: int, accelerator: Accelerator,
-) -> None:  # fmt: skip
+    tokenizer: ImageTokenizer,
+    split: ImageSplit,
+    name: str,
+    info: CodesInfo,
+    images: ImagesConfig,
+    folder: Path,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> None:
     """Write this process's shards of a split: shard k belongs to rank k mod world."""
     shards = shards_of(split, info)
     bar = progress_bar(accelerator, len(split), f"encode {name}", unit="image")
@@ -155,9 +162,13 @@ class EncodedBatch(NamedTuple):
 
 
 def encode_batch(
-    tokenizer: ImageTokenizer, split: ImageSplit, positions: torch.Tensor, views: int, images: ImagesConfig,
+    tokenizer: ImageTokenizer,
+    split: ImageSplit,
+    positions: torch.Tensor,
+    views: int,
+    images: ImagesConfig,
     accelerator: Accelerator,
-) -> EncodedBatch:  # fmt: skip
+) -> EncodedBatch:
     batch = split.read(positions)
     for row, reason in batch.corrupt:
         print(f"left out row {row} of {split.name}: {reason}", file=sys.stderr)
@@ -173,10 +184,16 @@ def encode_batch(
 
 @torch.no_grad()
 def check(
-    folder: Path, name: str, split: ImageSplit, info: CodesInfo, tokenizer: ImageTokenizer, batch_size: int,
+    folder: Path,
+    name: str,
+    split: ImageSplit,
+    info: CodesInfo,
+    tokenizer: ImageTokenizer,
+    batch_size: int,
     accelerator: Accelerator,
-) -> dict[str, Any]:  # fmt: skip
-    """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images back."""
+) -> dict[str, Any]:
+    """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images
+    back."""
     layout, errors, rows = info.layout, list[torch.Tensor](), 0
     counts = torch.zeros(layout.depth, layout.codebook_size, dtype=torch.int64) if layout.discrete else None
     digest = codes.Digest()
@@ -201,12 +218,15 @@ def check(
     bar.close()
     squared_error = torch.cat(errors)
     return {
-        "rows": rows, "sha256": digest.hexdigest(), "images": rows // info.views,
+        "rows": rows,
+        "sha256": digest.hexdigest(),
+        "images": rows // info.views,
         "skipped": len(split.corrupt) + len(split) - rows // info.views,
-        "psnr_pooled": psnr_of(squared_error.mean()).item(), "psnr": psnr_of(squared_error).mean().item(),
+        "psnr_pooled": psnr_of(squared_error.mean()).item(),
+        "psnr": psnr_of(squared_error).mean().item(),
         "psnr_images": len(squared_error),
         **({} if counts is None else {"usage": usage(counts), "perplexity": perplexity(counts)}),
-    }  # fmt: skip
+    }
 
 
 def psnr_told(split: Mapping[str, Any]) -> str:
@@ -232,7 +252,11 @@ def main(argv: Sequence[str]) -> None:
             print(
                 f"{name}: {split['images']} images, {split['rows']} rows, {split['skipped']} images left out; "
                 f"decoded back from disk {psnr_told(split)} of {split['psnr_images']} images"
-                + (f"; codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}" if "usage" in split else "")
+                + (
+                    f"; codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}"
+                    if "usage" in split
+                    else ""
+                )
             )
         print(f"the codes are in {folder}")
         output = ["--codes", Path(c.output)] if c.output else []

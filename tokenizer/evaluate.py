@@ -3,15 +3,15 @@
     accelerate launch -q tokenizer/evaluate.py runs/digits
     accelerate launch -q tokenizer/evaluate.py runs/mine --features.kind inception --features.weights FILE
 
-Reads RUN/tokenizer and its images. Writes RUN/evaluation/tokenizer-SPLIT.json, or of another --source tokenizer-SPLIT-of-NAME.
-Each process takes its share of the images; interrupted, the same command goes on. The figures:
+Reads RUN/tokenizer and its images. Writes RUN/evaluation/tokenizer-SPLIT.json, or of another --source
+tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted, the same command goes on. The figures:
 
     psnr_pooled, psnr     dB, of the squared error over the whole split, as papers have it; the mean of each image's own
     ssim                  structural similarity (Wang et al. 2004)
     distortion            −log2 p(x | z), bits per dimension, where the decoder says p(x | z)
     uniform_rate          of codes: T log2 K over the dimensions, what they cost before there is a prior
     usage, perplexity     of the codebook over the whole split
-    fd_NAME               Fréchet distance of reconstructions to the images themselves on NAME's features; fid for Inception's
+    fd_NAME               Fréchet distance of reconstructions to the images on NAME's features; fid for Inception's
     accuracy_...          of a classifier of the run's labels, on the images and on their reconstructions
 """
 
@@ -84,9 +84,13 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
     plan = {
         "code": code(),
-        "tokenizer": sha256(model / "model.safetensors"), "images": images.fingerprint, "split": split.name,
-        "features": eyes.features.identity if eyes.features else None, "precision": c.precision, "batch_size": c.batch_size,
-    }  # fmt: skip
+        "tokenizer": sha256(model / "model.safetensors"),
+        "images": images.fingerprint,
+        "split": split.name,
+        "features": eyes.features.identity if eyes.features else None,
+        "precision": c.precision,
+        "batch_size": c.batch_size,
+    }
 
     def measure(positions: Tensor) -> dict[str, Tensor]:
         parts = [measure_batch(tokenizer, split, some, eyes, accelerator) for some in positions.split(c.batch_size)]
@@ -96,10 +100,13 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     found = in_parts(folder, plan, len(split), PART, measure, accelerator, f"evaluate {split.name}")
     figures, number = summarize(found, tokenizer, eyes), len(found["squared_error"])
     protocol = {
-        **plan, "source": settings.source, "number": number, "skipped": len(split.corrupt) + len(split) - number,
+        **plan,
+        "source": settings.source,
+        "number": number,
+        "skipped": len(split.corrupt) + len(split) - number,
         "features_name": eyes.features.name if eyes.features else None,
         "likelihood": tokenizer.likelihood.kind if isinstance(tokenizer, LikelihoodTokenizer) else None,
-    }  # fmt: skip
+    }
     name = split.name if c.source is None else f"{split.name}-of-{Path(c.source).name}"
     path = evaluation_path(run, "tokenizer", name)
     if accelerator.is_main_process:
@@ -111,8 +118,9 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 @torch.inference_mode()
 def measure_batch(
     tokenizer: ImageTokenizer, split: ImageSplit, positions: Tensor, eyes: Eyes, accelerator: Accelerator
-) -> dict[str, Tensor]:  # fmt: skip
-    """Return of each image figures (b,), its codes (b, T) where there are any, its features and its reconstruction's (b, D)."""
+) -> dict[str, Tensor]:
+    """Return of each image figures (b,), its codes (b, T) where there are any, its features and its reconstruction's
+    (b, D)."""
     batch = split.read(positions)
     images = batch.images.to(accelerator.device)
     pixels = to_float(images)
@@ -150,7 +158,9 @@ def summarize(found: dict[str, Tensor], tokenizer: ImageTokenizer, eyes: Eyes) -
         figures["uniform_rate"] = c.layout.length * math.log2(c.layout.codebook_size) / dimensions
         counts = count(found["codes"], c.layout.codebook_size, c.layout.depth)
         of_codes = {"usage": usage(counts), "perplexity": perplexity(counts)}
-        both = {"uniform_bits_per_dim": figures["uniform_rate"] + figures["distortion"]} if "distortion" in found else {}
+        both = (
+            {"uniform_bits_per_dim": figures["uniform_rate"] + figures["distortion"]} if "distortion" in found else {}
+        )
         figures |= both | of_codes
     if eyes.features is not None and len(found["features"]) > found["features"].shape[1]:
         figures[eyes.features.frechet_name] = frechet_distance(found["features"], found["features_again"])

@@ -3,7 +3,8 @@
     metrics    psnr_pooled and psnr (dB); of a likelihood distortion (bits per dimension); of codes usage and perplexity
     counts     (Q, K), how often each code was used at each depth
 
-Of 8-bit pixels, `psnr_pooled` is 10 log10(255² / MSE) of the mean squared error over the whole split, as papers have it, and
+Of 8-bit pixels, `psnr_pooled` is 10 log10(255² / MSE) of the mean squared error over the whole split, as papers have
+it, and
 `psnr` the mean over images of each one's own.
 """
 
@@ -59,7 +60,9 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     """Every process takes its share of the split; the sums are of all of it. `tokenizer` is not wrapped."""
     device = accelerator.device
     layout = tokenizer.config.layout
-    counts = torch.zeros(layout.depth, layout.codebook_size, dtype=torch.int64, device=device) if layout.discrete else None
+    counts = (
+        torch.zeros(layout.depth, layout.codebook_size, dtype=torch.int64, device=device) if layout.discrete else None
+    )
     sums = torch.zeros(4, dtype=torch.float32, device=device)  # squared error, PSNR, bits a dimension, images
     originals: list[Tensor] = []
     decoded: list[Tensor] = []
@@ -82,16 +85,19 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     sums = accelerator.reduce(sums).cpu()
     error, psnr, bits = sums[:3] / sums[3].clamp_min(1)
     return Evaluation(
-        int(sums[3]), psnr_of(error).item(), psnr.item(),
+        int(sums[3]),
+        psnr_of(error).item(),
+        psnr.item(),
         bits.item() if isinstance(tokenizer, LikelihoodTokenizer) else None,
         None if counts is None else accelerator.reduce(counts).cpu(),
-        torch.cat(originals)[:SHOWN], torch.cat(decoded)[:SHOWN],
-    )  # fmt: skip
+        torch.cat(originals)[:SHOWN],
+        torch.cat(decoded)[:SHOWN],
+    )
 
 
 def reconstruct(tokenizer: ImageTokenizer, images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the images (B, C, H, W) that latents decode to, and −log p(images | latents), (B,), of images in uint8: zeros
-    where the decoder does not say."""
+    """Return the images (B, C, H, W) that latents decode to, and −log p(images | latents), (B,), of images in uint8:
+    zeros where the decoder does not say."""
     if not isinstance(tokenizer, LikelihoodTokenizer):
         return tokenizer.decode(latents), torch.zeros(len(images), device=images.device)
     output = tokenizer.output(latents)

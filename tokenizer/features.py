@@ -1,6 +1,8 @@
-"""In whose eyes the images of a run are compared: features by the settings, the classifier among them trained on their labels.
+"""In whose eyes the images of a run are compared: features by the settings, the classifier among them trained on their
+labels.
 
-What was computed of real images is kept beside the runs, in CACHE, by the images' fingerprint and the features' identity.
+What was computed of real images is kept beside the runs, in CACHE, by the images' fingerprint and the features'
+identity.
 """
 
 import json
@@ -53,9 +55,14 @@ def as_read(images: ImageSet, settings: ImagesConfig) -> str:
 
 
 def open_eyes(
-    c: FeaturesConfig, images: ImageSet, settings: ImagesConfig, held_out: ImageSplit, tokenizer: ImageTokenizer, cache: Path,
+    c: FeaturesConfig,
+    images: ImageSet,
+    settings: ImagesConfig,
+    held_out: ImageSplit,
+    tokenizer: ImageTokenizer,
+    cache: Path,
     accelerator: Accelerator,
-) -> Eyes:  # fmt: skip
+) -> Eyes:
     """The features that the settings choose, and a classifier where there are labels, which the main process trains."""
     classifier = None
     if images.class_names is not None and len(images.class_names) >= LABELLED:
@@ -64,20 +71,28 @@ def open_eyes(
         with accelerator.main_process_first():
             classifier = load_or_train(train, known, as_read(images, settings), cache, recipe, accelerator.device)
     if c.kind == "classifier" and classifier is None:
-        told = "the images have no labels to train a classifier on, so none looks at them: give --features.kind another network"
+        told = "the images have no labels to train a classifier on: give --features.kind another network"
         accelerator.print(told, file=sys.stderr)
         return Eyes(None, None)
     return Eyes(load_features(c, accelerator.device, classifier), classifier)
 
 
 def real_features(
-    features: Features, images: ImageSet, split: ImageSplit, positions: Tensor, cache: Path, accelerator: Accelerator,
-) -> Tensor:  # fmt: skip
+    features: Features,
+    images: ImageSet,
+    split: ImageSplit,
+    positions: Tensor,
+    cache: Path,
+    accelerator: Accelerator,
+) -> Tensor:
     """Features (n, D) of images of a split, from the cache where they were computed before."""
     plan = {
-        "images": images.fingerprint, "split": split.name, "read": split.shape._asdict(), "features": features.identity,
+        "images": images.fingerprint,
+        "split": split.name,
+        "read": split.shape._asdict(),
+        "features": features.identity,
         "positions": [int(positions[0]), int(positions[-1]), len(positions)],
-    }  # fmt: skip
+    }
     name = f"features-{features.name}-{images.fingerprint[:12]}-{split.name}-{len(positions)}"
 
     def compute(places: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ OURS = (VQVAE, KMeansTokenizer, VQGANTokenizer)  # the kinds that come with the 
 
 
 def settings_class(config: Path) -> type[ImageTokenizerConfig]:
-    """Return the class of the settings in a tokenizer's `config.json`. Raises `UserError` where it says another kind."""
+    """Return the class of the settings in a tokenizer's `config.json`. Raises `UserError` where it says another
+    kind."""
     kinds = {folder.kind_of(settings.builds): settings for settings in ImageTokenizerConfig.members()}
     kind = folder.kind_in(folder.read_json(config))
     if kind not in kinds:
@@ -33,10 +34,16 @@ def load_folder(path: Path) -> ImageTokenizer:
 
 
 def load_tokenizer(
-    path: str | Path, *, subfolder: str = "", revision: str | None = None, token: str | bool | None = None,
-    cache_dir: str | Path | None = None, local_files_only: bool = False,
-) -> ImageTokenizer:  # fmt: skip
-    """Return the tokenizer in a folder, or in a Hub repository `owner/name`: which kind it is stands in its `config.json`.
+    path: str | Path,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> ImageTokenizer:
+    """Return the tokenizer in a folder, or in a Hub repository `owner/name`: which kind it is stands in its
+    `config.json`.
 
     Args: as of `common.hub.Pretrained.from_pretrained`.
 
@@ -44,9 +51,14 @@ def load_tokenizer(
         UserError: no such folder, no tokenizer in it, or weights that do not fit the config.
     """
     found = locate(
-        path, folder.MODEL_FILES, subfolder=subfolder, revision=revision, token=token, cache_dir=cache_dir,
+        path,
+        folder.MODEL_FILES,
+        subfolder=subfolder,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
         local_files_only=local_files_only,
-    )  # fmt: skip
+    )
     return load_folder(found)
 
 
@@ -54,7 +66,7 @@ def trained(run: Path) -> Path:
     """Return the model folder of RUN/tokenizer. Raises `UserError` that says how to make one."""
     if not (run / "model/config.json").exists():
         raise UserError(
-            f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {quoted(run.parent)} makes one "
-            "(tokenizer/cluster.py, one of K-means; tokenizer/convert.py, one of somebody else's weights)"
+            f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {quoted(run.parent)} "
+            "makes one (tokenizer/cluster.py, one of K-means; tokenizer/convert.py, one of somebody else's weights)"
         )
     return run / "model"

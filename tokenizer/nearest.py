@@ -69,7 +69,8 @@ def full_precision() -> Iterator[None]:
 @torch.no_grad()
 @full_precision()
 def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
-    """`nearest` in PyTorch alone, on any device: columns (B, D, n), codebook (K, D) -> (B, n). The fused kernel's measure."""
+    """`nearest` in PyTorch alone, on any device: columns (B, D, n), codebook (K, D) -> (B, n). The fused kernel's
+    measure."""
     B, D, n = columns.shape
     indices = torch.zeros(B, n, dtype=torch.int64, device=columns.device)
     if not indices.numel():
@@ -83,7 +84,9 @@ def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
     for some_codes in codebook.split(max(1, TABLE_BYTES // (4 * (D + 1) * rows)) * rows):
         tiles = code_table(some_codes, multiple=rows).split(rows)
         for some, *found in zip(columns.split(images), best.split(images), indices.split(images), strict=True):
-            for part, *kept in zip(some.split(most_vectors, 2), *(each.split(most_vectors, 1) for each in found), strict=True):
+            for part, *kept in zip(
+                some.split(most_vectors, 2), *(each.split(most_vectors, 1) for each in found), strict=True
+            ):
                 search(tiles, first, grouped(part), tile, *kept)
         first += len(some_codes)
     return indices.clamp_(max=len(codebook) - 1)
@@ -138,7 +141,9 @@ def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
     """
     if scores.device.type != "cpu":
         return scores.max(1)
-    image = scores.unsqueeze(2).permute(0, 3, 1, 2)  # (groups, n, C, 1): these strides, of all, are taken for channels last
+    image = scores.unsqueeze(2).permute(
+        0, 3, 1, 2
+    )  # (groups, n, C, 1): these strides, of all, are taken for channels last
     best, index = F.max_pool2d(image, (image.shape[2], 1), return_indices=True)
     return best[:, :, 0, 0], index[:, :, 0, 0]
 
@@ -162,8 +167,15 @@ def disagreement(fused: Callable[[Tensor, Tensor], Tensor], D: int, device: torc
     generator = torch.Generator().manual_seed(0)  # its own: the training's random numbers stay what they are
     vectors, codebook = (torch.randn(size, D, generator=generator).to(device) for size in (777, 1333))
     found, expected = fused(vectors, codebook), nearest_tiled(vectors.T[None], codebook)[0]
-    if found.dtype != expected.dtype or found.shape != expected.shape or found.amin() < 0 or found.amax() >= len(codebook):
+    if (
+        found.dtype != expected.dtype
+        or found.shape != expected.shape
+        or found.amin() < 0
+        or found.amax() >= len(codebook)
+    ):
         return "it returns what are no codes"
     reached, least = ((vectors.double() - codebook[codes].double()).square().sum(1) for codes in (found, expected))
-    wrong = (reached - least > 1e-5 * (1 + D)).sum().item()  # distances are of the size of D, fp32 rounds them to 1e-7 of it
+    wrong = (
+        (reached - least > 1e-5 * (1 + D)).sum().item()
+    )  # distances are of the size of D, fp32 rounds them to 1e-7 of it
     return f"of {len(vectors)} codes {wrong} are not the nearest" if wrong > NEAR_TIES else None

@@ -33,10 +33,23 @@ def load_block(base, rows, dims, row_stride, dim_stride, row_count, D):
 
 @triton.jit
 def search_kernel(
-    vectors, codebook, offsets, candidates,
-    N, K, share, vector_row, vector_dim, code_row, code_dim,
-    D: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, KEPT: tl.constexpr,
-):  # fmt: skip
+    vectors,
+    codebook,
+    offsets,
+    candidates,
+    N,
+    K,
+    share,
+    vector_row,
+    vector_dim,
+    code_row,
+    code_dim,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    KEPT: tl.constexpr,
+):
     """candidates (N, shares, KEPT) int32: the codes of the best lanes of each share of the codebook."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lanes = tl.arange(0, LANES)
@@ -67,10 +80,21 @@ def search_kernel(
 
 @triton.jit
 def choose_kernel(
-    vectors, codebook, candidates, indices,
-    N, K, count, vector_row, vector_dim, code_row, code_dim,
-    D: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    vectors,
+    codebook,
+    candidates,
+    indices,
+    N,
+    K,
+    count,
+    vector_row,
+    vector_dim,
+    code_row,
+    code_dim,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """indices (N,) int64: the nearest of `count` candidates a vector, in fp32."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     least = tl.full((ROWS,), float("inf"), tl.float32)
@@ -117,10 +141,23 @@ def nearest_fused(vectors: Tensor, codebook: Tensor) -> Tensor:
     strides = (*vectors.stride(), *codebook.stride())
     dims = block_dims(D)
     search_kernel[(blocks, shares)](
-        vectors, codebook, offsets, candidates, N, K, share, *strides,
-        D=D, DIMS=dims, ROWS=ROWS, LANES=LANES, KEPT=KEPT, num_warps=8, num_stages=2,
-    )  # fmt: skip
+        vectors,
+        codebook,
+        offsets,
+        candidates,
+        N,
+        K,
+        share,
+        *strides,
+        D=D,
+        DIMS=dims,
+        ROWS=ROWS,
+        LANES=LANES,
+        KEPT=KEPT,
+        num_warps=8,
+        num_stages=2,
+    )
     choose_kernel[(blocks,)](
         vectors, codebook, candidates, indices, N, K, shares * KEPT, *strides, D=D, DIMS=dims, ROWS=ROWS, num_warps=4
-    )  # fmt: skip
+    )
     return indices

@@ -1,7 +1,8 @@
-"""A tokenizer by an encoder, a quantizer and a decoder: a code stands for a vector, which is drawn amid those around it.
+"""A tokenizer by an encoder, a quantizer and a decoder: a code stands for a vector, which is drawn amid those around
+it.
 
-Shapes: images (B, C, H, W); z_e and z_q (B, D, h, w); indices (B, h, w), or (B, h, w, Q) where a place has Q > 1 codes; counts
-(Q, K), how often each code was used at each depth.
+Shapes: images (B, C, H, W); z_e and z_q (B, D, h, w); indices (B, h, w), or (B, h, w, Q) where a place has Q > 1 codes;
+counts (Q, K), how often each code was used at each depth.
 """
 
 from abc import abstractmethod
@@ -40,7 +41,7 @@ class NetworkTokenizer(LikelihoodTokenizer):
         (indices,) = self.config.layout.split(latents)
         return self.draw(self.lookup(indices))
 
-    # ------------------------------------------------------------------------------------------------------ single codes
+    # ----------------------------------------------------------------------------------------------------- single codes
 
     def code_tables(self) -> list[Tensor]:
         """Return the vectors (K, D) among which the nearest is searched, of each depth; none where codes are digits."""
@@ -54,8 +55,8 @@ class NetworkTokenizer(LikelihoodTokenizer):
 
     @torch.no_grad()
     def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
-        """Return what codes (N,) of a depth draw amid the mean of the codes in use, (N, C, p, p) in [-1, 1]; of later depths
-        what they change of it, its contrast raised."""
+        """Return what codes (N,) of a depth draw amid the mean of the codes in use, (N, C, p, p) in [-1, 1]; of later
+        depths what they change of it, its contrast raised."""
         means = [self._mean_vector(*row) for row in enumerate(counts)]
         around = sum(means, torch.zeros_like(means[0]))
         found = []
@@ -82,7 +83,9 @@ class NetworkTokenizer(LikelihoodTokenizer):
         """Return what a depth adds to z_q on average, (D,), of codes counted as (K,)."""
         counts = counts.to(next(self.parameters()).device)
         used = counts.nonzero()[:, 0]
-        total = torch.zeros_like(self.code_vectors(depth, used[:1] if len(used) else torch.zeros(1, dtype=torch.int64))[0])
+        total = torch.zeros_like(
+            self.code_vectors(depth, used[:1] if len(used) else torch.zeros(1, dtype=torch.int64))[0]
+        )
         for some in used.split(LOOKED_UP):
             total += (self.code_vectors(depth, some) * counts[some, None]).sum(0)
         return total / counts.sum().clamp_min(1)

@@ -13,9 +13,9 @@ Reads images and writes into RUN/tokenizer:
     state/                what resuming needs
     model/                what everyone else needs: the averaged weights and their config
     tensorboard/, wandb/  of the trackers in --track, which are told the metrics and shown the picture (common/track.py)
-Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a finished
-training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from FOLDER begins from
-given weights.
+Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a
+finished training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from
+FOLDER begins from given weights.
 """
 
 import sys
@@ -63,15 +63,33 @@ from smalti.tokenizer.model import load_folder
 
 LEEWAY = Leeway(
     free={
-        "run", "workers", "log_every", "save_every", "keep_states", "track", "track_project", "change_settings", "encode.views",
-        "encode.batch_size", "encode.shard_size",
+        "run",
+        "workers",
+        "log_every",
+        "save_every",
+        "keep_states",
+        "track",
+        "track_project",
+        "change_settings",
+        "encode.views",
+        "encode.batch_size",
+        "encode.shard_size",
     },
     length="steps",
     tunable={
-        "lr", "warmup", "weight_decay", "clip", "commitment_weight", "ema_decay", "revive_below", "batch_size", "accumulate",
-        "precision", "evaluate_every",
+        "lr",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "commitment_weight",
+        "ema_decay",
+        "revive_below",
+        "batch_size",
+        "accumulate",
+        "precision",
+        "evaluate_every",
     },
-)  # fmt: skip
+)
 AS_IT_IS = "tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes"
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
@@ -88,8 +106,8 @@ def instead() -> dict[str, str]:
     """Return what to do with a `start_from` that this script does not train, by its kind; "" is somebody else's."""
     untrained = set(ImageTokenizerConfig.members()) - set(TrainedConfig.members())
     return {kind_of(settings.builds): f"use it as it is: {AS_IT_IS}" for settings in untrained} | {
-        "": "give a folder that tokenizer/train.py wrote; tokenizer/convert.py makes a tokenizer of somebody else's VQGAN, to "
-        "encode with and to train a prior on its codes",
+        "": "give a folder that tokenizer/train.py wrote; tokenizer/convert.py makes a tokenizer of somebody else's "
+        "VQGAN, to encode with and to train a prior on its codes",
     }
 
 
@@ -117,8 +135,11 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     run = Path(c.run) / "tokenizer"
     c, origin = begun_from(c, run, trained_kinds(), load_trained, lambda model: model.config, instead())
     share = Share(
-        batch_size=c.batch_size, accumulate=c.accumulate, rank=accelerator.process_index, world=accelerator.num_processes
-    )  # fmt: skip
+        batch_size=c.batch_size,
+        accumulate=c.accumulate,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
     images = open_images(where_they_lay(c.images, run), c.model.image_size, c.model.image_channels)
     splits = images.splits
     reopened = check_run(run, c, LEEWAY)
@@ -196,7 +217,7 @@ def schedule(c: TrainConfig, step: int) -> dict[str, float]:
 
 def start(
     c: TrainConfig, images: ImageSet, origin: Origin[TrainedTokenizer] | None, run: Path, accelerator: Accelerator
-) -> tuple[Trained, int]:  # fmt: skip
+) -> tuple[Trained, int]:
     """What training moves, at its beginning or as last saved, and the first step to take."""
     saved = state.latest(run, accelerator, c.keep_states)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
@@ -226,7 +247,8 @@ def start(
 
 
 def make_optimizer(tokenizer: TrainedTokenizer, c: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; the likelihood's scales are a few logarithms that have far to go and move at `SCALE_PACE` times the rate."""
+    """AdamW; the likelihood's scales are a few logarithms that have far to go and move at `SCALE_PACE` times the
+    rate."""
     scales = [p for name, p in tokenizer.named_parameters() if name.startswith("likelihood.")]
     rest = [p for name, p in tokenizer.named_parameters() if not name.startswith("likelihood.")]
     groups = [{"params": rest, "pace": 1.0, "weight_decay": c.weight_decay}]
@@ -272,7 +294,7 @@ def save(trained: Trained, step: int, run: Path, keep: int, accelerator: Acceler
 
 def report(
     evaluation: Evaluation, step: int, trained: Trained, metrics: Metrics, run: Path, accelerator: Accelerator
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Log an evaluation, draw it, warn of codes that are not used; what of it stands beside the progress bar."""
     metrics.log(step, "validation", **evaluation.metrics())
     if accelerator.is_main_process:

@@ -1,1 +1,2 @@
-"""What must survive: kills, full disks, little memory, changed data, strangers' files and requests, and users' own folders."""
+"""What must survive: kills, full disks, little memory, changed data, strangers' files and requests, and users' own
+folders."""

@@ -1,11 +1,12 @@
-"""What must survive, tried: kills, full disks, little memory, changed data, two commands at once, strangers, users' own files.
+"""What must survive, tried: kills, full disks, little memory, changed data, two commands at once, strangers, users' own
+files.
 
     python -m benchmarks.torture --work DIR
     python -m benchmarks.torture --work DIR --only kill --kills 500
 
-Writes benchmarks/results/torture.json: what was tried, how often, and everything that went wrong. Commands are those of the
-README on the digits, with tiny models; each is a process, forked from an interpreter that has its imports done. The full disk
-needs the right to mount a tmpfs: choose the others with --only where you have none.
+Writes benchmarks/results/torture.json: what was tried, how often, and everything that went wrong. Commands are those of
+the README on the digits, with tiny models; each is a process, forked from an interpreter that has its imports done. The
+full disk needs the right to mount a tmpfs: choose the others with --only where you have none.
 """
 
 import argparse
@@ -32,7 +33,9 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=2400, help="mutated files")
     parser.add_argument("--folders", type=int, default=130, help="commands aimed at folders of the user's")
     parser.add_argument("--overlaps", type=int, default=1, help="rounds of every pair of commands at once")
-    parser.add_argument("--limits", type=int, default=7, help="steps of memory, and of descriptors, from too few to enough")
+    parser.add_argument(
+        "--limits", type=int, default=7, help="steps of memory, and of descriptors, from too few to enough"
+    )
     parser.add_argument("--changes", type=int, default=60, help="commands after a change of images or codes")
     parser.add_argument("--strange", type=int, default=130, help="folders and tables with what is no file of theirs")
     parser.add_argument("--heads", type=int, default=400, help="forged compressed files")
@@ -41,7 +44,12 @@ def main() -> None:
     args = parser.parse_args()
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {
+        "HF_HOME": str(work / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
 
     # the environment decides what they import
     from benchmarks.torture import (
@@ -86,8 +94,8 @@ def main() -> None:
 def try_all(parts: Mapping[str, Part], path: Path, settings: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
     """Try each part, and in the end write into `path` what those that ended have found.
 
-    In the end: a result in the checkout makes it differ from its commit, which evaluations write into their figures, and what
-    is compared would differ by that.
+    In the end: a result in the checkout makes it differ from its commit, which evaluations write into their figures,
+    and what is compared would differ by that.
     """
     from smalti.common.folder import read_json, write_json
 

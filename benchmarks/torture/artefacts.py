@@ -13,7 +13,8 @@ DAY = re.compile(rb"\d{4}-\d\d-\d\d")  # in cards and reports
 
 
 def artefacts(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder that a user may see or a command may read, by its path. Logs and locks are of the session."""
+    """Every file under a folder that a user may see or a command may read, by its path. Logs and locks are of the
+    session."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -44,7 +45,9 @@ def half_written(folder: Path) -> list[str]:
     """Files in sight that cannot be read to their end. (Those whose name begins with a dot are being written.)"""
     bad = []
     for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") and part not in (".parts", ".cache") for part in path.relative_to(folder).parts)
+        hidden = any(
+            part.startswith(".") and part not in (".parts", ".cache") for part in path.relative_to(folder).parts
+        )
         if hidden or not path.is_file():
             continue
         try:

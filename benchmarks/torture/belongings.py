@@ -1,5 +1,5 @@
-"""A user's folders, and commands that are aimed at them on purpose or by a slip: whether the command is refused or not, every
-byte that it did not write itself is as it was.
+"""A user's folders, and commands that are aimed at them on purpose or by a slip: whether the command is refused or not,
+every byte that it did not write itself is as it was.
 
 Aims are of two kinds: a folder of the user's, and a folder of ours into which the user has put something.
 """
@@ -41,10 +41,19 @@ BELONGINGS: dict[str, Files] = {
     "pictures": {"logo.png": picture(), "holiday/beach.jpg": b"no picture of ours", "empty.txt": b""},
 }
 NAMESAKES: dict[str, Files] = {  # names that our commands write, in a folder that none of them wrote
-    "drawn by hand": {"000000.png": picture(), "grid.png": picture(), "metadata.jsonl": b"{}\n", "samples.npz": b"mine"},
+    "drawn by hand": {
+        "000000.png": picture(),
+        "grid.png": picture(),
+        "metadata.jsonl": b"{}\n",
+        "samples.npz": b"mine",
+    },
     "other codes": {"codes.json": b'{"airport": "CDG"}', "train-00000-of-00001.parquet": b"rows of mine"},
     "other settings": {"config.yaml": b"port: 80\n", "images.json": b"[]", "tokenizer/config.yaml": b"of a parser\n"},
-    "other weights": {"model.safetensors": b"mine", "model/model.safetensors": b"mine", "tokenizer/model/merges.txt": b"mine"},
+    "other weights": {
+        "model.safetensors": b"mine",
+        "model/model.safetensors": b"mine",
+        "tokenizer/model/merges.txt": b"mine",
+    },
 }
 
 
@@ -67,11 +76,15 @@ def aims_at_the_users() -> dict[str, Aim]:
     lines, folder, some = tiny(), "mine/V", ["--num-images", 6]
     found: dict[str, Line] = {
         "encode": [*lines["encode"], "--output", folder],
-        **{f"generate {kind}": ["pipeline/generate.py", "run", *some, "--format", kind, "--output", folder]
-           for kind in ("png", "npz", "codes")},
+        **{
+            f"generate {kind}": ["pipeline/generate.py", "run", *some, "--format", kind, "--output", folder]
+            for kind in ("png", "npz", "codes")
+        },
         "generate over it": ["pipeline/generate.py", "run", *some, "--output", folder, "--overwrite", "true"],
-        **{f"publish {what}": ["pipeline/publish.py", "run", "--what", what, "--to", folder]
-           for what in ("pipeline", "tokenizer", "prior", "codes")},
+        **{
+            f"publish {what}": ["pipeline/publish.py", "run", "--what", what, "--to", folder]
+            for what in ("pipeline", "tokenizer", "prior", "codes")
+        },
         "compress": ["pipeline/compress.py", "run", "--images", 4, "--output", f"{folder}/four.tess"],
         "expand": ["pipeline/compress.py", "run", "--expand", "run/compressed.tess", "--output", folder],
         "train a tokenizer": replaced(lines["tokenizer"], "--run", folder),
@@ -79,7 +92,7 @@ def aims_at_the_users() -> dict[str, Aim]:
         "cluster": replaced(lines["cluster"], "--run", folder),
         "convert": replaced(lines["convert"], "--run", folder),
         "copy a config": ["pipeline/configs.py", "digits", "--to", folder],
-    }  # fmt: skip
+    }
     saved = {f"save a {what}": Aim(folder, saving(what, folder)) for what in ("tokenizer", "prior", "pipeline")}
     return {name: Aim(folder, command(*line)) for name, line in found.items()} | saved
 
@@ -87,12 +100,22 @@ def aims_at_the_users() -> dict[str, Aim]:
 def aims_at_ours() -> dict[str, Aim]:
     lines = tiny()
     folders = {
-        "tokenizer": "run/tokenizer", "codebook": "run/tokenizer", "encode": "run/codes", "prior": "run/prior",
-        "generate": "run/samples", "generate codes": "run/drawn", "tune": "run/pipeline", "report": "run/report",
-        "evaluate tokenizer": "run/evaluation", "evaluate prior": "run/evaluation", "evaluate pipeline": "run/evaluation",
-        "publish": "run/hub/pipeline", "publish codes": "run/hub/codes", "cluster": "means/tokenizer",
+        "tokenizer": "run/tokenizer",
+        "codebook": "run/tokenizer",
+        "encode": "run/codes",
+        "prior": "run/prior",
+        "generate": "run/samples",
+        "generate codes": "run/drawn",
+        "tune": "run/pipeline",
+        "report": "run/report",
+        "evaluate tokenizer": "run/evaluation",
+        "evaluate prior": "run/evaluation",
+        "evaluate pipeline": "run/evaluation",
+        "publish": "run/hub/pipeline",
+        "publish codes": "run/hub/codes",
+        "cluster": "means/tokenizer",
         "convert": "converted/tokenizer",
-    }  # fmt: skip
+    }
     again = {f"{name} again": Aim(folder, command(*lines[name])) for name, folder in folders.items()}
     others: dict[str, Line] = {
         "generate others": ["pipeline/generate.py", "run", "--num-images", 6, "--seed", 5, "--overwrite", "true"],
@@ -105,10 +128,15 @@ def aims_at_ours() -> dict[str, Aim]:
 
 
 def plant(folder: Path, files: Files) -> dict[Path, bytes]:
-    """Put files into a folder, and what is planted by its path. What is ours there already is left, but a card is edited."""
+    """Put files into a folder, and what is planted by its path. What is ours there already is left, but a card is
+    edited."""
     planted = {}
     for name, content in files.items():
-        path = folder.parent / name.removeprefix("../").replace("NAME", folder.name) if name[:3] == "../" else folder / name
+        path = (
+            folder.parent / name.removeprefix("../").replace("NAME", folder.name)
+            if name[:3] == "../"
+            else folder / name
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             if path.name != "README.md":
@@ -122,15 +150,21 @@ def plant(folder: Path, files: Files) -> dict[Path, bytes]:
 def changed(planted: Mapping[Path, bytes]) -> list[str]:
     """What became of what was planted, where it is not as it was."""
     gone = [f"{path.name} is gone" for path in planted if not path.is_file()]
-    return gone + [f"{path.name} is another" for path, each in planted.items() if path.is_file() and path.read_bytes() != each]
+    return gone + [
+        f"{path.name} is another" for path, each in planted.items() if path.is_file() and path.read_bytes() != each
+    ]
 
 
 def trials() -> list[tuple[str, str, Aim, Files]]:
     """Every aim at everything that may lie there, all of it at once too."""
     found = []
-    everything = {name: content for files in BELONGINGS.values() for name, content in files.items() if ".git/" not in name}
+    everything = {
+        name: content for files in BELONGINGS.values() for name, content in files.items() if ".git/" not in name
+    }
     for name, aim in aims_at_the_users().items():
-        found += [(name, what, aim, files) for what, files in [*(BELONGINGS | NAMESAKES).items(), ("everything", everything)]]
+        found += [
+            (name, what, aim, files) for what, files in [*(BELONGINGS | NAMESAKES).items(), ("everything", everything)]
+        ]
     for name, aim in aims_at_ours().items():
         found += [(name, what, aim, files) for what, files in [*BELONGINGS.items(), ("everything", everything)]]
     return found

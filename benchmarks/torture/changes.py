@@ -1,7 +1,8 @@
-"""Images and codes that change between a kill and the same command again, or after a training: it is refused, or where only
-figures are made of them said, and a refused command writes nothing.
+"""Images and codes that change between a kill and the same command again, or after a training: it is refused, or where
+only figures are made of them said, and a refused command writes nothing.
 
-The pictures are BMP files: a byte of one can change and the picture still be whole. A touched file is not a changed one.
+The pictures are BMP files: a byte of one can change and the picture still be whole. A touched file is not a changed
+one.
 """
 
 import json
@@ -162,12 +163,19 @@ def another_tokenizer(folder: Path) -> None:
 
 
 IMAGES: dict[str, Change] = {
-    "a byte": a_byte, "a byte, at the same time": a_byte_of_the_same_time, "one more": one_more, "one less": one_less,
-    "another class": another_class, "others": others,
-}  # fmt: skip
+    "a byte": a_byte,
+    "a byte, at the same time": a_byte_of_the_same_time,
+    "one more": one_more,
+    "one less": one_less,
+    "another class": another_class,
+    "others": others,
+}
 CODES: dict[str, Change] = {
-    "zeroed": zeroed, "in another order": rotated, "a shard less": a_shard_less, "of another tokenizer": another_tokenizer,
-}  # fmt: skip
+    "zeroed": zeroed,
+    "in another order": rotated,
+    "a shard less": a_shard_less,
+    "of another tokenizer": another_tokenizer,
+}
 
 
 def trials() -> Iterator[tuple[str, str, Change, bool]]:
@@ -205,7 +213,9 @@ def judged(ended: Ended, must_refuse: bool, told: str, before: Whole, after: Who
         yield f"the change is not said: {ended.err[-300:]}"
     if ended.status:
         written = [
-            path.name for path in before.keys() | after.keys() if before.get(path, (b"",))[0] != after.get(path, (b"",))[0]
+            path.name
+            for path in before.keys() | after.keys()
+            if before.get(path, (b"",))[0] != after.get(path, (b"",))[0]
         ]
         yield from (f"{name} was written" for name in sorted(written))
 

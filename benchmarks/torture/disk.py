@@ -1,7 +1,8 @@
-"""A disk that is full at every write: the chain in a small tmpfs, which grows by a little whenever a command has failed.
+"""A disk that is full at every write: the chain in a small tmpfs, which grows by a little whenever a command has
+failed.
 
-Each failure must be one line and status 1, leave every file in sight whole, and the same command must go on in the larger disk
-to what an undisturbed run leaves. Needs the right to mount.
+Each failure must be one line and status 1, leave every file in sight whole, and the same command must go on in the
+larger disk to what an undisturbed run leaves. Needs the right to mount.
 """
 
 import os

@@ -1,6 +1,8 @@
-"""A warm interpreter that forks: every command starts at once, so that a kill falls on its own work and not on its imports.
+"""A warm interpreter that forks: every command starts at once, so that a kill falls on its own work and not on its
+imports.
 
-The child is a process like any other: it has its own session, its output in files, and dies of SIGKILL as a user's would.
+The child is a process like any other: it has its own session, its output in files, and dies of SIGKILL as a user's
+would.
 """
 
 import os
@@ -42,7 +44,9 @@ def start(work: Callable[[], None], folder: Path, out: Path) -> int:
     """Fork a child that does `work` in `folder`, its output in OUT.out and OUT.err; its process id."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for name in ("out", "err"):
-        out.with_suffix(f".{name}").write_bytes(b"")  # here: whoever waits for a word in it is not to find that of another
+        out.with_suffix(f".{name}").write_bytes(
+            b""
+        )  # here: whoever waits for a word in it is not to find that of another
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -130,7 +134,20 @@ def tiny(run_folder: str = "run") -> dict[str, Line]:
     """The whole chain on the digits, in commands of seconds: each stage's command line."""
     model = ["--model.image_size", 8, 8, "--model.channels", 8, 16, "--model.patch", 1, "--images.shift", 1]
     sizes = ["--model.quantizer.codebook_size", 16, "--model.quantizer.code_dim", 4]
-    often = ["--steps", 40, "--batch_size", 16, "--warmup", 4, "--save_every", 8, "--evaluate_every", 16, "--log_every", 4]
+    often = [
+        "--steps",
+        40,
+        "--batch_size",
+        16,
+        "--warmup",
+        4,
+        "--save_every",
+        8,
+        "--evaluate_every",
+        16,
+        "--log_every",
+        4,
+    ]
     prior = ["--model.depth", 1, "--model.dim", 16, "--model.heads", 2]
     fp32 = ["--precision", "fp32"]
     return {
@@ -139,8 +156,16 @@ def tiny(run_folder: str = "run") -> dict[str, Line]:
         "prior": ["prior/train.py", "--run", run_folder, *prior, *often, *fp32],
         "generate": ["pipeline/generate.py", run_folder, "--num-images", 40, "--batch_size", 4],
         "generate codes": [
-            "pipeline/generate.py", run_folder, "--num-images", 40, "--batch_size", 4, "--format", "codes",
-            "--output", f"{run_folder}/drawn",
+            "pipeline/generate.py",
+            run_folder,
+            "--num-images",
+            40,
+            "--batch_size",
+            4,
+            "--format",
+            "codes",
+            "--output",
+            f"{run_folder}/drawn",
         ],
         "evaluate tokenizer": ["tokenizer/evaluate.py", run_folder],
         "evaluate prior": ["prior/evaluate.py", run_folder],
@@ -148,21 +173,51 @@ def tiny(run_folder: str = "run") -> dict[str, Line]:
         "codebook": ["tokenizer/codebook.py", run_folder],
         "compress": ["pipeline/compress.py", run_folder, "--images", 8],
         "tune": [
-            "pipeline/tune.py", run_folder, "--images", 40, "--guidance", 1, "--temperature", 0.9, 1.0, "--top_p", "null",
-            "--min_p", "null",
+            "pipeline/tune.py",
+            run_folder,
+            "--images",
+            40,
+            "--guidance",
+            1,
+            "--temperature",
+            0.9,
+            1.0,
+            "--top_p",
+            "null",
+            "--min_p",
+            "null",
         ],
         "publish": ["pipeline/publish.py", run_folder],
         "publish codes": ["pipeline/publish.py", run_folder, "--what", "codes"],
         "report": ["pipeline/report.py", run_folder],
         "cluster": [
-            "tokenizer/cluster.py", "--run", "means", "--model.image_size", 8, 8, "--model.codebook_size", 16,
-            "--iterations", 8,
+            "tokenizer/cluster.py",
+            "--run",
+            "means",
+            "--model.image_size",
+            8,
+            8,
+            "--model.codebook_size",
+            16,
+            "--iterations",
+            8,
         ],
         "convert": [
-            "tokenizer/convert.py", CHECKPOINT, "--kind", "taming", "--run", "converted", "--image_size", 8, 8,
-            "--fit_images", 64, "--images.source", "digits",
+            "tokenizer/convert.py",
+            CHECKPOINT,
+            "--kind",
+            "taming",
+            "--run",
+            "converted",
+            "--image_size",
+            8,
+            8,
+            "--fit_images",
+            64,
+            "--images.source",
+            "digits",
         ],
-    }  # fmt: skip
+    }
 
 
 def replaced(line: Line, option: str, value: object) -> list[Any]:
@@ -176,9 +231,17 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     config = VQGANConfig(
-        image_size=(8, 8), image_channels=1, first_channels=32, channels=(32, 32), blocks=1, attention_levels=(1,),
-        z_channels=4, codebook_size=16, code_dim=4, normalize=False,
-    )  # fmt: skip
+        image_size=(8, 8),
+        image_channels=1,
+        first_channels=32,
+        channels=(32, 32),
+        blocks=1,
+        attention_levels=(1,),
+        z_channels=4,
+        codebook_size=16,
+        code_dim=4,
+        normalize=False,
+    )
     tensors = VQGANTokenizer(config).state_dict()
     found = {place.name: tensors[ours].reshape(place.shape) for ours, place in layout(config, "taming").items()}
     torch.save({"state_dict": found}, folder / CHECKPOINT)

@@ -1,6 +1,8 @@
-"""Compressed files that nobody compressed: heads and bodies drawn at random and written with care, expanded by the coder.
+"""Compressed files that nobody compressed: heads and bodies drawn at random and written with care, expanded by the
+coder.
 
-Each must be refused with a `UserError`, or expand to the very images that were compressed; in seconds, and in little memory.
+Each must be refused with a `UserError`, or expand to the very images that were compressed; in seconds, and in little
+memory.
 """
 
 import random
@@ -92,7 +94,11 @@ def examine_all(whole: bytes, files: list[bytes]) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (has + MEMORY,) * 2)
     for data in files:
         if said := examine(pipeline, whole, images, data):
-            print(f"wrong: {data[: HEAD.size].hex()} and {len(data) - HEAD.size} bytes: {said}", file=sys.stderr, flush=True)
+            print(
+                f"wrong: {data[: HEAD.size].hex()} and {len(data) - HEAD.size} bytes: {said}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def faults(ended: Ended) -> Iterator[str]:

@@ -1,6 +1,8 @@
-"""SIGKILL at random moments, then the same command again, until it ends: what is left is what an undisturbed run leaves.
+"""SIGKILL at random moments, then the same command again, until it ends: what is left is what an undisturbed run
+leaves.
 
-Of one process every command is killed in turn, over and over; on two processes too, with their launcher; and the whole chain.
+Of one process every command is killed in turn, over and over; on two processes too, with their launcher; and the whole
+chain.
 """
 
 import os
@@ -95,10 +97,11 @@ def torture_one(work: Path, undisturbed: Reference, kills: int, seed: int) -> di
         found[name] = {"kills": done, "rounds": rounds, "wrong": bad[:5]}
         print(f"kill {name}: {found[name]}", flush=True)
     return {
-        "kills": sum(each["kills"] for each in found.values()), "by_command": found,
+        "kills": sum(each["kills"] for each in found.values()),
+        "by_command": found,
         "final_artefacts": len(undisturbed.whole),
         "final_artefacts_that_differ": difference(undisturbed.whole, artefacts(folder)),
-    }  # fmt: skip
+    }
 
 
 def torture_two(work: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -117,7 +120,11 @@ def torture_two(work: Path, kills: int, seed: int) -> dict[str, Any]:
 def torture_chain(work: Path, kills: int, seed: int, launch: str = "python") -> dict[str, Any]:
     """The whole chain in one command, pipeline/run.py, killed with its children."""
     folders, lines = _fresh(work, "chain"), tiny()
-    configs = {"tokenizer.yaml": lines["tokenizer"], "prior.yaml": lines["prior"], "generate.yaml": ["", "--num_images", 20]}
+    configs = {
+        "tokenizer.yaml": lines["tokenizer"],
+        "prior.yaml": lines["prior"],
+        "generate.yaml": ["", "--num_images", 20],
+    }
     for folder in folders.values():
         (folder / "configs").mkdir()
         for name, (_, *arguments) in configs.items():
@@ -128,7 +135,16 @@ def torture_chain(work: Path, kills: int, seed: int, launch: str = "python") -> 
     return found
 
 
-TWO = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+TWO = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+]
 
 
 def _fresh(work: Path, what: str) -> dict[str, Path]:
@@ -162,7 +178,7 @@ def _nested(arguments: list[object]) -> dict[str, Any]:
 
 def _killed_until_it_ends(
     line: list[str], folders: dict[str, Path], kills: int, draw: random.Random, out: Path
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """A command undisturbed, and in another folder killed so often before it may end; what differs between the two."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Too little memory and too few descriptors, from far too little to enough: every command ends well, or in one line with
-status 1 or 2, leaves nothing half written, and does its work when it is given what it needs. Whatever it had when it has ended
-well, what it made is what an undisturbed one makes: a page without its pictures is none.
+"""Too little memory and too few descriptors, from far too little to enough: every command ends well, or in one line
+with status 1 or 2, leaves nothing half written, and does its work when it is given what it needs. Whatever it had when
+it has ended well, what it made is what an undisturbed one makes: a page without its pictures is none.
 
-The limits are the kernel's: RLIMIT_AS so many MiB above what the started process has, RLIMIT_NOFILE so many descriptors above.
+The limits are the kernel's: RLIMIT_AS so many MiB above what the started process has, RLIMIT_NOFILE so many descriptors
+above.
 """
 
 import os
@@ -38,7 +39,9 @@ def with_descriptors(number: int, work: Callable[[], None]) -> Callable[[], None
 
     def limited() -> None:
         highest = max(map(int, os.listdir("/proc/self/fd")))
-        while (last := os.open(os.devnull, os.O_RDONLY)) < highest:  # the limit is one of numbers: those below are taken
+        while (
+            last := os.open(os.devnull, os.O_RDONLY)
+        ) < highest:  # the limit is one of numbers: those below are taken
             pass
         resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1 + number,) * 2)
         work()
@@ -75,9 +78,9 @@ def torture(work: Path, number: int, undisturbed: Reference) -> dict[str, Any]:
 
 def rising(
     folder: Path, name: str, limited: Mapping[str, Callable[[], None]], made: dict[str, bytes], out: Path
-) -> Iterator[tuple[str, int, list[str]]]:  # fmt: skip
-    """Do a command's work under one limit after the other until it is done: of each its status, and what is wrong with its
-    end and with what it made. That is then taken away."""
+) -> Iterator[tuple[str, int, list[str]]]:
+    """Do a command's work under one limit after the other until it is done: of each its status, and what is wrong with
+    its end and with what it made. That is then taken away."""
     for limit, work in limited.items():
         ended = run(work, folder, out)
         bad = [said for said in [fault(ended, 0, 1, 2)] if said] + half_written(folder)

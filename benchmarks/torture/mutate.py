@@ -1,8 +1,8 @@
 """Files that are not what they were: real ones with bytes flipped, cut and shuffled, JSON and YAML of other shapes
 (hypothesis), and pickles and YAML tags planted in every file of every folder kind.
 
-Each is read by what reads it for a user, in a process of its own: it must be refused in one line (status 2) or read (status 0),
-in under a minute and 2 GiB, and nothing of it may be executed.
+Each is read by what reads it for a user, in a process of its own: it must be refused in one line (status 2) or read
+(status 0), in under a minute and 2 GiB, and nothing of it may be executed.
 """
 
 import io
@@ -54,7 +54,8 @@ def library(read: Callable[[], Any]) -> Reader:
 
 
 def kinds(base: Path) -> dict[str, tuple[list[Path], Reader]]:
-    """Of each kind of folder its files, and what reads them. `base` holds a finished chain of `forks.tiny`, and images."""
+    """Of each kind of folder its files, and what reads them. `base` holds a finished chain of `forks.tiny`, and
+    images."""
     lines, run_ = tiny(), base / "run"
 
     def images(name: str, rule: Literal["refuse", "skip"]) -> Reader:
@@ -75,17 +76,22 @@ def kinds(base: Path) -> dict[str, tuple[list[Path], Reader]]:
         "codes": ("run/codes", library(lambda: codes.read(run_ / "codes"))),
         "tokenizer run": ("run/tokenizer", command(*lines["tokenizer"])),
         "prior run": ("run/prior", command(*lines["prior"])),
-        "tokenizer config": ("run/tokenizer/config.yaml", settings_of(TokenizerTraining, run_ / "tokenizer/config.yaml")),
+        "tokenizer config": (
+            "run/tokenizer/config.yaml",
+            settings_of(TokenizerTraining, run_ / "tokenizer/config.yaml"),
+        ),
         "prior config": ("run/prior/config.yaml", settings_of(PriorTraining, run_ / "prior/config.yaml")),
         "samples": ("run/samples", command(*lines["generate"])),
         "report": ("run", command("pipeline/report.py", "run")),
-        "compressed": ("run/compressed.tess", command(
-            "pipeline/compress.py", "run", "--expand", "run/compressed.tess", "--output", "run/expanded")),
+        "compressed": (
+            "run/compressed.tess",
+            command("pipeline/compress.py", "run", "--expand", "run/compressed.tess", "--output", "run/expanded"),
+        ),
         "image folder, skip": ("pictures", images("pictures", "skip")),
         "image folder, refuse": ("pictures", images("pictures", "refuse")),
         "image Parquet": ("parquet", images("parquet", "skip")),
         "image tar": ("tar", images("tar", "skip")),
-    }  # fmt: skip
+    }
     return {name: (_files(base / where), reader) for name, (where, reader) in found.items()}
 
 
@@ -116,10 +122,15 @@ def prepare(reference: Path, base: Path) -> None:
     lines = [json.dumps({"file_name": name, "label": name[0]}) for name in files]
     (base / "pictures/metadata.jsonl").write_text("\n".join(lines))
     (base / "parquet").mkdir()
-    rows = {"image": [{"bytes": data, "path": None} for data in files.values()], "label": [i % 2 for i in range(len(files))]}
+    rows = {
+        "image": [{"bytes": data, "path": None} for data in files.values()],
+        "label": [i % 2 for i in range(len(files))],
+    }
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
     Dataset.from_dict(rows, features).to_parquet(base / "parquet/train-00000-of-00001.parquet")
-    (base / "parquet/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train-*.parquet\n---\n")
+    (base / "parquet/README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: train-*.parquet\n---\n"
+    )
     (base / "tar").mkdir()
     with tarfile.open(base / "tar/train-0000.tar", "w") as tar:
         for number, (name, data) in enumerate(files.items()):
@@ -154,10 +165,15 @@ def flipped(data: bytes, draw: random.Random, others: list[bytes]) -> bytes:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
     | st.sampled_from(["/etc/passwd", "../../x", "vq", "lfq", "10" * 400]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
 
 
 def _places(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -201,7 +217,9 @@ def torture(work: Path, number: int, seed_: int) -> dict[str, Any]:
             kept.parent.mkdir(exist_ok=True)
             kept.write_bytes(content)
             told = "EXECUTED" if mark.exists() else str(fault)
-            wrong.append({"kind": kind, "how": how, "file": str(path.relative_to(base)), "what": told, "kept": kept.name})
+            wrong.append(
+                {"kind": kind, "how": how, "file": str(path.relative_to(base)), "what": told, "kept": kept.name}
+            )
             print(f"wrong: {kind}, {how}, {path.name}: {' '.join(told.split())[-200:]}", flush=True)
             mark.unlink(missing_ok=True)
         _restore(base, whole)
@@ -232,12 +250,20 @@ def torture(work: Path, number: int, seed_: int) -> dict[str, Any]:
     return {"inputs": sum(tally.values()), "outcomes": dict(tally), "worst": worst, "wrong": wrong}
 
 
-def _reshape(files: list[Path], whole: dict[Path, bytes], number: int, seed_: int, read: Callable[[Path, bytes], None]) -> None:
-    loaded = {path: yaml.safe_load(whole[path]) if path.suffix == ".yaml" else json.loads(whole[path]) for path in files}
+def _reshape(
+    files: list[Path], whole: dict[Path, bytes], number: int, seed_: int, read: Callable[[Path, bytes], None]
+) -> None:
+    loaded = {
+        path: yaml.safe_load(whole[path]) if path.suffix == ".yaml" else json.loads(whole[path]) for path in files
+    }
 
     @seed(seed_)
     @settings(
-        max_examples=number, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=number,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(st.data())
     def once(data: st.DataObject) -> None:

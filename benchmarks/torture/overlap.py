@@ -1,7 +1,8 @@
 """Two commands at once, on one folder or on folders that lie in each other: there are never two writers.
 
-The first is at work when the second begins, which must be refused, or wait and find the work done. The first ends well, and all
-that is left is what it would have left alone. Locks removed by hand and other names for the same folder change nothing.
+The first is at work when the second begins, which must be refused, or wait and find the work done. The first ends well,
+and all that is left is what it would have left alone. Locks removed by hand and other names for the same folder change
+nothing.
 """
 
 import random
@@ -34,7 +35,9 @@ TWICE = ("tokenizer", "encode", "prior", "generate", "tune", "publish", "publish
 def pairs() -> dict[str, Pair]:
     lines = tiny()
     twice = {f"{name} twice": Pair(name, lines[name]) for name in TWICE}
-    twice |= {f"{name} twice, without its lock": Pair(name, lines[name], without_locks) for name in ("tokenizer", "encode")}
+    twice |= {
+        f"{name} twice, without its lock": Pair(name, lines[name], without_locks) for name in ("tokenizer", "encode")
+    }
     publish, encode = ["pipeline/publish.py", "other", "--to"], ["tokenizer/encode.py", "other", "--output"]
     generate = ["pipeline/generate.py", "other", "--num-images", 4, "--output"]
     return twice | {
@@ -53,7 +56,8 @@ def pairs() -> dict[str, Pair]:
 
 
 def attempt(folder: Path, pair: Pair, moment: float, out: Path) -> tuple[int, list[str]]:
-    """Begin both, the second at a moment of the first, and return the second's status and what went wrong with either."""
+    """Begin both, the second at a moment of the first, and return the second's status and what went wrong with
+    either."""
     began, ends = time.monotonic(), dict[str, Ended]()
     pids = {"first": start(command(*tiny()[pair.first]), folder, out / "first")}
     time.sleep(moment)
@@ -71,7 +75,8 @@ def attempt(folder: Path, pair: Pair, moment: float, out: Path) -> tuple[int, li
 
 
 def prepared(folder: Path, reference: Path) -> Path:
-    """Make the folder anew: the finished chain, its run by a second name, and a copy of it for the second command to read."""
+    """Make the folder anew: the finished chain, its run by a second name, and a copy of it for the second command to
+    read."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(reference, folder)
     shutil.copytree(reference / "run", folder / "other")

@@ -23,7 +23,9 @@ def torture(work: Path, times: int) -> dict[str, Any]:
         line = [*TWO, str(ROOT / script), *arguments]
         line[line.index("--steps") + 1] = "100000"
         with open(work / "rank.err", "w") as err:
-            process = subprocess.Popen(line, cwd=folder, env=environment, stdout=err, stderr=err, start_new_session=True)
+            process = subprocess.Popen(
+                line, cwd=folder, env=environment, stdout=err, stderr=err, start_new_session=True
+            )
             while not list((folder / "run/tokenizer").glob("state/step_*")):
                 assert process.poll() is None, (work / "rank.err").read_text()[-2000:]
                 time.sleep(0.1)

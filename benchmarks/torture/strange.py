@@ -1,7 +1,8 @@
-"""Folders and tables that hold what is no file of theirs: pipes, sockets, devices without end, links and paths that lead out.
+"""Folders and tables that hold what is no file of theirs: pipes, sockets, devices without end, links and paths that
+lead out.
 
-Each is refused, or named and left out, within seconds and little memory. Beside the folder lies a picture of one colour that no
-image of the folder has: whatever is read, that colour is not in it.
+Each is refused, or named and left out, within seconds and little memory. Beside the folder lies a picture of one colour
+that no image of the folder has: whatever is read, that colour is not in it.
 """
 
 import io
@@ -42,7 +43,7 @@ class Case(NamedTuple):
     named: str = ""  # what must be said where it is read all the same
 
 
-# ---------------------------------------------------------------------------------------------------------------- things
+# --------------------------------------------------------------------------------------------------------------- things
 
 
 def put(path: Path) -> Path:
@@ -81,15 +82,20 @@ def home_of(path: Path) -> Path:
 
 
 THINGS: dict[str, Plant] = {
-    "a pipe": pipe, "a socket": plug, "zeros without end": zeros, "a terminal": terminal, "a link that leads out": out,
-}  # fmt: skip
+    "a pipe": pipe,
+    "a socket": plug,
+    "zeros without end": zeros,
+    "a terminal": terminal,
+    "a link that leads out": out,
+}
 
 
-# --------------------------------------------------------------------------------------------------------------- readers
+# -------------------------------------------------------------------------------------------------------------- readers
 
 
 def look(source: str) -> None:
-    """Open images as a tokenizer does, read them all, say what was not read, and end in LEAKED where one is the secret."""
+    """Open images as a tokenizer does, read them all, say what was not read, and end in LEAKED where one is the
+    secret."""
 
     def main(_: object) -> None:
         config = ImagesConfig(source=source, corrupt="skip", validation_share=0.2)
@@ -108,7 +114,7 @@ def library(read: Callable[[], Any]) -> Callable[[], None]:
     return lambda: run_command(lambda _: read() and None)
 
 
-# ----------------------------------------------------------------------------------------------------------------- cases
+# ---------------------------------------------------------------------------------------------------------------- cases
 
 
 def prepare(folder: Path, reference: Path) -> None:
@@ -146,7 +152,9 @@ def rows_of_paths(place: str, folder: Path) -> None:
     rows = {"image": [{"bytes": None, "path": place.replace("HOME", str(folder))}] * 20}
     features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}})
     table = Dataset.from_dict(rows, features).with_format("arrow")[:]
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})})
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
+    )
     import pyarrow.parquet as pq
 
     pq.write_table(table, folder / "source/train-00000-of-00001.parquet")
@@ -179,8 +187,17 @@ def packed(kind: bytes, folder: Path) -> None:
         tar.addfile(info)
 
 
-PLACES = ("HOME/secret.png", "../secret.png", "../../secret.png", "file://HOME/secret.png", "http://127.0.0.1:9/x.png",
-          "s3://bucket/x.png", "/dev/zero", "zip://x.png::HOME/outside.zip", "hf://datasets/nobody/nothing/x.png")  # fmt: skip
+PLACES = (
+    "HOME/secret.png",
+    "../secret.png",
+    "../../secret.png",
+    "file://HOME/secret.png",
+    "http://127.0.0.1:9/x.png",
+    "s3://bucket/x.png",
+    "/dev/zero",
+    "zip://x.png::HOME/outside.zip",
+    "hf://datasets/nobody/nothing/x.png",
+)
 
 
 def of_sources() -> dict[str, Case]:
@@ -193,7 +210,9 @@ def of_sources() -> dict[str, Case]:
     found["a folder's link that leads out"] = Case(
         lambda folder: (folder / "source/c").symlink_to(folder / "outside"), read, "c"
     )
-    found["a folder's link in a circle"] = Case(lambda folder: (folder / "source/c").symlink_to(folder / "source"), read, "c")
+    found["a folder's link in a circle"] = Case(
+        lambda folder: (folder / "source/c").symlink_to(folder / "source"), read, "c"
+    )
     for place in PLACES:
         line, head = (
             json.dumps({"file_name": place}),
@@ -208,7 +227,9 @@ def of_sources() -> dict[str, Case]:
         found[f"the Hub's settings name {place}"] = Case(text(".huggingface.yaml", head.replace("---\n", "")), read)
         found[f"rows name {place}"] = Case(partial(rows_of_paths, place), read)
         found[f"a saved set names {place}"] = Case(partial(saved_elsewhere, place), read)
-    found["a saved set names another"] = Case(partial(saved_elsewhere, "../outside/saved/data-00000-of-00001.arrow"), read)
+    found["a saved set names another"] = Case(
+        partial(saved_elsewhere, "../outside/saved/data-00000-of-00001.arrow"), read
+    )
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
         found[f"a tar's member of type {kind.decode()}"] = Case(partial(packed, kind), read)
     found["the devices as a source"] = Case(lambda _: None, partial(look, "/dev"))
@@ -237,9 +258,10 @@ def of_models() -> dict[str, Case]:
         "picture.png": command("pipeline/compress.py", "run", "--files", "picture.png"),
         "settings.yaml": command("tokenizer/train.py", "settings.yaml", "--run", "new"),
         CHECKPOINT: command(*lines["convert"]),
-    }  # fmt: skip
-    found = {f"{name}: {what}": Case(at(name, do), read)
-             for name, read in readers.items() for what, do in THINGS.items()}  # fmt: skip
+    }
+    found = {
+        f"{name}: {what}": Case(at(name, do), read) for name, read in readers.items() for what, do in THINGS.items()
+    }
     for what, do in THINGS.items():
         shard, state = partial(first_of, "run/codes/*.parquet", do), partial(first_of, "run/prior/state/step_*/*", do)
         found[f"a shard of codes: {what}"] = Case(shard, library(lambda: codes.read(Path("run/codes"))))
@@ -268,7 +290,11 @@ def judged(case: Case, ended: Ended) -> list[str]:
 def torture(work: Path, number: int, seed: int) -> dict[str, Any]:
     folder, outcomes, wrong, worst = work / "strange", Counter[str](), list[str](), {"seconds": 0.0, "bytes": 0}
     cases = list((of_sources() | of_models()).items())
-    chosen = cases if number >= len(cases) else [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))[:number]]
+    chosen = (
+        cases
+        if number >= len(cases)
+        else [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))[:number]]
+    )
     for name, case in chosen:
         prepare(folder, work / "reference")
         case.plant(folder)

@@ -1,7 +1,7 @@
 """The page as strangers on the network and in other tabs meet it: uploads, junk and foreign names, over HTTP.
 
-The server stays alive, its memory bounded and its stderr without a traceback; nothing of the disk is handed out that the page
-does not serve; who comes by another Host or from another Origin is turned away.
+The server stays alive, its memory bounded and its stderr without a traceback; nothing of the disk is handed out that
+the page does not serve; who comes by another Host or from another Origin is turned away.
 """
 
 import base64
@@ -100,7 +100,7 @@ def ask(port: int, request: Request, seconds: float = SECONDS) -> Answer:
         connection.close()
 
 
-# -------------------------------------------------------------------------------------------------------------- requests
+# ------------------------------------------------------------------------------------------------------------- requests
 
 
 @cache
@@ -127,11 +127,21 @@ def zipped() -> bytes:
 def uploads() -> dict[str, bytes]:
     eps = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n({SECRET}) print (/tmp/torture) (w) file\nshowpage\n"
     return {
-        "bomb.png": bomb(8000), "larger.png": bomb(14_000), "eps.png": eps.encode(), "text.png": b"no picture",
-        "empty.png": b"", "page.png": b"<html><script>alert(1)</script>", "drawing.svg": b"<svg onload='alert(1)'/>",
-        "packed.png": zipped(), "program.exe": b"MZ" + bytes(100), "../../up.png": bomb(8), "a" * 300 + ".png": bomb(8),
-        "cut.png": bomb(64)[:60], "\u202egnp.png": bomb(8), "right.png": bomb(8),
-    }  # fmt: skip
+        "bomb.png": bomb(8000),
+        "larger.png": bomb(14_000),
+        "eps.png": eps.encode(),
+        "text.png": b"no picture",
+        "empty.png": b"",
+        "page.png": b"<html><script>alert(1)</script>",
+        "drawing.svg": b"<svg onload='alert(1)'/>",
+        "packed.png": zipped(),
+        "program.exe": b"MZ" + bytes(100),
+        "../../up.png": bomb(8),
+        "a" * 300 + ".png": bomb(8),
+        "cut.png": bomb(64)[:60],
+        "\u202egnp.png": bomb(8),
+        "right.png": bomb(8),
+    }
 
 
 def multipart(name: str, content: bytes) -> tuple[dict[str, str], bytes]:
@@ -151,10 +161,30 @@ def junk(draw: random.Random) -> Any:
         "meta": {"_type": "gradio.FileData"},
     }
     inline = "data:image/png;base64," + base64.b64encode(bomb(draw.choice([8, 4000]))).decode()
-    return draw.choice([
-        None, True, -1, 0, 10**30, 1e308, float("nan"), "", "x" * 100_000, "<script>", [], {}, [[[[]]]], {"index": 10**9}, file,
-        address, {"path": inline}, {"composite": file, "background": file, "layers": [file] * 3}, [file] * 50, inline,
-    ])  # fmt: skip
+    return draw.choice(
+        [
+            None,
+            True,
+            -1,
+            0,
+            10**30,
+            1e308,
+            float("nan"),
+            "",
+            "x" * 100_000,
+            "<script>",
+            [],
+            {},
+            [[[[]]]],
+            {"index": 10**9},
+            file,
+            address,
+            {"path": inline},
+            {"composite": file, "background": file, "layers": [file] * 3},
+            [file] * 50,
+            inline,
+        ]
+    )
 
 
 def join(number: object, data: object, session: object) -> Request:
@@ -165,15 +195,35 @@ def join(number: object, data: object, session: object) -> Request:
 
 def wandering(page: Page, draw: random.Random) -> Request:
     """A path that leads to a file which the page does not serve."""
-    target = draw.choice([
-        str(page.secret), "/etc/passwd", "../../secret.txt", "%2e%2e/%2e%2e/secret.txt", "/proc/self/environ",
-        "file:///etc/passwd", "http://127.0.0.1:9/", f"http://127.0.0.1:{page.port}/config",
-    ])  # fmt: skip
+    target = draw.choice(
+        [
+            str(page.secret),
+            "/etc/passwd",
+            "../../secret.txt",
+            "%2e%2e/%2e%2e/secret.txt",
+            "/proc/self/environ",
+            "file:///etc/passwd",
+            "http://127.0.0.1:9/",
+            f"http://127.0.0.1:{page.port}/config",
+        ]
+    )
     places = [
-        f"{API}/file=", f"{API}/file/", f"{API}/proxy=", f"{API}/stream/", f"{API}/upload_progress?upload_id=",
-        f"{API}/download/", f"{API}/component_server/", f"{API}/custom_component/x/client/component/", "/file=", "/static/",
-        "/assets/", "/svelte/", "/theme.css/../", "/monitoring/", "/",
-    ]  # fmt: skip
+        f"{API}/file=",
+        f"{API}/file/",
+        f"{API}/proxy=",
+        f"{API}/stream/",
+        f"{API}/upload_progress?upload_id=",
+        f"{API}/download/",
+        f"{API}/component_server/",
+        f"{API}/custom_component/x/client/component/",
+        "/file=",
+        "/static/",
+        "/assets/",
+        "/svelte/",
+        "/theme.css/../",
+        "/monitoring/",
+        "/",
+    ]
     return draw.choice(["GET", "GET", "POST", "DELETE", "HEAD"]), draw.choice(places) + target, {}, b""
 
 
@@ -181,10 +231,16 @@ def malformed(draw: random.Random) -> Request:
     """A request whose form is wrong."""
     paths = ["queue/join", "upload", "call/draw", "run/predict", "reset", "cancel", "queue/data", "api/0"]
     path = f"{API}/{draw.choice(paths)}"
-    headers: dict[str, str] = draw.choice([
-        {}, {"Content-Type": "application/json"}, {"Content-Type": "multipart/form-data; boundary=x"},
-        {"Content-Type": "multipart/form-data"}, {"X-Long": "x" * 60_000}, {"Cookie": "a=" * 2000},
-    ])  # fmt: skip
+    headers: dict[str, str] = draw.choice(
+        [
+            {},
+            {"Content-Type": "application/json"},
+            {"Content-Type": "multipart/form-data; boundary=x"},
+            {"Content-Type": "multipart/form-data"},
+            {"X-Long": "x" * 60_000},
+            {"Cookie": "a=" * 2000},
+        ]
+    )
     body = draw.choice(
         [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 50_000, b"--x\r\n", b'{"data": 1}', draw.randbytes(2000)]
     )
@@ -193,10 +249,14 @@ def malformed(draw: random.Random) -> Request:
 
 def foreign(page: Page, draw: random.Random) -> Request:
     """What the page answers to its own visitors, asked for by another's name or from another's page."""
-    method, path, headers, body = draw.choice([
-        ("GET", "/", {}, b""), ("GET", "/config", {}, b""), ("POST", f"{API}/upload", *multipart("x.png", bomb(8))),
-        join(draw.choice(list(page.functions)), [], "foreign"),
-    ])  # fmt: skip
+    method, path, headers, body = draw.choice(
+        [
+            ("GET", "/", {}, b""),
+            ("GET", "/config", {}, b""),
+            ("POST", f"{API}/upload", *multipart("x.png", bomb(8))),
+            join(draw.choice(list(page.functions)), [], "foreign"),
+        ]
+    )
     host, origin = f"127.0.0.1:{page.port}", "http://evil.example"
     if method == "POST" and draw.random() < 0.5:
         return (
@@ -205,11 +265,13 @@ def foreign(page: Page, draw: random.Random) -> Request:
             headers | {"Host": host, "Origin": draw.choice([origin, f"http://127.0.0.1.evil.example:{page.port}"])},
             body,
         )
-    name = draw.choice(["evil.example", f"evil.example:{page.port}", "127.0.0.1.evil.example", "evil.example#127.0.0.1"])
+    name = draw.choice(
+        ["evil.example", f"evil.example:{page.port}", "127.0.0.1.evil.example", "evil.example#127.0.0.1"]
+    )
     return method, path, headers | {"Host": name, "Origin": f"http://{name}"}, body
 
 
-# ---------------------------------------------------------------------------------------------------------------- visits
+# --------------------------------------------------------------------------------------------------------------- visits
 
 
 def visit_upload(page: Page, draw: random.Random) -> Iterator[str]:
@@ -307,4 +369,10 @@ def torture(work: Path, number: int, seed: int) -> dict[str, Any]:
         more = grown(page)
     finally:
         stop(page)
-    return {"requests": number, "kinds": dict(kinds), "slowest_seconds": round(slowest, 1), "bytes_more": more, "wrong": wrong}
+    return {
+        "requests": number,
+        "kinds": dict(kinds),
+        "slowest_seconds": round(slowest, 1),
+        "bytes_more": more,
+        "wrong": wrong,
+    }

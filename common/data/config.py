@@ -39,7 +39,8 @@ class DataFiles(Settings):
     """Which files are of which split, as patterns inside the source's folder: `*.parquet`, `train/**`, `a/0.png`."""
 
     train: tuple[str, ...] | None = Field(None, min_length=1)
-    """files that are trained on, as patterns inside the source; with any of the three given, other files are not read"""
+    """files that are trained on, as patterns inside the source; with any of the three given, other files are not
+    read"""
     validation: tuple[str, ...] | None = Field(None, min_length=1)
     """files that training is watched with"""
     test: tuple[str, ...] | None = Field(None, min_length=1)
@@ -74,41 +75,47 @@ class ImagesConfig(Settings):
     subset: str | None = None
     """the data set's configuration, where it has several"""
     split: SplitNames = SplitNames()
-    """which splits of the source are train, validation and test; without it, those called so: train, training; validation,
-    valid, val, dev; test, testing, eval, evaluation; in any letter case, and with a number, as train-00000-of-00005"""
+    """which splits of the source are train, validation and test; without it, those called so: train, training;
+    validation, valid, val, dev; test, testing, eval, evaluation; in any letter case, and with a number, as
+    train-00000-of-00005"""
     data_files: DataFiles = DataFiles()
-    """which files are of which split, in place of their names; without it also a README's `configs: data_files:` says so"""
+    """which files are of which split, in place of their names; without it also a README's `configs: data_files:` says
+    so"""
     reach: Literal["folder", "anywhere"] = "folder"
     """files that a link or a row of a table names outside the source's folder: refused (folder), or read (anywhere); a
     stranger's folder could so name your own files"""
     image_column: str | None = None
     """the column of images; null finds it by its type"""
     label_column: str | None = None
-    """the column of class labels, of a table or of metadata files; null finds it by its type (`label` in metadata files), and
-    without one the images are unlabelled"""
+    """the column of class labels, of a table or of metadata files; null finds it by its type (`label` in metadata
+    files), and without one the images are unlabelled"""
     resize: Literal["crop", "stretch"] = "crop"
     """crop: the shorter side to size and the centre of the longer one; stretch: both sides to size"""
     shift: int = Field(0, ge=0, le=2**13)
-    """pixels that training images are moved at most, either way on both axes; what comes in is the side's own rim, repeated"""
+    """pixels that training images are moved at most, either way on both axes; what comes in is the side's own rim,
+    repeated"""
     margin: Annotated[int, AfterValidator(_gone)] = Field(0, exclude=True)
     """gone; runs of before say 0, which is taken, and anything else is told of images.shift"""
     flip: bool = False
     """mirror half of the training images left-right"""
     black_and_white: bool = False
-    """every channel of a pixel to 0 or 255, whichever is nearer: what model.likelihood.kind bernoulli is a likelihood of"""
+    """every channel of a pixel to 0 or 255, whichever is nearer: what model.likelihood.kind bernoulli is a likelihood
+    of"""
     white: int = Field(65_535, ge=255, le=65_535)
-    """of pictures of 16 bits a channel: the value that is white; cameras and microscopes often use fewer bits, as 12: 4095"""
+    """of pictures of 16 bits a channel: the value that is white; cameras and microscopes often use fewer bits, as 12:
+    4095"""
     validation_share: float = Field(0.05, gt=0, le=0.5)
     """share of the training images held out where the source has no split `validation` (val, valid, dev)"""
     corrupt: Literal["refuse", "skip"] = "refuse"
-    """what to do with a row whose image cannot be decoded, or whose label is none of the classes: stop and name it, or leave it
-    out and count it"""
+    """what to do with a row whose image cannot be decoded, or whose label is none of the classes: stop and name it, or
+    leave it out and count it"""
     animated: Literal["first", "skip", "refuse"] = "first"
     """of an image of several frames: take the first, leave it out, or stop and name it"""
     duplicates: Literal["keep", "skip", "refuse"] = "keep"
-    """of a row whose file is that of another, within a split or between them: keep it, leave it out (of train rather than of
-    what is held out, which else would be known by heart), or stop and name it"""
+    """of a row whose file is that of another, within a split or between them: keep it, leave it out (of train rather
+    than of what is held out, which else would be known by heart), or stop and name it"""
     max_pixels: int = Field(89_478_485, ge=1, le=178_956_970)
-    """width x height from which an image counts as corrupt, unseen: a small file may claim more pixels than there is memory"""
+    """width x height from which an image counts as corrupt, unseen: a small file may claim more pixels than there is
+    memory"""
     memory: float = Field(1.0, ge=0)
     """GiB of decoded pixels kept in memory; a set that needs more is read from disk batch by batch"""

@@ -2,7 +2,8 @@
 
     a file  ->  digest, 16 bytes        every row's digest and label, in order, and the class names  ->  fingerprint
 
-Every byte of every file is seen. Names of files, their times and the place they lie in are not: a copy is the same source.
+Every byte of every file is seen. Names of files, their times and the place they lie in are not: a copy is the same
+source.
 """
 
 import hashlib

@@ -45,23 +45,31 @@ class ImageSet(NamedTuple):
             source: as the settings name it.
         """
         return {
-            "kind": KIND, "format": FORMAT, "fingerprint": self.fingerprint, "source": source,
+            "kind": KIND,
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "source": source,
             "place": None if self.place is None else str(self.place),
-            "splits": self.counts(), "unread": [each._asdict() for each in self.unread],
-        }  # fmt: skip
+            "splits": self.counts(),
+            "unread": [each._asdict() for each in self.unread],
+        }
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Of each split its images; how many were left out, for whatever reason; and how many were repeated, or animated."""
+        """Of each split its images; how many were left out, for whatever reason; and how many were repeated, or
+        animated."""
         return {
             name: {
-                "images": len(split), "left_out": len(split.corrupt), "repeated": len(split.repeated),
+                "images": len(split),
+                "left_out": len(split.corrupt),
+                "repeated": len(split.repeated),
                 "animated": len(split.animated),
             }
             for name, split in self.splits.items()
-        }  # fmt: skip
+        }
 
     def remarks(self) -> Iterator[str]:
-        """What a user should know of the source and of the rows: each kind's first ones by name, and how many there are."""
+        """What a user should know of the source and of the rows: each kind's first ones by name, and how many there
+        are."""
         yield from self.notes
         for kind, number, examples in self.unread:
             yield f"not read: {number} {kind}, such as {', '.join(examples)}"
@@ -126,7 +134,9 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
         raise UserError(f"images have 1 channel (grey), 3 (RGB) or 4 (RGBA), got {channels}")
     source = open_source(config)
     if config.shift >= min(size):
-        raise UserError(f"images.shift {config.shift} moves images of {size[0]}x{size[1]} out of sight; it must be smaller")
+        raise UserError(
+            f"images.shift {config.shift} moves images of {size[0]}x{size[1]} out of sight; it must be smaller"
+        )
     shape = Shape(channels, *size, config.resize, config.black_and_white, config.white)
     parts = {name: ImageSplit(name, part, shape, config) for name, part in source.parts.items()}
     in_memory = sum(map(len, parts.values())) * math.prod(shape[:3]) <= config.memory * 2**30
@@ -151,7 +161,8 @@ def tell_of_images(images: ImageSet, accelerator: Accelerator) -> None:
 
 
 def held_out(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:
-    """The split that figures are of: the named one, or else test, or else validation. Raises `UserError` if there is none."""
+    """The split that figures are of: the named one, or else test, or else validation. Raises `UserError` if there is
+    none."""
     name = name or ("test" if "test" in splits else "validation")
     if name not in splits:
         raise UserError(f"there is no split {name!r}; the images have {', '.join(splits)}")

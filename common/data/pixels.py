@@ -2,7 +2,8 @@
 
     an encoded file | a PIL picture  ->  (C, H, W) uint8  ->  to_float  ->  [-1, 1]
 
-PIL decodes: torchvision.io ends the process on some damaged files. Shapes: B images, C channels (1, 3 or 4), H x W pixels.
+PIL decodes: torchvision.io ends the process on some damaged files. Shapes: B images, C channels (1, 3 or 4), H x W
+pixels.
 """
 
 import sys
@@ -41,14 +42,16 @@ class Decoded(NamedTuple):
 
 
 def _raw_mode(image: PIL.Image.Image) -> str:
-    """Return how the pixels lie in a file that is not decoded yet, such as `RGB;16B`: PIL's mode says 8 bits of those."""
+    """Return how the pixels lie in a file that is not decoded yet, such as `RGB;16B`: PIL's mode says 8 bits of
+    those."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _low_bytes(file: bytes, raw: str) -> PIL.Image.Image:
-    """Return the lower bytes of a picture of 16 bits a channel: PIL takes the upper ones, unless it is told the other order."""
+    """Return the lower bytes of a picture of 16 bits a channel: PIL takes the upper ones, unless it is told the other
+    order."""
     if not raw.startswith("RGB;16"):
         raise ValueError(f"images.white is for grey and RGB of 16 bits; {raw} is read over its whole range alone")
     big = raw.endswith("B") or (raw.endswith("N") and sys.byteorder == "big")
@@ -107,8 +110,8 @@ def _pixels_of(image: PIL.Image.Image, shape: Shape) -> Tensor:
 
 
 def _brightest(image: PIL.Image.Image, colours: bool) -> int | None:
-    """Return the largest value of a picture of 16 bits a channel; of `colours`, of which PIL has the upper bytes, the most it
-    can be."""
+    """Return the largest value of a picture of 16 bits a channel; of `colours`, of which PIL has the upper bytes, the
+    most it can be."""
     if image.mode.startswith("I"):
         return int(np.asarray(image).max())
     if not colours or image.mode not in ("RGB", "RGBA"):

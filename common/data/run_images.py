@@ -3,8 +3,8 @@
     RUN/tokenizer/config.yaml    how they are read, the source as the user named it
     RUN/tokenizer/images.json    their fingerprint, and the folder of the source, absolute
 
-A run is found again from any working directory: a folder is read where it lay, and the Hub is not asked for a folder's name.
-Whoever reads a run's images reads them here, where other images than those of the training are refused. Runs that
+A run is found again from any working directory: a folder is read where it lay, and the Hub is not asked for a folder's
+name. Whoever reads a run's images reads them here, where other images than those of the training are refused. Runs that
 earlier versions trained do not say which images they had, of which a line says so.
 """
 
@@ -60,7 +60,9 @@ def run_images(run: Path, source: str | None = None) -> ImagesConfig:
     images = build(ImagesConfig, read_yaml(path).get("images", {}), str(path))
     if source is None:
         return images
-    return images.model_copy(update={"source": source, "subset": None, "split": SplitNames(), "data_files": DataFiles()})
+    return images.model_copy(
+        update={"source": source, "subset": None, "split": SplitNames(), "data_files": DataFiles()}
+    )
 
 
 def where_they_lay(config: ImagesConfig, run: Path) -> ImagesConfig:
@@ -74,19 +76,25 @@ def where_they_lay(config: ImagesConfig, run: Path) -> ImagesConfig:
         return config
     if before.place.is_dir():
         return config.model_copy(update={"source": str(before.place)})
-    if Path(config.source).expanduser().is_dir():  # moved together with the run: the fingerprint says whether these are they
+    if (
+        Path(config.source).expanduser().is_dir()
+    ):  # moved together with the run: the fingerprint says whether these are they
         return config
     raise UserError(
-        f"the images of {run.parent} lay in the folder {before.place}, which is not there: bring it back, or start where "
-        f"{config.source} is a folder that holds them"
+        f"the images of {run.parent} lay in the folder {before.place}, which is not there: bring it back, or start "
+        f"where {config.source} is a folder that holds them"
     )
 
 
 def open_run_images(
-    run: Path, tokenizer: Pictured, source: str | None = None, *,
+    run: Path,
+    tokenizer: Pictured,
+    source: str | None = None,
+    *,
     otherwise: str = "or train another --run on these",
-) -> ImageSet:  # fmt: skip
-    """Return the images that the tokenizer of RUN/tokenizer was trained with, or of another `source`, read as it read them.
+) -> ImageSet:
+    """Return the images that the tokenizer of RUN/tokenizer was trained with, or of another `source`, read as it read
+    them.
 
     Args:
         otherwise: what the command can do with other images, for the message.
@@ -126,8 +134,8 @@ def _others(run: Path, where: Path | str, images: ImageSet) -> str:
 def open_vouched_images(run: Path, tokenizer: Pictured, **changes: Any) -> ImageSet:
     """Return the images of a run for pictures that may leave this machine.
 
-    The settings of somebody else's run may name a folder of this machine; that its pictures are the run's is believed only if
-    images.json or the codes say their fingerprint.
+    The settings of somebody else's run may name a folder of this machine; that its pictures are the run's is believed
+    only if images.json or the codes say their fingerprint.
 
     Args:
         changes: of the settings by which they are read, `memory`.

@@ -81,7 +81,8 @@ class _Decoded(NamedTuple):
 
 @contextmanager
 def _bombs_unheard() -> Iterator[None]:
-    """Without PIL's warnings of large pictures: `max_pixels` decides. (Not for a thread to enter: warnings are of all.)"""
+    """Without PIL's warnings of large pictures: `max_pixels` decides. (Not for a thread to enter: warnings are of
+    all.)"""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         yield
@@ -98,9 +99,13 @@ class ImageSplit(torch.utils.data.Dataset):
         self.name = name
         self.rows = np.arange(len(part.labels))  # (len,) int64, ascending
         self.labels = part.labels  # (len,) int64
-        self.corrupt: list[CorruptRow] = []  # left out of the split; read batch by batch, those that cannot be decoded are not
+        self.corrupt: list[
+            CorruptRow
+        ] = []  # left out of the split; read batch by batch, those that cannot be decoded are not
         self.animated: list[CorruptRow] = []  # of those met when it was taken into memory; the first frame, or left out
-        self.brightest: list[tuple[int, int]] = []  # of those met that have 16 bits a channel, its row and largest value
+        self.brightest: list[
+            tuple[int, int]
+        ] = []  # of those met that have 16 bits a channel, its row and largest value
         self.repeated: list[CorruptRow] = []  # whose file is another row's
         self._part, self._shape, self._config = part, shape, config
         self._digests: np.ndarray | None = None  # (N,) of the file of each row of the part
@@ -145,7 +150,9 @@ class ImageSplit(torch.utils.data.Dataset):
         else:
             with _bombs_unheard():
                 images, kept, corrupt, *_ = self._decode(self._encoded(self.rows[positions]))
-        labels, rows, epochs = (torch.tensor(each[kept]) for each in (self.labels[positions], self.rows[positions], epochs))
+        labels, rows, epochs = (
+            torch.tensor(each[kept]) for each in (self.labels[positions], self.rows[positions], epochs)
+        )
         return ImageBatch(images, labels, rows, epochs, corrupt)
 
     def keep_in_memory(self) -> None:
@@ -164,7 +171,9 @@ class ImageSplit(torch.utils.data.Dataset):
                 digests[rows] = found.digests
                 bar.update(len(rows))
         if not kept:
-            raise UserError(f"{self._part.title}: none of {len(self)} images can be decoded; {self.corrupt[before].reason}")
+            raise UserError(
+                f"{self._part.title}: none of {len(self)} images can be decoded; {self.corrupt[before].reason}"
+            )
         self._pixels, self._digests = pixels[: len(kept)], self._digested(digests)
         self.rows = np.array(kept, dtype=np.int64)
         self.labels, self._places = self._part.labels[self.rows], np.arange(len(kept))
@@ -224,7 +233,8 @@ class ImageSplit(torch.utils.data.Dataset):
         return self.of_rows(name, np.ones(len(self._part.labels), dtype=bool))
 
     def of_rows(self, name: str, chosen: np.ndarray) -> "ImageSplit":
-        """Return a split of the rows that `chosen`, (N,) bool over the part's, marks. It shares the pixels of this one."""
+        """Return a split of the rows that `chosen`, (N,) bool over the part's, marks. It shares the pixels of this
+        one."""
         part = copy.copy(self)
         part.name = name
         part._keep(chosen[self.rows])
@@ -238,7 +248,8 @@ class ImageSplit(torch.utils.data.Dataset):
         """Raises `UserError` where the rule for such a row is to refuse it."""
         if rule == "refuse":
             raise UserError(
-                f"{self._part.title}, row {row}: {reason}; mend or remove it, or leave such images out with {setting}: skip"
+                f"{self._part.title}, row {row}: {reason}; mend or remove it, or leave such images out with {setting}: "
+                "skip"
             )
 
     def _file(self, row: int, encoded: dict[str, Any] | None) -> bytes:
@@ -250,14 +261,16 @@ class ImageSplit(torch.utils.data.Dataset):
             if not size:
                 raise
             file = b""
-        changed = f"had {size} bytes when the set was opened, has {len(file)} now" if size and len(file) != size else None
+        changed = (
+            f"had {size} bytes when the set was opened, has {len(file)} now" if size and len(file) != size else None
+        )
         if self._digests is not None and size and changed is None and digest(file) != self._digests[row]:
             changed = "is another file than when the set was opened"
         if changed:
             where = f"{encoded['path']}, " if encoded and encoded["path"] else ""
             raise UserError(
-                f"{self._part.title}, row {row}: {where}{changed}: it is being changed while it is read; let that end, then "
-                "start again"
+                f"{self._part.title}, row {row}: {where}{changed}: it is being changed while it is read; let that end, "
+                "then start again"
             )
         return file
 
@@ -302,8 +315,8 @@ class ImageSplit(torch.utils.data.Dataset):
 
 
 def look_for_duplicates(splits: Mapping[str, ImageSplit], rule: str) -> None:
-    """Find rows whose file another row has, and deal with them by the rule. What is held out comes first, then validation, then
-    train: a picture that is in both is left out of train."""
+    """Find rows whose file another row has, and deal with them by the rule. What is held out comes first, then
+    validation, then train: a picture that is in both is left out of train."""
     seen: dict[bytes, str] = {}
     order = {"train": 2, "validation": 1}
     for name in sorted(splits, key=lambda name: order.get(name, 0)):

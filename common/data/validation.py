@@ -1,10 +1,10 @@
 """Which images are held out for validation, where a source has no split for it: a function of each image alone.
 
-An image is held out if a number in [0, 1) that its file's digest gives is below the share. Files that are added, removed,
-renamed or moved leave all others on their side, and copies of one file stand on one side.
+An image is held out if a number in [0, 1) that its file's digest gives is below the share. Files that are added,
+removed, renamed or moved leave all others on their side, and copies of one file stand on one side.
 
-Two exceptions keep either side of use. Of a class whose images would all be held out, one is kept to train on. And there is
-always at least one image to train on, and one to validate with.
+Two exceptions keep either side of use. Of a class whose images would all be held out, one is kept to train on. And
+there is always at least one image to train on, and one to validate with.
 
 Shapes: N rows of the training split.
 """

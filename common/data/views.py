@@ -34,8 +34,8 @@ def _uniforms(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int) -> Te
 def augment(images: Tensor, seed: int, rows: Any, epochs: Any, config: ImagesConfig) -> Tensor:
     """Return the images (B, C, H, W) moved by up to `shift` pixels on either axis, half of them mirrored where `flip`.
 
-    What comes in at a side is that side's own row or column, repeated. Zeros would be a frame that no image has, and the other
-    side's pixels an edge where there is none; a background goes on as it is. Nothing is resampled.
+    What comes in at a side is that side's own row or column, repeated. Zeros would be a frame that no image has, and
+    the other side's pixels an edge where there is none; a background goes on as it is. Nothing is resampled.
     """
     if not (config.shift or config.flip):
         return images
@@ -53,7 +53,8 @@ def augment(images: Tensor, seed: int, rows: Any, epochs: Any, config: ImagesCon
 
 
 def view(images: Tensor, seed: int, rows: Any, index: int, config: ImagesConfig) -> Tensor:
-    """Return view 0, the images themselves; 1, their mirror (where `flip`); or a further one, an augmentation: (B, C, H, W)."""
+    """Return view 0, the images themselves; 1, their mirror (where `flip`); or a further one, an augmentation: (B, C,
+    H, W)."""
     if index == 0:
         return images
     if index == 1 and config.flip:
@@ -69,8 +70,9 @@ def different_views(config: ImagesConfig) -> int:
 def default_views(images: int, config: ImagesConfig) -> int:
     """Return how many rows of codes an image of a train set of that many is worth.
 
-    Few rows are soon known by heart, so a small set gets views until it has `ROWS`, up to `MOST_VIEWS` an image. A large set
-    gets none: each view costs as much encoding as all the images do. The mirror alone always pays: it is as new as an image.
+    Few rows are soon known by heart, so a small set gets views until it has `ROWS`, up to `MOST_VIEWS` an image. A
+    large set gets none: each view costs as much encoding as all the images do. The mirror alone always pays: it is as
+    new as an image.
     """
     wanted = max(1 + config.flip, -(-ROWS // max(1, images)))
     return min(wanted, MOST_VIEWS, different_views(config))

@@ -55,7 +55,8 @@ class Settings(BaseSettings):
     batch_size: int = Field(64, ge=1)
     """images at once where they are encoded and scored"""
     precision: Precision = "fp32"
-    """of encoder, decoder and Transformer where images are priced; likelihoods are fp64 always, and drawing has its own"""
+    """of encoder, decoder and Transformer where images are priced; likelihoods are fp64 always, and drawing has its
+    own"""
 
 
 class Bench(NamedTuple):
@@ -81,15 +82,16 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
     data = codes.read(Path(c.codes or run / "codes"))
     if data.info.tokenizer.sha256 != pipeline.identity.sha256:
         raise UserError(
-            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, {pipeline.identity}: "
-            "encode again, or give --codes"
+            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
+            f"{pipeline.identity}: encode again, or give --codes"
         )
     settings, tokenizer = run_images(run / "tokenizer"), pipeline.tokenizer
     images = open_run_images(run / "tokenizer", tokenizer.config)
     tell_of_other_codes(codes.fingerprint(data), pipeline.prior.config)
     if data.info.source.get("fingerprint") != images.fingerprint:
         accelerator.print(
-            f"the codes are of other images than {settings.source}, the run's: held-out ones are of the run's", file=sys.stderr
+            f"the codes are of other images than {settings.source}, the run's: held-out ones are of the run's",
+            file=sys.stderr,
         )
     split = held_out(images.splits, c.split)
     eyes = Eyes(None, None)
@@ -97,11 +99,16 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
         eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
     plan = {
         "code": code(),
-        "tokenizer": pipeline.identity.sha256, "prior": sha256(run / "prior/model/model.safetensors"),
-        "images": images.fingerprint, "source": settings.source, "split": split.name, "codes": codes.fingerprint(data),
-        "features": eyes.features.identity if eyes.features else None, "batch_size": c.batch_size,
+        "tokenizer": pipeline.identity.sha256,
+        "prior": sha256(run / "prior/model/model.safetensors"),
+        "images": images.fingerprint,
+        "source": settings.source,
+        "split": split.name,
+        "codes": codes.fingerprint(data),
+        "features": eyes.features.identity if eyes.features else None,
+        "batch_size": c.batch_size,
         "precision": c.precision,
-    }  # fmt: skip
+    }
     return Bench(c, run, pipeline, data, images, split, eyes, plan, accelerator)
 
 

@@ -1,14 +1,15 @@
 """What an image costs: rate + distortion, the two terms of the ELBO, each image's and in nats.
 
-    −log p(x) ≤ −log p(z) − log p(x | z),   z = z(x)                      a posterior that is one code: the bound of the VQ-VAE
-    −log p(x) ≤ E_q[log q(z | x) − log p(z) − log p(x | z)]               a stochastic one (gumbel): minus the ELBO
-    −log p(x) ≤ E −log 1/S Σ_s p(z_s) p(x | z_s) / q(z_s | x)             of S draws, tighter (Burda et al. 2016,
+    −log p(x) ≤ −log p(z) − log p(x | z),   z = z(x)              a posterior that is one code: the bound of the VQ-VAE
+    −log p(x) ≤ E_q[log q(z | x) − log p(z) − log p(x | z)]       a stochastic one (gumbel): minus the ELBO
+    −log p(x) ≤ E −log 1/S Σ_s p(z_s) p(x | z_s) / q(z_s | x)     of S draws, tighter (Burda et al. 2016,
                                                                           https://arxiv.org/abs/1509.00519, eq. 8)
 
-Both sides of the first are lengths: the right one is what an arithmetic coder needs for z and then x (`pipeline/compress.py`
-has one), so no model can make it too small. The rate is that of three priors: uniform, the frequencies of the training split
-(independent codes), and the learned one. The learned prior is told the class, and the class is then paid for, ln of how many
-there are: the sum bounds −log p(x) as the others do. In bits per dimension: divided by ln 2 · C · H · W.
+Both sides of the first are lengths: the right one is what an arithmetic coder needs for z and then x
+(`pipeline/compress.py` has one), so no model can make it too small. The rate is that of three priors: uniform, the
+frequencies of the training split (independent codes), and the learned one. The learned prior is told the class, and the
+class is then paid for, ln of how many there are: the sum bounds −log p(x) as the others do. In bits per dimension:
+divided by ln 2 · C · H · W.
 
 Shapes: images (B, C, H, W) uint8; labels (B,), `num_classes` where there is none; nats (B,) float64.
 """
@@ -42,7 +43,9 @@ def scoring(pipeline: ImagePipeline) -> Scores:
     """Return the pipeline's prior. Raises `UserError` where it is one that does not say how likely codes are."""
     if not isinstance(pipeline.prior, Scores) or not pipeline.prior.config.layout.discrete:
         kind = pipeline.prior.config.architecture.name()
-        raise UserError(f"an image costs bits by the probability of its codes, and a prior of kind {kind} does not say it")
+        raise UserError(
+            f"an image costs bits by the probability of its codes, and a prior of kind {kind} does not say it"
+        )
     return pipeline.prior
 
 
@@ -84,8 +87,13 @@ class Bounds(NamedTuple):
 
 @torch.inference_mode()
 def stochastic_bounds(
-    pipeline: ImagePipeline, marginal: Marginal, images: Tensor, labels: Tensor, samples: int, generator: torch.Generator
-) -> Bounds:  # fmt: skip
+    pipeline: ImagePipeline,
+    marginal: Marginal,
+    images: Tensor,
+    labels: Tensor,
+    samples: int,
+    generator: torch.Generator,
+) -> Bounds:
     """Bounds by `samples` draws from a stochastic posterior; `generator` is on the CPU.
 
     Raises:

@@ -32,7 +32,8 @@ class Drawn(NamedTuple):
 
 
 def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
-    """Distances between features (M, D), (N, D) and those of training images. Too few images leave out what needs more."""
+    """Distances between features (M, D), (N, D) and those of training images. Too few images leave out what needs
+    more."""
     drawn, real, train = drawn.cpu(), real.cpu(), train.cpu()
     figures: dict[str, Any] = {}
     if min(map(len, (drawn, real, train))) > drawn.shape[1]:
@@ -44,7 +45,7 @@ def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, 
 
 def ask_classifier(
     drawn: Drawn, classifier: Classifier, held_out: LabelledSource, class_names: tuple[str, ...], device: torch.device
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Whether drawn images show what was asked for, and whether one could learn the classes from them."""
     figures: dict[str, Any] = {"classifier_accuracy": classifier.accuracy}
     asked = drawn.labels < len(class_names)
@@ -72,7 +73,7 @@ class RealImages(NamedTuple):
 
 def look_up(
     drawn: Drawn, real: RealImages, features: Features | None, encode: Callable[[Tensor], Tensor]
-) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
+) -> tuple[dict[str, Any], Tensor]:
     """Whether drawn images are nearer to training images than held-out images are, in pixels, features and codes.
 
     Args:
@@ -82,7 +83,7 @@ def look_up(
     """
     found: dict[str, Memorised] = {
         "pixels": memorised(drawn.images.flatten(1), real.train.flatten(1), real.held_out.flatten(1))
-    }  # fmt: skip
+    }
     if features is not None:
         assert drawn.features is not None and real.train_features is not None  # they were shown to them
         found["features"] = memorised(drawn.features.cpu(), real.train_features.cpu(), features(real.held_out).cpu())

@@ -1,8 +1,8 @@
 """A picture divided into places that are clicked or dragged over: the code grid of an image, or the codes themselves.
 
-Its value is {src, rows, columns, covered, chosen}: the picture as a data URI, the places that are covered, and one that is
-framed. A board to `cover` changes `covered` itself, and whoever asks reads it; a board to `pick` tells the places that were
-dragged over, once the pointer is lifted.
+Its value is {src, rows, columns, covered, chosen}: the picture as a data URI, the places that are covered, and one that
+is framed. A board to `cover` changes `covered` itself, and whoever asks reads it; a board to `pick` tells the places
+that were dragged over, once the pointer is lifted.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ from typing import Any
 
 from smalti.common.errors import UserError
 
-TEMPLATE = '<div class="tes-board ${mode}" role="img" aria-label="${told}"><img alt="" draggable="false"><div></div></div>'
+TEMPLATE = (
+    '<div class="tes-board ${mode}" role="img" aria-label="${told}"><img alt="" draggable="false"><div></div></div>'
+)
 
 SCRIPT = """
 const board = element.querySelector('.tes-board'), picture = board.querySelector('img'), marks = board.querySelector('div');

@@ -32,7 +32,14 @@ from smalti.tokenizer.base import DrawsCodes
 
 MOST_PIXELS = 20_000_000  # of a dropped picture: decoded it takes ten bytes a pixel for a moment
 LARGE = 2_000_000  # pixels, from which a picture is made smaller before it is brought to the tokenizer's size
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")  # whose head says how many pixels are decoded; an icon holds others
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "AVIF",
+)  # whose head says how many pixels are decoded; an icon holds others
 ROWS = 64  # images decoded at once
 PACE = 0.06  # seconds a frame
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # where a control stands that truncates nothing
@@ -101,8 +108,8 @@ class Desk:
         return Held(self._pixels(drawn.images[index]), codes, drawn.labels[index] if drawn.labels is not None else None)
 
     def drop(self, path: str) -> Held:
-        """Return a picture from a file; one at a time is decoded, however many are dropped. Raises `UserError` where it is none
-        that can be read."""
+        """Return a picture from a file; one at a time is decoded, however many are dropped. Raises `UserError` where it
+        is none that can be read."""
         try:
             image = self.reader.submit(self._read, Path(path)).result()
         except Exception as error:  # damaged files raise nearly anything in PIL
@@ -167,7 +174,7 @@ class CodeDesk(Desk):
 
     def complete(
         self, held: Held, covered: Any, label: int | None, number: int, seed: int | None, sampling: dict[str, Any]
-    ) -> tuple[Html, list[str]]:  # fmt: skip
+    ) -> tuple[Html, list[str]]:
         """Completions beside what was kept, and what is to be said of them."""
         places = board.read_places(covered, self.places)
         if not places:
@@ -251,12 +258,14 @@ def open_desk(pipeline: ImagePipeline, counts: Tensor | None) -> Desk:
 
 
 def smaller(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
-    """Return a large picture cropped to the shape of (H, W) pixels, and averaged down to no less than four times as many a
-    side: what follows takes forty bytes a pixel. A picture that is not large is returned as it is."""
+    """Return a large picture cropped to the shape of (H, W) pixels, and averaged down to no less than four times as
+    many a side: what follows takes forty bytes a pixel. A picture that is not large is returned as it is."""
     if picture.width * picture.height <= LARGE:
         return picture
     if picture.format == "JPEG":
-        picture.draft(None, (8 * max(size), 8 * max(size)))  # decodes every second, fourth or eighth pixel; turned or not
+        picture.draft(
+            None, (8 * max(size), 8 * max(size))
+        )  # decodes every second, fourth or eighth pixel; turned or not
     PIL.ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode in ("1", "P", "PA"):  # which do not average
         picture = picture.convert("L" if picture.mode == "1" else "RGBA" if picture.has_transparency_data else "RGB")
@@ -270,7 +279,7 @@ def smaller(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
 
 def read_sampling(
     temperature: float, guidance: float | None, top_k: float | None, top_p: float, min_p: float
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Settings of a call from where the controls stand."""
     given = {"top_k": int(top_k or 0), "top_p": top_p, "min_p": min_p}
     cut = {name: None if value == OFF[name] else value for name, value in given.items()}

@@ -68,12 +68,15 @@ def code_grid(codes: Tensor) -> Html:
 
 
 def looked_at(view: View, layout: Layout) -> Html:
-    """Return the picture, its codes where they lie in rows and columns, its reconstruction, what differs, and the figures."""
+    """Return the picture, its codes where they lie in rows and columns, its reconstruction, what differs, and the
+    figures."""
     C, H, W = view.image.shape[1:]
     depth = layout.depth if layout.rectangle else 1
     depths = view.codes.view(*layout.rectangle, depth).unbind(-1) if layout.rectangle and layout.discrete else ()
     grids = [
-        figure(code_grid(codes), "its codes" if depth == 1 else f"its codes, depth {i + 1} of {depth}", id=f"tes-codes-{i}")
+        figure(
+            code_grid(codes), "its codes" if depth == 1 else f"its codes, depth {i + 1} of {depth}", id=f"tes-codes-{i}"
+        )
         for i, codes in enumerate(depths)
     ]
     differs = difference(view.image, view.again)
@@ -82,13 +85,19 @@ def looked_at(view: View, layout: Layout) -> Html:
         *grids,
         figure(picture(to_pil(view.again)[0], "its reconstruction"), "what its codes decode to", id="tes-again"),
         figure(
-            picture(to_pil(differs)[0], "the difference"), f"the difference, {CONTRAST}-fold; grey is none", id="tes-difference"
+            picture(to_pil(differs)[0], "the difference"),
+            f"the difference, {CONTRAST}-fold; grey is none",
+            id="tes-difference",
         ),
     ]
     told = [("PSNR", f"{view.psnr:.1f} dB", "of the reconstruction; more is nearer")]
     if view.bits is not None:
         told.append(
-            ("codes", f"{number(round(view.bits))} bits", f"{str(layout).replace(' x ', ' × ')} as the prior predicts them")
+            (
+                "codes",
+                f"{number(round(view.bits))} bits",
+                f"{str(layout).replace(' x ', ' × ')} as the prior predicts them",
+            )
         )
     if view.evenly is not None:
         told.append(("without the prior", f"{number(round(view.evenly))} bits", "were all codes alike likely"))
@@ -98,7 +107,9 @@ def looked_at(view: View, layout: Layout) -> Html:
 
 def tiles(told: Sequence[tuple[str, str, str]]) -> Html:
     """A title, a value and what it means."""
-    each = (tag("div", tag("dt", title), tag("dd", value), tag("dd", means, class_="about")) for title, value, means in told)
+    each = (
+        tag("div", tag("dt", title), tag("dd", value), tag("dd", means, class_="about")) for title, value, means in told
+    )
     return tag("dl", *each, class_="tes-tiles")
 
 

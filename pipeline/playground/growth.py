@@ -1,9 +1,9 @@
 """How an image grows, code by code, in the order its codes were drawn.
 
-A code never changes once it is drawn, and an image drawn from nothing is drawn in raster order, also by a prior of any order:
-so the first n places of the finished codes are all that the sampler knew after n places, and showing them one after the other
-shows what it did, at a pace that can be watched. What a place looks like depends on its neighbours too: it is decoded amid
-those drawn so far, the others holding the most used code, and is grey to the eye until it is drawn.
+A code never changes once it is drawn, and an image drawn from nothing is drawn in raster order, also by a prior of any
+order: so the first n places of the finished codes are all that the sampler knew after n places, and showing them one
+after the other shows what it did, at a pace that can be watched. What a place looks like depends on its neighbours too:
+it is decoded amid those drawn so far, the others holding the most used code, and is grey to the eye until it is drawn.
 
 Shapes: codes (B, T), T = P·Q; images (B, C, H, W) uint8.
 """

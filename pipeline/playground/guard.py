@@ -1,8 +1,8 @@
 """Who may ask the page for something: those who know it by a name of its own, and no other site in their name.
 
-A stranger's site can make a visitor's browser ask this machine. By *DNS rebinding* its own name is made to mean this machine,
-and the browser lets it read the answers; *across sites* it can send forms and files without reading any. The first is told by
-the Host that is asked for, the second by the Origin that a browser sends along.
+A stranger's site can make a visitor's browser ask this machine. By *DNS rebinding* its own name is made to mean this
+machine, and the browser lets it read the answers; *across sites* it can send forms and files without reading any. The
+first is told by the Host that is asked for, the second by the Origin that a browser sends along.
 """
 
 import ipaddress
@@ -47,12 +47,14 @@ def log(error: Exception) -> None:
 
 
 class Guard:
-    """An ASGI application before the page's: it refuses whom the page is not for, in words, and passes on the others."""
+    """An ASGI application before the page's: it refuses whom the page is not for, in words, and passes on the
+    others."""
 
     def __init__(self, app: ASGIApp, names: set[str]):
         """
         Args:
-            names: by which the page is asked for; any address in numbers is another, since no name can be made to mean it.
+            names: by which the page is asked for; any address in numbers is another, since no name can be made to mean
+                it.
         """
         self.app, self.names = app, names
 

@@ -58,7 +58,8 @@ def told(event: Callable) -> Callable:
 
 
 class Blocks(gr.Blocks):
-    """Gradio's, whose log has a line for what cannot be answered: anybody may send anything, and a traceback is for faults."""
+    """Gradio's, whose log has a line for what cannot be answered: anybody may send anything, and a traceback is for
+    faults."""
 
     async def process_api(self, *given: Any, **named: Any) -> dict[str, Any]:
         try:
@@ -70,8 +71,8 @@ class Blocks(gr.Blocks):
             raise gr.Error("nothing can be made of what was sent; load the page again", print_exception=False) from None
 
     def queue(self, *given: Any, **named: Any) -> "Blocks":
-        """Begin the queue, in which an event whose session is "" has one of its own, as an event of none has: Gradio looks for
-        its messages under a name that it has not kept, and fails with a traceback."""
+        """Begin the queue, in which an event whose session is "" has one of its own, as an event of none has: Gradio
+        looks for its messages under a name that it has not kept, and fails with a traceback."""
         super().queue(*given, **named)
         push = self._queue.push
 
@@ -86,14 +87,26 @@ class Blocks(gr.Blocks):
 def theme() -> gr.themes.Base:
     """Of fonts that every system has: nothing is fetched."""
     made = gr.themes.Default(
-        primary_hue="blue", neutral_hue="slate", radius_size="sm", font=list(style.FONTS), font_mono=list(style.MONOSPACE)
+        primary_hue="blue",
+        neutral_hue="slate",
+        radius_size="sm",
+        font=list(style.FONTS),
+        font_mono=list(style.MONOSPACE),
     )
     return made.set(
-        body_background_fill="#fdfdfc", body_text_color_subdued="#5d6570", block_background_fill="transparent",
-        body_background_fill_dark="#16181b", block_background_fill_dark="transparent", block_border_width_dark="0px",
-        button_primary_background_fill="#2f6fc4", button_primary_background_fill_hover="#265da6",
-        button_primary_text_color="#ffffff", block_shadow="none", block_border_width="0px", checkbox_label_padding="4px 9px",
-    )  # fmt: skip
+        body_background_fill="#fdfdfc",
+        body_text_color_subdued="#5d6570",
+        block_background_fill="transparent",
+        body_background_fill_dark="#16181b",
+        block_background_fill_dark="transparent",
+        block_border_width_dark="0px",
+        button_primary_background_fill="#2f6fc4",
+        button_primary_background_fill_hover="#265da6",
+        button_primary_text_color="#ffffff",
+        block_shadow="none",
+        block_border_width="0px",
+        checkbox_label_padding="4px 9px",
+    )
 
 
 def _shown_label(held: Held) -> int:
@@ -143,9 +156,13 @@ class Page:
 
     def _drop_zone(self, name: str) -> gr.File:
         return gr.File(
-            label="Drop a picture", show_label=False, file_types=["image"], height=110, elem_id=f"drop-{name}",
+            label="Drop a picture",
+            show_label=False,
+            file_types=["image"],
+            height=110,
+            elem_id=f"drop-{name}",
             elem_classes="tes-drop",
-        )  # fmt: skip
+        )
 
     def _draw_tab(self) -> None:
         set_to = controls(self.desk.pipeline.sampling)
@@ -164,7 +181,12 @@ class Page:
                         0.1, max(2.0, set_to["temperature"]), set_to["temperature"], step=0.05, label="Temperature"
                     )
                     self.guidance = gr.Slider(
-                        0, max(4.0, set_to["guidance"]), set_to["guidance"], step=0.05, label="Guidance", visible=self.guided
+                        0,
+                        max(4.0, set_to["guidance"]),
+                        set_to["guidance"],
+                        step=0.05,
+                        label="Guidance",
+                        visible=self.guided,
                     )
                 cut = any(set_to[key] != off for key, off in OFF.items())
                 with gr.Accordion("Truncation", open=cut, visible="top_k" in self.desk.pipeline.prior.takes):
@@ -178,15 +200,17 @@ class Page:
                 self.draw = gr.Button("Draw", variant="primary", elem_id="draw-button")
             with gr.Column(scale=3, min_width=300):
                 self.sheet = gr.HTML(self.desk.sheet(self.first, 0), js_on_load=PICKED, elem_id="sheet")
-                self._note("Click an image to take it to the other pages. The same label, seed and settings draw it again.")
+                self._note(
+                    "Click an image to take it to the other pages. The same label, seed and settings draw it again."
+                )
 
     def _look_tab(self, held: Held) -> None:
         with gr.Row():
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_look = self._drop_zone("look")
                 self._note(
-                    "A picture of any shape is cropped and brought to the tokenizer's size. What its codes decode to is the "
-                    "best that any prior over them could draw of it."
+                    "A picture of any shape is cropped and brought to the tokenizer's size. What its codes decode to "
+                    "is the best that any prior over them could draw of it."
                 )
             with gr.Column(scale=4, min_width=300):
                 self.looked = gr.HTML(self.desk.look(held), elem_id="looked")
@@ -194,23 +218,43 @@ class Page:
     @staticmethod
     def _board(value: dict[str, Any], mode: str, told: str, name: str) -> gr.HTML:
         return gr.HTML(
-            value, html_template=board.TEMPLATE, js_on_load=board.SCRIPT, mode=mode, told=told, elem_id=name, padding=False
-        )  # fmt: skip
+            value,
+            html_template=board.TEMPLATE,
+            js_on_load=board.SCRIPT,
+            mode=mode,
+            told=told,
+            elem_id=name,
+            padding=False,
+        )
 
     # ---------------------------------------------------------------------------------------------------------- events
 
     @staticmethod
-    def _on(listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False) -> None:
+    def _on(
+        listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False
+    ) -> None:
         """Nobody but the page calls an event; one computes at a time, whoever waits, see `Desk`."""
         listen(
-            told(event), list(inputs), list(outputs), api_visibility="private", concurrency_limit=None,
+            told(event),
+            list(inputs),
+            list(outputs),
+            api_visibility="private",
+            concurrency_limit=None,
             show_progress="hidden" if quiet else "minimal",
-        )  # fmt: skip
+        )
 
     def on_draw(
-        self, labels: list[int], number: int, seed: int | None, growing: bool, temperature: float, guidance: float,
-        top_k: float, top_p: float, min_p: float,
-    ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
+        self,
+        labels: list[int],
+        number: int,
+        seed: int | None,
+        growing: bool,
+        temperature: float,
+        guidance: float,
+        top_k: float,
+        top_p: float,
+        min_p: float,
+    ) -> Iterator[tuple[Any, Any]]:
         sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
         drawn = self.desk.draw(labels or [], int(number), seed, sampling)
         for images in self.desk.grow(drawn) if growing else ():
@@ -226,7 +270,9 @@ class Page:
         held = self.desk.drop(path)
         return None, self.desk.sheet(drawn), *self._in_hand(held)
 
-    def _sampling(self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float) -> dict[str, Any]:
+    def _sampling(
+        self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float
+    ) -> dict[str, Any]:
         return read_sampling(temperature, guidance if self.guided else None, top_k, top_p, min_p)
 
     def _more_tabs(self, held: Held) -> None:
@@ -280,7 +326,9 @@ class CodePage(Page):
                 self.complete = gr.Button("Complete", variant="primary", elem_id="complete-button")
             with gr.Column(scale=2, min_width=300):
                 self.mask = self._board(self.desk.cover(held, self.desk.lower_half), "cover", "The picture", "mask")
-                self._note(f"Drag over places to cover them, over covered ones to uncover them. {self._how_it_completes()}")
+                self._note(
+                    f"Drag over places to cover them, over covered ones to uncover them. {self._how_it_completes()}"
+                )
             with gr.Column(scale=2, min_width=300):
                 completed, _ = self.desk.complete(held, self.desk.lower_half, held.label, COMPLETIONS, 0, {})
                 self.completed = gr.HTML(completed, elem_id="completed", elem_classes="tes-completions")
@@ -290,8 +338,8 @@ class CodePage(Page):
         if self.desk.pipeline.prior.config.any_order:
             return f"What is covered is drawn given everything that is kept. {settings}"
         return (
-            "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its row. "
-            f"What is kept below or right of it stays as it is, but is not heeded. {settings}"
+            "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its "
+            f"row. What is kept below or right of it stays as it is, but is not heeded. {settings}"
         )
 
     def _codebook_tab(self, held: Held) -> None:
@@ -302,15 +350,20 @@ class CodePage(Page):
             with gr.Column(scale=1, min_width=300):
                 with gr.Row():
                     self.by_use = gr.Radio(
-                        [("the most used first", True), ("by number", False)], value=book.counted, show_label=False,
-                        visible=book.counted, container=False,
-                    )  # fmt: skip
+                        [("the most used first", True), ("by number", False)],
+                        value=book.counted,
+                        show_label=False,
+                        visible=book.counted,
+                        container=False,
+                    )
                     depths = [(f"depth {depth + 1}", depth) for depth in range(book.depths)]
                     self.depth = gr.Radio(depths, value=0, show_label=False, visible=book.depths > 1, container=False)
                 self.number_of_page = gr.Slider(
                     1, max(2, book.pages), 1, step=1, label="Page of the codebook", visible=book.pages > 1
                 )
-                self.codes = self._board(self.desk.codes_board(0, book.counted, 0, code), "pick", "The codebook", "codes")
+                self.codes = self._board(
+                    self.desk.codes_board(0, book.counted, 0, code), "pick", "The codebook", "codes"
+                )
                 self.told = gr.HTML(self.desk.tell(0, code), elem_id="code")
             with gr.Column(scale=1, min_width=300):
                 self.painting = self._board(self.desk.canvas_board(canvas), "paint", "The image to paint", "canvas")
@@ -319,8 +372,8 @@ class CodePage(Page):
                     self.blank = gr.Button("Blank", size="sm", min_width=80, elem_id="blank")
                     self.again = gr.Button("Start again", size="sm", min_width=80, elem_id="in-hand")
                 self._note(
-                    "Choose a code on the left, then click or drag over the image: its places take the code, and the image is "
-                    "decoded anew. What a code looks like depends on its neighbours."
+                    "Choose a code on the left, then click or drag over the image: its places take the code, and the "
+                    "image is decoded anew. What a code looks like depends on its neighbours."
                 )
                 self.drop_codebook = self._drop_zone("codebook")
 
@@ -361,9 +414,18 @@ class CodePage(Page):
         return self.desk.cover(held, self.desk.lower_half)
 
     def on_complete(
-        self, held: Held, covered: dict[str, Any], label: int, number: int, seed: int | None, temperature: float,
-        guidance: float, top_k: float, top_p: float, min_p: float,
-    ) -> str:  # fmt: skip
+        self,
+        held: Held,
+        covered: dict[str, Any],
+        label: int,
+        number: int,
+        seed: int | None,
+        temperature: float,
+        guidance: float,
+        top_k: float,
+        top_p: float,
+        min_p: float,
+    ) -> str:
         sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
         made, warnings = self.desk.complete(
             held, covered.get("covered"), None if label == NO_CLASS else label, int(number), seed, sampling

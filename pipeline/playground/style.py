@@ -1,4 +1,5 @@
-"""How the page to play with looks: quiet, by day and by night, wide and narrow; its images large, each pixel to be seen."""
+"""How the page to play with looks: quiet, by day and by night, wide and narrow; its images large, each pixel to be
+seen."""
 
 from smalti.pipeline.playground import board
 

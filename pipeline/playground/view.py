@@ -39,8 +39,8 @@ def view(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
 
 
 def difference(image: Tensor, again: Tensor) -> Tensor:
-    """What the codes get wrong, `CONTRAST`-fold: grey 128 where nothing, lighter where they are too light. Of RGBA as on
-    white."""
+    """What the codes get wrong, `CONTRAST`-fold: grey 128 where nothing, lighter where they are too light. Of RGBA as
+    on white."""
     if image.shape[1] == 4:
         image, again = (_on_white(each) for each in (image, again))
     return (128 + CONTRAST * (again.int() - image.int())).clamp(0, 255).to(torch.uint8)

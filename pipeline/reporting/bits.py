@@ -1,6 +1,7 @@
 """Bits: what an image costs under each prior, and what the learned one is worth on held-out codes.
 
-In bits per dimension, for each number of an image, the cost is distortion + rate: its pixels given its codes, and its codes.
+In bits per dimension, for each number of an image, the cost is distortion + rate: its pixels given its codes, and its
+codes.
 """
 
 import math
@@ -32,8 +33,9 @@ def rate_distortion(found: Found, stage: str, distortion: float) -> Html:
     spoken = ", ".join(f"{prior} {distortion + rate:.3f}" for prior, rate in rates.items())
     of = found.of(stage, "priced" if stage == "pipeline" else "number")
     caption = (
-        f"What a held-out image costs, in bits for each of its numbers ({of}): its codes under each prior, and its pixels once "
-        f"the codes are known, which no prior changes. Shorter is better.{doubts(found, stage, 'learned' in rates)}"
+        f"What a held-out image costs, in bits for each of its numbers ({of}): its codes under each prior, and its "
+        "pixels once the codes are known, which no prior changes. Shorter is "
+        f"better.{doubts(found, stage, 'learned' in rates)}"
     )
     names = ("prior", "", "distortion", "rate", "sum", "under uniform")
     rows = [

@@ -1,7 +1,8 @@
-"""The model card of a run: README.md for the Hub, written from what is there of data, budget, figures, samples and limits.
+"""The model card of a run: README.md for the Hub, written from what is there of data, budget, figures, samples and
+limits.
 
-What was not measured is said to be so, with the command that measures it; figures of other weights than the run has now are
-left out. Nothing of the machine that is nobody's business is in it: of absolute paths there is the last name only.
+What was not measured is said to be so, with the command that measures it; figures of other weights than the run has now
+are left out. Nothing of the machine that is nobody's business is in it: of absolute paths there is the last name only.
 """
 
 import json
@@ -82,7 +83,7 @@ def begun_from(found: Found, what: What) -> list[str]:
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
-# -------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------- pictures
 
 
 def pictures(found: Found, what: What) -> dict[str, Path]:
@@ -121,7 +122,7 @@ def shown(found: Found, what: What) -> Iterator[str]:
         yield "*Held-out images above what their codes decode to.*"
 
 
-# ------------------------------------------------------------------------------------------------------------------- use
+# ------------------------------------------------------------------------------------------------------------------ use
 
 
 def use(found: Found, what: What, place: str) -> Iterator[str]:
@@ -174,7 +175,7 @@ def scores(found: Found) -> bool:
     return kind in ArchitectureConfig.kinds and hasattr(ArchitectureConfig.kinds[kind].builds, "log_prob")
 
 
-# ------------------------------------------------------------------------------------------------------------------ data
+# ----------------------------------------------------------------------------------------------------------------- data
 
 
 def _source(found: Found) -> Mapping[str, Any]:
@@ -204,7 +205,7 @@ def data(found: Found) -> Iterator[str]:
         yield card.details(f"{len(found.classes):,} classes", ", ".join(map(plain, found.classes)) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------- budget
+# --------------------------------------------------------------------------------------------------------------- budget
 
 
 def budget(found: Found, what: What) -> Iterator[str]:
@@ -220,7 +221,11 @@ def budget(found: Found, what: What) -> Iterator[str]:
         seen = None
         if isinstance(steps, int) and isinstance(batch, int):
             seen = sum(taken * size for taken, size in steps_by_batch(found.history(stage), steps, batch))
-        length = f"{_count(steps)} of {_count(batch)}" if steps else f"{_count(given.get('iterations'))} of EM, over all images"
+        length = (
+            f"{_count(steps)} of {_count(batch)}"
+            if steps
+            else f"{_count(given.get('iterations'))} of EM, over all images"
+        )
         spent = finite(seconds.get(stage))
         row = (_weights(found.path / stage / "model"), length, _count(seen), str(given.get("precision", "–")))
         rows.append((stage, *map(plain, row), "–" if spent is None else f"{spent:,.0f}"))
@@ -246,7 +251,7 @@ def _weights(model: Path) -> str:
         return f"{sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys()):,}"  # noqa: SIM118 - no mapping
 
 
-# --------------------------------------------------------------------------------------------------------------- figures
+# -------------------------------------------------------------------------------------------------------------- figures
 
 
 def figures(found: Found, what: What, others: Mapping[str, str]) -> Iterator[str]:
@@ -288,7 +293,7 @@ def measured(found: Found, stage: str) -> Iterator[str]:
     yield card.details("The whole protocol", card.fenced(_yaml(protocol), "yaml"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- limits
+# --------------------------------------------------------------------------------------------------------------- limits
 
 
 def limits(found: Found, what: What) -> Iterator[str]:
@@ -297,16 +302,24 @@ def limits(found: Found, what: What) -> Iterator[str]:
     told = []
     if c is not None and what != "prior":
         colours = {1: "grey", 3: "RGB", 4: "RGBA"}[c.image_channels]
-        told.append(f"Images are {c.image_size[0]}×{c.image_size[1]} {colours}; others are brought to that, and lose by it.")
+        told.append(
+            f"Images are {c.image_size[0]}×{c.image_size[1]} {colours}; others are brought to that, and lose by it."
+        )
     if "tokenizer" in found.evaluations and (seen := psnr(found)):
-        told.append(f"What codes do not keep is lost: reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])}).")
+        told.append(
+            f"What codes do not keep is lost: reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])})."
+        )
     if what != "tokenizer":
         labels = (found.prior or {}).get("class_names")
         told.append("It draws its classes and nothing else." if labels else "It draws without being asked for a class.")
         if (found.prior or {}).get("any_order"):
-            told.append("It was trained in every order of the places, and completes any part of an image from any other.")
+            told.append(
+                "It was trained in every order of the places, and completes any part of an image from any other."
+            )
         else:
-            told.append("It was trained in raster order: what is kept below or right of what it completes is not heeded.")
+            told.append(
+                "It was trained in raster order: what is kept below or right of what it completes is not heeded."
+            )
         if (share := found.value("pipeline", "memorised_codes")) is not None:
             near = "as near to a training image, in codes, as 1% of held-out ones are"
             told.append(f"Memorising: {share:.1%} of drawn images are {near}.")
@@ -317,17 +330,23 @@ def limits(found: Found, what: What) -> Iterator[str]:
             "differently, and now and then a draw with them."
         )
     if "fd_classifier" in found.evaluations.get("pipeline", {}).get("figures", {}):
-        told.append("Fréchet distances are on features of a classifier of these very images, and not to be held against FID.")
-    told.append("Other images than such as the source has were not measured. What is lopsided in the source is so here.")
+        told.append(
+            "Fréchet distances are on features of a classifier of these very images, and not to be held against FID."
+        )
+    told.append(
+        "Other images than such as the source has were not measured. What is lopsided in the source is so here."
+    )
     yield "".join(f"- {line}\n" for line in told)
 
 
-# --------------------------------------------------------------------------------------------------------- how it was made
+# ------------------------------------------------------------------------------------------------------ how it was made
 
 
 def made(found: Found, what: What) -> Iterator[str]:
     """The settings of the trainings, and the commands that repeat them."""
-    stages = [stage for stage in ("tokenizer", "prior") if stage in found.settings and what in ("pipeline", "prior", stage)]
+    stages = [
+        stage for stage in ("tokenizer", "prior") if stage in found.settings and what in ("pipeline", "prior", stage)
+    ]
     name, dirty, _ = (commit() or "").partition("-dirty")
     yield f"By {release()}{f', card at commit {name[:10]}{dirty}' if name else ''}. The settings of the trainings:\n"
     for stage in stages:
@@ -335,7 +354,7 @@ def made(found: Found, what: What) -> Iterator[str]:
     lines = [*stage_commands(found), *evaluation_commands(found)]
     if what == "tokenizer":
         lines = [line for line in lines if "tokenizer/" in line.split('"')[0]]
-    yield "With them saved under those names, the commands that repeat it; absolute paths are shortened to three dots:\n"
+    yield "With them saved under those names, these commands repeat it; absolute paths are shortened to dots:\n"
     again = shlex.quote(f"runs/{found.name}")
     text = "\n".join(lines).replace('"$again"', again)
     for stage in stages:
@@ -343,7 +362,7 @@ def made(found: Found, what: What) -> Iterator[str]:
     yield card.fenced(text, "sh")
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- pieces
 
 
 def _not_measured(command: str) -> str:

@@ -1,7 +1,8 @@
-"""The charts of a report: curves, the use of a codebook, bits, nats by place. Each as a PNG file and as SVG for the page.
+"""The charts of a report: curves, the use of a codebook, bits, nats by place. Each as a PNG file and as SVG for the
+page.
 
-The SVG draws its text and axes in the colour of the text around it, so that it is read on light and on dark alike. No text
-from a file is drawn: matplotlib would read a dollar sign in it as mathematics.
+The SVG draws its text and axes in the colour of the text around it, so that it is read on light and on dark alike. No
+text from a file is drawn: matplotlib would read a dollar sign in it as mathematics.
 """
 
 import io
@@ -71,9 +72,14 @@ def _save(figure: "Figure", path: Path) -> Html:
 
 
 def curves(
-    curves: Sequence[Curve], path: Path, *, levels: Mapping[str, float] | None = None, log: bool = False,
-    shares: bool = False, width: float = 4.0,
-) -> Html:  # fmt: skip
+    curves: Sequence[Curve],
+    path: Path,
+    *,
+    levels: Mapping[str, float] | None = None,
+    log: bool = False,
+    shares: bool = False,
+    width: float = 4.0,
+) -> Html:
     """Metrics over the step, and `levels` as dashed lines. `width` is in inches; `shares` are shown as percent."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -129,16 +135,14 @@ def bits(distortion: float, rates: Mapping[str, float], path: Path) -> Html:
     for place, total in enumerate(distortion + values):
         axes.annotate(
             f"{total:.3f}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=9, color=INK
-        )  # fmt: skip
+        )
     axes.invert_yaxis()
     axes.margins(x=0.09)
     if distortion >= 0:
         axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("bits per dimension", color=INK, fontsize=9)
-    figure.legend(
-        loc="outside upper left", ncols=2, fontsize=8.5, frameon=False, labelcolor=INK, handlelength=1.2
-    )  # fmt: skip
+    figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, frameon=False, labelcolor=INK, handlelength=1.2)
     return _save(figure, path)
 
 

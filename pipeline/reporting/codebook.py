@@ -23,7 +23,9 @@ def read_counts(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     except (ValueError, TypeError, OverflowError):
         counts = np.zeros(0, dtype=np.int64)
     if counts.ndim != 2 or not counts.size or counts.min() < 0:
-        raise UserError(f"{path} must hold counts, a list of whole numbers for each depth; training again writes it anew")
+        raise UserError(
+            f"{path} must hold counts, a list of whole numbers for each depth; training again writes it anew"
+        )
     return counts, value
 
 
@@ -37,8 +39,8 @@ def use_of_codes(found: Found, path: Path) -> Html:
     alt = f"How often each code was used, sorted: from {counts.max():,} times down to {counts.min():,}; {seen}"
     return page.figure(
         page.chart(drawn, alt, wide=True),
-        f"How often each code was used on the {of}, the most used first; {seen}. A curve that stays near the dashed line uses "
-        "its codes alike; one that falls early leaves codes idle.",
+        f"How often each code was used on the {of}, the most used first; {seen}. A curve that stays near the dashed "
+        "line uses its codes alike; one that falls early leaves codes idle.",
     )
 
 
@@ -52,6 +54,8 @@ def section(found: Found) -> Section:
         caption = "The codebook: its use over each split, what every code decodes to, and the nearest pairs of codes."
         parts.append(page.figure(page.tag("div", page.picture(drawn, caption), class_="plate"), caption))
     elif found.model is not None:
-        parts.append(page.missing("The patches of its codes were not drawn yet", found.command("tokenizer/codebook.py")))
+        parts.append(
+            page.missing("The patches of its codes were not drawn yet", found.command("tokenizer/codebook.py"))
+        )
     lacking = page.missing("There is no codebook yet", found.tokenizer_command)
     return Section("codebook", "Codebook", page.join(*parts) if parts else lacking, bool(parts))

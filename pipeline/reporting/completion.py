@@ -30,7 +30,8 @@ def half_rows(c: ImageTokenizerConfig) -> int:
 
 
 def completed(found: Found) -> tuple[list[Tensor], str]:
-    """Rows of images (n, C, H, W): originals, what is kept of them, and completions. Raises `UserError` if it cannot be."""
+    """Rows of images (n, C, H, W): originals, what is kept of them, and completions. Raises `UserError` if it cannot
+    be."""
     pipeline = ImagePipeline.from_run(found.path, found.sampling.sampling if found.sampling else SamplingConfig())
     pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     c = pipeline.tokenizer.config
@@ -59,9 +60,9 @@ def drawing(found: Found, rows: list[Tensor], split: str) -> Html:
     image = page.picture(path, alt, pixels=found.pixels)
     names = ("originals", "what is kept", *(f"drawn, seed {seed}" for seed in range(DRAWS)))
     caption = (
-        f"{len(rows[0])} images evenly spaced in the {split} split. Of each the upper half is kept and the lower half drawn "
-        "anew, knowing the class where there is one; nothing is read of what is hidden. What is kept is shown as its codes "
-        "decode."
+        f"{len(rows[0])} images evenly spaced in the {split} split. Of each the upper half is kept and the lower half "
+        "drawn anew, knowing the class where there is one; nothing is read of what is hidden. What is kept is shown as "
+        "its codes decode."
     )
     return page.figure(page.labelled(image, rows=names), caption)
 
@@ -78,6 +79,8 @@ def section(found: Found, wanted: bool) -> Section:
     try:
         rows, split = completed(found)
     except UserError as error:
-        reason = " ".join(map(private, str(error).replace(str(found.path), found.shown).split()))  # no folders of this machine
+        reason = " ".join(
+            map(private, str(error).replace(str(found.path), found.shown).split())
+        )  # no folders of this machine
         return lacking(page.paragraph(f"No images could be completed: {reason}", class_="missing"))
     return Section("completion", "Completion", drawing(found, rows, split))

@@ -25,7 +25,7 @@ from smalti.pipeline.generation_config import GenerationConfig
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.model import settings_class
 
-# --------------------------------------------------------------------------------------------------------- single values
+# -------------------------------------------------------------------------------------------------------- single values
 
 
 def finite(value: Any) -> float | None:
@@ -33,7 +33,7 @@ def finite(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
-# ---------------------------------------------------------------------------------------------------------- single files
+# --------------------------------------------------------------------------------------------------------- single files
 
 
 def read_model(path: Path) -> ImageTokenizerConfig:
@@ -45,7 +45,8 @@ def read_model(path: Path) -> ImageTokenizerConfig:
 
 
 def read_picture(path: Path) -> PIL.Image.Image:
-    """Return a picture of the run, decoded. Raises `UserError` for a damaged one, and for a link to what is somebody's else."""
+    """Return a picture of the run, decoded. Raises `UserError` for a damaged one, and for a link to what is somebody's
+    else."""
     return whole_picture(inside(path.parent, path.name), "remove it, or run what wrote it again")
 
 
@@ -58,7 +59,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} must hold JSON lines: {error}; the command that wrote it writes it again") from None
 
 
-# --------------------------------------------------------------------------------------------------------------- the run
+# -------------------------------------------------------------------------------------------------------------- the run
 
 
 class Found(NamedTuple):
@@ -79,7 +80,9 @@ class Found(NamedTuple):
         """The run as the page names it: what stands above it is the machine's affair."""
         if not self.path.is_absolute():
             return self.path
-        return self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else Path("...") / self.path.name
+        return (
+            self.path.relative_to(Path.cwd()) if self.path.is_relative_to(Path.cwd()) else Path("...") / self.path.name
+        )
 
     @property
     def shown(self) -> str:
@@ -104,7 +107,8 @@ class Found(NamedTuple):
     def tokenizer_script(self) -> str:
         """Which of the three makes the tokenizer."""
         settings = self.settings.get("tokenizer", {})
-        return f"tokenizer/{'cluster' if 'iterations' in settings else 'convert' if 'checkpoint' in settings else 'train'}.py"
+        script = "cluster" if "iterations" in settings else "convert" if "checkpoint" in settings else "train"
+        return f"tokenizer/{script}.py"
 
     @property
     def tokenizer_command(self) -> str:
@@ -140,7 +144,9 @@ class Found(NamedTuple):
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """What a stage's training logged, a line each time."""
-        return [line for line in read_lines(self.path / stage / "metrics.jsonl") if finite(line.get("step")) is not None]
+        return [
+            line for line in read_lines(self.path / stage / "metrics.jsonl") if finite(line.get("step")) is not None
+        ]
 
     def history(self, stage: str) -> list[Change]:
         """Return what a stage's training began from and with which settings it went on."""
@@ -156,7 +162,7 @@ class Found(NamedTuple):
         return read_lines(self.path / "samples/metadata.jsonl")
 
 
-# ------------------------------------------------------------------------------------------------------------- gathering
+# ------------------------------------------------------------------------------------------------------------ gathering
 
 
 def checked(evaluation: dict[str, Any], run: Path) -> dict[str, Any]:
@@ -223,13 +229,16 @@ def of_other_weights(found: Found) -> list[tuple[str, str]]:
 
 
 def other_sampling(found: Found) -> str | None:
-    """What to say of drawn images that were measured with other settings than are kept with the run now, as after tuning."""
+    """What to say of drawn images that were measured with other settings than are kept with the run now, as after
+    tuning."""
     measured = found.evaluations.get("pipeline", {}).get("protocol", {}).get("sampling")
     kept = None if found.sampling is None else found.sampling.sampling.model_dump(mode="json")
     if kept is None or not isinstance(measured, Mapping) or measured == kept:
         return None
     anew = found.command("pipeline/evaluate.py")
-    return f"The drawn images that were measured had other sampling settings than are kept now; {anew} measures them anew."
+    return (
+        f"The drawn images that were measured had other sampling settings than are kept now; {anew} measures them anew."
+    )
 
 
 def outdated(found: Found) -> Iterator[str]:
@@ -238,6 +247,6 @@ def outdated(found: Found) -> Iterator[str]:
         yield remark
     for name, stage in of_other_weights(found):
         yield (
-            f"The {name}'s figures on the {found.evaluations[name]['split']} split were measured with another {stage} than the "
-            f"run has now; {found.command(f'{name}/evaluate.py')} measures them anew."
+            f"The {name}'s figures on the {found.evaluations[name]['split']} split were measured with another {stage} "
+            f"than the run has now; {found.command(f'{name}/evaluate.py')} measures them anew."
         )

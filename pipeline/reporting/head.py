@@ -42,7 +42,8 @@ def reconstruction(found: Found, name: str) -> tuple[float, str] | None:
 
 
 def psnr(found: Found) -> tuple[float, str] | None:
-    """Return the pooled PSNR in dB, and of what. Of runs of before there is the mean over images alone, and it is called so."""
+    """Return the pooled PSNR in dB, and of what. Of runs of before there is the mean over images alone, and it is
+    called so."""
     if (pooled := reconstruction(found, "psnr_pooled")) is not None:
         return pooled[0], f"pooled, {pooled[1]}"
     mean = reconstruction(found, "psnr")

@@ -14,7 +14,9 @@ class Meaning(NamedTuple):
 
 
 MEANINGS = {
-    "psnr_pooled": Meaning("PSNR, dB", "of 8-bit reconstructions, the squared error pooled over the split, as papers have it"),
+    "psnr_pooled": Meaning(
+        "PSNR, dB", "of 8-bit reconstructions, the squared error pooled over the split, as papers have it"
+    ),
     "psnr": Meaning("PSNR, mean over images, dB", "of each image by itself, averaged: higher than the pooled one"),
     "ssim": Meaning("SSIM", "structural similarity of reconstructions; 1 is the original"),
     "distortion": Meaning("distortion, bits/dim", "what pixels cost once their codes are known"),
@@ -33,17 +35,23 @@ MEANINGS = {
     "train_nll": Meaning("nats, training images", "of as many training images"),
     "gap": Meaning("gap", "by how much held-out images cost more than training images: memorising is a large gap"),
     "bits_per_dim_error": Meaning("its standard error", "of the learned prior's bits per dimension, over images"),
-    "kernel_distance": Meaning("kernel distance", "to held-out images on the same features; chance may take it below 0"),
+    "kernel_distance": Meaning(
+        "kernel distance", "to held-out images on the same features; chance may take it below 0"
+    ),
     "precision": Meaning("precision", "share of drawn images among held-out ones: are they believable?", True),
     "recall": Meaning("recall", "share of held-out images among drawn ones: is everything drawn?", True),
     "density": Meaning("density", "how closely held-out images surround drawn ones; about 1 for real images"),
     "coverage": Meaning("coverage", "share of held-out images that have a drawn one in their neighbourhood", True),
-    "classifier_accuracy": Meaning("classifier accuracy", "on held-out images: how far to trust the next figures", True),
+    "classifier_accuracy": Meaning(
+        "classifier accuracy", "on held-out images: how far to trust the next figures", True
+    ),
     "class_agreement": Meaning("class agreement", "share of drawn images it takes for the class asked for", True),
     "classification_accuracy_score": Meaning(
-        "classification accuracy score", "on held-out images, of a classifier that learned from drawn images alone", True
+        "classification accuracy score",
+        "on held-out images, of a classifier that learned from drawn images alone",
+        True,
     ),
-}  # fmt: skip
+}
 PRIORS = {
     "uniform": "all codes alike likely",
     "independent": "each code by its frequency in train",
@@ -59,7 +67,9 @@ def meaning(name: str) -> Meaning:
         return Meaning("FID", "Fréchet distance to held-out images on Inception's features; lower is better")
     if name.startswith("memorised_"):
         what = name.removeprefix("memorised_")
-        return Meaning(f"memorised, {what}", f"as near to a training image in {what} as 1% of held-out images are", True)
+        return Meaning(
+            f"memorised, {what}", f"as near to a training image in {what} as 1% of held-out images are", True
+        )
     if name.endswith("_train") and (name.startswith("fd_") or name == "fid_train"):
         return Meaning(
             f"{meaning(name.removesuffix('_train')).title}, train",
@@ -73,8 +83,14 @@ def meaning(name: str) -> Meaning:
             return Meaning(f"rate, {prior}, bits/dim", f"what codes cost: {words}")
         if name.startswith(f"{prior}_") and name.endswith("_bits_per_dim"):
             bound = name.removeprefix(prior).removesuffix("_bits_per_dim").strip("_")
-            bounds = {"": "distortion and rate", "elbo": "evidence lower bound", "importance": "importance-weighted bound"}
-            return Meaning(f"bits/dim, {prior}" + (f", {bound}" if bound else ""), f"{bounds.get(bound, bound)}: {words}")
+            bounds = {
+                "": "distortion and rate",
+                "elbo": "evidence lower bound",
+                "importance": "importance-weighted bound",
+            }
+            return Meaning(
+                f"bits/dim, {prior}" + (f", {bound}" if bound else ""), f"{bounds.get(bound, bound)}: {words}"
+            )
     return Meaning(name, "")
 
 

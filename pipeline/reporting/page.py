@@ -1,7 +1,7 @@
 """The building blocks of a page that is one file: markup that escapes what it is given, tables, pictures inside it.
 
-Text becomes `Html` by being escaped and in no other way: whatever a file said, a class name or a setting, is shown as text.
-The page loads nothing: pictures stand in it as data, and it holds no script.
+Text becomes `Html` by being escaped and in no other way: whatever a file said, a class name or a setting, is shown as
+text. The page loads nothing: pictures stand in it as data, and it holds no script.
 """
 
 import base64
@@ -43,7 +43,9 @@ class Section(NamedTuple):
 
 def join(*parts: Any) -> Html:
     """Parts one after the other, those escaped that are not markup; None is nothing."""
-    return Html("".join(part if isinstance(part, Html) else html.escape(str(part)) for part in parts if part is not None))
+    return Html(
+        "".join(part if isinstance(part, Html) else html.escape(str(part)) for part in parts if part is not None)
+    )
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
@@ -103,7 +105,9 @@ def percent(value: float) -> str:
 # ------------------------------------------------------------------------------------------------------ tables and bars
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], *, words: Sequence[int] = (0,), caption: Any = None) -> Html:
+def table(
+    head: Sequence[Any], rows: Iterable[Sequence[Any]], *, words: Sequence[int] = (0,), caption: Any = None
+) -> Html:
     """Rows under a head. Columns hold numbers, flush right, but for those that hold `words`."""
 
     def row(kind: str, cells: Sequence[Any]) -> Html:
@@ -114,7 +118,9 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], *, words: Sequence
     return tag("div", tag("table", above, tag("thead", row("th", head)), body), class_="scroll", tabindex="0")
 
 
-def bars(head: tuple[str, str], values: Mapping[str, float], written: Mapping[str, str], *, caption: Any = None) -> Html:
+def bars(
+    head: tuple[str, str], values: Mapping[str, float], written: Mapping[str, str], *, caption: Any = None
+) -> Html:
     """A table of two columns whose numbers are drawn as bars too, all from zero."""
     most = max([*values.values(), 0.0]) or 1.0
 
@@ -132,7 +138,9 @@ def class_bars(caption: str, values: Mapping[str, float], write: Callable[[float
         ranked = sorted(values, key=values.__getitem__)
         shown = {name: values[name] for name in (*ranked[: CLASSES // 2], *ranked[-CLASSES // 2 :])}
         caption += f" (of {len(values):,} the {CLASSES // 2} lowest and highest)"
-    return bars(("class", "value"), shown, {name: write(float(value)) for name, value in shown.items()}, caption=caption)
+    return bars(
+        ("class", "value"), shown, {name: write(float(value)) for name, value in shown.items()}, caption=caption
+    )
 
 
 def figures_table(figures: Iterable[Figure], *, caption: Any = None) -> Html:
@@ -204,7 +212,9 @@ def document(title: str, head: Html, sections: Sequence[Section], foot: Html) ->
         tag("meta", name="color-scheme", content="light dark"),
     ]
     written = tag(
-        "html", tag("head", *meta, tag("title", f"{title} – Smalti"), tag("style", Html(STYLE))),
-        tag("body", main, tag("footer", foot)), lang="en",
-    )  # fmt: skip
+        "html",
+        tag("head", *meta, tag("title", f"{title} – Smalti"), tag("style", Html(STYLE))),
+        tag("body", main, tag("footer", foot)),
+        lang="en",
+    )
     return f"<!DOCTYPE html>\n{written}\n"

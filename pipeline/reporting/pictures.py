@@ -20,7 +20,7 @@ def evaluation_picture(found: Found, what: str) -> Path | None:
     return path if path.exists() else None
 
 
-# --------------------------------------------------------------------------------------------------------------- samples
+# -------------------------------------------------------------------------------------------------------------- samples
 
 
 def columns_of(image: PIL.Image.Image, found: Found) -> int:
@@ -78,18 +78,23 @@ def samples(found: Found) -> Section:
     return Section("samples", "Samples", page.join(content, sampling_line(found)))
 
 
-# ------------------------------------------------------------------------------------------------------- reconstructions
+# ------------------------------------------------------------------------------------------------------ reconstructions
 
 
 def reconstructions(found: Found) -> Section:
     path, parts = found.path / "tokenizer/reconstructions.png", []
     if path.exists():
         read_picture(path)
-        image = page.picture(path, "A row of validation images over a row of their reconstructions", pixels=found.pixels)
-        parts.append(page.figure(
-            page.labelled(image, rows=("originals", "through the codes")),
-            "Validation images over what is left of each when only its codes are kept: the best that any prior can draw.",
-        ))  # fmt: skip
+        image = page.picture(
+            path, "A row of validation images over a row of their reconstructions", pixels=found.pixels
+        )
+        parts.append(
+            page.figure(
+                page.labelled(image, rows=("originals", "through the codes")),
+                "Validation images over what is left of each when only its codes are kept: the best that any prior can "
+                "draw.",
+            )
+        )
     if "tokenizer" in found.evaluations:
         caption = f"On the {found.of('tokenizer', 'number')}"
         parts.append(page.figures_table(told_figures(found, "tokenizer"), caption=caption))
@@ -99,21 +104,25 @@ def reconstructions(found: Found) -> Section:
     return Section("reconstructions", "Reconstructions", page.join(*parts) if parts else lacking, bool(parts))
 
 
-# ------------------------------------------------------------------------------------------------------------ neighbours
+# ----------------------------------------------------------------------------------------------------------- neighbours
 
 
 def memorised(found: Found, shares: Mapping[str, float]) -> Html:
     """How many samples are as near to a training image as few held-out images are, and how to read that."""
     protocol = found.evaluations["pipeline"]["protocol"]
     looked, among = protocol.get("neighbours"), protocol.get("neighbours_among")
-    counts = f" Looked up were {number(looked)} drawn images among {number(among)} of train." if looked and among else ""
+    counts = (
+        f" Looked up were {number(looked)} drawn images among {number(among)} of train." if looked and among else ""
+    )
     reading = (
-        "The threshold is set so that 1% of held-out images, which nobody has memorised, fall under it: about 1% is what a "
-        "sampler that copies nothing shows, and a share many times that says that training images are repeated. Few codes, "
-        "or few training images, raise it too."
+        "The threshold is set so that 1% of held-out images, which nobody has memorised, fall under it: about 1% is "
+        "what a sampler that copies nothing shows, and a share many times that says that training images are repeated. "
+        "Few codes, or few training images, raise it too."
     )
     rows = [(kind, percent(share)) for kind, share in shares.items()]
-    return page.join(page.table(("measured in", "as near as 1% of held-out images"), rows), page.paragraph(reading, counts))
+    return page.join(
+        page.table(("measured in", "as near as 1% of held-out images"), rows), page.paragraph(reading, counts)
+    )
 
 
 def neighbours(found: Found) -> Section:
@@ -127,8 +136,8 @@ def neighbours(found: Found) -> Section:
     alt = f"Drawn images over the nearest training image of each in {', '.join(shares)}"
     image = page.picture(path, alt, pixels=found.pixels)
     caption = (
-        "The upper row was drawn. Under each image stands the training image nearest to it, once for each way of measuring: "
-        "an image that repeats one of them would stand there twice."
+        "The upper row was drawn. Under each image stands the training image nearest to it, once for each way of "
+        "measuring: an image that repeats one of them would stand there twice."
     )
     rows = page.labelled(image, rows=("drawn", *(f"nearest in {kind}" for kind in shares)))
     return Section("neighbours", title, page.join(page.figure(rows, caption), memorised(found, shares)))

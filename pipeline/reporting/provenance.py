@@ -13,7 +13,7 @@ from smalti.pipeline.reporting import page
 from smalti.pipeline.reporting.found import Found
 from smalti.pipeline.reporting.page import Html, Section
 
-# ------------------------------------------------------------------------------------------------ settings and protocols
+# ----------------------------------------------------------------------------------------------- settings and protocols
 
 
 def as_yaml(value: Any) -> Html:
@@ -29,13 +29,22 @@ def protocol_row(evaluation: Mapping[str, Any]) -> tuple[Any, ...]:
     priced, drawn = protocol.get("number", protocol.get("priced")), protocol.get("drawn")
     images = " + ".join(f"{n:,}{what}" for n, what in ((priced, ""), (drawn, " drawn")) if isinstance(n, int))
     accelerators = machine.get("accelerators")
-    device = ", ".join(map(str, accelerators)) if isinstance(accelerators, list) and accelerators else machine.get("cpu", "–")
+    device = (
+        ", ".join(map(str, accelerators))
+        if isinstance(accelerators, list) and accelerators
+        else machine.get("cpu", "–")
+    )
     cores = f", {machine['cores']} cores" if "cores" in machine else ""
     commit, dirty, _ = str(evaluation.get("commit") or "–").partition("-dirty")
     return (
-        evaluation["stage"], evaluation["split"], images, str(protocol.get("seed", "–")), evaluation.get("date", "–"),
-        page.code(commit[:10] + dirty), f"{device}{cores}",
-    )  # fmt: skip
+        evaluation["stage"],
+        evaluation["split"],
+        images,
+        str(protocol.get("seed", "–")),
+        evaluation.get("date", "–"),
+        page.code(commit[:10] + dirty),
+        f"{device}{cores}",
+    )
 
 
 def protocol_details(evaluation: Mapping[str, Any]) -> Html:
@@ -63,7 +72,7 @@ def settings(found: Found) -> Section:
     return Section("settings", "Settings and protocols", page.join(*parts))
 
 
-# -------------------------------------------------------------------------------------------------------------- commands
+# ------------------------------------------------------------------------------------------------------------- commands
 
 
 def drawing_options(found: Found) -> str:
@@ -109,13 +118,18 @@ def evaluation_commands(found: Found) -> Iterator[str]:
 def commands(found: Found) -> Section:
     """What repeats the run in a folder beside it."""
     lines = [
-        f"run={found.shown}", f"again={shlex.quote(f'{found.place}-again')}", *stage_commands(found),
-        *evaluation_commands(found), 'python pipeline/report.py "$again"',
-    ]  # fmt: skip
+        f"run={found.shown}",
+        f"again={shlex.quote(f'{found.place}-again')}",
+        *stage_commands(found),
+        *evaluation_commands(found),
+        'python pipeline/report.py "$again"',
+    ]
     how = (
-        "In order, from the folder of the code. The trainings take the settings that this run kept, whatever was given on the "
-        "command line included; evaluations are as they were recorded, or with their defaults where there was none. Names "
-        "that begin with three dots were absolute paths: put your own there. On several devices, "
+        "In order, from the folder of the code. The trainings take the settings that this run kept, whatever was given "
+        "on the command line included; evaluations are as they were recorded, or with their defaults where there was "
+        "none. Names that begin with three dots were absolute paths: put your own there. On several devices, "
     )
-    launch = page.paragraph(how, page.code("accelerate launch -q SCRIPT"), " stands for ", page.code("python SCRIPT"), ".")
+    launch = page.paragraph(
+        how, page.code("accelerate launch -q SCRIPT"), " stands for ", page.code("python SCRIPT"), "."
+    )
     return Section("commands", "Commands that repeat it", page.join(launch, page.listing("\n".join(lines))))

@@ -12,23 +12,31 @@ from smalti.pipeline.reporting.page import Html, Section, number
 
 class Panel(NamedTuple):
     title: str
-    names: Mapping[str, tuple[str, bool | None]]  # of each curve: the metric, and whether validation's, training's or either
+    names: Mapping[
+        str, tuple[str, bool | None]
+    ]  # of each curve: the metric, and whether validation's, training's or either
     log: bool = False
     shares: bool = False
 
 
 PANELS = (
-    Panel("losses", {
-        "loss": ("loss", False), "reconstruction": ("reconstruction_loss", False), "commitment": ("commitment_loss", False),
-        "regularizer": ("regularizer", False),
-    }, log=True),
+    Panel(
+        "losses",
+        {
+            "loss": ("loss", False),
+            "reconstruction": ("reconstruction_loss", False),
+            "commitment": ("commitment_loss", False),
+            "regularizer": ("regularizer", False),
+        },
+        log=True,
+    ),
     Panel("mean squared error", {"train": ("objective", None)}),
     Panel("empty codes", {"train": ("empty", None)}),
     Panel("distortion, bits per dimension", {"train": ("distortion", False), "validation": ("distortion", True)}),
     Panel("PSNR on validation, dB", {"pooled": ("psnr_pooled", True), "mean over images": ("psnr", True)}),
     Panel("codebook in use on validation", {"validation": ("usage", True)}, shares=True),
     Panel("perplexity on validation", {"validation": ("perplexity", True)}),
-)  # fmt: skip
+)
 
 
 def curve(name: str, lines: Sequence[Mapping[str, Any]], metric: str, *, log: bool = False) -> Curve | None:
@@ -43,7 +51,7 @@ def ends(curves: Sequence[Curve]) -> str:
     return "; ".join(f"{each.name} ends at {number(float(each.values[-1]))}" for each in curves)
 
 
-# ------------------------------------------------------------------------------------------------------------- tokenizer
+# ------------------------------------------------------------------------------------------------------------ tokenizer
 
 
 def panels(found: Found, lines: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
@@ -60,7 +68,7 @@ def panels(found: Found, lines: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
             yield page.panel(panel.title, page.chart(drawn, f"{panel.title} over the step: {ends(curves)}"))
 
 
-# ----------------------------------------------------------------------------------------------------------------- prior
+# ---------------------------------------------------------------------------------------------------------------- prior
 
 
 def words(name: str) -> str:

@@ -1,10 +1,11 @@
 """The gated PixelCNN as a prior over codes.
 
-Shapes: labels (B,), codes (B, T) in raster order, the Q codes of a place side by side; features (B, C, h, w); x (B, T, C) what
-the head reads; logits (B, T, V).
+Shapes: labels (B,), codes (B, T) in raster order, the Q codes of a place side by side; features (B, C, h, w); x (B, T,
+C) what the head reads; logits (B, T, V).
 
-The stacks say what a place may know of the places before it; the codes of one place, where it has several, are predicted one
-after another, each from the place's features and an embedding of those before it. So every code has an exact probability.
+The stacks say what a place may know of the places before it; the codes of one place, where it has several, are
+predicted one after another, each from the place's features and an embedding of those before it. So every code has an
+exact probability.
 """
 
 import torch
@@ -70,7 +71,8 @@ class PixelCNNPrior(AutoregressivePrior):
         return self.code_embedding(digits + self.first_rows[places]).sum(-2)
 
     def at_depth(self, features: Tensor, before: Tensor, depth: int) -> Tensor:
-        """Return what the code at this depth of a place reads: features (..., C), and the codes before it there, embedded."""
+        """Return what the code at this depth of a place reads: features (..., C), and the codes before it there,
+        embedded."""
         if depth == 0 or self.place_mlp is None or self.place_norm is None:
             return features
         return features + self.place_mlp(self.place_norm(features + before))
@@ -89,9 +91,13 @@ class PixelCNNPrior(AutoregressivePrior):
 
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
         a, width = self.architecture, self.width
-        kept = a.depth * a.dim * width * (2 + a.kernel // 2 + 2)  # of a layer: what is above, rows, and the row to the left
+        kept = (
+            a.depth * a.dim * width * (2 + a.kernel // 2 + 2)
+        )  # of a layer: what is above, rows, and the row to the left
         return (
-            4 * batch_size * ((1 + (config.guidance != 1)) * kept + 8 * max(self.vocabularies) + 8 * self.config.layout.length)
+            4
+            * batch_size
+            * ((1 + (config.guidance != 1)) * kept + 8 * max(self.vocabularies) + 8 * self.config.layout.length)
         )
 
     @torch.inference_mode()
@@ -107,13 +113,15 @@ class PixelCNNPrior(AutoregressivePrior):
 
 
 class Steps:
-    """A PixelCNN one code after another: `logits(t, digits)` of code t's parts where they are wanted, then `put(t, code)`."""
+    """A PixelCNN one code after another: `logits(t, digits)` of code t's parts where they are wanted, then `put(t,
+    code)`."""
 
     def __init__(self, prior: PixelCNNPrior, labels: Tensor, known: int = 0):
         """
         Args:
             labels: (R,), a row each.
-            known: places at the beginning whose codes are only put; of the whole rows among them nothing else is computed.
+            known: places at the beginning whose codes are only put; of the whole rows among them nothing else is
+                computed.
         """
         self.prior, self.Q, self.width = prior, prior.config.layout.depth, prior.width
         self.first_place = known // self.width * self.width
@@ -180,7 +188,9 @@ class Batch:
                 logits = torch.lerp(unconditional, conditional, self.scales[t])
             drawn = draw(logits, u, self.config)
             if (drawn >= logits.shape[1]).any():  # beyond the last code, which no probability is
-                raise UserError("the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged")
+                raise UserError(
+                    "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"
+                )
             parts.append(drawn)
         return to_index(torch.stack(parts, dim=-1), self.prior.vocabularies)
 

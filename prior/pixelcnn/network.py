@@ -3,12 +3,12 @@
     vertical      at row i has seen all columns of rows 0, ..., i
     horizontal    at place (i, j) has seen row i up to column j − 1, and the vertical stack at row i − 1
 
-One masked convolution would leave a blind spot to the right above each place; two stacks leave none. Every layer is gated by
-tanh(a) · sigmoid(b), to which the class adds a bias. (van den Oord et al. 2016, Conditional image generation with PixelCNN
-decoders, https://arxiv.org/abs/1606.05328, sec. 2.1 to 2.3 and figure 2.)
+One masked convolution would leave a blind spot to the right above each place; two stacks leave none. Every layer is
+gated by tanh(a) · sigmoid(b), to which the class adds a bias. (van den Oord et al. 2016, Conditional image generation
+with PixelCNN decoders, https://arxiv.org/abs/1606.05328, sec. 2.1 to 2.3 and figure 2.)
 
-Shapes: B samples, C channels, h x w places; x (B, C, h, w) embedded codes, condition (B, C), features (B, C, h, w). `k` is an
-odd kernel size, of which a layer sees r = k // 2 places to the left, to the right and above.
+Shapes: B samples, C channels, h x w places; x (B, C, h, w) embedded codes, condition (B, C), features (B, C, h, w). `k`
+is an odd kernel size, of which a layer sees r = k // 2 places to the left, to the right and above.
 """
 
 import torch
@@ -34,7 +34,9 @@ class GatedLayer(nn.Module):
         self.radius, self.first = kernel // 2, first
         self.vertical = nn.Conv2d(channels, 2 * channels, (self.radius + 1, kernel))
         self.horizontal = nn.Conv2d(channels, 2 * channels, (1, self.radius + (not first)))
-        self.link = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)  # from the vertical stack to the horizontal one
+        self.link = nn.Conv2d(
+            2 * channels, 2 * channels, 1, bias=False
+        )  # from the vertical stack to the horizontal one
         self.condition = nn.Linear(channels, 4 * channels, bias=False)
         self.out = nn.Conv2d(channels, channels, 1)
         self.dropout = nn.Dropout(dropout)
@@ -72,8 +74,8 @@ class Stacks(nn.Module):
 class RowByRow:
     """The stacks computed one place after the other: what earlier places have given is kept and not computed again.
 
-    Of the vertical stack a layer keeps its last r + 1 input rows, since a row is computed once, when it is whole; of the
-    horizontal stack the r places to the left. A place costs a few products with (B, C · k / 2) and no convolution.
+    Of the vertical stack a layer keeps its last r + 1 input rows, since a row is computed once, when it is whole; of
+    the horizontal stack the r places to the left. A place costs a few products with (B, C · k / 2) and no convolution.
 
         for each place in raster order:  features = stacks.features(j); ...; stacks.put(j, embedded code)
         after each row:                  stacks.end_row()
@@ -86,7 +88,9 @@ class RowByRow:
         of = [layer.condition(condition)[..., None].chunk(2, dim=1) for layer in self.layers]  # (B, 2C, 1) each
         self.of_v, self.of_h = [v for v, _ in of], [h for _, h in of]
         self.row = condition.new_zeros(*size, width)  # embedded codes of the row
-        self.above = [condition.new_zeros(size[0], 2 * size[1], width) for _ in self.layers]  # link(vertical) of the row before
+        self.above = [
+            condition.new_zeros(size[0], 2 * size[1], width) for _ in self.layers
+        ]  # link(vertical) of the row before
         self.rows = [
             condition.new_zeros(*size, layer.radius + 1, width) for layer in self.layers
         ]  # inputs of the vertical stack

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 from smalti.prior.config import ArchitectureConfig
 
 Preset = Literal["5m", "14m", "38m", "111m", "343m"]
-PRESETS: dict[Preset, dict[str, int]] = {  # named after their weights; of the last two with the 16,384 codes of LlamaGen
+PRESETS: dict[
+    Preset, dict[str, int]
+] = {  # named after their weights; of the last two with the 16,384 codes of LlamaGen
     "5m": {"depth": 6, "dim": 256, "heads": 4},
     "14m": {"depth": 8, "dim": 384, "heads": 6},
     "38m": {"depth": 12, "dim": 512, "heads": 8},
@@ -33,8 +35,8 @@ class TransformerConfig(ArchitectureConfig):
     heads: int = Field(4, ge=1, le=2**12)
     """attention heads; dim / heads must divide by 4, two rotated pairs for each of the two axes"""
     kv_heads: int | None = Field(None, ge=1)
-    """heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023): fewer make the cache smaller;
-    null is as many as heads"""
+    """heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023): fewer make the cache
+    smaller; null is as many as heads"""
     dropout: float = Field(0.1, ge=0, lt=1)
     """on embeddings and on what each block adds; small sets need it"""
 

@@ -3,8 +3,8 @@
 Shapes: x (B, T, C), queries (B, heads, T, head_dim), keys and values (B, key_heads, T, head_dim), cos and sin of a turn
 (T, head_dim / 2), or (B, 1, T, head_dim / 2) where images differ in their order.
 
-A key is turned by where its code stands, a query by the place that is to be predicted: what attention sees is how far a code
-lies from there along each axis, whatever the order.
+A key is turned by where its code stands, a query by the place that is to be predicted: what attention sees is how far a
+code lies from there along each axis, whatever the order.
 
 Rotary positions: Su et al. (2021), here a share of the pairs for each axis of the layout. QK-norm: Henry et al. (2020).
 Grouped queries: Ainslie et al. (2023).
@@ -26,8 +26,9 @@ SHORT = 256  # up to this length plain products beat the fused attention on a CP
 
 
 def rotary_angles(layout: Layout, head_dim: int) -> Tensor:
-    """Return how far each pair is turned, (1 + T, head_dim / 2): row 0 is of the class, at the origin; row 1 + t of the code at
-    place t of the sequence, where the layout says that it stands. Pairs that the axes leave over are not turned."""
+    """Return how far each pair is turned, (1 + T, head_dim / 2): row 0 is of the class, at the origin; row 1 + t of the
+    code at place t of the sequence, where the layout says that it stands. Pairs that the axes leave over are not
+    turned."""
     places = layout.coordinates().repeat_interleave(layout.depth, 0)  # (T, axes)
     axes = places.shape[1]
     pairs = head_dim // 2 // axes  # of each axis

@@ -1,14 +1,16 @@
 """The prior: a causal Transformer over the codes of one image, opened by its class.
 
 Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
-codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their sizes;
-order (B, T), the place of the sequence that each step predicts.
+codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their
+sizes; order (B, T), the place of the sequence that each step predicts.
 
 The input is [class, c_0, ..., c_{T-2}], the output a distribution over c_0, ..., c_{T-1}: log p(codes | class) is the
-sum of their log-probabilities, the rate term of the lecture's ELBO. Depths of a place have embeddings and heads of their own.
+sum of their log-probabilities, the rate term of the lecture's ELBO. Depths of a place have embeddings and heads of
+their own.
 
-Added to an input is an embedding of the place to predict, its queries are turned by that place and its keys by the one where
-its own code stands; so the same weights can predict the places in any order, and the input is then [class, c_{o_0}, c_{o_1},
+Added to an input is an embedding of the place to predict, its queries are turned by that place and its keys by the one
+where its own code stands; so the same weights can predict the places in any order, and the input is then [class,
+c_{o_0}, c_{o_1},
 ...]. (Target-aware positions: Yu et al. 2024, RAR, sec. 3.2.)
 """
 
@@ -88,7 +90,9 @@ class CausalTransformer(AutoregressivePrior):
         if order is None:
             return Turn(self.cos[1:], self.sin[1:]), Turn(self.cos[:-1], self.sin[:-1])
         target, own = 1 + order, own_rows(order)
-        return Turn(self.cos[target][:, None], self.sin[target][:, None]), Turn(self.cos[own][:, None], self.sin[own][:, None])
+        return Turn(self.cos[target][:, None], self.sin[target][:, None]), Turn(
+            self.cos[own][:, None], self.sin[own][:, None]
+        )
 
     def matrices(self) -> list[nn.Parameter]:
         return [p for p in self.blocks.parameters() if p.ndim == 2]
@@ -99,5 +103,6 @@ class CausalTransformer(AutoregressivePrior):
 
 
 def own_rows(order: Tensor) -> Tensor:
-    """order (B, T) -> (B, T): the row of the table of angles where each step's input stands: the class, then each code."""
+    """order (B, T) -> (B, T): the row of the table of angles where each step's input stands: the class, then each
+    code."""
     return F.pad(1 + order[:, :-1], (1, 0))

@@ -1,7 +1,8 @@
 """What every quantizer is and returns.
 
-A quantizer knows places and no grid: whether these are rows and columns, moments or both is its caller's affair. Vectors lie
-channel first, as convolutions leave them: transposing them would cost as much as the search in a small codebook.
+A quantizer knows places and no grid: whether these are rows and columns, moments or both is its caller's affair.
+Vectors lie channel first, as convolutions leave them: transposing them would cost as much as the search in a small
+codebook.
 
 Shapes, for B samples of P places, D channels, K values a code and Q codes a place:
     z_e      (B, D, P)  encoder output

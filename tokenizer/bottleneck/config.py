@@ -3,7 +3,7 @@
 size       K, how many values a code has
 dim        D, channels between encoder and decoder
 depth      Q, codes a place: 1 but for `residual`
-factors    whole numbers whose product is K, the most significant first: (K,) for a table of vectors, the digits a code is
+factors    whole numbers whose product is K, most significant first: (K,) for a table of vectors, the digits a code is
            made of where there is no table
 """
 

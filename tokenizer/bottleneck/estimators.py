@@ -34,9 +34,9 @@ def straight_through(z_e: Tensor, e: Tensor) -> Tensor:
 def rotation(z_e: Tensor, e: Tensor) -> Tensor:
     """dL/dz_e is dL/dz_q, turned and scaled as e is turned and scaled from z_e.
 
-    z_q = λ R z_e with λ = |e| / |z_e| and R = I − 2 r rᵀ + 2 ê ẑᵀ, r = (ê + ẑ) / |ê + ẑ|, λ and R held constant: Fifty et
-    al. (2024), https://arxiv.org/abs/2410.06424, sec. 4.2. The angle between gradient and code is that between gradient
-    and encoder output; straight-through keeps the direction instead, and is used where there is no angle.
+    z_q = λ R z_e with λ = |e| / |z_e| and R = I − 2 r rᵀ + 2 ê ẑᵀ, r = (ê + ẑ) / |ê + ẑ|, λ and R held constant: Fifty
+    et al. (2024), https://arxiv.org/abs/2410.06424, sec. 4.2. The angle between gradient and code is that between
+    gradient and encoder output; straight-through keeps the direction instead, and is used where there is no angle.
     """
     with torch.no_grad():
         to, at = F.normalize(e, dim=-2), F.normalize(z_e, dim=-2)
@@ -51,8 +51,8 @@ def rotation(z_e: Tensor, e: Tensor) -> Tensor:
 def gumbel_softmax(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """A draw from softmax(logits), one-hot forward and soft backward: logits (N, K) -> one_hot (N, K), indices (N,).
 
-    Jang et al. (2017), https://arxiv.org/abs/1611.01144, sec. 2.2: the argmax of logits + Gumbel noise is an exact draw;
-    its gradient is taken as that of the softmax of the same sum at a temperature.
+    Jang et al. (2017), https://arxiv.org/abs/1611.01144, sec. 2.2: the argmax of logits + Gumbel noise is an exact
+    draw; its gradient is taken as that of the softmax of the same sum at a temperature.
     """
     uniform = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny)
     soft = ((logits - (-uniform.log()).log()) / temperature).softmax(dim=-1)

@@ -1,12 +1,13 @@
 """`gumbel`: the code is drawn, not chosen: the lecture's hard-forward, soft-backward estimator.
 
-    q(k | z_e) = softmax_k(−s |z_e − e_k|²)                      a posterior over codes, sharper as s grows; s is learned
+    q(k | z_e) = softmax_k(−s |z_e − e_k|²)          a posterior over codes, sharper as s grows; s is learned
     one_hot    = onehot(argmax_k(log q + Gumbel noise))          forward: an exact draw from q
     d one_hot  = d softmax((log q + noise) / τ)                  backward: τ falls with the step
 
-Jang et al. (2017), https://arxiv.org/abs/1611.01144; as a tokenizer Ramesh et al. (2021), https://arxiv.org/abs/2102.12092,
-app. A. The regularizer is the ELBO's rate under a uniform prior, KL(q || uniform) = ln K − H(q). In evaluation the
-likeliest code is taken, which is the nearest. The softmax needs N x K memory, which is why this one is not the default.
+Jang et al. (2017), https://arxiv.org/abs/1611.01144; as a tokenizer Ramesh et al. (2021),
+https://arxiv.org/abs/2102.12092, app. A. The regularizer is the ELBO's rate under a uniform prior, KL(q || uniform) =
+ln K − H(q). In evaluation the likeliest code is taken, which is the nearest. The softmax needs N x K memory, which is
+why this one is not the default.
 """
 
 import math

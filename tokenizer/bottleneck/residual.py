@@ -2,10 +2,10 @@
 
     r_0 = z_e,   e_q = quantize_q(r_q),   r_{q+1} = r_q − e_q,   z_q = Σ e_q
 
-Lee et al. (2022, RQ-VAE), https://arxiv.org/abs/2203.01941, sec. 3.1; Zeghidour et al. (2021), https://arxiv.org/abs/2107.03312.
-Q codes of K values tell K^Q vectors apart at the cost of Q searches among K. The commitment loss is RQ-VAE's eq. 7,
-Σ_q |z_e − sg[e_0 + ... + e_q]|². The gradient is the chain rule through each depth's own estimator, so that straight-through
-stays the identity and is not counted Q times.
+Lee et al. (2022, RQ-VAE), https://arxiv.org/abs/2203.01941, sec. 3.1; Zeghidour et al. (2021),
+https://arxiv.org/abs/2107.03312. Q codes of K values tell K^Q vectors apart at the cost of Q searches among K. The
+commitment loss is RQ-VAE's eq. 7, Σ_q |z_e − sg[e_0 + ... + e_q]|². The gradient is the chain rule through each depth's
+own estimator, so that straight-through stays the identity and is not counted Q times.
 """
 
 from collections.abc import Sequence
@@ -56,11 +56,15 @@ class ResidualQuantizer(Quantizer):
 
     def __init__(self, config: ResidualConfig):
         super().__init__()
-        plain = {"normalize": False} if isinstance(config.each, TableConfig) else {}  # what is left is not on the sphere
+        plain = (
+            {"normalize": False} if isinstance(config.each, TableConfig) else {}
+        )  # what is left is not on the sphere
         rest = [build_quantizer(config.each.model_copy(update=plain)) for _ in range(1, config.code_depth)]
         depths = [build_quantizer(config.each), *rest]
         self.config = config
-        self.depths = cast(Sequence[Quantizer], nn.ModuleList(depths))  # torch's type says that it holds modules, not which
+        self.depths = cast(
+            Sequence[Quantizer], nn.ModuleList(depths)
+        )  # torch's type says that it holds modules, not which
         self.scales = [depths[0].spacing ** q for q in range(config.code_depth)]
 
     def prepare(self, z_e: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """`simvq`: a frozen codebook C under one learned linear map W; the codes are C Wᵀ.
 
-Zhu et al. (2024), https://arxiv.org/abs/2411.02038, sec. 4. In a plain codebook only the chosen vectors get a gradient and
-the others are left behind; here a step that moves W moves them all. W starts as the identity and C as K-means of
+Zhu et al. (2024), https://arxiv.org/abs/2411.02038, sec. 4. In a plain codebook only the chosen vectors get a gradient
+and the others are left behind; here a step that moves W moves them all. W starts as the identity and C as K-means of
 encoder outputs.
 """
 

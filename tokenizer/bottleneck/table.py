@@ -1,4 +1,5 @@
-"""What the quantizers with a table of vectors have in common: the search for the nearest, and the start of the codebook.
+"""What the quantizers with a table of vectors have in common: the search for the nearest, and the start of the
+codebook.
 
 Shapes: codebook and vectors (K, D); z_e (B, D, P), indices (B, P).
 """
@@ -46,7 +47,9 @@ class TableQuantizer(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         b, p = indices.shape
-        columns = self.vectors.T.contiguous().index_select(1, indices.flatten())  # half an embedding's time: no transpose of N
+        columns = self.vectors.T.contiguous().index_select(
+            1, indices.flatten()
+        )  # half an embedding's time: no transpose of N
         return rearrange(columns, "d (b p) -> b d p", b=b, p=p)
 
     def initialize(self, vectors: Tensor, generator: Generator) -> None:

@@ -1,6 +1,6 @@
 """`vq_ema`: the codebook follows the running mean of what it was given, and has no loss of its own.
 
-    N ← γ N + (1 − γ) n,   m ← γ m + (1 − γ) Σ z_e,   e = m / N      van den Oord et al. (2017), appendix A.1, eq. 6 to 8
+    N ← γ N + (1 − γ) n,   m ← γ m + (1 − γ) Σ z_e,   e = m / N   van den Oord et al. (2017), appendix A.1, eq. 6 to 8
 
 with n and the sum over the z_e of one step that chose the code: K-means' M step, a little at a time. The averages are
 kept in `tokenizer.upkeep`, since they move once an optimizer step, not once a forward.
@@ -16,7 +16,8 @@ from smalti.tokenizer.bottleneck.vq import NearestConfig, VectorQuantizer
 
 
 class EMAVQConfig(NearestConfig):
-    """A codebook that follows the running mean of the encoder outputs assigned to it (van den Oord et al. 2017, app. A.1)."""
+    """A codebook that follows the running mean of the encoder outputs assigned to it (van den Oord et al. 2017, app.
+    A.1)."""
 
     kind: Literal["vq_ema"] = "vq_ema"
     """moving average"""

@@ -18,10 +18,16 @@ from smalti.tokenizer.codebooks.usage import ENOUGH, GROSS, LOW, entropy_bits, p
 from smalti.tokenizer.config import CodebookFacts, TrainedConfig
 
 SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
-UNSEEN = 0.8  # of the usage expected of validation; not nearer 1, since the codes of one image are alike and reach fewer
-IDLE = 0.25  # of the bits of the depth that carries most: each depth costs the prior a code a place, whatever it carries
+UNSEEN = (
+    0.8  # of the usage expected of validation; not nearer 1, since the codes of one image are alike and reach fewer
+)
+IDLE = (
+    0.25  # of the bits of the depth that carries most: each depth costs the prior a code a place, whatever it carries
+)
 NEAR = 0.1  # of the median distance to the nearest code: of codes strewn at random in D = 4, one in 14,000 is as near
-DUPLICATES = 0.05  # share of codes with another so near: with fewer, telling the pairs apart costs under 0.04 bits a place
+DUPLICATES = (
+    0.05  # share of codes with another so near: with fewer, telling the pairs apart costs under 0.04 bits a place
+)
 FEW_DIMENSIONS = 8  # of a codebook's vectors keep more codes in use than many do (Yu et al. 2021, sec. 3.2)
 PAIRS = 12  # nearest pairs that are told
 COMPARED = 16_384  # codes whose distances are computed, the most used ones of more: K²/2 of them in seconds
@@ -35,7 +41,12 @@ def split_figures(counts: Tensor, images: int) -> dict[str, Any]:
     """What is told of one split, of all depths together and of each."""
     Q, K = counts.shape
     depths = [
-        {"usage": usage(row), "perplexity": perplexity(row), "dead_codes": int((row == 0).sum()), "counts": row.long().tolist()}
+        {
+            "usage": usage(row),
+            "perplexity": perplexity(row),
+            "dead_codes": int((row == 0).sum()),
+            "counts": row.long().tolist(),
+        }
         for row in counts
     ]
     return {
@@ -74,7 +85,9 @@ class Neighbours(NamedTuple):
 
     compared: int  # K, or the most used codes of more
     median: float  # of the distance of a code to its nearest
-    near: int  # codes with another within `NEAR` of that; not told where most codes are, for then the median is small too
+    near: (
+        int  # codes with another within `NEAR` of that; not told where most codes are, for then the median is small too
+    )
     pairs: tuple[Pair, ...]  # the nearest, ascending
 
 
@@ -107,7 +120,9 @@ def neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neig
     distances = torch.cat(nearest).sqrt()
     median = distances.median().item()
     there = [
-        (codes[place].tolist(), value.sqrt().item()) for place, value in zip(places, found, strict=True) if value.isfinite()
+        (codes[place].tolist(), value.sqrt().item())
+        for place, value in zip(places, found, strict=True)
+        if value.isfinite()
     ]
     pairs = tuple(Pair((a, b), distance, distance / max(median, 1e-12)) for (a, b), distance in there)
     return Neighbours(K, median, int((distances <= NEAR * median).sum()), pairs)
@@ -147,13 +162,19 @@ def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> C
     c = tokenizer.config
     facts = c.codebook or CodebookFacts(c.name(), c.layout.depth, "model.")
     return Codebook(
-        facts.kind, c.layout.codebook_size, c.layout.depth, facts.dim, facts.at, facts.normalize,
+        facts.kind,
+        c.layout.codebook_size,
+        c.layout.depth,
+        facts.dim,
+        facts.at,
+        facts.normalize,
         revive_below if isinstance(c, TrainedConfig) else None,
-    )  # fmt: skip
+    )
 
 
 def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbours] = ()) -> list[str]:
-    """What to change, the most pressing first: each with its figure, cause and remedy. One sentence also where all is well.
+    """What to change, the most pressing first: each with its figure, cause and remedy. One sentence also where all is
+    well.
 
     Args:
         splits: counts (Q, K) of each split; the one with most codes is judged.
@@ -198,7 +219,11 @@ def _too_few(book: Codebook, split: str, counts: Tensor, splits: Mapping[str, Te
     number, K = counts[0].sum().item(), book.codebook_size
     if number >= ENOUGH * K:
         return []
-    remedy = _remedies(f"more images, or {book.smaller(number / ENOUGH)}") if "train" in splits else _remedies("--splits all")
+    remedy = (
+        _remedies(f"more images, or {book.smaller(number / ENOUGH)}")
+        if "train" in splits
+        else _remedies("--splits all")
+    )
     return [
         f"too few codes to judge by: {number:,.0f} places of {split} for {K:,} codes (drawn evenly they would use "
         f"{reachable(counts):.1%}), so a code that is not used may only not have been met. {remedy}"
@@ -256,10 +281,13 @@ def _idle(book: Codebook, split: str, counts: Tensor, idle: Sequence[int]) -> li
     last = idle == list(range(idle[0], book.code_depth))
     cause = "the depths before leave little that more codes could tell" if last else "other depths say what it would"
     fewer = book.code_depth - len(idle)
-    remedy = f"model.quantizer.code_depth {fewer}" if fewer > 1 else f"model.quantizer.kind {book.kind}, which has one depth"
+    remedy = (
+        f"model.quantizer.code_depth {fewer}" if fewer > 1 else f"model.quantizer.kind {book.kind}, which has one depth"
+    )
     return [
-        f"idle depth: the codes{_depths(book, idle)} say next to nothing on {split} (perplexities {each}): {cause}, and the "
-        f"prior predicts them all the same. {_remedies(remedy, f'a smaller {book.size}, which leaves the later depths more')}"
+        f"idle depth: the codes{_depths(book, idle)} say next to nothing on {split} (perplexities {each}): {cause}, "
+        "and the prior predicts them all the same. "
+        f"{_remedies(remedy, f'a smaller {book.size}, which leaves the later depths more')}"
     ]
 
 
@@ -275,9 +303,9 @@ def _skewed(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -
     few = "one code" if half == 1 else f"one of {half:,} codes"
     size = perplexity(counts[worst])
     return [
-        f"skewed use: a perplexity of {size:.1f} where {used[worst]:,} codes are used{_depths(book, [worst])} on {split}; half "
-        f"of all places take {few}: most patches are alike, as plain background is, or are not told apart. "
-        "Where the picture's first patches show more than plain background: "
+        f"skewed use: a perplexity of {size:.1f} where {used[worst]:,} codes are used{_depths(book, [worst])} on "
+        f"{split}; half of all places take {few}: most patches are alike, as plain background is, or are not told "
+        "apart. Where the picture's first patches show more than plain background: "
         + "; ".join([*_wider_use(book), book.smaller(size)])
     ]
 
@@ -292,8 +320,8 @@ def _duplicates(book: Codebook, near: Sequence[Neighbours]) -> list[str]:
     kept = book.codebook_size * (1 - number / compared / 2)
     fewer = book.smaller(kept) if book.kind == "vqgan" else f"a {book.size} of {kept:,.0f} or less"
     return [
-        f"near-duplicate codes: {number:,} of {compared:,}{_depths(book, many)} have another within {NEAR:g} of the median "
-        "distance to the nearest: they decode alike, and the prior pays for telling them apart. "
+        f"near-duplicate codes: {number:,} of {compared:,}{_depths(book, many)} have another within {NEAR:g} of the "
+        "median distance to the nearest: they decode alike, and the prior pays for telling them apart. "
         + _remedies(*filter(None, [fewer, room]))
     ]
 

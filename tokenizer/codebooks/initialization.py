@@ -36,13 +36,15 @@ def check_enough(codebook_size: int, images: int, layout: Layout, what: str) -> 
     if (there := images * layout.places) < codebook_size:
         shape = " x ".join(map(str, [images, *layout.grids[0].shape]))
         raise UserError(
-            f"codebook_size {codebook_size} is more than the {shape} = {there} {what} of the training split; choose a smaller "
-            "one"
+            f"codebook_size {codebook_size} is more than the {shape} = {there} {what} of the training split; choose a "
+            "smaller one"
         )
 
 
 @torch.no_grad()
-def initialize_codebook(tokenizer: NetworkTokenizer, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> None:
+def initialize_codebook(
+    tokenizer: NetworkTokenizer, split: ImageSplit, c: TrainConfig, accelerator: Accelerator
+) -> None:
     """Set the codebook to k-means of encoder outputs; computed by the main process, the same on all.
 
     Raises:
@@ -75,4 +77,6 @@ def encoder_outputs(
         advance(bar, len(found[-1]))
     bar.close()
     vectors = torch.cat(found)
-    return vectors[torch.randperm(len(vectors), generator=generator(c.seed, vectors.device), device=vectors.device)[:number]]
+    return vectors[
+        torch.randperm(len(vectors), generator=generator(c.seed, vectors.device), device=vectors.device)[:number]
+    ]

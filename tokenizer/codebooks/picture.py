@@ -3,10 +3,10 @@
 Shapes: counts (Q, K); patches (N, 1 or 3, p, p) uint8, p the pixels a side that one code stands for.
 
 A code's patch is what it draws in the middle of 5 x 5 places whose other vectors are the mean of the counted codes'. (A
-grid that the code fills looks less like the images' patches that become this code: a correlation of 0.4, not 0.8, on the
-digits, for a decoder sees the places around.) Of a residual tokenizer the other depths hold their mean in the middle
-too, and from the second depth on what a code changes in the mean patch is shown, grey being no change, the contrast
-raised alike for all. Of K-means the patch is the mean itself.
+grid that the code fills looks less like the images' patches that become this code: a correlation of 0.4, not 0.8, on
+the digits, for a decoder sees the places around.) Of a residual tokenizer the other depths hold their mean in the
+middle too, and from the second depth on what a code changes in the mean patch is shown, grey being no change, the
+contrast raised alike for all. Of K-means the patch is the mean itself.
 """
 
 import math
@@ -39,7 +39,8 @@ BACKGROUND, RED = 225, (230, 40, 40)  # neither a black patch nor a white one is
 
 
 def patches(tokenizer: DrawsCodes, counts: Tensor, depth: int, chosen: Tensor) -> Tensor:
-    """Return what codes `chosen` (N,) of a depth draw, of codes counted as (Q, K): (N, 1 or 3, p, p) uint8 on the CPU."""
+    """Return what codes `chosen` (N,) of a depth draw, of codes counted as (Q, K): (N, 1 or 3, p, p) uint8 on the
+    CPU."""
     return to_uint8(_on_white(tokenizer.code_pictures(counts, depth, chosen))).cpu()
 
 
@@ -68,9 +69,7 @@ class _Page:
 
     def axes(self, left: int, top: int, width: int, height: int) -> "Axes":
         bottom = self.height - top - height
-        return self.figure.add_axes(
-            (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        )  # fmt: skip
+        return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
 
     def image(self, pixels: np.ndarray, left: int, top: int) -> None:
         """pixels (H, W, 3) uint8."""
@@ -84,7 +83,7 @@ class _Page:
 
 def draw(
     tokenizer: DrawsCodes, counted: Counted, near: Sequence[Neighbours], sentences: Sequence[str], path: Path
-) -> None:  # fmt: skip
+) -> None:
     """Usage curve, nearest pairs and advice on the left, every code's patch on the right."""
     counts = counted.counts[counted.most]
     blocks = list(_blocks(tokenizer, counts, counted.most))
@@ -186,4 +185,6 @@ def draw_pairs(page: _Page, tokenizer: DrawsCodes, counts: Tensor, near: Sequenc
         pixels = mosaic(np.stack([tiles[depth, code] for code in pair.codes]), 2)
         page.image(pixels, left, down)
         at = f"depth {depth + 1}: " if len(counts) > 1 else ""
-        page.text(f"{at}{pair.codes[0]}, {pair.codes[1]}\n{pair.relative:.2f}", left, down + len(pixels) + 2, fontsize=8)
+        page.text(
+            f"{at}{pair.codes[0]}, {pair.codes[1]}\n{pair.relative:.2f}", left, down + len(pixels) + 2, fontsize=8
+        )

@@ -6,8 +6,8 @@ It starts every codebook (`tokenizer/bottleneck/table.py`) and is, of patches, t
 (`tokenizer/kmeans/model.py`).
 
 The E step is a mixture's posterior with hard assignment (equal, vanishing variances), the M step its maximum likelihood
-mean (Bishop 2006, sec. 9.3.2); neither can raise the mean squared distance. The start is k-means++ (Arthur and Vassilvitskii
-2007), drawn in `ROUNDS` rounds where K is more than that (Bahmani et al. 2012).
+mean (Bishop 2006, sec. 9.3.2); neither can raise the mean squared distance. The start is k-means++ (Arthur and
+Vassilvitskii 2007), drawn in `ROUNDS` rounds where K is more than that (Bahmani et al. 2012).
 """
 
 import torch
@@ -50,7 +50,8 @@ def kmeans(vectors: Tensor, k: int, *, iterations: int, generator: Generator, sp
 
 @torch.no_grad()
 def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
-    """k-means++: each further mean is one of `vectors`, drawn in proportion to its squared distance to the nearest yet."""
+    """k-means++: each further mean is one of `vectors`, drawn in proportion to its squared distance to the nearest
+    yet."""
     N, device = len(vectors), vectors.device
     chosen = torch.randint(N, (1,), generator=generator, device=device)
     distances = torch.full((N,), torch.inf, device=device)

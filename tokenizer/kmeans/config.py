@@ -64,6 +64,7 @@ class ClusterConfig(Settings):
     seed: int = Field(0, ge=0, le=2**62)
     """of the first means"""
     track: tuple[Tracker, ...] = ()
-    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb, trackio"""
+    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb,
+    trackio"""
     track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""

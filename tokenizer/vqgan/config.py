@@ -48,7 +48,9 @@ class VQGANConfig(ImageTokenizerConfig):
     def _fits(self) -> "VQGANConfig":
         for side, pixels in zip(("height", "width"), self.image_size, strict=True):
             if pixels % self.downsampling:
-                raise ValueError(f"image_size: a {side} of {pixels} does not divide by the downsampling {self.downsampling}")
+                raise ValueError(
+                    f"image_size: a {side} of {pixels} does not divide by the downsampling {self.downsampling}"
+                )
         for channels in (self.first_channels, *self.channels):
             if channels % self.norm_groups:
                 raise ValueError(f"norm_groups: a width of {channels} does not divide into {self.norm_groups} groups")
@@ -90,7 +92,8 @@ class ConvertConfig(Settings):
     kind: Publisher
     """who published it, and so what its tensors are called"""
     architecture: str | None = None
-    """taming's project .yaml, to hold the tensors against and for its resolution; null reads the sizes off the tensors alone"""
+    """taming's project .yaml, to hold the tensors against and for its resolution; null reads the sizes off the tensors
+    alone"""
     run: str = "runs/imported"
     """folder of the experiment; this stage writes into its subfolder tokenizer/"""
     images: ImagesConfig

@@ -1,13 +1,15 @@
-"""The VQGAN as others publish it, so that their weights can be ours: images to indices and back by somebody else's network.
+"""The VQGAN as others publish it, so that their weights can be ours: images to indices and back by somebody else's
+network.
 
 Shapes, for L levels and f = 2^(L - 1):
     encoder, to_code      images (B, C, H, W) -> z (B, Z, h, w) -> z_e (B, D, h, w), h = H / f
     from_code, decoder    z_q (B, D, h, w) -> (B, Z, h, w) -> output (B, C, H, W), the mean of a Gaussian
 
-Esser et al. (2021), https://arxiv.org/abs/2012.09841, table 7, in the three forms that are passed around: taming-transformers'
-VQModel, LlamaGen's (Sun et al. 2024, https://arxiv.org/abs/2406.06525, sec. 2.1: few dimensions on the unit sphere), and
-diffusers' VQModel. They differ in sizes, in where there is attention, and in whether codes are normalised; what their tensors
-are called is the affair of `tokenizer/vqgan/published.py`. Fitted by `tokenizer/convert.py`, trained by nobody here.
+Esser et al. (2021), https://arxiv.org/abs/2012.09841, table 7, in the three forms that are passed around:
+taming-transformers' VQModel, LlamaGen's (Sun et al. 2024, https://arxiv.org/abs/2406.06525, sec. 2.1: few dimensions on
+the unit sphere), and diffusers' VQModel. They differ in sizes, in where there is attention, and in whether codes are
+normalised; what their tensors are called is the affair of `tokenizer/vqgan/published.py`. Fitted by
+`tokenizer/convert.py`, trained by nobody here.
 """
 
 import math
@@ -75,7 +77,8 @@ class Double(nn.Conv2d):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where there is any, then the way to the next one."""
+    """Residual blocks at one resolution, each followed by attention where there is any, then the way to the next
+    one."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, resample: nn.Module, groups: int):
         super().__init__()
@@ -98,7 +101,9 @@ def middle(config: VQGANConfig) -> nn.Sequential:
     """At the lowest resolution, the same in encoder and decoder."""
     channels, groups = config.channels[-1], config.norm_groups
     attention = _attention(channels, groups, config.middle_attention)
-    return nn.Sequential(ResidualBlock(channels, channels, groups), attention, ResidualBlock(channels, channels, groups))
+    return nn.Sequential(
+        ResidualBlock(channels, channels, groups), attention, ResidualBlock(channels, channels, groups)
+    )
 
 
 class Encoder(nn.Module):
@@ -114,14 +119,18 @@ class Encoder(nn.Module):
             self.levels.append(Level(inputs, channels, c.blocks, level in c.attention_levels, resample, c.norm_groups))
             inputs = channels
         self.middle = middle(c)
-        self.norm, self.last = nn.GroupNorm(c.norm_groups, inputs, eps=1e-6), nn.Conv2d(inputs, c.z_channels, 3, padding=1)
+        self.norm, self.last = (
+            nn.GroupNorm(c.norm_groups, inputs, eps=1e-6),
+            nn.Conv2d(inputs, c.z_channels, 3, padding=1),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.last(F.silu(self.norm(self.middle(self.levels(self.first(images))))))
 
 
 class Decoder(nn.Module):
-    """z (B, Z, h, w) -> output (B, C, H, W). Its levels stand in the order they are run, the lowest resolution first."""
+    """z (B, Z, h, w) -> output (B, C, H, W). Its levels stand in the order they are run, the lowest resolution
+    first."""
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -131,9 +140,14 @@ class Decoder(nn.Module):
         self.levels = nn.Sequential()
         for level, channels in reversed(list(enumerate(c.channels))):
             resample = Double(channels) if level > 0 else nn.Identity()
-            self.levels.append(Level(inputs, channels, c.blocks + 1, level in c.attention_levels, resample, c.norm_groups))
+            self.levels.append(
+                Level(inputs, channels, c.blocks + 1, level in c.attention_levels, resample, c.norm_groups)
+            )
             inputs = channels
-        self.norm, self.last = nn.GroupNorm(c.norm_groups, inputs, eps=1e-6), nn.Conv2d(inputs, c.image_channels, 3, padding=1)
+        self.norm, self.last = (
+            nn.GroupNorm(c.norm_groups, inputs, eps=1e-6),
+            nn.Conv2d(inputs, c.image_channels, 3, padding=1),
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         return self.last(F.silu(self.norm(self.levels(self.middle(self.first(z))))))
@@ -141,7 +155,8 @@ class Decoder(nn.Module):
 
 @VQGANConfig.register
 class VQGANTokenizer(NetworkTokenizer):
-    """Somebody else's tokenizer. They publish no likelihood: it gets a Gaussian around what is decoded, one scale a channel."""
+    """Somebody else's tokenizer. They publish no likelihood: it gets a Gaussian around what is decoded, one scale a
+    channel."""
 
     config: VQGANConfig
     likelihood: Gaussian
@@ -156,7 +171,8 @@ class VQGANTokenizer(NetworkTokenizer):
         self.requires_grad_(False)
 
     def fit_likelihood(self, squared_error: Tensor) -> None:
-        """The maximum likelihood scale of each channel: squared_error (C,), its mean over pixels of the decoded images."""
+        """The maximum likelihood scale of each channel: squared_error (C,), its mean over pixels of the decoded
+        images."""
         log_scale = 0.5 * squared_error.clamp_min(1e-12).log()
         self.likelihood.log_scale.copy_(log_scale.clamp(min=math.log(HALF), max=math.log(10)))
 
@@ -172,7 +188,7 @@ class VQGANTokenizer(NetworkTokenizer):
         bad = ~z_e.flatten(1).isfinite().all(1)
         if bad.any():
             raise UserError(
-                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: give precision fp32, or "
-                "another checkpoint"
+                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: give precision fp32, "
+                "or another checkpoint"
             )
         return self.quantizer(z_e.flatten(2)).indices

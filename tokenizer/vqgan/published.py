@@ -1,13 +1,13 @@
 """Checkpoints as others publish them, read into our VQGAN: what their tensors are called, and what their configs say.
 
-    file  ->  read_tensors  ->  {their name: tensor}  ->  sizes, by a config or off the shapes  ->  renamed  ->  VQGANTokenizer
+    file  ->  read_tensors  ->  {name: tensor}  ->  sizes, by a config or the shapes  ->  renamed  ->  VQGANTokenizer
 
     llamagen    FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py: VQ-16, VQ-8
     taming      CompVis/taming-transformers, taming/models/vqgan.py: VQModel
     diffusers   diffusers.VQModel, a folder with config.json
 
-Nothing is unpickled but plain tensors (`torch.load(weights_only=True)`), and a file is held against what it claims before
-memory is taken: a tensor that is missing, left over or of another shape is an error that names it.
+Nothing is unpickled but plain tensors (`torch.load(weights_only=True)`), and a file is held against what it claims
+before memory is taken: a tensor that is missing, left over or of another shape is an error that names it.
 """
 
 import pickle
@@ -35,7 +35,11 @@ from smalti.tokenizer.vqgan.model import VQGANTokenizer
 
 MOST_PICKLE = 2**26  # bytes of a .pt's index; one of 10,000 tensors has 2**20
 RESOLUTION = (256, 256)  # where nobody says another: of all that the three have published, to begin with
-WRAPPERS = {"llamagen": ("ema", "model", "state_dict"), "taming": ("state_dict",), "diffusers": ()}  # the first there is
+WRAPPERS = {
+    "llamagen": ("ema", "model", "state_dict"),
+    "taming": ("state_dict",),
+    "diffusers": (),
+}  # the first there is
 LEFT_OUT = {  # what a checkpoint may hold besides the tokenizer
     "llamagen": r"quantize\.codebook_used",  # a record of training
     "taming": r"loss\.",  # the discriminator and LPIPS
@@ -200,11 +204,17 @@ def from_taming(path: Path) -> dict[str, Any]:
     c = read.ddconfig
     _same_channels(path, c.in_channels, c.out_ch)
     return {
-        "image_size": (c.resolution, c.resolution), "image_channels": c.in_channels, "first_channels": c.ch,
-        "channels": tuple(c.ch * times for times in c.ch_mult), "blocks": c.num_res_blocks,
+        "image_size": (c.resolution, c.resolution),
+        "image_channels": c.in_channels,
+        "first_channels": c.ch,
+        "channels": tuple(c.ch * times for times in c.ch_mult),
+        "blocks": c.num_res_blocks,
         "attention_levels": tuple(n for n in range(len(c.ch_mult)) if c.resolution // 2**n in c.attn_resolutions),
-        "z_channels": c.z_channels, "codebook_size": read.n_embed, "code_dim": read.embed_dim, "normalize": False,
-    }  # fmt: skip
+        "z_channels": c.z_channels,
+        "codebook_size": read.n_embed,
+        "code_dim": read.embed_dim,
+        "normalize": False,
+    }
 
 
 def from_diffusers(path: Path) -> dict[str, Any]:
@@ -223,31 +233,45 @@ def from_diffusers(path: Path) -> dict[str, Any]:
     if not len(down) == len(c.up_block_types) == len(c.block_out_channels):
         raise UserError(f"{path} must have as many down_block_types and up_block_types as block_out_channels")
     if ["Attn" in each for each in reversed(c.up_block_types)] != down:
-        raise UserError(f"{path} has attention on other levels of the decoder than of the encoder, which ours cannot have")
+        raise UserError(
+            f"{path} has attention on other levels of the decoder than of the encoder, which ours cannot have"
+        )
     return {
-        "image_channels": c.in_channels, "first_channels": c.block_out_channels[0], "channels": c.block_out_channels,
-        "blocks": c.layers_per_block, "attention_levels": tuple(n for n, attends in enumerate(down) if attends),
-        "middle_attention": c.mid_block_add_attention, "norm_groups": c.norm_num_groups, "z_channels": c.latent_channels,
-        "codebook_size": c.num_vq_embeddings, "code_dim": c.vq_embed_dim or c.latent_channels, "normalize": False,
-    }  # fmt: skip
+        "image_channels": c.in_channels,
+        "first_channels": c.block_out_channels[0],
+        "channels": c.block_out_channels,
+        "blocks": c.layers_per_block,
+        "attention_levels": tuple(n for n, attends in enumerate(down) if attends),
+        "middle_attention": c.mid_block_add_attention,
+        "norm_groups": c.norm_num_groups,
+        "z_channels": c.latent_channels,
+        "codebook_size": c.num_vq_embeddings,
+        "code_dim": c.vq_embed_dim or c.latent_channels,
+        "normalize": False,
+    }
 
 
 def _same_channels(path: Path, inputs: int, outputs: int) -> None:
     if inputs != outputs or inputs not in (1, 3, 4):
         raise UserError(
-            f"{path}: a tokenizer of images has 1, 3 or 4 channels, as many in as out; got {inputs} in and {outputs} out"
+            f"{path}: a tokenizer of images has 1, 3 or 4 channels, as many in as out; got {inputs} in and {outputs} "
+            "out"
         )
 
 
-def from_shapes(shapes: Mapping[str, tuple[int, ...]], kind: Literal["llamagen", "taming"], source: str) -> dict[str, Any]:
-    """Our settings by the shapes of a checkpoint's tensors; those that do not show are the same in all the publisher has."""
+def from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], kind: Literal["llamagen", "taming"], source: str
+) -> dict[str, Any]:
+    """Our settings by the shapes of a checkpoint's tensors; those that do not show are the same in all the publisher
+    has."""
 
     def shape(ours: str, dimensions: int = 4) -> tuple[int, ...]:
         name = published_name(ours, kind, 0)
         found = shapes.get(name)
         if found is None or len(found) != dimensions:
             raise UserError(
-                f"{source} must hold {name}, of {dimensions} axes, to be {kind}'s, got {found or 'none'}; is it another kind?"
+                f"{source} must hold {name}, of {dimensions} axes, to be {kind}'s, got {found or 'none'}; is it "
+                "another kind?"
             )
         return found
 
@@ -259,12 +283,16 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], kind: Literal["llamagen",
     first, last = shape("encoder.first.weight"), shape("to_code.weight")
     codebook_size, code_dim = shape("quantizer.codebook", 2)
     return {
-        "image_channels": first[1], "first_channels": first[0],
+        "image_channels": first[1],
+        "first_channels": first[0],
         "channels": tuple(shape(width.format(n, 0))[0] for n in range(max(levels, 1))),
         "blocks": len(list(takewhile(lambda n: there(width.format(0, n)), count()))),
         "attention_levels": tuple(n for n in range(levels) if there(f"encoder.levels.{n}.attentions.0.query.weight")),
-        "z_channels": last[1], "codebook_size": codebook_size, "code_dim": code_dim, "normalize": kind == "llamagen",
-    }  # fmt: skip
+        "z_channels": last[1],
+        "codebook_size": codebook_size,
+        "code_dim": code_dim,
+        "normalize": kind == "llamagen",
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -274,7 +302,8 @@ def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
     """The tensors of a checkpoint by the publisher's names, mapped from the disk and not yet read.
 
     Raises:
-        UserError: no such file, a damaged one, one that claims more than it holds, or one that holds more than plain tensors.
+        UserError: no such file, a damaged one, one that claims more than it holds, or one that holds more than plain
+            tensors.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
@@ -293,7 +322,10 @@ def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
         for name, tensor in found.items()
         if isinstance(name, str) and isinstance(tensor, Tensor) and not re.match(LEFT_OUT[kind], name)
     }
-    claimed, size = sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided), path.stat().st_size
+    claimed, size = (
+        sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided),
+        path.stat().st_size,
+    )
     if claimed > size:
         raise UserError(f"{path} has {size} bytes and claims tensors of {claimed}: it is no published checkpoint")
     return tensors
@@ -323,7 +355,8 @@ def _read_torch(path: Path) -> dict[Any, Any]:
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"{path} holds more than tensors ({what[1] if what else 'no plain pickle'}), which is not unpickled here; {advice}"
+            f"{path} holds more than tensors ({what[1] if what else 'no plain pickle'}), which is not unpickled here; "
+            f"{advice}"
         ) from None
     except Exception as error:  # a stranger's file may fail at anything
         pass_on(error)
@@ -360,7 +393,7 @@ def renamed(tensors: Mapping[str, Tensor], c: VQGANConfig, kind: Publisher, sour
 
 def read_published(
     path: Path, kind: Publisher, architecture: Path | None = None, image_size: tuple[int, int] | None = None
-) -> VQGANTokenizer:  # fmt: skip
+) -> VQGANTokenizer:
     """A published checkpoint as a tokenizer of ours, in evaluation mode on the CPU; its likelihood is yet to be fitted.
 
     Args:
@@ -382,7 +415,8 @@ def read_published(
         weights, tensors = path, read_tensors(path, kind)
         if "quantize.proj.weight" in tensors:
             raise UserError(
-                f"{path} is a GumbelVQ (it has quantize.proj.weight), whose codes are no nearest neighbours; VQModel is read"
+                f"{path} is a GumbelVQ (it has quantize.proj.weight), whose codes are no nearest neighbours; VQModel "
+                "is read"
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         given = from_taming(architecture) if architecture else from_shapes(shapes, kind, str(path))

@@ -20,7 +20,9 @@ class VQVAEConfig(TrainedConfig):
     """a convolutional encoder, a bottleneck, a convolutional decoder"""
     patch: Literal[1, 2, 4, 8] = 1
     """pixels a side that the first layer folds into channels; 2 or 4 save most of the time of a full-size level"""
-    channels: tuple[Annotated[int, Field(ge=8, le=2**14, multiple_of=8)], ...] = Field((64, 128), min_length=1, max_length=12)
+    channels: tuple[Annotated[int, Field(ge=8, le=2**14, multiple_of=8)], ...] = Field(
+        (64, 128), min_length=1, max_length=12
+    )
     """width of each level; each level after the first halves the image"""
     blocks: int = Field(1, ge=1, le=256)
     """residual blocks a level"""

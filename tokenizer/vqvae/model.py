@@ -4,8 +4,8 @@
 
 van den Oord et al. (2017), https://arxiv.org/abs/1711.00937, eq. 3.
 
-Shapes: images (B, C, H, W) in [-1, 1], z_e and z_q (B, D, h, w), flat (B, D, P); indices (B, P) or (B, P, Q) in [0, K); output
-(B, N, H, W), N numbers a pixel, which a likelihood reads as p(images | z_q).
+Shapes: images (B, C, H, W) in [-1, 1], z_e and z_q (B, D, h, w), flat (B, D, P); indices (B, P) or (B, P, Q) in [0, K);
+output (B, N, H, W), N numbers a pixel, which a likelihood reads as p(images | z_q).
 """
 
 import math
@@ -65,22 +65,26 @@ class VQVAE(NetworkTokenizer, TrainedTokenizer):
         """Return what images cost given their codes, and these."""
         z_e = self.latents(images)
         quantized = self.quantizer(z_e.flatten(2))
-        return Reconstruction(self.likelihood.nll(self.draw(quantized.z_q.unflatten(2, z_e.shape[2:])), images), quantized)
+        return Reconstruction(
+            self.likelihood.nll(self.draw(quantized.z_q.unflatten(2, z_e.shape[2:])), images), quantized
+        )
 
     def latents(self, images: Tensor) -> Tensor:
         z_e: Tensor = self.encoder(images)
         return z_e
 
     def draw(self, z_q: Tensor) -> Tensor:
-        return self.decoder(z_q.to(next(self.decoder.parameters()).dtype))  # z_q is fp32 also in a model of half precision
+        return self.decoder(
+            z_q.to(next(self.decoder.parameters()).dtype)
+        )  # z_q is fp32 also in a model of half precision
 
     def _encode(self, images: Tensor) -> Tensor:
         z_e = self.latents(images)
         bad = ~z_e.flatten(1).isfinite().all(1)
         if bad.any():  # the nearest code to NaN is some code: it would be written down as if it meant something
             raise UserError(
-                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: its weights have diverged, or "
-                "precision fp32 is needed; train another --run with a lower lr"
+                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: its weights have "
+                "diverged, or precision fp32 is needed; train another --run with a lower lr"
             )
         return self.quantizer(z_e.flatten(2)).indices
 

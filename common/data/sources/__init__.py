@@ -2,8 +2,8 @@
 
     source (digits | Hub | folder)  ->  open_source  ->  Source: a Part for each split, and what is not read
 
-Every file under a source is read, or stands in `Source.unread` with its kind, or is one of `files.SIDE_FILES` (a README, a
-licence, what an operating system leaves behind), which say something of a data set and are none of it.
+Every file under a source is read, or stands in `Source.unread` with its kind, or is one of `files.SIDE_FILES` (a
+README, a licence, what an operating system leaves behind), which say something of a data set and are none of it.
 """
 
 from smalti.common.data.sources.columns import file_of
@@ -12,5 +12,13 @@ from smalti.common.data.sources.part import Column, Left, Part, Source, Unread, 
 from smalti.common.data.sources.splits import VALIDATION_NAMES
 
 __all__ = [
-    "VALIDATION_NAMES", "Column", "Left", "Part", "Source", "Unread", "file_of", "one_line", "open_source",
-]  # fmt: skip
+    "VALIDATION_NAMES",
+    "Column",
+    "Left",
+    "Part",
+    "Source",
+    "Unread",
+    "file_of",
+    "one_line",
+    "open_source",
+]

@@ -16,7 +16,9 @@ def prepare_datasets() -> None:
     import datasets
     from huggingface_hub.utils import disable_progress_bars
 
-    if not (on_main() and sys.stderr.isatty()):  # in a log file theirs would be one line of thousands of carriage returns
+    if not (
+        on_main() and sys.stderr.isatty()
+    ):  # in a log file theirs would be one line of thousands of carriage returns
         datasets.disable_progress_bars()
         disable_progress_bars()
     cache = os.path.expanduser(datasets.config.HF_DATASETS_CACHE)
@@ -45,6 +47,6 @@ def _refuse(error: OSError) -> NoReturn:
 
     cache = os.path.expanduser(HF_DATASETS_CACHE)
     raise UserError(
-        f"the cache of `datasets`, {cache}, cannot be written ({error.strerror or error}); name another folder with the "
-        "environment variable HF_DATASETS_CACHE"
+        f"the cache of `datasets`, {cache}, cannot be written ({error.strerror or error}); name another folder with "
+        "the environment variable HF_DATASETS_CACHE"
     ) from None

@@ -1,7 +1,7 @@
 """Classes: their names in order, and the number of each label.
 
-Names are compared in Unicode's composed form (NFC), in which a name typed and a name read from a disk are one. Names that are
-all whole numbers stand in the order of their values: 0, 1, 2, ..., 10, not 0, 1, 10, 2.
+Names are compared in Unicode's composed form (NFC), in which a name typed and a name read from a disk are one. Names
+that are all whole numbers stand in the order of their values: 0, 1, 2, ..., 10, not 0, 1, 10, 2.
 """
 
 import unicodedata

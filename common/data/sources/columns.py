@@ -41,7 +41,8 @@ class Files:
 
 
 class _Beside:
-    """A table's column some of whose images are files beside it: a path that is not absolute begins at the table's folder."""
+    """A table's column some of whose images are files beside it: a path that is not absolute begins at the table's
+    folder."""
 
     def __init__(self, column: Any, folder: Path):
         self.column, self.folder = column, folder
@@ -54,7 +55,7 @@ class _Beside:
 
 def column_parts(
     splits: Mapping[str, "Dataset"], config: ImagesConfig, folder: Path | None, homes: tuple[Path, ...]
-) -> tuple[dict[str, Part], tuple[str, ...] | None]:  # fmt: skip
+) -> tuple[dict[str, Part], tuple[str, ...] | None]:
     """Return the parts of the splits of a source that `datasets` reads, and its class names.
 
     Args:
@@ -107,7 +108,7 @@ def _values(dataset: "Dataset", column: str) -> "pa.ChunkedArray":
 
 def _encoded(
     dataset: "Dataset", title: str, column: str, folder: Path | None, homes: tuple[Path, ...] | None
-) -> tuple[Column, np.ndarray]:  # fmt: skip
+) -> tuple[Column, np.ndarray]:
     """Return the column, undecoded, and the bytes each row takes, 0 for a file that is not there."""
     import pyarrow.compute as pc
     from datasets import Image
@@ -140,9 +141,9 @@ def _size(name: str, folder: Path, homes: tuple[Path, ...] | None, what: str) ->
 
 def _labels(
     dataset: "Dataset", title: str, column: str | None, names: tuple[str, ...] | None
-) -> tuple[np.ndarray, dict[int, str]]:  # fmt: skip
-    """Return each row's class (N,) int64, -1 where it has none or hides it, as test splits on the Hub do; and the rows whose
-    label is none of the classes."""
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return each row's class (N,) int64, -1 where it has none or hides it, as test splits on the Hub do; and the rows
+    whose label is none of the classes."""
     if names is None or column is None or column not in dataset.features:
         return np.full(len(dataset), -1), {}
     feature, labels = dataset.features[column], _values(dataset, column).to_pylist()

@@ -15,17 +15,67 @@ from smalti.common.errors import UserError
 from smalti.common.raster import looks_like_a_picture, read_file
 
 IMAGE_SUFFIXES = {  # of the formats in common/raster.py; a test compares
-    ".apng", ".avif", ".avifs", ".bmp", ".bw", ".dib", ".gif", ".icb", ".icns", ".ico", ".j2c", ".j2k", ".jfif", ".jp2",
-    ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi",
-    ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm",
-}  # fmt: skip
+    ".apng",
+    ".avif",
+    ".avifs",
+    ".bmp",
+    ".bw",
+    ".dib",
+    ".gif",
+    ".icb",
+    ".icns",
+    ".ico",
+    ".j2c",
+    ".j2k",
+    ".jfif",
+    ".jp2",
+    ".jpc",
+    ".jpe",
+    ".jpeg",
+    ".jpf",
+    ".jpg",
+    ".jpx",
+    ".mpo",
+    ".pbm",
+    ".pcx",
+    ".pfm",
+    ".pgm",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".qoi",
+    ".ras",
+    ".rgb",
+    ".rgba",
+    ".sgi",
+    ".tga",
+    ".tif",
+    ".tiff",
+    ".vda",
+    ".vst",
+    ".webp",
+    ".xbm",
+}
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # suffix -> the builder of `datasets`
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SIDE_FILES = {  # lie beside a data set and say something of it: neither read as images nor counted
-    ".cache", ".ds_store", ".git", ".gitattributes", ".gitignore", ".huggingface.yaml", "dataset_dict.json",
-    "dataset_info.json", "dataset_infos.json", "desktop.ini", "license", "license.md", "license.txt", "readme.md",
-    "state.json", "thumbs.db",
-}  # fmt: skip
+    ".cache",
+    ".ds_store",
+    ".git",
+    ".gitattributes",
+    ".gitignore",
+    ".huggingface.yaml",
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "desktop.ini",
+    "license",
+    "license.md",
+    "license.txt",
+    "readme.md",
+    "state.json",
+    "thumbs.db",
+}
 OPENED = {".huggingface.yaml", "dataset_dict.json", "dataset_info.json", "readme.md", "state.json"}  # of the side files
 HIDDEN = "hidden files or folders"
 SPECIAL = "pipes, devices, sockets or links that lead nowhere"
@@ -51,7 +101,8 @@ def is_metadata(file: str) -> bool:
 
 
 def home_of(root: Path) -> tuple[Path, ...]:
-    """Return the folders that a source's files may lie in: its own, and for a snapshot in the Hub's cache those beside."""
+    """Return the folders that a source's files may lie in: its own, and for a snapshot in the Hub's cache those
+    beside."""
     snapshots = next((parent for parent in root.parents if parent.name == "snapshots"), None)
     return (root,) if snapshots is None else (root, snapshots.parent / "blobs")
 
@@ -60,13 +111,14 @@ def hold_inside(path: Path, homes: tuple[Path, ...], what: str) -> None:
     """Raise `UserError` where a path leads out of these folders."""
     if not any(path.resolve().is_relative_to(home) for home in homes):
         raise UserError(
-            f"{what} leads out of the folder, to {path.resolve()}: a stranger's folder could so have your own files read; "
-            "if it is yours, set images.reach: anywhere"
+            f"{what} leads out of the folder, to {path.resolve()}: a stranger's folder could so have your own files "
+            "read; if it is yours, set images.reach: anywhere"
         )
 
 
 def find_files(root: Path, reach: str = "folder") -> Found:
-    """Return every file in a folder by its relative path. Links are followed where they lead to regular files and folders.
+    """Return every file in a folder by its relative path. Links are followed where they lead to regular files and
+    folders.
 
     Raises:
         UserError: a link leads out of the folder (unless `reach` is anywhere), or to a folder that it stands in.
@@ -90,7 +142,8 @@ def find_files(root: Path, reach: str = "folder") -> Found:
                     inner = Path(entry).resolve() if linked else above[-1] / entry.name
                     if linked and inner in above:
                         raise UserError(
-                            f"{entry.path} is a link to a folder that it stands in: it would be read without end; remove it"
+                            f"{entry.path} is a link to a folder that it stands in: it would be read without end; "
+                            "remove it"
                         )
                     waiting.append((f"{name}/", (*above, inner)))
     left.pop("", None)

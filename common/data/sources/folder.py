@@ -38,8 +38,12 @@ class Splits(NamedTuple):
 
 
 def layout(
-    images: Sequence[str], tables: Mapping[str, Sequence[Row]], names: Mapping[str, str], title: str, chosen: bool = False
-) -> Layout:  # fmt: skip
+    images: Sequence[str],
+    tables: Mapping[str, Sequence[Row]],
+    names: Mapping[str, str],
+    title: str,
+    chosen: bool = False,
+) -> Layout:
     """Return the splits and labels of image files.
 
     Args:
@@ -74,7 +78,8 @@ def _common_folder(files: Sequence[str]) -> str:
 
 
 def _wrapping(paths: Sequence[str], names: Mapping[str, str]) -> str:
-    """Return the folders around all others, "pictures/", or "": entered where several folders or a split's lie in them."""
+    """Return the folders around all others, "pictures/", or "": entered where several folders or a split's lie in
+    them."""
     prefix = ""
     while True:
         tops = {top(path.removeprefix(prefix)) for path in paths}
@@ -108,8 +113,9 @@ def _split_folders(images: Sequence[str], names: Mapping[str, str], title: str, 
 
 def _are_splits(
     inner: Mapping[str, str], tops: Mapping[str, str | None], title: str, chosen: bool, tables: bool, notes: list[str]
-) -> bool:  # fmt: skip
-    """Return whether the topmost folders are splits; else they are classes, one of which may be called train or test."""
+) -> bool:
+    """Return whether the topmost folders are splits; else they are classes, one of which may be called train or
+    test."""
     splits = {split for split in tops.values() if split}
     others = {folder for folder, split in tops.items() if split is None}
     if chosen or not splits or not others or (len(splits) > 1 and "train" in splits):
@@ -147,19 +153,26 @@ def _labelled(splits: Splits, tables: Mapping[str, Sequence[Row]], title: str) -
             inner = {file: path.removeprefix(entered) for file, path in inner.items()}
         rows = _rows_of(inner, tables)
         if rows is None:
-            found[split] = _by_folder(inner, left, notes, f"split {split} of {title}" if len(splits.files) > 1 else title)
+            found[split] = _by_folder(
+                inner, left, notes, f"split {split} of {title}" if len(splits.files) > 1 else title
+            )
         else:
             named = {row.file for row in rows}
             found[split] = Labelled([row.file for row in rows], [row.label for row in rows])
-            left.setdefault("images that no metadata file names", []).extend(file for file in inner if file not in named)
+            left.setdefault("images that no metadata file names", []).extend(
+                file for file in inner if file not in named
+            )
     classes = set(found["train"].labels) if "train" in found and not tables else set()
     if len(classes) == 1 and None not in classes:
-        notes.append(f"all images of the split train lie in the one folder {classes.pop()}, which is taken for their class")
+        notes.append(
+            f"all images of the split train lie in the one folder {classes.pop()}, which is taken for their class"
+        )
     return Layout(found, {kind: files for kind, files in left.items() if files}, notes)
 
 
 def _rows_of(inner: Mapping[str, str], tables: Mapping[str, Sequence[Row]]) -> list[Row] | None:
-    """Return the rows of the metadata of these files: it stands in their split's folder, or elsewhere and names some."""
+    """Return the rows of the metadata of these files: it stands in their split's folder, or elsewhere and names
+    some."""
     rows = [row for several in tables.values() for row in several if row.file in inner]
     folders = {file.removesuffix(path) for file, path in inner.items()}
     return rows if rows or any(table.startswith(tuple(folders)) for table in tables) else None
@@ -173,12 +186,14 @@ def _by_folder(inner: Mapping[str, str], left: Left, notes: list[str], title: st
     if loose and within:
         if len(loose) >= within:
             raise UserError(
-                f"{title} holds {within} images in class folders and beside them {len(loose)} images of no class, such as "
-                f"{loose[0]}; move these, or {OR_SAY_SO}"
+                f"{title} holds {within} images in class folders and beside them {len(loose)} images of no class, such "
+                f"as {loose[0]}; move these, or {OR_SAY_SO}"
             )
         left.setdefault("images of no class beside the class folders", []).extend(loose)
         classes = {file: folder for file, folder in classes.items() if folder is not None}
     nested = [file for file in classes if inner[file].count("/") > 1]
     if nested:
-        notes.append(f"{len(nested)} images in folders inside class folders are of the outer class, such as {nested[0]}")
+        notes.append(
+            f"{len(nested)} images in folders inside class folders are of the outer class, such as {nested[0]}"
+        )
     return Labelled(list(classes), [None if folder is None else normal(folder) for folder in classes.values()])

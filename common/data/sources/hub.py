@@ -23,7 +23,7 @@ PATIENCE = 10  # seconds until the Hub is held unreachable
 
 def read_hub(
     source: str, subset: str | None, patterns: Mapping[str, list[str]], chosen: Mapping[str, str]
-) -> tuple[dict[str, "Dataset"], Left, list[str]]:  # fmt: skip
+) -> tuple[dict[str, "Dataset"], Left, list[str]]:
     """Return the splits of a data set, its files that are not read, and what is to be said of it.
 
     Raises:
@@ -82,7 +82,8 @@ def _by_names(
 
 
 def _builder(source: str, subset: str | None, data_files: Mapping[str, list[str]]) -> "DatasetBuilder":
-    """Return what reads these files; where `datasets` finds the same ones, without naming them: that it finds again offline."""
+    """Return what reads these files; where `datasets` finds the same ones, without naming them: that it finds again
+    offline."""
     import datasets
 
     builder = datasets.load_dataset_builder(source, name=subset)
@@ -104,7 +105,8 @@ def _read_of(builder: "DatasetBuilder", source: str) -> dict[str, list[str]]:
 
 
 def _refuse_files_elsewhere(source: str, revision: str | None, files: list[str]) -> bool:
-    """Return whether the README or .huggingface.yaml says which files are read. Raises `UserError` where they lie elsewhere."""
+    """Return whether the README or .huggingface.yaml says which files are read. Raises `UserError` where they lie
+    elsewhere."""
     from huggingface_hub import hf_hub_download
 
     there = [name for name in ("README.md", ".huggingface.yaml") if name in files]
@@ -127,7 +129,8 @@ def _raise_offline() -> None:
 
 
 def _kept(source: str, subset: str | None, reason: Exception) -> dict[str, "Dataset"]:
-    """Return what `datasets` keeps of an earlier visit; it is not asked where there is none, as it would try the Hub again."""
+    """Return what `datasets` keeps of an earlier visit; it is not asked where there is none, as it would try the Hub
+    again."""
     import datasets
 
     cache = Path(os.path.expanduser(datasets.config.HF_DATASETS_CACHE))

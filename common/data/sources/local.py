@@ -60,7 +60,9 @@ def open_folder(folder: Path, config: ImagesConfig) -> Source:
     if is_saved(folder):
         opened = _saved(folder, found, config)
         return Source(opened.parts, opened.class_names, as_unread({**found.left, **opened.left}), folder.resolve())
-    head = head_of(read_head(folder / "README.md", folder / ".huggingface.yaml"), config.subset, str(folder / "README.md"))
+    head = head_of(
+        read_head(folder / "README.md", folder / ".huggingface.yaml"), config.subset, str(folder / "README.md")
+    )
     given = config.data_files.given()
     base = "" if given or PurePosixPath(head.folder) == PurePosixPath() else f"{PurePosixPath(head.folder)}/"
     files = [file.removeprefix(base) for file in found.files if file.startswith(base)]
@@ -70,9 +72,13 @@ def open_folder(folder: Path, config: ImagesConfig) -> Source:
     tables = _table_files(here)
     opened = _tables(here, tables, head) if tables else _images(here)
     left = {kind: [base + name for name in names] for kind, names in opened.left.items()}
-    left |= {f"files outside {base}, of which the README speaks": [file for file in found.files if not file.startswith(base)]}
+    left |= {
+        f"files outside {base}, of which the README speaks": [file for file in found.files if not file.startswith(base)]
+    }
     unnamed = [file for file in sorted(set(files) - set(here.wanted)) if tables or not is_metadata(file)]
-    left |= {f"files that {'images.data_files' if given else 'the README'} does not name": [base + name for name in unnamed]}
+    left |= {
+        f"files that {'images.data_files' if given else 'the README'} does not name": [base + name for name in unnamed]
+    }
     notes = [*opened.notes, *_in_several(chosen or {})]
     return Source(opened.parts, opened.class_names, as_unread({**found.left, **left}), folder.resolve(), tuple(notes))
 
@@ -93,8 +99,8 @@ def _table_files(here: _Folder) -> list[str]:
     tables = [file for file in here.wanted if suffix(file) in TABLES and not (images and is_metadata(file))]
     if tables and len(images) > len(tables):
         raise UserError(
-            f"{here.root} holds {len(tables)} data files, such as {tables[0]}, and, more of them, {len(images)} loose images, "
-            f"such as {images[0]}; move either away, or {TO_SAY_SO}"
+            f"{here.root} holds {len(tables)} data files, such as {tables[0]}, and, more of them, {len(images)} loose "
+            f"images, such as {images[0]}; move either away, or {TO_SAY_SO}"
         )
     return tables
 
@@ -122,7 +128,9 @@ def _tables(here: _Folder, tables: list[str], head: Head) -> _Opened:
 def _saved(folder: Path, found: Found, config: ImagesConfig) -> _Opened:
     if config.subset is not None or config.data_files.given():
         what = "data_files" if config.subset is None else f"subset {config.subset}"
-        raise UserError(f"{what}: the folder {folder} was written by save_to_disk and has no such choice; remove the setting")
+        raise UserError(
+            f"{what}: the folder {folder} was written by save_to_disk and has no such choice; remove the setting"
+        )
     prepare_datasets()
     splits, left = read_saved(folder, found, config.reach)
     splits, beside = renamed(splits, config.split.given())
@@ -158,7 +166,9 @@ def _images(here: _Folder) -> _Opened:
     return _Opened(parts, classes, {**found.left, **other_formats(others)}, found.notes)
 
 
-def _image_parts(root: Path, splits: Mapping[str, Labelled], source: str) -> tuple[dict[str, Part], tuple[str, ...] | None]:
+def _image_parts(
+    root: Path, splits: Mapping[str, Labelled], source: str
+) -> tuple[dict[str, Part], tuple[str, ...] | None]:
     names = class_names(splits["train"].labels, f"labels of {source}")
     parts = {}
     for name, (files, labels) in splits.items():

@@ -1,4 +1,5 @@
-"""Labels in a table beside the images: metadata.jsonl, metadata.csv or metadata.parquet, for the folder that it stands in.
+"""Labels in a table beside the images: metadata.jsonl, metadata.csv or metadata.parquet, for the folder that it stands
+in.
 
 {"file_name": "images/0.png", "label": "cat"}
 """
@@ -53,7 +54,9 @@ def _there(path: Path, row: Row, there: Mapping[str, str]) -> Row:
 
 def _rows(root: Path, table: str, label: str) -> Iterator[Row]:
     path, folder = root / table, posixpath.dirname(table)
-    for where, row in {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[table.rpartition(".")[2]](path, label):
+    for where, row in {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[table.rpartition(".")[2]](
+        path, label
+    ):
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
             raise UserError(f'{path}, {where}: expected a "file_name"; got {str(row)[:80]}')
@@ -73,7 +76,9 @@ def _json_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
             expected = 'expected a JSON object with "file_name" and, where there are labels, "label"'
             raise UserError(f"{path}, line {number}: {expected}; got {line[:80]}") from None
         if isinstance(row.get(label), list | dict):
-            raise UserError(f"{path}, line {number}: expected a {label} of text or a whole number; got {str(row[label])[:80]}")
+            raise UserError(
+                f"{path}, line {number}: expected a {label} of text or a whole number; got {str(row[label])[:80]}"
+            )
         yield f"line {number}", row
 
 
@@ -86,7 +91,9 @@ def _csv_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(f"{path}, line 1: {expected}; got {str(head)[:80]}")
         for row in lines:
             if row and len(row) != len(head):
-                raise UserError(f"{path}, line {lines.line_num}: expected {len(head)} columns as in line 1; got {len(row)}")
+                raise UserError(
+                    f"{path}, line {lines.line_num}: expected {len(head)} columns as in line 1; got {len(row)}"
+                )
             if row:
                 found = dict(zip(head, row, strict=True))
                 yield f"line {lines.line_num}", {**found, label: found.get(label) or None}

@@ -1,4 +1,5 @@
-"""Files named by patterns: `images.data_files`, and the `configs` in the head of a folder's README.md or .huggingface.yaml.
+"""Files named by patterns: `images.data_files`, and the `configs` in the head of a folder's README.md or
+.huggingface.yaml.
 
 Patterns are matched against the files that were found in the folder, so that they reach nothing else.
 """
@@ -28,7 +29,8 @@ class Head(NamedTuple):
 
 
 def matching(files: Sequence[str], patterns: Mapping[str, Sequence[str]], title: str) -> dict[str, list[str]]:
-    """Return the files of each split that one of its patterns matches. Raises `UserError` for a pattern that matches none."""
+    """Return the files of each split that one of its patterns matches. Raises `UserError` for a pattern that matches
+    none."""
     from fsspec.utils import glob_translate
 
     splits: dict[str, list[str]] = {}
@@ -47,7 +49,12 @@ def matching(files: Sequence[str], patterns: Mapping[str, Sequence[str]], title:
 
 def refuse_elsewhere(pattern: str, title: str) -> None:
     """Raise `UserError` where a pattern leads out of the folder, to this machine or to the network."""
-    if "://" in pattern or "::" in pattern or PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+    if (
+        "://" in pattern
+        or "::" in pattern
+        or PurePosixPath(pattern).is_absolute()
+        or ".." in PurePosixPath(pattern).parts
+    ):
         raise UserError(f"{title}: data files must stay inside the folder, got {pattern!r}")
 
 
@@ -87,10 +94,14 @@ def head_of(head: Mapping[str, Any], subset: str | None, title: str) -> Head:
         configs = {str(config.get("config_name", "default")): config for config in head.get("configs") or []}
         refuse_configs(configs.values(), title)
         infos = head.get("dataset_info") or []
-        infos = {str(info.get("config_name", "default")): info for info in (infos if isinstance(infos, list) else [infos])}
+        infos = {
+            str(info.get("config_name", "default")): info for info in (infos if isinstance(infos, list) else [infos])
+        }
         name = subset or _default(configs or infos, title)
         if subset is not None and subset not in (configs or infos):
-            raise UserError(f"subset {subset}: {title} names no such subset; it names {', '.join(configs or infos) or 'none'}")
+            raise UserError(
+                f"subset {subset}: {title} names no such subset; it names {', '.join(configs or infos) or 'none'}"
+            )
         config = configs.get(name, {})
         info = infos.get(name) or (next(iter(infos.values())) if len(infos) == 1 else None)
         files = config.get("data_files")

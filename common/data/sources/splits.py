@@ -1,7 +1,7 @@
 """Which split a folder or a data file is of: its whole name says so, in any letter case, or nothing does.
 
-`train/`, `Training/`, `val2017/`, `test.parquet` and `train-00000-of-00005.parquet` name a split; `blood_test.parquet` does
-not: a word inside a longer name is part of that name. (The names are those that `datasets` knows.)
+`train/`, `Training/`, `val2017/`, `test.parquet` and `train-00000-of-00005.parquet` name a split; `blood_test.parquet`
+does not: a word inside a longer name is part of that name. (The names are those that `datasets` knows.)
 """
 
 import re
@@ -15,10 +15,17 @@ from smalti.common.errors import UserError
 S = TypeVar("S")
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 KEYWORDS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
 NUMBERED = re.compile(r"(.+?)[-_. ]?\d+(?:[-_. ]of[-_. ]\d+)?(?:[-_.][0-9a-f]{16})?", re.I)
 TO_SAY_SO = "say which with images.data_files, as --images.data_files.train 'PATTERN'"
 
@@ -49,7 +56,7 @@ def split_of_file(file: str, names: Mapping[str, str]) -> str | None:
 
 def split_files(
     files: Sequence[str], names: Mapping[str, str], default: str | None = "train"
-) -> tuple[dict[str, list[str]], list[str], list[str]]:  # fmt: skip
+) -> tuple[dict[str, list[str]], list[str], list[str]]:
     """Return the data files of each split; those of none; and what is to be said of it.
 
     Args:
@@ -100,7 +107,11 @@ def renamed(splits: Mapping[str, S], names: Mapping[str, str]) -> tuple[dict[str
             raise UserError(f"images.split.{split} {name}: there is no such split; there are {', '.join(splits)}")
     found = {split: splits[name] for split, name in names.items()}
     others = {name: split for name, split in splits.items() if name not in names.values()}
-    left = {f"rows of the split {name}, in whose place images.split puts another": [name] for name in others if name in found}
+    left = {
+        f"rows of the split {name}, in whose place images.split puts another": [name]
+        for name in others
+        if name in found
+    }
     return found | {name: split for name, split in others.items() if name not in found}, left
 
 

@@ -1,6 +1,7 @@
 """Data files of a folder: Parquet, Arrow, WebDataset .tar shards, and what `save_to_disk` wrote.
 
-Which file is of which split is decided here, and `datasets` is given files, never a folder or a pattern to look around in.
+Which file is of which split is decided here, and `datasets` is given files, never a folder or a pattern to look around
+in.
 """
 
 import json
@@ -38,7 +39,9 @@ def read_saved(folder: Path, found: Found, reach: str) -> tuple[dict[str, "Datas
             hold_inside(folder / file, home_of(folder.resolve()), f"the data file {folder / file}")
     splits = datasets.load_from_disk(str(folder))
     others = [file for file in found.files if file not in kept]
-    return splits if isinstance(splits, dict) else {"train": splits}, {"files that the saved data set does not name": others}
+    return splits if isinstance(splits, dict) else {"train": splits}, {
+        "files that the saved data set does not name": others
+    }
 
 
 def _saved_files(folder: Path) -> set[str]:
@@ -92,7 +95,7 @@ def table_format(files: Sequence[str], title: str) -> str:
 
 def read_tables(
     root: Path, splits: Mapping[str, list[str]], info: Mapping[str, Any] | None, title: str
-) -> dict[str, "Dataset"]:  # fmt: skip
+) -> dict[str, "Dataset"]:
     """Return the splits in these data files.
 
     Args:
@@ -100,7 +103,8 @@ def read_tables(
         info: the `dataset_info` that a README has of them, whose features go before the files' own.
 
     Raises:
-        UserError: two files number their classes differently: `datasets` would read all of them by the names of the first.
+        UserError: two files number their classes differently: `datasets` would read all of them by the names of the
+            first.
     """
     import datasets
     from datasets.data_files import DataFilesList
@@ -138,7 +142,9 @@ def _refuse_other_names(kind: str, splits: Mapping[str, Sequence[str]], features
     for path in (path for files in splits.values() for path in files if kind != "webdataset"):
         for column, feature in Features.from_arrow_schema(_schema(kind, path)).items():
             if isinstance(feature, ClassLabel):
-                refuse_other_names(f"column {column} of {path}", feature.names, expected.setdefault(column, feature.names))
+                refuse_other_names(
+                    f"column {column} of {path}", feature.names, expected.setdefault(column, feature.names)
+                )
 
 
 def _schema(kind: str, path: str) -> Any:

@@ -1,4 +1,5 @@
-"""One batch that the Transformer draws, step by step: the state at fixed addresses, so that a step can be a captured graph.
+"""One batch that the Transformer draws, step by step: the state at fixed addresses, so that a step can be a captured
+graph.
 
 Batch.draw: labels (b,), seeds, codes (b, T), order and given (b, P)  ->  codes (b, T)
 """
@@ -23,7 +24,13 @@ class Batch:
 
     def __init__(self, prior: CausalTransformer, config: SamplingConfig, batch_size: int, precision: Precision):
         c, device = prior.config, prior.device
-        self.prior, self.config, self.size, self.guided, self.device = prior, config, batch_size, config.guidance != 1, device
+        self.prior, self.config, self.size, self.guided, self.device = (
+            prior,
+            config,
+            batch_size,
+            config.guidance != 1,
+            device,
+        )
         self.T, self.Q, rows = c.layout.length, c.layout.depth, batch_size * (1 + self.guided)
         self.decoder = Decoder(prior, rows, precision)
         self.scales = guidance_scales(config, self.T).to(device)
@@ -34,12 +41,17 @@ class Batch:
         self.own = torch.zeros_like(self.order)  # and where the code before stands, as a row of the table of angles
         self.uniforms = torch.zeros(self.T, len(self.sizes), batch_size, device=device)
         self.given = torch.zeros(self.T, batch_size, dtype=torch.bool, device=device)
-        self.codes = torch.zeros(self.T, batch_size, dtype=torch.int64, device=device)  # in the order; given, then drawn
+        self.codes = torch.zeros(
+            self.T, batch_size, dtype=torch.int64, device=device
+        )  # in the order; given, then drawn
         self.highest = torch.zeros(len(self.sizes), batch_size, dtype=torch.int64, device=device)  # drawn of each part
-        self.graphs = Graphs(self._advance_counted, self.decoder.slots, self.Q, device) if device.type == "cuda" else None
+        self.graphs = (
+            Graphs(self._advance_counted, self.decoder.slots, self.Q, device) if device.type == "cuda" else None
+        )
 
     def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
-        """Up to B images whose order begins with `lead` known places: codes (b, T), order and given (b, P) -> codes (b, T)."""
+        """Up to B images whose order begins with `lead` known places: codes (b, T), order and given (b, P) -> codes (b,
+        T)."""
         b, start = len(labels), lead * self.Q
         pad = torch.arange(self.size, device=self.device).clamp_max(b - 1)  # the last image again
         steps = code_order(order[pad], self.Q)
@@ -66,7 +78,8 @@ class Batch:
         return torch.empty_like(steps).scatter_(1, steps, self.codes.T)[:b]
 
     def _begin(self, classes: Tensor, steps: Tensor, start: int) -> None:
-        """Read the class and the codes that the order begins with, but for the last of them, which the next step reads."""
+        """Read the class and the codes that the order begins with, but for the last of them, which the next step
+        reads."""
         if start == 0:
             self.x.copy_(self.prior.class_embedding(classes))
             return

@@ -1,10 +1,11 @@
 """The prior one step at a time: its weights laid out for that, and the cache of keys and values they fill.
 
-R rows (images, or twice as many under guidance): x (R, C) fp32; queries (R, heads, d), keys and values (R, key_heads, d);
-the cache, for each layer, keys and values (R, key_heads, T, d), there at full length from the start.
+R rows (images, or twice as many under guidance): x (R, C) fp32; queries (R, heads, d), keys and values (R, key_heads,
+d); the cache, for each layer, keys and values (R, key_heads, T, d), there at full length from the start.
 
-Step n reads the code of step n − 1 (step 0 the class) and predicts the one of step n. `prefill` reads the inputs of many steps
-at once, `step` one. Both compute what `prior.transformer.network` computes, with fewer and larger operations:
+Step n reads the code of step n − 1 (step 0 the class) and predicts the one of step n. `prefill` reads the inputs of
+many steps at once, `step` one. Both compute what `prior.transformer.network` computes, with fewer and larger
+operations:
 
     norm weights     multiplied into the matrices behind them
     x / rms(x)       as √C x / √(‖x‖² + εC): a vector norm, a hypot and a division, half the time of rms_norm on a CPU
@@ -101,8 +102,8 @@ class Decoder:
         """
         Args:
             rows: of a step; the cache is as large.
-            precision: of the weights, fp32, bf16 or int8, and with bf16 of the cache. The stream between the blocks, queries
-                and keys until they are turned, and the logits are fp32 always.
+            precision: of the weights, fp32, bf16 or int8, and with bf16 of the cache. The stream between the blocks,
+                queries and keys until they are turned, and the logits are fp32 always.
         """
         a, self.device = prior.architecture, prior.device
         self.rows, self.dim, self.head_dim, self.heads, self.key_heads = rows, a.dim, a.head_dim, a.heads, a.key_heads
@@ -113,7 +114,9 @@ class Decoder:
         self.after = prior.head.after
         with torch.no_grad():
             self.angles = torch.complex(prior.cos, prior.sin)  # (1 + T, d / 2)
-            self.layers = [self._layer(cast(Block, block)) for block in prior.blocks]  # torch says only that they are modules
+            self.layers = [
+                self._layer(cast(Block, block)) for block in prior.blocks
+            ]  # torch says only that they are modules
             self.norm = prior.norm.weight.float() * self._scale(a.dim)
             precise: Precision = "bf16" if self.device.type == "cuda" and precision == "bf16" else "fp32"
             self.head = [
@@ -143,9 +146,12 @@ class Decoder:
         )
 
     def turns(self, target: Tensor, own: Tensor) -> Tensor:
-        """The places to predict and the inputs' own, as rows (N,) of the table of angles -> (N, heads + key_heads, d / 2)."""
+        """The places to predict and the inputs' own, as rows (N,) of the table of angles -> (N, heads + key_heads, d /
+        2)."""
         queries, keys = self.angles.index_select(0, target), self.angles.index_select(0, own)
-        return torch.cat([queries[:, None].expand(-1, self.heads, -1), keys[:, None].expand(-1, self.key_heads, -1)], dim=1)
+        return torch.cat(
+            [queries[:, None].expand(-1, self.heads, -1), keys[:, None].expand(-1, self.key_heads, -1)], dim=1
+        )
 
     def step(self, x: Tensor, turns: Tensor, step: Step) -> Tensor:
         """The inputs x (R, C) of a step and their `turns` -> what the head reads (R, C). Writes over x."""
@@ -164,13 +170,16 @@ class Decoder:
         n = x.shape[1]
         x, turns = x.flatten(0, 1).contiguous(), self.turns(target.flatten(), own.flatten())
         for layer in self.layers:
-            q, k, v = (rearrange(each, "(r n) h d -> r h n d", n=n).to(self.dtype) for each in self._qkv(layer, x, turns))
+            q, k, v = (
+                rearrange(each, "(r n) h d -> r h n d", n=n).to(self.dtype) for each in self._qkv(layer, x, turns)
+            )
             layer.keys[:, :, :n], layer.values[:, :, :n] = k, v
             x += layer.out(rearrange(causal_attention(q, k, v), "r h n d -> (r n) (h d)"))
             x += self._mlp(layer, x)
 
     def logits(self, hidden: Tensor, depth: int, before: list[Tensor]) -> Tensor:
-        """What `step` returned (R, C), at a depth of its place, and the parts drawn so far, each (R,) -> logits (R, V_g)."""
+        """What `step` returned (R, C), at a depth of its place, and the parts drawn so far, each (R,) -> logits (R,
+        V_g)."""
         return self.head[len(before)][depth](self.after(hidden, before))
 
     def _qkv(self, layer: Layer, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:

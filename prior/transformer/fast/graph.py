@@ -1,7 +1,8 @@
-"""The steps of the sampling loop as captured CUDA graphs: the host launches one graph a step and not hundreds of kernels.
+"""The steps of the sampling loop as captured CUDA graphs: the host launches one graph a step and not hundreds of
+kernels.
 
-A step attends to a fixed part of the cache, masked to what is written. Captured are a few lengths of that part (a short one is
-cheaper to read than a long one), each for the Q depths of a place, and share one pool of memory.
+A step attends to a fixed part of the cache, masked to what is written. Captured are a few lengths of that part (a short
+one is cheaper to read than a long one), each for the Q depths of a place, and share one pool of memory.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,12 @@ WARM_UP = 3  # runs before a capture: kernels are chosen and workspaces allocate
 
 
 class Graphs:
-    """`advance(n, length, depth, forced)` does step n (1,), a tensor on the device, and leaves all state at fixed addresses."""
+    """`advance(n, length, depth, forced)` does step n (1,), a tensor on the device, and leaves all state at fixed
+    addresses."""
 
-    def __init__(self, advance: Callable[[torch.Tensor, int, int, bool], None], slots: int, depths: int, device: torch.device):
+    def __init__(
+        self, advance: Callable[[torch.Tensor, int, int, bool], None], slots: int, depths: int, device: torch.device
+    ):
         self.advance, self.depths = advance, depths
         self.n = torch.zeros(1, dtype=torch.int64, device=device)
         self.lengths = lengths(slots)

@@ -2,9 +2,9 @@
 
     x (N, C) -> y (N, O) = x Wᵀ, for a weight W (O, C); x of any type, y of the type that is multiplied in
 
-At few rows a product is bound by reading W, and on a CPU by bringing W into the kernel's own layout, which `F.linear` does at
-every call. So W is packed once, for the number of rows of a step; other numbers of rows are computed as well, more slowly. What
-a build of torch has no packed kernel for is multiplied by `F.linear`.
+At few rows a product is bound by reading W, and on a CPU by bringing W into the kernel's own layout, which `F.linear`
+does at every call. So W is packed once, for the number of rows of a step; other numbers of rows are computed as well,
+more slowly. What a build of torch has no packed kernel for is multiplied by `F.linear`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ FEW, SMALL = 4, 2**18  # rows and weights below which a CPU multiplies sooner in
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
-    """`auto` on a device: bf16 where the hardware computes it, else fp32. Raises ValueError where int8 has no kernel."""
+    """`auto` on a device: bf16 where the hardware computes it, else fp32. Raises ValueError where int8 has no
+    kernel."""
     if precision == "auto":
         return "bf16" if computes_bf16(device.type) else "fp32"
     if precision == "int8" and device.type != "cpu":
@@ -31,7 +32,8 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
 
 
 def cache_type(precision: Precision, rows: int, device: torch.device) -> torch.dtype:
-    """Of keys and values: bf16 with weights in bf16, but for few rows on a CPU, where rounding costs more than reading."""
+    """Of keys and values: bf16 with weights in bf16, but for few rows on a CPU, where rounding costs more than
+    reading."""
     few = device.type == "cpu" and rows <= FEW
     return torch.bfloat16 if precision == "bf16" and not few else torch.float32
 

@@ -53,7 +53,9 @@ class Likelihood(nn.Module):
         images = torch.zeros_like(self.mean(output))
         for channel in range(images.shape[1]):
             cumulative = self.probabilities(output, images, channel).cumsum(-1)
-            uniform = torch.rand(cumulative.shape[:-1], generator=generator, device=cumulative.device, dtype=cumulative.dtype)
+            uniform = torch.rand(
+                cumulative.shape[:-1], generator=generator, device=cumulative.device, dtype=cumulative.dtype
+            )
             drawn = torch.searchsorted(cumulative, (uniform * cumulative[..., -1])[..., None], right=True)[..., 0]
             images[:, channel] = pixels_of(drawn.clamp_max(LEVELS - 1), images.dtype)
         return images

@@ -16,7 +16,8 @@ class GaussianConfig(LikelihoodConfig):
     kind: Literal["gaussian"] = "gaussian"
     """squared error"""
     sigma: float | None = Field(None, gt=1e-4, le=10)
-    """its deviation, pixels being in [-1, 1]; null learns one for each channel, which is sqrt of the mean squared error"""
+    """its deviation, pixels being in [-1, 1]; null learns one for each channel, which is sqrt of the mean squared
+    error"""
 
     def outputs(self, channels: int) -> int:
         return channels
@@ -24,8 +25,9 @@ class GaussianConfig(LikelihoodConfig):
 
 @GaussianConfig.register
 class Gaussian(Location):
-    """A nat counts 2σ², so that the gradient of the loss is the squared error's whatever σ is: a mean has the same maximum
-    likelihood estimate at every σ, and the balance with the codebook's losses stays that of eq. 3 of the VQ-VAE."""
+    """A nat counts 2σ², so that the gradient of the loss is the squared error's whatever σ is: a mean has the same
+    maximum likelihood estimate at every σ, and the balance with the codebook's losses stays that of eq. 3 of the
+    VQ-VAE."""
 
     def __init__(self, config: GaussianConfig, channels: int):
         super().__init__(config.sigma, channels)

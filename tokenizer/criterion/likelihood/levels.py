@@ -11,7 +11,9 @@ from torch import Tensor
 
 LEVELS = 256
 HALF = 1 / 255  # of a level's width: levels are 2 / 255 apart
-OPEN = 50.0  # scales that the outermost levels go on: e^-50 lies beyond, and an infinite end would have NaN for a gradient
+OPEN = (
+    50.0  # scales that the outermost levels go on: e^-50 lies beyond, and an infinite end would have NaN for a gradient
+)
 
 
 def levels_of(images: Tensor) -> Tensor:

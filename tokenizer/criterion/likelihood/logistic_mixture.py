@@ -1,4 +1,5 @@
-"""`logistic_mixture`: Σ_k π_k Logistic(μ_k, s_k): each pixel says how sure it is, and later channels see the earlier ones."""
+"""`logistic_mixture`: Σ_k π_k Logistic(μ_k, s_k): each pixel says how sure it is, and later channels see the earlier
+ones."""
 
 from typing import Literal
 
@@ -27,8 +28,8 @@ class LogisticMixtureConfig(LikelihoodConfig):
 
 @LogisticMixtureConfig.register
 class LogisticMixture(Likelihood):
-    """p(x_1, ..., x_C) = Σ_k π_k Π_c Logistic(x_c; μ_kc + Σ_{d<c} α_kcd x_d, s_kc): a component is a colour with its spread,
-    and the mean of a later channel moves with what the earlier ones are (PixelCNN++, sec. 2.2)."""
+    """p(x_1, ..., x_C) = Σ_k π_k Π_c Logistic(x_c; μ_kc + Σ_{d<c} α_kcd x_d, s_kc): a component is a colour with its
+    spread, and the mean of a later channel moves with what the earlier ones are (PixelCNN++, sec. 2.2)."""
 
     NAT = 0.1  # as much of a nat as keeps the codebook's losses in balance: of the size of the squared error's gradient
     LEAST, MOST = -7.0, 3.0  # of log s: an eighth of a level, and ten times the range
