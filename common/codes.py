@@ -328,7 +328,8 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         "\n## Data\n\nThe images, and how they were read:\n\n"
         + card.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
         + f"\n## Tokenizer\n\n{card.plain(info.tokenizer.name)}, SHA-256 of its weights "
-        f"`{info.tokenizer.sha256}`. Codes mean something to this tokenizer alone: whoever decodes them, or draws such codes, must have it.\n"
+        f"`{info.tokenizer.sha256}`. Codes mean something to this tokenizer alone: "
+        "whoever decodes them, or draws such codes, must have it.\n"
         "\n## Limits\n\nCodes keep of an image what the PSNR above says, and no more. Rights in the images, and what "
         "is wrong or lopsided in them, are those of the source.\n"
     )
