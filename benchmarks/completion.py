@@ -97,8 +97,8 @@ def _transformer(run: Path) -> AutoregressivePrior:
 @torch.inference_mode()
 def score(prior: AutoregressivePrior, info: CodesInfo, split: CodesSplit) -> Figures:
     """Nats per unknown code of a split, for each mask and with nothing known."""
-    assert split.labels is not None  # the sets of this claim have classes
-    labels, found = torch.from_numpy(split.labels[:SCORED]), {}
+    assert split.condition is not None  # the sets of this claim have classes
+    labels, found = torch.from_numpy(split.condition[:SCORED]), {}
     rows, (grid,) = torch.from_numpy(split.codes[:SCORED].astype("int64")), (each.shape for each in info.layout.grids)
     for name, mask in {"nothing": torch.zeros(grid, dtype=torch.bool), **masks(*grid)}.items():
         known, total = mask.flatten(), 0.0

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smalti.common import config
 from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.condition import condition_of
 from smalti.common.data.views import default_views
 from smalti.common.folder import read_json
 from smalti.common.record import record
@@ -102,7 +103,7 @@ def views_of(c: TokenizerTraining, images: int) -> int:
 
 def cost_of_prior(c: PriorTraining, info: CodesInfo, images: int) -> dict[str, Any]:
     with torch.device("meta"):
-        prior = TransformerPrior(PriorConfig.over(info, c.model, conditional=info.class_names is not None)).train()
+        prior = TransformerPrior(PriorConfig.over(info, c.model)).train()
         labels, codes = torch.zeros(1, dtype=torch.int64), torch.zeros(1, info.layout.length, dtype=torch.int64)
     kept = Kept(prior)
     with FlopCounterMode(display=False) as training:
@@ -137,7 +138,7 @@ def cost(folder: Path, images: int, classes: int) -> dict[str, Any]:
     info = CodesInfo(
         layout=one.model.layout,
         views=views_of(one, images),
-        class_names=tuple(map(str, range(classes))) or None,
+        condition=condition_of(tuple(map(str, range(classes))) or None),
         source={},
         shard_size=1,
         tokenizer=TokenizerIdentity(name=folder.name, sha256="0" * 64),

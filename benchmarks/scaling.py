@@ -22,6 +22,7 @@ import torch
 
 from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.condition import Nothing
 from smalti.common.layout import Layout
 from smalti.common.order import Order, Share, batches
 from smalti.common.record import record
@@ -50,7 +51,7 @@ def make_prior(T: int) -> TransformerPrior:
     return TransformerPrior(
         PriorConfig(
             layout=Layout.of(side, side, factors=(K,)),
-            class_names=None,
+            condition=Nothing(),
             tokenizer=IDENTITY,
             architecture=TransformerConfig(preset="5m", dropout=0.0),
         )
@@ -73,7 +74,7 @@ def write_codes(path: Path, rows: int) -> None:
     info = CodesInfo(
         layout=Layout.of(8, 8, factors=(K,)),
         views=1,
-        class_names=None,
+        condition=Nothing(),
         tokenizer=IDENTITY,
         source={"random": rows},
         shard_size=rows,
@@ -95,7 +96,7 @@ def train(path: Path) -> Point:
         started = time.perf_counter()
         batch = next(reader)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = prior(batch.labels, batch.codes)
+            logits = prior(batch.condition, batch.codes)
         nll_each(logits, batch.codes, prior.vocabularies).mean().backward()
         optimizer.step()
         optimizer.zero_grad()

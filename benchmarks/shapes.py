@@ -6,6 +6,7 @@ from torch import nn
 from x_transformers import Decoder, TransformerWrapper
 
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.condition import condition_of
 from smalti.common.layout import Layout
 from smalti.prior.config import PriorConfig
 from smalti.prior.layers import hidden_width
@@ -39,7 +40,7 @@ def make_prior(shape: Shape) -> TransformerPrior:
     config = PriorConfig(
         layout=Layout.of(shape.side, shape.side, factors=(shape.codebook_size,)),
         architecture=shape.architecture,
-        class_names=tuple(map(str, range(shape.classes))) or None,
+        condition=condition_of(tuple(map(str, range(shape.classes))) or None),
         tokenizer=TokenizerIdentity(name="none", sha256="0" * 64),
     )
     return TransformerPrior(config)

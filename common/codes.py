@@ -28,6 +28,7 @@ import yaml
 from pydantic import Field
 
 from smalti.common import card
+from smalti.common.condition import Condition, condition_in_format_1
 from smalti.common.config import Settings, build
 from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
@@ -75,7 +76,8 @@ class CodesInfo(Settings):
     layout: Layout
     """what stands where in a row"""
     views: int = Field(ge=1, le=2**20)
-    class_names: tuple[str, ...] | None
+    condition: Condition
+    """what rows are told of"""
     tokenizer: TokenizerIdentity
     source: dict[str, Any]
     """the images' settings and their fingerprint"""
@@ -85,6 +87,11 @@ class CodesInfo(Settings):
     def dtype(self) -> np.dtype:
         """Return the smallest unsigned type that holds K codes; float32 of vectors."""
         return np.min_scalar_type(self.layout.codebook_size - 1) if self.layout.discrete else np.dtype(np.float32)
+
+    @property
+    def condition_columns(self) -> tuple[str, ...]:
+        """Return the names of the columns that hold the condition."""
+        return () if self.condition.column is None else (self.condition.column,)
 
     @property
     def column(self) -> str:
@@ -97,16 +104,16 @@ Rows = np.ndarray | MappedRows
 
 class CodesSplit(NamedTuple):
     codes: Rows  # (N, T) unsigned, or float32 of vectors
-    labels: np.ndarray | None  # (N,) int64, -1 where a row has none
+    condition: np.ndarray | None  # (N, ...) the column of the condition; of classes int64, -1 where a row has none
     rows: np.ndarray  # (N,) int64, index in the source
 
     def digest(self) -> str:
-        """Return the SHA-256 of all its codes, labels and rows."""
+        """Return the SHA-256 of all its codes, conditions and rows."""
         found = Digest()
         for start in range(0, max(1, len(self.rows)), TOGETHER):
             some = slice(start, start + TOGETHER)
             found.update(
-                CodesSplit(self.codes[some], None if self.labels is None else self.labels[some], self.rows[some])
+                CodesSplit(self.codes[some], None if self.condition is None else self.condition[some], self.rows[some])
             )
         return found.hexdigest()
 
@@ -115,17 +122,20 @@ class Digest:
     """Of a split, taken shard after shard."""
 
     def __init__(self) -> None:
-        self._codes, self._labels, self._rows = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+        self._codes, self._condition, self._rows = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
 
     def update(self, shard: CodesSplit) -> None:
         self._codes.update(np.ascontiguousarray(np.asarray(shard.codes), shard.codes.dtype.newbyteorder("<")).data)
         self._rows.update(np.ascontiguousarray(shard.rows, "<i8").data)
-        if shard.labels is not None:
-            self._labels.update(np.ascontiguousarray(shard.labels, "<i8").data)
+        if shard.condition is not None:
+            little = shard.condition.dtype.newbyteorder("<")
+            self._condition.update(np.ascontiguousarray(shard.condition, little).data)
 
     def hexdigest(self) -> str:
         """Return one SHA-256 of the three."""
-        return hashlib.sha256(b"".join(each.digest() for each in (self._codes, self._labels, self._rows))).hexdigest()
+        return hashlib.sha256(
+            b"".join(each.digest() for each in (self._codes, self._condition, self._rows))
+        ).hexdigest()
 
 
 class Codes(NamedTuple):
@@ -182,8 +192,8 @@ def shard_path(folder: Path, split: str, shard: int, shards: int) -> Path:
     return folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
 
 
-def write_shard(path: Path, info: CodesInfo, codes: np.ndarray, labels: np.ndarray | None, rows: np.ndarray) -> None:
-    """Write codes (N, T), labels (N,) and rows (N,) as one Parquet shard that appears when it is whole."""
+def write_shard(path: Path, info: CodesInfo, codes: np.ndarray, condition: np.ndarray | None, rows: np.ndarray) -> None:
+    """Write codes (N, T), their condition (N, ...) and rows (N,) as one Parquet shard that appears when it is whole."""
     assert codes.shape == (len(rows), info.layout.length)
     schema = _features(info).arrow_schema
     flat = pa.array(np.ascontiguousarray(codes, info.dtype).reshape(-1))
@@ -191,19 +201,19 @@ def write_shard(path: Path, info: CodesInfo, codes: np.ndarray, labels: np.ndarr
         info.column: pa.FixedSizeListArray.from_arrays(flat, info.layout.length),
         "row": pa.array(rows, pa.int64()),
     }
-    if info.class_names is not None:
-        columns["label"] = pa.array(labels, pa.int64())
+    if info.condition.column is not None:
+        columns[info.condition.column] = pa.array(condition, schema.field(info.condition.column).type)
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     with replacing(path) as aside:
         pq.write_table(table, aside, compression="zstd")
 
 
 def _features(info: CodesInfo) -> "Features":
-    from datasets import ClassLabel, Features, List, Value
+    from datasets import Features, List, Value
 
     columns = {info.column: List(Value(info.dtype.name), length=info.layout.length)}
-    if info.class_names is not None:
-        columns["label"] = ClassLabel(names=list(info.class_names))
+    if info.condition.column is not None:
+        columns[info.condition.column] = info.condition.feature()
     return Features({**columns, "row": Value("int64")})
 
 
@@ -292,8 +302,8 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
     columns = [
         (f"`{info.column}`", f"{info.layout.length} {values}, raster order{deep}"),
         *(
-            [("`label`", f"one of {len(info.class_names)} classes; -1 where the source has none")]
-            if info.class_names
+            [("`label`", f"one of {info.condition.num_classes} classes; -1 where the source has none")]
+            if info.condition.num_classes
             else []
         ),
         ("`row`", "of the image in its split of the source"),
@@ -422,10 +432,10 @@ def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
 def read_whole(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
     """Return the rows of some shards, in memory. Raises what `read_shard` raises."""
     shards = [read_shard(path, info) for path in paths]
-    labels = [shard.labels for shard in shards if shard.labels is not None]  # of all shards, or of none
+    told = [shard.condition for shard in shards if shard.condition is not None]  # of all shards, or of none
     return CodesSplit(
         codes=np.concatenate([shard.codes for shard in shards]),
-        labels=np.concatenate(labels) if labels else None,
+        condition=np.concatenate(told) if told else None,
         rows=np.concatenate([shard.rows for shard in shards]),
     )
 
@@ -435,15 +445,13 @@ def read_mapped(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
     otherwise."""
     try:
         codes = map_column(paths, info.column, info.layout.length)
-        columns = ["row"] + (["label"] if info.class_names is not None else [])
-        table = pq.read_table(paths, columns=columns)
+        table = pq.read_table(paths, columns=["row", *info.condition_columns])
     except (pa.ArrowException, OSError, ValueError) as error:
         pass_on(error)
         raise UserError(f"{paths[0].parent} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
     for start in range(0, len(codes), TOGETHER):
         _check_values(paths[0].parent, codes[start : start + TOGETHER], info)
-    labels = None if info.class_names is None else _checked_labels(paths[0].parent, table["label"].to_numpy(), info)
-    return CodesSplit(codes, labels, table["row"].to_numpy())
+    return CodesSplit(codes, _condition(table, info, paths[0].parent), table["row"].to_numpy())
 
 
 def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -> None:
@@ -483,9 +491,10 @@ def recorded_fingerprint(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]
 
 def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
     said = info.model_dump(
-        mode="json", exclude={"layout": True, "source": True, "shard_size": True, "tokenizer": {"name"}}
+        mode="json",
+        exclude={"layout": True, "condition": True, "source": True, "shard_size": True, "tokenizer": {"name"}},
     )
-    said |= in_format_1(info.layout)  # a fingerprint outlives the format
+    said |= in_format_1(info.layout) | condition_in_format_1(info.condition)  # a fingerprint outlives the format
     told = [said, info.source.get("fingerprint"), digests]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -497,7 +506,7 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
 def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
     """One shard, or a `UserError` that names it when it is damaged or not what `info` says."""
     try:
-        table = pq.read_table(path, columns=[info.column, "row"] + (["label"] if info.class_names is not None else []))
+        table = pq.read_table(path, columns=[info.column, "row", *info.condition_columns])
         parts = [chunk.flatten().to_numpy() for chunk in table[info.column].chunks]
         flat = np.concatenate(parts or [np.empty(0, info.dtype)])
         codes = flat.reshape(-1, info.layout.length) if flat.size == table.num_rows * info.layout.length else flat
@@ -510,18 +519,19 @@ def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
             f"{codes.size / table.num_rows:g}; {AGAIN}"
         )
     _check_values(path, codes, info)
-    rows = table["row"].to_numpy()
-    if info.class_names is None:
-        return CodesSplit(codes, None, rows)
-    return CodesSplit(codes, _checked_labels(path, table["label"].to_numpy(), info), rows)
+    return CodesSplit(codes, _condition(table, info, path), table["row"].to_numpy())
 
 
-def _checked_labels(path: Path, labels: np.ndarray, info: CodesInfo) -> np.ndarray:
-    """Return labels. Raises `UserError` where they are of no class."""
-    classes = len(info.class_names or ())
-    if labels.size and not (labels.min() >= -1 and labels.max() < classes):
-        raise UserError(f"{path}: labels must lie in [0, {classes}), got {labels.min()} to {labels.max()}")
-    return labels
+def _condition(table: pa.Table, info: CodesInfo, path: Path) -> np.ndarray | None:
+    """Return the column of the condition, if there is one. Raises `UserError` where it is not what `info` says."""
+    if info.condition.column is None:
+        return None
+    values: np.ndarray = table[info.condition.column].to_numpy()
+    try:
+        info.condition.check_column(values)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return values
 
 
 def _check_values(path: Path, codes: np.ndarray, info: CodesInfo) -> None:

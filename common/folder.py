@@ -22,6 +22,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from smalti.common import config, lock, process
+from smalti.common.condition import condition_of_format_1
 from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
 from smalti.common.layout import of_format_1
@@ -336,7 +337,7 @@ def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     settings = {key: value for key, value in written.items() if key not in ("kind", "format")}
     try:
-        return of_format_1(settings)
+        return condition_of_format_1(of_format_1(settings))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -109,7 +109,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
             classes; models so sure of these images that they take less than a bit each.
     """
     tokenizer, prior = likely(pipeline), walking(pipeline)
-    c, classes = tokenizer.config, pipeline.prior.config.num_classes
+    c, classes = tokenizer.config, pipeline.prior.config.condition.num_classes
     expected = (c.image_channels, *c.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
         raise UserError(
@@ -172,7 +172,7 @@ def read_head(pipeline: ImagePipeline, data: bytes) -> Head:
         raise UserError(
             f"the head claims {images:,} images, where {len(data):,} bytes hold 1 to {most:,} at most; {DAMAGED}"
         )
-    if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.prior.config.num_classes):
+    if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.prior.config.condition.num_classes):
         raise UserError(DAMAGED)
     return Head(labelled, images, checksum)
 
@@ -201,7 +201,7 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
 
     for start in range(0, number, BATCH):
         some = torch.arange(min(BATCH, number - start))
-        labels = decoder.get(_uniform(len(some), pipeline.prior.config.num_classes)) if labelled else None
+        labels = decoder.get(_uniform(len(some), pipeline.prior.config.condition.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, some)
         codes = prior.walk(classes, next_one)
         output = tokenizer.output(codes).double()
@@ -239,7 +239,7 @@ def _uniform(number: int, values: int) -> Tensor:
 
 def _classes(pipeline: ImagePipeline, labels: Tensor | None, some: Tensor) -> Tensor:
     """What the prior is told: class numbers, or the one of no class."""
-    none = torch.full((len(some),), pipeline.prior.config.num_classes)
+    none = pipeline.prior.config.condition.none(len(some))
     return (none if labels is None else labels[some]).to(pipeline.device)
 
 

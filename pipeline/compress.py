@@ -69,7 +69,7 @@ class Pictures(NamedTuple):
 
 def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
     """The files, or images evenly spaced in the held-out split with their labels."""
-    t, classes = pipeline.tokenizer.config, pipeline.prior.config.num_classes
+    t, classes = pipeline.tokenizer.config, pipeline.prior.config.condition.num_classes
     if c.files is None:
         split = held_out(open_vouched_images(Path(c.run) / "tokenizer", t).splits)
         batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))

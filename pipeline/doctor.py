@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from smalti.common import codes, config
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.commands import as_typed
+from smalti.common.condition import Nothing
 from smalti.common.config import SHIPPED
 from smalti.common.errors import UserError
 from smalti.common.launch import computes_bf16, make_accelerator, run_command
@@ -172,7 +173,8 @@ def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
     written = Path(c.codes or f"{c.run}/codes")
     if (written / "codes.json").exists():
         info, _ = codes.read_info(written)
-        return PriorConfig.over(info, c.model, conditional=c.condition == "labels", any_order=c.order == "any")
+        condition = info.condition if c.condition == "labels" else Nothing()
+        return PriorConfig.over(info, c.model, condition=condition, any_order=c.order == "any")
     beside: dict[str, type[TokenizerTraining | ClusterConfig]] = {
         "tokenizer.yaml": TokenizerTraining,
         "cluster.yaml": ClusterConfig,
@@ -183,7 +185,7 @@ def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
             model = config.build(settings, config.read_yaml(first), str(first)).model
             return PriorConfig(
                 layout=model.layout,
-                class_names=None,
+                condition=Nothing(),
                 architecture=c.model,
                 any_order=c.order == "any",
                 tokenizer=TokenizerIdentity(name="to be trained", sha256="0" * 64),

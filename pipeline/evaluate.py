@@ -121,7 +121,7 @@ def priced(bench: Bench) -> bool:
 def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
     """What held-out images cost: figures, and their protocol."""
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
-    none = pipeline.prior.config.num_classes
+    none = pipeline.prior.config.condition.num_classes
     marginal = Marginal(
         plain_views(bench.data.splits["train"], info).codes, info.layout.codebook_size, info.layout.depth
     )
@@ -171,7 +171,7 @@ def draw(bench: Bench, number: int) -> Drawn:
     """So many images, with the labels of the held-out split dealt evenly."""
     c, pipeline = bench.c, bench.pipeline
     held = torch.from_numpy(bench.split.labels[torch.arange(number) * len(bench.split) // number])
-    classes = pipeline.prior.config.num_classes
+    classes = pipeline.prior.config.condition.num_classes
     labels = torch.where((held < 0) | (held >= classes), classes, held)
     sampler = pipeline.sampler(**pipeline.sampling.model_dump())
 
@@ -233,7 +233,9 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         prior = bench.pipeline.prior.config
         if eyes.classifier is not None:
             held = labelled(bench.split)
-            figures |= ask_classifier(drawn, eyes.classifier, held, prior.class_names or (), bench.accelerator.device)
+            figures |= ask_classifier(
+                drawn, eyes.classifier, held, prior.condition.class_names or (), bench.accelerator.device
+            )
         some = (
             0 if bench.split.name == "train" else min(bench.c.neighbours, number)
         )  # of train itself all would be copies
@@ -264,7 +266,7 @@ def picture_path(bench: Bench, what: str) -> Path:
 
 def save_samples(bench: Bench, drawn: Drawn) -> None:
     """A column a class, ten rows, where there are up to 20 classes; else a square."""
-    classes, some = bench.pipeline.prior.config.num_classes, min(100, len(drawn.images))
+    classes, some = bench.pipeline.prior.config.condition.num_classes, min(100, len(drawn.images))
     chosen, across = torch.arange(some), max(1, round(some**0.5))
     if 1 < classes <= 20:
         columns = [(drawn.labels == label).nonzero()[:10, 0] for label in range(classes)]

@@ -78,7 +78,7 @@ def open_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -
         return Opened(pipeline, run, c)
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
     if (
-        kept.guidance == c.guidance != 1 and not pipeline.prior.config.num_classes
+        kept.guidance == c.guidance != 1 and not pipeline.prior.config.condition.told
     ):  # a config is for sets without labels too
         told = f"guidance {c.guidance:g} leans towards a class, and the prior was trained without: it is left out"
         accelerator.print(told, file=sys.stderr)

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from smalti.common import config, folder
-from smalti.common.classes import untrained
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.commands import quoted
 from smalti.common.data.pixels import from_pil, to_float, to_pil, to_uint8
@@ -370,7 +369,7 @@ class ImagePipeline(Pretrained):
         given = [labels] if isinstance(labels, int | str) else labels
         chosen = [self.class_number(label) for label in given] if given is not None else None
         if chosen is None:
-            chosen = list(range(self.prior.config.num_classes)) or [0]  # an unconditional prior's only number
+            chosen = list(range(self.prior.config.condition.num_classes)) or [0]  # an unconditional prior's only number
         if not chosen:
             raise UserError("labels must name at least one class, got none")
         number = len(chosen) if num_images is None else _whole(num_images, "num_images")
@@ -387,7 +386,7 @@ class ImagePipeline(Pretrained):
         Raises:
             UserError: there is none of that name or number; the classes are named.
         """
-        names = self.prior.config.class_names
+        names = self.prior.config.condition.class_names
         if names is None:
             raise UserError(f"labels were asked for ({label!r}), but this prior is unconditional: leave labels away")
         if isinstance(label, ClassNumber) and label < len(names):
@@ -405,8 +404,7 @@ class ImagePipeline(Pretrained):
 
     def untrained(self, labels: Sequence[int]) -> Iterator[str]:
         """Yield a line on the classes asked for that no training image has, if there are any."""
-        absent = sorted(set(labels) & set(self.prior.config.absent_classes))
-        return untrained(absent, self.prior.config.class_names or ())
+        return self.prior.config.condition.untrained(labels)
 
     @staticmethod
     def deal_seeds(number: int, seed: int | None, generator: torch.Generator | None = None) -> list[int]:
@@ -486,20 +484,20 @@ class ImagePipeline(Pretrained):
                 drawn = sampler(torch.tensor(labels), seeds, codes, known, progress=bar.update).cpu()
         except ValueError as error:
             raise UserError(str(error)) from None
-        classes = self.prior.config.num_classes
+        classes = self.prior.config.condition.num_classes
         given: list[int] | None = [*map(ClassNumber, labels)] if any(n < classes for n in labels) else None
         return Generated(to_pil(self.decode(drawn)), given, seeds, drawn)
 
     def _labels_of(self, labels: Sequence[int | str] | int | str | None, images: int) -> list[int]:
         """A class number for each of the images given: no class, one for all, or one each."""
         if labels is None:
-            if not self.prior.config.knows_no_class:
+            if not self.prior.config.knows_none:
                 warnings.warn(
                     "no labels were given, and this prior never learnt to predict without one (label_dropout 0): give "
                     "labels",
                     stacklevel=3,
                 )
-            return [self.prior.config.num_classes] * images
+            return self.prior.config.condition.none(images).tolist()
         if isinstance(labels, int | str):
             return [self.class_number(labels)] * images
         if len(labels) != images:

@@ -45,7 +45,7 @@ class Request:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        return self.pipeline.prior.config.class_names
+        return self.pipeline.prior.config.condition.class_names
 
 
 class Output:
@@ -167,14 +167,14 @@ class CodesFolder(Output):
         info = CodesInfo(
             layout=prior.layout,
             views=1,
-            class_names=prior.class_names,
+            condition=prior.condition,
             tokenizer=prior.tokenizer,
             source={"generated": True, "seed": request.seeds[0]},
             shard_size=len(request.labels),
         )
         write_plan(self.folder, info)
         codes = torch.cat([part["codes"] for part in parts]).numpy()
-        labels = None if prior.class_names is None else np.asarray(request.labels, np.int64)
+        labels = None if prior.condition.class_names is None else np.asarray(request.labels, np.int64)
         write_shard(shard_path(self.folder, "generated", 0, 1), info, codes, labels, np.arange(len(codes)))
         self.save_grid(torch.cat([part["images"] for part in parts])[:GRID])
         finish(self.folder, info, {"generated": {"rows": len(codes)}})

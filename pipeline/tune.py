@@ -100,9 +100,10 @@ class Bench:
 
     def __init__(self, c: Settings, pipeline: ImagePipeline, held_out: CodesBatch, interrupt: Interrupt):
         self.c, self.pipeline, self.interrupt, self.accelerator = c, pipeline, interrupt, interrupt.accelerator
-        self.labels = held_out.labels[torch.arange(c.images) * len(held_out.labels) // c.images]  # the split's, evenly
+        told = held_out.condition
+        self.condition = told[torch.arange(c.images) * len(told) // c.images]  # the split's, evenly
         self.ruler = Ruler(
-            self._held_out_cells(held_out.codes), held_out.labels, pipeline.prior.config.num_classes, c.images
+            self._held_out_cells(held_out.codes), told, pipeline.prior.config.condition.num_classes, c.images
         )
         self.figures: dict[SamplingConfig, float] = {}
 
@@ -126,7 +127,7 @@ class Bench:
         seeds, world = range(seed, seed + self.c.images), self.accelerator.num_processes
         found = torch.zeros(self.c.images, self.ruler.centre.numel())
         for batch in self.pipeline.generate(
-            self.labels.tolist(),
+            self.condition.tolist(),
             seeds,
             self.pipeline.sampler(**sampling.model_dump()),
             batch_size=BATCH.get(self.accelerator.device.type, BATCH["cpu"]),
@@ -137,7 +138,7 @@ class Bench:
             advance(bar, len(batch.images) * world)
         if self.interrupt.asked():
             raise Interrupted("nothing was written; the same command begins again")
-        value = [self.ruler(self._together(found), self.labels)]
+        value = [self.ruler(self._together(found), self.condition)]
         return broadcast_object_list(value)[0]  # equal to the last bit, so that all processes choose alike
 
     def best(self, setting: str, candidates: Sequence[SamplingConfig]) -> SamplingConfig:

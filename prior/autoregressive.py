@@ -1,6 +1,6 @@
 """Priors that factorise log p(codes | class) into a distribution over each code given those before it.
 
-Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
+Shapes: condition (B, ...) as `config.condition` has it; codes (B, T) int64 in [0, K), in raster order, the Q
 codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their
 sizes; order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places.
 
@@ -45,7 +45,7 @@ class AutoregressivePrior(Prior):
     # ---------------------------------------------------------------------------------------------- what a kind decides
 
     @abstractmethod
-    def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+    def forward(self, condition: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
         """logits (B, T, V) fp32 of the codes in the order given, raster order where none is.
 
         logits[:, n] has seen the label, the n codes before it in the order, and of its own code the parts before.
@@ -64,7 +64,7 @@ class AutoregressivePrior(Prior):
         """Return about how much memory a `drawing` of this size takes."""
 
     @abstractmethod
-    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
+    def walk(self, condition: Tensor, choose: Choose) -> Tensor:
         """Return codes (B, T), as `prior.base.Walks` says."""
 
     # ------------------------------------------------------------------------------------------------------ in training
@@ -76,19 +76,19 @@ class AutoregressivePrior(Prior):
     def anneal(self, progress: float) -> None:
         self.shuffled_share = share_shuffled(self.order, progress)
 
-    def loss(self, latents: Tensor, labels: Tensor, forward: nn.Module) -> Tensor:
-        order = draw_order(len(labels), self.config.layout, self.shuffled_share, latents.device)
+    def loss(self, latents: Tensor, condition: Tensor, forward: nn.Module) -> Tensor:
+        order = draw_order(len(condition), self.config.layout, self.shuffled_share, latents.device)
         ordered = latents if order is None else latents.gather(1, order)
-        return nll_each(forward(labels, latents, order), ordered, self.vocabularies)
+        return nll_each(forward(condition, latents, order), ordered, self.vocabularies)
 
     @torch.no_grad()
-    def validation(self, latents: Tensor, labels: Tensor, rows: Sequence[int]) -> Tensor:
+    def validation(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
         """A prior of any order is asked for each row in an order that belongs to the row; others in raster order."""
         if not self.config.any_order:
-            return self.nll(latents, labels)
+            return self.nll(latents, condition)
         places, seeded = self.config.layout.places, (torch.Generator().manual_seed(row) for row in rows)
         order = torch.cat([shuffled(1, places, generator) for generator in seeded]).to(latents.device)
-        return self.nll(latents, labels, order=order)
+        return self.nll(latents, condition, order=order)
 
     # ----------------------------------------------------------------------------------------------- what follows of it
 
@@ -101,13 +101,13 @@ class AutoregressivePrior(Prior):
 
     @torch.no_grad()
     def log_prob(
-        self, codes: Tensor, labels: Tensor, known: Tensor | None = None, *, order: Tensor | None = None
+        self, codes: Tensor, condition: Tensor, known: Tensor | None = None, *, order: Tensor | None = None
     ) -> Tensor:
-        """log p(codes | labels) of each image, or of its unknown codes given the known ones, in nats.
+        """log p(codes | condition) of each image, or of its unknown codes given the known ones, in nats.
 
         Args:
             codes: (B, T).
-            labels: (B,) in [0, num_classes]; num_classes stands for no class.
+            condition: (B, ...), as `config.condition` has it.
             known: (B, P) bool, the places whose codes are given. A prior trained in every order then reads the known
                 ones first. One trained in raster order reads them where they stand: each code is given the known and
                 unknown ones before it alone, which is the same where all known places come first.
@@ -115,10 +115,10 @@ class AutoregressivePrior(Prior):
         Returns:
             (B,).
         Raises:
-            ValueError: codes not of the length, or codes or labels not of the range, this prior was trained for; an
+            ValueError: codes not of the length or range, or a condition not of the kind, this prior was trained for; an
                 order for a prior of raster order; an order and known places at once.
         """
-        self.check(codes, labels, known)
+        self.check(codes, condition, known)
         B, P = len(codes), self.config.layout.places
         if order is not None and (known is not None or not self.config.any_order):
             raise ValueError(
@@ -128,19 +128,19 @@ class AutoregressivePrior(Prior):
             raise ValueError(f"an order must be ({B}, {P}), a permutation of each image's places")
         if known is not None and self.config.any_order:
             order = known_first(known)
-        nll = self.nll(codes, labels, order=order)
+        nll = self.nll(codes, condition, order=order)
         if known is not None:
             nll = nll.masked_fill(known.repeat_interleave(self.config.layout.depth, 1), 0)
         return -nll.sum(1)
 
     @torch.no_grad()
-    def nll(self, codes: Tensor, labels: Tensor, *, order: Tensor | None = None) -> Tensor:
+    def nll(self, codes: Tensor, condition: Tensor, *, order: Tensor | None = None) -> Tensor:
         """−log p of each code given those before it in the order, (B, T) where the codes stand, in nats. Takes what
         `log_prob` takes, and checks nothing."""
         if order is None:
-            return nll_each(self(labels, codes), codes, self.vocabularies)
+            return nll_each(self(condition, codes), codes, self.vocabularies)
         steps = code_order(order, self.config.layout.depth)
-        nll = nll_each(self(labels, codes, steps), codes.gather(1, steps), self.vocabularies)
+        nll = nll_each(self(condition, codes, steps), codes.gather(1, steps), self.vocabularies)
         return torch.empty_like(nll).scatter_(1, steps, nll)
 
 

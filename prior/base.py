@@ -5,7 +5,7 @@
     Walks        each code from those before it, one after the other: compression
     Completes    the rest of a sample around what is known of it
 
-Shapes: labels (B,) int64, where `num_classes` stands for no class; latents (B, T) as the layout has them, codes int64
+Shapes: condition (B, ...) as `config.condition` has it; latents (B, T) as the layout has them, codes int64
 in [0, K) or vectors float32; known (B, P) bool over the places.
 """
 
@@ -31,20 +31,20 @@ class Sampler(Protocol):
 
     def __call__(
         self,
-        labels: Tensor,
+        condition: Tensor,
         seeds: Sequence[int],
         latents: Tensor | None = None,
         known: Tensor | None = None,
         progress: Callable[[int], object] = lambda images: None,
     ) -> Tensor:
-        """Return latents (B, T), one sample a label (B,) and seed, the same whatever others are drawn beside it.
+        """Return latents (B, T), a sample for each condition (B, ...) and seed, whatever else is drawn.
 
         Args:
             latents: (B, T), read at the known places.
             known: (B, P) bool, places whose latents are kept.
             progress: called with the number of samples of each batch that is done.
         Raises:
-            ValueError: not one seed a label, labels the prior has no class for, latents or a mask of another shape.
+            ValueError: not one seed a sample, a condition the prior does not know, latents or a mask of another shape.
         """
 
 
@@ -63,7 +63,7 @@ class Prior(nn.Module, Pretrained, ABC):
     # ---------------------------------------------------------------------------------------------- what a kind decides
 
     @abstractmethod
-    def loss(self, latents: Tensor, labels: Tensor, forward: nn.Module) -> Tensor:
+    def loss(self, latents: Tensor, condition: Tensor, forward: nn.Module) -> Tensor:
         """Return what each number of latents (B, T) adds to the loss, (B, T): nats where the prior scores.
 
         Args:
@@ -72,7 +72,7 @@ class Prior(nn.Module, Pretrained, ABC):
         """
 
     @abstractmethod
-    def validation(self, latents: Tensor, labels: Tensor, rows: Sequence[int]) -> Tensor:
+    def validation(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
         """Return what each number of held-out latents costs, (B, T), without gradients: nats where the prior scores.
 
         Args:
@@ -105,8 +105,8 @@ class Prior(nn.Module, Pretrained, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def check(self, latents: Tensor, labels: Tensor, known: Tensor | None = None) -> None:
-        """Raise ValueError unless latents (B, T), labels (B,) and known places (B, P) are such as it was trained
+    def check(self, latents: Tensor, condition: Tensor, known: Tensor | None = None) -> None:
+        """Raise ValueError unless latents (B, T), condition (B, ...) and known places (B, P) are such as it was trained
         for."""
         layout = self.config.layout
         what, numbers = ("codes", "whole numbers") if layout.discrete else ("latents", "numbers of floating point")
@@ -115,18 +115,17 @@ class Prior(nn.Module, Pretrained, ABC):
             raise ValueError(
                 f"{what} must be (B, {layout.length}), the {layout} this prior was trained for; got {told}"
             )
-        if latents.is_floating_point() == layout.discrete or latents.dtype == torch.bool or labels.is_floating_point():
-            raise ValueError(
-                f"{what} must be {numbers} and labels whole numbers, got {latents.dtype} and {labels.dtype}"
-            )
+        if latents.is_floating_point() == layout.discrete or latents.dtype == torch.bool:
+            raise ValueError(f"{what} must be {numbers}, got {latents.dtype}")
         if layout.discrete and latents.numel() and not (latents.min() >= 0 and latents.max() < layout.codebook_size):
             raise ValueError(
                 f"codes must lie in [0, {layout.codebook_size}), got {latents.min().item()} to {latents.max().item()}"
             )
-        if labels.shape != latents.shape[:1]:
-            raise ValueError(f"one label an image: got {len(latents)} images and labels {tuple(labels.shape)}")
-        if labels.numel() and not (labels.min() >= 0 and labels.max() <= self.config.num_classes):
-            raise ValueError(f"labels must lie in [0, {self.config.num_classes}], got {labels.min()} to {labels.max()}")
+        if condition.shape[:1] != latents.shape[:1]:
+            raise ValueError(
+                f"one condition a sample: got {len(latents)} samples and a condition of {tuple(condition.shape)}"
+            )
+        self.config.condition.check(condition)
         if known is not None and (known.dtype != torch.bool or known.shape != (len(latents), layout.places)):
             raise ValueError(
                 f"known must be bool ({len(latents)}, {layout.places}), a mask of each image's places; got "
@@ -142,7 +141,7 @@ class Prior(nn.Module, Pretrained, ABC):
                 raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it away")
         if sampling.top_k is not None and sampling.top_k > c.layout.codebook_size:
             raise ValueError(f"top_k {sampling.top_k} is more than the {c.layout.codebook_size} codes there are")
-        if sampling.guidance != 1 and c.num_classes == 0:
+        if sampling.guidance != 1 and not c.condition.told:
             raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
         if sampling.guidance != 1 and "guidance" not in self.takes:
             raise ValueError(f"a prior of kind {c.architecture.name()} has no guidance; leave it at 1")
@@ -172,11 +171,11 @@ class Scores(Protocol):
 
     exact: bool  # or a bound, which is then named one wherever it stands
 
-    def log_prob(self, codes: Tensor, labels: Tensor, known: Tensor | None = None) -> Tensor:
-        """Return log p(latents | labels) of each sample, (B,), or of its unknown places given the known ones, in nats.
+    def log_prob(self, codes: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return log p(latents | condition) of each sample, (B,), or of its unknown places given the known, in nats.
 
         Raises:
-            ValueError: latents, labels or known places that are not of this prior.
+            ValueError: latents, condition or known places that are not of this prior.
         """
 
 
@@ -186,7 +185,7 @@ class Walks(Protocol):
 
     vocabularies: tuple[int, ...]  # values of each part in which a code is predicted
 
-    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
+    def walk(self, condition: Tensor, choose: Choose) -> Tensor:
         """Return codes (B, T), whose parts `choose` says one after another, each from its logits once those before are
         known.
 

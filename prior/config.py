@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.condition import Condition
 from smalti.common.config import Kind, Settings
 from smalti.common.launch import Precision
 from smalti.common.layout import Layout
@@ -32,27 +33,19 @@ class PriorConfig(Settings):
 
     layout: Layout
     """what stands where in a sample"""
-    class_names: tuple[str, ...] | None
-    """names of the classes; null for an unconditional prior"""
+    condition: Condition
+    """what samples are told of"""
     tokenizer: TokenizerIdentity
     """whose codes these are"""
     architecture: ArchitectureConfig
     """depth and widths"""
     any_order: bool = False
     """trained to predict the places in every order; otherwise in raster order alone"""
-    absent_classes: tuple[int, ...] = ()
-    """numbers of the classes that no training row has: what is drawn of them is untrained"""
     codes: str | None = None
     """fingerprint of the codes it is trained on; null where an earlier version trained it"""
-    labels_hidden: float | None = Field(None, ge=0, le=1)
-    """share of the training rows without a class: it was hidden by label_dropout, or there was none; null where that
-    was not written down"""
-
-    @model_validator(mode="after")
-    def _known(self) -> "PriorConfig":
-        if any(not 0 <= number < self.num_classes for number in self.absent_classes):
-            raise ValueError(f"absent_classes {self.absent_classes} must be numbers of the {self.num_classes} classes")
-        return self
+    hidden: float | None = Field(None, ge=0, le=1)
+    """share of the training rows without a condition: it was hidden by label_dropout, or there was none; null where
+    that was not written down"""
 
     @model_validator(mode="after")
     def _short_enough(self) -> "PriorConfig":
@@ -68,22 +61,21 @@ class PriorConfig(Settings):
         info: CodesInfo,
         architecture: ArchitectureConfig,
         *,
-        conditional: bool,
+        condition: Condition | None = None,
         any_order: bool = False,
-        absent_classes: tuple[int, ...] = (),
         codes: str | None = None,
-        labels_hidden: float | None = None,
+        hidden: float | None = None,
     ) -> "PriorConfig":
-        """The config of a prior over a codes dataset."""
+        """Return the config of a prior over a codes dataset, told of what its rows are told of, or of `condition`."""
+        condition = info.condition if condition is None else condition
         return cls(
             layout=info.layout,
             tokenizer=info.tokenizer,
             architecture=architecture,
-            class_names=info.class_names if conditional else None,
+            condition=condition,
             any_order=any_order,
-            absent_classes=absent_classes if conditional else (),
             codes=codes,
-            labels_hidden=labels_hidden if conditional and info.class_names else None,
+            hidden=hidden if condition.told else None,
         )
 
     @property
@@ -103,18 +95,14 @@ class PriorConfig(Settings):
         return tuple(groups)
 
     @property
-    def num_classes(self) -> int:
-        return len(self.class_names or ())
-
-    @property
-    def knows_no_class(self) -> bool:
-        """Return whether the prediction without a class was learnt, as far as is known."""
-        return self.num_classes == 0 or self.labels_hidden != 0
+    def knows_none(self) -> bool:
+        """Return whether the prediction without a condition was learnt, as far as is known."""
+        return not self.condition.told or self.hidden != 0
 
     @property
     def takes_guidance(self) -> bool:
-        """Return whether there is a class to lean towards, and a prediction without one to lean on."""
-        return self.num_classes > 0 and self.knows_no_class
+        """Return whether there is a condition to lean towards, and a prediction without one to lean on."""
+        return self.condition.told and self.knows_none
 
 
 class TrainConfig(Settings):

@@ -1,4 +1,4 @@
-"""The rows of a codes dataset as training batches: codes (b, T) int64 and labels (b,) int64."""
+"""The rows of a codes dataset as training batches: codes (b, T) int64 and what they are told of, (b, ...)."""
 
 import sys
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smalti.common.codes import Codes, CodesInfo, CodesSplit
+from smalti.common.codes import CodesInfo, CodesSplit
 from smalti.common.errors import UserError
 from smalti.common.progress import on_main
 from smalti.prior.config import PriorConfig
@@ -16,7 +16,7 @@ from smalti.prior.config import PriorConfig
 
 class CodesBatch(NamedTuple):
     codes: Tensor  # (b, T) int64, or float32 where a sample is vectors
-    labels: Tensor  # (b,) int64; num_classes stands for no class
+    condition: Tensor  # (b, ...) as the prior's condition has it
     rows: Tensor  # (b,) int64, places in the split
 
 
@@ -24,7 +24,7 @@ class CodesRows(Dataset):
     """One split, in its small type, mapped where it is large; indexed by `common.order`'s (rows, epochs)."""
 
     def __init__(self, split: CodesSplit, config: PriorConfig):
-        self.split, self.none = split, config.num_classes
+        self.split, self.condition = split, config.condition
         if len(split.codes) == 0:
             raise UserError("the codes dataset has a split without rows; encode images into it first")
 
@@ -35,16 +35,8 @@ class CodesRows(Dataset):
         rows = key[0].numpy()
         some = self.split.codes[rows]
         codes = torch.from_numpy(some.astype(np.int64 if some.dtype.kind == "u" else np.float32))
-        if self.none == 0 or self.split.labels is None:
-            return CodesBatch(codes, torch.full((len(rows),), self.none), key[0])
-        labels = torch.from_numpy(self.split.labels[rows])
-        return CodesBatch(codes, torch.where(labels < 0, self.none, labels), key[0])
-
-
-def absent_classes(data: Codes) -> tuple[int, ...]:
-    """Return the classes that no row of train has."""
-    labels = data.splits["train"].labels
-    return () if labels is None else tuple(np.setdiff1d(np.arange(len(data.info.class_names or ())), labels).tolist())
+        told = None if self.split.condition is None else self.split.condition[rows]
+        return CodesBatch(codes, self.condition.of_rows(told, len(rows)), key[0])
 
 
 def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:
@@ -60,5 +52,5 @@ def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:
 def plain_views(split: CodesSplit, info: CodesInfo) -> CodesSplit:
     """The first row of each image: the others are its mirror and crops, and a held-out figure is of images as they
     are."""
-    labels = None if split.labels is None else split.labels[:: info.views]
-    return CodesSplit(split.codes[:: info.views], labels, split.rows[:: info.views])
+    told = None if split.condition is None else split.condition[:: info.views]
+    return CodesSplit(split.codes[:: info.views], told, split.rows[:: info.views])

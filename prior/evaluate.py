@@ -114,8 +114,8 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 def evenly(split: CodesSplit, number: int) -> CodesSplit:
     """So many rows of a split, or all, evenly spaced."""
     rows = range(0, len(split.rows), max(1, len(split.rows) // max(1, number)))
-    labels = None if split.labels is None else split.labels[rows][:number]
-    return CodesSplit(split.codes[rows][:number], labels, split.rows[rows][:number])
+    told = None if split.condition is None else split.condition[rows][:number]
+    return CodesSplit(split.codes[rows][:number], told, split.rows[rows][:number])
 
 
 def measure(
@@ -134,9 +134,9 @@ def measure(
         found = []
         for some in positions.split(batch_size):
             batch = rows[some, some]
-            latents, labels = batch.codes.to(accelerator.device), batch.labels.to(accelerator.device)
+            latents, condition = batch.codes.to(accelerator.device), batch.condition.to(accelerator.device)
             with accelerator.autocast():
-                found.append(prior.validation(latents, labels, some.tolist()))
+                found.append(prior.validation(latents, condition, some.tolist()))
         return {"nats": torch.cat(found)}
 
     folder = parts_path(run, f"prior-{name}")
@@ -164,9 +164,9 @@ def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, pr
             "saved": 1 - nll / independent if independent else 0.0,
         }
     figures |= {"train_nll": train_nll, "gap": nll - train_nll}
-    if prior.config.class_names is not None and held_out.labels is not None:
-        labels = torch.from_numpy(held_out.labels)
-        there = [(i, name) for i, name in enumerate(prior.config.class_names) if (labels == i).any()]
+    if prior.config.condition.class_names is not None and held_out.condition is not None:
+        labels = torch.from_numpy(held_out.condition)
+        there = [(i, name) for i, name in enumerate(prior.config.condition.class_names) if (labels == i).any()]
         figures["by_class"] = {name: each[labels == i].mean().item() for i, name in there}
     places = [grid.tolist() for grid in c.layout.by_place(nats.double().mean(0))]
     figures["by_place"] = places[0] if len(places) == 1 else places

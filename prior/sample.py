@@ -1,6 +1,6 @@
 """Draw code sequences from the prior, whole or around codes that are known.
 
-B images of T codes from a codebook of K:  labels (B,), seeds (B,) -> codes (B, T), int64 in [0, K).
+B images of T codes from a codebook of K:  condition (B, ...), seeds (B,) -> codes (B, T), int64 in [0, K).
 
 All the randomness of an image is T uniform numbers from its own seed (times the parts a code is drawn in), and a batch
 has a fixed, padded size, so that an image is the same wherever in the batch it stands and whichever process draws it.
@@ -27,8 +27,10 @@ SPARE = 0.5  # of the free memory is left to others and to what is not counted
 class Drawing(Protocol):
     """The state of one batch that is being drawn, with weights as they were when it was made."""
 
-    def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
-        """Return codes (b, T) of up to a batch of images whose order begins with `lead` known places: labels (b,),
+    def draw(
+        self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
+    ) -> Tensor:
+        """Return codes (b, T) of up to a batch of images whose order begins with `lead` known places: condition (b,),
         codes (b, T), order (b, P) and given (b, P) in the order."""
 
 
@@ -40,7 +42,7 @@ class DrawsInSteps(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def check(self, latents: Tensor, labels: Tensor, known: Tensor | None = None) -> None: ...
+    def check(self, latents: Tensor, condition: Tensor, known: Tensor | None = None) -> None: ...
 
     def resolved(self, precision: Precision) -> Precision: ...
 
@@ -70,7 +72,7 @@ class BatchSampler:
 
     def __call__(
         self,
-        labels: Tensor,
+        condition: Tensor,
         seeds: Sequence[int],
         latents: Tensor | None = None,
         known: Tensor | None = None,
@@ -79,7 +81,7 @@ class BatchSampler:
         """One sequence an image; where codes are known, they are kept and the others drawn around them.
 
         Args:
-            labels: (B,) in [0, num_classes]; num_classes stands for no class.
+            condition: (B, ...), as the prior's condition has it.
             seeds: B of them; the same weights, label, seed and known codes give the same codes.
             latents: codes (B, T), read at the known places.
             known: (B, P) bool, places whose codes are kept. A prior trained in every order draws the others given all
@@ -88,16 +90,16 @@ class BatchSampler:
         Returns:
             (B, T) int64.
         Raises:
-            ValueError: not one seed a label, labels the prior has no class for, codes or a mask of another shape.
+            ValueError: not one seed a sample, a condition the prior does not know, codes or a mask of another shape.
         """
-        if len(seeds) != len(labels):
-            raise ValueError(f"one seed an image: got {len(labels)} labels and {len(seeds)} seeds")
+        if len(seeds) != len(condition):
+            raise ValueError(f"one seed an image: got {len(condition)} images and {len(seeds)} seeds")
         with torch.inference_mode(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self._around(labels, seeds, latents, known, progress)
+            return self._around(condition, seeds, latents, known, progress)
 
     def _around(
         self,
-        labels: Tensor,
+        condition: Tensor,
         seeds: Sequence[int],
         codes: Tensor | None,
         known: Tensor | None,
@@ -107,31 +109,33 @@ class BatchSampler:
         if (codes is None) != (known is None):
             raise ValueError("latents and known are given together or not at all")
         if codes is None or known is None:
-            codes = torch.zeros(len(labels), c.layout.length, dtype=torch.int64)
-            known = torch.zeros(len(labels), c.layout.places, dtype=torch.bool)
-        labels, codes, known = labels.to(self.device), codes.to(self.device), known.to(self.device)
+            codes = torch.zeros(len(condition), c.layout.length, dtype=torch.int64)
+            known = torch.zeros(len(condition), c.layout.places, dtype=torch.bool)
+        condition, codes, known = condition.to(self.device), codes.to(self.device), known.to(self.device)
         if known.shape == (len(codes), c.layout.places) and codes.shape == (len(codes), c.layout.length):
             codes = codes.masked_fill(~known.bool().repeat_interleave(c.layout.depth, 1), 0)  # not read there
-        self.prior.check(codes, labels, known)
+        self.prior.check(codes, condition, known)
         drawn = codes.clone()  # of images known whole, and else overwritten
-        order = known_first(known) if c.any_order else raster(len(labels), c.layout.places, self.device)
+        order = known_first(known) if c.any_order else raster(len(condition), c.layout.places, self.device)
         given = known.gather(1, order)  # (B, P), in the order
         lead = given.long().cumprod(1).sum(1)  # known places that the order begins with
         for places in lead[lead < c.layout.places].unique().tolist():
             for rows in (lead == places).nonzero()[:, 0].split(self.batch_size):
                 some = [seeds[i] for i in rows.tolist()]
-                drawn[rows] = self._draw(labels[rows], some, codes[rows], order[rows], given[rows], places)
+                drawn[rows] = self._draw(condition[rows], some, codes[rows], order[rows], given[rows], places)
                 progress(len(rows))
         return drawn
 
-    def _draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
+    def _draw(
+        self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
+    ) -> Tensor:
         """One batch, or fewer images; in halves when memory does not hold it."""
         while True:
             try:
                 self._batch = self._batch or self.prior.drawing(self.config, self.batch_size, self.precision)
                 parts = [
-                    self._batch.draw(labels[i], [seeds[j] for j in i.tolist()], codes[i], order[i], given[i], lead)
-                    for i in torch.arange(len(labels), device=self.device).split(self.batch_size)
+                    self._batch.draw(condition[i], [seeds[j] for j in i.tolist()], codes[i], order[i], given[i], lead)
+                    for i in torch.arange(len(condition), device=self.device).split(self.batch_size)
                 ]
                 return torch.cat(parts)
             except RuntimeError as error:

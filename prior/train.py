@@ -37,8 +37,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from smalti.common import codes, config, folder, sharding, state
-from smalti.common.classes import untrained
 from smalti.common.commands import as_typed
+from smalti.common.condition import Nothing
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import Part, SkippedSteps
@@ -57,7 +57,7 @@ from smalti.prior.autoregressive import share_shuffled
 from smalti.prior.base import Prior, Scores
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.data import CodesBatch, CodesRows, absent_classes, plain_views
+from smalti.prior.data import CodesBatch, CodesRows, plain_views
 from smalti.prior.model import build_prior, load_prior
 
 # Which codes they are is checked by their fingerprint; recompute and compile change speed and memory alone.
@@ -148,17 +148,18 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it"
         )
     fingerprint = codes.fingerprint(data)
+    column = data.splits["train"].condition
+    condition = data.info.condition.seen(column) if c.condition == "labels" else Nothing()
     model_config = PriorConfig.over(
         data.info,
         c.model,
-        conditional=c.condition == "labels",
+        condition=condition,
         any_order=c.order == "any",
-        absent_classes=absent_classes(data),
         codes=fingerprint,
-        labels_hidden=share_hidden(data.splits["train"], c.label_dropout),
+        hidden=condition.share_hidden(column, c.label_dropout),
     )
-    for told in untrained(model_config.absent_classes, model_config.class_names or ()):
-        accelerator.print(told, file=sys.stderr)
+    for line in condition.untrained():
+        accelerator.print(line, file=sys.stderr)
     rows = CodesRows(data.splits["train"], model_config)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
@@ -180,9 +181,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             parts = []
             for micro in range(c.accumulate):
                 batch = to_device(next(reader), accelerator)
-                labels = hide_labels(batch.labels, model_config.num_classes, c.label_dropout)
+                told = condition.hide(batch.condition, c.label_dropout)
                 with accelerator.no_sync(trained.model) if micro + 1 < c.accumulate else nullcontext():
-                    each = trained.prior.loss(batch.codes, labels, trained.model)
+                    each = trained.prior.loss(batch.codes, told, trained.model)
                     nll = each.mean()
                     accelerator.backward(nll / c.accumulate)
                 parts.append(Part("the NLL", each, {"nll": nll}, batch.rows))
@@ -322,17 +323,6 @@ def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
     return CodesBatch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in batch))
 
 
-def hide_labels(labels: Tensor, none: int, share: float) -> Tensor:
-    """labels (b,) with a random share of them replaced by `none`, for classifier-free guidance."""
-    return labels.masked_fill(torch.rand(labels.shape, device=labels.device) < share, none)
-
-
-def share_hidden(split: codes.CodesSplit, dropout: float) -> float:
-    """Return the share of rows that `hide_labels` leaves without a class, those included that never had one."""
-    unlabelled = 1.0 if split.labels is None else float((split.labels < 0).mean())
-    return unlabelled + (1 - unlabelled) * dropout
-
-
 class Evaluation(NamedTuple):
     nll: float  # mean −log p of a code over a whole split, in nats
     by_place: list[Tensor]  # of each grid (*shape): the same of the codes of each place
@@ -350,9 +340,9 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluat
             mine if len(mine) else few[:1]
         )  # sharded weights are gathered for all processes or none: none may stay away
         batch = to_device(rows[some, some], accelerator)
-        prior.check(batch.codes, batch.labels)
+        prior.check(batch.codes, batch.condition)
         with accelerator.autocast():
-            nll = prior.validation(batch.codes, batch.labels, some.tolist())[: len(mine)]
+            nll = prior.validation(batch.codes, batch.condition, some.tolist())[: len(mine)]
         sums += torch.cat([nll.new_tensor([len(mine)]), nll.sum(0)])
         bar.update(len(few))
     bar.close()

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.condition import Classes
 from smalti.common.data.config import ImagesConfig
 from smalti.common.launch import make_accelerator
 from smalti.common.layout import Layout
@@ -39,7 +40,7 @@ def prior() -> Prior:
     torch.manual_seed(0)
     config = PriorConfig(
         layout=Layout.of(3, 3, factors=(16,)),
-        class_names=("a", "b", "c"),
+        condition=Classes(names=("a", "b", "c")),
         tokenizer=TokenizerIdentity(name="test", sha256="0" * 64),
         architecture=TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
     )

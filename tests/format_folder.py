@@ -18,6 +18,7 @@ import torch
 
 from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.condition import Classes
 from smalti.common.folder import sha256
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import PriorConfig
@@ -65,14 +66,12 @@ def make(folder: Path) -> None:
     info = CodesInfo(
         layout=c.layout,
         views=1,
-        class_names=("a", "b", "c"),
+        condition=Classes(names=("a", "b", "c")),
         tokenizer=identity,
         source={"source": "none", "fingerprint": "0"},
         shard_size=8,
     )
-    prior = TransformerPrior(
-        PriorConfig.over(info, TransformerConfig(depth=1, dim=8, heads=2, dropout=0.0), conditional=True)
-    ).eval()
+    prior = TransformerPrior(PriorConfig.over(info, TransformerConfig(depth=1, dim=8, heads=2, dropout=0.0))).eval()
     torch.nn.init.normal_(prior.head.weight)
     sampling = SamplingConfig(temperature=0.9, top_k=8, guidance=1.5, precision="fp32")
     pipeline = ImagePipeline(tokenizer, prior, sampling, identity)

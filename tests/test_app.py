@@ -20,6 +20,7 @@ import torch
 
 from smalti.common import folder
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.condition import condition_of
 from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
 from smalti.pipeline.app import Settings, check_address, name_of, open_pipeline, read_counts, serve
@@ -55,7 +56,7 @@ def run(finished_run, tmp_path_factory):
     torch.manual_seed(0)
     torch.nn.init.normal_(prior.head.weight, std=0.5)  # six steps of training leave the classes alike
     names = ("0", "1", HOSTILE, *map(str, range(3, 10)))
-    named = TransformerPrior(prior.config.model_copy(update={"class_names": names}))
+    named = TransformerPrior(prior.config.model_copy(update={"condition": condition_of(names)}))
     named.load_state_dict(prior.state_dict())
     named.save_pretrained(path)
     return run
@@ -77,7 +78,7 @@ def of_random_weights(class_names, quantizer) -> ImagePipeline:
     identity, c = TokenizerIdentity(name="test", sha256="0" * 64), tokenizer.config
     prior = PriorConfig(
         layout=c.layout,
-        class_names=class_names,
+        condition=condition_of(class_names),
         tokenizer=identity,
         architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
     )
@@ -218,7 +219,7 @@ def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
     from smalti.pipeline.playground.page import make_page
 
     pipeline = of_random_weights(("a", "b"), VQ)
-    pipeline.prior.config = pipeline.prior.config.model_copy(update={"labels_hidden": share})
+    pipeline.prior.config = pipeline.prior.config.model_copy(update={"hidden": share})
     page = make_page(open_desk(pipeline, None), "digits")
     assert page.guidance.visible == visible
     assert ("guidance" in page._sampling(1.0, 2.0, 0, 1.0, 0.0)) == visible

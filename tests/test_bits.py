@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from smalti.common.codes import TokenizerIdentity, read
+from smalti.common.condition import condition_of
 from smalti.common.data.images import held_out
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import open_run_images
@@ -51,7 +52,7 @@ def joined(tokenizer, classes=None):
     torch.manual_seed(1)
     config = PriorConfig(
         layout=Layout.of(2, 2, factors=(K,)),
-        class_names=classes,
+        condition=condition_of(classes),
         tokenizer=IDENTITY,
         architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
     )

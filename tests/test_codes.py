@@ -7,6 +7,7 @@ import pytest
 
 from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.condition import Classes, Nothing
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout, of_format_1
 from smalti.common.mapped import MappedRows
@@ -14,7 +15,7 @@ from smalti.common.mapped import MappedRows
 INFO = CodesInfo(
     layout=Layout.of(2, 3, factors=(300,)),
     views=1,
-    class_names=("cat", "dog"),
+    condition=Classes(names=("cat", "dog")),
     source={"source": "test"},
     shard_size=4,
     tokenizer=TokenizerIdentity(name="one/tokenizer", sha256="1" * 64),
@@ -25,7 +26,7 @@ LABELS = np.array([0, 1, 1, 0, -1, 1, 0])
 
 def write(folder, info=INFO):
     codes.begin(folder, info)
-    labels = None if info.class_names is None else LABELS
+    labels = None if info.condition.class_names is None else LABELS
     for shard, some in enumerate((slice(0, 4), slice(4, 7))):
         path = codes.shard_path(folder, "train", shard, 2)
         codes.write_shard(path, info, CODES[some], None if labels is None else labels[some], np.arange(7)[some])
@@ -37,7 +38,7 @@ def test_codes_survive_the_disk_in_the_smallest_type(tmp_path):
     info, splits = codes.read(tmp_path / "codes")
     assert info == INFO
     assert np.array_equal(splits["train"].codes, CODES) and splits["train"].codes.dtype == np.uint16
-    assert np.array_equal(splits["train"].labels, LABELS) and np.array_equal(splits["train"].rows, np.arange(7))
+    assert np.array_equal(splits["train"].condition, LABELS) and np.array_equal(splits["train"].rows, np.arange(7))
 
 
 def test_datasets_reads_the_folder_as_it_is(tmp_path):
@@ -64,8 +65,8 @@ def test_a_large_split_stays_on_the_disk_and_is_the_same(tmp_path, monkeypatch):
 
 
 def test_unlabelled_codes_have_no_label_column(tmp_path):
-    write(tmp_path / "codes", INFO.model_copy(update={"class_names": None}))
-    assert codes.read(tmp_path / "codes").splits["train"].labels is None
+    write(tmp_path / "codes", INFO.model_copy(update={"condition": Nothing()}))
+    assert codes.read(tmp_path / "codes").splits["train"].condition is None
 
 
 @pytest.mark.parametrize("K, kind", [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")])
@@ -139,7 +140,10 @@ def test_a_folder_that_is_not_whole_is_refused_with_what_to_do(tmp_path):
             lambda f: change(f, layout=Layout.of(2, 3, factors=(290,)).model_dump()),
             r"codes must be integers in \[0, 290\)",
         ),
-        (lambda f: change(f, class_names=["cat"]), r"labels must lie in \[0, 1\), got 0 to 1"),
+        (
+            lambda f: change(f, condition={"kind": "class", "names": ["cat"]}),
+            r"labels must lie in \[0, 1\), got 0 to 1",
+        ),
         (lambda f: change(f, format=9), "format 9"),
     ],
 )

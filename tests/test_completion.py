@@ -122,7 +122,7 @@ def test_what_an_image_costs_in_nats_and_in_bits(pipeline, pictures):
 
 
 def test_without_labels_an_image_is_scored_without_a_class(pipeline, pictures):
-    none = pipeline.prior.config.num_classes
+    none = pipeline.prior.config.condition.num_classes
     codes = pipeline.tokenizer.encode(pipeline_pixels(pictures)).flatten(1)
     expected = pipeline.prior.log_prob(codes, torch.full((3,), none))
     torch.testing.assert_close(pipeline.log_prob(pictures).nats, expected)

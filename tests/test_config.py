@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from smalti.common import config
+from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.folder import read_json, write_json
 from smalti.pipeline.generate import Settings as Generation
@@ -215,7 +216,7 @@ def test_the_largest_preset_has_the_shapes_it_promises():
     info = CodesInfo(
         layout=stage_one.model.layout,
         views=1,
-        class_names=tuple(map(str, range(1000))),
+        condition=Classes(names=tuple(map(str, range(1000)))),
         tokenizer=TokenizerIdentity(name="x", sha256="0" * 64),
         source={},
         shard_size=1,
@@ -223,7 +224,7 @@ def test_the_largest_preset_has_the_shapes_it_promises():
     with torch.device("meta"):
         images = torch.empty(2, 3, 256, 256)
         reconstruction = VQVAE(stage_one.model).decoder(torch.empty(2, 8, 16, 16))
-        prior = TransformerPrior(PriorConfig.over(info, stage_two.model, conditional=True))
+        prior = TransformerPrior(PriorConfig.over(info, stage_two.model))
         logits = prior(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 256, dtype=torch.int64))
     assert reconstruction.shape == images.shape and logits.shape == (2, 256, 16384)
     assert 330e6 < sum(p.numel() for p in prior.parameters()) < 350e6

@@ -152,7 +152,7 @@ def test_the_priors_figures_are_those_of_log_prob(run, accelerator):
     data, prior = codes.read(run / "codes"), load_prior(run / "prior/model")
     rows = CodesRows(plain_views(data.splits["test"], data.info), prior.config)
     batch = rows[torch.arange(len(rows)), torch.arange(len(rows))]
-    nll = -prior.log_prob(batch.codes, batch.labels).mean().item() / 16
+    nll = -prior.log_prob(batch.codes, batch.condition).mean().item() / 16
     assert found["nll"] == pytest.approx(nll, rel=1e-5)
     assert found["uniform_nll"] == math.log(16)
     assert found["bits_per_image"] == pytest.approx(16 * found["nll"] / math.log(2))
@@ -162,7 +162,7 @@ def test_the_priors_figures_are_those_of_log_prob(run, accelerator):
 def test_what_codes_cost_by_class_and_by_place_is_their_cost(run, accelerator):
     found = figures(evaluate_prior(PriorSettings(run=str(run)), accelerator))
     assert np.mean(found["by_place"]) == pytest.approx(found["nll"], rel=1e-6) and np.shape(found["by_place"]) == (4, 4)
-    labels = codes.read(run / "codes").splits["test"].labels[::2]  # two views an image
+    labels = codes.read(run / "codes").splits["test"].condition[::2]  # two views an image
     shares = np.bincount(labels, minlength=10) / len(labels)
     assert shares @ list(found["by_class"].values()) == pytest.approx(found["nll"], rel=1e-6)
 

@@ -97,7 +97,7 @@ class GaussianPrior(Prior):
 
     def __init__(self, config):
         super().__init__(config)
-        shape = config.num_classes + 1, config.layout.length
+        shape = config.condition.num_classes + 1, config.layout.length
         self.mean, self.log_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:

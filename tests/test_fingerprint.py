@@ -10,6 +10,7 @@ import pytest
 
 from smalti.common import codes, folder
 from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.condition import Classes
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.run_images import open_run_images, open_vouched_images, recorded, where_they_lay
 from smalti.common.errors import UserError
@@ -259,7 +260,7 @@ def test_the_pictures_of_ones_own_run_are_vouched_for(run, accelerator):
 INFO = CodesInfo(
     layout=Layout.of(2, 2, factors=(16,)),
     views=1,
-    class_names=("a", "b"),
+    condition=Classes(names=("a", "b")),
     tokenizer=TokenizerIdentity(name="t", sha256="0" * 64),
     source={"source": "none", "fingerprint": "1"},
     shard_size=8,
@@ -305,13 +306,16 @@ def test_codes_that_a_prior_was_not_trained_on_are_told_of(tmp_path, capsys):
     data = codes.read(write_codes(tmp_path / "codes"))
     small = TransformerConfig(depth=1, dim=16, heads=2)
     for known, told in ((codes.fingerprint(data), False), (None, False), ("f" * 64, True)):
-        tell_of_other_codes(codes.fingerprint(data), PriorConfig.over(INFO, small, conditional=True, codes=known))
+        tell_of_other_codes(codes.fingerprint(data), PriorConfig.over(INFO, small, codes=known))
         assert ("not those that the prior was trained on" in capsys.readouterr().err) == told
 
 
 def test_a_trained_prior_knows_its_codes(finished_run):
     written = folder.read_json(finished_run / "prior/model/config.json")
-    assert written["codes"] == codes.fingerprint(codes.read(finished_run / "codes")) and written["absent_classes"] == []
+    assert (
+        written["codes"] == codes.fingerprint(codes.read(finished_run / "codes"))
+        and written["condition"]["absent"] == []
+    )
 
 
 def test_what_codes_json_says_gives_the_fingerprint_that_reading_all_gives(finished_run):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from smalti.common import config, folder
+from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.history import Change, read_history, sentences, steps_by_batch, write_history
 from smalti.common.origin import find
@@ -315,9 +316,9 @@ def test_weights_of_other_shapes_are_refused_by_the_tensor_and_the_setting(run, 
 
 def test_a_prior_of_another_number_of_classes_is_refused(run, accelerator, tmp_path):
     c = load_prior(run / "prior/model").config
-    build_prior(c.model_copy(update={"class_names": ("cat", "dog")})).save_pretrained(tmp_path / "two")
+    build_prior(c.model_copy(update={"condition": Classes(names=("cat", "dog"))})).save_pretrained(tmp_path / "two")
     with pytest.raises(
-        UserError, match=r"class_embedding\.weight is \(3, 16\) there and \(11, 16\) here \(class_names \['cat'"
+        UserError, match=r"class_embedding\.weight is \(3, 16\) there and \(11, 16\) here \(condition\.names \['cat'"
     ):
         train_prior(prior_training(fresh(run, tmp_path), start_from=str(tmp_path / "two")), accelerator)
 
@@ -331,9 +332,9 @@ def fresh(run, tmp_path):
 def test_settings_that_fit_the_weights_and_mean_something_else_are_named(run, accelerator, tmp_path, capsys):
     c = load_prior(run / "prior/model").config
     names = tuple("abcdefghij")
-    build_prior(c.model_copy(update={"class_names": names})).save_pretrained(tmp_path / "letters")
+    build_prior(c.model_copy(update={"condition": Classes(names=names)})).save_pretrained(tmp_path / "letters")
     train_prior(prior_training(fresh(run, tmp_path), steps=1, start_from=str(tmp_path / "letters")), accelerator)
-    assert "; other settings: class_names ['a', 'b'" in capsys.readouterr().out
+    assert "; other settings: condition.names ['a', 'b'" in capsys.readouterr().out
 
 
 VQGAN = VQGANConfig(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smalti.common import folder
-from smalti.common.codes import CodesSplit
+from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
@@ -18,7 +18,6 @@ from smalti.pipeline.tune import tune
 from smalti.prior.base import Prior
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
-from smalti.prior.train import share_hidden
 from smalti.prior.train import train as train_prior
 from tests.conftest import prior_training
 
@@ -30,7 +29,7 @@ REFUSED = (
 
 def with_hidden(prior: Prior, share: float | None) -> Prior:
     """The same weights, said to be trained with that share of rows without a class."""
-    return build_prior(prior.config.model_copy(update={"labels_hidden": share}))
+    return build_prior(prior.config.model_copy(update={"hidden": share}))
 
 
 @pytest.fixture
@@ -45,16 +44,14 @@ def run(finished_run, tmp_path):
 def test_a_prior_says_which_share_of_its_rows_had_no_class(finished_run, tmp_path, dropout, accelerator):
     shutil.copytree(finished_run / "codes", tmp_path / "codes")
     model = train_prior(prior_training(tmp_path, steps=1, label_dropout=dropout), accelerator)
-    assert folder.read_json(model / "config.json")["labels_hidden"] == dropout
+    assert folder.read_json(model / "config.json")["hidden"] == dropout
     assert load_prior(model).config.takes_guidance == (dropout > 0)
 
 
 def test_rows_that_have_no_class_of_themselves_teach_it_too():
-    def rows(labels):
-        return CodesSplit(np.zeros((4, 1)), None if labels is None else np.array(labels), np.arange(4))
-
-    assert share_hidden(rows([0, 1, -1, -1]), 0.0) == 0.5 and share_hidden(rows([0, 1, -1, -1]), 0.5) == 0.75
-    assert share_hidden(rows([0, 1, 0, 1]), 0.0) == 0.0 and share_hidden(rows(None), 0.0) == 1.0
+    hidden = Classes(names=("a", "b")).share_hidden
+    assert hidden(np.array([0, 1, -1, -1]), 0.0) == 0.5 and hidden(np.array([0, 1, -1, -1]), 0.5) == 0.75
+    assert hidden(np.array([0, 1, 0, 1]), 0.0) == 0.0 and hidden(None, 0.0) == 1.0
 
 
 @pytest.mark.parametrize(

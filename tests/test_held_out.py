@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from smalti.common.codes import Codes, CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.condition import Classes
 from smalti.common.data.fingerprint import digest, uniform
 from smalti.common.data.validation import held_out
 from smalti.common.layout import Layout
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
-from smalti.prior.data import absent_classes
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.transformer.config import TransformerConfig
@@ -115,7 +115,7 @@ def three_classes(labels: list[int]) -> Codes:
     info = CodesInfo(
         layout=Layout.of(4, 4, factors=(16,)),
         views=1,
-        class_names=("a", "b", "zrare"),
+        condition=Classes(names=("a", "b", "zrare")),
         tokenizer=TokenizerIdentity(name="t", sha256="0" * 64),
         source={},
         shard_size=8,
@@ -126,13 +126,14 @@ def three_classes(labels: list[int]) -> Codes:
 
 def prior_of(data: Codes) -> Prior:
     small = TransformerConfig(depth=1, dim=16, heads=2)
-    return build_prior(PriorConfig.over(data.info, small, conditional=True, absent_classes=absent_classes(data))).eval()
+    condition = data.info.condition.seen(data.splits["train"].condition)
+    return build_prior(PriorConfig.over(data.info, small, condition=condition)).eval()
 
 
 def test_a_prior_remembers_the_classes_it_had_no_row_of(tmp_path):
     prior_of(three_classes([0, 1, 0, -1])).save_pretrained(tmp_path / "prior")
-    assert load_prior(tmp_path / "prior").config.absent_classes == (2,)
-    assert prior_of(three_classes([0, 1, 2])).config.absent_classes == ()
+    assert load_prior(tmp_path / "prior").config.condition.absent == (2,)
+    assert prior_of(three_classes([0, 1, 2])).config.condition.absent == ()
 
 
 def test_a_class_that_was_not_learnt_is_named_when_it_is_asked_for(tmp_path):
@@ -147,5 +148,5 @@ def test_a_class_that_was_not_learnt_is_named_when_it_is_asked_for(tmp_path):
 
 
 def test_absent_classes_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match=r"absent_classes \(7,\) must be numbers of the 3 classes"):
-        PriorConfig(**{**prior_of(three_classes([0])).config.model_dump(), "absent_classes": (7,)})
+    with pytest.raises(ValueError, match=r"absent \(7,\) must be numbers of the 3 classes"):
+        Classes(names=("a", "b", "zrare"), absent=(7,))

@@ -358,7 +358,7 @@ def test_text_of_files_is_shown_and_is_no_markup(copied):
     nasty = "| **<script>`\n# a"
     path = copied / "codes/codes.json"
     value = json.loads(path.read_text())
-    value["class_names"][3] = nasty
+    value["condition"]["names"][3] = nasty
     path.write_text(json.dumps(value))
     card = card_of(copied, what="tokenizer")
     assert r"\| \*\*\<script\>\` \# a" in card and "<script>" not in card
@@ -413,11 +413,11 @@ def test_codes_are_pushed_as_a_dataset_that_datasets_reads_and_name_no_folder_of
     fetched = huggingface_hub.snapshot_download("me/codes", repo_type="dataset", local_dir=tmp_path / "fetched")
     read, ours = load_dataset(fetched, cache_dir=str(tmp_path / "arrow")), codes.read(copied / "codes")
     for name, split in ours.splits.items():
-        assert np.array_equal(read[name]["codes"], split.codes) and read[name]["label"] == split.labels.tolist()
+        assert np.array_equal(read[name]["codes"], split.codes) and read[name]["label"] == split.condition.tolist()
     head = front(there["README.md"].decode())
     counts = {split["name"]: split["num_examples"] for split in head["dataset_info"]["splits"]}
     assert counts == {name: len(split.rows) for name, split in ours.splits.items()}
-    assert read["train"].features["label"].names == list(ours.info.class_names)
+    assert read["train"].features["label"].names == list(ours.info.condition.class_names)
     assert codes.read(Path(fetched)).info.tokenizer == ours.info.tokenizer
 
 

@@ -10,6 +10,7 @@ import torch
 
 from smalti.common import codes, folder
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.pipeline.generate import Settings, generate, main
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -87,7 +88,7 @@ def test_labels_are_given_by_name_or_number_and_dealt_in_turn(pipeline):
 
 
 def with_classes(pipeline: ImagePipeline, *names: str) -> ImagePipeline:
-    prior = TransformerPrior(pipeline.prior.config.model_copy(update={"class_names": names}))
+    prior = TransformerPrior(pipeline.prior.config.model_copy(update={"condition": Classes(names=names)}))
     return ImagePipeline(pipeline.tokenizer, prior, SamplingConfig(), pipeline.identity)
 
 

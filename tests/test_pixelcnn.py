@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
 from smalti.prior.config import PriorConfig, TrainConfig
@@ -28,7 +29,9 @@ def make(grid=(4, 5), kernel=3, depth=3, factors=(7,), code_depth=1, **settings)
     torch.manual_seed(0)
     shape = PixelCNNConfig(depth=depth, dim=16, kernel=kernel, dropout=0.0)
     layout = Layout.of(*grid, depth=code_depth, factors=factors)
-    config = PriorConfig(layout=layout, class_names=("a", "b"), tokenizer=TOKENIZER, architecture=shape, **settings)
+    config = PriorConfig(
+        layout=layout, condition=Classes(names=("a", "b")), tokenizer=TOKENIZER, architecture=shape, **settings
+    )
     prior = build_prior(config).eval()
     assert isinstance(prior, PixelCNNPrior)
     torch.nn.init.normal_(prior.head.weight, std=0.3)
@@ -161,7 +164,7 @@ def drawn_without_a_cache(prior, label, seed, config, codes=None, known=None):
             continue
         logits = prior(torch.tensor([label]), found)[:, t]
         if config.guidance != 1:
-            without = prior(torch.tensor([c.num_classes]), found)[:, t]
+            without = prior(torch.tensor([c.condition.num_classes]), found)[:, t]
             logits = torch.lerp(without, logits, torch.tensor(config.guidance))
         found[0, t] = draw(logits, u[t], config)[0]
     return found[0]

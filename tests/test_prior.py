@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from smalti.common.condition import Nothing
 from smalti.common.digits import to_index
 from smalti.common.layout import Grid, Layout
 from smalti.prior.autoregressive import nll_each
@@ -13,7 +14,6 @@ from smalti.prior.base import Prior
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.draw import SamplingConfig, draw, image_uniforms
 from smalti.prior.layers import RMSNorm
-from smalti.prior.train import hide_labels
 from smalti.prior.transformer.layers import causal_attention, rotary_angles
 from smalti.prior.transformer.model import TransformerPrior
 from tests.conftest import sample
@@ -205,15 +205,8 @@ def test_guidance_leans_from_no_class_towards_the_class(prior):
     assert not torch.equal(*drawn(4.0))
 
 
-def test_hidden_labels_are_a_share_of_all():
-    torch.manual_seed(0)
-    hidden = hide_labels(torch.zeros(10_000, dtype=torch.int64), none=7, share=0.25)
-    assert set(hidden.tolist()) == {0, 7}
-    assert (hidden == 7).float().mean().item() == pytest.approx(0.25, abs=0.03)  # seven standard deviations
-
-
 def test_an_unconditional_prior_refuses_guidance(prior):
-    unconditional = TransformerPrior(prior.config.model_copy(update={"class_names": None}))
+    unconditional = TransformerPrior(prior.config.model_copy(update={"condition": Nothing()}))
     assert sample(unconditional, torch.tensor([0]), [1], SamplingConfig()).shape == (1, 9)
     with pytest.raises(ValueError, match="unconditional"):
         sample(unconditional, torch.tensor([0]), [1], SamplingConfig(guidance=2.0))

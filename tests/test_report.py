@@ -256,7 +256,7 @@ def test_a_run_of_one_stage_has_a_page_too(run, left, command, capsys):
 def test_names_from_files_are_text_and_nothing_else(evaluated):
     for path in (evaluated / "codes/codes.json", evaluated / "prior/model/config.json"):
         value = json.loads(path.read_text())
-        value["class_names"][3] = NASTY
+        value["condition"]["names"][3] = NASTY
         path.write_text(json.dumps(value))
     path = evaluation_path(evaluated, "prior", "test")
     value = json.loads(path.read_text())

@@ -7,6 +7,7 @@ import torch
 from scipy.stats import chi2
 
 from smalti.common.codes import TokenizerIdentity
+from smalti.common.condition import Classes
 from smalti.common.digits import to_digits
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
@@ -32,7 +33,7 @@ def make_prior(architecture: TransformerConfig | None = None, **settings) -> Pri
     torch.manual_seed(0)
     shape = {
         "layout": Layout.of(3, 3, factors=(16,)),
-        "class_names": ("a", "b", "c"),
+        "condition": Classes(names=("a", "b", "c")),
         "tokenizer": TokenizerIdentity(name="test", sha256="0" * 64),
         "architecture": architecture or TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
     }
@@ -414,8 +415,8 @@ CODES, KNOWN = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torc
 @pytest.mark.parametrize(
     "call, message",
     [
-        ({"seeds": [5, 6, 7]}, "one seed an image: got 2 labels and 3 seeds"),
-        ({"labels": torch.tensor([0, 4])}, r"labels must lie in \[0, 3\], got 0 to 4"),
+        ({"seeds": [5, 6, 7]}, "one seed an image: got 2 images and 3 seeds"),
+        ({"condition": torch.tensor([0, 4])}, r"labels must lie in \[0, 3\], got 0 to 4"),
         ({"known": KNOWN}, "latents and known are given together"),
         (around(torch.zeros(2, 16, dtype=torch.int64), KNOWN), r"the 3 x 3 codes of 16 .*got \(2, 16\)"),
         (around(CODES, KNOWN.view(2, 3, 3)), r"known must be bool \(2, 9\)"),
@@ -425,7 +426,7 @@ CODES, KNOWN = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torc
 )
 def test_what_cannot_be_drawn_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
-        make_prior().sampler(FP32, 2)(**{"labels": torch.tensor([0, 1]), "seeds": [5, 6], **call})
+        make_prior().sampler(FP32, 2)(**{"condition": torch.tensor([0, 1]), "seeds": [5, 6], **call})
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_model_survives_the_disk_and_others_may_read_it(prior, tmp_path):
         ({"kind": "smalti.tokenizer"}, "must be of kind 'smalti.prior', got 'smalti.tokenizer'"),
         ({"format": 99}, "format 99.*update"),
         ({"layout": {"grids": [{"shape": [3, 3], "factors": [32]}]}}, "does not fit its config.json"),
-        ({"class_mames": None}, "unknown setting class_mames; did you mean class_names"),
+        ({"conditoin": None}, "unknown setting conditoin; did you mean condition"),
     ],
 )
 def test_a_model_folder_that_is_not_what_it_says_is_refused(prior, tmp_path, change, message):

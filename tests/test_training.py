@@ -146,7 +146,7 @@ def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
     tokenizer = VQVAE.from_pretrained(finished_run / "tokenizer/model")
     images = open_images(c.images, c.model.image_size, 1)
     info, splits = codes.read(finished_run / "codes")
-    assert set(splits) == {"train", "validation", "test"} and info.class_names == tuple("0123456789")
+    assert set(splits) == {"train", "validation", "test"} and info.condition.class_names == tuple("0123456789")
     for name, split in splits.items():
         source = images.splits[name]
         plain = split.codes[:: info.views]
@@ -154,7 +154,9 @@ def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
         expected = tokenizer.encode(to_float(batch.images)).flatten(1)
         agree = (expected.numpy() == plain).mean()
         assert agree > 0.999, "only rounding between batch shapes may differ"
-        assert np.array_equal(split.labels[:: info.views], batch.labels) and np.array_equal(split.rows[::2], batch.rows)
+        assert np.array_equal(split.condition[:: info.views], batch.labels) and np.array_equal(
+            split.rows[::2], batch.rows
+        )
 
 
 def test_an_interrupted_encode_ends_with_the_same_bytes(finished_run, tmp_path, accelerator):
@@ -398,7 +400,7 @@ def test_a_prior_refuses_codes_without_a_split_to_train_on(finished_run, tmp_pat
 def test_a_prior_reads_layout_and_classes_from_the_codes(finished_run):
     written = folder.read_json(finished_run / "prior/model/config.json")
     assert written["layout"] == {"grids": [{"shape": [4, 4], "depth": 1, "factors": [16]}]}
-    assert written["class_names"] == list("0123456789")
+    assert written["condition"]["names"] == list("0123456789")
 
 
 def test_a_missing_stage_is_named_with_the_command_that_makes_it(tmp_path, accelerator):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from smalti.common import folder
+from smalti.common.condition import Nothing
 from smalti.common.errors import UserError
 from smalti.common.launch import Interrupt, Interrupted
 from smalti.pipeline.frechet import SIDE, Ruler, cells
@@ -126,7 +127,7 @@ def test_the_test_split_is_never_read(run, accelerator):
 
 def test_an_unconditional_prior_has_no_guidance_to_search(run, accelerator):
     config = load_prior(run / "prior/model").config
-    TransformerPrior(config.model_copy(update={"class_names": None})).save_pretrained(run / "prior/model")
+    TransformerPrior(config.model_copy(update={"condition": Nothing()})).save_pretrained(run / "prior/model")
     tuned = tune(settings(run), accelerator)
     assert tuned.chosen.metric.startswith("fd_decoded_pca")
     assert [(s.guidance, s.temperature) for s in tuned.figures] == [(1, 1), (1, 0.5)]

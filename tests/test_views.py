@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from smalti.common import config
+from smalti.common.condition import Nothing
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import MODES
@@ -175,7 +176,7 @@ def test_a_configs_guidance_is_left_out_where_the_prior_has_no_classes(finished_
     """One config serves folders with classes and without; the latter ended in an error after both trainings."""
     run = tmp_path / "run"
     shutil.copytree(finished_run / "tokenizer/model", run / "tokenizer/model")
-    without = load_prior(finished_run / "prior/model").config.model_copy(update={"class_names": None})
+    without = load_prior(finished_run / "prior/model").config.model_copy(update={"condition": Nothing()})
     build_prior(without).save_pretrained(run / "prior/model")
     settings = GenerateSettings(run=str(run), num_images=2, guidance=1.5)
     folder = generate(settings, accelerator, SamplingConfig(guidance=1.5))

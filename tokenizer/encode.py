@@ -27,6 +27,7 @@ from einops import rearrange
 from smalti.common import codes, config
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.commands import as_typed
+from smalti.common.condition import condition_of
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet, tell_of_images
 from smalti.common.data.pixels import to_float, to_uint8
@@ -76,7 +77,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     info = CodesInfo(
         layout=tokenizer.config.layout,
         views=views,
-        class_names=images.class_names,
+        condition=condition_of(images.class_names),
         tokenizer=TokenizerIdentity(name=name, sha256=sha256(run / "model/model.safetensors")),
         source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
         shard_size=c.shard_size,

@@ -11,7 +11,7 @@ frequencies of the training split (independent codes), and the learned one. The 
 class is then paid for, ln of how many there are: the sum bounds −log p(x) as the others do. In bits per dimension:
 divided by ln 2 · C · H · W.
 
-Shapes: images (B, C, H, W) uint8; labels (B,), `num_classes` where there is none; nats (B,) float64.
+Shapes: images (B, C, H, W) uint8; labels (B,), as the prior's condition has them; nats (B,) float64.
 """
 
 import math
@@ -53,7 +53,7 @@ def scoring(pipeline: ImagePipeline) -> Scores:
 def code_nats(pipeline: ImagePipeline, marginal: Marginal, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """What codes (B, T) cost by each prior: (B,) float64 on the CPU."""
     c, device = pipeline.prior.config, pipeline.device
-    told = (labels < c.num_classes).double() * math.log(max(c.num_classes, 1))
+    told = c.condition.nats(labels)
     learned = -scoring(pipeline).log_prob(codes.to(device), labels.to(device)).double().cpu() + told.cpu()
     uniform = torch.full((len(codes),), c.layout.length * uniform_nll(c.layout.codebook_size), dtype=torch.float64)
     return {"uniform": uniform, "independent": marginal.nll(codes.cpu()), "learned": learned}

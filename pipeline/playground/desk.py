@@ -67,7 +67,7 @@ class Desk:
     def __init__(self, pipeline: ImagePipeline):
         self.pipeline, self.turn = pipeline, threading.Lock()
         self.reader = ThreadPoolExecutor(1)  # one thread decodes: malloc keeps what each thread has once taken
-        self.names = pipeline.prior.config.class_names
+        self.names = pipeline.prior.config.condition.class_names
 
     # --------------------------------------------------------------------------------------------------------- drawing
 

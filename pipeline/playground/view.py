@@ -30,7 +30,7 @@ def view(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
     """Encode and decode; the prior is told the label where there is one."""
     codes = pipeline.encode_pixels(image)
     again = pipeline.decode(codes)
-    names = pipeline.prior.config.class_names
+    names = pipeline.prior.config.condition.class_names
     layout, bits = pipeline.tokenizer.config.layout, None
     if layout.discrete and isinstance(pipeline.prior, Scores):
         bits = -pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits.item()

@@ -144,7 +144,7 @@ def snippet(found: Found, what: What, place: str) -> str:
     if what == "pipeline":
         names = (
             ", ".join(json.dumps(name, ensure_ascii=False) for name in found.classes[:2])
-            if (found.prior or {}).get("class_names")
+            if found.condition.get("names")
             else None
         )
         asked = f"labels=[{names}], seed=0" if names else "num_images=4, seed=0"
@@ -164,7 +164,7 @@ def snippet(found: Found, what: What, place: str) -> str:
         "import torch\n\nfrom smalti.prior.draw import SamplingConfig\n"
         f"{card.loading(Prior, place)}\n"
         "draw = prior.sampler(SamplingConfig())\n"
-        "latents = draw(labels=torch.tensor([0]), seeds=[0])  # (1, T), raster order"
+        "latents = draw(condition=torch.tensor([0]), seeds=[0])  # (1, T), raster order"
         + ("\nnats = prior.log_prob(latents, torch.tensor([0]))" if scores(found) else "")
     )
 
@@ -310,7 +310,7 @@ def limits(found: Found, what: What) -> Iterator[str]:
             f"What codes do not keep is lost: reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])})."
         )
     if what != "tokenizer":
-        labels = (found.prior or {}).get("class_names")
+        labels = found.condition.get("names")
         told.append("It draws its classes and nothing else." if labels else "It draws without being asked for a class.")
         if (found.prior or {}).get("any_order"):
             told.append(

@@ -42,7 +42,7 @@ def completed(found: Found) -> tuple[list[Tensor], str]:
     originals, rows = batch.images, half_rows(c)
     kept = torch.zeros(c.image_size, dtype=torch.bool)
     kept[:rows] = True
-    names, numbers = pipeline.prior.config.class_names or (), batch.labels.tolist()
+    names, numbers = pipeline.prior.config.condition.class_names or (), batch.labels.tolist()
     labels = [names[number] for number in numbers] if all(0 <= number < len(names) for number in numbers) else None
     drawn = [
         pipeline.complete(to_pil(originals), kept, labels=labels, seed=seed * len(originals), batch_size=len(originals))

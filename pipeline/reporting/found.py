@@ -99,8 +99,14 @@ class Found(NamedTuple):
         return self.model is not None and max(self.model.image_size) < 64
 
     @property
+    def condition(self) -> dict[str, Any]:
+        """Return what the prior's samples are told of, as its config says."""
+        said = (self.prior or {}).get("condition")
+        return said if isinstance(said, dict) else {}
+
+    @property
     def classes(self) -> tuple[str, ...]:
-        names = self.codes[0].class_names if self.codes else (self.prior or {}).get("class_names")
+        names = self.codes[0].condition.class_names if self.codes else self.condition.get("names")
         return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
     @property
@@ -211,7 +217,7 @@ def gather(run: Path, split: str | None = None) -> Found:
         evaluations=chosen(evaluations, split),
         codes=codes.read_info(run / "codes") if codes.is_whole(run / "codes") else None,
         model=read_model(tokenizer) if tokenizer.exists() else None,
-        prior=read_json(prior) if prior.exists() else None,
+        prior=settings_in(read_json(prior), prior) if prior.exists() else None,
         sampling=GenerationConfig.read(kept) if kept.exists() else None,
     )
 

@@ -1,7 +1,7 @@
 """The gated PixelCNN as a prior over codes.
 
-Shapes: labels (B,), codes (B, T) in raster order, the Q codes of a place side by side; features (B, C, h, w); x (B, T,
-C) what the head reads; logits (B, T, V).
+Shapes: condition (B, ...), codes (B, T) in raster order, the Q codes of a place side by side; features (B, C, h, w);
+x (B, T, C) what the head reads; logits (B, T, V).
 
 The stacks say what a place may know of the places before it; the codes of one place, where it has several, are
 predicted one after another, each from the place's features and an embedding of those before it. So every code has an
@@ -43,7 +43,7 @@ class PixelCNNPrior(AutoregressivePrior):
         a = config.architecture
         assert isinstance(a, PixelCNNConfig)
         self.architecture, (self.height, self.width) = a, rectangle(config)
-        self.class_embedding = nn.Embedding(config.num_classes + 1, a.dim)  # the last row is no class
+        self.class_embedding = config.condition.embedding(a.dim)
         self.code_embedding = nn.Embedding(config.layout.depth * sum(self.vocabularies), a.dim)
         self.stacks = Stacks(a.dim, a.depth, a.kernel, a.dropout)
         self.place_norm = RMSNorm(a.dim) if config.layout.depth > 1 else None
@@ -51,17 +51,18 @@ class PixelCNNPrior(AutoregressivePrior):
         self.norm = RMSNorm(a.dim)
         self.head = CodeHead(config, a.dim)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)
-        for embedding in (self.class_embedding, self.code_embedding):
-            nn.init.normal_(embedding.weight, std=0.2)
+        for name, parameter in self.named_parameters():
+            if "embedding" in name:
+                nn.init.normal_(parameter, std=0.2)
         nn.init.zeros_(self.head.weight)  # the first NLL is ln K
 
-    def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+    def forward(self, condition: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
         assert order is None, "a PixelCNN has raster order alone"
         c = self.config
         digits = to_digits(codes, self.vocabularies)
         embedded = rearrange(self.embed(digits, slice(None)), "b (p q) c -> b p q c", q=c.layout.depth)
         grid = rearrange(embedded.sum(2), "b (h w) c -> b c h w", h=self.height)
-        features = rearrange(self.stacks(grid, self.class_embedding(labels)), "b c h w -> b (h w) c")
+        features = rearrange(self.stacks(grid, self.class_embedding(condition)), "b c h w -> b (h w) c")
         before = embedded.cumsum(2) - embedded  # the codes of the place before each
         each = [self.at_depth(features, before[:, :, q], q) for q in range(c.layout.depth)]
         return self.head(self.norm(rearrange(torch.stack(each, 2), "b p q c -> b (p q) c")), digits)
@@ -101,8 +102,8 @@ class PixelCNNPrior(AutoregressivePrior):
         )
 
     @torch.inference_mode()
-    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
-        steps, found = Steps(self, labels), list[Tensor]()
+    def walk(self, condition: Tensor, choose: Choose) -> Tensor:
+        steps, found = Steps(self, condition), list[Tensor]()
         for t in range(self.config.layout.length):
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):
@@ -116,20 +117,20 @@ class Steps:
     """A PixelCNN one code after another: `logits(t, digits)` of code t's parts where they are wanted, then `put(t,
     code)`."""
 
-    def __init__(self, prior: PixelCNNPrior, labels: Tensor, known: int = 0):
+    def __init__(self, prior: PixelCNNPrior, condition: Tensor, known: int = 0):
         """
         Args:
-            labels: (R,), a row each.
+            condition: (R, ...), a row each.
             known: places at the beginning whose codes are only put; of the whole rows among them nothing else is
                 computed.
         """
         self.prior, self.Q, self.width = prior, prior.config.layout.depth, prior.width
         self.first_place = known // self.width * self.width
-        condition = prior.class_embedding(labels)
-        self.rows = RowByRow(prior.stacks, condition, self.width)
+        embedded = prior.class_embedding(condition)
+        self.rows = RowByRow(prior.stacks, embedded, self.width)
         self.matrices = [matrix.float() for matrix in prior.head.matrices()]  # each (Q, V_g, C)
-        self.place, self.x = -1, condition
-        self.features = self.before = torch.zeros_like(condition)  # of the place; its codes so far, embedded
+        self.place, self.x = -1, embedded
+        self.features = self.before = torch.zeros_like(embedded)  # of the place; its codes so far, embedded
 
     def logits(self, t: int, digits: list[Tensor]) -> Tensor:
         """Return logits (R, V_g) of part g of code t, whose parts before are `digits`, each (R,)."""
@@ -164,13 +165,15 @@ class Batch:
         self.prior, self.config, self.size, self.guided = prior, config, batch_size, config.guidance != 1
         self.scales = guidance_scales(config, prior.config.layout.length).to(prior.device)
 
-    def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
-        c, b = self.prior.config, len(labels)
-        pad = torch.arange(self.size, device=labels.device).clamp_max(b - 1)  # the last image again
-        classes, codes = labels[pad], codes[pad].clone()
+    def draw(
+        self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
+    ) -> Tensor:
+        c, b = self.prior.config, len(condition)
+        pad = torch.arange(self.size, device=condition.device).clamp_max(b - 1)  # the last image again
+        told, codes = condition[pad], codes[pad].clone()
         given = given[pad].repeat_interleave(c.layout.depth, 1)
-        rows = torch.cat([classes, torch.full_like(classes, c.num_classes)]) if self.guided else classes
-        uniforms = image_uniforms(seeds, c.layout.length, len(self.prior.vocabularies))[pad.cpu()].to(labels.device)
+        rows = torch.cat([told, c.condition.none(self.size, told.device)]) if self.guided else told
+        uniforms = image_uniforms(seeds, c.layout.length, len(self.prior.vocabularies))[pad.cpu()].to(condition.device)
         steps = Steps(self.prior, rows, lead)
         for t in range(c.layout.length):
             if t >= lead * c.layout.depth:

@@ -28,12 +28,12 @@ class TransformerPrior(CausalTransformer):
         return batch_size * image_bytes(self.config, batch_size, config.guidance != 1, precision, self.device)
 
     @torch.inference_mode()
-    def walk(self, labels: Tensor, choose: Choose) -> Tensor:
-        decoder = Decoder(self, len(labels), "fp32")
-        codes = labels.new_zeros(len(labels), 0)
+    def walk(self, condition: Tensor, choose: Choose) -> Tensor:
+        decoder = Decoder(self, len(condition), "fp32")
+        codes = condition.new_zeros(len(condition), 0)
         for t in range(self.config.layout.length):
-            x = self.inputs(labels, codes, None)[:, -1].contiguous()
-            place = torch.full_like(labels, t)
+            x = self.inputs(condition, codes, None)[:, -1].contiguous()
+            place = torch.full_like(condition, t)
             hidden = decoder.step(x, decoder.turns(1 + place, place), NumberedStep(t))
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):

@@ -1,6 +1,6 @@
 """The prior: a causal Transformer over the codes of one image, opened by its class.
 
-Shapes: labels (B,) int64, where `num_classes` stands for no class; codes (B, T) int64 in [0, K), in raster order, the Q
+Shapes: condition (B, ...) as `config.condition` has it; codes (B, T) int64 in [0, K), in raster order, the Q
 codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their
 sizes; order (B, T), the place of the sequence that each step predicts.
 
@@ -38,7 +38,7 @@ class CausalTransformer(AutoregressivePrior):
         a = config.architecture
         assert isinstance(a, TransformerConfig)
         self.architecture = a
-        self.class_embedding = nn.Embedding(config.num_classes + 1, a.dim)  # the last row is no class
+        self.class_embedding = config.condition.embedding(a.dim)
         self.code_embedding = nn.Embedding(config.layout.depth * sum(self.vocabularies), a.dim)
         self.target_embedding = nn.Parameter(torch.zeros(config.layout.length, a.dim))  # of the place to predict
         self.dropout = nn.Dropout(a.dropout)
@@ -65,23 +65,23 @@ class CausalTransformer(AutoregressivePrior):
                 parameter.data /= (2 * self.architecture.depth) ** 0.5
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, labels: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+    def forward(self, condition: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
         """logits (B, T, V) fp32 of the codes in the order given, raster order where none is.
 
         logits[:, n] has seen the label, the n codes before it in the order, and of its own code the parts before.
         """
         ordered = codes if order is None else codes.gather(1, order)
-        x = self.dropout(self.inputs(labels, ordered[:, :-1], order))
+        x = self.dropout(self.inputs(condition, ordered[:, :-1], order))
         target, own = self.turns(order)
         for block in self.blocks:
             again = self.recompute and self.training
             x = checkpoint(block, x, target, own, use_reentrant=False) if again else block(x, target, own)
         return self.head(self.norm(x), to_digits(ordered, self.vocabularies))
 
-    def inputs(self, labels: Tensor, ordered: Tensor, order: Tensor | None) -> Tensor:
-        """labels (B,) and the first n codes in the order (B, n) -> what the first n + 1 steps read (B, n + 1, C)."""
+    def inputs(self, condition: Tensor, ordered: Tensor, order: Tensor | None) -> Tensor:
+        """condition (B,) and the first n codes in the order (B, n) -> what the first n + 1 steps read (B, n + 1, C)."""
         rows = to_digits(ordered, self.vocabularies) + self.first_rows[: ordered.shape[1]]  # (B, n, G)
-        x = torch.cat([self.class_embedding(labels)[:, None], self.code_embedding(rows).sum(2)], dim=1)
+        x = torch.cat([self.class_embedding(condition)[:, None], self.code_embedding(rows).sum(2)], dim=1)
         wanted = self.target_embedding if order is None else self.target_embedding[order]
         return x + wanted[..., : x.shape[1], :]
 

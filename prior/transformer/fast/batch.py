@@ -1,7 +1,7 @@
 """One batch that the Transformer draws, step by step: the state at fixed addresses, so that a step can be a captured
 graph.
 
-Batch.draw: labels (b,), seeds, codes (b, T), order and given (b, P)  ->  codes (b, T)
+Batch.draw: condition (b,), seeds, codes (b, T), order and given (b, P)  ->  codes (b, T)
 """
 
 import torch
@@ -49,10 +49,12 @@ class Batch:
             Graphs(self._advance_counted, self.decoder.slots, self.Q, device) if device.type == "cuda" else None
         )
 
-    def draw(self, labels: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int) -> Tensor:
+    def draw(
+        self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
+    ) -> Tensor:
         """Up to B images whose order begins with `lead` known places: codes (b, T), order and given (b, P) -> codes (b,
         T)."""
-        b, start = len(labels), lead * self.Q
+        b, start = len(condition), lead * self.Q
         pad = torch.arange(self.size, device=self.device).clamp_max(b - 1)  # the last image again
         steps = code_order(order[pad], self.Q)
         forced = bool(given[:, lead:].any())  # a code known further on, in raster order
@@ -64,10 +66,10 @@ class Batch:
         self.codes.copy_(codes[pad].gather(1, steps).T)
         self.highest.zero_()
         self.given.copy_(given[pad].repeat_interleave(self.Q, 1).T)
-        classes = self._doubled(labels[pad])
+        told = condition[pad]
         if self.guided:
-            classes[self.size :] = self.prior.config.num_classes
-        self._begin(classes, self._doubled(steps), start)
+            told = torch.cat([told, self.prior.config.condition.none(self.size, self.device)])
+        self._begin(told, self._doubled(steps), start)
         if self.graphs is not None:
             self.graphs.run(start, self.T, forced)
         else:
@@ -77,14 +79,14 @@ class Batch:
             raise UserError("the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged")
         return torch.empty_like(steps).scatter_(1, steps, self.codes.T)[:b]
 
-    def _begin(self, classes: Tensor, steps: Tensor, start: int) -> None:
+    def _begin(self, condition: Tensor, steps: Tensor, start: int) -> None:
         """Read the class and the codes that the order begins with, but for the last of them, which the next step
         reads."""
         if start == 0:
-            self.x.copy_(self.prior.class_embedding(classes))
+            self.x.copy_(self.prior.class_embedding(condition))
             return
         known = self._doubled(self.codes[: start - 1].T)
-        self.decoder.prefill(self.prior.inputs(classes, known, steps), 1 + self.order[:start].T, self.own[:start].T)
+        self.decoder.prefill(self.prior.inputs(condition, known, steps), 1 + self.order[:start].T, self.own[:start].T)
         self._read_back(self.codes[start - 1], (start - 1) % self.Q)
 
     def _advance_counted(self, n: Tensor, length: int, depth: int, forced: bool) -> None:
