@@ -14,8 +14,8 @@ Figures are of the test split: nats a code by prior/evaluate.py in fp32; drawn i
 with the labels of test, by their Fréchet distance to it on a trained classifier's features, and by how many the classifier
 takes for the class asked for. Images a second are the sampler's, codes alone, on one thread, interleaved, the fastest round.
 
-Writes benchmarks/results/priors_choice.json; priors.json beside it, and docs/priors.png, drawn by the first seed's priors. The
-same command goes on where it was interrupted.
+Writes benchmarks/results/priors.json, a set after the other, each with the record of its own measurement, and of each set
+docs/priors_NAME.png, drawn by the first seed's priors. The same command goes on where it was interrupted.
 """
 
 import argparse
@@ -45,8 +45,8 @@ from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
 from smalti.prior.sample import Sampler
 
-RESULTS = ROOT / "benchmarks/results"
-PICTURE = ROOT / "docs/priors.png"
+RESULT = ROOT / "benchmarks/results/priors.json"
+PICTURES = ROOT / "docs"
 KINDS = ("transformer", "pixelcnn")
 NAMES = {"transformer": "Transformer", "pixelcnn": "gated PixelCNN"}
 BATCHES = (64, 1)  # images at once where speed is measured
@@ -113,9 +113,10 @@ def options(settings: Options) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- training
 
 
-def tokenize(name: str, contest: Contest, source: str, work: Path, command: Command) -> Path:
+def tokenize(name: str, contest: Contest, work: Path, command: Command) -> Path:
     """Train the tokenizer of a set, encode its images, and return the run."""
-    run = work / name / "first"
+    run, source = work / name / "first", contest.source
+    assert source is not None  # `main` has filled it in
     tokenizer = ["tokenizer/train.py", f"configs/{name}/tokenizer.yaml", "--run", str(run), "--images.source", source]
     command([*tokenizer, *options(contest.stages.get("tokenizer", {}))], run / ".tokenizer-ended.json")
     command(["tokenizer/encode.py", str(run), *options(contest.stages.get("encode", {}))], run / ".encode-ended.json")
@@ -247,19 +248,16 @@ def rows_of(run: Path) -> Tensor:
     return pipeline.decode(codes)
 
 
-def draw_picture(images: Mapping[str, Mapping[str, Tensor]], results: Mapping[str, Figures], path: Path) -> None:
-    """Of each set a row, of each kind a column."""
+def draw_picture(images: Mapping[str, Tensor], nll: Mapping[str, float], path: Path) -> None:
+    """Both kinds side by side: images (N, C, H, W) of each, and its nats a code on test."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 1.85 * len(images)), layout="constrained")
-    panels = figure.subplots(len(images), len(KINDS), squeeze=False)
-    for axes, (name, by_kind) in zip(panels, images.items(), strict=True):
-        for panel, (kind, several) in zip(axes, by_kind.items(), strict=True):
-            picture = image_grid(several, len(several) // SHOWN, side=several.shape[-1])
-            panel.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            nll = results[name]["kinds"][kind]["per_seed"][0]["nll"]
-            panel.set_title(f"{NAMES[kind]}, {nll:.2f} nats a code", fontsize=9)
-            panel.set_axis_off()
+    figure = Figure(figsize=(10, 1.85), layout="constrained")
+    for panel, (kind, several) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
+        picture = image_grid(several, len(several) // SHOWN, side=several.shape[-1])
+        panel.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        panel.set_title(f"{NAMES[kind]}, {nll[kind]:.2f} nats a code", fontsize=9)
+        panel.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as aside:
         figure.savefig(aside, format="png", dpi=100)
@@ -269,42 +267,33 @@ def draw_picture(images: Mapping[str, Mapping[str, Tensor]], results: Mapping[st
 
 
 def measure(
-    contests: Mapping[str, Contest], work: Path, seeds: Sequence[int], output: Path, picture: Path,
-    command: Command = as_a_process,
+    name: str, contest: Contest, work: Path, seeds: Sequence[int], picture: Path, command: Command = as_a_process
 ) -> Figures:  # fmt: skip
-    """Train and measure both kinds on every set; write the result and the picture."""
-    results, images = dict[str, Figures](), dict[str, dict[str, Tensor]]()
-    for name, contest in contests.items():
-        assert contest.source is not None  # `main` has filled it in
-        first = tokenize(name, contest, contest.source, work, command)
-        train, runs = Training(name, contest, first, command), dict[str, Path]()
-        costs = train.calibrate(contest.kinds, contest.looks, work / name / "short")
-        steps = {kind: steps_within(contest.seconds, costs[kind]) for kind in contest.kinds}
-        per_seed: dict[str, list[Figures]] = {kind: [] for kind in contest.kinds}
-        for seed in seeds:
-            for kind, settings in contest.kinds.items():
-                run = work / name / f"{kind}-{seed}"
-                seconds = train(run, settings, steps[kind], contest.looks, seed)
-                found = evaluate(run, first / "codes", contest.drawn, seed, command)
-                per_seed[kind].append({"training_cpu_seconds": seconds, **found})
-                runs.setdefault(kind, run)
-                print(f"{name}, {kind}, seed {seed}: {json.dumps(per_seed[kind][-1])}", flush=True)
-        speed = speeds(runs)
-        results[name] = {
-            "budget_cpu_seconds": contest.seconds, "looks": contest.looks, "drawn": contest.drawn,
-            "kinds": {
-                kind: {
-                    "settings": dict(settings), "steps": steps[kind], "weights": weights(runs[kind]), "cost": costs[kind],
-                    "summary": mean_and_spread(per_seed[kind]), "per_seed": per_seed[kind], "images_a_second": speed[kind],
-                }
-                for kind, settings in contest.kinds.items()
-            },
-        }  # fmt: skip
-        images[name] = {kind: rows_of(run) for kind, run in runs.items()}
-        body = {"protocol": __doc__, "seeds": list(seeds), "sets": results}
-        write_json(output, record("benchmarks.priors") | body)
-        draw_picture(images, results, picture)
-    return results
+    """Train and measure both kinds on a set, and draw the picture."""
+    first, runs = tokenize(name, contest, work, command), dict[str, Path]()
+    train, per_seed = Training(name, contest, first, command), dict[str, list[Figures]]()
+    costs = train.calibrate(contest.kinds, contest.looks, work / name / "short")
+    steps = {kind: steps_within(contest.seconds, costs[kind]) for kind in contest.kinds}
+    for seed in seeds:
+        for kind, settings in contest.kinds.items():
+            run = work / name / f"{kind}-{seed}"
+            seconds = train(run, settings, steps[kind], contest.looks, seed)
+            found = {"training_cpu_seconds": seconds, **evaluate(run, first / "codes", contest.drawn, seed, command)}
+            per_seed.setdefault(kind, []).append(found)
+            runs.setdefault(kind, run)
+            print(f"{name}, {kind}, seed {seed}: {json.dumps(found)}", flush=True)
+    speed = speeds(runs)
+    draw_picture({kind: rows_of(run) for kind, run in runs.items()}, {kind: per_seed[kind][0]["nll"] for kind in runs}, picture)
+    return {
+        "budget_cpu_seconds": contest.seconds, "looks": contest.looks, "drawn": contest.drawn, "seeds": list(seeds),
+        "kinds": {
+            kind: {
+                "settings": dict(settings), "steps": steps[kind], "weights": weights(runs[kind]), "cost": costs[kind],
+                "summary": mean_and_spread(per_seed[kind]), "per_seed": per_seed[kind], "images_a_second": speed[kind],
+            }
+            for kind, settings in contest.kinds.items()
+        },
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -318,19 +307,17 @@ def main() -> None:
     if "fashion_mnist" in args.sets and args.fashion_mnist is None:
         parser.error("fashion_mnist is read from its folder: give --fashion_mnist, or --sets digits")
     torch.set_num_threads(1)
-    given, work = {name: CONTESTS[name] for name in args.sets}, args.work.resolve()
-    contests = {
-        name: each if each.source else each._replace(source=str(args.fashion_mnist.resolve())) for name, each in given.items()
-    }
-    if args.what == "run":
-        measure(contests, work, args.seeds, RESULTS / "priors.json", PICTURE)
-        return
-    chosen = dict[str, Figures]()
-    for name, contest in contests.items():
-        first = tokenize(name, contest, str(contest.source), work, as_a_process)
-        chosen[name] = choose(name, contest, first, work, as_a_process)
-        body = {"protocol": __doc__, "sets": chosen}
-        write_json(RESULTS / "priors_choice.json", record("benchmarks.priors") | body)
+    work, result = args.work.resolve(), read_json(RESULT) if RESULT.exists() else {"sets": {}}
+    for name in args.sets:
+        contest, of_set = CONTESTS[name], result["sets"].setdefault(name, {})
+        if contest.source is None:
+            contest = contest._replace(source=str(args.fashion_mnist.resolve()))
+        if args.what == "choose":
+            found = choose(name, contest, tokenize(name, contest, work, as_a_process), work, as_a_process)
+        else:
+            found = measure(name, contest, work, args.seeds, PICTURES / f"priors_{name}.png")
+        of_set[args.what] = record("benchmarks.priors") | found
+        write_json(RESULT, {"protocol": __doc__, "sets": result["sets"]})
 
 
 if __name__ == "__main__":

@@ -36,20 +36,20 @@ def here(words, ended):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     work = tmp_path_factory.mktemp("priors")
-    measure({"digits": TINY}, work, [0], work / "priors.json", work / "priors.png", here)
-    return work
+    return work, measure("digits", TINY, work, [0], work / "priors.png", here)
 
 
 def test_both_kinds_are_trained_on_the_same_codes_and_judged_alike(measured):
-    kinds = read_json(measured / "priors.json")["sets"]["digits"]["kinds"]
+    work, found = measured
+    kinds = found["kinds"]
     assert tuple(kinds) == KINDS
-    trained = {kind: load_prior(measured / f"digits/{kind}-0/prior/model").config for kind in kinds}
+    trained = {kind: load_prior(work / f"digits/{kind}-0/prior/model").config for kind in kinds}
     assert trained["transformer"].codes == trained["pixelcnn"].codes is not None
-    for kind, found in kinds.items():
+    for kind, of_kind in kinds.items():
         assert trained[kind].architecture.kind == kind
-        assert {"nll", "fd_classifier", "class_agreement", "training_cpu_seconds"} <= found["summary"].keys()
-        assert found["weights"] > 0 and found["images_a_second"]["fp32"]["batch 64"] > 0
-    assert (measured / "priors.png").stat().st_size > 0
+        assert {"nll", "fd_classifier", "class_agreement", "training_cpu_seconds"} <= of_kind["summary"].keys()
+        assert of_kind["weights"] > 0 and of_kind["images_a_second"]["fp32"]["batch 64"] > 0
+    assert (work / "priors.png").stat().st_size > 0
 
 
 def test_steps_fill_the_budget_that_the_start_leaves():
