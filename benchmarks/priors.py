@@ -86,16 +86,19 @@ CONTESTS = {
         candidates={
             "6 x 64": pixelcnn(6, 64, 3, 3e-3, 0.2),
             "6 x 64, slower": pixelcnn(6, 64, 3, 1.5e-3, 0.2),
+            "6 x 64, faster": pixelcnn(6, 64, 3, 6e-3, 0.2),
             "4 x 96, more dropout": pixelcnn(4, 96, 3, 3e-3, 0.3),
+            "4 x 96, faster": pixelcnn(4, 96, 3, 6e-3, 0.2),
         },
     ),
     "fashion_mnist": Contest(
         source=None, seconds=150, looks=4, short=(10, 60), drawn=10_000, choosing=50,
         kinds={"transformer": {}, "pixelcnn": pixelcnn(6, 96, 3, 3e-3, 0.0)},
         candidates={
-            "4 x 64": pixelcnn(4, 64, 3, 3e-3, 0.0),
-            "6 x 96": pixelcnn(6, 96, 3, 3e-3, 0.0),
-            "6 x 64, windows of 5": pixelcnn(6, 64, 5, 3e-3, 0.0),
+            "4 x 64": pixelcnn(4, 64, 3, 6e-3, 0.0),
+            "6 x 96": pixelcnn(6, 96, 3, 6e-3, 0.0),
+            "6 x 96, slower": pixelcnn(6, 96, 3, 3e-3, 0.0),
+            "4 x 96, windows of 5": pixelcnn(4, 96, 5, 6e-3, 0.0),
         },
     ),
 }  # fmt: skip
