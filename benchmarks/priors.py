@@ -82,7 +82,7 @@ def pixelcnn(depth: int, dim: int, kernel: int, lr: float, dropout: float) -> Op
 CONTESTS = {
     "digits": Contest(
         source="digits", seconds=60, looks=8, short=(20, 120), drawn=1485, choosing=25,
-        kinds={"transformer": {}, "pixelcnn": pixelcnn(6, 64, 3, 3e-3, 0.2)},
+        kinds={"transformer": {}, "pixelcnn": pixelcnn(4, 96, 3, 6e-3, 0.2)},
         candidates={
             "6 x 64": pixelcnn(6, 64, 3, 3e-3, 0.2),
             "6 x 64, slower": pixelcnn(6, 64, 3, 1.5e-3, 0.2),
