@@ -81,7 +81,7 @@ def pixelcnn(depth: int, dim: int, kernel: int, lr: float, dropout: float) -> Op
 
 CONTESTS = {
     "digits": Contest(
-        source="digits", seconds=60, looks=8, short=(20, 120), drawn=1485, choosing=25,
+        source="digits", seconds=60, looks=8, short=(20, 270), drawn=1485, choosing=25,
         kinds={"transformer": {}, "pixelcnn": pixelcnn(4, 96, 3, 6e-3, 0.2)},
         candidates={
             "6 x 64": pixelcnn(6, 64, 3, 3e-3, 0.2),
@@ -92,7 +92,7 @@ CONTESTS = {
         },
     ),
     "fashion_mnist": Contest(
-        source=None, seconds=150, looks=4, short=(10, 60), drawn=10_000, choosing=50,
+        source=None, seconds=150, looks=4, short=(10, 160), drawn=10_000, choosing=50,
         kinds={"transformer": {}, "pixelcnn": pixelcnn(6, 96, 3, 3e-3, 0.0)},
         candidates={
             "4 x 64": pixelcnn(4, 64, 3, 6e-3, 0.0),
