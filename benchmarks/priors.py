@@ -92,13 +92,11 @@ CONTESTS = {
         },
     ),
     "fashion_mnist": Contest(
-        source=None, seconds=150, looks=4, short=(10, 160), drawn=10_000, choosing=50,
-        kinds={"transformer": {}, "pixelcnn": pixelcnn(6, 96, 3, 3e-3, 0.0)},
+        source=None, seconds=150, looks=4, short=(10, 110), drawn=10_000, choosing=40,
+        kinds={"transformer": {}, "pixelcnn": pixelcnn(4, 96, 3, 6e-3, 0.0)},
         candidates={
-            "4 x 64": pixelcnn(4, 64, 3, 6e-3, 0.0),
+            "4 x 96": pixelcnn(4, 96, 3, 6e-3, 0.0),
             "6 x 96": pixelcnn(6, 96, 3, 6e-3, 0.0),
-            "6 x 96, slower": pixelcnn(6, 96, 3, 3e-3, 0.0),
-            "4 x 96, windows of 5": pixelcnn(4, 96, 5, 6e-3, 0.0),
         },
     ),
 }  # fmt: skip
