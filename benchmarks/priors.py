@@ -53,6 +53,7 @@ BATCHES = (64, 1)  # images at once where speed is measured
 ROUNDS = 5
 SHOWN = 3  # images of each class on the picture
 PART = 500  # images drawn at once
+COLUMNS = {"training_cpu_seconds": 0, "nll": 3, "gap": 2, "fd_classifier": 2, "class_agreement": 3}  # of the table, and digits
 
 Options = Mapping[str, Any]  # of a command; a sequence is several words
 Figures = dict[str, Any]
@@ -297,6 +298,26 @@ def measure(
     }  # fmt: skip
 
 
+def rows(name: str, found: Figures) -> list[str]:
+    """Return the lines of the page's table about a set, a kind each."""
+    lines = []
+    for kind, each in found["kinds"].items():
+        of, fast = each["summary"], each["images_a_second"][each["images_a_second"]["by_itself"]]
+        told = [
+            f"{name.replace('_', ' ')}, {NAMES[kind]}", f"{each['steps']:,}", f"{each['weights']:,}",
+            *(spread(of[figure], digits) for figure, digits in COLUMNS.items()),
+            *(f"{fast[f'batch {batch}']:,.0f}" for batch in BATCHES),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(told)} |")
+    return lines
+
+
+def spread(figure: Mapping[str, float | None], digits: int) -> str:
+    """Mean and, of several seeds, their standard deviation."""
+    beside = "" if figure["std"] is None else f" ± {figure['std']:.{digits}f}"
+    return f"{figure['mean']:.{digits}f}{beside}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("choose", "run"))
@@ -319,6 +340,7 @@ def main() -> None:
             found = measure(name, contest, work, args.seeds, PICTURES / f"priors_{name}.png")
         of_set[args.what] = record("benchmarks.priors") | found
         write_json(RESULT, {"protocol": __doc__, "sets": result["sets"]})
+        print(*(rows(name, found) if args.what == "run" else []), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

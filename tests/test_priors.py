@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from benchmarks.priors import KINDS, Contest, measure, pixelcnn, steps_within
+from benchmarks.priors import KINDS, RESULT, ROOT, Contest, measure, pixelcnn, rows, steps_within
 from smalti.common.folder import read_json, write_json
 from smalti.prior.model import load_prior
 
@@ -55,3 +55,10 @@ def test_both_kinds_are_trained_on_the_same_codes_and_judged_alike(measured):
 def test_steps_fill_the_budget_that_the_start_leaves():
     assert steps_within(60, {"a_step": 0.05, "beside": 10.0}) == 1000
     assert steps_within(1, {"a_step": 0.05, "beside": 10.0}) == 1
+
+
+def test_the_page_says_what_was_measured():
+    page = (ROOT / "docs/prior.md").read_text(encoding="utf-8")
+    for name, of_set in read_json(RESULT)["sets"].items():
+        for line in rows(name, of_set["run"]):
+            assert line in page, line
