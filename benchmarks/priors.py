@@ -93,7 +93,7 @@ CONTESTS = {
         },
     ),
     "fashion_mnist": Contest(
-        source=None, seconds=150, looks=4, short=(10, 110), drawn=10_000, choosing=40,
+        source=None, seconds=240, looks=4, short=(10, 110), drawn=10_000, choosing=40,
         kinds={"transformer": {}, "pixelcnn": pixelcnn(4, 96, 3, 6e-3, 0.0)},
         candidates={
             "4 x 96": pixelcnn(4, 96, 3, 6e-3, 0.0),

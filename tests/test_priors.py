@@ -60,5 +60,5 @@ def test_steps_fill_the_budget_that_the_start_leaves():
 def test_the_page_says_what_was_measured():
     page = (ROOT / "docs/prior.md").read_text(encoding="utf-8")
     for name, of_set in read_json(RESULT)["sets"].items():
-        for line in rows(name, of_set["run"]):
+        for line in rows(name, of_set["run"]) if "run" in of_set else ():
             assert line in page, line
