@@ -1,21 +1,23 @@
 """The gated PixelCNN beside the Transformer: the same codes of one tokenizer, and as much processor time for both.
 
-    python -m benchmarks.priors choose --fashion_mnist FOLDER --work DIR    # the PixelCNN's sizes, on the validation split
+    python -m benchmarks.priors choose --fashion_mnist FOLDER --work DIR  # the PixelCNN's sizes, on the validation split
     python -m benchmarks.priors run --fashion_mnist FOLDER --work DIR --seeds 0 1 2
 
-Protocol: of each set, the digits and Fashion-MNIST, the shipped config's tokenizer is trained once (seed 0) and its codes are
-shared. A prior is trained by prior/train.py with the config's batch and label dropout, evaluated as often on the validation
-split, the best weights kept. Its budget is the CPU seconds of the whole command on one thread, with start and evaluations:
-two short trainings of a kind, all kinds in turn, say what a step costs and so how many steps the budget holds. What each
-training then took stands beside it. The Transformer has the shipped config; the PixelCNN's settings are the best of a few by
-validation NLL of seed 0, each trained for a share of the budget (`choose`). Neither was chosen on the test split.
+Protocol: of each set, the digits and Fashion-MNIST, the shipped config's tokenizer is trained once (seed 0) and its
+codes are shared. A prior is trained by prior/train.py with the config's batch and label dropout, evaluated as often on
+the validation split, the best weights kept. Its budget is the CPU seconds of the whole command on one thread, with
+start and evaluations: two short trainings of a kind, all kinds in turn, say what a step costs and so how many steps the
+budget holds. What each training then took stands beside it. The Transformer has the shipped config; the PixelCNN's
+settings are the best of a few by validation NLL of seed 0, each trained for a share of the budget (`choose`). Neither
+was chosen on the test split.
 
-Figures are of the test split: nats a code by prior/evaluate.py in fp32; drawn images, at temperature 1 without guidance and
-with the labels of test, by their Fréchet distance to it on a trained classifier's features, and by how many the classifier
-takes for the class asked for. Images a second are the sampler's, codes alone, on one thread, interleaved, the fastest round.
+Figures are of the test split: nats a code by prior/evaluate.py in fp32; drawn images, at temperature 1 without guidance
+and with the labels of test, by their Fréchet distance to it on a trained classifier's features, and by how many the
+classifier takes for the class asked for. Images a second are the sampler's, codes alone, on one thread, interleaved,
+the fastest round.
 
-Writes benchmarks/results/priors.json, a set after the other, each with the record of its own measurement, and of each set
-docs/priors_NAME.png, drawn by the first seed's priors. The same command goes on where it was interrupted.
+Writes benchmarks/results/priors.json, a set after the other, each with the record of its own measurement, and of each
+set docs/priors_NAME.png, drawn by the first seed's priors. The same command goes on where it was interrupted.
 """
 
 import argparse
@@ -39,11 +41,11 @@ from smalti.common.pictures import image_grid
 from smalti.common.record import record
 from smalti.common.run import read_metrics
 from smalti.metrics.distances import frechet_distance
-from smalti.pipeline.bench import Settings, evenly, features_of, open_bench
+from smalti.pipeline.evaluation.bench import Settings, evenly, features_of, open_bench
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.autoregressive import AutoregressivePrior
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
-from smalti.prior.sample import Sampler
 
 RESULT = ROOT / "benchmarks/results/priors.json"
 PICTURES = ROOT / "docs"
@@ -53,7 +55,8 @@ BATCHES = (64, 1)  # images at once where speed is measured
 ROUNDS = 5
 SHOWN = 3  # images of each class on the picture
 PART = 500  # images drawn at once
-COLUMNS = {"training_cpu_seconds": 0, "nll": 3, "gap": 2, "fd_classifier": 2, "class_agreement": 3}  # of the table, and digits
+# of the table, and digits
+COLUMNS = {"training_cpu_seconds": 0, "nll": 3, "gap": 2, "fd_classifier": 2, "class_agreement": 3}
 
 Options = Mapping[str, Any]  # of a command; a sequence is several words
 Figures = dict[str, Any]
@@ -82,7 +85,12 @@ def pixelcnn(depth: int, dim: int, kernel: int, lr: float, dropout: float) -> Op
 
 CONTESTS = {
     "digits": Contest(
-        source="digits", seconds=60, looks=8, short=(20, 270), drawn=1485, choosing=25,
+        source="digits",
+        seconds=60,
+        looks=8,
+        short=(20, 270),
+        drawn=1485,
+        choosing=25,
         kinds={"transformer": {}, "pixelcnn": pixelcnn(4, 96, 3, 6e-3, 0.2)},
         candidates={
             "6 x 64": pixelcnn(6, 64, 3, 3e-3, 0.2),
@@ -93,14 +101,19 @@ CONTESTS = {
         },
     ),
     "fashion_mnist": Contest(
-        source=None, seconds=240, looks=4, short=(10, 110), drawn=10_000, choosing=40,
+        source=None,
+        seconds=150,
+        looks=4,
+        short=(10, 110),
+        drawn=10_000,
+        choosing=60,
         kinds={"transformer": {}, "pixelcnn": pixelcnn(4, 96, 3, 6e-3, 0.0)},
         candidates={
             "4 x 96": pixelcnn(4, 96, 3, 6e-3, 0.0),
             "6 x 96": pixelcnn(6, 96, 3, 6e-3, 0.0),
         },
     ),
-}  # fmt: skip
+}
 
 
 def as_a_process(words: Sequence[str], ended: Path) -> float:
@@ -112,7 +125,7 @@ def options(settings: Options) -> list[str]:
     return [str(word) for name, values in several.items() for word in (f"--{name}", *values)]
 
 
-# -------------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------------- training
 
 
 def tokenize(name: str, contest: Contest, work: Path, command: Command) -> Path:
@@ -141,7 +154,7 @@ class Training(NamedTuple):
         given |= {"evaluate_every": -(-steps // looks), **self.contest.stages.get("prior", {}), **settings}
         return self.command(
             ["prior/train.py", f"configs/{self.name}/prior.yaml", *options(given)], run / ".prior-ended.json"
-        )  # fmt: skip
+        )
 
     def calibrate(self, settings: Mapping[str, Options], looks: int, work: Path) -> dict[str, Figures]:
         """Return what a step of each costs and what the command does beside, in CPU seconds, by two short trainings."""
@@ -152,10 +165,14 @@ class Training(NamedTuple):
         few, more = self.contest.short
         a_step = {each: max((long - short) / (more - few), 1e-6) for each, (short, long) in took.items()}
         return {
-            each: {"steps": [few, more], "cpu_seconds": took[each], "a_step": a_step[each],
-                   "beside": max(0.0, took[each][1] - more * a_step[each])}
+            each: {
+                "steps": [few, more],
+                "cpu_seconds": took[each],
+                "a_step": a_step[each],
+                "beside": max(0.0, took[each][1] - more * a_step[each]),
+            }
             for each in settings
-        }  # fmt: skip
+        }
 
 
 def steps_within(seconds: float, cost: Figures) -> int:
@@ -170,10 +187,16 @@ def choose(name: str, contest: Contest, first: Path, work: Path, command: Comman
         run, steps = work / name / "chosen" / each.replace(" ", "-"), steps_within(contest.choosing, costs[each])
         seconds = train(run, settings, steps, looks, seed=0)
         found[each] = {
-            "settings": dict(settings), "steps": steps, "weights": weights(run), "cpu_seconds": seconds, "cost": costs[each],
+            "settings": dict(settings),
+            "steps": steps,
+            "weights": weights(run),
+            "cpu_seconds": seconds,
+            "cost": costs[each],
             **best_on_validation(run),
-        }  # fmt: skip
-        print(f"{name}, {each}: {steps} steps, {found[each]['validation_nll']:.4f} nats a code on validation", flush=True)
+        }
+        print(
+            f"{name}, {each}: {steps} steps, {found[each]['validation_nll']:.4f} nats a code on validation", flush=True
+        )
     best = min(found, key=lambda each: found[each]["validation_nll"])
     return {"cpu_seconds_each": contest.choosing, "seed": 0, "candidates": found, "best": best}
 
@@ -188,7 +211,7 @@ def weights(run: Path) -> int:
     return sum(each.numel() for each in load_prior(run / "prior/model").parameters())
 
 
-# ------------------------------------------------------------------------------------------------------------- measuring
+# ------------------------------------------------------------------------------------------------------------ measuring
 
 
 def evaluate(run: Path, codes: Path, drawn: int, seed: int, command: Command) -> Figures:
@@ -203,7 +226,8 @@ def evaluate(run: Path, codes: Path, drawn: int, seed: int, command: Command) ->
 
 
 def judge(run: Path, codes: Path, number: int, seed: int) -> Figures:
-    """Draw so many images with the labels of test dealt evenly; return how a classifier of the real images sees them."""
+    """Draw so many images with the labels of test dealt evenly; return how a classifier of the real images sees
+    them."""
     bench = open_bench(Settings(run=str(run), codes=str(codes), split="test"), make_accelerator())
     features, classifier = bench.eyes
     if features is None or classifier is None:
@@ -223,15 +247,20 @@ def judge(run: Path, codes: Path, number: int, seed: int) -> Figures:
 
 
 def speeds(runs: Mapping[str, Path]) -> dict[str, Figures]:
-    """Return the images a second of each kind's sampler, by precision and images at once, and its precision by itself."""
-    priors = {kind: load_prior(run / "prior/model").eval() for kind, run in runs.items()}
+    """Return the images a second of each kind's sampler, by precision and images at once, and its precision by
+    itself."""
+    priors = dict[str, AutoregressivePrior]()
+    for kind, run in runs.items():
+        prior = load_prior(run / "prior/model").eval()
+        assert isinstance(prior, AutoregressivePrior)  # both kinds are
+        priors[kind] = prior
     found: dict[str, Figures] = {kind: {"by_itself": prior.resolved("auto")} for kind, prior in priors.items()}
     for batch in BATCHES:
         works: dict[str, Work] = {}
         for kind, prior in priors.items():
-            labels = torch.arange(batch) % max(1, prior.config.num_classes)
+            labels = torch.arange(batch) % max(1, prior.config.condition.num_classes)
             for precision in {prior.resolved("auto"), prior.resolved("fp32")}:
-                sampler = Sampler(prior, SamplingConfig(precision=precision), batch)
+                sampler = prior.sampler(SamplingConfig(precision=precision), batch)
                 works[f"{kind}, {precision}"] = partial(sampler, labels, range(batch))
         for name, times in interleaved(works, ROUNDS, "cpu").items():
             kind, used = name.split(", ")
@@ -239,13 +268,13 @@ def speeds(runs: Mapping[str, Path]) -> dict[str, Figures]:
     return found
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
+# -------------------------------------------------------------------------------------------------------------- drawing
 
 
 def rows_of(run: Path) -> Tensor:
     """Return images (SHOWN · classes, C, H, W) that a prior draws, a column a class."""
     pipeline = ImagePipeline.from_run(run, SamplingConfig())
-    labels = list(range(pipeline.prior.config.num_classes)) * SHOWN
+    labels = list(range(pipeline.prior.config.condition.num_classes)) * SHOWN
     codes = pipeline.sampler()(torch.tensor(labels), range(len(labels))).cpu()
     return pipeline.decode(codes)
 
@@ -265,12 +294,12 @@ def draw_picture(images: Mapping[str, Tensor], nll: Mapping[str, float], path: P
         figure.savefig(aside, format="png", dpi=100)
 
 
-# -------------------------------------------------------------------------------------------------------------- together
+# ------------------------------------------------------------------------------------------------------------- together
 
 
 def measure(
     name: str, contest: Contest, work: Path, seeds: Sequence[int], picture: Path, command: Command = as_a_process
-) -> Figures:  # fmt: skip
+) -> Figures:
     """Train and measure both kinds on a set, and draw the picture."""
     first, runs = tokenize(name, contest, work, command), dict[str, Path]()
     train, per_seed = Training(name, contest, first, command), dict[str, list[Figures]]()
@@ -285,17 +314,27 @@ def measure(
             runs.setdefault(kind, run)
             print(f"{name}, {kind}, seed {seed}: {json.dumps(found)}", flush=True)
     speed = speeds(runs)
-    draw_picture({kind: rows_of(run) for kind, run in runs.items()}, {kind: per_seed[kind][0]["nll"] for kind in runs}, picture)
+    draw_picture(
+        {kind: rows_of(run) for kind, run in runs.items()}, {kind: per_seed[kind][0]["nll"] for kind in runs}, picture
+    )
     return {
-        "budget_cpu_seconds": contest.seconds, "looks": contest.looks, "drawn": contest.drawn, "seeds": list(seeds),
+        "budget_cpu_seconds": contest.seconds,
+        "looks": contest.looks,
+        "drawn": contest.drawn,
+        "seeds": list(seeds),
         "kinds": {
             kind: {
-                "settings": dict(settings), "steps": steps[kind], "weights": weights(runs[kind]), "cost": costs[kind],
-                "summary": mean_and_spread(per_seed[kind]), "per_seed": per_seed[kind], "images_a_second": speed[kind],
+                "settings": dict(settings),
+                "steps": steps[kind],
+                "weights": weights(runs[kind]),
+                "cost": costs[kind],
+                "summary": mean_and_spread(per_seed[kind]),
+                "per_seed": per_seed[kind],
+                "images_a_second": speed[kind],
             }
             for kind, settings in contest.kinds.items()
         },
-    }  # fmt: skip
+    }
 
 
 def rows(name: str, found: Figures) -> list[str]:
@@ -304,10 +343,12 @@ def rows(name: str, found: Figures) -> list[str]:
     for kind, each in found["kinds"].items():
         of, fast = each["summary"], each["images_a_second"][each["images_a_second"]["by_itself"]]
         told = [
-            f"{name.replace('_', ' ')}, {NAMES[kind]}", f"{each['steps']:,}", f"{each['weights']:,}",
+            f"{name.replace('_', ' ')}, {NAMES[kind]}",
+            f"{each['steps']:,}",
+            f"{each['weights']:,}",
             *(spread(of[figure], digits) for figure, digits in COLUMNS.items()),
             *(f"{fast[f'batch {batch}']:,.0f}" for batch in BATCHES),
-        ]  # fmt: skip
+        ]
         lines.append(f"| {' | '.join(told)} |")
     return lines
 

@@ -11,17 +11,32 @@ from smalti.prior.model import load_prior
 
 OFTEN = {"batch_size": 16, "warmup": 2, "log_every": 2, "precision": "fp32"}
 TINY = Contest(
-    source="digits", seconds=0.1, looks=2, short=(2, 4), drawn=150, choosing=0.1, candidates={},
-    kinds={"transformer": {"model.depth": 1, "model.dim": 16, "model.heads": 2}, "pixelcnn": pixelcnn(1, 8, 3, 3e-3, 0.0)},
+    source="digits",
+    seconds=0.1,
+    looks=2,
+    short=(2, 4),
+    drawn=150,
+    choosing=0.1,
+    candidates={},
+    kinds={
+        "transformer": {"model.depth": 1, "model.dim": 16, "model.heads": 2},
+        "pixelcnn": pixelcnn(1, 8, 3, 3e-3, 0.0),
+    },
     stages={
         "tokenizer": {
-            **OFTEN, "model.image_size": (8, 8), "model.channels": (8, 16), "model.quantizer.codebook_size": 16,
-            "model.quantizer.code_dim": 4, "steps": 6, "evaluate_every": 6, "save_every": 6,
+            **OFTEN,
+            "model.image_size": (8, 8),
+            "model.channels": (8, 16),
+            "model.quantizer.codebook_size": 16,
+            "model.quantizer.code_dim": 4,
+            "steps": 6,
+            "evaluate_every": 6,
+            "save_every": 6,
         },
         "encode": {"views": 1, "precision": "fp32"},
         "prior": OFTEN,
     },
-)  # fmt: skip
+)
 
 
 def here(words, ended):

@@ -1,0 +1,93 @@
+"""The gated PixelCNN passes through the commands that the Transformer passes through: its codes are drawn, priced,
+completed, compressed and shown by what asks for protocols."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from smalti.common.data.pixels import from_pil
+from smalti.pipeline import app
+from smalti.pipeline.compress import main as compress
+from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
+from smalti.pipeline.evaluation.bench import Settings as PipelineSettings
+from smalti.pipeline.generate import Settings as GenerateSettings
+from smalti.pipeline.generate import generate
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.report import main as report
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.evaluate import Settings as PriorSettings
+from smalti.prior.evaluate import evaluate as evaluate_prior
+from smalti.prior.model import load_prior
+from smalti.prior.pixelcnn.config import PixelCNNConfig
+from smalti.prior.pixelcnn.model import PixelCNNPrior
+from smalti.prior.train import train as train_prior
+from tests.conftest import prior_training
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory, accelerator) -> Path:
+    """The digits' codes, and 20 steps of a small PixelCNN on them."""
+    run = tmp_path_factory.mktemp("pixelcnn") / "digits"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("prior", "pipeline", "evaluation"))
+    settings = prior_training(run, model=PixelCNNConfig(depth=2, dim=16, kernel=3), steps=20, evaluate_every=10)
+    train_prior(settings, accelerator)
+    return run
+
+
+def test_a_resumed_training_ends_in_the_same_weights(run, accelerator, tmp_path):
+    again = shutil.copytree(run, tmp_path / "digits")
+    shutil.rmtree(again / "prior/state/step_00000020")
+    settings = prior_training(again, model=PixelCNNConfig(depth=2, dim=16, kernel=3), steps=20, evaluate_every=10)
+    train_prior(settings, accelerator)
+    for name, tensor in load_prior(run / "prior/model").state_dict().items():
+        assert torch.equal(load_prior(again / "prior/model").state_dict()[name], tensor), name
+
+
+def test_it_is_found_by_its_kind_and_draws_what_label_and_seed_say(run, accelerator, tmp_path):
+    assert type(load_prior(run / "prior/model")) is PixelCNNPrior
+    settings = GenerateSettings(run=str(run), labels=(3, 7), num_images=4, output=str(tmp_path / "drawn"))
+    assert len(list(generate(settings, accelerator).glob("0*.png"))) == 4
+    pipeline = ImagePipeline.from_run(run, SamplingConfig())
+    together, alone = pipeline(labels=[3, 7], seed=0, guidance=2.0), pipeline(labels=[7], seed=1, guidance=2.0)
+    assert torch.equal(together.codes[1], alone.codes[0])
+
+
+def test_it_is_measured_as_the_transformer_is(run, accelerator):
+    prior = json.loads(evaluate_prior(PriorSettings(run=str(run)), accelerator).read_text())["figures"]
+    assert 0 < prior["nll"] < math.log(16) + 0.1 and prior["uniform_nll"] == pytest.approx(math.log(16))
+    settings = PipelineSettings(run=str(run), images=40, neighbours=20)
+    both = json.loads(evaluate_pipeline(settings, accelerator).read_text())["figures"]
+    assert both["learned_bits_per_dim"] > 0 and 0 <= both["class_agreement"] <= 1
+
+
+def test_images_are_compressed_by_it_and_come_back(run, tmp_path):
+    file = tmp_path / "some.tess"
+    compress([str(run), "--images", "6", "--output", str(file)])
+    compress([str(run), "--expand", str(file), "--output", str(tmp_path / "back")])
+    assert len(list((tmp_path / "back").glob("*.png"))) == 6
+
+
+def test_lower_halves_are_completed_around_upper_ones(run):
+    pipeline = ImagePipeline.from_run(run, SamplingConfig())
+    whole, upper = pipeline(labels=[1, 2], seed=0), np.zeros((8, 8), bool)
+    upper[:4] = True
+    done = pipeline.complete(whole.images, upper, labels=[1, 2], seed=5)
+    encoded = pipeline.encode_pixels(from_pil(whole.images, (8, 8), 1))
+    assert torch.equal(done.codes[:, :8], encoded[:, :8]), "the two upper rows of four codes are kept"
+
+
+def test_the_report_and_the_page_show_it(run):
+    report([str(run)])
+    assert "pixelcnn" in (run / "report.html").read_text()
+    pytest.importorskip("gradio")
+    from smalti.pipeline.playground.desk import open_desk
+
+    pipeline = app.open_pipeline(str(run))
+    desk = open_desk(pipeline, app.read_counts(run, pipeline))
+    drawn = desk.draw([2], 3, 0, {})
+    assert len(list(desk.grow(drawn))[-1]) == 3
