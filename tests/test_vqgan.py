@@ -35,7 +35,7 @@ from smalti.tokenizer.evaluate import evaluate
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqgan.config import ConvertConfig, VQGANConfig
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
-from smalti.tokenizer.vqgan.published import from_shapes, from_taming, layout, read_published
+from smalti.tokenizer.vqgan.published import checkpoint_places, from_shapes, from_taming, read_published
 from tests.conftest import prior_training
 
 # ------------------------------------------------------------------------------------------------ the published layouts
@@ -175,7 +175,7 @@ def test_the_published_layout_has_a_place_for_every_tensor_of_ours_and_no_other(
     shapes = published(text)
     config = VQGANConfig(**from_shapes(shapes, kind, "the published layout"))
     assert config == VQGANConfig(code_dim=codes[0], normalize=codes[1])
-    ours = layout(config, kind)
+    ours = checkpoint_places(config, kind)
     shapes.pop("quantize.codebook_used", None)
     assert {place.name: place.shape for place in ours.values()} == shapes
     assert len(ours) == len({place.name for place in ours.values()}) == 343
@@ -374,7 +374,9 @@ def tiny(kind: str = "taming", **settings) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = VQGANTokenizer(VQGANConfig(**{**TINY, **settings}))
     tensors = model.state_dict()
-    return {place.name: tensors[ours].reshape(place.shape) for ours, place in layout(model.config, kind).items()}
+    return {
+        place.name: tensors[ours].reshape(place.shape) for ours, place in checkpoint_places(model.config, kind).items()
+    }
 
 
 @pytest.fixture

@@ -36,12 +36,12 @@ from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.run import Leeway, Metrics, check_run, enter_run, read_metrics
 from smalti.common.seeds import generator
 from smalti.common.session import session
-from smalti.tokenizer.codebooks.health import described, unused
+from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.initialization import check_enough, sampled
-from smalti.tokenizer.evaluation import evaluate, reconstructions, save_histogram
 from smalti.tokenizer.kmeans.clustering import assigned, e_step, m_step, plus_plus
 from smalti.tokenizer.kmeans.config import ClusterConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.split_evaluation import evaluate_split, reconstruction_grid, save_histogram
 
 LEEWAY = Leeway(
     free={"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"},
@@ -94,7 +94,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
                         f"saved after EM step {done} of {c.iterations}; the same command goes on from there"
                     )
         bar.close()
-        report(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
+        report_fit(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
     return run / "model"
 
 
@@ -141,7 +141,7 @@ def expectation(
     return accelerator.reduce(counts), accelerator.reduce(sums), total / number
 
 
-def report(
+def report_fit(
     tokenizer: KMeansTokenizer,
     validation: ImageSplit,
     iterations: int,
@@ -150,10 +150,10 @@ def report(
     accelerator: Accelerator,
 ) -> None:
     """Evaluate, and write what is for the user."""
-    evaluation = evaluate(tokenizer, validation, accelerator)
+    evaluation = evaluate_split(tokenizer, validation, accelerator)
     counts = evaluation.counts
     assert counts is not None  # patches become codes
-    picture = reconstructions(evaluation)
+    picture = reconstruction_grid(evaluation)
     evaluated = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "psnr" in line]
     if iterations not in evaluated:  # killed after it, it comes here again
         metrics.log(iterations, "validation", **evaluation.metrics())
@@ -163,7 +163,7 @@ def report(
         save_histogram(counts, evaluation.images, run / "histogram.json")
         save_curves(read_metrics(run / "metrics.jsonl"), {"mean squared error": ["objective"]}, run / "curves.png")
         tokenizer.save_pretrained(run / "model")
-    for low in unused(described(tokenizer), "validation", counts):
+    for low in unused(codebook_of(tokenizer), "validation", counts):
         accelerator.print(low, file=sys.stderr)
     figures = ", ".join(f"{name} {value}" for name, value in evaluation.summary().items())
     accelerator.print(f"validation: {figures}")

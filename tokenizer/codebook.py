@@ -39,8 +39,8 @@ from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import logged
 from smalti.tokenizer.base import DrawsCodes, ImageTokenizer
-from smalti.tokenizer.codebooks.health import Counted, advice, described, neighbours, split_figures
-from smalti.tokenizer.codebooks.picture import draw
+from smalti.tokenizer.codebooks.health import Counted, advice, code_neighbours, codebook_of, split_figures
+from smalti.tokenizer.codebooks.picture import draw_codebook
 from smalti.tokenizer.codebooks.usage import count
 from smalti.tokenizer.config import EncodeConfig
 from smalti.tokenizer.model import load_tokenizer, trained
@@ -70,9 +70,9 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     counted = count_splits(c, tokenizer, settings, accelerator)
     counts = counted.counts[counted.most]
     near = [
-        neighbours(table, row) for table, row in zip(tokenizer.code_tables(), counts, strict=False)
+        code_neighbours(table, row) for table, row in zip(tokenizer.code_tables(), counts, strict=False)
     ]  # none of fsq, lfq
-    book = described(tokenizer, settings.get("revive_below"))
+    book = codebook_of(tokenizer, settings.get("revive_below"))
     sentences = advice(book, counted.counts, near)
     figures = {
         "kind": book.kind,
@@ -85,7 +85,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     }
     if accelerator.is_main_process:
         write_json(run / "codebook.json", figures, indent=None)
-        draw(tokenizer, counted, near, sentences, run / "codebook.png")
+        draw_codebook(tokenizer, counted, near, sentences, run / "codebook.png")
     accelerator.wait_for_everyone()
     return figures
 
@@ -190,7 +190,7 @@ def _summed(number: int, counts: Tensor, accelerator: Accelerator) -> tuple[int,
     return int(total), accelerator.reduce(counts.to(accelerator.device)).cpu()
 
 
-def summary(figures: Mapping[str, Any]) -> Iterator[str]:
+def summary_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """What is printed."""
     Q = figures["code_depth"]
     kind, deep = (f"residual {figures['kind']}", f", {Q} deep") if Q > 1 else (figures["kind"], "")
@@ -212,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator(c.precision)
     with logged(Path(c.run) / "tokenizer"):  # not alone: a codebook may be looked at while it is trained
         figures = examine(c, accelerator)
-    for line in summary(figures):
+    for line in summary_lines(figures):
         accelerator.print(line)
     accelerator.print(f"the picture is {c.run}/tokenizer/codebook.png, the figures are codebook.json beside it")
     accelerator.print(f"next: {as_typed('tokenizer/encode.py', Path(c.run))}")

@@ -69,7 +69,7 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
     tell_of_images(images, accelerator)
     enter_run(run, c, 0, reopened, accelerator)
     write_record(images, c.images.source, run, accelerator)
-    found = reconstruct(tokenizer.to(accelerator.device), images.splits["train"], c, accelerator)
+    found = reconstruct_sample(tokenizer.to(accelerator.device), images.splits["train"], c, accelerator)
     tokenizer.fit_likelihood(found.squared_error)
     if accelerator.is_main_process:
         rows = [torch.cat(some)[:SHOWN] for some in (found.shown, found.decoded)]
@@ -85,7 +85,7 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
 
 
 @torch.no_grad()
-def reconstruct(
+def reconstruct_sample(
     tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, accelerator: Accelerator
 ) -> Reconstructions:
     """Images evenly spaced in a split, through the codes and back, each process its share."""

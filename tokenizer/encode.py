@@ -97,7 +97,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         splits = {
-            name: check(folder, name, split, info, tokenizer, c.batch_size, accelerator)
+            name: check_split(folder, name, split, info, tokenizer, c.batch_size, accelerator)
             for name, split in images.splits.items()
         }
         codes.finish(folder, info, splits)
@@ -183,7 +183,7 @@ def encode_batch(
 
 
 @torch.no_grad()
-def check(
+def check_split(
     folder: Path,
     name: str,
     split: ImageSplit,

@@ -29,7 +29,7 @@ TABLE_BYTES = 4 * 2**20  # of the codebook's copy that is searched at once
 NEAR_TIES = 3  # of the self-check's 777 codes: what TF32 may miss, where a block that is forgotten costs nine or more
 
 
-def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the codebook vector nearest to each of `vectors`, in fp32 whatever comes.
 
     Args:
@@ -46,9 +46,9 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def nearest_places(z_e: Tensor, codebook: Tensor) -> Tensor:
-    """Return `nearest` of each place, (B, P), of z_e (B, D, P). On a CPU it is searched as it lies."""
+    """Return `nearest_codes` of each place, (B, P), of z_e (B, D, P). On a CPU it is searched as it lies."""
     if z_e.is_cuda:
-        return nearest(rearrange(z_e, "b d p -> (b p) d"), codebook).view(len(z_e), -1)
+        return nearest_codes(rearrange(z_e, "b d p -> (b p) d"), codebook).view(len(z_e), -1)
     return nearest_tiled(z_e, codebook)
 
 
@@ -69,7 +69,7 @@ def full_precision() -> Iterator[None]:
 @torch.no_grad()
 @full_precision()
 def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
-    """`nearest` in PyTorch alone, on any device: columns (B, D, n), codebook (K, D) -> (B, n). The fused kernel's
+    """`nearest_codes` in PyTorch alone, on any device: columns (B, D, n), codebook (K, D) -> (B, n). The fused kernel's
     measure."""
     B, D, n = columns.shape
     indices = torch.zeros(B, n, dtype=torch.int64, device=columns.device)
@@ -87,15 +87,17 @@ def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
             for part, *kept in zip(
                 some.split(most_vectors, 2), *(each.split(most_vectors, 1) for each in found), strict=True
             ):
-                search(tiles, first, grouped(part), tile, *kept)
+                search_tiles(tiles, first, grouped(part), tile, *kept)
         first += len(some_codes)
     return indices.clamp_(max=len(codebook) - 1)
 
 
-def search(tiles: Sequence[Tensor], first: int, queries: Tensor, tile: Tensor, best: Tensor, indices: Tensor) -> None:
+def search_tiles(
+    tiles: Sequence[Tensor], first: int, queries: Tensor, tile: Tensor, best: Tensor, indices: Tensor
+) -> None:
     """Tiles (C, D + 1) of codes from `first` on, queries (groups, D + 1, n): `best` and `indices` are kept up."""
     for number, codes in enumerate(tiles):
-        score, code = (each.reshape(best.shape) for each in first_maximum(scores(codes, queries, tile)))
+        score, code = (each.reshape(best.shape) for each in first_maximum(tile_scores(codes, queries, tile)))
         better = score > best  # not >=: an earlier tile has the lower index
         torch.where(better, score, best, out=best)
         torch.where(better, code + (first + number * len(codes)), indices, out=indices)
@@ -126,7 +128,7 @@ def grouped(columns: Tensor) -> Tensor:
     return queries
 
 
-def scores(codes: Tensor, queries: Tensor, tile: Tensor) -> Tensor:
+def tile_scores(codes: Tensor, queries: Tensor, tile: Tensor) -> Tensor:
     """(C, D + 1), (groups, D + 1, n) -> (groups, C, n), in `tile`'s memory. Greatest where nearest."""
     groups, _, n = queries.shape
     out = tile[: groups * len(codes) * n].view(groups, len(codes), n)

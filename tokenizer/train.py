@@ -55,11 +55,11 @@ from smalti.common.session import session
 from smalti.common.shown import shown
 from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
-from smalti.tokenizer.codebooks.health import described, unused
+from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
-from smalti.tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
 from smalti.tokenizer.model import load_folder
+from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
 
 LEEWAY = Leeway(
     free={
@@ -118,7 +118,7 @@ def load_trained(path: Path) -> TrainedTokenizer:
     return tokenizer
 
 
-class Trained(NamedTuple):
+class TokenizerTraining(NamedTuple):
     """What training moves."""
 
     tokenizer: TrainedTokenizer
@@ -149,7 +149,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
     trained, first_step = start(c, images, origin, run, accelerator)
     began_from = None if origin is None else origin.change
-    enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
+    enter_run(run, c, first_step, reopened, accelerator, schedule=tokenizer_schedule, began_from=began_from)
     write_record(images, c.images.source, run, accelerator)
     if first_step > 0 and accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
@@ -191,7 +191,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     metrics.log(step + 1, "train", **means, lr=lr, skipped_steps=trained.skipped.total)
                     steps.show(**({"loss": f"{means['loss']:.4f}"} if means else {}))
                 elif due == "evaluate":
-                    evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
+                    evaluation = evaluate_split(trained.ema.model, splits["validation"], accelerator)
                     figures = report(evaluation, step + 1, trained, metrics, run, accelerator)
                     steps.show(**figures)
                 elif due == "save":
@@ -199,7 +199,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     told = ", ".join(f"{name} {value}" for name, value in figures.items())
     accelerator.print(f"validation: {told}" if told else f"all {c.steps} steps were done before")
     if accelerator.is_main_process:
-        draw_curves(run)
+        draw_training_curves(run)
     accelerator.wait_for_everyone()
     return run / "model"
 
@@ -208,7 +208,7 @@ def learning_rate(c: TrainConfig, step: int) -> float:
     return warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
 
 
-def schedule(c: TrainConfig, step: int) -> dict[str, float]:
+def tokenizer_schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return what a step takes from the settings by the number of steps."""
     values: dict[str, float] = {"lr": learning_rate(c, step)}
     values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.has_codebook else {}
@@ -217,7 +217,7 @@ def schedule(c: TrainConfig, step: int) -> dict[str, float]:
 
 def start(
     c: TrainConfig, images: ImageSet, origin: Origin[TrainedTokenizer] | None, run: Path, accelerator: Accelerator
-) -> tuple[Trained, int]:
+) -> tuple[TokenizerTraining, int]:
     """What training moves, at its beginning or as last saved, and the first step to take."""
     saved = state.latest(run, accelerator, c.keep_states)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
@@ -233,7 +233,9 @@ def start(
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
     with state.restoring(run):
         skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
-    trained = Trained(tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, images.fingerprint)
+    trained = TokenizerTraining(
+        tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, images.fingerprint
+    )
     if saved is None:
         return trained, 0
     with state.restoring(run):
@@ -266,7 +268,7 @@ def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) 
     return to_float(images.to(accelerator.device, non_blocking=True))
 
 
-def keep_codebook_alive(trained: Trained, step: int, c: TrainConfig, accelerator: Accelerator) -> None:
+def keep_codebook_alive(trained: TokenizerTraining, step: int, c: TrainConfig, accelerator: Accelerator) -> None:
     """After the optimizer's step: move an EMA codebook, revive dead codes, and average the weights."""
     revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
     trained.ema.update(trained.tokenizer, step)
@@ -277,7 +279,7 @@ def keep_codebook_alive(trained: Trained, step: int, c: TrainConfig, accelerator
             average.codebook[rows] = table.codebook.detach()[rows]
 
 
-def save(trained: Trained, step: int, run: Path, keep: int, accelerator: Accelerator) -> None:
+def save(trained: TokenizerTraining, step: int, run: Path, keep: int, accelerator: Accelerator) -> None:
     tensors = {
         "model": trained.tokenizer.state_dict(),
         "ema": trained.ema.state_dict(),
@@ -293,24 +295,29 @@ def save(trained: Trained, step: int, run: Path, keep: int, accelerator: Acceler
 
 
 def report(
-    evaluation: Evaluation, step: int, trained: Trained, metrics: Metrics, run: Path, accelerator: Accelerator
+    evaluation: SplitEvaluation,
+    step: int,
+    trained: TokenizerTraining,
+    metrics: Metrics,
+    run: Path,
+    accelerator: Accelerator,
 ) -> dict[str, str]:
     """Log an evaluation, draw it, warn of codes that are not used; what of it stands beside the progress bar."""
     metrics.log(step, "validation", **evaluation.metrics())
     if accelerator.is_main_process:
-        picture = reconstructions(evaluation)
+        picture = reconstruction_grid(evaluation)
         save_picture(picture, run / "reconstructions.png")
         metrics.picture(step, "reconstructions", picture)
         if evaluation.counts is not None:
             save_histogram(evaluation.counts, evaluation.images, run / "histogram.json")
     if evaluation.counts is not None:
-        book = described(trained.tokenizer, trained.upkeep.revive_below)
+        book = codebook_of(trained.tokenizer, trained.upkeep.revive_below)
         for low in unused(book, "validation", evaluation.counts):
             accelerator.print(f"step {step}: {low}", file=sys.stderr)
     return evaluation.summary()
 
 
-def draw_curves(run: Path) -> None:
+def draw_training_curves(run: Path) -> None:
     lines = read_metrics(run / "metrics.jsonl")
     logged = [name for line in lines if "loss" in line for name in line]
     panels = {

@@ -4,7 +4,7 @@
 
 the decoder's gradient reaching z_e straight through, or by rotation. Low-dimensional, l2-normalised codes: Yu et al.
 (2021), https://arxiv.org/abs/2110.04627, sec. 3.2. This is the lecture's K-means with an encoder before it: the
-codebook loss is the M step by gradient, `nearest` the E step.
+codebook loss is the M step by gradient, `nearest_codes` the E step.
 """
 
 from typing import Literal

@@ -1,6 +1,6 @@
 """How well a codebook serves, and what to change: figures from counts over whole splits and from the codes' vectors.
 
-    counts, vectors  ->  split_figures, neighbours  ->  advice
+    counts, vectors  ->  split_figures, code_neighbours  ->  advice
 
 Shapes: counts (Q, K), how often each code was used, a row a depth; vectors (K, D), where the codes are.
 """
@@ -91,7 +91,7 @@ class Neighbours(NamedTuple):
     pairs: tuple[Pair, ...]  # the nearest, ascending
 
 
-def neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neighbours:
+def code_neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neighbours:
     """Distances between codes, exactly, a tile of rows at a time.
 
     Args:
@@ -157,7 +157,7 @@ class Codebook(NamedTuple):
         return f"{self.size} {bits if self.kind == 'lfq' else 2**bits}"
 
 
-def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
+def codebook_of(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
     """Return what advice depends on of a tokenizer of codes, and of its training."""
     c = tokenizer.config
     facts = c.codebook or CodebookFacts(c.name(), c.layout.depth, "model.")

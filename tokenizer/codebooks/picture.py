@@ -81,7 +81,7 @@ class _Page:
         self.figure.text(left / self.width, 1 - top / self.height, words, va="top", **style)
 
 
-def draw(
+def draw_codebook(
     tokenizer: DrawsCodes, counted: Counted, near: Sequence[Neighbours], sentences: Sequence[str], path: Path
 ) -> None:
     """Usage curve, nearest pairs and advice on the left, every code's patch on the right."""
@@ -91,7 +91,7 @@ def draw(
     below = 470 + 330 * bool(near)  # where the advice begins
     left, right = below + 30 + 14 * len(words.splitlines()), sum(block.shape[0] + TITLE for _, block in blocks)
     page = _Page(LEFT + max(TITLED, *(block.shape[1] for _, block in blocks)) + MARGIN, max(left, right) + MARGIN)
-    draw_curves(page.axes(75, 40, LEFT - 120, 350), counted)
+    draw_usage_curves(page.axes(75, 40, LEFT - 120, 350), counted)
     if near:
         draw_pairs(page, tokenizer, counts, near, top=470)
     page.text("advice", 20, below, fontsize=11)
@@ -105,7 +105,7 @@ def draw(
         page.figure.savefig(aside, format="png", dpi=100)
 
 
-def draw_curves(axes: "Axes", counted: Counted) -> None:
+def draw_usage_curves(axes: "Axes", counted: Counted) -> None:
     """Codes from the most to the least used: a line a split, or of a residual tokenizer a line a depth."""
     depths = len(next(iter(counted.counts.values())))
     if depths == 1:
@@ -146,7 +146,7 @@ def _blocks(tokenizer: DrawsCodes, counts: Tensor, split: str) -> Iterator[tuple
         where = f"depth {depth + 1} of {Q}{', what it changes' * (depth > 0)}: " if Q > 1 else ""
         some = f"the {shown:,} most used of {K:,} codes" if shown < K else f"all {K:,} codes, the most used first"
         dead = f"{int((row == 0).sum()):,} dead{', in red' * bool(unused.any())}"
-        yield f"{where}{some}, by {split}; {dead}", mosaic(tiles, columns)
+        yield f"{where}{some}, by {split}; {dead}", patch_grid(tiles, columns)
 
 
 def framed(images: Tensor, dead: Tensor, side: int) -> np.ndarray:
@@ -161,7 +161,7 @@ def framed(images: Tensor, dead: Tensor, side: int) -> np.ndarray:
     return np.where(dead.numpy()[:, None, None, None], marked, tiles)
 
 
-def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+def patch_grid(tiles: np.ndarray, columns: int) -> np.ndarray:
     """Tiles (N, s, s, 3) row after row: (rows · s, columns · s, 3)."""
     rows = -(-len(tiles) // columns)
     whole = np.full((rows * columns, *tiles.shape[1:]), BACKGROUND, dtype=np.uint8)
@@ -182,7 +182,7 @@ def draw_pairs(page: _Page, tokenizer: DrawsCodes, counts: Tensor, near: Sequenc
         tiles |= {(depth, code): tile for code, tile in zip(chosen.tolist(), drawn, strict=True)}
     for place, (depth, pair) in enumerate(both):
         left, down = 20 + place % 4 * 130, top + 30 + place // 4 * 100
-        pixels = mosaic(np.stack([tiles[depth, code] for code in pair.codes]), 2)
+        pixels = patch_grid(np.stack([tiles[depth, code] for code in pair.codes]), 2)
         page.image(pixels, left, down)
         at = f"depth {depth + 1}: " if len(counts) > 1 else ""
         page.text(

@@ -24,7 +24,7 @@ from smalti.common.tensors import check_types
 from smalti.tokenizer.bottleneck.base import Quantized, Table
 from smalti.tokenizer.bottleneck.vq_ema import EMAVectorQuantizer
 from smalti.tokenizer.kmeans.clustering import assigned
-from smalti.tokenizer.nearest import nearest
+from smalti.tokenizer.nearest import nearest_codes
 
 REVIVE_EVERY = 10
 USE_DECAY = 0.8  # of the average over windows of REVIVE_EVERY steps
@@ -98,7 +98,7 @@ class TableUpkeep:
         chosen = torch.randint(len(self._offered), (CANDIDATES,), device=dead.device)  # seeded by (seed, step, rank)
         offered = accelerator.gather(self._offered[chosen])  # the same on every process
         vectors = self.table.vectors
-        distances = (offered - vectors[nearest(offered, vectors)]).square().sum(1)
+        distances = (offered - vectors[nearest_codes(offered, vectors)]).square().sum(1)
         dead = dead[:CANDIDATES]
         # An exponential race draws without replacement in proportion to distance; its noise is a function of place.
         noise = torch.rand(len(offered), generator=torch.Generator().manual_seed(len(dead))).to(dead.device)

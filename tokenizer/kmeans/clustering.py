@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from smalti.common.progress import passing_bar
-from smalti.tokenizer.nearest import nearest
+from smalti.tokenizer.nearest import nearest_codes
 
 ROUNDS = 1024
 
@@ -59,7 +59,7 @@ def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
     bar = passing_bar(k, "k-means++", unit="mean")
     while len(chosen) < k:
         fresh = vectors[chosen[-a_round:]]
-        distances = torch.minimum(distances, (vectors - fresh[nearest(vectors, fresh)]).square().sum(1))
+        distances = torch.minimum(distances, (vectors - fresh[nearest_codes(vectors, fresh)]).square().sum(1))
         cumulative = distances.cumsum(0)
         uniform = torch.rand(min(a_round, k - len(chosen)), generator=generator, device=device)
         chosen = torch.cat([chosen, torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(N - 1)])
@@ -70,7 +70,7 @@ def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
 
 def e_step(vectors: Tensor, means: Tensor) -> Tensor:
     """The mean nearest to each vector: (N, D), (K, D) -> (N,)."""
-    return nearest(vectors, means)
+    return nearest_codes(vectors, means)
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def m_step(counts: Tensor, sums: Tensor, means: Tensor, vectors: Tensor) -> Tens
     empty = (counts == 0).nonzero()[: len(vectors), 0]
     if len(empty):
         alive = moved[counts > 0]
-        distances = (vectors - alive[nearest(vectors, alive)]).square().sum(1)
+        distances = (vectors - alive[nearest_codes(vectors, alive)]).square().sum(1)
         moved[empty] = vectors[distances.topk(len(empty)).indices]
     return moved
 

@@ -27,7 +27,7 @@ from smalti.tokenizer.network_tokenizer import NetworkTokenizer
 from smalti.tokenizer.vqgan.config import VQGANConfig
 
 
-class ResidualBlock(nn.Module):
+class VQGANResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), x by a 1 x 1 convolution where the width changes."""
 
     def __init__(self, inputs: int, outputs: int, groups: int):
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(y)))
 
 
-class AttentionBlock(nn.Module):
+class VQGANAttentionBlock(nn.Module):
     """x + self-attention of one head over all places."""
 
     def __init__(self, channels: int, groups: int):
@@ -83,7 +83,7 @@ class Level(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, resample: nn.Module, groups: int):
         super().__init__()
         widths = [inputs, *[outputs] * blocks]
-        self.blocks = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(VQGANResidualBlock(a, b, groups) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(_attention(outputs, groups, attention) for _ in range(blocks))
         self.resample = resample
 
@@ -94,19 +94,19 @@ class Level(nn.Module):
 
 
 def _attention(channels: int, groups: int, wanted: bool) -> nn.Module:
-    return AttentionBlock(channels, groups) if wanted else nn.Identity()
+    return VQGANAttentionBlock(channels, groups) if wanted else nn.Identity()
 
 
-def middle(config: VQGANConfig) -> nn.Sequential:
+def vqgan_middle(config: VQGANConfig) -> nn.Sequential:
     """At the lowest resolution, the same in encoder and decoder."""
     channels, groups = config.channels[-1], config.norm_groups
     attention = _attention(channels, groups, config.middle_attention)
     return nn.Sequential(
-        ResidualBlock(channels, channels, groups), attention, ResidualBlock(channels, channels, groups)
+        VQGANResidualBlock(channels, channels, groups), attention, VQGANResidualBlock(channels, channels, groups)
     )
 
 
-class Encoder(nn.Module):
+class VQGANEncoder(nn.Module):
     """images (B, C, H, W) -> z (B, Z, h, w)."""
 
     def __init__(self, config: VQGANConfig):
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
             resample = Halve(channels) if level + 1 < len(c.channels) else nn.Identity()
             self.levels.append(Level(inputs, channels, c.blocks, level in c.attention_levels, resample, c.norm_groups))
             inputs = channels
-        self.middle = middle(c)
+        self.middle = vqgan_middle(c)
         self.norm, self.last = (
             nn.GroupNorm(c.norm_groups, inputs, eps=1e-6),
             nn.Conv2d(inputs, c.z_channels, 3, padding=1),
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         return self.last(F.silu(self.norm(self.middle(self.levels(self.first(images))))))
 
 
-class Decoder(nn.Module):
+class VQGANDecoder(nn.Module):
     """z (B, Z, h, w) -> output (B, C, H, W). Its levels stand in the order they are run, the lowest resolution
     first."""
 
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
         super().__init__()
         c, inputs = config, config.channels[-1]
         self.first = nn.Conv2d(c.z_channels, inputs, 3, padding=1)
-        self.middle = middle(c)
+        self.middle = vqgan_middle(c)
         self.levels = nn.Sequential()
         for level, channels in reversed(list(enumerate(c.channels))):
             resample = Double(channels) if level > 0 else nn.Identity()
@@ -164,9 +164,9 @@ class VQGANTokenizer(NetworkTokenizer):
     def __init__(self, config: VQGANConfig):
         super().__init__()
         self.config = config
-        self.encoder, self.to_code = Encoder(config), nn.Conv2d(config.z_channels, config.code_dim, 1)
+        self.encoder, self.to_code = VQGANEncoder(config), nn.Conv2d(config.z_channels, config.code_dim, 1)
         self.quantizer = VectorQuantizer(config.quantizer)
-        self.from_code, self.decoder = nn.Conv2d(config.code_dim, config.z_channels, 1), Decoder(config)
+        self.from_code, self.decoder = nn.Conv2d(config.code_dim, config.z_channels, 1), VQGANDecoder(config)
         self.likelihood = Gaussian(GaussianConfig(), config.image_channels)
         self.requires_grad_(False)
 

@@ -1,6 +1,6 @@
 """Checkpoints as others publish them, read into our VQGAN: what their tensors are called, and what their configs say.
 
-    file  ->  read_tensors  ->  {name: tensor}  ->  sizes, by a config or the shapes  ->  renamed  ->  VQGANTokenizer
+    file -> read_checkpoint -> {name: tensor} -> sizes, by a config or the shapes -> convert_tensors -> VQGANTokenizer
 
     llamagen    FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py: VQ-16, VQ-8
     taming      CompVis/taming-transformers, taming/models/vqgan.py: VQModel
@@ -28,8 +28,7 @@ from smalti.common.config import Settings
 from smalti.common.data.config import Pixels
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
-from smalti.common.tensors import misfit
-from smalti.common.tensors import read_tensors as read_safetensors
+from smalti.common.tensors import misfit, read_tensors
 from smalti.tokenizer.vqgan.config import Publisher, VQGANConfig, Width
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 
@@ -127,7 +126,7 @@ def published_name(ours: str, kind: Publisher, levels: int) -> str:
     return re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.up.{levels - 1 - int(found[1])}", ours)
 
 
-def layout(c: VQGANConfig, kind: Publisher) -> dict[str, Place]:
+def checkpoint_places(c: VQGANConfig, kind: Publisher) -> dict[str, Place]:
     """Each tensor of ours but the likelihood's, and its place in a checkpoint. No memory is taken for any."""
     with torch.device("meta"):
         tensors = VQGANTokenizer(c).state_dict()
@@ -298,7 +297,7 @@ def from_shapes(
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, kind: Publisher) -> dict[str, Tensor]:
     """The tensors of a checkpoint by the publisher's names, mapped from the disk and not yet read.
 
     Raises:
@@ -309,7 +308,7 @@ def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
         raise UserError(f"there is no checkpoint {path}")
     if path.suffix == ".safetensors":
         try:
-            found: Any = read_safetensors(path)
+            found: Any = read_tensors(path)
         except (SafetensorError, OSError, ValueError) as error:
             pass_on(error)
             raise UserError(f"{path} is no whole .safetensors: {error}; get it again") from None
@@ -366,13 +365,13 @@ def _read_torch(path: Path) -> dict[Any, Any]:
     return found
 
 
-def renamed(tensors: Mapping[str, Tensor], c: VQGANConfig, kind: Publisher, source: str) -> dict[str, Tensor]:
+def convert_tensors(tensors: Mapping[str, Tensor], c: VQGANConfig, kind: Publisher, source: str) -> dict[str, Tensor]:
     """A checkpoint's tensors by our names, fp32 and of our shapes.
 
     Raises:
         UserError: a tensor is missing, left over, of another shape, or not of finite numbers.
     """
-    wanted = layout(c, kind)
+    wanted = checkpoint_places(c, kind)
     sizes = f"a {kind} VQGAN of widths {', '.join(map(str, c.channels))}"
     for place in wanted.values():
         got = tuple(tensors[place.name].shape) if place.name in tensors else "none"
@@ -410,9 +409,12 @@ def read_published(
             raise UserError(f"a checkpoint of diffusers is the folder of a VQModel, with config.json; {path} is none")
         names = [f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin")]
         weights = next((folder.inside(path, name) for name in names if (path / name).exists()), path / names[0])
-        given, tensors = from_diffusers(folder.inside(path, "config.json")), _present_names(read_tensors(weights, kind))
+        given, tensors = (
+            from_diffusers(folder.inside(path, "config.json")),
+            _present_names(read_checkpoint(weights, kind)),
+        )
     else:
-        weights, tensors = path, read_tensors(path, kind)
+        weights, tensors = path, read_checkpoint(path, kind)
         if "quantize.proj.weight" in tensors:
             raise UserError(
                 f"{path} is a GumbelVQ (it has quantize.proj.weight), whose codes are no nearest neighbours; VQModel "
@@ -424,7 +426,7 @@ def read_published(
     if image_size is not None:
         given["image_size"] = image_size
     c = config.build(VQGANConfig, given, str(architecture or path))
-    found = renamed(tensors, c, kind, str(weights))
+    found = convert_tensors(tensors, c, kind, str(weights))
     with torch.device("meta"):
         tokenizer = VQGANTokenizer(c)
     tokenizer.to_empty(device="cpu")

@@ -25,7 +25,7 @@ from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
 from smalti.tokenizer.network_tokenizer import NetworkTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
-from smalti.tokenizer.vqvae.network import Decoder, Encoder
+from smalti.tokenizer.vqvae.network import VQVAEDecoder, VQVAEEncoder
 
 
 class Reconstruction(NamedTuple):
@@ -42,9 +42,9 @@ class VQVAE(NetworkTokenizer, TrainedTokenizer):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = VQVAEEncoder(config)
         self.quantizer = build_quantizer(config.quantizer)
-        self.decoder = Decoder(config)
+        self.decoder = VQVAEDecoder(config)
         self.likelihood = build_likelihood(config.likelihood, config.image_channels)
 
     def forward(self, images: Tensor) -> Terms:

@@ -50,14 +50,14 @@ class AttentionBlock(nn.Module):
         return x + self.out(rearrange(y, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
-def middle(config: VQVAEConfig) -> nn.Sequential:
+def vqvae_middle(config: VQVAEConfig) -> nn.Sequential:
     """The lowest level, the same in encoder and decoder."""
     channels = config.channels[-1]
     attention = [AttentionBlock(channels)] if config.attention else []
     return nn.Sequential(ResidualBlock(channels), *attention, ResidualBlock(channels))
 
 
-class Encoder(nn.Sequential):
+class VQVAEEncoder(nn.Sequential):
     """images (B, C, H, W) -> z_e (B, D, h, w)."""
 
     def __init__(self, config: VQVAEConfig):
@@ -68,16 +68,16 @@ class Encoder(nn.Sequential):
             layers += [ResidualBlock(channels) for _ in range(config.blocks)]
             if level + 1 < len(config.channels):
                 layers.append(nn.Conv2d(channels, config.channels[level + 1], 4, stride=2, padding=1))
-        layers += [middle(config), norm(last), nn.SiLU(), nn.Conv2d(last, config.quantizer.dim, 1)]
+        layers += [vqvae_middle(config), norm(last), nn.SiLU(), nn.Conv2d(last, config.quantizer.dim, 1)]
         super().__init__(*layers)
 
 
-class Decoder(nn.Sequential):
+class VQVAEDecoder(nn.Sequential):
     """z_q (B, D, h, w) -> output (B, P, H, W), see `tokenizer.likelihood`."""
 
     def __init__(self, config: VQVAEConfig):
         first, last = config.channels[0], config.channels[-1]
-        layers: list[nn.Module] = [nn.Conv2d(config.quantizer.dim, last, 3, padding=1), middle(config)]
+        layers: list[nn.Module] = [nn.Conv2d(config.quantizer.dim, last, 3, padding=1), vqvae_middle(config)]
         for level in reversed(range(len(config.channels))):
             channels = config.channels[level]
             layers += [ResidualBlock(channels) for _ in range(config.blocks)]

@@ -25,12 +25,12 @@ PART = 1000  # images
 LABELLED = 2  # classes at least
 
 
-class Eyes(NamedTuple):
+class Extractors(NamedTuple):
     features: Features | None  # none where the classifier is asked for and the images have no labels to train it on
     classifier: Classifier | None  # the same for the labels, whatever the features are
 
 
-def cache_of(run: Path) -> Path:
+def features_cache(run: Path) -> Path:
     """Shared by all runs that stand side by side."""
     return run.parent / ".cache"
 
@@ -54,7 +54,7 @@ def as_read(images: ImageSet, settings: ImagesConfig) -> str:
     return json.dumps([images.fingerprint, how], sort_keys=True)
 
 
-def open_eyes(
+def open_extractors(
     c: FeaturesConfig,
     images: ImageSet,
     settings: ImagesConfig,
@@ -62,7 +62,7 @@ def open_eyes(
     tokenizer: ImageTokenizer,
     cache: Path,
     accelerator: Accelerator,
-) -> Eyes:
+) -> Extractors:
     """The features that the settings choose, and a classifier where there are labels, which the main process trains."""
     classifier = None
     if images.class_names is not None and len(images.class_names) >= LABELLED:
@@ -73,8 +73,8 @@ def open_eyes(
     if c.kind == "classifier" and classifier is None:
         told = "the images have no labels to train a classifier on: give --features.kind another network"
         accelerator.print(told, file=sys.stderr)
-        return Eyes(None, None)
-    return Eyes(load_features(c, accelerator.device, classifier), classifier)
+        return Extractors(None, None)
+    return Extractors(load_features(c, accelerator.device, classifier), classifier)
 
 
 def real_features(

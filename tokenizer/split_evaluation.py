@@ -30,7 +30,7 @@ BATCH = 256
 SHOWN = 12  # images of the picture
 
 
-class Evaluation(NamedTuple):
+class SplitEvaluation(NamedTuple):
     images: int  # how many were evaluated
     psnr_pooled: float  # dB, of the squared error over all of them
     psnr: float  # dB, the mean of each image's own
@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> Evaluation:
+def evaluate_split(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> SplitEvaluation:
     """Every process takes its share of the split; the sums are of all of it. `tokenizer` is not wrapped."""
     device = accelerator.device
     layout = tokenizer.config.layout
@@ -71,7 +71,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
         images = split.read(positions).images.to(device)
         with accelerator.autocast():
             latents = tokenizer.encode(to_float(images))
-            decoded_, nats = reconstruct(tokenizer, images, latents)
+            decoded_, nats = decode_with_nll(tokenizer, images, latents)
         if counts is not None:
             counts += count(latents, layout.codebook_size, layout.depth)
         again, bits = to_uint8(decoded_), nats / (math.log(2) * images[0].numel())
@@ -84,7 +84,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     bar.close()
     sums = accelerator.reduce(sums).cpu()
     error, psnr, bits = sums[:3] / sums[3].clamp_min(1)
-    return Evaluation(
+    return SplitEvaluation(
         int(sums[3]),
         psnr_of(error).item(),
         psnr.item(),
@@ -95,7 +95,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     )
 
 
-def reconstruct(tokenizer: ImageTokenizer, images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+def decode_with_nll(tokenizer: ImageTokenizer, images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Return the images (B, C, H, W) that latents decode to, and −log p(images | latents), (B,), of images in uint8:
     zeros where the decoder does not say."""
     if not isinstance(tokenizer, LikelihoodTokenizer):
@@ -109,7 +109,7 @@ def save_histogram(counts: Tensor, images: int, path: Path) -> None:
     write_json(path, {"split": "validation", "images": images, "counts": counts.tolist()}, indent=None)
 
 
-def reconstructions(evaluation: Evaluation) -> PIL.Image.Image:
+def reconstruction_grid(evaluation: SplitEvaluation) -> PIL.Image.Image:
     """Originals in the upper row, what they become in the lower."""
     both = torch.cat([evaluation.originals, evaluation.reconstructions])
     return image_grid(both, columns=len(evaluation.originals))
