@@ -1,4 +1,4 @@
-"""Measure a tokenizer on held-out images: what its reconstructions keep, what they cost, and how its codes are used.
+"""Evaluate a tokenizer on held-out images: the quality and cost of its reconstructions, and the use of its codes.
 
     accelerate launch -q tokenizer/evaluate.py runs/digits
     accelerate launch -q tokenizer/evaluate.py runs/mine --features.kind inception --features.weights FILE
@@ -35,7 +35,7 @@ from torch import Tensor
 from smalti.common import config
 from smalti.common.commands import as_typed
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import held_out
+from smalti.common.data.images import ImageSet, held_out
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
 from smalti.common.data.split import ImageSplit
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     source: str | None = None
     """another dataset than the tokenizer was trained on: a Hub id or a folder"""
     features: FeaturesConfig = FeaturesConfig()
-    """in whose eyes reconstructions are compared with the images"""
+    """feature extractor that compares reconstructions with the images"""
     batch_size: int = Field(128, ge=1)
     """images a process encodes at once"""
     precision: Precision = "fp32"
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
-    """Compute the figures, or what is missing of them, and return their file."""
+    """Compute the figures, or those still missing, and return their file."""
     run = Path(c.run)
     model = trained(run / "tokenizer")
     tokenizer = load_tokenizer(model).to(accelerator.device)
@@ -82,15 +82,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
     split = held_out(images.splits, c.split)
     extractors = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
-    plan = {
-        "code": code(),
-        "tokenizer": sha256(model / "model.safetensors"),
-        "images": images.fingerprint,
-        "split": split.name,
-        "features": extractors.features.identity if extractors.features else None,
-        "precision": c.precision,
-        "batch_size": c.batch_size,
-    }
+    plan = evaluation_plan(c, model, images, split, extractors)
 
     def measure(positions: Tensor) -> dict[str, Tensor]:
         parts = [
@@ -117,12 +109,26 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     return path
 
 
+def evaluation_plan(
+    c: Settings, model: Path, images: ImageSet, split: ImageSplit, extractors: Extractors
+) -> dict[str, Any]:
+    """Return what the figures depend on; parts that were measured under another plan are measured again."""
+    return {
+        "code": code(),
+        "tokenizer": sha256(model / "model.safetensors"),
+        "images": images.fingerprint,
+        "split": split.name,
+        "features": extractors.features.identity if extractors.features else None,
+        "precision": c.precision,
+        "batch_size": c.batch_size,
+    }
+
+
 @torch.inference_mode()
 def measure_batch(
     tokenizer: ImageTokenizer, split: ImageSplit, positions: Tensor, extractors: Extractors, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Return of each image figures (b,), its codes (b, T) where there are any, its features and its reconstruction's
-    (b, D)."""
+    """Return the figures (b,) of each image, its codes (b, T), and its and its reconstruction's features (b, D)."""
     batch = split.read(positions)
     images = batch.images.to(accelerator.device)
     pixels = to_float(images)
@@ -148,7 +154,7 @@ def measure_batch(
 def reconstruction_figures(
     found: dict[str, Tensor], tokenizer: ImageTokenizer, extractors: Extractors
 ) -> dict[str, Any]:
-    """The figures of the whole split."""
+    """Return the figures of the whole split."""
     c = tokenizer.config
     dimensions = c.image_channels * math.prod(c.image_size)
     figures: dict[str, Any] = {

@@ -16,11 +16,12 @@ from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 
 def norm(channels: int) -> nn.GroupNorm:
+    """Return GroupNorm, with 8 channels a group, or with 32 groups from 256 channels on."""
     return nn.GroupNorm(channels // 8 if channels < 256 else 32, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), the second convolution starting at zero."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), where the second convolution starts at zero."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -35,7 +36,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention of one head over all places, starting at zero."""
+    """x + self-attention of one head over all places, which starts at zero."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -51,14 +52,14 @@ class AttentionBlock(nn.Module):
 
 
 def vqvae_middle(config: VQVAEConfig) -> nn.Sequential:
-    """The lowest level, the same in encoder and decoder."""
+    """Return the blocks of the lowest level, the same in encoder and decoder."""
     channels = config.channels[-1]
     attention = [AttentionBlock(channels)] if config.attention else []
     return nn.Sequential(ResidualBlock(channels), *attention, ResidualBlock(channels))
 
 
 class VQVAEEncoder(nn.Sequential):
-    """images (B, C, H, W) -> z_e (B, D, h, w)."""
+    """The encoder: images (B, C, H, W) -> z_e (B, D, h, w)."""
 
     def __init__(self, config: VQVAEConfig):
         first, last = config.channels[0], config.channels[-1]
@@ -73,7 +74,7 @@ class VQVAEEncoder(nn.Sequential):
 
 
 class VQVAEDecoder(nn.Sequential):
-    """z_q (B, D, h, w) -> output (B, P, H, W), see `tokenizer.likelihood`."""
+    """The decoder: z_q (B, D, h, w) -> output (B, P, H, W), see `tokenizer/criterion/likelihood`."""
 
     def __init__(self, config: VQVAEConfig):
         first, last = config.channels[0], config.channels[-1]
