@@ -41,7 +41,7 @@ from smalti.metrics.features import Features
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.pipeline.evaluation.bench import Bench, Settings, evenly, features_of, open_bench
 from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare
-from smalti.tokenizer.features import labelled
+from smalti.tokenizer.run_features import labelled
 
 RESULTS = ROOT / "benchmarks/results"
 DRAWN = 10_000

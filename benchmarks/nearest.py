@@ -2,7 +2,7 @@
 
 Each point is N vectors of d dimensions and K codes, drawn from N(0, 1) and the same for all, fp32. Forward is the
 quantizer in eval mode without gradients; training is forward and backward of |z_q|² and its own losses in train mode,
-the peer's moving average included; search is `nearest` alone. Ours reads (B, d, 32, 32), the peer (B, 1024, d), each
+the peer's moving average included; search is `nearest_indices`. Ours reads (B, d, 32, 32), the peer (B, 1024, d), each
 its own layout, the peer at its defaults (`VectorQuantize(dim=d, codebook_size=K)`). Times are the best of a few after a
 warm-up, or the only one where that took long. Each side of a point is timed in a fresh process, and so is each peak of
 memory: of our search, and of the peer's forward, beyond what the process held before it. A point whose N x K scores
@@ -35,7 +35,7 @@ from benchmarks.claim import Claim, verdict
 from smalti.common.record import record
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.nearest import nearest
+from smalti.tokenizer.nearest import nearest_indices
 
 ROOT = Path(__file__).parents[1]
 SIDE = 32  # of the grid of codes, so N is B x 1024
@@ -164,7 +164,7 @@ def our_times(point: Point, device: str) -> Figures:
     vectors, codebook = point.draw(device)
     ours, z_e = make_ours(codebook), as_images(vectors)
     return {
-        "ours_search": seconds(lambda: nearest(vectors, codebook), device),
+        "ours_search": seconds(lambda: nearest_indices(vectors, codebook), device),
         "ours_forward": seconds(lambda: forward(ours.eval(), z_e), device),
         "ours_training": seconds(lambda: our_step(ours.train(), z_e.requires_grad_()), device),
     }
@@ -194,8 +194,8 @@ def compare(vectors: Tensor, codebook: Tensor, codes: Tensor, others: Tensor) ->
 
 def our_memory(point: Point, device: str) -> Figures:
     vectors, codebook = point.draw(device)
-    nearest(vectors[:64], codebook[:64])  # what is loaded at first use is not the search's
-    return {"ours_extra_mib": extra_memory(lambda: nearest(vectors, codebook), device) / MIB}
+    nearest_indices(vectors[:64], codebook[:64])  # what is loaded at first use is not the search's
+    return {"ours_extra_mib": extra_memory(lambda: nearest_indices(vectors, codebook), device) / MIB}
 
 
 def peer_memory(point: Point, device: str) -> Figures:
@@ -212,8 +212,8 @@ def large(point: Point, device: str) -> Figures:
     e = codebook.double()
     scores = (part.double() @ e.T - e.square().sum(1) / 2 for part in vectors.split(64))
     exact = torch.cat([score.argmax(1) for score in scores])
-    ours = seconds(lambda: nearest(vectors, codebook), device)
-    return memory | {"ours_search": ours} | compare(vectors, codebook, nearest(vectors, codebook), exact)
+    ours = seconds(lambda: nearest_indices(vectors, codebook), device)
+    return memory | {"ours_search": ours} | compare(vectors, codebook, nearest_indices(vectors, codebook), exact)
 
 
 PARTS = {

@@ -46,10 +46,10 @@ from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import entropy_bits, perplexity, usage
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
-from smalti.tokenizer.evaluation import evaluate
 from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.split_evaluation import evaluate_split
 from smalti.tokenizer.vqvae.config import VQVAEConfig
-from smalti.tokenizer.vqvae.network import Decoder, Encoder
+from smalti.tokenizer.vqvae.network import VQVAEDecoder, VQVAEEncoder
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/quantizers.json"
@@ -113,7 +113,7 @@ class PeerTokenizer(LikelihoodTokenizer):
         super().__init__()
         shape = {"kind": "vq", "codebook_size": 2**BITS, "code_dim": 64}  # the quantizer of it is not built
         self.config = build(VQVAEConfig, tokenizer_settings(dataset, shape), "peer")
-        self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
+        self.encoder, self.decoder = VQVAEEncoder(self.config), VQVAEDecoder(self.config)
         self.quantizer = VectorQuantize(dim=64, codebook_size=2**BITS, **settings)
         self.likelihood = build_likelihood(self.config.likelihood, self.config.image_channels)
 
@@ -167,7 +167,7 @@ def job(dataset: str, name: str, source: str, seed: int, steps: int, work: Path)
         tokenizer = fit_peer(dataset, name, images, seed, steps, accelerator)
     else:
         tokenizer = fit_ours(dataset, name, source, folder_of(work, dataset, name, seed), seed, steps)
-    found = evaluate(tokenizer.eval(), images.splits["test"], accelerator)
+    found = evaluate_split(tokenizer.eval(), images.splits["test"], accelerator)
     assert found.counts is not None  # both have codes
     places = tokenizer.config.layout.places
     figures = {

@@ -53,7 +53,7 @@ from smalti.prior.base import Scores
 from smalti.prior.baselines import Marginal
 from smalti.prior.data import plain_views
 from smalti.tokenizer.base import LikelihoodTokenizer
-from smalti.tokenizer.features import labelled
+from smalti.tokenizer.run_features import labelled
 
 PICTURES = ("samples", "neighbours")
 PART = 500  # images

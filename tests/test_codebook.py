@@ -20,9 +20,9 @@ from smalti.tokenizer.bottleneck.fsq import FSQConfig
 from smalti.tokenizer.bottleneck.lfq import LFQConfig
 from smalti.tokenizer.bottleneck.residual import ResidualConfig
 from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.codebook import Settings, count_splits, examine, summary
-from smalti.tokenizer.codebooks.health import NEAR, PAIRS, Codebook, advice, neighbours
-from smalti.tokenizer.codebooks.picture import mosaic, patches
+from smalti.tokenizer.codebook import Settings, count_splits, examine, summary_lines
+from smalti.tokenizer.codebooks.health import NEAR, PAIRS, Codebook, advice, code_neighbours
+from smalti.tokenizer.codebooks.picture import patch_grid, patches
 from smalti.tokenizer.codebooks.usage import count
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
@@ -143,7 +143,7 @@ def test_every_kind_of_tokenizer_is_drawn_and_told(tmp_path, accelerator, kind):
         assert picture.format == "PNG" and min(picture.size) > 400
     has_vectors = kind in ("vq", "residual", "kmeans")
     assert len(figures["nearest"]) == has_vectors * figures["code_depth"] and figures["advice"]
-    printed = "\n".join(summary(figures))
+    printed = "\n".join(summary_lines(figures))
     assert figures["advice"][0] in printed and ("depth 2: used" in printed) == (figures["code_depth"] == 2)
 
 
@@ -166,7 +166,7 @@ def test_a_codes_patch_is_drawn_amid_the_mean_of_the_codes_in_use(tmp_path):
 
 def test_the_mosaic_reads_like_a_page():
     tiles = np.arange(5, dtype=np.uint8).repeat(2 * 2 * 3).reshape(5, 2, 2, 3)
-    assert mosaic(tiles, 3)[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 225]]
+    assert patch_grid(tiles, 3)[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 225]]
 
 
 # ------------------------------------------------------------------------------------------------------- nearest pairs
@@ -175,7 +175,7 @@ def test_the_mosaic_reads_like_a_page():
 @pytest.mark.parametrize("K", [2, 5, 300, 700])
 def test_nearest_pairs_are_those_of_all_distances(K):
     vectors = torch.randn(K, 3, generator=torch.Generator().manual_seed(K))
-    found = neighbours(vectors, torch.ones(K))
+    found = code_neighbours(vectors, torch.ones(K))
     distances = torch.cdist(vectors.double(), vectors.double())
     first, second = torch.triu_indices(K, K, 1)
     order = distances[first, second].argsort()[:PAIRS]
@@ -189,13 +189,13 @@ def test_nearest_pairs_are_those_of_all_distances(K):
 def test_codes_that_are_the_same_are_at_distance_nothing_and_counted():
     vectors = torch.eye(8)
     vectors[3] = vectors[6]
-    found = neighbours(vectors, torch.ones(8))
+    found = code_neighbours(vectors, torch.ones(8))
     assert found.pairs[0] == ((3, 6), 0.0, 0.0) and found.near == 2 and found.pairs[1].relative == pytest.approx(1)
 
 
 def test_of_too_many_codes_the_most_used_are_compared():
     vectors, counts = torch.arange(10.0)[:, None], torch.tensor([0, 9, 0, 8, 0, 0, 7, 0, 0, 0])
-    found = neighbours(vectors, counts, most=3)
+    found = code_neighbours(vectors, counts, most=3)
     assert found.compared == 3 and [pair.codes for pair in found.pairs] == [(1, 3), (3, 6), (1, 6)]
 
 
@@ -217,7 +217,7 @@ EVEN = torch.full((1, 64), 50)
 
 
 def test_a_healthy_codebook_needs_no_change():
-    assert advice(BOOK, {"train": EVEN, "validation": EVEN // 5}, [neighbours(torch.eye(64), EVEN[0])]) == [
+    assert advice(BOOK, {"train": EVEN, "validation": EVEN // 5}, [code_neighbours(torch.eye(64), EVEN[0])]) == [
         "nothing to change: 100.0% of the codes are used on train, with a perplexity of 64.0 of 64"
     ]
 
@@ -263,7 +263,7 @@ def test_a_perplexity_far_below_the_used_codes_is_told():
 def test_near_duplicates_are_told_with_how_many_codes_would_do():
     vectors = torch.eye(64)
     vectors[:8] = vectors[8:16] + 1e-3
-    (said,) = advice(BOOK, {"train": EVEN}, [neighbours(vectors, EVEN[0])])
+    (said,) = advice(BOOK, {"train": EVEN}, [code_neighbours(vectors, EVEN[0])])
     assert said.startswith("near-duplicate codes: 16 of 64 have another within 0.1 of the median distance")
     assert said.endswith("Remedy: a model.quantizer.codebook_size of 56 or less")
 

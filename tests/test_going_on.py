@@ -31,7 +31,7 @@ from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
-from smalti.tokenizer.train import schedule as tokenizer_schedule
+from smalti.tokenizer.train import tokenizer_schedule
 from smalti.tokenizer.train import train as train_tokenizer
 from smalti.tokenizer.vqgan.config import VQGANConfig
 from smalti.tokenizer.vqgan.model import VQGANTokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smalti.tokenizer.nearest import CPU_TILE, disagreement, nearest, nearest_places
+from smalti.tokenizer.nearest import CPU_TILE, disagreement, nearest_indices, nearest_places
 
 CODES, VECTORS = CPU_TILE
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,19 +42,19 @@ def assert_nearest(found: torch.Tensor, vectors: torch.Tensor, codebook: torch.T
 )
 def test_the_tiled_search_is_the_plain_search(N, D, K):
     vectors, codebook = draw(N, D), draw(K, D, seed=1)
-    found = nearest(vectors, codebook)
+    found = nearest_indices(vectors, codebook)
     assert found.dtype == torch.int64 and found.shape == (N,)
     assert_nearest(found, vectors, codebook)
 
 
 def test_every_code_can_be_found():
     codebook = draw(3 * CODES + 5, 6)
-    assert torch.equal(nearest(codebook, codebook), torch.arange(len(codebook)))
+    assert torch.equal(nearest_indices(codebook, codebook), torch.arange(len(codebook)))
 
 
 def test_of_equally_near_codes_the_first_is_taken():
     codebook = torch.tensor([[1.0, 0.0]] * 40 + [[0.0, 1.0]] * 40)
-    assert nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), codebook).tolist() == [0, 40]
+    assert nearest_indices(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), codebook).tolist() == [0, 40]
 
 
 @pytest.mark.parametrize("N, D, K", [(1, 65, 513), (9, 3, 700), (300, 768, 700), (5, 1, 40)])
@@ -62,30 +62,30 @@ def test_of_equal_codes_in_several_tiles_the_first_is_taken(N, D, K):
     """Tiles of another size once scored a copy a rounding higher than the original: products of 2 rows are computed in
     another order than products of 512. All tiles are of one size since."""
     codebook = draw(K, D).repeat(3, 1)[:-1]
-    assert nearest(draw(N, D, seed=1), codebook).amax() < K
+    assert nearest_indices(draw(N, D, seed=1), codebook).amax() < K
 
 
 def test_no_vectors_have_no_codes():
-    found = nearest(torch.empty(0, 4), draw(8, 4))
+    found = nearest_indices(torch.empty(0, 4), draw(8, 4))
     assert found.shape == (0,) and found.dtype == torch.int64
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_are_searched_as_the_fp32_numbers_they_are(dtype):
     vectors, codebook = draw(100, 5).to(dtype), draw(CODES + 9, 5, seed=1).to(dtype)
-    assert torch.equal(nearest(vectors, codebook), nearest(vectors.float(), codebook.float()))
+    assert torch.equal(nearest_indices(vectors, codebook), nearest_indices(vectors.float(), codebook.float()))
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_the_search_is_in_fp32_whatever_products_are_set_to(precision):
     """`medium` makes fp32 products bf16 also on a CPU that can, and one code in ten another."""
     vectors, codebook = draw(500, 64), draw(CODES, 64, seed=1)
-    expected = nearest(vectors, codebook)
+    expected = nearest_indices(vectors, codebook)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            found = nearest(vectors, codebook)
+            found = nearest_indices(vectors, codebook)
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
@@ -98,23 +98,24 @@ def test_a_vector_that_is_not_finite_has_some_code_and_leaves_the_others_theirs(
     broken = vectors.clone()
     broken[3] = value
     broken[5, 1] = value
-    found = nearest(broken, codebook)
+    found = nearest_indices(broken, codebook)
     whole = torch.tensor([i for i in range(10) if i not in (3, 5)])
-    assert torch.equal(found[whole], nearest(vectors, codebook)[whole])
+    assert torch.equal(found[whole], nearest_indices(vectors, codebook)[whole])
     assert found.amin() >= 0 and found.amax() < len(codebook)
 
 
 def test_vectors_may_lie_in_memory_as_they_like():
     vectors, codebook = draw(5, 100), draw(30, 10, seed=1)
     assert torch.equal(
-        nearest(vectors.T, codebook[:, ::2]), nearest(vectors.T.contiguous(), codebook[:, ::2].contiguous())
+        nearest_indices(vectors.T, codebook[:, ::2]),
+        nearest_indices(vectors.T.contiguous(), codebook[:, ::2].contiguous()),
     )
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 63), (1, 5, 50 * VECTORS // 40), (2 * VECTORS, 2, 1), (0, 5, 4), (50, 2, 56)])
 def test_a_grid_s_codes_are_those_of_its_places_one_by_one(shape):
     z_e, codebook = draw(*shape), draw(CODES + 3, shape[1], seed=1)
-    places = nearest(z_e.permute(0, 2, 1).reshape(-1, shape[1]), codebook)
+    places = nearest_indices(z_e.permute(0, 2, 1).reshape(-1, shape[1]), codebook)
     assert torch.equal(nearest_places(z_e, codebook).flatten(), places)
 
 
@@ -123,12 +124,12 @@ def test_a_grid_s_codes_are_those_of_its_places_one_by_one(shape):
 
 def test_a_kernel_that_finds_other_codes_is_found_out():
     def forgets_the_last_codes(vectors, codebook):
-        return nearest(vectors, codebook[:-53])
+        return nearest_indices(vectors, codebook[:-53])
 
     device = torch.device("cpu")
-    assert disagreement(nearest, 8, device) is None
+    assert disagreement(nearest_indices, 8, device) is None
     assert "are not the nearest" in disagreement(forgets_the_last_codes, 8, device)
-    assert "no codes" in disagreement(lambda vectors, codebook: nearest(vectors, codebook) - 1333, 8, device)
+    assert "no codes" in disagreement(lambda vectors, codebook: nearest_indices(vectors, codebook) - 1333, 8, device)
 
 
 INTERPRETED = """
@@ -189,7 +190,7 @@ def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here_and_fits_its_memor
 @pytest.mark.parametrize("N, D, K", [(1, 1, 1), (700, 3, 17), (5000, 64, 3000), (300, 256, 16384)])
 def test_on_a_gpu_the_codes_are_those_of_a_cpu(N, D, K):
     vectors, codebook = draw(N, D), draw(K, D, seed=1)
-    on_gpu = nearest(vectors.cuda(), codebook.cuda()).cpu()
+    on_gpu = nearest_indices(vectors.cuda(), codebook.cuda()).cpu()
     assert (
-        on_gpu != nearest(vectors, codebook)
+        on_gpu != nearest_indices(vectors, codebook)
     ).double().mean() <= 0.005  # near ties that TF32 may miss, one in thousands

@@ -447,7 +447,7 @@ def test_the_peer_of_the_benchmark_is_evaluated_as_ours_are(tmp_path, accelerato
     from benchmarks.quantizers import PEERS, fit_peer
     from smalti.common.data.config import ImagesConfig
     from smalti.common.data.images import open_images
-    from smalti.tokenizer.evaluation import evaluate
+    from smalti.tokenizer.split_evaluation import evaluate_split
 
     for number in range(640):
         path = tmp_path / f"{'ab'[number % 2]}/{number}.png"
@@ -457,5 +457,5 @@ def test_the_peer_of_the_benchmark_is_evaluated_as_ours_are(tmp_path, accelerato
     images = open_images(ImagesConfig(source=str(tmp_path), validation_share=0.1), (28, 28), 1)
     for name in PEERS:
         peer = fit_peer("fashion_mnist", name, images, 0, 2, accelerator).eval()
-        found = evaluate(peer, images.splits["validation"], accelerator)
+        found = evaluate_split(peer, images.splits["validation"], accelerator)
         assert found.psnr > 3 and int(found.counts.sum()) == 49 * found.images

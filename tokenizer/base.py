@@ -1,4 +1,4 @@
-"""What an image tokenizer is: the contract, and what some tokenizers offer beyond it.
+"""The contract of an image tokenizer, and what some tokenizers offer beyond it.
 
     ImageTokenizer         images to latents and back, and a folder on the disk: all that the rest of the project needs
     LikelihoodTokenizer    its decoder gives p(x | z): bits, and compression
@@ -27,7 +27,7 @@ from smalti.tokenizer.criterion.likelihood.base import Likelihood
 
 
 class ImageTokenizer(nn.Module, Pretrained, ABC):
-    """`config` says image_size, image_channels and the layout of the latents."""
+    """A tokenizer of images; its `config` has image_size, image_channels and the layout of the latents."""
 
     face, files = "load_tokenizer", folder.MODEL_FILES
     config_class: ClassVar[type[ImageTokenizerConfig]]
@@ -35,7 +35,7 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
 
     @property
     def black_and_white(self) -> bool:
-        """Return whether images are such that every pixel is -1 or 1."""
+        """Return whether every pixel of the images must be -1 or 1."""
         return False
 
     @torch.no_grad()
@@ -44,7 +44,7 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
 
         Raises:
             ValueError: images of another size or number of channels than the tokenizer was trained for.
-            UserError: latents that would mean nothing, the encoder's output being NaN or Inf.
+            UserError: the encoder's output is NaN or Inf.
         """
         expected = (self.config.image_channels, *self.config.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
@@ -56,7 +56,7 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
         """Return the images (B, C, H, W) in [-1, 1] of latents (B, T).
 
         Raises:
-            ValueError: latents that there are not, or not as many as an image has.
+            ValueError: latents that the layout does not have, see `check`.
         """
         self.check(latents)
         return self._decode(latents).float()
@@ -66,8 +66,8 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
         layout = self.config.layout
         what, kind = ("codes", "integers") if layout.discrete else ("latents", "numbers of floating point")
         if latents.ndim != 2 or latents.shape[1] != layout.length or latents.is_floating_point() == layout.discrete:
-            told = f"{latents.dtype} {tuple(latents.shape)}"
-            raise ValueError(f"{what} must be {kind} (B, {layout.length}), {layout}; got {told}")
+            got = f"{latents.dtype} {tuple(latents.shape)}"
+            raise ValueError(f"{what} must be {kind} (B, {layout.length}), {layout}; got {got}")
         for part, grid in zip(layout.split(latents), layout.grids, strict=True) if layout.discrete else ():
             if part.numel() and not (part.min() >= 0 and part.max() < grid.codebook_size):
                 raise ValueError(
@@ -76,11 +76,11 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
 
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor:
-        """Return latents (B, ...), which flat are (B, T), of images that were checked."""
+        """Return the latents of checked images: (B, ...), which flatten to (B, T)."""
 
     @abstractmethod
     def _decode(self, latents: Tensor) -> Tensor:
-        """Return the images of latents (B, T) that were checked."""
+        """Return the images of checked latents (B, T)."""
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder."""
@@ -88,12 +88,12 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
-        """Return the tokenizer in a folder that holds one of this class; `smalti.load_tokenizer` asks the folder."""
+        """Return the tokenizer of this class in a folder; `smalti.load_tokenizer` reads the class from the folder."""
         return folder.load_model(path, cls, cls.config_class)
 
 
 class LikelihoodTokenizer(ImageTokenizer):
-    """A tokenizer whose decoder says how likely each picture is, p(x | z)."""
+    """A tokenizer whose decoder gives a likelihood, p(x | z)."""
 
     likelihood: Likelihood  # of what `output` gives
 
@@ -109,19 +109,20 @@ class LikelihoodTokenizer(ImageTokenizer):
 
     @torch.no_grad()
     def nll(self, images: Tensor, latents: Tensor) -> Tensor:
-        """Return −log p(images | latents) of 8-bit images (B, C, H, W) in [-1, 1], in nats: (B,). Over ln 2 · C · H · W
-        it is the distortion in bits per dimension."""
+        """Return −log p(images | latents), (B,) in nats, of 8-bit images (B, C, H, W) in [-1, 1].
+
+        Divided by ln 2 · C · H · W it is the distortion in bits per dimension.
+        """
         return self.likelihood.nll(self.output(latents), images)
 
     @property
     def stochastic(self) -> bool:
-        """Return whether q(z | x) is more than the one code that `encode` gives."""
+        """Return whether q(z | x) gives other codes a probability than the one of `encode`."""
         return False
 
     @torch.no_grad()
     def log_posterior(self, images: Tensor) -> Tensor | None:
-        """Return log q(z | x) of every code at every place, (B, T, K); None where it is the one code that `encode`
-        gives."""
+        """Return log q(z | x) of every code at every place, (B, T, K), or None where `encode` gives the only code."""
         return None
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -129,25 +130,25 @@ class LikelihoodTokenizer(ImageTokenizer):
 
     @abstractmethod
     def _output(self, latents: Tensor) -> Tensor:
-        """Return what `likelihood` reads of latents that were checked."""
+        """Return what `likelihood` reads, of checked latents."""
 
 
 @runtime_checkable
 class DrawsCodes(Protocol):
-    """A tokenizer whose codes can be shown one by one: its codebook is browsed, and judged for what is alike."""
+    """A tokenizer whose codes can be drawn one by one: its codebook can be browsed, and searched for duplicates."""
 
     def code_tables(self) -> list[Tensor]:
-        """Return the vectors (K, D) among which the nearest is searched, of each depth; none where codes are digits."""
+        """Return the vectors (K, D) that are searched at each depth; an empty list where codes are digits."""
 
     def code_vectors(self, depth: int, codes: Tensor) -> Tensor:
-        """Return codes (N,) of a depth as points (N, D)."""
+        """Return the vectors (N, D) of codes (N,) of a depth."""
 
     def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
-        """Return what codes (N,) of a depth draw, (N, C, p, p) in [-1, 1], of a codebook used as counts (Q, K) say."""
+        """Return the patches (N, C, p, p) in [-1, 1] that codes (N,) of a depth draw, for usage counts (Q, K)."""
 
 
 class Terms(NamedTuple):
-    """What a batch of images asks of a step. A NamedTuple, which DDP, Accelerate and torch.compile see through."""
+    """The terms of the loss of a batch. A NamedTuple, which DDP, Accelerate and torch.compile see through."""
 
     losses: dict[str, Tensor]  # () of each term of the loss, in the order of the paper
     watched: dict[str, Tensor]  # () each: logged, and not trained on
@@ -163,15 +164,15 @@ class TrainedTokenizer(ImageTokenizer):
         """Return the terms of a batch of images (B, C, H, W)."""
 
     def weights(self, c: TrainConfig) -> dict[str, float]:
-        """Return what a term counts in the loss, where that is not 1."""
+        """Return the weights of the terms of the loss by name, where they are not 1."""
         return {}
 
     def begin(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> None:
-        """Set what the first step needs of the training images; all processes take part and end alike."""
+        """Initialize from the training images before the first step; all processes take part and end alike."""
 
     def anneal(self, progress: float) -> None:
-        """Set what changes over training, as a function of the share of steps done."""
+        """Set the values that change over training, as a function of the share of steps done."""
 
     def tables(self) -> tuple[Table, ...]:
-        """Return the tables of vectors whose codes are kept in use."""
+        """Return the tables of vectors whose dead codes are revived."""
         return ()

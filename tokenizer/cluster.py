@@ -3,7 +3,7 @@
     accelerate launch tokenizer/cluster.py configs/digits_kmeans/cluster.yaml --model.codebook_size 256
 
 Reads images and writes into RUN/tokenizer what tokenizer/train.py writes: config.yaml, metrics.jsonl (one line an EM
-step), reconstructions.png, curves.png, histogram.json, state/ and model/; trackers in --track are told too.
+step), reconstructions.png, curves.png, histogram.json, state/ and model/; trackers in --track get the metrics too.
 tokenizer/encode.py, prior/train.py and pipeline/generate.py take it from there. Interrupted, the same command goes on
 from the last EM step; with more --iterations it is lengthened.
 """
@@ -36,12 +36,12 @@ from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.run import Leeway, Metrics, check_run, enter_run, read_metrics
 from smalti.common.seeds import generator
 from smalti.common.session import session
-from smalti.tokenizer.codebooks.health import described, unused
+from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.initialization import check_enough, sampled
-from smalti.tokenizer.evaluation import evaluate, reconstructions, save_histogram
 from smalti.tokenizer.kmeans.clustering import assigned, e_step, m_step, plus_plus
 from smalti.tokenizer.kmeans.config import ClusterConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.split_evaluation import evaluate_split, reconstruction_grid, save_histogram
 
 LEEWAY = Leeway(
     free={"run", "track", "track_project", "encode.views", "encode.batch_size", "encode.shard_size"},
@@ -52,7 +52,7 @@ DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cl
 
 
 def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
-    """Fit, or go on fitting, and return the folder of the model."""
+    """Fit the tokenizer from its beginning or its last state, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
     images = open_images(where_they_lay(c.images, run), c.model.image_size, c.model.image_channels)
     fingerprint, splits = images.fingerprint, images.splits
@@ -64,12 +64,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)
     tokenizer = KMeansTokenizer(c.model).to(accelerator.device)
     sample = sampled_patches(tokenizer, splits["train"], c, accelerator)
-    if saved is None:
-        draws = generator(c.seed, accelerator.device)
-        tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, draws)))
-    else:
-        with state.restoring(run):
-            state.restore(tokenizer, saved.tensors["model"])
+    set_first_means(tokenizer, sample, saved, c, run)
     first = saved.step if saved else 0
     enter_run(run, c, first, reopened, accelerator)
     write_record(images, c.images.source, run, accelerator)
@@ -94,12 +89,24 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
                         f"saved after EM step {done} of {c.iterations}; the same command goes on from there"
                     )
         bar.close()
-        report(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
+        report_fit(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
     return run / "model"
 
 
+def set_first_means(
+    tokenizer: KMeansTokenizer, sample: Tensor, saved: state.State | None, c: ClusterConfig, run: Path
+) -> None:
+    """Set the means as they were last saved, or at the beginning by k-means++ of a sample of patches (N, D)."""
+    if saved is None:
+        draws = generator(c.seed, sample.device)
+        tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, draws)))
+    else:
+        with state.restoring(run):
+            state.restore(tokenizer, saved.tensors["model"])
+
+
 def patches_of(tokenizer: KMeansTokenizer, split: ImageSplit, positions: Tensor) -> Tensor:
-    """(b · h · w, D) on the tokenizer's device."""
+    """Return the patches (b · h · w, D) of images of a split, on the tokenizer's device."""
     images = split.read(positions).images
     return tokenizer.patches(to_float(images.to(tokenizer.codebook.device)))
 
@@ -107,7 +114,7 @@ def patches_of(tokenizer: KMeansTokenizer, split: ImageSplit, positions: Tensor)
 def sampled_patches(
     tokenizer: KMeansTokenizer, split: ImageSplit, c: ClusterConfig, accelerator: Accelerator
 ) -> Tensor:
-    """What the first means are drawn from, and new places for empty ones: of images drawn by the seed, (N, D)."""
+    """Return patches (N, D) of images drawn by the seed, from which first means and new places for empty ones come."""
     number = sampled(c.model.codebook_size)
     order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
     positions, _ = order.at(0, min(len(split), -(-number // c.model.layout.places)))
@@ -122,7 +129,7 @@ def sampled_patches(
 def expectation(
     tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor, float]:
-    """The E step over all images, each process its share: counts (K,), sums (K, D), mean squared error of a pixel."""
+    """Return counts (K,), sums (K, D) and the mean squared error of a pixel: the E step, each process its share."""
     K, D = tokenizer.codebook.shape
     counts, sums = torch.zeros_like(tokenizer.codebook[:, 0]), torch.zeros_like(tokenizer.codebook)
     error = torch.zeros(2, device=sums.device)  # squared distances, numbers
@@ -141,7 +148,7 @@ def expectation(
     return accelerator.reduce(counts), accelerator.reduce(sums), total / number
 
 
-def report(
+def report_fit(
     tokenizer: KMeansTokenizer,
     validation: ImageSplit,
     iterations: int,
@@ -149,11 +156,11 @@ def report(
     run: Path,
     accelerator: Accelerator,
 ) -> None:
-    """Evaluate, and write what is for the user."""
-    evaluation = evaluate(tokenizer, validation, accelerator)
+    """Evaluate the tokenizer, and write its metrics, pictures and model."""
+    evaluation = evaluate_split(tokenizer, validation, accelerator)
     counts = evaluation.counts
     assert counts is not None  # patches become codes
-    picture = reconstructions(evaluation)
+    picture = reconstruction_grid(evaluation)
     evaluated = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "psnr" in line]
     if iterations not in evaluated:  # killed after it, it comes here again
         metrics.log(iterations, "validation", **evaluation.metrics())
@@ -163,7 +170,7 @@ def report(
         save_histogram(counts, evaluation.images, run / "histogram.json")
         save_curves(read_metrics(run / "metrics.jsonl"), {"mean squared error": ["objective"]}, run / "curves.png")
         tokenizer.save_pretrained(run / "model")
-    for low in unused(described(tokenizer), "validation", counts):
+    for low in unused(codebook_of(tokenizer), "validation", counts):
         accelerator.print(low, file=sys.stderr)
     figures = ", ".join(f"{name} {value}" for name, value in evaluation.summary().items())
     accelerator.print(f"validation: {figures}")

@@ -39,8 +39,8 @@ from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import logged
 from smalti.tokenizer.base import DrawsCodes, ImageTokenizer
-from smalti.tokenizer.codebooks.health import Counted, advice, described, neighbours, split_figures
-from smalti.tokenizer.codebooks.picture import draw
+from smalti.tokenizer.codebooks.health import Counted, advice, code_neighbours, codebook_of, split_figures
+from smalti.tokenizer.codebooks.picture import draw_codebook
 from smalti.tokenizer.codebooks.usage import count
 from smalti.tokenizer.config import EncodeConfig
 from smalti.tokenizer.model import load_tokenizer, trained
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
 
 
 def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
-    """Count, compare, judge and draw, and return what `codebook.json` says."""
+    """Measure and draw the codebook, and return the contents of `codebook.json`."""
     run = Path(c.run) / "tokenizer"
     tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
     if not isinstance(tokenizer, DrawsCodes):
@@ -69,10 +69,9 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     settings = config.read_yaml(run / "config.yaml")
     counted = count_splits(c, tokenizer, settings, accelerator)
     counts = counted.counts[counted.most]
-    near = [
-        neighbours(table, row) for table, row in zip(tokenizer.code_tables(), counts, strict=False)
-    ]  # none of fsq, lfq
-    book = described(tokenizer, settings.get("revive_below"))
+    tables = tokenizer.code_tables()  # none of fsq, lfq
+    near = [code_neighbours(table, row) for table, row in zip(tables, counts, strict=False)]
+    book = codebook_of(tokenizer, settings.get("revive_below"))
     sentences = advice(book, counted.counts, near)
     figures = {
         "kind": book.kind,
@@ -85,7 +84,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     }
     if accelerator.is_main_process:
         write_json(run / "codebook.json", figures, indent=None)
-        draw(tokenizer, counted, near, sentences, run / "codebook.png")
+        draw_codebook(tokenizer, counted, near, sentences, run / "codebook.png")
     accelerator.wait_for_everyone()
     return figures
 
@@ -96,6 +95,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
 def count_splits(
     c: Settings, tokenizer: ImageTokenizer, settings: Mapping[str, Any], accelerator: Accelerator
 ) -> Counted:
+    """Return the counts of the splits, from RUN/codes where they can be counted, else by encoding images."""
     run = Path(c.run)
     images = config.build(ImagesConfig, settings["images"], str(run / "tokenizer/config.yaml"))
     reason = why_not_codes(run, images, tokenizer)
@@ -108,9 +108,8 @@ def count_splits(
         splits = open_run_images(run / "tokenizer", tokenizer.config).splits
         wanted = _wanted(c.splits or ("validation",), list(splits), images.source)
         accelerator.print(f"{reason}: {', '.join(wanted)} of {images.source} is encoded now", file=sys.stderr)
-        batch_size = min(
-            BATCH, config.build(EncodeConfig, settings["encode"], str(run / "tokenizer/config.yaml")).batch_size
-        )
+        encoding = config.build(EncodeConfig, settings["encode"], str(run / "tokenizer/config.yaml"))
+        batch_size = min(BATCH, encoding.batch_size)
         both = {name: count_images(tokenizer, splits[name], batch_size, accelerator) for name in wanted}
         source = f"images of {images.source}"
     return Counted(
@@ -119,14 +118,14 @@ def count_splits(
 
 
 def why_not_codes(run: Path, images: ImagesConfig, tokenizer: ImageTokenizer) -> str | None:
-    """Why RUN/codes cannot be counted, or none where it can."""
+    """Return why RUN/codes cannot be counted, or None where it can."""
     if not codes.is_whole(run / "codes"):
         return f"{run / 'codes'} is not there, or not yet whole"
     info, _ = codes.read_info(run / "codes")
     if info.tokenizer.sha256 != sha256(run / "tokenizer/model/model.safetensors"):
         return f"{run / 'codes'} is of another tokenizer, {info.tokenizer}"
     if info.layout != tokenizer.config.layout:
-        return f"{run / 'codes'} says of its codes another size than the tokenizer's: its codes.json was changed"
+        return f"{run / 'codes'} gives its codes another size than the tokenizer does: its codes.json was changed"
     known = recorded(run / "tokenizer").fingerprint or info.source.get("fingerprint")
     if (info.source.get("source"), info.source.get("subset"), info.source.get("fingerprint")) != (
         images.source,
@@ -146,8 +145,10 @@ def _wanted(names: Sequence[str], there: Sequence[str], where: object) -> list[s
 
 
 def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) -> tuple[int, Tensor]:
-    """Images, and counts (Q, K), of a split of codes. Shard k is rank k mod world's; views but the plain one are left
-    out."""
+    """Return the number of images and the counts (Q, K) of a split of codes, of which the plain views are counted.
+
+    Shard k belongs to rank k mod world.
+    """
     info, _ = codes.read_info(folder)
     counts, read = torch.zeros(info.layout.depth, info.layout.codebook_size, dtype=torch.int64), 0
     bar = passing_bar(rows, f"count {name}", unit="row")
@@ -168,7 +169,7 @@ def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) ->
 def count_images(
     tokenizer: ImageTokenizer, split: ImageSplit, batch_size: int, accelerator: Accelerator
 ) -> tuple[int, Tensor]:
-    """Images, and counts (Q, K), of a split of images, of which every process encodes its share."""
+    """Return the number of images and the counts (Q, K) of a split of images; each process encodes its share."""
     K, Q = tokenizer.config.layout.codebook_size, tokenizer.config.layout.depth
     counts, read = torch.zeros(Q, K, dtype=torch.int64), 0
     world = accelerator.num_processes
@@ -185,13 +186,13 @@ def count_images(
 
 
 def _summed(number: int, counts: Tensor, accelerator: Accelerator) -> tuple[int, Tensor]:
-    """Over processes, as whole numbers: in fp32 a count stops growing at 2^24."""
+    """Return the sums over processes, as whole numbers: in fp32 a count stops growing at 2^24."""
     total = accelerator.reduce(torch.tensor(number, device=accelerator.device))
     return int(total), accelerator.reduce(counts.to(accelerator.device)).cpu()
 
 
-def summary(figures: Mapping[str, Any]) -> Iterator[str]:
-    """What is printed."""
+def summary_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that the script prints."""
     Q = figures["code_depth"]
     kind, deep = (f"residual {figures['kind']}", f", {Q} deep") if Q > 1 else (figures["kind"], "")
     yield f"{kind} of {figures['codebook_size']:,} codes{deep}, counted from {figures['counted_from']}"
@@ -212,7 +213,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator(c.precision)
     with logged(Path(c.run) / "tokenizer"):  # not alone: a codebook may be looked at while it is trained
         figures = examine(c, accelerator)
-    for line in summary(figures):
+    for line in summary_lines(figures):
         accelerator.print(line)
     accelerator.print(f"the picture is {c.run}/tokenizer/codebook.png, the figures are codebook.json beside it")
     accelerator.print(f"next: {as_typed('tokenizer/encode.py', Path(c.run))}")

@@ -1,4 +1,4 @@
-"""What every image tokenizer says of itself (its `config.json`), and how one is trained and applied."""
+"""The settings of every image tokenizer (its `config.json`), of its training, and of encoding with it."""
 
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from smalti.common.track import Tracker
 
 
 class CodebookFacts(NamedTuple):
-    """What advice on a codebook depends on, besides its size and its use."""
+    """The facts about a codebook that advice depends on, besides its size and its use."""
 
     kind: str  # of what makes the codes, in words of the settings
     dim: int  # D
@@ -33,12 +33,12 @@ class ImageTokenizerConfig(Kind):
 
     @property
     def layout(self) -> Layout:
-        """Return what an image becomes."""
+        """Return the layout of the latents of an image."""
         raise NotImplementedError
 
     @property
     def codebook(self) -> CodebookFacts | None:
-        """Return what is known of its codes; None where there are none, or nothing is known."""
+        """Return the facts about its codebook, or None where there is none or nothing is known."""
         return None
 
 
@@ -54,11 +54,11 @@ class TrainedConfig(ImageTokenizerConfig):
 
     @property
     def has_codebook(self) -> bool:
-        """Return whether there are codes that are committed to, and revived where they fall out of use."""
+        """Return whether it has codes, with a commitment loss and the revival of dead ones."""
         return False
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """Return what changes with the share of the steps done, by name."""
+        """Return the values that change with the share of the steps done, by name."""
         return {}
 
 
@@ -126,8 +126,7 @@ class TrainConfig(Settings):
     keep_states: int = Field(2, ge=1)
     """the last states that are kept; one that is found damaged is replaced by the one before"""
     track: tuple[Tracker, ...] = ()
-    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb,
-    trackio"""
+    """trackers that get what metrics.jsonl gets, and pictures at every evaluation: tensorboard, wandb, trackio"""
     track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""
 

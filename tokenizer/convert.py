@@ -48,6 +48,8 @@ SHOWN = 12  # images of the picture
 
 
 class Reconstructions(NamedTuple):
+    """The errors of the reconstructions of some images, and a few of both."""
+
     number: int
     psnr: float  # dB, pooled
     squared_error: Tensor  # (C,), mean over pixels
@@ -56,20 +58,18 @@ class Reconstructions(NamedTuple):
 
 
 def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
-    """Read, fit and write, and return the folder of the model."""
+    """Convert the checkpoint, fit its likelihood, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
     tokenizer = read_published(
         Path(c.checkpoint), c.kind, Path(c.architecture) if c.architecture else None, c.image_size
     )
     model = tokenizer.config
-    images, reopened = (
-        open_images(where_they_lay(c.images, run), model.image_size, model.image_channels),
-        check_run(run, c, LEEWAY),
-    )
+    images = open_images(where_they_lay(c.images, run), model.image_size, model.image_channels)
+    reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
     enter_run(run, c, 0, reopened, accelerator)
     write_record(images, c.images.source, run, accelerator)
-    found = reconstruct(tokenizer.to(accelerator.device), images.splits["train"], c, accelerator)
+    found = reconstruct_sample(tokenizer.to(accelerator.device), images.splits["train"], c, accelerator)
     tokenizer.fit_likelihood(found.squared_error)
     if accelerator.is_main_process:
         rows = [torch.cat(some)[:SHOWN] for some in (found.shown, found.decoded)]
@@ -85,10 +85,10 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
 
 
 @torch.no_grad()
-def reconstruct(
+def reconstruct_sample(
     tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, accelerator: Accelerator
 ) -> Reconstructions:
-    """Images evenly spaced in a split, through the codes and back, each process its share."""
+    """Return the reconstructions of images evenly spaced in a split; each process decodes its share."""
     wanted = min(c.fit_images, len(split))
     positions = (torch.arange(wanted) * len(split) // wanted)[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2 + tokenizer.config.image_channels, device=accelerator.device)

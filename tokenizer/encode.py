@@ -98,7 +98,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         splits = {
-            name: check(folder, name, split, info, tokenizer, c.batch_size, accelerator)
+            name: check_split(folder, name, split, info, tokenizer, c.batch_size, accelerator)
             for name, split in images.splits.items()
         }
         codes.finish(folder, info, splits)
@@ -107,8 +107,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
 
 
 def chosen_views(c: Settings, images: ImageSet, how: ImagesConfig, accelerator: Accelerator) -> int:
-    """Return how many rows an image gets, and say so where the settings leave it open. Raises `UserError` for too
-    many."""
+    """Return how many views an image gets, printed where no setting says. Raises `UserError` for too many."""
     if c.views is None:
         number = len(images.splits["train"])
         views = default_views(number, how)
@@ -184,7 +183,7 @@ def encode_batch(
 
 
 @torch.no_grad()
-def check(
+def check_split(
     folder: Path,
     name: str,
     split: ImageSplit,
@@ -193,8 +192,7 @@ def check(
     batch_size: int,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """What stands on the disk: its rows, its use of the codebook, and the PSNR of decoding evenly spaced images
-    back."""
+    """Return the figures of a split on the disk: rows, use of the codebook, PSNR of some decoded images."""
     layout, errors, rows = info.layout, list[torch.Tensor](), 0
     counts = torch.zeros(layout.depth, layout.codebook_size, dtype=torch.int64) if layout.discrete else None
     digest = codes.Digest()
@@ -209,11 +207,7 @@ def check(
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]
         for part in np.split(chosen, range(batch_size, len(chosen), batch_size)):
-            images = split.read_rows(shard.rows[part]).images
-            some = torch.from_numpy(shard.codes[part].astype(np.int64 if layout.discrete else np.float32))
-            with accelerator.autocast():
-                decoded = tokenizer.decode(some.to(accelerator.device))
-            errors.append(squared_error_each(images, to_uint8(decoded).cpu()))
+            errors.append(decoding_errors(tokenizer, split, shard, part, accelerator))
             bar.set_postfix(psnr=f"{psnr_of(errors[-1].mean()):.2f} dB", refresh=False)
         bar.update(len(plain))
     bar.close()
@@ -230,8 +224,20 @@ def check(
     }
 
 
-def psnr_told(split: Mapping[str, Any]) -> str:
-    """Return the PSNR of a split of codes in words; codes of before have the mean over images alone."""
+def decoding_errors(
+    tokenizer: ImageTokenizer, split: ImageSplit, shard: codes.CodesSplit, places: np.ndarray, accelerator: Accelerator
+) -> torch.Tensor:
+    """Return the squared errors (b,) between the images at places (b,) of a shard and their codes, decoded."""
+    images = split.read_rows(shard.rows[places]).images
+    kind = np.int64 if tokenizer.config.layout.discrete else np.float32
+    latents = torch.from_numpy(shard.codes[places].astype(kind))
+    with accelerator.autocast():
+        decoded = tokenizer.decode(latents.to(accelerator.device))
+    return squared_error_each(images, to_uint8(decoded).cpu())
+
+
+def psnr_text(split: Mapping[str, Any]) -> str:
+    """Return the PSNR of a split of codes in words; older codes have the mean over images alone."""
     pooled = f"{split['psnr_pooled']:.2f} dB pooled, " if "psnr_pooled" in split else ""
     return f"{pooled}{split['psnr']:.2f} dB mean over images,"
 
@@ -252,7 +258,7 @@ def main(argv: Sequence[str]) -> None:
         for name, split in codes.read_info(folder)[1].items():
             print(
                 f"{name}: {split['images']} images, {split['rows']} rows, {split['skipped']} images left out; "
-                f"decoded back from disk {psnr_told(split)} of {split['psnr_images']} images"
+                f"decoded back from disk {psnr_text(split)} of {split['psnr_images']} images"
                 + (
                     f"; codes used {split['usage']:.1%}, perplexity {split['perplexity']:.1f}"
                     if "usage" in split

@@ -1,4 +1,4 @@
-"""Measure a tokenizer on held-out images: what its reconstructions keep, what they cost, and how its codes are used.
+"""Evaluate a tokenizer on held-out images: the quality and cost of its reconstructions, and the use of its codes.
 
     accelerate launch -q tokenizer/evaluate.py runs/digits
     accelerate launch -q tokenizer/evaluate.py runs/mine --features.kind inception --features.weights FILE
@@ -35,7 +35,7 @@ from torch import Tensor
 from smalti.common import config
 from smalti.common.commands import as_typed
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import held_out
+from smalti.common.data.images import ImageSet, held_out
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
 from smalti.common.data.split import ImageSplit
@@ -50,8 +50,8 @@ from smalti.metrics.features import FeaturesConfig
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
-from smalti.tokenizer.features import Eyes, cache_of, open_eyes
 from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors
 
 PART = 1000  # images
 
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     source: str | None = None
     """another dataset than the tokenizer was trained on: a Hub id or a folder"""
     features: FeaturesConfig = FeaturesConfig()
-    """in whose eyes reconstructions are compared with the images"""
+    """feature extractor that compares reconstructions with the images"""
     batch_size: int = Field(128, ge=1)
     """images a process encodes at once"""
     precision: Precision = "fp32"
@@ -74,37 +74,31 @@ class Settings(BaseSettings):
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
-    """Compute the figures, or what is missing of them, and return their file."""
+    """Compute the figures, or those still missing, and return their file."""
     run = Path(c.run)
     model = trained(run / "tokenizer")
     tokenizer = load_tokenizer(model).to(accelerator.device)
     settings = run_images(run / "tokenizer", c.source)
     images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
     split = held_out(images.splits, c.split)
-    eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
-    plan = {
-        "code": code(),
-        "tokenizer": sha256(model / "model.safetensors"),
-        "images": images.fingerprint,
-        "split": split.name,
-        "features": eyes.features.identity if eyes.features else None,
-        "precision": c.precision,
-        "batch_size": c.batch_size,
-    }
+    extractors = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
+    plan = evaluation_plan(c, model, images, split, extractors)
 
     def measure(positions: Tensor) -> dict[str, Tensor]:
-        parts = [measure_batch(tokenizer, split, some, eyes, accelerator) for some in positions.split(c.batch_size)]
+        parts = [
+            measure_batch(tokenizer, split, some, extractors, accelerator) for some in positions.split(c.batch_size)
+        ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     folder = parts_path(run, f"tokenizer-{split.name}")  # of one source at a time
     found = in_parts(folder, plan, len(split), PART, measure, accelerator, f"evaluate {split.name}")
-    figures, number = summarize(found, tokenizer, eyes), len(found["squared_error"])
+    figures, number = reconstruction_figures(found, tokenizer, extractors), len(found["squared_error"])
     protocol = {
         **plan,
         "source": settings.source,
         "number": number,
         "skipped": len(split.corrupt) + len(split) - number,
-        "features_name": eyes.features.name if eyes.features else None,
+        "features_name": extractors.features.name if extractors.features else None,
         "likelihood": tokenizer.likelihood.kind if isinstance(tokenizer, LikelihoodTokenizer) else None,
     }
     name = split.name if c.source is None else f"{split.name}-of-{Path(c.source).name}"
@@ -115,12 +109,26 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     return path
 
 
+def evaluation_plan(
+    c: Settings, model: Path, images: ImageSet, split: ImageSplit, extractors: Extractors
+) -> dict[str, Any]:
+    """Return what the figures depend on; parts that were measured under another plan are measured again."""
+    return {
+        "code": code(),
+        "tokenizer": sha256(model / "model.safetensors"),
+        "images": images.fingerprint,
+        "split": split.name,
+        "features": extractors.features.identity if extractors.features else None,
+        "precision": c.precision,
+        "batch_size": c.batch_size,
+    }
+
+
 @torch.inference_mode()
 def measure_batch(
-    tokenizer: ImageTokenizer, split: ImageSplit, positions: Tensor, eyes: Eyes, accelerator: Accelerator
+    tokenizer: ImageTokenizer, split: ImageSplit, positions: Tensor, extractors: Extractors, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Return of each image figures (b,), its codes (b, T) where there are any, its features and its reconstruction's
-    (b, D)."""
+    """Return the figures (b,) of each image, its codes (b, T), and its and its reconstruction's features (b, D)."""
     batch = split.read(positions)
     images = batch.images.to(accelerator.device)
     pixels = to_float(images)
@@ -135,16 +143,18 @@ def measure_batch(
         found["codes"] = latents.int()
     again = to_uint8(decoded)
     found |= {"squared_error": squared_error_each(images, again), "ssim": ssim_each(images, again)}
-    if eyes.features is not None:
-        found |= {"features": eyes.features(images), "features_again": eyes.features(again)}
-    if eyes.classifier is not None:
+    if extractors.features is not None:
+        found |= {"features": extractors.features(images), "features_again": extractors.features(again)}
+    if extractors.classifier is not None:
         for name, some in (("known", images), ("known_again", again)):
-            found[name] = (eyes.classifier.predict(some) == batch.labels).to(torch.uint8)
+            found[name] = (extractors.classifier.predict(some) == batch.labels).to(torch.uint8)
     return found
 
 
-def summarize(found: dict[str, Tensor], tokenizer: ImageTokenizer, eyes: Eyes) -> dict[str, Any]:
-    """The figures of the whole split."""
+def reconstruction_figures(
+    found: dict[str, Tensor], tokenizer: ImageTokenizer, extractors: Extractors
+) -> dict[str, Any]:
+    """Return the figures of the whole split."""
     c = tokenizer.config
     dimensions = c.image_channels * math.prod(c.image_size)
     figures: dict[str, Any] = {
@@ -162,9 +172,9 @@ def summarize(found: dict[str, Tensor], tokenizer: ImageTokenizer, eyes: Eyes) -
             {"uniform_bits_per_dim": figures["uniform_rate"] + figures["distortion"]} if "distortion" in found else {}
         )
         figures |= both | of_codes
-    if eyes.features is not None and len(found["features"]) > found["features"].shape[1]:
-        figures[eyes.features.frechet_name] = frechet_distance(found["features"], found["features_again"])
-    if eyes.classifier is not None:
+    if extractors.features is not None and len(found["features"]) > found["features"].shape[1]:
+        figures[extractors.features.frechet_name] = frechet_distance(found["features"], found["features_again"])
+    if extractors.classifier is not None:
         figures["accuracy_images"] = found["known"].double().mean().item()
         figures["accuracy_reconstructions"] = found["known_again"].double().mean().item()
     return figures

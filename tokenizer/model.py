@@ -1,4 +1,4 @@
-"""The tokenizers there are: one registry, by the kind that stands in a folder's `config.json`."""
+"""The registry of tokenizers, by the kind in a folder's `config.json`."""
 
 from pathlib import Path
 
@@ -16,8 +16,7 @@ OURS = (VQVAE, KMeansTokenizer, VQGANTokenizer)  # the kinds that come with the 
 
 
 def settings_class(config: Path) -> type[ImageTokenizerConfig]:
-    """Return the class of the settings in a tokenizer's `config.json`. Raises `UserError` where it says another
-    kind."""
+    """Return the class of the settings in a tokenizer's `config.json`. Raises `UserError` for an unknown kind."""
     kinds = {folder.kind_of(settings.builds): settings for settings in ImageTokenizerConfig.members()}
     kind = folder.kind_in(folder.read_json(config))
     if kind not in kinds:
@@ -42,8 +41,7 @@ def load_tokenizer(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> ImageTokenizer:
-    """Return the tokenizer in a folder, or in a Hub repository `owner/name`: which kind it is stands in its
-    `config.json`.
+    """Return the tokenizer in a folder, or in a Hub repository `owner/name`; its `config.json` says the kind.
 
     Args: as of `common.hub.Pretrained.from_pretrained`.
 

@@ -1,4 +1,4 @@
-"""Which codebook vector is nearest, exactly and without an N x K matrix.
+"""The exact search for the nearest codebook vector, without an N x K matrix.
 
     vectors (N, D), codebook (K, D) -> indices (N,) int64 in [0, K)
 
@@ -29,8 +29,8 @@ TABLE_BYTES = 4 * 2**20  # of the codebook's copy that is searched at once
 NEAR_TIES = 3  # of the self-check's 777 codes: what TF32 may miss, where a block that is forgotten costs nine or more
 
 
-def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the codebook vector nearest to each of `vectors`, in fp32 whatever comes.
+def nearest_indices(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Return the nearest code of each vector, computed in fp32 from any type.
 
     Args:
         vectors: (N, D).
@@ -46,15 +46,15 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def nearest_places(z_e: Tensor, codebook: Tensor) -> Tensor:
-    """Return `nearest` of each place, (B, P), of z_e (B, D, P). On a CPU it is searched as it lies."""
+    """Return the nearest code of each place, (B, P), of z_e (B, D, P), which is not transposed on a CPU."""
     if z_e.is_cuda:
-        return nearest(rearrange(z_e, "b d p -> (b p) d"), codebook).view(len(z_e), -1)
+        return nearest_indices(rearrange(z_e, "b d p -> (b p) d"), codebook).view(len(z_e), -1)
     return nearest_tiled(z_e, codebook)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Products in fp32, also where training allows them TF32 or bf16: those can pick the wrong neighbour."""
+    """Compute products in fp32, also where training allows TF32 or bf16, which can pick the wrong neighbour."""
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import
     before = [backend.fp32_precision for backend in backends]
     try:
@@ -69,8 +69,7 @@ def full_precision() -> Iterator[None]:
 @torch.no_grad()
 @full_precision()
 def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
-    """`nearest` in PyTorch alone, on any device: columns (B, D, n), codebook (K, D) -> (B, n). The fused kernel's
-    measure."""
+    """Return the nearest codes (B, n) of columns (B, D, n), in PyTorch alone; the fused kernel is held against it."""
     B, D, n = columns.shape
     indices = torch.zeros(B, n, dtype=torch.int64, device=columns.device)
     if not indices.numel():
@@ -87,25 +86,29 @@ def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
             for part, *kept in zip(
                 some.split(most_vectors, 2), *(each.split(most_vectors, 1) for each in found), strict=True
             ):
-                search(tiles, first, grouped(part), tile, *kept)
+                search_tiles(tiles, first, grouped(part), tile, *kept)
         first += len(some_codes)
     return indices.clamp_(max=len(codebook) - 1)
 
 
-def search(tiles: Sequence[Tensor], first: int, queries: Tensor, tile: Tensor, best: Tensor, indices: Tensor) -> None:
-    """Tiles (C, D + 1) of codes from `first` on, queries (groups, D + 1, n): `best` and `indices` are kept up."""
+def search_tiles(
+    tiles: Sequence[Tensor], first: int, queries: Tensor, tile: Tensor, best: Tensor, indices: Tensor
+) -> None:
+    """Update `best` and `indices` of queries (groups, D + 1, n) by tiles (C, D + 1) of codes from `first` on."""
     for number, codes in enumerate(tiles):
-        score, code = (each.reshape(best.shape) for each in first_maximum(scores(codes, queries, tile)))
+        score, code = (each.reshape(best.shape) for each in first_maximum(tile_scores(codes, queries, tile)))
         better = score > best  # not >=: an earlier tile has the lower index
         torch.where(better, score, best, out=best)
         torch.where(better, code + (first + number * len(codes)), indices, out=indices)
 
 
 def code_table(codebook: Tensor, multiple: int) -> Tensor:
-    """(K, D) -> (K or somewhat more, D + 1) fp32: each e beside its −‖e‖²/2; the last is repeated to a `multiple`.
+    """Return the table that is searched: (K, D) -> (K or somewhat more, D + 1) fp32, each e beside its −‖e‖²/2.
 
-    Tiles are of one size, and that of whole steps, because products of another shape may round another way: copies of
-    one vector could then score differently, and the first of them lose.
+    The last row is repeated to a `multiple`.
+
+    Tiles have one size, a multiple of `STEP`, because products of another shape may round another way: copies of one
+    vector could then score differently, and the first of them lose.
     """
     K, D = codebook.shape
     table = torch.empty(-(-K // multiple) * multiple, D + 1, device=codebook.device)
@@ -117,7 +120,10 @@ def code_table(codebook: Tensor, multiple: int) -> Tensor:
 
 
 def grouped(columns: Tensor) -> Tensor:
-    """(b, D, n) -> (groups, D + 1, b n / groups) fp32, each column above a 1. One image is divided, for the threads."""
+    """Return queries, each column above a 1: (b, D, n) -> (groups, D + 1, b n / groups) fp32.
+
+    A single image is divided into groups, for the threads.
+    """
     b, D, n = columns.shape
     if b == 1 and n % GROUPS == 0:
         columns = rearrange(columns, "1 d (g n) -> g d n", g=GROUPS)
@@ -126,31 +132,29 @@ def grouped(columns: Tensor) -> Tensor:
     return queries
 
 
-def scores(codes: Tensor, queries: Tensor, tile: Tensor) -> Tensor:
-    """(C, D + 1), (groups, D + 1, n) -> (groups, C, n), in `tile`'s memory. Greatest where nearest."""
+def tile_scores(codes: Tensor, queries: Tensor, tile: Tensor) -> Tensor:
+    """Return the scores (groups, C, n), in `tile`'s memory, of codes (C, D + 1): the greatest where nearest."""
     groups, _, n = queries.shape
     out = tile[: groups * len(codes) * n].view(groups, len(codes), n)
     return torch.bmm(codes.expand(groups, -1, -1), queries, out=out)
 
 
 def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """(groups, C, n) -> the greatest scores and their first indices, both (groups, n).
+    """Return the greatest of scores (groups, C, n) and their first indices, both (groups, n).
 
     On a CPU, `max` and `argmax` compare one element at a time (0.5 to 1.4 ns each) and max pooling, which finds the
     same, a vector register at a time (0.2 ns) where channels come last: so the n columns are its channels.
     """
     if scores.device.type != "cpu":
         return scores.max(1)
-    image = scores.unsqueeze(2).permute(
-        0, 3, 1, 2
-    )  # (groups, n, C, 1): these strides, of all, are taken for channels last
+    image = scores.unsqueeze(2).permute(0, 3, 1, 2)  # (groups, n, C, 1), whose strides torch takes for channels last
     best, index = F.max_pool2d(image, (image.shape[2], 1), return_indices=True)
     return best[:, :, 0, 0], index[:, :, 0, 0]
 
 
 @cache
 def kernel_is_trusted(D: int, device: torch.device) -> bool:
-    """Whether the fused kernel runs here and finds what `nearest_tiled` finds. Warns where it does not, once."""
+    """Return whether the fused kernel runs here and finds what `nearest_tiled` finds. Warns once where it does not."""
     try:
         from smalti.tokenizer.nearest_triton import nearest_fused
 
@@ -163,7 +167,7 @@ def kernel_is_trusted(D: int, device: torch.device) -> bool:
 
 
 def disagreement(fused: Callable[[Tensor, Tensor], Tensor], D: int, device: torch.device) -> str | None:
-    """What is wrong with a search's answer to a small random problem, if anything."""
+    """Return what is wrong with a search's answer to a small random problem, or None."""
     generator = torch.Generator().manual_seed(0)  # its own: the training's random numbers stay what they are
     vectors, codebook = (torch.randn(size, D, generator=generator).to(device) for size in (777, 1333))
     found, expected = fused(vectors, codebook), nearest_tiled(vectors.T[None], codebook)[0]
@@ -175,7 +179,6 @@ def disagreement(fused: Callable[[Tensor, Tensor], Tensor], D: int, device: torc
     ):
         return "it returns what are no codes"
     reached, least = ((vectors.double() - codebook[codes].double()).square().sum(1) for codes in (found, expected))
-    wrong = (
-        (reached - least > 1e-5 * (1 + D)).sum().item()
-    )  # distances are of the size of D, fp32 rounds them to 1e-7 of it
+    # Distances are of the size of D, and fp32 rounds them to 1e-7 of it.
+    wrong = (reached - least > 1e-5 * (1 + D)).sum().item()
     return f"of {len(vectors)} codes {wrong} are not the nearest" if wrong > NEAR_TIES else None

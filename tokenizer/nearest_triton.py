@@ -25,10 +25,20 @@ MAX_SHARES = 8
 
 @triton.jit
 def load_block(base, rows, dims, row_stride, dim_stride, row_count, D):
-    """(rows, dims) of a matrix in fp32, zero outside it."""
+    """Return a block (rows, dims) of a matrix in fp32, zero outside the matrix."""
     inside = (rows < row_count)[:, None] & (dims < D)[None, :]
     offsets = rows.to(tl.int64)[:, None] * row_stride + dims[None, :] * dim_stride
     return tl.load(base + offsets, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_best_lanes(place, mask, best, code, K, KEPT: tl.constexpr):
+    """Write the codes of the KEPT lanes with the greatest scores of each row, best and code (rows, lanes)."""
+    for kept in tl.static_range(KEPT):
+        greatest = tl.max(best, 1)
+        chosen = tl.min(tl.where(best == greatest[:, None], code, K - 1), 1)  # of equal lanes the lowest code
+        tl.store(place + kept, chosen, mask=mask)
+        best = tl.where(code == chosen[:, None], float("-inf"), best)
 
 
 @triton.jit
@@ -50,7 +60,7 @@ def search_kernel(
     LANES: tl.constexpr,
     KEPT: tl.constexpr,
 ):
-    """candidates (N, shares, KEPT) int32: the codes of the best lanes of each share of the codebook."""
+    """Write candidates (N, shares, KEPT) int32: the codes of the best lanes of each share of the codebook."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lanes = tl.arange(0, LANES)
     first = tl.program_id(1) * share
@@ -69,13 +79,8 @@ def search_kernel(
         best = tl.where(better, score, best)
         code = tl.where(better, codes[None, :], code)
 
-    shares = tl.num_programs(1)
-    place = candidates + (rows.to(tl.int64) * shares + tl.program_id(1)) * KEPT
-    for kept in tl.static_range(KEPT):
-        greatest = tl.max(best, 1)
-        chosen = tl.min(tl.where(best == greatest[:, None], code, K - 1), 1)  # of equal lanes the lowest code
-        tl.store(place + kept, chosen, mask=rows < N)
-        best = tl.where(code == chosen[:, None], float("-inf"), best)
+    place = candidates + (rows.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * KEPT
+    store_best_lanes(place, rows < N, best, code, K, KEPT)
 
 
 @triton.jit
@@ -95,7 +100,7 @@ def choose_kernel(
     DIMS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """indices (N,) int64: the nearest of `count` candidates a vector, in fp32."""
+    """Write indices (N,) int64: the nearest of `count` candidates of each vector, in fp32."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     least = tl.full((ROWS,), float("inf"), tl.float32)
     index = tl.zeros((ROWS,), tl.int32) + (K - 1)
@@ -114,13 +119,13 @@ def choose_kernel(
 
 
 def block_dims(D: int) -> int:
-    """Dimensions multiplied at once: a tensor core takes 16; more than 32 crowd a small GPU's memory."""
+    """Return the dimensions multiplied at once: a tensor core takes 16; more than 32 crowd a small GPU's memory."""
     return min(32, max(16, triton.next_power_of_2(D)))
 
 
 @torch.no_grad()
 def nearest_fused(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the codebook vector nearest to each of `vectors`, which lie on one CUDA device. See the module.
+    """Return the nearest code of each vector; all lie on one CUDA device. See the module.
 
     Args:
         vectors: (N, D), of any floating type and strides.
@@ -139,25 +144,12 @@ def nearest_fused(vectors: Tensor, codebook: Tensor) -> Tensor:
     candidates = torch.empty(N, shares, KEPT, dtype=torch.int32, device=vectors.device)
     offsets = torch.linalg.vecdot(codebook.float(), codebook.float()) / 2
     strides = (*vectors.stride(), *codebook.stride())
-    dims = block_dims(D)
+    sizes = {"D": D, "DIMS": block_dims(D), "ROWS": ROWS}
+    lanes = {"LANES": LANES, "KEPT": KEPT}
     search_kernel[(blocks, shares)](
-        vectors,
-        codebook,
-        offsets,
-        candidates,
-        N,
-        K,
-        share,
-        *strides,
-        D=D,
-        DIMS=dims,
-        ROWS=ROWS,
-        LANES=LANES,
-        KEPT=KEPT,
-        num_warps=8,
-        num_stages=2,
+        vectors, codebook, offsets, candidates, N, K, share, *strides, **sizes, **lanes, num_warps=8, num_stages=2
     )
     choose_kernel[(blocks,)](
-        vectors, codebook, candidates, indices, N, K, shares * KEPT, *strides, D=D, DIMS=dims, ROWS=ROWS, num_warps=4
+        vectors, codebook, candidates, indices, N, K, shares * KEPT, *strides, **sizes, num_warps=4
     )
     return indices

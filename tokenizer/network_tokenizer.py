@@ -1,5 +1,4 @@
-"""A tokenizer by an encoder, a quantizer and a decoder: a code stands for a vector, which is drawn amid those around
-it.
+"""A tokenizer of an encoder, a quantizer and a decoder: a code stands for a vector, which is decoded amid others.
 
 Shapes: images (B, C, H, W); z_e and z_q (B, D, h, w); indices (B, h, w), or (B, h, w, Q) where a place has Q > 1 codes;
 counts (Q, K), how often each code was used at each depth.
@@ -21,7 +20,7 @@ MOST_CONTRAST = 8  # by which changes of a mean patch are raised at most: of 8 b
 
 
 class NetworkTokenizer(LikelihoodTokenizer):
-    """What its families share: latents from codes, and what single codes draw."""
+    """A tokenizer with a network: vectors from codes, and pictures of single codes."""
 
     quantizer: Quantizer
 
@@ -44,19 +43,21 @@ class NetworkTokenizer(LikelihoodTokenizer):
     # ----------------------------------------------------------------------------------------------------- single codes
 
     def code_tables(self) -> list[Tensor]:
-        """Return the vectors (K, D) among which the nearest is searched, of each depth; none where codes are digits."""
+        """Return the vectors (K, D) that are searched at each depth; an empty list where codes are digits."""
         return [table.vectors for table in self.quantizer.tables()]
 
     @torch.no_grad()
     def code_vectors(self, depth: int, codes: Tensor) -> Tensor:
-        """Return what codes (N,) of a depth add to z_q, (N, D)."""
+        """Return the vectors (N, D) that codes (N,) of a depth add to z_q."""
         codes = codes.to(next(self.parameters()).device)
         return torch.cat([self.quantizer.vectors_at(depth, some) for some in codes.split(LOOKED_UP)])
 
     @torch.no_grad()
     def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
-        """Return what codes (N,) of a depth draw amid the mean of the codes in use, (N, C, p, p) in [-1, 1]; of later
-        depths what they change of it, its contrast raised."""
+        """Return the patches (N, C, p, p) in [-1, 1] that codes (N,) of a depth draw amid the mean of the codes in use.
+
+        Of later depths they are the change of the mean patch, with its contrast raised.
+        """
         means = [self._mean_vector(*row) for row in enumerate(counts)]
         around = sum(means, torch.zeros_like(means[0]))
         found = []
@@ -71,7 +72,7 @@ class NetworkTokenizer(LikelihoodTokenizer):
         return change / change.abs().amax(dim=(1, 2, 3)).quantile(0.9).clamp_min(1 / MOST_CONTRAST)
 
     def _in_the_middle(self, around: Tensor, more: Tensor) -> Tensor:
-        """Return what vectors `around` (D,) + `more` (N, D) draw amid places of `around` alone: (N, C, p, p)."""
+        """Return the patches (N, C, p, p) that vectors `around` (D,) + `more` (N, D) draw amid places of `around`."""
         assert self.config.layout.rectangle is not None  # a network's codes lie in rows and columns
         p, middle = self.config.image_size[0] // self.config.layout.rectangle[0], AROUND // 2
         seen = slice(middle * p, (middle + 1) * p)
@@ -80,12 +81,11 @@ class NetworkTokenizer(LikelihoodTokenizer):
         return self.likelihood.mean(self.draw(z_q))[..., seen, seen]
 
     def _mean_vector(self, depth: int, counts: Tensor) -> Tensor:
-        """Return what a depth adds to z_q on average, (D,), of codes counted as (K,)."""
+        """Return the mean vector (D,) that a depth adds to z_q, where codes are used counts (K,) times."""
         counts = counts.to(next(self.parameters()).device)
         used = counts.nonzero()[:, 0]
-        total = torch.zeros_like(
-            self.code_vectors(depth, used[:1] if len(used) else torch.zeros(1, dtype=torch.int64))[0]
-        )
+        one = used[:1] if len(used) else torch.zeros(1, dtype=torch.int64)
+        total = torch.zeros_like(self.code_vectors(depth, one)[0])
         for some in used.split(LOOKED_UP):
             total += (self.code_vectors(depth, some) * counts[some, None]).sum(0)
         return total / counts.sum().clamp_min(1)

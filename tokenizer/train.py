@@ -12,7 +12,7 @@ Reads images and writes into RUN/tokenizer:
     history.jsonl         what the run began from, and with which settings it went on, if there is something to say
     state/                what resuming needs
     model/                what everyone else needs: the averaged weights and their config
-    tensorboard/, wandb/  of the trackers in --track, which are told the metrics and shown the picture (common/track.py)
+    tensorboard/, wandb/  of the trackers in --track, which get the metrics and the picture (common/track.py)
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a
 finished training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from
 FOLDER begins from given weights.
@@ -55,11 +55,11 @@ from smalti.common.session import session
 from smalti.common.shown import shown
 from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
-from smalti.tokenizer.codebooks.health import described, unused
+from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
-from smalti.tokenizer.evaluation import Evaluation, evaluate, reconstructions, save_histogram
 from smalti.tokenizer.model import load_folder
+from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
 
 LEEWAY = Leeway(
     free={
@@ -103,7 +103,7 @@ def trained_kinds() -> list[str]:
 
 
 def instead() -> dict[str, str]:
-    """Return what to do with a `start_from` that this script does not train, by its kind; "" is somebody else's."""
+    """Return the advice on a `start_from` that this script does not train, by its kind; "" is somebody else's."""
     untrained = set(ImageTokenizerConfig.members()) - set(TrainedConfig.members())
     return {kind_of(settings.builds): f"use it as it is: {AS_IT_IS}" for settings in untrained} | {
         "": "give a folder that tokenizer/train.py wrote; tokenizer/convert.py makes a tokenizer of somebody else's "
@@ -112,14 +112,14 @@ def instead() -> dict[str, str]:
 
 
 def load_trained(path: Path) -> TrainedTokenizer:
-    """Return the tokenizer of a folder of one of these kinds."""
+    """Return the tokenizer in a folder of one of `trained_kinds`."""
     tokenizer = load_folder(path)
     assert isinstance(tokenizer, TrainedTokenizer)
     return tokenizer
 
 
-class Trained(NamedTuple):
-    """What training moves."""
+class TokenizerTraining(NamedTuple):
+    """The state of training: what the steps change, and the data that it belongs to."""
 
     tokenizer: TrainedTokenizer
     ema: EMA[TrainedTokenizer]
@@ -131,7 +131,7 @@ class Trained(NamedTuple):
 
 
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
-    """Train, or go on training, and return the folder of the model."""
+    """Train the tokenizer from its beginning or its last state, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
     c, origin = begun_from(c, run, trained_kinds(), load_trained, lambda model: model.config, instead())
     share = Share(
@@ -149,7 +149,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
     trained, first_step = start(c, images, origin, run, accelerator)
     began_from = None if origin is None else origin.change
-    enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
+    enter_run(run, c, first_step, reopened, accelerator, schedule=tokenizer_schedule, began_from=began_from)
     write_record(images, c.images.source, run, accelerator)
     if first_step > 0 and accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
@@ -191,25 +191,26 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     metrics.log(step + 1, "train", **means, lr=lr, skipped_steps=trained.skipped.total)
                     steps.show(**({"loss": f"{means['loss']:.4f}"} if means else {}))
                 elif due == "evaluate":
-                    evaluation = evaluate(trained.ema.model, splits["validation"], accelerator)
-                    figures = report(evaluation, step + 1, trained, metrics, run, accelerator)
+                    evaluation = evaluate_split(trained.ema.model, splits["validation"], accelerator)
+                    figures = report_evaluation(evaluation, step + 1, trained, metrics, run, accelerator)
                     steps.show(**figures)
                 elif due == "save":
                     save(trained, step + 1, run, c.keep_states, accelerator)
-    told = ", ".join(f"{name} {value}" for name, value in figures.items())
-    accelerator.print(f"validation: {told}" if told else f"all {c.steps} steps were done before")
+    result = ", ".join(f"{name} {value}" for name, value in figures.items())
+    accelerator.print(f"validation: {result}" if result else f"all {c.steps} steps were done before")
     if accelerator.is_main_process:
-        draw_curves(run)
+        draw_training_curves(run)
     accelerator.wait_for_everyone()
     return run / "model"
 
 
 def learning_rate(c: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step."""
     return warmup_cosine(step, peak=c.lr, warmup=c.warmup, total=c.steps)
 
 
-def schedule(c: TrainConfig, step: int) -> dict[str, float]:
-    """Return what a step takes from the settings by the number of steps."""
+def tokenizer_schedule(c: TrainConfig, step: int) -> dict[str, float]:
+    """Return the values of a step that depend on the number of steps, by name."""
     values: dict[str, float] = {"lr": learning_rate(c, step)}
     values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.has_codebook else {}
     return values | c.model.scheduled(step / c.steps)
@@ -217,8 +218,8 @@ def schedule(c: TrainConfig, step: int) -> dict[str, float]:
 
 def start(
     c: TrainConfig, images: ImageSet, origin: Origin[TrainedTokenizer] | None, run: Path, accelerator: Accelerator
-) -> tuple[Trained, int]:
-    """What training moves, at its beginning or as last saved, and the first step to take."""
+) -> tuple[TokenizerTraining, int]:
+    """Return the state of training, at its beginning or as last saved, and the first step to take."""
     saved = state.latest(run, accelerator, c.keep_states)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     tokenizer: TrainedTokenizer = c.model.builds(c.model).to(accelerator.device)
@@ -233,7 +234,9 @@ def start(
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
     with state.restoring(run):
         skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
-    trained = Trained(tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, images.fingerprint)
+    trained = TokenizerTraining(
+        tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, images.fingerprint
+    )
     if saved is None:
         return trained, 0
     with state.restoring(run):
@@ -247,8 +250,7 @@ def start(
 
 
 def make_optimizer(tokenizer: TrainedTokenizer, c: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; the likelihood's scales are a few logarithms that have far to go and move at `SCALE_PACE` times the
-    rate."""
+    """Return AdamW; the likelihood's few log scales have far to go and move at `SCALE_PACE` times the learning rate."""
     scales = [p for name, p in tokenizer.named_parameters() if name.startswith("likelihood.")]
     rest = [p for name, p in tokenizer.named_parameters() if not name.startswith("likelihood.")]
     groups = [{"params": rest, "pace": 1.0, "weight_decay": c.weight_decay}]
@@ -257,7 +259,7 @@ def make_optimizer(tokenizer: TrainedTokenizer, c: TrainConfig) -> torch.optim.O
 
 
 def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) -> Tensor:
-    """One micro-batch, shifted and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
+    """Return a micro-batch, shifted and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
     for corrupt in batch.corrupt:
         print(f"left out of this step: {shown(corrupt)}", file=sys.stderr)
     if len(batch.images) == 0:
@@ -266,8 +268,8 @@ def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) 
     return to_float(images.to(accelerator.device, non_blocking=True))
 
 
-def keep_codebook_alive(trained: Trained, step: int, c: TrainConfig, accelerator: Accelerator) -> None:
-    """After the optimizer's step: move an EMA codebook, revive dead codes, and average the weights."""
+def keep_codebook_alive(trained: TokenizerTraining, step: int, c: TrainConfig, accelerator: Accelerator) -> None:
+    """Move an EMA codebook, revive dead codes, and average the weights, after the optimizer's step."""
     revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
     trained.ema.update(trained.tokenizer, step)
     both = zip(trained.tokenizer.tables(), trained.ema.model.tables(), strict=True)
@@ -277,7 +279,8 @@ def keep_codebook_alive(trained: Trained, step: int, c: TrainConfig, accelerator
             average.codebook[rows] = table.codebook.detach()[rows]
 
 
-def save(trained: Trained, step: int, run: Path, keep: int, accelerator: Accelerator) -> None:
+def save(trained: TokenizerTraining, step: int, run: Path, keep: int, accelerator: Accelerator) -> None:
+    """Write the averaged model, and the state of training after `step` steps."""
     tensors = {
         "model": trained.tokenizer.state_dict(),
         "ema": trained.ema.state_dict(),
@@ -292,25 +295,31 @@ def save(trained: Trained, step: int, run: Path, keep: int, accelerator: Acceler
     accelerator.wait_for_everyone()
 
 
-def report(
-    evaluation: Evaluation, step: int, trained: Trained, metrics: Metrics, run: Path, accelerator: Accelerator
+def report_evaluation(
+    evaluation: SplitEvaluation,
+    step: int,
+    trained: TokenizerTraining,
+    metrics: Metrics,
+    run: Path,
+    accelerator: Accelerator,
 ) -> dict[str, str]:
-    """Log an evaluation, draw it, warn of codes that are not used; what of it stands beside the progress bar."""
+    """Log and draw an evaluation, warn of unused codes, and return the figures for the progress bar."""
     metrics.log(step, "validation", **evaluation.metrics())
     if accelerator.is_main_process:
-        picture = reconstructions(evaluation)
+        picture = reconstruction_grid(evaluation)
         save_picture(picture, run / "reconstructions.png")
         metrics.picture(step, "reconstructions", picture)
         if evaluation.counts is not None:
             save_histogram(evaluation.counts, evaluation.images, run / "histogram.json")
     if evaluation.counts is not None:
-        book = described(trained.tokenizer, trained.upkeep.revive_below)
+        book = codebook_of(trained.tokenizer, trained.upkeep.revive_below)
         for low in unused(book, "validation", evaluation.counts):
             accelerator.print(f"step {step}: {low}", file=sys.stderr)
     return evaluation.summary()
 
 
-def draw_curves(run: Path) -> None:
+def draw_training_curves(run: Path) -> None:
+    """Draw `curves.png` of a run from its `metrics.jsonl`."""
     lines = read_metrics(run / "metrics.jsonl")
     logged = [name for line in lines if "loss" in line for name in line]
     panels = {

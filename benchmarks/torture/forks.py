@@ -26,7 +26,7 @@ import torchvision.transforms.v2  # noqa: F401
 
 from smalti.tokenizer.vqgan.config import VQGANConfig
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
-from smalti.tokenizer.vqgan.published import layout
+from smalti.tokenizer.vqgan.published import checkpoint_places
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = "last.ckpt"
@@ -243,5 +243,7 @@ def prepare(folder: Path) -> None:
         normalize=False,
     )
     tensors = VQGANTokenizer(config).state_dict()
-    found = {place.name: tensors[ours].reshape(place.shape) for ours, place in layout(config, "taming").items()}
+    found = {
+        place.name: tensors[ours].reshape(place.shape) for ours, place in checkpoint_places(config, "taming").items()
+    }
     torch.save({"state_dict": found}, folder / CHECKPOINT)

@@ -28,7 +28,7 @@ from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.data import tell_of_other_codes
 from smalti.prior.draw import SamplingConfig
-from smalti.tokenizer.features import Eyes, cache_of, open_eyes, real_features
+from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors, real_features
 
 READ = 500  # images at once
 
@@ -68,7 +68,7 @@ class Bench(NamedTuple):
     data: Codes
     images: ImageSet
     split: ImageSplit
-    eyes: Eyes
+    eyes: Extractors
     plan: dict[str, Any]  # what decides every figure
     accelerator: Accelerator
 
@@ -94,9 +94,9 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
             file=sys.stderr,
         )
     split = held_out(images.splits, c.split)
-    eyes = Eyes(None, None)
+    eyes = Extractors(None, None)
     if c.images != 0:
-        eyes = open_eyes(c.features, images, settings, split, tokenizer, cache_of(run), accelerator)
+        eyes = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
     plan = {
         "code": code(),
         "tokenizer": pipeline.identity.sha256,
@@ -120,7 +120,7 @@ def evenly(split: ImageSplit, number: int) -> Tensor:
 
 def features_of(bench: Bench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:
     """Return the features (n, D) of images of a split."""
-    return real_features(features, bench.images, split, positions, cache_of(bench.run), bench.accelerator)
+    return real_features(features, bench.images, split, positions, features_cache(bench.run), bench.accelerator)
 
 
 def read(split: ImageSplit, positions: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What turns encoder outputs into codes: one file a kind, with its settings, its paper and its equation."""
+"""The quantizers, which turn encoder outputs into codes: one file a kind, with its settings, paper and equation."""
 
 from smalti.tokenizer.bottleneck import fsq, gumbel, lfq, residual, simvq, vq, vq_ema
 

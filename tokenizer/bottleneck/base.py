@@ -1,6 +1,6 @@
-"""What every quantizer is and returns.
+"""The contract of every quantizer, and what it returns.
 
-A quantizer knows places and no grid: whether these are rows and columns, moments or both is its caller's affair.
+A quantizer knows places and no grid: its caller decides whether these are rows and columns, moments or both.
 Vectors lie channel first, as convolutions leave them: transposing them would cost as much as the search in a small
 codebook.
 
@@ -20,7 +20,7 @@ from smalti.tokenizer.bottleneck.config import BottleneckConfig, TableConfig
 
 
 class Quantized(NamedTuple):
-    """What every quantizer returns. A NamedTuple, which DDP, Accelerate and torch.compile see through."""
+    """The output of every quantizer. A NamedTuple, which DDP, Accelerate and torch.compile see through."""
 
     z_q: Tensor  # (B, D, P) fp32; how its gradient reaches z_e is the quantizer's estimator
     indices: Tensor  # (B, P) or (B, P, Q)
@@ -32,17 +32,17 @@ class Quantized(NamedTuple):
 
 
 class Table(Protocol):
-    """A quantizer with a table of vectors, which needs keeping alive."""
+    """A quantizer with a table of vectors, whose dead codes need revival."""
 
     codebook: Tensor  # (K, D), a parameter, or a buffer where no gradient moves it
 
     @property
     def config(self) -> TableConfig:
-        """Its sizes."""
+        """Return the settings, with the sizes of the table."""
 
     @property
     def vectors(self) -> Tensor:
-        """(K, D) fp32, as the decoder sees them."""
+        """Return the vectors (K, D) fp32, as the decoder sees them."""
 
     def assignments(self, quantized: Quantized) -> Tensor:
         """Return the codes (B, P) that evaluation would choose where training chose `quantized.indices`."""
@@ -52,7 +52,7 @@ class Table(Protocol):
 
 
 class Quantizer(nn.Module):
-    """z_e to codes and back. Distances and losses are fp32 whatever comes, under autocast too."""
+    """A map from z_e to codes and back. Distances and losses are fp32 for any input type, under autocast too."""
 
     spacing = 1.0  # how much finer than the one before the next depth of a residual stack is
     commits = True  # whether the encoder is asked to stay near the codes
@@ -62,30 +62,30 @@ class Quantizer(nn.Module):
             return self.quantize(self.prepare(fp32(z_e)))
 
     def prepare(self, z_e: Tensor) -> Tensor:
-        """z_e brought to the region where the codes are: onto the sphere, into bounds, or as it is."""
+        """Return z_e moved to where the codes are: onto the sphere, into bounds, or as it is."""
         return z_e
 
     def quantize(self, z_e: Tensor) -> Quantized:
-        """The codes of prepared z_e (B, D, P), fp32."""
+        """Return the codes of prepared z_e (B, D, P), fp32."""
         raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """indices -> z_q (B, D, P), what the decoder reads."""
+        """Return z_q (B, D, P), which the decoder reads, of indices."""
         raise NotImplementedError
 
     def vectors_at(self, depth: int, codes: Tensor) -> Tensor:
-        """Return what codes (N,) of a depth add to z_q, (N, D)."""
+        """Return the vectors (N, D) that codes (N,) of a depth add to z_q."""
         return self.lookup(codes[:, None])[:, :, 0]
 
     def initialize(self, vectors: Tensor, generator: Generator) -> None:
         """Fit the codebook, where there is one, to prepared encoder outputs (N, D), N >= K."""
 
     def tables(self) -> tuple[Table, ...]:
-        """The quantizers inside that have a table of vectors; see `tokenizer.codebooks.upkeep`."""
+        """Return the quantizers inside that have a table of vectors; see `tokenizer/codebooks/upkeep.py`."""
         return ()
 
     def anneal(self, progress: float) -> None:
-        """Set what changes over training, as a function of the share of steps done."""
+        """Set the values that change over training, as a function of the share of steps done."""
 
 
 def build_quantizer(config: BottleneckConfig) -> Quantizer:

@@ -1,4 +1,4 @@
-"""What the settings of every bottleneck say: the sizes that the rest of the project reads.
+"""The settings of every bottleneck, with the sizes that the rest of the project reads.
 
 size       K, how many values a code has
 dim        D, channels between encoder and decoder
@@ -19,7 +19,7 @@ Gradient = Literal["straight_through", "rotation"]
 
 
 class BottleneckConfig(Kind):
-    """What turns encoder outputs into codes."""
+    """A bottleneck, which turns encoder outputs into codes."""
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "vq"
@@ -44,12 +44,12 @@ class BottleneckConfig(Kind):
         raise NotImplementedError
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        """Return what changes with the share of the steps done, by name."""
+        """Return the values that change with the share of the steps done, by name."""
         return {}
 
 
 class SingleConfig(BottleneckConfig):
-    """What gives a place one code."""
+    """A quantizer with one code a place."""
 
     kinds: ClassVar[dict[str, Any]] = {}
 

@@ -1,8 +1,8 @@
-"""What gradient the encoder gets through a choice that has none: the estimators of the quantizers.
+"""The gradient estimators of the quantizers, for the encoder behind a choice that has no gradient.
 
 Shapes: z_e and e (..., D, P), the encoder's output and the vector chosen for it. Each function returns e in the
-forward direction. `benchmarks/estimators.py` measures their bias and variance where the exact gradient
-can be enumerated.
+forward direction. `benchmarks/estimators.py` measures their bias and variance where the exact gradient can be
+enumerated.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ LEAST = 1e-3  # of a length, below which its direction is not trusted
 
 
 class _StraightThrough(torch.autograd.Function):
-    """What z_e + (e − z_e).detach() means, without its rounding and its two passes over memory."""
+    """z_e + (e − z_e).detach(), without its rounding and its two passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, z_e: Tensor, e: Tensor) -> Tensor:
@@ -27,12 +27,15 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(z_e: Tensor, e: Tensor) -> Tensor:
-    """dL/dz_e is dL/dz_q (Bengio et al. 2013, https://arxiv.org/abs/1308.3432; van den Oord et al. 2017, sec. 3.2)."""
+    """Return e, with the gradient dL/dz_e = dL/dz_q.
+
+    Bengio et al. (2013), https://arxiv.org/abs/1308.3432; van den Oord et al. (2017), sec. 3.2.
+    """
     return _StraightThrough.apply(z_e, e)
 
 
 def rotation(z_e: Tensor, e: Tensor) -> Tensor:
-    """dL/dz_e is dL/dz_q, turned and scaled as e is turned and scaled from z_e.
+    """Return e, with the gradient dL/dz_q turned and scaled as e is turned and scaled from z_e.
 
     z_q = λ R z_e with λ = |e| / |z_e| and R = I − 2 r rᵀ + 2 ê ẑᵀ, r = (ê + ẑ) / |ê + ẑ|, λ and R held constant: Fifty
     et al. (2024), https://arxiv.org/abs/2410.06424, sec. 4.2. The angle between gradient and code is that between
@@ -49,7 +52,7 @@ def rotation(z_e: Tensor, e: Tensor) -> Tensor:
 
 
 def gumbel_softmax(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """A draw from softmax(logits), one-hot forward and soft backward: logits (N, K) -> one_hot (N, K), indices (N,).
+    """Return a draw from softmax(logits), one-hot forward and soft backward: (N, K) -> one_hot (N, K), indices (N,).
 
     Jang et al. (2017), https://arxiv.org/abs/1611.01144, sec. 2.2: the argmax of logits + Gumbel noise is an exact
     draw; its gradient is taken as that of the softmax of the same sum at a temperature.

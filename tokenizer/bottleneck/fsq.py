@@ -45,7 +45,7 @@ class FSQConfig(SingleConfig):
 
 @FSQConfig.register
 class FiniteScalarQuantizer(Quantizer):
-    """Level l of L is the number (l − ⌊L / 2⌋) / ⌊L / 2⌋: from −1 up, to 1 where L is odd."""
+    """The FSQ quantizer. Level l of L is the number (l − ⌊L / 2⌋) / ⌊L / 2⌋: from −1 up, to 1 where L is odd."""
 
     levels: Tensor  # (D, 1)
     radius: Tensor
@@ -60,7 +60,7 @@ class FiniteScalarQuantizer(Quantizer):
         self.spacing = 1 / (max(config.levels) - 1)
 
     def prepare(self, z_e: Tensor) -> Tensor:
-        """Between the outermost levels, by a tanh that is 0 at 0."""
+        """Return z_e bounded to the outermost levels, by a tanh that is 0 at 0."""
         reach = (self.levels - 1) * (1 + EDGE) / 2
         offset = (self.levels % 2 == 0) * 0.5  # an even number of levels has one more below 0 than above
         return (torch.tanh(z_e + torch.atanh(offset / reach)) * reach - offset) / self.radius

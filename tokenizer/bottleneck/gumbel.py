@@ -1,4 +1,4 @@
-"""`gumbel`: the code is drawn, not chosen: the lecture's hard-forward, soft-backward estimator.
+"""`gumbel`: the code is drawn, not chosen, by the lecture's estimator, hard forward and soft backward.
 
     q(k | z_e) = softmax_k(−s |z_e − e_k|²)          a posterior over codes, sharper as s grows; s is learned
     one_hot    = onehot(argmax_k(log q + Gumbel noise))          forward: an exact draw from q
@@ -50,7 +50,7 @@ class GumbelConfig(TableConfig):
 
 @GumbelConfig.register
 class GumbelQuantizer(TableQuantizer):
-    """The codebook is a parameter (K, D), and so is log s."""
+    """The Gumbel quantizer; its codebook (K, D) and log s are parameters."""
 
     config: GumbelConfig
     commits = False
@@ -64,13 +64,13 @@ class GumbelQuantizer(TableQuantizer):
         self.temperature = self.config.temperature_at(progress)
 
     def log_posterior(self, z_e: Tensor) -> Tensor:
-        """log q(k | z_e) of prepared z_e (B, D, P): (B · P, K)."""
+        """Return log q(k | z_e) of prepared z_e (B, D, P): (B · P, K)."""
         flat, vectors = rearrange(z_e, "b d p -> (b p) d"), self.vectors
         squared = flat.square().sum(1, keepdim=True) - 2 * flat @ vectors.T + vectors.square().sum(1)
         return (-self.log_sharpness.exp() * squared).log_softmax(dim=1)
 
     def assignments(self, quantized: Quantized) -> Tensor:
-        """The nearest: a code that is drawn now and then and never nearest is dead in evaluation."""
+        """Return the nearest codes: one that is drawn now and then but never nearest is dead in evaluation."""
         return self.nearest(quantized.z_e)
 
     def quantize(self, z_e: Tensor) -> Quantized:

@@ -55,7 +55,7 @@ class LFQConfig(SingleConfig):
 
 @LFQConfig.register
 class LookupFreeQuantizer(Quantizer):
-    """Bit 0 of a code is −1, bit 1 is 1; of a number that is 0, the sign is −1."""
+    """The LFQ quantizer. Bit 0 of a code is −1, bit 1 is 1; a number that is 0 has the sign −1."""
 
     mean: Tensor  # (D,)
     whitening: Tensor  # (D, D)
@@ -91,7 +91,7 @@ class LookupFreeQuantizer(Quantizer):
         )
 
     def entropies(self, z_e: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean H[p(c | z_e)], H[mean p(c | z_e)]) of z_e (B, D, P), in nats."""
+        """Return mean H[p(c | z_e)] and H[mean p(c | z_e)] of z_e (B, D, P), in nats."""
         logits = 4 * rearrange(z_e, "b d p -> (b p) d") / self.config.temperature  # (N, D), of bit 1 against bit 0
         # H = ln(1 + exp x) − x σ(x), whose gradient is finite also where σ(x) is 1 to the last bit and p ln p is not
         certain = (F.softplus(logits) - logits * logits.sigmoid()).sum(1).mean()

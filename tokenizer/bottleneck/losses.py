@@ -1,4 +1,4 @@
-"""The two losses between an encoder's output and its code: one squared error, of which each moves one side.
+"""The two losses between an encoder's output and its code: one squared error, where each loss moves one side.
 
 Shapes: z_e and e alike; the losses ().
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class _TwoSides(torch.autograd.Function):
-    """One difference for both, where `mse_loss` with a detach on either side takes two and keeps both."""
+    """One difference for both losses, where `mse_loss` with a detach on either side computes two and keeps both."""
 
     @staticmethod
     def forward(ctx: Any, z_e: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ class _TwoSides(torch.autograd.Function):
 
 
 def codebook_and_commitment(z_e: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-    """mean (sg[z_e] − e)² and mean (z_e − sg[e])²: the codebook loss and the commitment loss, the latter without its β.
+    """Return the codebook loss, mean (sg[z_e] − e)², and the commitment loss, mean (z_e − sg[e])², without its β.
 
     van den Oord et al. (2017), https://arxiv.org/abs/1711.00937, eq. 3.
     """

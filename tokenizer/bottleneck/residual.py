@@ -49,22 +49,18 @@ class ResidualConfig(BottleneckConfig):
 
 @ResidualConfig.register
 class ResidualQuantizer(Quantizer):
-    """Depth q works on r_q / scale_q, where scale_q is 1 but for the kinds whose levels are fixed.
+    """The residual quantizer. Depth q quantizes r_q / scale_q; scale_q is 1 but for the kinds whose levels are fixed.
 
-    Where the codes are l2-normalised, z_e and the first depth's are on the sphere; what is left of them is not.
+    Where the codes are l2-normalised, z_e and the first depth's codes are on the sphere; the residuals are not.
     """
 
     def __init__(self, config: ResidualConfig):
         super().__init__()
-        plain = (
-            {"normalize": False} if isinstance(config.each, TableConfig) else {}
-        )  # what is left is not on the sphere
+        plain = {"normalize": False} if isinstance(config.each, TableConfig) else {}  # residuals leave the sphere
         rest = [build_quantizer(config.each.model_copy(update=plain)) for _ in range(1, config.code_depth)]
         depths = [build_quantizer(config.each), *rest]
         self.config = config
-        self.depths = cast(
-            Sequence[Quantizer], nn.ModuleList(depths)
-        )  # torch's type says that it holds modules, not which
+        self.depths = cast(Sequence[Quantizer], nn.ModuleList(depths))  # torch types its elements as plain modules
         self.scales = [depths[0].spacing ** q for q in range(config.code_depth)]
 
     def prepare(self, z_e: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class SimVQConfig(NearestConfig):
 
 @SimVQConfig.register
 class SimVectorQuantizer(VectorQuantizer):
-    """The codebook is a buffer (K, D), the map a parameter (D, D)."""
+    """The SimVQ quantizer; its codebook (K, D) is a buffer, its map (D, D) a parameter."""
 
     def __init__(self, config: SimVQConfig):
         super().__init__(config)
@@ -40,6 +40,6 @@ class SimVectorQuantizer(VectorQuantizer):
 
     @torch.no_grad()
     def place(self, rows: Tensor, vectors: Tensor) -> None:
-        """Put at the codebook's `rows` what the map brings to `vectors`."""
+        """Put at the codebook's `rows` the vectors that the map turns into `vectors`."""
         inverse = torch.linalg.pinv(fp32(self.map).cpu()).to(self.map.device)  # not every accelerator has one
         self.codebook[rows] = (fp32(vectors) @ inverse.T).to(self.codebook.dtype)

@@ -1,5 +1,4 @@
-"""What the quantizers with a table of vectors have in common: the search for the nearest, and the start of the
-codebook.
+"""The base of quantizers with a table of vectors: the nearest code, and the K-means start of the codebook.
 
 Shapes: codebook and vectors (K, D); z_e (B, D, P), indices (B, P).
 """
@@ -19,7 +18,7 @@ ITERATIONS = 10  # of the K-means that sets the first vectors
 
 
 class TableQuantizer(Quantizer):
-    """The codebook is a parameter (K, D), or a buffer where no gradient moves it."""
+    """A quantizer with a codebook (K, D), which is a parameter, or a buffer where no gradient moves it."""
 
     config: TableConfig
     codebook: Tensor
@@ -31,25 +30,24 @@ class TableQuantizer(Quantizer):
 
     @property
     def vectors(self) -> Tensor:
-        """(K, D) fp32, as the decoder sees them."""
+        """Return the vectors (K, D) fp32, as the decoder sees them."""
         return F.normalize(fp32(self.codebook), dim=1) if self.config.normalize else fp32(self.codebook)
 
     def prepare(self, z_e: Tensor) -> Tensor:
         return F.normalize(z_e, dim=1) if self.config.normalize else z_e
 
     def nearest(self, z_e: Tensor) -> Tensor:
-        """(B, D, P) -> (B, P)."""
+        """Return the nearest code of each place: (B, D, P) -> (B, P)."""
         return nearest_places(z_e, self.vectors)
 
     def assignments(self, quantized: Quantized) -> Tensor:
-        """The codes (B, P) that evaluation would choose where training chose `quantized.indices`."""
+        """Return the codes (B, P) that evaluation would choose where training chose `quantized.indices`."""
         return quantized.indices
 
     def lookup(self, indices: Tensor) -> Tensor:
         b, p = indices.shape
-        columns = self.vectors.T.contiguous().index_select(
-            1, indices.flatten()
-        )  # half an embedding's time: no transpose of N
+        # Half an embedding's time, since N vectors need no transposing.
+        columns = self.vectors.T.contiguous().index_select(1, indices.flatten())
         return rearrange(columns, "d (b p) -> b d p", b=b, p=p)
 
     def initialize(self, vectors: Tensor, generator: Generator) -> None:

@@ -2,9 +2,9 @@
 
     L = L_rec + |sg[z_e] − e|² + β |z_e − sg[e]|²    van den Oord et al. (2017), https://arxiv.org/abs/1711.00937, eq. 3
 
-the decoder's gradient reaching z_e straight through, or by rotation. Low-dimensional, l2-normalised codes: Yu et al.
+The decoder's gradient reaches z_e straight through, or by rotation. Low-dimensional, l2-normalised codes: Yu et al.
 (2021), https://arxiv.org/abs/2110.04627, sec. 3.2. This is the lecture's K-means with an encoder before it: the
-codebook loss is the M step by gradient, `nearest` the E step.
+codebook loss is the M step by gradient, `nearest_indices` the E step.
 """
 
 from typing import Literal
@@ -35,7 +35,7 @@ class VQConfig(NearestConfig):
 
 @VQConfig.register
 class VectorQuantizer(TableQuantizer):
-    """The codebook is a parameter (K, D)."""
+    """The plain vector quantizer; its codebook (K, D) is a parameter."""
 
     config: NearestConfig
 

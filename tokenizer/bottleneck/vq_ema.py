@@ -1,9 +1,9 @@
-"""`vq_ema`: the codebook follows the running mean of what it was given, and has no loss of its own.
+"""`vq_ema`: each code follows the running mean of the encoder outputs that chose it, and has no loss of its own.
 
     N ← γ N + (1 − γ) n,   m ← γ m + (1 − γ) Σ z_e,   e = m / N   van den Oord et al. (2017), appendix A.1, eq. 6 to 8
 
 with n and the sum over the z_e of one step that chose the code: K-means' M step, a little at a time. The averages are
-kept in `tokenizer.upkeep`, since they move once an optimizer step, not once a forward.
+kept in `tokenizer/codebooks/upkeep.py`, since they move once an optimizer step, not once a forward.
 """
 
 from typing import Literal
@@ -16,8 +16,7 @@ from smalti.tokenizer.bottleneck.vq import NearestConfig, VectorQuantizer
 
 
 class EMAVQConfig(NearestConfig):
-    """A codebook that follows the running mean of the encoder outputs assigned to it (van den Oord et al. 2017, app.
-    A.1)."""
+    """A codebook that follows the running mean of encoder outputs assigned to it (van den Oord et al. 2017, A.1)."""
 
     kind: Literal["vq_ema"] = "vq_ema"
     """moving average"""
@@ -27,7 +26,7 @@ class EMAVQConfig(NearestConfig):
 
 @EMAVQConfig.register
 class EMAVectorQuantizer(VectorQuantizer):
-    """The codebook is a buffer (K, D)."""
+    """The EMA vector quantizer; its codebook (K, D) is a buffer."""
 
     config: EMAVQConfig
 

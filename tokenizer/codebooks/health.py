@@ -1,6 +1,6 @@
-"""How well a codebook serves, and what to change: figures from counts over whole splits and from the codes' vectors.
+"""Judge a codebook and advise what to change, by counts over whole splits and by the codes' vectors.
 
-    counts, vectors  ->  split_figures, neighbours  ->  advice
+    counts, vectors  ->  split_figures, code_neighbours  ->  advice
 
 Shapes: counts (Q, K), how often each code was used, a row a depth; vectors (K, D), where the codes are.
 """
@@ -18,18 +18,12 @@ from smalti.tokenizer.codebooks.usage import ENOUGH, GROSS, LOW, entropy_bits, p
 from smalti.tokenizer.config import CodebookFacts, TrainedConfig
 
 SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
-UNSEEN = (
-    0.8  # of the usage expected of validation; not nearer 1, since the codes of one image are alike and reach fewer
-)
-IDLE = (
-    0.25  # of the bits of the depth that carries most: each depth costs the prior a code a place, whatever it carries
-)
+UNSEEN = 0.8  # of the usage expected of validation; not nearer 1, as the codes of one image are alike and reach fewer
+IDLE = 0.25  # of the bits of the depth that carries most; every depth costs the prior a code a place
 NEAR = 0.1  # of the median distance to the nearest code: of codes strewn at random in D = 4, one in 14,000 is as near
-DUPLICATES = (
-    0.05  # share of codes with another so near: with fewer, telling the pairs apart costs under 0.04 bits a place
-)
+DUPLICATES = 0.05  # share of codes with another so near; with fewer, telling pairs apart costs under 0.04 bits a place
 FEW_DIMENSIONS = 8  # of a codebook's vectors keep more codes in use than many do (Yu et al. 2021, sec. 3.2)
-PAIRS = 12  # nearest pairs that are told
+PAIRS = 12  # nearest pairs that are reported
 COMPARED = 16_384  # codes whose distances are computed, the most used ones of more: K²/2 of them in seconds
 TILE = 256  # rows of the distances that are in memory at once
 
@@ -38,7 +32,7 @@ TILE = 256  # rows of the distances that are in memory at once
 
 
 def split_figures(counts: Tensor, images: int) -> dict[str, Any]:
-    """What is told of one split, of all depths together and of each."""
+    """Return the figures of one split, of all depths together and of each."""
     Q, K = counts.shape
     depths = [
         {
@@ -70,29 +64,29 @@ class Counted(NamedTuple):
 
     @property
     def most(self) -> str:
-        """The split with most codes, by which codes are sorted."""
+        """Return the split with most codes, by which codes are sorted."""
         return max(self.counts, key=lambda name: self.counts[name].sum().item())
 
 
 class Pair(NamedTuple):
+    """Two codes, and the distance between them."""
+
     codes: tuple[int, int]
     distance: float
     relative: float  # to the median distance of a code to its nearest
 
 
 class Neighbours(NamedTuple):
-    """Of one table of vectors."""
+    """The nearest pairs in one table of vectors."""
 
     compared: int  # K, or the most used codes of more
     median: float  # of the distance of a code to its nearest
-    near: (
-        int  # codes with another within `NEAR` of that; not told where most codes are, for then the median is small too
-    )
+    near: int  # codes with another within `NEAR` of that; few where most codes are so near, as the median is small then
     pairs: tuple[Pair, ...]  # the nearest, ascending
 
 
-def neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neighbours:
-    """Distances between codes, exactly, a tile of rows at a time.
+def code_neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) -> Neighbours:
+    """Return the nearest pairs of codes, by exact distances, computed a tile of rows at a time.
 
     Args:
         vectors: (K, D), as the nearest is searched among: normalised where the codes are.
@@ -144,11 +138,11 @@ class Codebook(NamedTuple):
 
     @property
     def size(self) -> str:
-        """The setting that decides K."""
+        """Return the name of the setting that decides K."""
         return self.at + {"fsq": "levels", "lfq": "bits"}.get(self.kind, "codebook_size")
 
     def smaller(self, wanted: float) -> str:
-        """How to have about as few codes as are wanted, and fewer than there are."""
+        """Return how to get about `wanted` codes, which are fewer than there are."""
         if self.kind == "vqgan":
             return f"a checkpoint of about {max(2, round(wanted)):,} codes"
         if self.kind == "fsq":
@@ -157,8 +151,8 @@ class Codebook(NamedTuple):
         return f"{self.size} {bits if self.kind == 'lfq' else 2**bits}"
 
 
-def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
-    """Return what advice depends on of a tokenizer of codes, and of its training."""
+def codebook_of(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
+    """Return the settings of a tokenizer, and of its training, that advice depends on."""
     c = tokenizer.config
     facts = c.codebook or CodebookFacts(c.name(), c.layout.depth, "model.")
     return Codebook(
@@ -173,8 +167,9 @@ def described(tokenizer: ImageTokenizer, revive_below: float | None = None) -> C
 
 
 def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbours] = ()) -> list[str]:
-    """What to change, the most pressing first: each with its figure, cause and remedy. One sentence also where all is
-    well.
+    """Return what to change, the most pressing first, each with its figure, cause and remedy.
+
+    One sentence says so where all is well.
 
     Args:
         splits: counts (Q, K) of each split; the one with most codes is judged.
@@ -200,7 +195,7 @@ def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbou
 
 
 def idle_depths(counts: Tensor) -> list[int]:
-    """The depths of a residual stack that say next to nothing."""
+    """Return the depths of a residual stack that carry next to nothing."""
     bits = [math.log2(perplexity(row)) for row in counts]
     return [depth for depth, some in enumerate(bits) if some < IDLE * max(bits)]
 
@@ -231,7 +226,7 @@ def _too_few(book: Codebook, split: str, counts: Tensor, splits: Mapping[str, Te
 
 
 def unused(book: Codebook, split: str, counts: Tensor) -> list[str]:
-    """The warning of training: what to say of codes that are not used, and nothing where it is well."""
+    """Return the warning about codes that are not used, or an empty list where enough are."""
     return _dead(book, split, counts, range(book.code_depth))
 
 
@@ -256,7 +251,7 @@ def _dead(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -> 
 
 
 def _wider_use(book: Codebook) -> list[str]:
-    """What brings more codes into use, but for what is so already."""
+    """Return the settings that bring more codes into use, without those that are so already."""
     if book.kind == "fsq":
         return ["more steps"]
     if book.kind == "lfq":
@@ -327,7 +322,7 @@ def _duplicates(book: Codebook, near: Sequence[Neighbours]) -> list[str]:
 
 
 def _unseen(book: Codebook, splits: Mapping[str, Tensor]) -> list[str]:
-    """Whether validation uses as many codes as so many places of train would."""
+    """Return advice if validation uses fewer codes than as many places of train would."""
     if not {"train", "validation"} <= splits.keys() or book.kind == "vqgan":  # fitted to neither
         return []
     train, validation = splits["train"].double(), splits["validation"].double()

@@ -1,4 +1,4 @@
-"""The codebook's first vectors: k-means of what the untrained encoder says of real images.
+"""The first vectors of a codebook: K-means of the untrained encoder's outputs for real images.
 
 A codebook far from the encoder's outputs is how collapse begins: few codes are near enough to be chosen, and only the
 chosen ones learn.
@@ -27,7 +27,7 @@ BATCH = 256
 
 
 def sampled(codebook_size: int) -> int:
-    """How many vectors a codebook is fitted to at first."""
+    """Return how many vectors a codebook is fitted to at first."""
     return max(min(max(VECTORS_A_CODE * codebook_size, LEAST_VECTORS), MOST_VECTORS), 2 * codebook_size)
 
 
@@ -36,8 +36,8 @@ def check_enough(codebook_size: int, images: int, layout: Layout, what: str) -> 
     if (there := images * layout.places) < codebook_size:
         shape = " x ".join(map(str, [images, *layout.grids[0].shape]))
         raise UserError(
-            f"codebook_size {codebook_size} is more than the {shape} = {there} {what} of the training split; choose a "
-            "smaller one"
+            f"codebook_size {codebook_size} is more than the {shape} = {there} {what} of the training split; "
+            "choose a smaller one"
         )
 
 
@@ -65,7 +65,7 @@ def initialize_codebook(
 def encoder_outputs(
     tokenizer: NetworkTokenizer, split: ImageSplit, number: int, c: TrainConfig, accelerator: Accelerator
 ) -> Tensor:
-    """Prepared z_e of images in the order of training, about `number` vectors: (N, D)."""
+    """Return prepared z_e (N, D) of images in the order of training, at most `number` vectors."""
     order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
     found, bar = [], passing_bar(number, "encode a sample", unit="vector")
     for start in range(0, min(len(split), -(-number // tokenizer.config.layout.places)), BATCH):
@@ -77,6 +77,5 @@ def encoder_outputs(
         advance(bar, len(found[-1]))
     bar.close()
     vectors = torch.cat(found)
-    return vectors[
-        torch.randperm(len(vectors), generator=generator(c.seed, vectors.device), device=vectors.device)[:number]
-    ]
+    draws = generator(c.seed, vectors.device)
+    return vectors[torch.randperm(len(vectors), generator=draws, device=vectors.device)[:number]]

@@ -39,13 +39,12 @@ BACKGROUND, RED = 225, (230, 40, 40)  # neither a black patch nor a white one is
 
 
 def patches(tokenizer: DrawsCodes, counts: Tensor, depth: int, chosen: Tensor) -> Tensor:
-    """Return what codes `chosen` (N,) of a depth draw, of codes counted as (Q, K): (N, 1 or 3, p, p) uint8 on the
-    CPU."""
+    """Return the patches of codes `chosen` (N,) of a depth, (N, 1 or 3, p, p) uint8 on the CPU, for counts (Q, K)."""
     return to_uint8(_on_white(tokenizer.code_pictures(counts, depth, chosen))).cpu()
 
 
 def _on_white(images: Tensor) -> Tensor:
-    """RGBA in [-1, 1] as RGB; grey and RGB as they are."""
+    """Return RGBA in [-1, 1] as RGB on white, and grey and RGB as they are."""
     if images.shape[1] < 4:
         return images
     opacity = (images[:, 3:] + 1) / 2
@@ -72,7 +71,7 @@ class _Page:
         return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
 
     def image(self, pixels: np.ndarray, left: int, top: int) -> None:
-        """pixels (H, W, 3) uint8."""
+        """Draw pixels (H, W, 3) uint8."""
         axes = self.axes(left, top, pixels.shape[1], pixels.shape[0])
         axes.imshow(pixels, interpolation="nearest", aspect="auto")
         axes.axis("off")
@@ -81,17 +80,17 @@ class _Page:
         self.figure.text(left / self.width, 1 - top / self.height, words, va="top", **style)
 
 
-def draw(
+def draw_codebook(
     tokenizer: DrawsCodes, counted: Counted, near: Sequence[Neighbours], sentences: Sequence[str], path: Path
 ) -> None:
-    """Usage curve, nearest pairs and advice on the left, every code's patch on the right."""
+    """Draw the usage curve, nearest pairs and advice on the left, and every code's patch on the right."""
     counts = counted.counts[counted.most]
     blocks = list(_blocks(tokenizer, counts, counted.most))
     words = "\n\n".join(textwrap.fill(sentence, 88) for sentence in sentences)
     below = 470 + 330 * bool(near)  # where the advice begins
     left, right = below + 30 + 14 * len(words.splitlines()), sum(block.shape[0] + TITLE for _, block in blocks)
     page = _Page(LEFT + max(TITLED, *(block.shape[1] for _, block in blocks)) + MARGIN, max(left, right) + MARGIN)
-    draw_curves(page.axes(75, 40, LEFT - 120, 350), counted)
+    draw_usage_curves(page.axes(75, 40, LEFT - 120, 350), counted)
     if near:
         draw_pairs(page, tokenizer, counts, near, top=470)
     page.text("advice", 20, below, fontsize=11)
@@ -105,8 +104,8 @@ def draw(
         page.figure.savefig(aside, format="png", dpi=100)
 
 
-def draw_curves(axes: "Axes", counted: Counted) -> None:
-    """Codes from the most to the least used: a line a split, or of a residual tokenizer a line a depth."""
+def draw_usage_curves(axes: "Axes", counted: Counted) -> None:
+    """Draw the use of codes, the most used first: a line a split, or of a residual tokenizer a line a depth."""
     depths = len(next(iter(counted.counts.values())))
     if depths == 1:
         lines = {name: row for name, (row,) in counted.counts.items()}
@@ -135,7 +134,7 @@ def draw_curves(axes: "Axes", counted: Counted) -> None:
 
 
 def _blocks(tokenizer: DrawsCodes, counts: Tensor, split: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Of each depth, the title and the pixels of its codes' patches, the most used first."""
+    """Yield the title of each depth and the pixels of its codes' patches, the most used first."""
     Q, K = counts.shape
     shown = min(K, max(1, SHOWN // Q))
     columns = math.ceil(math.sqrt(Q * shown))
@@ -146,11 +145,11 @@ def _blocks(tokenizer: DrawsCodes, counts: Tensor, split: str) -> Iterator[tuple
         where = f"depth {depth + 1} of {Q}{', what it changes' * (depth > 0)}: " if Q > 1 else ""
         some = f"the {shown:,} most used of {K:,} codes" if shown < K else f"all {K:,} codes, the most used first"
         dead = f"{int((row == 0).sum()):,} dead{', in red' * bool(unused.any())}"
-        yield f"{where}{some}, by {split}; {dead}", mosaic(tiles, columns)
+        yield f"{where}{some}, by {split}; {dead}", patch_grid(tiles, columns)
 
 
 def framed(images: Tensor, dead: Tensor, side: int) -> np.ndarray:
-    """Patches (N, C, p, p) uint8 enlarged to about `side`, the dead ones in a red frame: (N, s, s, 3)."""
+    """Return patches (N, C, p, p) uint8 enlarged to about `side`, the dead ones in a red frame: (N, s, s, 3)."""
     scale = max(1, (side - 2 * FRAME) // images.shape[-1])
     pixels = images.permute(0, 2, 3, 1).numpy().repeat(scale, 1).repeat(scale, 2)
     pixels = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
@@ -161,8 +160,8 @@ def framed(images: Tensor, dead: Tensor, side: int) -> np.ndarray:
     return np.where(dead.numpy()[:, None, None, None], marked, tiles)
 
 
-def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (N, s, s, 3) row after row: (rows · s, columns · s, 3)."""
+def patch_grid(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Return tiles (N, s, s, 3) laid out row after row: (rows · s, columns · s, 3)."""
     rows = -(-len(tiles) // columns)
     whole = np.full((rows * columns, *tiles.shape[1:]), BACKGROUND, dtype=np.uint8)
     whole[: len(tiles)] = tiles
@@ -170,7 +169,7 @@ def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
 
 
 def draw_pairs(page: _Page, tokenizer: DrawsCodes, counts: Tensor, near: Sequence[Neighbours], top: int) -> None:
-    """The nearest pairs of all depths: both patches, their codes, their distance."""
+    """Draw the nearest pairs of all depths: both patches, their codes, their distance."""
     both = [(depth, pair) for depth, found in enumerate(near) for pair in found.pairs]
     both = sorted(both, key=lambda item: item[1].relative)[:PAIRS]
     some = f" among the {near[0].compared:,} most used codes" if near[0].compared < counts.shape[1] else ""
@@ -182,7 +181,7 @@ def draw_pairs(page: _Page, tokenizer: DrawsCodes, counts: Tensor, near: Sequenc
         tiles |= {(depth, code): tile for code, tile in zip(chosen.tolist(), drawn, strict=True)}
     for place, (depth, pair) in enumerate(both):
         left, down = 20 + place % 4 * 130, top + 30 + place // 4 * 100
-        pixels = mosaic(np.stack([tiles[depth, code] for code in pair.codes]), 2)
+        pixels = patch_grid(np.stack([tiles[depth, code] for code in pair.codes]), 2)
         page.image(pixels, left, down)
         at = f"depth {depth + 1}: " if len(counts) > 1 else ""
         page.text(

@@ -1,4 +1,4 @@
-"""What keeps a codebook alive between optimizer steps: its moving averages, and the revival of dead codes.
+"""Keep a codebook alive between optimizer steps: its moving averages, and the revival of dead codes.
 
     observe(quantized)      every micro-batch: count codes, sum what each was given, remember some z_e
     step(...)               every optimizer step, after it: move an EMA codebook; every `REVIVE_EVERY` steps, revive
@@ -24,7 +24,7 @@ from smalti.common.tensors import check_types
 from smalti.tokenizer.bottleneck.base import Quantized, Table
 from smalti.tokenizer.bottleneck.vq_ema import EMAVectorQuantizer
 from smalti.tokenizer.kmeans.clustering import assigned
-from smalti.tokenizer.nearest import nearest
+from smalti.tokenizer.nearest import nearest_indices
 
 REVIVE_EVERY = 10
 USE_DECAY = 0.8  # of the average over windows of REVIVE_EVERY steps
@@ -32,7 +32,7 @@ CANDIDATES = 4096  # vectors a process offers
 
 
 class TableUpkeep:
-    """Of one table of K vectors; its tensors are part of the training state."""
+    """The upkeep of one table of K vectors; its tensors are part of the training state."""
 
     def __init__(self, table: Table, *, revive_below: float):
         K, D = table.config.codebook_size, table.config.code_dim
@@ -46,12 +46,12 @@ class TableUpkeep:
         self._offered = torch.empty(0, D, device=device)
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Tensor]:
-        """All processes call this: each has counted its own window, and goes on with the mean of them."""
+        """Return the state. All processes call this: each has counted its own window, and goes on with their mean."""
         window = accelerator.reduce(self.window, "mean")
         return {"use": self.use, "window": window, "counts": self.counts, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Raises KeyError or ValueError for other names, shapes or types than `state_dict` gives."""
+        """Load a state. Raises KeyError or ValueError for other names, shapes or types than `state_dict` gives."""
         for name in ("use", "window", "counts", "sums"):
             kept, tensor = getattr(self, name), state[name]
             check_types({name: tensor}, {name: kept})
@@ -73,7 +73,7 @@ class TableUpkeep:
 
     @torch.no_grad()
     def step(self, accelerator: Accelerator, step: int, *, revive: bool) -> Tensor:
-        """Once after optimizer step `step`. Returns the rows (R,) that were revived, the same on every process."""
+        """Update the table after optimizer step `step`. Returns the revived rows (R,), the same on every process."""
         self.window += self._step_counts
         if isinstance(self.table, EMAVectorQuantizer):
             self._move(self.table, accelerator.reduce(self._step_counts), accelerator.reduce(self._step_sums))
@@ -98,7 +98,7 @@ class TableUpkeep:
         chosen = torch.randint(len(self._offered), (CANDIDATES,), device=dead.device)  # seeded by (seed, step, rank)
         offered = accelerator.gather(self._offered[chosen])  # the same on every process
         vectors = self.table.vectors
-        distances = (offered - vectors[nearest(offered, vectors)]).square().sum(1)
+        distances = (offered - vectors[nearest_indices(offered, vectors)]).square().sum(1)
         dead = dead[:CANDIDATES]
         # An exponential race draws without replacement in proportion to distance; its noise is a function of place.
         noise = torch.rand(len(offered), generator=torch.Generator().manual_seed(len(dead))).to(dead.device)
@@ -112,14 +112,14 @@ class TableUpkeep:
 
 
 class CodebookUpkeep:
-    """Of all tables of a tokenizer: none, one, or one a depth."""
+    """The upkeep of all tables of a tokenizer: none, one, or one a depth."""
 
     def __init__(self, tables: Sequence[Table], *, revive_below: float):
         self.revive_below = revive_below
         self.tables = [TableUpkeep(table, revive_below=revive_below) for table in tables]
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Tensor]:
-        """All processes call this."""
+        """Return the state of all tables; all processes call this."""
         states = enumerate(table.state_dict(accelerator) for table in self.tables)
         return {f"{i}.{name}": tensor for i, state in states for name, tensor in state.items()}
 
@@ -138,7 +138,7 @@ class CodebookUpkeep:
             table.discard()
 
     def step(self, accelerator: Accelerator, step: int, *, revive: bool) -> list[Tensor]:
-        """Once after optimizer step `step`. Returns the rows (R,) that were revived of each table."""
+        """Update all tables after optimizer step `step`. Returns the revived rows (R,) of each."""
         return [table.step(accelerator, step, revive=revive) for table in self.tables]
 
 

@@ -1,4 +1,4 @@
-"""How much of a codebook is used, from counts over a whole split: never from one batch, whose size would decide.
+"""The use of a codebook, by counts over a whole split: never over one batch, whose size would decide.
 
 Shapes: counts (K,), or (Q, K) where a place has Q codes, a row a depth.
 """
@@ -22,23 +22,23 @@ def count(codes: Tensor, codebook_size: int, code_depth: int) -> Tensor:
 
 
 def perplexity(counts: Tensor) -> float:
-    """exp(entropy) of code use: 1 when one code is used, K when all are used alike; of several depths their mean."""
+    """Return exp(entropy) of code use: 1 when one code is used, K when all are used alike; the mean over depths."""
     share = counts.double() / counts.sum(-1, keepdim=True).clamp_min(1)
     return torch.special.entr(share).sum(-1).exp().mean().item()
 
 
 def usage(counts: Tensor) -> float:
-    """Share of the codes that were used at all."""
+    """Return the share of the codes that were used at all."""
     return (counts > 0).double().mean().item()
 
 
 def entropy_bits(counts: Tensor) -> float:
-    """Bits that the codes of one place cost when each is coded by its frequency: at most Q log2 K."""
+    """Return the bits that the codes of one place cost, each coded by its frequency: at most Q log2 K."""
     share = counts.double() / counts.sum(-1, keepdim=True).clamp_min(1)
     return torch.special.entr(share).sum().item() / math.log(2)
 
 
 def reachable(counts: Tensor) -> float:
-    """The usage to expect of as many codes drawn evenly: below 1 where there are few codes for so many values."""
+    """Return the usage expected of as many codes drawn evenly: below 1 where there are few codes for so many values."""
     number, K = counts.sum(-1).max().item(), counts.shape[-1]
     return 1 - math.exp(-number / K)

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from smalti.common.progress import passing_bar
-from smalti.tokenizer.nearest import nearest
+from smalti.tokenizer.nearest import nearest_indices
 
 ROUNDS = 1024
 
 
 def kmeans(vectors: Tensor, k: int, *, iterations: int, generator: Generator, spherical: bool = False) -> Tensor:
-    """`k` means of `vectors` after `iterations` of EM.
+    """Return `k` means of `vectors` after `iterations` of EM.
 
     Args:
         vectors: (N, D), N >= k.
@@ -50,8 +50,7 @@ def kmeans(vectors: Tensor, k: int, *, iterations: int, generator: Generator, sp
 
 @torch.no_grad()
 def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
-    """k-means++: each further mean is one of `vectors`, drawn in proportion to its squared distance to the nearest
-    yet."""
+    """Return `k` of `vectors`, each drawn in proportion to its squared distance to the nearest yet (k-means++)."""
     N, device = len(vectors), vectors.device
     chosen = torch.randint(N, (1,), generator=generator, device=device)
     distances = torch.full((N,), torch.inf, device=device)
@@ -59,7 +58,7 @@ def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
     bar = passing_bar(k, "k-means++", unit="mean")
     while len(chosen) < k:
         fresh = vectors[chosen[-a_round:]]
-        distances = torch.minimum(distances, (vectors - fresh[nearest(vectors, fresh)]).square().sum(1))
+        distances = torch.minimum(distances, (vectors - fresh[nearest_indices(vectors, fresh)]).square().sum(1))
         cumulative = distances.cumsum(0)
         uniform = torch.rand(min(a_round, k - len(chosen)), generator=generator, device=device)
         chosen = torch.cat([chosen, torch.searchsorted(cumulative, uniform * cumulative[-1]).clamp_max(N - 1)])
@@ -69,13 +68,13 @@ def plus_plus(vectors: Tensor, k: int, generator: Generator) -> Tensor:
 
 
 def e_step(vectors: Tensor, means: Tensor) -> Tensor:
-    """The mean nearest to each vector: (N, D), (K, D) -> (N,)."""
-    return nearest(vectors, means)
+    """Return the index of the mean nearest to each vector: (N, D), (K, D) -> (N,)."""
+    return nearest_indices(vectors, means)
 
 
 @torch.no_grad()
 def m_step(counts: Tensor, sums: Tensor, means: Tensor, vectors: Tensor) -> Tensor:
-    """Each mean of the vectors it was given; a mean that was given none goes to one that is farthest from all.
+    """Return the mean of the vectors of each index; one without vectors moves to a vector that is farthest from all.
 
     Args:
         counts, sums: (K,) and (K, D), how many vectors each mean was given and their sum, see `assigned`.
@@ -85,14 +84,14 @@ def m_step(counts: Tensor, sums: Tensor, means: Tensor, vectors: Tensor) -> Tens
     empty = (counts == 0).nonzero()[: len(vectors), 0]
     if len(empty):
         alive = moved[counts > 0]
-        distances = (vectors - alive[nearest(vectors, alive)]).square().sum(1)
+        distances = (vectors - alive[nearest_indices(vectors, alive)]).square().sum(1)
         moved[empty] = vectors[distances.topk(len(empty)).indices]
     return moved
 
 
 @torch.no_grad()
 def assigned(vectors: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """How many vectors each index was given (k,), and their sum (k, D), without a one-hot (N, k)."""
+    """Return the number (k,) and the sum (k, D) of the vectors of each index, without a one-hot (N, k)."""
     counts = torch.bincount(indices, minlength=k).to(vectors.dtype)
     sums = vectors.new_zeros(k, vectors.shape[1]).index_add_(0, indices, vectors)
     return counts, sums

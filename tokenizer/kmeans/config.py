@@ -1,4 +1,4 @@
-"""What the K-means tokenizer is, and how it is fitted."""
+"""The settings of the K-means tokenizer, and of fitting it."""
 
 from typing import Literal
 
@@ -30,17 +30,17 @@ class KMeansConfig(ImageTokenizerConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the codes."""
+        """Return (h, w) of the codes."""
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
     @property
     def code_dim(self) -> int:
-        """D, numbers a patch."""
+        """Return D, numbers a patch."""
         return self.image_channels * self.patch**2
 
     @property
     def layout(self) -> Layout:
-        """What an image becomes."""
+        """Return the layout of the codes of an image."""
         return Layout.of(*self.grid, factors=(self.codebook_size,))
 
     @property
@@ -64,7 +64,6 @@ class ClusterConfig(Settings):
     seed: int = Field(0, ge=0, le=2**62)
     """of the first means"""
     track: tuple[Tracker, ...] = ()
-    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb,
-    trackio"""
+    """trackers that get what metrics.jsonl gets, and pictures at every evaluation: tensorboard, wandb, trackio"""
     track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
     """under which they file the run"""

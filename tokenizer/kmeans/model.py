@@ -19,7 +19,7 @@ from smalti.tokenizer.kmeans.config import KMeansConfig
 
 @KMeansConfig.register
 class KMeansTokenizer(LikelihoodTokenizer):
-    """A code is the mean nearest to a patch, and decodes to that mean. Fitted by `tokenizer/cluster.py`."""
+    """The K-means tokenizer, which `tokenizer/cluster.py` fits: a code decodes to the mean nearest to a patch."""
 
     config: KMeansConfig
     likelihood: Gaussian
@@ -33,11 +33,11 @@ class KMeansTokenizer(LikelihoodTokenizer):
 
     @torch.no_grad()
     def fit_likelihood(self, squared_error: float) -> None:
-        """The M step of the one variance all means share: the mean squared error of a pixel."""
+        """Set the variance that all means share to the mean squared error of a pixel, its M step."""
         self.likelihood.log_scale.fill_(max(0.5 * math.log(max(squared_error, 1e-12)), math.log(HALF)))
 
     def patches(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) -> vectors (B · h · w, C · patch · patch)."""
+        """Return the patches of images as vectors: (B, C, H, W) -> (B · h · w, C · patch · patch)."""
         p = self.config.patch
         return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
 

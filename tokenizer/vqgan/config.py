@@ -1,4 +1,4 @@
-"""What somebody else's VQGAN is, and how it is converted."""
+"""The settings of a published VQGAN, and of its conversion."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ Publisher = Literal["llamagen", "taming", "diffusers"]
 
 
 class VQGANConfig(ImageTokenizerConfig):
-    """The VQGAN of others, as taming-transformers, LlamaGen and diffusers publish it; see `tokenizer/vqgan.py`."""
+    """A VQGAN as taming-transformers, LlamaGen and diffusers publish it; see `tokenizer/vqgan/model.py`."""
 
     kind: Literal["vqgan"] = "vqgan"
     """a network of others, converted"""
@@ -61,22 +61,22 @@ class VQGANConfig(ImageTokenizerConfig):
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side that one code stands for."""
+        """Return the pixels a side that one code stands for."""
         return 2 ** (len(self.channels) - 1)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the codes."""
+        """Return (h, w) of the codes."""
         return self.image_size[0] // self.downsampling, self.image_size[1] // self.downsampling
 
     @property
     def quantizer(self) -> VQConfig:
-        """The same search and table as ours."""
+        """Return the settings of its quantizer, which searches a table as ours does."""
         return VQConfig(codebook_size=self.codebook_size, code_dim=self.code_dim, normalize=self.normalize)
 
     @property
     def layout(self) -> Layout:
-        """What an image becomes."""
+        """Return the layout of the codes of an image."""
         return Layout.of(*self.grid, factors=(self.codebook_size,))
 
     @property

@@ -1,5 +1,4 @@
-"""The VQGAN as others publish it, so that their weights can be ours: images to indices and back by somebody else's
-network.
+"""A published VQGAN: images to indices and back by somebody else's network and weights.
 
 Shapes, for L levels and f = 2^(L - 1):
     encoder, to_code      images (B, C, H, W) -> z (B, Z, h, w) -> z_e (B, D, h, w), h = H / f
@@ -8,8 +7,8 @@ Shapes, for L levels and f = 2^(L - 1):
 Esser et al. (2021), https://arxiv.org/abs/2012.09841, table 7, in the three forms that are passed around:
 taming-transformers' VQModel, LlamaGen's (Sun et al. 2024, https://arxiv.org/abs/2406.06525, sec. 2.1: few dimensions on
 the unit sphere), and diffusers' VQModel. They differ in sizes, in where there is attention, and in whether codes are
-normalised; what their tensors are called is the affair of `tokenizer/vqgan/published.py`. Fitted by
-`tokenizer/convert.py`, trained by nobody here.
+normalised; `tokenizer/vqgan/published.py` knows the names of their tensors. `tokenizer/convert.py` fits the likelihood;
+nothing here trains the network.
 """
 
 import math
@@ -27,8 +26,8 @@ from smalti.tokenizer.network_tokenizer import NetworkTokenizer
 from smalti.tokenizer.vqgan.config import VQGANConfig
 
 
-class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), x by a 1 x 1 convolution where the width changes."""
+class VQGANResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), where x passes a 1 x 1 convolution if the width changes."""
 
     def __init__(self, inputs: int, outputs: int, groups: int):
         super().__init__()
@@ -41,7 +40,7 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(y)))
 
 
-class AttentionBlock(nn.Module):
+class VQGANAttentionBlock(nn.Module):
     """x + self-attention of one head over all places."""
 
     def __init__(self, channels: int, groups: int):
@@ -57,7 +56,7 @@ class AttentionBlock(nn.Module):
 
 
 class Halve(nn.Conv2d):
-    """Every second place; the padding is on the right and below alone."""
+    """A convolution of stride 2, padded on the right and below alone."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, stride=2)
@@ -67,7 +66,7 @@ class Halve(nn.Conv2d):
 
 
 class Double(nn.Conv2d):
-    """Each place four times, then a convolution."""
+    """Nearest-neighbour upsampling by 2, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=1)
@@ -77,13 +76,12 @@ class Double(nn.Conv2d):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where there is any, then the way to the next
-    one."""
+    """Residual blocks at one resolution, each followed by attention where there is any, then the resampling."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, resample: nn.Module, groups: int):
         super().__init__()
         widths = [inputs, *[outputs] * blocks]
-        self.blocks = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(VQGANResidualBlock(a, b, groups) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(_attention(outputs, groups, attention) for _ in range(blocks))
         self.resample = resample
 
@@ -94,20 +92,20 @@ class Level(nn.Module):
 
 
 def _attention(channels: int, groups: int, wanted: bool) -> nn.Module:
-    return AttentionBlock(channels, groups) if wanted else nn.Identity()
+    return VQGANAttentionBlock(channels, groups) if wanted else nn.Identity()
 
 
-def middle(config: VQGANConfig) -> nn.Sequential:
-    """At the lowest resolution, the same in encoder and decoder."""
+def vqgan_middle(config: VQGANConfig) -> nn.Sequential:
+    """Return the blocks at the lowest resolution, the same in encoder and decoder."""
     channels, groups = config.channels[-1], config.norm_groups
     attention = _attention(channels, groups, config.middle_attention)
     return nn.Sequential(
-        ResidualBlock(channels, channels, groups), attention, ResidualBlock(channels, channels, groups)
+        VQGANResidualBlock(channels, channels, groups), attention, VQGANResidualBlock(channels, channels, groups)
     )
 
 
-class Encoder(nn.Module):
-    """images (B, C, H, W) -> z (B, Z, h, w)."""
+class VQGANEncoder(nn.Module):
+    """The encoder: images (B, C, H, W) -> z (B, Z, h, w)."""
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -118,25 +116,22 @@ class Encoder(nn.Module):
             resample = Halve(channels) if level + 1 < len(c.channels) else nn.Identity()
             self.levels.append(Level(inputs, channels, c.blocks, level in c.attention_levels, resample, c.norm_groups))
             inputs = channels
-        self.middle = middle(c)
-        self.norm, self.last = (
-            nn.GroupNorm(c.norm_groups, inputs, eps=1e-6),
-            nn.Conv2d(inputs, c.z_channels, 3, padding=1),
-        )
+        self.middle = vqgan_middle(c)
+        self.norm = nn.GroupNorm(c.norm_groups, inputs, eps=1e-6)
+        self.last = nn.Conv2d(inputs, c.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.last(F.silu(self.norm(self.middle(self.levels(self.first(images))))))
 
 
-class Decoder(nn.Module):
-    """z (B, Z, h, w) -> output (B, C, H, W). Its levels stand in the order they are run, the lowest resolution
-    first."""
+class VQGANDecoder(nn.Module):
+    """The decoder: z (B, Z, h, w) -> output (B, C, H, W). Its levels run from the lowest resolution to the highest."""
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
         c, inputs = config, config.channels[-1]
         self.first = nn.Conv2d(c.z_channels, inputs, 3, padding=1)
-        self.middle = middle(c)
+        self.middle = vqgan_middle(c)
         self.levels = nn.Sequential()
         for level, channels in reversed(list(enumerate(c.channels))):
             resample = Double(channels) if level > 0 else nn.Identity()
@@ -144,10 +139,8 @@ class Decoder(nn.Module):
                 Level(inputs, channels, c.blocks + 1, level in c.attention_levels, resample, c.norm_groups)
             )
             inputs = channels
-        self.norm, self.last = (
-            nn.GroupNorm(c.norm_groups, inputs, eps=1e-6),
-            nn.Conv2d(inputs, c.image_channels, 3, padding=1),
-        )
+        self.norm = nn.GroupNorm(c.norm_groups, inputs, eps=1e-6)
+        self.last = nn.Conv2d(inputs, c.image_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.last(F.silu(self.norm(self.levels(self.middle(self.first(z))))))
@@ -155,8 +148,7 @@ class Decoder(nn.Module):
 
 @VQGANConfig.register
 class VQGANTokenizer(NetworkTokenizer):
-    """Somebody else's tokenizer. They publish no likelihood: it gets a Gaussian around what is decoded, one scale a
-    channel."""
+    """A published VQGAN. It comes without a likelihood, and gets a Gaussian around the output, one scale a channel."""
 
     config: VQGANConfig
     likelihood: Gaussian
@@ -164,20 +156,19 @@ class VQGANTokenizer(NetworkTokenizer):
     def __init__(self, config: VQGANConfig):
         super().__init__()
         self.config = config
-        self.encoder, self.to_code = Encoder(config), nn.Conv2d(config.z_channels, config.code_dim, 1)
+        self.encoder, self.to_code = VQGANEncoder(config), nn.Conv2d(config.z_channels, config.code_dim, 1)
         self.quantizer = VectorQuantizer(config.quantizer)
-        self.from_code, self.decoder = nn.Conv2d(config.code_dim, config.z_channels, 1), Decoder(config)
+        self.from_code, self.decoder = nn.Conv2d(config.code_dim, config.z_channels, 1), VQGANDecoder(config)
         self.likelihood = Gaussian(GaussianConfig(), config.image_channels)
         self.requires_grad_(False)
 
     def fit_likelihood(self, squared_error: Tensor) -> None:
-        """The maximum likelihood scale of each channel: squared_error (C,), its mean over pixels of the decoded
-        images."""
+        """Set each channel's scale to its maximum likelihood estimate by squared_error (C,), a mean over pixels."""
         log_scale = 0.5 * squared_error.clamp_min(1e-12).log()
         self.likelihood.log_scale.copy_(log_scale.clamp(min=math.log(HALF), max=math.log(10)))
 
     def latents(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) -> z_e (B, D, h, w), before it is normalised and quantized."""
+        """Return z_e (B, D, h, w) of images (B, C, H, W), before it is normalised and quantized."""
         return self.to_code(self.encoder(images))
 
     def draw(self, z_q: Tensor) -> Tensor:
@@ -188,7 +179,7 @@ class VQGANTokenizer(NetworkTokenizer):
         bad = ~z_e.flatten(1).isfinite().all(1)
         if bad.any():
             raise UserError(
-                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: give precision fp32, "
-                "or another checkpoint"
+                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: "
+                "give precision fp32, or another checkpoint"
             )
         return self.quantizer(z_e.flatten(2)).indices

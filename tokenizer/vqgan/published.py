@@ -1,6 +1,6 @@
-"""Checkpoints as others publish them, read into our VQGAN: what their tensors are called, and what their configs say.
+"""Read published VQGAN checkpoints into our VQGAN: the names of their tensors, and their configs.
 
-    file  ->  read_tensors  ->  {name: tensor}  ->  sizes, by a config or the shapes  ->  renamed  ->  VQGANTokenizer
+    file -> read_checkpoint -> {name: tensor} -> sizes, by a config or the shapes -> convert_tensors -> VQGANTokenizer
 
     llamagen    FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py: VQ-16, VQ-8
     taming      CompVis/taming-transformers, taming/models/vqgan.py: VQModel
@@ -28,18 +28,14 @@ from smalti.common.config import Settings
 from smalti.common.data.config import Pixels
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
-from smalti.common.tensors import misfit
-from smalti.common.tensors import read_tensors as read_safetensors
+from smalti.common.tensors import misfit, read_tensors
 from smalti.tokenizer.vqgan.config import Publisher, VQGANConfig, Width
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 
 MOST_PICKLE = 2**26  # bytes of a .pt's index; one of 10,000 tensors has 2**20
-RESOLUTION = (256, 256)  # where nobody says another: of all that the three have published, to begin with
-WRAPPERS = {
-    "llamagen": ("ema", "model", "state_dict"),
-    "taming": ("state_dict",),
-    "diffusers": (),
-}  # the first there is
+RESOLUTION = (256, 256)  # where nothing else gives one: that of all that the three published at first
+# Keys under which a checkpoint may hold its tensors; the first that it has is read.
+WRAPPERS = {"llamagen": ("ema", "model", "state_dict"), "taming": ("state_dict",), "diffusers": ()}
 LEFT_OUT = {  # what a checkpoint may hold besides the tokenizer
     "llamagen": r"quantize\.codebook_used",  # a record of training
     "taming": r"loss\.",  # the discriminator and LPIPS
@@ -66,7 +62,7 @@ TAMING_BLOCKS = [
     (r"^encoder(.*)\.resample\.", r"encoder\1.downsample.conv."),
     (r"^decoder(.*)\.resample\.", r"decoder\1.upsample.conv."),
 ]
-NAMES = {  # of a tensor of ours, one replacement after the other
+NAMES = {  # replacements in the name of a tensor of ours, one after the other
     "taming": [
         *EVERYWHERE,
         *TAMING_BLOCKS,
@@ -103,16 +99,12 @@ NAMES = {  # of a tensor of ours, one replacement after the other
         (r"\.blocks\.", ".resnets."),
     ],
 }
-FORMER = [
-    (".query.", ".to_q."),
-    (".key.", ".to_k."),
-    (".value.", ".to_v."),
-    (".proj_attn.", ".to_out.0."),
-]  # of diffusers, before it renamed them
+# Names that diffusers gave to attention before it renamed it, and today's.
+FORMER = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")]
 
 
 class Place(NamedTuple):
-    """Where a tensor of ours stands in a checkpoint."""
+    """The place of a tensor of ours in a checkpoint."""
 
     name: str
     shape: tuple[int, ...]
@@ -120,15 +112,15 @@ class Place(NamedTuple):
 
 
 def published_name(ours: str, kind: Publisher, levels: int) -> str:
-    """What a publisher calls a tensor of ours, in a network of so many levels."""
+    """Return the publisher's name of a tensor of ours, in a network of so many levels."""
     for pattern, replacement in NAMES[kind]:
         ours = re.sub(pattern, replacement, ours)
     # taming counts the decoder's levels from the finest, although it runs them from the coarsest
     return re.sub(r"^decoder\.up\.(\d+)", lambda found: f"decoder.up.{levels - 1 - int(found[1])}", ours)
 
 
-def layout(c: VQGANConfig, kind: Publisher) -> dict[str, Place]:
-    """Each tensor of ours but the likelihood's, and its place in a checkpoint. No memory is taken for any."""
+def checkpoint_places(c: VQGANConfig, kind: Publisher) -> dict[str, Place]:
+    """Return the place in a checkpoint of each tensor of ours but the likelihood's, without allocating any."""
     with torch.device("meta"):
         tensors = VQGANTokenizer(c).state_dict()
     places = {}
@@ -144,7 +136,7 @@ def layout(c: VQGANConfig, kind: Publisher) -> dict[str, Place]:
 
 
 class DDConfig(Settings):
-    """taming's `ddconfig`: encoder and decoder."""
+    """The encoder and decoder in taming's `ddconfig`."""
 
     ch: Width
     ch_mult: tuple[int, ...] = Field(min_length=1, max_length=12)
@@ -164,7 +156,7 @@ class DDConfig(Settings):
 
 
 class TamingConfig(Settings):
-    """What stands of a VQModel in model.params of taming's project .yaml."""
+    """The settings of a VQModel in model.params of taming's project .yaml."""
 
     ddconfig: DDConfig
     embed_dim: int
@@ -194,7 +186,7 @@ class DiffusersConfig(Settings):
 
 
 def from_taming(path: Path) -> dict[str, Any]:
-    """Our settings by taming's project .yaml."""
+    """Return our settings, read from taming's project .yaml."""
     model = config.read_yaml(path).get("model")
     params = model.get("params") if isinstance(model, dict) else None
     if not isinstance(params, dict):
@@ -218,7 +210,7 @@ def from_taming(path: Path) -> dict[str, Any]:
 
 
 def from_diffusers(path: Path) -> dict[str, Any]:
-    """Our settings by diffusers' config.json."""
+    """Return our settings, read from diffusers' config.json."""
     written = folder.read_json(path)
     if written.get("_class_name") != "VQModel":
         raise UserError(f"{path} must be that of a VQModel, got _class_name {written.get('_class_name')!r}")
@@ -254,24 +246,23 @@ def from_diffusers(path: Path) -> dict[str, Any]:
 def _same_channels(path: Path, inputs: int, outputs: int) -> None:
     if inputs != outputs or inputs not in (1, 3, 4):
         raise UserError(
-            f"{path}: a tokenizer of images has 1, 3 or 4 channels, as many in as out; got {inputs} in and {outputs} "
-            "out"
+            f"{path}: a tokenizer of images has 1, 3 or 4 channels, as many in as out; "
+            f"got {inputs} in and {outputs} out"
         )
 
 
 def from_shapes(
     shapes: Mapping[str, tuple[int, ...]], kind: Literal["llamagen", "taming"], source: str
 ) -> dict[str, Any]:
-    """Our settings by the shapes of a checkpoint's tensors; those that do not show are the same in all the publisher
-    has."""
+    """Return our settings, read off the shapes of a checkpoint's tensors; the publisher never varies the others."""
 
     def shape(ours: str, dimensions: int = 4) -> tuple[int, ...]:
         name = published_name(ours, kind, 0)
         found = shapes.get(name)
         if found is None or len(found) != dimensions:
             raise UserError(
-                f"{source} must hold {name}, of {dimensions} axes, to be {kind}'s, got {found or 'none'}; is it "
-                "another kind?"
+                f"{source} must hold {name}, of {dimensions} axes, to be {kind}'s, got {found or 'none'}; "
+                "is it another kind?"
             )
         return found
 
@@ -298,8 +289,8 @@ def from_shapes(
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the publisher's names, mapped from the disk and not yet read.
+def read_checkpoint(path: Path, kind: Publisher) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by the publisher's names, mapped from the disk and not yet read.
 
     Raises:
         UserError: no such file, a damaged one, one that claims more than it holds, or one that holds more than plain
@@ -309,7 +300,7 @@ def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
         raise UserError(f"there is no checkpoint {path}")
     if path.suffix == ".safetensors":
         try:
-            found: Any = read_safetensors(path)
+            found: Any = read_tensors(path)
         except (SafetensorError, OSError, ValueError) as error:
             pass_on(error)
             raise UserError(f"{path} is no whole .safetensors: {error}; get it again") from None
@@ -322,17 +313,14 @@ def read_tensors(path: Path, kind: Publisher) -> dict[str, Tensor]:
         for name, tensor in found.items()
         if isinstance(name, str) and isinstance(tensor, Tensor) and not re.match(LEFT_OUT[kind], name)
     }
-    claimed, size = (
-        sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided),
-        path.stat().st_size,
-    )
-    if claimed > size:
+    claimed = sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided)
+    if claimed > (size := path.stat().st_size):
         raise UserError(f"{path} has {size} bytes and claims tensors of {claimed}: it is no published checkpoint")
     return tensors
 
 
 def _read_torch(path: Path) -> dict[Any, Any]:
-    """The dictionary in a file of torch.save, with no more than plain values and tensors in it."""
+    """Return the dictionary in a file of torch.save, which may hold plain values and tensors alone."""
     safe = path.with_suffix(".safetensors").name
     snippet = (
         f"import torch, safetensors.torch as s; w = torch.load('{path.name}', map_location='cpu', weights_only=False); "
@@ -355,8 +343,8 @@ def _read_torch(path: Path) -> dict[Any, Any]:
     except pickle.UnpicklingError as error:
         what = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"{path} holds more than tensors ({what[1] if what else 'no plain pickle'}), which is not unpickled here; "
-            f"{advice}"
+            f"{path} holds more than tensors ({what[1] if what else 'no plain pickle'}), "
+            f"which is not unpickled here; {advice}"
         ) from None
     except Exception as error:  # a stranger's file may fail at anything
         pass_on(error)
@@ -366,13 +354,13 @@ def _read_torch(path: Path) -> dict[Any, Any]:
     return found
 
 
-def renamed(tensors: Mapping[str, Tensor], c: VQGANConfig, kind: Publisher, source: str) -> dict[str, Tensor]:
-    """A checkpoint's tensors by our names, fp32 and of our shapes.
+def convert_tensors(tensors: Mapping[str, Tensor], c: VQGANConfig, kind: Publisher, source: str) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors by our names, in fp32 and our shapes.
 
     Raises:
         UserError: a tensor is missing, left over, of another shape, or not of finite numbers.
     """
-    wanted = layout(c, kind)
+    wanted = checkpoint_places(c, kind)
     sizes = f"a {kind} VQGAN of widths {', '.join(map(str, c.channels))}"
     for place in wanted.values():
         got = tuple(tensors[place.name].shape) if place.name in tensors else "none"
@@ -394,7 +382,7 @@ def renamed(tensors: Mapping[str, Tensor], c: VQGANConfig, kind: Publisher, sour
 def read_published(
     path: Path, kind: Publisher, architecture: Path | None = None, image_size: tuple[int, int] | None = None
 ) -> VQGANTokenizer:
-    """A published checkpoint as a tokenizer of ours, in evaluation mode on the CPU; its likelihood is yet to be fitted.
+    """Return a published checkpoint as our tokenizer, in evaluation mode on the CPU; its likelihood is not yet fitted.
 
     Args:
         path: the file; of diffusers the folder.
@@ -406,17 +394,15 @@ def read_published(
     if architecture is not None and kind != "taming":
         raise UserError(f"architecture is taming's project .yaml; of {kind} leave it away, got {architecture}")
     if kind == "diffusers":
-        if not path.is_dir():
-            raise UserError(f"a checkpoint of diffusers is the folder of a VQModel, with config.json; {path} is none")
-        names = [f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin")]
-        weights = next((folder.inside(path, name) for name in names if (path / name).exists()), path / names[0])
-        given, tensors = from_diffusers(folder.inside(path, "config.json")), _present_names(read_tensors(weights, kind))
+        weights = diffusers_weights(path)
+        given = from_diffusers(folder.inside(path, "config.json"))
+        tensors = _present_names(read_checkpoint(weights, kind))
     else:
-        weights, tensors = path, read_tensors(path, kind)
+        weights, tensors = path, read_checkpoint(path, kind)
         if "quantize.proj.weight" in tensors:
             raise UserError(
-                f"{path} is a GumbelVQ (it has quantize.proj.weight), whose codes are no nearest neighbours; VQModel "
-                "is read"
+                f"{path} is a GumbelVQ (it has quantize.proj.weight), whose codes are no nearest neighbours; "
+                "VQModel is read"
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         given = from_taming(architecture) if architecture else from_shapes(shapes, kind, str(path))
@@ -424,7 +410,7 @@ def read_published(
     if image_size is not None:
         given["image_size"] = image_size
     c = config.build(VQGANConfig, given, str(architecture or path))
-    found = renamed(tensors, c, kind, str(weights))
+    found = convert_tensors(tensors, c, kind, str(weights))
     with torch.device("meta"):
         tokenizer = VQGANTokenizer(c)
     tokenizer.to_empty(device="cpu")
@@ -432,8 +418,16 @@ def read_published(
     return tokenizer.eval()
 
 
+def diffusers_weights(path: Path) -> Path:
+    """Return the file of the weights in the folder of a VQModel."""
+    if not path.is_dir():
+        raise UserError(f"a checkpoint of diffusers is the folder of a VQModel, with config.json; {path} is none")
+    names = [f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin")]
+    return next((folder.inside(path, name) for name in names if (path / name).exists()), path / names[0])
+
+
 def _present_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' former names of attention as today's."""
+    """Return the tensors with diffusers' former names of attention replaced by today's."""
     found = {}
     for name, tensor in tensors.items():
         for former, now in FORMER:

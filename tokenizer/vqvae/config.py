@@ -1,4 +1,4 @@
-"""What a VQ-VAE is: the sizes of its network, its bottleneck, and what its decoder says of the pixels."""
+"""The settings of a VQ-VAE: its network, its bottleneck and its likelihood."""
 
 from typing import Annotated, Literal
 
@@ -68,15 +68,15 @@ class VQVAEConfig(TrainedConfig):
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side that one code stands for."""
+        """Return the pixels a side that one code stands for."""
         return self.patch * 2 ** (len(self.channels) - 1)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the codes."""
+        """Return (h, w) of the codes."""
         return self.image_size[0] // self.downsampling, self.image_size[1] // self.downsampling
 
     @property
     def layout(self) -> Layout:
-        """What an image becomes."""
+        """Return the layout of the codes of an image."""
         return Layout.of(*self.grid, depth=self.quantizer.depth, factors=self.quantizer.factors)

@@ -25,26 +25,28 @@ from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
 from smalti.tokenizer.network_tokenizer import NetworkTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
-from smalti.tokenizer.vqvae.network import Decoder, Encoder
+from smalti.tokenizer.vqvae.network import VQVAEDecoder, VQVAEEncoder
 
 
 class Reconstruction(NamedTuple):
+    """The cost of images given their codes, and the codes."""
+
     nll: Tensor  # (B,) −log p(images | z_q), nats
     quantized: Quantized
 
 
 @VQVAEConfig.register
 class VQVAE(NetworkTokenizer, TrainedTokenizer):
-    """Images to codes and back, by a network trained with `tokenizer/train.py`."""
+    """The VQ-VAE, which `tokenizer/train.py` trains."""
 
     config: VQVAEConfig
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = VQVAEEncoder(config)
         self.quantizer = build_quantizer(config.quantizer)
-        self.decoder = Decoder(config)
+        self.decoder = VQVAEDecoder(config)
         self.likelihood = build_likelihood(config.likelihood, config.image_channels)
 
     def forward(self, images: Tensor) -> Terms:
@@ -62,21 +64,19 @@ class VQVAE(NetworkTokenizer, TrainedTokenizer):
         return {"commitment_loss": c.commitment_weight}  # beta, on the commitment loss and only there
 
     def reconstruct(self, images: Tensor) -> Reconstruction:
-        """Return what images cost given their codes, and these."""
+        """Return the cost of images given their codes, and the codes."""
         z_e = self.latents(images)
         quantized = self.quantizer(z_e.flatten(2))
-        return Reconstruction(
-            self.likelihood.nll(self.draw(quantized.z_q.unflatten(2, z_e.shape[2:])), images), quantized
-        )
+        output = self.draw(quantized.z_q.unflatten(2, z_e.shape[2:]))
+        return Reconstruction(self.likelihood.nll(output, images), quantized)
 
     def latents(self, images: Tensor) -> Tensor:
         z_e: Tensor = self.encoder(images)
         return z_e
 
     def draw(self, z_q: Tensor) -> Tensor:
-        return self.decoder(
-            z_q.to(next(self.decoder.parameters()).dtype)
-        )  # z_q is fp32 also in a model of half precision
+        dtype = next(self.decoder.parameters()).dtype  # z_q is fp32 also in a model of half precision
+        return self.decoder(z_q.to(dtype))
 
     def _encode(self, images: Tensor) -> Tensor:
         z_e = self.latents(images)

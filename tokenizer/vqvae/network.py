@@ -16,11 +16,12 @@ from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 
 def norm(channels: int) -> nn.GroupNorm:
+    """Return GroupNorm, with 8 channels a group, or with 32 groups from 256 channels on."""
     return nn.GroupNorm(channels // 8 if channels < 256 else 32, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), the second convolution starting at zero."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), where the second convolution starts at zero."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -35,7 +36,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention of one head over all places, starting at zero."""
+    """x + self-attention of one head over all places, which starts at zero."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -50,15 +51,15 @@ class AttentionBlock(nn.Module):
         return x + self.out(rearrange(y, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
-def middle(config: VQVAEConfig) -> nn.Sequential:
-    """The lowest level, the same in encoder and decoder."""
+def vqvae_middle(config: VQVAEConfig) -> nn.Sequential:
+    """Return the blocks of the lowest level, the same in encoder and decoder."""
     channels = config.channels[-1]
     attention = [AttentionBlock(channels)] if config.attention else []
     return nn.Sequential(ResidualBlock(channels), *attention, ResidualBlock(channels))
 
 
-class Encoder(nn.Sequential):
-    """images (B, C, H, W) -> z_e (B, D, h, w)."""
+class VQVAEEncoder(nn.Sequential):
+    """The encoder: images (B, C, H, W) -> z_e (B, D, h, w)."""
 
     def __init__(self, config: VQVAEConfig):
         first, last = config.channels[0], config.channels[-1]
@@ -68,16 +69,16 @@ class Encoder(nn.Sequential):
             layers += [ResidualBlock(channels) for _ in range(config.blocks)]
             if level + 1 < len(config.channels):
                 layers.append(nn.Conv2d(channels, config.channels[level + 1], 4, stride=2, padding=1))
-        layers += [middle(config), norm(last), nn.SiLU(), nn.Conv2d(last, config.quantizer.dim, 1)]
+        layers += [vqvae_middle(config), norm(last), nn.SiLU(), nn.Conv2d(last, config.quantizer.dim, 1)]
         super().__init__(*layers)
 
 
-class Decoder(nn.Sequential):
-    """z_q (B, D, h, w) -> output (B, P, H, W), see `tokenizer.likelihood`."""
+class VQVAEDecoder(nn.Sequential):
+    """The decoder: z_q (B, D, h, w) -> output (B, P, H, W), see `tokenizer/criterion/likelihood`."""
 
     def __init__(self, config: VQVAEConfig):
         first, last = config.channels[0], config.channels[-1]
-        layers: list[nn.Module] = [nn.Conv2d(config.quantizer.dim, last, 3, padding=1), middle(config)]
+        layers: list[nn.Module] = [nn.Conv2d(config.quantizer.dim, last, 3, padding=1), vqvae_middle(config)]
         for level in reversed(range(len(config.channels))):
             channels = config.channels[level]
             layers += [ResidualBlock(channels) for _ in range(config.blocks)]

@@ -1,8 +1,7 @@
-"""What the decoder says of the pixels: p(x | z), a distribution over 8-bit images, and so the reconstruction term in
-nats.
+"""The likelihoods p(x | z) of the decoder: distributions over 8-bit images, and so the reconstruction term in nats.
 
-Shapes: images (B, C, H, W) in [-1, 1], of the 256 levels n / 127.5 − 1; output (B, P, H, W), what the decoder gives, P
-numbers a pixel; probabilities (B, H, W, 256) of one channel.
+Shapes: images (B, C, H, W) in [-1, 1], of the 256 levels n / 127.5 − 1; output (B, P, H, W), of the decoder, P numbers
+a pixel; probabilities (B, H, W, 256) of one channel.
 
 Every likelihood sums to one over the levels, so that −log2 p(x | z) is a number of bits. Where the lecture has a
 density p(x), a level has its mass between x − 1/255 and x + 1/255, and the first and last level what lies beyond
@@ -18,10 +17,5 @@ times the width of a level, and −log p(x | z) of the Gaussian the squared erro
 
 from smalti.tokenizer.criterion.likelihood import bernoulli, categorical, gaussian, laplace, logistic_mixture
 
-__all__ = [
-    "bernoulli",
-    "categorical",
-    "gaussian",
-    "laplace",
-    "logistic_mixture",
-]  # the kinds there are: each registers itself
+# The kinds there are: each registers itself.
+__all__ = ["bernoulli", "categorical", "gaussian", "laplace", "logistic_mixture"]

@@ -1,4 +1,4 @@
-"""What every likelihood gives of what a decoder says: probabilities, the mean picture, draws.
+"""The contract of every likelihood: probabilities, the mean image, and draws, from the output of a decoder.
 
 Shapes: output (B, P, H, W), images (B, C, H, W) of the 256 levels in [-1, 1].
 """
@@ -14,7 +14,7 @@ from smalti.tokenizer.criterion.likelihood.levels import LEVELS, pixels_of
 
 
 class Likelihood(nn.Module):
-    """p(x | z), z being behind `output`. fp32 inside, fp64 where the output is; under autocast too."""
+    """p(x | z), given the decoder's `output` for z. Computed in fp32, or fp64 if the output is, also under autocast."""
 
     config_class: ClassVar[type[LikelihoodConfig]]
 
@@ -24,32 +24,32 @@ class Likelihood(nn.Module):
         return self.config_class.name()
 
     def weight(self) -> Tensor | float:
-        """What a nat of a pixel counts in the loss beside the codebook's terms: constant to the gradient."""
+        """Return the weight of a nat of a pixel in the loss beside the codebook's terms; it has no gradient."""
         return 1.0
 
     def log_prob(self, output: Tensor, images: Tensor) -> Tensor:
-        """log p of every pixel, its channels summed: (B, H, W), in nats."""
+        """Return log p of every pixel, its channels summed: (B, H, W), in nats."""
         raise NotImplementedError
 
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
-        """−log p(x | z) of each image: (B,), in nats."""
+        """Return −log p(x | z) of each image: (B,), in nats."""
         with torch.autocast(output.device.type, enabled=False):
             return -self.log_prob(fp32(output), images.to(fp32(output).dtype)).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
-        """E[x | z], the picture of the least squared error: (B, C, H, W) in [-1, 1]. What decoding shows."""
+        """Return E[x | z], the image of least squared error, which decoding shows: (B, C, H, W) in [-1, 1]."""
         raise NotImplementedError
 
     def mode(self, output: Tensor) -> Tensor:
-        """A likeliest picture: (B, C, H, W) in [-1, 1]."""
+        """Return a likeliest image: (B, C, H, W) in [-1, 1]."""
         raise NotImplementedError
 
     def probabilities(self, output: Tensor, images: Tensor, channel: int) -> Tensor:
-        """Of each level of a channel, given the channels of `images` before it: (B, H, W, 256)."""
+        """Return p of each level of a channel, given the channels of `images` before it: (B, H, W, 256)."""
         raise NotImplementedError
 
     def sample(self, output: Tensor, generator: Generator | None = None) -> Tensor:
-        """A draw from p(x | z), every pixel on its own: (B, C, H, W) of the 256 levels."""
+        """Return a draw from p(x | z), every pixel on its own: (B, C, H, W) of the 256 levels."""
         images = torch.zeros_like(self.mean(output))
         for channel in range(images.shape[1]):
             cumulative = self.probabilities(output, images, channel).cumsum(-1)

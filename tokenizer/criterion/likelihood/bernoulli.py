@@ -13,7 +13,7 @@ from smalti.tokenizer.criterion.likelihood.levels import HALF, LEVELS
 
 
 class BernoulliConfig(LikelihoodConfig):
-    """Black or white. Wants images.black_and_white: true."""
+    """Black or white pixels; needs images.black_and_white: true."""
 
     kind: Literal["bernoulli"] = "bernoulli"
     """black-and-white images"""
@@ -24,7 +24,7 @@ class BernoulliConfig(LikelihoodConfig):
 
 @BernoulliConfig.register
 class Bernoulli(Likelihood):
-    """The output is the log-odds of white. Any level but black and white has no probability."""
+    """The likelihood of black-and-white images: the output is the log-odds of white, other levels have p = 0."""
 
     def __init__(self, config: BernoulliConfig, channels: int):
         super().__init__()

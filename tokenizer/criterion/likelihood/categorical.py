@@ -24,7 +24,7 @@ class CategoricalConfig(LikelihoodConfig):
 
 @CategoricalConfig.register
 class Categorical(Likelihood):
-    """The output is 256 logits for each channel."""
+    """The categorical likelihood; the output is 256 logits for each channel."""
 
     NAT = 0.1  # as of the mixture
 
@@ -35,7 +35,7 @@ class Categorical(Likelihood):
         return self.NAT
 
     def _log_p(self, output: Tensor) -> Tensor:
-        """(B, 256, C, H, W)."""
+        """Return log p of each level, (B, 256, C, H, W)."""
         return rearrange(fp32(output), "b (c n) h w -> b n c h w", n=LEVELS).log_softmax(1)
 
     def log_prob(self, output: Tensor, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the settings of every likelihood say."""
+"""The settings of every likelihood."""
 
 from typing import Any, ClassVar
 
@@ -6,11 +6,11 @@ from smalti.common.config import Kind
 
 
 class LikelihoodConfig(Kind):
-    """What the decoder says of the pixels, p(x | z)."""
+    """The likelihood of the pixels, p(x | z)."""
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "gaussian"
 
     def outputs(self, channels: int) -> int:
-        """Return P, numbers a pixel of so many channels."""
+        """Return P, the numbers that a pixel of so many channels takes."""
         raise NotImplementedError

@@ -25,9 +25,11 @@ class GaussianConfig(LikelihoodConfig):
 
 @GaussianConfig.register
 class Gaussian(Location):
-    """A nat counts 2σ², so that the gradient of the loss is the squared error's whatever σ is: a mean has the same
-    maximum likelihood estimate at every σ, and the balance with the codebook's losses stays that of eq. 3 of the
-    VQ-VAE."""
+    """The Gaussian likelihood. A nat counts 2σ², so that the gradient is the squared error's whatever σ is.
+
+    A mean has the same maximum likelihood estimate at every σ, and the balance with the codebook's losses stays that of
+    eq. 3 of the VQ-VAE.
+    """
 
     def __init__(self, config: GaussianConfig, channels: int):
         super().__init__(config.sigma, channels)

@@ -24,7 +24,7 @@ class LaplaceConfig(LikelihoodConfig):
 
 @LaplaceConfig.register
 class Laplace(Location):
-    """A nat counts b: the gradient of the loss is the absolute error's."""
+    """The Laplace likelihood. A nat counts b: the gradient of the loss is the absolute error's."""
 
     def __init__(self, config: LaplaceConfig, channels: int):
         super().__init__(config.scale, channels)

@@ -11,28 +11,26 @@ from torch import Tensor
 
 LEVELS = 256
 HALF = 1 / 255  # of a level's width: levels are 2 / 255 apart
-OPEN = (
-    50.0  # scales that the outermost levels go on: e^-50 lies beyond, and an infinite end would have NaN for a gradient
-)
+OPEN = 50.0  # scales that the outermost levels go on: e^-50 lies beyond, and an infinite end has a gradient of NaN
 
 
 def levels_of(images: Tensor) -> Tensor:
-    """[-1, 1] -> the level of each pixel, int64 in [0, 255]."""
+    """Return the level of each pixel in [-1, 1], int64 in [0, 255]."""
     return ((images.double() + 1) * 127.5).round().clamp(0, LEVELS - 1).long()
 
 
 def pixels_of(levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Levels -> [-1, 1]."""
+    """Return the pixels in [-1, 1] of levels."""
     return levels.to(dtype) / 127.5 - 1
 
 
 def all_levels(like: Tensor) -> Tensor:
-    """(256,): what the pixels of each level are."""
+    """Return the pixel of each level, (256,) in [-1, 1]."""
     return pixels_of(torch.arange(LEVELS, device=like.device), like.dtype)
 
 
 def edges(x: Tensor, location: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the levels of pixels x begin and end, in scales from the location."""
+    """Return where the levels of pixels x begin and end, in scales from the location."""
     inverse = torch.exp(-log_scale)
     low, high = (x - HALF - location) * inverse, (x + HALF - location) * inverse
     first, last = high.clamp_max(0) - OPEN, low.clamp_min(0) + OPEN
@@ -40,12 +38,12 @@ def edges(x: Tensor, location: Tensor, log_scale: Tensor) -> tuple[Tensor, Tenso
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 − e^x), x < 0."""
+    """Return log(1 − e^x), x < 0."""
     return torch.log(-torch.expm1(x).clamp_max(-torch.finfo(x.dtype).tiny))
 
 
 def log_normal_mass(a: Tensor, b: Tensor) -> Tensor:
-    """log(Φ(b) − Φ(a)), a < b, also far from the middle: taken on the side where Φ is small."""
+    """Return log(Φ(b) − Φ(a)), a < b, accurate also far from the middle: computed on the side where Φ is small."""
     upper = a + b > 0
     a, b = torch.where(upper, -b, a), torch.where(upper, -a, b)
     log_b = torch.special.log_ndtr(b)
@@ -53,7 +51,7 @@ def log_normal_mass(a: Tensor, b: Tensor) -> Tensor:
 
 
 def log_laplace_mass(a: Tensor, b: Tensor) -> Tensor:
-    """The same of the Laplace distribution."""
+    """Return log(F(b) − F(a)), a < b, of the distribution function F of the standard Laplace distribution."""
     upper = a + b > 0
     a, b = torch.where(upper, -b, a), torch.where(upper, -a, b)
     below = b.clamp_max(0)
@@ -63,5 +61,5 @@ def log_laplace_mass(a: Tensor, b: Tensor) -> Tensor:
 
 
 def log_logistic_mass(a: Tensor, b: Tensor) -> Tensor:
-    """log(S(b) − S(a)) of the logistic function S, which is S(b) S(−a) (1 − e^(a − b))."""
+    """Return log(S(b) − S(a)) of the logistic function S; the difference is S(b) S(−a) (1 − e^(a − b))."""
     return F.logsigmoid(b) + F.logsigmoid(-a) + log1mexp(a - b)

@@ -1,4 +1,4 @@
-"""A density around what the decoder says, with one scale a channel."""
+"""A density around the decoder's output, with one scale a channel."""
 
 import math
 
@@ -11,7 +11,7 @@ from smalti.tokenizer.criterion.likelihood.levels import all_levels, edges
 
 
 class Location(Likelihood):
-    """μ is the output, and one scale a channel, a parameter where it is learned."""
+    """A likelihood whose location is the output, with one scale a channel, a parameter where it is learned."""
 
     def __init__(self, scale: float | None, channels: int):
         super().__init__()
@@ -22,6 +22,7 @@ class Location(Likelihood):
             self.register_buffer("log_scale", start, persistent=False)
 
     def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the log of the mass between a and b, in scales from the location."""
         raise NotImplementedError
 
     def log_prob(self, output: Tensor, images: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""`logistic_mixture`: Σ_k π_k Logistic(μ_k, s_k): each pixel says how sure it is, and later channels see the earlier
-ones."""
+"""`logistic_mixture`: Σ_k π_k Logistic(μ_k, s_k): each pixel has a spread, later channels depend on earlier ones."""
 
 from typing import Literal
 
@@ -28,8 +27,11 @@ class LogisticMixtureConfig(LikelihoodConfig):
 
 @LogisticMixtureConfig.register
 class LogisticMixture(Likelihood):
-    """p(x_1, ..., x_C) = Σ_k π_k Π_c Logistic(x_c; μ_kc + Σ_{d<c} α_kcd x_d, s_kc): a component is a colour with its
-    spread, and the mean of a later channel moves with what the earlier ones are (PixelCNN++, sec. 2.2)."""
+    """p(x_1, ..., x_C) = Σ_k π_k Π_c Logistic(x_c; μ_kc + Σ_{d<c} α_kcd x_d, s_kc).
+
+    A component is a colour with its spread; the mean of a later channel moves with the earlier ones (PixelCNN++, sec.
+    2.2).
+    """
 
     NAT = 0.1  # as much of a nat as keeps the codebook's losses in balance: of the size of the squared error's gradient
     LEAST, MOST = -7.0, 3.0  # of log s: an eighth of a level, and ten times the range
@@ -46,7 +48,7 @@ class LogisticMixture(Likelihood):
         return self.NAT
 
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log π (B, M, H, W); μ and log s (B, M, C, H, W); α (B, M, C (C − 1) / 2, H, W)."""
+        """Return log π (B, M, H, W); μ and log s (B, M, C, H, W); α (B, M, C (C − 1) / 2, H, W)."""
         M, C = self.components, self.channels
         parts = rearrange(fp32(output), "b (m p) h w -> b m p h w", m=M)
         logits, means, log_scales, alphas = parts.split([1, C, C, C * (C - 1) // 2], dim=2)
@@ -54,12 +56,12 @@ class LogisticMixture(Likelihood):
         return logits[:, :, 0].log_softmax(1), means, (log_scales - 2).clamp(self.LEAST, self.MOST), alphas.tanh()
 
     def _moved(self, means: Tensor, alphas: Tensor, channel: int, before: Tensor) -> Tensor:
-        """μ_kc of a channel, once the channels `before` (B, 1 or M, c, H, W) are known: (B, M, H, W)."""
+        """Return μ_kc of a channel, given the channels `before` (B, 1 or M, c, H, W): (B, M, H, W)."""
         first = channel * (channel - 1) // 2
         return means[:, :, channel] + (alphas[:, :, first : first + channel] * before).sum(2)
 
     def _log_joint(self, output: Tensor, images: Tensor, channels: int) -> Tensor:
-        """log π_k + log p of the first channels, of each component: (B, M, H, W)."""
+        """Return log π_k + log p of the first channels, of each component: (B, M, H, W)."""
         log_pi, means, log_scales, alphas = self._parts(output)
         for c in range(channels):
             mean = self._moved(means, alphas, c, images[:, None, :c])
@@ -70,7 +72,7 @@ class LogisticMixture(Likelihood):
         return self._log_joint(output, images, self.channels).logsumexp(1)
 
     def _centres(self, output: Tensor) -> Tensor:
-        """Each component's own colour: (B, M, C, H, W) in [-1, 1]."""
+        """Return each component's own colour: (B, M, C, H, W) in [-1, 1]."""
         _, means, _, alphas = self._parts(output)
         centres = means[:, :, :0]
         for c in range(self.channels):
@@ -81,7 +83,7 @@ class LogisticMixture(Likelihood):
         return (self._parts(output)[0].exp()[:, :, None] * self._centres(output)).sum(1)
 
     def mode(self, output: Tensor) -> Tensor:
-        """The likeliest of the components' colours, pixel by pixel."""
+        """Return the likeliest of the components' colours, pixel by pixel."""
         centres = pixels_of(levels_of(self._centres(output)), fp32(output).dtype)
         likelihoods = torch.stack([self.log_prob(output, centre) for centre in centres.unbind(1)], dim=1)
         best = likelihoods.argmax(1)[:, None, None].expand(-1, 1, self.channels, -1, -1)

@@ -1,11 +1,10 @@
-"""How good a tokenizer is on a split: PSNR of its reconstructions and the use of its codebook, over the whole split.
+"""Evaluate a tokenizer on a split: the PSNR of its reconstructions and the use of its codebook, over the whole split.
 
     metrics    psnr_pooled and psnr (dB); of a likelihood distortion (bits per dimension); of codes usage and perplexity
     counts     (Q, K), how often each code was used at each depth
 
 Of 8-bit pixels, `psnr_pooled` is 10 log10(255² / MSE) of the mean squared error over the whole split, as papers have
-it, and
-`psnr` the mean over images of each one's own.
+it, and `psnr` the mean over images of each one's own.
 """
 
 import math
@@ -30,7 +29,9 @@ BATCH = 256
 SHOWN = 12  # images of the picture
 
 
-class Evaluation(NamedTuple):
+class SplitEvaluation(NamedTuple):
+    """The figures of a tokenizer on a split, and a few of its reconstructions."""
+
     images: int  # how many were evaluated
     psnr_pooled: float  # dB, of the squared error over all of them
     psnr: float  # dB, the mean of each image's own
@@ -56,8 +57,8 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> Evaluation:
-    """Every process takes its share of the split; the sums are of all of it. `tokenizer` is not wrapped."""
+def evaluate_split(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> SplitEvaluation:
+    """Return the evaluation of a tokenizer, which is not wrapped, on a whole split; each process takes its share."""
     device = accelerator.device
     layout = tokenizer.config.layout
     counts = (
@@ -71,7 +72,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
         images = split.read(positions).images.to(device)
         with accelerator.autocast():
             latents = tokenizer.encode(to_float(images))
-            decoded_, nats = reconstruct(tokenizer, images, latents)
+            decoded_, nats = decode_with_nll(tokenizer, images, latents)
         if counts is not None:
             counts += count(latents, layout.codebook_size, layout.depth)
         again, bits = to_uint8(decoded_), nats / (math.log(2) * images[0].numel())
@@ -84,7 +85,7 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     bar.close()
     sums = accelerator.reduce(sums).cpu()
     error, psnr, bits = sums[:3] / sums[3].clamp_min(1)
-    return Evaluation(
+    return SplitEvaluation(
         int(sums[3]),
         psnr_of(error).item(),
         psnr.item(),
@@ -95,9 +96,11 @@ def evaluate(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelera
     )
 
 
-def reconstruct(tokenizer: ImageTokenizer, images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the images (B, C, H, W) that latents decode to, and −log p(images | latents), (B,), of images in uint8:
-    zeros where the decoder does not say."""
+def decode_with_nll(tokenizer: ImageTokenizer, images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the decoded latents (B, C, H, W), and −log p(images | latents), (B,), of images in uint8.
+
+    The latter are zeros where the decoder gives no likelihood.
+    """
     if not isinstance(tokenizer, LikelihoodTokenizer):
         return tokenizer.decode(latents), torch.zeros(len(images), device=images.device)
     output = tokenizer.output(latents)
@@ -109,7 +112,7 @@ def save_histogram(counts: Tensor, images: int, path: Path) -> None:
     write_json(path, {"split": "validation", "images": images, "counts": counts.tolist()}, indent=None)
 
 
-def reconstructions(evaluation: Evaluation) -> PIL.Image.Image:
-    """Originals in the upper row, what they become in the lower."""
+def reconstruction_grid(evaluation: SplitEvaluation) -> PIL.Image.Image:
+    """Return a picture of the originals in the upper row and their reconstructions in the lower."""
     both = torch.cat([evaluation.originals, evaluation.reconstructions])
     return image_grid(both, columns=len(evaluation.originals))

@@ -1,8 +1,6 @@
-"""In whose eyes the images of a run are compared: features by the settings, the classifier among them trained on their
-labels.
+"""The feature extractors that compare the images of a run; one is a classifier trained on their labels.
 
-What was computed of real images is kept beside the runs, in CACHE, by the images' fingerprint and the features'
-identity.
+Features of real images are cached beside the runs, by the images' fingerprint and the extractor's identity.
 """
 
 import json
@@ -25,18 +23,20 @@ PART = 1000  # images
 LABELLED = 2  # classes at least
 
 
-class Eyes(NamedTuple):
+class Extractors(NamedTuple):
+    """The feature extractor that the settings choose, and the classifier of the run's labels."""
+
     features: Features | None  # none where the classifier is asked for and the images have no labels to train it on
     classifier: Classifier | None  # the same for the labels, whatever the features are
 
 
-def cache_of(run: Path) -> Path:
-    """Shared by all runs that stand side by side."""
+def features_cache(run: Path) -> Path:
+    """Return the folder of the cache, which all runs side by side share."""
     return run.parent / ".cache"
 
 
 def labelled(split: ImageSplit) -> LabelledSource:
-    """A split as a classifier reads it."""
+    """Return a split as a classifier reads it."""
 
     def read(positions: Tensor) -> tuple[Tensor, Tensor]:
         batch = split.read(positions)
@@ -46,15 +46,15 @@ def labelled(split: ImageSplit) -> LabelledSource:
 
 
 def as_read(images: ImageSet, settings: ImagesConfig) -> str:
-    """Return which images these are and how they are read, as JSON: what a classifier of theirs is kept by.
+    """Return the identity of images and how they are read, as JSON: the key of their classifier in the cache.
 
-    They are seen as they are, so that `shift`, which moves them in training alone, makes no other classifier.
+    The classifier sees images unshifted, so `shift`, an augmentation of training, is no part of the key.
     """
     how = settings.model_dump(mode="json", exclude={"source", "memory", "shift"})
     return json.dumps([images.fingerprint, how], sort_keys=True)
 
 
-def open_eyes(
+def open_extractors(
     c: FeaturesConfig,
     images: ImageSet,
     settings: ImagesConfig,
@@ -62,8 +62,8 @@ def open_eyes(
     tokenizer: ImageTokenizer,
     cache: Path,
     accelerator: Accelerator,
-) -> Eyes:
-    """The features that the settings choose, and a classifier where there are labels, which the main process trains."""
+) -> Extractors:
+    """Return the chosen feature extractor, and if there are labels the classifier, which the main process trains."""
     classifier = None
     if images.class_names is not None and len(images.class_names) >= LABELLED:
         train, known = labelled(images.splits["train"]), labelled(held_out)
@@ -71,10 +71,10 @@ def open_eyes(
         with accelerator.main_process_first():
             classifier = load_or_train(train, known, as_read(images, settings), cache, recipe, accelerator.device)
     if c.kind == "classifier" and classifier is None:
-        told = "the images have no labels to train a classifier on: give --features.kind another network"
-        accelerator.print(told, file=sys.stderr)
-        return Eyes(None, None)
-    return Eyes(load_features(c, accelerator.device, classifier), classifier)
+        reason = "the images have no labels to train a classifier on: give --features.kind another network"
+        accelerator.print(reason, file=sys.stderr)
+        return Extractors(None, None)
+    return Extractors(load_features(c, accelerator.device, classifier), classifier)
 
 
 def real_features(
@@ -85,7 +85,7 @@ def real_features(
     cache: Path,
     accelerator: Accelerator,
 ) -> Tensor:
-    """Features (n, D) of images of a split, from the cache where they were computed before."""
+    """Return the features (n, D) of images of a split, from the cache where they were computed before."""
     plan = {
         "images": images.fingerprint,
         "split": split.name,
