@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import Field
 
-from smalti.common import card
+from smalti.common import markdown
 from smalti.common.config import Settings, build
 from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
@@ -46,7 +46,7 @@ from smalti.common.folder import (
 from smalti.common.hub import source_repository
 from smalti.common.layout import Layout, in_format_1
 from smalti.common.mapped import MappedRows, map_column
-from smalti.common.reading import opened
+from smalti.common.reading import open_regular_file
 from smalti.common.record import private
 from smalti.common.written import write_text
 
@@ -166,7 +166,7 @@ def check_begun(folder: Path) -> None:
         raise Refused(f"{folder} holds something that no encode of ours began; give another --output")
 
 
-def begin(folder: Path, info: CodesInfo) -> None:
+def begin_codes(folder: Path, info: CodesInfo) -> None:
     """Start writing, or go on: the plan is kept beside the shards. Raises what `check_plan` raises."""
     check_plan(folder, info)
     sweep(folder)
@@ -250,11 +250,11 @@ def dataset_card(
         place: where the folder will be found, `owner/name` on the Hub.
     """
     origin, total = source_repository(info.source), sum(split["rows"] for split in splits.values())
-    head = card.head(
+    head = markdown.yaml_head(
         pretty_name="Image codes" + (f" of {origin}" if origin else ""),
         license=license,
         task_categories=["unconditional-image-generation"],
-        tags=[card.LIBRARY, "image-codes", "vq-vae"],
+        tags=[markdown.LIBRARY, "image-codes", "vq-vae"],
         source_datasets=[f"extended|{origin}"] if origin else None,
         size_categories=[next((name for most, name in SIZES.items() if total < most), "n>100M")],
         configs=[
@@ -317,17 +317,17 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         f"# Image codes\n\nAn image is {info.layout}, in raster order; "
         f"{info.views} view(s) an image, each a row.\n\n"
         "## Use\n\n"
-        + card.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
+        + markdown.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
         + "\nTo train a prior of Smalti on them, with the files in a folder CODES:\n\n"
-        + card.fenced("python prior/train.py CONFIG --codes CODES --run RUN")
+        + markdown.fenced("python prior/train.py CONFIG --codes CODES --run RUN")
         + "\n## Columns\n\n"
-        + card.table(("column", "holds"), columns)
+        + markdown.markdown_table(("column", "holds"), columns)
         + "\n## Splits\n\n"
-        + card.table(("split", "rows", "images", *figures.values()), rows)
+        + markdown.markdown_table(("split", "rows", "images", *figures.values()), rows)
         + "\nAs encoding measured it, on 8-bit images, PSNR of their pooled error; usage is a share of 1.\n"
         "\n## Data\n\nThe images, and how they were read:\n\n"
-        + card.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
-        + f"\n## Tokenizer\n\n{card.plain(info.tokenizer.name)}, SHA-256 of its weights "
+        + markdown.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
+        + f"\n## Tokenizer\n\n{markdown.plain(info.tokenizer.name)}, SHA-256 of its weights "
         f"`{info.tokenizer.sha256}`. Codes mean something to this tokenizer alone: "
         "whoever decodes them, or draws such codes, must have it.\n"
         "\n## Limits\n\nCodes keep of an image what the PSNR above says, and no more. Rights in the images, and what "
@@ -342,12 +342,12 @@ def is_whole(folder: Path) -> bool:
     return (folder / "codes.json").exists()
 
 
-def mend(folder: Path) -> list[Path]:
+def remove_damaged_codes(folder: Path) -> list[Path]:
     """Remove what is damaged of a codes dataset, so that encoding again writes it anew; returns what was removed."""
     removed = []
     for path in sorted(folder.glob("*-?????-of-?????.parquet")):
         try:
-            with opened(path):
+            with open_regular_file(path):
                 pq.read_metadata(path)
         except (pa.ArrowException, OSError, ValueError) as error:
             pass_on(error)
@@ -396,7 +396,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
+def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
     """The named splits, or all, checked against `codes.json`.
 
     Raises:
@@ -468,7 +468,7 @@ def _rows_in(path: Path) -> int:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
 
 
-def fingerprint(codes: Codes) -> str:
+def codes_fingerprint(codes: Codes) -> str:
     """Return the SHA-256 of what the codes are of, and of every code, label and row of the splits that were read;
     whatever the source and the tokenizer are called."""
     return _fingerprint(codes.info, {name: split.digest() for name, split in codes.splits.items()})

@@ -157,7 +157,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def find(path: str | Path) -> Path:
+def find_config(path: str | Path) -> Path:
     """The path itself, or where there is nothing at `configs/NAME...` or `NAME`, what is shipped under that name."""
     path = Path(path)
     if path.exists() or path.is_absolute() or ".." in path.parts:
@@ -168,7 +168,7 @@ def find(path: str | Path) -> Path:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `UserError` naming the file when there is none."""
-    path = find(path)
+    path = find_config(path)
     try:
         text = read_text(path, MOST_YAML)
     except FileNotFoundError:
@@ -206,14 +206,14 @@ def remember_folder(run: str, argv: Sequence[str], default_file: Path) -> None:
     (Path(run) / ".configs").write_text(str(Path(file.removeprefix("--config=")).parent), encoding="utf-8")
 
 
-def beside(run: str, stage: str) -> str:
+def config_beside(run: str, stage: str) -> str:
     """The config of a stage that stands beside the one a run was started with, or CONFIG: for hints on what to type
     next."""
     kept = Path(run) / ".configs"
     try:
         folder = read_text(kept, MOST_NAME)
         path = Path(folder) / f"{stage}.yaml" if folder.isprintable() else Path("CONFIG")
-        there = find(path).exists()
+        there = find_config(path).exists()
     except (OSError, ValueError):  # there is none, or it is a stranger's
         return "CONFIG"
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
@@ -523,9 +523,9 @@ def parse(
 
 def _of_folder(cls: type[Settings], path: Path) -> Path:
     """Return the path of a config file. Raises `UserError` for a folder, naming what in it has such settings."""
-    if not find(path).is_dir():
+    if not find_config(path).is_dir():
         return path
-    files = {path / found.name: _strange(cls, read_yaml(found)) for found in sorted(find(path).glob("*.y*ml"))}
+    files = {path / found.name: _strange(cls, read_yaml(found)) for found in sorted(find_config(path).glob("*.y*ml"))}
     meant = [str(file) for file, strange in files.items() if not strange] or list(map(str, files))
     raise UserError(f"{path} is a folder, expected a config file{_did_you_mean(meant) or ', and there is none in it'}")
 

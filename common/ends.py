@@ -115,7 +115,7 @@ def pass_on(error: BaseException) -> None:
         raise error
 
 
-def told(error: BaseException) -> tuple[str, int] | None:
+def explain_end(error: BaseException) -> tuple[str, int] | None:
     """Return what to say of an end that is the machine's, the disk's or the user's affair, and the status to exit
     with."""
     if (known := lack(error)) is not None:
@@ -135,7 +135,7 @@ def _of_the_disk(error: BaseException) -> tuple[str, int] | None:
             "on",
             MACHINE,
         )
-    if number in REFUSED and (variable := cache_of(path)) is not None:
+    if number in REFUSED and (variable := cache_variable(path)) is not None:
         return f"cannot write a cache: {what}; make it writable, or set {variable} to a folder that is", USER_ERROR
     if number in REFUSED and path is not None and path.is_file() and not os.access(path, os.R_OK):
         return f"cannot read: {what}; make it readable", USER_ERROR
@@ -148,7 +148,7 @@ def _of_the_disk(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def cache_of(path: Path | None) -> str | None:
+def cache_variable(path: Path | None) -> str | None:
     """Return the variable that moves the cache a path lies in, where it lies in one."""
     if path is None:
         return None

@@ -15,7 +15,7 @@ from smalti.common.errors import UserError
 MOST_IN_A_ROW = 5
 
 
-class Part:
+class MicroBatch:
     """What is kept of one micro-batch until its step is taken."""
 
     def __init__(self, name: str, values: Tensor, losses: Mapping[str, Tensor], rows: Tensor):
@@ -45,7 +45,7 @@ class SkippedSteps:
     def __init__(self, total: int = 0, in_a_row: int = 0):
         self.total, self.in_a_row = int(total), int(in_a_row)
 
-    def clip(self, step: int, model: nn.Module, most: float, parts: Sequence[Part]) -> bool:
+    def clip(self, step: int, model: nn.Module, most: float, parts: Sequence[MicroBatch]) -> bool:
         """Clip the gradient to the norm `most`, and say whether the step may be taken. If not, stderr has what was not
         finite, where this process can tell.
 

@@ -25,7 +25,7 @@ from smalti.common import config, lock, process
 from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
 from smalti.common.layout import of_format_1
-from smalti.common.reading import opened, read_text
+from smalti.common.reading import open_regular_file, read_text
 from smalti.common.tensors import NAMES, misfit, opened_tensors, read_tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -51,14 +51,14 @@ HALF = re.compile(r"\.(.+)\.([0-9a-f]{8}-\d+-\d+)\.(writing|old)")  # a file's n
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write a file or a folder at; it takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = beside(path, "writing")
+    aside = temporary_path(path, "writing")
     remove(aside)
     try:
         yield aside
         settle(aside, path)
         sync(aside)
         if path.is_dir():  # a folder cannot be replaced in one step: the old one stands aside for a moment
-            old = beside(path, "old")
+            old = temporary_path(path, "old")
             remove(old)
             lock.follow(path, aside)
             path.rename(old)
@@ -109,7 +109,7 @@ def link(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def beside(path: Path, what: Literal["writing", "old"]) -> Path:
+def temporary_path(path: Path, what: Literal["writing", "old"]) -> Path:
     """Return the name under which this process, and no other, keeps what it is writing, or what it replaces."""
     return path.with_name(f".{path.name}.{process.label()}.{what}")
 
@@ -260,7 +260,7 @@ def weights_sha256(model: nn.Module) -> str:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes. Raises `UserError` where it is no file but a pipe or a device."""
     try:
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}") from None

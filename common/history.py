@@ -46,7 +46,7 @@ def history_path(folder: Path) -> Path:
 
 
 def read_history(folder: Path) -> list[Change]:
-    """Return the lines of a run's history; what is no line of one is left out, as in `common.run.read_metrics`."""
+    """Return the lines of a run's history; what is no line of one is left out, as in `common.run_folder.read_metrics`."""
     path, found = history_path(folder), []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
@@ -70,7 +70,7 @@ def write_history(folder: Path, step: int, new: Iterable[Change]) -> None:
         aside.write_text("".join(f"{each.model_dump_json(exclude_none=True)}\n" for each in lines), encoding="utf-8")
 
 
-def told(changes: Sequence[Change]) -> str:
+def describe_changes(changes: Sequence[Change]) -> str:
     """Return what changed, in words: "steps 12 instead of 6, lr 0.002 instead of 0.001"."""
     return ", ".join(f"{each.setting} {each.after} instead of {each.before}" for each in changes)
 
@@ -81,7 +81,7 @@ def sentences(history: Sequence[Change]) -> Iterator[str]:
         if change.setting == START:
             yield f"It began from the weights of {private(str(change.after))}, SHA-256 {change.sha256}."
     for step, some in groupby((each for each in history if each.setting != START), key=lambda each: each.step):
-        yield f"From step {step} on it was trained with {told(list(some))}."
+        yield f"From step {step} on it was trained with {describe_changes(list(some))}."
 
 
 def steps_by_batch(history: Sequence[Change], steps: int, batch_size: int) -> Iterator[tuple[int, int]]:
@@ -93,7 +93,7 @@ def steps_by_batch(history: Sequence[Change], steps: int, batch_size: int) -> It
     yield steps - done, batch_size
 
 
-def schedule_told(before: Mapping[str, float], now: Mapping[str, float]) -> str:
+def describe_schedule_changes(before: Mapping[str, float], now: Mapping[str, float]) -> str:
     """Return which values of a schedule are others at a step than they would have been."""
     differ = [name for name in now if before[name] != now[name]]
     return ", ".join(f"{name} {now[name]:.4g} instead of {before[name]:.4g}" for name in differ)

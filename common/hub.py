@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from smalti.common import card
+from smalti.common import markdown
 from smalti.common.errors import UserError
 from smalti.common.folder import inside
 
@@ -109,7 +109,7 @@ class Pretrained:
         with TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
             self.save_pretrained(folder)
-            (folder / README).write_text(card.brief(type(self), repo_id), encoding="utf-8")
+            (folder / README).write_text(markdown.brief(type(self), repo_id), encoding="utf-8")
             return push(
                 folder,
                 repo_id,

@@ -43,7 +43,7 @@ def make_accelerator(precision: Precision = "fp32", track: Sequence[str] = (), f
     """The devices Accelerate gives, or the CPU; `auto` is bf16 where the hardware computes it and fp32 elsewhere.
 
     Args:
-        track: names of trackers, which `common.run.Metrics` begins and tells.
+        track: names of trackers, which `common.run_folder.Metrics` begins and tells.
         folder: of the run's stage, for a tracker that writes files.
 
     Raises:
@@ -185,7 +185,7 @@ def _several() -> bool:
 def _unexpected(error: Exception) -> tuple[str, int]:
     """What to say of an error that no code of ours raised, and the status to exit with."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    if (known := ends.told(error)) is not None:
+    if (known := ends.explain_end(error)) is not None:
         return f"error: {known[0]}", known[1]
     if _several() and isinstance(error, RuntimeError) and LOST_PEER.search(reason):
         return (

@@ -32,7 +32,7 @@ from smalti.common.process import began
 PATIENCE = 10.0  # seconds for a killed command's own helpers, which have the lock too, to notice and end
 
 
-def command() -> str:
+def command_line() -> str:
     return shlex.join(sys.argv)
 
 
@@ -89,7 +89,7 @@ class Lock:
             "host": platform.node(),
             "pid": os.getpid(),
             "began": began(os.getpid()),
-            "command": command(),
+            "command": command_line(),
             "made": [str(path) for path in self._made],
             "whole": os.environ.get(WHOLE),
         }

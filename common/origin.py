@@ -15,7 +15,7 @@ from smalti.common.errors import UserError
 from smalti.common.folder import MODEL_FILES, kind_in, read_json, sha256
 from smalti.common.history import START, Change
 from smalti.common.hub import NoSuchFile, locate
-from smalti.common.run import settings_of
+from smalti.common.run_folder import settings_of
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=Settings)
@@ -36,7 +36,7 @@ class Origin(NamedTuple, Generic[M]):
         return Change(setting=START, after=self.name, sha256=self.sha256)
 
 
-def find(start_from: str, stage: str) -> Path:
+def find_model_folder(start_from: str, stage: str) -> Path:
     """Return the model folder of a stage: the folder itself, or the one in a run, in a run's stage, or in a pipeline.
 
     Raises:
@@ -69,7 +69,7 @@ def read_origin(
     """
     if Path(start_from).is_file():
         raise UserError(f"start_from: {start_from} is a file, and a model of ours is a folder: {instead.get('', GIVE)}")
-    folder = find(start_from, stage)
+    folder = find_model_folder(start_from, stage)
     said = read_json(folder / MODEL_FILES[0])
     if "kind" not in said:
         raise UserError(f"start_from: {start_from} holds no model of ours: {instead.get('', GIVE)}")
@@ -82,7 +82,7 @@ def read_origin(
     return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]))
 
 
-def begun_from(
+def settings_and_origin(
     c: S,
     run: Path,
     kinds: Collection[str],

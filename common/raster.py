@@ -15,7 +15,7 @@ import PIL.Image
 
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
-from smalti.common.reading import MOST_BYTES, opened, read_file
+from smalti.common.reading import MOST_BYTES, open_regular_file, read_file
 
 FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
     "PNG",
@@ -48,7 +48,7 @@ def looks_like_a_picture(path: Path) -> bool:
     TGA is not among them: it begins like anything.
     """
     try:
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             return os.fstat(file.fileno()).st_size <= MOST_BYTES and _begins_as_one(file)
     except ValueError:  # no regular file
         return False

@@ -15,7 +15,7 @@ MOST_BYTES = 2**30  # of one file, where a caller says no less
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
+def open_regular_file(path: Path) -> Iterator[io.BufferedReader]:
     """Return a regular file, open for reading, as a context.
 
     Raises:
@@ -34,10 +34,10 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file.
 
     Raises:
-        ValueError: as `opened`; or it has more than `most` bytes.
+        ValueError: as `open_regular_file`; or it has more than `most` bytes.
         OSError: it is not there, or cannot be read.
     """
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"it has {size:,} bytes; at most {most:,} are read")

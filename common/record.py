@@ -28,14 +28,14 @@ def record(program: str, peers: Sequence[str] = (), arguments: Sequence[str] | N
     """
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": command(program, sys.argv[1:] if arguments is None else arguments),
+        "command": command_without_paths(program, sys.argv[1:] if arguments is None else arguments),
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine_info(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *peers)}},
     }
 
 
-def command(program: str, arguments: Sequence[str]) -> str:
+def command_without_paths(program: str, arguments: Sequence[str]) -> str:
     """The command line. Of an absolute path only its last name: what stands above it is the machine's affair."""
     return " ".join(["python", *([program] if program.endswith(".py") else ["-m", program]), *private(list(arguments))])
 
@@ -58,7 +58,7 @@ def commit() -> str | None:
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def code() -> str:
+def code_version() -> str:
     """Which code computes: the commit, or of an installed package its version."""
     return commit() or release()
 
@@ -83,7 +83,7 @@ def _git(*arguments: str) -> str | None:
     return told.stdout.strip()
 
 
-def machine() -> dict[str, Any]:
+def machine_info() -> dict[str, Any]:
     """CPU, the cores this process may use, memory and accelerators; never a host's name."""
     return {
         "cpu": cpu_model(),

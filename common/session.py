@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from smalti.common.errors import Refused, UserError
 from smalti.common.launch import LOGGED, Interrupted, Terminated
-from smalti.common.lock import Lock, command
+from smalti.common.lock import Lock, command_line
 from smalti.common.shown import shown, shown_lines
 
 
@@ -60,10 +60,10 @@ def logged(folder: Path) -> Iterator[None]:
 
 
 def log_path(folder: Path) -> Path:
-    return beside(folder, ".log")
+    return path_beside(folder, ".log")
 
 
-def beside(folder: Path, ending: str) -> Path:
+def path_beside(folder: Path, ending: str) -> Path:
     """Return the path of the folder's name with an ending, however the folder is spelled. Raises `UserError` for the
     root."""
     spelled = folder.resolve() if folder.name in ("", "..") else folder
@@ -78,7 +78,7 @@ def _log(folder: Path, error: BaseException) -> None:
     if isinstance(error, Refused) or (told and not (folder.is_dir() and any(folder.iterdir()))):
         return
     path, now = log_path(folder), datetime.now(UTC).isoformat(timespec="seconds")
-    head = f"{now} process {os.environ.get('RANK', '0')} of {platform.node()}:{os.getpid()}, {command()}\n"
+    head = f"{now} process {os.environ.get('RANK', '0')} of {platform.node()}:{os.getpid()}, {command_line()}\n"
     body = f"{type(error).__name__}: {shown(error)}\n" if told else "".join(traceback.format_exception(error))
     try:
         with open(path, "a", encoding="utf-8") as file:

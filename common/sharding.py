@@ -40,7 +40,7 @@ def prepare(
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharded:
         plugin = accelerator.state.fsdp_plugin
-        check(plugin)
+        check_fsdp(plugin)
         # Accelerate's policy for bf16 would round the logits too and sum gradients in bf16; autocast does as without
         # sharding.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
@@ -55,7 +55,7 @@ def prepare(
     return prepared, dict(zip(optimizers, each, strict=True))
 
 
-def check(plugin: FullyShardedDataParallelPlugin) -> None:
+def check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
     """That Accelerate is configured as this training needs it."""
     offload = plugin.cpu_offload
     given = {

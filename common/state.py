@@ -6,7 +6,7 @@
 
 A state is written aside, brought to the disk and renamed when whole; the last few are kept. Each file's SHA-256 is
 checked when it is read. Random numbers need no saving: everything random in training is a function of (seed, step), see
-`common.order` and `seed_step`.
+`common.row_order` and `seed_step`.
 """
 
 import json
@@ -58,7 +58,7 @@ class Job(Settings):
         )
 
 
-def save(
+def save_state(
     run: Path,
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from smalti.common.reading import opened
+from smalti.common.reading import open_regular_file
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES = {  # of types, as safetensors writes them; others (fp8, which means nothing without its scales) are none of ours
@@ -34,7 +34,7 @@ NAMES = {  # of types, as safetensors writes them; others (fp8, which means noth
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file. Raises as `opened_tensors`."""
-    with opened(path), _with_its_reason(path):
+    with open_regular_file(path), _with_its_reason(path):
         return load_file(path)
 
 
@@ -46,7 +46,7 @@ def opened_tensors(path: Path) -> Iterator[safe_open]:
         ValueError: it is no regular file.
         OSError: it is not there, or cannot be read; and what safetensors raises.
     """
-    with opened(path):
+    with open_regular_file(path):
         with _with_its_reason(path):
             file = safe_open(path, framework="pt")
         with file:

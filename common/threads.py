@@ -16,7 +16,7 @@ def threads() -> int:
     return max(1, found // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], number: int | None = None) -> Iterator[R]:
+def map_in_order(work: Callable[[T], R], items: Iterable[T], number: int | None = None) -> Iterator[R]:
     """Yield what `work` makes of each item, in their order. Items are taken as they are needed, few ahead of the
     results."""
     number = number or threads()

@@ -186,7 +186,9 @@ def _beginning(config: ClassifierConfig) -> tuple[Classifier, torch.Generator]:
         return Classifier(config), torch.Generator().set_state(torch.get_rng_state())
 
 
-def train(config: ClassifierConfig, source: LabelledSource, device: torch.device | str = "cpu") -> Classifier:
+def train_classifier(
+    config: ClassifierConfig, source: LabelledSource, device: torch.device | str = "cpu"
+) -> Classifier:
     """A classifier trained on the labelled images of `source`, in evaluation mode."""
     recipe, positions = config.recipe, source.labelled()
     model, generator = _beginning(config)
@@ -263,7 +265,7 @@ def load_or_train(
         except UserError:  # a damaged one is trained anew: it is a cache
             folder.remove(path)
     start = time.perf_counter()
-    model = train(config, train_source, device)
+    model = train_classifier(config, train_source, device)
     seconds = time.perf_counter() - start
     found = {"accuracy": accuracy_on(model, held_out), "train_seconds": round(seconds, 1)}
     model.config = config.model_copy(update=found)
@@ -278,7 +280,7 @@ def accuracy_score(
 
     Beside it stands the accuracy of one trained on as many real images: what it could be at best.
     """
-    return accuracy_on(train(_config(drawn, held_out, recipe), drawn, device), held_out)
+    return accuracy_on(train_classifier(_config(drawn, held_out, recipe), drawn, device), held_out)
 
 
 def _fingerprint(config: ClassifierConfig, images: str, *sources: LabelledSource) -> str:

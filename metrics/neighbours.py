@@ -59,7 +59,7 @@ def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
             bar.update(min(step, len(a) - start))
 
 
-def nearest(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
+def nearest_rows(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
     """The k rows nearest to each query. Neither is held in float64 as a whole, and each may be of any type.
 
     Raises:
@@ -106,12 +106,12 @@ def nearest_codes(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
     return Nearest(distances.double(), indices)
 
 
-def memorised(
+def measure_memorisation(
     drawn: Tensor,
     train: Tensor,
     held_out: Tensor,
     quantile: float = 0.01,
-    search: Callable[[Tensor, Tensor], Nearest] = nearest,
+    search: Callable[[Tensor, Tensor], Nearest] = nearest_rows,
 ) -> Memorised:
     """The share of drawn images nearer to a training image than all but `quantile` of the held-out images are.
 

@@ -75,8 +75,8 @@ def test_text_on_the_command_line_stays_text():
 def test_hints_name_the_configs_beside_the_one_a_run_was_started_with(tmp_path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     config.remember_folder(str(tmp_path), ["configs/emoji/tokenizer.yaml", "--steps", "3"], Path("unused"))
-    assert config.beside(str(tmp_path), "prior") == "configs/emoji/prior.yaml"
-    assert config.beside(str(tmp_path / "unknown"), "prior") == "CONFIG"
+    assert config.config_beside(str(tmp_path), "prior") == "configs/emoji/prior.yaml"
+    assert config.config_beside(str(tmp_path / "unknown"), "prior") == "CONFIG"
 
 
 def test_a_config_may_be_given_by_name_but_not_twice(tmp_path):

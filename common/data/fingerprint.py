@@ -33,7 +33,9 @@ def uniform(digests: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(first).view("<u8")[:, 0] >> np.uint64(11)) * 2.0**-53
 
 
-def fingerprint(digests: Mapping[str, np.ndarray], parts: Mapping[str, Part], class_names: Sequence[str] | None) -> str:
+def images_fingerprint(
+    digests: Mapping[str, np.ndarray], parts: Mapping[str, Part], class_names: Sequence[str] | None
+) -> str:
     """Return the SHA-256 of each row's file and label, in the order of the rows, and of the class names.
 
     Args:

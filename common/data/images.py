@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from smalti.common.classes import untrained
 from smalti.common.data import validation
 from smalti.common.data.config import ImagesConfig
-from smalti.common.data.fingerprint import fingerprint, uniform
+from smalti.common.data.fingerprint import images_fingerprint, uniform
 from smalti.common.data.pixels import WHITE, Shape
 from smalti.common.data.sources import VALIDATION_NAMES, Unread, open_source
 from smalti.common.data.split import ImageSplit, look_for_duplicates
@@ -119,7 +119,7 @@ def _with_validation(splits: dict[str, ImageSplit], share: float) -> dict[str, I
     if len(train) == 1:
         raise UserError(f"{train.title} has 1 image; at least 2 are needed, one to train on and one to validate with")
     out = uniform(train.all_digests()) < share  # of rows that are left out too: where they are counted
-    out[train.rows] = validation.held_out(train.digests(), train.labels, share)
+    out[train.rows] = validation.held_out_rows(train.digests(), train.labels, share)
     return {"train": train.of_rows("train", ~out), "validation": train.of_rows("validation", out), **others}
 
 
@@ -145,7 +145,9 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
             split.keep_in_memory()
         else:
             split.glance(GLANCED)
-    seen = fingerprint({name: split.all_digests() for name, split in parts.items()}, source.parts, source.class_names)
+    seen = images_fingerprint(
+        {name: split.all_digests() for name, split in parts.items()}, source.parts, source.class_names
+    )
     splits = _with_validation(parts, config.validation_share)
     look_for_duplicates(splits, config.duplicates)
     return ImageSet(splits, source.class_names, seen, source.unread, source.place, source.notes)
@@ -160,7 +162,7 @@ def tell_of_images(images: ImageSet, accelerator: Accelerator) -> None:
         accelerator.print(shown(remark), file=sys.stderr)
 
 
-def held_out(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:
+def held_out_split(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:
     """The split that figures are of: the named one, or else test, or else validation. Raises `UserError` if there is
     none."""
     name = name or ("test" if "test" in splits else "validation")

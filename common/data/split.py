@@ -26,7 +26,7 @@ from smalti.common.data.sources import Part, file_of, one_line
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.progress import passing_bar
-from smalti.common.threads import in_order
+from smalti.common.threads import map_in_order
 
 R = TypeVar("R")
 ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 2**23  # that a thread decodes: of large images fewer rows
@@ -193,7 +193,7 @@ class ImageSplit(torch.utils.data.Dataset):
         number = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // math.prod(self._shape[:3])))
         some = np.split(rows, range(number, len(rows), number))
         threads = None if len(rows) and self._part.sizes[rows].mean() >= WORTH_THREADS else 1
-        yield from zip(some, in_order(work, map(self._encoded, some), threads), strict=True)
+        yield from zip(some, map_in_order(work, map(self._encoded, some), threads), strict=True)
 
     def _encoded(self, rows: np.ndarray) -> Encoded:
         return Encoded(rows, list(self._part.column[rows]))

@@ -14,7 +14,7 @@ import numpy as np
 from smalti.common.data.fingerprint import uniform
 
 
-def held_out(digests: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
+def held_out_rows(digests: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
     """Return which rows (N,) bool are held out, at least one and not all; N is at least 2.
 
     Args:

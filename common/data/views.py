@@ -52,7 +52,7 @@ def augment(images: Tensor, seed: int, rows: Any, epochs: Any, config: ImagesCon
     return images.flatten(2).gather(2, places.expand(B, C, H * W)).view(B, C, H, W)  # 4 to 20 times indexing's speed
 
 
-def view(images: Tensor, seed: int, rows: Any, index: int, config: ImagesConfig) -> Tensor:
+def image_view(images: Tensor, seed: int, rows: Any, index: int, config: ImagesConfig) -> Tensor:
     """Return view 0, the images themselves; 1, their mirror (where `flip`); or a further one, an augmentation: (B, C,
     H, W)."""
     if index == 0:

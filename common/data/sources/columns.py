@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smalti.common.data.config import ImagesConfig
-from smalti.common.data.sources.classes import class_names, normal, numbered, refuse_other_names
+from smalti.common.data.sources.class_names import class_names, normal, numbered, refuse_other_names
 from smalti.common.data.sources.files import hold_inside
 from smalti.common.data.sources.part import Column, Part, one_line
 from smalti.common.errors import UserError

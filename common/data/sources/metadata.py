@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from smalti.common.data.sources.classes import normal
-from smalti.common.data.sources.files import base_name, is_metadata, read_text
+from smalti.common.data.sources.class_names import normal
+from smalti.common.data.sources.files import base_name, is_metadata, read_source_text
 from smalti.common.data.sources.part import one_line
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
@@ -66,7 +66,7 @@ def _rows(root: Path, table: str, label: str) -> Iterator[Row]:
 
 
 def _json_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path, MOST_METADATA).split("\n"), 1):
+    for number, line in enumerate(read_source_text(path, MOST_METADATA).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -83,7 +83,7 @@ def _json_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    lines = csv.reader(io.StringIO(read_text(path, MOST_METADATA), newline=""))
+    lines = csv.reader(io.StringIO(read_source_text(path, MOST_METADATA), newline=""))
     try:
         head = next(lines, [])
         if head.count("file_name") != 1 or head.count(label) > 1:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from smalti.common.data.config import ImagesConfig
+from smalti.common.data.sources.builtin_digits import open_digits
 from smalti.common.data.sources.cache import prepare_datasets, refuse_cache
 from smalti.common.data.sources.columns import column_parts
-from smalti.common.data.sources.digits import open_digits
-from smalti.common.data.sources.hub import read_hub
+from smalti.common.data.sources.hub_dataset import read_hub
 from smalti.common.data.sources.local import LAYOUTS, open_folder
 from smalti.common.data.sources.part import Source, as_unread, one_line
 from smalti.common.data.sources.splits import with_train

@@ -48,10 +48,12 @@ class Source(NamedTuple):
 
 
 def as_unread(left: Mapping[str, Sequence[str]]) -> tuple[Unread, ...]:
-    return tuple(Unread(kind, len(names), tuple(map(shown, names[:EXAMPLES]))) for kind, names in left.items() if names)
+    return tuple(
+        Unread(kind, len(names), tuple(map(printable_name, names[:EXAMPLES]))) for kind, names in left.items() if names
+    )
 
 
-def shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """Return a file's name as text that can be printed, whatever bytes it has."""
     return name.encode("utf-8", "backslashreplace").decode()
 

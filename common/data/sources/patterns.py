@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from smalti.common.config import MOST_YAML, load_yaml
-from smalti.common.data.sources.files import read_text
+from smalti.common.data.sources.files import read_source_text
 from smalti.common.data.sources.part import one_line
 from smalti.common.errors import UserError
 
@@ -20,7 +20,7 @@ MOST_README = 2**24  # bytes
 HEAD = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:\r\n|\n|$)", re.S)  # where huggingface_hub finds it
 
 
-class Head(NamedTuple):
+class SubsetInfo(NamedTuple):
     """What the YAML says of one subset."""
 
     patterns: dict[str, list[str]] | None  # split -> patterns; none where it names no files
@@ -65,14 +65,14 @@ def refuse_configs(configs: Iterable[Mapping[str, Any]], title: str) -> None:
             refuse_elsewhere(pattern, title)
 
 
-def read_head(readme: Path, standalone: Path) -> dict[str, Any]:
+def read_readme_head(readme: Path, standalone: Path) -> dict[str, Any]:
     """Return the YAML in the head of a README, under that of the file which stands for it."""
     head: dict[str, Any] = {}
     if readme.is_file():
-        found = HEAD.match(read_text(readme, MOST_README, "replace").lstrip())
+        found = HEAD.match(read_source_text(readme, MOST_README, "replace").lstrip())
         head |= _mapping(found[1], readme) if found else {}
     if standalone.is_file():
-        head |= _mapping(read_text(standalone, MOST_YAML), standalone)
+        head |= _mapping(read_source_text(standalone, MOST_YAML), standalone)
     return head
 
 
@@ -88,7 +88,7 @@ def _mapping(text: str, path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: its YAML head cannot be read: {one_line(error)}") from None
 
 
-def head_of(head: Mapping[str, Any], subset: str | None, title: str) -> Head:
+def subset_info(head: Mapping[str, Any], subset: str | None, title: str) -> SubsetInfo:
     """Return what a head says of a subset, or of the only or default one."""
     try:
         configs = {str(config.get("config_name", "default")): config for config in head.get("configs") or []}
@@ -105,7 +105,7 @@ def head_of(head: Mapping[str, Any], subset: str | None, title: str) -> Head:
         config = configs.get(name, {})
         info = infos.get(name) or (next(iter(infos.values())) if len(infos) == 1 else None)
         files = config.get("data_files")
-        return Head(None if files is None else _by_split(files), str(config.get("data_dir") or ""), info)
+        return SubsetInfo(None if files is None else _by_split(files), str(config.get("data_dir") or ""), info)
     except (AttributeError, TypeError, KeyError) as error:
         raise UserError(f"{title}: its `configs` cannot be read: {one_line(error)}") from None
 

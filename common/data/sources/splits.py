@@ -87,7 +87,7 @@ def _words(file: str) -> Iterator[str]:
     return (word for word in re.split(r"[^a-z]+", file.casefold()) if word)
 
 
-def in_order(splits: Mapping[str, S]) -> dict[str, S]:
+def train_first(splits: Mapping[str, S]) -> dict[str, S]:
     """Return train first, then the others by name; class names are those of train."""
     return {name: splits[name] for name in sorted(splits, key=lambda name: (name != "train", name))}
 
@@ -100,7 +100,7 @@ def all_there(splits: dict[str, S], names: Mapping[str, str], title: str) -> dic
     return splits
 
 
-def renamed(splits: Mapping[str, S], names: Mapping[str, str]) -> tuple[dict[str, S], Left]:
+def rename_splits(splits: Mapping[str, S], names: Mapping[str, str]) -> tuple[dict[str, S], Left]:
     """Return splits that have names of their own by the names that `images.split` gives them."""
     for split, name in names.items():
         if name not in splits:
@@ -121,4 +121,4 @@ def with_train(splits: Mapping[str, S], title: str) -> dict[str, S]:
         raise UserError(
             f"source {title} has no split train; its splits are {there}; say which one is, as --images.split.train NAME"
         )
-    return dict(in_order(splits))
+    return dict(train_first(splits))

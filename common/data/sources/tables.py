@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smalti.common.data.sources.classes import refuse_other_names
-from smalti.common.data.sources.files import TABLES, Found, hold_inside, home_of, read_text, suffix
+from smalti.common.data.sources.class_names import refuse_other_names
+from smalti.common.data.sources.files import TABLES, FolderFiles, hold_inside, home_of, read_source_text, suffix
 from smalti.common.data.sources.part import Left, one_line
-from smalti.common.data.sources.splits import TO_SAY_SO, in_order
+from smalti.common.data.sources.splits import TO_SAY_SO, train_first
 from smalti.common.errors import UserError
 
 if TYPE_CHECKING:  # half a second, and the digits do without
@@ -27,7 +27,7 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SAVED)
 
 
-def read_saved(folder: Path, found: Found, reach: str) -> tuple[dict[str, "Dataset"], Left]:
+def read_saved(folder: Path, found: FolderFiles, reach: str) -> tuple[dict[str, "Dataset"], Left]:
     """Return the splits of what `save_to_disk` wrote, and the files that are none of theirs."""
     import datasets
 
@@ -74,7 +74,7 @@ def _refuse_no_name(name: Any, where: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_text(path, MOST_STATE))
+        found = json.loads(read_source_text(path, MOST_STATE))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     if not isinstance(found, dict):
@@ -110,7 +110,7 @@ def read_tables(
     from datasets.data_files import DataFilesList
 
     kind = table_format([file for files in splits.values() for file in files], title)
-    paths = {split: [str((root / file).absolute()) for file in files] for split, files in in_order(splits).items()}
+    paths = {split: [str((root / file).absolute()) for file in files] for split, files in train_first(splits).items()}
     for path in (path for several in paths.values() for path in several):
         if "::" in path:
             raise UserError(f"{path}: `datasets` takes :: in a path for a chain of protocols; rename it")

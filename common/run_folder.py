@@ -15,7 +15,7 @@ from smalti.common import state
 from smalti.common.config import Settings, build, read_yaml, write_yaml
 from smalti.common.errors import Refused, UserError
 from smalti.common.folder import is_empty, is_stage, replacing, sweep
-from smalti.common.history import Change, schedule_told, told, write_history
+from smalti.common.history import Change, describe_changes, describe_schedule_changes, write_history
 from smalti.common.launch import Interrupted
 from smalti.common.reading import read_file
 from smalti.common.track import Trackers
@@ -146,8 +146,10 @@ def enter_run(
             write_yaml(settings, aside)
     accelerator.wait_for_everyone()
     if reopened.before is not None and reopened.changes:
-        scheduled = schedule_told(schedule(reopened.before, step), schedule(settings, step))
-        accelerator.print(f"from step {step} on: {told(reopened.changes)}{f' ({scheduled})' if scheduled else ''}")
+        scheduled = describe_schedule_changes(schedule(reopened.before, step), schedule(settings, step))
+        accelerator.print(
+            f"from step {step} on: {describe_changes(reopened.changes)}{f' ({scheduled})' if scheduled else ''}"
+        )
 
 
 def check_stage(folder: Path) -> None:

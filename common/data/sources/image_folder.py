@@ -9,10 +9,10 @@ pictures/cat/0.png  pictures/dog/...  a lone folder around either is entered
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from smalti.common.data.sources.classes import normal
+from smalti.common.data.sources.class_names import normal
 from smalti.common.data.sources.metadata import Row
 from smalti.common.data.sources.part import Left
-from smalti.common.data.sources.splits import in_order, split_of
+from smalti.common.data.sources.splits import split_of, train_first
 from smalti.common.errors import UserError
 
 OR_SAY_SO = "say what it is with images.split, as --images.split.train FOLDER, or with images.data_files"
@@ -23,7 +23,7 @@ class Labelled(NamedTuple):
     labels: list[Any]  # a name or a number each, none for no class
 
 
-class Layout(NamedTuple):
+class LabelledSplits(NamedTuple):
     """How a folder was understood: every image is in a split or left."""
 
     splits: dict[str, Labelled]
@@ -37,13 +37,13 @@ class Splits(NamedTuple):
     notes: list[str]
 
 
-def layout(
+def find_splits(
     images: Sequence[str],
     tables: Mapping[str, Sequence[Row]],
     names: Mapping[str, str],
     title: str,
     chosen: bool = False,
-) -> Layout:
+) -> LabelledSplits:
     """Return the splits and labels of image files.
 
     Args:
@@ -57,7 +57,7 @@ def layout(
     return _labelled(_split_folders(images, names, title, chosen, bool(tables)), tables, title)
 
 
-def layout_of(files: Mapping[str, Sequence[str]], tables: Mapping[str, Sequence[Row]], title: str) -> Layout:
+def label_splits(files: Mapping[str, Sequence[str]], tables: Mapping[str, Sequence[Row]], title: str) -> LabelledSplits:
     """Return the splits and labels of image files whose splits are known."""
     common = {split: _common_folder(several) for split, several in files.items()}
     inner = {split: {file: file.removeprefix(common[split]) for file in several} for split, several in files.items()}
@@ -139,7 +139,7 @@ def _folders_in(folder: str, paths: Any) -> set[str]:
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
-def _labelled(splits: Splits, tables: Mapping[str, Sequence[Row]], title: str) -> Layout:
+def _labelled(splits: Splits, tables: Mapping[str, Sequence[Row]], title: str) -> LabelledSplits:
     left: Left = {kind: list(files) for kind, files in splits.left.items()}
     notes = list(splits.notes)
     train = list(splits.files.get("train", {}).values())
@@ -147,7 +147,7 @@ def _labelled(splits: Splits, tables: Mapping[str, Sequence[Row]], title: str) -
     if entered:
         notes.append(f"the folder {entered} around all others of the split train is entered")
     found = {}
-    for split in in_order({split: [] for split in splits.files}):
+    for split in train_first({split: [] for split in splits.files}):
         inner = splits.files[split]
         if entered and all(path.startswith(entered) for path in inner.values()):
             inner = {file: path.removeprefix(entered) for file, path in inner.items()}
@@ -167,7 +167,7 @@ def _labelled(splits: Splits, tables: Mapping[str, Sequence[Row]], title: str) -
         notes.append(
             f"all images of the split train lie in the one folder {classes.pop()}, which is taken for their class"
         )
-    return Layout(found, {kind: files for kind, files in left.items() if files}, notes)
+    return LabelledSplits(found, {kind: files for kind, files in left.items() if files}, notes)
 
 
 def _rows_of(inner: Mapping[str, str], tables: Mapping[str, Sequence[Row]]) -> list[Row] | None:

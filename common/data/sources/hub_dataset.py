@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 
 from smalti.common.data.sources.files import IMAGE_SUFFIXES, SIDE_FILES, TABLES, base_name, is_metadata, suffix
 from smalti.common.data.sources.part import Left
-from smalti.common.data.sources.patterns import matching, read_head, refuse_configs
-from smalti.common.data.sources.splits import all_there, in_order, renamed, split_files, split_names, split_of_file
+from smalti.common.data.sources.patterns import matching, read_readme_head, refuse_configs
+from smalti.common.data.sources.splits import (
+    all_there,
+    rename_splits,
+    split_files,
+    split_names,
+    split_of_file,
+    train_first,
+)
 from smalti.common.data.sources.tables import table_format
 from smalti.common.errors import UserError
 
@@ -41,7 +48,7 @@ def read_hub(
         _raise_offline()
         info = HfApi().dataset_info(source, timeout=PATIENCE)
     except Exception as error:  # of the network under it, of the Hub, or offline
-        splits, left = renamed(_kept(source, subset, error), chosen)
+        splits, left = rename_splits(_kept(source, subset, error), chosen)
         return splits, left, [NOT_ASKED]
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     configured = _refuse_files_elsewhere(source, info.sha, files)
@@ -51,10 +58,10 @@ def read_hub(
         default = None if "train" in chosen else "train"
         data_files, notes = _by_names(files, split_names(chosen), default, source)
         data_files, chosen = all_there(data_files, chosen, source), {}
-    builder = _builder(source, subset, in_order(data_files))
+    builder = _builder(source, subset, train_first(data_files))
     read = {file for several in _read_of(builder, source).values() for file in several}
     builder.download_and_prepare()
-    splits, left = renamed(dict(builder.as_dataset()), chosen)
+    splits, left = rename_splits(dict(builder.as_dataset()), chosen)
     others = [file for file in files if file not in read and base_name(file).lower() not in SIDE_FILES]
     return splits, {"files of the Hub that are in none of the splits": others, **left}, notes
 
@@ -111,7 +118,7 @@ def _refuse_files_elsewhere(source: str, revision: str | None, files: list[str])
 
     there = [name for name in ("README.md", ".huggingface.yaml") if name in files]
     paths = {name: Path(hf_hub_download(source, name, repo_type="dataset", revision=revision)) for name in there}
-    head = read_head(paths.get("README.md", Path("/nowhere")), paths.get(".huggingface.yaml", Path("/nowhere")))
+    head = read_readme_head(paths.get("README.md", Path("/nowhere")), paths.get(".huggingface.yaml", Path("/nowhere")))
     configs = head.get("configs") or []
     refuse_configs(configs, f"source {source}")
     return bool(configs)

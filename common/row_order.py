@@ -40,7 +40,7 @@ class Share:
         return self.batch_size // (self.accumulate * self.world)
 
 
-class Order:
+class RowOrder:
     """Iterates over (rows (b,), epochs (b,)) int64, one micro-batch of this process after the other, from
     `first_step`."""
 
@@ -78,7 +78,7 @@ def _leave_signals_to_the_loop(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def batches(dataset: Dataset, order: Order, workers: int = 0) -> Iterator:
+def batches(dataset: Dataset, order: RowOrder, workers: int = 0) -> Iterator:
     """`dataset[(rows, epochs)]` for each of the order's micro-batches, read ahead by `workers` processes."""
     loader = DataLoader(
         dataset,

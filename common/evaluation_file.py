@@ -60,10 +60,10 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 def tell(path: Path, following: str) -> None:
     """Print the figures of a file, where it is, and the command that comes next."""
-    print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}\nnext: {following}")
+    print(f"{path.stem}:\n{figure_lines(read_json(path)['figures'])}\nthe figures are in {path}\nnext: {following}")
 
 
-def shown(figures: Mapping[str, Any], indent: str = "  ") -> str:
+def figure_lines(figures: Mapping[str, Any], indent: str = "  ") -> str:
     """Figures as lines to print: names and numbers, tables left out."""
     flat = {name: value for name, value in figures.items() if isinstance(value, int | float | str)}
     width = max(map(len, flat), default=0)

@@ -12,7 +12,7 @@ from smalti.common.shown import shown, shown_lines
 LIBRARY = "smalti"
 
 
-def head(**fields: Any) -> str:
+def yaml_head(**fields: Any) -> str:
     """The YAML head. Fields that are None or empty are left out."""
     given = {name: value for name, value in fields.items() if value not in (None, "", [], ())}
     return f"---\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}---\n\n"
@@ -23,7 +23,7 @@ def plain(text: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", shown(" ".join(str(text).split())))
 
 
-def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are Markdown already."""
     lines = [names, ["---"] * len(names), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -36,7 +36,7 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{shown_lines(text.rstrip())}\n{fence}\n"
 
 
-def details(summary: str, body: str) -> str:
+def collapsible(summary: str, body: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{body}\n</details>\n"
 
 
@@ -51,7 +51,7 @@ def loading(cls: type[Any], place: str) -> str:
 def brief(cls: type, repo_id: str) -> str:
     """The card of what was pushed from memory, which tells nothing of where it comes from."""
     return (
-        f"{head(library_name=LIBRARY)}# {repo_id.rpartition('/')[2]}\n\n"
+        f"{yaml_head(library_name=LIBRARY)}# {repo_id.rpartition('/')[2]}\n\n"
         f"An `{cls.__name__}` of Smalti; `config.json` or `model_index.json` says its sizes.\n\n"
         f"{fenced(loading(cls, repo_id), 'python')}\n"
         "Which data it learned from and what it is worth was not told. Where its run is, "

@@ -24,7 +24,7 @@ def all_numerals(names: Iterable[str]) -> bool:
     return all(name.isascii() and name.isdecimal() for name in names)
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
+def ordered_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct names in order; whole numbers by value."""
     distinct = {normal(name) for name in names}
     return tuple(sorted(distinct, key=(lambda name: (int(name), len(name))) if all_numerals(distinct) else None))
@@ -37,7 +37,7 @@ def class_names(labels: Iterable[Any], title: str) -> tuple[str, ...] | None:
     if not kinds:
         return None
     if kinds == {str}:
-        return in_order(distinct)
+        return ordered_names(distinct)
     if kinds not in ({int}, {bool}):
         got = " and ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"{title}: expected class numbers from 0, or text; got {got}")
