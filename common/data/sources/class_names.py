@@ -54,7 +54,7 @@ def refuse_other_names(title: str, names: Sequence[str], expected: Sequence[str]
 
 
 def numbered(labels: Iterable[Any], names: Sequence[str], title: str) -> np.ndarray:
-    """Return each label's place among the names (N,), int64; -1 for none, or a number below 0."""
+    """Return the index of each label among the names, (N,) int64; -1 for none or for a number below 0."""
     labels = [normal(label) if isinstance(label, str) else label for label in labels]
     number = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
     foreign = {label for label in labels if label not in number and (isinstance(label, str) or (label or 0) > 0)}

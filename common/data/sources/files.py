@@ -101,8 +101,7 @@ def is_metadata(file: str) -> bool:
 
 
 def home_of(root: Path) -> tuple[Path, ...]:
-    """Return the folders that a source's files may lie in: its own, and for a snapshot in the Hub's cache those
-    beside."""
+    """Return the folders that may hold a source's files: its own, and in the Hub's cache the blobs of its snapshot."""
     snapshots = next((parent for parent in root.parents if parent.name == "snapshots"), None)
     return (root,) if snapshots is None else (root, snapshots.parent / "blobs")
 
@@ -117,8 +116,7 @@ def hold_inside(path: Path, homes: tuple[Path, ...], what: str) -> None:
 
 
 def find_files(root: Path, reach: str = "folder") -> FolderFiles:
-    """Return every file in a folder by its relative path. Links are followed where they lead to regular files and
-    folders.
+    """Return every file in a folder by its relative path; follow links that lead to regular files and folders.
 
     Raises:
         UserError: a link leads out of the folder (unless `reach` is anywhere), or to a folder that it stands in.
@@ -162,7 +160,7 @@ def _left_out(entry: os.DirEntry) -> str | None:
 
 
 def pictures_among(root: Path, files: list[str]) -> tuple[list[str], list[str]]:
-    """Return the images and the other files; those whose suffix says nothing are known by their first bytes."""
+    """Return the images and the other files; a file without a known suffix is recognised by its first bytes."""
     images: list[str] = []
     others: list[str] = []
     for file in files:
@@ -171,7 +169,7 @@ def pictures_among(root: Path, files: list[str]) -> tuple[list[str], list[str]]:
 
 
 def other_formats(files: list[str]) -> Left:
-    """Return files that are no images under a kind that says which suffixes they have."""
+    """Return files that are no images, under a kind that counts their suffixes."""
     if not files:
         return {}
     counts = Counter(suffix(file) or "without a suffix" for file in files).most_common()
@@ -181,7 +179,7 @@ def other_formats(files: list[str]) -> Left:
 
 
 def read_source_text(path: Path, most: int, errors: str = "strict") -> str:
-    """Return a small text file, without its byte-order mark. Raises `UserError` where it is none, or has more bytes."""
+    """Return a small text file without its byte-order mark. Raises `UserError` if it is no text or longer."""
     try:
         return read_file(path, most).decode("utf-8-sig", errors)
     except (OSError, ValueError) as error:

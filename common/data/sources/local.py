@@ -41,7 +41,7 @@ class _Opened(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """What is to be read of a folder."""
+    """A folder to read: its files, and the settings that choose among them."""
 
     root: Path
     files: list[str]  # all there are, relative to the root
@@ -55,14 +55,13 @@ class _Folder(NamedTuple):
 
 
 def open_folder(folder: Path, config: ImagesConfig) -> Source:
-    """Return a folder's splits, its class names, and what of it is not read."""
+    """Return a folder's splits, its class names and its unread files."""
     found = find_files(folder, config.reach)
     if is_saved(folder):
         opened = _saved(folder, found, config)
         return Source(opened.parts, opened.class_names, as_unread({**found.left, **opened.left}), folder.resolve())
-    head = subset_info(
-        read_readme_head(folder / "README.md", folder / ".huggingface.yaml"), config.subset, str(folder / "README.md")
-    )
+    readme = folder / "README.md"
+    head = subset_info(read_readme_head(readme, folder / ".huggingface.yaml"), config.subset, str(readme))
     given = config.data_files.given()
     base = "" if given or PurePosixPath(head.folder) == PurePosixPath() else f"{PurePosixPath(head.folder)}/"
     files = [file.removeprefix(base) for file in found.files if file.startswith(base)]
@@ -72,13 +71,10 @@ def open_folder(folder: Path, config: ImagesConfig) -> Source:
     tables = _table_files(here)
     opened = _tables(here, tables, head) if tables else _images(here)
     left = {kind: [base + name for name in names] for kind, names in opened.left.items()}
-    left |= {
-        f"files outside {base}, of which the README speaks": [file for file in found.files if not file.startswith(base)]
-    }
-    unnamed = [file for file in sorted(set(files) - set(here.wanted)) if tables or not is_metadata(file)]
-    left |= {
-        f"files that {'images.data_files' if given else 'the README'} does not name": [base + name for name in unnamed]
-    }
+    outside = [file for file in found.files if not file.startswith(base)]
+    left |= {f"files outside {base}, of which the README speaks": outside}
+    unnamed = [base + file for file in sorted(set(files) - set(here.wanted)) if tables or not is_metadata(file)]
+    left |= {f"files that {'images.data_files' if given else 'the README'} does not name": unnamed}
     notes = [*opened.notes, *_in_several(chosen or {})]
     return Source(opened.parts, opened.class_names, as_unread({**found.left, **left}), folder.resolve(), tuple(notes))
 

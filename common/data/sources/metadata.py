@@ -1,5 +1,4 @@
-"""Labels in a table beside the images: metadata.jsonl, metadata.csv or metadata.parquet, for the folder that it stands
-in.
+"""Labels in a table beside the images of a folder: metadata.jsonl, metadata.csv or metadata.parquet.
 
 {"file_name": "images/0.png", "label": "cat"}
 """
@@ -54,9 +53,8 @@ def _there(path: Path, row: Row, there: Mapping[str, str]) -> Row:
 
 def _rows(root: Path, table: str, label: str) -> Iterator[Row]:
     path, folder = root / table, posixpath.dirname(table)
-    for where, row in {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[table.rpartition(".")[2]](
-        path, label
-    ):
+    read = {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[table.rpartition(".")[2]]
+    for where, row in read(path, label):
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
             raise UserError(f'{path}, {where}: expected a "file_name"; got {str(row)[:80]}')

@@ -1,4 +1,4 @@
-"""Open a source, wherever it is; the many errors of `datasets` are told in one line."""
+"""Open a source, wherever it is, and tell the many errors of `datasets` in one line."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def _hub(config: ImagesConfig) -> Source:
 
 
 def open_source(config: ImagesConfig) -> Source:
-    """Return the splits of a source, its class names, and what of it is not read.
+    """Return the splits of a source, its class names and its unread files.
 
     Raises:
         UserError: there is no such source or column, a split is empty, or class names disagree between splits.

@@ -1,4 +1,4 @@
-"""A source as it was found: its splits, each N encoded images with their labels, and what of it is not read."""
+"""A source as it was found: its splits, each N encoded images with labels, and its unread files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ Left = dict[str, list[str]]  # what lies there and is not read: kind -> names
 
 
 class Source(NamedTuple):
-    """A source as it was found."""
+    """The splits of a source, its class names and its unread files."""
 
     parts: dict[str, Part]  # of each split
     class_names: tuple[str, ...] | None
