@@ -374,10 +374,7 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
     written = read_json(path)
     check_format(written, "smalti.codes", path)
     splits = written.get("splits")
-    counted = isinstance(splits, dict) and all(
-        isinstance(s, dict) and _is_count(s.get("rows")) for s in splits.values()
-    )
-    if not counted:
+    if not isinstance(splits, dict) or not all(map(_has_rows, splits.values())):
         raise UserError(f"{path}: splits must say how many rows each has, got {str(splits)[:200]}")
     if foreign := [name for name in splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
         raise UserError(f"{path}: a split's name must be of letters, digits and dots, got {foreign[0]!r}")
@@ -385,8 +382,10 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
     return build(CodesInfo, settings, str(path)), splits
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _has_rows(split: Any) -> bool:
+    """Return whether what codes.json says of a split has a number of rows."""
+    rows = split.get("rows") if isinstance(split, dict) else None
+    return isinstance(rows, int) and not isinstance(rows, bool) and rows >= 0
 
 
 def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
