@@ -101,7 +101,7 @@ class Kind(Settings):
         if not isinstance(value, Mapping):
             raise PydanticKnownError("model_type", {"class_name": cls.__name__})
         kind = value.get("kind", cls.usual)
-        if kind not in cls.kinds:
+        if not isinstance(kind, str) or kind not in cls.kinds:  # a list has no hash to look up
             names = ", ".join(repr(m.name()) for m in cls.members())
             told = {"discriminator": "kind", "tag": str(kind), "expected_tags": names}
             raise PydanticKnownError("union_tag_invalid", told)
