@@ -32,12 +32,12 @@ from benchmarks.claim import Claim, mean_and_spread, verdict
 from benchmarks.images import channels_first, read_npz
 from benchmarks.timing import ROOT, once
 from smalti.common.errors import UserError
-from smalti.common.evaluation import read_evaluations
+from smalti.common.evaluation_file import read_evaluations
 from smalti.common.folder import read_json, write_json
 from smalti.common.launch import make_accelerator
 from smalti.common.record import record
 from smalti.metrics.distances import frechet_distance
-from smalti.metrics.features import Features
+from smalti.metrics.feature_extractor import Features
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.pipeline.evaluation.bench import Bench, Settings, evenly, features_of, open_bench
 from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import ROOT, once
-from smalti.common.evaluation import read_evaluations
+from smalti.common.evaluation_file import read_evaluations
 from smalti.common.folder import replacing, write_json
 from smalti.common.record import record
 

@@ -27,7 +27,7 @@ from benchmarks.claim import mean_and_spread
 from smalti.common import codes
 from smalti.common.codes import CodesInfo, CodesSplit
 from smalti.common.data.pixels import from_pil, to_pil
-from smalti.common.pictures import image_grid, save_picture
+from smalti.common.plots import image_grid, save_picture
 from smalti.common.record import record
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.autoregressive import AutoregressivePrior
@@ -150,7 +150,7 @@ def main() -> None:
     result: Figures = {**record("benchmarks.completion"), "protocol": __doc__, "nats_per_unknown_code": by_set}
     for name, data in sets.items():
         train(name, data.resolve(), arguments.work.resolve(), arguments.seeds)
-        info, splits = codes.read(arguments.work / name / "codes", ["test"])
+        info, splits = codes.load_codes(arguments.work / name / "codes", ["test"])
         of_order: Figures = {}
         for order in ORDERS:
             runs = [arguments.work / f"{name}-{order}-{seed}" for seed in arguments.seeds]

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from smalti.common import codes
-from smalti.common.data.images import held_out
+from smalti.common.data.images import held_out_split
 from smalti.common.data.pixels import to_float
 from smalti.common.data.run_images import open_run_images
 from smalti.common.record import record
@@ -154,12 +154,12 @@ def main() -> None:
     pipeline = ImagePipeline.from_pretrained(run / "pipeline")
     t, c = pipeline.tokenizer.config, pipeline.prior.config
     splits = open_run_images(run / "tokenizer", t).splits
-    test = held_out(splits).read(torch.arange(len(held_out(splits))))
+    test = held_out_split(splits).read(torch.arange(len(held_out_split(splits))))
     images = test.images
 
     train = to_float(splits["train"].read(torch.arange(len(splits["train"]))).images)
     steps = em(rearrange(train, "b c (h p) (w q) -> (b h w) (c p q)", p=PATCH, q=PATCH))
-    marginal = Marginal(codes.read(run / "codes", ["train"]).splits["train"].codes, c.layout.codebook_size)
+    marginal = Marginal(codes.load_codes(run / "codes", ["train"]).splits["train"].codes, c.layout.codebook_size)
     found = measure(image_nats(pipeline, marginal, images, test.labels), images[0].numel(), c.layout.length)
     rows = drawn_rows(pipeline, marginal, images, test.labels)
     of_row = dict(zip(rows, (found[f"{name}_nats_a_code"] for name in PRIORS), strict=False))

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from smalti.common.config import build, read_yaml
 from smalti.common.data.config import ImagesConfig
-from smalti.common.data.images import ImageSet, held_out, open_images
+from smalti.common.data.images import ImageSet, held_out_split, open_images
 from smalti.common.data.pixels import to_float, to_pil, to_uint8
 from smalti.common.data.split import ImageSplit
 from smalti.common.folder import read_json, write_json
@@ -133,11 +133,11 @@ def measure(case: Case, source: str, work: Path, seed: int) -> Figures:
     with_shift = train(case, work / f"shift-{seed}", source, shipped, seed)
 
     images = opened(case, source)
-    split = held_out(images.splits)
+    split = held_out_split(images.splits)
     recipe = Recipe(mirror=case.mirror, seed=seed)
     known, test = labelled(images.splits["train"]), labelled(split)
     judge = load_or_train(known, test, images.fingerprint, work, recipe)
-    originals, seen = whole(split), whole(held_out(opened(case, str(crops)).splits))
+    originals, seen = whole(split), whole(held_out_split(opened(case, str(crops)).splits))
     some = torch.arange(len(split)) * len(images.splits["train"]) // len(split)
     labels = torch.from_numpy(split.labels)
     features, floor = judge.features(originals), judge.features(whole(images.splits["train"], some))

@@ -1,6 +1,6 @@
 """The gated PixelCNN beside the Transformer: the same codes of one tokenizer, and as much processor time for both.
 
-    python -m benchmarks.priors choose --fashion_mnist FOLDER --work DIR  # the PixelCNN's sizes, on the validation split
+    python -m benchmarks.priors choose --fashion_mnist FOLDER --work DIR  # the PixelCNN, on validation
     python -m benchmarks.priors run --fashion_mnist FOLDER --work DIR --seeds 0 1 2
 
 Protocol: of each set, the digits and Fashion-MNIST, the shipped config's tokenizer is trained once (seed 0) and its

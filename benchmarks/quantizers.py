@@ -39,8 +39,8 @@ from smalti.common.data.images import ImageSet, open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.ema import EMA
 from smalti.common.launch import make_accelerator
-from smalti.common.order import Order, Share, batches
 from smalti.common.record import record
+from smalti.common.row_order import RowOrder, Share, batches
 from smalti.common.schedule import warmup_cosine
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import entropy_bits, perplexity, usage
@@ -142,7 +142,7 @@ def fit_peer(
     model = PeerTokenizer(dataset, PEERS[name])
     ema, split = EMA(model, TrainConfig.model_fields["ema_decay"].default), images.splits["train"]
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
-    reader = batches(split, Order(len(split), seed, Share(batch_size=BATCH_SIZE), 0))
+    reader = batches(split, RowOrder(len(split), seed, Share(batch_size=BATCH_SIZE), 0))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(step, peak=LR, warmup=WARMUP, total=steps)

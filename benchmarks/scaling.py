@@ -24,8 +24,8 @@ from smalti.common import codes
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Nothing
 from smalti.common.layout import Layout
-from smalti.common.order import Order, Share, batches
 from smalti.common.record import record
+from smalti.common.row_order import RowOrder, Share, batches
 from smalti.prior.autoregressive import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows
@@ -80,7 +80,7 @@ def write_codes(path: Path, rows: int) -> None:
         shard_size=rows,
     )
     drawn = np.random.default_rng(0).integers(0, K, (rows, 64), np.uint16)
-    codes.begin(path, info)
+    codes.begin_codes(path, info)
     codes.write_shard(codes.shard_path(path, "train", 0, 1), info, drawn, None, np.arange(rows))
     codes.finish(path, info, {"train": {"rows": rows}})
 
@@ -88,10 +88,10 @@ def write_codes(path: Path, rows: int) -> None:
 def train(path: Path) -> Point:
     before, started = peak_mib(), time.perf_counter()
     prior = make_prior(64).train()
-    rows = CodesRows(codes.read(path).splits["train"], prior.config)
+    rows = CodesRows(codes.load_codes(path).splits["train"], prior.config)
     read, mib = time.perf_counter() - started, peak_mib() - before
     optimizer = torch.optim.AdamW(prior.parameters())
-    reader, seconds = batches(rows, Order(len(rows), 0, Share(batch_size=64), 0)), []
+    reader, seconds = batches(rows, RowOrder(len(rows), 0, Share(batch_size=64), 0)), []
     for _ in range(5):
         started = time.perf_counter()
         batch = next(reader)

@@ -1,4 +1,4 @@
-"""Classes that a model cannot have learnt."""
+"""Classes without a training image, which a model cannot have learnt."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ NAMED = 8  # the others are counted
 
 
 def untrained(absent: Sequence[int], class_names: Sequence[str]) -> Iterator[str]:
-    """Yield a line on the classes of which there is no training image, if there are any."""
+    """Yield a line on the classes without a training image, if there are any."""
     if absent:
         names = ", ".join(class_names[number] for number in absent[:NAMED])
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import Field
 
-from smalti.common import card
+from smalti.common import markdown
 from smalti.common.condition import Condition, condition_in_format_1
 from smalti.common.config import Settings, build
 from smalti.common.ends import pass_on
@@ -47,21 +47,21 @@ from smalti.common.folder import (
 from smalti.common.hub import source_repository
 from smalti.common.layout import Layout, in_format_1
 from smalti.common.mapped import MappedRows, map_column
-from smalti.common.reading import opened
+from smalti.common.reading import open_regular_file
 from smalti.common.record import private
 from smalti.common.written import write_text
 
 if TYPE_CHECKING:  # half a second, and reading does without
     from datasets import Features
 
-MAPPED = 2**26  # bytes of a split's codes, from which they stay on the disk: below, mapping gains nothing
-TOGETHER = 2**16  # rows that are looked at at once
+MAPPED = 2**26  # bytes of codes from which a split is mapped from the disk: below, mapping gains nothing
+TOGETHER = 2**16  # rows that are checked at once
 AGAIN = "encode again with the same command to mend it"
-PLAN = ".plan.json"  # what an encode set out to write; stands beside the shards
+PLAN = ".plan.json"  # the settings of an encode, beside its shards
 
 
 class TokenizerIdentity(Settings):
-    """Which tokenizer wrote the codes: two with the same SHA-256 of their weights are the same."""
+    """The tokenizer that wrote the codes; two with the same SHA-256 of their weights are the same."""
 
     name: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -71,7 +71,7 @@ class TokenizerIdentity(Settings):
 
 
 class CodesInfo(Settings):
-    """What `codes.json` says."""
+    """The settings in `codes.json`."""
 
     layout: Layout
     """what stands where in a row"""
@@ -95,7 +95,7 @@ class CodesInfo(Settings):
 
     @property
     def column(self) -> str:
-        """Return the name of the column that holds them."""
+        """Return the name of the column that holds the codes or vectors."""
         return "codes" if self.layout.discrete else "latents"
 
 
@@ -112,14 +112,13 @@ class CodesSplit(NamedTuple):
         found = Digest()
         for start in range(0, max(1, len(self.rows)), TOGETHER):
             some = slice(start, start + TOGETHER)
-            found.update(
-                CodesSplit(self.codes[some], None if self.condition is None else self.condition[some], self.rows[some])
-            )
+            told = None if self.condition is None else self.condition[some]
+            found.update(CodesSplit(self.codes[some], told, self.rows[some]))
         return found.hexdigest()
 
 
 class Digest:
-    """Of a split, taken shard after shard."""
+    """The SHA-256 of a split, computed shard by shard."""
 
     def __init__(self) -> None:
         self._codes, self._condition, self._rows = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
@@ -147,7 +146,7 @@ class Codes(NamedTuple):
 
 
 def check_plan(folder: Path, info: CodesInfo) -> None:
-    """That these codes may be written into the folder: it is new, or an encode of the same plan began it.
+    """Check that these codes may be written into the folder: it is new, or an encode of the same plan began it.
 
     Raises:
         UserError: the folder holds codes of another tokenizer, source or setting; it names both.
@@ -176,8 +175,8 @@ def check_begun(folder: Path) -> None:
         raise Refused(f"{folder} holds something that no encode of ours began; give another --output")
 
 
-def begin(folder: Path, info: CodesInfo) -> None:
-    """Start writing, or go on: the plan is kept beside the shards. Raises what `check_plan` raises."""
+def begin_codes(folder: Path, info: CodesInfo) -> None:
+    """Start writing a codes dataset or go on, and keep the plan beside the shards. Raises as `check_plan`."""
     check_plan(folder, info)
     sweep(folder)
     if not (folder / PLAN).exists():
@@ -218,17 +217,17 @@ def _features(info: CodesInfo) -> "Features":
 
 
 def finish(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the dataset card, or leave one that was edited, then `codes.json`: the folder is whole from here on.
+    """Write the dataset card, unless a user edited it, then `codes.json`, which makes the folder whole.
 
     Args:
-        splits: of each split its `rows`, its `sha256`, and any figures worth keeping beside it.
+        splits: for each split its `rows`, its `sha256`, and any figures to keep with them.
     """
     write_text(folder / "README.md", dataset_card(folder, info, splits))
     write_json(folder / "codes.json", as_written(info, splits))
 
 
 def as_written(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What `codes.json` holds."""
+    """Return the content of `codes.json`."""
     return {"kind": "smalti.codes", "format": FORMAT, **info.model_dump(mode="json"), "splits": splits}
 
 
@@ -252,19 +251,18 @@ def dataset_card(
     place: str = "path/to/this/folder",
     license: str | None = None,
 ) -> str:
-    """The README.md of a codes dataset, with the head by which `load_dataset` and the Hub know splits, columns and
-    sizes.
+    """Return the README.md of a codes dataset, with the YAML head that `load_dataset` and the Hub read.
 
     Args:
         splits: as `finish`.
         place: where the folder will be found, `owner/name` on the Hub.
     """
     origin, total = source_repository(info.source), sum(split["rows"] for split in splits.values())
-    head = card.head(
+    head = markdown.yaml_head(
         pretty_name="Image codes" + (f" of {origin}" if origin else ""),
         license=license,
         task_categories=["unconditional-image-generation"],
-        tags=[card.LIBRARY, "image-codes", "vq-vae"],
+        tags=[markdown.LIBRARY, "image-codes", "vq-vae"],
         source_datasets=[f"extended|{origin}"] if origin else None,
         size_categories=[next((name for most, name in SIZES.items() if total < most), "n>100M")],
         configs=[
@@ -276,7 +274,7 @@ def dataset_card(
 
 
 def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns and sizes as `datasets` writes them into a head."""
+    """Return columns and sizes as `datasets` writes them into a YAML head."""
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -295,53 +293,51 @@ def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[st
     return data.to_dict()["dataset_info"]
 
 
-def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) -> str:
-    many = any(grid.depth > 1 for grid in info.layout.grids)
+FIGURES = {  # of a split, as encoding measures them
+    "psnr_pooled": "PSNR of what they decode to, dB",
+    "psnr": "mean over images, dB",
+    "usage": "codebook in use",
+    "perplexity": "perplexity",
+}
+
+
+def _column_rows(info: CodesInfo) -> list[tuple[str, str]]:
+    """Return each column and its meaning, as rows of the card's table."""
     values = f"integers in [0, {info.layout.codebook_size})" if info.layout.discrete else "numbers"
-    deep = ", those of a place side by side" if many else ""
-    columns = [
-        (f"`{info.column}`", f"{info.layout.length} {values}, raster order{deep}"),
-        *(
-            [("`label`", f"one of {info.condition.num_classes} classes; -1 where the source has none")]
-            if info.condition.num_classes
-            else []
-        ),
-        ("`row`", "of the image in its split of the source"),
-    ]
-    figures = {
-        "psnr_pooled": "PSNR of what they decode to, dB",
-        "psnr": "mean over images, dB",
-        "usage": "codebook in use",
-        "perplexity": "perplexity",
-    }
-    rows = [
-        (
-            f"`{name}`",
-            f"{split['rows']:,}",
-            f"{split.get('images', split['rows']):,}",
-            *(f"{split[figure]:.4g}" if isinstance(split.get(figure), float) else "–" for figure in figures),
-        )
-        for name, split in splits.items()
-    ]
+    deep = ", those of a place side by side" if any(grid.depth > 1 for grid in info.layout.grids) else ""
+    rows = [(f"`{info.column}`", f"{info.layout.length} {values}, raster order{deep}")]
+    if info.condition.num_classes:
+        rows.append(("`label`", f"one of {info.condition.num_classes} classes; -1 where the source has none"))
+    return [*rows, ("`row`", "of the image in its split of the source")]
+
+
+def _split_row(name: str, split: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the sizes and figures of a split, as a row of the card's table."""
+    figures = (f"{split[key]:.4g}" if isinstance(split.get(key), float) else "–" for key in FIGURES)
+    return f"`{name}`", f"{split['rows']:,}", f"{split.get('images', split['rows']):,}", *figures
+
+
+def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) -> str:
+    """Return the body of the card, below its head."""
+    rows = [_split_row(name, split) for name, split in splits.items()]
     return (
-        f"# Image codes\n\nAn image is {info.layout}, in raster order; "
-        f"{info.views} view(s) an image, each a row.\n\n"
+        f"# Image codes\n\nAn image is {info.layout}, in raster order; {info.views} view(s) an image, each a row.\n\n"
         "## Use\n\n"
-        + card.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
+        + markdown.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
         + "\nTo train a prior of Smalti on them, with the files in a folder CODES:\n\n"
-        + card.fenced("python prior/train.py CONFIG --codes CODES --run RUN")
+        + markdown.fenced("python prior/train.py CONFIG --codes CODES --run RUN")
         + "\n## Columns\n\n"
-        + card.table(("column", "holds"), columns)
+        + markdown.markdown_table(("column", "holds"), _column_rows(info))
         + "\n## Splits\n\n"
-        + card.table(("split", "rows", "images", *figures.values()), rows)
+        + markdown.markdown_table(("split", "rows", "images", *FIGURES.values()), rows)
         + "\nAs encoding measured it, on 8-bit images, PSNR of their pooled error; usage is a share of 1.\n"
         "\n## Data\n\nThe images, and how they were read:\n\n"
-        + card.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
-        + f"\n## Tokenizer\n\n{card.plain(info.tokenizer.name)}, SHA-256 of its weights "
-        f"`{info.tokenizer.sha256}`. Codes mean something to this tokenizer alone: "
-        "whoever decodes them, or draws such codes, must have it.\n"
-        "\n## Limits\n\nCodes keep of an image what the PSNR above says, and no more. Rights in the images, and what "
-        "is wrong or lopsided in them, are those of the source.\n"
+        + markdown.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
+        + f"\n## Tokenizer\n\n{markdown.plain(info.tokenizer.name)}, SHA-256 of its weights "
+        f"`{info.tokenizer.sha256}`. Codes mean something to this tokenizer alone: it is needed to decode these, and "
+        "those that a prior draws.\n"
+        "\n## Limits\n\nThe PSNR above says how much of an image its codes keep. Rights in the images, their errors "
+        "and their bias are those of the source.\n"
     )
 
 
@@ -352,12 +348,12 @@ def is_whole(folder: Path) -> bool:
     return (folder / "codes.json").exists()
 
 
-def mend(folder: Path) -> list[Path]:
-    """Remove what is damaged of a codes dataset, so that encoding again writes it anew; returns what was removed."""
+def remove_damaged_codes(folder: Path) -> list[Path]:
+    """Remove the damaged files of a codes dataset, so that encoding writes them again, and return their paths."""
     removed = []
     for path in sorted(folder.glob("*-?????-of-?????.parquet")):
         try:
-            with opened(path):
+            with open_regular_file(path):
                 pq.read_metadata(path)
         except (pa.ArrowException, OSError, ValueError) as error:
             pass_on(error)
@@ -377,24 +373,18 @@ def mend(folder: Path) -> list[Path]:
 
 
 def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
-    """What `codes.json` says of the codes, and of each split. Raises `UserError` when the folder is not, or not yet,
-    whole."""
+    """Return what `codes.json` says of the codes and of each split. Raises `UserError` unless the folder is whole."""
     if not folder.is_dir():
         raise UserError(f"there is no codes dataset {folder}; tokenizer/encode.py writes one")
     if not is_whole(folder):
-        begun = (
-            "was begun and not finished: run tokenizer/encode.py again"
-            if (folder / PLAN).exists()
-            else ("has no codes.json: it is not a codes dataset that tokenizer/encode.py wrote")
-        )
-        raise UserError(f"{folder} {begun}")
+        if (folder / PLAN).exists():
+            raise UserError(f"{folder} was begun and not finished: run tokenizer/encode.py again")
+        raise UserError(f"{folder} has no codes.json: it is not a codes dataset that tokenizer/encode.py wrote")
     path = inside(folder, "codes.json")
     written = read_json(path)
     check_format(written, "smalti.codes", path)
     splits = written.get("splits")
-    if not isinstance(splits, dict) or not all(
-        isinstance(s, dict) and _is_count(s.get("rows")) for s in splits.values()
-    ):
+    if not isinstance(splits, dict) or not all(map(_has_rows, splits.values())):
         raise UserError(f"{path}: splits must say how many rows each has, got {str(splits)[:200]}")
     if foreign := [name for name in splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
         raise UserError(f"{path}: a split's name must be of letters, digits and dots, got {foreign[0]!r}")
@@ -402,12 +392,14 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
     return build(CodesInfo, settings, str(path)), splits
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _has_rows(split: Any) -> bool:
+    """Return whether what codes.json says of a split has a number of rows."""
+    rows = split.get("rows") if isinstance(split, dict) else None
+    return isinstance(rows, int) and not isinstance(rows, bool) and rows >= 0
 
 
-def read(folder: Path, splits: Sequence[str] | None = None) -> Codes:
-    """The named splits, or all, checked against `codes.json`.
+def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
+    """Return the named splits, or all, checked against `codes.json`.
 
     Raises:
         UserError: a split, a shard or rows are missing, or codes and labels lie outside what the JSON says.
@@ -441,8 +433,11 @@ def read_whole(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
 
 
 def read_mapped(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
-    """Return the rows of some shards, the codes mapped from the disk. Raises `UserError` where `info` says
-    otherwise."""
+    """Return the rows of some shards, the codes mapped from the disk.
+
+    Raises:
+        UserError: a shard is damaged, or holds other values than `info` allows.
+    """
     try:
         codes = map_column(paths, info.column, info.layout.length)
         table = pq.read_table(paths, columns=["row", *info.condition_columns])
@@ -455,7 +450,7 @@ def read_mapped(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
 
 
 def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -> None:
-    """That shards have the rows that codes.json says, and these fit in memory, before memory is taken for them."""
+    """Check that shards have the rows that codes.json says and that these fit in memory, before any is taken."""
     found = sum(map(_rows_in, paths))
     if found != rows:
         raise UserError(f"split {split} must have {rows} rows, got {found} in {len(paths)} shards; {AGAIN}")
@@ -476,15 +471,16 @@ def _rows_in(path: Path) -> int:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
 
 
-def fingerprint(codes: Codes) -> str:
-    """Return the SHA-256 of what the codes are of, and of every code, label and row of the splits that were read;
-    whatever the source and the tokenizer are called."""
+def codes_fingerprint(codes: Codes) -> str:
+    """Return the SHA-256 of the splits that were read and of what their codes are of.
+
+    It covers every code, label and row, and no name of the source or the tokenizer.
+    """
     return _fingerprint(codes.info, {name: split.digest() for name, split in codes.splits.items()})
 
 
 def recorded_fingerprint(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the fingerprint by what codes.json says of each split, none of which is read; None where an earlier
-    version wrote it and does not say."""
+    """Return the fingerprint as codes.json gives it, reading no split; None where an earlier version wrote none."""
     digests = {name: split.get("sha256") for name, split in splits.items()}
     return None if None in digests.values() else _fingerprint(info, digests)
 
@@ -504,7 +500,7 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
 
 
 def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
-    """One shard, or a `UserError` that names it when it is damaged or not what `info` says."""
+    """Return one shard. Raises `UserError` that names it when it is damaged or not what `info` says."""
     try:
         table = pq.read_table(path, columns=[info.column, "row", *info.condition_columns])
         parts = [chunk.flatten().to_numpy() for chunk in table[info.column].chunks]

@@ -1,8 +1,7 @@
 """The commands by name: what `smalti NAME` runs, and what a command tells its user to type next.
 
 Every command is a script, `python tokenizer/encode.py`, and has a name, `smalti encode`. Code and messages say the
-script;
-`typed` puts the name in its place for a user who types names.
+script; `typed` replaces it by the name for a user who types names.
 """
 
 import os
@@ -59,8 +58,7 @@ _SCRIPT = re.compile(rf"(?:accelerate launch (?:-q )?|python )?\b({'|'.join(map(
 
 
 def typed(text: str) -> str:
-    """`text` with each command as the user types it: as a script, or where this command was started by name, by its
-    name."""
+    """Return a text with each command as the user types it: its script, or its name if this one was started by name."""
     return _SCRIPT.sub(lambda found: f"smalti {_NAMES[found[1]]}", text) if BY_NAME in os.environ else text
 
 
@@ -72,8 +70,7 @@ def as_typed(script: str, *words: object) -> str:
 
 
 def found(script: str) -> str:
-    """Return the path by which a script is found from the current folder: its own in the checkout, elsewhere the whole
-    one."""
+    """Return the path of a script from the current folder: relative in the checkout, absolute elsewhere."""
     there = ROOT / script
     try:
         here = os.path.samefile(script, there)
@@ -83,6 +80,6 @@ def found(script: str) -> str:
 
 
 def quoted(word: object) -> str:
-    """Return a word for a shell; a path that would be taken for an option is one no longer."""
+    """Return a word quoted for a shell; a path that begins like an option gets `./` in front."""
     text = str(word)
     return shlex.quote(f"./{text}" if isinstance(word, Path) and text.startswith("-") else text)

@@ -33,9 +33,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-    stands_for: ClassVar[
-        Mapping[str, tuple[str, ...]]
-    ] = {}  # settings that are chosen by another one, where it is given
+    # settings that another one chooses, where it is given
+    stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
 S = TypeVar("S", bound=Settings)
@@ -45,24 +44,24 @@ B = TypeVar("B", bound=type)
 class Kind(Settings):
     """Settings of one of several kinds, which `kind` tells apart.
 
-    A family is a class with `kinds` of its own. Its kinds are the classes below it that were registered with what they
-    are the settings of, in the one file where both stand:
+    A family is a class with `kinds` of its own. Its kinds are its subclasses, each registered with the class that it
+    configures, in the one file where both stand:
 
         class VQConfig(BottleneckConfig): ...
 
         @VQConfig.register
         class VectorQuantizer(Quantizer): ...
 
-    A field of the type of a family takes each of them, those included that a user's own program registers.
+    A field of a family's type takes any of its kinds, also those that a user's own program registers.
     """
 
     kinds: ClassVar[dict[str, Any]]  # of a family: the class of settings by its name
     usual: ClassVar[str]  # of a family: the kind where none is named
-    builds: ClassVar[Any]  # of a kind: what these are the settings of
+    builds: ClassVar[Any]  # of a kind: the class that it configures
 
     @classmethod
     def register(cls, builds: B) -> B:
-        """Add a kind to its families, and return what it builds, which gets to know its settings as `config_class`."""
+        """Register the class that a kind configures, and return it with the kind as its `config_class`."""
         cls.builds = builds
         builds.config_class = cls  # type: ignore[attr-defined]  # of every class that is registered
         for family in cls.__mro__:
@@ -102,12 +101,9 @@ class Kind(Settings):
         if not isinstance(value, Mapping):
             raise PydanticKnownError("model_type", {"class_name": cls.__name__})
         kind = value.get("kind", cls.usual)
-        if kind not in cls.kinds:
-            told = {
-                "discriminator": "kind",
-                "tag": str(kind),
-                "expected_tags": ", ".join(repr(m.name()) for m in cls.members()),
-            }
+        if not isinstance(kind, str) or kind not in cls.kinds:  # a list has no hash to look up
+            names = ", ".join(repr(m.name()) for m in cls.members())
+            told = {"discriminator": "kind", "tag": str(kind), "expected_tags": names}
             raise PydanticKnownError("union_tag_invalid", told)
         chosen: type[Kind] = cls.kinds[kind]
         # JSON mode again: a list may fill a tuple there
@@ -123,8 +119,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which makes no objects, and no aliases: a few lines of them would grow beyond any
-    memory."""
+    """PyYAML's safe loader, which makes no objects, and here no aliases: a few could outgrow any memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -133,12 +128,12 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Plain values in YAML. Raises `UserError` for an alias, and what PyYAML raises."""
+    """Return the plain values in a YAML text. Raises `UserError` for an alias, and what PyYAML raises."""
     return yaml.load(text, _PlainLoader)
 
 
 class _Loader(_PlainLoader):
-    """For settings, without two more traps: `1e-4` is a float, and a key given twice is an error."""
+    """The loader of settings, which reads `1e-4` as a float and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -157,8 +152,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def find(path: str | Path) -> Path:
-    """The path itself, or where there is nothing at `configs/NAME...` or `NAME`, what is shipped under that name."""
+def find_config(path: str | Path) -> Path:
+    """Return the path itself if it exists, else the shipped config of that name (`configs/NAME...` or `NAME`)."""
     path = Path(path)
     if path.exists() or path.is_absolute() or ".." in path.parts:
         return path
@@ -167,8 +162,8 @@ def find(path: str | Path) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `UserError` naming the file when there is none."""
-    path = find(path)
+    """Return the mapping in a YAML file. Raises `UserError` that names the file when there is none."""
+    path = find_config(path)
     try:
         text = read_text(path, MOST_YAML)
     except FileNotFoundError:
@@ -189,8 +184,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def near_configs(path: Path, names: str) -> list[str]:
-    """Return the config that a mistyped path may have meant, shipped or where the path points, in a list: empty where
-    none is near."""
+    """Return the one config that a mistyped path may mean, shipped or beside it; an empty list where none is near."""
     shipped = [str(found.relative_to(SHIPPED.parent)) for found in SHIPPED.rglob(names)]
     beside = [str(found) for found in path.parent.glob(names)] if path.parent.is_dir() else []
     return difflib.get_close_matches(str(path), [*beside, *shipped], 1, 0.5)
@@ -201,19 +195,18 @@ def _did_you_mean(near: Sequence[str]) -> str:
 
 
 def remember_folder(run: str, argv: Sequence[str], default_file: Path) -> None:
-    """Keep in a run which folder its first stage's config stood in, so that later hints can name its neighbours."""
+    """Write into a run which folder its first config stood in, so that later hints can name the configs beside it."""
     file = next((word for word in argv if word.endswith((".yaml", ".yml"))), str(default_file))
     (Path(run) / ".configs").write_text(str(Path(file.removeprefix("--config=")).parent), encoding="utf-8")
 
 
-def beside(run: str, stage: str) -> str:
-    """The config of a stage that stands beside the one a run was started with, or CONFIG: for hints on what to type
-    next."""
+def config_beside(run: str, stage: str) -> str:
+    """Return the config of a stage beside the one that a run was started with, or CONFIG, for a hint."""
     kept = Path(run) / ".configs"
     try:
         folder = read_text(kept, MOST_NAME)
         path = Path(folder) / f"{stage}.yaml" if folder.isprintable() else Path("CONFIG")
-        there = find(path).exists()
+        there = find_config(path).exists()
     except (OSError, ValueError):  # there is none, or it is a stranger's
         return "CONFIG"
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
@@ -231,7 +224,7 @@ def write_yaml(settings: Settings, path: Path) -> None:
 
 
 def build(cls: type[S], settings: Mapping[str, Any], source: str) -> S:
-    """`settings` as `cls`, or a `UserError` that names the full key, the source it stands in, and the nearest name."""
+    """Return `settings` as `cls`. Raises `UserError` that names the full key, its source and the nearest name."""
     try:
         return cls.model_validate_json(json.dumps(settings, default=str))  # JSON mode: a list may fill a tuple
     except ValidationError as error:
@@ -308,7 +301,7 @@ def _kind_at(cls: type[Settings], settings: Mapping[str, Any], path: list[str]) 
 
 
 def _nested(annotation: Any) -> list[type[Settings]]:
-    """The settings classes a field may hold: none for a plain value, several for a table with a `kind`."""
+    """Return the settings classes a field may hold: none for a plain value, several for a table with a `kind`."""
     if isinstance(annotation, type) and issubclass(annotation, Kind):
         return [*annotation.members()]
     if isinstance(annotation, type) and issubclass(annotation, Settings):
@@ -321,7 +314,7 @@ def _kinds(members: Sequence[type[Settings]]) -> list[type[Kind]]:
 
 
 def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting by its full dotted name, each once, unions of kinds laid side by side."""
+    """Yield every setting once, by its full dotted name; those of all kinds of a table stand side by side."""
     for name, field in cls.model_fields.items():
         nested = _nested(field.annotation)
         if not nested:
@@ -351,7 +344,7 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
 
 CONFIG_HELP = "a YAML file of these settings"
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "null")
-# What users of other programs type, by the setting that is meant here; without one it is no setting.
+# What users of other programs type, with the setting that is meant here or the reason why there is none.
 DEVICES = (
     "devices are no setting: the accelerator that is there is taken, or the processor. CUDA_VISIBLE_DEVICES=1 before "
     "the command chooses one of several, an empty one the processor, and `accelerate launch --multi_gpu` takes them all"
@@ -407,7 +400,7 @@ def _takes(annotation: Any, wanted: Any) -> bool:
 
 
 def _from_text(text: str, annotation: Any) -> Any:
-    """One word of the command line as what the field wants: text stays text, `null` is none, the rest is YAML."""
+    """Return a word of the command line as the field wants it: text as it is, `null` as none, the rest as YAML."""
     if text == "null" and _takes(annotation, types.NoneType):
         return None
     try:
@@ -441,7 +434,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def parser(cls: type[Settings], description: str, positional: str, positional_help: str) -> argparse.ArgumentParser:
-    """A parser with one `--option` a setting: type, meaning and default in its help."""
+    """Return a parser with one `--option` a setting, with type, meaning and default in its help."""
     p = _Parser(
         usage=f"%(prog)s [{positional}] [--key value ...]",
         description=typed(description),
@@ -479,7 +472,7 @@ def parse(
     default_file: Path | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> S:
-    """The settings a command was given.
+    """Return the settings a command was given.
 
     Args:
         positional: `config`, a YAML file; or the name of a field of `cls`, which then may also be given first by place.
@@ -491,15 +484,33 @@ def parse(
     if rest:
         raise UserError(_unknown_option(rest[0], [key for key, _ in leaves(cls)]))
     given = vars(arguments)
-    files = [*given.get("config_option", []), *([given["config"]] if given.get("config") else [])]
-    if len(files) > 1:
-        raise UserError(f"the config is given twice, as {files[0]} and {files[1]}; keep one")
-    path = Path(files[0]) if files else default_file
+    path = _config_path(given) or default_file
     settings = json.loads(json.dumps(base or {}))
     if path:
         from_file = read_yaml(_of_folder(cls, path))
         _check_whose(cls, from_file, path)
         _merge(settings, from_file)
+    overrides = _overrides(cls, given, positional)
+    _leave_what_another_kind_has_not(cls, settings, overrides)
+    _leave_what_is_chosen_anew(cls, settings, overrides)
+    _merge(settings, overrides)
+    built = build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
+    run = getattr(built, "run", None)
+    if isinstance(run, str) and Path(run).is_file():
+        raise UserError(f"run must be the folder of an experiment, got the file {run}")
+    return built
+
+
+def _config_path(given: Mapping[str, Any]) -> Path | None:
+    """Return the config file that the command line names, by place or by --config; None where it names none."""
+    files = [*given.get("config_option", []), *([given["config"]] if given.get("config") else [])]
+    if len(files) > 1:
+        raise UserError(f"the config is given twice, as {files[0]} and {files[1]}; keep one")
+    return Path(files[0]) if files else None
+
+
+def _overrides(cls: type[Settings], given: Mapping[str, Any], positional: str) -> dict[str, Any]:
+    """Return the settings that the command line gives, nested as in a file."""
     fields = dict(leaves(cls))
     overrides: dict[str, Any] = {}
     for key, words in ((k.removeprefix("set:"), w) for k, w in given.items() if k.startswith("set:")):
@@ -511,21 +522,14 @@ def parse(
         if positional in overrides:
             raise UserError(f"{positional} is given twice, as {given[positional]} and as --{positional}; keep one")
         overrides[positional] = given[positional]
-    _leave_what_another_kind_has_not(cls, settings, overrides)
-    _leave_what_is_chosen_anew(cls, settings, overrides)
-    _merge(settings, overrides)
-    built = build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
-    run = getattr(built, "run", None)
-    if isinstance(run, str) and Path(run).is_file():
-        raise UserError(f"run must be the folder of an experiment, got the file {run}")
-    return built
+    return overrides
 
 
 def _of_folder(cls: type[Settings], path: Path) -> Path:
     """Return the path of a config file. Raises `UserError` for a folder, naming what in it has such settings."""
-    if not find(path).is_dir():
+    if not find_config(path).is_dir():
         return path
-    files = {path / found.name: _strange(cls, read_yaml(found)) for found in sorted(find(path).glob("*.y*ml"))}
+    files = {path / found.name: _strange(cls, read_yaml(found)) for found in sorted(find_config(path).glob("*.y*ml"))}
     meant = [str(file) for file, strange in files.items() if not strange] or list(map(str, files))
     raise UserError(f"{path} is a folder, expected a config file{_did_you_mean(meant) or ', and there is none in it'}")
 
@@ -536,8 +540,7 @@ def _strange(cls: type[Settings], settings: Mapping[str, Any]) -> set[str]:
 
 
 def _check_whose(cls: type[Settings], settings: Mapping[str, Any], path: Path) -> None:
-    """Raise `UserError` for another command's config: the shipped ones of that have more of its settings than `cls`
-    has."""
+    """Raise `UserError` for another command's config, whose shipped ones have more of its settings than `cls`."""
     strange = _strange(cls, settings)
     if not strange:
         return
@@ -560,13 +563,10 @@ def _with_bare_flags(cls: type[Settings], words: Sequence[str]) -> list[str]:
 def _leave_what_another_kind_has_not(
     cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]
 ) -> None:
-    """Where the command line chooses another `kind` than the file did, the file's settings that only the old one has
-    go."""
+    """Drop settings of the file that only its `kind` has, where the command line chooses another."""
     for name, value in overrides.items():
-        below, members = (
-            settings.get(name),
-            _nested(cls.model_fields[name].annotation) if name in cls.model_fields else [],
-        )
+        below = settings.get(name)
+        members = _nested(cls.model_fields[name].annotation) if name in cls.model_fields else []
         if not isinstance(value, Mapping) or not isinstance(below, dict) or not members:
             continue
         chosen: type[Settings] | None = members[0]
@@ -582,15 +582,12 @@ def _leave_what_another_kind_has_not(
 
 
 def _leave_what_is_chosen_anew(cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Where the command line gives a setting that stands for others (`Settings.stands_for`), the file's own of those
-    go."""
+    """Drop settings of the file that a setting of the command line stands for (`Settings.stands_for`)."""
     for name, value in overrides.items():
         for key in cls.stands_for.get(name, ()):
             settings.pop(key, None)
-        members, below = (
-            _nested(cls.model_fields[name].annotation) if name in cls.model_fields else [],
-            settings.get(name),
-        )
+        below = settings.get(name)
+        members = _nested(cls.model_fields[name].annotation) if name in cls.model_fields else []
         if isinstance(value, Mapping) and isinstance(below, dict) and members:
             kind = {**below, **value}.get("kind")
             of_kind = [m for m in _kinds(members[1:]) if kind == m.name()]
@@ -598,7 +595,7 @@ def _leave_what_is_chosen_anew(cls: type[Settings], settings: dict[str, Any], ov
 
 
 def _underscored(word: str) -> str:
-    """`--num-images` is `--num_images`; values are left as they are."""
+    """Return `--num-images` as `--num_images`, and a value as it is."""
     option, equals, value = word.partition("=")
     return "--" + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 

@@ -20,8 +20,7 @@ class EMA(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """After optimizer step `step` (from 0). Early on the average is short, so that it forgets the initial
-        weights."""
+        """Update the average after step `step` (from 0); it is short at first, to forget the initial weights."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
         for average, value in zip(self.model.buffers(), model.buffers(), strict=True):

@@ -1,8 +1,7 @@
-"""Ends that are the machine's or the disk's affair, and what to do about each: no error of ours, and no damage of a
-file's.
+"""Errors that are the machine's or the disk's, neither ours nor a damaged file's, and what to do about each.
 
-Libraries say the same lack as a class, as a number of the system's or in words of their own, and wrap it in others: an
-error is looked at with all that it was raised from.
+Libraries report the same lack as a class, as the system's error number or in their own words, and wrap it in other
+errors: so an error is examined together with those it was raised from.
 """
 
 import errno
@@ -33,9 +32,8 @@ LACKS = (
     ),
     Lack(
         frozenset({errno.ENOMEM}),
-        r"can't allocate memory|not enough memory|cannot allocate memory|failed to map segment|bad_alloc|"
-        "unable to allocate"
-        r"|allocation failed|malloc of size|malloc failed|could not create a primitive$"
+        r"can't allocate memory|not enough memory|cannot allocate memory|failed to map segment|bad_alloc"
+        r"|unable to allocate|allocation failed|malloc of size|malloc failed|could not create a primitive$"
         # Python lost a MemoryError
         r"|^SystemError .*(error return without exception set|without setting an exception)",
         "this machine's memory is full, or its limit (ulimit -v); lower batch_size, or images.memory to read from disk",
@@ -75,7 +73,7 @@ REFUSED = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
 }
-CACHES = {  # folders that libraries write into, each with the variable that moves it and where it is without
+CACHES = {  # of libraries: the variable that moves each, and where it is without
     "HF_DATASETS_CACHE": "~/.cache/huggingface/datasets",
     "HF_HUB_CACHE": "~/.cache/huggingface/hub",
     "HF_HOME": "~/.cache/huggingface",
@@ -90,14 +88,12 @@ GONE = (
     "it was removed or renamed while this command worked with it; put it back, and the same command goes on from "
     "what was saved"
 )
-OURS = (
-    Path(__file__).resolve().parents[1],
-    Path(sys.prefix).resolve(),
-)  # and the libraries': no file of theirs ever goes
+# our files and the libraries', none of which is ever removed
+OURS = (Path(__file__).resolve().parents[1], Path(sys.prefix).resolve())
 
 
 def lack(error: BaseException) -> str | None:
-    """Return what the machine has no more of and what to do, where that is what an error means."""
+    """Return what the machine has no more of and what to do about it, if that is what an error means."""
     for each in _causes(error):
         if isinstance(each, MemoryError):
             return LACKS[1].told
@@ -109,33 +105,28 @@ def lack(error: BaseException) -> str | None:
 
 
 def pass_on(error: BaseException) -> None:
-    """Raise an error again that is the machine's: for whoever would take it for damage of the file that was being
-    read."""
+    """Raise an error again if it is the machine's, where a caller would take it for a damaged file."""
     if lack(error) is not None:
         raise error
 
 
-def told(error: BaseException) -> tuple[str, int] | None:
-    """Return what to say of an end that is the machine's, the disk's or the user's affair, and the status to exit
-    with."""
+def explain_end(error: BaseException) -> tuple[str, int] | None:
+    """Return the message and the exit status for an error of the machine, the disk or the user; None for others."""
     if (known := lack(error)) is not None:
         return f"{known}. What was whole before still is, and the same command goes on ({_reason(error)})", MACHINE
     return next((said for each in _causes(error) if (said := _of_the_disk(each)) is not None), None)
 
 
 def _of_the_disk(error: BaseException) -> tuple[str, int] | None:
-    """Return what to say of an error in reading or writing a file."""
+    """Return the message and the exit status for an error in reading or writing a file."""
     number, path = _number(error), _path(error)
     what = f"{os.strerror(number or 0)} {path or ''}".strip()
     if number in FULL:
         return f"cannot write: {what}; what was whole before still is, and the same command goes on", MACHINE
     if number in NO_ANSWER:
-        return (
-            f"the disk, or the network it is on, does not answer: {what}; see that it does, and the same command goes "
-            "on",
-            MACHINE,
-        )
-    if number in REFUSED and (variable := cache_of(path)) is not None:
+        network = f"the disk, or the network it is on, does not answer: {what}"
+        return f"{network}; see that it does, and the same command goes on", MACHINE
+    if number in REFUSED and (variable := cache_variable(path)) is not None:
         return f"cannot write a cache: {what}; make it writable, or set {variable} to a folder that is", USER_ERROR
     if number in REFUSED and path is not None and path.is_file() and not os.access(path, os.R_OK):
         return f"cannot read: {what}; make it readable", USER_ERROR
@@ -148,21 +139,20 @@ def _of_the_disk(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def cache_of(path: Path | None) -> str | None:
-    """Return the variable that moves the cache a path lies in, where it lies in one."""
+def cache_variable(path: Path | None) -> str | None:
+    """Return the variable that moves the cache a path lies in; None where it lies in none."""
     if path is None:
         return None
     for variable, default in CACHES.items():
         place = os.environ.get(variable)
-        if path.absolute().is_relative_to(Path(place or default).expanduser().absolute()) and (
-            place or variable != "TMPDIR"
-        ):
+        inside = path.absolute().is_relative_to(Path(place or default).expanduser().absolute())
+        if inside and (place or variable != "TMPDIR"):
             return variable
     return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, first to last."""
+    """Yield an error and those it was raised from, first to last."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:
@@ -172,7 +162,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _number(error: BaseException) -> int | None:
-    """Return the system's number of an error; safetensors tells it in words."""
+    """Return the system's number of an error; safetensors gives it in words."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None

@@ -1,4 +1,4 @@
-"""What is the user's to mend."""
+"""Errors that the user can mend."""
 
 
 class UserError(ValueError):
@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 class Refused(UserError):
-    """A folder is not the command's to write into: something else lies there, or another command is at work on it.
+    """A folder must not be written into: something else lies there, or another command is working on it.
 
     Nothing was touched, so nothing is logged beside the folder either.
     """

@@ -1,4 +1,4 @@
-"""Steps that are not taken because a number in them is NaN or Inf: named, counted, and too many in a row refused.
+"""Steps that are skipped because a number in them is NaN or Inf: named, counted, and too many in a row refused.
 
 A gradient that is not finite is not finite on every process, since it is the sum over them; so all decide alike.
 """
@@ -15,8 +15,8 @@ from smalti.common.errors import UserError
 MOST_IN_A_ROW = 5
 
 
-class Part:
-    """What is kept of one micro-batch until its step is taken."""
+class MicroBatch:
+    """The values and losses of one micro-batch, kept until its step is taken."""
 
     def __init__(self, name: str, values: Tensor, losses: Mapping[str, Tensor], rows: Tensor):
         """
@@ -29,7 +29,7 @@ class Part:
         self.name, self.values, self.losses, self.rows = name, values.detach(), losses, rows
 
     def blame(self) -> str | None:
-        """What of it is not finite, first things first."""
+        """Return what is not finite: the values, with their rows, or the first such loss; None if all is finite."""
         bad = ~self.values.flatten(1).isfinite().all(1).cpu()
         if bad.any():
             rows = ", ".join(map(str, self.rows.cpu()[bad].tolist()[:8]))
@@ -40,14 +40,15 @@ class Part:
 
 
 class SkippedSteps:
-    """How many steps were not taken, in all and in a row; both are part of the training state."""
+    """The number of steps that were skipped, in all and in a row; both are part of the training state."""
 
     def __init__(self, total: int = 0, in_a_row: int = 0):
         self.total, self.in_a_row = int(total), int(in_a_row)
 
-    def clip(self, step: int, model: nn.Module, most: float, parts: Sequence[Part]) -> bool:
-        """Clip the gradient to the norm `most`, and say whether the step may be taken. If not, stderr has what was not
-        finite, where this process can tell.
+    def clip(self, step: int, model: nn.Module, most: float, parts: Sequence[MicroBatch]) -> bool:
+        """Clip the gradient to the norm `most`, and return whether the step may be taken.
+
+        If not, print to stderr what was not finite, where this process can tell.
 
         Args:
             parts: the step's micro-batches.
@@ -79,8 +80,7 @@ class SkippedSteps:
 
 
 def first_not_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    """The parameter whose gradient is the first in the backward pass, the last in the forward pass, to be NaN or
-    Inf."""
+    """Return the parameter whose gradient is the first of the backward pass to be NaN or Inf; None if none is."""
     for name, parameter in reversed(list(parameters)):
         gradient = parameter.grad
         here = gradient.to_local() if isinstance(gradient, DTensor) else gradient

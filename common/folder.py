@@ -26,7 +26,7 @@ from smalti.common.condition import condition_of_format_1
 from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
 from smalti.common.layout import of_format_1
-from smalti.common.reading import opened, read_text
+from smalti.common.reading import open_regular_file, read_text
 from smalti.common.tensors import NAMES, misfit, opened_tensors, read_tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -50,16 +50,16 @@ HALF = re.compile(r"\.(.+)\.([0-9a-f]{8}-\d+-\d+)\.(writing|old)")  # a file's n
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder at; it takes the place of `path` when the block ends without an error."""
+    """Yield a path to write a file or folder at; it replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = beside(path, "writing")
+    aside = temporary_path(path, "writing")
     remove(aside)
     try:
         yield aside
         settle(aside, path)
         sync(aside)
         if path.is_dir():  # a folder cannot be replaced in one step: the old one stands aside for a moment
-            old = beside(path, "old")
+            old = temporary_path(path, "old")
             remove(old)
             lock.follow(path, aside)
             path.rename(old)
@@ -75,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def rewriting(path: Path, ours: Collection[str]) -> Iterator[Path]:
-    """As `replacing`, a folder: what it holds besides the files named in `ours`, by their paths in it, stays in it.
+    """Replace a folder as `replacing` does, but keep the files in it that `ours` does not name by their paths.
 
     The whole folder is exchanged, so that nobody reads new weights beside an old config; others' files are linked over.
     """
@@ -103,21 +103,23 @@ def _carry_over(old: Path, new: Path, ours: Collection[str], above: str = "") ->
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy on another disk, or on one that has no links."""
+    """Link a file under a second name; copy it to another disk, or where there are no links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def beside(path: Path, what: Literal["writing", "old"]) -> Path:
-    """Return the name under which this process, and no other, keeps what it is writing, or what it replaces."""
+def temporary_path(path: Path, what: Literal["writing", "old"]) -> Path:
+    """Return the path at which this process alone keeps what it is writing, or what it replaces."""
     return path.with_name(f".{path.name}.{process.label()}.{what}")
 
 
 def sweep(folder: Path) -> None:
-    """Undo what killed commands left half done in and beside a folder of ours that this command has the lock of: halves
-    go, and what stood aside while its successor was to take its place comes back if that never came."""
+    """Undo what killed commands left half done in and beside a folder that this command has locked.
+
+    Half-written files are removed. What stood aside for a successor comes back if that never came.
+    """
     mend(folder)
     for where, folders, names in os.walk(folder, onerror=pass_on):
         halves = {name: found[2] for name in folders + names if (found := HALF.fullmatch(name))}
@@ -153,8 +155,7 @@ def remove(path: Path) -> None:
 
 
 def settle(new: Path, before: Path) -> None:
-    """Give what was written the mode of what it replaces, or where there was nothing, the one that the umask leaves a
-    file.
+    """Give a new file the mode of what it replaces, or else the mode that the umask leaves.
 
     (safetensors writes files that nobody else can read.) A file that has a second name elsewhere is left as it is.
     """
@@ -198,7 +199,7 @@ def sync_entry(directory: Path) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file or folder of that name in a folder that may come from a stranger.
+    """Return the path of a file or folder by its name in a folder that may come from a stranger.
 
     Raises:
         UserError: it is a link to something outside the folder (and not the Hub's cache, which links to its own files).
@@ -218,13 +219,13 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """`indent=None` writes one line: for what is long and read by programs."""
+    """Write a value as JSON; `indent=None` writes one line, for what is long and read by programs."""
     with replacing(path) as aside:
         aside.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `UserError` that names the file when it is absent or damaged."""
+    """Return the object in a JSON file. Raises `UserError` that names the file when it is absent or damaged."""
     try:
         value = json.loads(read_text(path, MOST_JSON))
     except FileNotFoundError:
@@ -238,13 +239,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def kind_in(value: Mapping[str, Any]) -> str:
-    """Return the kind that a JSON file says it is of, in today's words."""
+    """Return the kind that a JSON file says it is of, under its present name."""
     kind = re.sub(rf"^{FIRST_NAME}\.", "smalti.", str(value.get("kind")))
     return FIRST_KINDS.get(kind, kind)
 
 
 def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
-    """That a JSON file of ours is of this kind and no newer than this code."""
+    """Raise `UserError` unless a JSON file of ours is of this kind and no newer than this code."""
     if kind_in(value) != kind:
         raise UserError(f"{path} must be of kind {kind!r}, got {value.get('kind')!r}")
     if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
@@ -252,16 +253,15 @@ def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Of a model's names and weights, wherever they lie."""
-    return hashlib.sha256(
-        save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
-    ).hexdigest()
+    """Return the SHA-256 of a model's names and weights, whatever device they are on."""
+    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return hashlib.sha256(save(weights)).hexdigest()
 
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes. Raises `UserError` where it is no file but a pipe or a device."""
     try:
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
@@ -276,11 +276,10 @@ def is_empty(folder: Path) -> bool:
 
 
 def check_ours(path: Path, mark: str, names: Collection[str] = ()) -> None:
-    """Raise `Refused` unless a folder may be written at `path`: nothing is there, or one of ours, as a file `mark` in
-    it says.
+    """Raise `Refused` unless `path` is free or a folder of ours, as the file `mark` in it says.
 
     Args:
-        names: that are in it, by which one whose `mark` is damaged is still known in a run of ours.
+        names: of its files, by which a folder in a run of ours is still known when its `mark` is damaged.
     """
     if path.is_symlink():
         raise Refused(f"{path} is a link to {os.path.realpath(path)}; give that folder itself")
@@ -302,13 +301,12 @@ def _says_ours(path: Path) -> bool:
 
 
 def _is_left_of_ours(path: Path, names: Collection[str]) -> bool:
-    """Return whether it is the model of a run whose `config.json` was damaged or lost."""
+    """Return whether a folder is the model of a run whose `config.json` was damaged or lost."""
     return is_stage(path.parent) and {entry.name for entry in path.iterdir()} <= set(names)
 
 
 def is_stage(folder: Path) -> bool:
-    """Return whether a training, or what takes its place, wrote into the folder: its `config.yaml` or a state is
-    there."""
+    """Return whether a training, or its substitute, wrote into the folder: a `config.yaml` or a state is there."""
     if any(_says_ours(path) for path in folder.glob("state/step_*/state.json")):
         return True
     path = folder / "config.yaml"
@@ -330,7 +328,7 @@ def kind_of(cls: type) -> str:
 
 
 def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the settings in a JSON file, in today's words, without what says which file it is.
+    """Return the settings in a JSON file under their present names, without its kind and format.
 
     Raises:
         UserError: what format 1 said of a grid does not go together.
@@ -343,8 +341,7 @@ def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
-    """Write `config.json` and `model.safetensors` into the folder `path`, in the place of older ones; other files
-    stay."""
+    """Write `config.json` and `model.safetensors` into the folder `path`, replacing older ones; keep other files."""
     check_ours(path, "config.json", MODEL_FILES)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
@@ -355,16 +352,14 @@ def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
     with rewriting(path, MODEL_FILES) as aside:
         head = {"kind": kind_of(type(model)), "format": FORMAT}
         said = {**settings.model_dump(mode="json"), **head}
-        told = json.dumps(
-            {name: said[name] for name in [*head, *(name for name in said if name not in head)]}, indent=2
-        )
-        (aside / "config.json").write_text(f"{told}\n", encoding="utf-8")
+        ordered = {name: said[name] for name in [*head, *(name for name in said if name not in head)]}
+        (aside / "config.json").write_text(f"{json.dumps(ordered, indent=2)}\n", encoding="utf-8")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) -> M:
-    """The model in a folder, in evaluation mode on the CPU.
+    """Return the model in a folder, in evaluation mode on the CPU.
 
     Raises:
         UserError: no such folder, another kind of model, or weights that do not fit the config.
@@ -389,15 +384,13 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
         raise UserError(f"{weights_path} is damaged: {error}; {ANEW}") from None
     except (RuntimeError, ValueError) as error:
         pass_on(error)
-        raise UserError(
-            f"{weights_path} does not fit its config.json: {' '.join(str(error).split())[:300]}; {ANEW}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{weights_path} does not fit its config.json: {reason}; {ANEW}") from None
     return model.eval()
 
 
 def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) -> None:
-    """Raise ValueError unless a file has the tensors its config asks for, in shape and in type, before memory is taken
-    for either."""
+    """Raise ValueError unless a file has the tensors its config asks for, before memory is taken for either."""
     with opened_tensors(weights) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         there = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
@@ -413,8 +406,7 @@ def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) 
 
 
 def _check_finite(model: nn.Module) -> None:
-    """Raise ValueError that names the first weight with a number in it that is none: all that is drawn with it would
-    be."""
+    """Raise ValueError that names the first weight that has NaN or Inf."""
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} must be of finite numbers, and has NaN or Inf")

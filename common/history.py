@@ -1,4 +1,4 @@
-"""The history of a run: which settings it went on with and from which step, and the weights it began from.
+"""The history of a run: the settings that changed and at which step, and the weights it began from.
 
     RUN/tokenizer/history.jsonl    {"step": 6, "setting": "steps", "before": 6, "after": 12, "date": "2026-01-31"}
                                    {"step": 0, "setting": "start_from", "after": "me/digits", "sha256": "...", ...}
@@ -28,7 +28,7 @@ def today() -> str:
 
 
 class Change(Settings):
-    """One setting that is another from a step on."""
+    """A setting that changed, and from which step on."""
 
     step: int = Field(0, ge=0)
     """steps that were done before"""
@@ -46,7 +46,7 @@ def history_path(folder: Path) -> Path:
 
 
 def read_history(folder: Path) -> list[Change]:
-    """Return the lines of a run's history; what is no line of one is left out, as in `common.run.read_metrics`."""
+    """Return the lines of a run's history; skip what is no such line, as `common.run_folder.read_metrics` does."""
     path, found = history_path(folder), []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
@@ -57,8 +57,10 @@ def read_history(folder: Path) -> list[Change]:
 
 
 def write_history(folder: Path, step: int, new: Iterable[Change]) -> None:
-    """Add changes that hold from `step` on. Earlier ones that held from a later step hold from this one: the states
-    after it were lost, and its steps are taken again. Before the first step nothing has a history."""
+    """Add changes that hold from `step` on; before the first step there is no history.
+
+    Earlier changes of a later step hold from this one: the states after it were lost, and its steps are taken again.
+    """
     there = read_history(folder)
     lines = [each.model_copy(update={"step": min(each.step, step)}) for each in there] if step else []
     for change in (each.model_copy(update={"step": step}) for each in new):
@@ -70,22 +72,22 @@ def write_history(folder: Path, step: int, new: Iterable[Change]) -> None:
         aside.write_text("".join(f"{each.model_dump_json(exclude_none=True)}\n" for each in lines), encoding="utf-8")
 
 
-def told(changes: Sequence[Change]) -> str:
-    """Return what changed, in words: "steps 12 instead of 6, lr 0.002 instead of 0.001"."""
+def describe_changes(changes: Sequence[Change]) -> str:
+    """Return changes in words: "steps 12 instead of 6, lr 0.002 instead of 0.001"."""
     return ", ".join(f"{each.setting} {each.after} instead of {each.before}" for each in changes)
 
 
 def sentences(history: Sequence[Change]) -> Iterator[str]:
-    """Return what there is to say of a run, for people: what it began from, and when it went on with what."""
+    """Yield the sentences of a run's history: the weights it began from, and the changes by step."""
     for change in history:
         if change.setting == START:
             yield f"It began from the weights of {private(str(change.after))}, SHA-256 {change.sha256}."
     for step, some in groupby((each for each in history if each.setting != START), key=lambda each: each.step):
-        yield f"From step {step} on it was trained with {told(list(some))}."
+        yield f"From step {step} on it was trained with {describe_changes(list(some))}."
 
 
 def steps_by_batch(history: Sequence[Change], steps: int, batch_size: int) -> Iterator[tuple[int, int]]:
-    """Return how many steps were taken with each batch size, the last of which is `batch_size`."""
+    """Yield how many steps were taken with each batch size, `batch_size` last."""
     done = 0
     for change in (each for each in history if each.setting == "batch_size" and isinstance(each.before, int)):
         yield change.step - done, change.before
@@ -93,7 +95,7 @@ def steps_by_batch(history: Sequence[Change], steps: int, batch_size: int) -> It
     yield steps - done, batch_size
 
 
-def schedule_told(before: Mapping[str, float], now: Mapping[str, float]) -> str:
-    """Return which values of a schedule are others at a step than they would have been."""
+def describe_schedule_changes(before: Mapping[str, float], now: Mapping[str, float]) -> str:
+    """Return in words which values of a schedule differ from what they would have been at a step."""
     differ = [name for name in now if before[name] != now[name]]
     return ", ".join(f"{name} {now[name]:.4g} instead of {before[name]:.4g}" for name in differ)

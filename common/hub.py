@@ -1,10 +1,10 @@
-"""The Hugging Face Hub: where folders of ours come from and go to.
+"""The Hugging Face Hub: reading our folders from it, and writing them to it.
 
     owner/name  ->  locate  ->  a folder in the Hub's cache
     a folder    ->  push    ->  one commit on a repository, of a model or of a dataset
 
 `Pretrained` gives a class the methods that users of the Hub know: `from_pretrained`, `save_pretrained`, `push_to_hub`.
-Only the files that a class reads are asked for, and what the Hub answers in errors is told as what to do.
+Only the files that a class reads are downloaded, and the Hub's errors become messages that say what to do.
 """
 
 import difflib
@@ -13,13 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 
-from smalti.common import card
+from smalti.common import markdown
 from smalti.common.errors import UserError
 from smalti.common.folder import inside
+
+if TYPE_CHECKING:  # a second, and what is local does without
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 README = "README.md"
@@ -109,7 +112,7 @@ class Pretrained:
         with TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
             self.save_pretrained(folder)
-            (folder / README).write_text(card.brief(type(self), repo_id), encoding="utf-8")
+            (folder / README).write_text(markdown.brief(type(self), repo_id), encoding="utf-8")
             return push(
                 folder,
                 repo_id,
@@ -153,10 +156,8 @@ def check_options(others: Mapping[str, Any]) -> None:
         elif (name == "use_safetensors" and value in (None, True)) or (name in INSTEAD and value in (None, False)):
             continue
         else:
-            instead = INSTEAD.get(
-                name, "weights are safetensors and nothing else" if name == "use_safetensors" else None
-            )
-            raise UserError(f"from_pretrained does not take {name}={value!r}; {instead or 'look at its help'}")
+            only = "weights are safetensors and nothing else" if name == "use_safetensors" else "look at its help"
+            raise UserError(f"from_pretrained does not take {name}={value!r}; {INSTEAD.get(name, only)}")
 
 
 # --------------------------------------------------------------------------------------------------------- from the Hub
@@ -174,22 +175,13 @@ def locate(
 ) -> Path:
     """Return the folder itself, or the local copy of these files of the Hub's repository `owner/name`.
 
-    The Hub is asked for no name whose first part is a folder here: `runs/nothere` is a run that is not there.
+    A name whose first part is a folder here is not looked up on the Hub: `runs/nothere` is a run that is not there.
 
     Raises:
         UserError: neither is there, or the repository has no file of the first name: it is something else.
     """
-    try:
-        here, there = Path(path).is_dir(), Path(path).exists()
-    except OSError as error:  # a name longer than any disk has
-        raise UserError(f"there is no folder {str(path)[:80]}...: {error.strerror}") from None
-    if here:
+    if _is_folder(path):
         return inside(Path(path), subfolder)
-    owner, _, name = str(path).partition("/")
-    if there:
-        raise UserError(f"{path} is a file; give the folder that it lies in")
-    if not name or "/" in name or str(path).startswith((".", "/", "~")) or Path(owner).is_dir():
-        raise UserError(f"there is no folder {path}{_beside(Path(path))}")
     from huggingface_hub import snapshot_download
 
     wanted = [f"{subfolder.strip('/')}/{name}".lstrip("/") for name in files]
@@ -210,8 +202,22 @@ def locate(
     return inside(Path(snapshot), subfolder)
 
 
+def _is_folder(path: str | Path) -> bool:
+    """Return whether a folder is there. Raises `UserError` where there is none and the Hub has no such name either."""
+    try:
+        here, there = Path(path).is_dir(), Path(path).exists()
+    except OSError as error:  # a name longer than any disk has
+        raise UserError(f"there is no folder {str(path)[:80]}...: {error.strerror}") from None
+    if there and not here:
+        raise UserError(f"{path} is a file; give the folder that it lies in")
+    owner, _, name = str(path).partition("/")
+    if not here and (not name or "/" in name or str(path).startswith((".", "/", "~")) or Path(owner).is_dir()):
+        raise UserError(f"there is no folder {path}{_beside(Path(path))}")
+    return here
+
+
 def _beside(path: Path) -> str:
-    """Return what a message says of the folders beside one that is not there."""
+    """Return the part of a message on the folders beside one that is not there."""
     parent = path.parent
     if not parent.is_dir():
         return ""
@@ -224,8 +230,7 @@ def _beside(path: Path) -> str:
 
 
 def _is_reached(repo_id: str, revision: str | None, token: str | bool | None) -> bool:
-    """Return whether the Hub answers soon, be it with an error. `snapshot_download` waits without end for one that does
-    not."""
+    """Return whether the Hub answers soon, even with an error; `snapshot_download` would wait without end."""
     from huggingface_hub import HfApi, errors
     from huggingface_hub.utils import OfflineModeIsEnabled
 
@@ -239,7 +244,7 @@ def _is_reached(repo_id: str, revision: str | None, token: str | bool | None) ->
 
 
 def source_repository(source: Mapping[str, Any]) -> str | None:
-    """The Hub's name of the dataset that images were read from; None where they lay in a folder."""
+    """Return the Hub's name of the dataset that images were read from; None if they lay in a folder."""
     name = source.get("source")
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or Path(name).exists():
         return None
@@ -271,7 +276,29 @@ def push(
     Raises:
         UserError: as `Pretrained.push_to_hub`.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+    from huggingface_hub import HfApi
+
+    _check_can_push(repo_id, revision, create_pr)
+    paths, api = _shown_files(folder), HfApi(token=token)
+    with answering(repo_id):
+        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
+        there = set(api.list_repo_files(repo_id, repo_type=kind, revision=revision))
+        commit = api.create_commit(
+            repo_id,
+            _operations(paths, there, keep, replace),
+            commit_message=commit_message,
+            repo_type=kind,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return commit.pr_url or commit.commit_url
+
+
+def _check_can_push(repo_id: str, revision: str | None, create_pr: bool) -> None:
+    """Raise `UserError` where pushing is switched off, or is asked for in two ways."""
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise UserError(
@@ -281,27 +308,23 @@ def push(
         raise UserError(
             f"a pull request is opened against the main branch; leave revision {revision!r} away, or create_pr"
         )
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    paths = {name: path for name, path in paths.items() if not any(part.startswith(".") for part in name.split("/"))}
-    api = HfApi(token=token)
-    with answering(repo_id):
-        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
-        there = set(api.list_repo_files(repo_id, repo_type=kind, revision=revision))
-        gone = [CommitOperationDelete(name) for name in sorted(there - paths.keys()) if name.endswith(tuple(replace))]
-        added = [
-            CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in there.intersection(keep)
-        ]
-        commit = api.create_commit(
-            repo_id,
-            [*gone, *added],
-            commit_message=commit_message,
-            repo_type=kind,
-            revision=revision,
-            create_pr=create_pr,
-        )
-    return commit.pr_url or commit.commit_url
+
+
+def _operations(
+    paths: Mapping[str, Path], there: set[str], keep: Sequence[str], replace: Sequence[str]
+) -> list["CommitOperationAdd | CommitOperationDelete"]:
+    """Return the operations of a commit that adds files to those that are there, keeping and replacing as `push`."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    gone = [CommitOperationDelete(name) for name in sorted(there - paths.keys()) if name.endswith(tuple(replace))]
+    kept = there.intersection(keep)
+    return [*gone, *(CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in kept)]
+
+
+def _shown_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by their paths in it, without hidden files and those of hidden folders."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name.as_posix(): path for name, path in paths.items() if not any(p.startswith(".") for p in name.parts)}
 
 
 # ----------------------------------------------------------------------------------------------------------- its errors
@@ -309,8 +332,7 @@ def push(
 
 @contextmanager
 def answering(repo_id: str, before: str = "") -> Iterator[None]:
-    """Within this context, what the Hub answers in errors becomes a `UserError` that says what to do. Errors of the
-    disk, which are not the Hub's, pass."""
+    """Raise the Hub's errors in this context as a `UserError` that says what to do; let errors of the disk pass."""
     from huggingface_hub import errors
     from huggingface_hub.utils import OfflineModeIsEnabled
 

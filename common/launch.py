@@ -1,4 +1,4 @@
-"""How a command starts and stops: the Accelerator, signals as a question the loop asks, errors in one line.
+"""How a command starts and stops: the Accelerator, signals that the loop asks about, errors in one line.
 
 Every script is `accelerate launch SCRIPT` or `python SCRIPT`, on one process or several.
 """
@@ -29,8 +29,7 @@ from smalti.common.starting import INTERRUPTED, PREEMPTED, UNHEARD, USER_ERROR, 
 from smalti.common.track import check_installed
 
 Precision = Literal["auto", "fp32", "bf16"]
-# What a command exits with, beside the statuses of `ends` and `starting`. A launcher of several exits with 1 whatever
-# they did.
+# Exit statuses, beside those of `ends` and `starting`. A launcher of several processes exits with 1 whatever they did.
 FAULT = 70  # of smalti
 STOPPED = "interrupted: the same command goes on from what was saved, if anything was"
 LOGGED = "The traceback is in "  # begins the note on an error that a session has logged
@@ -40,15 +39,14 @@ ASK_EVERY = 10  # steps between the questions whether any process was interrupte
 
 
 def make_accelerator(precision: Precision = "fp32", track: Sequence[str] = (), folder: Path = Path()) -> Accelerator:
-    """The devices Accelerate gives, or the CPU; `auto` is bf16 where the hardware computes it and fp32 elsewhere.
+    """Return an Accelerator on the devices there are, or the CPU; `auto` is bf16 where the hardware computes it.
 
     Args:
-        track: names of trackers, which `common.run.Metrics` begins and tells.
+        track: names of trackers, which `common.run_folder.Metrics` starts.
         folder: of the run's stage, for a tracker that writes files.
 
     Raises:
-        UserError: launched as several processes of which Accelerate sees one, which would each do all the work; a
-            tracker is not installed.
+        UserError: Accelerate sees one of several processes, which would each do all the work; a tracker is missing.
     """
     check_installed(track)
     found = torch.accelerator.current_accelerator(check_available=True)
@@ -75,25 +73,24 @@ def make_accelerator(precision: Precision = "fp32", track: Sequence[str] = (), f
 
 
 def computes_bf16(device: str) -> bool:
-    """Whether the hardware multiplies in bf16, on a device of this type."""
+    """Return whether the hardware multiplies in bf16, on a device of this type."""
     if device == "cpu":
         return torch.backends.mkldnn.is_available() and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return device == "cuda" and torch.cuda.is_bf16_supported(False)
 
 
 class Interrupted(Exception):
-    """What was done is saved; the message says how to go on."""
+    """Raised when a command was interrupted and its work is saved; the message says how to go on."""
 
 
 class Terminated(BaseException):
-    """SIGTERM came where there is nothing to finish first. (No `Exception`: nobody is to catch it on the way.)"""
+    """Raised on SIGTERM where nothing must be finished first. (No `Exception`, so that nobody catches it.)"""
 
 
 class Interrupt:
-    """Within this context Ctrl-C and SIGTERM do not raise: the loop asks, finishes its step, and saves.
+    """A context in which Ctrl-C and SIGTERM do not raise: the loop asks, finishes its step, and saves.
 
-    A second signal stops at once. In a thread that is not the main one signals stay whoever's they are: Python has them
-    there.
+    A second signal stops at once. Outside the main thread the handlers stay as they are: Python sets them only there.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -118,7 +115,7 @@ class Interrupt:
         self.stopped = True
 
     def asked(self, step: int = 0) -> bool:
-        """Whether to stop after this step: every process gets the same answer at the same step."""
+        """Return whether to stop after this step: every process gets the same answer at the same step."""
         if self.accelerator.num_processes == 1:
             return self.stopped
         if step % ASK_EVERY:
@@ -137,8 +134,8 @@ def _terminate(_number: int, _frame: object) -> None:
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a script's `main` on the command line's arguments and exit with one of the statuses above.
 
-    Whatever ends it is told in one line on stderr; of what nobody expected the traceback stands in the log of the
-    folder the command worked on (`common/session.py`), or where it worked on none yet, on stderr.
+    Whatever ends it is printed in one line on stderr. The traceback of an unexpected error stands in the log of the
+    folder the command worked on (`common/session.py`), or on stderr if it worked on none yet.
     """
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -171,7 +168,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def check_alone() -> None:
-    """For a command that one process does. Raises `UserError` where a launcher started several."""
+    """Raise `UserError` where a launcher started several processes of a command that is one process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "this command is one process: start it with python (or by its name), not with a launcher of several"
@@ -183,9 +180,9 @@ def _several() -> bool:
 
 
 def _unexpected(error: Exception) -> tuple[str, int]:
-    """What to say of an error that no code of ours raised, and the status to exit with."""
+    """Return the message and the exit status for an error that no code of ours raised."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    if (known := ends.told(error)) is not None:
+    if (known := ends.explain_end(error)) is not None:
         return f"error: {known[0]}", known[1]
     if _several() and isinstance(error, RuntimeError) and LOST_PEER.search(reason):
         return (
@@ -202,8 +199,10 @@ def _unexpected(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, status: int) -> int:
-    """Print why this process ends. The main one speaks first: what all of them met is told once, for the launcher ends
-    the others meanwhile."""
+    """Print why this process ends, and return the status.
+
+    The main process prints first, since the launcher then ends the others: an error of all is printed once.
+    """
     for bar in list(getattr(tqdm, "_instances", ())):  # one that is closed at the end of Python speaks after the error
         bar.close()
     rank = int(os.environ.get("RANK", "0"))

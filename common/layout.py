@@ -1,11 +1,10 @@
-"""What one sample becomes in stage one: one or more grids, coarse first, of codes or of vectors.
+"""The layout of a sample in stage one: one or more grids, coarse first, of codes or of vectors.
 
-A grid has a shape of any rank: (h, w) for an image, (t,) for sound, (t, h, w) for moving pictures. Everybody else asks
-the layout and never counts places, so that another kind of data or a hierarchy is a value and not a change.
+A grid has a shape of any rank: (h, w) for an image, (t,) for sound, (t, h, w) for moving pictures. All other code asks
+the layout and never counts places, so that another kind of data or a hierarchy is another value and no other code.
 
 Shapes: between the stages a sample is flat: codes (B, T) int64, the Q codes of a place side by side, or latents (B, T)
-float32, the D channels of a place side by side; P places in all grids. `split` and `join` go between that and the
-grids.
+float32, the D channels of a place side by side; P places in all grids. `split` and `join` convert to grids and back.
 """
 
 from math import prod
@@ -37,12 +36,12 @@ class Grid(Settings):
 
     @property
     def length(self) -> int:
-        """Numbers of the grid: codes, or channels of all its vectors."""
+        """Return the numbers of the grid: codes, or channels of all its vectors."""
         return self.places * self.depth
 
     @property
     def codebook_size(self) -> int:
-        """K, values of a code. Raises `ValueError` of a grid of vectors."""
+        """Return K, values of a code. Raises `ValueError` for a grid of vectors."""
         if self.factors is None:
             raise ValueError(f"{self} are no codes")
         return prod(self.factors)
@@ -83,12 +82,12 @@ class Layout(Settings):
 
     @property
     def length(self) -> int:
-        """T, numbers of a sample."""
+        """Return T, the numbers of a sample."""
         return sum(grid.length for grid in self.grids)
 
     @property
     def places(self) -> int:
-        """P, places of all grids."""
+        """Return P, the places of all grids."""
         return sum(grid.places for grid in self.grids)
 
     @property
@@ -98,8 +97,7 @@ class Layout(Settings):
 
     @property
     def factors(self) -> tuple[int, ...]:
-        """Values of each digit of a code, where all grids have the same codes. Raises `ValueError` where they have
-        not."""
+        """Return the values of each digit of a code. Raises `ValueError` unless all grids have the same codes."""
         found = {grid.factors for grid in self.grids}
         if len(found) > 1 or None in found:
             raise ValueError(f"one codebook size is wanted, and the grids are {self}")
@@ -107,12 +105,12 @@ class Layout(Settings):
 
     @property
     def codebook_size(self) -> int:
-        """K, values of a code, where all grids have the same. Raises `ValueError` where they have not."""
+        """Return K, the values of a code. Raises `ValueError` unless all grids have the same codes."""
         return prod(self.factors)
 
     @property
     def depth(self) -> int:
-        """Q or D, numbers a place, where all grids have as many. Raises `ValueError` where they have not."""
+        """Return Q or D, the numbers of a place. Raises `ValueError` unless all grids have as many."""
         found = {grid.depth for grid in self.grids}
         if len(found) > 1:
             raise ValueError(f"one depth is wanted, and the grids are {self}")
@@ -120,7 +118,7 @@ class Layout(Settings):
 
     @property
     def rectangle(self) -> tuple[int, int] | None:
-        """Return (h, w) where there is one grid and it is of rows and columns, as pictures of it are drawn."""
+        """Return (h, w) of a single grid of rows and columns, as its pictures are drawn; None for other layouts."""
         if len(self.grids) > 1 or len(self.grids[0].shape) != 2:
             return None
         h, w = self.grids[0].shape
@@ -132,8 +130,10 @@ class Layout(Settings):
     # ---------------------------------------------------------------------------------------------------- of its places
 
     def coordinates(self) -> Tensor:
-        """Return the middle of each place, (P, axes) float64, in units of the finest grid and counted from 1: places of
-        two grids that lie over each other are near."""
+        """Return the middle of each place, (P, axes) float64, counted from 1 in units of the finest grid.
+
+        Places of two grids that lie over each other are near.
+        """
         finest = [max(sides) for sides in zip(*(grid.shape for grid in self.grids), strict=True)]
         found = []
         for grid in self.grids:
@@ -142,8 +142,7 @@ class Layout(Settings):
         return torch.cat(found)
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Return of each grid its part of (B, T): (B, *shape) of codes, (B, *shape, depth) of several a place or of
-        vectors."""
+        """Return the part of each grid in (B, T): (B, *shape) of single codes, (B, *shape, depth) of others."""
         parts = flat.split([grid.length for grid in self.grids], 1)
         return [part.reshape(len(part), *self._shape(grid)) for part, grid in zip(parts, self.grids, strict=True)]
 
@@ -152,7 +151,7 @@ class Layout(Settings):
         return torch.cat([each.flatten(1) for each in grids], 1)
 
     def by_place(self, numbers: Tensor) -> list[Tensor]:
-        """Return of each grid the mean over the numbers of a place: (T,) -> one (*shape)."""
+        """Return for each grid the mean over the numbers of a place: (T,) -> one (*shape)."""
         parts = numbers.split([grid.length for grid in self.grids])
         return [part.view(*grid.shape, grid.depth).mean(-1) for part, grid in zip(parts, self.grids, strict=True)]
 
@@ -161,16 +160,11 @@ class Layout(Settings):
         return grid.shape if grid.depth == 1 and grid.factors is not None else (*grid.shape, grid.depth)
 
 
-FIRST = (
-    "codebook_size",
-    "factors",
-    "grid",
-    "code_depth",
-)  # settings of format 1, which one grid of rows and columns has
+FIRST = ("codebook_size", "factors", "grid", "code_depth")  # of format 1, which has one grid of rows and columns
 
 
 def of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with a layout in the place of K, grid and depth, which format 1 wrote one by one.
+    """Return settings with a layout in place of K, grid and depth, which format 1 wrote one by one.
 
     Raises:
         ValueError: the digits of a code do not make up K.
@@ -179,18 +173,15 @@ def of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     K, factors, shape, depth = (settings.get(name) for name in FIRST)
     factors = [K] if factors is None else factors
-    if (
-        not isinstance(factors, list)
-        or not all(isinstance(number, int) for number in (K, *factors))
-        or prod(factors) != K
-    ):
+    whole = isinstance(factors, list) and all(isinstance(number, int) for number in (K, *factors))
+    if not whole or prod(factors) != K:
         raise ValueError(f"factors {factors} must multiply to codebook_size {K}")
     grid = {"shape": shape, "depth": 1 if depth is None else depth, "factors": factors}
     return {"layout": {"grids": [grid]}, **{name: value for name, value in settings.items() if name not in FIRST}}
 
 
 def in_format_1(layout: Layout) -> dict[str, Any]:
-    """Return what format 1 said of a layout, and the layout where format 1 had no words for it."""
+    """Return a layout as format 1 wrote it, or the layout itself where format 1 cannot express it."""
     if layout.rectangle is None or not layout.discrete:
         return {"layout": layout.model_dump(mode="json")}
     said = (layout.codebook_size, list(layout.factors), list(layout.rectangle), layout.depth)

@@ -32,12 +32,12 @@ from smalti.common.process import began
 PATIENCE = 10.0  # seconds for a killed command's own helpers, which have the lock too, to notice and end
 
 
-def command() -> str:
+def command_line() -> str:
     return shlex.join(sys.argv)
 
 
 class Hold(NamedTuple):
-    """What a process has open as long as it holds a lock."""
+    """The open file and folders of a process that holds a lock."""
 
     file: IO[str]
     folders: list[int]  # descriptors; several where the folder was replaced meanwhile
@@ -49,8 +49,7 @@ class Hold(NamedTuple):
 
 
 class Lock:
-    """One process's hold on a folder, which is made where it is not there, and removed again where nothing came of
-    it."""
+    """A process's lock on a folder, which it creates if need be, and removes again if nothing was written."""
 
     def __init__(self, folder: Path):
         try:
@@ -65,8 +64,11 @@ class Lock:
         self._made: list[Path] = []  # folders that were not there, the innermost first
 
     def take(self, wait: bool = False) -> None:
-        """Take it. Raises `Refused` that names the holder, unless told to wait; or who is at work in or around the
-        folder."""
+        """Take the lock. Raises `Refused` that names the holder, or who works in or around the folder.
+
+        Args:
+            wait: until the holder releases it, instead of being refused.
+        """
         mine = _held.get(self.real)
         if mine is not None and mine.thread == threading.get_ident():
             raise Refused(f"{self.folder} is being written by this very command; give another folder")
@@ -89,7 +91,7 @@ class Lock:
             "host": platform.node(),
             "pid": os.getpid(),
             "began": began(os.getpid()),
-            "command": command(),
+            "command": command_line(),
             "made": [str(path) for path in self._made],
             "whole": os.environ.get(WHOLE),
         }
@@ -100,14 +102,14 @@ class Lock:
         if self._hold is None:
             return
         del _held[self.real]
-        self._unmake()  # as long as nobody else can have it
-        self.path.unlink(missing_ok=True)  # before the lock goes: whoever opened it meanwhile looks again
+        self._unmake()  # while no other command can have it
+        self.path.unlink(missing_ok=True)  # before the lock is released: a command that opened it meanwhile looks again
         self._hold.close()
         self._hold = None
         self._unmake()
 
     def at_work(self) -> dict | None:
-        """Return what is known of the holder, who is at work now; None where nobody is. Makes nothing."""
+        """Return what is known of the holder who is at work now; None where nobody is. Creates nothing."""
         if self.path.exists():
             hold = self._try()
             if hold is None:
@@ -118,20 +120,22 @@ class Lock:
         try:
             descriptor = _lock_folder(self.real)
         except BlockingIOError:
-            return self._holder()
-        if descriptor is not None:
-            os.close(descriptor)
-        return None
+            pass
+        else:
+            if descriptor is not None:
+                os.close(descriptor)
+            return None
+        return self._holder()  # after the except: an error in it would carry the refused lock as a lack of the machine
 
     def follow(self, folder: Path) -> None:
-        """Hold another folder too, which is about to take the place of the one that is held."""
+        """Lock another folder too, which is about to take the place of the locked one."""
         assert self._hold is not None
         descriptor = _lock_folder(folder)
         if descriptor is not None:
             self._hold.folders.append(descriptor)
 
     def _try(self) -> Hold | None:
-        """Return both locks, held by this process now; None where another holds one, or just let it go."""
+        """Return both locks, taken by this process; None where another holds one, or has just released it."""
         self._make()
         try:
             file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
@@ -161,8 +165,7 @@ class Lock:
             return not _alive(self._holder())
 
     def _holder(self) -> dict:
-        """Return what the file says of who holds the lock, or else the kernel; nothing while the holder is writing
-        it."""
+        """Return the holder as the file says, or else the kernel; empty while the holder is writing the file."""
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -182,7 +185,7 @@ class Lock:
         return [lock for lock in (*around, *inside) if lock.path.exists()]
 
     def _inherit(self) -> None:
-        """Take over the folders that a killed command made, to be removed where nothing comes of them now either."""
+        """Take over the folders that a killed command created, to remove them if nothing is written now either."""
         before = self._holder().get("made")
         ours = [path for path in (self.real, *self.real.parents) if isinstance(before, list) and str(path) in before]
         self._made += [path for path in ours if path not in self._made]
@@ -196,7 +199,7 @@ class Lock:
         self.real.mkdir(parents=True, exist_ok=True)
 
     def _unmake(self) -> None:
-        """Remove the folders that were made, where nothing came of them."""
+        """Remove the created folders in which nothing was written."""
         while self._made:
             try:
                 self._made[0].rmdir()
@@ -211,14 +214,14 @@ _held: dict[Path, Lock] = {}  # by this process, by the folder's real path: a lo
 
 
 def follow(folder: Path, successor: Path) -> None:
-    """Where this process holds a folder, hold its successor too, which is about to take its place."""
+    """Lock the successor of a folder that this process holds and that it is about to replace."""
     lock = _held.get(folder.resolve())
     if lock is not None:
         lock.follow(successor)
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """Return the open folder, locked; None where folders cannot be. Raises `BlockingIOError` where another has it."""
+    """Return the open folder, locked; None where folders cannot be locked. Raises `BlockingIOError` if it is taken."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
@@ -237,7 +240,7 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def _of_the_kernel(folder: Path) -> dict:
-    """Return the process that holds the lock of a folder, whose file of it somebody removed, where the kernel tells."""
+    """Return the process that holds a folder's lock, as the kernel says, where somebody removed the lock file."""
     try:
         inode, lines = folder.stat().st_ino, Path("/proc/locks").read_text().splitlines()
     except OSError:
@@ -255,7 +258,7 @@ def _told(folder: Path, holder: dict) -> str:
 
 
 def _what_to_do(holder: dict) -> str:
-    """Return how to go on beside the holder of a lock, who may be a stage that has outlived its pipeline/run.py."""
+    """Return how to go on beside the holder of a lock, which may be a stage that outlived its pipeline/run.py."""
     whole, pid = holder.get("whole"), holder.get("pid")
     if whole is None or holder.get("host") != platform.node() or began(whole) is not None:
         return "wait for it, stop it, or give another folder"
@@ -266,7 +269,7 @@ def _what_to_do(holder: dict) -> str:
 
 
 def _alive(holder: dict) -> bool:
-    """Return whether the process that wrote the file may still run: of another host nobody can tell."""
+    """Return whether the process that wrote the file may still run; nobody can tell for another host."""
     if not holder:
         return False
     return holder.get("host") != platform.node() or began(holder.get("pid")) == holder.get("began") is not None

@@ -1,5 +1,4 @@
-"""Rows of numbers that stay on the disk: of a large table those that are asked for are read, and processes share the
-pages.
+"""Rows of numbers that stay on the disk: only those asked for are read, and processes share the pages.
 
 `datasets` keeps the columns of Parquet files as Arrow files in its cache, which the system maps into memory.
 """
@@ -17,7 +16,7 @@ class MappedRows:
     ndim = 2
 
     def __init__(self, chunks: Sequence[np.ndarray]):
-        """chunks: arrays (n, T) of one type, N rows together and one row at least."""
+        """Take arrays (n, T) of one type, N rows together and at least one."""
         self.chunks, self.dtype = [chunk for chunk in chunks if len(chunk)], chunks[0].dtype
         self.starts = np.cumsum([0, *map(len, self.chunks)])
         self.shape = int(self.starts[-1]), chunks[0].shape[1]

@@ -1,4 +1,4 @@
-"""The weights a training begins from, where they are given: a folder of ours, or a repository of the Hub.
+"""The weights a training begins from: a folder of ours, or a repository of the Hub.
 
 start_from: runs/digits/tokenizer/model  |  runs/digits  |  runs/digits/pipeline  |  owner/name
 """
@@ -15,7 +15,7 @@ from smalti.common.errors import UserError
 from smalti.common.folder import MODEL_FILES, kind_in, read_json, sha256
 from smalti.common.history import START, Change
 from smalti.common.hub import NoSuchFile, locate
-from smalti.common.run import settings_of
+from smalti.common.run_folder import settings_of
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=Settings)
@@ -24,7 +24,7 @@ NOTHING: Mapping[str, str] = {}
 
 
 class Origin(NamedTuple, Generic[M]):
-    """A model to begin from."""
+    """A model that a training begins from."""
 
     name: str  # as it was given
     model: M
@@ -32,12 +32,12 @@ class Origin(NamedTuple, Generic[M]):
 
     @property
     def change(self) -> Change:
-        """The line of a run's history that says so."""
+        """Return the line of a run's history for these weights."""
         return Change(setting=START, after=self.name, sha256=self.sha256)
 
 
-def find(start_from: str, stage: str) -> Path:
-    """Return the model folder of a stage: the folder itself, or the one in a run, in a run's stage, or in a pipeline.
+def find_model_folder(start_from: str, stage: str) -> Path:
+    """Return the model folder of a stage: the folder itself, or one in a run, a run's stage or a pipeline.
 
     Raises:
         UserError: there is none.
@@ -69,7 +69,7 @@ def read_origin(
     """
     if Path(start_from).is_file():
         raise UserError(f"start_from: {start_from} is a file, and a model of ours is a folder: {instead.get('', GIVE)}")
-    folder = find(start_from, stage)
+    folder = find_model_folder(start_from, stage)
     said = read_json(folder / MODEL_FILES[0])
     if "kind" not in said:
         raise UserError(f"start_from: {start_from} holds no model of ours: {instead.get('', GIVE)}")
@@ -82,7 +82,7 @@ def read_origin(
     return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]))
 
 
-def begun_from(
+def settings_and_origin(
     c: S,
     run: Path,
     kinds: Collection[str],
@@ -90,8 +90,9 @@ def begun_from(
     sizes: Callable[[M], Settings],
     instead: Mapping[str, str] = NOTHING,
 ) -> tuple[S, Origin[M] | None]:
-    """Return the settings of a training, with those of the model that it begins from; and this model, unless the run
-    has a state to go on from, which needs it no more.
+    """Return the settings of a training, with the sizes of the model it begins from, and that model.
+
+    The model is None where the run has a state to go on from, which needs it no more.
 
     Args:
         run: the folder of the stage, of its name.
@@ -114,7 +115,7 @@ def begun_from(
 
 
 def _with_model(c: S, theirs: Settings) -> S:
-    """Return the settings of a training; those of `model` that were not given are those of the model it begins from.
+    """Return the settings of a training; settings of `model` that were not given come from the model it begins from.
 
     Raises:
         UserError: the two do not go together.
@@ -132,22 +133,18 @@ def _given(settings: Settings) -> dict[str, Any]:
 
 
 def _over(theirs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `theirs` with what is given in its place. Of another kind nothing of theirs is kept."""
+    """Return `theirs` overridden by what is given; another kind keeps nothing of theirs."""
     if "kind" in given and given["kind"] != theirs.get("kind"):
         return dict(given)
-    nested = {
-        k: _over(theirs[k], v)
-        for k, v in given.items()
-        if isinstance(v, Mapping) and isinstance(theirs.get(k), Mapping)
-    }
-    return {**theirs, **given, **nested}
+    both = [k for k, v in given.items() if isinstance(v, Mapping) and isinstance(theirs.get(k), Mapping)]
+    return {**theirs, **given, **{k: _over(theirs[k], given[k]) for k in both}}
 
 
 # ---------------------------------------------------------------------------------------------------------- its weights
 
 
 def begin_from(origin: Origin[M], model: M) -> str:
-    """Give a model the weights of another, and return what there is to say of it: whose, and which settings differ.
+    """Give a model the weights of another; return a message that names their origin and which settings differ.
 
     Raises:
         UserError: a tensor has another shape, or is in one of them alone.

@@ -1,8 +1,7 @@
-"""A long computation over many items, part by part on the disk: interrupted it goes on, and any number of processes
-give the same.
+"""A long computation over many items, saved part by part: it can be resumed, by any number of processes.
 
-    FOLDER/plan.json               what is computed, of what and with what
-    FOLDER/000003.safetensors      the tensors of items [3 · size, 4 · size), written by process 3 mod world
+FOLDER/plan.json               what is computed, of what and with what
+FOLDER/000003.safetensors      the tensors of items [3 · size, 4 · size), written by process 3 mod world
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ def in_parts(
     accelerator: Accelerator,
     what: str,
 ) -> dict[str, Tensor]:
-    """`compute` of all positions 0 .. total - 1, each name's rows one after the other; the same on every process.
+    """Return `compute` of all positions 0 .. total - 1, rows in order by name; the same on every process.
 
     Args:
         folder: of the parts. One that holds parts of another plan is emptied first.
@@ -42,11 +41,7 @@ def in_parts(
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, after the part at hand.
     """
-    plan = {**plan, "total": total, "size": size}
-    if accelerator.is_main_process and not _is_of(folder, plan):
-        remove(folder)
-        write_json(folder / "plan.json", plan)
-    accelerator.wait_for_everyone()
+    _begin(folder, {**plan, "total": total, "size": size}, accelerator)
     parts, rank, world = torch.arange(total).split(size), accelerator.process_index, accelerator.num_processes
     bar = progress_bar(accelerator, total, what, unit="image")
     with Interrupt(accelerator) as interrupt:
@@ -63,6 +58,14 @@ def in_parts(
     accelerator.wait_for_everyone()
     found = [_read(folder / f"{number:06d}.safetensors") for number in range(len(parts))]
     return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else {})}
+
+
+def _begin(folder: Path, plan: Mapping[str, Any], accelerator: Accelerator) -> None:
+    """Write the plan into a folder, unless it holds parts of this very plan, to go on with."""
+    if accelerator.is_main_process and not _is_of(folder, plan):
+        remove(folder)
+        write_json(folder / "plan.json", plan)
+    accelerator.wait_for_everyone()
 
 
 def _is_of(folder: Path, plan: Mapping[str, Any]) -> bool:

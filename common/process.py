@@ -1,4 +1,4 @@
-"""Which process: its name in the names of files that it is writing, and whether it still runs."""
+"""The identity of a process: its label in the names of files it is writing, and whether it still runs."""
 
 import os
 import platform
@@ -9,8 +9,7 @@ import psutil
 
 
 def began(pid: object) -> str | None:
-    """Return when a process of this machine started, which tells it from a later one of its number; None if it has
-    ended."""
+    """Return when a process of this machine started, which tells it from a later one of its number; None if ended."""
     try:
         number = int(str(pid))
         if not Path("/proc/self/stat").exists():
@@ -21,12 +20,12 @@ def began(pid: object) -> str | None:
 
 
 def label() -> str:
-    """Return this process's own name, the only one of its kind: machine, number and start."""
+    """Return a label that this process alone has: machine, number and start."""
     return f"{_machine()}-{os.getpid()}-{began(os.getpid())}"
 
 
 def ended(label: str) -> bool | None:
-    """Return whether the process of a label has ended; None where it is of another machine, and nobody can tell."""
+    """Return whether the process of a label has ended; None for another machine, where nobody can tell."""
     machine, pid, start = label.split("-")
     return began(pid) != start if machine == _machine() else None
 

@@ -1,4 +1,4 @@
-"""How far a command is, on stderr: one style for all. On a terminal a bar, in a log file a line every ten seconds.
+"""How far a command is, on stderr in one style: a bar on a terminal, in a log file a line every ten seconds.
 
 progress_bar    of a command's main work: stays when it is done
 passing_bar     of a part of it, such as an evaluation: shown only if it lasts, below the other bar, and gone when done
@@ -22,7 +22,7 @@ SHORT = 3.0  # seconds; what takes no longer has no passing bar
 
 
 def on_main() -> bool:
-    """Whether this is the main process, or the only one: where there is no Accelerator to ask."""
+    """Return whether this is the main process, or the only one, where there is no Accelerator to ask."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
@@ -38,25 +38,27 @@ class _Lines:
 
 
 def progress_bar(accelerator: Accelerator, total: int, what: str, *, initial: int = 0, unit: str = "step") -> tqdm:
-    """A bar with rate and time left, on the main process. Give it figures by `set_postfix(..., refresh=False)`: a
-    refresh would be a line of the log file, between its times."""
+    """Return a bar with rate and time left, shown by the main process.
+
+    Give it figures by `set_postfix(..., refresh=False)`: a refresh would add a line to the log file.
+    """
     return _bar(total, what, unit, initial=initial, disable=not accelerator.is_main_process)
 
 
 def passing_bar(total: int, what: str, *, unit: str = "image") -> tqdm:
-    """The same of a part of the work, from `SHORT` seconds on."""
+    """Return a bar for a part of the work, shown after `SHORT` seconds."""
     return _bar(total, what, unit, delay=SHORT, leave=False, disable=not on_main())
 
 
 def advance(bar: tqdm, number: int) -> None:
-    """By so many, but not beyond the end: what all processes have done is guessed from what this one has."""
+    """Move a bar by a number, but not beyond the end: the progress of all processes is guessed from this one."""
     assert bar.total is not None  # every bar that is made here has one
     bar.update(min(number, bar.total - bar.n))
 
 
 @contextmanager
 def passing_word(what: str) -> Iterator[None]:
-    """A line on the main process, if what is done within this context takes longer than `SHORT`."""
+    """Print a line on the main process if this context takes longer than `SHORT`."""
     timer = threading.Timer(SHORT, lambda: print(what, file=sys.stderr, flush=True))
     timer.daemon = True
     if on_main():

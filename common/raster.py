@@ -1,7 +1,7 @@
-"""Picture files: which formats are read, and the one way to open one.
+"""Picture files: the formats that are read, and the one way to open one.
 
-PIL would also open formats that start another program (EPS runs Ghostscript) or hold no raster of their own. Whoever
-opens a picture opens it here, so that a file named `.png` is a raster whatever it holds.
+PIL would also open formats that start another program (EPS runs Ghostscript) or hold no raster of their own. All code
+opens pictures here, so that a file named `.png` is a raster whatever it holds.
 """
 
 import functools
@@ -15,7 +15,7 @@ import PIL.Image
 
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
-from smalti.common.reading import MOST_BYTES, opened, read_file
+from smalti.common.reading import MOST_BYTES, open_regular_file, read_file
 
 FORMATS = (  # JPEG opens MPO as well, the two pictures in one file that phones write
     "PNG",
@@ -42,13 +42,12 @@ MOST_PIXELS = 178_956_970  # where a caller says no less: PIL's own bound
 
 
 def looks_like_a_picture(path: Path) -> bool:
-    """Return whether a regular file begins as a format that is read does; what begins so by chance has its head read as
-    well.
+    """Return whether a regular file begins like a format that is read; where the first bytes are unsure, read its head.
 
     TGA is not among them: it begins like anything.
     """
     try:
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             return os.fstat(file.fileno()).st_size <= MOST_BYTES and _begins_as_one(file)
     except ValueError:  # no regular file
         return False
@@ -72,14 +71,14 @@ def _begins_as_one(file: io.BufferedReader) -> bool:
 
 @functools.cache
 def _first_bytes() -> list[tuple[str, Callable[[bytes], bool | str]]]:
-    """Return each format with what tells its first bytes."""
+    """Return each format with the test of its first bytes."""
     PIL.Image.init()
     known = ((format, PIL.Image.OPEN[format][1]) for format in FORMATS if format in PIL.Image.OPEN)
     return [(format, accepts) for format, accepts in known if accepts is not None]
 
 
 def _accepted(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool:
-    """Return whether PIL would try to read such a file; a text in place of True says that it cannot."""
+    """Return whether PIL would try to read such a file; its test returns a text where it cannot."""
     try:
         return accepts(prefix) is True
     except Exception:  # of too few bytes

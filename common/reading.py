@@ -1,4 +1,4 @@
-"""Files that may be a stranger's, read: regular files alone, and no more bytes of them than a reader expects.
+"""Files that may be a stranger's: only regular files are read, and no more bytes than a reader expects.
 
 A pipe makes a reader wait for ever, a device such as /dev/zero has no end, and a file of /proc says that it has no
 bytes. So a file is opened without waiting, looked at, and read up to a bound.
@@ -15,7 +15,7 @@ MOST_BYTES = 2**30  # of one file, where a caller says no less
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
+def open_regular_file(path: Path) -> Iterator[io.BufferedReader]:
     """Return a regular file, open for reading, as a context.
 
     Raises:
@@ -34,10 +34,10 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file.
 
     Raises:
-        ValueError: as `opened`; or it has more than `most` bytes.
+        ValueError: as `open_regular_file`; or it has more than `most` bytes.
         OSError: it is not there, or cannot be read.
     """
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"it has {size:,} bytes; at most {most:,} are read")
@@ -48,6 +48,10 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """Return the text of a regular file in UTF-8, without the mark that some editors put before it. Raises as
-    `read_file`; what is no UTF-8 is a ValueError too."""
+    """Return the text of a regular file in UTF-8, without its byte-order mark.
+
+    Raises:
+        ValueError: as `read_file`; or it is no UTF-8.
+        OSError: as `read_file`.
+    """
     return read_file(path, most).decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""What a result must be kept with: when, where, with what and by which command it was measured."""
+"""The record that is kept with a result: date, command, commit, machine and versions."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "datasets")
 
 
 def record(program: str, peers: Sequence[str] = (), arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Date, command, commit, machine and versions, ready to stand in a result's JSON.
+    """Return date, command, commit, machine and versions, for a result's JSON.
 
     Args:
         program: a script, `prior/evaluate.py`, or a benchmark as `python -m` knows it, `benchmarks.fashion_mnist`.
@@ -28,20 +28,20 @@ def record(program: str, peers: Sequence[str] = (), arguments: Sequence[str] | N
     """
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": command(program, sys.argv[1:] if arguments is None else arguments),
+        "command": command_without_paths(program, sys.argv[1:] if arguments is None else arguments),
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine_info(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *peers)}},
     }
 
 
-def command(program: str, arguments: Sequence[str]) -> str:
-    """The command line. Of an absolute path only its last name: what stands above it is the machine's affair."""
+def command_without_paths(program: str, arguments: Sequence[str]) -> str:
+    """Return the command line; of an absolute path keep only the last name, as the rest is private."""
     return " ".join(["python", *([program] if program.endswith(".py") else ["-m", program]), *private(list(arguments))])
 
 
 def private(value: Any) -> Any:
-    """Settings whose absolute paths have their last name only."""
+    """Return settings in which absolute paths keep only their last name."""
     if isinstance(value, Mapping):
         return {key: private(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -50,21 +50,20 @@ def private(value: Any) -> Any:
 
 
 def commit() -> str | None:
-    """The commit measured, with `-dirty` where files differ from it; None where this code is no checkout of its own, as
-    when it is installed inside somebody else's."""
+    """Return the measured commit, with `-dirty` if files differ from it; None outside a checkout of our own."""
     root = Path(__file__).resolve().parents[1]
     if _git("rev-parse", "--show-toplevel") != str(root):
         return None
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def code() -> str:
-    """Which code computes: the commit, or of an installed package its version."""
+def code_version() -> str:
+    """Return the commit of the code that computes, or the version of an installed package."""
     return commit() or release()
 
 
 def release() -> str:
-    """The name and version of this package, as far as it is installed as one."""
+    """Return the name of this package, with its version if it is installed."""
     try:
         return f"smalti {version('smalti')}"
     except PackageNotFoundError:  # run from its folder
@@ -83,8 +82,8 @@ def _git(*arguments: str) -> str | None:
     return told.stdout.strip()
 
 
-def machine() -> dict[str, Any]:
-    """CPU, the cores this process may use, memory and accelerators; never a host's name."""
+def machine_info() -> dict[str, Any]:
+    """Return CPU, the cores this process may use, memory and accelerators; never a host's name."""
     return {
         "cpu": cpu_model(),
         "cores": cores(),
@@ -96,7 +95,7 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Return how many cores this process may use; where the system does not say, as on macOS, how many there are."""
+    """Return how many cores this process may use; where the system does not say (macOS), how many there are."""
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):

@@ -4,7 +4,7 @@ import math
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `floor * peak` at `total`."""
+    """Return a rate that rises linearly to `peak` over `warmup` steps, then falls as a cosine to `floor * peak`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))

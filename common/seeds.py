@@ -12,8 +12,7 @@ WORD = 2**32
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator that depends on all of a seed. Two large seeds share one on the CPU with a chance of
-    2**-32."""
+    """Return a generator of all bits of a seed. Two large seeds share one on the CPU with a chance of 2**-32."""
     found = torch.Generator(device)
     if seed >= WORD and found.device.type == "cpu":
         seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -21,7 +20,7 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 def uniforms(seed: int, *shape: int) -> Tensor:
-    """Return numbers in [0, 1), float32 on the CPU, that no other seed has."""
+    """Return numbers in [0, 1), float32 on the CPU, that belong to this seed alone."""
     if seed < WORD:
         return torch.rand(shape, generator=generator(seed))
     return torch.from_numpy(np.random.default_rng(seed).random(shape, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""A command at work on a folder: no second one may be, and what went wrong stands in the folder's log.
+"""A command's session on a folder: it excludes every other command, and logs errors beside the folder.
 
 RUN/.tokenizer.lock    who works on RUN/tokenizer, see `common/lock.py`
 RUN/tokenizer.log      every end that was not a good one, with the whole traceback of what nobody expected
@@ -16,13 +16,13 @@ from accelerate import Accelerator
 
 from smalti.common.errors import Refused, UserError
 from smalti.common.launch import LOGGED, Interrupted, Terminated
-from smalti.common.lock import Lock, command
+from smalti.common.lock import Lock, command_line
 from smalti.common.shown import shown, shown_lines
 
 
 @contextmanager
 def session(folder: Path, accelerator: Accelerator, *, wait: bool = False) -> Iterator[None]:
-    """Within this context the processes of this job, and no others, write into `folder`, which need not exist yet.
+    """Lock `folder`, which need not exist yet, for the processes of this job, and log errors of this context.
 
     It is locked and nothing else: whose it is the command decides, and then sweeps it (`common.folder.sweep`).
 
@@ -44,14 +44,14 @@ def session(folder: Path, accelerator: Accelerator, *, wait: bool = False) -> It
 
 
 def at_work(folder: Path) -> str | None:
-    """Who writes into a folder now, for a reader to know; none where nobody does."""
+    """Return the process that writes into a folder now, in words; None where there is none."""
     holder = Lock(folder).at_work()
     return None if holder is None else f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
-    """Within this context an error goes into the folder's log, on its way to whoever tells the user."""
+    """Write an error of this context into the folder's log, and raise it again."""
     try:
         yield
     except BaseException as error:
@@ -60,12 +60,11 @@ def logged(folder: Path) -> Iterator[None]:
 
 
 def log_path(folder: Path) -> Path:
-    return beside(folder, ".log")
+    return path_beside(folder, ".log")
 
 
-def beside(folder: Path, ending: str) -> Path:
-    """Return the path of the folder's name with an ending, however the folder is spelled. Raises `UserError` for the
-    root."""
+def path_beside(folder: Path, ending: str) -> Path:
+    """Return the path beside a folder, of its name with an ending. Raises `UserError` for the root."""
     spelled = folder.resolve() if folder.name in ("", "..") else folder
     if not spelled.name:
         raise UserError(f"{folder} is the root of the disk; give a folder in it")
@@ -78,12 +77,12 @@ def _log(folder: Path, error: BaseException) -> None:
     if isinstance(error, Refused) or (told and not (folder.is_dir() and any(folder.iterdir()))):
         return
     path, now = log_path(folder), datetime.now(UTC).isoformat(timespec="seconds")
-    head = f"{now} process {os.environ.get('RANK', '0')} of {platform.node()}:{os.getpid()}, {command()}\n"
+    head = f"{now} process {os.environ.get('RANK', '0')} of {platform.node()}:{os.getpid()}, {command_line()}\n"
     body = f"{type(error).__name__}: {shown(error)}\n" if told else "".join(traceback.format_exception(error))
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(shown_lines(head + body))
-    except OSError:  # a full disk, perhaps the very error, or the run was removed: it is told on stderr
+    except OSError:  # a full disk, perhaps this very error, or the run was removed: stderr has the message
         return
     if not told:
         error.add_note(f"{LOGGED}{path}")

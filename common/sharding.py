@@ -2,8 +2,8 @@
 
     accelerate launch --config_file configs/imagenet256/fsdp.yaml prior/train.py configs/imagenet256/prior.yaml
 
-It is Accelerate's configuration that asks for it; without one, nothing here changes anything. A tensor in parts is a
-`DTensor`. What is written is whole, so the same run may go on with other processes, and without sharding.
+Accelerate's configuration asks for it; without one, nothing here has an effect. A sharded tensor is a `DTensor`. Files
+hold whole tensors, so the same run may go on with other processes, and without sharding.
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,7 @@ NEEDED = {  # of Accelerate's configuration
 def prepare(
     model: nn.Module, average: nn.Module, optimizers: Mapping[str, Optimizer], accelerator: Accelerator
 ) -> tuple[nn.Module, dict[str, Optimizer]]:
-    """`accelerator.prepare` of a model and its optimizers; where that shards, the model's average is sharded alike, in
-    place.
+    """Return a model and its optimizers, prepared by Accelerate; where it shards, shard the average in place too.
 
     Raises:
         UserError: Accelerate is configured for a sharding under which the training would not be right.
@@ -40,7 +39,7 @@ def prepare(
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharded:
         plugin = accelerator.state.fsdp_plugin
-        check(plugin)
+        check_fsdp(plugin)
         # Accelerate's policy for bf16 would round the logits too and sum gradients in bf16; autocast does as without
         # sharding.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
@@ -49,14 +48,12 @@ def prepare(
         prepared.forward = accelerator.autocast()(prepared.forward)
         fsdp2_prepare_model(accelerator, average)
         assert isinstance(average, FSDPModule)  # it is now: sharding gives it another class
-        average.set_reshard_after_forward(
-            True
-        )  # its root too, which waits for a backward pass otherwise: there is none
+        average.set_reshard_after_forward(True)  # the root too, which else waits for a backward pass: there is none
     return prepared, dict(zip(optimizers, each, strict=True))
 
 
-def check(plugin: FullyShardedDataParallelPlugin) -> None:
-    """That Accelerate is configured as this training needs it."""
+def check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Raise `UserError` unless Accelerate is configured as this training needs it."""
     offload = plugin.cpu_offload
     given = {
         "fsdp_version": plugin.fsdp_version,
@@ -73,7 +70,7 @@ def check(plugin: FullyShardedDataParallelPlugin) -> None:
 
 
 def whole(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """Tensors in parts made whole, one after another, on the CPU of the main process. Every process must take part."""
+    """Return sharded tensors whole, on the CPU of the main process. Every process must call this."""
     gathered = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
@@ -84,12 +81,10 @@ def whole(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, 
 
 
 def parts_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """The inverse of `whole` for what an optimizer keeps of a parameter: in parts where the parameter is, and of its
-    shape."""
+    """Return an optimizer's tensor sharded as its parameter is, if it has its shape: the inverse of `whole`."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     with torch.no_grad():
         here = tensor.to(parameter.device)
-        return distribute_tensor(
-            here, parameter.device_mesh, parameter.placements, src_data_rank=None
-        )  # all have read it
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(here, mesh, placements, src_data_rank=None)  # every process has read the tensor

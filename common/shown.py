@@ -1,8 +1,7 @@
-"""Text from files, folders and command lines as it may stand on a terminal, in a log or in a card.
+"""Text from files, folders and command lines, made safe for a terminal, a log or a card.
 
 A name may hold any character: ESC and its sequences, which move a terminal's cursor and colour it; line breaks, which
-would begin a line of their own; and marks that turn the direction of what follows. Each is shown as Python writes it,
-`\\x1b`.
+would begin a line of their own; and marks that turn the direction of what follows. Each is shown as an escape: `\\x1b`.
 """
 
 import re
@@ -14,12 +13,12 @@ _OF_A_BAR = re.compile(r"(\r|\n|\x1b\[A)*")  # how tqdm moves between the lines 
 
 
 def shown(text: object) -> str:
-    """Return text on one line, with the characters escaped that would act rather than be seen."""
+    """Return text as one line; characters that would act on a terminal are escaped."""
     return _IN_A_LINE.sub(_escaped, str(text))
 
 
 def shown_lines(text: str) -> str:
-    """Return text of several lines, with the characters escaped that would act rather than be seen."""
+    """Return text of several lines; characters that would act on a terminal are escaped."""
     return _IN_LINES.sub(_escaped, text)
 
 
@@ -28,8 +27,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 class Outlet:
-    """A stream whose text is shown. What a progress bar writes still moves the cursor: a carriage return in front, or
-    moves alone."""
+    """A stream that escapes its text, except the carriage returns and moves with which a bar moves the cursor."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream

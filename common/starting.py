@@ -1,5 +1,4 @@
-"""Signals in a command's first seconds, while Python still imports torch: one line, and the status they have later
-too."""
+"""Signals in a command's first seconds, while Python imports torch: one line, and the same exit status as later."""
 
 import os
 import signal
@@ -12,20 +11,18 @@ from smalti.common.shown import Outlet
 
 PREEMPTED = 75  # the exit status after SIGTERM: what was done is saved, and the same command goes on
 INTERRUPTED = 130  # after Ctrl-C, likewise
-UNHEARD = 141  # after whoever reads the output has closed it, as `head` does
+UNHEARD = 141  # after the reader of the output closed it, as `head` does
 
 
 def answer_signals() -> None:
-    """Until `common.launch.run_command` takes over, Ctrl-C, SIGTERM and what the machine lacks end the process in one
-    line."""
+    """End the process in one line on Ctrl-C, SIGTERM or a lack of the machine, until `run_command` takes over."""
     signal.signal(signal.SIGINT, _end)
     signal.signal(signal.SIGTERM, _end)
     sys.excepthook = _lacking
 
 
 def speak_anyhow() -> None:
-    """Let output never be an error: where there is none it goes nowhere, and a letter it does not know is a question
-    mark. Characters that would act on a terminal are shown."""
+    """Let output never raise: send it nowhere if there is no stream, and escape or replace what cannot be shown."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -36,7 +33,7 @@ def speak_anyhow() -> None:
 
 
 def _lacking(cls: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Tell what ends an import: what the machine lacks in a line, anything else as Python does. Either exits with 1."""
+    """Print what ends an import: in a line what the machine lacks, else a traceback as Python does. Exits with 1."""
     known = ends.lack(error)
     if known is None and isinstance(error, SystemError):  # a library that was given no memory, and did not notice
         known = ends.lack(MemoryError())

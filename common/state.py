@@ -1,4 +1,4 @@
-"""What resuming needs: `state/step_N/` with safetensors and JSON, nothing that could run code when read.
+"""The state to resume from: `state/step_N/` with safetensors and JSON, which run no code when read.
 
     RUN/state/step_00001000/state.json            step, checksums, and what the caller adds
     RUN/state/step_00001000/NAME.safetensors      one file for each named set of tensors
@@ -6,7 +6,7 @@
 
 A state is written aside, brought to the disk and renamed when whole; the last few are kept. Each file's SHA-256 is
 checked when it is read. Random numbers need no saving: everything random in training is a function of (seed, step), see
-`common.order` and `seed_step`.
+`common.row_order` and `seed_step`.
 """
 
 import json
@@ -41,7 +41,7 @@ class State(NamedTuple):
 
 
 class Job(Settings):
-    """What may differ where a run goes on, and makes other rounding of the same steps; kept with each state."""
+    """The conditions of a run that only change rounding, and may differ where it goes on; kept with each state."""
 
     processes: int
     precision: str
@@ -58,7 +58,7 @@ class Job(Settings):
         )
 
 
-def save(
+def save_state(
     run: Path,
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
@@ -66,7 +66,7 @@ def save(
     accelerator: Accelerator,
     keep: int = 2,
 ) -> None:
-    """Write a whole state, then forget the oldest beyond the last `keep`. Called by the main process alone."""
+    """Write a whole state, then remove the oldest beyond the last `keep`. Only the main process calls this."""
     folder, digests = run / "state" / f"step_{step:08d}", {}
     with replacing(folder) as aside:
         aside.mkdir()
@@ -81,12 +81,12 @@ def save(
 
 
 def latest(run: Path, accelerator: Accelerator, keep: int = 2) -> State | None:
-    """The last whole state of a run, or none when it never saved one. Every process must call this. Older ones than the
-    last
-    `keep` go, should a kill have left them.
+    """Return the last whole state of a run; None if it never saved one. Every process must call this.
 
-    One that is damaged is set aside and named, and the one before it taken; where the run goes on under other
-    conditions than it was saved under, that is said.
+    States older than the last `keep`, which a kill may have left, are removed.
+
+    A damaged state is set aside and named, and the one before it is taken. A line says where the run goes on under
+    other conditions than it was saved under.
 
     Raises:
         UserError: there are states and none is whole.
@@ -133,7 +133,7 @@ def _set_damaged_aside(run: Path) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a state, if anything is."""
+    """Return what is wrong with a state; None if nothing is."""
     try:
         head = _head(folder)
     except UserError as error:
@@ -151,7 +151,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _head(folder: Path) -> dict[str, Any]:
-    """What state.json says, each part of the kind it must be."""
+    """Return the content of state.json, each part checked for its type."""
     path = folder / "state.json"
     head = read_json(path)
     check_format(head, KIND, path)
@@ -174,8 +174,7 @@ def _tell_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None
 
 @contextmanager
 def restoring(run: Path) -> Iterator[None]:
-    """Where a state's tensors are put back in their places: one that has none for a place, or another shape, is
-    refused."""
+    """Raise `UserError` where a state's tensors do not fit the places they are put back into in this context."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
@@ -187,14 +186,13 @@ def restoring(run: Path) -> Iterator[None]:
 
 
 def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put a state's weights back into a model. Raises ValueError or RuntimeError where they are of another type, name
-    or shape."""
+    """Put a state's weights back into a model. Raises ValueError or RuntimeError where they do not fit."""
     check_types(tensors, model.state_dict())
     model.load_state_dict(tensors)
 
 
 def check_same_data(saved: State, fingerprint: str, what: str, run: Path) -> None:
-    """That a run goes on with the data it began with. `what` names them in the message."""
+    """Raise `UserError` unless a run goes on with the data it began with, which `what` names."""
     before = str(saved.info.get("data"))
     if before != fingerprint:
         raise UserError(
@@ -208,13 +206,13 @@ def _folders(run: Path) -> list[Path]:
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors; learning rates are functions of the step and need no saving."""
+    """Return an optimizer's state as named tensors, without learning rates, which are functions of the step."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": torch.as_tensor(value) for i, values in state.items() for name, value in values.items()}
 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`, on an optimizer over the same parameters, whole or in parts."""
+    """Load the result of `optimizer_tensors` into an optimizer of the same parameters, whole or sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

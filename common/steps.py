@@ -6,8 +6,7 @@
             for due in steps.after(step, skipped):
                 if due == "log": ...             # then "evaluate", then "save"
 
-The last step logs, evaluates and saves whatever the settings are. A training that is told to stop saves first, and
-ends.
+The last step logs, evaluates and saves whatever the settings are. A training that is told to stop saves first.
 """
 
 from collections.abc import Iterator
@@ -23,27 +22,27 @@ Due = Literal["log", "evaluate", "save"]
 
 
 class Paced(Protocol):
-    """The settings that say what is due when."""
+    """Settings that say when something is due."""
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """Return the number of optimizer steps."""
 
     @property
     def log_every(self) -> int:
-        """Steps between lines of metrics.jsonl."""
+        """Return the steps between lines of metrics.jsonl."""
 
     @property
     def evaluate_every(self) -> int:
-        """Steps between evaluations."""
+        """Return the steps between evaluations."""
 
     @property
     def save_every(self) -> int:
-        """Steps between saved states."""
+        """Return the steps between saved states."""
 
 
 class Steps:
-    """The steps that are still to take, with a progress bar and an ear for Ctrl-C and SIGTERM."""
+    """The remaining steps of a training, with a progress bar, in a context that answers Ctrl-C and SIGTERM."""
 
     def __init__(self, c: Paced, first: int, accelerator: Accelerator, what: str):
         self.c, self.first = c, first
@@ -62,12 +61,12 @@ class Steps:
         return iter(range(self.first, self.c.steps))
 
     def show(self, **figures: str) -> None:
-        """Put figures beside the progress bar, in the place of older ones of their names."""
+        """Show figures beside the progress bar, replacing older ones of the same names."""
         self.shown |= figures
         self.bar.set_postfix(**self.shown, refresh=False)
 
     def after(self, step: int, skipped: SkippedSteps) -> Iterator[Due]:
-        """Yield what is due once a step was taken, in this order.
+        """Yield what is due after a step, in this order.
 
         Nothing is evaluated or saved while steps are skipped one after the other: the weights may be what is wrong.
 

@@ -1,4 +1,4 @@
-"""Tensors in `.safetensors` files that may be a stranger's: read, and held against the tensors that they are to become.
+"""Tensors in `.safetensors` files that may be a stranger's: read, and compared with what they are to replace.
 
 `load_state_dict` compares names and shapes, and copies numbers of any type into any other: weights of int64, bool or
 uint8 would become a model without a word. So a floating tensor may be of any of four precisions, which all convert into
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from smalti.common.reading import opened
+from smalti.common.reading import open_regular_file
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES = {  # of types, as safetensors writes them; others (fp8, which means nothing without its scales) are none of ours
@@ -34,7 +34,7 @@ NAMES = {  # of types, as safetensors writes them; others (fp8, which means noth
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file. Raises as `opened_tensors`."""
-    with opened(path), _with_its_reason(path):
+    with open_regular_file(path), _with_its_reason(path):
         return load_file(path)
 
 
@@ -46,7 +46,7 @@ def opened_tensors(path: Path) -> Iterator[safe_open]:
         ValueError: it is no regular file.
         OSError: it is not there, or cannot be read; and what safetensors raises.
     """
-    with opened(path):
+    with open_regular_file(path):
         with _with_its_reason(path):
             file = safe_open(path, framework="pt")
         with file:
@@ -55,8 +55,10 @@ def opened_tensors(path: Path) -> Iterator[safe_open]:
 
 @contextmanager
 def _with_its_reason(path: Path) -> Iterator[None]:
-    """Raise the system's own error where a file that is there is not opened: of all of them, of too many open files
-    too, safetensors says that there is no such file."""
+    """Raise the system's own error where a file that is there is not opened.
+
+    safetensors reports every such error, too many open files included, as a file that is not there.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -65,7 +67,7 @@ def _with_its_reason(path: Path) -> Iterator[None]:
 
 
 def misfit(given: torch.dtype | str, wanted: torch.dtype) -> str | None:
-    """Return what is wrong with a type where another is wanted; None where the one becomes the other."""
+    """Return what is wrong with a type where another is wanted; None if it can be converted."""
     if given == wanted or (wanted in FLOATING and given in FLOATING):
         return None
     name, expected = (str(dtype).removeprefix("torch.") for dtype in (given, wanted))
@@ -74,8 +76,7 @@ def misfit(given: torch.dtype | str, wanted: torch.dtype) -> str | None:
 
 
 def check_types(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise ValueError that names the first tensor whose type is none that the one of its name is made of. Names that
-    only one side has are another's to refuse."""
+    """Raise ValueError that names the first tensor of a wrong type. Names that only one side has are not checked."""
     for name in sorted(given.keys() & wanted.keys()):
         if wrong := misfit(given[name].dtype, wanted[name].dtype):
             raise ValueError(f"{name} {wrong}")

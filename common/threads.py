@@ -1,4 +1,4 @@
-"""Work in a few threads, one after the other to who takes its results."""
+"""Work done in a few threads, whose results come in order."""
 
 import os
 from collections import deque
@@ -11,14 +11,13 @@ R = TypeVar("R")
 
 
 def threads() -> int:
-    """Return how many threads are worth starting: the processors that each process of a job may use."""
+    """Return how many threads are worth starting: the processors of each process of a job."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, found // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], number: int | None = None) -> Iterator[R]:
-    """Yield what `work` makes of each item, in their order. Items are taken as they are needed, few ahead of the
-    results."""
+def map_in_order(work: Callable[[T], R], items: Iterable[T], number: int | None = None) -> Iterator[R]:
+    """Yield what `work` returns for each item, in order; take items only a few ahead of the results."""
     number = number or threads()
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(number) as pool:

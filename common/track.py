@@ -1,5 +1,4 @@
-"""Trackers through Accelerate: TensorBoard, Weights & Biases and trackio are told what `metrics.jsonl` is told, and
-pictures.
+"""Trackers through Accelerate: TensorBoard, Weights & Biases and trackio get what `metrics.jsonl` gets, and pictures.
 
     RUN/tokenizer/tensorboard/     event files: tensorboard --logdir runs
     RUN/tokenizer/wandb/           what wandb keeps here (WANDB_DIR elsewhere): all, with WANDB_MODE=offline
@@ -33,15 +32,14 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Accelerate would leave a tracker out without a word. Raises `UserError` with the line that installs it."""
+    """Raise `UserError` with the line that installs a missing tracker; Accelerate would silently leave it out."""
     for name in names:
         if getattr(find_spec(name), "origin", None) is None:  # a folder ./wandb of runs is found too, and has no origin
             raise UserError(f"track: {name} is not installed; pip install {name}, or leave it out of --track")
 
 
 class Trackers:
-    """The trackers that an Accelerator was made with, begun for one run: on the main process, and of none nothing
-    happens.
+    """The trackers of an Accelerator, started for one run on the main process; without any nothing happens.
 
     Args:
         folder: of the run's stage.
@@ -86,7 +84,7 @@ class Trackers:
     def picture(self, step: int, name: str, picture: PIL.Image.Image) -> None:
         if not self.accelerator.trackers:
             return
-        pixels = picture.convert("RGBA")  # of which transparent ones are shown on white, as a browser does
+        pixels = picture.convert("RGBA")  # transparent pixels are shown on white, as in a browser
         shown = PIL.Image.alpha_composite(PIL.Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
         for tracker in self.accelerator.trackers:
             with self._unharmed(tracker):
@@ -98,7 +96,7 @@ class Trackers:
 
     @contextmanager
     def _unharmed(self, tracker: GeneralTracker) -> Iterator[None]:
-        """Whatever goes wrong in a tracker is told once, and training goes on."""
+        """Report an error of a tracker once, and let training go on."""
         try:
             yield
         except Exception as error:
@@ -107,8 +105,7 @@ class Trackers:
             self._failed.add(tracker.name)
 
     def close(self, *, failed: bool = False) -> None:
-        """Bring all to an end. (Accelerate's `end_training` would also end the process group, which is still
-        needed.)"""
+        """Close all trackers. (Accelerate's `end_training` would also end the process group, which is still needed.)"""
         for tracker in self.accelerator.trackers:
             with self._unharmed(tracker):
                 if tracker.name == "wandb" and failed:
@@ -119,7 +116,7 @@ class Trackers:
 
 
 def _options(folder: Path, settings: Mapping[str, Any], first_step: int) -> dict[str, dict[str, Any]]:
-    """What each tracker is started with."""
+    """Return the options that each tracker is started with."""
     path, stage = folder / ".tracked.json", folder.resolve()
     events = folder / "tensorboard"
     if first_step == 0 and path.exists():
@@ -145,7 +142,7 @@ def _options(folder: Path, settings: Mapping[str, Any], first_step: int) -> dict
 
 
 def _show_settings(tensorboard: Any, settings: Mapping[str, Any]) -> None:
-    """Accelerate's `store_init_configuration` would make two more runs of them, at every start."""
+    """Show settings in this run; Accelerate's `store_init_configuration` would add two runs at every start."""
     from torch.utils.tensorboard.summary import hparams
 
     for summary in hparams(dict(settings), {}):
@@ -153,7 +150,7 @@ def _show_settings(tensorboard: Any, settings: Mapping[str, Any]) -> None:
 
 
 def _told(trackio: Any) -> frozenset[tuple[int, str]]:
-    """(step, name) of all that a run of trackio has."""
+    """Return (step, name) of everything that a run of trackio has."""
     from trackio.sqlite_storage import SQLiteStorage
 
     run = trackio.tracker

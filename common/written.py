@@ -1,4 +1,4 @@
-"""What a command wrote into a folder where users also put and change files: `.written.json`, names with their SHA-256.
+"""Files that a command wrote beside users' own: `.written.json` has their names and SHA-256.
 
 By it a file that is as it was written, and may be written again, is told from one that somebody put there or edited.
 """
@@ -15,7 +15,7 @@ KIND = "smalti.written"
 
 
 def noted(folder: Path) -> dict[str, list[str]]:
-    """Return the digests that each file written into a folder had, the last two; nothing where nobody noted any."""
+    """Return the last two digests of each file that was written into a folder; empty where none were noted."""
     path = folder / NAME
     files = read_json(path).get("files") if path.is_file() else {}
     if not isinstance(files, dict):
@@ -24,8 +24,7 @@ def noted(folder: Path) -> dict[str, list[str]]:
 
 
 def note(folder: Path, digests: Mapping[str, str]) -> None:
-    """Keep the digests of files about to be written. Those before stay beside them: a kill may come before the files
-    do."""
+    """Add the digests of files about to be written. Earlier ones stay: a kill may come before the files are there."""
     files = noted(folder)
     for name, digest in digests.items():
         files[name] = [*(each for each in files.get(name, []) if each != digest), digest][-2:]
@@ -33,8 +32,7 @@ def note(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def is_as_written(folder: Path, name: str, files: Mapping[str, list[str]]) -> bool:
-    """Return whether nobody put the file there or changed it since a command of ours wrote it: it is so, or is not
-    there."""
+    """Return whether a file is missing or still as a command of ours wrote it."""
     path = folder / name
     if not path.exists() and not path.is_symlink():
         return True
@@ -42,7 +40,7 @@ def is_as_written(folder: Path, name: str, files: Mapping[str, list[str]]) -> bo
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text that users edit. One that stands there otherwise than it was written is kept, and that is said."""
+    """Write a text that users may edit; keep an edited one, and print that it was kept."""
     data = text.encode("utf-8", errors="replace")
     digest = hashlib.sha256(data).hexdigest()
     files = noted(path.parent)

@@ -1,2 +1,1 @@
-"""How good images are: against the ones they should equal, and against the set they should resemble. Imports `common`
-alone."""
+"""Measures of images: against those they should equal, and against the set they should resemble."""

@@ -1,11 +1,9 @@
-"""A small classifier of the user's own images: the ruler that drawn ones are measured with where no other network is at
-hand.
+"""A small classifier of the user's own images, whose features compare drawn images where no other network is at hand.
 
     images (N, C, H, W) uint8    features (N, 128)    labels (N,), -1 where unlabelled
 
 Trained on the train split alone, so a held-out image is as new to it as a drawn one is. Its penultimate activations are
-features for a Fréchet distance; its predictions, held against the labels asked for, are the class agreement. It is kept
-in
+features for a Fréchet distance; its predictions, compared with the labels asked for, are the class agreement. Kept in
 
     CACHE/classifier-FINGERPRINT/    config.json (sizes, recipe, accuracy on the held-out images) and model.safetensors
 
@@ -40,7 +38,7 @@ PIXELS = 2**21  # of the images that are measured at once
 
 
 class Recipe(Settings):
-    """How the classifier is trained. As it stands: 93% on Fashion-MNIST (with `mirror`), 97% on digits of 16x16."""
+    """The recipe of training. The defaults reach 93% on Fashion-MNIST (with `mirror`), 97% on digits of 16x16."""
 
     width: int = Field(24, ge=1)
     """channels of the first level; twice as many at the second, four times from the third on"""
@@ -63,7 +61,7 @@ class Recipe(Settings):
 
 
 class ClassifierConfig(Settings):
-    """What `config.json` says."""
+    """The settings in `config.json`."""
 
     image_size: tuple[int, int]
     """height and width of the images, in pixels"""
@@ -80,24 +78,23 @@ class ClassifierConfig(Settings):
 
 
 class LabelledSource(NamedTuple):
-    """Labelled images, wherever they lie: in memory (`in_memory`) or read as they are needed."""
+    """Labelled images, in memory (`in_memory`) or read as they are needed."""
 
     labels: np.ndarray  # (N,) int64, -1 where a position is unlabelled
-    read: Callable[
-        [Tensor], tuple[Tensor, Tensor]
-    ]  # positions (B,) -> (n, C, H, W) uint8, labels (n,); n < B if damaged
+    # positions (B,) -> (n, C, H, W) uint8, labels (n,); n < B if damaged
+    read: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     @classmethod
     def in_memory(cls, images: Tensor, labels: Tensor) -> "LabelledSource":
         return cls(labels.numpy(), lambda positions: (images[positions], labels[positions]))
 
     def labelled(self) -> Tensor:
-        """The positions that have a label."""
+        """Return the positions that have a label."""
         return torch.from_numpy(np.flatnonzero(self.labels >= 0))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W), of the first image that can be read."""
+        """Return (C, H, W) of the first image that can be read."""
         for positions in self.labelled().split(64):
             images, _ = self.read(positions)
             if len(images):
@@ -114,12 +111,12 @@ def _block(inputs: int, outputs: int) -> nn.Module:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 to float in [-1, 1]."""
+    """Return uint8 images as float in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 class Classifier(nn.Module):
-    """Three levels of one convolution each for images of up to 32 pixels a side, one more for each doubling."""
+    """A classifier of three convolutional levels for images of up to 32 pixels a side, one more for each doubling."""
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
@@ -141,15 +138,15 @@ class Classifier(nn.Module):
 
     @property
     def accuracy(self) -> float | None:
-        """On the held-out images it was trained beside."""
+        """Return the accuracy on the held-out images of its training."""
         return self.config.accuracy
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> logits (B, classes)."""
+        """Return logits (B, classes) for pixels (B, C, H, W) in [-1, 1]."""
         return self.head(self.trunk(pixels))
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 to what `trunk` wants. Raises `ValueError` for images of another size or other channels."""
+        """Return uint8 images as `trunk` wants them. Raises `ValueError` for another size or other channels."""
         expected = (self.config.image_channels, *self.config.image_size)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(
@@ -160,17 +157,17 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate activations (N, 128), on the CPU."""
+        """Return the penultimate activations (N, 128), on the CPU."""
         at_once, device = max(1, min(512, PIXELS // math.prod(self.config.image_size))), self.head.weight.device
         return torch.cat([self.trunk(self.prepare(batch.to(device))).cpu() for batch in images.split(at_once)])
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """The likeliest label of each image, (N,) on the CPU."""
+        """Return the likeliest label of each image, (N,) on the CPU."""
         return self.head(self.features(images).to(self.head.weight.device)).argmax(1).cpu()
 
     def agreement(self, images: Tensor, labels: Tensor) -> float:
-        """The share of images that it takes for what their label says: on real images, its accuracy."""
+        """Return the share of images whose label it predicts: on real images, its accuracy."""
         return (self.predict(images) == labels.cpu()).double().mean().item()
 
 
@@ -178,16 +175,17 @@ class Classifier(nn.Module):
 
 
 def _beginning(config: ClassifierConfig) -> tuple[Classifier, torch.Generator]:
-    """First weights, and the generator that drew them, to go on drawing with; torch's own stays as it was."""
+    """Return an untrained model and the generator that drew its weights; torch's own generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(
-            generator(config.recipe.seed).get_state()
-        )  # torch.manual_seed would seed the accelerator too
+        # torch.manual_seed would seed the accelerator too
+        torch.set_rng_state(generator(config.recipe.seed).get_state())
         return Classifier(config), torch.Generator().set_state(torch.get_rng_state())
 
 
-def train(config: ClassifierConfig, source: LabelledSource, device: torch.device | str = "cpu") -> Classifier:
-    """A classifier trained on the labelled images of `source`, in evaluation mode."""
+def train_classifier(
+    config: ClassifierConfig, source: LabelledSource, device: torch.device | str = "cpu"
+) -> Classifier:
+    """Return a classifier trained on the labelled images of `source`, in evaluation mode."""
     recipe, positions = config.recipe, source.labelled()
     model, generator = _beginning(config)
     model.to(device).train()
@@ -216,7 +214,7 @@ def train(config: ClassifierConfig, source: LabelledSource, device: torch.device
 
 
 def accuracy_on(model: Classifier, source: LabelledSource) -> float | None:
-    """The share of the labelled images of `source` that the classifier knows; none where there are none."""
+    """Return the share of the labelled images of `source` that are classified correctly; None where there are none."""
     known = images_seen = 0
     for positions in source.labelled().split(1024):
         images, labels = source.read(positions)
@@ -226,7 +224,7 @@ def accuracy_on(model: Classifier, source: LabelledSource) -> float | None:
 
 
 def _config(train_source: LabelledSource, held_out: LabelledSource, recipe: Recipe) -> ClassifierConfig:
-    """Raises `UserError` when there is nothing to learn: fewer than two labelled images or classes."""
+    """Return the config for these images. Raises `UserError` if fewer than two labelled images or classes are there."""
     labels = train_source.labels[train_source.labels >= 0]
     there = len(np.unique(labels))
     if there < 2:
@@ -246,7 +244,7 @@ def load_or_train(
     recipe: Recipe,
     device: torch.device | str = "cpu",
 ) -> Classifier:
-    """The classifier of this recipe and these images: from the cache, or trained now and written there.
+    """Return the classifier of this recipe and these images, from the cache or trained now and written there.
 
     Args:
         fingerprint: of the images' content and of how they are read; of the labels and sizes it is seen here.
@@ -263,7 +261,7 @@ def load_or_train(
         except UserError:  # a damaged one is trained anew: it is a cache
             folder.remove(path)
     start = time.perf_counter()
-    model = train(config, train_source, device)
+    model = train_classifier(config, train_source, device)
     seconds = time.perf_counter() - start
     found = {"accuracy": accuracy_on(model, held_out), "train_seconds": round(seconds, 1)}
     model.config = config.model_copy(update=found)
@@ -274,15 +272,17 @@ def load_or_train(
 def accuracy_score(
     drawn: LabelledSource, held_out: LabelledSource, recipe: Recipe, device: torch.device | str = "cpu"
 ) -> float | None:
-    """The classification accuracy score: how well one that was trained on drawn images alone knows real held-out ones.
+    """Return the classification accuracy score: the accuracy on real held-out images after training on drawn ones.
+
+    Report it beside the accuracy of a classifier trained on as many real images, the best it could be.
 
     Beside it stands the accuracy of one trained on as many real images: what it could be at best.
     """
-    return accuracy_on(train(_config(drawn, held_out, recipe), drawn, device), held_out)
+    return accuracy_on(train_classifier(_config(drawn, held_out, recipe), drawn, device), held_out)
 
 
 def _fingerprint(config: ClassifierConfig, images: str, *sources: LabelledSource) -> str:
-    """What the weights and the accuracy depend on."""
+    """Return the SHA-256 of everything that the weights and the accuracy depend on."""
     content = hashlib.sha256(json.dumps([config.model_dump(mode="json"), images], sort_keys=True).encode())
     for source in sources:
         content.update(hashlib.sha256(np.ascontiguousarray(source.labels).data).digest())

@@ -1,4 +1,4 @@
-"""How far a set of drawn images is from a set of real ones: pure functions of features, in float64, a block at a time.
+"""Distances between a set of drawn images and a set of real ones: pure functions of features, in float64 and in blocks.
 
     features (N, D) of any float type; real (N, D), drawn (M, D)
 
@@ -40,7 +40,7 @@ class DensityCoverage(NamedTuple):
 
 
 def moments(features: Tensor) -> Moments:
-    """Of features (N, D). Raises `ValueError` when there are fewer than two."""
+    """Return mean and covariance of features (N, D). Raises `ValueError` when there are fewer than two."""
     _check(features, features, 2)
     N, D = features.shape
     blocks = features.split(max(1, BLOCK // D))
@@ -50,7 +50,7 @@ def moments(features: Tensor) -> Moments:
 
 
 def frechet_from_moments(a: Moments, b: Moments) -> float:
-    """Zero for equal means and covariances. Raises `ValueError` when there are not more images than features.
+    """Return the Fréchet distance, 0 for equal moments. Raises `ValueError` unless there are more images than features.
 
     The root's trace is the sum of the roots of the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is symmetric.
     """
@@ -65,14 +65,13 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Of two sets of features (N, D), (M, D). Raises `ValueError` when there are not more images than features."""
+    """Return the Fréchet distance of features (N, D) and (M, D). Raises as `frechet_from_moments`."""
     _check(a, b, 2)
     return frechet_from_moments(moments(a), moments(b))
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Of two sets of features (N, D), (M, D), over all pairs: no subsets are drawn, so it has no seed and no
-    deviation."""
+    """Return the kernel distance of features (N, D) and (M, D), over all pairs: without subsets, seed or deviation."""
     _check(a, b, 2)
     N, M = len(a), len(b)
     within_a, within_b = _kernel_sum(a, a) - _kernel_diagonal(a), _kernel_sum(b, b) - _kernel_diagonal(b)
@@ -80,7 +79,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _kernel_sum(a: Tensor, b: Tensor) -> float:
-    """Σ_ij k(a_i, b_j)."""
+    """Return Σ_ij k(a_i, b_j)."""
     b = in_double(b)
     step, total = max(1, BLOCK // len(b)), 0.0
     with passing_bar(len(a), "kernel distance") as bar:
@@ -91,7 +90,7 @@ def _kernel_sum(a: Tensor, b: Tensor) -> float:
 
 
 def _kernel_diagonal(a: Tensor) -> float:
-    """Σ_i k(a_i, a_i)."""
+    """Return Σ_i k(a_i, a_i)."""
     return (in_double(a).square().mean(1) + 1).pow(3).sum().item()
 
 
@@ -99,7 +98,9 @@ def _kernel_diagonal(a: Tensor) -> float:
 
 
 def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall:
-    """A set's place is the union of balls around its images, each as wide as the way to its k-th neighbour in the set.
+    """Return the shares of drawn and of real images that lie where the other set does.
+
+    A set lies in the union of balls around its images, each as wide as the distance to its k-th neighbour in the set.
 
     Raises:
         ValueError: k neighbours need more than k images in either set.
@@ -114,7 +115,9 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall
 
 
 def density_coverage(real: Tensor, drawn: Tensor, k: int = 5) -> DensityCoverage:
-    """Balls around real images alone: one real outlier's wide ball counts once in k, and no drawn outlier has one.
+    """Return density and coverage, from balls around real images alone.
+
+    A wide ball around one real outlier counts only once in k, and drawn outliers have none.
 
     Raises:
         ValueError: k neighbours need more than k images in either set.
@@ -130,7 +133,7 @@ def density_coverage(real: Tensor, drawn: Tensor, k: int = 5) -> DensityCoverage
 
 
 def _radii(features: Tensor, k: int) -> Tensor:
-    """(N,), from each of features (N, D) to its k-th neighbour; the nearest of all is itself."""
+    """Return the distance (N,) from each of features (N, D) to its k-th neighbour; the nearest of all is itself."""
     return torch.cat([distances.kthvalue(k + 1).values for _, distances in distance_blocks(features, features)])
 
 

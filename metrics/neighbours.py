@@ -1,4 +1,4 @@
-"""Which rows are nearest to which, exactly; and whether drawn images are copies of the ones that were trained on.
+"""Exact nearest neighbours, and the share of drawn images that copy training images.
 
     queries (M, D), rows (N, D) -> distances (M, k), indices (M, k)
 
@@ -33,23 +33,21 @@ class Memorised(NamedTuple):
 
 
 def in_double(features: Tensor) -> Tensor:
-    """float64, on the CPU where the device has none."""
+    """Return features in float64, on the CPU where the device has none."""
     return (features.cpu() if features.device.type == "mps" else features).double()
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, D), b (N, D), both float64 -> (M, N). Rows that are equal are at 0, not at what rounding leaves."""
+    """Return squared distances (M, N) of float64 a (M, D), b (N, D). Equal rows are at 0, whatever rounding leaves."""
     norms = a.square().sum(1)[:, None] + b.square().sum(1)
     squared = norms - 2 * a @ b.T
     return squared.where(squared > 16 * torch.finfo(torch.float64).eps * norms, 0)
 
 
 def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Distances of a (M, D) to b (N, D), for a few rows of `a` at a time: the rows, and (rows, N)."""
+    """Yield a few rows of a (M, D) at a time, with their distances (rows, N) to b (N, D)."""
     b = in_double(b)
-    centre = b.mean(
-        0
-    )  # rounding is relative to the norms: distances are the same from anywhere, smallest norms from here
+    centre = b.mean(0)  # distances are the same from any origin; rounding is relative to the norms, smallest from here
     b = b - centre
     step = max(1, BLOCK // max(1, len(b)))
     with passing_bar(len(a), f"distances to {len(b)}") as bar:
@@ -59,8 +57,8 @@ def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
             bar.update(min(step, len(a) - start))
 
 
-def nearest(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
-    """The k rows nearest to each query. Neither is held in float64 as a whole, and each may be of any type.
+def nearest_rows(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
+    """Return the k rows nearest to each query, of any type; neither is held in float64 as a whole.
 
     Raises:
         ValueError: k is no number of rows there are, or queries are of another width.
@@ -79,7 +77,7 @@ def nearest(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
 
 
 def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int, bar: tqdm) -> Nearest:
-    """The same for queries (m, D) that stand in memory: the best k so far are held against each block of rows."""
+    """Return the same for queries (m, D) in memory: compare the best k so far with each block of rows."""
     best = queries.new_empty(len(queries), 0)
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(rows), step):
@@ -93,8 +91,7 @@ def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int, bar: tqdm)
 
 
 def nearest_codes(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
-    """The k rows that differ from each query in the fewest places: whole numbers (M, T) and (N, T); distances are
-    counts."""
+    """Return the k rows (N, T) that differ from each query (M, T) in the fewest places; distances are those counts."""
     if not 1 <= k <= len(rows) or queries.shape[1:] != rows.shape[1:]:
         raise ValueError(f"k must lie in [1, {len(rows)}] and rows be as wide as queries, got {k}, {tuple(rows.shape)}")
     found = []
@@ -106,14 +103,14 @@ def nearest_codes(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
     return Nearest(distances.double(), indices)
 
 
-def memorised(
+def measure_memorisation(
     drawn: Tensor,
     train: Tensor,
     held_out: Tensor,
     quantile: float = 0.01,
-    search: Callable[[Tensor, Tensor], Nearest] = nearest,
+    search: Callable[[Tensor, Tensor], Nearest] = nearest_rows,
 ) -> Memorised:
-    """The share of drawn images nearer to a training image than all but `quantile` of the held-out images are.
+    """Return the share of drawn images nearer to a training image than all but `quantile` of the held-out images.
 
     A model that learned the distribution has about `quantile`, one that copies has 1. In which space is the caller's
     choice: flattened pixels find copies, features find copies that were moved or recoloured. Held-out images that are

@@ -1,4 +1,4 @@
-"""How alike an image is to the one it should equal: one number a pair, of 8-bit pixels.
+"""Similarity of an image to the one it should equal: one number a pair, of 8-bit pixels.
 
 Shapes: images and others (B, C, H, W) uint8; each result (B,) fp32.
 
@@ -17,11 +17,10 @@ def squared_error_each(images: Tensor, others: Tensor) -> Tensor:
 
 
 def psnr_of(squared_error: Tensor) -> Tensor:
-    """Return the PSNR in dB, 10 log10(255² / MSE), of each mean squared error; of none 100 dB, not infinity.
+    """Return the PSNR in dB, 10 log10(255² / MSE), of each mean squared error; 100 dB, not infinity, for none.
 
-    Of the errors of images (B,) it is each image's own PSNR; of their mean it is the pooled PSNR, which is what papers
-    report. A mean over images of the former is higher: a few smooth images count for much in it, and the worst for
-    little.
+    For the errors of images (B,) it is each image's own PSNR; for their mean it is the pooled PSNR, which papers
+    report. The mean of each image's own is higher: a few smooth images raise it much, and the worst lower it little.
     """
     return 10 * torch.log10(255**2 / squared_error.clamp_min(255**2 * 1e-10))
 
@@ -32,7 +31,7 @@ def psnr_each(images: Tensor, others: Tensor) -> Tensor:
 
 
 def ssim_each(images: Tensor, others: Tensor) -> Tensor:
-    """(B,) in [-1, 1]; 1 for equal images, whatever their size.
+    """Return the SSIM of each pair, (B,) in [-1, 1]; 1 for equal images of any size.
 
     A side shorter than 11 pixels has no room for the weights: then they are as wide as the largest odd number that fits
     the shorter side, and sigma shrinks with them, 1.5 · width / 11. Such figures compare among themselves alone.
@@ -49,5 +48,5 @@ def ssim_each(images: Tensor, others: Tensor) -> Tensor:
         data_range=255.0,
         reduction="none",
     )
-    assert isinstance(found, Tensor)  # a pair only for who asks for more than the similarity
+    assert isinstance(found, Tensor)  # a pair only if more than the similarity is asked for
     return found.reshape(len(images))  # of one image torchmetrics returns a number without a shape

@@ -25,9 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from smalti.common.data.pixels import to_float, to_uint8
-from smalti.common.digits import to_digits
 from smalti.common.errors import UserError
 from smalti.common.folder import weights_sha256
+from smalti.common.mixed_radix import to_digits
 from smalti.common.progress import passing_bar
 from smalti.pipeline.evaluation.bits import likely
 from smalti.pipeline.image_pipeline import ImagePipeline

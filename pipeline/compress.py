@@ -31,14 +31,14 @@ from torch import Tensor
 from smalti.common import config, folder
 from smalti.common.commands import as_typed
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import held_out
+from smalti.common.data.images import held_out_split
 from smalti.common.data.pixels import MODES, from_pil, to_pil
 from smalti.common.data.run_images import open_vouched_images
 from smalti.common.ends import pass_on
 from smalti.common.errors import Refused, UserError
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.raster import open_picture
-from smalti.common.reading import opened, read_file
+from smalti.common.reading import open_regular_file, read_file
 from smalti.common.session import logged
 from smalti.pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -71,7 +71,7 @@ def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
     """The files, or images evenly spaced in the held-out split with their labels."""
     t, classes = pipeline.tokenizer.config, pipeline.prior.config.condition.num_classes
     if c.files is None:
-        split = held_out(open_vouched_images(Path(c.run) / "tokenizer", t).splits)
+        split = held_out_split(open_vouched_images(Path(c.run) / "tokenizer", t).splits)
         batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))
         labelled = classes > 0 and bool((batch.labels >= 0).all())
         return Pictures(batch.images, batch.labels if labelled else None, f"images of {split.name}")
@@ -167,7 +167,7 @@ def compress_or_expand(c: Settings, run: Path) -> None:
 def is_compressed(path: Path) -> bool:
     """Return whether a file begins as ours do."""
     try:
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError) as error:
         pass_on(error)

@@ -35,7 +35,7 @@ from smalti.common.condition import Nothing
 from smalti.common.config import SHIPPED
 from smalti.common.errors import UserError
 from smalti.common.launch import computes_bf16, make_accelerator, run_command
-from smalti.common.record import code, cores, cpu_model
+from smalti.common.record import code_version, cores, cpu_model
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior
@@ -69,7 +69,7 @@ def installed(name: str) -> str | None:
 
 
 def versions() -> Iterator[str]:
-    yield f"smalti    {code()}, python {sys.version.split()[0]}"
+    yield f"smalti    {code_version()}, python {sys.version.split()[0]}"
     yield "packages    " + ", ".join(f"{name} {installed(name)}" for name in PACKAGES)
     for extra, names in EXTRAS.items():
         there = [f"{name} {installed(name) or 'missing'}" for name in names]
@@ -278,7 +278,7 @@ def main(argv: Sequence[str]) -> None:
     if c.configs is None:
         accelerator.print(f"next: {as_typed('pipeline/doctor.py', 'configs/digits')}    # whether a config fits")
         return
-    found = configs_of(config.find(c.configs))
+    found = configs_of(config.find_config(c.configs))
     told = [line for path in found for line in look_at(path, accelerator)]
     for line in told:
         accelerator.print(line)

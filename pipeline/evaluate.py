@@ -38,11 +38,11 @@ from torch import Tensor
 from smalti.common import config
 from smalti.common.commands import as_typed
 from smalti.common.errors import UserError
-from smalti.common.evaluation import evaluation_path, parts_path, tell, write_evaluation
+from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
 from smalti.common.folder import mend
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.parts import in_parts
-from smalti.common.pictures import image_grid, save_picture
+from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import passing_bar
 from smalti.common.seeds import generator
 from smalti.common.session import session

@@ -26,7 +26,7 @@ from smalti.common import config, folder
 from smalti.common.commands import as_typed
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from smalti.common.progress import advance, progress_bar
-from smalti.common.session import beside, session
+from smalti.common.session import path_beside, session
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
 from smalti.pipeline.output import FORMATS, Request, begin, begun
@@ -102,7 +102,7 @@ def open_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -
 def output_folder(c: Settings) -> Path:
     """Where the images go: inside a run, beside a pipeline folder."""
     run = Path(c.run)
-    inside = beside(run, "-samples") if (run / "model_index.json").exists() else run / "samples"
+    inside = path_beside(run, "-samples") if (run / "model_index.json").exists() else run / "samples"
     return Path(c.output or inside)
 
 

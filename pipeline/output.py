@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from smalti.common.codes import PLAN, CodesInfo, finish, is_whole, shard_path, write_plan, write_shard
 from smalti.common.data.pixels import MODES, to_pil
 from smalti.common.errors import Refused
-from smalti.common.folder import beside, is_empty, read_json, remove, replacing, sweep, write_json
+from smalti.common.folder import is_empty, read_json, remove, replacing, sweep, temporary_path, write_json
 from smalti.common.hub import README
-from smalti.common.pictures import image_grid, save_picture
+from smalti.common.plots import image_grid, save_picture
 from smalti.common.raster import open_picture, whole_picture
 from smalti.common.tensors import read_tensors
 from smalti.common.written import is_as_written, noted
@@ -109,7 +109,7 @@ class PngFolder(Output):
         self.folder.mkdir(parents=True, exist_ok=True)
         names = self._names(batch.start // self.request.batch_size)
         for name, image in zip(names, to_pil(batch.images), strict=True):
-            aside = beside(self.folder / name, "writing")
+            aside = temporary_path(self.folder / name, "writing")
             image.save(aside, format="PNG")
             os.replace(aside, self.folder / name)
 

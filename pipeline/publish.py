@@ -151,7 +151,7 @@ def opened(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretra
 def lay_out_codes(c: Settings, folder: Path, path: Path) -> None:
     """Shards, linked where the disk can, `codes.json` without the names of this machine's folders, and the card."""
     info, splits = codes.read_info(folder)
-    codes.read(folder)  # whole, and what codes.json says
+    codes.load_codes(folder)  # whole, and what codes.json says
     for shard in (shard for name in splits for shard in codes.shard_paths(folder, name)):
         link(inside(folder, shard.name).resolve(), path / shard.name)
     shown = info.model_copy(update={"source": private(info.source)})

@@ -35,7 +35,7 @@ from smalti.common.commands import WHOLE, as_typed
 from smalti.common.config import Settings
 from smalti.common.errors import Refused, UserError
 from smalti.common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
-from smalti.common.pictures import save_picture
+from smalti.common.plots import save_picture
 from smalti.common.raster import whole_picture
 from smalti.common.record import cores
 from smalti.common.track import Tracker
@@ -92,7 +92,7 @@ def first_config(folder_: Path) -> Path:
 
 def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
     """The command line of each stage, in order."""
-    folder_, first = config.find(c.configs), first_config(config.find(c.configs))
+    folder_, first = config.find_config(c.configs), first_config(config.find_config(c.configs))
     seed = [] if c.seed is None else ["--seed", str(c.seed)]
     images = [] if c.images is None else ["--images.source", c.images]
     track = ["--track", *c.track] if c.track else []
@@ -195,7 +195,7 @@ def main(argv: Sequence[str]) -> None:
     c = config.parse(
         RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs"
     )
-    first = first_config(config.find(c.configs))
+    first = first_config(config.find_config(c.configs))
     for name in ("prior", "generate"):
         if not (first.parent / f"{name}.yaml").exists():
             raise UserError(f"there is no {name}.yaml in {c.configs}")

@@ -262,7 +262,7 @@ def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
             "encode again, or give another --codes"
         )
     tell_of_other_codes(codes.recorded_fingerprint(info, splits), pipeline.prior.config)
-    rows = CodesRows(plain_views(codes.read(path, [SPLIT]).splits[SPLIT], info), pipeline.prior.config)
+    rows = CodesRows(plain_views(codes.load_codes(path, [SPLIT]).splits[SPLIT], info), pipeline.prior.config)
     evenly = torch.arange(0, len(rows), -(-len(rows) // HELD_OUT))
     return rows[evenly, evenly]
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.common.digits import to_digits
 from smalti.common.errors import UserError
+from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Choose, Prior
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.draw import Precision, SamplingConfig

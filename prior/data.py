@@ -21,7 +21,7 @@ class CodesBatch(NamedTuple):
 
 
 class CodesRows(Dataset):
-    """One split, in its small type, mapped where it is large; indexed by `common.order`'s (rows, epochs)."""
+    """One split, in its small type, mapped where it is large; indexed by `common.row_order`'s (rows, epochs)."""
 
     def __init__(self, split: CodesSplit, config: PriorConfig):
         self.split, self.condition = split, config.condition

@@ -36,11 +36,11 @@ from smalti.common.codes import Codes, CodesSplit
 from smalti.common.commands import as_typed, quoted
 from smalti.common.config import Settings as BaseSettings
 from smalti.common.errors import UserError
-from smalti.common.evaluation import evaluation_path, parts_path, tell, write_evaluation
+from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
 from smalti.common.folder import sha256
 from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.parts import in_parts
-from smalti.common.record import code
+from smalti.common.record import code_version
 from smalti.common.session import session
 from smalti.prior.base import Prior, Scores
 from smalti.prior.baselines import Marginal, uniform_nll
@@ -67,7 +67,7 @@ class Settings(BaseSettings):
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
     """Compute the figures, or what is missing of them, and return their file."""
-    run, data = Path(c.run), codes.read(Path(c.codes or f"{c.run}/codes"))
+    run, data = Path(c.run), codes.load_codes(Path(c.codes or f"{c.run}/codes"))
     if not (run / "prior/model/config.json").exists():
         raise UserError(
             f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {quoted(run)} makes one"
@@ -87,13 +87,13 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
             f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "
             f"{prior.config.tokenizer}; give its --codes"
         )
-    tell_of_other_codes(codes.fingerprint(data), prior.config)
+    tell_of_other_codes(codes.codes_fingerprint(data), prior.config)
     held_out = plain_views(data.splits[name], data.info)
     seen = evenly(plain_views(data.splits["train"], data.info), len(held_out.rows))
     plan = {
-        "code": code(),
+        "code": code_version(),
         "prior": sha256(run / "prior/model/model.safetensors"),
-        "codes": codes.fingerprint(data),
+        "codes": codes.codes_fingerprint(data),
         "precision": c.precision,
         "batch_size": c.batch_size,
     }

@@ -41,14 +41,14 @@ from smalti.common.commands import as_typed
 from smalti.common.condition import Nothing
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
-from smalti.common.finite import Part, SkippedSteps
+from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.layout import Layout
-from smalti.common.order import Order, Share, batches
-from smalti.common.origin import Origin, begin_from, begun_from
-from smalti.common.pictures import image_grid, save_curves
+from smalti.common.origin import Origin, begin_from, settings_and_origin
+from smalti.common.plots import image_grid, save_curves
 from smalti.common.progress import passing_bar
-from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
+from smalti.common.row_order import RowOrder, Share, batches
+from smalti.common.run_folder import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
 from smalti.common.steps import Steps
@@ -110,7 +110,7 @@ def read_codes(c: TrainConfig) -> codes.Codes:
     Raises:
         UserError: a split is missing, or the run's tokenizer is another than the codes', with both names.
     """
-    data = codes.read(Path(c.codes or f"{c.run}/codes"))
+    data = codes.load_codes(Path(c.codes or f"{c.run}/codes"))
     for split in ("train", "validation"):
         if split not in data.splits:
             raise UserError(f"the codes must have a split {split}; they have {', '.join(data.splits)}")
@@ -134,7 +134,7 @@ class Best(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on training, and return the folder of the best model."""
     run = Path(c.run) / "prior"
-    c, origin = begun_from(c, run, [Prior.kind], load_prior, lambda model: model.config.architecture)
+    c, origin = settings_and_origin(c, run, [Prior.kind], load_prior, lambda model: model.config.architecture)
     share = Share(
         batch_size=c.batch_size,
         accumulate=c.accumulate,
@@ -147,7 +147,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         raise UserError(
             f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it"
         )
-    fingerprint = codes.fingerprint(data)
+    fingerprint = codes.codes_fingerprint(data)
     column = data.splits["train"].condition
     condition = data.info.condition.seen(column) if c.condition == "labels" else Nothing()
     model_config = PriorConfig.over(
@@ -168,7 +168,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
     peaks = {"adamw": c.lr, "muon": c.matrix_lr or 0.0}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
-    reader = batches(rows, Order(len(rows), c.seed, share, first_step))
+    reader = batches(rows, RowOrder(len(rows), c.seed, share, first_step))
     with metrics, Steps(c, first_step, accelerator, "prior") as steps:
         for step in steps:
             state.seed_step(c.seed, step, accelerator.process_index)
@@ -186,7 +186,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     each = trained.prior.loss(batch.codes, told, trained.model)
                     nll = each.mean()
                     accelerator.backward(nll / c.accumulate)
-                parts.append(Part("the NLL", each, {"nll": nll}, batch.rows))
+                parts.append(MicroBatch("the NLL", each, {"nll": nll}, batch.rows))
             if trained.skipped.clip(step + 1, trained.model, c.clip, parts):
                 for optimizer in trained.optimizers.values():
                     optimizer.step()
@@ -300,7 +300,7 @@ def save(trained: Trained, step: int, best: Best, run: Path, keep: int, accelera
         kept = run / "model/model.safetensors"
         tensors["best"] = read_tensors(kept) if best.step else {}
         info = {"best": best._asdict() if best.step else None, "data": trained.data, "skipped": trained.skipped.state()}
-        state.save(run, step, tensors, info, accelerator, keep)
+        state.save_state(run, step, tensors, info, accelerator, keep)
     accelerator.wait_for_everyone()
 
 
@@ -411,7 +411,7 @@ def main(argv: Sequence[str]) -> None:
         accelerator.print(f"to draw from it, copy the folder tokenizer/ of the run of its codes into {c.run}")
     kept = Path(c.run) / "pipeline/generation_config.json"
     tuned = kept.exists() and "chosen" in folder.read_json(kept)  # a config would stand in the place of what was chosen
-    settings = [] if tuned else ["--config", Path(config.beside(c.run, "generate"))]
+    settings = [] if tuned else ["--config", Path(config.config_beside(c.run, "generate"))]
     accelerator.print(f"the prior is in {model}\nnext: {as_typed('pipeline/generate.py', Path(c.run), *settings)}")
 
 

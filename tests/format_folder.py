@@ -50,7 +50,7 @@ def seen(folder: Path) -> dict:
         "decoded": pipeline.decode(encoded).tolist(),
         "nats": pipeline.log_prob(encoded, labels=LABELS).nats.tolist(),
         "kmeans": kmeans.encode(images() / 127.5 - 1).view(3, 2, 2).tolist(),
-        "codes": codes.read(folder / "codes").splits["train"].codes.tolist(),
+        "codes": codes.load_codes(folder / "codes").splits["train"].codes.tolist(),
     }
 
 

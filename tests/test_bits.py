@@ -11,9 +11,9 @@ import PIL.Image
 import pytest
 import torch
 
-from smalti.common.codes import TokenizerIdentity, read
+from smalti.common.codes import TokenizerIdentity, load_codes
 from smalti.common.condition import condition_of
-from smalti.common.data.images import held_out
+from smalti.common.data.images import held_out_split
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
@@ -180,7 +180,7 @@ def test_draws_of_a_posterior_that_is_one_code_are_refused(marginal):
 def trained(finished_run):
     """The pipeline of a run, and 48 images of it with their labels."""
     pipeline = ImagePipeline.from_run(finished_run, SamplingConfig())
-    split = held_out(open_run_images(finished_run / "tokenizer", pipeline.tokenizer.config).splits)
+    split = held_out_split(open_run_images(finished_run / "tokenizer", pipeline.tokenizer.config).splits)
     batch = split.read(torch.arange(48))
     return pipeline, batch.images, batch.labels
 
@@ -190,7 +190,7 @@ def test_images_survive_the_bytes_and_cost_what_the_figure_says(trained, finishe
     pipeline, images, labels = trained
     made = compress(pipeline, images, labels)
     assert torch.equal(expand(pipeline, made.data), images)
-    codes = read(finished_run / "codes", ["train"])
+    codes = load_codes(finished_run / "codes", ["train"])
     marginal = Marginal(codes.splits["train"].codes, codes.info.layout.codebook_size)
     nats = image_nats(pipeline, marginal, images, labels)
     figure = (nats.distortion + nats.learned).sum().item() / math.log(2)

@@ -25,7 +25,7 @@ LABELS = np.array([0, 1, 1, 0, -1, 1, 0])
 
 
 def write(folder, info=INFO):
-    codes.begin(folder, info)
+    codes.begin_codes(folder, info)
     labels = None if info.condition.class_names is None else LABELS
     for shard, some in enumerate((slice(0, 4), slice(4, 7))):
         path = codes.shard_path(folder, "train", shard, 2)
@@ -35,7 +35,7 @@ def write(folder, info=INFO):
 
 def test_codes_survive_the_disk_in_the_smallest_type(tmp_path):
     write(tmp_path / "codes")
-    info, splits = codes.read(tmp_path / "codes")
+    info, splits = codes.load_codes(tmp_path / "codes")
     assert info == INFO
     assert np.array_equal(splits["train"].codes, CODES) and splits["train"].codes.dtype == np.uint16
     assert np.array_equal(splits["train"].condition, LABELS) and np.array_equal(splits["train"].rows, np.arange(7))
@@ -52,21 +52,23 @@ def test_datasets_reads_the_folder_as_it_is(tmp_path):
 def test_a_large_split_stays_on_the_disk_and_is_the_same(tmp_path, monkeypatch):
     """A process of eight held eight copies of ImageNet's codes."""
     write(tmp_path / "codes")
-    whole = codes.read(tmp_path / "codes")
+    whole = codes.load_codes(tmp_path / "codes")
     monkeypatch.setattr(codes, "MAPPED", 0)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    mapped = codes.read(tmp_path / "codes")
+    mapped = codes.load_codes(tmp_path / "codes")
     found = mapped.splits["train"].codes
     assert isinstance(found, MappedRows) and not any(chunk.flags.owndata for chunk in found.chunks)
     assert np.array_equal(np.asarray(found), CODES) and np.array_equal(found[np.array([5, 0, -1])], CODES[[5, 0, -1]])
-    assert np.array_equal(found[1:6:2], CODES[1:6:2]) and codes.fingerprint(mapped) == codes.fingerprint(whole)
+    assert np.array_equal(found[1:6:2], CODES[1:6:2]) and codes.codes_fingerprint(mapped) == codes.codes_fingerprint(
+        whole
+    )
     with pytest.raises(IndexError, match=r"rows must lie in \[0, 7\)"):
         found[np.array([7])]
 
 
 def test_unlabelled_codes_have_no_label_column(tmp_path):
     write(tmp_path / "codes", INFO.model_copy(update={"condition": Nothing()}))
-    assert codes.read(tmp_path / "codes").splits["train"].condition is None
+    assert codes.load_codes(tmp_path / "codes").splits["train"].condition is None
 
 
 @pytest.mark.parametrize("K, kind", [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")])
@@ -79,7 +81,7 @@ def test_a_place_may_have_several_codes(tmp_path):
     info = INFO.model_copy(update={"layout": Layout.of(1, 3, depth=2, factors=(20, 15))})
     assert info.layout.length == 6
     write(tmp_path / "codes", info)
-    read, splits = codes.read(tmp_path / "codes")
+    read, splits = codes.load_codes(tmp_path / "codes")
     assert read == info and np.array_equal(splits["train"].codes, CODES)
     assert "An image is 1 x 3 x 2 codes of 300, in raster order" in (tmp_path / "codes/README.md").read_text()
 
@@ -89,7 +91,7 @@ def test_codes_written_before_there_were_depths_still_load(tmp_path):
     path = tmp_path / "codes/codes.json"
     body = {key: value for key, value in json.loads(path.read_text()).items() if key != "layout"}
     path.write_text(json.dumps({**body, "format": 1, "codebook_size": 300, "grid": [2, 3]}))
-    assert codes.read(tmp_path / "codes").info == INFO
+    assert codes.load_codes(tmp_path / "codes").info == INFO
 
 
 def test_the_digits_of_a_code_must_make_up_the_codebook():
@@ -103,29 +105,29 @@ def test_a_shape_that_is_not_the_shards_is_refused(tmp_path):
     deep = INFO.layout.model_copy(update={"grids": Layout.of(2, 3, depth=2, factors=(300,)).grids})
     path.write_text(json.dumps({**json.loads(path.read_text()), "layout": deep.model_dump()}))
     with pytest.raises(UserError, match=r"a row must have 12 codes, as codes\.json says, got 6; encode again"):
-        codes.read(tmp_path / "codes")
+        codes.load_codes(tmp_path / "codes")
 
 
 def test_codes_of_another_tokenizer_are_refused_with_both_names(tmp_path):
     write(tmp_path / "codes")
     other = INFO.model_copy(update={"tokenizer": TokenizerIdentity(name="two/tokenizer", sha256="2" * 64)})
     with pytest.raises(UserError, match=r"tokenizer one/tokenizer .*, not of two/tokenizer"):
-        codes.begin(tmp_path / "codes", other)
+        codes.begin_codes(tmp_path / "codes", other)
 
 
 def test_going_on_with_other_settings_is_refused_by_name(tmp_path):
     write(tmp_path / "codes")
-    codes.begin(tmp_path / "codes", INFO)
+    codes.begin_codes(tmp_path / "codes", INFO)
     with pytest.raises(UserError, match="other settings: views differ"):
-        codes.begin(tmp_path / "codes", INFO.model_copy(update={"views": 2}))
+        codes.begin_codes(tmp_path / "codes", INFO.model_copy(update={"views": 2}))
 
 
 def test_a_folder_that_is_not_whole_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match="there is no codes dataset"):
-        codes.read(tmp_path / "none")
-    codes.begin(tmp_path / "begun", INFO)
+        codes.load_codes(tmp_path / "none")
+    codes.begin_codes(tmp_path / "begun", INFO)
     with pytest.raises(UserError, match=r"was begun and not finished: run tokenizer/encode\.py again"):
-        codes.read(tmp_path / "begun")
+        codes.load_codes(tmp_path / "begun")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_damage_is_named(tmp_path, damage, message):
     write(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
-        codes.read(tmp_path)
+        codes.load_codes(tmp_path)
 
 
 def change(folder, **settings):
@@ -162,7 +164,7 @@ def change(folder, **settings):
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match="has no split 'test'; it has train"):
-        codes.read(tmp_path, ["test"])
+        codes.load_codes(tmp_path, ["test"])
 
 
 def test_a_split_without_a_shard_is_refused(tmp_path):
@@ -170,4 +172,4 @@ def test_a_split_without_a_shard_is_refused(tmp_path):
     write(tmp_path / "codes")
     codes.finish(tmp_path / "codes", INFO, {"train": {"rows": 7}, "test": {"rows": 0}})
     with pytest.raises(UserError, match="split test of no rows has no shards; encode again"):
-        codes.read(tmp_path / "codes")
+        codes.load_codes(tmp_path / "codes")

@@ -87,10 +87,10 @@ def weighed(folder) -> codes.Codes:
         shard_size=16,
     )
     drawn = np.random.default_rng(0).integers(0, 8, (16, 9))
-    codes.begin(folder, info)
+    codes.begin_codes(folder, info)
     codes.write_shard(codes.shard_path(folder, "train", 0, 1), info, drawn, np.linspace(1, 5, 16), np.arange(16))
     codes.finish(folder, info, {"train": {"rows": 16}})
-    return codes.read(folder)
+    return codes.load_codes(folder)
 
 
 @pytest.mark.parametrize("shape", [TransformerConfig(depth=1, dim=16, heads=2), PixelCNNConfig(depth=1, dim=16)])
@@ -118,7 +118,7 @@ def test_a_column_that_is_not_the_conditions_is_refused_with_its_file(tmp_path):
     split = data.splits["train"]
     codes.write_shard(path, data.info, split.codes, -np.ones(16), split.rows)
     with pytest.raises(UserError, match=rf"{path.name}: weights must be positive, got -1"):
-        codes.read(tmp_path / "codes")
+        codes.load_codes(tmp_path / "codes")
 
 
 def test_hiding_replaces_a_share_of_the_samples_by_none_and_nothing_else():

@@ -76,8 +76,8 @@ def test_text_on_the_command_line_stays_text():
 def test_hints_name_the_configs_beside_the_one_a_run_was_started_with(tmp_path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     config.remember_folder(str(tmp_path), ["configs/emoji/tokenizer.yaml", "--steps", "3"], Path("unused"))
-    assert config.beside(str(tmp_path), "prior") == "configs/emoji/prior.yaml"
-    assert config.beside(str(tmp_path / "unknown"), "prior") == "CONFIG"
+    assert config.config_beside(str(tmp_path), "prior") == "configs/emoji/prior.yaml"
+    assert config.config_beside(str(tmp_path / "unknown"), "prior") == "CONFIG"
 
 
 def test_a_config_may_be_given_by_name_but_not_twice(tmp_path):
@@ -228,3 +228,14 @@ def test_the_largest_preset_has_the_shapes_it_promises():
         logits = prior(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 256, dtype=torch.int64))
     assert reconstruction.shape == images.shape and logits.shape == (2, 256, 16384)
     assert 330e6 < sum(p.numel() for p in prior.parameters()) < 350e6
+
+
+def test_a_kind_that_is_a_list_is_refused_by_name():
+    """A list has no hash, and looking it up among the kinds was a TypeError; found by test_torture."""
+    from smalti.tokenizer.bottleneck.config import BottleneckConfig
+
+    class Holder(config.Settings):
+        quantizer: BottleneckConfig
+
+    with pytest.raises(UserError, match=r"quantizer\.kind must be one of .*, got"):
+        config.build(Holder, {"quantizer": {"kind": ["vq"]}}, "here")

@@ -21,21 +21,21 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from smalti.common import card, ends, folder
+from smalti.common import ends, folder, markdown
 from smalti.common.commands import WHOLE
 from smalti.common.config import read_yaml
 from smalti.common.data.images import open_images
-from smalti.common.data.sources.files import read_text
+from smalti.common.data.sources.files import read_source_text
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.launch import FAULT, MACHINE, USER_ERROR, Interrupt, _fail, _unexpected
 from smalti.common.lock import Lock, _lock_folder
-from smalti.common.record import commit, cores, machine
+from smalti.common.record import commit, cores, machine_info
 from smalti.common.seeds import generator, uniforms
 from smalti.common.session import log_path, session
 from smalti.common.shown import Outlet, shown
 from smalti.common.tensors import opened_tensors, read_tensors
-from smalti.metrics.features import read_weights
+from smalti.metrics.feature_extractor import read_weights
 from smalti.pipeline.compress import Settings as Compression
 from smalti.pipeline.compress import compress_or_expand, is_compressed, read_bytes
 from smalti.pipeline.doctor import machine as told_machine
@@ -159,8 +159,8 @@ def test_a_cache_that_cannot_be_written_is_named_by_the_variable_that_moves_it(v
 def test_the_place_a_cache_has_without_a_variable_is_known_too(monkeypatch):
     for each in ends.CACHES:
         monkeypatch.delenv(each, raising=False)
-    assert ends.cache_of(Path.home() / ".cache/huggingface/token") == "HF_HOME"
-    assert ends.cache_of(Path("runs/digits")) is None
+    assert ends.cache_variable(Path.home() / ".cache/huggingface/token") == "HF_HOME"
+    assert ends.cache_variable(Path("runs/digits")) is None
 
 
 def test_a_run_that_was_removed_does_not_come_back_for_its_log(tmp_path, accelerator):
@@ -229,7 +229,7 @@ READERS = {  # with what each may open, which is too little
     "JSON": (0, lambda run: folder.read_json(run / "codes/codes.json")),
     "YAML": (0, lambda run: read_yaml(run / "tokenizer/config.yaml")),
     "lines": (0, lambda run: read_lines(run / "tokenizer/metrics.jsonl")),
-    "metadata": (0, lambda run: read_text(run / "README.md", 100)),
+    "metadata": (0, lambda run: read_source_text(run / "README.md", 100)),
     "a compressed file": (0, lambda run: read_bytes(run / "four.tess")),
     "a compressed file's beginning": (0, lambda run: is_compressed(run / "four.tess")),
     "weights of features": (1, lambda run: read_weights(run / "prior/model/model.safetensors")),
@@ -277,13 +277,13 @@ def test_a_git_without_memory_is_no_checkout_without_git(tmp_path, monkeypatch):
 def test_a_system_without_affinity_counts_its_cores(monkeypatch):
     """macOS has no `os.sched_getaffinity`: doctor and every evaluation ended in 70 there."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert cores() == os.cpu_count() == machine()["cores"]
+    assert cores() == os.cpu_count() == machine_info()["cores"]
     assert any(f"{os.cpu_count()} cores" in line for line in told_machine())
 
 
 def test_a_system_without_sysconf_tells_its_memory(monkeypatch):
     monkeypatch.delattr(os, "sysconf", raising=False)
-    assert machine()["memory_gib"] > 0
+    assert machine_info()["memory_gib"] > 0
 
 
 # ---------------------------------------------------------------------------------------- a stage that outlived its run
@@ -446,7 +446,7 @@ def test_a_character_that_would_act_is_shown_on_terminals_in_logs_and_in_cards(
     with pytest.raises(UserError), session(tmp_path / "run", accelerator):
         raise UserError(f"{name}.png is damaged")
     assert log_path(tmp_path / "run").read_text().endswith(f"UserError: {seen}.png is damaged\n")
-    assert name not in card.plain(f"class {name}!") and name not in card.fenced(f"x{name}y").replace("a\nb", "")
+    assert name not in markdown.plain(f"class {name}!") and name not in markdown.fenced(f"x{name}y").replace("a\nb", "")
 
 
 def test_the_outlets_show_names_and_leave_progress_bars_their_moves():

@@ -13,7 +13,7 @@ from benchmarks.images import LabelledImages, write_npz
 from smalti.common import codes, folder
 from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
-from smalti.common.evaluation import evaluation_path, read_evaluations
+from smalti.common.evaluation_file import evaluation_path, read_evaluations
 from smalti.common.launch import Interrupted
 from smalti.common.parts import in_parts
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
@@ -149,7 +149,7 @@ def test_a_split_there_is_not_is_named(run, accelerator):
 
 def test_the_priors_figures_are_those_of_log_prob(run, accelerator):
     found = figures(evaluate_prior(PriorSettings(run=str(run)), accelerator))
-    data, prior = codes.read(run / "codes"), load_prior(run / "prior/model")
+    data, prior = codes.load_codes(run / "codes"), load_prior(run / "prior/model")
     rows = CodesRows(plain_views(data.splits["test"], data.info), prior.config)
     batch = rows[torch.arange(len(rows)), torch.arange(len(rows))]
     nll = -prior.log_prob(batch.codes, batch.condition).mean().item() / 16
@@ -162,7 +162,7 @@ def test_the_priors_figures_are_those_of_log_prob(run, accelerator):
 def test_what_codes_cost_by_class_and_by_place_is_their_cost(run, accelerator):
     found = figures(evaluate_prior(PriorSettings(run=str(run)), accelerator))
     assert np.mean(found["by_place"]) == pytest.approx(found["nll"], rel=1e-6) and np.shape(found["by_place"]) == (4, 4)
-    labels = codes.read(run / "codes").splits["test"].condition[::2]  # two views an image
+    labels = codes.load_codes(run / "codes").splits["test"].condition[::2]  # two views an image
     shares = np.bincount(labels, minlength=10) / len(labels)
     assert shares @ list(found["by_class"].values()) == pytest.approx(found["nll"], rel=1e-6)
 

@@ -177,7 +177,7 @@ def test_training_makes_reconstructions_and_the_prior_better(run):
 
 
 def test_latents_are_a_dataset_of_vectors(run):
-    data = codes.read(run / "codes")
+    data = codes.load_codes(run / "codes")
     assert data.info.layout == Layout.of(4, depth=3) and data.splits["train"].codes.dtype == np.float32
     from datasets import load_dataset
 

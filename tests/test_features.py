@@ -17,7 +17,7 @@ from torchvision import models
 
 from smalti.common.config import build
 from smalti.common.errors import UserError
-from smalti.metrics import features
+from smalti.metrics import feature_extractor
 from smalti.metrics.classifier import (
     Classifier,
     ClassifierConfig,
@@ -26,7 +26,7 @@ from smalti.metrics.classifier import (
     accuracy_score,
     load_or_train,
 )
-from smalti.metrics.features import Features, FeaturesConfig, imagenet, load_features, read_weights, rgb
+from smalti.metrics.feature_extractor import Features, FeaturesConfig, imagenet, load_features, read_weights, rgb
 
 QUICK = Recipe(width=8, least_steps=100)
 SMALL = "shufflenet_v2_x0_5"  # of torchvision's models the one with the fewest weights
@@ -258,7 +258,7 @@ def test_inception_is_torch_fidelitys_and_called_fid_with_its_own_weights_alone(
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     assert found(shown).shape == (1, 2048) and found.frechet_name == f"fd_inception_{sha256[:8]}"
     assert Features(nn.Identity(), "inception").frechet_name == "fd_inception"
-    monkeypatch.setattr(features, "FID_WEIGHTS", sha256[:8])  # as if these were the weights of 2015-12-05
+    monkeypatch.setattr(feature_extractor, "FID_WEIGHTS", sha256[:8])  # as if these were the weights of 2015-12-05
     assert load_features(FeaturesConfig(kind="inception", weights=path)).frechet_name == "fid"
 
 

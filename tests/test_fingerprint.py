@@ -279,41 +279,41 @@ def write_codes(path: Path, values: np.ndarray = CODES, labels=(0, 1) * 4, sha25
 @pytest.mark.parametrize("changed", ["codes", "labels"])
 def test_codes_that_were_changed_in_place_are_refused_by_every_reader(changed, tmp_path):
     """Codes zeroed between a kill and the resumption went unseen: their number alone was compared."""
-    codes.read(write_codes(tmp_path / "codes"))
+    codes.load_codes(write_codes(tmp_path / "codes"))
     other = {"values": np.zeros_like(CODES)} if changed == "codes" else {"labels": (1, 0) * 4}
     with pytest.raises(UserError, match=r"split train of .* holds other codes than were written"):
-        codes.read(write_codes(tmp_path / "codes", **other))
+        codes.load_codes(write_codes(tmp_path / "codes", **other))
 
 
 def test_the_fingerprint_of_codes_is_of_all_of_them_and_of_no_name(tmp_path):
-    before = codes.fingerprint(codes.read(write_codes(tmp_path / "a", sha256=False)))
+    before = codes.codes_fingerprint(codes.load_codes(write_codes(tmp_path / "a", sha256=False)))
     one = CODES.copy()
     one[-1, -1] ^= 1
-    assert codes.fingerprint(codes.read(write_codes(tmp_path / "b", one, sha256=False))) != before
-    data = codes.read(tmp_path / "a")
+    assert codes.codes_fingerprint(codes.load_codes(write_codes(tmp_path / "b", one, sha256=False))) != before
+    data = codes.load_codes(tmp_path / "a")
     renamed = INFO.model_copy(update={"source": {"source": "/elsewhere", "fingerprint": "1"}})
-    assert codes.fingerprint(data._replace(info=renamed)) == before
+    assert codes.codes_fingerprint(data._replace(info=renamed)) == before
 
 
 def test_encoding_writes_down_the_digest_of_what_it_wrote(finished_run):
     _, splits = codes.read_info(finished_run / "codes")
     assert {name: split["sha256"] for name, split in splits.items()} == {
-        name: split.digest() for name, split in codes.read(finished_run / "codes").splits.items()
+        name: split.digest() for name, split in codes.load_codes(finished_run / "codes").splits.items()
     }
 
 
 def test_codes_that_a_prior_was_not_trained_on_are_told_of(tmp_path, capsys):
-    data = codes.read(write_codes(tmp_path / "codes"))
+    data = codes.load_codes(write_codes(tmp_path / "codes"))
     small = TransformerConfig(depth=1, dim=16, heads=2)
-    for known, told in ((codes.fingerprint(data), False), (None, False), ("f" * 64, True)):
-        tell_of_other_codes(codes.fingerprint(data), PriorConfig.over(INFO, small, codes=known))
+    for known, told in ((codes.codes_fingerprint(data), False), (None, False), ("f" * 64, True)):
+        tell_of_other_codes(codes.codes_fingerprint(data), PriorConfig.over(INFO, small, codes=known))
         assert ("not those that the prior was trained on" in capsys.readouterr().err) == told
 
 
 def test_a_trained_prior_knows_its_codes(finished_run):
     written = folder.read_json(finished_run / "prior/model/config.json")
     assert (
-        written["codes"] == codes.fingerprint(codes.read(finished_run / "codes"))
+        written["codes"] == codes.codes_fingerprint(codes.load_codes(finished_run / "codes"))
         and written["condition"]["absent"] == []
     )
 
@@ -321,5 +321,5 @@ def test_a_trained_prior_knows_its_codes(finished_run):
 def test_what_codes_json_says_gives_the_fingerprint_that_reading_all_gives(finished_run):
     """`tune` chooses on validation alone, and asks whose codes they are without reading the test split."""
     info, splits = codes.read_info(finished_run / "codes")
-    assert codes.recorded_fingerprint(info, splits) == codes.fingerprint(codes.read(finished_run / "codes"))
+    assert codes.recorded_fingerprint(info, splits) == codes.codes_fingerprint(codes.load_codes(finished_run / "codes"))
     assert codes.recorded_fingerprint(info, {"train": {"rows": 3}}) is None

@@ -15,10 +15,10 @@ import yaml
 
 from smalti.common import codes, folder, process, written
 from smalti.common.errors import Refused, UserError
-from smalti.common.evaluation import write_evaluation
+from smalti.common.evaluation_file import write_evaluation
 from smalti.common.lock import Lock
-from smalti.common.run import Leeway, check_run, enter_run
-from smalti.common.session import at_work, beside, log_path, session
+from smalti.common.run_folder import Leeway, check_run, enter_run
+from smalti.common.session import at_work, log_path, path_beside, session
 from smalti.pipeline import compress, configs, generate, publish, report
 from smalti.pipeline import run as chain
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -277,7 +277,7 @@ def test_another_request_replaces_what_a_request_wrote_and_nothing_else(format, 
     assert (tmp_path / "out/README.md").read_text() == "my own words"
     assert not (tmp_path / "out/000002.png").exists(), "the earlier request's third image goes"
     if format == "codes":
-        assert len(codes.read(tmp_path / "out").splits["generated"].codes) == 2
+        assert len(codes.load_codes(tmp_path / "out").splits["generated"].codes) == 2
 
 
 def test_a_card_of_codes_that_was_edited_is_kept_and_named(tmp_path, capsys):
@@ -418,7 +418,7 @@ def test_a_folder_means_the_same_however_it_is_spelled(tmp_path, monkeypatch, sp
 def test_beside_two_dots_is_beside_the_folder_they_mean(tmp_path, monkeypatch):
     (tmp_path / "run/inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run/inner")
-    assert beside(Path(".."), ".log") == tmp_path / "run.log"
+    assert path_beside(Path(".."), ".log") == tmp_path / "run.log"
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])

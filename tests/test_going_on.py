@@ -12,8 +12,8 @@ from smalti.common import config, folder
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.history import Change, read_history, sentences, steps_by_batch, write_history
-from smalti.common.origin import find
-from smalti.common.run import read_metrics
+from smalti.common.origin import find_model_folder
+from smalti.common.run_folder import read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.pipeline.reporting.card import model_card
 from smalti.pipeline.reporting.found import gather
@@ -258,7 +258,7 @@ def test_a_run_goes_on_without_the_folder_it_began_from(run, stage, accelerator,
 @pytest.mark.parametrize("place", [".", "tokenizer", "tokenizer/model", "pipeline"])
 def test_weights_are_found_in_a_model_a_stage_a_run_or_a_pipeline(run, place):
     shutil.copytree(run / "tokenizer/model", run / "pipeline/tokenizer")
-    found = find(str(run / place), "tokenizer")
+    found = find_model_folder(str(run / place), "tokenizer")
     assert (found / "model.safetensors").read_bytes() == (run / "tokenizer/model/model.safetensors").read_bytes()
 
 
@@ -266,9 +266,9 @@ def test_a_folder_without_weights_is_refused_with_where_they_were_looked_for(run
     with pytest.raises(
         UserError, match=r"must hold a prior, config\.json .*or in model/, prior/model/, prior/, and holds none"
     ):
-        find(str(tmp_path), "prior")
+        find_model_folder(str(tmp_path), "prior")
     with pytest.raises(UserError, match="there is no folder"):
-        find(str(tmp_path / "nothere"), "prior")
+        find_model_folder(str(tmp_path / "nothere"), "prior")
 
 
 @pytest.mark.parametrize("whole", [True, False])

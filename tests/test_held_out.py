@@ -9,7 +9,7 @@ import torch
 from smalti.common.codes import Codes, CodesInfo, CodesSplit, TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.data.fingerprint import digest, uniform
-from smalti.common.data.validation import held_out
+from smalti.common.data.validation import held_out_rows
 from smalti.common.layout import Layout
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Prior
@@ -33,14 +33,14 @@ def files_of(images, name: str) -> set[bytes]:
 
 
 def test_the_number_held_out_is_about_the_share():
-    assert 425 < held_out(MANY, unlabelled(MANY), 0.05).sum() < 575  # 500, 3.4 deviations of 22
+    assert 425 < held_out_rows(MANY, unlabelled(MANY), 0.05).sum() < 575  # 500, 3.4 deviations of 22
 
 
 def test_an_image_stays_on_its_side_when_others_are_added_removed_or_reordered():
     """A hash of the row's index decided: ten new files at the front of a folder gave every image another's side."""
-    before = dict(zip(MANY.tolist(), held_out(MANY, unlabelled(MANY), 0.1).tolist(), strict=True))
+    before = dict(zip(MANY.tolist(), held_out_rows(MANY, unlabelled(MANY), 0.1).tolist(), strict=True))
     for others in (MANY[:5000], MANY[::-1], np.concatenate([MANY[9000:], MANY[:100]])):
-        after = dict(zip(others.tolist(), held_out(others, unlabelled(others), 0.1).tolist(), strict=True))
+        after = dict(zip(others.tolist(), held_out_rows(others, unlabelled(others), 0.1).tolist(), strict=True))
         assert after == {file: before[file] for file in after}
 
 
@@ -61,7 +61,7 @@ def test_the_same_images_are_held_out_of_a_set_in_memory_and_of_one_on_the_disk(
 
 def test_copies_of_a_file_stand_on_one_side():
     twice = np.concatenate([MANY[:500], MANY[:500]])
-    out = held_out(twice, unlabelled(twice), 0.3)
+    out = held_out_rows(twice, unlabelled(twice), 0.3)
     assert np.array_equal(out[:500], out[500:])
 
 
@@ -71,12 +71,12 @@ def test_there_is_an_image_to_train_on_and_one_to_validate_with(rows, share):
     for start in range(0, 600, rows):
         digests = MANY[start : start + rows]
         for labels in (unlabelled(digests), np.zeros(rows, np.int64), np.arange(rows), np.arange(rows) % 2):
-            assert 0 < held_out(digests, labels, share).sum() < rows
+            assert 0 < held_out_rows(digests, labels, share).sum() < rows
 
 
 def test_identical_images_alone_are_on_both_sides_all_the_same():
     for file in MANY[:50]:
-        assert held_out(np.repeat(file, 4), np.full(4, -1), 0.5).sum() in (1, 3)
+        assert held_out_rows(np.repeat(file, 4), np.full(4, -1), 0.5).sum() in (1, 3)
 
 
 def test_no_class_loses_its_last_image_to_validation():
@@ -85,13 +85,15 @@ def test_no_class_loses_its_last_image_to_validation():
     for start in range(0, 9000, 30):
         labels = rng.integers(0, 12, 30)
         labels[:2] = 0  # so that one class can spare an image
-        out = held_out(MANY[start : start + 30], labels, 0.5)
+        out = held_out_rows(MANY[start : start + 30], labels, 0.5)
         assert set(labels[~out]) == set(labels)
 
 
 def test_of_a_class_whose_images_would_all_be_held_out_one_is_kept():
     low = MANY[uniform(MANY) < 0.1]
-    out = held_out(np.concatenate([low[:3], MANY[uniform(MANY) > 0.5][:5]]), np.array([1, 1, 1, 0, 0, 0, 0, 0]), 0.2)
+    out = held_out_rows(
+        np.concatenate([low[:3], MANY[uniform(MANY) > 0.5][:5]]), np.array([1, 1, 1, 0, 0, 0, 0, 0]), 0.2
+    )
     assert out[:3].sum() == 2 and not out[3:].any()
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from smalti.common import codes, folder
 from smalti.common.errors import UserError
-from smalti.common.evaluation import evaluation_path, write_evaluation
+from smalti.common.evaluation_file import evaluation_path, write_evaluation
 from smalti.common.folder import sha256, write_json
 from smalti.common.hub import push, source_repository
 from smalti.pipeline.app import open_pipeline
@@ -411,14 +411,14 @@ def test_codes_are_pushed_as_a_dataset_that_datasets_reads_and_name_no_folder_of
     assert "train-00000-of-00009.parquet" not in there and "notes.md" in there and ".plan.json" not in there
     assert not any(b"secret" in content for content in there.values())
     fetched = huggingface_hub.snapshot_download("me/codes", repo_type="dataset", local_dir=tmp_path / "fetched")
-    read, ours = load_dataset(fetched, cache_dir=str(tmp_path / "arrow")), codes.read(copied / "codes")
+    read, ours = load_dataset(fetched, cache_dir=str(tmp_path / "arrow")), codes.load_codes(copied / "codes")
     for name, split in ours.splits.items():
         assert np.array_equal(read[name]["codes"], split.codes) and read[name]["label"] == split.condition.tolist()
     head = front(there["README.md"].decode())
     counts = {split["name"]: split["num_examples"] for split in head["dataset_info"]["splits"]}
     assert counts == {name: len(split.rows) for name, split in ours.splits.items()}
     assert read["train"].features["label"].names == list(ours.info.condition.class_names)
-    assert codes.read(Path(fetched)).info.tokenizer == ours.info.tokenizer
+    assert codes.load_codes(Path(fetched)).info.tokenizer == ours.info.tokenizer
 
 
 def test_a_card_of_codes_that_are_not_all_there_is_noticed(copied, tmp_path):
@@ -493,7 +493,7 @@ def test_every_format_has_its_folder_and_what_writes_it_goes_on_working(tmp_path
         ("pipeline/tokenizer/config.json", lambda path: VQVAE.from_pretrained(path / "pipeline/tokenizer")),
         ("pipeline/prior/config.json", lambda path: load_prior(path / "pipeline", subfolder="prior")),
         ("kmeans/config.json", lambda path: KMeansTokenizer.from_pretrained(path / "kmeans")),
-        ("codes/codes.json", lambda path: codes.read(path / "codes")),
+        ("codes/codes.json", lambda path: codes.load_codes(path / "codes")),
     ],
 )
 def test_a_newer_format_asks_for_a_newer_tesserae(tmp_path, file, read):

@@ -134,7 +134,7 @@ def test_a_code_decodes_to_its_mean_and_an_image_of_means_to_itself():
 
 
 def test_fitting_lowers_the_error_and_resumes_bit_for_bit(tmp_path, accelerator):
-    from smalti.common.run import read_metrics
+    from smalti.common.run_folder import read_metrics
 
     whole = cluster(settings(tmp_path / "whole"), accelerator)
     lines = [

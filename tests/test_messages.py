@@ -84,7 +84,7 @@ def test_a_mistyped_name_of_ones_own_config_is_answered_with_what_lies_there(tmp
 @pytest.mark.parametrize("which", [first_config, configs_of])
 def test_a_mistyped_folder_of_configs_is_answered_with_the_nearest(which):
     with pytest.raises(UserError, match=r"there is no .*configs/digit; did you mean configs/digits\?"):
-        which(config.find("configs/digit"))
+        which(config.find_config("configs/digit"))
 
 
 def test_one_file_where_the_folder_of_both_is_wanted_is_answered_with_the_folder():

@@ -22,7 +22,7 @@ from smalti.metrics.distances import (
     moments,
     precision_recall,
 )
-from smalti.metrics.neighbours import memorised, nearest
+from smalti.metrics.neighbours import measure_memorisation, nearest_rows
 from smalti.metrics.similarity import psnr_each, psnr_of, squared_error_each, ssim_each
 
 
@@ -231,32 +231,32 @@ def test_too_few_images_are_refused(measure, fewest):
 def test_the_nearest_are_those_that_sorting_all_distances_finds(small_blocks, k):
     queries, rows = normal(0, 40, 5), normal(1, 50, 5)
     distances, indices = torch.cdist(queries, rows, compute_mode="donot_use_mm_for_euclid_dist").sort(1)
-    found = nearest(queries, rows, k)
+    found = nearest_rows(queries, rows, k)
     assert torch.equal(found.indices, indices[:, :k])
     torch.testing.assert_close(found.distances, distances[:, :k])
 
 
 def test_bytes_are_compared_without_loss():
     rows = images(0, 50, 64)
-    found = nearest(rows.flip(0), rows)
+    found = nearest_rows(rows.flip(0), rows)
     assert found.distances.eq(0).all() and found.indices[:, 0].tolist() == list(range(49, -1, -1))
 
 
 def test_what_cannot_be_nearest_is_refused():
     with pytest.raises(ValueError, match=r"k must lie in \[1, 5\], the rows there are, got 6"):
-        nearest(normal(0, 2, 3), normal(1, 5, 3), 6)
+        nearest_rows(normal(0, 2, 3), normal(1, 5, 3), 6)
     with pytest.raises(ValueError, match=r"must share D, got \(2, 3\), \(5, 4\)"):
-        nearest(normal(0, 2, 3), normal(1, 5, 4))
+        nearest_rows(normal(0, 2, 3), normal(1, 5, 4))
 
 
 def test_copies_are_memorised_and_new_images_are_not():
     """Of new images the quantile itself is as near: 1% of 2,000 is 20, and 3 deviations of its two draws are 19."""
     train, held_out, new = normal(0, 500, 3), normal(1, 2000, 3), normal(2, 2000, 3)
-    assert memorised(train[:100] + 1e-6, train, held_out).share == 1
-    assert memorised(held_out, train, held_out).share == pytest.approx(0.01)
-    assert memorised(new, train, held_out).share == pytest.approx(0.01, abs=0.0095)
+    assert measure_memorisation(train[:100] + 1e-6, train, held_out).share == 1
+    assert measure_memorisation(held_out, train, held_out).share == pytest.approx(0.01)
+    assert measure_memorisation(new, train, held_out).share == pytest.approx(0.01, abs=0.0095)
 
 
 def test_it_says_of_which_image_a_draw_is_a_copy():
     train, held_out = normal(0, 50, 3), normal(1, 50, 3)
-    assert memorised(train[[7, 3]], train, held_out).nearest.indices.tolist() == [[7], [3]]
+    assert measure_memorisation(train[[7, 3]], train, held_out).nearest.indices.tolist() == [[7], [3]]

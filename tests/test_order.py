@@ -6,34 +6,34 @@ import pytest
 import torch
 
 from smalti.common.errors import UserError
-from smalti.common.order import Order, Share, batches
+from smalti.common.row_order import RowOrder, Share, batches
 
 
-def rows_of(order: Order, number: int) -> torch.Tensor:
+def rows_of(order: RowOrder, number: int) -> torch.Tensor:
     return torch.cat([rows for rows, _ in islice(order, number)])
 
 
 def test_an_epoch_takes_every_row_once_and_the_next_in_another_order():
-    rows = rows_of(Order(10, 0, Share(batch_size=5), 0), 4).view(2, 10)
+    rows = rows_of(RowOrder(10, 0, Share(batch_size=5), 0), 4).view(2, 10)
     assert torch.equal(rows.sort(1).values, torch.arange(10).expand(2, 10))
     assert not torch.equal(rows[0], rows[1])
 
 
 def test_a_batch_may_reach_into_the_next_epoch_and_says_so():
-    _, epochs = Order(10, 0, Share(batch_size=8), 0).at(8, 16)
+    _, epochs = RowOrder(10, 0, Share(batch_size=8), 0).at(8, 16)
     assert epochs.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
 
 
 def test_starting_at_a_step_is_going_on_from_it():
-    whole = rows_of(Order(10, 3, Share(batch_size=4), 0), 9)
-    assert torch.equal(whole[5 * 4 :], rows_of(Order(10, 3, Share(batch_size=4), 5), 4))
+    whole = rows_of(RowOrder(10, 3, Share(batch_size=4), 0), 9)
+    assert torch.equal(whole[5 * 4 :], rows_of(RowOrder(10, 3, Share(batch_size=4), 5), 4))
 
 
 @pytest.mark.parametrize("world, accumulate", [(2, 1), (1, 2), (2, 3)])
 def test_processes_and_micro_batches_share_the_same_global_batch(world, accumulate):
-    whole = rows_of(Order(50, 0, Share(batch_size=12), 0), 3).view(3, 12).sort(1).values
+    whole = rows_of(RowOrder(50, 0, Share(batch_size=12), 0), 3).view(3, 12).sort(1).values
     shares = [
-        rows_of(Order(50, 0, Share(batch_size=12, accumulate=accumulate, rank=rank, world=world), 0), 3 * accumulate)
+        rows_of(RowOrder(50, 0, Share(batch_size=12, accumulate=accumulate, rank=rank, world=world), 0), 3 * accumulate)
         for rank in range(world)
     ]
     together = torch.cat([share.view(3, -1) for share in shares], dim=1).sort(1).values
@@ -51,6 +51,6 @@ def test_reading_ahead_in_workers_changes_nothing():
             return key[0]
 
     def take(workers: int) -> torch.Tensor:
-        return torch.cat(list(islice(batches(Rows(), Order(20, 0, Share(batch_size=4), 2), workers), 7)))
+        return torch.cat(list(islice(batches(Rows(), RowOrder(20, 0, Share(batch_size=4), 2), workers), 7)))
 
     assert torch.equal(take(0), take(2))

@@ -183,7 +183,7 @@ def test_npz_has_the_evaluators_layout(run, accelerator):
 
 def test_sampled_codes_are_a_codes_dataset_of_the_same_tokenizer(run, accelerator):
     out = generate(Settings(run=str(run), num_images=5, format="codes", seed=3), accelerator)
-    info, splits = codes.read(out)
+    info, splits = codes.load_codes(out)
     drawn = ImagePipeline.from_pretrained(run / "pipeline")(num_images=5, seed=3)
     assert np.array_equal(splits["generated"].codes, drawn.codes.numpy())
     assert info.tokenizer.sha256 == folder.sha256(run / "tokenizer/model/model.safetensors")

@@ -144,7 +144,7 @@ def test_walking_gives_the_probabilities_that_the_parallel_forward_gives(setting
         found.add_(logits.double().log_softmax(1).gather(1, digit[:, None])[:, 0])
         return digit
 
-    from smalti.common.digits import to_digits
+    from smalti.common.mixed_radix import to_digits
 
     assert torch.equal(prior.walk(labels, choose), codes)
     torch.testing.assert_close(

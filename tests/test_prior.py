@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from smalti.common.condition import Nothing
-from smalti.common.digits import to_index
 from smalti.common.layout import Grid, Layout
+from smalti.common.mixed_radix import to_index
 from smalti.prior.autoregressive import nll_each
 from smalti.prior.base import Prior
 from smalti.prior.baselines import marginal_nll, uniform_nll

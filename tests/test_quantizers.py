@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smalti.common.digits import to_digits, to_index
+from smalti.common.mixed_radix import to_digits, to_index
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.estimators import straight_through
 from smalti.tokenizer.bottleneck.fsq import FSQConfig

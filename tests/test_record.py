@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_command_line_keeps_of_absolute_paths_the_last_name():
-    shown = record.command("prior/evaluate.py", ["/home/me/runs/cats", "--batch_size", "64"])
+    shown = record.command_without_paths("prior/evaluate.py", ["/home/me/runs/cats", "--batch_size", "64"])
     assert shown == "python prior/evaluate.py .../cats --batch_size 64"
-    assert record.command("benchmarks.board", ["write"]) == "python -m benchmarks.board write"
+    assert record.command_without_paths("benchmarks.board", ["write"]) == "python -m benchmarks.board write"
 
 
 def test_the_record_names_machine_versions_and_date():

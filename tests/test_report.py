@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from smalti.common.errors import UserError
-from smalti.common.evaluation import evaluation_path, write_evaluation
+from smalti.common.evaluation_file import evaluation_path, write_evaluation
 from smalti.common.folder import sha256, write_json
 from smalti.pipeline.report import MADE, Settings, main, report
 from smalti.pipeline.reporting.charts import code_use

@@ -8,9 +8,9 @@ from scipy.stats import chi2
 
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.condition import Classes
-from smalti.common.digits import to_digits
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
+from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms

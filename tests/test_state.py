@@ -22,7 +22,7 @@ def test_an_optimizer_survives_the_disk(tmp_path, accelerator):
     for _ in range(3):
         layer(torch.randn(4, 3)).square().sum().backward()
         optimizer.step()
-    state.save(tmp_path, 3, {"optimizer": state.optimizer_tensors(optimizer)}, {}, accelerator)
+    state.save_state(tmp_path, 3, {"optimizer": state.optimizer_tensors(optimizer)}, {}, accelerator)
     again = torch.optim.AdamW(layer.parameters(), lr=1e-2)
     state.load_optimizer(again, state.latest(tmp_path, accelerator).tensors["optimizer"])
     before, after = optimizer.state_dict()["state"], again.state_dict()["state"]
@@ -30,7 +30,7 @@ def test_an_optimizer_survives_the_disk(tmp_path, accelerator):
 
 
 def write(run, step, accelerator, keep=2):
-    state.save(run, step, {"a": {"x": torch.tensor([step])}}, {"note": step}, accelerator, keep)
+    state.save_state(run, step, {"a": {"x": torch.tensor([step])}}, {"note": step}, accelerator, keep)
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -51,7 +51,7 @@ def test_a_state_that_a_kill_left_beyond_those_to_keep_is_forgotten(tmp_path, ac
 def test_a_half_written_state_is_never_seen(tmp_path, accelerator):
     write(tmp_path, 1, accelerator)
     with pytest.raises(TypeError):
-        state.save(tmp_path, 2, {"a": {"x": torch.zeros(1)}}, {"unwritable": object()}, accelerator)
+        state.save_state(tmp_path, 2, {"a": {"x": torch.zeros(1)}}, {"unwritable": object()}, accelerator)
     assert state.latest(tmp_path, accelerator).step == 1
     assert [p.name for p in (tmp_path / "state").iterdir()] == ["step_00000001"]
 

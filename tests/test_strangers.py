@@ -14,11 +14,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from smalti.common import codes, config, state
-from smalti.common.config import beside
+from smalti.common.config import config_beside
 from smalti.common.errors import UserError
 from smalti.common.folder import inside, read_json, sha256
 from smalti.common.reading import read_file
-from smalti.common.run import read_metrics
+from smalti.common.run_folder import read_metrics
 from smalti.pipeline.compress import read_bytes
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
@@ -63,7 +63,7 @@ def read_everything(run: Path, accelerator) -> None:
         lambda: load_tokenizer(run / "tokenizer/model"),
         lambda: load_prior(run / "prior/model"),
         lambda: ImagePipeline.from_pretrained(run / "pipeline"),
-        lambda: codes.read(run / "codes"),
+        lambda: codes.load_codes(run / "codes"),
         lambda: state.latest(run / "tokenizer", accelerator),
         lambda: state.latest(run / "prior", accelerator),
         lambda: config.build(TrainConfig, config.read_yaml(run / "tokenizer/config.yaml"), "config"),
@@ -223,7 +223,7 @@ def test_a_state_of_numbers_of_another_type_is_refused_where_a_run_goes_on(
     run = shutil.copytree(finished_run, tmp_path / "run")
     saved = state.latest(run / stage, accelerator)
     tensors = {**saved.tensors, name: {key: tensor.to(torch.int64) for key, tensor in saved.tensors[name].items()}}
-    state.save(run / stage, saved.step, tensors, saved.info, accelerator)
+    state.save_state(run / stage, saved.step, tensors, saved.info, accelerator)
     training = {"tokenizer": (train_tokenizer, tokenizer_training), "prior": (train_prior, prior_training)}
     train, settings = training[stage]
     with pytest.raises(UserError, match=r"the state in .* does not fit this run \((ValueError|RuntimeError): .*"):
@@ -260,7 +260,7 @@ def test_a_link_that_leaves_a_codes_folder_is_refused(generated, tmp_path):
     shutil.move(shard, tmp_path / "elsewhere.parquet")
     shard.symlink_to(tmp_path / "elsewhere.parquet")
     with pytest.raises(UserError, match="is a link that leaves its folder"):
-        codes.read(found)
+        codes.load_codes(found)
 
 
 @pytest.mark.parametrize("file", ["tokenizer/config.json", "prior/model.safetensors", "model_index.json"])
@@ -273,7 +273,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(generated, 
 
 
 READERS = {  # of every other kind of file that a run has
-    "codes/codes.json": lambda run: codes.read(run / "codes"),
+    "codes/codes.json": lambda run: codes.load_codes(run / "codes"),
     "tokenizer/config.yaml": lambda run: config.read_yaml(run / "tokenizer/config.yaml"),
     "tokenizer/metrics.jsonl": lambda run: read_metrics(run / "tokenizer/metrics.jsonl"),
     "tokenizer/histogram.json": lambda run: read_counts(run / "tokenizer/histogram.json"),
@@ -302,11 +302,11 @@ def test_no_reader_of_a_run_waits_for_a_pipe_or_reads_a_device_to_its_end(tmp_pa
 def test_a_hint_heeds_no_note_of_a_stranger_on_where_configs_stand(tmp_path):
     """A run keeps in `.configs` which folder its config stood in; a pipe in its place is not waited for."""
     os.mkfifo(tmp_path / ".configs")
-    assert beside(str(tmp_path), "prior") == "CONFIG"
+    assert config_beside(str(tmp_path), "prior") == "CONFIG"
     for note in ("x" * 5000, "y" * 2000, "a\x1b[2Jb", "\0"):
         (tmp_path / ".configs").unlink()
         (tmp_path / ".configs").write_text(note)
-        assert beside(str(tmp_path), "prior") == "CONFIG"
+        assert config_beside(str(tmp_path), "prior") == "CONFIG"
 
 
 def test_a_file_that_says_it_is_empty_is_read_to_the_bound_and_no_further():
@@ -375,16 +375,16 @@ def test_codes_that_claim_more_rows_than_memory_are_refused_before_it_is_taken(g
     written["splits"]["test"]["rows"] = 10**15
     path.write_text(json.dumps(written))
     with pytest.raises(UserError, match=r"split test must have 1000000000000000 rows, got \d+"):
-        codes.read(found)
+        codes.load_codes(found)
     written["splits"] = {"../../test": {"rows": 1}}
     path.write_text(json.dumps(written))
     with pytest.raises(UserError, match=r"a split's name must be .*, got '\.\./\.\./test'"):
-        codes.read(found)
+        codes.load_codes(found)
 
 
 def test_a_state_of_another_model_is_refused(finished_run, tmp_path, accelerator):
     """With checksums of its own, as a stranger would write them."""
-    state.save(tmp_path, 3, {"model": {"weight": torch.zeros(2, 2)}}, {"data": "x"}, accelerator)
+    state.save_state(tmp_path, 3, {"model": {"weight": torch.zeros(2, 2)}}, {"data": "x"}, accelerator)
     saved = state.latest(tmp_path, accelerator)
     with pytest.raises(UserError, match=r"does not fit this run \(KeyError: 'ema'\)"), state.restoring(tmp_path):
         saved.tensors["ema"]

@@ -114,7 +114,7 @@ def readers(run: Path, pictures: Path, accelerator):
     return {
         "tokenizer/model/*": lambda: load_tokenizer(run / "tokenizer/model"),
         "prior/model/*": lambda: load_prior(run / "prior/model"),
-        "codes/*": lambda: codes.read(run / "codes"),
+        "codes/*": lambda: codes.load_codes(run / "codes"),
         "prior/state/*/*": lambda: state.latest(run / "prior", accelerator),
         "../pictures/*/*": lambda: open_images(images, (8, 8), 1),
     }

@@ -16,7 +16,7 @@ import pytest
 from smalti.common import config, folder
 from smalti.common.errors import UserError
 from smalti.common.launch import make_accelerator
-from smalti.common.run import read_metrics
+from smalti.common.run_folder import read_metrics
 from smalti.pipeline.run import RunSettings, stages
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.train import train as train_prior

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from smalti.common import codes, folder
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
-from smalti.common.finite import MOST_IN_A_ROW, Part, SkippedSteps
-from smalti.common.run import read_metrics
+from smalti.common.finite import MOST_IN_A_ROW, MicroBatch, SkippedSteps
+from smalti.common.run_folder import read_metrics
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.prior.train import train as train_prior
@@ -145,7 +145,7 @@ def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
     c = tokenizer_training(finished_run)
     tokenizer = VQVAE.from_pretrained(finished_run / "tokenizer/model")
     images = open_images(c.images, c.model.image_size, 1)
-    info, splits = codes.read(finished_run / "codes")
+    info, splits = codes.load_codes(finished_run / "codes")
     assert set(splits) == {"train", "validation", "test"} and info.condition.class_names == tuple("0123456789")
     for name, split in splits.items():
         source = images.splits[name]
@@ -242,8 +242,8 @@ def test_codes_of_a_tokenizer_that_has_diverged_are_refused():
         tokenizer.encode(torch.zeros(3, 1, 8, 8))
 
 
-def part(z_e: torch.Tensor, **losses: torch.Tensor) -> Part:
-    return Part("the encoder's output", z_e, losses, rows=torch.arange(10, 10 + len(z_e)))
+def part(z_e: torch.Tensor, **losses: torch.Tensor) -> MicroBatch:
+    return MicroBatch("the encoder's output", z_e, losses, rows=torch.arange(10, 10 + len(z_e)))
 
 
 def two_layers(**gradients: float) -> torch.nn.Module:

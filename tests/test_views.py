@@ -15,9 +15,9 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import MODES
 from smalti.common.data.run_images import open_run_images, run_images
-from smalti.common.data.views import augment, default_views, different_views, view
+from smalti.common.data.views import augment, default_views, different_views, image_view
 from smalti.common.errors import UserError
-from smalti.metrics.features import Features
+from smalti.metrics.feature_extractor import Features
 from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.generation_config import GenerationConfig
@@ -64,7 +64,7 @@ def test_a_picture_of_the_size_asked_for_is_what_every_shipped_config_sees(path,
     settings = c.images.model_copy(update={"source": str(tmp_path / "set"), "subset": None, "memory": memory})
     for split in open_images(settings, c.model.image_size, c.model.image_channels).splits.values():
         read = split.read(np.arange(len(split)))
-        plain = view(read.images, 0, read.rows, 0, settings)
+        plain = image_view(read.images, 0, read.rows, 0, settings)
         assert np.array_equal(plain.permute(0, 2, 3, 1), pixels[read.rows.numpy()])
 
 
@@ -114,11 +114,11 @@ def test_the_augmentation_of_a_row_is_the_same_on_every_machine_and_in_every_ver
 
 def test_the_first_view_is_the_image_the_second_its_mirror_and_the_others_augmentations(batch):
     rows = torch.arange(64)
-    plain, mirror, third = (view(batch, 0, rows, index, MOVING) for index in range(3))
+    plain, mirror, third = (image_view(batch, 0, rows, index, MOVING) for index in range(3))
     assert torch.equal(plain, batch) and torch.equal(mirror, batch.flip(-1))
     assert torch.equal(third, augment(batch, 0, rows, 2, MOVING))
     assert torch.equal(
-        view(batch, 0, rows, 1, ImagesConfig(shift=2)), augment(batch, 0, rows, 1, ImagesConfig(shift=2))
+        image_view(batch, 0, rows, 1, ImagesConfig(shift=2)), augment(batch, 0, rows, 1, ImagesConfig(shift=2))
     )
 
 

@@ -30,10 +30,10 @@ from smalti.common.data.pixels import to_float
 from smalti.common.data.run_images import where_they_lay, write_record
 from smalti.common.data.split import ImageSplit
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from smalti.common.order import Order, Share
-from smalti.common.pictures import save_curves, save_picture
+from smalti.common.plots import save_curves, save_picture
 from smalti.common.progress import advance, passing_bar, progress_bar
-from smalti.common.run import Leeway, Metrics, check_run, enter_run, read_metrics
+from smalti.common.row_order import RowOrder, Share
+from smalti.common.run_folder import Leeway, Metrics, check_run, enter_run, read_metrics
 from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.tokenizer.codebooks.health import codebook_of, unused
@@ -82,7 +82,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
                 bar.set_postfix(mse=f"{error:.5f}", refresh=False)
                 bar.update()
                 if accelerator.is_main_process:
-                    state.save(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint}, accelerator)
+                    state.save_state(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint}, accelerator)
                 accelerator.wait_for_everyone()
                 if interrupt.asked() and not last:
                     raise Interrupted(
@@ -116,7 +116,7 @@ def sampled_patches(
 ) -> Tensor:
     """Return patches (N, D) of images drawn by the seed, from which first means and new places for empty ones come."""
     number = sampled(c.model.codebook_size)
-    order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
+    order = RowOrder(len(split), c.seed, Share(batch_size=BATCH), 0)
     positions, _ = order.at(0, min(len(split), -(-number // c.model.layout.places)))
     bar, found = passing_bar(len(positions), "read a sample"), []
     for some in positions.split(BATCH):

@@ -34,9 +34,9 @@ from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import where_they_lay, write_record
 from smalti.common.data.split import ImageSplit
 from smalti.common.launch import make_accelerator, run_command
-from smalti.common.pictures import image_grid, save_picture
+from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import advance, progress_bar
-from smalti.common.run import Leeway, check_run, enter_run
+from smalti.common.run_folder import Leeway, check_run, enter_run
 from smalti.common.session import session
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.vqgan.config import ConvertConfig

@@ -33,7 +33,7 @@ from smalti.common.data.images import ImageSet, tell_of_images
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
 from smalti.common.data.split import ImageSplit
-from smalti.common.data.views import default_views, different_views, view
+from smalti.common.data.views import default_views, different_views, image_view
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.common.launch import Precision, make_accelerator, run_command
@@ -85,8 +85,8 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     codes.check_plan(folder, info)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        codes.begin(folder, info)
-        for path in codes.mend(folder):
+        codes.begin_codes(folder, info)
+        for path in codes.remove_damaged_codes(folder):
             print(f"{path} was damaged and is written again", file=sys.stderr)
     accelerator.wait_for_everyone()
 
@@ -174,7 +174,7 @@ def encode_batch(
         print(f"left out row {row} of {split.name}: {reason}", file=sys.stderr)
     found = []
     for index in range(views):
-        pixels = view(batch.images, 0, batch.rows, index, images).to(accelerator.device)
+        pixels = image_view(batch.images, 0, batch.rows, index, images).to(accelerator.device)
         with accelerator.autocast():
             found.append(tokenizer.encode(to_float(pixels)).cpu())
     together = rearrange(torch.stack(found), "v b t -> (b v) t")
@@ -267,7 +267,9 @@ def main(argv: Sequence[str]) -> None:
             )
         print(f"the codes are in {folder}")
         output = ["--codes", Path(c.output)] if c.output else []
-        following = as_typed("prior/train.py", Path(config.beside(c.run, "prior")), "--run", Path(c.run), *output)
+        following = as_typed(
+            "prior/train.py", Path(config.config_beside(c.run, "prior")), "--run", Path(c.run), *output
+        )
         print(f"next: {following}")
 
 

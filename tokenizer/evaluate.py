@@ -35,18 +35,17 @@ from torch import Tensor
 from smalti.common import config
 from smalti.common.commands import as_typed
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import ImageSet, held_out
+from smalti.common.data.images import ImageSet, held_out_split
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
 from smalti.common.data.split import ImageSplit
-from smalti.common.evaluation import evaluation_path, parts_path, tell, write_evaluation
+from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
 from smalti.common.folder import sha256
 from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.parts import in_parts
-from smalti.common.record import code
 from smalti.common.session import session
 from smalti.metrics.distances import frechet_distance
-from smalti.metrics.features import FeaturesConfig
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
@@ -80,7 +79,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     tokenizer = load_tokenizer(model).to(accelerator.device)
     settings = run_images(run / "tokenizer", c.source)
     images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
-    split = held_out(images.splits, c.split)
+    split = held_out_split(images.splits, c.split)
     extractors = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
     plan = evaluation_plan(c, model, images, split, extractors)
 
@@ -114,7 +113,7 @@ def evaluation_plan(
 ) -> dict[str, Any]:
     """Return what the figures depend on; parts that were measured under another plan are measured again."""
     return {
-        "code": code(),
+        "code": code_version(),
         "tokenizer": sha256(model / "model.safetensors"),
         "images": images.fingerprint,
         "split": split.name,

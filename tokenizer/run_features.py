@@ -16,7 +16,7 @@ from smalti.common.data.images import ImageSet
 from smalti.common.data.split import ImageSplit
 from smalti.common.parts import in_parts
 from smalti.metrics.classifier import Classifier, LabelledSource, Recipe, load_or_train
-from smalti.metrics.features import Features, FeaturesConfig, load_features
+from smalti.metrics.feature_extractor import Features, FeaturesConfig, load_features
 from smalti.tokenizer.base import ImageTokenizer
 
 PART = 1000  # images

@@ -19,7 +19,7 @@ from torch import Tensor
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.split import ImageSplit
 from smalti.common.folder import write_json
-from smalti.common.pictures import image_grid
+from smalti.common.plots import image_grid
 from smalti.common.progress import advance, passing_bar
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer

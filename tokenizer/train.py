@@ -43,13 +43,13 @@ from smalti.common.data.split import ImageBatch
 from smalti.common.data.views import augment
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
-from smalti.common.finite import Part, SkippedSteps
+from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.folder import kind_of
 from smalti.common.launch import make_accelerator, run_command
-from smalti.common.order import Order, Share, batches
-from smalti.common.origin import Origin, begin_from, begun_from
-from smalti.common.pictures import save_curves, save_picture
-from smalti.common.run import Leeway, Means, Metrics, check_run, enter_run, read_metrics
+from smalti.common.origin import Origin, begin_from, settings_and_origin
+from smalti.common.plots import save_curves, save_picture
+from smalti.common.row_order import RowOrder, Share, batches
+from smalti.common.run_folder import Leeway, Means, Metrics, check_run, enter_run, read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
 from smalti.common.shown import shown
@@ -133,7 +133,7 @@ class TokenizerTraining(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train the tokenizer from its beginning or its last state, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
-    c, origin = begun_from(c, run, trained_kinds(), load_trained, lambda model: model.config, instead())
+    c, origin = settings_and_origin(c, run, trained_kinds(), load_trained, lambda model: model.config, instead())
     share = Share(
         batch_size=c.batch_size,
         accumulate=c.accumulate,
@@ -156,7 +156,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     model = accelerator.prepare(trained.tokenizer)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     figures, weights = dict[str, str](), trained.tokenizer.weights(c)
-    reader = batches(splits["train"], Order(len(splits["train"]), c.seed, share, first_step), c.workers)
+    reader = batches(splits["train"], RowOrder(len(splits["train"]), c.seed, share, first_step), c.workers)
     with metrics, Steps(c, first_step, accelerator, "tokenizer") as steps:
         for step in steps:
             state.seed_step(c.seed, step, accelerator.process_index)
@@ -175,7 +175,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     accelerator.backward(loss / c.accumulate)
                 trained.upkeep.observe(terms.quantized)
                 logged = {"loss": loss, **terms.losses, **terms.watched}
-                parts.append(Part("the encoder's output", terms.latents, logged, batch.rows))
+                parts.append(MicroBatch("the encoder's output", terms.latents, logged, batch.rows))
             if trained.skipped.clip(step + 1, model, c.clip, parts):
                 trained.optimizer.step()
                 keep_codebook_alive(trained, step, c, accelerator)
@@ -291,7 +291,9 @@ def save(trained: TokenizerTraining, step: int, run: Path, keep: int, accelerato
     trained.means.check_finite()  # weights that are not must never replace good ones
     if accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # first: a run whose last state is there has its model
-        state.save(run, step, tensors, {"data": trained.data, "skipped": trained.skipped.state()}, accelerator, keep)
+        state.save_state(
+            run, step, tensors, {"data": trained.data, "skipped": trained.skipped.state()}, accelerator, keep
+        )
     accelerator.wait_for_everyone()
 
 

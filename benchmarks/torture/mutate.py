@@ -73,7 +73,7 @@ def kinds(base: Path) -> dict[str, tuple[list[Path], Reader]]:
         "tokenizer model": ("run/tokenizer/model", library(lambda: load_tokenizer(run_ / "tokenizer/model"))),
         "prior model": ("run/prior/model", library(lambda: load_prior(run_ / "prior/model"))),
         "pipeline": ("run/pipeline", library(draw)),
-        "codes": ("run/codes", library(lambda: codes.read(run_ / "codes"))),
+        "codes": ("run/codes", library(lambda: codes.load_codes(run_ / "codes"))),
         "tokenizer run": ("run/tokenizer", command(*lines["tokenizer"])),
         "prior run": ("run/prior", command(*lines["prior"])),
         "tokenizer config": (

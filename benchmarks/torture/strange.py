@@ -246,7 +246,7 @@ def of_models() -> dict[str, Case]:
         "run/pipeline/model_index.json": library(lambda: ImagePipeline.from_pretrained("run/pipeline")),
         "run/pipeline/generation_config.json": library(lambda: ImagePipeline.from_pretrained("run/pipeline")),
         "run/pipeline/prior/model.safetensors": library(lambda: ImagePipeline.from_pretrained("run/pipeline")),
-        "run/codes/codes.json": library(lambda: codes.read(Path("run/codes"))),
+        "run/codes/codes.json": library(lambda: codes.load_codes(Path("run/codes"))),
         "run/tokenizer/config.yaml": command(*lines["evaluate tokenizer"]),
         "run/tokenizer/images.json": command("tokenizer/codebook.py", "run"),
         "run/tokenizer/histogram.json": command(*lines["report"]),
@@ -264,7 +264,7 @@ def of_models() -> dict[str, Case]:
     }
     for what, do in THINGS.items():
         shard, state = partial(first_of, "run/codes/*.parquet", do), partial(first_of, "run/prior/state/step_*/*", do)
-        found[f"a shard of codes: {what}"] = Case(shard, library(lambda: codes.read(Path("run/codes"))))
+        found[f"a shard of codes: {what}"] = Case(shard, library(lambda: codes.load_codes(Path("run/codes"))))
         found[f"a file of a state: {what}"] = Case(state, command(*lines["prior"]))
     return found
 

@@ -1,4 +1,4 @@
-"""Which images are read, and how."""
+"""Settings that say which images are read, and how."""
 
 from typing import Annotated, Any, Literal, Protocol
 
@@ -10,19 +10,19 @@ Pixels = Annotated[int, Field(ge=1, le=2**13)]  # a side of an image
 
 
 class Pictured(Protocol):
-    """Settings that say what images are brought to."""
+    """Settings that give the size and channels of the images a model takes."""
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width, in pixels."""
+        """Return height and width, in pixels."""
 
     @property
     def image_channels(self) -> int:
-        """1 grey, 3 RGB, 4 RGBA."""
+        """Return 1 for grey, 3 for RGB, 4 for RGBA."""
 
 
 class SplitNames(Settings):
-    """What the source calls its splits, where that is none of the usual names."""
+    """The source's own names of its splits, where they are none of the usual ones."""
 
     train: str | None = None
     """the split, folder or data file (without its suffix) that is trained on"""
@@ -36,7 +36,7 @@ class SplitNames(Settings):
 
 
 class DataFiles(Settings):
-    """Which files are of which split, as patterns inside the source's folder: `*.parquet`, `train/**`, `a/0.png`."""
+    """The files of each split, as patterns inside the source's folder: `*.parquet`, `train/**`, `a/0.png`."""
 
     train: tuple[str, ...] | None = Field(None, min_length=1)
     """files that are trained on, as patterns inside the source; with any of the three given, other files are not
@@ -95,7 +95,7 @@ class ImagesConfig(Settings):
     """pixels that training images are moved at most, either way on both axes; what comes in is the side's own rim,
     repeated"""
     margin: Annotated[int, AfterValidator(_gone)] = Field(0, exclude=True)
-    """gone; runs of before say 0, which is taken, and anything else is told of images.shift"""
+    """gone; 0 is accepted, as earlier runs wrote it; any other value is an error that names images.shift"""
     flip: bool = False
     """mirror half of the training images left-right"""
     black_and_white: bool = False
@@ -113,7 +113,7 @@ class ImagesConfig(Settings):
     """of an image of several frames: take the first, leave it out, or stop and name it"""
     duplicates: Literal["keep", "skip", "refuse"] = "keep"
     """of a row whose file is that of another, within a split or between them: keep it, leave it out (of train rather
-    than of what is held out, which else would be known by heart), or stop and name it"""
+    than of what is held out, which a model would else memorise), or stop and name it"""
     max_pixels: int = Field(89_478_485, ge=1, le=178_956_970)
     """width x height from which an image counts as corrupt, unseen: a small file may claim more pixels than there is
     memory"""

@@ -1,9 +1,8 @@
-"""Which images these are: a digest of every file, and one fingerprint of a whole source.
+"""The identity of images: a digest of every file, and one fingerprint of a whole source.
 
     a file  ->  digest, 16 bytes        every row's digest and label, in order, and the class names  ->  fingerprint
 
-Every byte of every file is seen. Names of files, their times and the place they lie in are not: a copy is the same
-source.
+Every byte of every file counts. Names, times and places of files do not: a copy is the same source.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ def digest(file: bytes) -> bytes:
 
 
 def digest_of_none(split: str, row: int) -> bytes:
-    """Return what stands for the digest of a row that has no file that can be read: like no other's."""
+    """Return a digest of its own for a row without a readable file."""
     return digest(f"no file: row {row} of {split}".encode())
 
 
@@ -33,7 +32,9 @@ def uniform(digests: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(first).view("<u8")[:, 0] >> np.uint64(11)) * 2.0**-53
 
 
-def fingerprint(digests: Mapping[str, np.ndarray], parts: Mapping[str, Part], class_names: Sequence[str] | None) -> str:
+def images_fingerprint(
+    digests: Mapping[str, np.ndarray], parts: Mapping[str, Part], class_names: Sequence[str] | None
+) -> str:
     """Return the SHA-256 of each row's file and label, in the order of the rows, and of the class names.
 
     Args:

@@ -1,4 +1,4 @@
-"""Images from wherever they lie: a set of splits, opened by its settings.
+"""Images of a source, opened by its settings as a set of splits.
 
     source  ->  ImageSplit.read  ->  ImageBatch  ->  augment | view  ->  to_float
 
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from smalti.common.classes import untrained
 from smalti.common.data import validation
 from smalti.common.data.config import ImagesConfig
-from smalti.common.data.fingerprint import fingerprint, uniform
+from smalti.common.data.fingerprint import images_fingerprint, uniform
 from smalti.common.data.pixels import WHITE, Shape
 from smalti.common.data.sources import VALIDATION_NAMES, Unread, open_source
 from smalti.common.data.split import ImageSplit, look_for_duplicates
@@ -55,8 +55,7 @@ class ImageSet(NamedTuple):
         }
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Of each split its images; how many were left out, for whatever reason; and how many were repeated, or
-        animated."""
+        """Return for each split how many images it has, and how many were left out, repeated or animated."""
         return {
             name: {
                 "images": len(split),
@@ -68,8 +67,7 @@ class ImageSet(NamedTuple):
         }
 
     def remarks(self) -> Iterator[str]:
-        """What a user should know of the source and of the rows: each kind's first ones by name, and how many there
-        are."""
+        """Yield remarks on the source and its rows, for the user: of each kind the first rows, and their number."""
         yield from self.notes
         for kind, number, examples in self.unread:
             yield f"not read: {number} {kind}, such as {', '.join(examples)}"
@@ -95,7 +93,7 @@ class ImageSet(NamedTuple):
 
 
 def _of_range(split: ImageSplit) -> str | None:
-    """Return a word on pictures of 16 bits a channel that use so few of them that they come out nearly black."""
+    """Return a warning of pictures of 16 bits a channel that use so few of them that they come out nearly black."""
     dim = [value for _, value in split.brightest if value <= WHITE // 4]
     if not dim or split.shape.white < WHITE:
         return None
@@ -111,7 +109,7 @@ def _of_range(split: ImageSplit) -> str | None:
 
 
 def _with_validation(splits: dict[str, ImageSplit], share: float) -> dict[str, ImageSplit]:
-    """Return the splits, train and validation first; without one for validation some rows of train are held out."""
+    """Return the splits, train and validation first; a source without validation has some rows of train held out."""
     train, others = splits["train"], {name: split for name, split in splits.items() if name != "train"}
     given = next((name for name in VALIDATION_NAMES if name in others), None)
     if given is not None:
@@ -119,12 +117,12 @@ def _with_validation(splits: dict[str, ImageSplit], share: float) -> dict[str, I
     if len(train) == 1:
         raise UserError(f"{train.title} has 1 image; at least 2 are needed, one to train on and one to validate with")
     out = uniform(train.all_digests()) < share  # of rows that are left out too: where they are counted
-    out[train.rows] = validation.held_out(train.digests(), train.labels, share)
+    out[train.rows] = validation.held_out_rows(train.digests(), train.labels, share)
     return {"train": train.of_rows("train", ~out), "validation": train.of_rows("validation", out), **others}
 
 
 def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> ImageSet:
-    """The source's images, to be read as (channels, *size); decoded now where memory allows.
+    """Return the source's images, to be read as (channels, *size); decode them now if they fit in memory.
 
     Raises:
         UserError: there is no such source or column, a split is empty, class names disagree between splits, or
@@ -145,14 +143,16 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
             split.keep_in_memory()
         else:
             split.glance(GLANCED)
-    seen = fingerprint({name: split.all_digests() for name, split in parts.items()}, source.parts, source.class_names)
+    seen = images_fingerprint(
+        {name: split.all_digests() for name, split in parts.items()}, source.parts, source.class_names
+    )
     splits = _with_validation(parts, config.validation_share)
     look_for_duplicates(splits, config.duplicates)
     return ImageSet(splits, source.class_names, seen, source.unread, source.place, source.notes)
 
 
 def tell_of_images(images: ImageSet, accelerator: Accelerator) -> None:
-    """Say how many images there are, what of them was left out, and what else is to know of them."""
+    """Print how many images there are, what of them was left out, and what else a user should know."""
     sizes = " + ".join(f"{len(split)} {name}" for name, split in images.splits.items())
     classes = f"{len(images.class_names)} classes" if images.class_names else "no classes"
     accelerator.print(f"images: {sizes}, {classes}")
@@ -160,9 +160,8 @@ def tell_of_images(images: ImageSet, accelerator: Accelerator) -> None:
         accelerator.print(shown(remark), file=sys.stderr)
 
 
-def held_out(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:
-    """The split that figures are of: the named one, or else test, or else validation. Raises `UserError` if there is
-    none."""
+def held_out_split(splits: Mapping[str, ImageSplit], name: str | None = None) -> ImageSplit:
+    """Return the named split, else test, else validation. Raises `UserError` if there is none of that name."""
     name = name or ("test" if "test" in splits else "validation")
     if name not in splits:
         raise UserError(f"there is no split {name!r}; the images have {', '.join(splits)}")

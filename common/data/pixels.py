@@ -2,8 +2,9 @@
 
     an encoded file | a PIL picture  ->  (C, H, W) uint8  ->  to_float  ->  [-1, 1]
 
-PIL decodes: torchvision.io ends the process on some damaged files. Shapes: B images, C channels (1, 3 or 4), H x W
-pixels.
+PIL decodes, since torchvision.io ends the process on some damaged files.
+
+Shapes: B images, C channels (1, 3 or 4), H x W pixels.
 """
 
 import sys
@@ -25,7 +26,7 @@ ANIMATED = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}  # not MPO: a phone's JPEG wit
 
 
 class Shape(NamedTuple):
-    """What every image is brought to, and how."""
+    """The size and channels every image is brought to, and how."""
 
     channels: int
     height: int
@@ -42,16 +43,14 @@ class Decoded(NamedTuple):
 
 
 def _raw_mode(image: PIL.Image.Image) -> str:
-    """Return how the pixels lie in a file that is not decoded yet, such as `RGB;16B`: PIL's mode says 8 bits of
-    those."""
+    """Return how pixels lie in an undecoded file, such as `RGB;16B`; PIL's own mode claims 8 bits for those."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _low_bytes(file: bytes, raw: str) -> PIL.Image.Image:
-    """Return the lower bytes of a picture of 16 bits a channel: PIL takes the upper ones, unless it is told the other
-    order."""
+    """Return the lower bytes of a picture of 16 bits a channel, by telling PIL the other byte order."""
     if not raw.startswith("RGB;16"):
         raise ValueError(f"images.white is for grey and RGB of 16 bits; {raw} is read over its whole range alone")
     big = raw.endswith("B") or (raw.endswith("N") and sys.byteorder == "big")
@@ -72,7 +71,7 @@ def _of_eight_bits(values: np.ndarray, white: int) -> PIL.Image.Image:
 
 
 def _in_mode(image: PIL.Image.Image, channels: int, white: int = WHITE) -> PIL.Image.Image:
-    """Whatever PIL opened as L, RGB or RGBA. Transparency is kept for four channels and laid on white for fewer."""
+    """Return a picture as L, RGB or RGBA. Transparency is kept for four channels and laid on white for fewer."""
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no agreed range; save them as 8 or 16 bit")
     if image.mode.startswith("I"):  # PIL's own conversion clips 16 bits at 255
@@ -85,7 +84,10 @@ def _in_mode(image: PIL.Image.Image, channels: int, white: int = WHITE) -> PIL.I
 
 
 def _resized(pixels: Tensor, shape: Shape) -> Tensor:
-    """(C, h, w) to the shape's height and width. Cropped first: a strip of 1 x 60,000 pixels would outgrow memory."""
+    """Return pixels (C, h, w) resized to the shape.
+
+    They are cropped first: a strip of 1 x 60,000 pixels would outgrow memory.
+    """
     size = [shape.height, shape.width]
     if list(pixels.shape[1:]) == size:
         return pixels
@@ -102,7 +104,7 @@ def _resized(pixels: Tensor, shape: Shape) -> Tensor:
 
 
 def _pixels_of(image: PIL.Image.Image, shape: Shape) -> Tensor:
-    """(C, H, W) uint8."""
+    """Return the pixels of a picture, (C, H, W) uint8."""
     read = np.array(_in_mode(image, shape.channels, shape.white))  # (h, w) or (h, w, C)
     pixels = torch.from_numpy(read).view(*read.shape[:2], shape.channels)
     pixels = _resized(pixels.permute(2, 0, 1), shape)
@@ -110,8 +112,10 @@ def _pixels_of(image: PIL.Image.Image, shape: Shape) -> Tensor:
 
 
 def _brightest(image: PIL.Image.Image, colours: bool) -> int | None:
-    """Return the largest value of a picture of 16 bits a channel; of `colours`, of which PIL has the upper bytes, the
-    most it can be."""
+    """Return the largest value of a picture of 16 bits a channel, None for others.
+
+    PIL decodes only the upper bytes of `colours`; for these it is the largest value they allow.
+    """
     if image.mode.startswith("I"):
         return int(np.asarray(image).max())
     if not colours or image.mode not in ("RGB", "RGBA"):
@@ -120,7 +124,7 @@ def _brightest(image: PIL.Image.Image, colours: bool) -> int | None:
 
 
 def decoded(file: bytes, shape: Shape, max_pixels: int) -> Decoded:
-    """Return the pixels of a file, and what else is seen by decoding it. Raises whatever PIL raises."""
+    """Return the pixels of a file, its number of frames and its brightest value. Raises whatever PIL raises."""
     with open_picture(file) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels are more than images.max_pixels {max_pixels}")
@@ -137,24 +141,24 @@ def decoded(file: bytes, shape: Shape, max_pixels: int) -> Decoded:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 to float in [-1, 1]."""
+    """Return uint8 images as float in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to uint8, rounded and clamped. Inverse of `to_float`."""
+    """Return images in [-1, 1] as uint8, rounded and clamped: the inverse of `to_float`."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_pil(
     pictures: Sequence[PIL.Image.Image], size: tuple[int, int], channels: int, *, black_and_white: bool = False
 ) -> Tensor:
-    """Pictures of any size and mode, turned as their EXIF says, cropped and resized: (B, C, H, W) uint8."""
+    """Return pictures of any size and mode as (B, C, H, W) uint8: turned as their EXIF says, cropped, resized."""
     shape = Shape(channels, *size, "crop", black_and_white)
     return torch.stack([_pixels_of(PIL.ImageOps.exif_transpose(picture), shape) for picture in pictures])
 
 
 def to_pil(images: Tensor) -> list[PIL.Image.Image]:
-    """images (B, C, H, W) uint8 as L, RGB or RGBA pictures."""
+    """Return images (B, C, H, W) uint8 as L, RGB or RGBA pictures."""
     pixels = images.permute(0, 2, 3, 1).cpu().numpy()
     return [PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]

@@ -4,8 +4,8 @@
     RUN/tokenizer/images.json    their fingerprint, and the folder of the source, absolute
 
 A run is found again from any working directory: a folder is read where it lay, and the Hub is not asked for a folder's
-name. Whoever reads a run's images reads them here, where other images than those of the training are refused. Runs that
-earlier versions trained do not say which images they had, of which a line says so.
+name. All code that reads a run's images does so here, where images other than those of the training are refused. Runs
+of earlier versions do not say which images they had; a line warns of it.
 """
 
 import sys
@@ -27,7 +27,7 @@ ANOTHER = "or give their folder as --source, to take them as another data set"
 
 
 class Recorded(NamedTuple):
-    """What a run says of the images it was trained with."""
+    """The images a run was trained with, as its images.json says."""
 
     fingerprint: str | None  # none where an earlier version trained it
     source: str | None  # as the settings named it
@@ -49,13 +49,13 @@ def recorded(run: Path) -> Recorded:
 
 
 def write_record(images: ImageSet, source: str, run: Path, accelerator: Accelerator) -> None:
-    """Write images.json: these images, of a source that the settings name so, are the run's from now on."""
+    """Write images.json, which makes these images of the source so named the run's."""
     if accelerator.is_main_process:
         write_json(run / "images.json", images.record(source))
 
 
 def run_images(run: Path, source: str | None = None) -> ImagesConfig:
-    """How the tokenizer of RUN/tokenizer reads its images, or would read another `source`."""
+    """Return the settings by which the tokenizer of RUN/tokenizer reads its images, or would read another `source`."""
     path = run / "config.yaml"
     images = build(ImagesConfig, read_yaml(path).get("images", {}), str(path))
     if source is None:
@@ -66,7 +66,7 @@ def run_images(run: Path, source: str | None = None) -> ImagesConfig:
 
 
 def where_they_lay(config: ImagesConfig, run: Path) -> ImagesConfig:
-    """Return the settings with the folder that the run read, whatever the working directory is now.
+    """Return the settings with the folder that the run read as an absolute path, whatever the working directory.
 
     Raises:
         UserError: it read a folder, which is not there.
@@ -76,9 +76,7 @@ def where_they_lay(config: ImagesConfig, run: Path) -> ImagesConfig:
         return config
     if before.place.is_dir():
         return config.model_copy(update={"source": str(before.place)})
-    if (
-        Path(config.source).expanduser().is_dir()
-    ):  # moved together with the run: the fingerprint says whether these are they
+    if Path(config.source).expanduser().is_dir():  # moved with the run: the fingerprint says whether these are they
         return config
     raise UserError(
         f"the images of {run.parent} lay in the folder {before.place}, which is not there: bring it back, or start "
@@ -93,8 +91,7 @@ def open_run_images(
     *,
     otherwise: str = "or train another --run on these",
 ) -> ImageSet:
-    """Return the images that the tokenizer of RUN/tokenizer was trained with, or of another `source`, read as it read
-    them.
+    """Return the images that the tokenizer of RUN/tokenizer was trained with, or another `source` read the same way.
 
     Args:
         otherwise: what the command can do with other images, for the message.
@@ -107,8 +104,8 @@ def open_run_images(
     where = images.place or run_images(run).source
     if before is None and on_main():
         print(
-            f"{run.parent} does not say which images it was trained with: those of {where} are taken, of which "
-            "validation may hold some that were trained on",
+            f"{run.parent} does not say which images it was trained with: those of {where} are taken, and their "
+            "validation split may hold some that were trained on",
             file=sys.stderr,
         )
     if before not in (None, images.fingerprint):
@@ -117,13 +114,13 @@ def open_run_images(
 
 
 def _own_images(run: Path, tokenizer: Pictured, changes: Mapping[str, Any]) -> ImageSet:
-    """Return the images that a run names, which may have changed."""
+    """Return the images that a run's settings name; they may have changed since."""
     config = where_they_lay(run_images(run), run).model_copy(update=changes)
     return open_images(config, tokenizer.image_size, tokenizer.image_channels)
 
 
 def _others(run: Path, where: Path | str, images: ImageSet) -> str:
-    """Return the words for images that are not those of the training."""
+    """Return the words that say that images are not those of the training."""
     before = recorded(run).fingerprint or "unknown"
     return (
         f"the images of {where} are not those that {run.parent} was trained with (fingerprint {before[:12]} then, "

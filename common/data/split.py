@@ -1,4 +1,4 @@
-"""One split of a source, read in batches of pixels; what of it cannot be used is named by its row.
+"""One split of a source, read in batches of pixels; each row that cannot be used is named.
 
     ImageSplit.read(positions)  ->  ImageBatch
 
@@ -26,7 +26,7 @@ from smalti.common.data.sources import Part, file_of, one_line
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.progress import passing_bar
-from smalti.common.threads import in_order
+from smalti.common.threads import map_in_order
 
 R = TypeVar("R")
 ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 2**23  # that a thread decodes: of large images fewer rows
@@ -34,7 +34,7 @@ WORTH_THREADS = 4096  # bytes of a file: threads that decode smaller ones wait f
 
 
 class CorruptRow(NamedTuple):
-    """A row that is left out, or worth a word. (A plain tuple would leave torch's DataLoader as a list.)"""
+    """A row that is left out or reported. (A plain tuple would leave torch's DataLoader as a list.)"""
 
     row: int
     reason: str
@@ -56,7 +56,7 @@ class _Animated(ValueError):
 
 
 def _reason(error: Exception, encoded: dict[str, Any] | None) -> str:
-    """Why a row could not be decoded, with its file where it has one."""
+    """Return why a row could not be decoded, with its file where it has one."""
     reason = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", one_line(error))
     return f"{encoded['path']}: {reason}" if encoded and encoded["path"] else reason
 
@@ -69,7 +69,7 @@ class Encoded(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """What came of some rows."""
+    """The result of decoding some rows."""
 
     images: Tensor  # (kept, C, H, W) uint8
     kept: np.ndarray  # (kept,) int64, which of the rows these are
@@ -81,8 +81,7 @@ class _Decoded(NamedTuple):
 
 @contextmanager
 def _bombs_unheard() -> Iterator[None]:
-    """Without PIL's warnings of large pictures: `max_pixels` decides. (Not for a thread to enter: warnings are of
-    all.)"""
+    """Ignore PIL's warnings of large pictures: `max_pixels` decides. (Not inside a thread: warnings are global.)"""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
         yield
@@ -95,17 +94,14 @@ class ImageSplit(torch.utils.data.Dataset):
     """
 
     def __init__(self, name: str, part: Part, shape: Shape, config: ImagesConfig):
-        """All rows of a part but those whose label is wrong."""
+        """Take all rows of a part but those whose label is wrong."""
         self.name = name
         self.rows = np.arange(len(part.labels))  # (len,) int64, ascending
         self.labels = part.labels  # (len,) int64
-        self.corrupt: list[
-            CorruptRow
-        ] = []  # left out of the split; read batch by batch, those that cannot be decoded are not
+        # left out of the split; where it is read batch by batch, those that cannot be decoded stay in it
+        self.corrupt: list[CorruptRow] = []
         self.animated: list[CorruptRow] = []  # of those met when it was taken into memory; the first frame, or left out
-        self.brightest: list[
-            tuple[int, int]
-        ] = []  # of those met that have 16 bits a channel, its row and largest value
+        self.brightest: list[tuple[int, int]] = []  # row and largest value of those met that have 16 bits a channel
         self.repeated: list[CorruptRow] = []  # whose file is another row's
         self._part, self._shape, self._config = part, shape, config
         self._digests: np.ndarray | None = None  # (N,) of the file of each row of the part
@@ -121,26 +117,26 @@ class ImageSplit(torch.utils.data.Dataset):
 
     @property
     def title(self) -> str:
-        """What messages call it: the split of which source."""
+        """Return the name that messages use: the split and its source."""
         return self._part.title
 
     @property
     def shape(self) -> Shape:
-        """What each image is brought to, and how."""
+        """Return the size and channels each image is brought to, and how."""
         return self._shape
 
     def __getitem__(self, positions_and_epochs: tuple[Any, Any]) -> ImageBatch:
         return self.read(*positions_and_epochs)
 
     def read_rows(self, rows: Any) -> ImageBatch:
-        """The images of these rows of the source, which must be of this split."""
+        """Return the images of these rows of the source, which must be rows of this split."""
         rows = np.asarray(rows, dtype=np.int64)
         positions = np.searchsorted(self.rows, rows)
         assert np.array_equal(self.rows[positions], rows), f"rows that are not of split {self.name}"
         return self.read(positions)
 
     def read(self, positions: Any, epochs: Any = 0) -> ImageBatch:
-        """The images at `positions`, a 1-D tensor, array or list; those that cannot be decoded stand in `corrupt`."""
+        """Return the images at `positions`, a 1-D tensor, array or list; `corrupt` has those that cannot be decoded."""
         positions = np.asarray(positions, dtype=np.int64)
         epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), positions.shape)
         kept: slice | np.ndarray = slice(None)
@@ -156,7 +152,7 @@ class ImageSplit(torch.utils.data.Dataset):
         return ImageBatch(images, labels, rows, epochs, corrupt)
 
     def keep_in_memory(self) -> None:
-        """Decode every image now. The split shrinks by those that cannot be decoded, and remembers them."""
+        """Decode every image now. Those that cannot be decoded leave the split and stand in `corrupt`."""
         pixels = torch.empty(len(self), *self._shape[:3], dtype=torch.uint8)
         kept: list[int] = []
         digests = np.zeros(len(self._part.labels), DIGEST)
@@ -179,7 +175,7 @@ class ImageSplit(torch.utils.data.Dataset):
         self.labels, self._places = self._part.labels[self.rows], np.arange(len(kept))
 
     def glance(self, number: int) -> None:
-        """Look at the range of so many images, evenly spaced. One that is damaged is told of when it is read."""
+        """Look at the range of a number of images, evenly spaced; a damaged one is reported when it is read."""
         with contextlib.suppress(UserError), _bombs_unheard():
             some = np.arange(min(number, len(self))) * len(self) // min(number, len(self))
             self.brightest.extend(self._decode(self._encoded(self.rows[some])).brightest)
@@ -189,17 +185,17 @@ class ImageSplit(torch.utils.data.Dataset):
         return self._pixels is not None
 
     def _in_threads(self, work: Callable[[Encoded], R], rows: np.ndarray) -> Iterator[tuple[np.ndarray, R]]:
-        """Yield some rows after the others, and what a thread made of them."""
+        """Yield some rows after the others, each with what a thread made of them."""
         number = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // math.prod(self._shape[:3])))
         some = np.split(rows, range(number, len(rows), number))
         threads = None if len(rows) and self._part.sizes[rows].mean() >= WORTH_THREADS else 1
-        yield from zip(some, in_order(work, map(self._encoded, some), threads), strict=True)
+        yield from zip(some, map_in_order(work, map(self._encoded, some), threads), strict=True)
 
     def _encoded(self, rows: np.ndarray) -> Encoded:
         return Encoded(rows, list(self._part.column[rows]))
 
     def _digested(self, digests: np.ndarray) -> np.ndarray:
-        """Return digests (N,) of all rows of the part, those that are missing read now."""
+        """Return the digests (N,) of all rows of the part, reading those that are missing."""
         missing = np.flatnonzero(digests == b"")
         with passing_bar(len(missing), f"read files of {self.name}") as bar:
             for rows, found in self._in_threads(self._digest, missing):
@@ -208,22 +204,22 @@ class ImageSplit(torch.utils.data.Dataset):
         return digests
 
     def all_digests(self) -> np.ndarray:
-        """(N,) 16 bytes of the file of every row of the part, also of those that are left out."""
+        """Return 16 bytes of the file of every row of the part, (N,), including those left out."""
         if self._digests is None:
             self._digests = self._digested(np.zeros(len(self._part.labels), DIGEST))
         return self._digests
 
     def digests(self) -> np.ndarray:
-        """(len,) 16 bytes of each row's file."""
+        """Return 16 bytes of the file of each row, (len,)."""
         return self.all_digests()[self.rows]
 
     def leave_out(self, rows: Sequence[int]) -> None:
-        """The split shrinks by these rows."""
+        """Remove these rows from the split."""
         if len(rows):
             self._keep(~np.isin(self.rows, rows))
 
     def _keep(self, kept: np.ndarray) -> None:
-        """The split shrinks to the positions of `kept`, (len,) bool."""
+        """Keep only the positions that `kept`, (len,) bool, marks."""
         if not kept.any():
             raise UserError(f"{self._part.title}: nothing is left of {len(self)} rows")
         self.rows, self.labels, self._places = self.rows[kept], self.labels[kept], self._places[kept]
@@ -233,8 +229,7 @@ class ImageSplit(torch.utils.data.Dataset):
         return self.of_rows(name, np.ones(len(self._part.labels), dtype=bool))
 
     def of_rows(self, name: str, chosen: np.ndarray) -> "ImageSplit":
-        """Return a split of the rows that `chosen`, (N,) bool over the part's, marks. It shares the pixels of this
-        one."""
+        """Return the split of the rows that `chosen`, (N,) bool over the part, marks; it shares this one's pixels."""
         part = copy.copy(self)
         part.name = name
         part._keep(chosen[self.rows])
@@ -245,15 +240,15 @@ class ImageSplit(torch.utils.data.Dataset):
         return part
 
     def _not_taken(self, row: int, reason: str, rule: str, setting: str) -> None:
-        """Raises `UserError` where the rule for such a row is to refuse it."""
+        """Raise `UserError` where the rule for such a row is to refuse it."""
         if rule == "refuse":
             raise UserError(
-                f"{self._part.title}, row {row}: {reason}; mend or remove it, or leave such images out with {setting}: "
-                "skip"
+                f"{self._part.title}, row {row}: {reason}; mend or remove it, or leave such images out "
+                f"with {setting}: skip"
             )
 
     def _file(self, row: int, encoded: dict[str, Any] | None) -> bytes:
-        """The row's file, which must be the one that was there when the set was opened."""
+        """Return the row's file. Raises `UserError` unless it is the one that was there when the set was opened."""
         size = int(self._part.sizes[row])
         try:
             file = file_of(encoded)
@@ -261,9 +256,9 @@ class ImageSplit(torch.utils.data.Dataset):
             if not size:
                 raise
             file = b""
-        changed = (
-            f"had {size} bytes when the set was opened, has {len(file)} now" if size and len(file) != size else None
-        )
+        changed = None
+        if size and len(file) != size:
+            changed = f"had {size} bytes when the set was opened, has {len(file)} now"
         if self._digests is not None and size and changed is None and digest(file) != self._digests[row]:
             changed = "is another file than when the set was opened"
         if changed:
@@ -275,7 +270,7 @@ class ImageSplit(torch.utils.data.Dataset):
         return file
 
     def _digest(self, encoded: Encoded) -> list[bytes]:
-        """Return the digest of each file, or what stands for it."""
+        """Return the digest of each file, or that of its row where it cannot be read."""
         found = []
         for row, each in zip(encoded.rows.tolist(), encoded.files, strict=True):
             try:
@@ -315,8 +310,10 @@ class ImageSplit(torch.utils.data.Dataset):
 
 
 def look_for_duplicates(splits: Mapping[str, ImageSplit], rule: str) -> None:
-    """Find rows whose file another row has, and deal with them by the rule. What is held out comes first, then
-    validation, then train: a picture that is in both is left out of train."""
+    """Find rows whose file another row has, and apply the rule to them.
+
+    Held-out splits count first, then validation, then train: a picture in both leaves train.
+    """
     seen: dict[bytes, str] = {}
     order = {"train": 2, "validation": 1}
     for name in sorted(splits, key=lambda name: order.get(name, 0)):

@@ -1,4 +1,4 @@
-"""Which images are held out for validation, where a source has no split for it: a function of each image alone.
+"""The images held out for validation where a source has no such split, chosen by each image alone.
 
 An image is held out if a number in [0, 1) that its file's digest gives is below the share. Files that are added,
 removed, renamed or moved leave all others on their side, and copies of one file stand on one side.
@@ -14,8 +14,8 @@ import numpy as np
 from smalti.common.data.fingerprint import uniform
 
 
-def held_out(digests: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
-    """Return which rows (N,) bool are held out, at least one and not all; N is at least 2.
+def held_out_rows(digests: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
+    """Return which rows are held out, (N,) bool: at least one and not all; N is at least 2.
 
     Args:
         digests: (N,) of each row's file.
@@ -43,7 +43,7 @@ def _first(drawn: np.ndarray, among: np.ndarray) -> int:
 
 
 def _spare(labels: np.ndarray) -> np.ndarray:
-    """Return which rows (N,) bool leave another of their class behind; all, where none does."""
+    """Return which rows have another of their class beside them, (N,) bool; all rows where none has."""
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     spare = (counts[inverse] > 1) | (labels < 0)
     return spare if spare.any() else np.ones_like(spare)

@@ -1,4 +1,4 @@
-"""Views of an image, shifted and mirrored: a function of (seed, epoch, row) and nothing else.
+"""Views of an image, shifted and mirrored: a function of (seed, epoch, row) alone.
 
 Shapes: B images, C channels, H x W pixels.
 """
@@ -16,7 +16,7 @@ MOST_VIEWS = 8
 
 
 def mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64 (Steele et al. 2014): uint64 to uint64, each bit depending on all."""
+    """Return each uint64 hashed by splitmix64 (Steele et al. 2014), where every bit depends on all."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -24,7 +24,7 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 def _uniforms(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int) -> Tensor:
-    """(count, B) in [0, 1), a function of seed, epoch, row and nothing else."""
+    """Return numbers (count, B) in [0, 1), a function of seed, epoch and row alone."""
     state = mixed(np.full(rows.shape, seed % 2**64, dtype=np.uint64))
     state = mixed(mixed(state ^ epochs.astype(np.uint64)) ^ rows.astype(np.uint64))
     drawn = np.stack([mixed(state + np.uint64(i)) >> np.uint64(11) for i in range(count)])
@@ -52,9 +52,8 @@ def augment(images: Tensor, seed: int, rows: Any, epochs: Any, config: ImagesCon
     return images.flatten(2).gather(2, places.expand(B, C, H * W)).view(B, C, H, W)  # 4 to 20 times indexing's speed
 
 
-def view(images: Tensor, seed: int, rows: Any, index: int, config: ImagesConfig) -> Tensor:
-    """Return view 0, the images themselves; 1, their mirror (where `flip`); or a further one, an augmentation: (B, C,
-    H, W)."""
+def image_view(images: Tensor, seed: int, rows: Any, index: int, config: ImagesConfig) -> Tensor:
+    """Return a view, (B, C, H, W): 0 the images, 1 their mirror (if `flip`), a further one an augmentation."""
     if index == 0:
         return images
     if index == 1 and config.flip:
@@ -68,9 +67,9 @@ def different_views(config: ImagesConfig) -> int:
 
 
 def default_views(images: int, config: ImagesConfig) -> int:
-    """Return how many rows of codes an image of a train set of that many is worth.
+    """Return how many views of an image a train set of that many images gets.
 
-    Few rows are soon known by heart, so a small set gets views until it has `ROWS`, up to `MOST_VIEWS` an image. A
+    A model memorises few rows, so a small set gets views until it has `ROWS`, up to `MOST_VIEWS` an image. A
     large set gets none: each view costs as much encoding as all the images do. The mirror alone always pays: it is as
     new as an image.
     """

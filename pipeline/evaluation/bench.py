@@ -15,15 +15,15 @@ from torch import Tensor
 from smalti.common import codes
 from smalti.common.codes import Codes
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import ImageSet, held_out
+from smalti.common.data.images import ImageSet, held_out_split
 from smalti.common.data.run_images import open_run_images, run_images
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.common.launch import Precision
 from smalti.common.progress import passing_bar
-from smalti.common.record import code
-from smalti.metrics.features import Features, FeaturesConfig
+from smalti.common.record import code_version
+from smalti.metrics.feature_extractor import Features, FeaturesConfig
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.data import tell_of_other_codes
@@ -79,7 +79,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
     kept = run / "pipeline/generation_config.json"
     pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
     pipeline.to(accelerator.device)
-    data = codes.read(Path(c.codes or run / "codes"))
+    data = codes.load_codes(Path(c.codes or run / "codes"))
     if data.info.tokenizer.sha256 != pipeline.identity.sha256:
         raise UserError(
             f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
@@ -87,24 +87,24 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
         )
     settings, tokenizer = run_images(run / "tokenizer"), pipeline.tokenizer
     images = open_run_images(run / "tokenizer", tokenizer.config)
-    tell_of_other_codes(codes.fingerprint(data), pipeline.prior.config)
+    tell_of_other_codes(codes.codes_fingerprint(data), pipeline.prior.config)
     if data.info.source.get("fingerprint") != images.fingerprint:
         accelerator.print(
             f"the codes are of other images than {settings.source}, the run's: held-out ones are of the run's",
             file=sys.stderr,
         )
-    split = held_out(images.splits, c.split)
+    split = held_out_split(images.splits, c.split)
     eyes = Extractors(None, None)
     if c.images != 0:
         eyes = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
     plan = {
-        "code": code(),
+        "code": code_version(),
         "tokenizer": pipeline.identity.sha256,
         "prior": sha256(run / "prior/model/model.safetensors"),
         "images": images.fingerprint,
         "source": settings.source,
         "split": split.name,
-        "codes": codes.fingerprint(data),
+        "codes": codes.codes_fingerprint(data),
         "features": eyes.features.identity if eyes.features else None,
         "batch_size": c.batch_size,
         "precision": c.precision,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from smalti.metrics.classifier import Classifier, LabelledSource, Recipe, accuracy_score
 from smalti.metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
-from smalti.metrics.features import Features
-from smalti.metrics.neighbours import Memorised, memorised, nearest_codes
+from smalti.metrics.feature_extractor import Features
+from smalti.metrics.neighbours import Memorised, measure_memorisation, nearest_codes
 
 NEIGHBOURHOODS = 10_000  # images of either side at most in precision, recall, density, coverage
 SHOWN = 10  # drawn images of the picture of neighbours
@@ -82,13 +82,17 @@ def look_up(
         The shares of copies, and pictures: a row of drawn images, and one of their nearest in each of the three.
     """
     found: dict[str, Memorised] = {
-        "pixels": memorised(drawn.images.flatten(1), real.train.flatten(1), real.held_out.flatten(1))
+        "pixels": measure_memorisation(drawn.images.flatten(1), real.train.flatten(1), real.held_out.flatten(1))
     }
     if features is not None:
         assert drawn.features is not None and real.train_features is not None  # they were shown to them
-        found["features"] = memorised(drawn.features.cpu(), real.train_features.cpu(), features(real.held_out).cpu())
+        found["features"] = measure_memorisation(
+            drawn.features.cpu(), real.train_features.cpu(), features(real.held_out).cpu()
+        )
     by_distance = (drawn.codes, encode(real.train), encode(real.held_out))
     vectors = drawn.codes.is_floating_point()
-    found["codes"] = memorised(*by_distance) if vectors else memorised(*by_distance, search=nearest_codes)
+    found["codes"] = (
+        measure_memorisation(*by_distance) if vectors else measure_memorisation(*by_distance, search=nearest_codes)
+    )
     rows = [drawn.images[:SHOWN]] + [real.train[each.nearest.indices[:SHOWN, 0]] for each in found.values()]
     return {f"memorised_{name}": each.share for name, each in found.items()}, torch.cat(rows)

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import yaml
 
-from smalti.common import card
-from smalti.common.card import plain
+from smalti.common import markdown
 from smalti.common.folder import inside, read_json, sha256
 from smalti.common.history import START, sentences, steps_by_batch
 from smalti.common.hub import source_repository
+from smalti.common.markdown import plain
 from smalti.common.record import commit, private, release
 from smalti.common.tensors import opened_tensors
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -55,11 +55,11 @@ def model_card(found: Found, what: What, *, place: str = UNSAID, license: str | 
     current = {stage: each for stage, each in found.evaluations.items() if stage not in dict(others)}
     found = found._replace(evaluations=current)
     origin = source_repository(_source(found))
-    head = card.head(
+    head = markdown.yaml_head(
         license=license,
-        library_name=card.LIBRARY,
+        library_name=markdown.LIBRARY,
         pipeline_tag="unconditional-image-generation" if what == "pipeline" else None,
-        tags=[card.LIBRARY, *TAGS[what], *([] if found.model is None else [found.model.name()])],
+        tags=[markdown.LIBRARY, *TAGS[what], *([] if found.model is None else [found.model.name()])],
         datasets=[origin] if origin else None,
         base_model=begun_from(found, what),
     )
@@ -127,7 +127,7 @@ def shown(found: Found, what: What) -> Iterator[str]:
 
 def use(found: Found, what: What, place: str) -> Iterator[str]:
     yield f"With {release()} or newer installed (the package `smalti`; the `smalti` of PyPI is another):\n"
-    yield card.fenced(snippet(found, what, place), "python")
+    yield markdown.fenced(snippet(found, what, place), "python")
     if what == "pipeline":
         parts = f'`load_prior("{place}", subfolder="prior")`'
         yield f'Either part alone: {parts}, and the tokenizer\'s class with `subfolder="tokenizer"`.\n'
@@ -149,20 +149,20 @@ def snippet(found: Found, what: What, place: str) -> str:
         )
         asked = f"labels=[{names}], seed=0" if names else "num_images=4, seed=0"
         images = f"images = pipeline({asked}).images  # PIL images\nsame_again = pipeline.reconstruct(images)"
-        return f"{card.loading(ImagePipeline, place)}\n{images}  # through the codes and back"
+        return f"{markdown.loading(ImagePipeline, place)}\n{images}  # through the codes and back"
     if what == "tokenizer":
         c = found.model
         assert c is not None
         shape = f"(B, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})"
         return (
-            f"import torch\n\n{card.loading(ImageTokenizer, place)}\n"
+            f"import torch\n\n{markdown.loading(ImageTokenizer, place)}\n"
             f"images = torch.zeros(2, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})  # {shape} in [-1, 1]\n"
             f"latents = tokenizer.encode(images)  # (B, {c.layout.length}): {c.layout}\n"
             "images = tokenizer.decode(latents)"
         )
     return (
         "import torch\n\nfrom smalti.prior.draw import SamplingConfig\n"
-        f"{card.loading(Prior, place)}\n"
+        f"{markdown.loading(Prior, place)}\n"
         "draw = prior.sampler(SamplingConfig())\n"
         "latents = draw(condition=torch.tensor([0]), seeds=[0])  # (1, T), raster order"
         + ("\nnats = prior.log_prob(latents, torch.tensor([0]))" if scores(found) else "")
@@ -195,14 +195,14 @@ def data(found: Found) -> Iterator[str]:
         seen = images.get("images", codes.get("images"))
         rows.append((plain(name), *map(_count, (seen, codes.get("rows"), left))))
     if rows:
-        yield card.table(("split", "images", "rows of codes", "left out"), rows)
+        yield markdown.markdown_table(("split", "images", "rows of codes", "left out"), rows)
     else:
         yield f"How many images there are was not counted: {_not_measured(found.command('tokenizer/encode.py'))}\n"
     if _source(found):
         yield "The source, its fingerprint, and how images were read:\n"
-        yield card.fenced(_yaml(_source(found)), "yaml")
+        yield markdown.fenced(_yaml(_source(found)), "yaml")
     if found.classes:
-        yield card.details(f"{len(found.classes):,} classes", ", ".join(map(plain, found.classes)) + "\n")
+        yield markdown.collapsible(f"{len(found.classes):,} classes", ", ".join(map(plain, found.classes)) + "\n")
 
 
 # --------------------------------------------------------------------------------------------------------------- budget
@@ -230,7 +230,7 @@ def budget(found: Found, what: What) -> Iterator[str]:
         row = (_weights(found.path / stage / "model"), length, _count(seen), str(given.get("precision", "–")))
         rows.append((stage, *map(plain, row), "–" if spent is None else f"{spent:,.0f}"))
     names = ("stage", "weights", "steps of batch", "rows seen", "precision", "seconds")
-    yield card.table(names, rows)
+    yield markdown.markdown_table(names, rows)
     for stage in (row[0] for row in rows):
         if told := list(sentences(found.history(stage))):
             yield f"Of the {stage}'s training: {plain(' '.join(told))}\n"
@@ -257,7 +257,7 @@ def _weights(model: Path) -> str:
 def figures(found: Found, what: What, others: Mapping[str, str]) -> Iterator[str]:
     """First those one looks for, then all, each stage's with its protocol."""
     if what == "pipeline" and (first := list(headline(found))):
-        yield card.table(
+        yield markdown.markdown_table(
             ("", "", "of"), [(plain(each.title), f"**{plain(each.value)}**", plain(each.meaning)) for each in first]
         )
     for stage in STAGES[what]:
@@ -282,7 +282,7 @@ def measured(found: Found, stage: str) -> Iterator[str]:
     """All figures of an evaluation, and how they came about."""
     evaluation = found.evaluations[stage]
     rows = [(plain(each.title), plain(each.value), plain(each.meaning)) for each in told_figures(found, stage)]
-    yield card.table(("figure", "value", "meaning"), rows)
+    yield markdown.markdown_table(("figure", "value", "meaning"), rows)
     protocol = {key: value for key, value in evaluation.items() if key not in ("kind", "format", "figures")}
     what = found.of(stage, "number" if "number" in evaluation["protocol"] else "priced")
     drawn = evaluation["protocol"].get("drawn")
@@ -290,7 +290,7 @@ def measured(found: Found, stage: str) -> Iterator[str]:
     yield f"On the {plain(what)}{also}.\n"
     if stage == "pipeline" and (remark := other_sampling(found)):
         yield f"{plain(remark)}\n"
-    yield card.details("The whole protocol", card.fenced(_yaml(protocol), "yaml"))
+    yield markdown.collapsible("The whole protocol", markdown.fenced(_yaml(protocol), "yaml"))
 
 
 # --------------------------------------------------------------------------------------------------------------- limits
@@ -350,7 +350,7 @@ def made(found: Found, what: What) -> Iterator[str]:
     name, dirty, _ = (commit() or "").partition("-dirty")
     yield f"By {release()}{f', card at commit {name[:10]}{dirty}' if name else ''}. The settings of the trainings:\n"
     for stage in stages:
-        yield card.details(f"<code>{stage}.yaml</code>", card.fenced(_yaml(found.settings[stage]), "yaml"))
+        yield markdown.collapsible(f"<code>{stage}.yaml</code>", markdown.fenced(_yaml(found.settings[stage]), "yaml"))
     lines = [*stage_commands(found), *evaluation_commands(found)]
     if what == "tokenizer":
         lines = [line for line in lines if "tokenizer/" in line.split('"')[0]]
@@ -359,7 +359,7 @@ def made(found: Found, what: What) -> Iterator[str]:
     text = "\n".join(lines).replace('"$again"', again)
     for stage in stages:
         text = text.replace(f'"$run/{stage}/config.yaml"', f"{stage}.yaml")
-    yield card.fenced(text, "sh")
+    yield markdown.fenced(text, "sh")
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from smalti.common.data.images import held_out
+from smalti.common.data.images import held_out_split
 from smalti.common.data.pixels import to_pil
 from smalti.common.data.run_images import open_vouched_images
 from smalti.common.errors import UserError
-from smalti.common.pictures import image_grid, save_picture
+from smalti.common.plots import image_grid, save_picture
 from smalti.common.record import private
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.reporting import page
@@ -36,7 +36,7 @@ def completed(found: Found) -> tuple[list[Tensor], str]:
     pipeline.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     c = pipeline.tokenizer.config
     images = open_vouched_images(found.path / "tokenizer", c, memory=0.0)  # a few alone are decoded
-    split = held_out(images.splits, found.split)
+    split = held_out_split(images.splits, found.split)
     n = min(COMPLETED, len(split))
     batch = split.read(torch.arange(n) * len(split) // n)
     originals, rows = batch.images, half_rows(c)

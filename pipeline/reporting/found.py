@@ -16,11 +16,11 @@ from smalti.common.codes import CodesInfo
 from smalti.common.commands import quoted
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
-from smalti.common.evaluation import read_evaluations
+from smalti.common.evaluation_file import read_evaluations
 from smalti.common.folder import check_format, inside, kind_of, read_json, settings_in, sha256
 from smalti.common.history import Change, read_history
 from smalti.common.raster import whole_picture
-from smalti.common.run import read_metrics
+from smalti.common.run_folder import read_metrics
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.model import settings_class

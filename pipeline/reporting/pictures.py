@@ -24,7 +24,7 @@ def evaluation_picture(found: Found, what: str) -> Path | None:
 
 
 def columns_of(image: PIL.Image.Image, found: Found) -> int:
-    """How many images stand side by side in a picture of common/pictures.py."""
+    """How many images stand side by side in a picture of common/plots.py."""
     H, W = found.model.image_size if found.model is not None else (64, 64)
     scale = max(1, 64 // max(H, W))
     return max(1, round((image.width + 2 * scale) / ((W + 2) * scale)))

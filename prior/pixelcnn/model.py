@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from smalti.common.digits import to_digits, to_index
 from smalti.common.errors import UserError
+from smalti.common.mixed_radix import to_digits, to_index
 from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
 from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from smalti.common.digits import to_index
+from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from smalti.common.digits import to_digits
+from smalti.common.mixed_radix import to_digits
 from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.head import CodeHead

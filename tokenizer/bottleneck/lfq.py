@@ -20,7 +20,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Generator, Tensor
 
-from smalti.common.digits import to_digits, to_index
+from smalti.common.mixed_radix import to_digits, to_index
 from smalti.common.precision import fp32
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer
 from smalti.tokenizer.bottleneck.config import SingleConfig

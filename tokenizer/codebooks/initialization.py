@@ -14,8 +14,8 @@ from smalti.common.data.pixels import to_float
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
-from smalti.common.order import Order, Share
 from smalti.common.progress import advance, passing_bar
+from smalti.common.row_order import RowOrder, Share
 from smalti.common.seeds import generator
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.network_tokenizer import NetworkTokenizer
@@ -66,7 +66,7 @@ def encoder_outputs(
     tokenizer: NetworkTokenizer, split: ImageSplit, number: int, c: TrainConfig, accelerator: Accelerator
 ) -> Tensor:
     """Return prepared z_e (N, D) of images in the order of training, at most `number` vectors."""
-    order = Order(len(split), c.seed, Share(batch_size=BATCH), 0)
+    order = RowOrder(len(split), c.seed, Share(batch_size=BATCH), 0)
     found, bar = [], passing_bar(number, "encode a sample", unit="vector")
     for start in range(0, min(len(split), -(-number // tokenizer.config.layout.places)), BATCH):
         positions, _ = order.at(start, min(start + BATCH, len(split)))

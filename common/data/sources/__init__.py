@@ -3,7 +3,7 @@
     source (digits | Hub | folder)  ->  open_source  ->  Source: a Part for each split, and what is not read
 
 Every file under a source is read, or stands in `Source.unread` with its kind, or is one of `files.SIDE_FILES` (a
-README, a licence, what an operating system leaves behind), which say something of a data set and are none of it.
+README, a licence, what an operating system leaves behind), which describe a data set and are no part of it.
 """
 
 from smalti.common.data.sources.columns import file_of

@@ -1,4 +1,4 @@
-"""The cache of `datasets`: where it keeps what it made of tables, and what is said when it cannot."""
+"""The cache in which `datasets` keeps tables: its preparation, and the error when it cannot be written."""
 
 import errno
 import os
@@ -16,9 +16,8 @@ def prepare_datasets() -> None:
     import datasets
     from huggingface_hub.utils import disable_progress_bars
 
-    if not (
-        on_main() and sys.stderr.isatty()
-    ):  # in a log file theirs would be one line of thousands of carriage returns
+    # in a log file their bars would be one line of thousands of carriage returns
+    if not (on_main() and sys.stderr.isatty()):
         datasets.disable_progress_bars()
         disable_progress_bars()
     cache = os.path.expanduser(datasets.config.HF_DATASETS_CACHE)

@@ -1,4 +1,4 @@
-"""Columns of tables as parts: images found by their type or named, undecoded, with their labels."""
+"""Columns of tables as parts of a source: undecoded images and their labels, found by type or by name."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smalti.common.data.config import ImagesConfig
-from smalti.common.data.sources.classes import class_names, normal, numbered, refuse_other_names
+from smalti.common.data.sources.class_names import class_names, normal, numbered, refuse_other_names
 from smalti.common.data.sources.files import hold_inside
 from smalti.common.data.sources.part import Column, Part, one_line
 from smalti.common.errors import UserError
@@ -20,14 +20,14 @@ if TYPE_CHECKING:  # half a second, and the digits do without
 
 
 def file_of(encoded: dict[str, Any] | None) -> bytes:
-    """Return the file in a row of `Image(decode=False)`, wherever it is."""
+    """Return the file in a row of `Image(decode=False)`, from the row itself or from the disk."""
     if encoded is None or not (encoded["bytes"] or encoded["path"]):
         raise ValueError("there is no image")
     return encoded["bytes"] or read_file(Path(encoded["path"]))
 
 
 class Files:
-    """Images that are files of a folder, as a column."""
+    """A column of images that are files of a folder."""
 
     def __init__(self, root: Path, files: Sequence[str]):
         self.root, self.files = str(root), files
@@ -36,13 +36,12 @@ class Files:
         return [{"bytes": None, "path": os.path.join(self.root, self.files[row])} for row in rows.tolist()]
 
     def sizes(self) -> np.ndarray:
-        """Return the bytes of each (N,) int64."""
+        """Return the bytes of each file, (N,) int64."""
         return np.array([os.path.getsize(os.path.join(self.root, file)) for file in self.files], dtype=np.int64)
 
 
 class _Beside:
-    """A table's column some of whose images are files beside it: a path that is not absolute begins at the table's
-    folder."""
+    """A table's column with images in files; a relative path begins at the table's folder."""
 
     def __init__(self, column: Any, folder: Path):
         self.column, self.folder = column, folder
@@ -71,9 +70,8 @@ def column_parts(
     names = None
     if label_column is not None:
         named = tuple(getattr(train.features[label_column], "names", ()))
-        names = _normal_names(named, label_column) or class_names(
-            _values(train, label_column).to_pylist(), f"label_column {label_column}"
-        )
+        names = _normal_names(named, label_column)
+        names = names or class_names(_values(train, label_column).to_pylist(), f"label_column {label_column}")
     parts = {}
     for name, dataset in splits.items():
         title = f"split {name} of {config.source}"
@@ -84,7 +82,7 @@ def column_parts(
 
 
 def _normal_names(names: Sequence[str], column: str) -> tuple[str, ...]:
-    """Return a table's own class names, whose order is that of its numbers."""
+    """Return a table's own class names, in the order of its numbers."""
     found = tuple(map(normal, names))
     again = next((name for i, name in enumerate(found) if name in found[:i]), None)
     if again is not None:
@@ -109,7 +107,7 @@ def _values(dataset: "Dataset", column: str) -> "pa.ChunkedArray":
 def _encoded(
     dataset: "Dataset", title: str, column: str, folder: Path | None, homes: tuple[Path, ...] | None
 ) -> tuple[Column, np.ndarray]:
-    """Return the column, undecoded, and the bytes each row takes, 0 for a file that is not there."""
+    """Return the undecoded column, and the bytes of each row's file, 0 where it is missing."""
     import pyarrow.compute as pc
     from datasets import Image
 
@@ -142,8 +140,10 @@ def _size(name: str, folder: Path, homes: tuple[Path, ...] | None, what: str) ->
 def _labels(
     dataset: "Dataset", title: str, column: str | None, names: tuple[str, ...] | None
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Return each row's class (N,) int64, -1 where it has none or hides it, as test splits on the Hub do; and the rows
-    whose label is none of the classes."""
+    """Return each row's class, (N,) int64, and the rows whose label is none of the classes.
+
+    A class is -1 where the row has none or hides it, as test splits on the Hub do.
+    """
     if names is None or column is None or column not in dataset.features:
         return np.full(len(dataset), -1), {}
     feature, labels = dataset.features[column], _values(dataset, column).to_pylist()

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from smalti.common.data.sources.part import Left, one_line, shown
+from smalti.common.data.sources.part import Left, one_line, printable_name
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.raster import looks_like_a_picture, read_file
@@ -83,7 +83,7 @@ UNNAMEABLE = "files or folders whose names are not UTF-8"
 SUFFIXES_NAMED = 8
 
 
-class Found(NamedTuple):
+class FolderFiles(NamedTuple):
     files: list[str]  # regular files, relative to the folder, "cat/0.png", in order
     left: Left  # what else lies there
 
@@ -101,8 +101,7 @@ def is_metadata(file: str) -> bool:
 
 
 def home_of(root: Path) -> tuple[Path, ...]:
-    """Return the folders that a source's files may lie in: its own, and for a snapshot in the Hub's cache those
-    beside."""
+    """Return the folders that may hold a source's files: its own, and in the Hub's cache the blobs of its snapshot."""
     snapshots = next((parent for parent in root.parents if parent.name == "snapshots"), None)
     return (root,) if snapshots is None else (root, snapshots.parent / "blobs")
 
@@ -116,9 +115,8 @@ def hold_inside(path: Path, homes: tuple[Path, ...], what: str) -> None:
         )
 
 
-def find_files(root: Path, reach: str = "folder") -> Found:
-    """Return every file in a folder by its relative path. Links are followed where they lead to regular files and
-    folders.
+def find_files(root: Path, reach: str = "folder") -> FolderFiles:
+    """Return every file in a folder by its relative path; follow links that lead to regular files and folders.
 
     Raises:
         UserError: a link leads out of the folder (unless `reach` is anywhere), or to a folder that it stands in.
@@ -133,7 +131,7 @@ def find_files(root: Path, reach: str = "folder") -> Found:
             for entry in entries:
                 name, kind, linked = prefix + entry.name, _left_out(entry), entry.is_symlink()
                 if linked and reach == "folder" and (kind is None or entry.name.lower() in OPENED):
-                    hold_inside(Path(entry), homes, f"the link {shown(entry.path)}")
+                    hold_inside(Path(entry), homes, f"the link {printable_name(entry.path)}")
                 if kind is not None:
                     left.setdefault(kind, []).append(name)
                 elif not entry.is_dir():
@@ -147,7 +145,7 @@ def find_files(root: Path, reach: str = "folder") -> Found:
                         )
                     waiting.append((f"{name}/", (*above, inner)))
     left.pop("", None)
-    return Found(sorted(files), {kind: sorted(names) for kind, names in left.items() if names})
+    return FolderFiles(sorted(files), {kind: sorted(names) for kind, names in left.items() if names})
 
 
 def _left_out(entry: os.DirEntry) -> str | None:
@@ -158,11 +156,11 @@ def _left_out(entry: os.DirEntry) -> str | None:
         return HIDDEN
     if not (entry.is_dir() or entry.is_file()):
         return SPECIAL
-    return None if shown(entry.name) == entry.name or "\\" in entry.name else UNNAMEABLE
+    return None if printable_name(entry.name) == entry.name or "\\" in entry.name else UNNAMEABLE
 
 
 def pictures_among(root: Path, files: list[str]) -> tuple[list[str], list[str]]:
-    """Return the images and the other files; those whose suffix says nothing are known by their first bytes."""
+    """Return the images and the other files; a file without a known suffix is recognised by its first bytes."""
     images: list[str] = []
     others: list[str] = []
     for file in files:
@@ -171,7 +169,7 @@ def pictures_among(root: Path, files: list[str]) -> tuple[list[str], list[str]]:
 
 
 def other_formats(files: list[str]) -> Left:
-    """Return files that are no images under a kind that says which suffixes they have."""
+    """Return files that are no images, under a kind that counts their suffixes."""
     if not files:
         return {}
     counts = Counter(suffix(file) or "without a suffix" for file in files).most_common()
@@ -180,8 +178,8 @@ def other_formats(files: list[str]) -> Left:
     return {f"files of other formats ({said})": files}
 
 
-def read_text(path: Path, most: int, errors: str = "strict") -> str:
-    """Return a small text file, without its byte-order mark. Raises `UserError` where it is none, or has more bytes."""
+def read_source_text(path: Path, most: int, errors: str = "strict") -> str:
+    """Return a small text file without its byte-order mark. Raises `UserError` if it is no text or longer."""
     try:
         return read_file(path, most).decode("utf-8-sig", errors)
     except (OSError, ValueError) as error:

@@ -9,12 +9,12 @@ import numpy as np
 
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.sources.cache import prepare_datasets
-from smalti.common.data.sources.classes import class_names, numbered
+from smalti.common.data.sources.class_names import class_names, numbered
 from smalti.common.data.sources.columns import Files, column_parts
 from smalti.common.data.sources.files import (
     IMAGE_SUFFIXES,
     TABLES,
-    Found,
+    FolderFiles,
     find_files,
     home_of,
     is_metadata,
@@ -22,11 +22,11 @@ from smalti.common.data.sources.files import (
     pictures_among,
     suffix,
 )
-from smalti.common.data.sources.folder import Labelled, layout, layout_of
+from smalti.common.data.sources.image_folder import Labelled, find_splits, label_splits
 from smalti.common.data.sources.metadata import metadata_rows
 from smalti.common.data.sources.part import Left, Part, Source, as_unread
-from smalti.common.data.sources.patterns import Head, head_of, matching, read_head
-from smalti.common.data.sources.splits import TO_SAY_SO, all_there, renamed, split_files, split_names, with_train
+from smalti.common.data.sources.patterns import SubsetInfo, matching, read_readme_head, subset_info
+from smalti.common.data.sources.splits import TO_SAY_SO, all_there, rename_splits, split_files, split_names, with_train
 from smalti.common.data.sources.tables import is_saved, read_saved, read_tables
 from smalti.common.errors import UserError
 
@@ -41,7 +41,7 @@ class _Opened(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """What is to be read of a folder."""
+    """A folder to read: its files, and the settings that choose among them."""
 
     root: Path
     files: list[str]  # all there are, relative to the root
@@ -55,14 +55,13 @@ class _Folder(NamedTuple):
 
 
 def open_folder(folder: Path, config: ImagesConfig) -> Source:
-    """Return a folder's splits, its class names, and what of it is not read."""
+    """Return a folder's splits, its class names and its unread files."""
     found = find_files(folder, config.reach)
     if is_saved(folder):
         opened = _saved(folder, found, config)
         return Source(opened.parts, opened.class_names, as_unread({**found.left, **opened.left}), folder.resolve())
-    head = head_of(
-        read_head(folder / "README.md", folder / ".huggingface.yaml"), config.subset, str(folder / "README.md")
-    )
+    readme = folder / "README.md"
+    head = subset_info(read_readme_head(readme, folder / ".huggingface.yaml"), config.subset, str(readme))
     given = config.data_files.given()
     base = "" if given or PurePosixPath(head.folder) == PurePosixPath() else f"{PurePosixPath(head.folder)}/"
     files = [file.removeprefix(base) for file in found.files if file.startswith(base)]
@@ -72,13 +71,10 @@ def open_folder(folder: Path, config: ImagesConfig) -> Source:
     tables = _table_files(here)
     opened = _tables(here, tables, head) if tables else _images(here)
     left = {kind: [base + name for name in names] for kind, names in opened.left.items()}
-    left |= {
-        f"files outside {base}, of which the README speaks": [file for file in found.files if not file.startswith(base)]
-    }
-    unnamed = [file for file in sorted(set(files) - set(here.wanted)) if tables or not is_metadata(file)]
-    left |= {
-        f"files that {'images.data_files' if given else 'the README'} does not name": [base + name for name in unnamed]
-    }
+    outside = [file for file in found.files if not file.startswith(base)]
+    left |= {f"files outside {base}, of which the README speaks": outside}
+    unnamed = [base + file for file in sorted(set(files) - set(here.wanted)) if tables or not is_metadata(file)]
+    left |= {f"files that {'images.data_files' if given else 'the README'} does not name": unnamed}
     notes = [*opened.notes, *_in_several(chosen or {})]
     return Source(opened.parts, opened.class_names, as_unread({**found.left, **left}), folder.resolve(), tuple(notes))
 
@@ -105,7 +101,7 @@ def _table_files(here: _Folder) -> list[str]:
     return tables
 
 
-def _tables(here: _Folder, tables: list[str], head: Head) -> _Opened:
+def _tables(here: _Folder, tables: list[str], head: SubsetInfo) -> _Opened:
     prepare_datasets()
     title, names = str(here.root), here.config.split.given()
     silent: list[str] = []
@@ -118,14 +114,14 @@ def _tables(here: _Folder, tables: list[str], head: Head) -> _Opened:
     splits = read_tables(here.root, {split: several for split, several in files.items() if several}, head.info, title)
     left: Left = {"data files of no split that images.split names": silent}
     if here.chosen is not None:
-        splits, left = renamed(splits, names)
+        splits, left = rename_splits(splits, names)
     beside = [file for file in here.wanted if file not in set(tables)]
     left |= {"images beside the data files": [file for file in beside if suffix(file) in IMAGE_SUFFIXES]}
     left |= other_formats([file for file in beside if suffix(file) not in IMAGE_SUFFIXES])
     return _Opened(*column_parts(with_train(splits, title), here.config, here.root, here.homes), left, notes)
 
 
-def _saved(folder: Path, found: Found, config: ImagesConfig) -> _Opened:
+def _saved(folder: Path, found: FolderFiles, config: ImagesConfig) -> _Opened:
     if config.subset is not None or config.data_files.given():
         what = "data_files" if config.subset is None else f"subset {config.subset}"
         raise UserError(
@@ -133,7 +129,7 @@ def _saved(folder: Path, found: Found, config: ImagesConfig) -> _Opened:
         )
     prepare_datasets()
     splits, left = read_saved(folder, found, config.reach)
-    splits, beside = renamed(splits, config.split.given())
+    splits, beside = rename_splits(splits, config.split.given())
     homes = home_of(folder.resolve())
     return _Opened(*column_parts(with_train(splits, str(folder)), config, folder, homes), {**left, **beside}, [])
 
@@ -154,13 +150,13 @@ def _images(here: _Folder) -> _Opened:
         raise UserError(f"{root} holds no images: expected {LAYOUTS}; got {len(others)} other files")
     names = config.split.given()
     if here.chosen is None:
-        found = layout(images, rows, split_names(names), str(root), chosen=bool(names))
+        found = find_splits(images, rows, split_names(names), str(root), chosen=bool(names))
         splits = all_there(found.splits, names, str(root))
     else:
         there = set(images)
         chosen = {split: [file for file in files if file in there] for split, files in here.chosen.items()}
-        found = layout_of({split: files for split, files in chosen.items() if files}, rows, str(root))
-        splits, beside = renamed(found.splits, names)
+        found = label_splits({split: files for split, files in chosen.items() if files}, rows, str(root))
+        splits, beside = rename_splits(found.splits, names)
         found.left.update(beside)
     parts, classes = _image_parts(root, with_train(splits, str(root)), config.source)
     return _Opened(parts, classes, {**found.left, **other_formats(others)}, found.notes)

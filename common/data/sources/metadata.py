@@ -1,5 +1,4 @@
-"""Labels in a table beside the images: metadata.jsonl, metadata.csv or metadata.parquet, for the folder that it stands
-in.
+"""Labels in a table beside the images of a folder: metadata.jsonl, metadata.csv or metadata.parquet.
 
 {"file_name": "images/0.png", "label": "cat"}
 """
@@ -12,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from smalti.common.data.sources.classes import normal
-from smalti.common.data.sources.files import base_name, is_metadata, read_text
+from smalti.common.data.sources.class_names import normal
+from smalti.common.data.sources.files import base_name, is_metadata, read_source_text
 from smalti.common.data.sources.part import one_line
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
@@ -54,9 +53,8 @@ def _there(path: Path, row: Row, there: Mapping[str, str]) -> Row:
 
 def _rows(root: Path, table: str, label: str) -> Iterator[Row]:
     path, folder = root / table, posixpath.dirname(table)
-    for where, row in {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[table.rpartition(".")[2]](
-        path, label
-    ):
+    read = {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[table.rpartition(".")[2]]
+    for where, row in read(path, label):
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
             raise UserError(f'{path}, {where}: expected a "file_name"; got {str(row)[:80]}')
@@ -66,7 +64,7 @@ def _rows(root: Path, table: str, label: str) -> Iterator[Row]:
 
 
 def _json_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path, MOST_METADATA).split("\n"), 1):
+    for number, line in enumerate(read_source_text(path, MOST_METADATA).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -83,7 +81,7 @@ def _json_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    lines = csv.reader(io.StringIO(read_text(path, MOST_METADATA), newline=""))
+    lines = csv.reader(io.StringIO(read_source_text(path, MOST_METADATA), newline=""))
     try:
         head = next(lines, [])
         if head.count("file_name") != 1 or head.count(label) > 1:

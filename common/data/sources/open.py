@@ -1,12 +1,12 @@
-"""Open a source, wherever it is; the many errors of `datasets` are told in one line."""
+"""Open a source, wherever it is, and tell the many errors of `datasets` in one line."""
 
 from pathlib import Path
 
 from smalti.common.data.config import ImagesConfig
+from smalti.common.data.sources.builtin_digits import open_digits
 from smalti.common.data.sources.cache import prepare_datasets, refuse_cache
 from smalti.common.data.sources.columns import column_parts
-from smalti.common.data.sources.digits import open_digits
-from smalti.common.data.sources.hub import read_hub
+from smalti.common.data.sources.hub_dataset import read_hub
 from smalti.common.data.sources.local import LAYOUTS, open_folder
 from smalti.common.data.sources.part import Source, as_unread, one_line
 from smalti.common.data.sources.splits import with_train
@@ -27,7 +27,7 @@ def _hub(config: ImagesConfig) -> Source:
 
 
 def open_source(config: ImagesConfig) -> Source:
-    """Return the splits of a source, its class names, and what of it is not read.
+    """Return the splits of a source, its class names and its unread files.
 
     Raises:
         UserError: there is no such source or column, a split is empty, or class names disagree between splits.

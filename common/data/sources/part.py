@@ -1,4 +1,4 @@
-"""A source as it was found: its splits, each N encoded images with their labels, and what of it is not read."""
+"""A source as it was found: its splits, each N encoded images with labels, and its unread files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ Left = dict[str, list[str]]  # what lies there and is not read: kind -> names
 
 
 class Source(NamedTuple):
-    """A source as it was found."""
+    """The splits of a source, its class names and its unread files."""
 
     parts: dict[str, Part]  # of each split
     class_names: tuple[str, ...] | None
@@ -48,10 +48,12 @@ class Source(NamedTuple):
 
 
 def as_unread(left: Mapping[str, Sequence[str]]) -> tuple[Unread, ...]:
-    return tuple(Unread(kind, len(names), tuple(map(shown, names[:EXAMPLES]))) for kind, names in left.items() if names)
+    return tuple(
+        Unread(kind, len(names), tuple(map(printable_name, names[:EXAMPLES]))) for kind, names in left.items() if names
+    )
 
 
-def shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """Return a file's name as text that can be printed, whatever bytes it has."""
     return name.encode("utf-8", "backslashreplace").decode()
 

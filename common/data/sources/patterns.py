@@ -1,5 +1,4 @@
-"""Files named by patterns: `images.data_files`, and the `configs` in the head of a folder's README.md or
-.huggingface.yaml.
+"""Files named by patterns: `images.data_files`, and the `configs` in a README.md or .huggingface.yaml.
 
 Patterns are matched against the files that were found in the folder, so that they reach nothing else.
 """
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from smalti.common.config import MOST_YAML, load_yaml
-from smalti.common.data.sources.files import read_text
+from smalti.common.data.sources.files import read_source_text
 from smalti.common.data.sources.part import one_line
 from smalti.common.errors import UserError
 
@@ -20,8 +19,8 @@ MOST_README = 2**24  # bytes
 HEAD = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:\r\n|\n|$)", re.S)  # where huggingface_hub finds it
 
 
-class Head(NamedTuple):
-    """What the YAML says of one subset."""
+class SubsetInfo(NamedTuple):
+    """The files and features of one subset, as the YAML says."""
 
     patterns: dict[str, list[str]] | None  # split -> patterns; none where it names no files
     folder: str  # where they lie, "" for the whole
@@ -29,8 +28,7 @@ class Head(NamedTuple):
 
 
 def matching(files: Sequence[str], patterns: Mapping[str, Sequence[str]], title: str) -> dict[str, list[str]]:
-    """Return the files of each split that one of its patterns matches. Raises `UserError` for a pattern that matches
-    none."""
+    """Return the files of each split that match its patterns. Raises `UserError` for a pattern without a match."""
     from fsspec.utils import glob_translate
 
     splits: dict[str, list[str]] = {}
@@ -49,12 +47,8 @@ def matching(files: Sequence[str], patterns: Mapping[str, Sequence[str]], title:
 
 def refuse_elsewhere(pattern: str, title: str) -> None:
     """Raise `UserError` where a pattern leads out of the folder, to this machine or to the network."""
-    if (
-        "://" in pattern
-        or "::" in pattern
-        or PurePosixPath(pattern).is_absolute()
-        or ".." in PurePosixPath(pattern).parts
-    ):
+    path = PurePosixPath(pattern)
+    if "://" in pattern or "::" in pattern or path.is_absolute() or ".." in path.parts:
         raise UserError(f"{title}: data files must stay inside the folder, got {pattern!r}")
 
 
@@ -65,14 +59,14 @@ def refuse_configs(configs: Iterable[Mapping[str, Any]], title: str) -> None:
             refuse_elsewhere(pattern, title)
 
 
-def read_head(readme: Path, standalone: Path) -> dict[str, Any]:
-    """Return the YAML in the head of a README, under that of the file which stands for it."""
+def read_readme_head(readme: Path, standalone: Path) -> dict[str, Any]:
+    """Return the YAML head of a README, overridden by that of the file which stands for it."""
     head: dict[str, Any] = {}
     if readme.is_file():
-        found = HEAD.match(read_text(readme, MOST_README, "replace").lstrip())
+        found = HEAD.match(read_source_text(readme, MOST_README, "replace").lstrip())
         head |= _mapping(found[1], readme) if found else {}
     if standalone.is_file():
-        head |= _mapping(read_text(standalone, MOST_YAML), standalone)
+        head |= _mapping(read_source_text(standalone, MOST_YAML), standalone)
     return head
 
 
@@ -88,24 +82,22 @@ def _mapping(text: str, path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: its YAML head cannot be read: {one_line(error)}") from None
 
 
-def head_of(head: Mapping[str, Any], subset: str | None, title: str) -> Head:
-    """Return what a head says of a subset, or of the only or default one."""
+def subset_info(head: Mapping[str, Any], subset: str | None, title: str) -> SubsetInfo:
+    """Return what a YAML head says of a subset, or of the only or default one."""
     try:
         configs = {str(config.get("config_name", "default")): config for config in head.get("configs") or []}
         refuse_configs(configs.values(), title)
-        infos = head.get("dataset_info") or []
-        infos = {
-            str(info.get("config_name", "default")): info for info in (infos if isinstance(infos, list) else [infos])
-        }
+        listed = head.get("dataset_info") or []
+        listed = listed if isinstance(listed, list) else [listed]
+        infos = {str(info.get("config_name", "default")): info for info in listed}
         name = subset or _default(configs or infos, title)
         if subset is not None and subset not in (configs or infos):
-            raise UserError(
-                f"subset {subset}: {title} names no such subset; it names {', '.join(configs or infos) or 'none'}"
-            )
+            there = ", ".join(configs or infos) or "none"
+            raise UserError(f"subset {subset}: {title} names no such subset; it names {there}")
         config = configs.get(name, {})
         info = infos.get(name) or (next(iter(infos.values())) if len(infos) == 1 else None)
         files = config.get("data_files")
-        return Head(None if files is None else _by_split(files), str(config.get("data_dir") or ""), info)
+        return SubsetInfo(None if files is None else _by_split(files), str(config.get("data_dir") or ""), info)
     except (AttributeError, TypeError, KeyError) as error:
         raise UserError(f"{title}: its `configs` cannot be read: {one_line(error)}") from None
 
@@ -120,7 +112,7 @@ def _default(subsets: Mapping[str, Mapping[str, Any]], title: str) -> str:
 
 
 def _by_split(files: Any) -> dict[str, list[str]]:
-    """Return split -> patterns of any of the forms that `datasets` takes."""
+    """Return the patterns of each split, from any of the forms that `datasets` takes."""
     if isinstance(files, dict):
         return {str(split): list(_texts(paths)) for split, paths in files.items()}
     if isinstance(files, list) and any(isinstance(each, dict) for each in files):

@@ -1,4 +1,4 @@
-"""Which split a folder or a data file is of: its whole name says so, in any letter case, or nothing does.
+"""The split of a folder or a data file, which its whole name says in any letter case, or nothing does.
 
 `train/`, `Training/`, `val2017/`, `test.parquet` and `train-00000-of-00005.parquet` name a split; `blood_test.parquet`
 does not: a word inside a longer name is part of that name. (The names are those that `datasets` knows.)
@@ -31,13 +31,13 @@ TO_SAY_SO = "say which with images.data_files, as --images.data_files.train 'PAT
 
 
 def split_names(chosen: Mapping[str, str]) -> dict[str, str]:
-    """Return which split each name means: the keywords, those of a split chosen by name in its place."""
+    """Return the split that each name means: the keywords, or for a chosen split its chosen name."""
     kept = {name: split for name, split in KEYWORDS.items() if split not in chosen}
     return kept | {name.casefold(): split for split, name in chosen.items()}
 
 
 def split_of(name: str, names: Mapping[str, str]) -> str | None:
-    """Return the split of a folder's name or of a data file's stem, alone or with the number of a shard."""
+    """Return the split of a folder's name or a data file's stem, with or without the number of a shard."""
     folded = name.casefold()
     if folded in names:
         return names[folded]
@@ -57,7 +57,7 @@ def split_of_file(file: str, names: Mapping[str, str]) -> str | None:
 def split_files(
     files: Sequence[str], names: Mapping[str, str], default: str | None = "train"
 ) -> tuple[dict[str, list[str]], list[str], list[str]]:
-    """Return the data files of each split; those of none; and what is to be said of it.
+    """Return the data files of each split, those of none, and notes on both.
 
     Args:
         default: the split of files whose names say none.
@@ -87,31 +87,28 @@ def _words(file: str) -> Iterator[str]:
     return (word for word in re.split(r"[^a-z]+", file.casefold()) if word)
 
 
-def in_order(splits: Mapping[str, S]) -> dict[str, S]:
-    """Return train first, then the others by name; class names are those of train."""
+def train_first(splits: Mapping[str, S]) -> dict[str, S]:
+    """Return the splits with train first, whose class names count, then the others by name."""
     return {name: splits[name] for name in sorted(splits, key=lambda name: (name != "train", name))}
 
 
 def all_there(splits: dict[str, S], names: Mapping[str, str], title: str) -> dict[str, S]:
-    """Return the splits, among them all that were asked for by name."""
+    """Return the splits. Raises `UserError` if one that was asked for by name is missing."""
     for split, name in names.items():
         if split not in splits:
             raise UserError(f"images.split.{split} {name}: {title} has no folder or data file of that name")
     return splits
 
 
-def renamed(splits: Mapping[str, S], names: Mapping[str, str]) -> tuple[dict[str, S], Left]:
-    """Return splits that have names of their own by the names that `images.split` gives them."""
+def rename_splits(splits: Mapping[str, S], names: Mapping[str, str]) -> tuple[dict[str, S], Left]:
+    """Return the splits under the names that `images.split` gives them, and the rows that give way."""
     for split, name in names.items():
         if name not in splits:
             raise UserError(f"images.split.{split} {name}: there is no such split; there are {', '.join(splits)}")
     found = {split: splits[name] for split, name in names.items()}
     others = {name: split for name, split in splits.items() if name not in names.values()}
-    left = {
-        f"rows of the split {name}, in whose place images.split puts another": [name]
-        for name in others
-        if name in found
-    }
+    replaced = [name for name in others if name in found]
+    left = {f"rows of the split {name}, in whose place images.split puts another": [name] for name in replaced}
     return found | {name: split for name, split in others.items() if name not in found}, left
 
 
@@ -121,4 +118,4 @@ def with_train(splits: Mapping[str, S], title: str) -> dict[str, S]:
         raise UserError(
             f"source {title} has no split train; its splits are {there}; say which one is, as --images.split.train NAME"
         )
-    return dict(in_order(splits))
+    return dict(train_first(splits))

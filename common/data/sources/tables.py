@@ -1,7 +1,6 @@
 """Data files of a folder: Parquet, Arrow, WebDataset .tar shards, and what `save_to_disk` wrote.
 
-Which file is of which split is decided here, and `datasets` is given files, never a folder or a pattern to look around
-in.
+The split of each file is decided here: `datasets` gets files, never a folder or a pattern to search.
 """
 
 import json
@@ -10,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smalti.common.data.sources.classes import refuse_other_names
-from smalti.common.data.sources.files import TABLES, Found, hold_inside, home_of, read_text, suffix
+from smalti.common.data.sources.class_names import refuse_other_names
+from smalti.common.data.sources.files import TABLES, FolderFiles, hold_inside, home_of, read_source_text, suffix
 from smalti.common.data.sources.part import Left, one_line
-from smalti.common.data.sources.splits import TO_SAY_SO, in_order
+from smalti.common.data.sources.splits import TO_SAY_SO, train_first
 from smalti.common.errors import UserError
 
 if TYPE_CHECKING:  # half a second, and the digits do without
@@ -27,8 +26,8 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SAVED)
 
 
-def read_saved(folder: Path, found: Found, reach: str) -> tuple[dict[str, "Dataset"], Left]:
-    """Return the splits of what `save_to_disk` wrote, and the files that are none of theirs."""
+def read_saved(folder: Path, found: FolderFiles, reach: str) -> tuple[dict[str, "Dataset"], Left]:
+    """Return the splits that `save_to_disk` wrote, and the other files of the folder."""
     import datasets
 
     kept = _saved_files(folder)
@@ -38,10 +37,8 @@ def read_saved(folder: Path, found: Found, reach: str) -> tuple[dict[str, "Datas
         if reach == "folder":
             hold_inside(folder / file, home_of(folder.resolve()), f"the data file {folder / file}")
     splits = datasets.load_from_disk(str(folder))
-    others = [file for file in found.files if file not in kept]
-    return splits if isinstance(splits, dict) else {"train": splits}, {
-        "files that the saved data set does not name": others
-    }
+    left = {"files that the saved data set does not name": [file for file in found.files if file not in kept]}
+    return (splits if isinstance(splits, dict) else {"train": splits}), left
 
 
 def _saved_files(folder: Path) -> set[str]:
@@ -74,7 +71,7 @@ def _refuse_no_name(name: Any, where: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_text(path, MOST_STATE))
+        found = json.loads(read_source_text(path, MOST_STATE))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     if not isinstance(found, dict):
@@ -86,7 +83,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def table_format(files: Sequence[str], title: str) -> str:
-    """Return the builder of `datasets` that reads these files. Raises `UserError` where they are of several formats."""
+    """Return the `datasets` builder that reads these files. Raises `UserError` where they are of several formats."""
     suffixes = sorted({suffix(file) for file in files})
     if len(suffixes) > 1:
         raise UserError(f"{title} holds data files of several formats, {', '.join(suffixes)}; {TO_SAY_SO}")
@@ -103,14 +100,13 @@ def read_tables(
         info: the `dataset_info` that a README has of them, whose features go before the files' own.
 
     Raises:
-        UserError: two files number their classes differently: `datasets` would read all of them by the names of the
-            first.
+        UserError: two files number their classes differently; `datasets` would read all by the names of the first.
     """
     import datasets
     from datasets.data_files import DataFilesList
 
     kind = table_format([file for files in splits.values() for file in files], title)
-    paths = {split: [str((root / file).absolute()) for file in files] for split, files in in_order(splits).items()}
+    paths = {split: [str((root / file).absolute()) for file in files] for split, files in train_first(splits).items()}
     for path in (path for several in paths.values() for path in several):
         if "::" in path:
             raise UserError(f"{path}: `datasets` takes :: in a path for a chain of protocols; rename it")
@@ -121,7 +117,7 @@ def read_tables(
 
 
 def _version(path: str) -> tuple[str, str]:
-    """Return what tells a changed file from the one in the cache of `datasets`."""
+    """Return what tells a changed file from the cached one of `datasets`: its size and time."""
     status = os.stat(path)
     return str(status.st_size), str(status.st_mtime_ns)
 
@@ -142,9 +138,8 @@ def _refuse_other_names(kind: str, splits: Mapping[str, Sequence[str]], features
     for path in (path for files in splits.values() for path in files if kind != "webdataset"):
         for column, feature in Features.from_arrow_schema(_schema(kind, path)).items():
             if isinstance(feature, ClassLabel):
-                refuse_other_names(
-                    f"column {column} of {path}", feature.names, expected.setdefault(column, feature.names)
-                )
+                first = expected.setdefault(column, feature.names)
+                refuse_other_names(f"column {column} of {path}", feature.names, first)
 
 
 def _schema(kind: str, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of images and curves of its metrics, for people to look at."""
+"""Pictures of a run for people: grids of images, and curves of its metrics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +13,7 @@ from smalti.common.folder import replacing
 
 
 def image_grid(images: Tensor, columns: int, *, side: int = 64) -> Image.Image:
-    """images (N, C, H, W) uint8 as one picture, row after row; small ones are enlarged, pixels kept, to about
-    `side`."""
+    """Return images (N, C, H, W) uint8 as one picture, row by row; enlarge small ones to about `side`, pixels kept."""
     N, C, H, W = images.shape
     scale, gap = max(1, side // max(H, W)), 2
     rows = -(-N // columns)
@@ -36,7 +35,7 @@ def save_curves(
     path: Path,
     levels: Mapping[str, float] | None = None,
 ) -> None:
-    """One panel a title, each with the named metrics over the step, and `levels` as dashed lines."""
+    """Save one panel a title, each with the named metrics over the step, and `levels` as dashed lines."""
     import matplotlib
 
     matplotlib.use("agg")

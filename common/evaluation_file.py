@@ -1,4 +1,4 @@
-"""What an evaluation leaves: one JSON file of figures, with the protocol they were measured by and what repeats it.
+"""The JSON file of an evaluation: its figures, the protocol they were measured by and how to repeat it.
 
 RUN/evaluation/STAGE-SPLIT.json    figures, protocol, and the record: date, command, commit, versions, machine
 RUN/evaluation/.parts/...          numbers of each image, by which an interrupted evaluation goes on
@@ -49,7 +49,7 @@ def check_evaluation(path: Path) -> None:
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """All there are of a run, each checked to be one."""
+    """Return all evaluations of a run, each checked to be one."""
     found = []
     for path in sorted((run / "evaluation").glob("*.json")):
         value = read_json(path)
@@ -60,11 +60,11 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
 
 def tell(path: Path, following: str) -> None:
     """Print the figures of a file, where it is, and the command that comes next."""
-    print(f"{path.stem}:\n{shown(read_json(path)['figures'])}\nthe figures are in {path}\nnext: {following}")
+    print(f"{path.stem}:\n{figure_lines(read_json(path)['figures'])}\nthe figures are in {path}\nnext: {following}")
 
 
-def shown(figures: Mapping[str, Any], indent: str = "  ") -> str:
-    """Figures as lines to print: names and numbers, tables left out."""
+def figure_lines(figures: Mapping[str, Any], indent: str = "  ") -> str:
+    """Return figures as lines to print: names and numbers, without tables."""
     flat = {name: value for name, value in figures.items() if isinstance(value, int | float | str)}
     width = max(map(len, flat), default=0)
     return "\n".join(f"{indent}{name:<{width}}  {_number(value)}" for name, value in flat.items())

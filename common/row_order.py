@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a pure function of (seed, step), whatever the number of processes.
+"""The order of training rows: a pure function of (seed, step), whatever the number of processes.
 
 The rows of a set are dealt epoch after epoch, each a fresh permutation, as one endless sequence; step s takes places
 [s G, (s + 1) G) of it, for a global batch of G. A process takes its share of them, in micro-batches when gradients
@@ -19,7 +19,7 @@ from smalti.common.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one process takes of each step's global batch, and in how many micro-batches."""
+    """The share of one process in each step's global batch, and its number of micro-batches."""
 
     batch_size: int  # G, over all processes and micro-batches
     accumulate: int = 1
@@ -36,13 +36,12 @@ class Share:
 
     @property
     def size(self) -> int:
-        """Rows of one micro-batch on one process."""
+        """Return the rows of one micro-batch on one process."""
         return self.batch_size // (self.accumulate * self.world)
 
 
-class Order:
-    """Iterates over (rows (b,), epochs (b,)) int64, one micro-batch of this process after the other, from
-    `first_step`."""
+class RowOrder:
+    """An endless iterator over (rows (b,), epochs (b,)) int64, the micro-batches of this process from `first_step`."""
 
     def __init__(self, rows: int, seed: int, share: Share, first_step: int):
         self.rows, self.seed, self.share, self.first_step = rows, seed, share, first_step
@@ -57,7 +56,7 @@ class Order:
             step += 1
 
     def at(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Places [start, stop) of the endless sequence."""
+        """Return places [start, stop) of the endless sequence."""
         epochs, places = np.divmod(np.arange(start, stop), self.rows)
         rows = np.empty_like(places)
         for epoch in np.unique(epochs):
@@ -73,13 +72,13 @@ class Order:
 
 
 def _leave_signals_to_the_loop(_worker: int) -> None:
-    """A worker has the handlers of the process that started it, and its Ctrl-C: it is that one which answers."""
+    """Ignore Ctrl-C in a worker and let SIGTERM end it: the process that started it answers both."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def batches(dataset: Dataset, order: Order, workers: int = 0) -> Iterator:
-    """`dataset[(rows, epochs)]` for each of the order's micro-batches, read ahead by `workers` processes."""
+def batches(dataset: Dataset, order: RowOrder, workers: int = 0) -> Iterator:
+    """Yield `dataset[(rows, epochs)]` for each micro-batch of the order, read ahead by `workers` processes."""
     loader = DataLoader(
         dataset,
         batch_size=None,  # the order yields whole batches

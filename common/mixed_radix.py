@@ -1,4 +1,4 @@
-"""Codes as digits: an index in [0, K) and the mixed-radix digits it is made of, the most significant first.
+"""Mixed-radix digits of a code: an index in [0, K) and its digits, the most significant first.
 
 index = Σ_i digit_i · Π_{j > i} factor_j,   K = Π factor_i
 """
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def to_index(digits: Tensor, factors: Sequence[int]) -> Tensor:
-    """digits (..., G), digit g in [0, factors[g]) -> index (...), int64."""
+    """Return the index (...), int64, of digits (..., G); digit g lies in [0, factors[g])."""
     return (digits.long() * _worth(factors, digits.device)).sum(-1)
 
 
 def to_digits(index: Tensor, factors: Sequence[int]) -> Tensor:
-    """index (...) -> digits (..., G), int64. The inverse of `to_index`."""
+    """Return the digits (..., G), int64, of an index (...): the inverse of `to_index`."""
     return index.long()[..., None] // _worth(factors, index.device) % torch.tensor(list(factors), device=index.device)
 
 

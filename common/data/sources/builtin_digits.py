@@ -8,7 +8,7 @@ from smalti.common.errors import UserError
 
 
 def open_digits(config: ImagesConfig) -> Source:
-    """Return the digits; the last 297 are, most of them, by other writers: they are the test split."""
+    """Return the digits. The last 297, most of them by other writers, are the test split."""
     from sklearn.datasets import load_digits
 
     for setting in ("subset", "image_column", "label_column"):

@@ -1,4 +1,4 @@
-"""A data set on the Hugging Face Hub: its files listed, split by the rule for folders, and read by `datasets`."""
+"""A data set on the Hugging Face Hub: its files are listed, split by the rule for folders, and read by `datasets`."""
 
 import glob
 import os
@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 
 from smalti.common.data.sources.files import IMAGE_SUFFIXES, SIDE_FILES, TABLES, base_name, is_metadata, suffix
 from smalti.common.data.sources.part import Left
-from smalti.common.data.sources.patterns import matching, read_head, refuse_configs
-from smalti.common.data.sources.splits import all_there, in_order, renamed, split_files, split_names, split_of_file
+from smalti.common.data.sources.patterns import matching, read_readme_head, refuse_configs
+from smalti.common.data.sources.splits import (
+    all_there,
+    rename_splits,
+    split_files,
+    split_names,
+    split_of_file,
+    train_first,
+)
 from smalti.common.data.sources.tables import table_format
 from smalti.common.errors import UserError
 
@@ -24,7 +31,7 @@ PATIENCE = 10  # seconds until the Hub is held unreachable
 def read_hub(
     source: str, subset: str | None, patterns: Mapping[str, list[str]], chosen: Mapping[str, str]
 ) -> tuple[dict[str, "Dataset"], Left, list[str]]:
-    """Return the splits of a data set, its files that are not read, and what is to be said of it.
+    """Return the splits of a data set, its files that are not read, and notes on it.
 
     Raises:
         UserError: there is none of that name and the Hub is not reached, or its README names files that lie elsewhere.
@@ -41,7 +48,7 @@ def read_hub(
         _raise_offline()
         info = HfApi().dataset_info(source, timeout=PATIENCE)
     except Exception as error:  # of the network under it, of the Hub, or offline
-        splits, left = renamed(_kept(source, subset, error), chosen)
+        splits, left = rename_splits(_kept(source, subset, error), chosen)
         return splits, left, [NOT_ASKED]
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     configured = _refuse_files_elsewhere(source, info.sha, files)
@@ -51,10 +58,10 @@ def read_hub(
         default = None if "train" in chosen else "train"
         data_files, notes = _by_names(files, split_names(chosen), default, source)
         data_files, chosen = all_there(data_files, chosen, source), {}
-    builder = _builder(source, subset, in_order(data_files))
+    builder = _builder(source, subset, train_first(data_files))
     read = {file for several in _read_of(builder, source).values() for file in several}
     builder.download_and_prepare()
-    splits, left = renamed(dict(builder.as_dataset()), chosen)
+    splits, left = rename_splits(dict(builder.as_dataset()), chosen)
     others = [file for file in files if file not in read and base_name(file).lower() not in SIDE_FILES]
     return splits, {"files of the Hub that are in none of the splits": others, **left}, notes
 
@@ -62,7 +69,7 @@ def read_hub(
 def _by_names(
     files: list[str], names: Mapping[str, str], default: str | None, source: str
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the files of each split by the rule for folders: data files, or where there are more images, these."""
+    """Return the files of each split by the rule for folders: of data files, or of images where there are more."""
     images = [file for file in files if suffix(file) in IMAGE_SUFFIXES]
     tables = [file for file in files if suffix(file) in TABLES and not (images and is_metadata(file))]
     if len(tables) >= max(1, len(images)):
@@ -82,8 +89,10 @@ def _by_names(
 
 
 def _builder(source: str, subset: str | None, data_files: Mapping[str, list[str]]) -> "DatasetBuilder":
-    """Return what reads these files; where `datasets` finds the same ones, without naming them: that it finds again
-    offline."""
+    """Return the builder that reads these files.
+
+    Where `datasets` chooses the same files by itself it is given none, so that it finds them again offline.
+    """
     import datasets
 
     builder = datasets.load_dataset_builder(source, name=subset)
@@ -105,13 +114,16 @@ def _read_of(builder: "DatasetBuilder", source: str) -> dict[str, list[str]]:
 
 
 def _refuse_files_elsewhere(source: str, revision: str | None, files: list[str]) -> bool:
-    """Return whether the README or .huggingface.yaml says which files are read. Raises `UserError` where they lie
-    elsewhere."""
+    """Return whether README.md or .huggingface.yaml names the files to read; refuse those elsewhere.
+
+    Raises:
+        UserError: they name files outside the data set.
+    """
     from huggingface_hub import hf_hub_download
 
     there = [name for name in ("README.md", ".huggingface.yaml") if name in files]
     paths = {name: Path(hf_hub_download(source, name, repo_type="dataset", revision=revision)) for name in there}
-    head = read_head(paths.get("README.md", Path("/nowhere")), paths.get(".huggingface.yaml", Path("/nowhere")))
+    head = read_readme_head(paths.get("README.md", Path("/nowhere")), paths.get(".huggingface.yaml", Path("/nowhere")))
     configs = head.get("configs") or []
     refuse_configs(configs, f"source {source}")
     return bool(configs)
@@ -129,8 +141,7 @@ def _raise_offline() -> None:
 
 
 def _kept(source: str, subset: str | None, reason: Exception) -> dict[str, "Dataset"]:
-    """Return what `datasets` keeps of an earlier visit; it is not asked where there is none, as it would try the Hub
-    again."""
+    """Return what `datasets` keeps of an earlier visit; without one, do not ask it: it would try the Hub again."""
     import datasets
 
     cache = Path(os.path.expanduser(datasets.config.HF_DATASETS_CACHE))
@@ -142,7 +153,7 @@ def _kept(source: str, subset: str | None, reason: Exception) -> dict[str, "Data
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Have `datasets` look into its cache alone."""
+    """Let `datasets` look into its cache alone."""
     import datasets
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""A run folder: the settings it was started with, and its metrics as JSON lines, which trackers are told too."""
+"""A run folder: the settings it was started with, and its metrics as JSON lines, also sent to trackers."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from smalti.common import state
 from smalti.common.config import Settings, build, read_yaml, write_yaml
 from smalti.common.errors import Refused, UserError
 from smalti.common.folder import is_empty, is_stage, replacing, sweep
-from smalti.common.history import Change, schedule_told, told, write_history
+from smalti.common.history import Change, describe_changes, describe_schedule_changes, write_history
 from smalti.common.launch import Interrupted
 from smalti.common.reading import read_file
 from smalti.common.track import Trackers
@@ -24,7 +24,7 @@ S = TypeVar("S", bound=Settings)
 
 
 class Leeway(NamedTuple):
-    """Which settings of a run may differ where it goes on. All others must be those it began with."""
+    """The settings of a run that may differ where it goes on; all others must stay as they were."""
 
     free: Set[str]  # they change nothing that is computed
     length: str | None = None  # how many steps there are: any number above those that are done
@@ -35,7 +35,7 @@ class Reopened(NamedTuple, Generic[S]):
     """A run that may begin or go on."""
 
     before: S | None  # the settings it had, where it has begun
-    changes: tuple[Change, ...]  # of which it is to keep a history; without their step
+    changes: tuple[Change, ...]  # for its history; without their step
 
 
 def has_begun(folder: Path) -> bool:
@@ -54,7 +54,7 @@ def settings_of(folder: Path, cls: type[S]) -> S | None:
 
 
 def check_run(folder: Path, settings: S, leeway: Leeway) -> Reopened[S]:
-    """Return what a run is to go on with. Nothing is written.
+    """Return what a run goes on with: its earlier settings, and the changes. Writes nothing.
 
     Raises:
         UserError: the folder holds a run of other settings, which it names, or one that has done more steps.
@@ -75,19 +75,16 @@ def check_run(folder: Path, settings: S, leeway: Leeway) -> Reopened[S]:
         _refuse(folder, before, now, fixed, refused)
     if leeway.length in differ:
         _check_length(folder, leeway.length, before, now)
-    changes = [
-        Change(setting=k, before=before[k], after=now[k]) for k in sorted(differ, key=lambda k: (k != leeway.length, k))
-    ]
-    return Reopened(found, tuple(changes))
+    ordered = sorted(differ, key=lambda k: (k != leeway.length, k))
+    return Reopened(found, tuple(Change(setting=k, before=before[k], after=now[k]) for k in ordered))
 
 
 def _refuse(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], fixed: Set[str], tuned: Set[str]
 ) -> NoReturn:
-    """Raise `UserError` that names what differs, first of all what cannot be changed."""
-    telling = sorted(
-        fixed | tuned, key=lambda k: (k in tuned, not k.endswith("kind"), k not in before or k not in now, k)
-    )
+    """Raise `UserError` that names the settings that differ, those that cannot change first."""
+    order = {k: (k in tuned, not k.endswith("kind"), k not in before or k not in now, k) for k in fixed | tuned}
+    telling = sorted(order, key=order.__getitem__)
     shown = "; ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in telling[:4])
     if not fixed:
         raise UserError(
@@ -102,7 +99,7 @@ def _refuse(
 
 
 def _check_length(folder: Path, setting: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless a run can be as long as it now is to be."""
+    """Raise `UserError` unless a run can become as long as the settings say."""
     done, was, wanted = state.last_step(folder), before[setting], now[setting]
     if done is None:
         another = f"give another --run with --start_from {folder}, or " if "start_from" in now else ""
@@ -118,7 +115,7 @@ def _check_length(folder: Path, setting: str, before: Mapping[str, Any], now: Ma
 
 
 def unscheduled(settings: Settings, step: int) -> dict[str, float]:
-    """Return no values, for a training whose steps are all alike."""
+    """Return no values: the steps of such a training are all alike."""
     return {}
 
 
@@ -132,7 +129,7 @@ def enter_run(
     schedule: Callable[[S, int], Mapping[str, float]] = unscheduled,
     began_from: Change | None = None,
 ) -> None:
-    """Write down the settings of a run that begins or goes on at `step`, and say what of them is new.
+    """Write the settings of a run that begins or goes on at `step`, and print what of them is new.
 
     Args:
         schedule: what a step takes from the settings by the number of steps.
@@ -146,8 +143,10 @@ def enter_run(
             write_yaml(settings, aside)
     accelerator.wait_for_everyone()
     if reopened.before is not None and reopened.changes:
-        scheduled = schedule_told(schedule(reopened.before, step), schedule(settings, step))
-        accelerator.print(f"from step {step} on: {told(reopened.changes)}{f' ({scheduled})' if scheduled else ''}")
+        scheduled = describe_schedule_changes(schedule(reopened.before, step), schedule(settings, step))
+        accelerator.print(
+            f"from step {step} on: {describe_changes(reopened.changes)}{f' ({scheduled})' if scheduled else ''}"
+        )
 
 
 def check_stage(folder: Path) -> None:
@@ -168,11 +167,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Metrics:
-    """`metrics.jsonl`: one line an entry, written by the main process. The trackers that the Accelerator was made with
-    are told the same, and closed at the end of this context."""
+    """A context that writes `metrics.jsonl`, one line an entry, on the main process.
+
+    The trackers of the Accelerator get the same entries, and are closed at the end.
+    """
 
     def __init__(self, folder: Path, accelerator: Accelerator, first_step: int, settings: Settings, project: str):
-        """Lines of steps after `first_step` are dropped: a resumed run takes those steps again.
+        """Drop the lines of steps after `first_step`, which a resumed run takes again, and start the trackers.
 
         Args:
             settings: of the run, for the trackers to show.
@@ -194,21 +195,20 @@ class Metrics:
         self.trackers.close(failed=kind is not None and not issubclass(kind, Interrupted))
 
     def log(self, step: int, split: Literal["train", "validation"], **values: Any) -> None:
-        """Figures of a split. Trackers show them as `train/loss`, `validation/psnr`."""
+        """Write figures of a split. Trackers show them as `train/loss`, `validation/psnr`."""
         if self.accelerator.is_main_process:
             with open(self.path, "a", encoding="utf-8") as file:
                 print(json.dumps({"step": step, **values}), file=file)
-            self.trackers.log(
-                step, {f"{split}/{name.removeprefix(f'{split}_')}": value for name, value in values.items()}
-            )
+            shown = {f"{split}/{name.removeprefix(f'{split}_')}": value for name, value in values.items()}
+            self.trackers.log(step, shown)
 
     def picture(self, step: int, name: str, picture: PIL.Image.Image) -> None:
-        """A picture of an evaluation, for the trackers alone."""
+        """Send a picture of an evaluation to the trackers."""
         self.trackers.picture(step, f"validation/{name}", picture)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; what is no line of one is left out, as a last line that a kill cut short."""
+    """Return the lines of a metrics file; skip what is no such line, as a last one that a kill cut short."""
     lines: list[dict[str, Any]] = []
     if not path.exists():
         return lines
@@ -227,7 +227,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Means:
-    """Means of named scalars over many micro-batches and all processes, without a host sync until they are read."""
+    """Means of named scalars over micro-batches and processes, without a host sync until they are read."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self._count = accelerator, 0
@@ -239,7 +239,7 @@ class Means:
         self._count += 1
 
     def take(self) -> dict[str, float]:
-        """The means since the last call. Raises `UserError` when one is not finite."""
+        """Return the means since the last call. Raises `UserError` when one is not finite."""
         sums = self.state_dict()
         values = {name: sums[name].item() / self._count for name in sorted(self._sums)}
         self._sums, self._count = {}, 0
@@ -247,11 +247,11 @@ class Means:
         return values
 
     def check_finite(self) -> None:
-        """Raises `UserError` when a mean so far is not finite; called on every process."""
+        """Raise `UserError` when a mean so far is not finite. Every process must call this."""
         _check_finite({name: value.item() for name, value in self.state_dict().items()})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sums so far, averaged over processes, which all must call this."""
+        """Return the sums so far, averaged over processes. Every process must call this."""
         if not self._sums:
             return {}
         sums = self.accelerator.reduce(torch.stack(list(self._sums.values())), "mean")

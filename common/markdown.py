@@ -1,4 +1,4 @@
-"""Cards: the README.md of what stands on the Hub, Markdown under a head in YAML."""
+"""Markdown for the cards of the Hub: a README.md under a head in YAML."""
 
 import json
 import re
@@ -12,36 +12,36 @@ from smalti.common.shown import shown, shown_lines
 LIBRARY = "smalti"
 
 
-def head(**fields: Any) -> str:
-    """The YAML head. Fields that are None or empty are left out."""
+def yaml_head(**fields: Any) -> str:
+    """Return the YAML head, without fields that are None or empty."""
     given = {name: value for name, value in fields.items() if value not in (None, "", [], ())}
     return f"---\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
 def plain(text: Any) -> str:
-    """Text of a file's as Markdown that shows it, on one line."""
+    """Return a text as one line of Markdown that shows it unchanged."""
     return re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", shown(" ".join(str(text).split())))
 
 
-def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are Markdown already."""
+def markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; its cells are Markdown already."""
     lines = [names, ["---"] * len(names), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Text as it is, in a block that nothing in it ends."""
+    """Return a text as a code block that nothing in the text can end."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{shown_lines(text.rstrip())}\n{fence}\n"
 
 
-def details(summary: str, body: str) -> str:
+def collapsible(summary: str, body: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{body}\n</details>\n"
 
 
 def loading(cls: type[Any], place: str) -> str:
-    """Return the lines of Python that load one of ours from a folder or a repository."""
+    """Return the Python lines that load an object of this class from a folder or a repository."""
     given, face = json.dumps(place, ensure_ascii=False), cls.face
     variable = face.removeprefix("load_").removeprefix("Image").lower()
     call = face if face.startswith("load_") else f"{face}.from_pretrained"
@@ -49,11 +49,11 @@ def loading(cls: type[Any], place: str) -> str:
 
 
 def brief(cls: type, repo_id: str) -> str:
-    """The card of what was pushed from memory, which tells nothing of where it comes from."""
+    """Return the card of a model pushed from memory, whose data and figures are unknown."""
     return (
-        f"{head(library_name=LIBRARY)}# {repo_id.rpartition('/')[2]}\n\n"
+        f"{yaml_head(library_name=LIBRARY)}# {repo_id.rpartition('/')[2]}\n\n"
         f"An `{cls.__name__}` of Smalti; `config.json` or `model_index.json` says its sizes.\n\n"
         f"{fenced(loading(cls, repo_id), 'python')}\n"
-        "Which data it learned from and what it is worth was not told. Where its run is, "
+        "This card does not know its data and its figures. Where its run is, "
         f"`python pipeline/publish.py RUN --repo {repo_id}` writes a card that says both.\n"
     )

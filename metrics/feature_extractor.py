@@ -1,4 +1,4 @@
-"""Images to features: the networks in whose eyes drawn images are held against real ones.
+"""Feature extractors: the networks by whose features drawn images are compared with real ones.
 
     images (N, C, H, W) uint8, C = 1, 3 or 4  ->  prepare  ->  network  ->  features (N, D) fp32
 
@@ -31,16 +31,15 @@ from smalti.common.tensors import check_types, read_tensors
 from smalti.metrics.classifier import Classifier, to_pixels
 
 EVAL = "pip install torch-fidelity"
-FID_WEIGHTS = (
-    "6726825d"  # the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file
-)
+# the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file
+FID_WEIGHTS = "6726825d"
 IMAGENET_SIDE, IMAGENET_MEAN, IMAGENET_STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KIND = """`classifier`: trained on the images' own labels; `inception`: of the FID; `torchvision`, `timm`: a model of
 that library by name; `torchscript`: a network saved as TorchScript"""
 
 
 class FeaturesConfig(Settings):
-    """In whose eyes images are compared."""
+    """The feature extractor that compares images."""
 
     kind: Annotated[
         Literal["classifier", "inception", "torchvision", "timm", "torchscript"], Field(description=KIND)
@@ -70,7 +69,7 @@ class FeaturesConfig(Settings):
 
 
 def rgb(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) to uint8 (N, 3, H, W): grey is repeated, transparency is laid on white."""
+    """Return uint8 (N, C, H, W) as uint8 (N, 3, H, W): grey is repeated, transparency is laid on white."""
     channels = images.shape[1]
     if channels == 1:
         return images.expand(-1, 3, -1, -1)
@@ -83,21 +82,20 @@ def rgb(images: Tensor) -> Tensor:
 
 
 def rgb_pixels(images: Tensor) -> Tensor:
-    """RGB in [-1, 1]."""
+    """Return images as RGB in [-1, 1]."""
     return to_pixels(rgb(images))
 
 
 def imagenet(images: Tensor) -> Tensor:
-    """RGB of 224 x 224, bicubic, normalised as the networks trained on ImageNet expect."""
-    pixels = F.interpolate(rgb(images) / 255, (IMAGENET_SIDE, IMAGENET_SIDE), mode="bicubic", antialias=True).clamp(
-        0, 1
-    )
+    """Return images as RGB of 224 x 224, bicubic, normalised as networks trained on ImageNet expect."""
+    size = (IMAGENET_SIDE, IMAGENET_SIDE)
+    pixels = F.interpolate(rgb(images) / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (pixels.new_tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std
 
 
 class Features:
-    """`features(images)`; from Python any network will do, `Features(network, name="mine", prepare=imagenet)`."""
+    """A feature extractor, called on images; any network will do: `Features(network, name="mine", prepare=rgb)`."""
 
     def __init__(
         self,
@@ -121,12 +119,12 @@ class Features:
 
     @property
     def frechet_name(self) -> str:
-        """What a Fréchet distance of these features is called."""
+        """Return the name of a Fréchet distance of these features."""
         return f"fd_{self.name}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) uint8 -> features (N, D) fp32, on the device. Raises `ValueError` for anything else."""
+        """Return features (N, D) fp32, on the device, of images (N, C, H, W) uint8. Raises `ValueError` for others."""
         if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
             raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
         return torch.cat([self._of_few(batch.to(self.device)) for batch in images.split(self.batch_size)])
@@ -151,7 +149,7 @@ class FIDFeatures(Features):
 
 
 def _identity(name: str, prepare: Callable[[Tensor], Tensor], weights: Mapping[str, Any]) -> str:
-    """SHA-256 of what the features depend on."""
+    """Return the SHA-256 of everything that the features depend on."""
     content = hashlib.sha256(f"{name} {getattr(prepare, '__qualname__', type(prepare).__qualname__)}".encode())
     for key, tensor in weights.items():
         content.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -163,24 +161,20 @@ def _identity(name: str, prepare: Callable[[Tensor], Tensor], weights: Mapping[s
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or .pth file. Raises `UserError` when the file is absent, damaged or holds
-    more."""
+    """Return the state dict of a .safetensors or .pth file. Raises `UserError` if it is absent, damaged or not that."""
     if not path.is_file():
         raise UserError(f"there is no file of weights {path}")
     try:
-        found = (
-            read_tensors(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        safe = path.suffix == ".safetensors"
+        found = read_tensors(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         pass_on(error)
         raise UserError(f"{path} cannot be read as weights: {_first_line(error)}") from None
     except Exception as error:  # pickle.UnpicklingError, and nearly anything else of a file that is no pickle
         pass_on(error)
         raise UserError(
-            f"{path} holds something else than tensors, and is not unpickled; "
-            "save the network's state_dict() alone, best as .safetensors"
+            f"{path} holds something else than tensors, and is not unpickled; save the network's state_dict() alone, "
+            "best as .safetensors"
         ) from None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         shown = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) else type(found).__name__
@@ -195,7 +189,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _downloaded(url: str) -> Path:
-    """The file in torch.hub's cache, fetched when it is not there, checked against the hash in its name."""
+    """Return a file of torch.hub's cache, downloaded if it is missing, checked against the hash in its name."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     hashed = torch.hub.HASH_REGEX.search(path.name)
     if not path.exists():
@@ -222,7 +216,7 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None
 
 
 def _without(weights: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    """The weights less a classification head's: it is taken off, and may have been for any number of classes."""
+    """Return the weights without a classification head's, which may have any number of classes."""
     return {key: value for key, value in weights.items() if not key.startswith(f"{head}.")}
 
 
@@ -232,7 +226,7 @@ def _without(weights: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
 def load_features(
     config: FeaturesConfig, device: torch.device | str = "cpu", classifier: Classifier | None = None
 ) -> Features:
-    """The features that the settings choose.
+    """Return the feature extractor that the settings choose.
 
     Args:
         classifier: for kind `classifier`, from `metrics.classifier.load_or_train`.
@@ -251,7 +245,7 @@ def load_features(
 
 
 class _Inception(nn.Module):
-    """torch-fidelity's, in which TensorFlow's resizing is part of the network: uint8 RGB of any size -> (N, 2048)."""
+    """torch-fidelity's Inception, with TensorFlow's resizing inside: uint8 RGB of any size -> (N, 2048)."""
 
     def __init__(self, weights: Mapping[str, Tensor]):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -333,7 +327,7 @@ def _timm(config: FeaturesConfig, device: torch.device | str) -> Features:
 
 
 class _Stranger(nn.Module):
-    """A network that was made elsewhere, and may be for other images than these."""
+    """A network from elsewhere, which may expect other images than these."""
 
     def __init__(self, network: nn.Module, path: Path):
         super().__init__()
@@ -352,17 +346,14 @@ class _Stranger(nn.Module):
 
 
 def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features:
-    """A TorchScript file runs its own network and no Python of anybody's."""
+    """Return the features of a TorchScript file, which runs its own network and no Python."""
     assert config.weights is not None  # its settings ask for them
     path = Path(config.weights)
     if not path.is_file():
         raise UserError(f"there is no TorchScript file {path}")
     try:
         with warnings.catch_warnings():
-            for kind in (
-                FutureWarning,
-                DeprecationWarning,
-            ):  # torch writes no more TorchScript one day; the files are there
+            for kind in (FutureWarning, DeprecationWarning):  # one day torch stops writing TorchScript; files remain
                 warnings.simplefilter("ignore", kind)
             network = torch.jit.load(path, map_location=device)
     except (RuntimeError, ValueError) as error:

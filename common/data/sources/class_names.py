@@ -24,7 +24,7 @@ def all_numerals(names: Iterable[str]) -> bool:
     return all(name.isascii() and name.isdecimal() for name in names)
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
+def ordered_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct names in order; whole numbers by value."""
     distinct = {normal(name) for name in names}
     return tuple(sorted(distinct, key=(lambda name: (int(name), len(name))) if all_numerals(distinct) else None))
@@ -37,7 +37,7 @@ def class_names(labels: Iterable[Any], title: str) -> tuple[str, ...] | None:
     if not kinds:
         return None
     if kinds == {str}:
-        return in_order(distinct)
+        return ordered_names(distinct)
     if kinds not in ({int}, {bool}):
         got = " and ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"{title}: expected class numbers from 0, or text; got {got}")
@@ -54,7 +54,7 @@ def refuse_other_names(title: str, names: Sequence[str], expected: Sequence[str]
 
 
 def numbered(labels: Iterable[Any], names: Sequence[str], title: str) -> np.ndarray:
-    """Return each label's place among the names (N,), int64; -1 for none, or a number below 0."""
+    """Return the index of each label among the names, (N,) int64; -1 for none or for a number below 0."""
     labels = [normal(label) if isinstance(label, str) else label for label in labels]
     number = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
     foreign = {label for label in labels if label not in number and (isinstance(label, str) or (label or 0) > 0)}

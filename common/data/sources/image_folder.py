@@ -1,4 +1,4 @@
-"""A folder of image files: which of them are of which split and class.
+"""A folder of image files: the split and the class of each.
 
 cat/0.png  dog/1.png                  classes
 train/cat/0.png  test/dog/1.png       splits and classes
@@ -9,10 +9,10 @@ pictures/cat/0.png  pictures/dog/...  a lone folder around either is entered
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from smalti.common.data.sources.classes import normal
+from smalti.common.data.sources.class_names import normal
 from smalti.common.data.sources.metadata import Row
 from smalti.common.data.sources.part import Left
-from smalti.common.data.sources.splits import in_order, split_of
+from smalti.common.data.sources.splits import split_of, train_first
 from smalti.common.errors import UserError
 
 OR_SAY_SO = "say what it is with images.split, as --images.split.train FOLDER, or with images.data_files"
@@ -23,8 +23,8 @@ class Labelled(NamedTuple):
     labels: list[Any]  # a name or a number each, none for no class
 
 
-class Layout(NamedTuple):
-    """How a folder was understood: every image is in a split or left."""
+class LabelledSplits(NamedTuple):
+    """The images of each split with their labels, and those that are left out."""
 
     splits: dict[str, Labelled]
     left: Left
@@ -37,13 +37,13 @@ class Splits(NamedTuple):
     notes: list[str]
 
 
-def layout(
+def find_splits(
     images: Sequence[str],
     tables: Mapping[str, Sequence[Row]],
     names: Mapping[str, str],
     title: str,
     chosen: bool = False,
-) -> Layout:
+) -> LabelledSplits:
     """Return the splits and labels of image files.
 
     Args:
@@ -57,7 +57,7 @@ def layout(
     return _labelled(_split_folders(images, names, title, chosen, bool(tables)), tables, title)
 
 
-def layout_of(files: Mapping[str, Sequence[str]], tables: Mapping[str, Sequence[Row]], title: str) -> Layout:
+def label_splits(files: Mapping[str, Sequence[str]], tables: Mapping[str, Sequence[Row]], title: str) -> LabelledSplits:
     """Return the splits and labels of image files whose splits are known."""
     common = {split: _common_folder(several) for split, several in files.items()}
     inner = {split: {file: file.removeprefix(common[split]) for file in several} for split, several in files.items()}
@@ -78,8 +78,7 @@ def _common_folder(files: Sequence[str]) -> str:
 
 
 def _wrapping(paths: Sequence[str], names: Mapping[str, str]) -> str:
-    """Return the folders around all others, "pictures/", or "": entered where several folders or a split's lie in
-    them."""
+    """Return the folders around all others, such as "pictures/"; "" unless several folders or a split lie in them."""
     prefix = ""
     while True:
         tops = {top(path.removeprefix(prefix)) for path in paths}
@@ -114,8 +113,7 @@ def _split_folders(images: Sequence[str], names: Mapping[str, str], title: str, 
 def _are_splits(
     inner: Mapping[str, str], tops: Mapping[str, str | None], title: str, chosen: bool, tables: bool, notes: list[str]
 ) -> bool:
-    """Return whether the topmost folders are splits; else they are classes, one of which may be called train or
-    test."""
+    """Return whether the topmost folders are splits, not classes; a class may be called train or test."""
     splits = {split for split in tops.values() if split}
     others = {folder for folder, split in tops.items() if split is None}
     if chosen or not splits or not others or (len(splits) > 1 and "train" in splits):
@@ -139,7 +137,7 @@ def _folders_in(folder: str, paths: Any) -> set[str]:
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
-def _labelled(splits: Splits, tables: Mapping[str, Sequence[Row]], title: str) -> Layout:
+def _labelled(splits: Splits, tables: Mapping[str, Sequence[Row]], title: str) -> LabelledSplits:
     left: Left = {kind: list(files) for kind, files in splits.left.items()}
     notes = list(splits.notes)
     train = list(splits.files.get("train", {}).values())
@@ -147,39 +145,35 @@ def _labelled(splits: Splits, tables: Mapping[str, Sequence[Row]], title: str) -
     if entered:
         notes.append(f"the folder {entered} around all others of the split train is entered")
     found = {}
-    for split in in_order({split: [] for split in splits.files}):
+    for split in train_first({split: [] for split in splits.files}):
         inner = splits.files[split]
         if entered and all(path.startswith(entered) for path in inner.values()):
             inner = {file: path.removeprefix(entered) for file, path in inner.items()}
         rows = _rows_of(inner, tables)
         if rows is None:
-            found[split] = _by_folder(
-                inner, left, notes, f"split {split} of {title}" if len(splits.files) > 1 else title
-            )
+            where = f"split {split} of {title}" if len(splits.files) > 1 else title
+            found[split] = _by_folder(inner, left, notes, where)
         else:
             named = {row.file for row in rows}
             found[split] = Labelled([row.file for row in rows], [row.label for row in rows])
-            left.setdefault("images that no metadata file names", []).extend(
-                file for file in inner if file not in named
-            )
+            unnamed = [file for file in inner if file not in named]
+            left.setdefault("images that no metadata file names", []).extend(unnamed)
     classes = set(found["train"].labels) if "train" in found and not tables else set()
     if len(classes) == 1 and None not in classes:
-        notes.append(
-            f"all images of the split train lie in the one folder {classes.pop()}, which is taken for their class"
-        )
-    return Layout(found, {kind: files for kind, files in left.items() if files}, notes)
+        only = classes.pop()
+        notes.append(f"all images of the split train lie in the one folder {only}, which is taken for their class")
+    return LabelledSplits(found, {kind: files for kind, files in left.items() if files}, notes)
 
 
 def _rows_of(inner: Mapping[str, str], tables: Mapping[str, Sequence[Row]]) -> list[Row] | None:
-    """Return the rows of the metadata of these files: it stands in their split's folder, or elsewhere and names
-    some."""
+    """Return the metadata rows of these files; None if no table stands in their folder or names one of them."""
     rows = [row for several in tables.values() for row in several if row.file in inner]
     folders = {file.removesuffix(path) for file, path in inner.items()}
     return rows if rows or any(table.startswith(tuple(folders)) for table in tables) else None
 
 
 def _by_folder(inner: Mapping[str, str], left: Left, notes: list[str], title: str) -> Labelled:
-    """Return files with the topmost folder they stand in as their class."""
+    """Return files with their topmost folder as their class."""
     classes = {file: top(path) for file, path in inner.items()}
     loose = [file for file, folder in classes.items() if folder is None]
     within = len(classes) - len(loose)
