@@ -22,9 +22,9 @@ from smalti.common import folder
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
-from smalti.pipeline.app import Settings, check_address, name_of, open_pipeline, read_counts, serve
+from smalti.pipeline.app import Settings, check_address, code_counts_of, load_pipeline, name_of, serve
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.playground import board, figures, growth
+from smalti.pipeline.playground import grid_board, growth, rendering
 from smalti.pipeline.playground.book import PAGE
 from smalti.pipeline.playground.desk import Canvas, controls, open_desk, read_sampling, smaller
 from smalti.pipeline.playground.view import CONTRAST, difference
@@ -63,12 +63,12 @@ def run(finished_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(run):
-    return open_pipeline(str(run))
+    return load_pipeline(str(run))
 
 
 @pytest.fixture(scope="module")
 def desk(run, pipeline):
-    return open_desk(pipeline, read_counts(run, pipeline))
+    return open_desk(pipeline, code_counts_of(run, pipeline))
 
 
 def of_random_weights(class_names, quantizer) -> ImagePipeline:
@@ -215,7 +215,7 @@ def test_a_prior_without_classes_draws_without_labels():
 @pytest.mark.parametrize("share, visible", [(0.0, False), (0.1, True), (None, True)])
 def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
-    from smalti.pipeline.playground.page import make_page
+    from smalti.pipeline.playground.gradio_page import make_page
 
     pipeline = of_random_weights(("a", "b"), VQ)
     pipeline.prior.config = pipeline.prior.config.model_copy(update={"labels_hidden": share})
@@ -375,7 +375,7 @@ def test_whatever_is_sent_is_answered_without_a_traceback_and_the_page_lives_on(
 @pytest.mark.parametrize("places", [[16], [-1], ["1"], None, {}, [1.5]])
 def test_places_that_no_board_has_are_refused(places):
     with pytest.raises(UserError, match="whole numbers from 0 to 15"):
-        board.read_places(places, PLACES)
+        grid_board.read_places(places, PLACES)
 
 
 def test_nothing_covered_is_nothing_to_complete(desk):
@@ -386,13 +386,13 @@ def test_nothing_covered_is_nothing_to_complete(desk):
 def test_a_histogram_of_another_codebook_is_refused(run, pipeline, tmp_path):
     folder.write_json(tmp_path / "tokenizer/histogram.json", {"counts": [[1] * 8]})
     with pytest.raises(UserError, match=r"histogram.json must count 1 x 16 codes, .*got 1 x 8"):
-        read_counts(tmp_path, pipeline)
-    assert read_counts(run / "pipeline", pipeline) is None
+        code_counts_of(tmp_path, pipeline)
+    assert code_counts_of(run / "pipeline", pipeline) is None
 
 
 def test_a_run_a_pipeline_folder_and_the_hub_are_named(run, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "digits/pipeline")
-    again = open_pipeline(str(tmp_path / "digits/pipeline"))
+    again = load_pipeline(str(tmp_path / "digits/pipeline"))
     assert torch.equal(again([4], seed=1).codes, pipeline([4], seed=1).codes)
     assert [name_of(str(each)) for each in (run, tmp_path / "digits/pipeline", "owner/name")] == [
         "digits",
@@ -410,13 +410,13 @@ def test_an_address_that_is_not_this_machines_is_refused_at_once():
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch, run):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "smalti.pipeline.playground.page", raising=False)
+    monkeypatch.delitem(sys.modules, "smalti.pipeline.playground.gradio_page", raising=False)
     with pytest.raises(UserError, match=re.escape("pip install gradio")):
         serve(Settings(run=str(run)))
 
 
 def test_a_large_code_has_its_place_in_the_grid():
-    drawn = figures.code_grid(torch.tensor([[7, 65535]]))
+    drawn = rendering.code_grid(torch.tensor([[7, 65535]]))
     assert ">7</text>" in drawn and ">65535</text>" in drawn and 'viewBox="0 0 2 1"' in drawn
 
 
@@ -570,7 +570,7 @@ def test_drawn_images_grow_on_the_screen_and_end_as_the_pipeline_draws_them(page
     page.click("#draw-button")
     page.wait_for_function("() => document.querySelectorAll('#sheet img').length === 3")
     expected = pipeline([3, 7], num_images=3, seed=11)
-    final = figures.data_uri(expected.images[0])
+    final = rendering.data_uri(expected.images[0])
     page.wait_for_function("src => document.querySelector('#sheet img').src === src", arg=final)
     assert np.array_equal(pixels(shown(page, "#sheet img")), pixels(expected.images))
     assert page.locator("#sheet figcaption").all_inner_texts() == ["3\nseed 11", "7\nseed 12", "3\nseed 13"]
@@ -627,7 +627,7 @@ def test_a_code_is_chosen_and_painted_with(page, pipeline, desk):
     changes(page, "#sheet", lambda: page.locator("#sheet figure").nth(4).click())
     tab(page, "Codebook")
     page.wait_for_function(
-        "src => document.querySelector('#canvas .tes-board img').src === src", arg=figures.data_uri(drawn.images[4])
+        "src => document.querySelector('#canvas .tes-board img').src === src", arg=rendering.data_uri(drawn.images[4])
     )
     code = int(desk.book.page(0, True, 0)[9])
     place = next(i for i in range(PLACES) if drawn.codes[4, i] != code)
@@ -641,14 +641,14 @@ def test_a_code_is_chosen_and_painted_with(page, pipeline, desk):
     codes = drawn.codes[4:5].clone()
     codes[0, place] = code
     page.get_by_label("by number").check()
-    tiles = figures.mosaic(desk.book.patches(0, tuple(range(16))), columns)
+    tiles = rendering.patch_sheet(desk.book.patches(0, tuple(range(16))), columns)
     page.wait_for_function("src => document.querySelector('#codes .tes-board img').src === src", arg=tiles)
     left, across = page.locator("#codes i.chosen").evaluate("e => [e.offsetLeft, e.offsetParent.offsetWidth]")
     assert round(left / across * columns) == code % columns  # it is framed where it stands now
     expected = pipeline.decode(codes)[0, 0].numpy()
     box = page.locator("#canvas .tes-board").bounding_box()
     page.mouse.click(box["x"] + (place % 4 + 0.5) / 4 * box["width"], box["y"] + (place // 4 + 0.5) / 4 * box["height"])
-    uri = figures.data_uri(PIL.Image.fromarray(expected))
+    uri = rendering.data_uri(PIL.Image.fromarray(expected))
     page.wait_for_function("src => document.querySelector('#canvas .tes-board img').src === src", arg=uri)
     changed = (expected != np.asarray(drawn.images[4])).reshape(4, 2, 4, 2).any((1, 3))
     assert changed[place // 4, place % 4]

@@ -241,10 +241,10 @@ def test_what_the_families_do_not_offer_is_refused_by_name(run, tmp_path):
 
 def test_the_page_draws_and_looks(run):
     pytest.importorskip("gradio")
-    from smalti.pipeline.playground.page import make_page
+    from smalti.pipeline.playground.gradio_page import make_page
 
-    pipeline = app.open_pipeline(str(run))
-    desk = open_desk(pipeline, app.read_counts(run, pipeline))
+    pipeline = app.load_pipeline(str(run))
+    desk = open_desk(pipeline, app.code_counts_of(run, pipeline))
     assert not isinstance(desk, CodeDesk)
     drawn = desk.draw([2], 3, 0, {})
     assert len(list(desk.grow(drawn))[-1]) == 3

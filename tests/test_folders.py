@@ -115,12 +115,12 @@ def test_a_report_takes_the_place_of_no_page_or_chart_that_is_not_its_own(run, n
     with pytest.raises(
         Refused, match=r"report\S* (is not as|holds something that) this command (wrote it|did not write)"
     ):
-        report.report(report.Settings(run=str(run), completion=False))
+        report.write_report(report.Settings(run=str(run), completion=False))
     assert tree(run) == before
 
 
 def test_a_page_that_was_edited_is_not_replaced_and_another_is(run):
-    page = report.report(report.Settings(run=str(run), completion=False))
+    page = report.write_report(report.Settings(run=str(run), completion=False))
     report.check_ours(run)
     before = page.read_text()
     page.write_text(before.replace("</body>", "my remarks</body>"))

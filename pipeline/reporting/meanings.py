@@ -1,13 +1,15 @@
-"""What each figure of an evaluation means: its title, a few words about it, and whether it is a share."""
+"""The meaning of each figure of an evaluation: its title, a few words about it, and whether it is a share."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from smalti.pipeline.reporting.found import Found, finite
-from smalti.pipeline.reporting.page import Figure, number, percent
+from smalti.pipeline.reporting.markup import Figure, number, percent
+from smalti.pipeline.reporting.run_contents import RunContents, finite
 
 
 class Meaning(NamedTuple):
+    """The title of a figure and a few words about it."""
+
     title: str
     text: str
     share: bool = False
@@ -60,7 +62,7 @@ PRIORS = {
 
 
 def meaning(name: str) -> Meaning:
-    """Of a figure by its name in an evaluation; one that is not known has its name for a title."""
+    """Return the meaning of a figure by its name in an evaluation; an unknown one has its name for a title."""
     if name in MEANINGS:
         return MEANINGS[name]
     if name == "fid":
@@ -94,9 +96,9 @@ def meaning(name: str) -> Meaning:
     return Meaning(name, "")
 
 
-def told_figures(found: Found, stage: str) -> Iterator[Figure]:
-    """All plain numbers of a stage's evaluation."""
-    for name, value in found.evaluations[stage]["figures"].items():
+def told_figures(contents: RunContents, stage: str) -> Iterator[Figure]:
+    """Yield all plain numbers of a stage's evaluation."""
+    for name, value in contents.evaluations[stage]["figures"].items():
         if finite(value) is not None:
             title, text, share = meaning(name)
             yield Figure(title, percent(value) if share else number(value), text)

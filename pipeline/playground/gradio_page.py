@@ -1,6 +1,6 @@
-"""The page to play with, laid out in Gradio: four tabs over one desk. What an event does stands in `desk.py`.
+"""The page to play with, laid out in Gradio: four tabs over one desk. `desk.py` has the actions behind the events.
 
-The one file that needs Gradio, an optional dependency.
+This is the one file that needs Gradio, an optional dependency.
 """
 
 import functools
@@ -16,16 +16,16 @@ except ImportError:
     raise UserError("the page needs Gradio: pip install gradio") from None
 
 from smalti.pipeline.image_pipeline import Generated
-from smalti.pipeline.playground import board, style
+from smalti.pipeline.playground import gradio_style, grid_board
 from smalti.pipeline.playground.desk import OFF, Canvas, CodeDesk, Desk, Held, controls, read_sampling
 from smalti.pipeline.playground.guard import log
-from smalti.pipeline.reporting.page import join, tag
+from smalti.pipeline.reporting.markup import join, tag
 
-FEW_CLASSES = 20  # are all seen at once
-MOST_IMAGES, IMAGES = 40, 20  # of the first page, at most and at first
+FEW_CLASSES = 20  # up to so many classes are all visible
+MOST_IMAGES, IMAGES = 40, 20  # in the Draw tab: the most, and the default
 MOST_COMPLETIONS, COMPLETIONS = 11, 8
-NO_CLASS = -1  # as the control of classes says it
-KEPT = (600, 3600)  # seconds: every ten minutes, what was dropped an hour ago is deleted
+NO_CLASS = -1  # the value of the class control
+KEPT = (600, 3600)  # seconds: every ten minutes, files dropped an hour ago are deleted
 PICKED = """
 element.addEventListener('click', event => {
   const figure = event.target.closest('figure[data-index]');
@@ -34,8 +34,8 @@ element.addEventListener('click', event => {
 """
 
 
-def told(event: Callable) -> Callable:
-    """An event whose `UserError` is told to the visitor, in words."""
+def with_user_errors(event: Callable) -> Callable:
+    """Wrap an event so that its `UserError` is shown to the visitor."""
     if inspect.isgeneratorfunction(event):
 
         @functools.wraps(event)
@@ -58,8 +58,7 @@ def told(event: Callable) -> Callable:
 
 
 class Blocks(gr.Blocks):
-    """Gradio's, whose log has a line for what cannot be answered: anybody may send anything, and a traceback is for
-    faults."""
+    """Gradio's blocks, which log a line for a bad request: anybody may send anything, and a traceback is for faults."""
 
     async def process_api(self, *given: Any, **named: Any) -> dict[str, Any]:
         try:
@@ -71,8 +70,10 @@ class Blocks(gr.Blocks):
             raise gr.Error("nothing can be made of what was sent; load the page again", print_exception=False) from None
 
     def queue(self, *given: Any, **named: Any) -> "Blocks":
-        """Begin the queue, in which an event whose session is "" has one of its own, as an event of none has: Gradio
-        looks for its messages under a name that it has not kept, and fails with a traceback."""
+        """Begin the queue, with a session id of its own for an event whose session is "".
+
+        Gradio looks for the messages of such an event under a name that it has not kept, and fails with a traceback.
+        """
         super().queue(*given, **named)
         push = self._queue.push
 
@@ -85,13 +86,13 @@ class Blocks(gr.Blocks):
 
 
 def theme() -> gr.themes.Base:
-    """Of fonts that every system has: nothing is fetched."""
+    """Return a theme of fonts that every system has: nothing is fetched."""
     made = gr.themes.Default(
         primary_hue="blue",
         neutral_hue="slate",
         radius_size="sm",
-        font=list(style.FONTS),
-        font_mono=list(style.MONOSPACE),
+        font=list(gradio_style.FONTS),
+        font_mono=list(gradio_style.MONOSPACE),
     )
     return made.set(
         body_background_fill="#fdfdfc",
@@ -114,12 +115,12 @@ def _shown_label(held: Held) -> int:
 
 
 class Page:
-    """Components and what joins them. The picture in hand is one for all tabs: whatever changes it shows it in each."""
+    """The components and their events. All tabs share the selected picture: an event that changes it updates all."""
 
     def __init__(self, desk: Desk, name: str):
         """
         Args:
-            name: of the run, for people.
+            name: the run's name.
         """
         self.desk, self.name = desk, name
         self.classes = [(name, number) for number, name in enumerate(desk.names or ())]
@@ -219,8 +220,8 @@ class Page:
     def _board(value: dict[str, Any], mode: str, told: str, name: str) -> gr.HTML:
         return gr.HTML(
             value,
-            html_template=board.TEMPLATE,
-            js_on_load=board.SCRIPT,
+            html_template=grid_board.TEMPLATE,
+            js_on_load=grid_board.SCRIPT,
             mode=mode,
             told=told,
             elem_id=name,
@@ -233,9 +234,9 @@ class Page:
     def _on(
         listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False
     ) -> None:
-        """Nobody but the page calls an event; one computes at a time, whoever waits, see `Desk`."""
+        """Bind an event. Only the page calls it; events wait for their turn at the desk, see `Desk`."""
         listen(
-            told(event),
+            with_user_errors(event),
             list(inputs),
             list(outputs),
             api_visibility="private",
@@ -266,7 +267,7 @@ class Page:
         return self.desk.sheet(drawn, event.index), *self._in_hand(held)
 
     def on_drop(self, path: str, drawn: Generated) -> tuple[Any, ...]:
-        """The drop zone is emptied again, and none of the drawn images is in hand."""
+        """Empty the drop zone again, and select the dropped picture instead of a drawn one."""
         held = self.desk.drop(path)
         return None, self.desk.sheet(drawn), *self._in_hand(held)
 
@@ -276,10 +277,10 @@ class Page:
         return read_sampling(temperature, guidance if self.guided else None, top_k, top_p, min_p)
 
     def _more_tabs(self, held: Held) -> None:
-        """Add what there is for some families alone."""
+        """Add the tabs that only some families have."""
 
     def _join(self) -> None:
-        """Say which component's event changes which others."""
+        """Bind each component's events to the components they change."""
         self.settings = [self.temperature, self.guidance, self.top_k, self.top_p, self.min_p]
         asked = [self.labels, self.number, self.seed, self.growing, *self.settings]
         self._on(self.draw.click, self.on_draw, asked, [self.sheet, self.drawn])
@@ -291,10 +292,11 @@ class Page:
         return [self.drop_look]
 
     def _held_by(self) -> list[Any]:
-        """Return the components that show the picture in hand, in the order of `_in_hand`."""
+        """Return the components that show the selected picture, in the order of `_in_hand`."""
         return [self.held, self.looked]
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
+        """Return the values of those components for a picture."""
         return held, self.desk.look(held)
 
 
@@ -462,6 +464,6 @@ def make_page(desk: Desk, name: str) -> Page:
     """Return the page that fits a desk.
 
     Args:
-        name: of the run, for people.
+        name: the run's name.
     """
     return CodePage(desk, name) if isinstance(desk, CodeDesk) else Page(desk, name)
