@@ -120,7 +120,7 @@ def judge_reconstructions(bench: EvaluationBench, features: Features, again: Ten
     }
 
 
-def picture(dataset: str, row: str) -> Path:
+def row_picture(dataset: str, row: str) -> Path:
     """Return the picture of a row's first seed for the board."""
     return ROOT / f"docs/board_{slug(dataset)}_{row}.png"
 
@@ -141,8 +141,8 @@ def run_rows(dataset: str, data: Path, work: Path, rows: Sequence[str], seeds: S
                 by_seed[str(seed)] = {"figures": figures, "record": record("benchmarks.board", PEERS)}
                 write_json(path, result)
                 drawn = folder / ("grid.png" if row == "peer" else "evaluation/pipeline-test-samples.png")
-                if not picture(dataset, row).exists():
-                    shutil.copy(drawn, picture(dataset, row))
+                if not row_picture(dataset, row).exists():
+                    shutil.copy(drawn, row_picture(dataset, row))
                 print(f"{row}, seed {seed}: {json.dumps(numbers(figures))}", flush=True)
 
 
@@ -265,7 +265,7 @@ def cell(figures: Sequence[Figures], name: str) -> str:
     return f"{found['mean']:.{digits}f}{spread}"
 
 
-def table(rows: dict[str, list[Figures]], names: Sequence[str]) -> str:
+def board_table(rows: dict[str, list[Figures]], names: Sequence[str]) -> str:
     head = "| row | seeds | " + " | ".join(COLUMNS[name][0] for name in names) + " |\n|---|---|" + "---|" * len(names)
     lines = [
         f"| `{row}` | {len(each)} | " + " | ".join(cell(each, name) for name in names) + " |"
@@ -295,18 +295,18 @@ def stage_seconds(figures: Figures, stage: str) -> float:
     return figures[ours] if ours in figures else figures.get(f"{stage}_seconds", 0)
 
 
-def seconds(each: Sequence[Figures]) -> str:
+def training_minutes(each: Sequence[Figures]) -> str:
     """Return the CPU minutes of training: both stages and the codes between them."""
     spent = [stage_seconds(figures, name) for figures in each for name in ("tokenizer", "encode", "prior")]
     return f"{sum(spent) / len(each) / 60:.0f}"
 
 
-def section(result: dict[str, Any]) -> str:
+def dataset_section(result: dict[str, Any]) -> str:
     rows = {name: [each["figures"] for each in by_seed.values()] for name, by_seed in result["rows"].items() if by_seed}
     records = [each["record"] for by_seed in result["rows"].values() for each in by_seed.values()]
     machine, dates = records[-1]["machine"], sorted({each["date"] for each in records})
     commits = sorted({(each["commit"] or "none")[:12] for each in records})
-    spent = ", ".join(f"`{name}` {seconds(each)}" for name, each in rows.items())
+    spent = ", ".join(f"`{name}` {training_minutes(each)}" for name, each in rows.items())
     accuracy = next(
         (e["classifier_accuracy"] for each in rows.values() for e in each if "classifier_accuracy" in e), None
     )
@@ -319,11 +319,11 @@ def section(result: dict[str, Any]) -> str:
     )
     measured = {name for row in rows.values() for figures in row for name in figures}
     shown = {title: names for title, names in TABLES.items() if measured.intersection(names)}
-    tables = "\n\n".join(f"### {title}\n\n{table(rows, names)}" for title, names in shown.items())
+    tables = "\n\n".join(f"### {title}\n\n{board_table(rows, names)}" for title, names in shown.items())
     pictures = "\n\n".join(
-        f"`{row}`\n\n![samples of {row}]({picture(result['dataset'], row).name})"
+        f"`{row}`\n\n![samples of {row}]({row_picture(result['dataset'], row).name})"
         for row in rows
-        if picture(result["dataset"], row).exists()
+        if row_picture(result["dataset"], row).exists()
     )
     judged = "".join(f"    {line}\n" for line in claims(rows))
     held = f"### What we say of it, for the worst seed\n\n{judged}\n" if judged else ""
@@ -398,7 +398,7 @@ def write() -> None:
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("board_*.json"), reverse=True)]
     bits = RESULTS / "cifar10_bits.json"
     further = [heading(read_json(bits))] if bits.exists() else []
-    text = "\n".join([INTRODUCTION, *(section(result) for result in results), *further])
+    text = "\n".join([INTRODUCTION, *(dataset_section(result) for result in results), *further])
     (ROOT / "docs/board.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -150,14 +150,14 @@ def serve(c: Settings) -> None:
     """Serve the page until the process is told to end."""
     check_address(c.host)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    from smalti.pipeline.playground.desk import open_desk
+    from smalti.pipeline.playground.controller import open_controller
     from smalti.pipeline.playground.gradio_page import make_page  # needs Gradio, and says so
     from smalti.pipeline.playground.guard import name_in, own_names
 
     pipeline = move(load_pipeline(c.run), c.device)
     if not pipeline.prior.config.takes_guidance:  # the page has no control to change a kept value
         pipeline.sampling = pipeline.sampling.model_copy(update={"guidance": 1.0})
-    page = make_page(open_desk(pipeline, code_counts_of(Path(c.run), pipeline)), name_of(c.run)).blocks
+    page = make_page(open_controller(pipeline, code_counts_of(Path(c.run), pipeline)), name_of(c.run)).blocks
     names = own_names(c.host, c.names)
     here, public = launch(c, page, names)
     if public:

@@ -164,7 +164,7 @@ def test_a_page_is_one_file_that_loads_nothing(whole):
     assert page.alts and all(page.alts)
     drawn = {path.name for path in (run / "report").iterdir()}
     assert {"bits.png", "prior-nll.png", "prior-places.png", "codebook-use.png", "completion.png"} <= drawn
-    assert "lower half drawn anew" in page.text and "drawn, seed 1" in page.text
+    assert "lower half is drawn anew" in page.text and "drawn, seed 1" in page.text
 
 
 def test_a_page_holds_the_figures_of_the_evaluations(whole):

@@ -1,7 +1,7 @@
-"""A user's folders, and commands aimed at them on purpose or by a slip. Refused or not, a command leaves every byte
-that it did not write itself as it was.
+"""A user's folders as targets of commands, on purpose or by a slip: every foreign byte stays as it was.
 
-Aims are of two kinds: a folder of the user's, and a folder of ours into which the user has put something.
+This holds whether the command is refused or not. Targets are of two kinds: a folder of the user's, and a folder of ours
+into which the user has put something.
 """
 
 import io

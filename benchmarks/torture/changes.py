@@ -1,7 +1,7 @@
-"""Images and codes that change between a kill and the same command again, or after a training. A training refuses them,
-an evaluation names the change, and a refused command writes nothing.
+"""Images and codes that change between a kill and the same command again, or after a training.
 
-The pictures are BMP files: a byte of one can change while the picture stays whole. A touched file is not a changed one.
+A training refuses them, an evaluation names the change, and a refused command writes nothing. The pictures are BMP
+files: a byte of one can change while the picture stays whole. A touched file is not a changed one.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Damaged files: real ones with bytes flipped, cut and shuffled, JSON and YAML of other shapes (hypothesis), and
-pickles and YAML tags planted in every file of every folder kind.
+"""Damaged files: bytes flipped, cut and shuffled, JSON and YAML of other shapes, and planted pickles and YAML tags.
 
-Each is read by a user's own reader, in a process of its own: it must be refused in one line (status 2) or read (status
-0), in under a minute and 2 GiB, and nothing of it may be executed.
+The shapes come from hypothesis; pickles and tags are planted in every file of every folder kind. Each file is read by a
+user's own reader, in a process of its own: it must be refused in one line (status 2) or read (status 0), in under a
+minute and 2 GiB, and nothing of it may be executed.
 """
 
 import io

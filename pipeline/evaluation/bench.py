@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     importance_samples: int = Field(16, ge=1)
     """draws a held-out image, where the posterior is stochastic"""
     features: FeaturesConfig = FeaturesConfig()
-    """in whose eyes images are compared"""
+    """the features by which images are compared"""
     batch_size: int = Field(64, ge=1)
     """images at once where they are encoded and scored"""
     precision: Precision = "fp32"

@@ -1,4 +1,4 @@
-"""The page to play with, laid out in Gradio: four tabs over one desk. `desk.py` has the actions behind the events.
+"""The page to play with, laid out in Gradio: four tabs over one controller, which has the actions behind the events.
 
 This is the one file that needs Gradio, an optional dependency.
 """
@@ -17,7 +17,7 @@ except ImportError:
 
 from smalti.pipeline.image_pipeline import Generated
 from smalti.pipeline.playground import gradio_style, grid_board
-from smalti.pipeline.playground.desk import OFF, Canvas, CodeDesk, Desk, Held, controls, read_sampling
+from smalti.pipeline.playground.controller import OFF, Canvas, CodeController, Controller, Held, controls, read_sampling
 from smalti.pipeline.playground.guard import log
 from smalti.pipeline.reporting.markup import join, tag
 
@@ -117,16 +117,16 @@ def _shown_label(held: Held) -> int:
 class Page:
     """The components and their events. All tabs share the selected picture: an event that changes it updates all."""
 
-    def __init__(self, desk: Desk, name: str):
+    def __init__(self, controller: Controller, name: str):
         """
         Args:
             name: the run's name.
         """
-        self.desk, self.name = desk, name
-        self.classes = [(name, number) for number, name in enumerate(desk.names or ())]
-        self.guided = desk.pipeline.prior.config.takes_guidance
-        self.first = desk.draw([], IMAGES, 0, {})
-        held = desk.pick(self.first, 0)
+        self.controller, self.name = controller, name
+        self.classes = [(name, number) for number, name in enumerate(controller.names or ())]
+        self.guided = controller.pipeline.prior.config.takes_guidance
+        self.first = controller.draw([], IMAGES, 0, {})
+        held = controller.pick(self.first, 0)
         with Blocks(analytics_enabled=False, title=f"{name} – Smalti", delete_cache=KEPT) as self.blocks:
             self._head()
             self.drawn, self.held = gr.State(self.first), gr.State(held)
@@ -141,7 +141,7 @@ class Page:
     # ---------------------------------------------------------------------------------------------------------- layout
 
     def _head(self) -> None:
-        c = self.desk.pipeline.tokenizer.config
+        c = self.controller.pipeline.tokenizer.config
         H, W = c.image_size
         facts = [
             self.name,
@@ -166,7 +166,7 @@ class Page:
         )
 
     def _draw_tab(self) -> None:
-        set_to = controls(self.desk.pipeline.sampling)
+        set_to = controls(self.controller.pipeline.sampling)
         with gr.Row():
             with gr.Column(scale=1, min_width=280, elem_classes="tes-side"):
                 many, some = len(self.classes) > FEW_CLASSES, bool(self.classes)
@@ -190,8 +190,8 @@ class Page:
                         visible=self.guided,
                     )
                 cut = any(set_to[key] != off for key, off in OFF.items())
-                with gr.Accordion("Truncation", open=cut, visible="top_k" in self.desk.pipeline.prior.takes):
-                    layout = self.desk.pipeline.tokenizer.config.layout
+                with gr.Accordion("Truncation", open=cut, visible="top_k" in self.controller.pipeline.prior.takes):
+                    layout = self.controller.pipeline.tokenizer.config.layout
                     K = layout.codebook_size if layout.discrete else 1
                     self.top_k = gr.Slider(0, K, set_to["top_k"], step=1, label="Top k", info="0: all codes")
                     self.top_p = gr.Slider(0.01, 1, set_to["top_p"], step=0.01, label="Top p", info="1: all codes")
@@ -200,7 +200,7 @@ class Page:
                 self.growing = gr.Checkbox(True, label="Watch them grow", container=False, elem_id="growing")
                 self.draw = gr.Button("Draw", variant="primary", elem_id="draw-button")
             with gr.Column(scale=3, min_width=300):
-                self.sheet = gr.HTML(self.desk.sheet(self.first, 0), js_on_load=PICKED, elem_id="sheet")
+                self.sheet = gr.HTML(self.controller.sheet(self.first, 0), js_on_load=PICKED, elem_id="sheet")
                 self._note(
                     "Click an image to take it to the other pages. The same label, seed and settings draw it again."
                 )
@@ -210,11 +210,11 @@ class Page:
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_look = self._drop_zone("look")
                 self._note(
-                    "A picture of any shape is cropped and brought to the tokenizer's size. What its codes decode to "
+                    "A picture of any shape is cropped and resized to the tokenizer's size. What its codes decode to "
                     "is the best that any prior over them could draw of it."
                 )
             with gr.Column(scale=4, min_width=300):
-                self.looked = gr.HTML(self.desk.look(held), elem_id="looked")
+                self.looked = gr.HTML(self.controller.look(held), elem_id="looked")
 
     @staticmethod
     def _board(value: dict[str, Any], mode: str, told: str, name: str) -> gr.HTML:
@@ -234,7 +234,7 @@ class Page:
     def _on(
         listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False
     ) -> None:
-        """Bind an event. Only the page calls it; events wait for their turn at the desk, see `Desk`."""
+        """Bind an event. Only the page calls it; events wait for their turn at the controller, see `Controller`."""
         listen(
             with_user_errors(event),
             list(inputs),
@@ -257,19 +257,19 @@ class Page:
         min_p: float,
     ) -> Iterator[tuple[Any, Any]]:
         sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
-        drawn = self.desk.draw(labels or [], int(number), seed, sampling)
-        for images in self.desk.grow(drawn) if growing else ():
-            yield self.desk.sheet(drawn._replace(images=images)), gr.skip()
-        yield self.desk.sheet(drawn), drawn
+        drawn = self.controller.draw(labels or [], int(number), seed, sampling)
+        for images in self.controller.grow(drawn) if growing else ():
+            yield self.controller.sheet(drawn._replace(images=images)), gr.skip()
+        yield self.controller.sheet(drawn), drawn
 
     def on_pick(self, drawn: Generated, event: gr.EventData) -> tuple[Any, ...]:
-        held = self.desk.pick(drawn, event.index)
-        return self.desk.sheet(drawn, event.index), *self._in_hand(held)
+        held = self.controller.pick(drawn, event.index)
+        return self.controller.sheet(drawn, event.index), *self._in_hand(held)
 
     def on_drop(self, path: str, drawn: Generated) -> tuple[Any, ...]:
         """Empty the drop zone again, and select the dropped picture instead of a drawn one."""
-        held = self.desk.drop(path)
-        return None, self.desk.sheet(drawn), *self._in_hand(held)
+        held = self.controller.drop(path)
+        return None, self.controller.sheet(drawn), *self._in_hand(held)
 
     def _sampling(
         self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float
@@ -297,13 +297,13 @@ class Page:
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         """Return the values of those components for a picture."""
-        return held, self.desk.look(held)
+        return held, self.controller.look(held)
 
 
 class CodePage(Page):
     """The page over codes in rows and columns, which are completed, browsed and painted with."""
 
-    desk: CodeDesk
+    controller: CodeController
 
     def _more_tabs(self, held: Held) -> None:
         with gr.Tab("Complete", id="complete"):
@@ -327,25 +327,29 @@ class CodePage(Page):
                     self.cover_half = gr.Button("Lower half", size="sm", min_width=80, elem_id="cover-half")
                 self.complete = gr.Button("Complete", variant="primary", elem_id="complete-button")
             with gr.Column(scale=2, min_width=300):
-                self.mask = self._board(self.desk.cover(held, self.desk.lower_half), "cover", "The picture", "mask")
+                self.mask = self._board(
+                    self.controller.cover(held, self.controller.lower_half), "cover", "The picture", "mask"
+                )
                 self._note(
                     f"Drag over places to cover them, over covered ones to uncover them. {self._how_it_completes()}"
                 )
             with gr.Column(scale=2, min_width=300):
-                completed, _ = self.desk.complete(held, self.desk.lower_half, held.label, COMPLETIONS, 0, {})
+                completed, _ = self.controller.complete(
+                    held, self.controller.lower_half, held.label, COMPLETIONS, 0, {}
+                )
                 self.completed = gr.HTML(completed, elem_id="completed", elem_classes="tes-completions")
 
     def _how_it_completes(self) -> str:
         settings = "Temperature, guidance and truncation are those of the first page."
-        if self.desk.pipeline.prior.config.any_order:
+        if self.controller.pipeline.prior.config.any_order:
             return f"What is covered is drawn given everything that is kept. {settings}"
         return (
             "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its "
-            f"row. What is kept below or right of it stays as it is, but is not heeded. {settings}"
+            f"row. What is kept below or right of it stays as it is, but is ignored. {settings}"
         )
 
     def _codebook_tab(self, held: Held) -> None:
-        book, code = self.desk.book, int(self.desk.book.usual[0])
+        codebook, code = self.controller.codebook, int(self.controller.codebook.usual[0])
         canvas = Canvas(held.codes, ())
         self.code, self.canvas = gr.State(code), gr.State(canvas)
         with gr.Row():
@@ -353,22 +357,26 @@ class CodePage(Page):
                 with gr.Row():
                     self.by_use = gr.Radio(
                         [("the most used first", True), ("by number", False)],
-                        value=book.counted,
+                        value=codebook.counted,
                         show_label=False,
-                        visible=book.counted,
+                        visible=codebook.counted,
                         container=False,
                     )
-                    depths = [(f"depth {depth + 1}", depth) for depth in range(book.depths)]
-                    self.depth = gr.Radio(depths, value=0, show_label=False, visible=book.depths > 1, container=False)
+                    depths = [(f"depth {depth + 1}", depth) for depth in range(codebook.depths)]
+                    self.depth = gr.Radio(
+                        depths, value=0, show_label=False, visible=codebook.depths > 1, container=False
+                    )
                 self.number_of_page = gr.Slider(
-                    1, max(2, book.pages), 1, step=1, label="Page of the codebook", visible=book.pages > 1
+                    1, max(2, codebook.pages), 1, step=1, label="Page of the codebook", visible=codebook.pages > 1
                 )
                 self.codes = self._board(
-                    self.desk.codes_board(0, book.counted, 0, code), "pick", "The codebook", "codes"
+                    self.controller.codes_board(0, codebook.counted, 0, code), "pick", "The codebook", "codes"
                 )
-                self.told = gr.HTML(self.desk.tell(0, code), elem_id="code")
+                self.told = gr.HTML(self.controller.tell(0, code), elem_id="code")
             with gr.Column(scale=1, min_width=300):
-                self.painting = self._board(self.desk.canvas_board(canvas), "paint", "The image to paint", "canvas")
+                self.painting = self._board(
+                    self.controller.canvas_board(canvas), "paint", "The image to paint", "canvas"
+                )
                 with gr.Row():
                     self.undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
                     self.blank = gr.Button("Blank", size="sm", min_width=80, elem_id="blank")
@@ -406,14 +414,17 @@ class CodePage(Page):
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         canvas = Canvas(held.codes, ())
-        board_to_cover, painting = self.desk.cover(held, self.desk.lower_half), self.desk.canvas_board(canvas)
-        return held, self.desk.look(held), board_to_cover, _shown_label(held), "", canvas, painting
+        board_to_cover, painting = (
+            self.controller.cover(held, self.controller.lower_half),
+            self.controller.canvas_board(canvas),
+        )
+        return held, self.controller.look(held), board_to_cover, _shown_label(held), "", canvas, painting
 
     def on_uncover(self, held: Held) -> dict[str, Any]:
-        return self.desk.cover(held, [])
+        return self.controller.cover(held, [])
 
     def on_cover_half(self, held: Held) -> dict[str, Any]:
-        return self.desk.cover(held, self.desk.lower_half)
+        return self.controller.cover(held, self.controller.lower_half)
 
     def on_complete(
         self,
@@ -429,7 +440,7 @@ class CodePage(Page):
         min_p: float,
     ) -> str:
         sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
-        made, warnings = self.desk.complete(
+        made, warnings = self.controller.complete(
             held, covered.get("covered"), None if label == NO_CLASS else label, int(number), seed, sampling
         )
         for warning in warnings:
@@ -437,33 +448,33 @@ class CodePage(Page):
         return made
 
     def on_code(self, depth: int, by_use: bool, page: int, before: int, event: gr.EventData) -> tuple[Any, ...]:
-        code = self.desk.code_at(event.places, depth, by_use, int(page) - 1)
+        code = self.controller.code_at(event.places, depth, by_use, int(page) - 1)
         code = before if code is None else code
         return code, *self.on_page(depth, by_use, page, code)
 
     def on_page(self, depth: int, by_use: bool, page: int, code: int) -> tuple[Any, ...]:
-        return self.desk.codes_board(depth, by_use, int(page) - 1, code), self.desk.tell(depth, code)
+        return self.controller.codes_board(depth, by_use, int(page) - 1, code), self.controller.tell(depth, code)
 
     def on_paint(self, canvas: Canvas, depth: int, code: int, event: gr.EventData) -> tuple[Any, ...]:
-        return self._shown(self.desk.paint(canvas, event.places, depth, code))
+        return self._shown(self.controller.paint(canvas, event.places, depth, code))
 
     def on_undo(self, canvas: Canvas) -> tuple[Any, ...]:
-        return self._shown(self.desk.undo(canvas))
+        return self._shown(self.controller.undo(canvas))
 
     def on_blank(self) -> tuple[Any, ...]:
-        return self._shown(self.desk.blank())
+        return self._shown(self.controller.blank())
 
     def on_in_hand(self, held: Held) -> tuple[Any, ...]:
         return self._shown(Canvas(held.codes, ()))
 
     def _shown(self, canvas: Canvas) -> tuple[Any, ...]:
-        return canvas, self.desk.canvas_board(canvas)
+        return canvas, self.controller.canvas_board(canvas)
 
 
-def make_page(desk: Desk, name: str) -> Page:
-    """Return the page that fits a desk.
+def make_page(controller: Controller, name: str) -> Page:
+    """Return the page that fits a controller.
 
     Args:
         name: the run's name.
     """
-    return CodePage(desk, name) if isinstance(desk, CodeDesk) else Page(desk, name)
+    return CodePage(controller, name) if isinstance(controller, CodeController) else Page(controller, name)

@@ -29,10 +29,10 @@ def data_uri(image: PIL.Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def image_tag(image: PIL.Image.Image, told: str) -> Html:
+def image_tag(image: PIL.Image.Image, alt: str) -> Html:
     """Return an image in memory as an element."""
     kind = "tes-picture tes-small" if max(image.size) < SMALL else "tes-picture"
-    return tag("img", src=data_uri(image), alt=told, class_=kind, decoding="sync")
+    return tag("img", src=data_uri(image), alt=alt, class_=kind, decoding="sync")
 
 
 def sheet(images: Sequence[PIL.Image.Image], captions: Sequence[tuple[str, str]], chosen: int | None = None) -> Html:

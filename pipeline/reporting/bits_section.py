@@ -10,7 +10,7 @@ import numpy as np
 
 from smalti.pipeline.reporting import charts, markup
 from smalti.pipeline.reporting.markup import Html, Section, number, percent
-from smalti.pipeline.reporting.meanings import PRIORS, told_figures
+from smalti.pipeline.reporting.meanings import PRIORS, figures_with_meanings
 from smalti.pipeline.reporting.run_contents import RunContents
 
 
@@ -88,7 +88,7 @@ def bits_section(contents: RunContents) -> Section:
         what = "What an image costs under the priors was not measured"
         parts.append(markup.missing(what, contents.command("pipeline/evaluate.py")))
     if "prior" in contents.evaluations:
-        table = markup.figures_table(told_figures(contents, "prior"))
+        table = markup.figures_table(figures_with_meanings(contents, "prior"))
         parts += [markup.tag("h3", "The prior on held-out codes"), table, where_nats_go(contents)]
     else:
         parts.append(markup.missing("The prior was not evaluated", contents.command("prior/evaluate.py")))

@@ -30,8 +30,9 @@ def half_rows(c: ImageTokenizerConfig) -> int:
 
 
 def completed(contents: RunContents) -> tuple[list[Tensor], str]:
-    """Return rows of images (n, C, H, W), that is originals, what is kept of them and completions, and the name of the
-    split.
+    """Return rows of images (n, C, H, W), and the name of their split.
+
+    The rows are the originals, what is kept of them, and `DRAWS` completions of each.
 
     Raises:
         UserError: the images cannot be read or completed.

@@ -33,7 +33,7 @@ MEANINGS = {
     "independent_nll": Meaning("nats, independent codes", "drawn one by one by their frequency in train"),
     "uniform_nll": Meaning("nats, uniform codes", "ln K: no code likelier than another"),
     "saved": Meaning("saved", "share of the rate under independent codes that the prior does without", True),
-    "rate_saved": Meaning("rate saved", "the same with the label paid for, which the prior is told", True),
+    "rate_saved": Meaning("rate saved", "the same with the label paid for, which the prior is given", True),
     "train_nll": Meaning("nats, training images", "of as many training images"),
     "gap": Meaning("gap", "by how much held-out images cost more than training images: memorising is a large gap"),
     "bits_per_dim_error": Meaning("its standard error", "of the learned prior's bits per dimension, over images"),
@@ -96,7 +96,7 @@ def meaning(name: str) -> Meaning:
     return Meaning(name, "")
 
 
-def told_figures(contents: RunContents, stage: str) -> Iterator[Figure]:
+def figures_with_meanings(contents: RunContents, stage: str) -> Iterator[Figure]:
     """Yield all plain numbers of a stage's evaluation."""
     for name, value in contents.evaluations[stage]["figures"].items():
         if finite(value) is not None:

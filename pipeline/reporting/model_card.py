@@ -22,7 +22,7 @@ from smalti.common.record import commit, private, release
 from smalti.common.tensors import opened_tensors
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.reporting.markup import number
-from smalti.pipeline.reporting.meanings import told_figures
+from smalti.pipeline.reporting.meanings import figures_with_meanings
 from smalti.pipeline.reporting.page_head import COLOURS, headline, lead, nats, psnr
 from smalti.pipeline.reporting.provenance_sections import evaluation_commands, stage_commands
 from smalti.pipeline.reporting.run_contents import RunContents, finite, of_other_weights, other_sampling
@@ -44,8 +44,7 @@ UNSAID = "path/to/this/folder"
 
 
 def model_card(contents: RunContents, what: What, *, place: str = UNSAID, license: str | None = None) -> str:
-    """Return the README.md of a run's pipeline, tokenizer or prior. It shows the files of `pictures`, which stand
-    beside it.
+    """Return the README.md of a run's pipeline, tokenizer or prior. The files of `pictures` belong beside it.
 
     Args:
         place: where it will be found, `owner/name` on the Hub.
@@ -284,7 +283,9 @@ def in_training(contents: RunContents, stage: str) -> Iterator[str]:
 def measured(contents: RunContents, stage: str) -> Iterator[str]:
     """Yield all figures of an evaluation, and its protocol."""
     evaluation = contents.evaluations[stage]
-    rows = [(plain(each.title), plain(each.value), plain(each.meaning)) for each in told_figures(contents, stage)]
+    rows = [
+        (plain(each.title), plain(each.value), plain(each.meaning)) for each in figures_with_meanings(contents, stage)
+    ]
     yield card.table(("figure", "value", "meaning"), rows)
     protocol = {key: value for key, value in evaluation.items() if key not in ("kind", "format", "figures")}
     what = contents.of(stage, "number" if "number" in evaluation["protocol"] else "priced")
@@ -313,7 +314,7 @@ def limits_of_codes(contents: RunContents, what: What) -> Iterator[str]:
     c = contents.model
     if c is not None and what != "prior":
         size = f"{c.image_size[0]}×{c.image_size[1]} {COLOURS[c.image_channels]}"
-        yield f"Images are {size}; others are brought to that, and lose by it."
+        yield f"Images are {size}; others are resized to that, and lose detail."
     if "tokenizer" in contents.evaluations and (seen := psnr(contents)):
         yield f"What codes do not keep is lost: reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])})."
 

@@ -7,7 +7,7 @@ import PIL.Image
 
 from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Html, Section, number, percent
-from smalti.pipeline.reporting.meanings import told_figures
+from smalti.pipeline.reporting.meanings import figures_with_meanings
 from smalti.pipeline.reporting.run_contents import RunContents, read_run_picture
 from smalti.prior.draw import SamplingConfig
 
@@ -100,7 +100,7 @@ def reconstructions_section(contents: RunContents) -> Section:
         )
     if "tokenizer" in contents.evaluations:
         caption = f"On the {contents.of('tokenizer', 'number')}"
-        parts.append(markup.figures_table(told_figures(contents, "tokenizer"), caption=caption))
+        parts.append(markup.figures_table(figures_with_meanings(contents, "tokenizer"), caption=caption))
     elif parts:
         parts.append(markup.missing("The tokenizer was not evaluated", contents.command("tokenizer/evaluate.py")))
     lacking = markup.missing("There are no reconstructions yet", contents.tokenizer_command)

@@ -2,7 +2,7 @@
 
 from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Section, percent
-from smalti.pipeline.reporting.meanings import told_figures
+from smalti.pipeline.reporting.meanings import figures_with_meanings
 from smalti.pipeline.reporting.run_contents import RunContents
 
 
@@ -15,7 +15,7 @@ def quality_section(contents: RunContents) -> Section:
     count = contents.evaluations["pipeline"]["protocol"].get("drawn")
     drawn = f"{count:,} images were drawn" if isinstance(count, int) else "none were drawn"
     caption = f"On the {contents.of('pipeline', 'priced')}; {drawn}"
-    parts = [markup.figures_table(told_figures(contents, "pipeline"), caption=caption)]
+    parts = [markup.figures_table(figures_with_meanings(contents, "pipeline"), caption=caption)]
     if classes := contents.numbers("pipeline", "agreement_by_class"):
         parts.append(markup.class_bars("Class agreement, by class", classes, percent))
     return Section("quality", title, markup.join(*parts))

@@ -216,36 +216,36 @@ def gather(run: Path, split: str | None = None) -> RunContents:
     )
 
 
-def of_other_weights(found: RunContents) -> list[tuple[str, str]]:
+def of_other_weights(contents: RunContents) -> list[tuple[str, str]]:
     """Return pairs of an evaluated stage and the stage whose weights have changed since."""
-    files = {stage: found.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
+    files = {stage: contents.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
     now = {stage: sha256(path) for stage, path in files.items() if path.exists()}
     return [
         (name, stage)
-        for name, evaluation in found.evaluations.items()
+        for name, evaluation in contents.evaluations.items()
         for stage, digest in now.items()
         if isinstance(evaluation["protocol"].get(stage), str) and evaluation["protocol"][stage] != digest
     ]
 
 
-def other_sampling(found: RunContents) -> str | None:
+def other_sampling(contents: RunContents) -> str | None:
     """Return a remark if drawn images were measured with other sampling settings than are kept now, as after tuning."""
-    measured = found.evaluations.get("pipeline", {}).get("protocol", {}).get("sampling")
-    kept = None if found.sampling is None else found.sampling.sampling.model_dump(mode="json")
+    measured = contents.evaluations.get("pipeline", {}).get("protocol", {}).get("sampling")
+    kept = None if contents.sampling is None else contents.sampling.sampling.model_dump(mode="json")
     if kept is None or not isinstance(measured, Mapping) or measured == kept:
         return None
-    anew = found.command("pipeline/evaluate.py")
+    anew = contents.command("pipeline/evaluate.py")
     return (
         f"The drawn images that were measured had other sampling settings than are kept now; {anew} measures them anew."
     )
 
 
-def outdated(found: RunContents) -> Iterator[str]:
+def outdated(contents: RunContents) -> Iterator[str]:
     """Yield a remark for each evaluation of other weights, or of other sampling settings, than the run has now."""
-    if remark := other_sampling(found):
+    if remark := other_sampling(contents):
         yield remark
-    for name, stage in of_other_weights(found):
+    for name, stage in of_other_weights(contents):
         yield (
-            f"The {name}'s figures on the {found.evaluations[name]['split']} split were measured with another {stage} "
-            f"than the run has now; {found.command(f'{name}/evaluate.py')} measures them anew."
+            f"The {name}'s figures on the {contents.evaluations[name]['split']} split were measured with another "
+            f"{stage} than the run has now; {contents.command(f'{name}/evaluate.py')} measures them anew."
         )

@@ -1,6 +1,6 @@
 """The visitor's actions: each method answers one event of the page, with values to show, and knows nothing of Gradio.
 
-Visitors share one desk, and one event at a time computes; each visitor's state is passed in and returned.
+Visitors share one controller, and one event at a time computes; each visitor's state is passed in and returned.
 
 Shapes: codes (B, T); images (B, C, H, W) uint8.
 """
@@ -23,7 +23,7 @@ from smalti.common.errors import UserError
 from smalti.common.raster import open_picture
 from smalti.pipeline.image_pipeline import Generated, ImagePipeline
 from smalti.pipeline.playground import grid_board, growth, rendering
-from smalti.pipeline.playground.book import PAGE, Book
+from smalti.pipeline.playground.codebook_browser import PAGE, CodebookBrowser
 from smalti.pipeline.playground.view import View, view_picture
 from smalti.pipeline.reporting.markup import Html, percent
 from smalti.prior.base import Completes
@@ -55,8 +55,8 @@ class Canvas(NamedTuple):
     before: tuple[Tensor, ...]
 
 
-class Desk:
-    """A pipeline and its lock: the actions that work with every family of tokenizer and prior."""
+class Controller:
+    """A pipeline, its lock, and the actions that work with every family of tokenizer and prior."""
 
     def __init__(self, pipeline: ImagePipeline):
         self.pipeline, self.turn = pipeline, threading.Lock()
@@ -128,8 +128,8 @@ class Desk:
         return from_pil([picture], c.image_size, c.image_channels, black_and_white=tokenizer.black_and_white)
 
 
-class CodeDesk(Desk):
-    """A desk over codes in rows and columns: images grow code by code, are completed, and are painted with codes."""
+class CodeController(Controller):
+    """The actions over codes in rows and columns: images grow code by code, are completed, and painted with codes."""
 
     def __init__(self, pipeline: ImagePipeline, counts: Tensor | None):
         """
@@ -140,15 +140,15 @@ class CodeDesk(Desk):
         layout = pipeline.tokenizer.config.layout
         assert layout.rectangle is not None and isinstance(
             pipeline.tokenizer, DrawsCodes
-        )  # `open_desk` has checked this
-        self.book = Book(pipeline.tokenizer, layout, counts)
+        )  # `open_controller` has checked this
+        self.codebook = CodebookBrowser(pipeline.tokenizer, layout, counts)
         self.grid, self.depth, self.places = layout.rectangle, layout.depth, layout.places
 
     def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
         """Yield the images after more and more places, slowly enough to watch, at last the finished ones."""
         due = time.monotonic()
         for counts in growth.in_batches(growth.frames_of(self.places, len(drawn.images)), len(drawn.images), ROWS):
-            codes = torch.cat([growth.unfinished(drawn.codes, n, self.book.usual) for n in counts])
+            codes = torch.cat([growth.unfinished(drawn.codes, n, self.codebook.usual) for n in counts])
             frames = self.decode(codes).split(len(drawn.images))
             for n, images in zip(counts, frames, strict=True):
                 time.sleep(max(0.0, due - time.monotonic()))
@@ -192,10 +192,10 @@ class CodeDesk(Desk):
 
     def codes_board(self, depth: int, by_use: bool, page: int, chosen: int) -> dict[str, Any]:
         """Return the board of a page of the codebook."""
-        codes = self.book.page(depth, by_use, page).tolist()
+        codes = self.codebook.page(depth, by_use, page).tolist()
         columns = self.columns(len(codes))
         with self.turn:
-            tiles = self.book.patches(depth, tuple(codes))
+            tiles = self.codebook.patches(depth, tuple(codes))
         place = codes.index(chosen) if chosen in codes else None
         return grid_board.board_value(
             rendering.patch_sheet(tiles, columns), -(-len(codes) // columns), columns, chosen=place
@@ -208,27 +208,27 @@ class CodeDesk(Desk):
 
     def code_at(self, places: Any, depth: int, by_use: bool, page: int) -> int | None:
         """Return the code at the clicked place of a page; None behind the last code."""
-        codes = self.book.page(depth, by_use, page).tolist()
+        codes = self.codebook.page(depth, by_use, page).tolist()
         *_, place = grid_board.read_places(places, PAGE + COLUMNS) or [len(codes)]
         return codes[place] if place < len(codes) else None
 
     def tell(self, depth: int, code: int) -> Html:
         """Return a code's patch, its use and its neighbours."""
-        counts, near = self.book.counts[depth], self.book.near(depth, code)
+        counts, near = self.codebook.counts[depth], self.codebook.near(depth, code)
         with self.turn:
-            patch, *others = self.book.patches(depth, (code, *near.codes.tolist()))
-        if self.book.counted:
+            patch, *others = self.codebook.patches(depth, (code, *near.codes.tolist()))
+        if self.codebook.counted:
             used, rank = int(counts[code]), int((counts > counts[code]).sum()) + 1
             share = percent(used / max(1, int(counts.sum())))
-            about = f"used {used:,} times, {share} of all codes; rank {rank:,} of {self.book.codes:,}"
+            about = f"used {used:,} times, {share} of all codes; rank {rank:,} of {self.codebook.codes:,}"
         else:
-            about = f"one of {self.book.codes:,}; nobody counted how often it is used"
+            about = f"one of {self.codebook.codes:,}; nobody counted how often it is used"
         title = f"Code {code}" + (f" of depth {depth + 1}" if self.depth > 1 else "")
         return rendering.of_one_code(patch, title, about, list(zip(near.codes.tolist(), others, strict=True)))
 
     def blank(self) -> Canvas:
         """Return a canvas with the most used code everywhere."""
-        return Canvas(self.book.usual.repeat(self.places)[None], ())
+        return Canvas(self.codebook.usual.repeat(self.places)[None], ())
 
     def paint(self, canvas: Canvas, places: Any, depth: int, code: int) -> Canvas:
         """Put a code at these places, at one depth."""
@@ -246,15 +246,15 @@ class CodeDesk(Desk):
         return grid_board.board_value(rendering.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
 
 
-def open_desk(pipeline: ImagePipeline, counts: Tensor | None) -> Desk:
-    """Return the desk that fits a pipeline.
+def open_controller(pipeline: ImagePipeline, counts: Tensor | None) -> Controller:
+    """Return the controller that fits a pipeline.
 
     Args:
         counts: (Q, K), how often each code was used, where a run has counted it.
     """
     layout = pipeline.tokenizer.config.layout
     drawn = isinstance(pipeline.tokenizer, DrawsCodes) and isinstance(pipeline.prior, Completes)
-    return CodeDesk(pipeline, counts) if layout.discrete and layout.rectangle and drawn else Desk(pipeline)
+    return CodeController(pipeline, counts) if layout.discrete and layout.rectangle and drawn else Controller(pipeline)
 
 
 def smaller(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:

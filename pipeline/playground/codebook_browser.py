@@ -24,7 +24,7 @@ class Near(NamedTuple):
     distances: Tensor  # (n,)
 
 
-class Book:
+class CodebookBrowser:
     """All codes of a tokenizer."""
 
     def __init__(self, tokenizer: DrawsCodes, layout: Layout, counts: Tensor | None):
