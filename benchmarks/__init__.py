@@ -1,1 +1,1 @@
-"""One script a claim, peers beside us in one run; `results/` holds the numbers with the machine they were taken on."""
+"""One script a claim, with peers beside us in one run; `results/` holds the numbers and the machine they come from."""

@@ -1,4 +1,4 @@
-"""The picture of the page to play with that the README shows: images as they grow.
+"""Take the picture of the page to play with that the README shows: images as they grow.
 
     python -m benchmarks.app_screenshot RUN docs/app.png
 

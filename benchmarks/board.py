@@ -1,5 +1,4 @@
-"""The results board: our presets, and a chain of PyPI parts beside them, measured by the product's own evaluate
-commands.
+"""The results board: our presets beside a chain of PyPI parts, all measured by our own evaluate commands.
 
     python -m benchmarks.board run --dataset Fashion-MNIST --data FOLDER --work DIR --rows fashion_mnist peer
         --seeds 0 1 2
@@ -39,7 +38,7 @@ from smalti.common.record import record
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.feature_extractor import Features
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
-from smalti.pipeline.evaluation.bench import Bench, Settings, evenly, features_of, open_bench
+from smalti.pipeline.evaluation.bench import EvaluationBench, Settings, evenly_spaced, features_of, open_bench
 from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare
 from smalti.tokenizer.run_features import labelled
 
@@ -53,7 +52,7 @@ Figures = dict[str, Any]
 
 
 def ours(config: str, data: Path, run: Path, seed: int) -> Figures:
-    """Our chain and its evaluations."""
+    """Run our chain and its evaluations."""
     configs, given = f"configs/{config}", ["--run", str(run), "--seed", str(seed)]
     commands = {
         "tokenizer": ["tokenizer/train.py", f"{configs}/tokenizer.yaml", "--images.source", str(data), *given],
@@ -78,7 +77,7 @@ def numbers(figures: Figures) -> Figures:
 
 
 def peer(data: Path, folder: Path, seed: int, beside: Path) -> Figures:
-    """The peer in the CPU seconds of the run `beside`, measured with that run's classifier."""
+    """Run the peer for the CPU seconds of the run `beside`, and measure it with that run's classifier."""
     took = {name: read_json(beside / f".{name}-ended.json")["cpu_seconds"] for name in ("tokenizer", "encode", "prior")}
     budget = ["--tokenizer-seconds", str(took["tokenizer"] + took["encode"]), "--prior-seconds", str(took["prior"])]
     command = ["-m", "benchmarks.peer_chain", "--data", str(data), "--out", str(folder), *budget, "--seed", str(seed)]
@@ -90,7 +89,7 @@ def peer(data: Path, folder: Path, seed: int, beside: Path) -> Figures:
 
 
 def judge_peer(folder: Path, beside: Path) -> Figures:
-    """Return what the product's rulers say of the peer's samples and of its reconstructions of the test split."""
+    """Return our evaluation of the peer's samples and of its reconstructions of the test split."""
     bench = open_bench(Settings(run=str(beside)), make_accelerator())
     features, classifier = bench.eyes
     if features is None or classifier is None:
@@ -100,16 +99,16 @@ def judge_peer(folder: Path, beside: Path) -> Figures:
     seen = features(images)
     drawn = Drawn(images, torch.empty(len(images), 0), labels, seen)
     train, test = bench.images.splits["train"], bench.split
-    real, same = (features_of(bench, features, split, evenly(split, len(images))) for split in (test, train))
+    real, same = (features_of(bench, features, split, evenly_spaced(split, len(images))) for split in (test, train))
     figures = compare(seen, real, same, features.frechet_name)
     classes = bench.images.class_names or ()
     figures |= ask_classifier(drawn, classifier, labelled(test), classes, bench.accelerator.device)
     return figures | judge_reconstructions(bench, features, again)
 
 
-def judge_reconstructions(bench: Bench, features: Features, again: Tensor) -> Figures:
-    """Return how near reconstructions (n, C, H, W) of all test images are to them."""
-    test, everywhere = bench.split, evenly(bench.split, len(bench.split))
+def judge_reconstructions(bench: EvaluationBench, features: Features, again: Tensor) -> Figures:
+    """Return the distances between reconstructions (n, C, H, W) of all test images and their originals."""
+    test, everywhere = bench.split, evenly_spaced(bench.split, len(bench.split))
     pairs = list(zip(test.read(everywhere).images.split(1000), again.split(1000), strict=True))
     real = features_of(bench, features, test, everywhere)
     errors = torch.cat([squared_error_each(a, b) for a, b in pairs])
@@ -121,8 +120,8 @@ def judge_reconstructions(bench: Bench, features: Features, again: Tensor) -> Fi
     }
 
 
-def picture(dataset: str, row: str) -> Path:
-    """What a row draws, of its first seed, for the board."""
+def row_picture(dataset: str, row: str) -> Path:
+    """Return the picture of a row's first seed for the board."""
     return ROOT / f"docs/board_{slug(dataset)}_{row}.png"
 
 
@@ -142,8 +141,8 @@ def run_rows(dataset: str, data: Path, work: Path, rows: Sequence[str], seeds: S
                 by_seed[str(seed)] = {"figures": figures, "record": record("benchmarks.board", PEERS)}
                 write_json(path, result)
                 drawn = folder / ("grid.png" if row == "peer" else "evaluation/pipeline-test-samples.png")
-                if not picture(dataset, row).exists():
-                    shutil.copy(drawn, picture(dataset, row))
+                if not row_picture(dataset, row).exists():
+                    shutil.copy(drawn, row_picture(dataset, row))
                 print(f"{row}, seed {seed}: {json.dumps(numbers(figures))}", flush=True)
 
 
@@ -258,7 +257,7 @@ CLAIMS = {
 
 
 def cell(figures: Sequence[Figures], name: str) -> str:
-    """Mean and, of several seeds, their standard deviation."""
+    """Return the mean and, for several seeds, their standard deviation."""
     if any(name not in each for each in figures):
         return "–"
     digits, found = COLUMNS[name][1], mean_and_spread([{name: each[name]} for each in figures])[name]
@@ -266,7 +265,7 @@ def cell(figures: Sequence[Figures], name: str) -> str:
     return f"{found['mean']:.{digits}f}{spread}"
 
 
-def table(rows: dict[str, list[Figures]], names: Sequence[str]) -> str:
+def board_table(rows: dict[str, list[Figures]], names: Sequence[str]) -> str:
     head = "| row | seeds | " + " | ".join(COLUMNS[name][0] for name in names) + " |\n|---|---|" + "---|" * len(names)
     lines = [
         f"| `{row}` | {len(each)} | " + " | ".join(cell(each, name) for name in names) + " |"
@@ -276,7 +275,7 @@ def table(rows: dict[str, list[Figures]], names: Sequence[str]) -> str:
 
 
 def claims(rows: dict[str, list[Figures]]) -> list[str]:
-    """Whether what we say of a row holds for its worst seed; what is not measured yet is not judged."""
+    """Return whether each claim about a row holds for its worst seed; a figure that is missing is not judged."""
     found = []
     for key, several in CLAIMS.items():
         names = key.split()
@@ -296,61 +295,57 @@ def stage_seconds(figures: Figures, stage: str) -> float:
     return figures[ours] if ours in figures else figures.get(f"{stage}_seconds", 0)
 
 
-def seconds(each: Sequence[Figures]) -> str:
-    """CPU minutes of training, both stages and the codes between them."""
+def training_minutes(each: Sequence[Figures]) -> str:
+    """Return the CPU minutes of training: both stages and the codes between them."""
     spent = [stage_seconds(figures, name) for figures in each for name in ("tokenizer", "encode", "prior")]
     return f"{sum(spent) / len(each) / 60:.0f}"
 
 
-def section(result: dict[str, Any]) -> str:
+def dataset_section(result: dict[str, Any]) -> str:
     rows = {name: [each["figures"] for each in by_seed.values()] for name, by_seed in result["rows"].items() if by_seed}
     records = [each["record"] for by_seed in result["rows"].values() for each in by_seed.values()]
     machine, dates = records[-1]["machine"], sorted({each["date"] for each in records})
     commits = sorted({(each["commit"] or "none")[:12] for each in records})
-    spent = ", ".join(f"`{name}` {seconds(each)}" for name, each in rows.items())
+    spent = ", ".join(f"`{name}` {training_minutes(each)}" for name, each in rows.items())
     accuracy = next(
         (e["classifier_accuracy"] for each in rows.values() for e in each if "classifier_accuracy" in e), None
     )
     real = next((e["fd_classifier_train"] for each in rows.values() for e in each if "fd_classifier_train" in e), None)
     known = (
-        f"The classifier knows {accuracy:.1%} of the real test images; 10,000 training images, which it has seen, are "
-        "at "
-        f"{real:.2f}.\n\n"
+        f"The classifier knows {accuracy:.1%} of the real test images; 10,000 training images, which it has seen, "
+        f"are at {real:.2f}.\n\n"
         if accuracy is not None and real is not None
         else "\n\n"
     )
     measured = {name for row in rows.values() for figures in row for name in figures}
     shown = {title: names for title, names in TABLES.items() if measured.intersection(names)}
-    tables = "\n\n".join(f"### {title}\n\n{table(rows, names)}" for title, names in shown.items())
+    tables = "\n\n".join(f"### {title}\n\n{board_table(rows, names)}" for title, names in shown.items())
     pictures = "\n\n".join(
-        f"`{row}`\n\n![samples of {row}]({picture(result['dataset'], row).name})"
+        f"`{row}`\n\n![samples of {row}]({row_picture(result['dataset'], row).name})"
         for row in rows
-        if picture(result["dataset"], row).exists()
+        if row_picture(result["dataset"], row).exists()
     )
     judged = "".join(f"    {line}\n" for line in claims(rows))
     held = f"### What we say of it, for the worst seed\n\n{judged}\n" if judged else ""
     return (
         f"## {result['dataset']}\n\n{NOTES.get(result['dataset'], '')}Training took, in minutes of one core "
-        f"({machine['cpu']}): {spent}. {known}{tables}\n\n"
-        f"{held}{pictures}\n\n"
+        f"({machine['cpu']}): {spent}. {known}{tables}\n\n{held}{pictures}\n\n"
         f"Measured {', '.join(dates)} at {', '.join(commits)}.\n"
     )
 
 
 NOTES = {
     "CIFAR-10": "Minutes of one CPU core, no GPU being at hand: rows of `configs/cifar10_small`, not of "
-    "`configs/cifar10`. Of "
-    "the 60,000 images 189 were missing from the copy at hand; figures are of the 9,966 test images that were there. ",
+    "`configs/cifar10`. Of the 60,000 images 189 were missing from the copy at hand; figures are of the 9,966 test "
+    "images that were there. ",
     "Emoji": "Noto emoji at 32 x 32, unlabelled, for the pictures: no classifier looks at them, so there are no "
-    "distances. "
-    "Measured when the config read pictures with a margin, resampled (see [what a margin "
-    "cost](bits.md#what-a-margin-cost)), against that view. ",
+    "distances. Measured when the config read pictures with a margin, resampled (see "
+    "[what a margin cost](bits.md#what-a-margin-cost)), against that view. ",
 }
 
 
 def heading(result: dict[str, Any]) -> str:
-    """Where CIFAR-10 is heading: the points of benchmarks/cifar10_bits.py, what was fitted to them, and the way in
-    earnest."""
+    """Return the text on CIFAR-10's direction: the points of benchmarks/cifar10_bits.py, their fit, the full run."""
     rows = "\n".join(
         f"| {p['steps']} | {p['training_cpu_seconds']:.0f} | {p['distortion']:.3f} | {p['learned_rate']:.3f} | "
         f"**{p['learned_bits_per_dim']:.3f}** | {p['independent_bits_per_dim']:.3f} |"
@@ -366,16 +361,14 @@ def heading(result: dict[str, Any]) -> str:
         else (
             "Each doubling of both took "
             + ", ".join(f"{a - b:.2f}" for a, b in pairwise(bits))
-            + " bits off: the curve has not "
-            "bent, so these points say the direction and not where it ends."
+            + " bits off: the curve has not bent, so these points say the direction and not where it ends."
         )
     )
     return (
         "## CIFAR-10: where bits per dimension are heading\n\n"
         "The paper's 4.67 bits/dim (van den Oord et al. 2017; its VAE 4.51) is for a GPU: no GPU was at hand, so the "
         "preset `cifar10_bits` has not been trained. Its small brother, 96 channels and a prior of 4 x 192, was, on "
-        "one CPU core for "
-        "minutes (`python -m benchmarks.cifar10_bits`, one seed, the first 1,000 test images):\n\n"
+        "one CPU core for minutes (`python -m benchmarks.cifar10_bits`, one seed, the first 1,000 test images):\n\n"
         "| steps of each | CPU s | distortion | rate | bits/dim | independent |\n|---|---|---|---|---|---|\n"
         f"{rows}\n\n{said}\n\n![bits per dimension over training time](cifar10_bits.png)\n\n"
         "In earnest: `python pipeline/run.py configs/cifar10_bits`, then the three `evaluate.py`.\n"
@@ -405,7 +398,7 @@ def write() -> None:
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("board_*.json"), reverse=True)]
     bits = RESULTS / "cifar10_bits.json"
     further = [heading(read_json(bits))] if bits.exists() else []
-    text = "\n".join([INTRODUCTION, *(section(result) for result in results), *further])
+    text = "\n".join([INTRODUCTION, *(dataset_section(result) for result in results), *further])
     (ROOT / "docs/board.md").write_text(text, encoding="utf-8")
     print(text)
 

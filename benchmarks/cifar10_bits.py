@@ -52,7 +52,7 @@ IMAGES = {"train": 10_000, "validation": 500, "test": 1_000}
 
 
 def subset(data: Path, folder: Path) -> Path:
-    """The first images of each split, as Parquet files that `datasets.load_dataset` reads."""
+    """Write the first images of each split as Parquet files that `datasets.load_dataset` reads."""
     from datasets import load_dataset
 
     if not (folder / "test.parquet").exists():
@@ -70,7 +70,7 @@ def options(settings: dict[str, list[str]]) -> list[str]:
 
 
 def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
-    """One run of so many steps: its figures and CPU seconds."""
+    """Run so many steps, and return the figures and CPU seconds."""
 
     def schedule(total: int) -> dict[str, list[str]]:
         half, tenth = str(max(1, total // 2)), str(max(1, total // 10))
@@ -103,8 +103,10 @@ def budget(data: Path, run: Path, steps: int) -> dict[str, Any]:
 
 
 def fitted(points: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """a + b · S^−c through the points, and the steps at which it passes each line; none for fewer than four points, or
-    where the curve has not bent yet, so that they do not say where it ends."""
+    """Return a + b · S^−c through the points, and the steps at which it passes each line.
+
+    None for fewer than four points or a curve that has not bent yet: neither says where it ends.
+    """
     if len(points) < 4:
         return None
     from scipy.optimize import curve_fit

@@ -1,4 +1,4 @@
-"""A sentence about us that a number can refute: a figure, a threshold, and the worst seed's word on it."""
+"""A claim about us that a number can refute: a figure, a threshold, and the worst seed's value."""
 
 import operator
 import statistics
@@ -17,7 +17,7 @@ class Claim:
     value: Callable[..., float]  # of one seed's figures: ours, then the peer's where there is one
 
     def judge(self, per_seed: Sequence[tuple[dict[str, Any], ...]]) -> dict[str, Any]:
-        """The claim as it stands in a result. It holds when it holds for the worst seed."""
+        """Return the claim as a result records it. It holds if it holds for the worst seed."""
         values = [self.value(*figures) for figures in per_seed]
         worst = max(values) if self.relation == "at most" else min(values)
         holds = RELATIONS[self.relation](worst, self.threshold)
@@ -26,13 +26,13 @@ class Claim:
 
 
 def verdict(judged: dict[str, Any]) -> str:
-    """One line of it to print."""
+    """Return a line about a judged claim to print."""
     word = "holds" if judged["holds"] else "FAILS"
     return f"{word}  {judged['text']}: {judged['value']:.3f} ({judged['relation']} {judged['threshold']})"
 
 
 def mean_and_spread(per_seed: Sequence[dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Of every figure that each seed has: mean, standard deviation (none for a single seed), least and greatest."""
+    """Return mean, standard deviation (None for one seed), minimum and maximum of each figure that every seed has."""
     shared = [key for key in per_seed[0] if all(key in figures for figures in per_seed)]
     columns = {key: [figures[key] for figures in per_seed] for key in shared}
     return {

@@ -1,14 +1,15 @@
-"""Images completed by a prior of raster order and by one of any order, both trained for as long.
+"""Compare completions by a prior of raster order and by one of any order, both trained equally long.
 
     python -m benchmarks.completion --fashion_mnist FOLDER --cifar10 FOLDER --work DIR --seeds 0 1 2
 
 Trains on each set one tokenizer, and for every seed two priors of the same size, steps, batch and learning rates over
 its codes, one with `order: raster` and one with `order: any`. Of the codes of the test split's first 2,000 images a
-part is given and the rest scored: nats per unknown code, with the class. The raster prior gives each unknown code what
-stands before it; the other, all that is known. For upper halves the two condition on the same.
+part is given and the rest scored: nats per unknown code, with the class. The raster prior conditions each unknown code
+on the codes before it; the other on all that is known. For upper halves the two condition on the same.
 
-Writes the result and, of the first seed, a picture a set: test images, what is kept of them, and what either prior
-draws for the rest (codes of the kept part have seen no other pixel). The same command goes on where it was interrupted.
+Writes the result and, for the first seed, a picture of each set: test images, what is kept of them, and what either
+prior draws for the rest (codes of the kept part have seen no other pixel). After an interruption the same command goes
+on.
 """
 
 import argparse
@@ -57,7 +58,7 @@ Figures = dict[str, Any]
 
 
 def masks(h: int, w: int) -> dict[str, Tensor]:
-    """Parts of a grid that are known, (h, w) bool each."""
+    """Return the known parts of a grid, (h, w) bool each."""
     row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     centre = (row >= h // 4) & (row < h - h // 4) & (column >= w // 4) & (column < w - w // 4)
     scattered = torch.rand(h, w, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -96,7 +97,7 @@ def _transformer(run: Path) -> AutoregressivePrior:
 
 @torch.inference_mode()
 def score(prior: AutoregressivePrior, info: CodesInfo, split: CodesSplit) -> Figures:
-    """Nats per unknown code of a split, for each mask and with nothing known."""
+    """Return nats per unknown code of a split, for each mask and with nothing known."""
     assert split.condition is not None  # the sets of this claim have classes
     labels, found = torch.from_numpy(split.condition[:SCORED]), {}
     rows, (grid,) = torch.from_numpy(split.codes[:SCORED].astype("int64")), (each.shape for each in info.layout.grids)
@@ -110,7 +111,7 @@ def score(prior: AutoregressivePrior, info: CodesInfo, split: CodesSplit) -> Fig
 
 
 def draw_picture(name: str, data: Path, work: Path, seed: int, path: Path) -> None:
-    """Ten test images, one a class; for each mask what is kept, and the rest as either prior draws it."""
+    """Draw ten test images, one a class; for each mask what is kept, and the rest as either prior draws it."""
     first, split = work / name, load_dataset(str(data))["test"]
     labels = split["label"][:]
     chosen = [labels.index(number) for number in sorted(set(labels))]

@@ -1,4 +1,4 @@
-"""What a preset costs, counted and not run: operations, memory and disk of both stages, from its YAML files.
+"""Count the cost of a preset without running it: operations, memory and disk of both stages, from its YAML files.
 
     python -m benchmarks.cost configs/imagenet256 --images 1281167 --classes 1000
 
@@ -46,7 +46,7 @@ def counted(counter: FlopCounterMode) -> int:
 
 
 class Kept:
-    """Bytes that a forward pass keeps for the backward one, in fp32 and beside the weights; under bf16 about half."""
+    """The bytes that a forward pass keeps for the backward, in fp32 and beside the weights; under bf16 about half."""
 
     def __init__(self, model: nn.Module):
         self.weights = {_storage(each) for each in model.parameters()}
@@ -67,7 +67,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def cost_of_tokenizer(c: TokenizerTraining, images: int) -> dict[str, Any]:
-    """Operations of an image in training and in encoding, and of the whole of both."""
+    """Return the operations of an image in training and in encoding, and those of all images in both."""
     assert isinstance(c.model, VQVAEConfig)  # whose operations are known
     with torch.device("meta"):
         tokenizer = VQVAE(c.model)
@@ -124,9 +124,9 @@ def cost_of_prior(c: PriorTraining, info: CodesInfo, images: int) -> dict[str, A
 
 
 def cpu_rate() -> float:
-    """Operations a second of training the 38m prior on two cores, bf16: codes a second times the operations of one.
+    """Return operations a second of training the 38m prior on two cores, bf16: codes a second times operations a code.
 
-    Of a code 6 for each weight that multiplies, as is usual, which leaves attention out: a little too few.
+    A code counts 6 for each weight that multiplies, as is usual. Attention is left out, so this is a little too low.
     """
     (point,) = (each for each in read_json(RESULTS / "prior_training.json")["points"] if each["shape"] == "38m")
     return 6 * point["parameters"]["ours"] * point["tokens_a_second"]["ours"]

@@ -60,7 +60,7 @@ class Protocol:
 
 
 class Moments(NamedTuple):
-    """Of an estimator over the code drawn, at each z."""
+    """The mean and variance of an estimator over the drawn code, at each z."""
 
     mean: Tensor  # (N, D)
     variance: Tensor  # (N,) E |g − E g|²
@@ -68,7 +68,7 @@ class Moments(NamedTuple):
 
 
 class Problem:
-    """A decoder, its codes, and encoder outputs with an image each. In float64: what is measured is no rounding."""
+    """A decoder, its codes, and encoder outputs with an image each, in float64, so that rounding does not count."""
 
     def __init__(self, seed: int, protocol: Protocol):
         generator = torch.Generator().manual_seed(seed)
@@ -89,7 +89,7 @@ class Problem:
         return self.quantizer.vectors.detach()  # (K, D)
 
     def prepare(self, z: Tensor) -> Tensor:
-        """(N, D), on the sphere where the codes are."""
+        """Return the vectors (N, D) on the sphere of the codes."""
         return self.quantizer.prepare(z)
 
     def log_q(self, z: Tensor) -> Tensor:
@@ -99,22 +99,22 @@ class Problem:
         return self.log_q(z).argmax(1)  # (N,)
 
     def loss(self, z_q: Tensor) -> Tensor:
-        """f of a vector for each z: (..., N, D) -> (..., N)."""
+        """Return f of a vector for each z: (..., N, D) -> (..., N)."""
         return (self.decoder(z_q) - self.x).square().sum(-1)
 
     def losses(self) -> Tensor:
-        """f of every code for each z."""
+        """Return f of every code for each z."""
         return self.loss(self.codes[:, None].expand(-1, len(self.z), -1)).T  # (N, K)
 
     def gradient(self) -> Tensor:
-        """∇J, exactly."""
+        """Return ∇J, exactly."""
         z = self.z.clone().requires_grad_()
         (gradient,) = torch.autograd.grad((self.log_q(z).exp() * self.losses()).sum(), z)
         return gradient  # (N, D)
 
 
 class TanhDecoder:
-    """g, one hidden layer: (..., D) -> (..., 8)."""
+    """The decoder g with one hidden layer: (..., D) -> (..., 8)."""
 
     def __init__(self, dim: int, generator: Generator, hidden: int = 16, outputs: int = 8):
         self.inner, self.bias = _normal(generator, dim, hidden) / dim**0.5, _normal(generator, hidden)
@@ -135,7 +135,7 @@ Estimator = Callable[[Tensor, Tensor], Tensor]  # (z_e, e) -> z_q, as in tokeniz
 
 
 def through(problem: Problem, estimator: Estimator) -> Tensor:
-    """What z gets when code k is drawn and the decoder's gradient passes through the estimator: (N, K, D)."""
+    """Return the gradient at z if code k is drawn, from the decoder's gradient through the estimator: (N, K, D)."""
     N, K = len(problem.z), len(problem.codes)
     z = problem.z.repeat(K, 1).requires_grad_()  # (K N, D), one z for each code it may draw
     e = problem.codes.repeat_interleave(N, 0)
@@ -145,7 +145,7 @@ def through(problem: Problem, estimator: Estimator) -> Tensor:
 
 
 def reinforce(problem: Problem, baseline: Tensor) -> Tensor:
-    """(f(e_k) − baseline) ∇log q(k | z), the baseline (N,) the same for every code: (N, K, D)."""
+    """Return (f(e_k) − baseline) ∇log q(k | z) with one baseline (N,) for every code: (N, K, D)."""
     N, K = len(problem.z), len(problem.codes)
     z = problem.z.repeat(K, 1).requires_grad_()  # (K N, D)
     log_q = problem.log_q(z).gather(1, torch.arange(K).repeat_interleave(N)[:, None])  # (K N, 1), of its own code
@@ -158,7 +158,7 @@ def no_baseline(problem: Problem) -> Tensor:
 
 
 def mean_baseline(problem: Problem) -> Tensor:
-    """E f, which a running mean of the losses or a learned critic stands for in training."""
+    """Return E f, for which training uses a running mean of the losses or a learned critic."""
     return (problem.log_q(problem.z).exp() * problem.losses()).sum(1).detach()  # (N,)
 
 
@@ -171,14 +171,14 @@ ENUMERATED: dict[str, Callable[[Problem], Tensor]] = {
 
 
 def enumerate_codes(problem: Problem, estimates: Tensor) -> Moments:
-    """Exact moments of estimates (N, K, D) under q."""
+    """Return the exact moments of estimates (N, K, D) under q."""
     q = problem.log_q(problem.z).exp().detach()  # (N, K)
     mean = torch.einsum("nk,nkd->nd", q, estimates)
     return Moments(mean, (q * (estimates - mean[:, None]).square().sum(2)).sum(1), math.inf)
 
 
 def draw_gumbel(problem: Problem, temperature: float, draws: int, at_once: int = 256) -> Moments:
-    """Moments of what our `gumbel` quantizer in training gives z, from draws of its noise."""
+    """Return the moments of the gradient at z from our `gumbel` quantizer in training, over draws of its noise."""
     problem.quantizer.temperature = temperature
     shift = enumerate_codes(problem, through(problem, straight_through)).mean  # keeps the sums of squares small
     first, second = torch.zeros_like(problem.z), torch.zeros(len(problem.z), dtype=problem.z.dtype)
@@ -198,7 +198,7 @@ def draw_gumbel(problem: Problem, temperature: float, draws: int, at_once: int =
 
 
 def compare(moments: Moments, exact: Tensor) -> Figures:
-    """bias, noise, cosine and, where nothing was sampled, downhill, as the module says."""
+    """Return bias, noise, cosine and, where nothing was sampled, downhill, as the module defines them."""
     size, variance = exact.square().sum(), moments.variance.sum()
     sampled = variance / moments.draws  # in expectation, what a mean over draws has too much of in its square
     squared_bias = (moments.mean - exact).square().sum() - sampled
@@ -214,7 +214,7 @@ def compare(moments: Moments, exact: Tensor) -> Figures:
 
 
 def measure(problem: Problem, temperatures: Sequence[float], draws: int) -> dict[str, Figures]:
-    """Every estimator at the problem's sharpness; Gumbel's are named after their temperature."""
+    """Return the figures of every estimator at the problem's sharpness; Gumbel's are named after their temperature."""
     exact = problem.gradient()
     enumerated = {name: enumerate_codes(problem, estimates(problem)) for name, estimates in ENUMERATED.items()}
     drawn = {f"gumbel_{tau:g}": draw_gumbel(problem, tau, draws) for tau in temperatures}
@@ -222,13 +222,13 @@ def measure(problem: Problem, temperatures: Sequence[float], draws: int) -> dict
 
 
 def codes_in_play(problem: Problem) -> float:
-    """exp H(q), averaged over z: 1 when the choice is hard, K when it is uniform."""
+    """Return exp H(q), averaged over z: 1 when the choice is hard, K when it is uniform."""
     log_q = problem.log_q(problem.z)
     return (-(log_q.exp() * log_q).sum(1)).exp().mean().item()
 
 
 def hard_step(problem: Problem, direction: Tensor, length: float = 0.5) -> Figures:
-    """What a step against `direction` (N, D) does to f(nearest code), whose own gradient is 0 almost everywhere."""
+    """Return what a step against `direction` (N, D) does to f(nearest code), whose gradient is 0 almost everywhere."""
     before = problem.nearest(problem.z)
     after = problem.nearest(problem.z - length * F.normalize(direction, dim=1))
     losses, changed = problem.losses(), before != after
@@ -237,7 +237,7 @@ def hard_step(problem: Problem, direction: Tensor, length: float = 0.5) -> Figur
 
 
 def hard_steps(problem: Problem) -> dict[str, Figures]:
-    """Along what the deterministic quantizers give z, the nearest code chosen; and along noise, to compare."""
+    """Return the effect of steps along the deterministic quantizers' gradients at z, and along noise, to compare."""
     rows, nearest = torch.arange(len(problem.z)), problem.nearest(problem.z)
     directions = {
         "straight_through": through(problem, straight_through)[rows, nearest],
@@ -255,7 +255,7 @@ def over_problems(of_each: Sequence[dict[str, Figures]]) -> dict[str, Any]:
 
 
 def compare_all(protocol: Protocol) -> dict[str, Any]:
-    """The result but its record: at one sharpness, along the sharpness, and after a step on the hard choice."""
+    """Return the result but its record: at one sharpness, along the sharpness, and after a step on the hard choice."""
     problems = [Problem(seed, protocol) for seed in range(protocol.problems)]
     play = statistics.fmean(map(codes_in_play, problems))
     sharpness: dict[str, Any] = {}
@@ -289,7 +289,7 @@ LOOKS = {  # of those that have a line: label and colour
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Three panels: bias against noise of one draw, the error that n draws leave, and what the sharpness of q does."""
+    """Draw three panels: bias against noise of one draw, the error left by n draws, and the effect of q's sharpness."""
     from matplotlib.figure import Figure  # without pyplot there is no display and no backend to choose
 
     figure = Figure(figsize=(12.6, 5), layout="constrained")

@@ -1,4 +1,4 @@
-"""The images a benchmark trains and scores on, read once into memory, and the figures every chain is measured with.
+"""The images a benchmark trains and scores on, read once into memory, and the figures that measure every chain.
 
     images (N, H, W, C) uint8    labels (N,) int64    indices (N, h, w) int64
 
@@ -29,7 +29,7 @@ class Splits(NamedTuple):
 
 
 def load_images(path: Path) -> Splits:
-    """The train and test split of a folder that `datasets.load_dataset` reads: C = 1 where all are grey, else 3."""
+    """Return the train and test split of a folder that `datasets.load_dataset` reads: C = 1 if all are grey, else 3."""
     folder = load_dataset(str(path))
     return Splits(_decode(folder["train"]), _decode(folder["test"]))
 
@@ -46,14 +46,14 @@ def _decode(split: Dataset) -> LabelledImages:
 
 
 def held_out(split: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
-    """The rest and a share of the rows, drawn by a fixed seed: every chain and every run holds the same rows out."""
+    """Return the rest and a share of the rows, by a fixed seed: every chain and run holds the same rows out."""
     order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(0))
     out, rest = order[: round(share * len(order))], order[round(share * len(order)) :]
     return LabelledImages(split.images[rest], split.labels[rest]), LabelledImages(split.images[out], split.labels[out])
 
 
 def per_class(split: LabelledImages, count: int) -> LabelledImages:
-    """The first `count` images of each class, class after class."""
+    """Return the first `count` images of each class, class after class."""
     rows = torch.cat([torch.nonzero(split.labels == label)[:count, 0] for label in split.labels.unique()])
     return LabelledImages(split.images[rows], split.labels[rows])
 
@@ -64,7 +64,7 @@ def channels_first(images: Tensor) -> Tensor:
 
 
 def read_npz(path: Path) -> LabelledImages:
-    """Images in the field's evaluator layout: `arr_0` uint8 NHWC, `arr_1` labels."""
+    """Read images in the field's evaluator layout: `arr_0` uint8 NHWC, `arr_1` labels."""
     with np.load(path) as arrays:
         return LabelledImages(torch.from_numpy(arrays["arr_0"]), torch.from_numpy(arrays["arr_1"]).long())
 
@@ -74,36 +74,36 @@ def write_npz(path: Path, split: LabelledImages) -> None:
 
 
 def write_grid(path: Path, split: LabelledImages, rows: int = 8) -> None:
-    """A picture with one column a class, the first `rows` images of each."""
+    """Write a picture with one column a class, the first `rows` images of each."""
     images = per_class(split, rows).images
     grid = rearrange(images, "(column row) h w c -> (row h) (column w) c", row=rows)
     Image.fromarray(grid.squeeze(-1).numpy()).save(path)
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, each image's own, averaged: the mean of 10 log10(255² / MSE)."""
+    """Return the peak signal-to-noise ratio in dB, the mean over images of 10 log10(255² / MSE)."""
     mse = (images.double() - reconstructions.double()).square().flatten(1).mean(1)
     return (10 * torch.log10(255**2 / mse)).mean().item()
 
 
 def psnr_pooled(images: Tensor, reconstructions: Tensor) -> float:
-    """The same of the error pooled over the split. It is the lower one, by half a dB here; never compare the two."""
+    """Return the PSNR of the error pooled over the split. It is lower, by half a dB here; never compare the two."""
     mse = (images.double() - reconstructions.double()).square().mean()
     return (10 * torch.log10(255**2 / mse)).item()
 
 
 def usage(indices: Tensor, codebook_size: int) -> float:
-    """The share of a codebook that occurs in a whole split."""
+    """Return the share of a codebook that occurs in a whole split."""
     return (torch.bincount(indices.flatten(), minlength=codebook_size) > 0).double().mean().item()
 
 
 def perplexity(indices: Tensor, codebook_size: int) -> float:
-    """exp of the entropy of code use over a whole split, in [1, K]."""
+    """Return exp of the entropy of code use over a whole split, in [1, K]."""
     frequencies = torch.bincount(indices.flatten(), minlength=codebook_size).double() / indices.numel()
     return torch.special.entr(frequencies).sum().exp().item()
 
 
 def marginal_nll(train: Tensor, test: Tensor, codebook_size: int) -> float:
-    """Nats per code of test codes under the i.i.d. marginal of train codes, each counted once more than it occurs."""
+    """Return nats per test code under the i.i.d. marginal of train codes, with one added to each count."""
     counts = torch.bincount(train.flatten(), minlength=codebook_size).double() + 1
     return -(counts / counts.sum()).log()[test.flatten()].mean().item()

@@ -1,5 +1,4 @@
-"""The figures of docs/lecture.md, of the digits: what EM does, what the two terms of the bound are, what a prior is
-for.
+"""Draw the figures of docs/lecture.md on the digits: the steps of EM, the two terms of the bound, the use of a prior.
 
     python -m benchmarks.lecture RUN
 
@@ -43,7 +42,7 @@ class Steps(NamedTuple):
 
 
 def em(vectors: Tensor) -> Steps:
-    """`ITERATIONS` of EM over vectors (N, D), from means drawn among them."""
+    """Run `ITERATIONS` of EM over vectors (N, D), from means drawn among them."""
     chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(SEED))[:MEANS]
     means = vectors[chosen]
     found = Steps([], {0: means})
@@ -108,7 +107,7 @@ def draw_bound(found: dict[str, float], path: Path) -> None:
 
 
 def draw_priors(rows: dict[str, Tensor], nats: dict[str, float], path: Path) -> None:
-    """rows: what stands beside a row -> images (10, 1, H, W) uint8."""
+    """Draw each row's images (10, 1, H, W) uint8 beside its name."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 0.8 * len(rows)), layout="constrained")
@@ -122,7 +121,7 @@ def draw_priors(rows: dict[str, Tensor], nats: dict[str, float], path: Path) -> 
 
 
 def drawn_rows(pipeline: ImagePipeline, marginal: Marginal, test: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Ten images of codes from each prior, and ten real ones through the codes, a class each for the last two."""
+    """Return ten images of codes from each prior, and ten test images through their codes."""
     generator, c = torch.Generator().manual_seed(SEED), pipeline.prior.config
     uniform = torch.randint(c.layout.codebook_size, (10, c.layout.length), generator=generator)
     independent = torch.multinomial(marginal.log_p[0].exp(), 10 * c.layout.length, True, generator=generator).view(
@@ -139,7 +138,7 @@ def drawn_rows(pipeline: ImagePipeline, marginal: Marginal, test: Tensor, labels
 
 
 def measure(nats: Nats, dimensions: int, length: int) -> dict[str, float]:
-    """Both terms of the bound, in bits per dimension, and what a code costs, in nats."""
+    """Return both terms of the bound, in bits per dimension, and the cost of a code, in nats."""
     found = {"distortion": bits_per_dim(nats.distortion, dimensions).mean().item()}
     for name in PRIORS:
         rate = getattr(nats, name).mean()

@@ -56,13 +56,13 @@ class Point:
     K: int
 
     def draw(self, device: str) -> tuple[Tensor, Tensor]:
-        """vectors (N, d) and codebook (K, d)."""
+        """Return vectors (N, d) and codebook (K, d)."""
         generator = torch.Generator().manual_seed(0)
         vectors, codebook = (torch.randn(size, self.d, generator=generator).to(device) for size in (self.N, self.K))
         return vectors, codebook
 
     def fits(self, device: str) -> bool:
-        """Whether N x K scores do, four times over, as the peer and `argmin` keep them."""
+        """Return whether free memory holds N x K scores four times over, as the peer and `argmin` keep them."""
         return free_memory(device) > 4 * 4 * self.N * self.K
 
 
@@ -75,7 +75,7 @@ LARGE = Point(8192, 8, 262_144)
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Of the fastest run."""
+    """Return the seconds of the fastest run."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -102,7 +102,7 @@ def free_memory(device: str) -> int:
 
 
 def extra_memory(work: Callable[[], object], device: str) -> int:
-    """Bytes that `work` took at its peak beyond those held before it. For a process that has done little else."""
+    """Return the bytes that `work` took at its peak beyond those held before, in a process with little else to do."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -171,7 +171,7 @@ def our_times(point: Point, device: str) -> Figures:
 
 
 def other_times(point: Point, device: str) -> Figures:
-    """Seconds of the others, and whether their codes are ours. Training comes last: it moves the peer's codebook."""
+    """Return the others' seconds, and whether their codes are ours. Training is last: it moves the peer's codebook."""
     vectors, codebook = point.draw(device)
     peer, tokens = make_peer(codebook), rearrange(vectors, "(b n) d -> b n d", n=SIDE * SIDE)
     figures = {
@@ -184,7 +184,7 @@ def other_times(point: Point, device: str) -> Figures:
 
 
 def compare(vectors: Tensor, codebook: Tensor, codes: Tensor, others: Tensor) -> Figures:
-    """The share of equal codes, and whether the others are as near as fp32 can tell."""
+    """Return the share of equal codes, and whether the others are as near as fp32 can tell."""
     differ = (codes != others).nonzero().flatten()
     v, e, other = (x.double() for x in (vectors[differ], codebook[codes[differ]], codebook[others[differ]]))
     apart = ((v - e).square().sum(1) - (v - other).square().sum(1)).abs() / (v.square().sum(1) + e.square().sum(1))
@@ -206,7 +206,7 @@ def peer_memory(point: Point, device: str) -> Figures:
 
 
 def large(point: Point, device: str) -> Figures:
-    """Memory, time, and the codes beside those of an fp64 search a few vectors at a time."""
+    """Return memory, time, and a comparison with the codes of an fp64 search a few vectors at a time."""
     vectors, codebook = point.draw(device)
     memory = our_memory(point, device)
     e = codebook.double()
@@ -226,8 +226,7 @@ PARTS = {
 
 
 def fresh(part: str, point: Point, device: str) -> Figures:
-    """A part's figures, from a process of its own; none where that process was killed, as one is that takes too
-    much."""
+    """Return a part's figures from its own process; where that was killed, as for too much memory, the signal alone."""
     command = [sys.executable, "-m", "benchmarks.nearest", "--device", device, "--part", part]
     ended = subprocess.run(
         [*command, "--point", *map(str, asdict(point).values())], cwd=ROOT, capture_output=True, text=True

@@ -58,7 +58,7 @@ class Recipe:
 
 
 class Tokenizer(nn.Module):
-    """Two halvings: a 28x28 image becomes 7x7 codes, one of 32x32 8x8."""
+    """The peer's tokenizer: two halvings turn a 28x28 image into 7x7 codes, and one of 32x32 into 8x8."""
 
     def __init__(self, recipe: Recipe, channels: int):
         super().__init__()
@@ -82,19 +82,19 @@ class Tokenizer(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """The loss."""
+        """Return the loss."""
         pixels = _pixels(images)
         z_q, _, commitment_loss = self.quantizer(self.encoder(pixels))
         return F.mse_loss(self.decoder(z_q), pixels) + commitment_loss
 
     @torch.inference_mode()
     def encode(self, images: Tensor, batch_size: int = 500) -> Tensor:
-        """Images to indices (N, h, w)."""
+        """Return the indices (N, h, w) of images."""
         return torch.cat([self.quantizer(self.encoder(_pixels(batch)))[1] for batch in images.split(batch_size)])
 
     @torch.inference_mode()
     def decode(self, indices: Tensor, batch_size: int = 500) -> Tensor:
-        """Indices to images (N, H, W, C) uint8."""
+        """Return the images (N, H, W, C) uint8 of indices."""
         lookup = self.quantizer.get_output_from_indices
         return torch.cat([_bytes(self.decoder(lookup(batch))) for batch in indices.split(batch_size)])
 
@@ -114,7 +114,7 @@ def make_prior(recipe: Recipe, codes: int, classes: int) -> AutoregressiveWrappe
 
 
 def batches(rows: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Full batches without end, every epoch in a new order."""
+    """Yield full batches without end, every epoch in a new order."""
     while True:
         order = torch.randperm(len(rows))
         for batch in order[: len(order) // batch_size * batch_size].split(batch_size):
@@ -122,7 +122,7 @@ def batches(rows: Tensor, batch_size: int) -> Iterator[Tensor]:
 
 
 def train(model: nn.Module, rows: Tensor, batch_size: int, lr: float, seconds: float) -> int:
-    """Minimise `model(batch)`, its loss. Returns the number of steps the seconds were enough for."""
+    """Minimise the loss `model(batch)` for so many seconds, and return the number of steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr)
     model.train()
     step, end = 0, time.process_time() + seconds
@@ -140,14 +140,14 @@ def train(model: nn.Module, rows: Tensor, batch_size: int, lr: float, seconds: f
 
 @torch.inference_mode()
 def nll(prior: AutoregressiveWrapper, sequences: Tensor) -> float:
-    """Nats per code."""
+    """Return nats per code."""
     losses = torch.stack([prior(batch) * len(batch) for batch in sequences.split(500)])
     return losses.sum().item() / len(sequences)
 
 
 @torch.inference_mode()
 def sample(tokenizer: Tokenizer, prior: AutoregressiveWrapper, labels: Tensor, h: int, w: int) -> Tensor:
-    """One image (H, W, C) uint8 for each label."""
+    """Return one image (H, W, C) uint8 for each label."""
     codebook_size = tokenizer.quantizer.codebook_size
 
     def codes_alone(logits: Tensor) -> Tensor:  # a class id has no vector in the codebook
@@ -160,7 +160,7 @@ def sample(tokenizer: Tokenizer, prior: AutoregressiveWrapper, labels: Tensor, h
 
 @torch.inference_mode()
 def gaussian_bits(tokenizer: Tokenizer, held_out: Tensor, images: Tensor) -> float:
-    """−log2 p(x | z) a dimension by the Gaussian of the error on held-out images, over 8-bit levels as ours is."""
+    """Return −log2 p(x | z) a dimension by the Gaussian of the held-out error, over 8-bit levels as ours is."""
     error = [
         tokenizer.decoder(tokenizer.quantizer(tokenizer.encoder(_pixels(b)))[0]) - _pixels(b)
         for b in held_out.split(500)
@@ -173,7 +173,49 @@ def gaussian_bits(tokenizer: Tokenizer, held_out: Tensor, images: Tensor) -> flo
     return nats / (math.log(2) * images.numel())
 
 
+def sequences_of(recipe: Recipe, labels: Tensor, indices: Tensor) -> Tensor:
+    """Return the prior's sequences (N, 1 + T): a class, then the codes."""
+    return torch.cat([recipe.codebook_size + labels[:, None], indices.flatten(1)], 1)
+
+
+def figures_of(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    prior: AutoregressiveWrapper,
+    indices: tuple[Tensor, Tensor],
+    validation: LabelledImages,
+    test: LabelledImages,
+    classes: int,
+) -> dict[str, Any]:
+    """Return the figures of both stages on test; `indices` (N, h, w) are those of train and of test."""
+    places, dimensions = indices[1][0].numel(), test.images[0].numel()
+    rate = nll(prior, sequences_of(recipe, test.labels, indices[1]))
+    independent = figures.marginal_nll(*indices, recipe.codebook_size)
+    distortion = gaussian_bits(tokenizer, validation.images, test.images)
+    label = math.log(classes)  # the prior is given the class, which costs too
+    rates = {
+        "uniform": places * math.log2(recipe.codebook_size),
+        "independent": places * independent / math.log(2),
+        "learned": (places * rate + label) / math.log(2),
+    }
+    return {
+        "usage": figures.usage(indices[1], recipe.codebook_size),
+        "perplexity": figures.perplexity(indices[1], recipe.codebook_size),
+        "prior_nll": rate,
+        "prior_independent_nll": independent,
+        "prior_saved": 1 - rate / independent,
+        "distortion": distortion,
+        **{f"{name}_rate": bits / dimensions for name, bits in rates.items()},
+        **{f"{name}_bits_per_dim": bits / dimensions + distortion for name, bits in rates.items()},
+        "codes": places,
+        "codebook_size": recipe.codebook_size,
+        "tokenizer_parameters": sum(p.numel() for p in tokenizer.parameters()),
+        "prior_parameters": sum(p.numel() for p in prior.parameters()),
+    }
+
+
 def run(data: Path, out: Path, recipe: Recipe, tokenizer_seconds: float, prior_seconds: float, seed: int) -> None:
+    """Train both stages, draw, and write samples, reconstructions and figures."""
     whole, test = load_images(data)
     split, validation = held_out(whole, recipe.validation_share)  # kept out of training as it is in our chain
     classes = int(whole.labels.max()) + 1
@@ -190,47 +232,19 @@ def run(data: Path, out: Path, recipe: Recipe, tokenizer_seconds: float, prior_s
     _, h, w = indices.shape
 
     prior = make_prior(recipe, h * w, classes)
-    sequences = torch.cat([recipe.codebook_size + split.labels[:, None], indices.flatten(1)], 1)
-    sequences_test = torch.cat([recipe.codebook_size + test.labels[:, None], indices_test.flatten(1)], 1)
+    sequences = sequences_of(recipe, split.labels, indices)
     prior_steps = train(prior, sequences, recipe.prior_batch_size, recipe.prior_lr, prior_seconds)
     labels = torch.arange(classes).repeat_interleave(recipe.images_per_class)
     drawn = [sample(tokenizer, prior, batch, h, w) for batch in labels.split(recipe.sample_batch_size)]
 
     samples = LabelledImages(torch.cat(drawn), labels)
-    reconstructions = LabelledImages(tokenizer.decode(indices_test), test.labels)
     write_npz(out / "samples.npz", samples)
-    write_npz(out / "reconstructions.npz", reconstructions)
+    write_npz(out / "reconstructions.npz", LabelledImages(tokenizer.decode(indices_test), test.labels))
     write_grid(out / "grid.png", samples)
-    rate, dimensions = nll(prior, sequences_test), test.images[0].numel()
-    independent = figures.marginal_nll(indices, indices_test, recipe.codebook_size)
-    distortion = gaussian_bits(tokenizer, validation.images, test.images)
-    rates = {
-        "uniform": h * w * math.log2(recipe.codebook_size),
-        "independent": h * w * independent / math.log(2),
-        "learned": (h * w * rate + math.log(classes)) / math.log(2),  # it is told the class, which is paid for
-    }
-    known: dict[str, Any] = {
-        "usage": figures.usage(indices_test, recipe.codebook_size),
-        "perplexity": figures.perplexity(indices_test, recipe.codebook_size),
-        "prior_nll": rate,
-        "prior_independent_nll": independent,
-        "prior_saved": 1 - rate / independent,
-        "distortion": distortion,
-        **{f"{name}_rate": bits / dimensions for name, bits in rates.items()},
-        **{f"{name}_bits_per_dim": bits / dimensions + distortion for name, bits in rates.items()},
-        "codes": h * w,
-        "codebook_size": recipe.codebook_size,
-        "seed": seed,
-        "tokenizer_seconds": tokenizer_seconds,
-        "encode_seconds": encode_seconds,
-        "prior_seconds": prior_seconds,
-        "tokenizer_steps": tokenizer_steps,
-        "prior_steps": prior_steps,
-        "tokenizer_parameters": sum(p.numel() for p in tokenizer.parameters()),
-        "prior_parameters": sum(p.numel() for p in prior.parameters()),
-        "threads": torch.get_num_threads(),
-        "recipe": asdict(recipe),
-    }
+    known = figures_of(recipe, tokenizer, prior, (indices, indices_test), validation, test, classes)
+    known |= {"seed": seed, "tokenizer_seconds": tokenizer_seconds, "encode_seconds": encode_seconds}
+    known |= {"prior_seconds": prior_seconds, "tokenizer_steps": tokenizer_steps, "prior_steps": prior_steps}
+    known |= {"threads": torch.get_num_threads(), "recipe": asdict(recipe)}
     (out / "figures.json").write_text(json.dumps(known, indent=2) + "\n")
 
 

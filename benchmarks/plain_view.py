@@ -1,5 +1,4 @@
-"""What a margin costs: pictures resized beyond their size and cropped, as `images.margin` did, against pictures as they
-are.
+"""Measure the cost of a margin: pictures enlarged and cropped, as `images.margin` did, against pictures as they are.
 
     python -m benchmarks.plain_view --cifar10 FOLDER_OF_PARQUET --work DIR --seeds 0
 
@@ -74,7 +73,7 @@ def opened(case: Case, source: str, beyond: int = 0) -> ImageSet:
 
 
 def cropped(split: ImageSplit, case: Case, crops: int) -> Dataset:
-    """Return so many crops of each picture of a split at random, or, of 0, the one in the middle."""
+    """Return so many random crops of each picture of a split, or for 0 the one in the middle."""
     height, width = case.size
     generator = torch.Generator().manual_seed(0)
     places = list(itertools.product(range(case.margin + 1), repeat=2))
@@ -93,7 +92,7 @@ def cropped(split: ImageSplit, case: Case, crops: int) -> Dataset:
 
 
 def write_crops(case: Case, source: str, folder: Path) -> None:
-    """Write what the margin showed of the pictures as Parquet."""
+    """Write the crops that the margin showed as Parquet."""
     for name, split in opened(case, source, case.margin).splits.items():
         folder.mkdir(parents=True, exist_ok=True)
         rows = cropped(split, case, case.crops if name == "train" else 0)
@@ -101,7 +100,7 @@ def write_crops(case: Case, source: str, folder: Path) -> None:
 
 
 def train(case: Case, run: Path, source: str, shift: int, seed: int) -> ImageTokenizer:
-    """Return the shipped config's tokenizer, trained now where it is not there."""
+    """Return the shipped config's tokenizer, and train it first where it is missing."""
     if not (run / "tokenizer/model").exists() or not (run / "done").exists():
         options = ["--run", run, "--images.source", source, "--images.shift", shift, "--seed", seed]
         command = ["tokenizer/train.py", f"configs/{case.config}/tokenizer.yaml", *map(str, options)]
@@ -119,7 +118,7 @@ def whole(split: ImageSplit, positions: Tensor | None = None) -> Tensor:
 
 @torch.inference_mode()
 def again(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
-    """Return what the tokenizer makes of images (N, C, H, W)."""
+    """Return the reconstructions of images (N, C, H, W)."""
     return torch.cat([to_uint8(tokenizer.decode(tokenizer.encode(to_float(some)))) for some in images.split(PART)])
 
 
@@ -159,8 +158,7 @@ def measure(case: Case, source: str, work: Path, seed: int) -> Figures:
 def figures(
     judge: Classifier, images: Tensor, view: Tensor, originals: Tensor, features: Tensor, labels: Tensor
 ) -> Figures:
-    """Return how near images are to the originals, in the judge's eyes and in pixels, and to the view they were made
-    of."""
+    """Return distances of images to the originals, by the judge and in pixels, and to the view they were made of."""
     return {
         "fd": frechet_distance(features, judge.features(images)),
         "accuracy": judge.agreement(images, labels),

@@ -1,4 +1,4 @@
-"""How many codes a second a prior trains on: ours beside x-transformers of the same size, interleaved in one process.
+"""Measure how many codes a second a prior trains on: ours beside an equal x-transformers, interleaved in one process.
 
 A step is forward, backward and AdamW as torch makes it by default, under bf16 autocast over fp32 weights, without
 dropout, on one batch of random codes. Both read T codes and predict T; the peer (rotary positions, RMSNorm, SwiGLU)
@@ -48,13 +48,13 @@ def our_loss(model: nn.Module, codes: Tensor, K: int) -> Tensor:
 
 
 def peer_loss(model: nn.Module, codes: Tensor, K: int) -> Tensor:
-    """Of the network alone: `AutoregressiveWrapper` would read one code more and throw away what it predicts."""
+    """Return the network's own loss: `AutoregressiveWrapper` would read one more code and discard its prediction."""
     opened = F.pad(codes[:, :-1], (1, 0), value=K)
     return F.cross_entropy(model(opened).flatten(0, 1), codes.flatten())
 
 
 def training(model: nn.Module, loss: Callable[..., Tensor], codes: Tensor, K: int, short: int | None = None) -> Work:
-    """A round of steps; ours with plain products in attention up to the length `short`, where one is given."""
+    """Return a round of steps; ours takes plain products in attention up to the length `short`, where one is given."""
     optimizer = torch.optim.AdamW(model.parameters())
 
     def steps() -> None:
@@ -97,8 +97,7 @@ def contestants(shape: Shape, codes: Tensor) -> dict[str, Work]:
 
 
 def operations(shape: Shape) -> int:
-    """A token's, forward and backward: 2 and 4 for each weight that it is multiplied with and each pair it attends
-    to."""
+    """Return a token's operations, forward and backward: 2 and 4 for each weight and each pair it attends to."""
     prior, a = make_prior(shape), shape.architecture
     attended = 2 * a.depth * a.dim * (shape.length + 1) // 2  # queries with keys, and weights with values
     return 6 * (parameters(prior.blocks) + parameters(prior.head) + attended)

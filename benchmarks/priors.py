@@ -41,7 +41,7 @@ from smalti.common.pictures import image_grid
 from smalti.common.record import record
 from smalti.common.run import read_metrics
 from smalti.metrics.distances import frechet_distance
-from smalti.pipeline.evaluation.bench import Settings, evenly, features_of, open_bench
+from smalti.pipeline.evaluation.bench import Settings, evenly_spaced, features_of, open_bench
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.autoregressive import AutoregressivePrior
 from smalti.prior.draw import SamplingConfig
@@ -237,7 +237,7 @@ def judge(run: Path, codes: Path, number: int, seed: int) -> Figures:
     sampler, seeds = bench.pipeline.sampler(), range(seed * number, (seed + 1) * number)
     parts = zip(labels.split(PART), (seeds[i : i + PART] for i in range(0, number, PART)), strict=True)
     images = torch.cat([bench.pipeline.decode(sampler(some, few).cpu()) for some, few in parts])
-    real, same = (features_of(bench, features, split, evenly(split, len(test))).cpu() for split in (test, train))
+    real, same = (features_of(bench, features, split, evenly_spaced(split, len(test))).cpu() for split in (test, train))
     return {
         features.frechet_name: frechet_distance(real, features(images).cpu()),
         f"{features.frechet_name}_train": frechet_distance(real, same),

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -158,7 +158,7 @@ def fit_peer(
 
 
 def job(dataset: str, name: str, source: str, seed: int, steps: int, work: Path) -> None:
-    """Train and evaluate one tokenizer; its figures into `work`."""
+    """Train and evaluate one tokenizer, and write its figures into `work`."""
     size, channels = IMAGES[dataset]
     accelerator, began = make_accelerator("auto"), time.perf_counter()
     images = open_images(build(ImagesConfig, {"source": source}, "images"), size, channels)
@@ -189,7 +189,7 @@ def folder_of(work: Path, dataset: str, name: str, seed: int) -> Path:
 
 
 def summary(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Of each figure its mean, its standard deviation over seeds, and each seed's own."""
+    """Return of each figure the mean, the standard deviation over seeds, and each seed's value."""
     return {
         name: {
             "mean": round(mean(run[name] for run in runs), 4),
@@ -215,7 +215,8 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def main(argv: Sequence[str]) -> None:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for dataset in IMAGES:
         parser.add_argument(f"--{dataset}", help="its folder of Parquet files")
@@ -225,11 +226,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at once, each on one thread")
     parser.add_argument("--job", nargs=3, metavar=("DATASET", "NAME", "SEED"), help="this one training alone")
-    c = parser.parse_args(argv)
-    sources = {dataset: getattr(c, dataset) for dataset in IMAGES if getattr(c, dataset)}
-    if c.job:
-        dataset, name, seed = c.job
-        return job(dataset, name, sources[dataset], int(seed), c.steps, c.work)
+    return parser.parse_args(argv)
+
+
+def run_jobs(c: argparse.Namespace, argv: Sequence[str], datasets: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Run the jobs that have not run yet, each in its own process, and return the summary of each method."""
 
     def start(task: tuple[str, str, int]) -> None:
         dataset, name, seed = task
@@ -238,39 +239,41 @@ def main(argv: Sequence[str]) -> None:
             subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
             print(f"done: {dataset}, {name}, seed {seed}", flush=True)
 
-    tasks = [(dataset, name, seed) for dataset in sources for name in c.names for seed in c.seeds]
+    tasks = [(dataset, name, seed) for dataset in datasets for name in c.names for seed in c.seeds]
     with ThreadPoolExecutor(c.jobs) as pool:
         list(pool.map(start, tasks))
-    results: dict[str, dict[str, Any]] = {dataset: {} for dataset in sources}
+    results: dict[str, dict[str, Any]] = {dataset: {} for dataset in datasets}
     for dataset, name, _ in tasks[:: len(c.seeds)]:
         files = [folder_of(c.work, dataset, name, seed) / "figures.json" for seed in c.seeds]
         results[dataset][name] = summary([json.loads(file.read_text()) for file in files])
-    print_table(results)
-    with_table = [name for name in c.names if name not in WITHOUT_TABLE and name not in PEERS]
+    return results
+
+
+def usage_check(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the claim that every codebook of ours stays in use, and whether it holds."""
     least = {
-        f"{dataset}: {name}": min(results[dataset][name]["usage"]["seeds"])
-        for dataset in sources
-        for name in with_table
+        f"{dataset}: {name}": min(figures["usage"]["seeds"])
+        for dataset, methods in results.items()
+        for name, figures in methods.items()
+        if name not in WITHOUT_TABLE and name not in PEERS
     }
-    check = {
-        "wanted": f"usage >= {USAGE_WANTED} on test for every seed",
-        "least": least,
-        "met": min(least.values()) >= USAGE_WANTED,
-    }
-    protocol = {
-        "split": "test",
-        "steps": c.steps,
-        **TRAINING,
-        "seeds": c.seeds,
-        "bits_a_place": BITS,
-        "threads_a_training": 1,
-    }
-    body = {
-        **record("benchmarks.quantizers", ["vector-quantize-pytorch"]),
-        "protocol": protocol,
-        "check": check,
-        "results": results,
-    }
+    wanted = f"usage >= {USAGE_WANTED} on test for every seed"
+    return {"wanted": wanted, "least": least, "met": min(least.values()) >= USAGE_WANTED}
+
+
+def main(argv: Sequence[str]) -> None:
+    c = parse(argv)
+    sources = {dataset: getattr(c, dataset) for dataset in IMAGES if getattr(c, dataset)}
+    if c.job:
+        dataset, name, seed = c.job
+        return job(dataset, name, sources[dataset], int(seed), c.steps, c.work)
+    results = run_jobs(c, argv, sources)
+    print_table(results)
+    check = usage_check(results)
+    rates = {"bits_a_place": BITS, "threads_a_training": 1}
+    protocol = {"split": "test", "steps": c.steps, **TRAINING, "seeds": c.seeds, **rates}
+    written = record("benchmarks.quantizers", ["vector-quantize-pytorch"])
+    body = {**written, "protocol": protocol, "check": check, "results": results}
     if not check["met"]:
         print(f"\nnot met: {check}")
     RESULT.write_text(json.dumps(body, indent=1) + "\n")

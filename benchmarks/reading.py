@@ -1,4 +1,4 @@
-"""How fast images are opened: decoded into memory, each file's bytes digested, and divided into splits.
+"""Measure how fast images are opened: decoded into memory, each file's bytes digested, and divided into splits.
 
     python -m benchmarks.reading --data fashion_mnist --size 28 --before ../main
 
@@ -47,7 +47,7 @@ print(sum(map(len, images.splits.values())), *taken)
 
 
 def write_folder(folder: Path, number: int) -> Path:
-    """Write soft colours with some noise, as photographs compress, in ten classes."""
+    """Write soft colours with some noise, which compress as photographs do, in ten classes."""
     rng = np.random.default_rng(0)
     for i in range(number):
         path = folder / f"class{i % 10}/{i:05d}.png"
@@ -59,7 +59,7 @@ def write_folder(folder: Path, number: int) -> Path:
 
 
 class Rate(NamedTuple):
-    """Images."""
+    """The images that one checkout opened, and their rate."""
 
     a_second: float
     a_processor_second: float  # whatever else the machine does

@@ -1,5 +1,4 @@
-"""How long codes take to be drawn: our sampler beside transformers' Llama and x-transformers, interleaved in one
-process.
+"""Measure how long drawing codes takes: our sampler beside transformers' Llama and x-transformers, interleaved.
 
 All have the same depth, width, heads, hidden width, codes and length, random weights, and draw from the whole
 distribution, no image having a class and none an end. Theirs read one more token, which opens the sequence:
@@ -70,8 +69,7 @@ DRAWN, DRAWN_BATCHES, DECODED = 64, (1, 16, 64), 16  # images of which the draws
 
 
 def make_stirred(shape: Shape) -> TransformerPrior:
-    """Ours, with weights that make every block matter and logits of a standard deviation of 2, so that rounding
-    shows."""
+    """Return ours with weights that make every block matter, and logits of deviation 2, so that rounding shows."""
     torch.manual_seed(0)
     prior = make_prior(shape).eval()
     for weight in prior.blocks.parameters():
@@ -111,14 +109,14 @@ PEERS = {"transformers": (make_llama, draw_llama), "x-transformers": (make_x_tra
 
 
 def make_peers(shape: Shape, device: str) -> dict[str, nn.Module]:
-    """By name and precision; none where there are classes, since theirs would draw without guidance."""
+    """Return the peers by name and precision; none where there are classes, since they draw without guidance."""
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     wanted = [(name, each) for name in PEERS for each in types if each in PRECISIONS[device] and not shape.classes]
     return {f"{name} {each}": PEERS[name][0](shape).eval().to(device, types[each]) for name, each in wanted}
 
 
 def contestants(prior: Prior, peers: dict[str, nn.Module], shape: Shape, batch: int, device: str) -> dict[str, Draw]:
-    """Who draws a batch, by name and precision. Ours in int8 is for single images."""
+    """Return the samplers of a batch by name and precision. Ours in int8 is for single images."""
     labels, prompt = torch.zeros(batch, dtype=torch.int64), torch.full((batch, 1), shape.codebook_size, device=device)
     found: dict[str, Draw] = {}
     for precision in PRECISIONS[device]:
@@ -132,7 +130,7 @@ def contestants(prior: Prior, peers: dict[str, nn.Module], shape: Shape, batch: 
 
 
 def copy_rate(device: str) -> float:
-    """Bytes a second, read and written, of the fastest of ten copies of half a GiB."""
+    """Return bytes a second, read and written, of the fastest of ten copies of half a GiB."""
     source = torch.ones(2**27, device=device)
     target = torch.zeros_like(source)
     times = interleaved({"copy": lambda: target.copy_(source)}, 10, device)
@@ -140,15 +138,14 @@ def copy_rate(device: str) -> float:
 
 
 def floor_seconds(prior: TransformerPrior, rows: int, rate: float) -> float:
-    """Of a step that reads the weights of blocks and head, and of the cache what is written on average, once and in
-    bf16."""
+    """Return the seconds to read, once and in bf16, the weights of blocks and head and the mean written cache."""
     a, weights = prior.architecture, (*prior.blocks.parameters(), *prior.head.parameters())
     cache = rows * 2 * a.depth * a.key_heads * a.head_dim * (prior.config.layout.length + 1) / 2
     return 2 * (sum(weight.numel() for weight in weights) + cache) / rate
 
 
 def ratios(seconds: dict[str, float]) -> dict[str, float]:
-    """How many times as fast as the faster peer ours is, by the precisions of both."""
+    """Return how many times as fast as the faster peer ours is, by the precisions of both."""
     found = {}
     for mine, theirs in (("fp32", "fp32"), ("bf16", "fp32"), ("int8", "fp32"), ("bf16", "bf16")):
         peers = [seconds[f"{peer} {theirs}"] for peer in PEERS if f"{peer} {theirs}" in seconds]
@@ -158,7 +155,7 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, device: str) -> Iterator[Figures]:
-    """The figures of each batch size."""
+    """Yield the figures of each batch size."""
     prior, peers = make_stirred(shape).to(device), make_peers(shape, device)
     models = {"ours": prior, **{name.split()[0]: model for name, model in peers.items()}}
     sizes = {name: parameters(model) for name, model in models.items()}
@@ -181,7 +178,7 @@ def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, dev
 
 
 def decoded(prior: TransformerPrior, labels: Tensor, codes: Tensor, precision: Precision) -> Tensor:
-    """(B, T, K): the logits that the sampler computes, step by step, where it has drawn these codes."""
+    """Return the logits (B, T, K) that the sampler computes, step by step, where it has drawn these codes."""
     decoder, x = Decoder(prior, len(codes), precision), prior.inputs(labels, codes[:, :-1], None)
     logits = []
     for n in range(prior.config.layout.length):
@@ -193,8 +190,7 @@ def decoded(prior: TransformerPrior, labels: Tensor, codes: Tensor, precision: P
 
 @torch.inference_mode()
 def exactness(shape: Shape, device: str) -> Figures:
-    """How far each precision's logits are from those of the fp32 forward pass, and how draws depend on the batch
-    size."""
+    """Return each precision's logit error against the fp32 forward pass, and how far draws depend on the batch size."""
     prior, labels = make_stirred(shape).to(device), torch.zeros(DRAWN, dtype=torch.int64)
     fp32 = SamplingConfig(precision="fp32")
     drawn = {batch: prior.sampler(fp32, batch)(labels, range(DRAWN)) for batch in DRAWN_BATCHES}
@@ -214,7 +210,7 @@ def exactness(shape: Shape, device: str) -> Figures:
 
 
 def judge(shape: str, precision: str, points: Sequence[Figures]) -> Figures | None:
-    """At every batch size; the worst of them counts."""
+    """Judge the ratio at every batch size; the worst of them counts."""
     points = [point for point in points if point["shape"] == shape and f"{precision} to fp32" in point["ratios"]]
     if not points:
         return None

@@ -1,4 +1,4 @@
-"""What drawing and training cost as sequences, batches and datasets grow.
+"""Measure the cost of drawing and training as sequences, batches and datasets grow.
 
     python -m benchmarks.scaling --work DIR
 

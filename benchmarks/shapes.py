@@ -1,4 +1,4 @@
-"""Shapes of Transformer that are timed, and of each our prior and the peer's: as deep, as wide, over as many codes."""
+"""Shapes of Transformer to time, and for each our prior and the peer's: as deep, as wide, over as many codes."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ LARGE = Shape(preset="343m", codebook_size=16_384, side=24)
 
 
 def make_prior(shape: Shape) -> TransformerPrior:
-    """Ours, unconditional where the shape has no classes."""
+    """Return our prior, unconditional where the shape has no classes."""
     config = PriorConfig(
         layout=Layout.of(shape.side, shape.side, factors=(shape.codebook_size,)),
         architecture=shape.architecture,
@@ -47,7 +47,7 @@ def make_prior(shape: Shape) -> TransformerPrior:
 
 
 def make_x_transformer(shape: Shape, flash: bool = True) -> TransformerWrapper:
-    """With one token more, which opens a sequence."""
+    """Return the peer, with one more token, which opens a sequence."""
     a = shape.architecture
     blocks = Decoder(
         dim=a.dim,

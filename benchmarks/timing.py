@@ -1,4 +1,4 @@
-"""How long commands and calls take: CPU seconds of a process, and of calls in one process each in turn."""
+"""The time of commands and calls: CPU seconds of a process, and of calls that take turns in one process."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ Work = Callable[[], object]
 
 
 def once(command: Sequence[str], ended: Path) -> float:
-    """Run a command unless it has ended before. Return the CPU seconds it took, which then stand in `ended`."""
+    """Run a command unless it has ended before, and return its CPU seconds, which `ended` then holds."""
     if not ended.exists():
         print("+", *command, flush=True)
         fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}

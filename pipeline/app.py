@@ -1,12 +1,12 @@
-"""A page to play with: draw images and watch them grow, look at pictures as codes, complete them, paint with the
-codebook.
+"""Serve a page to play with: draw images and watch them grow, see pictures as codes, complete them, paint with codes.
 
     python -m smalti.pipeline.app runs/digits
 
-Reads RUN/tokenizer/model, RUN/prior/model and where they are there RUN/pipeline/generation_config.json and
-RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, but
-that pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host says
-another address or --share true opens a public link; loads nothing from elsewhere. Needs Gradio: pip install gradio.
+Reads RUN/tokenizer/model, RUN/prior/model and, where they exist, RUN/pipeline/generation_config.json and
+RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, except
+that pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host
+names another address or --share true opens a public link; loads nothing from elsewhere. Needs Gradio: pip install
+gradio.
 """
 
 import os
@@ -38,8 +38,8 @@ from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.draw import SamplingConfig
 
-FILE = "20mb"  # of a dropped picture, at most
-WAITING = 100  # visitors' requests, at most
+FILE = "20mb"  # the largest dropped picture
+WAITING = 100  # the most waiting requests
 
 
 class Settings(BaseSettings):
@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     """cpu, cuda, cuda:1, mps; what Accelerate finds when null"""
 
 
-def open_pipeline(run: str) -> ImagePipeline:
-    """The pipeline of a run as its models are now, or that of a pipeline folder here or on the Hub."""
+def load_pipeline(run: str) -> ImagePipeline:
+    """Return the pipeline of a run's current models, or of a pipeline folder here or on the Hub."""
     path = Path(run)
     if not (path / "tokenizer").is_dir() or (path / "model_index.json").exists():
         return ImagePipeline.from_pretrained(run)
@@ -68,15 +68,18 @@ def open_pipeline(run: str) -> ImagePipeline:
     return ImagePipeline.from_run(path, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
 
 
-def read_counts(run: Path, pipeline: ImagePipeline) -> Tensor | None:
-    """(Q, K), how often each code was used, where training has counted it. Raises `UserError` for another
-    codebook's."""
-    from smalti.pipeline.reporting.codebook import read_counts
+def code_counts_of(run: Path, pipeline: ImagePipeline) -> Tensor | None:
+    """Return how often each code was used, (Q, K), where training has counted it.
+
+    Raises:
+        UserError: the counts are another codebook's.
+    """
+    from smalti.pipeline.reporting.codebook_section import read_histogram
 
     path, c = run / "tokenizer/histogram.json", pipeline.tokenizer.config
     if not path.exists() or not c.layout.discrete:
         return None
-    counts = torch.from_numpy(read_counts(path)[0])
+    counts = torch.from_numpy(read_histogram(path)[0])
     if tuple(counts.shape) != (c.layout.depth, c.layout.codebook_size):
         raise UserError(
             f"{path} must count {c.layout.depth} x {c.layout.codebook_size} codes, as the tokenizer has, got "
@@ -86,6 +89,7 @@ def read_counts(run: Path, pipeline: ImagePipeline) -> Tensor | None:
 
 
 def move(pipeline: ImagePipeline, device: str | None) -> ImagePipeline:
+    """Move a pipeline to the device, by default to Accelerate's. Raises `UserError` for an unusable device."""
     try:
         return pipeline.to(device or make_accelerator().device)
     except (RuntimeError, AssertionError) as error:
@@ -93,7 +97,7 @@ def move(pipeline: ImagePipeline, device: str | None) -> ImagePipeline:
 
 
 def name_of(run: str) -> str:
-    """The run as the page names it: what stands above it is the machine's affair."""
+    """Return the run's name for the page, without the folders above it."""
     path = Path(run)
     if not path.is_dir():
         return run
@@ -102,7 +106,7 @@ def name_of(run: str) -> str:
 
 
 def check_address(host: str) -> None:
-    """That this machine has the address: Gradio would try one port of it after the other. Raises `UserError`."""
+    """Raise `UserError` if this machine has no such address: Gradio would try its ports one after the other."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as here:
             here.bind((host, 0))
@@ -112,22 +116,14 @@ def check_address(host: str) -> None:
         ) from None
 
 
-def serve(c: Settings) -> None:
-    """Until the process is told to end."""
-    check_address(c.host)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    from starlette.middleware import Middleware  # which Gradio brings
+def launch(c: Settings, page: Any, names: set[str]) -> tuple[str, str | None]:
+    """Start the server behind a guard of these names, and return the page's address and its public one, if shared."""
+    from starlette.middleware import Middleware  # installed with Gradio
 
-    from smalti.pipeline.playground.desk import open_desk
-    from smalti.pipeline.playground.guard import Guard, name_in, own_names
-    from smalti.pipeline.playground.page import make_page, theme  # needs Gradio, and says so
-    from smalti.pipeline.playground.style import STYLE
+    from smalti.pipeline.playground.gradio_page import theme
+    from smalti.pipeline.playground.gradio_style import STYLE
+    from smalti.pipeline.playground.guard import Guard
 
-    pipeline = move(open_pipeline(c.run), c.device)
-    if not pipeline.prior.config.takes_guidance:  # whatever is kept with it: the page has no control to take it back
-        pipeline.sampling = pipeline.sampling.model_copy(update={"guidance": 1.0})
-    page = make_page(open_desk(pipeline, read_counts(Path(c.run), pipeline)), name_of(c.run)).blocks
-    names = own_names(c.host, c.names)
     try:
         _, here, public = page.queue(max_size=WAITING).launch(
             server_name=c.host,
@@ -147,11 +143,28 @@ def serve(c: Settings) -> None:
         raise UserError(
             f"cannot serve at {where}: it is taken, or none of this machine; give another --port or --host"
         ) from error
+    return here, public
+
+
+def serve(c: Settings) -> None:
+    """Serve the page until the process is told to end."""
+    check_address(c.host)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    from smalti.pipeline.playground.controller import open_controller
+    from smalti.pipeline.playground.gradio_page import make_page  # needs Gradio, and says so
+    from smalti.pipeline.playground.guard import name_in, own_names
+
+    pipeline = move(load_pipeline(c.run), c.device)
+    if not pipeline.prior.config.takes_guidance:  # the page has no control to change a kept value
+        pipeline.sampling = pipeline.sampling.model_copy(update={"guidance": 1.0})
+    page = make_page(open_controller(pipeline, code_counts_of(Path(c.run), pipeline)), name_of(c.run)).blocks
+    names = own_names(c.host, c.names)
+    here, public = launch(c, page, names)
     if public:
         names.add(name_in(urlsplit(public).netloc))
     print(f"the page is at {here}" + (f" and, for a while, at {public}" if public else ""), flush=True)
     print("Ctrl-C ends it", file=sys.stderr, flush=True)
-    with suppress(KeyboardInterrupt, Terminated):  # the way to end it: nothing was interrupted
+    with suppress(KeyboardInterrupt, Terminated):  # the usual end of a server
         threading.Event().wait()
 
 

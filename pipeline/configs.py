@@ -28,7 +28,7 @@ from smalti.common.launch import check_alone, run_command
 
 
 class Settings(config.Settings):
-    """Which config, and where to."""
+    """List the shipped configs, or copy one."""
 
     name: str | None = None
     """one of the shipped configs; without one they are listed"""
@@ -37,7 +37,7 @@ class Settings(config.Settings):
 
 
 def shipped() -> dict[str, str]:
-    """The folders of configs there are, and what the first sentence of each says it is for."""
+    """Return the folders of shipped configs, and the purpose of each from its first sentence."""
     firsts = {
         path.parent: path for name in ("cluster.yaml", "tokenizer.yaml") for path in sorted(SHIPPED.glob(f"*/{name}"))
     }

@@ -1,9 +1,9 @@
-"""What this machine is, what Accelerate will do on it, and whether a config fits.
+"""Describe this machine, what Accelerate will do on it, and whether a config fits.
 
     python pipeline/doctor.py
     python pipeline/doctor.py configs/cifar10          # or one file of it, configs/cifar10/prior.yaml
 
-Prints versions, devices, free memory and disk. Of a config it says how much memory each training step takes: what the
+Prints versions, devices, free memory and disk. For a config it prints the memory of each training step: what the
 optimizer keeps for every weight, counted, and the activations that autograd keeps, counted by one step on tensors
 without storage. Reads and writes nothing else, and asks no network.
 """
@@ -45,14 +45,14 @@ from smalti.tokenizer.kmeans.config import ClusterConfig
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy", "pillow")
 EXTRAS = {"eval": ("torch-fidelity",), "app": ("gradio",), "track": ("tensorboard", "wandb", "trackio")}
-ADAMW, MUON, EMA, GRADIENT, WEIGHT = 2, 1, 1, 1, 1  # numbers of fp32 that a weight takes in each
-WORKSPACE = 1.5  # times what is counted: steps of both stages of cifar10 took 1.2 to 1.5 on a CPU, in fp32 and in bf16
+ADAMW, MUON, EMA, GRADIENT, WEIGHT = 2, 1, 1, 1, 1  # fp32 numbers a weight
+WORKSPACE = 1.5  # factor on the counted bytes: cifar10's steps took 1.2 to 1.5 on a CPU, both stages, fp32 and bf16
 GIB = 2**30
 NOT = "DOES NOT FIT"
 
 
 class Settings(config.Settings):
-    """What to look at."""
+    """Describe this machine, and whether a config fits it."""
 
     configs: str | None = None
     """a shipped or own folder of configs, or one YAML file of it; without one the machine alone"""
@@ -62,13 +62,15 @@ class Settings(config.Settings):
 
 
 def installed(name: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def versions() -> Iterator[str]:
+def version_lines() -> Iterator[str]:
+    """Yield the versions of Smalti, Python and packages, and the extras that are missing."""
     yield f"smalti    {code_version()}, python {sys.version.split()[0]}"
     yield "packages    " + ", ".join(f"{name} {installed(name)}" for name in PACKAGES)
     for extra, names in EXTRAS.items():
@@ -78,7 +80,8 @@ def versions() -> Iterator[str]:
         yield f"extra {extra:<5} {', '.join(there)}{hint}"
 
 
-def machine() -> Iterator[str]:
+def machine_lines() -> Iterator[str]:
+    """Yield the processor, memory, disk and devices."""
     memory = psutil.virtual_memory()
     yield f"processor   {cpu_model()}, {cores()} cores, {torch.get_num_threads()} threads of torch"
     yield f"memory      {memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
@@ -90,8 +93,8 @@ def machine() -> Iterator[str]:
         yield "devices     none: everything runs on the processor"
 
 
-def accelerate(accelerator: Accelerator) -> Iterator[str]:
-    """What `python SCRIPT` and `accelerate launch SCRIPT` do here."""
+def accelerate_lines(accelerator: Accelerator) -> Iterator[str]:
+    """Yield what `python SCRIPT` and `accelerate launch SCRIPT` do here."""
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
     device = accelerator.device.type
@@ -103,7 +106,7 @@ def accelerate(accelerator: Accelerator) -> Iterator[str]:
         return
     try:
         kept = load_config_from_file(None)
-    except Exception as error:  # written by hand, or by another version: accelerate's own parser raises what it likes
+    except Exception as error:  # accelerate's parser raises anything for a file by hand or of another version
         told = f"its config file cannot be read ({error}); accelerate config writes another"
         yield f"            accelerate launch: {told}"
         return
@@ -117,8 +120,7 @@ def accelerate(accelerator: Accelerator) -> Iterator[str]:
 
 
 def saved_for_backward(step: Callable[[], Tensor], weights: nn.Module) -> int:
-    """Bytes of the activations that autograd keeps from `step`'s forward until its backward pass, each storage counted
-    once."""
+    """Return the bytes that autograd keeps from `step`'s forward for its backward pass, each storage once."""
     own = {tensor.untyped_storage()._cdata for tensor in (*weights.parameters(), *weights.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -135,28 +137,29 @@ def saved_for_backward(step: Callable[[], Tensor], weights: nn.Module) -> int:
     return total
 
 
-def numbers(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @contextmanager
 def without_storage(bf16: bool) -> Iterator[None]:
-    """Tensors made within have shapes and no memory; the forward pass computes in the precision training would."""
+    """Give tensors shapes but no memory within, and compute the forward pass in the precision of training."""
     with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         yield
 
 
 def tokenizer_step(c: TokenizerTraining, images: int, bf16: bool) -> tuple[int, int]:
-    """Bytes of stage one that do not depend on the batch, and those of the activations of so many images."""
+    """Return the bytes of stage one that do not depend on the batch, and those of the activations of so many images."""
     with without_storage(bf16):
         model: TrainedTokenizer = c.model.builds(c.model).train()
         pixels = torch.empty(images, c.model.image_channels, *c.model.image_size)
         saved = saved_for_backward(lambda: sum(model(pixels).losses.values()), model)
-    return 4 * numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA), saved
+    return 4 * count_parameters(model) * (WEIGHT + GRADIENT + ADAMW + EMA), saved
 
 
 def prior_step(c: PriorTraining, model_config: PriorConfig, images: int, bf16: bool) -> tuple[int, int]:
-    """Bytes of stage two that do not depend on the batch, and those of the activations of so many images."""
+    """Return the bytes of stage two that do not depend on the batch, and those of the activations of so many images."""
     with without_storage(bf16):
         model = build_prior(model_config).train()
         model.prepare(c)
@@ -165,11 +168,11 @@ def prior_step(c: PriorTraining, model_config: PriorConfig, images: int, bf16: b
         rows = torch.zeros(images, model_config.layout.length, dtype=kind)
         saved = saved_for_backward(lambda: model.loss(rows, labels, model).mean(), model)
     matrices = sum(p.numel() for p in model.matrices()) if c.matrix_lr is not None else 0
-    return 4 * (numbers(model) * (WEIGHT + GRADIENT + ADAMW + EMA) - matrices * (ADAMW - MUON)), saved
+    return 4 * (count_parameters(model) * (WEIGHT + GRADIENT + ADAMW + EMA) - matrices * (ADAMW - MUON)), saved
 
 
 def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
-    """The prior's config: over the run's codes, or where there are none yet, over those of the tokenizer beside it."""
+    """Return the prior's config over the run's codes; before there are any, over those of the tokenizer beside it."""
     written = Path(c.codes or f"{c.run}/codes")
     if (written / "codes.json").exists():
         info, _ = codes.read_info(written)
@@ -195,8 +198,8 @@ def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
     )
 
 
-def look_at(path: Path, accelerator: Accelerator) -> Iterator[str]:
-    """What one config costs here. Raises `UserError` where it is none."""
+def config_lines(path: Path, accelerator: Accelerator) -> Iterator[str]:
+    """Yield what a config costs here. Raises `UserError` for a file that is no config."""
     given = config.read_yaml(path)
     if path.name == "cluster.yaml":
         c = config.build(ClusterConfig, given, str(path))
@@ -210,21 +213,23 @@ def look_at(path: Path, accelerator: Accelerator) -> Iterator[str]:
         prior = config.build(PriorTraining, given, str(path))
         each, bf16 = images_each(prior, accelerator), in_bf16(prior, accelerator)
         fixed, activations = prior_step(prior, prior_over(path, prior), each, bf16)
-    yield from verdict(path, fixed, activations, each, "bf16" if bf16 else "fp32", accelerator)
+    yield from verdict_lines(path, fixed, activations, each, "bf16" if bf16 else "fp32", accelerator)
 
 
 def images_each(c: TokenizerTraining | PriorTraining, accelerator: Accelerator) -> int:
-    """Images of a micro-batch on one process."""
+    """Return the images of a micro-batch on one process."""
     return max(1, c.batch_size // (c.accumulate * accelerator.num_processes))
 
 
 def in_bf16(c: TokenizerTraining | PriorTraining, accelerator: Accelerator) -> bool:
+    """Return whether a training computes in bf16 here."""
     return c.precision == "bf16" or (c.precision == "auto" and computes_bf16(accelerator.device.type))
 
 
-def verdict(
+def verdict_lines(
     path: Path, fixed: int, activations: int, images: int, precision: str, accelerator: Accelerator
 ) -> Iterator[str]:
+    """Yield the memory that a config needs, and whether it fits."""
     on_gpu = accelerator.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     needed = (fixed + activations) * WORKSPACE
@@ -244,8 +249,7 @@ def verdict(
 
 
 def given_images(first: Path) -> list[str | Path]:
-    """Return the config's folder as pipeline/run.py takes it, with the images to be named where it has only a
-    placeholder."""
+    """Return pipeline/run.py's arguments for the config's folder; a placeholder asks for the images."""
     folder = first.parent
     shown = folder.relative_to(SHIPPED.parent) if folder.is_relative_to(SHIPPED) else folder
     images = config.read_yaml(first).get("images")
@@ -255,7 +259,7 @@ def given_images(first: Path) -> list[str | Path]:
 
 
 def configs_of(path: Path) -> list[Path]:
-    """The configs to look at: the file, or those of a folder. Raises `UserError` where there are none."""
+    """Return the configs to check: the file, or those of a folder. Raises `UserError` where there are none."""
     if path.is_file():
         return [path]
     if not path.exists() and (near := config.near_configs(path, "*")):
@@ -273,13 +277,13 @@ def main(argv: Sequence[str]) -> None:
         Settings, __doc__, argv, positional="configs", positional_help="a folder of configs, or one file of it"
     )
     accelerator = make_accelerator()
-    for line in (*versions(), *machine(), *accelerate(accelerator)):
+    for line in (*version_lines(), *machine_lines(), *accelerate_lines(accelerator)):
         accelerator.print(line)
     if c.configs is None:
         accelerator.print(f"next: {as_typed('pipeline/doctor.py', 'configs/digits')}    # whether a config fits")
         return
     found = configs_of(config.find_config(c.configs))
-    told = [line for path in found for line in look_at(path, accelerator)]
+    told = [line for path in found for line in config_lines(path, accelerator)]
     for line in told:
         accelerator.print(line)
     if not any(NOT in line for line in told):

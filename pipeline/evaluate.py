@@ -46,7 +46,14 @@ from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import passing_bar
 from smalti.common.seeds import generator
 from smalti.common.session import session
-from smalti.pipeline.evaluation.bench import Bench, Settings, evenly, features_of, open_bench, read
+from smalti.pipeline.evaluation.bench import (
+    EvaluationBench,
+    Settings,
+    evenly_spaced,
+    features_of,
+    open_bench,
+    read_images,
+)
 from smalti.pipeline.evaluation.bits import PRIORS, bits_per_dim, image_nats, likely, stochastic_bounds
 from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
 from smalti.prior.base import Scores
@@ -106,7 +113,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 # ----------------------------------------------------------------------------------------------------------------- bits
 
 
-def priced(bench: Bench) -> bool:
+def priced(bench: EvaluationBench) -> bool:
     """Return whether the run says what an image costs: the probability of its codes, and of its pixels given them."""
     pipeline = bench.pipeline
     says = isinstance(pipeline.tokenizer, LikelihoodTokenizer) and isinstance(pipeline.prior, Scores)
@@ -118,7 +125,7 @@ def priced(bench: Bench) -> bool:
     return False
 
 
-def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
+def price(bench: EvaluationBench) -> tuple[dict[str, Any], dict[str, Any]]:
     """What held-out images cost: figures, and their protocol."""
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
     none = pipeline.prior.config.condition.num_classes
@@ -167,7 +174,7 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
-def draw(bench: Bench, number: int) -> Drawn:
+def draw(bench: EvaluationBench, number: int) -> Drawn:
     """So many images, with the labels of the held-out split dealt evenly."""
     c, pipeline = bench.c, bench.pipeline
     held = torch.from_numpy(bench.split.labels[torch.arange(number) * len(bench.split) // number])
@@ -192,7 +199,7 @@ def draw(bench: Bench, number: int) -> Drawn:
     return Drawn(found["images"], codes, labels, found.get("features"))
 
 
-def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def judge_samples(bench: EvaluationBench, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What drawn images are worth: figures, and their protocol."""
     drawn, eyes = draw(bench, number), bench.eyes
     figures: dict[str, Any] = {}
@@ -202,10 +209,12 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         "sampling": bench.pipeline.sampling.model_dump(mode="json"),
         "labels": "of the held-out split, evenly",
     }
-    train = evenly(bench.images.splits["train"], min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel())))
+    train = evenly_spaced(
+        bench.images.splits["train"], min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel()))
+    )
     train_features = None
     if eyes.features is not None:
-        real = features_of(bench, eyes.features, bench.split, evenly(bench.split, number))
+        real = features_of(bench, eyes.features, bench.split, evenly_spaced(bench.split, number))
         train_features = features_of(bench, eyes.features, bench.images.splits["train"], train)
         if bench.accelerator.is_main_process:
             same = train_features[torch.arange(min(number, len(train))) * len(train) // min(number, len(train))]
@@ -248,8 +257,8 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
             some = 0
         if some:
             few = drawn.first(some)
-            positions = evenly(bench.split, bench.c.neighbours)
-            pixels = (read(bench.images.splits["train"], train), read(bench.split, positions))
+            positions = evenly_spaced(bench.split, bench.c.neighbours)
+            pixels = (read_images(bench.images.splits["train"], train), read_images(bench.split, positions))
             copied, rows = look_up(
                 few, RealImages(*pixels, train_features), eyes.features, bench.pipeline.encode_pixels
             )
@@ -260,11 +269,11 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
     return figures, protocol
 
 
-def picture_path(bench: Bench, what: str) -> Path:
+def picture_path(bench: EvaluationBench, what: str) -> Path:
     return evaluation_path(bench.run, "pipeline", f"{bench.split.name}-{what}").with_suffix(".png")
 
 
-def save_samples(bench: Bench, drawn: Drawn) -> None:
+def save_samples(bench: EvaluationBench, drawn: Drawn) -> None:
     """A column a class, ten rows, where there are up to 20 classes; else a square."""
     classes, some = bench.pipeline.prior.config.condition.num_classes, min(100, len(drawn.images))
     chosen, across = torch.arange(some), max(1, round(some**0.5))

@@ -1,18 +1,17 @@
-"""How far drawn images are from held-out ones, in features that need no other network, no download and no original
-pixels.
+"""The distance of drawn images from held-out ones, in features that need no other network, download or original pixels.
 
     images (N, C, H, W) uint8 -> cells (N, P) -> principal components (N, d), with one-hot labels appended (N, D)
 
 The distance is Fréchet's (metrics/distances.py). With labels it is the joint distance of DeVries et al. 2019
 (https://arxiv.org/abs/1907.08175): a sample that does not show its class costs.
 
-Features are what codes decode to, along the principal components of the held-out images, each divided by its deviation.
-Every tokenizer decodes, a K-means one as well as a network, while what `lookup` gives has another scale and width for
-each quantizer and none for some. Divided, because pixels as they are show little but the coarsest differences. Held
-against the distance on a trained classifier's features, over 1,000 images of each of 33 settings on Fashion-MNIST and
-55 on digits, twice: rank correlation 0.94, 0.96 and 0.86, 0.88. The settings it chooses have 1.68, 1.72 and 2.55, 2.30
-by the classifier; plain sampling has 1.99, 1.85 and 3.04, 2.91, the best of all 1.64, 1.45 and 2.50, 2.30. It is fonder
-of variety than a classifier is, and chooses less guidance than one would.
+Features are decoded images along the principal components of the held-out images, each component divided by its
+deviation. Every tokenizer decodes, K-means as well as a network, while what `lookup` returns differs in scale and width
+between quantizers, and some have none. Components are divided because raw pixels show little but the coarsest
+differences. Held against the distance on a trained classifier's features, over 1,000 images of each of 33 settings on
+Fashion-MNIST and 55 on digits, twice: rank correlation 0.94, 0.96 and 0.86, 0.88. The settings it chooses have 1.68,
+1.72 and 2.55, 2.30 by the classifier; plain sampling has 1.99, 1.85 and 3.04, 2.91, the best of all 1.64, 1.45 and
+2.50, 2.30. It favours variety more than a classifier does, and chooses less guidance.
 """
 
 import torch
@@ -23,18 +22,18 @@ from smalti.common.errors import UserError
 from smalti.metrics.distances import frechet_distance
 
 SIDE = 32  # cells along a side at most
-VARIANCE = 0.95  # of the held-out images, that the components hold: those of the last percents are the decoder's noise
-SPARE = 4  # images for each feature at least, where classes leave that choice
+VARIANCE = 0.95  # share of the held-out variance in the components; the rest is the decoder's noise
+SPARE = 4  # the fewest images a feature, if the classes allow it
 
 
 def cells(images: Tensor) -> Tensor:
-    """(N, C, H, W) uint8 -> (N, P) fp32 in [-1, 1]: pixels, or of larger images the means of SIDE x SIDE cells."""
+    """(N, C, H, W) uint8 -> (N, P) fp32 in [-1, 1]: pixels, or for larger images the means of SIDE x SIDE cells."""
     h, w = (min(SIDE, extent) for extent in images.shape[2:])
     return F.adaptive_avg_pool2d(images.float() / 127.5 - 1, (h, w)).flatten(1)
 
 
 class Ruler:
-    """Measures drawn images against held-out ones."""
+    """The distance of drawn images from held-out ones."""
 
     def __init__(self, held_out: Tensor, labels: Tensor, classes: int, drawn: int):
         """
@@ -43,7 +42,7 @@ class Ruler:
             labels: (N,) in [0, classes]; `classes` stands for no class, the only label where there are 0.
             drawn: images that will be measured at once.
         Raises:
-            UserError: not more images than one component and the classes.
+            UserError: there are too few images for one component and the classes.
         """
         fewest = min(len(held_out), drawn)
         if fewest <= classes + 1:
@@ -61,14 +60,13 @@ class Ruler:
         holding = 1 + int((values.cumsum(0) < VARIANCE * values.sum()).sum())
         self.components = max(1, min(holding, fewest // SPARE - classes))
         self.whiten = vectors[:, : self.components] / values[: self.components].clamp_min(1e-12).sqrt()
-        self.scale = (
-            self._features(held_out).norm(dim=1).mean()
-        )  # of a label: as long as an image's features, as in the paper
+        # a label is as long as an image's features, as in the paper
+        self.scale = self._features(held_out).norm(dim=1).mean()
         self.reference = self._joint(held_out, labels)
         self.metric = f"{'fjd' if classes else 'fd'}_decoded_pca{self.components}"
 
     def __call__(self, drawn: Tensor, labels: Tensor) -> float:
-        """The distance of the cells (M, P) of images that were asked for with labels (M,)."""
+        """Return the distance of the cells (M, P) of drawn images with the labels (M,) they were asked for."""
         return frechet_distance(self.reference, self._joint(drawn, labels))
 
     def _features(self, cells: Tensor) -> Tensor:

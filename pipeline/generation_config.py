@@ -1,4 +1,4 @@
-"""`generation_config.json`: how a pipeline draws where a call says nothing else, and how that was chosen."""
+"""`generation_config.json`: a pipeline's default sampling settings, and how they were chosen."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from smalti.prior.draw import SamplingConfig
 
 
 class Chosen(Settings):
-    """The protocol of `pipeline/tune.py`: how sampling settings were chosen, and what they came to."""
+    """The protocol of `pipeline/tune.py`: how it chose sampling settings, and the figures they reached."""
 
     metric: str
     """the Fréchet distance that was made small, named after its features"""
@@ -36,13 +36,13 @@ class Chosen(Settings):
 
 
 class GenerationConfig(SamplingConfig):
-    """What `generation_config.json` says: sampling settings and, where a search chose them, its protocol."""
+    """The contents of `generation_config.json`: sampling settings and, where a search chose them, its protocol."""
 
     chosen: Chosen | None = None
 
     @classmethod
     def read(cls, path: Path) -> "GenerationConfig":
-        """Raises `UserError` that names the file, and a key that is none of ours."""
+        """Read the file. Raises `UserError` that names the file, and an unknown key."""
         return config.build(cls, folder.read_json(path), str(path))
 
     @property

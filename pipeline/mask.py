@@ -1,4 +1,4 @@
-"""Which part of an image is kept: from pixels to places of the grid.
+"""The kept part of an image: from pixels to places of the grid.
 
 Shapes: mask (B, H, W) bool, true where a pixel is kept; known (B, P) bool, the places of the grid whose pixels all are.
 """
@@ -16,8 +16,11 @@ from smalti.common.layout import Layout
 
 
 def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
-    """An array or tensor of booleans, (H, W) for all images or (B, H, W), as (B, H, W). Raises `UserError` for all
-    else."""
+    """Return an array or tensor of booleans, (H, W) for all images or (B, H, W), as (B, H, W).
+
+    Raises:
+        UserError: the mask has another type or shape.
+    """
     H, W = size
     try:
         given = mask.cpu() if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
@@ -32,7 +35,7 @@ def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
 
 
 def known_places(mask: Tensor, layout: Layout) -> Tensor:
-    """Return which places are known, (B, P), of masks (B, H, W).
+    """Return the known places (B, P) of masks (B, H, W).
 
     Raises:
         UserError: the places are not those of rows and columns of pixels.
@@ -47,8 +50,7 @@ def known_places(mask: Tensor, layout: Layout) -> Tensor:
 
 
 def fill_unknown(images: Tensor, mask: Tensor) -> Tensor:
-    """images (B, C, H, W) with each pixel that is not kept replaced by the nearest that is, so that no code has seen
-    it."""
+    """Return images (B, C, H, W) in which the nearest kept pixel hides each pixel that is not kept."""
     filled = images.clone()
     for image, kept in zip(filled, mask.numpy(), strict=True):
         if not kept.any():

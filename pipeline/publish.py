@@ -1,11 +1,10 @@
-"""Publish a run: lay it out as a repository of the Hub with a card of its data, budget, figures and samples, and push
-it.
+"""Publish a run: lay it out as a Hub repository, with a card of data, budget, figures and samples, and push it.
 
     python pipeline/publish.py runs/digits                                      # lay out the pipeline, to look at
     python pipeline/publish.py runs/digits --repo me/digits                     # and push it
     python pipeline/publish.py runs/digits --what codes --repo me/digits-codes
 
-Reads RUN/pipeline, or the model of one stage, or RUN/codes, and for the card whatever else the run has. Writes a
+Reads RUN/pipeline, or the model of one stage, or RUN/codes, and for the card everything else in the run. Writes a
 folder, RUN/hub/WHAT (or --to), and with --repo pushes it as one commit. Log in before with `hf auth login`, or set
 HF_TOKEN.
 """
@@ -34,8 +33,8 @@ from smalti.common.record import private
 from smalti.common.session import session
 from smalti.common.written import NAME, is_as_written, note, noted, tell_kept
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
-from smalti.pipeline.reporting.card import UNSAID, model_card, pictures
-from smalti.pipeline.reporting.found import gather
+from smalti.pipeline.reporting.model_card import UNSAID, model_card, pictures
+from smalti.pipeline.reporting.run_contents import gather
 from smalti.prior.model import load_prior
 from smalti.tokenizer.model import load_tokenizer, trained
 
@@ -77,10 +76,10 @@ def laid(c: Settings) -> Path:
 
 
 def lay_out(c: Settings) -> Path:
-    """Write the folder, in the place of an earlier one, and return it. What a user put there or edited stays.
+    """Write the folder in place of an earlier one, and return it. Files that a user added or edited stay.
 
     Raises:
-        Refused: the folder holds something else, or a file of the model that was changed.
+        Refused: the folder holds something else, or a file of the model was changed.
     """
     path = laid(c)
     run, before = gather(Path(c.run)).path, noted(path)
@@ -95,7 +94,7 @@ def lay_out(c: Settings) -> Path:
         for name in edited:
             tell_kept(path / name)
             remove(aside / name)
-        ours.update(new)  # what stays of the old folder is known only now
+        ours.update(new)  # only now it is known which old files stay
         ours.difference_update(edited)
         write_json(aside / MARK, {"what": c.what})
         note(aside, {name: digest for name, digest in new.items() if name not in edited})
@@ -103,15 +102,14 @@ def lay_out(c: Settings) -> Path:
 
 
 def edited_in(path: Path, names: Collection[str], before: Mapping[str, list[str]]) -> set[str]:
-    """Return which of these files in a folder laid out before are for people to look at, and are not as they were
-    written.
+    """Return those of these files, in a folder laid out before, that people read and somebody has edited.
 
     Raises:
-        Refused: another file is not as it was written; beside new weights it would not fit.
+        Refused: another file was changed; it would not fit new weights.
     """
     edited = {name for name in names if not is_as_written(path, name, before)}
     shown = {name for name in edited if name.endswith((".md", ".png"))}
-    if before and edited != shown:  # an earlier version noted nothing
+    if before and edited != shown:  # earlier versions kept no digests
         raise Refused(
             f"{path / min(edited - shown)} is not as this command wrote it; move it away, or give another --to"
         )
@@ -119,19 +117,22 @@ def edited_in(path: Path, names: Collection[str], before: Mapping[str, list[str]
 
 
 def lay_out_model(c: Settings, run: Path, path: Path) -> None:
-    """Files of the model, the pictures and the card."""
+    """Write the files of the model, the pictures and the card."""
     assert c.what != "codes"
-    opened(c.what, run).save_pretrained(path)
-    found = gather(run)
-    for name, picture in pictures(found, c.what).items():
+    load_to_publish(c.what, run).save_pretrained(path)
+    contents = gather(run)
+    for name, picture in pictures(contents, c.what).items():
         shutil.copyfile(inside(picture.parent, picture.name), path / name)
-    card = model_card(found, c.what, place=c.repo or UNSAID, license=c.license)
+    card = model_card(contents, c.what, place=c.repo or UNSAID, license=c.license)
     (path / README).write_text(card, encoding="utf-8", errors="replace")
 
 
-def opened(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretrained:
-    """What is to be published, read and so checked. Raises `UserError` that names the command which makes what is
-    missing."""
+def load_to_publish(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretrained:
+    """Load what is to be published, which checks it.
+
+    Raises:
+        UserError: something is missing; the message names the command that makes it.
+    """
     if what == "tokenizer":
         return load_tokenizer(trained(run / "tokenizer"))
     if what == "prior":
@@ -149,9 +150,9 @@ def opened(what: Literal["pipeline", "tokenizer", "prior"], run: Path) -> Pretra
 
 
 def lay_out_codes(c: Settings, folder: Path, path: Path) -> None:
-    """Shards, linked where the disk can, `codes.json` without the names of this machine's folders, and the card."""
+    """Link or copy the shards, and write the card and `codes.json`, without the names of this machine's folders."""
     info, splits = codes.read_info(folder)
-    codes.load_codes(folder)  # whole, and what codes.json says
+    codes.load_codes(folder)  # checks that they are whole and as codes.json says
     for shard in (shard for name in splits for shard in codes.shard_paths(folder, name)):
         link(inside(folder, shard.name).resolve(), path / shard.name)
     shown = info.model_copy(update={"source": private(info.source)})

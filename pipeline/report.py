@@ -2,9 +2,9 @@
 
     python pipeline/report.py runs/digits
 
-Reads what is there of RUN: tokenizer/, codes/, prior/, pipeline/, samples/ and evaluation/; and a few held-out images,
-which it completes. Writes RUN/report.html, a single file that loads nothing and may be sent as it is, and the charts of
-it as PNG files into RUN/report/. What is not there yet has one line in its place, which says the command that fills it.
+Reads what exists in RUN: tokenizer/, codes/, prior/, pipeline/, samples/ and evaluation/; and a few held-out images,
+which it completes. Writes RUN/report.html, a single file that loads nothing and can be sent as it is, and its charts as
+PNG files into RUN/report/. For what is missing the page has a line with the command that makes it.
 """
 
 import hashlib
@@ -30,12 +30,19 @@ from smalti.common.progress import passing_bar
 from smalti.common.record import commit
 from smalti.common.session import logged
 from smalti.common.written import NAME, is_as_written, note, noted
-from smalti.pipeline.reporting import bits, codebook, completion, page, pictures, provenance, quality, training
-from smalti.pipeline.reporting.found import Found, gather
-from smalti.pipeline.reporting.head import head
-from smalti.pipeline.reporting.page import Html, Section
+from smalti.pipeline.reporting import markup
+from smalti.pipeline.reporting.bits_section import bits_section
+from smalti.pipeline.reporting.codebook_section import codebook_section
+from smalti.pipeline.reporting.completion_section import completion_section
+from smalti.pipeline.reporting.markup import Html, Section
+from smalti.pipeline.reporting.page_head import page_head
+from smalti.pipeline.reporting.picture_sections import neighbours_section, reconstructions_section, samples_section
+from smalti.pipeline.reporting.provenance_sections import commands_section, settings_section
+from smalti.pipeline.reporting.quality_section import quality_section
+from smalti.pipeline.reporting.run_contents import RunContents, gather
+from smalti.pipeline.reporting.training_section import training_section
 
-MADE = "Made by pipeline/report.py"  # which a page of ours says
+MADE = "Made by pipeline/report.py"  # marks our own pages
 
 
 class Settings(BaseSettings):
@@ -50,44 +57,44 @@ class Settings(BaseSettings):
 
 
 def foot() -> Html:
-    """When the page was made, and by which code."""
+    """Return the foot of the page: its date, and the commit of the code."""
     name, dirty, _ = (commit() or "").partition("-dirty")
     at = f", of the code at commit {name[:10]}{dirty}" if name else ""
-    return page.paragraph(f"{MADE} of Smalti on {datetime.now(UTC).date().isoformat()}{at}.")
+    return markup.paragraph(f"{MADE} of Smalti on {datetime.now(UTC).date().isoformat()}{at}.")
 
 
-def report(c: Settings) -> Path:
+def write_report(c: Settings) -> Path:
     """Write the page, and return its file."""
-    found = gather(Path(c.run), c.split)
-    check_ours(found.path)
-    note(found.path / "report", {})  # whose the charts are
-    parts: list[Callable[[Found], Section]] = [
-        pictures.samples,
-        pictures.reconstructions,
-        training.section,
-        codebook.section,
-        bits.section,
-        partial(completion.section, wanted=c.completion),
-        pictures.neighbours,
-        quality.section,
-        provenance.settings,
-        provenance.commands,
+    contents = gather(Path(c.run), c.split)
+    check_page_is_ours(contents.path)
+    note(contents.path / "report", {})  # marks the folder as ours
+    parts: list[Callable[[RunContents], Section]] = [
+        samples_section,
+        reconstructions_section,
+        training_section,
+        codebook_section,
+        bits_section,
+        partial(completion_section, wanted=c.completion),
+        neighbours_section,
+        quality_section,
+        settings_section,
+        commands_section,
     ]
     sections = []
     with passing_bar(len(parts), "report", unit="section") as bar:
         for part in parts:
-            sections.append(part(found))
+            sections.append(part(contents))
             bar.update()
-    path = found.path / "report.html"
-    text = page.document(found.name, head(found), sections, foot()).encode("utf-8", errors="replace")
+    path = contents.path / "report.html"
+    text = markup.document(contents.name, page_head(contents), sections, foot()).encode("utf-8", errors="replace")
     mend(path)
-    note(found.path, {path.name: hashlib.sha256(text).hexdigest()})
+    note(contents.path, {path.name: hashlib.sha256(text).hexdigest()})
     with replacing(path) as aside:
         aside.write_bytes(text)
     return path
 
 
-def check_ours(run: Path) -> None:
+def check_page_is_ours(run: Path) -> None:
     """Raise `Refused` where the page, or the folder of its charts, is not as this command wrote it."""
     path, charts, files = run / "report.html", run / "report", noted(run)
     made = path.is_file() and MADE.encode() in path.read_bytes()
@@ -101,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     check_alone()
     c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
     with logged(Path(c.run) / "report"):
-        path = report(c)
+        path = write_report(c)
     size = path.stat().st_size / 2**20
     print(f"the page is {path} ({size:.1f} MiB), its charts are in {path.with_suffix('')}; open it in a browser")
 

@@ -1,11 +1,11 @@
-"""The whole chain in one command: fit the tokenizer, encode, train the prior, generate.
+"""Run the whole chain: fit the tokenizer, encode, train the prior, generate.
 
     python pipeline/run.py configs/digits
     python pipeline/run.py configs/imagefolder --images ~/pictures --run runs/mine --launch "accelerate launch"
 
-Runs the four commands one after the other, each a process of its own, and prints them. Writes into RUN, beside what
-they write, samples.png, reconstructions.png, curves.png and summary.json. Interrupted, the same command goes on: each
-of the four knows where it was.
+Runs the four commands one after the other, each in its own process, and prints them. Writes into RUN, beside their
+files, samples.png, reconstructions.png, curves.png and summary.json. After an interruption the same command goes on:
+each of the four resumes where it was.
 """
 
 import os
@@ -44,8 +44,8 @@ from smalti.pipeline.image_pipeline import is_of_run
 from smalti.prior.draw import SamplingConfig
 
 ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
-PRINTED = ("psnr_pooled", "psnr", "usage", "perplexity")  # of the codes; those of before have no pooled PSNR
-BUSY = 0.4  # of the cores, by others
+PRINTED = ("psnr_pooled", "psnr", "usage", "perplexity")  # figures of the codes; older runs have no pooled PSNR
+BUSY = 0.4  # share of the cores that others use
 AGAIN = "remove it, and run the stage that wrote it again"
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,13 +67,13 @@ class RunSettings(Settings):
     """what starts each command: `python`, or for several devices `accelerate launch ...`"""
 
 
-PICTURES = ("samples.png", "reconstructions.png", "curves.png")  # that it gathers in the run's folder
-BEGUN = {"tokenizer": "tokenizer", "encode": "codes", "prior": "prior", "generate": "samples"}  # what a stage writes
+PICTURES = ("samples.png", "reconstructions.png", "curves.png")  # written into the run's folder at the end
+BEGUN = {"tokenizer": "tokenizer", "encode": "codes", "prior": "prior", "generate": "samples"}  # the folder of a stage
 FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokenizer/cluster.py"}
 
 
 def first_config(folder_: Path) -> Path:
-    """The config of stage one. Raises `UserError` when there is none, or several."""
+    """Return the config of stage one. Raises `UserError` where there is none, or several."""
     if folder_.is_file():
         raise UserError(f"{folder_} is a file; give its folder, which has the configs of both stages: {folder_.parent}")
     found = [folder_ / name for name in FIRST_STAGES if (folder_ / name).exists()]
@@ -91,7 +91,7 @@ def first_config(folder_: Path) -> Path:
 
 
 def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
-    """The command line of each stage, in order."""
+    """Return the command line of each stage, in order."""
     folder_, first = config.find_config(c.configs), first_config(config.find_config(c.configs))
     seed = [] if c.seed is None else ["--seed", str(c.seed)]
     images = [] if c.images is None else ["--images.source", c.images]
@@ -104,7 +104,7 @@ def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
         "generate": [
             "pipeline/generate.py",
             run,
-            *drawing(folder_ / "generate.yaml", Path(run)),
+            *generate_options(folder_ / "generate.yaml", Path(run)),
             "--overwrite",
             "true",
             *seed,
@@ -113,9 +113,11 @@ def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
     return {name: [*launch, str(ROOT / script), *arguments] for name, (script, *arguments) in scripts.items()}
 
 
-def drawing(path: Path, run: Path) -> list[str]:
-    """Options for what to draw: the config; or where pipeline/tune.py chose settings for the run's models, the rest of
-    it."""
+def generate_options(path: Path, run: Path) -> list[str]:
+    """Return the options of pipeline/generate.py: its config, or the rest of it if tune.py chose sampling settings.
+
+    The chosen settings count only while the run's models are those that they were chosen for.
+    """
     kept = run / "pipeline/generation_config.json"
     if not (kept.exists() and GenerationConfig.read(kept).chosen and is_of_run(run / "pipeline", run)):
         return ["--config", str(path)]
@@ -128,7 +130,7 @@ def drawing(path: Path, run: Path) -> list[str]:
 
 
 def run_stage(name: str, command: list[str]) -> None:
-    """Run one command; Ctrl-C reaches it as well, and is left to it. Ends this process as it ended, if not well."""
+    """Run one command, and exit with its status if it fails. Ctrl-C reaches the command too, and is left to it."""
     print(f"\n=== {name}: {shlex.join(command)}", flush=True)
     process, asked = subprocess.Popen(command, env={**os.environ, WHOLE: str(os.getpid())}), []
 
@@ -144,15 +146,15 @@ def run_stage(name: str, command: list[str]) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if asked and status in (0, *ENDED_BY_SIGNAL):  # even when the command ended well before it noticed
+    if asked and status in (0, *ENDED_BY_SIGNAL):  # also if the command ended well before it noticed
         print("interrupted: the same command goes on from what was saved", file=sys.stderr)
         sys.exit(PREEMPTED if signal.SIGTERM in asked else INTERRUPTED)
     if status:
         sys.exit(status if status > 0 else 128 - status)
 
 
-def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
-    """The figures of a finished run; test is the validation split where the source has no other."""
+def run_summary(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
+    """Return the figures of a finished run, on test, or on validation if the source has no test split."""
     _, splits = codes.read_info(run / "codes")
     figures = folder.read_json(run / "prior/figures.json")
     split = "test" if "test" in splits else "validation"
@@ -172,15 +174,15 @@ def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
     return summary | {told: figures[name] for told, name in names.items() if name in figures}
 
 
-def check_ours(run: Path) -> None:
-    """Raise `Refused` where a file that is written at the end stands in a folder that this command did not begin."""
+def check_summary_is_ours(run: Path) -> None:
+    """Raise `Refused` where a file written at the end stands in a folder that this command did not begin."""
     there = [name for name in ("summary.json", *PICTURES) if os.path.lexists(run / name)]
     if there and not (run / ".seconds.json").is_file():
         raise Refused(f"{run / there[0]} is not as this command wrote it; move it away, or give another --run")
 
 
 def gather_pictures(run: Path) -> None:
-    """samples.png, reconstructions.png and curves.png of both stages, in the run's folder."""
+    """Write samples.png, reconstructions.png and curves.png of both stages into the run's folder."""
     save_picture(whole_picture(run / "samples/grid.png", AGAIN), run / "samples.png")
     save_picture(whole_picture(run / "tokenizer/reconstructions.png", AGAIN), run / "reconstructions.png")
     above, below = (whole_picture(run / stage / "curves.png", AGAIN).convert("RGB") for stage in ("tokenizer", "prior"))
@@ -200,16 +202,13 @@ def main(argv: Sequence[str]) -> None:
         if not (first.parent / f"{name}.yaml").exists():
             raise UserError(f"there is no {name}.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
-    check_ours(Path(run))
+    check_summary_is_ours(Path(run))
     busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * cores()
     if busy and "OMP_NUM_THREADS" not in os.environ:
-        print(
-            "this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for cores that are "
-            "taken"
-        )
+        print("this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for taken cores")
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
     for name in stages(c, run):
-        command = stages(c, run)[name]  # as the stages before it left the run
+        command = stages(c, run)[name]  # the stages before it may have changed it
         started, before = time.perf_counter(), (Path(run) / BEGUN[name]).exists()
         refused = False
         try:
@@ -219,11 +218,11 @@ def main(argv: Sequence[str]) -> None:
             raise
         finally:
             if Path(run).is_dir() and not refused:
-                if name in seconds or not before:  # of a stage that was begun otherwise the time is not known
+                if name in seconds or not before:  # the time of a stage begun by another command is unknown
                     seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
                 folder.write_json(Path(run) / ".seconds.json", seconds)
     gather_pictures(Path(run))
-    summary = summarize(Path(run), seconds)
+    summary = run_summary(Path(run), seconds)
     folder.write_json(Path(run) / "summary.json", summary)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in summary.items()))
     print(f"\nlook at {run}/samples.png, {run}/reconstructions.png and {run}/curves.png")

@@ -1,6 +1,6 @@
 """The terminal command: `smalti NAME ...` is `python SCRIPT ...`, the same code and options, from any folder.
 
-Nothing is imported before it is known which command is wanted, so that `smalti --help` answers at once.
+It imports nothing before it knows the command, so that `smalti --help` answers at once.
 """
 
 import difflib
@@ -11,6 +11,19 @@ from collections.abc import Sequence
 
 from smalti.common.commands import BY_NAME, COMMANDS
 from smalti.common.starting import UNHEARD, USER_ERROR, answer_signals, speak_anyhow
+
+OVERVIEW = """\
+usage: smalti COMMAND [...]      images into tiles, tiles into images
+
+{commands}
+
+`smalti COMMAND --help` explains all its settings. First steps:
+
+  smalti run                                          the demo: handwritten digits, minutes on two CPU cores
+  smalti configs imagefolder_small --to configs/mine  a config for your own images (imagefolder: with a GPU)
+  smalti run configs/mine --images FOLDER --run runs/mine
+
+On several devices: accelerate launch -q --multi_gpu --module smalti.pipeline.terminal COMMAND [...]"""
 
 
 def main() -> None:
@@ -25,7 +38,7 @@ def main() -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run the command that the first word names on the others; the status to exit with where there is none to run."""
+    """Run the command that the first word names on the other words. Return the exit status if there is none to run."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -49,8 +62,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def meant(word: str) -> list[str]:
-    """Return the commands that a word which is none may mean: of that script, with that word in the name, or a name
-    like it."""
+    """Return the commands that an unknown word may mean: of that script, with that word in the name, or a like name."""
     word = word.lower()
     scripts = [name for name, command in COMMANDS.items() if command.script in (word, f"{word}.py")]
     parts = [name for name in COMMANDS if word.removesuffix(".py") in name.split("-")]
@@ -58,27 +70,10 @@ def meant(word: str) -> list[str]:
 
 
 def overview() -> str:
-    """What `smalti --help` prints."""
+    """Return the text of `smalti --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: smalti COMMAND [...]      images into tiles, tiles into images",
-            "",
-            *lines,
-            "",
-            "`smalti COMMAND --help` explains all its settings. First steps:",
-            "",
-            "  smalti run                                        the demo: handwritten digits, minutes on two CPU "
-            "cores",
-            "  smalti configs imagefolder_small --to configs/mine",
-            "                                                      a config for your own images (imagefolder: with a "
-            "GPU)",
-            "  smalti run configs/mine --images FOLDER --run runs/mine",
-            "",
-            "On several devices: accelerate launch -q --multi_gpu --module smalti.pipeline.terminal COMMAND [...]",
-        ]
-    )
+    lines = (f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items())
+    return OVERVIEW.format(commands="\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from smalti.common.codes import TokenizerIdentity
 from smalti.common.condition import condition_of
 from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
-from smalti.pipeline.app import Settings, check_address, name_of, open_pipeline, read_counts, serve
+from smalti.pipeline.app import Settings, check_address, code_counts_of, load_pipeline, name_of, serve
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.playground import board, figures, growth
-from smalti.pipeline.playground.book import PAGE
-from smalti.pipeline.playground.desk import Canvas, controls, open_desk, read_sampling, smaller
+from smalti.pipeline.playground import grid_board, growth, rendering
+from smalti.pipeline.playground.codebook_browser import PAGE
+from smalti.pipeline.playground.controller import Canvas, controls, open_controller, read_sampling, smaller
 from smalti.pipeline.playground.view import CONTRAST, difference
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
@@ -64,12 +64,12 @@ def run(finished_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(run):
-    return open_pipeline(str(run))
+    return load_pipeline(str(run))
 
 
 @pytest.fixture(scope="module")
-def desk(run, pipeline):
-    return open_desk(pipeline, read_counts(run, pipeline))
+def controller(run, pipeline):
+    return open_controller(pipeline, code_counts_of(run, pipeline))
 
 
 def of_random_weights(class_names, quantizer) -> ImagePipeline:
@@ -100,12 +100,12 @@ def pixels(images) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- without a browser
 
 
-def test_what_is_drawn_at_the_desk_is_what_the_pipeline_draws(desk, pipeline):
+def test_what_is_drawn_on_the_page_is_what_the_pipeline_draws(controller, pipeline):
     sampling = read_sampling(0.8, 1.5, 5, 0.9, 0.0)
     assert sampling == {"temperature": 0.8, "guidance": 1.5, "top_k": 5, "top_p": 0.9, "min_p": None}
-    drawn, expected = desk.draw([3, 7], 4, 11, sampling), pipeline([3, 7], num_images=4, seed=11, **sampling)
+    drawn, expected = controller.draw([3, 7], 4, 11, sampling), pipeline([3, 7], num_images=4, seed=11, **sampling)
     assert np.array_equal(pixels(drawn.images), pixels(expected.images)) and drawn.seeds == [11, 12, 13, 14]
-    assert not np.array_equal(pixels(drawn.images), pixels(desk.draw([3, 7], 4, 12, sampling).images))
+    assert not np.array_equal(pixels(drawn.images), pixels(controller.draw([3, 7], 4, 12, sampling).images))
 
 
 def test_controls_that_nobody_touched_draw_with_the_pipelines_own_settings():
@@ -125,9 +125,9 @@ def test_the_first_places_of_finished_codes_are_all_the_sampler_knew_when_it_dre
     assert torch.equal(known_first(torch.zeros(1, PLACES, dtype=torch.bool))[0], torch.arange(PLACES))
 
 
-def test_an_image_grows_place_by_place_and_ends_as_it_is(desk):
-    drawn = desk.draw([1], 2, 0, {})
-    frames = [pixels(images) for images in desk.grow(drawn)]
+def test_an_image_grows_place_by_place_and_ends_as_it_is(controller):
+    drawn = controller.draw([1], 2, 0, {})
+    frames = [pixels(images) for images in controller.grow(drawn)]
     grey = [(frame.reshape(2, 4, 2, 4, 2) == growth.UNDRAWN).all((2, 4)).sum(axis=(1, 2)) for frame in frames[:-1]]
     assert [counts.tolist() for counts in grey] == [[PLACES - n] * 2 for n in range(PLACES)]
     assert np.array_equal(frames[-1], pixels(drawn.images))
@@ -150,9 +150,9 @@ def test_invisible_colours_do_not_differ():
     assert difference(image, again).flatten().tolist() == [128] * 3
 
 
-def test_a_completion_at_the_desk_is_the_pipelines(desk, pipeline):
-    held = desk.pick(desk.draw([3], 1, 0, {}), 0)
-    made, told = desk.complete(held, LOWER, 3, 2, 5, {})
+def test_a_completion_on_the_page_is_the_pipelines(controller, pipeline):
+    held = controller.pick(controller.draw([3], 1, 0, {}), 0)
+    made, told = controller.complete(held, LOWER, 3, 2, 5, {})
     kept = np.arange(8)[:, None].repeat(8, 1) < 4
     expected = pipeline.complete(to_pil(held.image) * 2, kept, labels=[3, 3], seed=5)
     assert [np.asarray(image).tolist() for image in images_of(made)[1:]] == [
@@ -161,92 +161,92 @@ def test_a_completion_at_the_desk_is_the_pipelines(desk, pipeline):
     assert told == []
 
 
-def test_a_raster_prior_says_at_the_desk_what_it_does_not_heed(desk):
-    held = desk.pick(desk.draw([3], 1, 0, {}), 0)
-    _, (told,) = desk.complete(held, [5], 3, 1, 5, {})
+def test_a_raster_prior_says_on_the_page_what_it_does_not_heed(controller):
+    held = controller.pick(controller.draw([3], 1, 0, {}), 0)
+    _, (told,) = controller.complete(held, [5], 3, 1, 5, {})
     assert "kept below or right of what is drawn is not heeded" in told
 
 
-def test_painting_changes_one_code_and_can_be_undone(desk):
-    blank = desk.blank()
-    usual, other = int(desk.book.usual[0]), (int(desk.book.usual[0]) + 1) % 16
-    painted = desk.paint(blank, [5, 6], 0, other)
+def test_painting_changes_one_code_and_can_be_undone(controller):
+    blank = controller.blank()
+    usual, other = int(controller.codebook.usual[0]), (int(controller.codebook.usual[0]) + 1) % 16
+    painted = controller.paint(blank, [5, 6], 0, other)
     assert painted.codes[0].tolist() == [other if place in (5, 6) else usual for place in range(PLACES)]
-    assert torch.equal(desk.undo(painted).codes, blank.codes) and desk.undo(blank) == blank
+    assert torch.equal(controller.undo(painted).codes, blank.codes) and controller.undo(blank) == blank
 
 
-def test_the_codebook_is_browsed_by_use_or_by_number(run, desk):
+def test_the_codebook_is_browsed_by_use_or_by_number(run, controller):
     counts = torch.tensor(folder.read_json(run / "tokenizer/histogram.json")["counts"][0])
-    by_use = desk.book.page(0, True, 0)
+    by_use = controller.codebook.page(0, True, 0)
     assert (counts[by_use][1:] <= counts[by_use][:-1]).all() and sorted(by_use.tolist()) == list(range(16))
-    assert desk.book.page(0, False, 0).tolist() == list(range(16))
-    assert desk.code_at([3], 0, True, 0) == by_use[3] and desk.code_at([PAGE], 0, True, 0) is None
+    assert controller.codebook.page(0, False, 0).tolist() == list(range(16))
+    assert controller.code_at([3], 0, True, 0) == by_use[3] and controller.code_at([PAGE], 0, True, 0) is None
 
 
-def test_the_nearest_codes_are_the_nearest_vectors(desk):
-    near = desk.book.near(0, 4)
-    vectors = torch.nn.functional.normalize(desk.pipeline.tokenizer.quantizer.codebook.detach(), dim=1)
+def test_the_nearest_codes_are_the_nearest_vectors(controller):
+    near = controller.codebook.near(0, 4)
+    vectors = torch.nn.functional.normalize(controller.pipeline.tokenizer.quantizer.codebook.detach(), dim=1)
     expected = (vectors - vectors[4]).norm(dim=1).argsort()[1:7]
     assert near.codes.tolist() == expected.tolist()
 
 
 def test_a_book_that_nobody_counted_says_so(pipeline):
-    assert "nobody counted" in open_desk(pipeline, None).tell(0, 3)
+    assert "nobody counted" in open_controller(pipeline, None).tell(0, 3)
 
 
 def test_two_codes_a_place_are_shown_and_painted_by_depth():
-    desk = open_desk(of_random_weights(("a", "b"), RESIDUAL), None)
-    held = desk.pick(desk.draw([1], 1, 0, {}), 0)
+    controller = open_controller(of_random_weights(("a", "b"), RESIDUAL), None)
+    held = controller.pick(controller.draw([1], 1, 0, {}), 0)
     assert held.codes.shape == (1, 2 * PLACES)
-    assert "depth 2 of 2" in desk.look(held) and "of depth 2" in desk.tell(1, 3)
-    painted = desk.paint(Canvas(held.codes, ()), [5], 1, 15)
+    assert "depth 2 of 2" in controller.look(held) and "of depth 2" in controller.tell(1, 3)
+    painted = controller.paint(Canvas(held.codes, ()), [5], 1, 15)
     assert (painted.codes != held.codes).nonzero().tolist() in ([[0, 11]], []) and painted.codes[0, 11] == 15
-    assert len(list(desk.grow(desk.draw([0], 1, 0, {})))) == PLACES + 1
-    assert desk.codes_board(1, True, 0, 3)["chosen"] is not None
-    assert images_of(desk.complete(held, LOWER, None, 1, 0, {})[0])
+    assert len(list(controller.grow(controller.draw([0], 1, 0, {})))) == PLACES + 1
+    assert controller.codes_board(1, True, 0, 3)["chosen"] is not None
+    assert images_of(controller.complete(held, LOWER, None, 1, 0, {})[0])
 
 
 def test_a_prior_without_classes_draws_without_labels():
-    desk = open_desk(of_random_weights(None, VQ), None)
-    drawn = desk.draw([], 2, 4, read_sampling(1.0, None, 0, 1.0, 0.0))
-    assert drawn.labels is None and desk.captions(drawn) == [("seed 4", ""), ("seed 5", "")]
-    assert desk.pick(drawn, 1).label is None
+    controller = open_controller(of_random_weights(None, VQ), None)
+    drawn = controller.draw([], 2, 4, read_sampling(1.0, None, 0, 1.0, 0.0))
+    assert drawn.labels is None and controller.captions(drawn) == [("seed 4", ""), ("seed 5", "")]
+    assert controller.pick(drawn, 1).label is None
 
 
 @pytest.mark.parametrize("share, visible", [(0.0, False), (0.1, True), (None, True)])
 def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
-    from smalti.pipeline.playground.page import make_page
+    from smalti.pipeline.playground.gradio_page import make_page
 
     pipeline = of_random_weights(("a", "b"), VQ)
     pipeline.prior.config = pipeline.prior.config.model_copy(update={"hidden": share})
-    page = make_page(open_desk(pipeline, None), "digits")
+    page = make_page(open_controller(pipeline, None), "digits")
     assert page.guidance.visible == visible
     assert ("guidance" in page._sampling(1.0, 2.0, 0, 1.0, 0.0)) == visible
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b""])
-def test_a_file_that_is_no_picture_is_refused_in_words(desk, tmp_path, content):
+def test_a_file_that_is_no_picture_is_refused_in_words(controller, tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match=r"cannot be read as a picture: .*; drop a PNG, JPEG or WebP file") as error:
-        desk.drop(str(tmp_path / "a.png"))
+        controller.drop(str(tmp_path / "a.png"))
     assert str(tmp_path) not in str(error.value)
 
 
-def test_a_picture_too_large_is_refused_before_it_is_read(desk, tmp_path):
+def test_a_picture_too_large_is_refused_before_it_is_read(controller, tmp_path):
     """187 kB of 8000 x 8000 pixels took 1.8 GiB."""
     PIL.Image.new("1", (8000, 8000)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="8000 x 8000 pixels are more than 20,000,000"):
-        desk.drop(str(tmp_path / "a.png"))
+        controller.drop(str(tmp_path / "a.png"))
 
 
 def test_eight_large_pictures_dropped_at_once_take_the_memory_of_one(tmp_path):
     """Each took forty bytes a pixel, at the same time as the others; malloc keeps what each thread has once taken."""
     PIL.Image.new("RGBA", (3200, 3200)).save(tmp_path / "a.png")
-    desk = open_desk(of_random_weights(None, VQ), None)
+    controller = open_controller(of_random_weights(None, VQ), None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with ThreadPoolExecutor(8) as visitors:
-        held = list(visitors.map(desk.drop, [str(tmp_path / "a.png")] * 8))
+        held = list(visitors.map(controller.drop, [str(tmp_path / "a.png")] * 8))
     assert all(torch.equal(each.image, held[0].image) for each in held)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 2**10  # KiB
 
@@ -273,10 +273,10 @@ def test_a_large_picture_made_smaller_first_looks_as_it_does_whole(mode, size):
         ("a.jpg", b"\0\0\1\0\1\0"),  # an icon, whose head is not its picture's
     ],
 )
-def test_a_format_that_is_more_than_a_raster_is_not_opened(desk, tmp_path, name, content):
+def test_a_format_that_is_more_than_a_raster_is_not_opened(controller, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="it is no picture of a format that is read; drop a PNG, JPEG or WebP file"):
-        desk.drop(str(tmp_path / name))
+        controller.drop(str(tmp_path / name))
 
 
 # ------------------------------------------------------------------------------------------------------------ over HTTP
@@ -376,24 +376,24 @@ def test_whatever_is_sent_is_answered_without_a_traceback_and_the_page_lives_on(
 @pytest.mark.parametrize("places", [[16], [-1], ["1"], None, {}, [1.5]])
 def test_places_that_no_board_has_are_refused(places):
     with pytest.raises(UserError, match="whole numbers from 0 to 15"):
-        board.read_places(places, PLACES)
+        grid_board.read_places(places, PLACES)
 
 
-def test_nothing_covered_is_nothing_to_complete(desk):
+def test_nothing_covered_is_nothing_to_complete(controller):
     with pytest.raises(UserError, match="nothing is covered"):
-        desk.complete(desk.pick(desk.draw([], 1, 0, {}), 0), [], None, 1, 0, {})
+        controller.complete(controller.pick(controller.draw([], 1, 0, {}), 0), [], None, 1, 0, {})
 
 
 def test_a_histogram_of_another_codebook_is_refused(run, pipeline, tmp_path):
     folder.write_json(tmp_path / "tokenizer/histogram.json", {"counts": [[1] * 8]})
     with pytest.raises(UserError, match=r"histogram.json must count 1 x 16 codes, .*got 1 x 8"):
-        read_counts(tmp_path, pipeline)
-    assert read_counts(run / "pipeline", pipeline) is None
+        code_counts_of(tmp_path, pipeline)
+    assert code_counts_of(run / "pipeline", pipeline) is None
 
 
 def test_a_run_a_pipeline_folder_and_the_hub_are_named(run, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "digits/pipeline")
-    again = open_pipeline(str(tmp_path / "digits/pipeline"))
+    again = load_pipeline(str(tmp_path / "digits/pipeline"))
     assert torch.equal(again([4], seed=1).codes, pipeline([4], seed=1).codes)
     assert [name_of(str(each)) for each in (run, tmp_path / "digits/pipeline", "owner/name")] == [
         "digits",
@@ -411,13 +411,13 @@ def test_an_address_that_is_not_this_machines_is_refused_at_once():
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch, run):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "smalti.pipeline.playground.page", raising=False)
+    monkeypatch.delitem(sys.modules, "smalti.pipeline.playground.gradio_page", raising=False)
     with pytest.raises(UserError, match=re.escape("pip install gradio")):
         serve(Settings(run=str(run)))
 
 
 def test_a_large_code_has_its_place_in_the_grid():
-    drawn = figures.code_grid(torch.tensor([[7, 65535]]))
+    drawn = rendering.code_grid(torch.tensor([[7, 65535]]))
     assert ">7</text>" in drawn and ">65535</text>" in drawn and 'viewBox="0 0 2 1"' in drawn
 
 
@@ -571,7 +571,7 @@ def test_drawn_images_grow_on_the_screen_and_end_as_the_pipeline_draws_them(page
     page.click("#draw-button")
     page.wait_for_function("() => document.querySelectorAll('#sheet img').length === 3")
     expected = pipeline([3, 7], num_images=3, seed=11)
-    final = figures.data_uri(expected.images[0])
+    final = rendering.data_uri(expected.images[0])
     page.wait_for_function("src => document.querySelector('#sheet img').src === src", arg=final)
     assert np.array_equal(pixels(shown(page, "#sheet img")), pixels(expected.images))
     assert page.locator("#sheet figcaption").all_inner_texts() == ["3\nseed 11", "7\nseed 12", "3\nseed 13"]
@@ -622,18 +622,18 @@ def test_what_is_covered_is_drawn_anew(page, pipeline, picture):
     )
 
 
-def test_a_code_is_chosen_and_painted_with(page, pipeline, desk):
+def test_a_code_is_chosen_and_painted_with(page, pipeline, controller):
     drawn = pipeline(num_images=20, seed=0)
     tab(page, "Draw")
     changes(page, "#sheet", lambda: page.locator("#sheet figure").nth(4).click())
     tab(page, "Codebook")
     page.wait_for_function(
-        "src => document.querySelector('#canvas .tes-board img').src === src", arg=figures.data_uri(drawn.images[4])
+        "src => document.querySelector('#canvas .tes-board img').src === src", arg=rendering.data_uri(drawn.images[4])
     )
-    code = int(desk.book.page(0, True, 0)[9])
+    code = int(controller.codebook.page(0, True, 0)[9])
     place = next(i for i in range(PLACES) if drawn.codes[4, i] != code)
     chosen = page.locator("#codes .tes-board").bounding_box()
-    columns = desk.columns(16)
+    columns = controller.columns(16)
     page.mouse.click(
         chosen["x"] + (9 % columns + 0.5) / columns * chosen["width"],
         chosen["y"] + (9 // columns + 0.5) / (16 / columns) * chosen["height"],
@@ -642,21 +642,21 @@ def test_a_code_is_chosen_and_painted_with(page, pipeline, desk):
     codes = drawn.codes[4:5].clone()
     codes[0, place] = code
     page.get_by_label("by number").check()
-    tiles = figures.mosaic(desk.book.patches(0, tuple(range(16))), columns)
+    tiles = rendering.patch_sheet(controller.codebook.patches(0, tuple(range(16))), columns)
     page.wait_for_function("src => document.querySelector('#codes .tes-board img').src === src", arg=tiles)
     left, across = page.locator("#codes i.chosen").evaluate("e => [e.offsetLeft, e.offsetParent.offsetWidth]")
     assert round(left / across * columns) == code % columns  # it is framed where it stands now
     expected = pipeline.decode(codes)[0, 0].numpy()
     box = page.locator("#canvas .tes-board").bounding_box()
     page.mouse.click(box["x"] + (place % 4 + 0.5) / 4 * box["width"], box["y"] + (place // 4 + 0.5) / 4 * box["height"])
-    uri = figures.data_uri(PIL.Image.fromarray(expected))
+    uri = rendering.data_uri(PIL.Image.fromarray(expected))
     page.wait_for_function("src => document.querySelector('#canvas .tes-board img').src === src", arg=uri)
     changed = (expected != np.asarray(drawn.images[4])).reshape(4, 2, 4, 2).any((1, 3))
     assert changed[place // 4, place % 4]
     changes(page, "#canvas .tes-board img", lambda: page.click("#undo"))
     assert np.array_equal(shown(page, "#canvas img")[0], np.asarray(drawn.images[4]))
     changes(page, "#canvas .tes-board img", lambda: page.click("#blank"))
-    assert np.array_equal(shown(page, "#canvas img")[0], pipeline.decode(desk.blank().codes)[0, 0].numpy())
+    assert np.array_equal(shown(page, "#canvas img")[0], pipeline.decode(controller.blank().codes)[0, 0].numpy())
 
 
 def test_what_cannot_be_done_is_told_in_words(page, tmp_path):

@@ -11,14 +11,14 @@ from smalti.common.errors import UserError
 from smalti.common.launch import make_accelerator
 from smalti.pipeline.doctor import (
     GIB,
+    config_lines,
     configs_of,
+    count_parameters,
     given_images,
-    look_at,
-    numbers,
     prior_over,
     saved_for_backward,
     tokenizer_step,
-    verdict,
+    verdict_lines,
     without_storage,
 )
 from smalti.prior.config import TrainConfig as PriorTraining
@@ -39,14 +39,14 @@ def test_activations_grow_with_the_images_and_weights_do_not():
     c = TokenizerTraining()
     fixed, activations = tokenizer_step(c, 8, bf16=False)
     again, twice = tokenizer_step(c, 16, bf16=False)
-    assert fixed == again == 4 * 5 * numbers(VQVAE(c.model))  # weight, gradient, two of AdamW, average
+    assert fixed == again == 4 * 5 * count_parameters(VQVAE(c.model))  # weight, gradient, two of AdamW, average
     assert twice == pytest.approx(2 * activations, rel=0.01)  # but for what has no batch: bf16 or transposed weights
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_shipped_config_can_be_looked_at(path):
     if path.stem in ("tokenizer", "cluster", "prior"):
-        told = list(look_at(path, make_accelerator()))
+        told = list(config_lines(path, make_accelerator()))
         assert told[0].startswith(str(path))
         assert told[-1].strip().startswith(("fits", "DOES NOT FIT")) or told[-1].endswith("fits")
 
@@ -59,11 +59,11 @@ def test_what_does_not_fit_is_said_with_what_would(monkeypatch):
     accelerator = make_accelerator()
     if accelerator.device.type != "cpu":
         pytest.skip("counts the processor's memory")
-    assert list(verdict(Path("c"), GIB, 2 * GIB, 8, "fp32", accelerator))[-1].startswith("  fits")
+    assert list(verdict_lines(Path("c"), GIB, 2 * GIB, 8, "fp32", accelerator))[-1].startswith("  fits")
     assert (
-        "accumulate, 4 times" in list(verdict(Path("c"), GIB, 20 * GIB, 8, "fp32", accelerator))[-1]
+        "accumulate, 4 times" in list(verdict_lines(Path("c"), GIB, 20 * GIB, 8, "fp32", accelerator))[-1]
     )  # 10 / 1.5 - 1 = 5.7
-    assert "one image at a time" in list(verdict(Path("c"), 20 * GIB, GIB, 8, "fp32", accelerator))[-1]
+    assert "one image at a time" in list(verdict_lines(Path("c"), 20 * GIB, GIB, 8, "fp32", accelerator))[-1]
 
 
 def test_a_prior_without_codes_is_measured_over_the_tokenizer_beside_it(tmp_path):

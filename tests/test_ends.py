@@ -38,7 +38,7 @@ from smalti.common.tensors import opened_tensors, read_tensors
 from smalti.metrics.feature_extractor import read_weights
 from smalti.pipeline.compress import Settings as Compression
 from smalti.pipeline.compress import compress_or_expand, is_compressed, read_bytes
-from smalti.pipeline.doctor import machine as told_machine
+from smalti.pipeline.doctor import machine_lines
 from smalti.pipeline.evaluate import Settings as Evaluation
 from smalti.pipeline.evaluate import evaluate
 from smalti.pipeline.generate import Settings as Generation
@@ -47,8 +47,8 @@ from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.publish import Settings as Publication
 from smalti.pipeline.publish import lay_out
 from smalti.pipeline.report import Settings as Report
-from smalti.pipeline.report import report
-from smalti.pipeline.reporting.found import read_lines
+from smalti.pipeline.report import write_report
+from smalti.pipeline.reporting.run_contents import read_lines
 from smalti.prior.draw import SamplingConfig, image_uniforms
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.encode import Settings as EncodeSettings
@@ -278,7 +278,7 @@ def test_a_system_without_affinity_counts_its_cores(monkeypatch):
     """macOS has no `os.sched_getaffinity`: doctor and every evaluation ended in 70 there."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert cores() == os.cpu_count() == machine_info()["cores"]
-    assert any(f"{os.cpu_count()} cores" in line for line in told_machine())
+    assert any(f"{os.cpu_count()} cores" in line for line in machine_lines())
 
 
 def test_a_system_without_sysconf_tells_its_memory(monkeypatch):
@@ -346,7 +346,7 @@ def test_every_command_works_in_a_thread(finished_run, tmp_path, accelerator):
     assert in_a_thread(lambda: train_prior(prior_training(run), accelerator)) == run / "prior/model"
     assert in_a_thread(lambda: generate(drawn, accelerator, SamplingConfig())) == run / "samples"
     assert in_a_thread(lambda: evaluate(Evaluation(run=str(run), images=0), accelerator)).exists()
-    assert in_a_thread(lambda: report(Report(run=str(run), completion=False))).exists()
+    assert in_a_thread(lambda: write_report(Report(run=str(run), completion=False))).exists()
     assert in_a_thread(lambda: lay_out(Publication(run=str(run)))) == run / "hub/pipeline"
     in_a_thread(lambda: compress_or_expand(Compression(run=str(run), images=2), run))
     assert (run / "compressed.tess").exists()

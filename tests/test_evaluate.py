@@ -18,7 +18,7 @@ from smalti.common.launch import Interrupted
 from smalti.common.parts import in_parts
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
 from smalti.pipeline.evaluation.bench import Settings as PipelineSettings
-from smalti.pipeline.evaluation.bench import evenly, open_bench, read
+from smalti.pipeline.evaluation.bench import evenly_spaced, open_bench, read_images
 from smalti.pipeline.evaluation.judge import Drawn, RealImages, look_up
 from smalti.prior.data import CodesRows, plain_views
 from smalti.prior.evaluate import Settings as PriorSettings
@@ -206,7 +206,7 @@ def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
     """Were training images drawn: all of them copies, in pixels, features and codes."""
     run, _ = judged
     bench = open_bench(PipelineSettings(run=str(run)), accelerator)
-    train, held = (read(bench.images.splits[name], torch.arange(200)) for name in ("train", "test"))
+    train, held = (read_images(bench.images.splits[name], torch.arange(200)) for name in ("train", "test"))
     features, encode = bench.eyes.features, bench.pipeline.encode_pixels
     copies = Drawn(train[:60], encode(train[:60]), torch.zeros(60), features(train[:60]))
     found, rows = look_up(copies, RealImages(train, held, features(train)), features, encode)
@@ -286,8 +286,8 @@ def test_a_perfect_peer_gets_the_figures_of_perfection(run, tmp_path, accelerato
         images = test.read(positions).images.permute(0, 2, 3, 1)
         write_npz(tmp_path / name, LabelledImages(images, torch.from_numpy(test.labels[positions])))
 
-    write("samples.npz", evenly(test, 20))
-    write("reconstructions.npz", evenly(test, len(test)))
+    write("samples.npz", evenly_spaced(test, 20))
+    write("reconstructions.npz", evenly_spaced(test, len(test)))
     found = judge_peer(tmp_path, run)
     assert found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1, abs=1e-5)
     assert found["reconstruction_fd_classifier"] == pytest.approx(0, abs=1e-2)

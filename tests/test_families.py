@@ -26,7 +26,7 @@ from smalti.pipeline.evaluation.bench import Settings as PipelineSettings
 from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.playground.desk import CodeDesk, open_desk
+from smalti.pipeline.playground.controller import CodeController, open_controller
 from smalti.pipeline.publish import main as publish
 from smalti.pipeline.report import main as report
 from smalti.pipeline.tune import Settings as TuneSettings
@@ -241,15 +241,15 @@ def test_what_the_families_do_not_offer_is_refused_by_name(run, tmp_path):
 
 def test_the_page_draws_and_looks(run):
     pytest.importorskip("gradio")
-    from smalti.pipeline.playground.page import make_page
+    from smalti.pipeline.playground.gradio_page import make_page
 
-    pipeline = app.open_pipeline(str(run))
-    desk = open_desk(pipeline, app.read_counts(run, pipeline))
-    assert not isinstance(desk, CodeDesk)
-    drawn = desk.draw([2], 3, 0, {})
-    assert len(list(desk.grow(drawn))[-1]) == 3
+    pipeline = app.load_pipeline(str(run))
+    controller = open_controller(pipeline, app.code_counts_of(run, pipeline))
+    assert not isinstance(controller, CodeController)
+    drawn = controller.draw([2], 3, 0, {})
+    assert len(list(controller.grow(drawn))[-1]) == 3
     file = io.BytesIO()
     drawn.images[0].save(file, "PNG")
-    assert "PSNR" in str(desk.look(desk.pick(drawn, 0)))
-    labels = [tab.label for tab in make_page(desk, "toy").blocks.blocks.values() if type(tab).__name__ == "Tab"]
+    assert "PSNR" in str(controller.look(controller.pick(drawn, 0)))
+    labels = [tab.label for tab in make_page(controller, "toy").blocks.blocks.values() if type(tab).__name__ == "Tab"]
     assert labels == ["Draw", "Look"]

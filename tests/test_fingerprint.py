@@ -18,8 +18,8 @@ from smalti.common.layout import Layout
 from smalti.pipeline.compress import Settings as CompressSettings
 from smalti.pipeline.compress import read_pictures
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.reporting import completion
-from smalti.pipeline.reporting.found import gather
+from smalti.pipeline.reporting import completion_section
+from smalti.pipeline.reporting.run_contents import gather
 from smalti.prior.config import PriorConfig
 from smalti.prior.data import tell_of_other_codes
 from smalti.prior.draw import SamplingConfig
@@ -240,10 +240,10 @@ def test_a_strangers_run_does_not_get_the_pictures_of_a_folder_it_names(known, f
     folder.write_json(record, said) if known else record.unlink()
     told = "was trained with"
     with pytest.raises(UserError, match=told):
-        completion.completed(gather(run))
+        completion_section.completed(gather(run))
     with pytest.raises(UserError, match=told):
         read_pictures(CompressSettings(run=str(run)), ImagePipeline.from_run(run, SamplingConfig()))
-    body = str(completion.section(gather(run), wanted=True).body)
+    body = str(completion_section.completion_section(gather(run), wanted=True).body)
     assert told in body and str(pictures.parent) not in body
 
 

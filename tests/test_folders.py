@@ -115,20 +115,20 @@ def test_a_report_takes_the_place_of_no_page_or_chart_that_is_not_its_own(run, n
     with pytest.raises(
         Refused, match=r"report\S* (is not as|holds something that) this command (wrote it|did not write)"
     ):
-        report.report(report.Settings(run=str(run), completion=False))
+        report.write_report(report.Settings(run=str(run), completion=False))
     assert tree(run) == before
 
 
 def test_a_page_that_was_edited_is_not_replaced_and_another_is(run):
-    page = report.report(report.Settings(run=str(run), completion=False))
-    report.check_ours(run)
+    page = report.write_report(report.Settings(run=str(run), completion=False))
+    report.check_page_is_ours(run)
     before = page.read_text()
     page.write_text(before.replace("</body>", "my remarks</body>"))
     with pytest.raises(Refused, match=r"report\.html is not as this command wrote it; move it away"):
-        report.check_ours(run)
+        report.check_page_is_ours(run)
     page.write_text(before)
     (run / written.NAME).unlink()  # an earlier version noted nothing
-    report.check_ours(run)
+    report.check_page_is_ours(run)
 
 
 def test_figures_take_the_place_of_no_file_that_is_none_of_ours(tmp_path):
@@ -476,6 +476,6 @@ def test_a_request_of_something_else_is_none_of_ours(tmp_path):
 def test_the_whole_chain_replaces_no_summary_that_it_did_not_write(tmp_path):
     (tmp_path / "curves.png").write_text("my own")
     with pytest.raises(Refused, match=r"curves\.png is not as this command wrote it"):
-        chain.check_ours(tmp_path)
+        chain.check_summary_is_ours(tmp_path)
     (tmp_path / ".seconds.json").write_text("{}")
-    chain.check_ours(tmp_path)
+    chain.check_summary_is_ours(tmp_path)

@@ -15,8 +15,8 @@ from smalti.common.history import Change, read_history, sentences, steps_by_batc
 from smalti.common.origin import find_model_folder
 from smalti.common.run_folder import read_metrics
 from smalti.common.schedule import warmup_cosine
-from smalti.pipeline.reporting.card import model_card
-from smalti.pipeline.reporting.found import gather
+from smalti.pipeline.reporting.model_card import model_card
+from smalti.pipeline.reporting.run_contents import gather
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.train import schedule as prior_schedule

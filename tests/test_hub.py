@@ -22,7 +22,7 @@ from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, write_evaluation
 from smalti.common.folder import sha256, write_json
 from smalti.common.hub import push, source_repository
-from smalti.pipeline.app import open_pipeline
+from smalti.pipeline.app import load_pipeline
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -243,7 +243,7 @@ def test_a_name_whose_first_part_is_a_folder_here_is_never_asked_of_the_hub(hub,
     hub.shutdown()
     for name, told in (("nothere", r"runs has digits, emoji"), ("digit", r"did you mean runs/digits\?")):
         with pytest.raises(UserError, match=rf"^there is no folder runs/{name}; {told}$"):
-            open_pipeline(f"runs/{name}")
+            load_pipeline(f"runs/{name}")
     (tmp_path / "runs/file").write_text("")
     with pytest.raises(UserError, match=r"^runs/file is a file; give the folder that it lies in$"):
         ImagePipeline.from_pretrained("runs/file")

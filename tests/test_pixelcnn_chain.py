@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.common.data.pixels import from_pil
 from smalti.pipeline import app
 from smalti.pipeline.compress import main as compress
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
@@ -76,18 +75,18 @@ def test_lower_halves_are_completed_around_upper_ones(run):
     pipeline = ImagePipeline.from_run(run, SamplingConfig())
     whole, upper = pipeline(labels=[1, 2], seed=0), np.zeros((8, 8), bool)
     upper[:4] = True
-    done = pipeline.complete(whole.images, upper, labels=[1, 2], seed=5)
-    encoded = pipeline.encode_pixels(from_pil(whole.images, (8, 8), 1))
-    assert torch.equal(done.codes[:, :8], encoded[:, :8]), "the two upper rows of four codes are kept"
+    done, other = (pipeline.complete(whole.images, upper, labels=[1, 2], seed=seed).codes for seed in (5, 50))
+    assert torch.equal(done[:, :8], other[:, :8]), "the two upper rows of four codes are kept"
+    assert not torch.equal(done[:, 8:], other[:, 8:]), "the rest is drawn"
 
 
 def test_the_report_and_the_page_show_it(run):
     report([str(run)])
     assert "pixelcnn" in (run / "report.html").read_text()
     pytest.importorskip("gradio")
-    from smalti.pipeline.playground.desk import open_desk
+    from smalti.pipeline.playground.controller import open_controller
 
-    pipeline = app.open_pipeline(str(run))
-    desk = open_desk(pipeline, app.read_counts(run, pipeline))
+    pipeline = app.load_pipeline(str(run))
+    desk = open_controller(pipeline, app.code_counts_of(run, pipeline))
     drawn = desk.draw([2], 3, 0, {})
     assert len(list(desk.grow(drawn))[-1]) == 3

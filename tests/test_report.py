@@ -13,11 +13,11 @@ import pytest
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, write_evaluation
 from smalti.common.folder import sha256, write_json
-from smalti.pipeline.report import MADE, Settings, main, report
+from smalti.pipeline.report import MADE, Settings, main, write_report
 from smalti.pipeline.reporting.charts import code_use
-from smalti.pipeline.reporting.found import gather, outdated
-from smalti.pipeline.reporting.head import psnr
-from smalti.pipeline.reporting.page import EMPTY, Html, join, number, tag
+from smalti.pipeline.reporting.markup import EMPTY, Html, join, number, tag
+from smalti.pipeline.reporting.page_head import psnr
+from smalti.pipeline.reporting.run_contents import gather, outdated
 from smalti.prior.draw import SamplingConfig
 
 NASTY = '<script>alert("1")</script>'
@@ -100,7 +100,7 @@ def evaluate(run: Path) -> None:
 
 
 def page_of(run: Path, **settings) -> tuple[Page, str]:
-    path = report(Settings(run=str(run), **{"completion": False, **settings}))
+    path = write_report(Settings(run=str(run), **{"completion": False, **settings}))
     html = path.read_text(encoding="utf-8")
     return Page(html), html
 
@@ -164,7 +164,7 @@ def test_a_page_is_one_file_that_loads_nothing(whole):
     assert page.alts and all(page.alts)
     drawn = {path.name for path in (run / "report").iterdir()}
     assert {"bits.png", "prior-nll.png", "prior-places.png", "codebook-use.png", "completion.png"} <= drawn
-    assert "lower half drawn anew" in page.text and "drawn, seed 1" in page.text
+    assert "lower half is drawn anew" in page.text and "drawn, seed 1" in page.text
 
 
 def test_a_page_holds_the_figures_of_the_evaluations(whole):

@@ -23,8 +23,8 @@ from smalti.pipeline.compress import read_bytes
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.reporting.codebook import read_counts
-from smalti.pipeline.reporting.found import read_picture
+from smalti.pipeline.reporting.codebook_section import read_histogram
+from smalti.pipeline.reporting.run_contents import read_run_picture
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import load_prior
 from smalti.prior.train import train as train_prior
@@ -276,8 +276,8 @@ READERS = {  # of every other kind of file that a run has
     "codes/codes.json": lambda run: codes.load_codes(run / "codes"),
     "tokenizer/config.yaml": lambda run: config.read_yaml(run / "tokenizer/config.yaml"),
     "tokenizer/metrics.jsonl": lambda run: read_metrics(run / "tokenizer/metrics.jsonl"),
-    "tokenizer/histogram.json": lambda run: read_counts(run / "tokenizer/histogram.json"),
-    "tokenizer/reconstructions.png": lambda run: read_picture(run / "tokenizer/reconstructions.png"),
+    "tokenizer/histogram.json": lambda run: read_histogram(run / "tokenizer/histogram.json"),
+    "tokenizer/reconstructions.png": lambda run: read_run_picture(run / "tokenizer/reconstructions.png"),
     "prior/model/model.safetensors": lambda run: sha256(run / "prior/model/model.safetensors"),
     "compressed.tess": lambda run: read_bytes(run / "compressed.tess"),
 }
@@ -322,7 +322,7 @@ def test_a_picture_of_a_run_that_is_a_link_to_somebodys_else_is_not_shown(tmp_pa
     (tmp_path / "run/tokenizer").mkdir(parents=True)
     (tmp_path / "run/tokenizer/reconstructions.png").symlink_to(tmp_path / "private.png")
     with pytest.raises(UserError, match="is a link that leaves its folder"):
-        read_picture(tmp_path / "run/tokenizer/reconstructions.png")
+        read_run_picture(tmp_path / "run/tokenizer/reconstructions.png")
 
 
 def test_links_in_a_circle_and_names_too_long_for_a_disk_are_refused(generated, tmp_path):

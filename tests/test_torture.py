@@ -248,7 +248,7 @@ def test_a_result_appears_when_all_parts_have_ended_and_not_before(tmp_path):
     found = json.loads(path.read_text())
     assert found["heads"].items() >= {"undisturbed": True, "seed": 0, "record": {"commit": "abc"}}.items()
     assert found["page"]["undisturbed"] and "limits" not in found and found["disk"] == {"wrong": []}
-    assert found["protocol"].startswith("What must survive, tried: kills, full disks, little memory")
+    assert found["protocol"].startswith("Try what must survive: kills, full disks, little memory")
 
 
 # --------------------------------------------------------------------------------- little memory, and data that changes

@@ -14,7 +14,7 @@ from smalti.pipeline.frechet import SIDE, Ruler, cells
 from smalti.pipeline.generate import main as generate
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.run import drawing
+from smalti.pipeline.run import generate_options
 from smalti.pipeline.tune import Bench, Settings, beginning, compare, read_held_out, tune
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
@@ -87,9 +87,9 @@ def test_what_is_chosen_is_what_generate_draws_with(run, accelerator, tmp_path):
 def test_the_whole_chain_once_more_draws_with_what_was_chosen(run, accelerator, tmp_path):
     """pipeline/run.py gave its generate.yaml every time: run again after a search, it threw the search away."""
     (tmp_path / "generate.yaml").write_text("temperature: 0.123\nnum_images: 2\nlabels: [0, 1]\n")
-    assert drawing(tmp_path / "generate.yaml", run) == ["--config", str(tmp_path / "generate.yaml")]
+    assert generate_options(tmp_path / "generate.yaml", run) == ["--config", str(tmp_path / "generate.yaml")]
     tuned = tune(settings(run), accelerator)
-    arguments = drawing(tmp_path / "generate.yaml", run)
+    arguments = generate_options(tmp_path / "generate.yaml", run)
     assert arguments == ["--num_images", "2", "--labels", "0", "1"]
     generate([str(run), *arguments, "--output", str(tmp_path / "a")])
     assert GenerationConfig.read(run / "pipeline/generation_config.json").chosen == tuned.chosen

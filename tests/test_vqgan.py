@@ -23,7 +23,7 @@ from smalti.common.errors import UserError
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.reporting.found import gather
+from smalti.pipeline.reporting.run_contents import gather
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.codebook import Settings as Looking
 from smalti.tokenizer.codebook import examine

@@ -23,7 +23,8 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from smalti.common.starting import answer_signals
+    from smalti.common.record import code_version
+from smalti.common.starting import answer_signals
 
     answer_signals()
 

@@ -1,2 +1,1 @@
-"""What must survive: kills, full disks, little memory, changed data, strangers' files and requests, and users' own
-folders."""
+"""The torture of Smalti: kills, full disks, little memory, changed data, and foreign files and requests."""

@@ -1,5 +1,4 @@
-"""What must survive, tried: kills, full disks, little memory, changed data, two commands at once, strangers, users' own
-files.
+"""Try what must survive: kills, full disks, little memory, changed data, two commands at once, strangers, users' files.
 
     python -m benchmarks.torture --work DIR
     python -m benchmarks.torture --work DIR --only kill --kills 500
@@ -16,14 +15,18 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.torture.kill import Reference
 
 PARTS = ["kill", "two", "chain", "chain_of_two", "disk", "ranks", "mutate"]
 PARTS += ["folders", "overlap", "limits", "changes", "strange", "heads", "page"]
 Part = Callable[[], dict[str, Any]]  # tries, and returns what it found
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--only", nargs="+", choices=PARTS)
@@ -41,22 +44,15 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=400, help="forged compressed files")
     parser.add_argument("--visits", type=int, default=500, help="requests to the page")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    work = args.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    os.environ |= {
-        "HF_HOME": str(work / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
+    return parser.parse_args()
 
-    # the environment decides what they import
+
+def parts_of(args: argparse.Namespace, work: Path, undisturbed: "Reference") -> dict[str, Part]:
+    """Return each part with the number of its trials."""
     from benchmarks.torture import (
         belongings,
         changes,
         disk,
-        forks,
         heads,
         kill,
         limits,
@@ -66,12 +62,8 @@ def main() -> None:
         strange,
         visitors,
     )
-    from smalti.common.record import record
 
-    path = forks.ROOT / "benchmarks/results/torture.json"
-    measured = record("benchmarks.torture")
-    undisturbed = kill.reference(work)
-    parts = {
+    return {
         "kill": lambda: kill.torture_one(work, undisturbed, args.kills, args.seed),
         "two": lambda: kill.torture_two(work, args.kills_of_two, args.seed),
         "chain": lambda: kill.torture_chain(work, args.kills_of_chain, args.seed),
@@ -87,15 +79,34 @@ def main() -> None:
         "heads": lambda: heads.torture(work, args.heads, args.seed),
         "page": lambda: visitors.torture(work, args.visits, args.seed),
     }
-    chosen = {name: parts[name] for name in args.only or parts}
-    try_all(chosen, path, {"seed": args.seed}, measured)
+
+
+def main() -> None:
+    args = parse()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ |= {
+        "HF_HOME": str(work / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+
+    # the environment decides what they import
+    from benchmarks.torture import forks, kill
+    from smalti.common.record import record
+
+    path = forks.ROOT / "benchmarks/results/torture.json"
+    measured = record("benchmarks.torture")
+    parts = parts_of(args, work, kill.reference(work))
+    try_all({name: parts[name] for name in args.only or parts}, path, {"seed": args.seed}, measured)
 
 
 def try_all(parts: Mapping[str, Part], path: Path, settings: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-    """Try each part, and in the end write into `path` what those that ended have found.
+    """Try each part, and at the end write into `path` what the finished parts have found.
 
-    In the end: a result in the checkout makes it differ from its commit, which evaluations write into their figures,
-    and what is compared would differ by that.
+    Only at the end: a result in the checkout makes it differ from its commit, which evaluations write into their
+    figures, so these would differ from the reference.
     """
     from smalti.common.folder import read_json, write_json
 

@@ -1,4 +1,4 @@
-"""What commands leave in a folder: the same from a run that was never disturbed, and whole at every moment."""
+"""The files that commands leave in a folder: equal to an undisturbed run's, and whole at every moment."""
 
 import json
 import re
@@ -13,8 +13,7 @@ DAY = re.compile(rb"\d{4}-\d\d-\d\d")  # in cards and reports
 
 
 def artefacts(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder that a user may see or a command may read, by its path. Logs and locks are of the
-    session."""
+    """Return every file under a folder that users see or commands read, by its path, without logs and locks."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -37,12 +36,12 @@ def artefacts(folder: Path) -> dict[str, bytes]:
 
 
 def difference(reference: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
-    """Names of files that are missing, new or other than in the reference."""
+    """Return names of files that are missing, new or other than in the reference."""
     return sorted(name for name in reference.keys() | found.keys() if reference.get(name) != found.get(name))
 
 
 def half_written(folder: Path) -> list[str]:
-    """Files in sight that cannot be read to their end. (Those whose name begins with a dot are being written.)"""
+    """Return visible files that cannot be read to their end. (Files being written have names that begin with a dot.)"""
     bad = []
     for path in folder.rglob("*"):
         hidden = any(

@@ -1,7 +1,7 @@
-"""A user's folders, and commands that are aimed at them on purpose or by a slip: whether the command is refused or not,
-every byte that it did not write itself is as it was.
+"""A user's folders as targets of commands, on purpose or by a slip: every foreign byte stays as it was.
 
-Aims are of two kinds: a folder of the user's, and a folder of ours into which the user has put something.
+This holds whether the command is refused or not. Targets are of two kinds: a folder of the user's, and a folder of ours
+into which the user has put something.
 """
 
 import io
@@ -63,7 +63,7 @@ class Aim(NamedTuple):
 
 
 def saving(what: str, folder: str) -> Callable[[], None]:
-    """A call of the library that saves something of the run, ended as a command ends."""
+    """Return a call of the library that saves something of the run, ended as a command ends."""
     opened: dict[str, Callable[[], Any]] = {
         "tokenizer": lambda: load_tokenizer("run/tokenizer/model"),
         "prior": lambda: load_prior("run/prior/model"),
@@ -128,8 +128,7 @@ def aims_at_ours() -> dict[str, Aim]:
 
 
 def plant(folder: Path, files: Files) -> dict[Path, bytes]:
-    """Put files into a folder, and what is planted by its path. What is ours there already is left, but a card is
-    edited."""
+    """Put files into a folder, and return them by path. Our own files there stay, but a card is edited."""
     planted = {}
     for name, content in files.items():
         path = (
@@ -148,7 +147,7 @@ def plant(folder: Path, files: Files) -> dict[Path, bytes]:
 
 
 def changed(planted: Mapping[Path, bytes]) -> list[str]:
-    """What became of what was planted, where it is not as it was."""
+    """Return what happened to planted files that are not as they were."""
     gone = [f"{path.name} is gone" for path in planted if not path.is_file()]
     return gone + [
         f"{path.name} is another" for path, each in planted.items() if path.is_file() and path.read_bytes() != each
@@ -156,7 +155,7 @@ def changed(planted: Mapping[Path, bytes]) -> list[str]:
 
 
 def trials() -> list[tuple[str, str, Aim, Files]]:
-    """Every aim at everything that may lie there, all of it at once too."""
+    """Yield every aim at everything that may lie there, and at all of it at once."""
     found = []
     everything = {
         name: content for files in BELONGINGS.values() for name, content in files.items() if ".git/" not in name

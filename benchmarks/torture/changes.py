@@ -1,8 +1,7 @@
-"""Images and codes that change between a kill and the same command again, or after a training: it is refused, or where
-only figures are made of them said, and a refused command writes nothing.
+"""Images and codes that change between a kill and the same command again, or after a training.
 
-The pictures are BMP files: a byte of one can change and the picture still be whole. A touched file is not a changed
-one.
+A training refuses them, an evaluation names the change, and a refused command writes nothing. The pictures are BMP
+files: a byte of one can change while the picture stays whole. A touched file is not a changed one.
 """
 
 import json
@@ -47,7 +46,7 @@ def pictures(folder: Path, number: int, seed: int) -> None:
 
 
 def lines() -> dict[str, Line]:
-    """The chain over the pictures; `half` is what is killed, in runs of their own."""
+    """Return the chain over the pictures; `half` names what is killed, in runs of their own."""
     found = tiny()
     source = ["--images.source", "pictures", "--images.validation_share", 0.2]
     train, encode = [*found["tokenizer"], *source], replaced(found["encode"], "--shard_size", 40)
@@ -76,7 +75,7 @@ def prepare(folder: Path, out: Path, halves: Collection[str] = tuple(HALVES)) ->
 
 
 def kill_half(folder: Path, name: str, out: Path) -> None:
-    """Begin a command and kill it when something of its work can be gone on with."""
+    """Begin a command, and kill it as soon as it has saved something to go on with."""
     pid, began = start(command(*lines()[name]), folder, out), time.monotonic()
     while not list(folder.glob(HALVES[name])):
         ended = poll(pid, out, began)
@@ -87,7 +86,7 @@ def kill_half(folder: Path, name: str, out: Path) -> None:
 
 
 def a_byte(folder: Path) -> None:
-    """One byte of one picture, and no other sign of it but the time."""
+    """Change one byte of one picture, with no other sign of it but the time."""
     path = sorted((folder / "pictures").rglob("*.bmp"))[-1]
     content = bytearray(path.read_bytes())
     content[-3] ^= 0x80
@@ -115,7 +114,7 @@ def another_class(folder: Path) -> None:
 
 
 def others(folder: Path) -> None:
-    """Other pictures under the same names, each of the same size."""
+    """Put other pictures under the same names, each of the same size."""
     for path in sorted((folder / "pictures").rglob("*.bmp")):
         content = path.read_bytes()
         path.write_bytes(content[:-64] + bytes(255 - byte for byte in content[-64:]))
@@ -135,7 +134,7 @@ def shards(folder: Path) -> dict[str, list[Path]]:
 
 
 def zeroed(folder: Path) -> None:
-    """All codes are 0, in shards that say they are whole."""
+    """Set all codes to 0, in shards that say they are whole."""
     for path in chain.from_iterable(shards(folder).values()):
         table = pq.read_table(path)
         column = table.column_names.index("codes")
@@ -144,7 +143,7 @@ def zeroed(folder: Path) -> None:
 
 
 def rotated(folder: Path) -> None:
-    """The rows in another order."""
+    """Put the rows in another order."""
     for path in chain.from_iterable(shards(folder).values()):
         table = pq.read_table(path)
         pq.write_table(pa.concat_tables([table.slice(1), table.slice(0, 1)]), path)
@@ -179,7 +178,7 @@ CODES: dict[str, Change] = {
 
 
 def trials() -> Iterator[tuple[str, str, Change, bool]]:
-    """Which command comes after which change, and whether it must be refused."""
+    """Yield each command with each change before it, and whether it must be refused."""
     for change, do in IMAGES.items():
         yield from ((name, change, do, True) for name in GO_ON)
         yield from ((name, change, do, False) for name in LOOK)
@@ -194,7 +193,7 @@ def taken(folder: Path) -> Whole:
 
 
 def restore(folder: Path, whole: Whole) -> None:
-    """Bring a folder back to what was taken, times too."""
+    """Restore a folder from the copy, times too."""
     for path in folder.rglob("*"):
         if path.is_file() and path not in whole:
             path.unlink()
@@ -206,7 +205,7 @@ def restore(folder: Path, whole: Whole) -> None:
 
 
 def judged(ended: Ended, must_refuse: bool, told: str, before: Whole, after: Whole) -> Iterator[str]:
-    """Say what is wrong with what a command did of changed data, `told` being what it tells where it does its work."""
+    """Yield what is wrong with a command on changed data; `told` is the text that must name the change."""
     if (said := fault(ended, *((2,) if must_refuse else (0, 2)))) is not None:
         yield said
     if ended.status == 0 and not SAID.search(told):
@@ -221,7 +220,7 @@ def judged(ended: Ended, must_refuse: bool, told: str, before: Whole, after: Who
 
 
 def attempt(folder: Path, name: str, must_refuse: bool, out: Path) -> tuple[int, list[str]]:
-    """Do a command and return its status, and what is wrong with what it made of the change."""
+    """Run a command, and return its status and what is wrong with its reaction to the change."""
     before, ended = taken(folder), run(command(*lines()[name]), folder, out)
     page = (folder / "run/report.html").read_text() if name == "report" and ended.status == 0 else ""
     return ended.status, list(judged(ended, must_refuse, ended.err + page, before, taken(folder)))

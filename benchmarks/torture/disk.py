@@ -1,5 +1,4 @@
-"""A disk that is full at every write: the chain in a small tmpfs, which grows by a little whenever a command has
-failed.
+"""A disk that is full at every write: the chain in a small tmpfs, which grows a little after each failed command.
 
 Each failure must be one line and status 1, leave every file in sight whole, and the same command must go on in the
 larger disk to what an undisturbed run leaves. Needs the right to mount.

@@ -1,5 +1,4 @@
-"""A warm interpreter that forks: every command starts at once, so that a kill falls on its own work and not on its
-imports.
+"""A warm interpreter that forks: every command starts at once, so a kill hits its own work and not its imports.
 
 The child is a process like any other: it has its own session, its output in files, and dies of SIGKILL as a user's
 would.
@@ -41,7 +40,7 @@ class Ended(NamedTuple):
 
 
 def start(work: Callable[[], None], folder: Path, out: Path) -> int:
-    """Fork a child that does `work` in `folder`, its output in OUT.out and OUT.err; its process id."""
+    """Fork a child that does `work` in `folder`, its output in OUT.out and OUT.err, and return its process id."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for name in ("out", "err"):
         out.with_suffix(f".{name}").write_bytes(
@@ -78,7 +77,7 @@ def start(work: Callable[[], None], folder: Path, out: Path) -> int:
 
 
 def command(script: str, *arguments: object) -> Callable[[], None]:
-    """A script's command line, as `python SCRIPT ARGUMENTS` would run it."""
+    """Return a script's call, as `python SCRIPT ARGUMENTS` would run it."""
 
     def work() -> None:
         sys.argv = [script, *map(str, arguments)]
@@ -89,7 +88,7 @@ def command(script: str, *arguments: object) -> Callable[[], None]:
 
 
 def poll(pid: int, out: Path, began: float) -> Ended | None:
-    """Return how a child has ended, or none while it is at work."""
+    """Return how a child has ended, or None while it is at work."""
     found, status, usage = os.wait4(pid, os.WNOHANG)
     return _ended(status, usage, out, began) if found else None
 
@@ -120,7 +119,7 @@ def run(work: Callable[[], None], folder: Path, out: Path, seconds: float = 600.
 
 
 def fault(ended: Ended, *statuses: int) -> str | None:
-    """Return what is wrong with an end, or none: another status than these, a traceback, no line of why or several."""
+    """Return what is wrong with an end, or None: another status, a traceback, no line that says why, or several."""
     said = " ".join(ended.err.split())[-300:]
     if ended.status not in statuses:
         return f"status {ended.status} after {ended.seconds:.0f} s: {said}"
@@ -130,94 +129,36 @@ def fault(ended: Ended, *statuses: int) -> str | None:
     return f"{errors} lines say why: {said}" if ended.status and errors != 1 else None
 
 
+# options of the smallest chain: models of 16 codes, and trainings of seconds
+TINY_TOKENIZER = "--model.image_size 8 8 --model.channels 8 16 --model.patch 1 --images.shift 1"
+TINY_QUANTIZER = "--model.quantizer.codebook_size 16 --model.quantizer.code_dim 4"
+TINY_PRIOR = "--model.depth 1 --model.dim 16 --model.heads 2"
+TINY_TRAINING = "--steps 40 --batch_size 16 --warmup 4 --save_every 8 --evaluate_every 16 --log_every 4"
+
+
 def tiny(run_folder: str = "run") -> dict[str, Line]:
-    """The whole chain on the digits, in commands of seconds: each stage's command line."""
-    model = ["--model.image_size", 8, 8, "--model.channels", 8, 16, "--model.patch", 1, "--images.shift", 1]
-    sizes = ["--model.quantizer.codebook_size", 16, "--model.quantizer.code_dim", 4]
-    often = [
-        "--steps",
-        40,
-        "--batch_size",
-        16,
-        "--warmup",
-        4,
-        "--save_every",
-        8,
-        "--evaluate_every",
-        16,
-        "--log_every",
-        4,
-    ]
-    prior = ["--model.depth", 1, "--model.dim", 16, "--model.heads", 2]
-    fp32 = ["--precision", "fp32"]
-    return {
-        "tokenizer": ["tokenizer/train.py", "--run", run_folder, *model, *sizes, *often, *fp32],
-        "encode": ["tokenizer/encode.py", run_folder, "--views", 2, "--shard_size", 200, *fp32],
-        "prior": ["prior/train.py", "--run", run_folder, *prior, *often, *fp32],
-        "generate": ["pipeline/generate.py", run_folder, "--num-images", 40, "--batch_size", 4],
-        "generate codes": [
-            "pipeline/generate.py",
-            run_folder,
-            "--num-images",
-            40,
-            "--batch_size",
-            4,
-            "--format",
-            "codes",
-            "--output",
-            f"{run_folder}/drawn",
-        ],
-        "evaluate tokenizer": ["tokenizer/evaluate.py", run_folder],
-        "evaluate prior": ["prior/evaluate.py", run_folder],
-        "evaluate pipeline": ["pipeline/evaluate.py", run_folder, "--images", 60, "--neighbours", 10],
-        "codebook": ["tokenizer/codebook.py", run_folder],
-        "compress": ["pipeline/compress.py", run_folder, "--images", 8],
-        "tune": [
-            "pipeline/tune.py",
-            run_folder,
-            "--images",
-            40,
-            "--guidance",
-            1,
-            "--temperature",
-            0.9,
-            1.0,
-            "--top_p",
-            "null",
-            "--min_p",
-            "null",
-        ],
-        "publish": ["pipeline/publish.py", run_folder],
-        "publish codes": ["pipeline/publish.py", run_folder, "--what", "codes"],
-        "report": ["pipeline/report.py", run_folder],
-        "cluster": [
-            "tokenizer/cluster.py",
-            "--run",
-            "means",
-            "--model.image_size",
-            8,
-            8,
-            "--model.codebook_size",
-            16,
-            "--iterations",
-            8,
-        ],
-        "convert": [
-            "tokenizer/convert.py",
-            CHECKPOINT,
-            "--kind",
-            "taming",
-            "--run",
-            "converted",
-            "--image_size",
-            8,
-            8,
-            "--fit_images",
-            64,
-            "--images.source",
-            "digits",
-        ],
+    """Return each stage's command line: the whole chain on the digits, in commands of seconds."""
+    fp32 = "--precision fp32"
+    lines = {
+        "tokenizer": f"tokenizer/train.py --run RUN {TINY_TOKENIZER} {TINY_QUANTIZER} {TINY_TRAINING} {fp32}",
+        "encode": f"tokenizer/encode.py RUN --views 2 --shard_size 200 {fp32}",
+        "prior": f"prior/train.py --run RUN {TINY_PRIOR} {TINY_TRAINING} {fp32}",
+        "generate": "pipeline/generate.py RUN --num-images 40 --batch_size 4",
+        "generate codes": "pipeline/generate.py RUN --num-images 40 --batch_size 4 --format codes --output RUN/drawn",
+        "evaluate tokenizer": "tokenizer/evaluate.py RUN",
+        "evaluate prior": "prior/evaluate.py RUN",
+        "evaluate pipeline": "pipeline/evaluate.py RUN --images 60 --neighbours 10",
+        "codebook": "tokenizer/codebook.py RUN",
+        "compress": "pipeline/compress.py RUN --images 8",
+        "tune": "pipeline/tune.py RUN --images 40 --guidance 1 --temperature 0.9 1.0 --top_p null --min_p null",
+        "publish": "pipeline/publish.py RUN",
+        "publish codes": "pipeline/publish.py RUN --what codes",
+        "report": "pipeline/report.py RUN",
+        "cluster": "tokenizer/cluster.py --run means --model.image_size 8 8 --model.codebook_size 16 --iterations 8",
+        "convert": f"tokenizer/convert.py {CHECKPOINT} --kind taming --run converted --image_size 8 8 --fit_images 64"
+        " --images.source digits",
     }
+    return {name: [word.replace("RUN", run_folder) for word in line.split()] for name, line in lines.items()}
 
 
 def replaced(line: Line, option: str, value: object) -> list[Any]:
@@ -227,7 +168,7 @@ def replaced(line: Line, option: str, value: object) -> list[Any]:
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, with what the commands of `tiny` read and none writes: somebody else's checkpoint."""
+    """Make the folder, with what the commands of `tiny` read and none writes: a foreign checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     config = VQGANConfig(

@@ -1,5 +1,4 @@
-"""Compressed files that nobody compressed: heads and bodies drawn at random and written with care, expanded by the
-coder.
+"""Forged compressed files: heads and bodies drawn at random and written with care, which the coder expands.
 
 Each must be refused with a `UserError`, or expand to the very images that were compressed; in seconds, and in little
 memory.
@@ -28,7 +27,7 @@ BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFF)
 
 
 def forged(whole: bytes, draw: random.Random) -> bytes:
-    """Another head on the same body, or the same head on another body, in one of ten ways."""
+    """Return another head on the same body, or the same head on another body, forged in one of ten ways."""
     magic, labelled, number, checksum, *models = HEAD.unpack_from(whole)
     body, way = whole[HEAD.size :], draw.randrange(10)
     if way == 0:
@@ -58,7 +57,7 @@ def forged(whole: bytes, draw: random.Random) -> bytes:
 
 
 def examine(pipeline: ImagePipeline, whole: bytes, images: torch.Tensor, data: bytes) -> str | None:
-    """Return what is wrong with how a file is expanded, or none."""
+    """Return what is wrong with how a file is expanded, or None."""
     began = time.monotonic()
     try:
         found = expand(pipeline, data)
@@ -85,7 +84,7 @@ def torture(work: Path, number: int, seed: int) -> dict[str, Any]:
 
 
 def examine_all(whole: bytes, files: list[bytes]) -> None:
-    """Expand each in this process, which has a limit on its memory, and say on stderr what is wrong."""
+    """Expand each file in this process, which has a limit on its memory, and print on stderr what is wrong."""
     import sys
 
     pipeline = ImagePipeline.from_run(Path("run"), SamplingConfig())
@@ -102,7 +101,7 @@ def examine_all(whole: bytes, files: list[bytes]) -> None:
 
 
 def faults(ended: Ended) -> Iterator[str]:
-    """What a child said was wrong, and whether it came to its end."""
+    """Yield what a child reported as wrong, and its status if it failed."""
     yield from (line for line in ended.err.splitlines() if line.startswith("wrong: "))
     if ended.status:
         yield f"status {ended.status}: {ended.err[-300:]}"

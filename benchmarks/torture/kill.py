@@ -1,8 +1,7 @@
-"""SIGKILL at random moments, then the same command again, until it ends: what is left is what an undisturbed run
-leaves.
+"""SIGKILL at random moments, then the same command again, until it ends: the result is an undisturbed run's.
 
-Of one process every command is killed in turn, over and over; on two processes too, with their launcher; and the whole
-chain.
+Every one-process command is killed in turn, over and over; then commands on two processes, with their launcher; then
+the whole chain.
 """
 
 import os
@@ -43,7 +42,7 @@ ALONE = ("publish", "publish codes", "report", "compress")  # are one process al
 
 
 class Reference(NamedTuple):
-    """The undisturbed chain."""
+    """The files and times of the undisturbed chain."""
 
     after: dict[str, dict[str, bytes]]  # of each command the artefacts there are when it has ended
     seconds: dict[str, float]  # that it took
@@ -66,14 +65,14 @@ def reference(work: Path) -> Reference:
 
 
 def remove_written(folder: Path, name: str) -> None:
-    """Take away what a command of `tiny` has made."""
+    """Remove what a command of `tiny` has made."""
     for path in WRITES[name]:
         target = folder / path
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
 def torture_one(work: Path, undisturbed: Reference, kills: int, seed: int) -> dict[str, Any]:
-    """So many kills over all commands, one process each."""
+    """Spread so many kills over all commands, one process each."""
     folder, draw = work / "killed", random.Random(seed)
     shutil.rmtree(folder, ignore_errors=True)
     prepare(folder)
@@ -105,7 +104,7 @@ def torture_one(work: Path, undisturbed: Reference, kills: int, seed: int) -> di
 
 
 def torture_two(work: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Every command on two CPU processes under the launcher, all killed at once, again and again."""
+    """Kill every command on two CPU processes under the launcher, all processes at once, again and again."""
     draw, found = random.Random(seed), {}
     lines = {name: line for name, line in tiny().items() if name not in ALONE}
     lines["tokenizer"] = [*lines["tokenizer"], "--images.memory", 0]  # read from disk batch by batch
@@ -118,7 +117,7 @@ def torture_two(work: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def torture_chain(work: Path, kills: int, seed: int, launch: str = "python") -> dict[str, Any]:
-    """The whole chain in one command, pipeline/run.py, killed with its children."""
+    """Kill the whole chain in one command, pipeline/run.py, with its children."""
     folders, lines = _fresh(work, "chain"), tiny()
     configs = {
         "tokenizer.yaml": lines["tokenizer"],
@@ -156,7 +155,7 @@ def _fresh(work: Path, what: str) -> dict[str, Path]:
 
 
 def _nested(arguments: list[object]) -> dict[str, Any]:
-    """`--a.b x y` as a mapping, as a config file has it."""
+    """Return `--a.b x y` as a mapping, as a config file has it."""
     found: dict[str, Any] = {}
     for word in arguments:
         if isinstance(word, str) and word.startswith("--"):
@@ -166,7 +165,7 @@ def _nested(arguments: list[object]) -> dict[str, Any]:
                 inner = inner.setdefault(parent, {})
             inner[leaf] = []
         else:
-            inner[leaf].append(word)
+            inner[leaf].append(yaml.safe_load(str(word)))
 
     def unwrapped(value: Any) -> Any:
         if isinstance(value, dict):
@@ -179,7 +178,7 @@ def _nested(arguments: list[object]) -> dict[str, Any]:
 def _killed_until_it_ends(
     line: list[str], folders: dict[str, Path], kills: int, draw: random.Random, out: Path
 ) -> dict[str, Any]:
-    """A command undisturbed, and in another folder killed so often before it may end; what differs between the two."""
+    """Run a command undisturbed, and in another folder kill it so often first; return what differs between the two."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -208,7 +207,7 @@ def _killed_until_it_ends(
 
 
 def _kill_workers(folder: Path) -> None:
-    """The launcher's processes have sessions of their own: those at work in the folder."""
+    """Kill the processes at work in the folder: the launcher gives them sessions of their own."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if path.joinpath("cwd").resolve() == folder.resolve():

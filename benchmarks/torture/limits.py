@@ -1,6 +1,8 @@
-"""Too little memory and too few descriptors, from far too little to enough: every command ends well, or in one line
-with status 1 or 2, leaves nothing half written, and does its work when it is given what it needs. Whatever it had when
-it has ended well, what it made is what an undisturbed one makes: a page without its pictures is none.
+"""Too little memory and too few descriptors, from far too little to enough.
+
+Every command ends well, or in one line with status 1 or 2, leaves nothing half written, and does its work once it has
+what it needs. A command that ends well under any limit has made what an undisturbed one makes: a page without its
+pictures is wrong.
 
 The limits are the kernel's: RLIMIT_AS so many MiB above what the started process has, RLIMIT_NOFILE so many descriptors
 above.
@@ -24,7 +26,7 @@ DESCRIPTORS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)  # with none Python cannot even 
 
 
 def with_memory(mib: int, work: Callable[[], None]) -> Callable[[], None]:
-    """The work with so much address space more than its process has when it begins."""
+    """Return the work with so much more address space than its process has when it begins."""
 
     def limited() -> None:
         has = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -35,7 +37,7 @@ def with_memory(mib: int, work: Callable[[], None]) -> Callable[[], None]:
 
 
 def with_descriptors(number: int, work: Callable[[], None]) -> Callable[[], None]:
-    """The work with so many descriptors more than its process has open when it begins."""
+    """Return the work with so many more descriptors than its process has open when it begins."""
 
     def limited() -> None:
         highest = max(map(int, os.listdir("/proc/self/fd")))
@@ -55,7 +57,7 @@ def steps(all_of_them: tuple[int, ...], number: int) -> list[int]:
 
 
 def torture(work: Path, number: int, undisturbed: Reference) -> dict[str, Any]:
-    """Go through the chain, each command under rising limits until it has enough, and at last under none."""
+    """Run each command of the chain under rising limits until it has enough, and at last under none."""
     outcomes, wrong, folder, out = Counter[str](), list[str](), work / "limits", work / "out/limits"
     shutil.rmtree(folder, ignore_errors=True)
     prepare(folder)
@@ -79,8 +81,10 @@ def torture(work: Path, number: int, undisturbed: Reference) -> dict[str, Any]:
 def rising(
     folder: Path, name: str, limited: Mapping[str, Callable[[], None]], made: dict[str, bytes], out: Path
 ) -> Iterator[tuple[str, int, list[str]]]:
-    """Do a command's work under one limit after the other until it is done: of each its status, and what is wrong with
-    its end and with what it made. That is then taken away."""
+    """Run a command under one limit after the other until it succeeds, and then remove what it made.
+
+    Yields each limit, the status, and what is wrong with its end and with what it made.
+    """
     for limit, work in limited.items():
         ended = run(work, folder, out)
         bad = [said for said in [fault(ended, 0, 1, 2)] if said] + half_written(folder)

@@ -1,8 +1,8 @@
-"""Files that are not what they were: real ones with bytes flipped, cut and shuffled, JSON and YAML of other shapes
-(hypothesis), and pickles and YAML tags planted in every file of every folder kind.
+"""Damaged files: bytes flipped, cut and shuffled, JSON and YAML of other shapes, and planted pickles and YAML tags.
 
-Each is read by what reads it for a user, in a process of its own: it must be refused in one line (status 2) or read
-(status 0), in under a minute and 2 GiB, and nothing of it may be executed.
+The shapes come from hypothesis; pickles and tags are planted in every file of every folder kind. Each file is read by a
+user's own reader, in a process of its own: it must be refused in one line (status 2) or read (status 0), in under a
+minute and 2 GiB, and nothing of it may be executed.
 """
 
 import io
@@ -13,7 +13,6 @@ import resource
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +38,7 @@ Reader = Callable[[], None]
 
 
 class Planted:
-    """Unpickled, it makes a file."""
+    """An object whose unpickling makes a file."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -49,13 +48,12 @@ class Planted:
 
 
 def library(read: Callable[[], Any]) -> Reader:
-    """A call of the library, ended as a command ends."""
+    """Return a call of the library, ended as a command ends."""
     return lambda: run_command(lambda _: read() and None)
 
 
 def kinds(base: Path) -> dict[str, tuple[list[Path], Reader]]:
-    """Of each kind of folder its files, and what reads them. `base` holds a finished chain of `forks.tiny`, and
-    images."""
+    """Return each kind of folder's files and reader. `base` holds a finished chain of `forks.tiny`, and images."""
     lines, run_ = tiny(), base / "run"
 
     def images(name: str, rule: Literal["refuse", "skip"]) -> Reader:
@@ -102,7 +100,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def prepare(reference: Path, base: Path) -> None:
-    """A copy of the finished chain, and sets of images of every format."""
+    """Make a copy of the finished chain, and sets of images of every format."""
     import tarfile
 
     from datasets import ClassLabel, Dataset, Features, Image
@@ -144,7 +142,7 @@ def prepare(reference: Path, base: Path) -> None:
 
 
 def flipped(data: bytes, draw: random.Random, others: list[bytes]) -> bytes:
-    """A file damaged in one of ten ways."""
+    """Return a file damaged in one of ten ways."""
     n, out = len(data), bytearray(data)
     at, size = draw.randrange(n + 1), draw.randrange(1, 64)
     ways: list[Callable[[], bytes]] = [
@@ -184,7 +182,7 @@ def _places(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def reshaped(value: Any, data: st.DataObject) -> Any:
-    """A JSON value of which one place, at any depth, is another value, or gone."""
+    """Return a JSON value of which one place, at any depth, is another value, or gone."""
     path = data.draw(st.sampled_from(list(_places(value))))
     if not path:
         return data.draw(VALUES)
@@ -199,35 +197,46 @@ def reshaped(value: Any, data: st.DataObject) -> Any:
     return changed
 
 
+class Readings:
+    """The files that readers were given in a folder, and what came of them."""
+
+    def __init__(self, work: Path, base: Path, mark: Path):
+        """
+        Args:
+            mark: the file that exists where a planted file was executed.
+        """
+        self.work, self.base, self.mark = work, base, mark
+        self.whole = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+        self.outcomes = Counter[str]()
+        self.wrong = list[dict[str, str]]()
+        self.worst = {"seconds": 0.0, "bytes": 0}
+
+    def read(self, kind: str, how: str, path: Path, content: bytes, reader: Reader) -> None:
+        """Write the content, read it in a process of its own, and restore the folder."""
+        path.write_bytes(content)
+        ended, worst = run(_limited(reader), self.base, self.work / "out/mutated", SECONDS), self.worst
+        self.outcomes[f"{kind}: {'refused' if ended.status == 2 else 'read' if ended.status == 0 else 'WRONG'}"] += 1
+        worst["seconds"], worst["bytes"] = max(worst["seconds"], ended.seconds), max(worst["bytes"], ended.peak)
+        if (fault := _fault(ended)) is not None or self.mark.exists():
+            self._keep(kind, how, path, content, "EXECUTED" if self.mark.exists() else str(fault))
+            self.mark.unlink(missing_ok=True)
+        _restore(self.base, self.whole)
+
+    def _keep(self, kind: str, how: str, path: Path, content: bytes, told: str) -> None:
+        kept = self.work / "wrong" / f"{len(self.wrong):03d}-{path.name}"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(content)
+        file = str(path.relative_to(self.base))
+        self.wrong.append({"kind": kind, "how": how, "file": file, "what": told, "kept": kept.name})
+        print(f"wrong: {kind}, {how}, {path.name}: {' '.join(told.split())[-200:]}", flush=True)
+
+
 def torture(work: Path, number: int, seed_: int) -> dict[str, Any]:
+    """Plant something into every file, then damage so many files at random."""
     base, mark = work / "mutated", work / "executed"
     prepare(work / "reference", base)
     mark.unlink(missing_ok=True)
-    tally, wrong = Counter[str](), list[dict[str, str]]()
-    worst = {"seconds": 0.0, "bytes": 0}
-    whole = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
-
-    def read(kind: str, how: str, path: Path, content: bytes, reader: Reader) -> None:
-        path.write_bytes(content)
-        ended = run(_limited(reader), base, work / "out/mutated", SECONDS)
-        tally[f"{kind}: {'refused' if ended.status == 2 else 'read' if ended.status == 0 else 'WRONG'}"] += 1
-        worst["seconds"], worst["bytes"] = max(worst["seconds"], ended.seconds), max(worst["bytes"], ended.peak)
-        if (fault := _fault(ended)) is not None or mark.exists():
-            kept = work / "wrong" / f"{len(wrong):03d}-{path.name}"
-            kept.parent.mkdir(exist_ok=True)
-            kept.write_bytes(content)
-            told = "EXECUTED" if mark.exists() else str(fault)
-            wrong.append(
-                {"kind": kind, "how": how, "file": str(path.relative_to(base)), "what": told, "kept": kept.name}
-            )
-            print(f"wrong: {kind}, {how}, {path.name}: {' '.join(told.split())[-200:]}", flush=True)
-            mark.unlink(missing_ok=True)
-        _restore(base, whole)
-
-    def shaped(kind: str, reader: Reader, path: Path, content: bytes) -> None:
-        read(kind, "shape", path, content, reader)
-
-    found = kinds(base)
+    readings, found = Readings(work, base, mark), kinds(base)
     planted = {
         "pickle": pickle.dumps(Planted(mark)),
         "YAML tag": f"run: !!python/object/apply:os.mkdir ['{mark}']\n".encode(),
@@ -235,19 +244,32 @@ def torture(work: Path, number: int, seed_: int) -> dict[str, Any]:
     for kind, (files, reader) in found.items():
         for path in files[:60]:
             for how, content in planted.items():
-                read(kind, how, path, content, reader)
-    print(f"planted: {dict(tally)}", flush=True)
-    each = max(1, (number - sum(tally.values())) // len(found))
+                readings.read(kind, how, path, content, reader)
+    print(f"planted: {dict(readings.outcomes)}", flush=True)
+    each = max(1, (number - sum(readings.outcomes.values())) // len(found))
     draw = random.Random(seed_)
     for kind, (files, reader) in found.items():
-        structured = [path for path in files if path.suffix in (".json", ".yaml")]
-        for _ in range(each // 2 if structured else each):
-            path = draw.choice(files)
-            read(kind, "bytes", path, flipped(whole[path], draw, list(whole.values())), reader)
-        if structured:
-            _reshape(structured, whole, each - each // 2, seed_, partial(shaped, kind, reader))
-        print(f"{kind}: {each} more; {len(wrong)} wrong so far", flush=True)
-    return {"inputs": sum(tally.values()), "outcomes": dict(tally), "worst": worst, "wrong": wrong}
+        _damage(readings, kind, files, reader, each, draw, seed_)
+        print(f"{kind}: {each} more; {len(readings.wrong)} wrong so far", flush=True)
+    tried = {"inputs": sum(readings.outcomes.values()), "outcomes": dict(readings.outcomes)}
+    return tried | {"worst": readings.worst, "wrong": readings.wrong}
+
+
+def _damage(
+    readings: Readings, kind: str, files: list[Path], reader: Reader, number: int, draw: random.Random, seed_: int
+) -> None:
+    """Damage the bytes of files, and for half of the number the shape of JSON and YAML where there is some."""
+    whole = readings.whole
+    structured = [path for path in files if path.suffix in (".json", ".yaml")]
+    for _ in range(number // 2 if structured else number):
+        path = draw.choice(files)
+        readings.read(kind, "bytes", path, flipped(whole[path], draw, list(whole.values())), reader)
+
+    def reshaped_file(path: Path, content: bytes) -> None:
+        readings.read(kind, "shape", path, content, reader)
+
+    if structured:
+        _reshape(structured, whole, number - number // 2, seed_, reshaped_file)
 
 
 def _reshape(
@@ -292,7 +314,7 @@ def _fault(ended: Ended) -> str | None:
 
 
 def _restore(base: Path, whole: dict[Path, bytes]) -> None:
-    """As it was: what the reader wrote or set aside goes too."""
+    """Restore the folder; what the reader wrote or set aside goes too."""
     for path in base.rglob("*"):
         if (path.is_file() or path.is_symlink()) and path not in whole:
             path.unlink()

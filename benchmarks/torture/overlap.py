@@ -56,8 +56,7 @@ def pairs() -> dict[str, Pair]:
 
 
 def attempt(folder: Path, pair: Pair, moment: float, out: Path) -> tuple[int, list[str]]:
-    """Begin both, the second at a moment of the first, and return the second's status and what went wrong with
-    either."""
+    """Begin both, the second at a moment of the first; return the second's status and what went wrong with either."""
     began, ends = time.monotonic(), dict[str, Ended]()
     pids = {"first": start(command(*tiny()[pair.first]), folder, out / "first")}
     time.sleep(moment)
@@ -75,8 +74,7 @@ def attempt(folder: Path, pair: Pair, moment: float, out: Path) -> tuple[int, li
 
 
 def prepared(folder: Path, reference: Path) -> Path:
-    """Make the folder anew: the finished chain, its run by a second name, and a copy of it for the second command to
-    read."""
+    """Make the folder anew: the finished chain, its run by a second name, and a copy for the second command to read."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(reference, folder)
     shutil.copytree(reference / "run", folder / "other")
@@ -85,7 +83,7 @@ def prepared(folder: Path, reference: Path) -> Path:
 
 
 def alone(folder: Path, reference: Path, name: str, out: Path) -> dict[str, bytes]:
-    """Return what there is when a command of `tiny` has done its work undisturbed."""
+    """Return the files after a command of `tiny` has done its work undisturbed."""
     remove_written(prepared(folder, reference), name)
     ended = run(command(*tiny()[name]), folder, out)
     assert ended.status == 0, f"{name}: {ended.err[-2000:]}"

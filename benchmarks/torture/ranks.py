@@ -42,7 +42,7 @@ def torture(work: Path, times: int) -> dict[str, Any]:
 
 
 def _worker(folder: Path, rank: int) -> int:
-    """The process of this rank at work in a folder."""
+    """Return the process of this rank at work in a folder."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             environment = path.joinpath("environ").read_bytes().split(b"\0")

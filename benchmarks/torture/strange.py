@@ -1,5 +1,4 @@
-"""Folders and tables that hold what is no file of theirs: pipes, sockets, devices without end, links and paths that
-lead out.
+"""Foreign things in folders and tables: pipes, sockets, devices without end, links and paths that lead out.
 
 Each is refused, or named and left out, within seconds and little memory. Beside the folder lies a picture of one colour
 that no image of the folder has: whatever is read, that colour is not in it.
@@ -94,8 +93,7 @@ THINGS: dict[str, Plant] = {
 
 
 def look(source: str) -> None:
-    """Open images as a tokenizer does, read them all, say what was not read, and end in LEAKED where one is the
-    secret."""
+    """Open and read images as a tokenizer does, print what was not read, and exit with LEAKED if one is the secret."""
 
     def main(_: object) -> None:
         config = ImagesConfig(source=source, corrupt="skip", validation_share=0.2)
@@ -141,12 +139,12 @@ def at(name: str, do: Plant) -> Plant:
 
 
 def text(name: str, content: str) -> Plant:
-    """Write a text into the source; HOME in it is the folder that the secret lies in."""
+    """Write a text into the source, with HOME replaced by the secret's folder."""
     return lambda folder: (put(folder / "source" / name).write_text(content.replace("HOME", str(folder))), None)[1]
 
 
 def rows_of_paths(place: str, folder: Path) -> None:
-    """A Parquet file whose pictures are named, not held."""
+    """Write a Parquet file that names its pictures and does not hold them."""
     shutil.rmtree(folder / "source")
     (folder / "source").mkdir()
     rows = {"image": [{"bytes": None, "path": place.replace("HOME", str(folder))}] * 20}
@@ -161,7 +159,7 @@ def rows_of_paths(place: str, folder: Path) -> None:
 
 
 def saved_elsewhere(place: str, folder: Path) -> None:
-    """A `save_to_disk` folder whose state names shards that lie elsewhere."""
+    """Make a `save_to_disk` folder whose state names shards that lie elsewhere."""
     shutil.rmtree(folder / "source")
     shutil.copytree(folder / "outside/saved", folder / "source")
     state = json.loads((folder / "source/state.json").read_text())
@@ -172,7 +170,7 @@ def saved_elsewhere(place: str, folder: Path) -> None:
 
 
 def packed(kind: bytes, folder: Path) -> None:
-    """A tar among whose members one is a link that leads out, a device or a pipe."""
+    """Make a tar with a member that is a link out, a device or a pipe."""
     members = sorted((folder / "source").rglob("*.png"))
     pictures = [path.read_bytes() for path in members]
     shutil.rmtree(folder / "source")
@@ -276,7 +274,7 @@ def first_of(pattern: str, do: Plant, folder: Path) -> None:
 
 
 def judged(case: Case, ended: Ended) -> list[str]:
-    """What is wrong with how a case was read."""
+    """Return what is wrong with how a case was read."""
     if ended.status == LEAKED:
         return ["what lies outside was read"]
     wrong = [said for said in [fault(ended, 0, 1, 2)] if said]

@@ -1,7 +1,7 @@
-"""The page as strangers on the network and in other tabs meet it: uploads, junk and foreign names, over HTTP.
+"""The page under attack from the network and from other tabs: uploads, junk and foreign names, over HTTP.
 
-The server stays alive, its memory bounded and its stderr without a traceback; nothing of the disk is handed out that
-the page does not serve; who comes by another Host or from another Origin is turned away.
+The server stays alive, its memory bounded and its stderr without a traceback; it hands out nothing of the disk that the
+page does not serve; and it refuses requests for another Host or from another Origin.
 """
 
 import base64
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A page that is served, and what its config says of it."""
+    """A served page and its config."""
 
     pid: int
     port: int
@@ -69,7 +69,7 @@ def stop(page: Page) -> None:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process had resident at most so far."""
+    """Return the most bytes that a process has had resident."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -105,7 +105,7 @@ def ask(port: int, request: Request, seconds: float = SECONDS) -> Answer:
 
 @cache
 def bomb(side: int) -> bytes:
-    """A PNG of so many pixels a side, all black, in few bytes."""
+    """Return a PNG of so many pixels a side, all black, in few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -150,7 +150,7 @@ def multipart(name: str, content: bytes) -> tuple[dict[str, str], bytes]:
 
 
 def junk(draw: random.Random) -> Any:
-    """A JSON value of any kind, some of them files that are none of the page's."""
+    """Return a JSON value of any kind, some of them files that are none of the page's."""
     file = {
         "path": draw.choice(["/etc/passwd", "secret.txt", "../secret.txt", "/dev/zero", "", "\0"]),
         "meta": {"_type": "gradio.FileData"},
@@ -188,13 +188,13 @@ def junk(draw: random.Random) -> Any:
 
 
 def join(number: object, data: object, session: object) -> Request:
-    """A place in the queue of one function."""
+    """Return a request to join the queue of one function."""
     body = json.dumps({"data": data, "fn_index": number, "session_hash": session, "event_data": None}).encode()
     return "POST", f"{API}/queue/join", {"Content-Type": "application/json"}, body
 
 
 def wandering(page: Page, draw: random.Random) -> Request:
-    """A path that leads to a file which the page does not serve."""
+    """Return a request whose path leads to a file that the page does not serve."""
     target = draw.choice(
         [
             str(page.secret),
@@ -228,7 +228,7 @@ def wandering(page: Page, draw: random.Random) -> Request:
 
 
 def malformed(draw: random.Random) -> Request:
-    """A request whose form is wrong."""
+    """Return a request whose form is wrong."""
     paths = ["queue/join", "upload", "call/draw", "run/predict", "reset", "cancel", "queue/data", "api/0"]
     path = f"{API}/{draw.choice(paths)}"
     headers: dict[str, str] = draw.choice(
@@ -248,7 +248,7 @@ def malformed(draw: random.Random) -> Request:
 
 
 def foreign(page: Page, draw: random.Random) -> Request:
-    """What the page answers to its own visitors, asked for by another's name or from another's page."""
+    """Return a valid request, but for a foreign name or from a foreign page."""
     method, path, headers, body = draw.choice(
         [
             ("GET", "/", {}, b""),
@@ -292,7 +292,7 @@ def visit_upload(page: Page, draw: random.Random) -> Iterator[str]:
 
 
 def visit_queue(page: Page, draw: random.Random) -> Iterator[str]:
-    """Junk to a function, of its number of inputs or of another."""
+    """Send junk to a function, of its number of inputs or of another."""
     number = draw.choice([*page.functions, *page.functions, -1, 10**9, "x", None])
     wanted = len(page.functions.get(number, [])) if isinstance(number, int) else 0
     data = draw.choice([[junk(draw) for _ in range(wanted)], [junk(draw)] * draw.randrange(4), junk(draw)])
@@ -300,7 +300,7 @@ def visit_queue(page: Page, draw: random.Random) -> Iterator[str]:
 
 
 def queued(page: Page, number: object, data: object, draw: random.Random) -> Iterator[str]:
-    """Join the queue and wait for what comes of it."""
+    """Join the queue and wait for the result."""
     session = draw.choice(["s" + str(draw.getrandbits(40)), "s" + str(draw.getrandbits(40)), "", None, 7, "../x"])
     if ask(page.port, join(number, data, session)).status == 200 and isinstance(session, str):
         answer = ask(page.port, ("GET", f"{API}/queue/data?session_hash={session}", {}, b""))
@@ -310,7 +310,7 @@ def queued(page: Page, number: object, data: object, draw: random.Random) -> Ite
 
 
 def handed_out(answer: Answer) -> Iterator[str]:
-    """What of the disk an answer holds."""
+    """Yield what an answer holds of the disk."""
     if SECRET.encode() in answer.body or b"root:x:0" in answer.body or b"HF_HOME=" in answer.body:
         yield f"a file was handed out: {answer.body[:100]!r}"
 
@@ -335,12 +335,12 @@ VISITS = (visit_upload, visit_queue, visit_queue, visit_foreign, visit_wandering
 
 
 def grown(page: Page) -> int:
-    """Return how many bytes more than in the beginning a page had resident at most."""
+    """Return the most bytes that a page has had resident beyond those at its start."""
     return resident(page.pid) - page.resident
 
 
 def state(page: Page) -> Iterator[str]:
-    """Say what is wrong with a page after its visits."""
+    """Yield what is wrong with a page after its visits."""
     if ask(page.port, ("GET", "/", {}, b"")).status != 200:
         yield "the page is not served any more"
     if grown(page) > MEMORY:

@@ -1,4 +1,4 @@
-"""The bench of `pipeline/evaluate.py`: a run's models, codes and held-out images, opened, checked and put side by side.
+"""The bench of `pipeline/evaluate.py`: a run's models, codes and held-out images, opened and checked.
 
 images (n, C, H, W) uint8    features (n, D)    positions (n,) of a split
 """
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     importance_samples: int = Field(16, ge=1)
     """draws a held-out image, where the posterior is stochastic"""
     features: FeaturesConfig = FeaturesConfig()
-    """in whose eyes images are compared"""
+    """the features by which images are compared"""
     batch_size: int = Field(64, ge=1)
     """images at once where they are encoded and scored"""
     precision: Precision = "fp32"
@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     own"""
 
 
-class Bench(NamedTuple):
-    """What the figures are measured with."""
+class EvaluationBench(NamedTuple):
+    """Everything that an evaluation of both stages measures with."""
 
     c: Settings
     run: Path
@@ -69,12 +69,12 @@ class Bench(NamedTuple):
     images: ImageSet
     split: ImageSplit
     eyes: Extractors
-    plan: dict[str, Any]  # what decides every figure
+    plan: dict[str, Any]  # everything that decides the figures
     accelerator: Accelerator
 
 
-def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
-    """Return what a run is measured with. Raises `UserError` where its codes are another tokenizer's."""
+def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
+    """Open what a run is measured with. Raises `UserError` where its codes are another tokenizer's."""
     run = Path(c.run)
     kept = run / "pipeline/generation_config.json"
     pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
@@ -109,21 +109,21 @@ def open_bench(c: Settings, accelerator: Accelerator) -> Bench:
         "batch_size": c.batch_size,
         "precision": c.precision,
     }
-    return Bench(c, run, pipeline, data, images, split, eyes, plan, accelerator)
+    return EvaluationBench(c, run, pipeline, data, images, split, eyes, plan, accelerator)
 
 
-def evenly(split: ImageSplit, number: int) -> Tensor:
-    """Return positions of so many images of a split, or all, evenly spaced."""
+def evenly_spaced(split: ImageSplit, number: int) -> Tensor:
+    """Return positions of so many images of a split, or of all, evenly spaced."""
     number = min(number, len(split))
     return torch.arange(number) * len(split) // number
 
 
-def features_of(bench: Bench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:
+def features_of(bench: EvaluationBench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:
     """Return the features (n, D) of images of a split."""
     return real_features(features, bench.images, split, positions, features_cache(bench.run), bench.accelerator)
 
 
-def read(split: ImageSplit, positions: Tensor) -> Tensor:
+def read_images(split: ImageSplit, positions: Tensor) -> Tensor:
     """Return images of a split, (n, C, H, W) uint8."""
     found, bar = [], passing_bar(len(positions), f"read {split.name}")
     for some in positions.split(READ):

@@ -1,2 +1,1 @@
-"""The page to play with, which `pipeline/app.py` serves: what a visitor does, apart from how it is laid out in
-Gradio."""
+"""The page to play with, served by `pipeline/app.py`: a visitor's actions, apart from their layout in Gradio."""

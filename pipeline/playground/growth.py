@@ -1,9 +1,9 @@
-"""How an image grows, code by code, in the order its codes were drawn.
+"""The growth of an image, code by code, in the order its codes were drawn.
 
 A code never changes once it is drawn, and an image drawn from nothing is drawn in raster order, also by a prior of any
-order: so the first n places of the finished codes are all that the sampler knew after n places, and showing them one
-after the other shows what it did, at a pace that can be watched. What a place looks like depends on its neighbours too:
-it is decoded amid those drawn so far, the others holding the most used code, and is grey to the eye until it is drawn.
+order. So the first n places of the finished codes are all that the sampler knew after n places, and showing them in
+turn repeats its work at a pace to watch. A place's look depends on its neighbours too: it is decoded amid the places
+drawn so far, while the others hold the most used code; a place is grey until it is drawn.
 
 Shapes: codes (B, T), T = P·Q; images (B, C, H, W) uint8.
 """
@@ -14,18 +14,18 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-UNDRAWN = 208  # grey: neither a black place nor a white one is taken for it
-FRAMES, DECODED = 49, 640  # at most of one growth, and images of all frames
+UNDRAWN = 208  # grey, distinct from a black place and a white one
+FRAMES, DECODED = 49, 640  # the most frames of a growth, and the most images in all its frames
 
 
 def frames_of(places: int, images: int) -> list[int]:
-    """How many places are drawn in each frame but the last, which is the finished image."""
+    """Return the number of drawn places in each frame but the last, which is the finished image."""
     number = min(places, FRAMES, max(8, DECODED // images))
     return [places * n // number for n in range(number)]
 
 
 def unfinished(codes: Tensor, drawn: int, usual: Tensor) -> Tensor:
-    """codes (B, T) of which only those of the first `drawn` places stand yet; elsewhere `usual` (Q,)."""
+    """Return codes (B, T) with those after the first `drawn` places replaced by `usual` (Q,)."""
     Q = len(usual)
     some = repeat(usual, "q -> b (p q)", b=len(codes), p=codes.shape[1] // Q).clone()
     some[:, : drawn * Q] = codes[:, : drawn * Q]
@@ -33,7 +33,7 @@ def unfinished(codes: Tensor, drawn: int, usual: Tensor) -> Tensor:
 
 
 def hidden(images: Tensor, known: Tensor, grid: tuple[int, int]) -> Tensor:
-    """images with the places that are not among `known` (P,) bool in grey."""
+    """Return images with the places that are not `known` (P,) in grey."""
     (h, w), (H, W) = grid, images.shape[2:]
     shown = repeat(known.view(h, w), "h w -> (h p) (w q)", p=H // h, q=W // w)
     grey = torch.full_like(images, UNDRAWN)
@@ -43,11 +43,11 @@ def hidden(images: Tensor, known: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def first_places(drawn: int, places: int) -> Tensor:
-    """(P,) bool."""
+    """Return a mask (P,) of the first `drawn` places."""
     return torch.arange(places) < drawn
 
 
 def in_batches(counts: list[int], images: int, rows: int) -> Iterator[list[int]]:
-    """Frames that are decoded together, `rows` images at most, if not for a single frame."""
+    """Yield the frames to decode together: at most `rows` images, or a single frame."""
     step = max(1, rows // images)
     yield from (counts[i : i + step] for i in range(0, len(counts), step))

@@ -1,8 +1,8 @@
-"""Who may ask the page for something: those who know it by a name of its own, and no other site in their name.
+"""The guard of the page: it lets in those who ask by a name of the page's own, and no other site in their name.
 
-A stranger's site can make a visitor's browser ask this machine. By *DNS rebinding* its own name is made to mean this
-machine, and the browser lets it read the answers; *across sites* it can send forms and files without reading any. The
-first is told by the Host that is asked for, the second by the Origin that a browser sends along.
+A foreign site can make a visitor's browser send requests to this machine. By *DNS rebinding* the site's own name comes
+to mean this machine, and the browser lets the site read the answers; *across sites* it can send forms and files but not
+read answers. The requested Host reveals the first, and the Origin that a browser sends reveals the second.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MOST_BODY = 21 * 2**20  # bytes of a request: of a dropped picture at its largest, and what stands around it
+MOST_BODY = 21 * 2**20  # bytes of a request: the largest dropped picture and its multipart frame
 
 
 def name_in(netloc: str) -> str:
@@ -35,26 +35,24 @@ def netloc_of(origin: str) -> str:
 
 
 def own_names(host: str, names: Iterable[str] = ()) -> set[str]:
-    """Return the names of a page that is served at an address: of this machine, and those that its owner gives it."""
+    """Return the names of a page that is served at an address: this machine's, and those that its owner gives."""
     machine = socket.gethostname()
     return {each.lower() for each in ("localhost", host, machine, f"{machine}.local", *names)}
 
 
 def log(error: Exception) -> None:
-    """Print a line on stderr for a request that could not be answered; it may say what a stranger sent."""
+    """Print a line on stderr for a request that failed; the line may hold text from a stranger."""
     told = "".join(each if each.isprintable() else " " for each in str(error))[:200]
     print(f"a request could not be answered: {type(error).__name__}: {told}", file=sys.stderr)
 
 
 class Guard:
-    """An ASGI application before the page's: it refuses whom the page is not for, in words, and passes on the
-    others."""
+    """An ASGI application before the page's: it refuses foreign requests, in words, and passes on the others."""
 
     def __init__(self, app: ASGIApp, names: set[str]):
         """
         Args:
-            names: by which the page is asked for; any address in numbers is another, since no name can be made to mean
-                it.
+            names: of the page. Every numeric address is accepted too, since no name can be made to mean it.
         """
         self.app, self.names = app, names
 
@@ -69,7 +67,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})
 
     async def answered(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; where nothing can be made of it, say so, in the log with a line."""
+        """Pass a request on. If that fails, log a line and answer with status 400."""
         begun = False
 
         async def sent(message: Message) -> None:
@@ -85,7 +83,7 @@ class Guard:
                 await PlainTextResponse("nothing can be made of this request\n", 400)(scope, receive, send)
 
     def refusal(self, headers: Headers) -> tuple[int, str] | None:
-        """Return the status and the words with which a request is refused; None where it may pass."""
+        """Return the status and the words that refuse a request; None where it may pass."""
         hosts, origin = headers.getlist("host"), headers.get("origin")
         if len(hosts) != 1 or not self.is_own(hosts[0]):
             return 421, "this page is asked for by another name than its own; its owner gives it more with --names"
@@ -99,6 +97,7 @@ class Guard:
         return None
 
     def is_own(self, netloc: str) -> bool:
+        """Return whether the page is asked for by a name of its own, or by an address."""
         name = name_in(netloc)
         try:
             ipaddress.ip_address(name)

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of one picture, and what that costs.
+"""One picture seen through the tokenizer, and what its codes cost.
 
 Shapes: images (1, C, H, W) uint8; codes (1, T).
 """
@@ -13,21 +13,23 @@ from smalti.metrics.similarity import psnr_each
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Scores
 
-CONTRAST = 4  # by which differences are raised
+CONTRAST = 4  # factor of the differences
 
 
 class View(NamedTuple):
+    """A picture, its codes, its reconstruction, and the figures of both."""
+
     image: Tensor  # (1, C, H, W), the picture as the tokenizer sees it
     codes: Tensor  # (1, T)
     again: Tensor  # (1, C, H, W), what the codes decode to
     psnr: float  # dB
-    evenly: float | None  # bits of the codes if all were alike likely, where there are codes
-    bits: float | None  # of the codes as the prior thinks of them, where it says so
-    raw: int  # of the pixels as they are
+    evenly: float | None  # bits of the codes if all were equally likely; None for vectors
+    bits: float | None  # bits of the codes under the prior; None if it gives no likelihood
+    raw: int  # bits of the pixels
 
 
-def view(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
-    """Encode and decode; the prior is told the label where there is one."""
+def view_picture(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
+    """Encode and decode a picture; the prior is given the label if there is one."""
     codes = pipeline.encode_pixels(image)
     again = pipeline.decode(codes)
     names = pipeline.prior.config.condition.class_names
@@ -39,13 +41,13 @@ def view(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
 
 
 def difference(image: Tensor, again: Tensor) -> Tensor:
-    """What the codes get wrong, `CONTRAST`-fold: grey 128 where nothing, lighter where they are too light. Of RGBA as
-    on white."""
+    """Return a reconstruction's error times `CONTRAST`, around grey 128; lighter is too light. RGBA is on white."""
     if image.shape[1] == 4:
         image, again = (_on_white(each) for each in (image, again))
     return (128 + CONTRAST * (again.int() - image.int())).clamp(0, 255).to(torch.uint8)
 
 
 def _on_white(images: Tensor) -> Tensor:
+    """Return RGBA images on a white ground."""
     opacity = images[:, 3:].float() / 255
     return (images[:, :3] * opacity + 255 * (1 - opacity)).round().to(torch.uint8)

@@ -1,1 +1,1 @@
-"""The page of a run: what is there of it, what each figure means, and the sections that show it."""
+"""The report of a run: the contents of its folder, the meaning of each figure, and the sections that show them."""

@@ -1,8 +1,7 @@
-"""The charts of a report: curves, the use of a codebook, bits, nats by place. Each as a PNG file and as SVG for the
-page.
+"""The charts of a report: curves, the use of a codebook, bits, nats by place; each a PNG file, and SVG for the page.
 
-The SVG draws its text and axes in the colour of the text around it, so that it is read on light and on dark alike. No
-text from a file is drawn: matplotlib would read a dollar sign in it as mathematics.
+The SVG draws its text and axes in the colour of the text around it, so it can be read on light and on dark. No text
+from a file is drawn: matplotlib would read a dollar sign in it as mathematics.
 """
 
 import io
@@ -14,26 +13,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from smalti.common.folder import replacing
-from smalti.pipeline.reporting.page import Html
+from smalti.pipeline.reporting.markup import Html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#1d2125"  # becomes the page's own colour of text; matplotlib writes it as it stands here
-COLOURS = ("#4a8fe0", "#e08a3c", "#3fa77a", "#a678d0")  # told apart on white and on black
-SHOWN = 512  # ranks of a codebook that are drawn, evenly spaced
-NUMBERED = 64  # places of the grid whose numbers are written into the map
+INK = "#1d2125"  # the page replaces it by its own colour of text
+COLOURS = ("#4a8fe0", "#e08a3c", "#3fa77a", "#a678d0")  # distinct on white and on black
+SHOWN = 512  # ranks of a codebook to draw, evenly spaced
+NUMBERED = 64  # a map of at most so many places shows its numbers
 
 
 class Curve(NamedTuple):
+    """A metric over the step."""
+
     name: str
     steps: Sequence[float]
     values: Sequence[float]
 
 
 def _plot(width: float, height: float) -> "tuple[Figure, Axes]":
-    """A figure and its axes, in ink without a frame."""
+    """Return a figure of this size in inches and its axes, without a frame."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -60,9 +61,11 @@ def _save(figure: "Figure", path: Path) -> Html:
 
     with replacing(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
-    figure.set_layout_engine("none")  # it is laid out
+    figure.set_layout_engine("none")  # the PNG has laid it out
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):  # one page's charts share no ids
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": path.stem}
+    ):  # so that the charts of a page share no ids
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
@@ -80,7 +83,7 @@ def curves(
     shares: bool = False,
     width: float = 4.0,
 ) -> Html:
-    """Metrics over the step, and `levels` as dashed lines. `width` is in inches; `shares` are shown as percent."""
+    """Draw metrics over the step, and `levels` as dashed lines. `width` is in inches; `shares` are shown as percent."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure, axes = _plot(width, 2.7)
@@ -104,10 +107,10 @@ def curves(
 
 
 def code_use(counts: np.ndarray, path: Path) -> Html:
-    """counts (Q, K): how often each code was used, the most used first, a line each depth, on a logarithmic scale."""
+    """Draw counts (Q, K), how often each code was used: a line a depth, most used first, on a logarithmic scale."""
     figure, axes = _plot(7.4, 2.6)
     used, K = int((counts > 0).sum(1).max()), counts.shape[1]
-    last = K if used > K / 4 else max(used, 1)  # of few codes in a large codebook the others would leave no room
+    last = K if used > K / 4 else max(used, 1)  # in a large codebook, unused codes would take all the room
     ranks = np.unique(np.linspace(1, last, min(SHOWN, last)).round().astype(int))
     for depth, row in enumerate(-np.sort(-counts, axis=1)):
         some = ranks[row[ranks - 1] > 0]
@@ -127,7 +130,7 @@ def code_use(counts: np.ndarray, path: Path) -> Html:
 
 
 def bits(distortion: float, rates: Mapping[str, float], path: Path) -> Html:
-    """Bits per dimension: a bar a prior, of the distortion all share and its own rate."""
+    """Draw bits per dimension, a bar for each prior: the distortion, which all share, and the prior's own rate."""
     figure, axes = _plot(7.4, 0.9 + 0.45 * len(rates))
     names, values = list(rates), np.array(list(rates.values()))
     axes.barh(names, [distortion] * len(names), color=COLOURS[0], height=0.62, label="distortion")
@@ -147,7 +150,7 @@ def bits(distortion: float, rates: Mapping[str, float], path: Path) -> Html:
 
 
 def place_map(nats: np.ndarray, path: Path) -> Html:
-    """nats (h, w) of each place of the grid, darker where a code costs more."""
+    """Draw nats (h, w) as a map of the grid, darker where a code costs more."""
     h, w = nats.shape
     figure, axes = _plot(3.6, 0.3 + min(6.0, 3.3 * h / w))
     drawn = axes.pcolormesh(nats, cmap="Blues", edgecolors="none")

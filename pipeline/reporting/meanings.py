@@ -1,13 +1,15 @@
-"""What each figure of an evaluation means: its title, a few words about it, and whether it is a share."""
+"""The meaning of each figure of an evaluation: its title, a few words about it, and whether it is a share."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from smalti.pipeline.reporting.found import Found, finite
-from smalti.pipeline.reporting.page import Figure, number, percent
+from smalti.pipeline.reporting.markup import Figure, number, percent
+from smalti.pipeline.reporting.run_contents import RunContents, finite
 
 
 class Meaning(NamedTuple):
+    """The title of a figure and a few words about it."""
+
     title: str
     text: str
     share: bool = False
@@ -31,7 +33,7 @@ MEANINGS = {
     "independent_nll": Meaning("nats, independent codes", "drawn one by one by their frequency in train"),
     "uniform_nll": Meaning("nats, uniform codes", "ln K: no code likelier than another"),
     "saved": Meaning("saved", "share of the rate under independent codes that the prior does without", True),
-    "rate_saved": Meaning("rate saved", "the same with the label paid for, which the prior is told", True),
+    "rate_saved": Meaning("rate saved", "the same with the label paid for, which the prior is given", True),
     "train_nll": Meaning("nats, training images", "of as many training images"),
     "gap": Meaning("gap", "by how much held-out images cost more than training images: memorising is a large gap"),
     "bits_per_dim_error": Meaning("its standard error", "of the learned prior's bits per dimension, over images"),
@@ -60,7 +62,7 @@ PRIORS = {
 
 
 def meaning(name: str) -> Meaning:
-    """Of a figure by its name in an evaluation; one that is not known has its name for a title."""
+    """Return the meaning of a figure by its name in an evaluation; an unknown one has its name for a title."""
     if name in MEANINGS:
         return MEANINGS[name]
     if name == "fid":
@@ -94,9 +96,9 @@ def meaning(name: str) -> Meaning:
     return Meaning(name, "")
 
 
-def told_figures(found: Found, stage: str) -> Iterator[Figure]:
-    """All plain numbers of a stage's evaluation."""
-    for name, value in found.evaluations[stage]["figures"].items():
+def figures_with_meanings(contents: RunContents, stage: str) -> Iterator[Figure]:
+    """Yield all plain numbers of a stage's evaluation."""
+    for name, value in contents.evaluations[stage]["figures"].items():
         if finite(value) is not None:
             title, text, share = meaning(name)
             yield Figure(title, percent(value) if share else number(value), text)

@@ -1,4 +1,4 @@
-"""How the page of a run looks: on paper and on a screen, light and dark, wide and narrow."""
+"""The style sheet of the report: for paper and screen, light and dark, wide and narrow."""
 
 STYLE = """
 :root {

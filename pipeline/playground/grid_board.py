@@ -1,8 +1,8 @@
-"""A picture divided into places that are clicked or dragged over: the code grid of an image, or the codes themselves.
+"""A picture divided into places to click or to drag over: the code grid of an image, or the codes themselves.
 
-Its value is {src, rows, columns, covered, chosen}: the picture as a data URI, the places that are covered, and one that
-is framed. A board to `cover` changes `covered` itself, and whoever asks reads it; a board to `pick` tells the places
-that were dragged over, once the pointer is lifted.
+Its value is {src, rows, columns, covered, chosen}: the picture as a data URI, the covered places, and one framed place.
+A board to `cover` changes `covered` itself, and an event reads it from there; a board to `pick` reports the places that
+were dragged over when the pointer is lifted.
 """
 
 from collections.abc import Sequence
@@ -85,12 +85,15 @@ STYLE = """
 """
 
 
-def value(src: str, rows: int, columns: int, covered: Sequence[int] = (), chosen: int | None = None) -> dict[str, Any]:
+def board_value(
+    src: str, rows: int, columns: int, covered: Sequence[int] = (), chosen: int | None = None
+) -> dict[str, Any]:
+    """Return the value of a board."""
     return {"src": src, "rows": rows, "columns": columns, "covered": list(covered), "chosen": chosen}
 
 
 def read_places(given: Any, places: int) -> list[int]:
-    """Places that a browser told. Raises `UserError` where they are none of the board's."""
+    """Return the places that a browser sent, sorted. Raises `UserError` where they are not on the board."""
     whole = isinstance(given, list) and all(isinstance(place, int) and 0 <= place < places for place in given)
     if not whole:
         raise UserError(f"places must be whole numbers from 0 to {places - 1}; load the page again")

@@ -1,6 +1,6 @@
-"""The page to play with, laid out in Gradio: four tabs over one desk. What an event does stands in `desk.py`.
+"""The page to play with, laid out in Gradio: four tabs over one controller, which has the actions behind the events.
 
-The one file that needs Gradio, an optional dependency.
+This is the one file that needs Gradio, an optional dependency.
 """
 
 import functools
@@ -16,16 +16,16 @@ except ImportError:
     raise UserError("the page needs Gradio: pip install gradio") from None
 
 from smalti.pipeline.image_pipeline import Generated
-from smalti.pipeline.playground import board, style
-from smalti.pipeline.playground.desk import OFF, Canvas, CodeDesk, Desk, Held, controls, read_sampling
+from smalti.pipeline.playground import gradio_style, grid_board
+from smalti.pipeline.playground.controller import OFF, Canvas, CodeController, Controller, Held, controls, read_sampling
 from smalti.pipeline.playground.guard import log
-from smalti.pipeline.reporting.page import join, tag
+from smalti.pipeline.reporting.markup import join, tag
 
-FEW_CLASSES = 20  # are all seen at once
-MOST_IMAGES, IMAGES = 40, 20  # of the first page, at most and at first
+FEW_CLASSES = 20  # up to so many classes are all visible
+MOST_IMAGES, IMAGES = 40, 20  # in the Draw tab: the most, and the default
 MOST_COMPLETIONS, COMPLETIONS = 11, 8
-NO_CLASS = -1  # as the control of classes says it
-KEPT = (600, 3600)  # seconds: every ten minutes, what was dropped an hour ago is deleted
+NO_CLASS = -1  # the value of the class control
+KEPT = (600, 3600)  # seconds: every ten minutes, files dropped an hour ago are deleted
 PICKED = """
 element.addEventListener('click', event => {
   const figure = event.target.closest('figure[data-index]');
@@ -34,8 +34,8 @@ element.addEventListener('click', event => {
 """
 
 
-def told(event: Callable) -> Callable:
-    """An event whose `UserError` is told to the visitor, in words."""
+def with_user_errors(event: Callable) -> Callable:
+    """Wrap an event so that its `UserError` is shown to the visitor."""
     if inspect.isgeneratorfunction(event):
 
         @functools.wraps(event)
@@ -58,8 +58,7 @@ def told(event: Callable) -> Callable:
 
 
 class Blocks(gr.Blocks):
-    """Gradio's, whose log has a line for what cannot be answered: anybody may send anything, and a traceback is for
-    faults."""
+    """Gradio's blocks, which log a line for a bad request: anybody may send anything, and a traceback is for faults."""
 
     async def process_api(self, *given: Any, **named: Any) -> dict[str, Any]:
         try:
@@ -71,8 +70,10 @@ class Blocks(gr.Blocks):
             raise gr.Error("nothing can be made of what was sent; load the page again", print_exception=False) from None
 
     def queue(self, *given: Any, **named: Any) -> "Blocks":
-        """Begin the queue, in which an event whose session is "" has one of its own, as an event of none has: Gradio
-        looks for its messages under a name that it has not kept, and fails with a traceback."""
+        """Begin the queue, with a session id of its own for an event whose session is "".
+
+        Gradio looks for the messages of such an event under a name that it has not kept, and fails with a traceback.
+        """
         super().queue(*given, **named)
         push = self._queue.push
 
@@ -85,13 +86,13 @@ class Blocks(gr.Blocks):
 
 
 def theme() -> gr.themes.Base:
-    """Of fonts that every system has: nothing is fetched."""
+    """Return a theme of fonts that every system has: nothing is fetched."""
     made = gr.themes.Default(
         primary_hue="blue",
         neutral_hue="slate",
         radius_size="sm",
-        font=list(style.FONTS),
-        font_mono=list(style.MONOSPACE),
+        font=list(gradio_style.FONTS),
+        font_mono=list(gradio_style.MONOSPACE),
     )
     return made.set(
         body_background_fill="#fdfdfc",
@@ -114,18 +115,18 @@ def _shown_label(held: Held) -> int:
 
 
 class Page:
-    """Components and what joins them. The picture in hand is one for all tabs: whatever changes it shows it in each."""
+    """The components and their events. All tabs share the selected picture: an event that changes it updates all."""
 
-    def __init__(self, desk: Desk, name: str):
+    def __init__(self, controller: Controller, name: str):
         """
         Args:
-            name: of the run, for people.
+            name: the run's name.
         """
-        self.desk, self.name = desk, name
-        self.classes = [(name, number) for number, name in enumerate(desk.names or ())]
-        self.guided = desk.pipeline.prior.config.takes_guidance
-        self.first = desk.draw([], IMAGES, 0, {})
-        held = desk.pick(self.first, 0)
+        self.controller, self.name = controller, name
+        self.classes = [(name, number) for number, name in enumerate(controller.names or ())]
+        self.guided = controller.pipeline.prior.config.takes_guidance
+        self.first = controller.draw([], IMAGES, 0, {})
+        held = controller.pick(self.first, 0)
         with Blocks(analytics_enabled=False, title=f"{name} – Smalti", delete_cache=KEPT) as self.blocks:
             self._head()
             self.drawn, self.held = gr.State(self.first), gr.State(held)
@@ -140,7 +141,7 @@ class Page:
     # ---------------------------------------------------------------------------------------------------------- layout
 
     def _head(self) -> None:
-        c = self.desk.pipeline.tokenizer.config
+        c = self.controller.pipeline.tokenizer.config
         H, W = c.image_size
         facts = [
             self.name,
@@ -165,7 +166,7 @@ class Page:
         )
 
     def _draw_tab(self) -> None:
-        set_to = controls(self.desk.pipeline.sampling)
+        set_to = controls(self.controller.pipeline.sampling)
         with gr.Row():
             with gr.Column(scale=1, min_width=280, elem_classes="tes-side"):
                 many, some = len(self.classes) > FEW_CLASSES, bool(self.classes)
@@ -189,8 +190,8 @@ class Page:
                         visible=self.guided,
                     )
                 cut = any(set_to[key] != off for key, off in OFF.items())
-                with gr.Accordion("Truncation", open=cut, visible="top_k" in self.desk.pipeline.prior.takes):
-                    layout = self.desk.pipeline.tokenizer.config.layout
+                with gr.Accordion("Truncation", open=cut, visible="top_k" in self.controller.pipeline.prior.takes):
+                    layout = self.controller.pipeline.tokenizer.config.layout
                     K = layout.codebook_size if layout.discrete else 1
                     self.top_k = gr.Slider(0, K, set_to["top_k"], step=1, label="Top k", info="0: all codes")
                     self.top_p = gr.Slider(0.01, 1, set_to["top_p"], step=0.01, label="Top p", info="1: all codes")
@@ -199,7 +200,7 @@ class Page:
                 self.growing = gr.Checkbox(True, label="Watch them grow", container=False, elem_id="growing")
                 self.draw = gr.Button("Draw", variant="primary", elem_id="draw-button")
             with gr.Column(scale=3, min_width=300):
-                self.sheet = gr.HTML(self.desk.sheet(self.first, 0), js_on_load=PICKED, elem_id="sheet")
+                self.sheet = gr.HTML(self.controller.sheet(self.first, 0), js_on_load=PICKED, elem_id="sheet")
                 self._note(
                     "Click an image to take it to the other pages. The same label, seed and settings draw it again."
                 )
@@ -209,18 +210,18 @@ class Page:
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_look = self._drop_zone("look")
                 self._note(
-                    "A picture of any shape is cropped and brought to the tokenizer's size. What its codes decode to "
+                    "A picture of any shape is cropped and resized to the tokenizer's size. What its codes decode to "
                     "is the best that any prior over them could draw of it."
                 )
             with gr.Column(scale=4, min_width=300):
-                self.looked = gr.HTML(self.desk.look(held), elem_id="looked")
+                self.looked = gr.HTML(self.controller.look(held), elem_id="looked")
 
     @staticmethod
     def _board(value: dict[str, Any], mode: str, told: str, name: str) -> gr.HTML:
         return gr.HTML(
             value,
-            html_template=board.TEMPLATE,
-            js_on_load=board.SCRIPT,
+            html_template=grid_board.TEMPLATE,
+            js_on_load=grid_board.SCRIPT,
             mode=mode,
             told=told,
             elem_id=name,
@@ -233,9 +234,9 @@ class Page:
     def _on(
         listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False
     ) -> None:
-        """Nobody but the page calls an event; one computes at a time, whoever waits, see `Desk`."""
+        """Bind an event. Only the page calls it; events wait for their turn at the controller, see `Controller`."""
         listen(
-            told(event),
+            with_user_errors(event),
             list(inputs),
             list(outputs),
             api_visibility="private",
@@ -256,19 +257,19 @@ class Page:
         min_p: float,
     ) -> Iterator[tuple[Any, Any]]:
         sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
-        drawn = self.desk.draw(labels or [], int(number), seed, sampling)
-        for images in self.desk.grow(drawn) if growing else ():
-            yield self.desk.sheet(drawn._replace(images=images)), gr.skip()
-        yield self.desk.sheet(drawn), drawn
+        drawn = self.controller.draw(labels or [], int(number), seed, sampling)
+        for images in self.controller.grow(drawn) if growing else ():
+            yield self.controller.sheet(drawn._replace(images=images)), gr.skip()
+        yield self.controller.sheet(drawn), drawn
 
     def on_pick(self, drawn: Generated, event: gr.EventData) -> tuple[Any, ...]:
-        held = self.desk.pick(drawn, event.index)
-        return self.desk.sheet(drawn, event.index), *self._in_hand(held)
+        held = self.controller.pick(drawn, event.index)
+        return self.controller.sheet(drawn, event.index), *self._in_hand(held)
 
     def on_drop(self, path: str, drawn: Generated) -> tuple[Any, ...]:
-        """The drop zone is emptied again, and none of the drawn images is in hand."""
-        held = self.desk.drop(path)
-        return None, self.desk.sheet(drawn), *self._in_hand(held)
+        """Empty the drop zone again, and select the dropped picture instead of a drawn one."""
+        held = self.controller.drop(path)
+        return None, self.controller.sheet(drawn), *self._in_hand(held)
 
     def _sampling(
         self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float
@@ -276,10 +277,10 @@ class Page:
         return read_sampling(temperature, guidance if self.guided else None, top_k, top_p, min_p)
 
     def _more_tabs(self, held: Held) -> None:
-        """Add what there is for some families alone."""
+        """Add the tabs that only some families have."""
 
     def _join(self) -> None:
-        """Say which component's event changes which others."""
+        """Bind each component's events to the components they change."""
         self.settings = [self.temperature, self.guidance, self.top_k, self.top_p, self.min_p]
         asked = [self.labels, self.number, self.seed, self.growing, *self.settings]
         self._on(self.draw.click, self.on_draw, asked, [self.sheet, self.drawn])
@@ -291,17 +292,18 @@ class Page:
         return [self.drop_look]
 
     def _held_by(self) -> list[Any]:
-        """Return the components that show the picture in hand, in the order of `_in_hand`."""
+        """Return the components that show the selected picture, in the order of `_in_hand`."""
         return [self.held, self.looked]
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
-        return held, self.desk.look(held)
+        """Return the values of those components for a picture."""
+        return held, self.controller.look(held)
 
 
 class CodePage(Page):
     """The page over codes in rows and columns, which are completed, browsed and painted with."""
 
-    desk: CodeDesk
+    controller: CodeController
 
     def _more_tabs(self, held: Held) -> None:
         with gr.Tab("Complete", id="complete"):
@@ -325,25 +327,29 @@ class CodePage(Page):
                     self.cover_half = gr.Button("Lower half", size="sm", min_width=80, elem_id="cover-half")
                 self.complete = gr.Button("Complete", variant="primary", elem_id="complete-button")
             with gr.Column(scale=2, min_width=300):
-                self.mask = self._board(self.desk.cover(held, self.desk.lower_half), "cover", "The picture", "mask")
+                self.mask = self._board(
+                    self.controller.cover(held, self.controller.lower_half), "cover", "The picture", "mask"
+                )
                 self._note(
                     f"Drag over places to cover them, over covered ones to uncover them. {self._how_it_completes()}"
                 )
             with gr.Column(scale=2, min_width=300):
-                completed, _ = self.desk.complete(held, self.desk.lower_half, held.label, COMPLETIONS, 0, {})
+                completed, _ = self.controller.complete(
+                    held, self.controller.lower_half, held.label, COMPLETIONS, 0, {}
+                )
                 self.completed = gr.HTML(completed, elem_id="completed", elem_classes="tes-completions")
 
     def _how_it_completes(self) -> str:
         settings = "Temperature, guidance and truncation are those of the first page."
-        if self.desk.pipeline.prior.config.any_order:
+        if self.controller.pipeline.prior.config.any_order:
             return f"What is covered is drawn given everything that is kept. {settings}"
         return (
             "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its "
-            f"row. What is kept below or right of it stays as it is, but is not heeded. {settings}"
+            f"row. What is kept below or right of it stays as it is, but is ignored. {settings}"
         )
 
     def _codebook_tab(self, held: Held) -> None:
-        book, code = self.desk.book, int(self.desk.book.usual[0])
+        codebook, code = self.controller.codebook, int(self.controller.codebook.usual[0])
         canvas = Canvas(held.codes, ())
         self.code, self.canvas = gr.State(code), gr.State(canvas)
         with gr.Row():
@@ -351,22 +357,26 @@ class CodePage(Page):
                 with gr.Row():
                     self.by_use = gr.Radio(
                         [("the most used first", True), ("by number", False)],
-                        value=book.counted,
+                        value=codebook.counted,
                         show_label=False,
-                        visible=book.counted,
+                        visible=codebook.counted,
                         container=False,
                     )
-                    depths = [(f"depth {depth + 1}", depth) for depth in range(book.depths)]
-                    self.depth = gr.Radio(depths, value=0, show_label=False, visible=book.depths > 1, container=False)
+                    depths = [(f"depth {depth + 1}", depth) for depth in range(codebook.depths)]
+                    self.depth = gr.Radio(
+                        depths, value=0, show_label=False, visible=codebook.depths > 1, container=False
+                    )
                 self.number_of_page = gr.Slider(
-                    1, max(2, book.pages), 1, step=1, label="Page of the codebook", visible=book.pages > 1
+                    1, max(2, codebook.pages), 1, step=1, label="Page of the codebook", visible=codebook.pages > 1
                 )
                 self.codes = self._board(
-                    self.desk.codes_board(0, book.counted, 0, code), "pick", "The codebook", "codes"
+                    self.controller.codes_board(0, codebook.counted, 0, code), "pick", "The codebook", "codes"
                 )
-                self.told = gr.HTML(self.desk.tell(0, code), elem_id="code")
+                self.told = gr.HTML(self.controller.tell(0, code), elem_id="code")
             with gr.Column(scale=1, min_width=300):
-                self.painting = self._board(self.desk.canvas_board(canvas), "paint", "The image to paint", "canvas")
+                self.painting = self._board(
+                    self.controller.canvas_board(canvas), "paint", "The image to paint", "canvas"
+                )
                 with gr.Row():
                     self.undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
                     self.blank = gr.Button("Blank", size="sm", min_width=80, elem_id="blank")
@@ -404,14 +414,17 @@ class CodePage(Page):
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         canvas = Canvas(held.codes, ())
-        board_to_cover, painting = self.desk.cover(held, self.desk.lower_half), self.desk.canvas_board(canvas)
-        return held, self.desk.look(held), board_to_cover, _shown_label(held), "", canvas, painting
+        board_to_cover, painting = (
+            self.controller.cover(held, self.controller.lower_half),
+            self.controller.canvas_board(canvas),
+        )
+        return held, self.controller.look(held), board_to_cover, _shown_label(held), "", canvas, painting
 
     def on_uncover(self, held: Held) -> dict[str, Any]:
-        return self.desk.cover(held, [])
+        return self.controller.cover(held, [])
 
     def on_cover_half(self, held: Held) -> dict[str, Any]:
-        return self.desk.cover(held, self.desk.lower_half)
+        return self.controller.cover(held, self.controller.lower_half)
 
     def on_complete(
         self,
@@ -427,7 +440,7 @@ class CodePage(Page):
         min_p: float,
     ) -> str:
         sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
-        made, warnings = self.desk.complete(
+        made, warnings = self.controller.complete(
             held, covered.get("covered"), None if label == NO_CLASS else label, int(number), seed, sampling
         )
         for warning in warnings:
@@ -435,33 +448,33 @@ class CodePage(Page):
         return made
 
     def on_code(self, depth: int, by_use: bool, page: int, before: int, event: gr.EventData) -> tuple[Any, ...]:
-        code = self.desk.code_at(event.places, depth, by_use, int(page) - 1)
+        code = self.controller.code_at(event.places, depth, by_use, int(page) - 1)
         code = before if code is None else code
         return code, *self.on_page(depth, by_use, page, code)
 
     def on_page(self, depth: int, by_use: bool, page: int, code: int) -> tuple[Any, ...]:
-        return self.desk.codes_board(depth, by_use, int(page) - 1, code), self.desk.tell(depth, code)
+        return self.controller.codes_board(depth, by_use, int(page) - 1, code), self.controller.tell(depth, code)
 
     def on_paint(self, canvas: Canvas, depth: int, code: int, event: gr.EventData) -> tuple[Any, ...]:
-        return self._shown(self.desk.paint(canvas, event.places, depth, code))
+        return self._shown(self.controller.paint(canvas, event.places, depth, code))
 
     def on_undo(self, canvas: Canvas) -> tuple[Any, ...]:
-        return self._shown(self.desk.undo(canvas))
+        return self._shown(self.controller.undo(canvas))
 
     def on_blank(self) -> tuple[Any, ...]:
-        return self._shown(self.desk.blank())
+        return self._shown(self.controller.blank())
 
     def on_in_hand(self, held: Held) -> tuple[Any, ...]:
         return self._shown(Canvas(held.codes, ()))
 
     def _shown(self, canvas: Canvas) -> tuple[Any, ...]:
-        return canvas, self.desk.canvas_board(canvas)
+        return canvas, self.controller.canvas_board(canvas)
 
 
-def make_page(desk: Desk, name: str) -> Page:
-    """Return the page that fits a desk.
+def make_page(controller: Controller, name: str) -> Page:
+    """Return the page that fits a controller.
 
     Args:
-        name: of the run, for people.
+        name: the run's name.
     """
-    return CodePage(desk, name) if isinstance(desk, CodeDesk) else Page(desk, name)
+    return CodePage(controller, name) if isinstance(controller, CodeController) else Page(controller, name)

@@ -1,6 +1,6 @@
-"""What a visitor does at the page: each method answers one event, with values to show and nothing of Gradio.
+"""The visitor's actions: each method answers one event of the page, with values to show, and knows nothing of Gradio.
 
-Several visitors sit at one desk, and one of them at a time computes; what each has before him is handed in and out.
+Visitors share one controller, and one event at a time computes; each visitor's state is passed in and returned.
 
 Shapes: codes (B, T); images (B, C, H, W) uint8.
 """
@@ -22,32 +22,26 @@ from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
 from smalti.common.raster import open_picture
 from smalti.pipeline.image_pipeline import Generated, ImagePipeline
-from smalti.pipeline.playground import board, figures, growth
-from smalti.pipeline.playground.book import PAGE, Book
-from smalti.pipeline.playground.view import View, view
-from smalti.pipeline.reporting.page import Html, percent
+from smalti.pipeline.playground import grid_board, growth, rendering
+from smalti.pipeline.playground.codebook_browser import PAGE, CodebookBrowser
+from smalti.pipeline.playground.view import View, view_picture
+from smalti.pipeline.reporting.markup import Html, percent
 from smalti.prior.base import Completes
 from smalti.prior.draw import SamplingConfig
 from smalti.tokenizer.base import DrawsCodes
 
-MOST_PIXELS = 20_000_000  # of a dropped picture: decoded it takes ten bytes a pixel for a moment
-LARGE = 2_000_000  # pixels, from which a picture is made smaller before it is brought to the tokenizer's size
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "AVIF",
-)  # whose head says how many pixels are decoded; an icon holds others
+MOST_PIXELS = 20_000_000  # of a dropped picture: decoding takes ten bytes a pixel for a moment
+LARGE = 2_000_000  # pixels: a larger picture is reduced before it gets the tokenizer's size
+# formats whose head gives the number of decoded pixels; the head of an icon does not
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 ROWS = 64  # images decoded at once
 PACE = 0.06  # seconds a frame
-OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # where a control stands that truncates nothing
-COLUMNS = 32  # of a page of the codebook, at most
+OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # values of the controls that truncate nothing
+COLUMNS = 32  # the most columns of a page of the codebook
 
 
 class Held(NamedTuple):
-    """The picture that a visitor has in hand: drawn, or dropped."""
+    """The picture that a visitor has selected: drawn or dropped."""
 
     image: Tensor  # (1, C, H, W)
     codes: Tensor  # (1, T), as they were drawn, or as the tokenizer finds them
@@ -55,44 +49,45 @@ class Held(NamedTuple):
 
 
 class Canvas(NamedTuple):
-    """What is painted with codes, and how it was before."""
+    """An image painted with codes, and its earlier states."""
 
     codes: Tensor  # (1, T)
     before: tuple[Tensor, ...]
 
 
-class Desk:
-    """A pipeline, and whose turn it is: what there is for every family of tokenizer and prior."""
+class Controller:
+    """A pipeline, its lock, and the actions that work with every family of tokenizer and prior."""
 
     def __init__(self, pipeline: ImagePipeline):
         self.pipeline, self.turn = pipeline, threading.Lock()
-        self.reader = ThreadPoolExecutor(1)  # one thread decodes: malloc keeps what each thread has once taken
+        self.reader = ThreadPoolExecutor(1)  # one thread decodes, since malloc keeps each thread's memory
         self.names = pipeline.prior.config.condition.class_names
 
     # --------------------------------------------------------------------------------------------------------- drawing
 
     def draw(self, labels: Sequence[int], number: int, seed: int | None, sampling: dict[str, Any]) -> Generated:
-        """As the pipeline draws; no labels are all classes in turn, no seed is one at random."""
+        """Draw images with the pipeline. No labels mean all classes in turn, and no seed means a random one."""
         with self.turn:
             if seed is None:
                 (seed,) = torch.randint(2**31, (1,)).tolist()
             return self.pipeline(labels=self._named(labels) or None, num_images=number, seed=seed, **sampling)
 
     def _named(self, labels: Sequence[int]) -> list[int | str]:
-        """Return classes by their names, as a pipeline takes a number that is a name for the name."""
+        """Return classes by their names, because a pipeline reads a number that is also a name as the name."""
         return [label if self.names is None else self.names[label] for label in labels]
 
     def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
-        """Yield the images as they stood while they were drawn, last as they are."""
+        """Yield the images as they stood while they were drawn, at last the finished ones."""
         yield drawn.images
 
     def captions(self, drawn: Generated) -> list[tuple[str, str]]:
+        """Return each image's title and the line below it."""
         if drawn.labels is None or self.names is None:
             return [(f"seed {seed}", "") for seed in drawn.seeds]
         return [(self.names[label], f"seed {seed}") for label, seed in zip(drawn.labels, drawn.seeds, strict=True)]
 
     def sheet(self, drawn: Generated, chosen: int | None = None) -> Html:
-        return figures.sheet(drawn.images, self.captions(drawn), chosen)
+        return rendering.sheet(drawn.images, self.captions(drawn), chosen)
 
     def decode(self, codes: Tensor) -> Tensor:
         with self.turn:
@@ -101,15 +96,14 @@ class Desk:
     # ------------------------------------------------------------------------------------------------ a picture in hand
 
     def pick(self, drawn: Generated, index: int) -> Held:
-        """One of the drawn images."""
+        """Return one of the drawn images."""
         if not 0 <= index < len(drawn.images):
             raise UserError(f"there is no drawn image {index}; draw some first")
         codes = drawn.codes[index : index + 1]
         return Held(self._pixels(drawn.images[index]), codes, drawn.labels[index] if drawn.labels is not None else None)
 
     def drop(self, path: str) -> Held:
-        """Return a picture from a file; one at a time is decoded, however many are dropped. Raises `UserError` where it
-        is none that can be read."""
+        """Read a picture from a file, one file at a time. Raises `UserError` where it cannot be read as a picture."""
         try:
             image = self.reader.submit(self._read, Path(path)).result()
         except Exception as error:  # damaged files raise nearly anything in PIL
@@ -121,8 +115,8 @@ class Desk:
     def look(self, held: Held) -> Html:
         """Return what the tokenizer makes of a picture."""
         with self.turn:
-            found: View = view(self.pipeline, held.image, held.label)
-        return figures.looked_at(found, self.pipeline.tokenizer.config.layout)
+            found: View = view_picture(self.pipeline, held.image, held.label)
+        return rendering.looked_at(found, self.pipeline.tokenizer.config.layout)
 
     def _read(self, path: Path) -> Tensor:
         with open_picture(path, MOST_PIXELS, FORMATS) as picture:
@@ -134,8 +128,8 @@ class Desk:
         return from_pil([picture], c.image_size, c.image_channels, black_and_white=tokenizer.black_and_white)
 
 
-class CodeDesk(Desk):
-    """A desk over codes in rows and columns: images grow code by code, are completed, and painted with codes."""
+class CodeController(Controller):
+    """The actions over codes in rows and columns: images grow code by code, are completed, and painted with codes."""
 
     def __init__(self, pipeline: ImagePipeline, counts: Tensor | None):
         """
@@ -144,15 +138,17 @@ class CodeDesk(Desk):
         """
         super().__init__(pipeline)
         layout = pipeline.tokenizer.config.layout
-        assert layout.rectangle is not None and isinstance(pipeline.tokenizer, DrawsCodes)  # `open_desk` asked
-        self.book = Book(pipeline.tokenizer, layout, counts)
+        assert layout.rectangle is not None and isinstance(
+            pipeline.tokenizer, DrawsCodes
+        )  # `open_controller` has checked this
+        self.codebook = CodebookBrowser(pipeline.tokenizer, layout, counts)
         self.grid, self.depth, self.places = layout.rectangle, layout.depth, layout.places
 
     def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
-        """The images as they stood after ever more places, at a pace that can be watched; last as they are."""
+        """Yield the images after more and more places, slowly enough to watch, at last the finished ones."""
         due = time.monotonic()
         for counts in growth.in_batches(growth.frames_of(self.places, len(drawn.images)), len(drawn.images), ROWS):
-            codes = torch.cat([growth.unfinished(drawn.codes, n, self.book.usual) for n in counts])
+            codes = torch.cat([growth.unfinished(drawn.codes, n, self.codebook.usual) for n in counts])
             frames = self.decode(codes).split(len(drawn.images))
             for n, images in zip(counts, frames, strict=True):
                 time.sleep(max(0.0, due - time.monotonic()))
@@ -164,9 +160,9 @@ class CodeDesk(Desk):
     # ------------------------------------------------------------------------------------------------------ completing
 
     def cover(self, held: Held, covered: Sequence[int]) -> dict[str, Any]:
-        """The board on which places are covered."""
+        """Return the board on which places are covered."""
         h, w = self.grid
-        return board.value(figures.data_uri(to_pil(held.image)[0]), h, w, covered)
+        return grid_board.board_value(rendering.data_uri(to_pil(held.image)[0]), h, w, covered)
 
     @property
     def lower_half(self) -> list[int]:
@@ -175,8 +171,8 @@ class CodeDesk(Desk):
     def complete(
         self, held: Held, covered: Any, label: int | None, number: int, seed: int | None, sampling: dict[str, Any]
     ) -> tuple[Html, list[str]]:
-        """Completions beside what was kept, and what is to be said of them."""
-        places = board.read_places(covered, self.places)
+        """Return completions beside what was kept, and the warnings about them."""
+        places = grid_board.read_places(covered, self.places)
         if not places:
             raise UserError("nothing is covered: drag over what is to be drawn anew")
         known = torch.ones(self.places, dtype=torch.bool)
@@ -190,52 +186,56 @@ class CodeDesk(Desk):
             made = self.pipeline.complete(pictures, kept, labels=labels, seed=seed, **sampling)
         shown = to_pil(growth.hidden(held.image, known, self.grid)) + made.images
         captions = [("what is kept", ""), *((f"seed {each}", "") for each in made.seeds)]
-        return figures.sheet(shown, captions), [str(each.message) for each in told if each.category is UserWarning]
+        return rendering.sheet(shown, captions), [str(each.message) for each in told if each.category is UserWarning]
 
     # -------------------------------------------------------------------------------------------------------- painting
 
     def codes_board(self, depth: int, by_use: bool, page: int, chosen: int) -> dict[str, Any]:
-        """The codes of a page of the codebook."""
-        codes = self.book.page(depth, by_use, page).tolist()
+        """Return the board of a page of the codebook."""
+        codes = self.codebook.page(depth, by_use, page).tolist()
         columns = self.columns(len(codes))
         with self.turn:
-            tiles = self.book.patches(depth, tuple(codes))
+            tiles = self.codebook.patches(depth, tuple(codes))
         place = codes.index(chosen) if chosen in codes else None
-        return board.value(figures.mosaic(tiles, columns), -(-len(codes) // columns), columns, chosen=place)
+        return grid_board.board_value(
+            rendering.patch_sheet(tiles, columns), -(-len(codes) // columns), columns, chosen=place
+        )
 
     @staticmethod
     def columns(codes: int) -> int:
-        """So that a page is about as wide as high."""
+        """Return the number of columns that makes a page about as wide as high."""
         return min(COLUMNS, max(1, round(codes**0.5)))
 
     def code_at(self, places: Any, depth: int, by_use: bool, page: int) -> int | None:
-        """The code that stands where a page was clicked; none behind the last."""
-        codes = self.book.page(depth, by_use, page).tolist()
-        *_, place = board.read_places(places, PAGE + COLUMNS) or [len(codes)]
+        """Return the code at the clicked place of a page; None behind the last code."""
+        codes = self.codebook.page(depth, by_use, page).tolist()
+        *_, place = grid_board.read_places(places, PAGE + COLUMNS) or [len(codes)]
         return codes[place] if place < len(codes) else None
 
     def tell(self, depth: int, code: int) -> Html:
-        """What is known of a code."""
-        counts, near = self.book.counts[depth], self.book.near(depth, code)
+        """Return a code's patch, its use and its neighbours."""
+        counts, near = self.codebook.counts[depth], self.codebook.near(depth, code)
         with self.turn:
-            patch, *others = self.book.patches(depth, (code, *near.codes.tolist()))
-        if self.book.counted:
+            patch, *others = self.codebook.patches(depth, (code, *near.codes.tolist()))
+        if self.codebook.counted:
             used, rank = int(counts[code]), int((counts > counts[code]).sum()) + 1
             share = percent(used / max(1, int(counts.sum())))
-            about = f"used {used:,} times, {share} of all codes; rank {rank:,} of {self.book.codes:,}"
+            about = f"used {used:,} times, {share} of all codes; rank {rank:,} of {self.codebook.codes:,}"
         else:
-            about = f"one of {self.book.codes:,}; nobody counted how often it is used"
+            about = f"one of {self.codebook.codes:,}; nobody counted how often it is used"
         title = f"Code {code}" + (f" of depth {depth + 1}" if self.depth > 1 else "")
-        return figures.of_one_code(patch, title, about, list(zip(near.codes.tolist(), others, strict=True)))
+        return rendering.of_one_code(patch, title, about, list(zip(near.codes.tolist(), others, strict=True)))
 
     def blank(self) -> Canvas:
-        """The most used code everywhere."""
-        return Canvas(self.book.usual.repeat(self.places)[None], ())
+        """Return a canvas with the most used code everywhere."""
+        return Canvas(self.codebook.usual.repeat(self.places)[None], ())
 
     def paint(self, canvas: Canvas, places: Any, depth: int, code: int) -> Canvas:
-        """The code at these places, at one depth of them."""
+        """Put a code at these places, at one depth."""
         codes = canvas.codes.clone()
-        codes[0, torch.tensor(board.read_places(places, self.places), dtype=torch.int64) * self.depth + depth] = code
+        codes[0, torch.tensor(grid_board.read_places(places, self.places), dtype=torch.int64) * self.depth + depth] = (
+            code
+        )
         return Canvas(codes, (*canvas.before[-99:], canvas.codes))
 
     @staticmethod
@@ -243,31 +243,32 @@ class CodeDesk(Desk):
         return Canvas(canvas.before[-1], canvas.before[:-1]) if canvas.before else canvas
 
     def canvas_board(self, canvas: Canvas) -> dict[str, Any]:
-        return board.value(figures.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
+        return grid_board.board_value(rendering.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
 
 
-def open_desk(pipeline: ImagePipeline, counts: Tensor | None) -> Desk:
-    """Return the desk that fits a pipeline.
+def open_controller(pipeline: ImagePipeline, counts: Tensor | None) -> Controller:
+    """Return the controller that fits a pipeline.
 
     Args:
         counts: (Q, K), how often each code was used, where a run has counted it.
     """
     layout = pipeline.tokenizer.config.layout
     drawn = isinstance(pipeline.tokenizer, DrawsCodes) and isinstance(pipeline.prior, Completes)
-    return CodeDesk(pipeline, counts) if layout.discrete and layout.rectangle and drawn else Desk(pipeline)
+    return CodeController(pipeline, counts) if layout.discrete and layout.rectangle and drawn else Controller(pipeline)
 
 
 def smaller(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
-    """Return a large picture cropped to the shape of (H, W) pixels, and averaged down to no less than four times as
-    many a side: what follows takes forty bytes a pixel. A picture that is not large is returned as it is."""
+    """Return a large picture cropped to the shape of (H, W) pixels and averaged down; a small one as it is.
+
+    At least four times as many pixels a side remain. Without this, what follows takes forty bytes a pixel.
+    """
     if picture.width * picture.height <= LARGE:
         return picture
     if picture.format == "JPEG":
-        picture.draft(
-            None, (8 * max(size), 8 * max(size))
-        )  # decodes every second, fourth or eighth pixel; turned or not
+        most = (8 * max(size), 8 * max(size))  # square, since EXIF may turn the picture
+        picture.draft(None, most)  # decodes every second, fourth or eighth pixel
     PIL.ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode in ("1", "P", "PA"):  # which do not average
+    if picture.mode in ("1", "P", "PA"):  # modes that cannot be averaged
         picture = picture.convert("L" if picture.mode == "1" else "RGBA" if picture.has_transparency_data else "RGB")
     scale = min(have / want for have, want in zip(picture.size, size[::-1], strict=True))
     seen = [max(1, round(want * scale)) for want in size[::-1]]
@@ -280,13 +281,13 @@ def smaller(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
 def read_sampling(
     temperature: float, guidance: float | None, top_k: float | None, top_p: float, min_p: float
 ) -> dict[str, Any]:
-    """Settings of a call from where the controls stand."""
+    """Return the sampling settings of a call from the values of the controls."""
     given = {"top_k": int(top_k or 0), "top_p": top_p, "min_p": min_p}
     cut = {name: None if value == OFF[name] else value for name, value in given.items()}
     return {"temperature": temperature, **({} if guidance is None else {"guidance": guidance}), **cut}
 
 
 def controls(sampling: SamplingConfig) -> dict[str, float]:
-    """Where the controls of settings stand."""
+    """Return the values of the controls from sampling settings."""
     cut = {name: off if getattr(sampling, name) is None else getattr(sampling, name) for name, off in OFF.items()}
     return {"temperature": sampling.temperature, "guidance": sampling.guidance, **cut}

@@ -1,6 +1,6 @@
-"""What is there of a run: its settings, evaluations, codes, models and samples, read and checked.
+"""The contents of a run folder: settings, evaluations, codes, models and samples, read and checked.
 
-A page believes nothing that a file says: what is damaged is a `UserError` that names the file, what is absent is None.
+No file is trusted: a damaged one raises a `UserError` that names it, and an absent one is None.
 """
 
 import math
@@ -29,7 +29,7 @@ from smalti.tokenizer.model import settings_class
 
 
 def finite(value: Any) -> float | None:
-    """A number that is one."""
+    """Return the value if it is a finite number, else None."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
@@ -37,21 +37,20 @@ def finite(value: Any) -> float | None:
 
 
 def read_model(path: Path) -> ImageTokenizerConfig:
-    """A tokenizer's config.json, without its weights."""
+    """Return the settings in a tokenizer's config.json; its weights are not read."""
     cls = settings_class(path)
     written = read_json(path)
     check_format(written, kind_of(cls.builds), path)
     return config.build(cls, settings_in(written, path), str(path))
 
 
-def read_picture(path: Path) -> PIL.Image.Image:
-    """Return a picture of the run, decoded. Raises `UserError` for a damaged one, and for a link to what is somebody's
-    else."""
+def read_run_picture(path: Path) -> PIL.Image.Image:
+    """Return a picture of the run, decoded. Raises `UserError` for a damaged file, and for a link out of the folder."""
     return whole_picture(inside(path.parent, path.name), "remove it, or run what wrote it again")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines."""
+    """Return the objects in a file of JSON lines."""
     try:
         return [line for line in read_metrics(path) if isinstance(line, dict)]
     except (OSError, UnicodeDecodeError) as error:
@@ -62,22 +61,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------------------- the run
 
 
-class Found(NamedTuple):
-    """What is there of a run."""
+class RunContents(NamedTuple):
+    """The contents of a run folder."""
 
     path: Path
     split: str | None
-    settings: dict[str, dict[str, Any]]  # config.yaml of each stage that was begun
+    settings: dict[str, dict[str, Any]]  # config.yaml of each stage that has begun
     all_evaluations: list[dict[str, Any]]
-    evaluations: dict[str, dict[str, Any]]  # of each stage, the one that is shown
+    evaluations: dict[str, dict[str, Any]]  # the shown evaluation of each stage
     codes: tuple[CodesInfo, dict[str, dict[str, Any]]] | None
     model: ImageTokenizerConfig | None
-    prior: dict[str, Any] | None  # config.json of its model
+    prior: dict[str, Any] | None  # config.json of the prior's model
     sampling: GenerationConfig | None
 
     @property
     def place(self) -> Path:
-        """The run as the page names it: what stands above it is the machine's affair."""
+        """The run's path for the page: relative, or its last name alone, to hide the folders of this machine."""
         if not self.path.is_absolute():
             return self.path
         return (
@@ -86,7 +85,7 @@ class Found(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The same for a command line."""
+        """The same path, quoted for a command line."""
         return quoted(self.place)
 
     @property
@@ -95,7 +94,7 @@ class Found(NamedTuple):
 
     @property
     def pixels(self) -> bool:
-        """Whether images are so small that each pixel is to be seen."""
+        """Images so small that each pixel should be visible."""
         return self.model is not None and max(self.model.image_size) < 64
 
     @property
@@ -111,7 +110,7 @@ class Found(NamedTuple):
 
     @property
     def tokenizer_script(self) -> str:
-        """Which of the three makes the tokenizer."""
+        """The script that makes the tokenizer: train, cluster or convert."""
         settings = self.settings.get("tokenizer", {})
         script = "cluster" if "iterations" in settings else "convert" if "checkpoint" in settings else "train"
         return f"tokenizer/{script}.py"
@@ -123,33 +122,34 @@ class Found(NamedTuple):
 
     @property
     def prior_command(self) -> str:
-        """The command that trains the prior, after the one that encodes where that is still to be done."""
+        """The command that trains the prior, after the one that encodes if there are no codes yet."""
         encode = "" if self.codes else f"python tokenizer/encode.py {self.shown} && "
         return f"{encode}python prior/train.py CONFIG --run {self.shown}"
 
     def command(self, script: str) -> str:
+        """Return the command line of a script on this run, with the split for an evaluation."""
         if self.split is None or not script.endswith("evaluate.py"):
             return f"python {script} {self.shown}"
         return f"python {script} {self.shown} --split {shlex.quote(self.split)}"
 
     def value(self, stage: str, name: str) -> float | None:
-        """A figure of a stage's evaluation, where it is there and a number."""
+        """Return a figure of a stage's evaluation; None where it is absent or no finite number."""
         return finite(self.evaluations.get(stage, {}).get("figures", {}).get(name))
 
     def numbers(self, stage: str, name: str) -> dict[str, float]:
-        """A figure that is a number for each of several names."""
+        """Return a figure that holds a number for each of several names."""
         values = self.evaluations.get(stage, {}).get("figures", {}).get(name)
         found = {key: finite(value) for key, value in values.items()} if isinstance(values, Mapping) else {}
         return {key: value for key, value in found.items() if value is not None}
 
     def of(self, stage: str, count: str) -> str:
-        """What a stage's evaluation was of, for people."""
+        """Describe the split and number of images of a stage's evaluation."""
         evaluation = self.evaluations[stage]
         images = evaluation["protocol"].get(count)
         return f"{evaluation['split']} split" + (f", {images:,} images" if isinstance(images, int) else "")
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
-        """What a stage's training logged, a line each time."""
+        """Return the lines that a stage's training logged."""
         return [
             line for line in read_lines(self.path / stage / "metrics.jsonl") if finite(line.get("step")) is not None
         ]
@@ -159,12 +159,12 @@ class Found(NamedTuple):
         return read_history(self.path / stage)
 
     def prior_figures(self) -> dict[str, Any]:
-        """What the prior's training measured at its end."""
+        """Return the figures that the prior's training measured at its end."""
         path = self.path / "prior/figures.json"
         return read_json(path) if path.exists() else {}
 
     def samples(self) -> list[dict[str, Any]]:
-        """What samples/metadata.jsonl says of each image that was drawn."""
+        """Return the lines of samples/metadata.jsonl, one for each drawn image."""
         return read_lines(self.path / "samples/metadata.jsonl")
 
 
@@ -172,7 +172,7 @@ class Found(NamedTuple):
 
 
 def checked(evaluation: dict[str, Any], run: Path) -> dict[str, Any]:
-    """That an evaluation has what every page shows of it."""
+    """Return the evaluation. Raises `UserError` where it lacks what every page shows."""
     kinds = {"stage": str, "split": str, "figures": dict, "protocol": dict}
     for name, kind in kinds.items():
         if not isinstance(evaluation.get(name), kind):
@@ -184,7 +184,7 @@ def checked(evaluation: dict[str, Any], run: Path) -> dict[str, Any]:
 
 
 def chosen(evaluations: Sequence[dict[str, Any]], split: str | None) -> dict[str, dict[str, Any]]:
-    """The evaluation of each stage that is shown."""
+    """Return the evaluation to show for each stage. Raises `UserError` for a split that none has."""
     splits = {evaluation["split"] for evaluation in evaluations}
     if split is not None and splits and split not in splits:
         raise UserError(f"there is no evaluation of split {split!r}; there are some of {', '.join(sorted(splits))}")
@@ -194,8 +194,8 @@ def chosen(evaluations: Sequence[dict[str, Any]], split: str | None) -> dict[str
     return {each["stage"]: each for each in wanted}
 
 
-def gather(run: Path, split: str | None = None) -> Found:
-    """Read what is there. Raises `UserError` for what is no run, and for files that are damaged."""
+def gather(run: Path, split: str | None = None) -> RunContents:
+    """Read a run folder. Raises `UserError` where it is no run, and for damaged files."""
     if not run.is_dir():
         raise UserError(
             f"there is no run folder {run}; pipeline/run.py makes one, or tokenizer/train.py with --run {quoted(run)}"
@@ -209,7 +209,7 @@ def gather(run: Path, split: str | None = None) -> Found:
     evaluations = [checked(value, run) for value in read_evaluations(run)]
     tokenizer, prior = run / "tokenizer/model/config.json", run / "prior/model/config.json"
     kept = run / "pipeline/generation_config.json"
-    return Found(
+    return RunContents(
         path=run,
         split=split,
         settings={stage: config.read_yaml(run / stage / "config.yaml") for stage in stages},
@@ -222,37 +222,36 @@ def gather(run: Path, split: str | None = None) -> Found:
     )
 
 
-def of_other_weights(found: Found) -> list[tuple[str, str]]:
-    """Evaluations and the stage whose weights are others now than those that were measured."""
-    files = {stage: found.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
+def of_other_weights(contents: RunContents) -> list[tuple[str, str]]:
+    """Return pairs of an evaluated stage and the stage whose weights have changed since."""
+    files = {stage: contents.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
     now = {stage: sha256(path) for stage, path in files.items() if path.exists()}
     return [
         (name, stage)
-        for name, evaluation in found.evaluations.items()
+        for name, evaluation in contents.evaluations.items()
         for stage, digest in now.items()
         if isinstance(evaluation["protocol"].get(stage), str) and evaluation["protocol"][stage] != digest
     ]
 
 
-def other_sampling(found: Found) -> str | None:
-    """What to say of drawn images that were measured with other settings than are kept with the run now, as after
-    tuning."""
-    measured = found.evaluations.get("pipeline", {}).get("protocol", {}).get("sampling")
-    kept = None if found.sampling is None else found.sampling.sampling.model_dump(mode="json")
+def other_sampling(contents: RunContents) -> str | None:
+    """Return a remark if drawn images were measured with other sampling settings than are kept now, as after tuning."""
+    measured = contents.evaluations.get("pipeline", {}).get("protocol", {}).get("sampling")
+    kept = None if contents.sampling is None else contents.sampling.sampling.model_dump(mode="json")
     if kept is None or not isinstance(measured, Mapping) or measured == kept:
         return None
-    anew = found.command("pipeline/evaluate.py")
+    anew = contents.command("pipeline/evaluate.py")
     return (
         f"The drawn images that were measured had other sampling settings than are kept now; {anew} measures them anew."
     )
 
 
-def outdated(found: Found) -> Iterator[str]:
-    """Which evaluations are of other weights than the run has now, or of other sampling settings."""
-    if remark := other_sampling(found):
+def outdated(contents: RunContents) -> Iterator[str]:
+    """Yield a remark for each evaluation of other weights, or of other sampling settings, than the run has now."""
+    if remark := other_sampling(contents):
         yield remark
-    for name, stage in of_other_weights(found):
+    for name, stage in of_other_weights(contents):
         yield (
-            f"The {name}'s figures on the {found.evaluations[name]['split']} split were measured with another {stage} "
-            f"than the run has now; {found.command(f'{name}/evaluate.py')} measures them anew."
+            f"The {name}'s figures on the {contents.evaluations[name]['split']} split were measured with another "
+            f"{stage} than the run has now; {contents.command(f'{name}/evaluate.py')} measures them anew."
         )

@@ -1,7 +1,6 @@
-"""How the page to play with looks: quiet, by day and by night, wide and narrow; its images large, each pixel to be
-seen."""
+"""The style of the page to play with: quiet, light and dark, wide and narrow, with large images whose pixels show."""
 
-from smalti.pipeline.playground import board
+from smalti.pipeline.playground import grid_board
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -62,5 +61,5 @@ footer { display: none !important; }
   .tes-sheet.many { --side: 4.4rem; }
 }
 """
-    + board.STYLE
+    + grid_board.STYLE
 )

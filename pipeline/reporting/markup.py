@@ -1,7 +1,7 @@
-"""The building blocks of a page that is one file: markup that escapes what it is given, tables, pictures inside it.
+"""The building blocks of a self-contained page: markup that escapes its input, tables, pictures inside it.
 
-Text becomes `Html` by being escaped and in no other way: whatever a file said, a class name or a setting, is shown as
-text. The page loads nothing: pictures stand in it as data, and it holds no script.
+Text becomes `Html` only by being escaped: whatever a file holds, a class name or a setting, is shown as text. The page
+loads nothing: pictures stand in it as data, and it holds no script.
 """
 
 import base64
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 from smalti.common.reading import read_file
 from smalti.pipeline.reporting.style import STYLE
 
-EMPTY = {"img", "meta", "br"}  # elements without an end
-CLASSES = 40  # that a table of classes has at most
+EMPTY = {"img", "meta", "br"}  # elements without an end tag
+CLASSES = 40  # the most rows of a table of classes
 
 
 class Html(str):
-    """Markup. Any other text is escaped where it is put among some."""
+    """Markup. `join` and `tag` escape any other text."""
 
 
 class Figure(NamedTuple):
-    """A number as the page tells it."""
+    """A number as the page shows it."""
 
     title: str
     value: str
@@ -32,24 +32,26 @@ class Figure(NamedTuple):
 
 
 class Section(NamedTuple):
+    """A section of the page."""
+
     anchor: str
     title: str
     body: Html
-    filled: bool = True  # else the body says what would fill it
+    filled: bool = True  # otherwise the body names the command that fills it
 
 
 # --------------------------------------------------------------------------------------------------------------- markup
 
 
 def join(*parts: Any) -> Html:
-    """Parts one after the other, those escaped that are not markup; None is nothing."""
+    """Concatenate parts. Text that is no markup is escaped; None is skipped."""
     return Html(
         "".join(part if isinstance(part, Html) else html.escape(str(part)) for part in parts if part is not None)
     )
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
-    """An element. `class_` is the attribute class and `aria_label` aria-label; one that is None is left out."""
+    """Return an element. `class_` is the attribute class, `aria_label` aria-label; one that is None is left out."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     written = "".join(f' {key}="{html.escape(str(value))}"' for key, value in given.items())
     return Html(f"<{name}{written}>" if name in EMPTY else f"<{name}{written}>{join(*children)}</{name}>")
@@ -59,22 +61,22 @@ def paragraph(*children: Any, class_: str | None = None) -> Html:
     return tag("p", *children, class_=class_)
 
 
-def code(text: str) -> Html:
+def code_tag(text: str) -> Html:
     return tag("code", text)
 
 
 def missing(what: str, command: str) -> Html:
-    """One line in the place of a section, or of a part of one."""
-    return paragraph(f"{what}: ", code(command), " fills this in.", class_="missing")
+    """Return the line that stands for a missing section, or for a missing part of one."""
+    return paragraph(f"{what}: ", code_tag(command), " fills this in.", class_="missing")
 
 
-def details(summary: Any, *children: Any) -> Html:
-    """What is folded away until it is asked for, and unfolded on paper."""
+def details_tag(summary: Any, *children: Any) -> Html:
+    """Return content that is folded until a reader opens it, and open on paper."""
     return tag("details", tag("summary", summary), *children)
 
 
 def listing(text: str) -> Html:
-    """Text as it is, to be copied."""
+    """Return preformatted text to copy."""
     return tag("pre", tag("code", text), tabindex="0")
 
 
@@ -82,7 +84,7 @@ def listing(text: str) -> Html:
 
 
 def number(value: Any) -> str:
-    """Whole numbers in full, others with four digits that count, the rest as JSON would have it."""
+    """Format whole numbers in full, others with four significant digits, and the rest as JSON."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value if isinstance(value, str) else json.dumps(value)
     if isinstance(value, int):
@@ -94,7 +96,7 @@ def number(value: Any) -> str:
 
 
 def minus(text: str) -> str:
-    """A hyphen is no minus."""
+    """Replace hyphens by minus signs."""
     return text.replace("-", "−")
 
 
@@ -105,10 +107,10 @@ def percent(value: float) -> str:
 # ------------------------------------------------------------------------------------------------------ tables and bars
 
 
-def table(
+def table_tag(
     head: Sequence[Any], rows: Iterable[Sequence[Any]], *, words: Sequence[int] = (0,), caption: Any = None
 ) -> Html:
-    """Rows under a head. Columns hold numbers, flush right, but for those that hold `words`."""
+    """Return a table. Columns hold numbers, flush right, except those in `words`."""
 
     def row(kind: str, cells: Sequence[Any]) -> Html:
         return tag("tr", *(tag(kind, cell, class_=None if i in words else "number") for i, cell in enumerate(cells)))
@@ -121,18 +123,18 @@ def table(
 def bars(
     head: tuple[str, str], values: Mapping[str, float], written: Mapping[str, str], *, caption: Any = None
 ) -> Html:
-    """A table of two columns whose numbers are drawn as bars too, all from zero."""
+    """Return a table of names and numbers with the numbers drawn as bars too, all from zero."""
     most = max([*values.values(), 0.0]) or 1.0
 
     def bar(value: float) -> Html:
         return tag("span", class_="bar", style=f"width:{100 * min(1, max(0, value / most)):.1f}%")
 
     rows = [(name, tag("span", bar(value), class_="track"), written[name]) for name, value in values.items()]
-    return table((head[0], "", head[1]), rows, words=(0, 1), caption=caption)
+    return table_tag((head[0], "", head[1]), rows, words=(0, 1), caption=caption)
 
 
 def class_bars(caption: str, values: Mapping[str, float], write: Callable[[float], str]) -> Html:
-    """A bar for each class; of many classes the lowest and the highest."""
+    """Return a bar for each class; of many classes the lowest and the highest."""
     shown = dict(values)
     if len(values) > CLASSES:
         ranked = sorted(values, key=values.__getitem__)
@@ -144,47 +146,47 @@ def class_bars(caption: str, values: Mapping[str, float], write: Callable[[float
 
 
 def figures_table(figures: Iterable[Figure], *, caption: Any = None) -> Html:
-    """Figures with what each means."""
-    return table(("figure", "value", "meaning"), figures, words=(0, 2), caption=caption)
+    """Return a table of figures with their meanings."""
+    return table_tag(("figure", "value", "meaning"), figures, words=(0, 2), caption=caption)
 
 
-def tiles(figures: Iterable[Figure]) -> Html:
-    """The large figures at the head of the page."""
+def tiles(figures: Iterable[Figure], class_: str = "tiles") -> Html:
+    """Return figures in large type, each with its title and meaning."""
 
     def tile(figure: Figure) -> Html:
         return tag("div", tag("dt", figure.title), tag("dd", figure.value), tag("dd", figure.meaning, class_="about"))
 
-    return tag("dl", *map(tile, figures), class_="tiles")
+    return tag("dl", *map(tile, figures), class_=class_)
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def picture(path: Path, alt: str, *, pixels: bool = False) -> Html:
-    """A PNG file as part of the page. `pixels`: of images so small that each pixel is to be seen."""
+def png_tag(path: Path, alt: str, *, pixels: bool = False) -> Html:
+    """Embed a PNG file in the page. `pixels`: its images are so small that each pixel should be visible."""
     data = base64.b64encode(read_file(path)).decode()
     return tag("img", src=f"data:image/png;base64,{data}", alt=alt, class_="pixels" if pixels else None)
 
 
-def labelled(image: Html, *, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Html:
-    """A picture that is a grid, with a name over each column and beside each row."""
+def labelled_grid(image: Html, *, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Html:
+    """Return a picture of a grid with a name over each column and beside each row."""
     above = tag("div", *(tag("span", name) for name in columns), class_="columns") if columns else None
     beside = tag("div", *(tag("span", name) for name in rows), class_="rows") if rows else None
     return tag("div", above, beside, tag("div", image, class_="plate"), class_="grid named" if rows else "grid")
 
 
-def figure(content: Html, *caption: Any) -> Html:
-    """What is seen, and under it how to read it."""
-    return tag("figure", content, tag("figcaption", *caption))
+def figure_tag(content: Html, *caption: Any, **attributes: Any) -> Html:
+    """Return a picture with its caption below it."""
+    return tag("figure", content, tag("figcaption", *caption), **attributes)
 
 
 def panel(title: str, content: Html) -> Html:
-    """One of several charts, under its title."""
+    """Return one of several charts, under its title."""
     return tag("figure", tag("figcaption", title), content)
 
 
 def chart(svg: Html, alt: str, *, wide: bool = False) -> Html:
-    """A drawing. One that is `wide` is scrolled in a narrow window, so that it can be read."""
+    """Return a drawing. A `wide` one scrolls in a narrow window, so that it stays readable."""
     return tag("div", svg, class_="chart wide" if wide else "chart", role="img", aria_label=alt)
 
 
@@ -196,13 +198,13 @@ def side_by_side(*parts: Html) -> Html:
 
 
 def entry(section: Section) -> Html:
-    """A line of the contents."""
+    """Return a line of the contents."""
     link = tag("a", section.title, href=f"#{section.anchor}")
     return tag("li", link, class_=None if section.filled else "empty")
 
 
 def document(title: str, head: Html, sections: Sequence[Section], foot: Html) -> str:
-    """The whole page."""
+    """Return the whole page."""
     contents = tag("nav", tag("ul", *map(entry, sections)), aria_label="Contents")
     body = [tag("section", tag("h2", section.title), section.body, id=section.anchor) for section in sections]
     main = tag("main", tag("header", tag("h1", title), head), contents, *body)
