@@ -149,7 +149,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
     return Compressed(head + words, rate, encoder.bits - rate)
 
 
-class Head(NamedTuple):
+class CompressedHeader(NamedTuple):
     """The first bytes of a file, as far as they can be held against the others and against the models."""
 
     labelled: bool
@@ -157,7 +157,7 @@ class Head(NamedTuple):
     checksum: int
 
 
-def read_head(pipeline: ImagePipeline, data: bytes) -> Head:
+def read_header(pipeline: ImagePipeline, data: bytes) -> CompressedHeader:
     """Return what a file claims to hold. Raises as `expand`."""
     if not data.startswith(MAGIC) or len(data) < HEAD.size or (len(data) - HEAD.size) % 4:
         raise UserError("this is no file that pipeline/compress.py wrote, or it is damaged")
@@ -174,7 +174,7 @@ def read_head(pipeline: ImagePipeline, data: bytes) -> Head:
         )
     if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.prior.config.condition.num_classes):
         raise UserError(DAMAGED)
-    return Head(labelled, images, checksum)
+    return CompressedHeader(labelled, images, checksum)
 
 
 def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
@@ -190,7 +190,7 @@ def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
 def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
     """Give the images of `expand` `BATCH` at a time. They are those that were compressed once the last is given without
     an error."""
-    labelled, number, checksum = read_head(pipeline, data)
+    labelled, number, checksum = read_header(pipeline, data)
     tokenizer, prior = likely(pipeline), walking(pipeline)
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
     c, decoder, found, bar = tokenizer.config, _Decoder(words), 0, _bar(pipeline, number, "expand")

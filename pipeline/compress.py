@@ -75,10 +75,10 @@ def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
         batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))
         labelled = classes > 0 and bool((batch.labels >= 0).all())
         return Pictures(batch.images, batch.labels if labelled else None, f"images of {split.name}")
-    return Pictures(torch.cat([read_picture(name, pipeline) for name in c.files]), None, "pictures")
+    return Pictures(torch.cat([read_exact_picture(name, pipeline) for name in c.files]), None, "pictures")
 
 
-def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
+def read_exact_picture(name: str, pipeline: ImagePipeline) -> Tensor:
     """(1, C, H, W) uint8. Raises `UserError` for a file that is no picture, or of another size: what comes back must be
     what was given."""
     t = pipeline.tokenizer.config
@@ -104,7 +104,7 @@ def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
     raise UserError(f"{name} is {h} x {w} pixels and the tokenizer's images are {height} x {width}; resize it first")
 
 
-def report(pictures: Pictures, made: Compressed) -> str:
+def size_report(pictures: Pictures, made: Compressed) -> str:
     """Beside the sizes of the pixels as they are, and as PNG."""
     images, bits = pictures.images, 8 * len(made.data)
     png = 0
@@ -160,7 +160,7 @@ def compress_or_expand(c: Settings, run: Path) -> None:
     folder.mend(path)
     with folder.replacing(path) as aside:
         aside.write_bytes(made.data)
-    print(f"{report(pictures, made)}\nexpanded again and compared: the same pixels\nthe bytes are in {path}")
+    print(f"{size_report(pictures, made)}\nexpanded again and compared: the same pixels\nthe bytes are in {path}")
     print(f"next: {as_typed('pipeline/compress.py', Path(c.run), '--expand', path)}")
 
 

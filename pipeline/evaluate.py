@@ -48,7 +48,7 @@ from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.pipeline.evaluation.bench import Bench, Settings, evenly, features_of, open_bench, read
 from smalti.pipeline.evaluation.bits import PRIORS, bits_per_dim, image_nats, likely, stochastic_bounds
-from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
+from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare_features, look_up
 from smalti.prior.base import Scores
 from smalti.prior.baselines import Marginal
 from smalti.prior.data import plain_views
@@ -167,7 +167,7 @@ def price(bench: Bench) -> tuple[dict[str, Any], dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
-def draw(bench: Bench, number: int) -> Drawn:
+def draw_samples(bench: Bench, number: int) -> Drawn:
     """So many images, with the labels of the held-out split dealt evenly."""
     c, pipeline = bench.c, bench.pipeline
     held = torch.from_numpy(bench.split.labels[torch.arange(number) * len(bench.split) // number])
@@ -194,7 +194,7 @@ def draw(bench: Bench, number: int) -> Drawn:
 
 def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What drawn images are worth: figures, and their protocol."""
-    drawn, eyes = draw(bench, number), bench.eyes
+    drawn, eyes = draw_samples(bench, number), bench.eyes
     figures: dict[str, Any] = {}
     protocol = {
         "drawn": number,
@@ -210,7 +210,7 @@ def judge_samples(bench: Bench, number: int) -> tuple[dict[str, Any], dict[str, 
         if bench.accelerator.is_main_process:
             same = train_features[torch.arange(min(number, len(train))) * len(train) // min(number, len(train))]
             assert drawn.features is not None  # they were drawn for these eyes
-            figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
+            figures |= compare_features(drawn.features, real, same, eyes.features.frechet_name)
             if eyes.features.frechet_name not in figures:
                 there = {
                     "drawn": len(drawn.features),

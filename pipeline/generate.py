@@ -29,7 +29,7 @@ from smalti.common.progress import advance, progress_bar
 from smalti.common.session import beside, session
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
-from smalti.pipeline.output import FORMATS, Request, begin, begun
+from smalti.pipeline.output import FORMATS, Request, begin_request, read_request
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.sample import BATCH
 
@@ -57,7 +57,7 @@ class Settings(SamplingConfig):
     """images a process draws at once; 64, or 256 on CUDA, when null, and fewer where memory asks for it"""
 
 
-class Opened(NamedTuple):
+class Assembled(NamedTuple):
     """A pipeline, its folder, and what is asked of it."""
 
     pipeline: ImagePipeline
@@ -65,7 +65,7 @@ class Opened(NamedTuple):
     settings: Settings
 
 
-def open_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -> Opened:
+def assemble_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -> Assembled:
     """Return the pipeline of a run, assembled and saved when the models or the sampling settings to keep are new.
 
     Raises:
@@ -75,7 +75,7 @@ def open_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -
     if (run / "model_index.json").exists():
         pipeline = ImagePipeline.from_pretrained(run)
         pipeline.check_sampling(**_sampling(c))
-        return Opened(pipeline, run, c)
+        return Assembled(pipeline, run, c)
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
     if (
         kept.guidance == c.guidance != 1 and not pipeline.prior.config.condition.told
@@ -96,7 +96,7 @@ def open_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -
         ):  # how settings were chosen is not kept with others, nor with other weights
             pipeline.save_pretrained(path)
         accelerator.wait_for_everyone()
-    return Opened(pipeline, path, c)
+    return Assembled(pipeline, path, c)
 
 
 def output_folder(c: Settings) -> Path:
@@ -126,8 +126,8 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
             guidance is left out where the prior has no classes.
     """
     path = output_folder(c)
-    begun(path)  # raises where it is not ours, before anything is read or written
-    pipeline, pipeline_folder, c = open_pipeline(c, kept or SamplingConfig(), accelerator)
+    read_request(path)  # raises where it is not ours, before anything is read or written
+    pipeline, pipeline_folder, c = assemble_pipeline(c, kept or SamplingConfig(), accelerator)
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
@@ -135,7 +135,7 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
         accelerator.print(told, file=sys.stderr)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        begin(path, asked(c, request, pipeline_folder), overwrite=c.overwrite)
+        begin_request(path, asked(c, request, pipeline_folder), overwrite=c.overwrite)
     accelerator.wait_for_everyone()
     output = FORMATS[c.format](path, request)
     if output.is_whole():
@@ -191,7 +191,7 @@ def main(argv: Sequence[str]) -> None:
         word for i, word in enumerate(argv) if word.startswith("--config=") or "--config" in (word, *argv[:i][-1:])
     ]
     from_file = config.parse(Settings, __doc__, files, base=saved, default_file=default, **options)
-    begun(output_folder(c))  # before the folder is locked, too
+    read_request(output_folder(c))  # before the folder is locked, too
     accelerator = make_accelerator()
     with session(output_folder(c), accelerator):
         path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))

@@ -72,7 +72,7 @@ class LogProb(NamedTuple):
     bits: Tensor  # (B,), log2 p
 
 
-class Batch(NamedTuple):
+class GeneratedBatch(NamedTuple):
     """One batch of a request: places [start, start + b) of it."""
 
     start: int
@@ -448,7 +448,7 @@ class ImagePipeline(Pretrained):
         first: int = 0,
         every: int = 1,
         skip: frozenset[int] = frozenset(),
-    ) -> Iterator[Batch]:
+    ) -> Iterator[GeneratedBatch]:
         """The batches of a request, those numbered first, first + every, ...: a process's share. `skip` are not
         drawn."""
         for number in range(first, -(-len(labels) // batch_size), every):
@@ -456,7 +456,7 @@ class ImagePipeline(Pretrained):
                 continue
             some = slice(number * batch_size, (number + 1) * batch_size)
             codes = sampler(torch.tensor(labels[some]), seeds[some]).cpu()
-            yield Batch(some.start, self.decode(codes), codes)
+            yield GeneratedBatch(some.start, self.decode(codes), codes)
 
     def _drawn(
         self,

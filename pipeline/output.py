@@ -28,7 +28,7 @@ from smalti.common.pictures import image_grid, save_picture
 from smalti.common.raster import open_picture, whole_picture
 from smalti.common.tensors import read_tensors
 from smalti.common.written import is_as_written, noted
-from smalti.pipeline.image_pipeline import Batch, ImagePipeline
+from smalti.pipeline.image_pipeline import GeneratedBatch, ImagePipeline
 
 GRID = 100  # images of grid.png at most
 
@@ -67,7 +67,7 @@ class Output:
         except (OSError, ValueError, SafetensorError):
             return False
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: GeneratedBatch) -> None:
         with replacing(self._part(batch.start // self.request.batch_size)) as aside:
             save_file({"images": batch.images.contiguous(), "codes": batch.codes.contiguous()}, aside)
 
@@ -105,7 +105,7 @@ class PngFolder(Output):
             _is_picture(self.folder / name, MODES[c.image_channels], c.image_size[::-1]) for name in self._names(number)
         )
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: GeneratedBatch) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         names = self._names(batch.start // self.request.batch_size)
         for name, image in zip(names, to_pil(batch.images), strict=True):
@@ -185,7 +185,7 @@ FORMATS = {"png": PngFolder, "npz": NpzFile, "codes": CodesFolder}
 REQUEST = ".request.json"
 
 
-def begun(folder: Path) -> dict[str, Any] | None:
+def read_request(folder: Path) -> dict[str, Any] | None:
     """Return the request that images in a folder are of; None in one that is new, or empty.
 
     Raises:
@@ -199,18 +199,18 @@ def begun(folder: Path) -> dict[str, Any] | None:
     return asked
 
 
-def begin(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
+def begin_request(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Start on a request, or go on with it.
 
     Raises:
-        Refused: as `begun`; or another request's images are there, and are not to be replaced.
+        Refused: as `read_request`; or another request's images are there, and are not to be replaced.
     """
-    before = begun(folder)
+    before = read_request(folder)
     sweep(folder)
     if before == asked:
         return
     if before is not None:
-        left = written(folder, before)
+        left = files_of_request(folder, before)
         if left and not overwrite:
             hint = "give another --output, or --overwrite true to replace them"
             raise Refused(f"{folder} holds another request's images; {hint}")
@@ -219,7 +219,7 @@ def begin(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = False) ->
     write_json(folder / REQUEST, asked)
 
 
-def written(folder: Path, asked: Mapping[str, Any]) -> list[Path]:
+def files_of_request(folder: Path, asked: Mapping[str, Any]) -> list[Path]:
     """Return what is there of all that a request writes. A card that was edited is the user's."""
     names = ["grid.png", ".parts"]
     if asked["format"] == "png":

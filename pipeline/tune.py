@@ -95,7 +95,7 @@ class Tuned(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
-class Bench:
+class Trials:
     """Draws candidates and measures them against the held-out images, each candidate once."""
 
     def __init__(self, c: Settings, pipeline: ImagePipeline, held_out: CodesBatch, interrupt: Interrupt):
@@ -150,12 +150,12 @@ class Bench:
                 self.figures[sampling] = self.draw(sampling, self.c.seed, bar)
                 bar.set_postfix(best=f"{min(self.figures.values()):.5f}", refresh=False)
                 if self.accelerator.is_main_process:
-                    bar.write(f"{self.figures[sampling]:10.5f}  {described(sampling)}")
+                    bar.write(f"{self.figures[sampling]:10.5f}  {describe_sampling(sampling)}")
             bar.close()
         return min(candidates, key=self.figures.__getitem__)
 
 
-def described(sampling: SamplingConfig) -> str:
+def describe_sampling(sampling: SamplingConfig) -> str:
     """The settings that a search may change, without those that are off."""
     shown = {name: getattr(sampling, name) for name in chain(*SWEPT) if getattr(sampling, name) is not None}
     if sampling.guidance == 1:
@@ -166,11 +166,11 @@ def described(sampling: SamplingConfig) -> str:
 # ------------------------------------------------------------------------------------------------------------ searching
 
 
-def search(c: Settings, start: SamplingConfig, bench: Bench) -> SamplingConfig:
+def search_settings(c: Settings, start: SamplingConfig, trials: Trials) -> SamplingConfig:
     """The best that one sweep over each setting finds."""
-    best = bench.best("start", [start])
-    for names in swept(bench.pipeline):
-        best = bench.best(names[0], [best, *candidates(c, best, names)])
+    best = trials.best("start", [start])
+    for names in swept(trials.pipeline):
+        best = trials.best(names[0], [best, *candidates(c, best, names)])
     return best
 
 
@@ -192,27 +192,27 @@ def candidates(c: Settings, best: SamplingConfig, names: Sequence[str]) -> Itera
         )
 
 
-def compare(c: Settings, start: SamplingConfig, found: SamplingConfig, bench: Bench) -> Tuned:
+def compare_on_fresh_seeds(c: Settings, start: SamplingConfig, found: SamplingConfig, trials: Trials) -> Tuned:
     """Both once more on fresh seeds, and the better of them with the protocol."""
     both, seed = dict.fromkeys([start, found]), c.seed + c.images
-    bar = progress_bar(bench.accelerator, len(both) * c.images, "fresh seeds", unit="image")
-    values = {sampling: bench.draw(sampling, seed, bar) for sampling in both}
+    bar = progress_bar(trials.accelerator, len(both) * c.images, "fresh seeds", unit="image")
+    values = {sampling: trials.draw(sampling, seed, bar) for sampling in both}
     bar.close()
     kept = found if values[found] < values[start] else start
     chosen = Chosen(
-        metric=bench.ruler.metric,
+        metric=trials.ruler.metric,
         split=SPLIT,
-        held_out=len(bench.ruler.reference),
+        held_out=len(trials.ruler.reference),
         images=c.images,
         seed=c.seed,
         fresh_seed=seed,
-        candidates=len(bench.figures),
+        candidates=len(trials.figures),
         value=values[kept],
         start_value=values[start],
         start=start,
         date=datetime.now(UTC).date().isoformat(),
     )
-    return Tuned(kept, found, values[found], chosen, bench.figures)
+    return Tuned(kept, found, values[found], chosen, trials.figures)
 
 
 def tune(c: Settings, accelerator: Accelerator) -> Tuned:
@@ -227,8 +227,8 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
             pipeline.sampler(**{name: value})  # one that cannot be is refused now, not after an hour
     held_out = read_held_out(c, pipeline)
     with Interrupt(accelerator) as interrupt:
-        bench = Bench(c, pipeline.to(accelerator.device), held_out, interrupt)
-        tuned = compare(c, start, search(c, start, bench), bench)
+        trials = Trials(c, pipeline.to(accelerator.device), held_out, interrupt)
+        tuned = compare_on_fresh_seeds(c, start, search_settings(c, start, trials), trials)
     if accelerator.is_main_process:
         write(Path(c.run) / "pipeline", tuned, pipeline)
     accelerator.wait_for_everyone()
@@ -283,13 +283,13 @@ def write(path: Path, tuned: Tuned, pipeline: ImagePipeline) -> None:
     folder.write_json(path / "tuning.json", report)
 
 
-def summary(tuned: Tuned) -> Iterator[str]:
+def summary_lines(tuned: Tuned) -> Iterator[str]:
     """What is printed at the end."""
     chosen, figures = tuned.chosen, tuned.figures
     compared = f"{chosen.metric} of {chosen.images} images to {chosen.held_out} held out"
     yield f"{compared}, on the search's seeds and on fresh ones:"
-    yield f"  began with {figures[chosen.start]:.5f} and {chosen.start_value:.5f}: {described(chosen.start)}"
-    yield f"  found      {figures[tuned.found]:.5f} and {tuned.found_value:.5f}: {described(tuned.found)}"
+    yield f"  began with {figures[chosen.start]:.5f} and {chosen.start_value:.5f}: {describe_sampling(chosen.start)}"
+    yield f"  found      {figures[tuned.found]:.5f} and {tuned.found_value:.5f}: {describe_sampling(tuned.found)}"
     if tuned.found == chosen.start:
         yield "no candidate was better than what it began with: that is kept"
     else:
@@ -302,7 +302,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator()
     with session(Path(c.run) / "pipeline", accelerator):
         tuned = tune(c, accelerator)
-    for line in summary(tuned):
+    for line in summary_lines(tuned):
         accelerator.print(line)
     run = Path(c.run)
     draw = as_typed("pipeline/generate.py", run, "--seed", 1, "--num-images", 20, "--output", run / "tuned")

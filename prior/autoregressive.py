@@ -20,7 +20,7 @@ from smalti.common.errors import UserError
 from smalti.prior.base import Choose, Prior
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.draw import Precision, SamplingConfig
-from smalti.prior.order import code_order, draw_order, known_first, raster, shuffled
+from smalti.prior.prediction_order import code_order, draw_order, known_first, raster, shuffled
 from smalti.prior.sample import BatchSampler, Drawing
 
 ANNEALED = (0.5, 0.75)  # between these shares of the steps random orders give way to raster order, as in RAR

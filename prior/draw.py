@@ -56,7 +56,7 @@ def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
     return torch.stack([1 - uniforms(seed, *shape) for seed in seeds])
 
 
-def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
+def draw_categorical(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
     """Invert the categorical's cumulative distribution at u: logits (B, K), u (B,) in (0, 1] -> (B,); K for a row with
     NaN."""
     if config.temperature != 1:

@@ -89,7 +89,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         )
     tell_of_other_codes(codes.fingerprint(data), prior.config)
     held_out = plain_views(data.splits[name], data.info)
-    seen = evenly(plain_views(data.splits["train"], data.info), len(held_out.rows))
+    seen = evenly_spaced_rows(plain_views(data.splits["train"], data.info), len(held_out.rows))
     plan = {
         "code": code(),
         "prior": sha256(run / "prior/model/model.safetensors"),
@@ -103,7 +103,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     }
     path = evaluation_path(run, "prior", name)
     if accelerator.is_main_process:
-        figures = summarize(nats[name], nats["train"], data, held_out, prior)
+        figures = prior_figures(nats[name], nats["train"], data, held_out, prior)
         order = "random, a row's own" if prior.config.any_order else "raster"
         protocol = plan | {"number": len(held_out.rows), "train_number": len(seen.rows), "order": order}
         write_evaluation(run, "prior", name, figures=figures, protocol=protocol, arguments=arguments)
@@ -111,7 +111,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     return path
 
 
-def evenly(split: CodesSplit, number: int) -> CodesSplit:
+def evenly_spaced_rows(split: CodesSplit, number: int) -> CodesSplit:
     """So many rows of a split, or all, evenly spaced."""
     rows = range(0, len(split.rows), max(1, len(split.rows) // max(1, number)))
     told = None if split.condition is None else split.condition[rows][:number]
@@ -143,7 +143,7 @@ def measure(
     return in_parts(folder, plan, len(rows), PART, compute, accelerator, f"evaluate {name}")["nats"]
 
 
-def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, prior: Prior) -> dict[str, Any]:
+def prior_figures(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, prior: Prior) -> dict[str, Any]:
     """The figures, of nats (N, T) of the held-out images and (M, T) of the training images."""
     c, each = data.info, nats.double().mean(1)
     nll, train_nll = each.mean().item(), train.double().mean().item()

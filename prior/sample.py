@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig
-from smalti.prior.order import known_first, raster
+from smalti.prior.prediction_order import known_first, raster
 
 BATCH = {"cpu": 64, "cuda": 256}  # images a batch where memory does not ask for fewer: more gain little
 SPARE = 0.5  # of the free memory is left to others and to what is not counted

@@ -92,7 +92,7 @@ EVALUATION_BATCH = 256
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
 
 
-class Trained(NamedTuple):
+class PriorTraining(NamedTuple):
     """What training moves."""
 
     prior: Prior
@@ -165,7 +165,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
     trained, first_step, best = start(c, model_config, fingerprint, origin, run, accelerator)
     began_from = None if origin is None else origin.change
-    enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
+    enter_run(run, c, first_step, reopened, accelerator, schedule=prior_schedule, began_from=began_from)
     peaks = {"adamw": c.lr, "muon": c.matrix_lr or 0.0}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     reader = batches(rows, Order(len(rows), c.seed, share, first_step))
@@ -202,7 +202,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     metrics.log(step + 1, "train", **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
                     steps.show(**{name: f"{value:.3f}" for name, value in logged.items()})
                 elif due == "evaluate":
-                    held_out = evaluate(trained.ema.model, validation, accelerator)
+                    held_out = held_out_loss(trained.ema.model, validation, accelerator)
                     metrics.log(step + 1, "validation", validation_nll=held_out.nll)
                     metrics.picture(step + 1, "nll_by_place", picture_of(held_out, model_config.layout))
                     if held_out.nll < best.nll:
@@ -220,7 +220,7 @@ def share_of_peak(c: TrainConfig, step: int) -> float:
     return warmup_cosine(step, peak=1.0, warmup=c.warmup, total=c.steps)
 
 
-def schedule(c: TrainConfig, step: int) -> dict[str, float]:
+def prior_schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return what a step takes from the settings by the number of steps."""
     height, peaks = (
         share_of_peak(c, step),
@@ -239,7 +239,7 @@ def start(
     origin: Origin[Prior] | None,
     run: Path,
     accelerator: Accelerator,
-) -> tuple[Trained, int, Best]:
+) -> tuple[PriorTraining, int, Best]:
     """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = build_prior(model_config).to(accelerator.device)
@@ -255,7 +255,7 @@ def start(
             ema.load_state_dict(saved.tensors["ema"])
     forward = cast(nn.Module, torch.compile(prior)) if c.compile else prior  # of a module it is one
     model, optimizers = sharding.prepare(forward, ema.model, make_optimizers(prior, c), accelerator)
-    trained = Trained(prior, model, ema, optimizers, Means(accelerator), SkippedSteps(), fingerprint)
+    trained = PriorTraining(prior, model, ema, optimizers, Means(accelerator), SkippedSteps(), fingerprint)
     if saved is None:
         return trained, 0, Best(0, float("inf"))
     with state.restoring(run):
@@ -287,7 +287,7 @@ def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optim
     return {"adamw": torch.optim.AdamW(rest, lr=c.lr, betas=(0.9, 0.95), weight_decay=0.0), "muon": muon}
 
 
-def save(trained: Trained, step: int, best: Best, run: Path, keep: int, accelerator: Accelerator) -> None:
+def save(trained: PriorTraining, step: int, best: Best, run: Path, keep: int, accelerator: Accelerator) -> None:
     tensors = {
         "model": trained.prior.state_dict(),
         "ema": trained.ema.state_dict(),
@@ -323,13 +323,13 @@ def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
     return CodesBatch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in batch))
 
 
-class Evaluation(NamedTuple):
+class HeldOutLoss(NamedTuple):
     nll: float  # mean −log p of a code over a whole split, in nats
     by_place: list[Tensor]  # of each grid (*shape): the same of the codes of each place
 
 
 @torch.no_grad()
-def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluation:
+def held_out_loss(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> HeldOutLoss:
     """Every process takes its share of the split; the means are of all of it."""
     layout = prior.config.layout
     sums = torch.zeros(1 + layout.length, device=accelerator.device)  # rows; of each code
@@ -348,10 +348,10 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluat
     bar.close()
     number, nats = accelerator.reduce(sums).cpu().split([1, layout.length])
     nll = (nats / number).double().mean().item()
-    return Evaluation(nll, layout.by_place(nats / number))
+    return HeldOutLoss(nll, layout.by_place(nats / number))
 
 
-def picture_of(evaluation: Evaluation, layout: Layout) -> PIL.Image.Image:
+def picture_of(evaluation: HeldOutLoss, layout: Layout) -> PIL.Image.Image:
     """Return where the NLL is: black where a place is certain, white where a code costs as much as any other, or where
     vectors cost most."""
     most = (
@@ -377,7 +377,7 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
     for name, split in data.splits.items():
         if name != "train":
             plain = plain_views(split, data.info)
-            figures[f"{name}_nll"] = evaluate(kept, CodesRows(plain, kept.config), accelerator).nll
+            figures[f"{name}_nll"] = held_out_loss(kept, CodesRows(plain, kept.config), accelerator).nll
             told = f"{name}: {figures[f'{name}_nll']:.3f} {unit(kept)}"
             if layout.discrete:
                 K, marginal = layout.codebook_size, marginal_nll(data.splits["train"].codes, plain.codes, layout)

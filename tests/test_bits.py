@@ -19,7 +19,7 @@ from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
 from smalti.pipeline.coder import HEAD, compress, expand, expand_in_batches
-from smalti.pipeline.compress import read_picture
+from smalti.pipeline.compress import read_exact_picture
 from smalti.pipeline.evaluation.bits import bits_per_dim, image_nats, stochastic_bounds
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.baselines import Marginal
@@ -289,7 +289,7 @@ def test_a_damaged_picture_is_refused_in_words(trained, tmp_path, content):
     """PIL raises nearly anything: a SyntaxError ended the command as a fault of ours."""
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.png cannot be read as a picture: "):
-        read_picture(str(tmp_path / "a.png"), trained[0])
+        read_exact_picture(str(tmp_path / "a.png"), trained[0])
 
 
 def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, capsys):

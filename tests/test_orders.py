@@ -10,7 +10,7 @@ from smalti.common.layout import Layout
 from smalti.prior.autoregressive import share_shuffled
 from smalti.prior.config import PriorConfig
 from smalti.prior.model import load_prior
-from smalti.prior.order import draw_order
+from smalti.prior.prediction_order import draw_order
 from smalti.prior.train import train as train_prior
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior

@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
         return Drawn(self.images[:number], self.codes[:number], self.labels[:number], features)
 
 
-def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
+def compare_features(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
     """Distances between features (M, D), (N, D) and those of training images. Too few images leave out what needs
     more."""
     drawn, real, train = drawn.cpu(), real.cpu(), train.cpu()

@@ -17,9 +17,9 @@ from smalti.common.digits import to_digits, to_index
 from smalti.common.errors import UserError
 from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
 from smalti.prior.base import Choose
+from smalti.prior.code_head import CodeHead
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import Precision, SamplingConfig, draw, guidance_scales, image_uniforms
-from smalti.prior.head import CodeHead
+from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.network import RowByRow, Stacks
@@ -87,8 +87,8 @@ class PixelCNNPrior(AutoregressivePrior):
             raise ValueError(f"precision {precision}: a PixelCNN draws in fp32 alone; leave it at auto")
         return "fp32"
 
-    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> "Batch":
-        return Batch(self, config, batch_size)
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> "PixelCNNDrawing":
+        return PixelCNNDrawing(self, config, batch_size)
 
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
         a, width = self.architecture, self.width
@@ -103,7 +103,7 @@ class PixelCNNPrior(AutoregressivePrior):
 
     @torch.inference_mode()
     def walk(self, condition: Tensor, choose: Choose) -> Tensor:
-        steps, found = Steps(self, condition), list[Tensor]()
+        steps, found = CachedPixelCNN(self, condition), list[Tensor]()
         for t in range(self.config.layout.length):
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):
@@ -113,7 +113,7 @@ class PixelCNNPrior(AutoregressivePrior):
         return torch.stack(found, dim=1)
 
 
-class Steps:
+class CachedPixelCNN:
     """A PixelCNN one code after another: `logits(t, digits)` of code t's parts where they are wanted, then `put(t,
     code)`."""
 
@@ -158,7 +158,7 @@ class Steps:
                 self.rows.end_row()
 
 
-class Batch:
+class PixelCNNDrawing:
     """One batch that is drawn: R = B rows, or 2 B under guidance, with the class above and without it below."""
 
     def __init__(self, prior: PixelCNNPrior, config: SamplingConfig, batch_size: int):
@@ -174,14 +174,14 @@ class Batch:
         given = given[pad].repeat_interleave(c.layout.depth, 1)
         rows = torch.cat([told, c.condition.none(self.size, told.device)]) if self.guided else told
         uniforms = image_uniforms(seeds, c.layout.length, len(self.prior.vocabularies))[pad.cpu()].to(condition.device)
-        steps = Steps(self.prior, rows, lead)
+        steps = CachedPixelCNN(self.prior, rows, lead)
         for t in range(c.layout.length):
             if t >= lead * c.layout.depth:
                 codes[:, t] = torch.where(given[:, t], codes[:, t], self._code(steps, t, uniforms[:, t]))
             steps.put(t, self._doubled(codes[:, t]))
         return codes[:b]
 
-    def _code(self, steps: Steps, t: int, uniforms: Tensor) -> Tensor:
+    def _code(self, steps: CachedPixelCNN, t: int, uniforms: Tensor) -> Tensor:
         """Draw code t: uniforms (B, G) -> (B,)."""
         parts: list[Tensor] = []
         for u in uniforms.unbind(1):
@@ -189,7 +189,7 @@ class Batch:
             if self.guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, self.scales[t])
-            drawn = draw(logits, u, self.config)
+            drawn = draw_categorical(logits, u, self.config)
             if (drawn >= logits.shape[1]).any():  # beyond the last code, which no probability is
                 raise UserError(
                     "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"

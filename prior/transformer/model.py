@@ -8,8 +8,8 @@ from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
-from smalti.prior.transformer.fast.batch import Batch
-from smalti.prior.transformer.fast.decoder import Decoder, NumberedStep
+from smalti.prior.transformer.fast.cached import CachedTransformer, NumberedStep
+from smalti.prior.transformer.fast.drawing import TransformerDrawing
 from smalti.prior.transformer.fast.matrix import cache_type, resolve
 from smalti.prior.transformer.network import CausalTransformer
 
@@ -21,15 +21,15 @@ class TransformerPrior(CausalTransformer):
     def resolved(self, precision: Precision) -> Precision:
         return resolve(precision, self.device)
 
-    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Batch:
-        return Batch(self, config, batch_size, precision)
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> TransformerDrawing:
+        return TransformerDrawing(self, config, batch_size, precision)
 
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
         return batch_size * image_bytes(self.config, batch_size, config.guidance != 1, precision, self.device)
 
     @torch.inference_mode()
     def walk(self, condition: Tensor, choose: Choose) -> Tensor:
-        decoder = Decoder(self, len(condition), "fp32")
+        decoder = CachedTransformer(self, len(condition), "fp32")
         codes = condition.new_zeros(len(condition), 0)
         for t in range(self.config.layout.length):
             x = self.inputs(condition, codes, None)[:, -1].contiguous()

@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from smalti.common.digits import to_digits
 from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
+from smalti.prior.code_head import CodeHead
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.head import CodeHead
 from smalti.prior.layers import RMSNorm
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.layers import Block, Turn, rotary_angles

@@ -1,7 +1,7 @@
 """One batch that the Transformer draws, step by step: the state at fixed addresses, so that a step can be a captured
 graph.
 
-Batch.draw: condition (b,), seeds, codes (b, T), order and given (b, P)  ->  codes (b, T)
+TransformerDrawing.draw: condition (b,), seeds, codes (b, T), order and given (b, P)  ->  codes (b, T)
 """
 
 import torch
@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.errors import UserError
-from smalti.prior.draw import Precision, SamplingConfig, draw, guidance_scales, image_uniforms
-from smalti.prior.order import code_order
-from smalti.prior.transformer.fast.decoder import CountedStep, Decoder, NumberedStep, Step
+from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.prediction_order import code_order
+from smalti.prior.transformer.fast.cached import CachedTransformer, CountedStep, NumberedStep, Step
 from smalti.prior.transformer.fast.graph import Graphs
 from smalti.prior.transformer.network import CausalTransformer, own_rows
 
 
-class Batch:
+class TransformerDrawing:
     """The state of one batch on the device, at fixed addresses; of all steps' tables, row n belongs to step n.
 
     R = B rows, or 2 B under guidance: with the class above, without it below.
@@ -32,7 +32,7 @@ class Batch:
             device,
         )
         self.T, self.Q, rows = c.layout.length, c.layout.depth, batch_size * (1 + self.guided)
-        self.decoder = Decoder(prior, rows, precision)
+        self.decoder = CachedTransformer(prior, rows, precision)
         self.scales = guidance_scales(config, self.T).to(device)
         self.sizes = torch.tensor(prior.vocabularies, device=device)  # of the G parts of a code
         self.worth = self.sizes.flip(0).cumprod(0).flip(0) // self.sizes
@@ -103,7 +103,7 @@ class Batch:
             if self.guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, step.read(self.scales))
-            drawn, number = draw(logits, u, self.config), logits.shape[1]
+            drawn, number = draw_categorical(logits, u, self.config), logits.shape[1]
             torch.maximum(self.highest[len(parts)], drawn, out=self.highest[len(parts)])
             parts.append(drawn.clamp_max(number - 1))
         code = parts[0] if len(parts) == 1 else torch.stack(parts, dim=-1).mul_(self.worth).sum(-1)

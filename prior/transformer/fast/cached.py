@@ -95,7 +95,7 @@ class Layer(NamedTuple):
     values: Tensor
 
 
-class Decoder:
+class CachedTransformer:
     """A prior's weights as they are now: train it further and a new one is needed."""
 
     def __init__(self, prior: CausalTransformer, rows: int, precision: Precision):
