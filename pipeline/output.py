@@ -1,11 +1,10 @@
-"""Where generated images go: a folder of PNG files, the field's npz, or a codes dataset; each written batch by batch.
+"""The outputs of generation, written batch by batch: a folder of PNG files, the field's npz, or a codes dataset.
 
-Which folder may be written into says `.request.json` in it: what the request was, by which all that it wrote is known
-by name.
+`.request.json` in a folder holds its request, and shows that the folder may be written into: from the request follow
+the names of all files that it wrote.
 
-`is_whole()` says whether nothing is left to do, `has(number)` whether a batch is on the disk already, so that an
-interrupted request goes on; `write(batch)` is called by the process that drew it, `finish()` by the main process when
-all batches are there.
+`is_whole()` says whether all is done, and `has(number)` whether a batch is on the disk, so that an interrupted request
+goes on. The process that draws a batch calls `write(batch)`, and the main process calls `finish()` at the end.
 """
 
 import json
@@ -30,14 +29,17 @@ from smalti.common.tensors import read_tensors
 from smalti.common.written import is_as_written, noted
 from smalti.pipeline.image_pipeline import GeneratedBatch, ImagePipeline
 
-GRID = 100  # images of grid.png at most
+GRID = 100  # images in grid.png at most
 
 
 class Request:
-    """What was asked for: a class number and a seed for each image, dealt in batches."""
+    """A request: a class number and a seed for each image, in batches."""
 
     def __init__(self, pipeline: ImagePipeline, labels: Sequence[int], seeds: Sequence[int], batch_size: int):
-        self.pipeline, self.labels, self.seeds, self.batch_size = pipeline, labels, seeds, batch_size
+        self.pipeline = pipeline
+        self.labels = labels
+        self.seeds = seeds
+        self.batch_size = batch_size
 
     @property
     def batches(self) -> int:
@@ -49,7 +51,7 @@ class Request:
 
 
 class Output:
-    """Batches as safetensors under .parts/, until `finish` makes of them what was asked for."""
+    """The output of a request: batches as safetensors in .parts/, from which `finish` makes the files of the format."""
 
     def __init__(self, folder: Path, request: Request):
         self.folder, self.request = folder, request
@@ -58,7 +60,7 @@ class Output:
         return self.folder / ".parts" / f"{number:06d}.safetensors"
 
     def is_whole(self) -> bool:
-        """Whether `finish` was done; the parts are gone then."""
+        """Return whether `finish` is done; the parts are gone then."""
         raise NotImplementedError
 
     def has(self, number: int) -> bool:
@@ -78,9 +80,9 @@ class Output:
         return [read_tensors(self._part(number)) for number in range(self.request.batches)]
 
     def save_grid(self, images: torch.Tensor) -> None:
-        """About square; a column, or of few classes several, for each class, so that a column reads as its class."""
+        """Write grid.png, about square; each class has one column, or several if there are few classes."""
         classes, square = len(dict.fromkeys(self.request.labels)), len(images) ** 0.5
-        each = classes if 1 < classes <= 20 else 1  # labels are dealt in turn
+        each = classes if 1 < classes <= 20 else 1  # labels are dealt in turn, so a column has one class
         columns = each * max(1, round(square / each))
         save_picture(image_grid(images, columns), self.folder / "grid.png")
 
@@ -89,10 +91,10 @@ class Output:
 
 
 class PngFolder(Output):
-    """PNG files and metadata.jsonl: what `load_dataset("imagefolder", data_dir=FOLDER)` reads, and grid.png."""
+    """PNG files and metadata.jsonl, which `load_dataset("imagefolder", data_dir=FOLDER)` reads, and grid.png."""
 
     def is_whole(self) -> bool:
-        return False  # to finish again costs nothing
+        return False  # finishing again is cheap
 
     def _names(self, number: int) -> list[str]:
         start = number * self.request.batch_size
@@ -129,8 +131,7 @@ class PngFolder(Output):
 
 
 def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:
-    """Whether a picture of this mode and (width, height) is there and can be read to its end; what is not is drawn
-    again."""
+    """Return whether there is a picture of this mode and (width, height) that can be read to its end."""
     try:
         with open_picture(path) as picture:
             picture.load()
@@ -140,7 +141,7 @@ def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:
 
 
 class NpzFile(Output):
-    """samples.npz in the evaluators' layout: arr_0 uint8 (N, H, W, C), arr_1 labels (N,); and grid.png."""
+    """samples.npz in the evaluators' layout, arr_0 uint8 (N, H, W, C) and arr_1 labels (N,), and grid.png."""
 
     def is_whole(self) -> bool:
         return (self.folder / "samples.npz").exists()
@@ -157,7 +158,7 @@ class NpzFile(Output):
 
 
 class CodesFolder(Output):
-    """A codes dataset of one split, `generated`, whose row is the image's place in the request; and grid.png."""
+    """A codes dataset with one split, `generated`, whose rows are the images' places in the request, and grid.png."""
 
     def is_whole(self) -> bool:
         return is_whole(self.folder)
@@ -186,7 +187,7 @@ REQUEST = ".request.json"
 
 
 def read_request(folder: Path) -> dict[str, Any] | None:
-    """Return the request that images in a folder are of; None in one that is new, or empty.
+    """Return the request of the images in a folder, or None if the folder is new or empty.
 
     Raises:
         Refused: the folder holds something that no request of ours wrote.
@@ -200,10 +201,10 @@ def read_request(folder: Path) -> dict[str, Any] | None:
 
 
 def begin_request(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Start on a request, or go on with it.
+    """Start a request in a folder, or go on with it.
 
     Raises:
-        Refused: as `read_request`; or another request's images are there, and are not to be replaced.
+        Refused: as `read_request`; or another request's images are there, and `overwrite` is false.
     """
     before = read_request(folder)
     sweep(folder)
@@ -220,7 +221,7 @@ def begin_request(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = F
 
 
 def files_of_request(folder: Path, asked: Mapping[str, Any]) -> list[Path]:
-    """Return what is there of all that a request writes. A card that was edited is the user's."""
+    """Return the existing files that a request wrote, without a card that was edited, which is the user's."""
     names = ["grid.png", ".parts"]
     if asked["format"] == "png":
         names += ["metadata.jsonl", *(f"{place:06d}.png" for place in range(len(asked["labels"])))]

@@ -230,9 +230,9 @@ def test_a_head_that_claims_other_images_than_its_bytes_hold_is_refused(trained,
     magic, labelled, _, *rest = HEAD.unpack_from(data)
     head = HEAD.pack(magic, labelled, images, *rest)
     tracemalloc.start()
-    with pytest.raises(UserError, match=r"the head claims|the bytes are damaged"):
+    with pytest.raises(UserError, match=r"the header claims|the bytes are damaged"):
         expand(pipeline, head + data[HEAD.size :])
-    with pytest.raises(UserError, match="the head claims"):
+    with pytest.raises(UserError, match="the header claims"):
         expand(pipeline, head)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
@@ -254,7 +254,7 @@ def test_bytes_that_are_cut_or_followed_by_others_are_refused(trained):
     pipeline, given, labels = trained
     for data in (compress(pipeline, given[:3]).data, compress(pipeline, given[:3], labels[:3]).data):
         for changed in (data[:-4], data[:-8], data[: HEAD.size], data + bytes(4), data + b"more" * 2):
-            with pytest.raises(UserError, match=r"the bytes are damaged|the head claims"):
+            with pytest.raises(UserError, match=r"the bytes are damaged|the header claims"):
                 expand(pipeline, changed)
 
 

@@ -1,4 +1,4 @@
-"""What a Transformer is, besides what the codes decide."""
+"""The config of a causal Transformer."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -8,9 +8,8 @@ from pydantic import Field, model_validator
 from smalti.prior.config import ArchitectureConfig
 
 Preset = Literal["5m", "14m", "38m", "111m", "343m"]
-PRESETS: dict[
-    Preset, dict[str, int]
-] = {  # named after their weights; of the last two with the 16,384 codes of LlamaGen
+# Named after their number of weights; the last two are counted with the 16,384 codes of LlamaGen.
+PRESETS: dict[Preset, dict[str, int]] = {
     "5m": {"depth": 6, "dim": 256, "heads": 4},
     "14m": {"depth": 8, "dim": 384, "heads": 6},
     "38m": {"depth": 12, "dim": 512, "heads": 8},
@@ -61,7 +60,7 @@ class TransformerConfig(ArchitectureConfig):
 
     @property
     def key_heads(self) -> int:
-        """Heads of keys and values."""
+        """Return the number of heads of keys and values."""
         return self.kv_heads or self.heads
 
     @property

@@ -1,4 +1,4 @@
-"""The Transformer as a prior: what it draws with, walks along, and costs."""
+"""The Transformer as a prior: how it draws and walks, and how much memory it takes."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from smalti.prior.transformer.network import CausalTransformer
 
 @TransformerConfig.register
 class TransformerPrior(CausalTransformer):
-    """The network, and the fast code that computes what it computes one step at a time."""
+    """The causal Transformer, with the fast code that computes it one step at a time."""
 
     def resolved(self, precision: Precision) -> Precision:
         return resolve(precision, self.device)
@@ -44,7 +44,7 @@ class TransformerPrior(CausalTransformer):
 
 
 def image_bytes(config: PriorConfig, batch_size: int, guided: bool, precision: Precision, device: torch.device) -> int:
-    """Return the bytes that an image of a batch takes while it is drawn: cache, stream and logits."""
+    """Return the bytes that drawing takes for each image of a batch: cache, stream and logits."""
     a, T = config.architecture, config.layout.length
     assert isinstance(a, TransformerConfig)
     of_code = 2 * a.depth * a.key_heads * a.head_dim * cache_type(precision, batch_size * (1 + guided), device).itemsize
