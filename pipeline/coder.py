@@ -108,7 +108,7 @@ def walking(pipeline: ImagePipeline) -> Walks:
 
 
 def check_images(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None) -> None:
-    """Raise `UserError` unless there are images like the tokenizer's, and the labels, if any, are classes of the prior."""
+    """Raise `UserError` unless there are images like the tokenizer's, and the labels are classes of the prior."""
     c, classes = pipeline.tokenizer.config, pipeline.prior.config.condition.num_classes
     expected = (c.image_channels, *c.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:

@@ -69,7 +69,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     number = min(len(bench.split), 10_000) if c.images is None else c.images
     if c.images is None and number < FEWEST:
         accelerator.print(
-            f"{number} held-out images are too few to judge samples by: they are priced alone", file=sys.stderr
+            f"{number} held-out images are too few to judge samples by: only their bits are measured", file=sys.stderr
         )
         number = 0
     if number and min(number, len(bench.split)) < FEWEST:

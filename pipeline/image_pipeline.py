@@ -387,7 +387,7 @@ class ImagePipeline(Pretrained):
         """
         names = self.prior.config.condition.class_names
         if names is None:
-            raise UserError(f"labels were asked for ({label!r}), but this prior is unconditional: leave labels away")
+            raise UserError(f"labels were asked for ({label!r}), but this prior is unconditional: leave labels out")
         if isinstance(label, ClassNumber) and label < len(names):
             return int(label)
         text = label if isinstance(label, str) else str(_whole(label, "a label that is no name"))

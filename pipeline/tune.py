@@ -307,7 +307,7 @@ def main(argv: Sequence[str]) -> None:
         accelerator.print(line)
     run = Path(c.run)
     draw = as_typed("pipeline/generate.py", run, "--seed", 1, "--num-images", 20, "--output", run / "tuned")
-    accelerator.print(f"next: {draw}\nfigures of before are of other settings: {as_typed('pipeline/evaluate.py', run)}")
+    accelerator.print(f"next: {draw}\nearlier figures are of other settings: {as_typed('pipeline/evaluate.py', run)}")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class Prior(nn.Module, Pretrained, ABC):
     def prepare(self, c: TrainConfig) -> None:
         """Take the training settings that concern this kind. Raises `UserError` for those it cannot follow."""
         if c.recompute:
-            raise UserError(f"recompute is not there for model.kind {self.config.architecture.name()}: leave it away")
+            raise UserError(f"model.kind {self.config.architecture.name()} has no recompute: leave it out")
 
     def anneal(self, progress: float) -> None:
         """Set what changes over training, given the share of steps that is done."""
@@ -139,7 +139,7 @@ class Prior(nn.Module, Pretrained, ABC):
         c = self.config
         for name, field in SamplingConfig.model_fields.items():
             if name not in self.takes and not name.startswith("guidance") and getattr(sampling, name) != field.default:
-                raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it away")
+                raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it out")
         if sampling.top_k is not None and sampling.top_k > c.layout.codebook_size:
             raise ValueError(f"top_k {sampling.top_k} is more than the {c.layout.codebook_size} codes there are")
         if sampling.guidance != 1 and not c.condition.told:

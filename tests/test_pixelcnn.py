@@ -214,7 +214,7 @@ def test_any_order_is_refused():
 
 
 def test_recomputing_is_refused():
-    with pytest.raises(UserError, match=r"recompute is not there for model\.kind pixelcnn"):
+    with pytest.raises(UserError, match=r"model\.kind pixelcnn has no recompute"):
         make().prepare(TrainConfig(recompute=True))
 
 

@@ -32,7 +32,7 @@ class TransformerConfig(ArchitectureConfig):
     dim: int = Field(256, ge=8, le=2**15)
     """C, width of the residual stream"""
     heads: int = Field(4, ge=1, le=2**12)
-    """attention heads; dim / heads must divide by 4, two rotated pairs for each of the two axes"""
+    """attention heads; dim / heads must be a multiple of 4, two rotated pairs for each of the two axes"""
     kv_heads: int | None = Field(None, ge=1)
     """heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023): fewer make the cache
     smaller; null is as many as heads"""
@@ -49,9 +49,9 @@ class TransformerConfig(ArchitectureConfig):
     @model_validator(mode="after")
     def _divides(self) -> "TransformerConfig":
         if self.dim % (4 * self.heads):
-            raise ValueError(f"dim {self.dim} must divide by 4 x heads = {4 * self.heads}")
+            raise ValueError(f"dim {self.dim} must be a multiple of 4 x heads = {4 * self.heads}")
         if self.heads % self.key_heads:
-            raise ValueError(f"heads {self.heads} must divide by kv_heads {self.kv_heads}")
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
         return self
 
     @property
