@@ -39,7 +39,7 @@ from smalti.metrics.distances import frechet_distance
 from smalti.metrics.feature_extractor import Features
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.pipeline.evaluation.bench import EvaluationBench, Settings, evenly_spaced, features_of, open_bench
-from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare
+from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare_features
 from smalti.tokenizer.run_features import labelled
 
 RESULTS = ROOT / "benchmarks/results"
@@ -100,7 +100,7 @@ def judge_peer(folder: Path, beside: Path) -> Figures:
     drawn = Drawn(images, torch.empty(len(images), 0), labels, seen)
     train, test = bench.images.splits["train"], bench.split
     real, same = (features_of(bench, features, split, evenly_spaced(split, len(images))) for split in (test, train))
-    figures = compare(seen, real, same, features.frechet_name)
+    figures = compare_features(seen, real, same, features.frechet_name)
     classes = bench.images.class_names or ()
     figures |= ask_classifier(drawn, classifier, labelled(test), classes, bench.accelerator.device)
     return figures | judge_reconstructions(bench, features, again)

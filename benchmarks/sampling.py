@@ -38,7 +38,7 @@ from smalti.common.record import record
 from smalti.prior.base import Prior
 from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.layers import hidden_width
-from smalti.prior.transformer.fast.decoder import Decoder, NumberedStep
+from smalti.prior.transformer.fast.cached import CachedTransformer, NumberedStep
 from smalti.prior.transformer.model import TransformerPrior
 
 ROOT = Path(__file__).parents[1]
@@ -178,8 +178,8 @@ def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, dev
 
 
 def decoded(prior: TransformerPrior, labels: Tensor, codes: Tensor, precision: Precision) -> Tensor:
-    """Return the logits (B, T, K) that the sampler computes, step by step, where it has drawn these codes."""
-    decoder, x = Decoder(prior, len(codes), precision), prior.inputs(labels, codes[:, :-1], None)
+    """(B, T, K): the logits that the sampler computes, step by step, where it has drawn these codes."""
+    decoder, x = CachedTransformer(prior, len(codes), precision), prior.inputs(labels, codes[:, :-1], None)
     logits = []
     for n in range(prior.config.layout.length):
         own = torch.full((len(codes),), n, device=codes.device)  # in raster order, and the next is the target

@@ -1,15 +1,14 @@
-"""Images to bytes and back, exactly: an arithmetic coder over both stages. What it writes is as long as the model says.
+"""Images to bytes and back, exactly: an arithmetic coder over both stages, whose bytes are as long as the model says.
 
-First each image's codes are coded by the prior, one after another, then its pixels by p(x | z), channel after channel:
-−log2 p(z) − log2 p(x | z) bits, the rate and the distortion of `pipeline.bits`, behind a head of 33 bytes.
+The prior codes each image's codes, one after another, and then p(x | z) its pixels, channel after channel. That takes
+−log2 p(z) − log2 p(x | z) bits, the rate and the distortion of `pipeline.evaluation.bits`, behind a header of 33 bytes.
 
-The entropy coder is constriction's range coder (Bamler 2022, https://arxiv.org/abs/2201.01741). Whoever expands must
-compute the very numbers that were coded with: another processor, number of threads or version of torch may round them
-otherwise, which is why this is a demonstration and no format to archive in. A checksum of the images tells.
+The entropy coder is constriction's range coder (Bamler 2022, https://arxiv.org/abs/2201.01741). Expanding must compute
+exactly the numbers of compressing. Another processor, number of threads or version of torch may round them differently,
+so this is a demonstration and not a format for archives. A checksum of the images shows the difference.
 
-Bytes may be a stranger's. Nothing is allocated for what the head claims: an image takes a bit at least, images are
-expanded a batch at a time, and what was decoded is coded again beside it, so that more than the bytes hold, and less,
-is noticed.
+Bytes may come from strangers. Nothing is allocated for what the header claims: an image takes at least a bit, images
+are expanded a batch at a time, and decoded symbols are coded again, so that missing and left-over bytes are noticed.
 
 Shapes: images (N, C, H, W) uint8; labels (N,); symbols (M,) with probabilities (M, S) float64.
 """
@@ -34,30 +33,34 @@ from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Walks
 from smalti.tokenizer.criterion.likelihood.levels import levels_of, pixels_of
 
-HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, CRC-32 of them, and which tokenizer and prior it takes
+HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, their CRC-32, tokenizer and prior
 MAGIC = b"tesserae"  # the project's first name: the files keep it
 DAMAGED = (
     "the bytes are damaged, or were written where sums are rounded otherwise: expand them on the same machine, with "
     "the same number of threads and version of torch"
 )
-MOST_PER_BYTE = 8  # images: each takes a bit at least, which no picture with noise in it comes near
-SEALS = 2  # words with which the coder closes what it wrote
-BATCH = 64  # images coded side by side: a batch that is smaller may round otherwise, so both sides take the same
+MOST_PER_BYTE = 8  # images: each takes a bit at least, and pictures with noise take far more
+SEALS = 2  # words that the coder adds at the end
+BATCH = 64  # images coded side by side, the same on both sides because other batches may round differently
 
 
 class Compressed(NamedTuple):
+    """Compressed images, and how many bits the models say."""
+
     data: bytes
-    rate: float  # bits of all images' codes, and labels where they were told
+    rate: float  # bits of all images' codes, and of the labels if there are any
     distortion: float  # bits of their pixels, given the codes
 
 
 class _Encoder:
-    """Symbols in, 32-bit words out; adds up −log2 p."""
+    """An encoder of symbols to 32-bit words, which sums −log2 p."""
 
     def __init__(self) -> None:
         from constriction import stream
 
-        self.coder, self.family, self.bits = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False), 0.0
+        self.coder = stream.queue.RangeEncoder()
+        self.family = stream.model.Categorical(perfect=False)
+        self.bits = 0.0
 
     def put(self, symbols: Tensor, probabilities: Tensor) -> None:
         self.bits -= probabilities.gather(1, symbols[:, None]).log2().sum().item()
@@ -65,19 +68,23 @@ class _Encoder:
 
 
 class _Decoder:
-    """32-bit words in, symbols out. They are coded again: a decoder alone reads on behind the last word, as if zeros
-    stood there, and does not know of words that are left over."""
+    """A decoder of 32-bit words to symbols, which codes the symbols again to notice missing and left-over words.
+
+    A decoder alone reads zeros behind the last word, and does not notice words that are left over.
+    """
 
     def __init__(self, words: np.ndarray):
         from constriction import stream
 
-        self.words, self.coder, self.again = words, stream.queue.RangeDecoder(words), stream.queue.RangeEncoder()
+        self.words = words
+        self.coder = stream.queue.RangeDecoder(words)
+        self.again = stream.queue.RangeEncoder()
         self.family = stream.model.Categorical(perfect=False)
 
     def get(self, probabilities: Tensor) -> Tensor:
         try:
             symbols = self.coder.decode(self.family, probabilities.numpy())
-        except AssertionError:  # constriction's word for bytes that no encoder wrote
+        except AssertionError:  # constriction raises it for bytes that no encoder wrote
             raise UserError(DAMAGED) from None
         self.again.encode(symbols, self.family, probabilities.numpy())
         if self.again.num_words() > len(self.words) + SEALS:
@@ -85,13 +92,13 @@ class _Decoder:
         return torch.from_numpy(symbols.astype(np.int64))
 
     def check_end(self) -> None:
-        """Raise `UserError` unless the words are those, and all those, of the symbols so far."""
+        """Raise `UserError` unless the words are exactly those of the symbols so far."""
         if not np.array_equal(self.again.get_compressed(), self.words):
             raise UserError(DAMAGED)
 
 
 def walking(pipeline: ImagePipeline) -> Walks:
-    """Return the pipeline's prior. Raises `UserError` where its codes have no distribution one after the other."""
+    """Return the pipeline's prior. Raises `UserError` unless it gives each code's distribution, one after the other."""
     if not isinstance(pipeline.prior, Walks):
         kind = pipeline.prior.config.architecture.name()
         raise UserError(
@@ -100,16 +107,9 @@ def walking(pipeline: ImagePipeline) -> Walks:
     return pipeline.prior
 
 
-@torch.inference_mode()
-def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = None) -> Compressed:
-    """images and, where they are known, their class numbers -> bytes, of which `expand` makes the same images.
-
-    Raises:
-        UserError: images of another size, type or number of channels than the tokenizer's, or none; labels that are no
-            classes; models so sure of these images that they take less than a bit each.
-    """
-    tokenizer, prior = likely(pipeline), walking(pipeline)
-    c, classes = tokenizer.config, pipeline.prior.config.condition.num_classes
+def check_images(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None) -> None:
+    """Raise `UserError` unless there are images like the tokenizer's, and the labels are classes of the prior."""
+    c, classes = pipeline.tokenizer.config, pipeline.prior.config.condition.num_classes
     expected = (c.image_channels, *c.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
         raise UserError(
@@ -119,6 +119,19 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         raise UserError("there are no images to compress; give one at least")
     if labels is not None and (labels.shape != (len(images),) or not ((labels >= 0) & (labels < classes)).all()):
         raise UserError(f"labels must be {len(images)} class numbers below {classes}, got {labels.tolist()[:8]}")
+
+
+@torch.inference_mode()
+def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = None) -> Compressed:
+    """Return the bytes from which `expand` makes the same images; labels are class numbers, if they are known.
+
+    Raises:
+        UserError: images of another size, type or number of channels than the tokenizer's, or none; labels that are no
+            classes; models so sure of these images that they take less than a bit each.
+    """
+    tokenizer, prior = likely(pipeline), walking(pipeline)
+    check_images(pipeline, images, labels)
+    classes, channels = pipeline.prior.config.condition.num_classes, tokenizer.config.image_channels
     encoder, rate, bar = _Encoder(), 0.0, _bar(pipeline, len(images), "compress")
     for some in torch.arange(len(images)).split(BATCH):
         before, pixels = encoder.bits, to_float(images[some].to(pipeline.device))
@@ -134,9 +147,9 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
 
         prior.walk(_classes(pipeline, labels, some), known)
         rate += encoder.bits - before
-        output, likelihood = tokenizer.output(codes).double(), tokenizer.likelihood
-        for channel in range(c.image_channels):
-            shares = likelihood.probabilities(output, pixels.double(), channel).flatten(0, 2).cpu()
+        output = tokenizer.output(codes).double()
+        for channel in range(channels):
+            shares = tokenizer.likelihood.probabilities(output, pixels.double(), channel).flatten(0, 2).cpu()
             encoder.put(levels_of(pixels[:, channel]).flatten().cpu(), shares)
             bar.update()
     bar.close()
@@ -149,16 +162,16 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
     return Compressed(head + words, rate, encoder.bits - rate)
 
 
-class Head(NamedTuple):
-    """The first bytes of a file, as far as they can be held against the others and against the models."""
+class CompressedHeader(NamedTuple):
+    """The header of a compressed file, without the magic and the models."""
 
     labelled: bool
     images: int
     checksum: int
 
 
-def read_head(pipeline: ImagePipeline, data: bytes) -> Head:
-    """Return what a file claims to hold. Raises as `expand`."""
+def read_header(pipeline: ImagePipeline, data: bytes) -> CompressedHeader:
+    """Return the header of a compressed file. Raises as `expand`."""
     if not data.startswith(MAGIC) or len(data) < HEAD.size or (len(data) - HEAD.size) % 4:
         raise UserError("this is no file that pipeline/compress.py wrote, or it is damaged")
     fields = HEAD.unpack_from(data)
@@ -170,27 +183,26 @@ def read_head(pipeline: ImagePipeline, data: bytes) -> Head:
     most = MOST_PER_BYTE * (len(data) - HEAD.size)
     if not 1 <= images <= most:
         raise UserError(
-            f"the head claims {images:,} images, where {len(data):,} bytes hold 1 to {most:,} at most; {DAMAGED}"
+            f"the header claims {images:,} images, where {len(data):,} bytes hold 1 to {most:,} at most; {DAMAGED}"
         )
     if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.prior.config.condition.num_classes):
         raise UserError(DAMAGED)
-    return Head(labelled, images, checksum)
+    return CompressedHeader(labelled, images, checksum)
 
 
 def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
-    """Return the images (N, C, H, W) uint8 that `compress` was given.
+    """Return the images (N, C, H, W) uint8 that were compressed.
 
     Raises:
-        UserError: other or damaged data, data of other models, or numbers that this machine rounds otherwise.
+        UserError: other or damaged data, data of other models, or numbers that this machine rounds differently.
     """
     return torch.cat(list(expand_in_batches(pipeline, data)))
 
 
 @torch.inference_mode()
 def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
-    """Give the images of `expand` `BATCH` at a time. They are those that were compressed once the last is given without
-    an error."""
-    labelled, number, checksum = read_head(pipeline, data)
+    """Yield the images of `expand`, `BATCH` at a time. They are exact only if the last batch comes without an error."""
+    labelled, number, checksum = read_header(pipeline, data)
     tokenizer, prior = likely(pipeline), walking(pipeline)
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
     c, decoder, found, bar = tokenizer.config, _Decoder(words), 0, _bar(pipeline, number, "expand")
@@ -221,11 +233,9 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
 
 
 def _bar(pipeline: ImagePipeline, images: int, what: str) -> tqdm:
-    """Of a batch's steps: each part of each code, then each channel of the pixels."""
-    steps = (
-        pipeline.prior.config.layout.length * len(walking(pipeline).vocabularies)
-        + pipeline.tokenizer.config.image_channels
-    )
+    """Return a bar of the steps: each part of each code, and each channel of the pixels, of each batch."""
+    parts = pipeline.prior.config.layout.length * len(walking(pipeline).vocabularies)
+    steps = parts + pipeline.tokenizer.config.image_channels
     return passing_bar(-(-images // BATCH) * steps, what, unit="step")
 
 
@@ -238,7 +248,7 @@ def _uniform(number: int, values: int) -> Tensor:
 
 
 def _classes(pipeline: ImagePipeline, labels: Tensor | None, some: Tensor) -> Tensor:
-    """What the prior is told: class numbers, or the one of no class."""
+    """Return the condition of images: their class numbers, or the number of no class."""
     none = pipeline.prior.config.condition.none(len(some))
     return (none if labels is None else labels[some]).to(pipeline.device)
 

@@ -1,13 +1,12 @@
-"""Compress images to bytes with both stages, and expand them again, exactly: the proof that bits per dimension are
-bits.
+"""Compress images to bytes with both stages, and expand them again, exactly: it shows that bits per dimension are bits.
 
     python pipeline/compress.py runs/digits                                       # images of the held-out split
     python pipeline/compress.py runs/digits --files a.png b.png --output two.tess
     python pipeline/compress.py runs/digits --expand two.tess --output folder
 
-Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes, once it has expanded them again and compared;
-with
---expand a folder of PNG files. Lossless for images of the tokenizer's size: others are refused. See pipeline/coder.py.
+Reads RUN/tokenizer/model and RUN/prior/model. Writes a file of bytes after it has expanded and compared them; with
+--expand it writes a folder of PNG files. Lossless for images of the tokenizer's size; it refuses others. See
+pipeline/coder.py.
 """
 
 import io
@@ -57,30 +56,30 @@ class Settings(BaseSettings):
     expand: str | None = None
     """a compressed file to expand instead"""
     output: str | None = None
-    """the file to write, compressed.tess in the run when null; with expand the folder, expanded/ in the run when
-    null"""
+    """the file to write, or with expand the folder; when null compressed.tess or expanded/ in the run"""
 
 
 class Pictures(NamedTuple):
+    """The images to compress."""
+
     images: Tensor  # (N, C, H, W) uint8
-    labels: Tensor | None  # (N,) class numbers, where each has one
-    what: str
+    labels: Tensor | None  # (N,) class numbers, if each has one
+    what: str  # words for the report
 
 
 def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
-    """The files, or images evenly spaced in the held-out split with their labels."""
+    """Return the files as images, or images evenly spaced in the held-out split with their labels."""
     t, classes = pipeline.tokenizer.config, pipeline.prior.config.condition.num_classes
     if c.files is None:
         split = held_out_split(open_vouched_images(Path(c.run) / "tokenizer", t).splits)
         batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))
         labelled = classes > 0 and bool((batch.labels >= 0).all())
         return Pictures(batch.images, batch.labels if labelled else None, f"images of {split.name}")
-    return Pictures(torch.cat([read_picture(name, pipeline) for name in c.files]), None, "pictures")
+    return Pictures(torch.cat([read_exact_picture(name, pipeline) for name in c.files]), None, "pictures")
 
 
-def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
-    """(1, C, H, W) uint8. Raises `UserError` for a file that is no picture, or of another size: what comes back must be
-    what was given."""
+def read_exact_picture(name: str, pipeline: ImagePipeline) -> Tensor:
+    """Return a picture as (1, C, H, W) uint8, unchanged. Raises `UserError` for other files, sizes and modes."""
     t = pipeline.tokenizer.config
     try:
         with open_picture(Path(name)) as picture:
@@ -104,8 +103,8 @@ def read_picture(name: str, pipeline: ImagePipeline) -> Tensor:
     raise UserError(f"{name} is {h} x {w} pixels and the tokenizer's images are {height} x {width}; resize it first")
 
 
-def report(pictures: Pictures, made: Compressed) -> str:
-    """Beside the sizes of the pixels as they are, and as PNG."""
+def size_report(pictures: Pictures, made: Compressed) -> str:
+    """Return lines on the size of the file, beside what the models say and the size as PNG files."""
     images, bits = pictures.images, 8 * len(made.data)
     png = 0
     for image in to_pil(images):
@@ -114,7 +113,7 @@ def report(pictures: Pictures, made: Compressed) -> str:
         png += 8 * len(file.getvalue())
     per = images.numel()
     return (
-        f"{len(images)} {pictures.what}, {per} numbers, in {len(made.data)} bytes with the file's head: "
+        f"{len(images)} {pictures.what}, {per} numbers, in {len(made.data)} bytes with the file's header: "
         f"{bits / per:.4f} bits per dimension\n"
         f"the models say {(made.rate + made.distortion) / per:.4f}: {made.rate / per:.4f} "
         f"for the codes + {made.distortion / per:.4f} for the pixels; as PNG files {png / per:.4f}"
@@ -130,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def output_path(c: Settings, run: Path) -> Path:
-    """Return what is to be written. Raises `Refused` where something else stands there, before any work is done."""
+    """Return the path to write. Raises `Refused` if something else is there, before any work is done."""
     if c.expand:
         path = Path(c.output or run / "expanded")
         if os.path.lexists(path) and not (path.is_dir() and folder.is_empty(path)):
@@ -143,6 +142,7 @@ def output_path(c: Settings, run: Path) -> Path:
 
 
 def compress_or_expand(c: Settings, run: Path) -> None:
+    """Compress images to a file, or expand a file to a folder, as the settings say."""
     path = output_path(c, run)
     pipeline = ImagePipeline.from_run(run, SamplingConfig()).to(make_accelerator().device)
     if c.expand:
@@ -153,19 +153,18 @@ def compress_or_expand(c: Settings, run: Path) -> None:
     again = zip(expand_in_batches(pipeline, made.data), pictures.images.split(BATCH), strict=True)
     if not all(torch.equal(expanded, given) for expanded, given in again):
         raise UserError("what was compressed does not expand to the same images on this machine; nothing is written")
-    if (
-        c.output is not None and path.exists() and read_bytes(path) != made.data
-    ):  # perhaps all there is of those pictures
+    # A file that was named may be the only copy of other pictures.
+    if c.output is not None and path.exists() and read_bytes(path) != made.data:
         raise Refused(f"{path} holds other compressed pictures; give another --output, or remove it")
     folder.mend(path)
     with folder.replacing(path) as aside:
         aside.write_bytes(made.data)
-    print(f"{report(pictures, made)}\nexpanded again and compared: the same pixels\nthe bytes are in {path}")
+    print(f"{size_report(pictures, made)}\nexpanded again and compared: the same pixels\nthe bytes are in {path}")
     print(f"next: {as_typed('pipeline/compress.py', Path(c.run), '--expand', path)}")
 
 
 def is_compressed(path: Path) -> bool:
-    """Return whether a file begins as ours do."""
+    """Return whether a file begins as our compressed files do."""
     try:
         with open_regular_file(path) as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -175,7 +174,7 @@ def is_compressed(path: Path) -> bool:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a compressed file. Raises `UserError` that names it where it cannot be read."""
+    """Return the bytes of a compressed file. Raises `UserError` that names it if it cannot be read."""
     try:
         return read_file(path)
     except OSError as error:

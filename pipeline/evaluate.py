@@ -3,18 +3,18 @@
     accelerate launch -q pipeline/evaluate.py runs/digits
     accelerate launch -q pipeline/evaluate.py runs/mine --images 10000 --features.kind inception --features.weights FILE
 
-Reads RUN/tokenizer, RUN/prior, RUN/codes and the images; draws as RUN/pipeline/generation_config.json says, and is told
-the labels of the held-out images. Writes RUN/evaluation/pipeline-SPLIT.json, pipeline-SPLIT-samples.png and
+Reads RUN/tokenizer, RUN/prior, RUN/codes and the images; draws as RUN/pipeline/generation_config.json says, with the
+labels of the held-out images. Writes RUN/evaluation/pipeline-SPLIT.json, pipeline-SPLIT-samples.png and
 pipeline-SPLIT-neighbours.png. Processes share the work; interrupted, the same command goes on. The figures:
 
     distortion            −log2 p(x | z) of held-out images, bits per dimension, and with each prior's rate the sum:
     PRIOR_rate, PRIOR_bits_per_dim    of PRIOR uniform, independent (code frequencies of train), learned (and the label)
-    rate_saved            what the learned rate, label included, is under the independent one: a share of it
-    PRIOR_elbo_..., PRIOR_importance_...   the tighter bounds where the posterior is stochastic (gumbel)
+    rate_saved            the share by which the learned rate, label included, is below the independent one
+    PRIOR_elbo_..., PRIOR_importance_...   the tighter bounds if the posterior is stochastic (gumbel)
     fd_NAME, kernel_distance               of drawn to held-out images on NAME's features; fid for Inception's
     fd_NAME_train         of as many training images, for scale; a classifier has seen those, which moves it
     precision, recall, density, coverage   of their neighbourhoods
-    class_agreement       share of drawn images a classifier takes for the label asked for
+    class_agreement       share of drawn images that a classifier gives the label they were drawn for
     classification_accuracy_score          of a classifier trained on the drawn images alone, on real held-out ones
     memorised_pixels, _features, _codes    share of drawn images as near to a training image as 1% of held-out ones
 """
@@ -55,7 +55,7 @@ from smalti.pipeline.evaluation.bench import (
     read_images,
 )
 from smalti.pipeline.evaluation.bits import PRIORS, bits_per_dim, image_nats, likely, stochastic_bounds
-from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare, look_up
+from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare_features, look_up
 from smalti.prior.base import Scores
 from smalti.prior.baselines import Marginal
 from smalti.prior.data import plain_views
@@ -64,21 +64,19 @@ from smalti.tokenizer.run_features import labelled
 
 PICTURES = ("samples", "neighbours")
 PART = 500  # images
-MOST_TRAIN, MOST_BYTES = (
-    60_000,
-    2**30,
-)  # training images that drawn ones are looked up among, evenly spaced, and their pixels
-FEWEST = 10  # drawn images that say anything of neighbourhoods
-FEW_HELD_OUT = 100  # of which 1% are one image: below, nothing says how near to training images held-out ones are
+MOST_TRAIN = 60_000  # training images, evenly spaced, among which copies are looked for
+MOST_BYTES = 2**30  # of their pixels
+FEWEST = 10  # images on either side from which neighbourhoods say anything
+FEW_HELD_OUT = 100  # below it 1% of the held-out images is less than one, and the limit for copies is unknown
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
-    """Compute the figures, or what is missing of them, and return their file."""
+    """Compute the figures that are missing, and return their file."""
     bench = open_bench(c, accelerator)
     number = min(len(bench.split), 10_000) if c.images is None else c.images
     if c.images is None and number < FEWEST:
         accelerator.print(
-            f"{number} held-out images are too few to judge samples by: they are priced alone", file=sys.stderr
+            f"{number} held-out images are too few to judge samples by: only their bits are measured", file=sys.stderr
         )
         number = 0
     if number and min(number, len(bench.split)) < FEWEST:
@@ -91,7 +89,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         more, drawing = judge_samples(bench, number)
         figures, protocol = figures | more, protocol | drawing
     elif accelerator.is_main_process:
-        for what in PICTURES:  # of another evaluation, and no longer beside their figures
+        for what in PICTURES:  # of an earlier evaluation, whose figures are replaced
             picture_path(bench, what).unlink(missing_ok=True)
     if accelerator.is_main_process:
         for what in PICTURES:
@@ -114,7 +112,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 
 
 def priced(bench: EvaluationBench) -> bool:
-    """Return whether the run says what an image costs: the probability of its codes, and of its pixels given them."""
+    """Return whether tokenizer and prior say how likely an image's codes are, and its pixels given them."""
     pipeline = bench.pipeline
     says = isinstance(pipeline.tokenizer, LikelihoodTokenizer) and isinstance(pipeline.prior, Scores)
     if says and pipeline.prior.config.layout.discrete:
@@ -126,12 +124,11 @@ def priced(bench: EvaluationBench) -> bool:
 
 
 def price(bench: EvaluationBench) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What held-out images cost: figures, and their protocol."""
+    """Return the bits of held-out images as figures, and their protocol."""
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
     none = pipeline.prior.config.condition.num_classes
-    marginal = Marginal(
-        plain_views(bench.data.splits["train"], info).codes, info.layout.codebook_size, info.layout.depth
-    )
+    train = plain_views(bench.data.splits["train"], info).codes
+    marginal = Marginal(train, info.layout.codebook_size, info.layout.depth)
     stochastic = likely(pipeline).stochastic
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
@@ -157,25 +154,32 @@ def price(bench: EvaluationBench) -> tuple[dict[str, Any], dict[str, Any]]:
     nats = in_parts(folder, bench.plan | drawn, len(bench.split), PART, compute, bench.accelerator, "bits")
     dimensions = pipeline.tokenizer.config.image_channels * math.prod(pipeline.tokenizer.config.image_size)
     bits = {name: bits_per_dim(each, dimensions) for name, each in nats.items()}
+    conditional = "with its label, which is paid for" if none else "without labels"
+    likelihood = likely(pipeline).likelihood.kind
+    protocol = {"priced": len(bits["distortion"]), "conditional": conditional, "likelihood": likelihood, **drawn}
+    return bits_figures(bits), protocol
+
+
+def bits_figures(bits: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the figures, from the distortion, each prior's rate and bounds of each image in bits per dimension."""
     figures: dict[str, Any] = {"distortion": bits["distortion"].mean().item()}
     for prior in PRIORS:
         figures[f"{prior}_rate"] = bits[prior].mean().item()
         figures[f"{prior}_bits_per_dim"] = (bits["distortion"] + bits[prior]).mean().item()
-        for bound in ("elbo", "importance") if stochastic else ():
-            figures[f"{prior}_{bound}_bits_per_dim"] = bits[f"{prior}_{bound}"].mean().item()
+        for bound in ("elbo", "importance"):
+            if f"{prior}_{bound}" in bits:  # the posterior is stochastic
+                figures[f"{prior}_{bound}_bits_per_dim"] = bits[f"{prior}_{bound}"].mean().item()
     total = bits["distortion"] + bits["learned"]
     figures["bits_per_dim_error"] = total.std().item() / len(total) ** 0.5 if len(total) > 1 else 0.0
     figures["rate_saved"] = 1 - figures["learned_rate"] / figures["independent_rate"]
-    labelled = "with its label, which is paid for" if none else "without labels"
-    protocol = {"priced": len(total), "conditional": labelled, "likelihood": likely(pipeline).likelihood.kind, **drawn}
-    return figures, protocol
+    return figures
 
 
 # -------------------------------------------------------------------------------------------------------------- samples
 
 
-def draw(bench: EvaluationBench, number: int) -> Drawn:
-    """So many images, with the labels of the held-out split dealt evenly."""
+def draw_samples(bench: EvaluationBench, number: int) -> Drawn:
+    """Draw images with labels evenly spaced in the held-out split."""
     c, pipeline = bench.c, bench.pipeline
     held = torch.from_numpy(bench.split.labels[torch.arange(number) * len(bench.split) // number])
     classes = pipeline.prior.config.condition.num_classes
@@ -200,8 +204,11 @@ def draw(bench: EvaluationBench, number: int) -> Drawn:
 
 
 def judge_samples(bench: EvaluationBench, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What drawn images are worth: figures, and their protocol."""
-    drawn, eyes = draw(bench, number), bench.eyes
+    """Draw images, and return figures of their quality and the protocol."""
+    drawn, eyes, is_main = draw_samples(bench, number), bench.eyes, bench.accelerator.is_main_process
+    train_split = bench.images.splits["train"]
+    train = evenly_spaced(train_split, min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel())))
+    train_features = None
     figures: dict[str, Any] = {}
     protocol = {
         "drawn": number,
@@ -209,72 +216,80 @@ def judge_samples(bench: EvaluationBench, number: int) -> tuple[dict[str, Any], 
         "sampling": bench.pipeline.sampling.model_dump(mode="json"),
         "labels": "of the held-out split, evenly",
     }
-    train = evenly_spaced(
-        bench.images.splits["train"], min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel()))
-    )
-    train_features = None
     if eyes.features is not None:
         real = features_of(bench, eyes.features, bench.split, evenly_spaced(bench.split, number))
-        train_features = features_of(bench, eyes.features, bench.images.splits["train"], train)
-        if bench.accelerator.is_main_process:
+        train_features = features_of(bench, eyes.features, train_split, train)
+        if is_main:
             same = train_features[torch.arange(min(number, len(train))) * len(train) // min(number, len(train))]
-            assert drawn.features is not None  # they were drawn for these eyes
-            figures |= compare(drawn.features, real, same, eyes.features.frechet_name)
-            if eyes.features.frechet_name not in figures:
-                there = {
-                    "drawn": len(drawn.features),
-                    f"held out in {bench.split.name}": len(real),
-                    "of train": len(same),
-                }
-                least, wanted = min(there, key=there.__getitem__), drawn.features.shape[1]
-                more = (
-                    "draw more (--images)"
-                    if least == "drawn"
-                    else "hold out more (the tokenizer's images.validation_share)"
-                )
-                print(
-                    f"{there[least]} images {least} have no covariance of {wanted} features: no "
-                    f"{eyes.features.frechet_name}; {'the set is that small' if least == 'of train' else more}",
-                    file=sys.stderr,
-                )
+            figures |= distances_to_real(bench, drawn, real, same)
         protocol["features_name"] = eyes.features.name
-    if bench.accelerator.is_main_process:
-        prior = bench.pipeline.prior.config
+    if is_main:
         if eyes.classifier is not None:
-            held = labelled(bench.split)
-            figures |= ask_classifier(
-                drawn, eyes.classifier, held, prior.condition.class_names or (), bench.accelerator.device
-            )
-        some = (
-            0 if bench.split.name == "train" else min(bench.c.neighbours, number)
-        )  # of train itself all would be copies
-        if 0 < len(bench.split) < FEW_HELD_OUT:
-            print(
-                f"{len(bench.split)} held-out images are few: figures are rough, and it takes {FEW_HELD_OUT} to tell "
-                "copies; the tokenizer's images.validation_share holds out more",
-                file=sys.stderr,
-            )
-            some = 0
+            held, names = labelled(bench.split), bench.pipeline.prior.config.condition.class_names or ()
+            figures |= ask_classifier(drawn, eyes.classifier, held, names, bench.accelerator.device)
+        some = number_to_look_up(bench, number)
         if some:
-            few = drawn.first(some)
-            positions = evenly_spaced(bench.split, bench.c.neighbours)
-            pixels = (read_images(bench.images.splits["train"], train), read_images(bench.split, positions))
-            copied, rows = look_up(
-                few, RealImages(*pixels, train_features), eyes.features, bench.pipeline.encode_pixels
-            )
-            figures, protocol = figures | copied, protocol | {"neighbours": some, "neighbours_among": len(train)}
-            save_picture(image_grid(rows, columns=min(SHOWN, some)), picture_path(bench, "neighbours"))
+            figures |= look_up_copies(bench, drawn.first(some), train, train_features)
+            protocol |= {"neighbours": some, "neighbours_among": len(train)}
         save_samples(bench, drawn)
     bench.accelerator.wait_for_everyone()
     return figures, protocol
 
 
+def distances_to_real(bench: EvaluationBench, drawn: Drawn, real: Tensor, train: Tensor) -> dict[str, Any]:
+    """Return the distances of drawn images to real features, and print why there is no Fréchet distance if so."""
+    assert bench.eyes.features is not None and drawn.features is not None
+    name, width = bench.eyes.features.frechet_name, drawn.features.shape[1]
+    figures = compare_features(drawn.features, real, train, name)
+    if name not in figures:
+        there = {"drawn": len(drawn.features), f"held out in {bench.split.name}": len(real), "of train": len(train)}
+        least = min(there, key=there.__getitem__)
+        advice = "hold out more (the tokenizer's images.validation_share)"
+        if least in ("drawn", "of train"):
+            advice = "draw more (--images)" if least == "drawn" else "the set is that small"
+        print(
+            f"{there[least]} images {least} have no covariance of {width} features: no {name}; {advice}",
+            file=sys.stderr,
+        )
+    return figures
+
+
+def number_to_look_up(bench: EvaluationBench, number: int) -> int:
+    """Return how many of the drawn images are looked up among the training images: none if that says nothing."""
+    held_out = len(bench.split)
+    if 0 < held_out < FEW_HELD_OUT:
+        print(
+            f"{held_out} held-out images are few: figures are rough, and it takes {FEW_HELD_OUT} to tell copies; "
+            "the tokenizer's images.validation_share holds out more",
+            file=sys.stderr,
+        )
+        return 0
+    return 0 if bench.split.name == "train" else min(bench.c.neighbours, number)  # in train itself all would be copies
+
+
+def look_up_copies(
+    bench: EvaluationBench, drawn: Drawn, train: Tensor, train_features: Tensor | None
+) -> dict[str, Any]:
+    """Return the shares of copies among drawn images, and save the picture of their nearest training images.
+
+    Args:
+        train: (N,) the training images that they may be copies of, as places in the split.
+        train_features: (N, D) of those.
+    """
+    held_out = read_images(bench.split, evenly_spaced(bench.split, bench.c.neighbours))
+    real = RealImages(read_images(bench.images.splits["train"], train), held_out, train_features)
+    copied, rows = look_up(drawn, real, bench.eyes.features, bench.pipeline.encode_pixels)
+    save_picture(image_grid(rows, columns=min(SHOWN, len(drawn.images))), picture_path(bench, "neighbours"))
+    return copied
+
+
 def picture_path(bench: EvaluationBench, what: str) -> Path:
+    """Return the path of a picture of the evaluation."""
     return evaluation_path(bench.run, "pipeline", f"{bench.split.name}-{what}").with_suffix(".png")
 
 
 def save_samples(bench: EvaluationBench, drawn: Drawn) -> None:
-    """A column a class, ten rows, where there are up to 20 classes; else a square."""
+    """Save a picture of drawn images: ten rows with a column for each of up to 20 classes, else a square."""
     classes, some = bench.pipeline.prior.config.condition.num_classes, min(100, len(drawn.images))
     chosen, across = torch.arange(some), max(1, round(some**0.5))
     if 1 < classes <= 20:

@@ -2,10 +2,10 @@
 
     accelerate launch pipeline/generate.py runs/fashion_mnist --labels sneaker bag --num-images 32 --seed 7
 
-Reads RUN/pipeline, which it makes of RUN/tokenizer/model and RUN/prior/model when those are newer, or any pipeline
-folder given as RUN. Writes into RUN/samples (or --output) PNG files with metadata.jsonl and grid.png; --format npz
-writes the evaluators' samples.npz, --format codes a codes dataset. Several processes share the batches; interrupted,
-the same command goes on with the batches that are missing.
+Reads RUN/pipeline, which it makes from RUN/tokenizer/model and RUN/prior/model if those are newer; RUN may also be a
+pipeline folder. Writes PNG files with metadata.jsonl and grid.png into RUN/samples (or --output); --format npz writes
+the evaluators' samples.npz, --format codes a codes dataset. Several processes share the batches; interrupted, the same
+command goes on with the batches that are missing.
 """
 
 import sys
@@ -29,7 +29,7 @@ from smalti.common.progress import advance, progress_bar
 from smalti.common.session import path_beside, session
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
-from smalti.pipeline.output import FORMATS, Request, begin, begun
+from smalti.pipeline.output import FORMATS, Output, Request, begin_request, read_request
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.sample import BATCH
 
@@ -57,57 +57,53 @@ class Settings(SamplingConfig):
     """images a process draws at once; 64, or 256 on CUDA, when null, and fewer where memory asks for it"""
 
 
-class Opened(NamedTuple):
-    """A pipeline, its folder, and what is asked of it."""
+class Assembled(NamedTuple):
+    """A pipeline, its folder, and the settings of the request."""
 
     pipeline: ImagePipeline
     path: Path
     settings: Settings
 
 
-def open_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -> Opened:
-    """Return the pipeline of a run, assembled and saved when the models or the sampling settings to keep are new.
+def assemble_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -> Assembled:
+    """Return the pipeline of a run, and save it if the models or the sampling settings to keep are new.
 
     Raises:
-        UserError: the prior cannot draw with the settings that are asked for.
+        UserError: the prior cannot draw with the settings of the request.
     """
     run = Path(c.run)
     if (run / "model_index.json").exists():
         pipeline = ImagePipeline.from_pretrained(run)
         pipeline.check_sampling(**_sampling(c))
-        return Opened(pipeline, run, c)
+        return Assembled(pipeline, run, c)
     path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
-    if (
-        kept.guidance == c.guidance != 1 and not pipeline.prior.config.condition.told
-    ):  # a config is for sets without labels too
-        told = f"guidance {c.guidance:g} leans towards a class, and the prior was trained without: it is left out"
-        accelerator.print(told, file=sys.stderr)
+    config_of_prior = pipeline.prior.config
+    # A config file is for sets without labels too.
+    if kept.guidance == c.guidance != 1 and not config_of_prior.condition.told:
+        line = f"guidance {c.guidance:g} leans towards a class, and the prior was trained without: it is left out"
+        accelerator.print(line, file=sys.stderr)
         c = c.model_copy(update={"guidance": 1.0})
     pipeline.check_sampling(**_sampling(c))
-    if (
-        not pipeline.prior.config.takes_guidance
-    ):  # a config may say otherwise, and would be kept for calls that say nothing
+    if not config_of_prior.takes_guidance:  # else the guidance of a config would be kept as a default
         kept = pipeline.sampling = kept.model_copy(update={"guidance": 1.0})
-    with session(path, accelerator, wait=True):  # of another request, drawn beside this one
+    with session(path, accelerator, wait=True):  # another request may hold it
         same = is_of_run(path, run) and _saved_sampling(run) == kept
         accelerator.wait_for_everyone()
-        if (
-            accelerator.is_main_process and not same
-        ):  # how settings were chosen is not kept with others, nor with other weights
+        if accelerator.is_main_process and not same:  # `chosen` is dropped with other settings or weights
             pipeline.save_pretrained(path)
         accelerator.wait_for_everyone()
-    return Opened(pipeline, path, c)
+    return Assembled(pipeline, path, c)
 
 
 def output_folder(c: Settings) -> Path:
-    """Where the images go: inside a run, beside a pipeline folder."""
+    """Return the folder of the images: by default inside a run, or beside a pipeline folder."""
     run = Path(c.run)
     inside = path_beside(run, "-samples") if (run / "model_index.json").exists() else run / "samples"
     return Path(c.output or inside)
 
 
-def asked(c: Settings, request: Request, pipeline_folder: Path) -> dict[str, Any]:
-    """Return what is asked for, as JSON keeps it beside the images: all that decides them."""
+def request_settings(c: Settings, request: Request, pipeline_folder: Path) -> dict[str, Any]:
+    """Return the request as it is kept in JSON beside the images: all that decides them."""
     return {
         **c.model_dump(mode="json", exclude={"run", "output", "overwrite"}),
         "batch_size": request.batch_size,
@@ -118,38 +114,18 @@ def asked(c: Settings, request: Request, pipeline_folder: Path) -> dict[str, Any
     }
 
 
-def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None = None) -> Path:
-    """Write what was asked for, or what is missing of it, and return its folder.
-
-    Args:
-        kept: sampling settings to keep with the pipeline as its defaults; the standard ones when not given. Their
-            guidance is left out where the prior has no classes.
-    """
-    path = output_folder(c)
-    begun(path)  # raises where it is not ours, before anything is read or written
-    pipeline, pipeline_folder, c = open_pipeline(c, kept or SamplingConfig(), accelerator)
-    labels = pipeline.deal_labels(c.labels, c.num_images)
-    batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
-    request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
-    for told in pipeline.untrained(labels):
-        accelerator.print(told, file=sys.stderr)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        begin(path, asked(c, request, pipeline_folder), overwrite=c.overwrite)
-    accelerator.wait_for_everyone()
-    output = FORMATS[c.format](path, request)
-    if output.is_whole():
-        return output.folder
+def draw_missing(c: Settings, request: Request, output: Output, accelerator: Accelerator) -> None:
+    """Draw and write the missing batches, each process its share. Raises `Interrupted` after a signal to stop."""
+    pipeline = request.pipeline.to(accelerator.device)
     there = frozenset(number for number in range(request.batches) if output.has(number))
-    bar = progress_bar(accelerator, len(labels), "generate", unit="image")
-    pipeline.to(accelerator.device)
+    bar = progress_bar(accelerator, len(request.labels), "generate", unit="image")
     sampler = pipeline.sampler(c.batch_size, **_sampling(c))  # in smaller batches inside where memory asks for it
     with Interrupt(accelerator) as interrupt:
         batches = pipeline.generate(
-            labels,
+            request.labels,
             request.seeds,
             sampler,
-            batch_size=batch_size,
+            batch_size=request.batch_size,
             skip=there,
             first=accelerator.process_index,
             every=accelerator.num_processes,
@@ -160,6 +136,31 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
             if interrupt.stopped:
                 raise Interrupted("what was drawn is saved; the same command goes on with the rest")
     bar.close()
+
+
+def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None = None) -> Path:
+    """Draw the images of a request that are missing, and return their folder.
+
+    Args:
+        kept: sampling settings to keep with the pipeline as its defaults, by default the standard ones. Guidance is not
+            kept if the prior cannot follow it.
+    """
+    path = output_folder(c)
+    read_request(path)  # raises if the folder is not ours, before anything is read or written
+    pipeline, pipeline_folder, c = assemble_pipeline(c, kept or SamplingConfig(), accelerator)
+    labels = pipeline.deal_labels(c.labels, c.num_images)
+    batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
+    request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
+    for line in pipeline.untrained(labels):
+        accelerator.print(line, file=sys.stderr)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        begin_request(path, request_settings(c, request, pipeline_folder), overwrite=c.overwrite)
+    accelerator.wait_for_everyone()
+    output = FORMATS[c.format](path, request)
+    if output.is_whole():
+        return output.folder
+    draw_missing(c, request, output, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output.finish()
@@ -172,7 +173,7 @@ def _sampling(c: SamplingConfig) -> dict[str, Any]:
 
 
 def _saved_sampling(run: Path) -> SamplingConfig | None:
-    """The sampling settings kept with the run's pipeline, if it has one."""
+    """Return the sampling settings that are kept with the run's pipeline, if it has one."""
     for path in (run / "generation_config.json", run / "pipeline/generation_config.json"):
         if path.exists():
             return GenerationConfig.read(path).sampling
@@ -186,12 +187,11 @@ def main(argv: Sequence[str]) -> None:
     saved = found.model_dump() if found else {}
     default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None
     c = config.parse(Settings, __doc__, argv, base=saved, default_file=default, **options)
-    # What a file says of sampling is kept with the pipeline as its defaults; what this one command line says is not.
-    files = [
-        word for i, word in enumerate(argv) if word.startswith("--config=") or "--config" in (word, *argv[:i][-1:])
-    ]
+    # The sampling settings of a file are kept with the pipeline as its defaults; those of this command line are not.
+    named = [word.startswith("--config=") or "--config" in (word, *argv[:i][-1:]) for i, word in enumerate(argv)]
+    files = [word for word, is_named in zip(argv, named, strict=True) if is_named]
     from_file = config.parse(Settings, __doc__, files, base=saved, default_file=default, **options)
-    begun(output_folder(c))  # before the folder is locked, too
+    read_request(output_folder(c))  # before the folder is locked, too
     accelerator = make_accelerator()
     with session(output_folder(c), accelerator):
         path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))

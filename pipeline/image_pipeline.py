@@ -1,12 +1,12 @@
-"""Both stages as one object: labels and seeds to images, and images to their reconstructions.
+"""Both stages as one object, from labels and seeds to images, and from images to their reconstructions.
 
     pipeline = ImagePipeline.from_pretrained("runs/digits/pipeline").to("cuda")
     pipeline(labels=["3", "7"], seed=0).images    # a list of PIL images
     pipeline.complete(pictures, mask, seed=0).images    # the pixels the mask keeps, the rest drawn anew
 
 Shapes inside: codes (B, T) -> indices (B, h, w) or (B, h, w, Q) -> images (B, C, H, W) uint8. An image is a function of
-(weights, label, seed): batches have a fixed, padded size, so neither its neighbours nor the number of processes change
-it.
+(weights, label, seed): batches have a fixed, padded size, so it depends neither on its neighbours nor on the number of
+processes.
 """
 
 import math
@@ -42,38 +42,40 @@ from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.model import load_tokenizer
 
 PARTS = ("tokenizer", "prior")  # of a pipeline folder
-FIRST_PARTS = {  # what an index of format 1 said, and what it would say today
+FIRST_PARTS = {  # what an index of format 1 says, and the class of today
     ("tokenizer.model", "Tokenizer"): tokenizers.OURS[0],
     ("tokenizer.kmeans", "KMeansTokenizer"): tokenizers.OURS[1],
     ("tokenizer.vqgan", "VQGANTokenizer"): tokenizers.OURS[2],
     ("prior.model", "Prior"): priors.OURS[0],
 }
-ENCODED = 64  # images at once where they are encoded, scored and decoded
+ENCODED = 64  # images that are encoded, scored or decoded at once
 
 
 class ClassNumber(int):
-    """A class by its number, where a plain number that is some class's name is that name."""
+    """The number of a class. A plain number may be a class's name instead, as in MNIST."""
 
 
 class Generated(NamedTuple):
-    """What the pipeline returns: B images, and what each was made of."""
+    """The result of a call: B images, and what each was made from."""
 
     images: list[PIL.Image.Image]
-    labels: list[int] | None  # class numbers; none for an unconditional prior
+    labels: list[int] | None  # class numbers; None if no image has a class
     seeds: list[int]
     codes: Tensor  # (B, T) int64, on the CPU
 
 
 class LogProb(NamedTuple):
-    """log p(codes | label) of each of B images, or of its unknown codes given the others: at most 0, and what an ideal
-    coder needs for the codes with its sign changed."""
+    """log p(codes | label) of each of B images, or of its unknown codes given the others.
+
+    It is at most 0. With its sign changed it is what an ideal coder needs for the codes.
+    """
 
     nats: Tensor  # (B,), ln p
     bits: Tensor  # (B,), log2 p
 
 
-class Batch(NamedTuple):
-    """One batch of a request: places [start, start + b) of it."""
+class GeneratedBatch(NamedTuple):
+    """A batch of a request: its places [start, start + b)."""
 
     start: int
     images: Tensor  # (b, C, H, W) uint8, on the CPU
@@ -100,12 +102,11 @@ class ImagePipeline(Pretrained):
     ):
         """
         Args:
-            sampling: used where a call gives nothing else.
+            sampling: the settings of calls that give no others.
             identity: of the tokenizer's weights.
-            chosen: how a search chose `sampling` for these weights; kept beside it on the disk.
+            chosen: how a search chose `sampling` for these weights; saved beside it.
         Raises:
-            UserError: the prior was trained on the codes of another tokenizer, or of another shape; the message names
-                both.
+            UserError: the prior was trained on codes of another tokenizer or shape; the message names both.
         """
         if prior.config.tokenizer.sha256 != identity.sha256:
             raise UserError(
@@ -117,27 +118,30 @@ class ImagePipeline(Pretrained):
             raise UserError(
                 f"an image is {ours} for the tokenizer and {theirs} for the prior: a config.json was changed"
             )
-        self.tokenizer, self.prior, self.identity = tokenizer, prior, identity
-        self.sampling, self.chosen = sampling, chosen
+        self.tokenizer = tokenizer
+        self.prior = prior
+        self.identity = identity
+        self.sampling = sampling
+        self.chosen = chosen
 
     # ---------------------------------------------------------------------------------------------------- on the disk
 
     @classmethod
     def from_models(cls, tokenizer: Path, prior: Path, sampling: SamplingConfig, chosen: Chosen | None = None) -> Self:
-        """From the two model folders that training wrote."""
+        """Return the pipeline of the two model folders that training wrote."""
         loaded = load_tokenizer(tokenizer)
         identity = TokenizerIdentity(name=str(tokenizer), sha256=folder.sha256(tokenizer / "model.safetensors"))
         return cls(loaded, load_prior(prior), sampling, identity, chosen)
 
     @classmethod
     def from_run(cls, run: Path, sampling: SamplingConfig) -> Self:
-        """From both stages of a run. Raises what `check_trained` raises."""
+        """Return the pipeline of a run's two stages. Raises as `check_trained`."""
         cls.check_trained(run)
         return cls.from_models(run / "tokenizer/model", run / "prior/model", sampling)
 
     @staticmethod
     def check_trained(run: Path) -> None:
-        """That a run has both models. Raises `UserError` that names the command which makes what is missing."""
+        """Raise `UserError` unless a run has both models; the message names the command that makes the missing one."""
         tokenizer, prior = run / "tokenizer/model", run / "prior/model"
         for model, command in (
             (tokenizer, "tokenizer/train.py (or cluster.py, or convert.py)"),
@@ -166,8 +170,7 @@ class ImagePipeline(Pretrained):
         return cls.from_models(tokenizer, prior, settings.sampling, settings.chosen)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write both model folders, `model_index.json` and `generation_config.json` into a folder; other files in it
-        stay."""
+        """Write both models, `model_index.json` and `generation_config.json` into a folder; other files in it stay."""
         folder.check_ours(Path(path), "model_index.json")
         with folder.rewriting(Path(path), (*self.files, "tuning.json")) as aside:
             self.tokenizer.save_pretrained(aside / "tokenizer")
@@ -186,11 +189,10 @@ class ImagePipeline(Pretrained):
     # ------------------------------------------------------------------------------------------------------ the device
 
     def to(self, *device_or_dtype: str | torch.device | torch.dtype, **named: Any) -> Self:
-        """Move both models to a device, as `.to("cuda")`, and return the pipeline.
+        """Move both models to a device, as in `.to("cuda")`, and return the pipeline.
 
         Raises:
-            UserError: another dtype than float32, which the weights are kept in; it says how to compute in another
-                precision.
+            UserError: another dtype than float32, which the weights keep; the message says how to compute in another.
         """
         given = {("dtype" if isinstance(each, torch.dtype) else "device"): each for each in device_or_dtype} | named
         check_dtype(given.pop("dtype", None))
@@ -221,17 +223,17 @@ class ImagePipeline(Pretrained):
         """Draw images.
 
         Args:
-            labels: class numbers or names, dealt in turn to the images; none is all classes in turn.
-            num_images: as many as labels, or classes, when not given.
+            labels: class numbers or names, dealt in turn to the images; by default all classes.
+            num_images: by default one for each label or class.
             seed: image i has seed `seed + i`; without it and a generator, seeds are drawn at random.
             generator: draws the seeds instead, as in diffusers.
-            batch_size: images a forward; changes images only by rounding. Every batch is computed whole, also for fewer
-                images, so 1 is soonest done with a single one. As many as memory holds, up to 64 (256 on CUDA), when
-                not given.
-            sampling: settings of `SamplingConfig` (temperature, top_k, top_p, min_p, guidance, ...) that shall differ
-                from the pipeline's.
+            batch_size: images a forward; it changes images only by rounding. Every batch is computed whole, even for
+                fewer images, so 1 is fastest for a single image. By default as many as memory holds, at most 64 (256 on
+                CUDA).
+            sampling: settings of `SamplingConfig` (temperature, top_k, top_p, min_p, guidance, ...) that differ from
+                the pipeline's.
         Raises:
-            UserError: labels there are not, settings there are not, or a seed and a generator at once.
+            UserError: unknown labels or settings, or a seed and a generator at once.
         """
         numbers = self.deal_labels(labels, num_images)
         seeds = self.deal_seeds(len(numbers), seed, generator)
@@ -250,15 +252,15 @@ class ImagePipeline(Pretrained):
     ) -> Generated:
         """Keep a part of each image and draw the rest.
 
-        A place of the grid is kept where all its pixels are; nothing is read of the others. What is kept is shown as
-        its codes decode. A prior trained with `order: any` draws the rest given all that is kept, exactly. One of
-        raster order draws each code given what stands before it alone: exact for upper rows, and for other masks what
-        is kept further on is not heeded, of which a warning says so.
+        A place of the grid is kept if all its pixels are; the pixels of other places are not read. The kept part is
+        shown as its codes decode. A prior trained with `order: any` draws the rest given all that is kept, exactly. One
+        of raster order draws each code given only the codes before it. This is exact if the upper rows are kept; for
+        other masks it ignores what is kept further on, and a warning says so.
 
         Args:
-            images: pictures of any size and mode; brought to the tokenizer's.
+            images: pictures of any size and mode; they are converted to the tokenizer's.
             mask: booleans of the tokenizer's image size, (H, W) or (B, H, W): true where a pixel is kept.
-            labels: one for all or one an image; none draws without a class.
+            labels: one for all images or one for each; without labels the prior draws without a class.
             seed, generator, batch_size, sampling: as in a call.
         Raises:
             UserError: a mask of another shape or type, another number of labels, or what a call refuses.
@@ -282,7 +284,7 @@ class ImagePipeline(Pretrained):
         batch_size: int | None = None,
         **sampling: Any,
     ) -> Generated:
-        """Draw a share of each image's places again, chosen at random by its seed, given the others. As `complete`."""
+        """Draw a share of each image's places again, chosen at random by its seed, given the others; see `complete`."""
         _check_share(share)
         pixels = self._pixels(images)
         seeds = self.deal_seeds(len(pixels), seed, generator)
@@ -302,12 +304,10 @@ class ImagePipeline(Pretrained):
         batch_size: int | None = None,
         **sampling: Any,
     ) -> Generated:
-        """A way from one image to another: place after place, in a random order, takes the code of the last image, and
-        about the middle of the way up to a share of the places is drawn again, given the others, so that both halves
-        meet.
+        """Return `steps` images from one to another; the first and last are the reconstructions of those given.
 
-        Returns:
-            `steps` images, the first and last of them the reconstructions of those given. As `complete`.
+        The places take the code of the last image one after another, in a random order. Around the middle up to a share
+        of the places is drawn again, given the others, so that both halves fit together. See `complete`.
         """
         _check_share(share)
         if _whole(steps, "steps") < 2:
@@ -330,13 +330,12 @@ class ImagePipeline(Pretrained):
         labels: Sequence[int | str] | int | str | None = None,
         known: Tensor | None = None,
     ) -> LogProb:
-        """What the prior thinks of images: log p(codes | label), the rate term of the ELBO. What the codes do not say
-        of the pixels is not in it.
+        """Return log p(codes | label) of each image, the rate term of the ELBO, without the pixels given the codes.
 
         Args:
             images: pictures, or codes (B, T).
-            labels: one for all or one an image; none scores without a class.
-            known: (B, P) bool, places of the grid whose codes are given and cost nothing, see `Prior.log_prob`.
+            labels: one for all images or one for each; without labels the prior scores without a class.
+            known: (B, P) bool, places of the grid whose codes are given and cost nothing; see the prior's `log_prob`.
         Raises:
             UserError: another number of labels, or codes or known places of another shape or range.
         """
@@ -356,20 +355,20 @@ class ImagePipeline(Pretrained):
         try:
             for rows in torch.arange(len(codes)).split(ENCODED):
                 given = None if known is None else known[rows].to(self.device)
-                nats.append(
-                    self.prior.log_prob(codes[rows].to(self.device), numbers[rows].to(self.device), given).cpu()
-                )
+                here = codes[rows].to(self.device), numbers[rows].to(self.device)
+                nats.append(self.prior.log_prob(*here, given).cpu())
         except ValueError as error:
             raise UserError(str(error)) from None
         found = torch.cat(nats) if nats else torch.empty(0)
         return LogProb(found, found / math.log(2))
 
     def deal_labels(self, labels: Sequence[int | str] | int | str | None, num_images: int | None) -> list[int]:
-        """A class number for each image: the given labels, or all classes, in turn."""
+        """Return a class number for each image, from the given labels, or from all classes, in turn."""
         given = [labels] if isinstance(labels, int | str) else labels
         chosen = [self.class_number(label) for label in given] if given is not None else None
         if chosen is None:
-            chosen = list(range(self.prior.config.condition.num_classes)) or [0]  # an unconditional prior's only number
+            classes = self.prior.config.condition.num_classes
+            chosen = list(range(classes or 1))  # an unconditional prior has the number 0 alone
         if not chosen:
             raise UserError("labels must name at least one class, got none")
         number = len(chosen) if num_images is None else _whole(num_images, "num_images")
@@ -380,15 +379,15 @@ class ImagePipeline(Pretrained):
     def class_number(self, label: int | str) -> int:
         """Return the number of a class given by name or number; a number that is a class's name is that name.
 
-        So 2 and "2" mean the same class everywhere, and where all names are whole numbers only names are taken; but the
-        labels that a pipeline returns, which are numbers, may be given back to it.
+        So 2 and "2" always mean the same class, and if all names are whole numbers, only names are accepted. The labels
+        that a pipeline returns are class numbers, and it accepts them as such.
 
         Raises:
-            UserError: there is none of that name or number; the classes are named.
+            UserError: there is no class of that name or number; the message names the classes.
         """
         names = self.prior.config.condition.class_names
         if names is None:
-            raise UserError(f"labels were asked for ({label!r}), but this prior is unconditional: leave labels away")
+            raise UserError(f"labels were asked for ({label!r}), but this prior is unconditional: leave labels out")
         if isinstance(label, ClassNumber) and label < len(names):
             return int(label)
         text = label if isinstance(label, str) else str(_whole(label, "a label that is no name"))
@@ -403,12 +402,12 @@ class ImagePipeline(Pretrained):
         return int(text)
 
     def untrained(self, labels: Sequence[int]) -> Iterator[str]:
-        """Yield a line on the classes asked for that no training image has, if there are any."""
+        """Yield a line on the classes among the labels that no training image has, if there are any."""
         return self.prior.config.condition.untrained(labels)
 
     @staticmethod
     def deal_seeds(number: int, seed: int | None, generator: torch.Generator | None = None) -> list[int]:
-        """A seed for each image."""
+        """Return a seed for each image."""
         if seed is not None and generator is not None:
             raise UserError("give a seed or a generator, not both")
         if seed is not None:
@@ -422,7 +421,7 @@ class ImagePipeline(Pretrained):
         return torch.randint(2**62, (number,), generator=generator, device=device).tolist()
 
     def sampler(self, batch_size: int | None = None, **sampling: Any) -> Sampler:
-        """What draws codes with the pipeline's settings, or others. Raises `UserError` for settings that cannot be."""
+        """Return a sampler with the pipeline's settings, some replaced. Raises `UserError` for impossible settings."""
         settings = self.check_sampling(**sampling)
         try:
             return self.prior.sampler(settings, None if batch_size is None else _whole(batch_size, "batch_size"))
@@ -430,7 +429,7 @@ class ImagePipeline(Pretrained):
             raise UserError(str(error)) from None
 
     def check_sampling(self, **sampling: Any) -> SamplingConfig:
-        """Return the pipeline's settings with these in their place. Raise `UserError` for settings that cannot be."""
+        """Return the pipeline's settings, some replaced. Raises `UserError` for impossible settings."""
         settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
         try:
             self.prior.check_sampling(settings)
@@ -448,15 +447,14 @@ class ImagePipeline(Pretrained):
         first: int = 0,
         every: int = 1,
         skip: frozenset[int] = frozenset(),
-    ) -> Iterator[Batch]:
-        """The batches of a request, those numbered first, first + every, ...: a process's share. `skip` are not
-        drawn."""
+    ) -> Iterator[GeneratedBatch]:
+        """Yield a process's share of a request: batches first, first + every, ..., without those in `skip`."""
         for number in range(first, -(-len(labels) // batch_size), every):
             if number in skip:
                 continue
             some = slice(number * batch_size, (number + 1) * batch_size)
             codes = sampler(torch.tensor(labels[some]), seeds[some]).cpu()
-            yield Batch(some.start, self.decode(codes), codes)
+            yield GeneratedBatch(some.start, self.decode(codes), codes)
 
     def _drawn(
         self,
@@ -466,7 +464,7 @@ class ImagePipeline(Pretrained):
         codes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Generated:
-        """Images drawn whole, or around the codes that are known."""
+        """Draw images, whole or around the known codes."""
         if known is not None and not isinstance(self.prior, Completes):
             raise UserError(
                 f"a prior of kind {self.prior.config.architecture.name()} draws whole images, and completes none"
@@ -477,19 +475,21 @@ class ImagePipeline(Pretrained):
                 "drawing it; prior/train.py with --order any trains one that heeds all",
                 stacklevel=3,
             )
-        for told in self.untrained(labels):
-            warnings.warn(told, stacklevel=3)
+        for line in self.untrained(labels):
+            warnings.warn(line, stacklevel=3)
         try:
             with passing_bar(len(labels), "draw") as bar:
                 drawn = sampler(torch.tensor(labels), seeds, codes, known, progress=bar.update).cpu()
         except ValueError as error:
             raise UserError(str(error)) from None
         classes = self.prior.config.condition.num_classes
-        given: list[int] | None = [*map(ClassNumber, labels)] if any(n < classes for n in labels) else None
+        given: list[int] | None = None
+        if any(number < classes for number in labels):
+            given = [*map(ClassNumber, labels)]
         return Generated(to_pil(self.decode(drawn)), given, seeds, drawn)
 
     def _labels_of(self, labels: Sequence[int | str] | int | str | None, images: int) -> list[int]:
-        """A class number for each of the images given: no class, one for all, or one each."""
+        """Return a class number for each image, from no label, one for all, or one for each."""
         if labels is None:
             if not self.prior.config.knows_none:
                 warnings.warn(
@@ -507,7 +507,7 @@ class ImagePipeline(Pretrained):
         return [self.class_number(label) for label in labels]
 
     def _pixels(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> Tensor:
-        """Pictures of any size and mode -> (B, C, H, W) uint8 of the tokenizer's."""
+        """Return pictures of any size and mode as the tokenizer's images, (B, C, H, W) uint8."""
         c, given = self.tokenizer.config, [images] if isinstance(images, PIL.Image.Image) else images
         if not isinstance(given, Sequence) or not given or not all(isinstance(each, PIL.Image.Image) for each in given):
             what = [type(each).__name__ for each in given][:4] if isinstance(given, Sequence) else type(given).__name__
@@ -516,12 +516,12 @@ class ImagePipeline(Pretrained):
             )
         try:
             return from_pil(given, c.image_size, c.image_channels, black_and_white=self.tokenizer.black_and_white)
-        except (ValueError, ZeroDivisionError) as error:  # pixels of no agreed range, or none
+        except (ValueError, ZeroDivisionError) as error:  # no pixels, or a mode without an agreed range
             raise UserError(f"a picture cannot be read: {error}") from None
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> codes (B, T)."""
+        """Return the codes (B, T) of images (B, C, H, W) uint8."""
         found, bar = [], passing_bar(len(pixels), "encode")
         for part in pixels.split(ENCODED):
             found.append(self.tokenizer.encode(to_float(part.to(self.device))).cpu())
@@ -531,8 +531,10 @@ class ImagePipeline(Pretrained):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """codes (B, T) -> images (B, C, H, W) uint8 on the CPU. In batches of one size, so that neighbours change
-        nothing."""
+        """Return the images (B, C, H, W) uint8 of codes (B, T), on the CPU.
+
+        Batches have one size, so that an image does not depend on its neighbours.
+        """
         found = []
         for part in codes.split(ENCODED):
             padded = torch.cat([part, part[-1:].expand(ENCODED - len(part), -1)]).to(self.device)
@@ -540,12 +542,12 @@ class ImagePipeline(Pretrained):
         return torch.cat(found)
 
     def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:
-        """What the codes of images decode to; images of any size and mode are brought to the tokenizer's first."""
+        """Return images of any size and mode as they are decoded from their codes."""
         return to_pil(self.decode(self.encode_pixels(self._pixels(images))))
 
 
 def is_of_run(path: Path, run: Path) -> bool:
-    """Whether a pipeline folder holds the models that a run has now."""
+    """Return whether a pipeline folder holds the present models of a run."""
     pairs = [(path / part / "model.safetensors", run / part / "model/model.safetensors") for part in PARTS]
     return (path / "model_index.json").exists() and all(folder.sha256(a) == folder.sha256(b) for a, b in pairs)
 
@@ -556,8 +558,7 @@ def _check_share(share: float) -> None:
 
 
 def _named(label: str, names: Sequence[str]) -> int | None:
-    """Return the class of this name, as written, in Unicode's composed form or in any letter case; of a numeral by
-    value."""
+    """Return the class of a name, as written, in Unicode's composed form, or in any letter case; numerals by value."""
     by_value = all(name.isdecimal() for name in (label, *names))
     for alike in (str, _composed, lambda name: _composed(name).casefold(), int if by_value else str):
         same = [alike(name) for name in names]
@@ -571,7 +572,7 @@ def _composed(name: str) -> str:
 
 
 def _whole(value: Any, name: str) -> int:
-    """A whole number, whatever library it is of. Raises `UserError` for anything else, booleans too."""
+    """Return a whole number of any library as an int. Raises `UserError` for anything else, also for booleans."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -581,12 +582,12 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _ranks(places: int, seed: int) -> Tensor:
-    """(1, P): a random permutation that belongs to a seed."""
+    """Return the random permutation of a seed, (1, P)."""
     return uniforms(seed, 1, places).argsort(dim=1)
 
 
 def _today(named: Any) -> Any:
-    """Return the module and class that an index names, in today's words where it was written under others."""
+    """Return the module and class that an index names, by their present names if it has older ones."""
     known = isinstance(named, list) and all(isinstance(each, str) for each in named)
     first = FIRST_PARTS.get((named[0], named[-1])) if known and len(named) == 2 else None
     return named if first is None else _class_of(first)

@@ -1,11 +1,10 @@
-"""Where generated images go: a folder of PNG files, the field's npz, or a codes dataset; each written batch by batch.
+"""The outputs of generation, written batch by batch: a folder of PNG files, the field's npz, or a codes dataset.
 
-Which folder may be written into says `.request.json` in it: what the request was, by which all that it wrote is known
-by name.
+`.request.json` in a folder holds its request, and shows that the folder may be written into: from the request follow
+the names of all files that it wrote.
 
-`is_whole()` says whether nothing is left to do, `has(number)` whether a batch is on the disk already, so that an
-interrupted request goes on; `write(batch)` is called by the process that drew it, `finish()` by the main process when
-all batches are there.
+`is_whole()` says whether all is done, and `has(number)` whether a batch is on the disk, so that an interrupted request
+goes on. The process that draws a batch calls `write(batch)`, and the main process calls `finish()` at the end.
 """
 
 import json
@@ -28,16 +27,19 @@ from smalti.common.plots import image_grid, save_picture
 from smalti.common.raster import open_picture, whole_picture
 from smalti.common.tensors import read_tensors
 from smalti.common.written import is_as_written, noted
-from smalti.pipeline.image_pipeline import Batch, ImagePipeline
+from smalti.pipeline.image_pipeline import GeneratedBatch, ImagePipeline
 
-GRID = 100  # images of grid.png at most
+GRID = 100  # images in grid.png at most
 
 
 class Request:
-    """What was asked for: a class number and a seed for each image, dealt in batches."""
+    """A request: a class number and a seed for each image, in batches."""
 
     def __init__(self, pipeline: ImagePipeline, labels: Sequence[int], seeds: Sequence[int], batch_size: int):
-        self.pipeline, self.labels, self.seeds, self.batch_size = pipeline, labels, seeds, batch_size
+        self.pipeline = pipeline
+        self.labels = labels
+        self.seeds = seeds
+        self.batch_size = batch_size
 
     @property
     def batches(self) -> int:
@@ -49,7 +51,7 @@ class Request:
 
 
 class Output:
-    """Batches as safetensors under .parts/, until `finish` makes of them what was asked for."""
+    """The output of a request: batches as safetensors in .parts/, from which `finish` makes the files of the format."""
 
     def __init__(self, folder: Path, request: Request):
         self.folder, self.request = folder, request
@@ -58,7 +60,7 @@ class Output:
         return self.folder / ".parts" / f"{number:06d}.safetensors"
 
     def is_whole(self) -> bool:
-        """Whether `finish` was done; the parts are gone then."""
+        """Return whether `finish` is done; the parts are gone then."""
         raise NotImplementedError
 
     def has(self, number: int) -> bool:
@@ -67,7 +69,7 @@ class Output:
         except (OSError, ValueError, SafetensorError):
             return False
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: GeneratedBatch) -> None:
         with replacing(self._part(batch.start // self.request.batch_size)) as aside:
             save_file({"images": batch.images.contiguous(), "codes": batch.codes.contiguous()}, aside)
 
@@ -78,9 +80,9 @@ class Output:
         return [read_tensors(self._part(number)) for number in range(self.request.batches)]
 
     def save_grid(self, images: torch.Tensor) -> None:
-        """About square; a column, or of few classes several, for each class, so that a column reads as its class."""
+        """Write grid.png, about square; each class has one column, or several if there are few classes."""
         classes, square = len(dict.fromkeys(self.request.labels)), len(images) ** 0.5
-        each = classes if 1 < classes <= 20 else 1  # labels are dealt in turn
+        each = classes if 1 < classes <= 20 else 1  # labels are dealt in turn, so a column has one class
         columns = each * max(1, round(square / each))
         save_picture(image_grid(images, columns), self.folder / "grid.png")
 
@@ -89,10 +91,10 @@ class Output:
 
 
 class PngFolder(Output):
-    """PNG files and metadata.jsonl: what `load_dataset("imagefolder", data_dir=FOLDER)` reads, and grid.png."""
+    """PNG files and metadata.jsonl, which `load_dataset("imagefolder", data_dir=FOLDER)` reads, and grid.png."""
 
     def is_whole(self) -> bool:
-        return False  # to finish again costs nothing
+        return False  # finishing again is cheap
 
     def _names(self, number: int) -> list[str]:
         start = number * self.request.batch_size
@@ -105,7 +107,7 @@ class PngFolder(Output):
             _is_picture(self.folder / name, MODES[c.image_channels], c.image_size[::-1]) for name in self._names(number)
         )
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: GeneratedBatch) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         names = self._names(batch.start // self.request.batch_size)
         for name, image in zip(names, to_pil(batch.images), strict=True):
@@ -129,8 +131,7 @@ class PngFolder(Output):
 
 
 def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:
-    """Whether a picture of this mode and (width, height) is there and can be read to its end; what is not is drawn
-    again."""
+    """Return whether there is a picture of this mode and (width, height) that can be read to its end."""
     try:
         with open_picture(path) as picture:
             picture.load()
@@ -140,7 +141,7 @@ def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:
 
 
 class NpzFile(Output):
-    """samples.npz in the evaluators' layout: arr_0 uint8 (N, H, W, C), arr_1 labels (N,); and grid.png."""
+    """samples.npz in the evaluators' layout, arr_0 uint8 (N, H, W, C) and arr_1 labels (N,), and grid.png."""
 
     def is_whole(self) -> bool:
         return (self.folder / "samples.npz").exists()
@@ -157,7 +158,7 @@ class NpzFile(Output):
 
 
 class CodesFolder(Output):
-    """A codes dataset of one split, `generated`, whose row is the image's place in the request; and grid.png."""
+    """A codes dataset with one split, `generated`, whose rows are the images' places in the request, and grid.png."""
 
     def is_whole(self) -> bool:
         return is_whole(self.folder)
@@ -185,8 +186,8 @@ FORMATS = {"png": PngFolder, "npz": NpzFile, "codes": CodesFolder}
 REQUEST = ".request.json"
 
 
-def begun(folder: Path) -> dict[str, Any] | None:
-    """Return the request that images in a folder are of; None in one that is new, or empty.
+def read_request(folder: Path) -> dict[str, Any] | None:
+    """Return the request of the images in a folder, or None if the folder is new or empty.
 
     Raises:
         Refused: the folder holds something that no request of ours wrote.
@@ -199,18 +200,18 @@ def begun(folder: Path) -> dict[str, Any] | None:
     return asked
 
 
-def begin(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Start on a request, or go on with it.
+def begin_request(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Start a request in a folder, or go on with it.
 
     Raises:
-        Refused: as `begun`; or another request's images are there, and are not to be replaced.
+        Refused: as `read_request`; or another request's images are there, and `overwrite` is false.
     """
-    before = begun(folder)
+    before = read_request(folder)
     sweep(folder)
     if before == asked:
         return
     if before is not None:
-        left = written(folder, before)
+        left = files_of_request(folder, before)
         if left and not overwrite:
             hint = "give another --output, or --overwrite true to replace them"
             raise Refused(f"{folder} holds another request's images; {hint}")
@@ -219,8 +220,8 @@ def begin(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = False) ->
     write_json(folder / REQUEST, asked)
 
 
-def written(folder: Path, asked: Mapping[str, Any]) -> list[Path]:
-    """Return what is there of all that a request writes. A card that was edited is the user's."""
+def files_of_request(folder: Path, asked: Mapping[str, Any]) -> list[Path]:
+    """Return the existing files that a request wrote, without a card that was edited, which is the user's."""
     names = ["grid.png", ".parts"]
     if asked["format"] == "png":
         names += ["metadata.jsonl", *(f"{place:06d}.png" for place in range(len(asked["labels"])))]

@@ -1,17 +1,17 @@
-"""Choose sampling settings: draw with each candidate, and keep what comes nearest to the validation split.
+"""Choose sampling settings: draw with each candidate, and keep the one nearest to the validation split.
 
     accelerate launch -q pipeline/tune.py runs/digits --guidance 1 1.5 2 3 --images 2000
 
 Reads RUN/codes (or --codes), RUN/tokenizer/model and RUN/prior/model; the test split is never read. The figure is a
-Fréchet distance between images drawn and the validation split's codes, both decoded, joint with the labels where the
-prior has classes (pipeline/frechet.py). What is drawn has the split's labels, and the same seeds for every candidate.
+Fréchet distance between drawn images and the decoded codes of the validation split, joint with the labels if the prior
+has classes (pipeline/frechet.py). Drawn images have the split's labels, and every candidate the same seeds.
 
-The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p. Of each it
-draws the candidates, all other settings being the best so far, and keeps the best. (Guidance and its schedule are one
-choice: one that sets in late wants to be stronger, and where constant guidance is best left at 1 a schedule may still
-be better.) It begins with the settings kept, or, where an earlier search chose those, with what that one began with:
-the same command repeats itself. What it found and what it began with are then drawn once more with seeds the search has
-not seen, for the smallest of many figures is always a lucky one; the better of the two on these is kept.
+The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p. For each it
+draws the candidates with all other settings as the best so far, and keeps the best. (Guidance and its schedule are one
+choice: guidance that sets in late must be stronger, and a schedule may help even if constant guidance is best at 1.)
+The search begins with the kept settings; if an earlier search chose those, with the settings that it began with, so
+that the same command repeats itself. The result and the beginning are then drawn once more with fresh seeds, because
+the smallest of many figures is always a lucky one. The better of the two on these is kept.
 
 Writes into RUN/pipeline:
     generation_config.json   the settings, which pipeline/generate.py uses from then on, and under `chosen` the protocol
@@ -55,12 +55,11 @@ from smalti.prior.sample import BATCH
 
 SWEPT = (("guidance", "guidance_schedule"), ("temperature",), ("top_k",), ("top_p",), ("min_p",))  # in this order
 SPLIT = "validation"
-HELD_OUT = 10_000  # images of it that are looked at, evenly spaced: many more than features, and they fit into memory
+HELD_OUT = 10_000  # images of it that are used, evenly spaced: many more than features, and they fit into memory
 
 
 class Settings(BaseSettings):
-    """Choose sampling settings on the validation split. Each of the last six is a list of candidates; [] leaves a
-    setting."""
+    """Choose sampling settings on the validation split. The last six are lists of candidates; [] leaves a setting."""
 
     run: str = "runs/digits"
     """folder of the experiment"""
@@ -85,30 +84,34 @@ class Settings(BaseSettings):
 
 
 class Tuned(NamedTuple):
+    """The result of a search."""
+
     sampling: SamplingConfig  # what is kept
-    found: SamplingConfig  # best on the search's seeds
+    found: SamplingConfig  # the best on the search's seeds
     found_value: float  # on fresh ones
     chosen: Chosen
-    figures: dict[SamplingConfig, float]  # of every candidate, in the order they were drawn
+    figures: dict[SamplingConfig, float]  # of every candidate, in the order of drawing
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
-class Bench:
-    """Draws candidates and measures them against the held-out images, each candidate once."""
+class Trials:
+    """The candidates' figures: draws each candidate once, and measures its distance to the held-out images."""
 
     def __init__(self, c: Settings, pipeline: ImagePipeline, held_out: CodesBatch, interrupt: Interrupt):
-        self.c, self.pipeline, self.interrupt, self.accelerator = c, pipeline, interrupt, interrupt.accelerator
-        told = held_out.condition
-        self.condition = told[torch.arange(c.images) * len(told) // c.images]  # the split's, evenly
-        self.ruler = Ruler(
-            self._held_out_cells(held_out.codes), told, pipeline.prior.config.condition.num_classes, c.images
-        )
+        self.c = c
+        self.pipeline = pipeline
+        self.interrupt = interrupt
+        self.accelerator = interrupt.accelerator
+        condition = held_out.condition
+        self.condition = condition[torch.arange(c.images) * len(condition) // c.images]  # evenly spaced in the split
+        classes = pipeline.prior.config.condition.num_classes
+        self.ruler = Ruler(self._held_out_cells(held_out.codes), condition, classes, c.images)
         self.figures: dict[SamplingConfig, float] = {}
 
     def _held_out_cells(self, held_out: Tensor) -> Tensor:
-        """codes (N, T) -> (N, P), each process decoding its share."""
+        """Return the cells (N, P) of decoded codes (N, T); each process decodes its share."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         found = torch.zeros(len(held_out), cells(self.pipeline.decode(held_out[:1])).shape[1])
         bar = passing_bar(len(held_out), f"decode {SPLIT}")
@@ -119,11 +122,11 @@ class Bench:
         return self._together(found)
 
     def _together(self, found: Tensor) -> Tensor:
-        """Rows that other processes filled, in place of zeros."""
+        """Return rows with those of other processes in place of zeros."""
         return self.accelerator.reduce(found.to(self.accelerator.device)).cpu()
 
     def draw(self, sampling: SamplingConfig, seed: int, bar: tqdm) -> float:
-        """The distance of `images` images whose seeds begin with `seed`; the same number on every process."""
+        """Return the distance of images whose seeds begin with `seed`, the same number on every process."""
         seeds, world = range(seed, seed + self.c.images), self.accelerator.num_processes
         found = torch.zeros(self.c.images, self.ruler.centre.numel())
         for batch in self.pipeline.generate(
@@ -139,24 +142,23 @@ class Bench:
         if self.interrupt.asked():
             raise Interrupted("nothing was written; the same command begins again")
         value = [self.ruler(self._together(found), self.condition)]
-        return broadcast_object_list(value)[0]  # equal to the last bit, so that all processes choose alike
+        return broadcast_object_list(value)[0]  # equal to the last bit, so that all processes choose the same
 
     def best(self, setting: str, candidates: Sequence[SamplingConfig]) -> SamplingConfig:
-        """Draw those of the candidates that were not drawn yet, with a line each; the best of all, the first of
-        equals."""
+        """Draw the new candidates, print a line for each, and return the best of all, the first of equals."""
         if new := [sampling for sampling in dict.fromkeys(candidates) if sampling not in self.figures]:
             bar = progress_bar(self.accelerator, len(new) * self.c.images, setting, unit="image")
             for sampling in new:
                 self.figures[sampling] = self.draw(sampling, self.c.seed, bar)
                 bar.set_postfix(best=f"{min(self.figures.values()):.5f}", refresh=False)
                 if self.accelerator.is_main_process:
-                    bar.write(f"{self.figures[sampling]:10.5f}  {described(sampling)}")
+                    bar.write(f"{self.figures[sampling]:10.5f}  {describe_sampling(sampling)}")
             bar.close()
         return min(candidates, key=self.figures.__getitem__)
 
 
-def described(sampling: SamplingConfig) -> str:
-    """The settings that a search may change, without those that are off."""
+def describe_sampling(sampling: SamplingConfig) -> str:
+    """Return the settings that a search may change in words, without those that are off."""
     shown = {name: getattr(sampling, name) for name in chain(*SWEPT) if getattr(sampling, name) is not None}
     if sampling.guidance == 1:
         del shown["guidance_schedule"]
@@ -166,69 +168,68 @@ def described(sampling: SamplingConfig) -> str:
 # ------------------------------------------------------------------------------------------------------------ searching
 
 
-def search(c: Settings, start: SamplingConfig, bench: Bench) -> SamplingConfig:
-    """The best that one sweep over each setting finds."""
-    best = bench.best("start", [start])
-    for names in swept(bench.pipeline):
-        best = bench.best(names[0], [best, *candidates(c, best, names)])
+def search_settings(c: Settings, start: SamplingConfig, trials: Trials) -> SamplingConfig:
+    """Return the best candidate that one sweep over each setting finds."""
+    best = trials.best("start", [start])
+    for names in swept(trials.pipeline):
+        best = trials.best(names[0], [best, *candidates(c, best, names)])
     return best
 
 
 def swept(pipeline: ImagePipeline) -> tuple[tuple[str, ...], ...]:
-    """Return the settings there are to search, in order: those that the prior heeds, and guidance where it learnt to do
-    without a class."""
-    takes = pipeline.prior.takes if pipeline.prior.config.takes_guidance else pipeline.prior.takes - {"guidance"}
+    """Return the settings to search, in order: those that the prior heeds, and guidance only if it can have it."""
+    takes = pipeline.prior.takes
+    if not pipeline.prior.config.takes_guidance:
+        takes -= {"guidance"}
     return tuple(names for names in SWEPT if names[0] in takes)
 
 
 def candidates(c: Settings, best: SamplingConfig, names: Sequence[str]) -> Iterator[SamplingConfig]:
-    """All that differ from the best in these settings alone; without guidance in no schedule."""
+    """Yield all that differ from the best only in these settings, and without guidance not in its schedule."""
     for values in product(*(getattr(c, name) or (getattr(best, name),) for name in names)):
         changed = best.model_copy(update=dict(zip(names, values, strict=True)))
-        yield (
-            changed
-            if changed.guidance != 1
-            else changed.model_copy(update={"guidance_schedule": best.guidance_schedule})
-        )
+        if changed.guidance == 1:
+            changed = changed.model_copy(update={"guidance_schedule": best.guidance_schedule})
+        yield changed
 
 
-def compare(c: Settings, start: SamplingConfig, found: SamplingConfig, bench: Bench) -> Tuned:
-    """Both once more on fresh seeds, and the better of them with the protocol."""
+def compare_on_fresh_seeds(c: Settings, start: SamplingConfig, found: SamplingConfig, trials: Trials) -> Tuned:
+    """Draw both settings once more with fresh seeds, and return the better with the protocol."""
     both, seed = dict.fromkeys([start, found]), c.seed + c.images
-    bar = progress_bar(bench.accelerator, len(both) * c.images, "fresh seeds", unit="image")
-    values = {sampling: bench.draw(sampling, seed, bar) for sampling in both}
+    bar = progress_bar(trials.accelerator, len(both) * c.images, "fresh seeds", unit="image")
+    values = {sampling: trials.draw(sampling, seed, bar) for sampling in both}
     bar.close()
     kept = found if values[found] < values[start] else start
     chosen = Chosen(
-        metric=bench.ruler.metric,
+        metric=trials.ruler.metric,
         split=SPLIT,
-        held_out=len(bench.ruler.reference),
+        held_out=len(trials.ruler.reference),
         images=c.images,
         seed=c.seed,
         fresh_seed=seed,
-        candidates=len(bench.figures),
+        candidates=len(trials.figures),
         value=values[kept],
         start_value=values[start],
         start=start,
         date=datetime.now(UTC).date().isoformat(),
     )
-    return Tuned(kept, found, values[found], chosen, bench.figures)
+    return Tuned(kept, found, values[found], chosen, trials.figures)
 
 
 def tune(c: Settings, accelerator: Accelerator) -> Tuned:
-    """Search, compare and write."""
-    folder.check_ours(Path(c.run) / "pipeline", "model_index.json")  # now, not after an hour
+    """Search, compare on fresh seeds, and write the settings to keep."""
+    folder.check_ours(Path(c.run) / "pipeline", "model_index.json")  # before an hour of drawing
     start = beginning(Path(c.run))
     pipeline = ImagePipeline.from_run(Path(c.run), start)
     if not pipeline.prior.config.takes_guidance:  # what was kept may be another prior's
         start = pipeline.sampling = start.model_copy(update={"guidance": 1.0})
     for name in chain(*swept(pipeline)):
         for value in getattr(c, name):
-            pipeline.sampler(**{name: value})  # one that cannot be is refused now, not after an hour
+            pipeline.sampler(**{name: value})  # refuses impossible ones before an hour of drawing
     held_out = read_held_out(c, pipeline)
     with Interrupt(accelerator) as interrupt:
-        bench = Bench(c, pipeline.to(accelerator.device), held_out, interrupt)
-        tuned = compare(c, start, search(c, start, bench), bench)
+        trials = Trials(c, pipeline.to(accelerator.device), held_out, interrupt)
+        tuned = compare_on_fresh_seeds(c, start, search_settings(c, start, trials), trials)
     if accelerator.is_main_process:
         write(Path(c.run) / "pipeline", tuned, pipeline)
     accelerator.wait_for_everyone()
@@ -239,7 +240,7 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
 
 
 def beginning(run: Path) -> SamplingConfig:
-    """The settings a search begins with."""
+    """Return the settings that a search begins with."""
     path = run / "pipeline/generation_config.json"
     if not path.exists():
         return SamplingConfig()
@@ -248,7 +249,7 @@ def beginning(run: Path) -> SamplingConfig:
 
 
 def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
-    """The validation split, or images evenly spaced in it; with labels as the prior knows them."""
+    """Return the validation split, or images evenly spaced in it, with labels as the prior knows them."""
     path = Path(c.codes or f"{c.run}/codes")
     info, splits = codes.read_info(path)
     if SPLIT not in splits:
@@ -268,7 +269,7 @@ def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
 
 
 def write(path: Path, tuned: Tuned, pipeline: ImagePipeline) -> None:
-    """The pipeline with its settings and their protocol, and every candidate's figure."""
+    """Write the pipeline with its settings and their protocol, and the figure of every candidate."""
     kept = ImagePipeline(pipeline.tokenizer, pipeline.prior, tuned.sampling, pipeline.identity, tuned.chosen)
     kept.save_pretrained(path)
     report = {
@@ -283,13 +284,13 @@ def write(path: Path, tuned: Tuned, pipeline: ImagePipeline) -> None:
     folder.write_json(path / "tuning.json", report)
 
 
-def summary(tuned: Tuned) -> Iterator[str]:
-    """What is printed at the end."""
+def summary_lines(tuned: Tuned) -> Iterator[str]:
+    """Yield the lines that are printed at the end."""
     chosen, figures = tuned.chosen, tuned.figures
     compared = f"{chosen.metric} of {chosen.images} images to {chosen.held_out} held out"
     yield f"{compared}, on the search's seeds and on fresh ones:"
-    yield f"  began with {figures[chosen.start]:.5f} and {chosen.start_value:.5f}: {described(chosen.start)}"
-    yield f"  found      {figures[tuned.found]:.5f} and {tuned.found_value:.5f}: {described(tuned.found)}"
+    yield f"  began with {figures[chosen.start]:.5f} and {chosen.start_value:.5f}: {describe_sampling(chosen.start)}"
+    yield f"  found      {figures[tuned.found]:.5f} and {tuned.found_value:.5f}: {describe_sampling(tuned.found)}"
     if tuned.found == chosen.start:
         yield "no candidate was better than what it began with: that is kept"
     else:
@@ -302,11 +303,11 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator()
     with session(Path(c.run) / "pipeline", accelerator):
         tuned = tune(c, accelerator)
-    for line in summary(tuned):
+    for line in summary_lines(tuned):
         accelerator.print(line)
     run = Path(c.run)
     draw = as_typed("pipeline/generate.py", run, "--seed", 1, "--num-images", 20, "--output", run / "tuned")
-    accelerator.print(f"next: {draw}\nfigures of before are of other settings: {as_typed('pipeline/evaluate.py', run)}")
+    accelerator.print(f"next: {draw}\nearlier figures are of other settings: {as_typed('pipeline/evaluate.py', run)}")
 
 
 if __name__ == "__main__":

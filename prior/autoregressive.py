@@ -1,10 +1,10 @@
 """Priors that factorise log p(codes | class) into a distribution over each code given those before it.
 
 Shapes: condition (B, ...) as `config.condition` has it; codes (B, T) int64 in [0, K), in raster order, the Q
-codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their
-sizes; order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places.
+codes of a place side by side; logits (B, T, V), where V is K, or the sum of the parts' sizes if a code is predicted in
+parts; order (B, T), the place of the sequence that each step predicts; known (B, P) bool over the places.
 
-So their log-probabilities are exact: the rate term of the lecture's ELBO.
+Their log-probabilities are exact: the rate term of the lecture's ELBO.
 """
 
 from abc import abstractmethod
@@ -20,10 +20,10 @@ from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Choose, Prior
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.draw import Precision, SamplingConfig
-from smalti.prior.order import code_order, draw_order, known_first, raster, shuffled
+from smalti.prior.prediction_order import code_order, draw_order, known_first, raster, shuffled
 from smalti.prior.sample import BatchSampler, Drawing
 
-ANNEALED = (0.5, 0.75)  # between these shares of the steps random orders give way to raster order, as in RAR
+ANNEALED = (0.5, 0.75)  # raster order replaces random orders between these shares of the steps, as in RAR
 
 
 class AutoregressivePrior(Prior):
@@ -37,27 +37,25 @@ class AutoregressivePrior(Prior):
         if not config.layout.discrete:
             raise UserError(f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}")
         self.vocabularies = config.vocabularies
-        self.order, self.shuffled_share = (
-            "raster",
-            0.0,
-        )  # of training: how places are ordered, and of how many rows at random
+        self.order = "raster"  # of the places in training: raster, any or annealed
+        self.shuffled_share = 0.0  # share of the training rows in random order
 
     # ---------------------------------------------------------------------------------------------- what a kind decides
 
     @abstractmethod
     def forward(self, condition: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
-        """logits (B, T, V) fp32 of the codes in the order given, raster order where none is.
+        """Return logits (B, T, V) fp32 of the codes in the order given, by default in raster order.
 
-        logits[:, n] has seen the label, the n codes before it in the order, and of its own code the parts before.
+        logits[:, n] depends on the condition, the n codes before it, and the earlier parts of its own code.
         """
 
     @abstractmethod
     def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Drawing:
-        """Return the state of a batch of so many images, drawn with these settings at a resolved precision."""
+        """Return the state of a batch that is drawn with these settings at a resolved precision."""
 
     @abstractmethod
     def resolved(self, precision: Precision) -> Precision:
-        """Return the precision that is drawn in. Raises ValueError where there is none of that name for this prior."""
+        """Return the precision to draw in. Raises ValueError if this prior has no such precision."""
 
     @abstractmethod
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
@@ -83,7 +81,10 @@ class AutoregressivePrior(Prior):
 
     @torch.no_grad()
     def validation(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
-        """A prior of any order is asked for each row in an order that belongs to the row; others in raster order."""
+        """Return the NLL of each code, (B, T).
+
+        A prior trained in every order is asked in a random order that belongs to the row, others in raster order.
+        """
         if not self.config.any_order:
             return self.nll(latents, condition)
         places, seeded = self.config.layout.places, (torch.Generator().manual_seed(row) for row in rows)
@@ -103,20 +104,20 @@ class AutoregressivePrior(Prior):
     def log_prob(
         self, codes: Tensor, condition: Tensor, known: Tensor | None = None, *, order: Tensor | None = None
     ) -> Tensor:
-        """log p(codes | condition) of each image, or of its unknown codes given the known ones, in nats.
+        """Return log p(codes | condition) of each image, or of its unknown codes given the known ones, in nats.
 
         Args:
             codes: (B, T).
             condition: (B, ...), as `config.condition` has it.
-            known: (B, P) bool, the places whose codes are given. A prior trained in every order then reads the known
-                ones first. One trained in raster order reads them where they stand: each code is given the known and
-                unknown ones before it alone, which is the same where all known places come first.
-            order: (B, P), a permutation of the places for each image, in which they are predicted instead.
+            known: (B, P) bool, the places whose codes are given. A prior trained in every order reads the known codes
+                first. One trained in raster order reads them where they stand, and predicts each code given all codes
+                before it and none after it; this is the same if all known places come first.
+            order: (B, P), a permutation of the places for each image, in which they are predicted.
         Returns:
             (B,).
         Raises:
-            ValueError: codes not of the length or range, or a condition not of the kind, this prior was trained for; an
-                order for a prior of raster order; an order and known places at once.
+            ValueError: codes or a condition that this prior was not trained for; an order for a prior of raster order;
+                an order and known places at once.
         """
         self.check(codes, condition, known)
         B, P = len(codes), self.config.layout.places
@@ -135,8 +136,10 @@ class AutoregressivePrior(Prior):
 
     @torch.no_grad()
     def nll(self, codes: Tensor, condition: Tensor, *, order: Tensor | None = None) -> Tensor:
-        """−log p of each code given those before it in the order, (B, T) where the codes stand, in nats. Takes what
-        `log_prob` takes, and checks nothing."""
+        """Return −log p of each code given those before it in the order, (B, T) in nats, each where its code stands.
+
+        It takes what `log_prob` takes, and checks nothing.
+        """
         if order is None:
             return nll_each(self(condition, codes), codes, self.vocabularies)
         steps = code_order(order, self.config.layout.depth)
@@ -145,7 +148,7 @@ class AutoregressivePrior(Prior):
 
 
 def share_shuffled(order: str, progress: float) -> float:
-    """Return of how many rows the places are in a random order, when this share of the steps is done."""
+    """Return the share of rows in random order when the share `progress` of the steps is done."""
     if order != "annealed":
         return float(order == "any")
     begin, end = ANNEALED
@@ -153,7 +156,7 @@ def share_shuffled(order: str, progress: float) -> float:
 
 
 def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tensor:
-    """−log p of each code (B, T), in nats, the sum over its parts: logits (B, T, V), codes (B, T)."""
+    """Return −log p of each code (B, T) in nats, summed over its parts, from logits (B, T, V)."""
     digits = to_digits(codes, vocabularies).unbind(-1)
     parts = logits.float().transpose(1, 2).split(list(vocabularies), dim=1)
     each = [F.cross_entropy(part, digit, reduction="none") for part, digit in zip(parts, digits, strict=True)]
@@ -161,7 +164,7 @@ def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tens
 
 
 def embedding_rows(config: PriorConfig) -> Tensor:
-    """(T, G): the row of the embedding table where part g of the codes at place t begins."""
+    """Return where the rows of part g of the codes at place t begin in the embedding table, (T, G)."""
     sizes = torch.tensor(config.vocabularies)
     depth = torch.arange(config.layout.length)[:, None] % config.layout.depth
     return depth * sizes.sum() + sizes.cumsum(0) - sizes

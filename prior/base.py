@@ -1,9 +1,9 @@
-"""What a prior over latents is: the contract, and what some priors offer beyond it.
+"""The contract of a prior over latents, and the protocols that some priors have beside it.
 
-    Prior        a loss to train by, and a sampler: all that training, drawing and the pipeline need
-    Scores       how likely latents are: nats, evaluation and tuning by them
-    Walks        each code from those before it, one after the other: compression
-    Completes    the rest of a sample around what is known of it
+    Prior        has a loss and a sampler: all that training, drawing and the pipeline need
+    Scores       says how likely latents are, in nats: evaluation and bits need it
+    Walks        gives each code from those before it, one after the other: compression needs it
+    Completes    draws the rest of a sample around its known places
 
 Shapes: condition (B, ...) as `config.condition` has it; latents (B, T) as the layout has them, codes int64
 in [0, K) or vectors float32; known (B, P) bool over the places.
@@ -27,7 +27,7 @@ Choose = Callable[[Tensor, int, int], Tensor]  # (logits (B, V_g), t, g) -> digi
 
 
 class Sampler(Protocol):
-    """Draws from one prior with one setting. The weights are taken as they are when it is made."""
+    """A sampler of one prior with one setting. It takes the weights as they are when it is made."""
 
     def __call__(
         self,
@@ -37,24 +37,24 @@ class Sampler(Protocol):
         known: Tensor | None = None,
         progress: Callable[[int], object] = lambda images: None,
     ) -> Tensor:
-        """Return latents (B, T), a sample for each condition (B, ...) and seed, whatever else is drawn.
+        """Return latents (B, T), one for each condition (B, ...) and seed; a sample does not depend on the others.
 
         Args:
             latents: (B, T), read at the known places.
             known: (B, P) bool, places whose latents are kept.
             progress: called with the number of samples of each batch that is done.
         Raises:
-            ValueError: not one seed a sample, a condition the prior does not know, latents or a mask of another shape.
+            ValueError: not one seed a sample, an unknown condition, or latents or a mask of another shape.
         """
 
 
 class Prior(nn.Module, Pretrained, ABC):
-    """`config` says the layout, the classes, whose latents these are, and the sizes."""
+    """A distribution over the latents of one tokenizer; `config` has its layout, condition, tokenizer and sizes."""
 
     face, files = "load_prior", folder.MODEL_FILES
-    kind: ClassVar[str] = "smalti.prior"  # of the folder; which architecture stands in its config
+    kind: ClassVar[str] = "smalti.prior"  # of the model folder; its config says which architecture
     config_class: ClassVar[type[ArchitectureConfig]]
-    takes: ClassVar[frozenset[str]] = frozenset()  # names of the settings of sampling that it heeds, guidance apart
+    takes: ClassVar[frozenset[str]] = frozenset()  # the sampling settings that it heeds, by name
 
     def __init__(self, config: PriorConfig):
         super().__init__()
@@ -64,40 +64,39 @@ class Prior(nn.Module, Pretrained, ABC):
 
     @abstractmethod
     def loss(self, latents: Tensor, condition: Tensor, forward: nn.Module) -> Tensor:
-        """Return what each number of latents (B, T) adds to the loss, (B, T): nats where the prior scores.
+        """Return the loss of each number of latents (B, T), as (B, T): in nats if the prior scores.
 
         Args:
-            forward: this module as training wraps it; it is called and not the module, so that processes share
-                gradients.
+            forward: this module as training wraps it; call it instead of the module, so that processes share gradients.
         """
 
     @abstractmethod
     def validation(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
-        """Return what each number of held-out latents costs, (B, T), without gradients: nats where the prior scores.
+        """Return the loss of each number of held-out latents, (B, T), without gradients: in nats if the prior scores.
 
         Args:
-            rows: the places of the samples in their split, by which whatever is random is drawn.
+            rows: the places of the samples in their split; they seed all that is random.
         """
 
     @abstractmethod
     def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> Sampler:
-        """Return what draws with these settings, `batch_size` samples at once, or as many as memory holds.
+        """Return a sampler with these settings that draws `batch_size` samples at once; by default what memory holds.
 
         Raises:
             ValueError: settings that this prior cannot draw with.
         """
 
     def matrices(self) -> list[nn.Parameter]:
-        """Return the weights that are matrices of a layer: weight decay is theirs, and Muon moves them."""
+        """Return the weights that are matrices of a layer. They get weight decay, and Muon moves them."""
         return []
 
     def prepare(self, c: TrainConfig) -> None:
-        """Take what a training says of this kind. Raises `UserError` for what it cannot do."""
+        """Take the training settings that concern this kind. Raises `UserError` for those it cannot follow."""
         if c.recompute:
-            raise UserError(f"recompute is not there for model.kind {self.config.architecture.name()}: leave it away")
+            raise UserError(f"model.kind {self.config.architecture.name()} has no recompute: leave it out")
 
     def anneal(self, progress: float) -> None:
-        """Set what changes over training, as a function of the share of steps done."""
+        """Set what changes over training, given the share of steps that is done."""
 
     # ----------------------------------------------------------------------------------------------- what follows of it
 
@@ -106,14 +105,13 @@ class Prior(nn.Module, Pretrained, ABC):
         return next(self.parameters()).device
 
     def check(self, latents: Tensor, condition: Tensor, known: Tensor | None = None) -> None:
-        """Raise ValueError unless latents (B, T), condition (B, ...) and known places (B, P) are such as it was trained
-        for."""
+        """Raise ValueError unless latents (B, T), condition (B, ...) and known (B, P) fit this prior."""
         layout = self.config.layout
         what, numbers = ("codes", "whole numbers") if layout.discrete else ("latents", "numbers of floating point")
         if latents.ndim != 2 or latents.shape[1] != layout.length:
-            told = tuple(latents.shape)
+            shape = tuple(latents.shape)
             raise ValueError(
-                f"{what} must be (B, {layout.length}), the {layout} this prior was trained for; got {told}"
+                f"{what} must be (B, {layout.length}), the {layout} this prior was trained for; got {shape}"
             )
         if latents.is_floating_point() == layout.discrete or latents.dtype == torch.bool:
             raise ValueError(f"{what} must be {numbers}, got {latents.dtype}")
@@ -133,12 +131,15 @@ class Prior(nn.Module, Pretrained, ABC):
             )
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
-        """Raise ValueError for settings that this prior cannot draw with: those it does not heed, top_k above K,
-        guidance without classes or without a prediction that was learnt without them."""
+        """Raise ValueError for settings that this prior cannot draw with.
+
+        Those are settings that it does not heed, top_k above K, and guidance without classes or where the prior never
+        learnt to predict without a class.
+        """
         c = self.config
         for name, field in SamplingConfig.model_fields.items():
             if name not in self.takes and not name.startswith("guidance") and getattr(sampling, name) != field.default:
-                raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it away")
+                raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it out")
         if sampling.top_k is not None and sampling.top_k > c.layout.codebook_size:
             raise ValueError(f"top_k {sampling.top_k} is more than the {c.layout.codebook_size} codes there are")
         if sampling.guidance != 1 and not c.condition.told:
@@ -160,8 +161,7 @@ class Prior(nn.Module, Pretrained, ABC):
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
-        """Return the prior in a folder that holds one of this class; `smalti.prior.model.load_prior` asks the
-        folder."""
+        """Return the prior in a folder that holds one of this class; `load_prior` reads the class from the folder."""
         return folder.load_model(path, cls, PriorConfig)
 
 
@@ -169,34 +169,33 @@ class Prior(nn.Module, Pretrained, ABC):
 class Scores(Protocol):
     """A prior that says how likely latents are."""
 
-    exact: bool  # or a bound, which is then named one wherever it stands
+    exact: bool  # false for a bound, which is then called one wherever it is shown
 
     def log_prob(self, codes: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
-        """Return log p(latents | condition) of each sample, (B,), or of its unknown places given the known, in nats.
+        """Return log p(latents | condition) of each sample, (B,) in nats, or of its unknown places given the others.
 
         Raises:
-            ValueError: latents, condition or known places that are not of this prior.
+            ValueError: latents, a condition or known places that do not fit this prior.
         """
 
 
 @runtime_checkable
 class Walks(Protocol):
-    """A prior whose codes have a distribution one after the other."""
+    """A prior that gives the distribution of each code, one after the other."""
 
-    vocabularies: tuple[int, ...]  # values of each part in which a code is predicted
+    vocabularies: tuple[int, ...]  # number of values of each part in which a code is predicted
 
     def walk(self, condition: Tensor, choose: Choose) -> Tensor:
-        """Return codes (B, T), whose parts `choose` says one after another, each from its logits once those before are
-        known.
+        """Return codes (B, T). `choose` gives their parts one after another, each from its logits given those before.
 
-        Who codes and who decodes must compute the very same numbers, so both walk here; the parallel forward of
-        training rounds its sums otherwise.
+        Encoder and decoder must compute exactly the same numbers, so both walk here: the parallel forward of training
+        rounds its sums differently.
         """
 
 
 @runtime_checkable
 class Completes(Protocol):
-    """A prior whose sampler draws the rest of a sample around known places."""
+    """A prior whose sampler draws the rest of a sample around its known places."""
 
     def heeds(self, known: Tensor) -> bool:
-        """Return whether all that is known, (B, P) bool, is heeded in drawing the rest."""
+        """Return whether the rest is drawn given all known places, (B, P) bool."""

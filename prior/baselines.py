@@ -1,7 +1,6 @@
 """The two priors of the lecture that need no training: uniform, and independent draws from the code frequencies.
 
-Both in nats per code, the scale of the learned prior's NLL beside them. Codes (N, T), the Q codes of a place side by
-side.
+Both are in nats per code, as the learned prior's NLL is. Codes (N, T), the Q codes of a place side by side.
 """
 
 import math
@@ -15,12 +14,12 @@ from smalti.common.layout import Layout
 
 
 def uniform_nll(codebook_size: int) -> float:
-    """ln K."""
+    """Return ln K, the nats per code of a uniform prior."""
     return math.log(codebook_size)
 
 
 class Marginal:
-    """Independent codes: each has the frequency it has in the train split at its depth, every count raised by one."""
+    """A prior of independent codes: their frequencies in the train split at each depth, every count plus one."""
 
     def __init__(self, train: Rows, codebook_size: int, code_depth: int = 1):
         counts = np.ones((code_depth, codebook_size))
@@ -30,16 +29,16 @@ class Marginal:
         self.log_p = torch.from_numpy(np.log(counts / counts.sum(1, keepdims=True)))  # (Q, K) float64
 
     def nll(self, codes: Tensor) -> Tensor:
-        """−log p of each image's codes (N, T), together: (N,) float64."""
+        """Return −log p of all codes of each image, (N,) float64, for codes (N, T)."""
         depths = len(self.log_p)
         each = [self.log_p[q][codes[:, q::depths].long()] for q in range(depths)]
         return -torch.stack([depth.sum(1) for depth in each]).sum(0)
 
 
 def marginal_nll(train: Rows, held_out: Rows, layout: Layout) -> float:
-    """Return the cross-entropy of held-out codes (N, T) under the train split's frequencies, of a code.
+    """Return the cross-entropy per code of held-out codes (N, T) under the train split's frequencies.
 
-    On the codes it was counted on this is their entropy, up to the smoothing.
+    On the train split itself this is the entropy, up to the smoothing.
     """
     codes = torch.from_numpy(np.asarray(held_out).astype(np.int64))
     return Marginal(train, layout.codebook_size, layout.depth).nll(codes).mean().item() / codes.shape[1]

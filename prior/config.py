@@ -1,4 +1,4 @@
-"""What a prior is (saved beside its weights as `config.json`), and how it is trained."""
+"""The config of a prior, which is saved beside its weights as `config.json`, and the settings of its training."""
 
 from typing import Any, ClassVar, Literal
 
@@ -11,20 +11,20 @@ from smalti.common.launch import Precision
 from smalti.common.layout import Layout
 from smalti.common.track import Tracker
 
-LARGEST_VOCABULARY = 16_384  # the embedding and the head of more rows would outweigh the blocks between them
-PART_VOCABULARY = 1024
-LONGEST = 2**16  # codes an image
+LARGEST_VOCABULARY = 16_384  # with more rows, embedding and head would outweigh the blocks between them
+PART_VOCABULARY = 1024  # values of a part at most, where a code is predicted in parts
+LONGEST = 2**16  # numbers an image at most
 
 
 class ArchitectureConfig(Kind):
-    """The sizes of a prior, of any kind, that no other stage decides."""
+    """The settings of a prior's network that no other stage decides. Each kind of prior has a class under this one."""
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "transformer"
 
     @property
     def any_order(self) -> bool:
-        """Return whether it can be trained to predict the places in every order."""
+        """Return whether this kind can be trained to predict the places in every order."""
         return False
 
 
@@ -34,7 +34,7 @@ class PriorConfig(Settings):
     layout: Layout
     """what stands where in a sample"""
     condition: Condition
-    """what samples are told of"""
+    """what each sample is conditioned on"""
     tokenizer: TokenizerIdentity
     """whose codes these are"""
     architecture: ArchitectureConfig
@@ -44,8 +44,7 @@ class PriorConfig(Settings):
     codes: str | None = None
     """fingerprint of the codes it is trained on; null where an earlier version trained it"""
     hidden: float | None = Field(None, ge=0, le=1)
-    """share of the training rows without a condition: it was hidden by label_dropout, or there was none; null where
-    that was not written down"""
+    """share of the training rows without a condition, hidden by label_dropout or missing; null if not recorded"""
 
     @model_validator(mode="after")
     def _short_enough(self) -> "PriorConfig":
@@ -66,7 +65,7 @@ class PriorConfig(Settings):
         codes: str | None = None,
         hidden: float | None = None,
     ) -> "PriorConfig":
-        """Return the config of a prior over a codes dataset, told of what its rows are told of, or of `condition`."""
+        """Return the config of a prior over a codes dataset, with the dataset's condition or the one given."""
         condition = info.condition if condition is None else condition
         return cls(
             layout=info.layout,
@@ -80,10 +79,10 @@ class PriorConfig(Settings):
 
     @property
     def vocabularies(self) -> tuple[int, ...]:
-        """Values of each part that a code is embedded and predicted in; their product is K.
+        """Return the number of values of each part in which a code is embedded and predicted; their product is K.
 
-        One part up to `LARGEST_VOCABULARY` values, and where a code is one digit; of more, digits side by side are
-        grouped.
+        A code has one part if K is at most `LARGEST_VOCABULARY` or the code is a single digit. Otherwise neighbouring
+        digits are grouped into parts.
         """
         if self.layout.codebook_size <= LARGEST_VOCABULARY:
             return (self.layout.codebook_size,)
@@ -96,17 +95,17 @@ class PriorConfig(Settings):
 
     @property
     def knows_none(self) -> bool:
-        """Return whether the prediction without a condition was learnt, as far as is known."""
+        """Return whether the prior learnt to predict without a condition, as far as the config says."""
         return not self.condition.told or self.hidden != 0
 
     @property
     def takes_guidance(self) -> bool:
-        """Return whether there is a condition to lean towards, and a prediction without one to lean on."""
+        """Return whether guidance is possible: there is a condition, and the prior learnt to predict without it."""
         return self.condition.told and self.knows_none
 
 
 class TrainConfig(Settings):
-    """Stage two: train the prior."""
+    """Train a prior, the second stage."""
 
     run: str = "runs/digits"
     """folder of the experiment; this stage reads its subfolder codes/ and writes into prior/"""
@@ -117,17 +116,17 @@ class TrainConfig(Settings):
     condition: Literal["labels", "nothing"] = "labels"
     """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""
     order: Literal["raster", "any", "annealed"] = "raster"
-    """in which order codes are predicted. raster: row after row; any: every image's places in a new random order each
+    """order in which codes are predicted. raster: row after row; any: every image's places in a new random order each
     time, so that any part of an image can be completed from any other; annealed: from any to raster, as in RAR (Yu et
     al. 2024)"""
     label_dropout: float = Field(0.1, ge=0, lt=1)
-    """share of training rows whose class is hidden, so that guidance has an unconditional prediction to lean on"""
+    """share of training rows whose class is hidden, so that guidance has an unconditional prediction"""
     start_from: str | None = None
-    """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a repository
-    owner/name of the Hub; settings of model that are not given are then those there"""
+    """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a Hub repository
+    owner/name; settings of model that are not given are then taken from there"""
     change_settings: bool = False
-    """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they
-    were in history.jsonl"""
+    """go on with lr and other settings of the steps to come as they are given now, and keep the old ones in
+    history.jsonl"""
     steps: int = Field(1000, ge=1)
     """optimizer steps"""
     batch_size: int = Field(128, ge=1, le=2**24)
@@ -140,7 +139,7 @@ class TrainConfig(Settings):
     """peak learning rate of Muon (Jordan et al. 2024), which moves the matrices inside the blocks and needs half the
     steps; null leaves them to AdamW"""
     warmup: int = Field(100, ge=0)
-    """steps of linear warm-up; half a cosine follows, down to 0"""
+    """steps of linear warm-up; half a cosine down to 0 follows"""
     weight_decay: float = Field(0.05, ge=0)
     """of the matrices inside the blocks"""
     clip: float = Field(1.0, gt=0)
@@ -150,8 +149,7 @@ class TrainConfig(Settings):
     precision: Precision = "auto"
     """auto is bf16 where the hardware computes it; weights, logits and loss are fp32 always"""
     recompute: bool = False
-    """compute the blocks' activations again in the backward pass instead of keeping them: less memory, a third more
-    time"""
+    """recompute the blocks' activations in the backward pass instead of keeping them: less memory, a third more time"""
     compile: bool = False
     """torch.compile the training forward: a minute at the start, faster steps on a GPU"""
     seed: int = Field(0, ge=0, le=2**62)
@@ -163,12 +161,11 @@ class TrainConfig(Settings):
     save_every: int = Field(250, ge=1)
     """steps between saved states"""
     keep_states: int = Field(2, ge=1)
-    """the last states that are kept; one that is found damaged is replaced by the one before"""
+    """number of last states that are kept; a damaged state is replaced by the one before"""
     track: tuple[Tracker, ...] = ()
-    """trackers that are told what metrics.jsonl is told, and pictures at every evaluation: tensorboard, wandb,
-    trackio"""
+    """trackers that get the metrics, and pictures at every evaluation: tensorboard, wandb, trackio"""
     track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
-    """under which they file the run"""
+    """project under which the trackers file the run"""
 
     @model_validator(mode="after")
     def _goes_with_its_model(self) -> "TrainConfig":

@@ -1,4 +1,4 @@
-"""The rows of a codes dataset as training batches: codes (b, T) int64 and what they are told of, (b, ...)."""
+"""The rows of a codes dataset as training batches: codes (b, T) int64 and their condition (b, ...)."""
 
 import sys
 from typing import NamedTuple
@@ -15,13 +15,15 @@ from smalti.prior.config import PriorConfig
 
 
 class CodesBatch(NamedTuple):
+    """Rows of a codes dataset as tensors."""
+
     codes: Tensor  # (b, T) int64, or float32 where a sample is vectors
     condition: Tensor  # (b, ...) as the prior's condition has it
     rows: Tensor  # (b,) int64, places in the split
 
 
 class CodesRows(Dataset):
-    """One split, in its small type, mapped where it is large; indexed by `common.row_order`'s (rows, epochs)."""
+    """One split, in the disk's type, mapped if it is large; its index is (rows, epochs) of `common.row_order`."""
 
     def __init__(self, split: CodesSplit, config: PriorConfig):
         self.split, self.condition = split, config.condition
@@ -35,12 +37,12 @@ class CodesRows(Dataset):
         rows = key[0].numpy()
         some = self.split.codes[rows]
         codes = torch.from_numpy(some.astype(np.int64 if some.dtype.kind == "u" else np.float32))
-        told = None if self.split.condition is None else self.split.condition[rows]
-        return CodesBatch(codes, self.condition.of_rows(told, len(rows)), key[0])
+        column = None if self.split.condition is None else self.split.condition[rows]
+        return CodesBatch(codes, self.condition.of_rows(column, len(rows)), key[0])
 
 
 def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:
-    """Say it where codes of this fingerprint, if it is known, are not those that a prior was trained on."""
+    """Print a warning if the fingerprint of the codes is known and not the one the prior was trained on."""
     if now is not None and config.codes not in (None, now) and on_main():
         print(
             f"these codes are not those that the prior was trained on (fingerprint {str(config.codes)[:12]} then, "
@@ -50,7 +52,6 @@ def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:
 
 
 def plain_views(split: CodesSplit, info: CodesInfo) -> CodesSplit:
-    """The first row of each image: the others are its mirror and crops, and a held-out figure is of images as they
-    are."""
-    told = None if split.condition is None else split.condition[:: info.views]
-    return CodesSplit(split.codes[:: info.views], told, split.rows[:: info.views])
+    """Return the first row of each image. The others are its mirror and crops; held-out figures are of plain images."""
+    condition = None if split.condition is None else split.condition[:: info.views]
+    return CodesSplit(split.codes[:: info.views], condition, split.rows[:: info.views])

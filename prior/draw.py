@@ -1,6 +1,6 @@
-"""One draw from the distribution over the next code: temperature, truncation, guidance, and the draw itself.
+"""A draw from the distribution over the next code: temperature, truncation, guidance, and the draw itself.
 
-Shapes: logits (B, K), u (B,) uniform in (0, 1], codes (B,). Nothing here waits for the device.
+Shapes: logits (B, K), u (B,) uniform in (0, 1], codes (B,). No function here waits for the device.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 class SamplingConfig(Settings):
-    """How codes are drawn from the prior's distribution."""
+    """The settings of drawing codes from the prior's distribution."""
 
     temperature: float = Field(1.0, ge=1e-6, le=1e6)
     """logits are divided by it: below 1 is safer, above 1 more varied"""
@@ -30,17 +30,19 @@ class SamplingConfig(Settings):
     guidance: float = Field(1.0, ge=0, le=1e4)
     """classifier-free guidance (Ho and Salimans 2022): 1 is none, above 1 leans towards the class"""
     guidance_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
-    """how guidance goes from 1 at the first code to its value at the last: at once, linearly, or late and steeply
-    (RAR)"""
+    """how guidance rises from 1 to its value at the last code: at once, linearly, or late and steeply (RAR)"""
     guidance_power: float = Field(2.75, gt=0)
     """of power-cosine: the greater, the later guidance sets in"""
     precision: Precision = "auto"
-    """of the weights: auto is bf16 where the hardware computes it, else fp32; int8 is smallest and coarsest, for single
-    images on a CPU"""
+    """of the weights: auto is bf16 if the hardware computes it, else fp32; int8, the coarsest, is for single images on
+    a CPU"""
 
 
 def guidance_scales(config: SamplingConfig, length: int) -> Tensor:
-    """(T,): the guidance of each step. power-cosine: 1 + (s − 1) (1 − cos(π rᵖ)) / 2 at the share r of the steps."""
+    """Return the guidance of each step, (T,).
+
+    power-cosine is 1 + (s − 1) (1 − cos(π rᵖ)) / 2 at the share r of the steps.
+    """
     share = torch.linspace(0, 1, length, dtype=torch.float64)
     weight = {
         "constant": torch.ones_like(share),
@@ -51,14 +53,15 @@ def guidance_scales(config: SamplingConfig, length: int) -> Tensor:
 
 
 def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
-    """(B, *shape) in (0, 1]: all the randomness of each image, from its own seed; a number for each part of each
-    code."""
+    """Return all the randomness of each image, (B, *shape) in (0, 1], drawn from its own seed."""
     return torch.stack([1 - uniforms(seed, *shape) for seed in seeds])
 
 
-def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
-    """Invert the categorical's cumulative distribution at u: logits (B, K), u (B,) in (0, 1] -> (B,); K for a row with
-    NaN."""
+def draw_categorical(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
+    """Return one code a row, (B,), by inverting the cumulative distribution of logits (B, K) at u (B,) in (0, 1].
+
+    A row with NaN gives K.
+    """
     if config.temperature != 1:
         logits = logits / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[1]:
@@ -70,9 +73,8 @@ def draw(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
     if config.top_p is not None and config.top_p < 1:
         ordered = probabilities.sort(descending=True).values
         before = ordered.cumsum(1) - ordered  # the mass of likelier codes
-        least = ordered.masked_fill(before >= config.top_p * ordered.sum(1, keepdim=True), torch.inf).amin(
-            1, keepdim=True
-        )
+        kept = ordered.masked_fill(before >= config.top_p * ordered.sum(1, keepdim=True), torch.inf)
+        least = kept.amin(1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < least, 0)
     cumulative = probabilities.cumsum(dim=-1)
     return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:]).squeeze(1)  # u > 0: never a code of mass 0

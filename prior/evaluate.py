@@ -7,10 +7,11 @@ of the rows; interrupted, the same command goes on. The figures:
 
     nll, nll_error        nats per code: the mean over images, and its standard error
     bits_per_image        the rate: what an ideal coder needs for all codes of an image
-    independent_nll       the same of codes drawn one by one by their frequency in train; saved is the share under it
+    independent_nll       nats per code of independent codes with their frequencies in train
+    saved                 the share by which nll is lower
     uniform_nll           ln K
-    train_nll, gap        of as many training images, and what held-out images cost more: memorising is a large gap
-    by_class, by_place    mean nats per code of each class, and of each place of the grid, or of each of several grids
+    train_nll, gap        nll of as many training images, and by how much nll is higher; a large gap means memorising
+    by_class, by_place    mean nats per code of each class, and of each place of each grid
 """
 
 import math
@@ -51,48 +52,36 @@ PART = 1000  # images
 
 
 class Settings(BaseSettings):
-    """Evaluate a prior."""
+    """Evaluate a prior on held-out codes."""
 
     run: str = "runs/digits"
     """folder of the experiment"""
     codes: str | None = None
     """another folder of codes, where the prior was trained on one"""
     split: str | None = None
-    """which split of the codes; test, or where there is none validation, when null"""
+    """which split of the codes; when null test, or validation if there is no test split"""
     batch_size: int = Field(256, ge=1)
     """images at once"""
     precision: Precision = "fp32"
-    """of the Transformer; logits are fp32 always"""
+    """of the network; logits are fp32 always"""
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
-    """Compute the figures, or what is missing of them, and return their file."""
+    """Compute the figures that are missing, and return their file."""
     run, data = Path(c.run), codes.load_codes(Path(c.codes or f"{c.run}/codes"))
-    if not (run / "prior/model/config.json").exists():
-        raise UserError(
-            f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {quoted(run)} makes one"
-        )
+    model = run / "prior/model"
+    if not (model / "config.json").exists():
+        raise UserError(f"there is no trained prior in {model}; prior/train.py with --run {quoted(run)} makes one")
     name = c.split or ("test" if "test" in data.splits else "validation")
     for needed in ("train", name):
         if needed not in data.splits:
             raise UserError(f"the codes have no split {needed!r}; they have {', '.join(data.splits)}")
-    prior = load_prior(run / "prior/model").to(accelerator.device)
-    if not isinstance(prior, Scores):
-        raise UserError(
-            f"a prior of kind {prior.config.architecture.name()} does not say how likely latents are: nothing to "
-            "measure"
-        )
-    if prior.config.tokenizer.sha256 != data.info.tokenizer.sha256:
-        raise UserError(
-            f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "
-            f"{prior.config.tokenizer}; give its --codes"
-        )
-    tell_of_other_codes(codes.codes_fingerprint(data), prior.config)
+    prior = load_scoring_prior(model, data).to(accelerator.device)
     held_out = plain_views(data.splits[name], data.info)
-    seen = evenly(plain_views(data.splits["train"], data.info), len(held_out.rows))
+    seen = evenly_spaced_rows(plain_views(data.splits["train"], data.info), len(held_out.rows))
     plan = {
         "code": code_version(),
-        "prior": sha256(run / "prior/model/model.safetensors"),
+        "prior": sha256(model / "model.safetensors"),
         "codes": codes.codes_fingerprint(data),
         "precision": c.precision,
         "batch_size": c.batch_size,
@@ -103,7 +92,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     }
     path = evaluation_path(run, "prior", name)
     if accelerator.is_main_process:
-        figures = summarize(nats[name], nats["train"], data, held_out, prior)
+        figures = prior_figures(nats[name], nats["train"], data, held_out, prior)
         order = "random, a row's own" if prior.config.any_order else "raster"
         protocol = plan | {"number": len(held_out.rows), "train_number": len(seen.rows), "order": order}
         write_evaluation(run, "prior", name, figures=figures, protocol=protocol, arguments=arguments)
@@ -111,11 +100,30 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     return path
 
 
-def evenly(split: CodesSplit, number: int) -> CodesSplit:
-    """So many rows of a split, or all, evenly spaced."""
+def load_scoring_prior(model: Path, data: Codes) -> Prior:
+    """Return the prior in a model folder.
+
+    Raises:
+        UserError: the prior does not score, or it was trained on the codes of another tokenizer.
+    """
+    prior = load_prior(model)
+    if not isinstance(prior, Scores):
+        kind = prior.config.architecture.name()
+        raise UserError(f"a prior of kind {kind} does not say how likely latents are: nothing to measure")
+    if prior.config.tokenizer.sha256 != data.info.tokenizer.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "
+            f"{prior.config.tokenizer}; give its --codes"
+        )
+    tell_of_other_codes(codes.codes_fingerprint(data), prior.config)
+    return prior
+
+
+def evenly_spaced_rows(split: CodesSplit, number: int) -> CodesSplit:
+    """Return `number` rows of a split, evenly spaced, or all if there are fewer."""
     rows = range(0, len(split.rows), max(1, len(split.rows) // max(1, number)))
-    told = None if split.condition is None else split.condition[rows][:number]
-    return CodesSplit(split.codes[rows][:number], told, split.rows[rows][:number])
+    condition = None if split.condition is None else split.condition[rows][:number]
+    return CodesSplit(split.codes[rows][:number], condition, split.rows[rows][:number])
 
 
 def measure(
@@ -127,7 +135,7 @@ def measure(
     batch_size: int,
     accelerator: Accelerator,
 ) -> Tensor:
-    """−log p of every code of every image, (N, T) on its place, float32."""
+    """Return −log p of every code of every image, (N, T) float32, each at its own place."""
     rows = CodesRows(split, prior.config)
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
@@ -143,24 +151,21 @@ def measure(
     return in_parts(folder, plan, len(rows), PART, compute, accelerator, f"evaluate {name}")["nats"]
 
 
-def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, prior: Prior) -> dict[str, Any]:
-    """The figures, of nats (N, T) of the held-out images and (M, T) of the training images."""
-    c, each = data.info, nats.double().mean(1)
+def prior_figures(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, prior: Prior) -> dict[str, Any]:
+    """Return the figures, from the nats (N, T) of the held-out images and (M, T) of the training images."""
+    layout, each = data.info.layout, nats.double().mean(1)
     nll, train_nll = each.mean().item(), train.double().mean().item()
-    figures: dict[str, Any] = {
-        "nll": nll,
-        "nll_error": each.std().item() / max(len(each), 1) ** 0.5 if len(each) > 1 else 0.0,
-    }
-    if c.layout.discrete:
-        marginal = Marginal(plain_views(data.splits["train"], c).codes, c.layout.codebook_size, c.layout.depth)
-        independent = (
-            marginal.nll(torch.from_numpy(np.asarray(held_out.codes).astype("int64"))).mean().item() / c.layout.length
-        )
+    error = each.std().item() / len(each) ** 0.5 if len(each) > 1 else 0.0
+    figures: dict[str, Any] = {"nll": nll, "nll_error": error}
+    if layout.discrete:
+        marginal = Marginal(plain_views(data.splits["train"], data.info).codes, layout.codebook_size, layout.depth)
+        held_out_codes = torch.from_numpy(np.asarray(held_out.codes).astype("int64"))
+        independent = marginal.nll(held_out_codes).mean().item() / layout.length
         figures |= {
             "bits_per_code": nll / math.log(2),
-            "bits_per_image": nll * c.layout.length / math.log(2),
+            "bits_per_image": nll * layout.length / math.log(2),
             "independent_nll": independent,
-            "uniform_nll": uniform_nll(c.layout.codebook_size),
+            "uniform_nll": uniform_nll(layout.codebook_size),
             "saved": 1 - nll / independent if independent else 0.0,
         }
     figures |= {"train_nll": train_nll, "gap": nll - train_nll}
@@ -168,7 +173,7 @@ def summarize(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit, pr
         labels = torch.from_numpy(held_out.condition)
         there = [(i, name) for i, name in enumerate(prior.config.condition.class_names) if (labels == i).any()]
         figures["by_class"] = {name: each[labels == i].mean().item() for i, name in there}
-    places = [grid.tolist() for grid in c.layout.by_place(nats.double().mean(0))]
+    places = [grid.tolist() for grid in layout.by_place(nats.double().mean(0))]
     figures["by_place"] = places[0] if len(places) == 1 else places
     return figures
 

@@ -1,4 +1,4 @@
-"""Layers that several priors are made of: the norm, and the gated two-layer network.
+"""Layers that several priors share: the norm, and the gated two-layer network.
 
 Shapes: x (..., C). RMSNorm: Zhang and Sennrich (2019). SwiGLU: Shazeer (2020).
 """
@@ -14,24 +14,27 @@ EPSILON = 1e-6  # of the norms
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) * weight, in the type of x: under autocast a weight of another type would miss the fused kernel. In
-    training on a CPU in the type that autocast multiplies in."""
+    """RMS normalization, x / rms(x) * weight, in the type of x: torch's fused kernel needs a weight of that type.
+
+    In training on a CPU the result has the type that autocast multiplies in.
+    """
 
     def __init__(self, dim: int):
         super().__init__(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():  # torch has no kernel of its own there
-            read = (
-                torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-            )  # by the matrix behind
-            return _NormOnCPU.apply(x, self.weight.to(read))
+        if x.device.type == "cpu" and torch.is_grad_enabled():  # torch has no fused kernel there
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+            return _NormOnCPU.apply(x, self.weight.to(dtype))  # in the type of the matrix that follows
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class _NormOnCPU(torch.autograd.Function):
-    """The same in half the passes over memory, and in the type of the weight; a fifth of a training step. With u = x /
-    rms(x) and a gradient g of u * weight, the gradient of x is (g * weight − u mean(g * weight * u)) / rms(x)."""
+    """RMSNorm in half the passes over memory, and in the type of the weight: a fifth of a training step.
+
+    With u = x / rms(x) and a gradient g of u * weight, the gradient of x is
+    (g * weight − u mean(g * weight * u)) / rms(x).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -52,6 +55,8 @@ class _NormOnCPU(torch.autograd.Function):
 
 
 class SwiGLU(nn.Module):
+    """The gated two-layer network down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
         self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=False)
@@ -63,5 +68,5 @@ class SwiGLU(nn.Module):
 
 
 def hidden_width(dim: int) -> int:
-    """Return the width of a SwiGLU's middle: 8/3 of dim, as many weights as a plain MLP of 4 x dim (Shazeer 2020)."""
+    """Return a SwiGLU's hidden width, 8/3 of dim: as many weights as a plain MLP of width 4 x dim (Shazeer 2020)."""
     return -(-8 * dim // 3 // 32) * 32

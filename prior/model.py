@@ -1,4 +1,4 @@
-"""The priors there are: one registry, by the kind of their architecture."""
+"""The registry of priors, by the kind of their architecture."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from smalti.prior.config import PriorConfig
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.transformer.model import TransformerPrior
 
-OURS = (TransformerPrior, PixelCNNPrior)  # the kinds that come with the package: importing them registers them
+OURS = (TransformerPrior, PixelCNNPrior)  # the kinds of this package: importing them registers them
 
 
 def build_prior(config: PriorConfig) -> Prior:
-    """Return the prior of a config, its weights drawn at random."""
+    """Return the prior of a config, with random weights."""
     prior: Prior = config.architecture.builds(config)
     return prior
 
@@ -28,7 +28,7 @@ def load_prior(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Prior:
-    """Return the prior in a folder, or in a Hub repository `owner/name`: which kind it is stands in its `config.json`.
+    """Return the prior in a folder, or in a Hub repository `owner/name`; its `config.json` says of which kind it is.
 
     Raises:
         UserError: no such folder, no prior in it, or weights that do not fit the config.

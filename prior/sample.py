@@ -2,8 +2,8 @@
 
 B images of T codes from a codebook of K:  condition (B, ...), seeds (B,) -> codes (B, T), int64 in [0, K).
 
-All the randomness of an image is T uniform numbers from its own seed (times the parts a code is drawn in), and a batch
-has a fixed, padded size, so that an image is the same wherever in the batch it stands and whichever process draws it.
+All the randomness of an image is one uniform number for each part of each code, from its own seed, and batches have a
+fixed, padded size. So an image depends neither on its place in the batch nor on the process that draws it.
 """
 
 import gc
@@ -18,24 +18,30 @@ from torch import Tensor
 
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig
-from smalti.prior.order import known_first, raster
+from smalti.prior.prediction_order import known_first, raster
 
-BATCH = {"cpu": 64, "cuda": 256}  # images a batch where memory does not ask for fewer: more gain little
-SPARE = 0.5  # of the free memory is left to others and to what is not counted
+BATCH = {"cpu": 64, "cuda": 256}  # images a batch if memory holds them: larger batches gain little
+SPARE = 0.5  # share of the free memory that a batch may take: other programs and uncounted tensors need the rest
 
 
 class Drawing(Protocol):
-    """The state of one batch that is being drawn, with weights as they were when it was made."""
+    """The state of one batch that is being drawn. It takes the weights as they are when it is made."""
 
     def draw(
         self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
     ) -> Tensor:
-        """Return codes (b, T) of up to a batch of images whose order begins with `lead` known places: condition (b,),
-        codes (b, T), order (b, P) and given (b, P) in the order."""
+        """Return codes (b, T) of at most a batch of images, whose order begins with `lead` known places.
+
+        Args:
+            condition: (b, ...).
+            codes: (b, T), read at the known places.
+            order: (b, P), the places in the order in which they are predicted.
+            given: (b, P) bool, known places, in that order.
+        """
 
 
 class DrawsInSteps(Protocol):
-    """What a sampler asks of a prior: `prior.autoregressive.AutoregressivePrior` says what each is."""
+    """The methods of a prior that a sampler calls; `prior.autoregressive.AutoregressivePrior` documents them."""
 
     config: PriorConfig
 
@@ -52,20 +58,23 @@ class DrawsInSteps(Protocol):
 
 
 class BatchSampler:
-    """Draws from one prior with one setting, in batches of one size. The weights are taken as they are when it is
-    made."""
+    """A sampler of one prior with one setting, in batches of one size.
+
+    It takes the weights as they are when it is made.
+    """
 
     def __init__(self, prior: DrawsInSteps, config: SamplingConfig, batch_size: int | None = None):
         """
         Args:
-            batch_size: images a batch, of which the last is padded; as many as memory holds, up to `BATCH`, when not
-                given.
+            batch_size: images a batch, the last one padded; by default as many as memory holds, at most `BATCH`.
         Raises:
-            ValueError: int8 on another device than a CPU.
+            ValueError: a batch size below 1, or int8 on another device than a CPU.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.prior, self.config, self.device = prior, config, prior.device
+        self.prior = prior
+        self.config = config
+        self.device = prior.device
         self.precision = prior.resolved(config.precision)
         self.batch_size = batch_size or fitting_batch(prior, config, self.precision)
         self._batch: Drawing | None = None
@@ -78,19 +87,19 @@ class BatchSampler:
         known: Tensor | None = None,
         progress: Callable[[int], object] = lambda images: None,
     ) -> Tensor:
-        """One sequence an image; where codes are known, they are kept and the others drawn around them.
+        """Return one sequence an image. Known codes are kept, and the others drawn around them.
 
         Args:
             condition: (B, ...), as the prior's condition has it.
-            seeds: B of them; the same weights, label, seed and known codes give the same codes.
+            seeds: one an image; the same weights, condition, seed and known codes give the same codes.
             latents: codes (B, T), read at the known places.
             known: (B, P) bool, places whose codes are kept. A prior trained in every order draws the others given all
-                known ones, one trained in raster order given those that stand before them.
+                known codes, one trained in raster order given the known codes before them.
             progress: called with the number of images of each batch that is done.
         Returns:
             (B, T) int64.
         Raises:
-            ValueError: not one seed a sample, a condition the prior does not know, codes or a mask of another shape.
+            ValueError: not one seed an image, a condition the prior does not know, or codes or a mask of another shape.
         """
         if len(seeds) != len(condition):
             raise ValueError(f"one seed an image: got {len(condition)} images and {len(seeds)} seeds")
@@ -113,12 +122,12 @@ class BatchSampler:
             known = torch.zeros(len(condition), c.layout.places, dtype=torch.bool)
         condition, codes, known = condition.to(self.device), codes.to(self.device), known.to(self.device)
         if known.shape == (len(codes), c.layout.places) and codes.shape == (len(codes), c.layout.length):
-            codes = codes.masked_fill(~known.bool().repeat_interleave(c.layout.depth, 1), 0)  # not read there
+            codes = codes.masked_fill(~known.bool().repeat_interleave(c.layout.depth, 1), 0)  # they are not read there
         self.prior.check(codes, condition, known)
-        drawn = codes.clone()  # of images known whole, and else overwritten
+        drawn = codes.clone()  # images known whole stay as they are
         order = known_first(known) if c.any_order else raster(len(condition), c.layout.places, self.device)
-        given = known.gather(1, order)  # (B, P), in the order
-        lead = given.long().cumprod(1).sum(1)  # known places that the order begins with
+        given = known.gather(1, order)  # (B, P), known places in the order
+        lead = given.long().cumprod(1).sum(1)  # number of known places at the beginning of the order
         for places in lead[lead < c.layout.places].unique().tolist():
             for rows in (lead == places).nonzero()[:, 0].split(self.batch_size):
                 some = [seeds[i] for i in rows.tolist()]
@@ -129,7 +138,7 @@ class BatchSampler:
     def _draw(
         self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
     ) -> Tensor:
-        """One batch, or fewer images; in halves when memory does not hold it."""
+        """Return the codes of at most one batch. Halves the batch size while memory does not hold the batch."""
         while True:
             try:
                 self._batch = self._batch or self.prior.drawing(self.config, self.batch_size, self.precision)
@@ -143,14 +152,13 @@ class BatchSampler:
                     raise
             self._batch, self.batch_size = None, -(-self.batch_size // 2)
             if self.device.type == "cuda":
-                gc.collect()  # captured graphs and the state they read refer to each other
+                gc.collect()  # captured graphs and the state they read form reference cycles
                 torch.cuda.empty_cache()
             warnings.warn(f"memory is full: going on with batches of {self.batch_size} images", stacklevel=3)
 
 
 def fitting_batch(prior: DrawsInSteps, config: SamplingConfig, precision: Precision) -> int:
-    """Images a batch: `BATCH` of the device, halved until what drawing takes fits into half of the memory that is
-    free."""
+    """Return the images of a batch: `BATCH` of the device, halved until drawing fits into half of the free memory."""
     cuda = prior.device.type == "cuda"
     free = torch.cuda.mem_get_info(prior.device)[0] if cuda else psutil.virtual_memory().available
     batch = BATCH.get(prior.device.type, BATCH["cpu"])
@@ -160,5 +168,5 @@ def fitting_batch(prior: DrawsInSteps, config: SamplingConfig, precision: Precis
 
 
 def _out_of_memory(error: Exception) -> bool:
-    told = ("not enough memory", "can't allocate memory")  # by the CPU's allocator
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+    messages = ("not enough memory", "can't allocate memory")  # of the CPU's allocator
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in messages)

@@ -10,12 +10,11 @@ Reads RUN/codes (or --codes) and writes into RUN/prior:
     history.jsonl    what the run began from, and with which settings it went on, if there is something to say
     state/           what resuming needs
     model/           what everyone else needs: the averaged weights that were best on the validation split
-    tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and where on the grid the
-                            NLL is; no
-                     drawn pictures, which take the tokenizer, and this stage does not know it
-Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a
-finished training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from
-FOLDER begins from given weights.
+    tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and the NLL of each place on
+                            the grid; no drawn pictures, because this stage does not know the tokenizer
+Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. More --steps lengthen a
+finished training; with --change_settings true it goes on with another --lr and the like; --start_from FOLDER begins
+from given weights.
 """
 
 import sys
@@ -60,7 +59,7 @@ from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.data import CodesBatch, CodesRows, plain_views
 from smalti.prior.model import build_prior, load_prior
 
-# Which codes they are is checked by their fingerprint; recompute and compile change speed and memory alone.
+# The codes are checked by their fingerprint; recompute and compile change only speed and memory.
 LEEWAY = Leeway(
     free={
         "run",
@@ -92,11 +91,11 @@ EVALUATION_BATCH = 256
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
 
 
-class Trained(NamedTuple):
-    """What training moves."""
+class PriorTraining(NamedTuple):
+    """The state of training: the weights, their average, the optimizers, and what is counted."""
 
     prior: Prior
-    model: nn.Module  # the same as Accelerate wraps it, to be called in training
+    model: nn.Module  # the prior as Accelerate wraps it, to be called in training
     ema: EMA[Prior]
     optimizers: dict[str, torch.optim.Optimizer]
     means: Means  # of the NLL since it was last logged
@@ -105,10 +104,10 @@ class Trained(NamedTuple):
 
 
 def read_codes(c: TrainConfig) -> codes.Codes:
-    """The codes of the run, with splits to train and to validate on, written by the run's own tokenizer if it has one.
+    """Return the codes of the run. They have a train and a validation split, and belong to the run's tokenizer, if any.
 
     Raises:
-        UserError: a split is missing, or the run's tokenizer is another than the codes', with both names.
+        UserError: a split is missing, or the tokenizers of the run and of the codes differ; the message names both.
     """
     data = codes.load_codes(Path(c.codes or f"{c.run}/codes"))
     for split in ("train", "validation"):
@@ -131,8 +130,11 @@ class Best(NamedTuple):
     nll: float
 
 
+NONE_YET = Best(0, float("inf"))
+
+
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
-    """Train, or go on training, and return the folder of the best model."""
+    """Train, or go on with a training, and return the folder of the best model."""
     run = Path(c.run) / "prior"
     c, origin = settings_and_origin(c, run, [Prior.kind], load_prior, lambda model: model.config.architecture)
     share = Share(
@@ -165,7 +167,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
     trained, first_step, best = start(c, model_config, fingerprint, origin, run, accelerator)
     began_from = None if origin is None else origin.change
-    enter_run(run, c, first_step, reopened, accelerator, schedule=schedule, began_from=began_from)
+    enter_run(run, c, first_step, reopened, accelerator, schedule=prior_schedule, began_from=began_from)
     peaks = {"adamw": c.lr, "muon": c.matrix_lr or 0.0}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     reader = batches(rows, RowOrder(len(rows), c.seed, share, first_step))
@@ -181,9 +183,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             parts = []
             for micro in range(c.accumulate):
                 batch = to_device(next(reader), accelerator)
-                told = condition.hide(batch.condition, c.label_dropout)
+                shown = condition.hide(batch.condition, c.label_dropout)
                 with accelerator.no_sync(trained.model) if micro + 1 < c.accumulate else nullcontext():
-                    each = trained.prior.loss(batch.codes, told, trained.model)
+                    each = trained.prior.loss(batch.codes, shown, trained.model)
                     nll = each.mean()
                     accelerator.backward(nll / c.accumulate)
                 parts.append(MicroBatch("the NLL", each, {"nll": nll}, batch.rows))
@@ -202,7 +204,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     metrics.log(step + 1, "train", **logged, lr=height * c.lr, skipped_steps=trained.skipped.total)
                     steps.show(**{name: f"{value:.3f}" for name, value in logged.items()})
                 elif due == "evaluate":
-                    held_out = evaluate(trained.ema.model, validation, accelerator)
+                    held_out = held_out_loss(trained.ema.model, validation, accelerator)
                     metrics.log(step + 1, "validation", validation_nll=held_out.nll)
                     metrics.picture(step + 1, "nll_by_place", picture_of(held_out, model_config.layout))
                     if held_out.nll < best.nll:
@@ -216,20 +218,19 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
 
 def share_of_peak(c: TrainConfig, step: int) -> float:
-    """Return which part of their peaks the learning rates have."""
+    """Return the share of their peaks that the learning rates have at a step."""
     return warmup_cosine(step, peak=1.0, warmup=c.warmup, total=c.steps)
 
 
-def schedule(c: TrainConfig, step: int) -> dict[str, float]:
-    """Return what a step takes from the settings by the number of steps."""
-    height, peaks = (
-        share_of_peak(c, step),
-        {"lr": c.lr} if c.matrix_lr is None else {"lr": c.lr, "matrix_lr": c.matrix_lr},
-    )
-    rates = {name: height * peak for name, peak in peaks.items()}
-    return rates | (
-        {"share of rows in random order": share_shuffled(c.order, step / c.steps)} if c.order == "annealed" else {}
-    )
+def prior_schedule(c: TrainConfig, step: int) -> dict[str, float]:
+    """Return the scheduled values of a step, by their names: learning rates, and the share of rows in random order."""
+    height = share_of_peak(c, step)
+    values = {"lr": height * c.lr}
+    if c.matrix_lr is not None:
+        values["matrix_lr"] = height * c.matrix_lr
+    if c.order == "annealed":
+        values["share of rows in random order"] = share_shuffled(c.order, step / c.steps)
+    return values
 
 
 def start(
@@ -239,8 +240,8 @@ def start(
     origin: Origin[Prior] | None,
     run: Path,
     accelerator: Accelerator,
-) -> tuple[Trained, int, Best]:
-    """What training moves, at its beginning or as last saved; the first step; the best evaluation so far."""
+) -> tuple[PriorTraining, int, Best]:
+    """Return the state of training, new or as last saved, the first step, and the best evaluation so far."""
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     prior = build_prior(model_config).to(accelerator.device)
     prior.prepare(c)
@@ -253,30 +254,27 @@ def start(
         with state.restoring(run):
             state.restore(prior, saved.tensors["model"])
             ema.load_state_dict(saved.tensors["ema"])
-    forward = cast(nn.Module, torch.compile(prior)) if c.compile else prior  # of a module it is one
+    forward = cast(nn.Module, torch.compile(prior)) if c.compile else prior  # compile returns a module for a module
     model, optimizers = sharding.prepare(forward, ema.model, make_optimizers(prior, c), accelerator)
-    trained = Trained(prior, model, ema, optimizers, Means(accelerator), SkippedSteps(), fingerprint)
+    trained = PriorTraining(prior, model, ema, optimizers, Means(accelerator), SkippedSteps(), fingerprint)
     if saved is None:
-        return trained, 0, Best(0, float("inf"))
+        return trained, 0, NONE_YET
     with state.restoring(run):
         for name, optimizer in optimizers.items():
             state.load_optimizer(optimizer, saved.tensors[name])
         trained.means.load_state_dict(saved.tensors["means"])
         trained = trained._replace(skipped=SkippedSteps(**saved.info["skipped"]))
-        weights = saved.tensors["best"]
-        best = (
-            Best(int(saved.info["best"]["step"]), float(saved.info["best"]["nll"]))
-            if weights
-            else Best(0, float("inf"))
-        )
-        if weights and accelerator.is_main_process:  # the same, unless they were damaged, lost, or of a later step
+        best, weights = NONE_YET, saved.tensors["best"]
+        if weights:
+            best = Best(int(saved.info["best"]["step"]), float(saved.info["best"]["nll"]))
+        if weights and accelerator.is_main_process:  # they are there, unless damaged, lost, or of a later step
             save_weights(model_config, weights, run / "model")
     accelerator.print(f"going on from step {saved.step} of {c.steps}")
     return trained, saved.step, best
 
 
 def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for the rest: each parameter has one of them."""
+    """Return the optimizers: Muon for the matrices inside the blocks, and AdamW for all other parameters."""
     matrices = prior.matrices()
     inside = set(map(id, matrices))
     rest = [p for p in prior.parameters() if id(p) not in inside]
@@ -287,7 +285,8 @@ def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optim
     return {"adamw": torch.optim.AdamW(rest, lr=c.lr, betas=(0.9, 0.95), weight_decay=0.0), "muon": muon}
 
 
-def save(trained: Trained, step: int, best: Best, run: Path, keep: int, accelerator: Accelerator) -> None:
+def save(trained: PriorTraining, step: int, best: Best, run: Path, keep: int, accelerator: Accelerator) -> None:
+    """Save the state of training. All processes take part, and the main one writes."""
     tensors = {
         "model": trained.prior.state_dict(),
         "ema": trained.ema.state_dict(),
@@ -305,14 +304,14 @@ def save(trained: Trained, step: int, best: Best, run: Path, keep: int, accelera
 
 
 def keep(prior: Prior, path: Path, accelerator: Accelerator) -> None:
-    """Write the model folder of a prior, which may be in parts on the processes: all must take part, the main one
-    writes."""
+    """Write the model folder of a prior that may be sharded. All processes take part, and the main one writes."""
     weights = sharding.whole(prior.state_dict(), accelerator)
     if accelerator.is_main_process:
         save_weights(prior.config, weights, path)
 
 
 def save_weights(c: PriorConfig, weights: dict[str, Tensor], path: Path) -> None:
+    """Write a model folder of these weights."""
     with torch.device("meta"):
         prior = build_prior(c)
     prior.load_state_dict(weights, assign=True)
@@ -320,25 +319,26 @@ def save_weights(c: PriorConfig, weights: dict[str, Tensor], path: Path) -> None
 
 
 def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
+    """Return a batch on the device of this process."""
     return CodesBatch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in batch))
 
 
-class Evaluation(NamedTuple):
-    nll: float  # mean −log p of a code over a whole split, in nats
-    by_place: list[Tensor]  # of each grid (*shape): the same of the codes of each place
+class HeldOutLoss(NamedTuple):
+    """The mean loss of a split."""
+
+    nll: float  # of a number of the latents: −log p in nats if the prior scores
+    by_place: list[Tensor]  # the same at each place, one tensor (*shape) a grid
 
 
 @torch.no_grad()
-def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluation:
-    """Every process takes its share of the split; the means are of all of it."""
+def held_out_loss(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> HeldOutLoss:
+    """Return the loss on a split. Each process computes its share; the means are over the whole split."""
     layout = prior.config.layout
-    sums = torch.zeros(1 + layout.length, device=accelerator.device)  # rows; of each code
+    sums = torch.zeros(1 + layout.length, device=accelerator.device)  # number of rows; the loss of each code
     bar = passing_bar(len(rows), "evaluate on held-out codes", unit="row")
     for few in torch.arange(len(rows)).split(EVALUATION_BATCH * accelerator.num_processes):
         mine = few[accelerator.process_index :: accelerator.num_processes]
-        some = (
-            mine if len(mine) else few[:1]
-        )  # sharded weights are gathered for all processes or none: none may stay away
+        some = mine if len(mine) else few[:1]  # all processes must take part, because sharded weights are gathered
         batch = to_device(rows[some, some], accelerator)
         prior.check(batch.codes, batch.condition)
         with accelerator.autocast():
@@ -348,15 +348,13 @@ def evaluate(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> Evaluat
     bar.close()
     number, nats = accelerator.reduce(sums).cpu().split([1, layout.length])
     nll = (nats / number).double().mean().item()
-    return Evaluation(nll, layout.by_place(nats / number))
+    return HeldOutLoss(nll, layout.by_place(nats / number))
 
 
-def picture_of(evaluation: Evaluation, layout: Layout) -> PIL.Image.Image:
-    """Return where the NLL is: black where a place is certain, white where a code costs as much as any other, or where
-    vectors cost most."""
-    most = (
-        uniform_nll(layout.codebook_size) if layout.discrete else max(grid.max().item() for grid in evaluation.by_place)
-    )
+def picture_of(evaluation: HeldOutLoss, layout: Layout) -> PIL.Image.Image:
+    """Return a picture of the loss at each place: black is 0, and white is ln K, or for vectors the largest."""
+    largest = max(grid.max().item() for grid in evaluation.by_place)
+    most = uniform_nll(layout.codebook_size) if layout.discrete else largest
     shares = [grid.reshape(-1, grid.shape[-1]).div(most or 1.0).clamp(0, 1) for grid in evaluation.by_place]
     pixels = [(255 * share).round().to(torch.uint8)[None, None] for share in shares]
     side = max(max(each.shape[2:]) for each in pixels)
@@ -364,26 +362,25 @@ def picture_of(evaluation: Evaluation, layout: Layout) -> PIL.Image.Image:
 
 
 def unit(prior: Prior) -> str:
-    """Return what a prior's loss is counted in."""
-    return ("nats" if isinstance(prior, Scores) else "of the loss") + (
-        " per code" if prior.config.layout.discrete else " per number"
-    )
+    """Return the unit of a prior's loss, in words."""
+    amount = "nats" if isinstance(prior, Scores) else "of the loss"
+    return f"{amount} per {'code' if prior.config.layout.discrete else 'number'}"
 
 
 def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -> None:
-    """Evaluate the kept weights on every held-out split, beside the priors without training; draw the curves."""
+    """Evaluate the kept weights on every held-out split beside the untrained priors, and draw the curves."""
     kept = load_prior(run / "model").to(accelerator.device)
     layout, figures = data.info.layout, {"best_step": float(best.step)}
     for name, split in data.splits.items():
         if name != "train":
             plain = plain_views(split, data.info)
-            figures[f"{name}_nll"] = evaluate(kept, CodesRows(plain, kept.config), accelerator).nll
-            told = f"{name}: {figures[f'{name}_nll']:.3f} {unit(kept)}"
+            figures[f"{name}_nll"] = held_out_loss(kept, CodesRows(plain, kept.config), accelerator).nll
+            line = f"{name}: {figures[f'{name}_nll']:.3f} {unit(kept)}"
             if layout.discrete:
                 K, marginal = layout.codebook_size, marginal_nll(data.splits["train"].codes, plain.codes, layout)
                 figures |= {"uniform_nll": uniform_nll(K), f"{name}_marginal_nll": marginal}
-                told += f"; independent codes {marginal:.3f}, uniform ln {K} = {uniform_nll(K):.3f}"
-            accelerator.print(told)
+                line += f"; independent codes {marginal:.3f}, uniform ln {K} = {uniform_nll(K):.3f}"
+            accelerator.print(line)
     if accelerator.is_main_process:
         folder.write_json(run / "figures.json", figures)
         lines = read_metrics(run / "metrics.jsonl")
@@ -393,11 +390,9 @@ def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -
                 f"the weights of step {best.step} are kept, the best on validation: {best.nll:.3f}, and after the last "
                 f"step {taken[-1]['validation_nll']:.3f}"
             )
-        flat = (
-            {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
-            if layout.discrete
-            else {}
-        )
+        flat = {}
+        if layout.discrete:
+            flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
         save_curves(lines, {f"loss, {unit(kept)}": ["nll", "validation_nll"]}, run / "curves.png", flat)
     accelerator.wait_for_everyone()
 
@@ -407,10 +402,10 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator(c.precision, c.track, Path(c.run) / "prior")
     with session(Path(c.run) / "prior", accelerator):
         model = train(c, accelerator)
-    if not (Path(c.run) / "tokenizer/model").exists():  # the codes were another run's
+    if not (Path(c.run) / "tokenizer/model").exists():  # the codes are another run's
         accelerator.print(f"to draw from it, copy the folder tokenizer/ of the run of its codes into {c.run}")
     kept = Path(c.run) / "pipeline/generation_config.json"
-    tuned = kept.exists() and "chosen" in folder.read_json(kept)  # a config would stand in the place of what was chosen
+    tuned = kept.exists() and "chosen" in folder.read_json(kept)  # a config would replace the settings that were chosen
     settings = [] if tuned else ["--config", Path(config.config_beside(c.run, "generate"))]
     accelerator.print(f"the prior is in {model}\nnext: {as_typed('pipeline/generate.py', Path(c.run), *settings)}")
 

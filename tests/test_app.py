@@ -32,7 +32,7 @@ from smalti.pipeline.playground.view import CONTRAST, difference
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
-from smalti.prior.order import known_first
+from smalti.prior.prediction_order import known_first
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.bottleneck.residual import ResidualConfig

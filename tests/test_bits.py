@@ -19,7 +19,7 @@ from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
 from smalti.pipeline.coder import HEAD, compress, expand, expand_in_batches
-from smalti.pipeline.compress import read_picture
+from smalti.pipeline.compress import read_exact_picture
 from smalti.pipeline.evaluation.bits import bits_per_dim, image_nats, stochastic_bounds
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.baselines import Marginal
@@ -230,9 +230,9 @@ def test_a_head_that_claims_other_images_than_its_bytes_hold_is_refused(trained,
     magic, labelled, _, *rest = HEAD.unpack_from(data)
     head = HEAD.pack(magic, labelled, images, *rest)
     tracemalloc.start()
-    with pytest.raises(UserError, match=r"the head claims|the bytes are damaged"):
+    with pytest.raises(UserError, match=r"the header claims|the bytes are damaged"):
         expand(pipeline, head + data[HEAD.size :])
-    with pytest.raises(UserError, match="the head claims"):
+    with pytest.raises(UserError, match="the header claims"):
         expand(pipeline, head)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
@@ -254,7 +254,7 @@ def test_bytes_that_are_cut_or_followed_by_others_are_refused(trained):
     pipeline, given, labels = trained
     for data in (compress(pipeline, given[:3]).data, compress(pipeline, given[:3], labels[:3]).data):
         for changed in (data[:-4], data[:-8], data[: HEAD.size], data + bytes(4), data + b"more" * 2):
-            with pytest.raises(UserError, match=r"the bytes are damaged|the head claims"):
+            with pytest.raises(UserError, match=r"the bytes are damaged|the header claims"):
                 expand(pipeline, changed)
 
 
@@ -289,7 +289,7 @@ def test_a_damaged_picture_is_refused_in_words(trained, tmp_path, content):
     """PIL raises nearly anything: a SyntaxError ended the command as a fault of ours."""
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.png cannot be read as a picture: "):
-        read_picture(str(tmp_path / "a.png"), trained[0])
+        read_exact_picture(str(tmp_path / "a.png"), trained[0])
 
 
 def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, capsys):

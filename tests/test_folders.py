@@ -470,7 +470,7 @@ def test_a_request_of_something_else_is_none_of_ours(tmp_path):
     for value in ({}, {"url": "http://a"}, {"format": "png"}, {"format": "png", "labels": "a"}):
         (tmp_path / ".request.json").write_text(json.dumps(value))
         with pytest.raises(Refused, match="holds something else; give another --output"):
-            generate.begun(tmp_path)
+            generate.read_request(tmp_path)
 
 
 def test_the_whole_chain_replaces_no_summary_that_it_did_not_write(tmp_path):

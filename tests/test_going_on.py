@@ -19,7 +19,7 @@ from smalti.pipeline.reporting.model_card import model_card
 from smalti.pipeline.reporting.run_contents import gather
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior, load_prior
-from smalti.prior.train import schedule as prior_schedule
+from smalti.prior.train import prior_schedule
 from smalti.prior.train import train as train_prior
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.bottleneck.gumbel import GumbelConfig

@@ -10,7 +10,7 @@ from smalti.common.layout import Layout
 from smalti.prior.autoregressive import share_shuffled
 from smalti.prior.config import PriorConfig
 from smalti.prior.model import load_prior
-from smalti.prior.order import draw_order
+from smalti.prior.prediction_order import draw_order
 from smalti.prior.train import train as train_prior
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
@@ -89,8 +89,8 @@ def test_a_preset_has_the_weights_it_is_named_after(preset, millions, prior):
     "settings, message",
     [
         ({"preset": "1b"}, "preset"),
-        ({"heads": 4, "kv_heads": 3}, "heads 4 must divide by kv_heads 3"),
-        ({"dim": 100, "heads": 8}, "dim 100 must divide by 4 x heads = 32"),
+        ({"heads": 4, "kv_heads": 3}, "heads 4 must be a multiple of kv_heads 3"),
+        ({"dim": 100, "heads": 8}, "dim 100 must be a multiple of 4 x heads = 32"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(settings, message):

@@ -154,7 +154,7 @@ def test_walking_gives_the_probabilities_that_the_parallel_forward_gives(setting
 
 def drawn_without_a_cache(prior, label, seed, config, codes=None, known=None):
     """One image, by the parallel forward alone: the whole sequence again for every code."""
-    from smalti.prior.draw import draw, image_uniforms
+    from smalti.prior.draw import draw_categorical, image_uniforms
 
     c = prior.config
     (u,) = image_uniforms([seed], c.layout.length, len(prior.vocabularies))
@@ -166,7 +166,7 @@ def drawn_without_a_cache(prior, label, seed, config, codes=None, known=None):
         if config.guidance != 1:
             without = prior(torch.tensor([c.condition.num_classes]), found)[:, t]
             logits = torch.lerp(without, logits, torch.tensor(config.guidance))
-        found[0, t] = draw(logits, u[t], config)[0]
+        found[0, t] = draw_categorical(logits, u[t], config)[0]
     return found[0]
 
 
@@ -214,7 +214,7 @@ def test_any_order_is_refused():
 
 
 def test_recomputing_is_refused():
-    with pytest.raises(UserError, match=r"recompute is not there for model\.kind pixelcnn"):
+    with pytest.raises(UserError, match=r"model\.kind pixelcnn has no recompute"):
         make().prepare(TrainConfig(recompute=True))
 
 

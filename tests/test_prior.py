@@ -12,7 +12,7 @@ from smalti.common.mixed_radix import to_index
 from smalti.prior.autoregressive import nll_each
 from smalti.prior.base import Prior
 from smalti.prior.baselines import marginal_nll, uniform_nll
-from smalti.prior.draw import SamplingConfig, draw, image_uniforms
+from smalti.prior.draw import SamplingConfig, draw_categorical, image_uniforms
 from smalti.prior.layers import RMSNorm
 from smalti.prior.transformer.layers import causal_attention, rotary_angles
 from smalti.prior.transformer.model import TransformerPrior
@@ -168,7 +168,7 @@ def test_draws_follow_the_softmax():
     """20,000 draws of 4 codes: a share strays from its probability by more than 0.02 with odds below 1e-7."""
     logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(20_000, 4)
     u = image_uniforms([0], 20_000)[0]
-    frequency = torch.bincount(draw(logits, u, SamplingConfig()), minlength=4) / len(u)
+    frequency = torch.bincount(draw_categorical(logits, u, SamplingConfig()), minlength=4) / len(u)
     torch.testing.assert_close(frequency, logits[0].softmax(0), atol=0.02, rtol=0)
 
 
@@ -184,13 +184,13 @@ def test_draws_follow_the_softmax():
 )
 def test_truncation_keeps_the_likeliest_codes(settings, allowed):
     logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(2_000, 4)
-    drawn = draw(logits, image_uniforms([0], 2_000)[0], SamplingConfig(**settings))
+    drawn = draw_categorical(logits, image_uniforms([0], 2_000)[0], SamplingConfig(**settings))
     assert set(drawn.tolist()) == allowed
 
 
 def test_the_ends_of_the_uniform_draw_codes_that_are_possible():
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, 4)
-    assert draw(logits, torch.tensor([2.0**-24, 1.0]), SamplingConfig()).tolist() == [1, 2]
+    assert draw_categorical(logits, torch.tensor([2.0**-24, 1.0]), SamplingConfig()).tolist() == [1, 2]
 
 
 def test_guidance_leans_from_no_class_towards_the_class(prior):

@@ -13,11 +13,11 @@ from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig, draw, guidance_scales, image_uniforms
-from smalti.prior.order import code_order, known_first, raster, shuffled
+from smalti.prior.draw import SamplingConfig, draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.prediction_order import code_order, known_first, raster, shuffled
 from smalti.prior.sample import BATCH, fitting_batch
 from smalti.prior.transformer.config import PRESETS, TransformerConfig
-from smalti.prior.transformer.fast.decoder import CountedStep, Decoder, NumberedStep
+from smalti.prior.transformer.fast.cached import CachedTransformer, CountedStep, NumberedStep
 from smalti.prior.transformer.fast.graph import lengths
 from smalti.prior.transformer.fast.matrix import make_matrix, resolve
 from smalti.prior.transformer.model import TransformerPrior
@@ -66,7 +66,7 @@ def decoded(
 ) -> torch.Tensor:
     """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at
     once."""
-    decoder, B, Q = Decoder(prior, len(codes), precision), len(codes), prior.config.layout.depth
+    decoder, B, Q = CachedTransformer(prior, len(codes), precision), len(codes), prior.config.layout.depth
     ordered = codes if order is None else codes.gather(1, order)
     places = raster(B, prior.config.layout.length, codes.device) if order is None else order
     target, own = 1 + places, own_rows(places)
@@ -399,7 +399,7 @@ def test_guided_draws_follow_the_guided_distribution():
 @pytest.mark.parametrize("min_p, allowed", [(0.0, {0, 1, 2, 3}), (0.1, {0, 1, 3}), (0.2, {1, 3}), (1.0, {1})])
 def test_min_p_keeps_codes_a_share_as_likely_as_the_likeliest(min_p, allowed):
     logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(2_000, 4)  # 0.14, 1, 0.05, 0.37 of the likeliest
-    assert set(draw(logits, image_uniforms([0], 2_000)[0], SamplingConfig(min_p=min_p)).tolist()) == allowed
+    assert set(draw_categorical(logits, image_uniforms([0], 2_000)[0], SamplingConfig(min_p=min_p)).tolist()) == allowed
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

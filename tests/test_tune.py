@@ -15,7 +15,7 @@ from smalti.pipeline.generate import main as generate
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.run import generate_options
-from smalti.pipeline.tune import Bench, Settings, beginning, compare, read_held_out, tune
+from smalti.pipeline.tune import Settings, Trials, beginning, compare_on_fresh_seeds, read_held_out, tune
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
 from smalti.prior.transformer.model import TransformerPrior
@@ -137,14 +137,14 @@ def test_a_choice_that_was_luck_is_not_kept(run, accelerator):
     """The best of many figures on the search's seeds, and not on fresh ones: the start stays."""
     start, lucky, c = SamplingConfig(), SamplingConfig(temperature=0.5), settings(run)
 
-    class Lucky(Bench):
+    class Lucky(Trials):
         def draw(self, sampling, seed, bar):
             return 1.0 if sampling == start else {0: 0.5, 64: 2.0}[seed]
 
     pipeline = ImagePipeline.from_run(run, start)
-    bench = Lucky(c, pipeline, read_held_out(c, pipeline), Interrupt(accelerator))
-    assert bench.best("temperature", [start, lucky]) == lucky
-    tuned = compare(c, start, lucky, bench)
+    trials = Lucky(c, pipeline, read_held_out(c, pipeline), Interrupt(accelerator))
+    assert trials.best("temperature", [start, lucky]) == lucky
+    tuned = compare_on_fresh_seeds(c, start, lucky, trials)
     assert (tuned.sampling, tuned.chosen.value, tuned.found_value) == (start, 1.0, 2.0)
 
 

@@ -23,8 +23,7 @@ from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from smalti.common.record import code_version
-from smalti.common.starting import answer_signals
+    from smalti.common.starting import answer_signals
 
     answer_signals()
 
@@ -44,6 +43,7 @@ from smalti.common.evaluation_file import evaluation_path, parts_path, tell, wri
 from smalti.common.folder import sha256
 from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.parts import in_parts
+from smalti.common.record import code_version
 from smalti.common.session import session
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.feature_extractor import FeaturesConfig

@@ -1,15 +1,14 @@
-"""What an image costs: rate + distortion, the two terms of the ELBO, each image's and in nats.
+"""The cost of an image in nats: rate + distortion, the two terms of the ELBO.
 
-    −log p(x) ≤ −log p(z) − log p(x | z),   z = z(x)              a posterior that is one code: the bound of the VQ-VAE
-    −log p(x) ≤ E_q[log q(z | x) − log p(z) − log p(x | z)]       a stochastic one (gumbel): minus the ELBO
-    −log p(x) ≤ E −log 1/S Σ_s p(z_s) p(x | z_s) / q(z_s | x)     of S draws, tighter (Burda et al. 2016,
+    −log p(x) ≤ −log p(z) − log p(x | z),   z = z(x)              the posterior is one code: the bound of the VQ-VAE
+    −log p(x) ≤ E_q[log q(z | x) − log p(z) − log p(x | z)]       it is stochastic (gumbel): minus the ELBO
+    −log p(x) ≤ E −log 1/S Σ_s p(z_s) p(x | z_s) / q(z_s | x)     tighter, with S draws (Burda et al. 2016,
                                                                           https://arxiv.org/abs/1509.00519, eq. 8)
 
-Both sides of the first are lengths: the right one is what an arithmetic coder needs for z and then x
-(`pipeline/compress.py` has one), so no model can make it too small. The rate is that of three priors: uniform, the
-frequencies of the training split (independent codes), and the learned one. The learned prior is told the class, and the
-class is then paid for, ln of how many there are: the sum bounds −log p(x) as the others do. In bits per dimension:
-divided by ln 2 · C · H · W.
+Both sides of the first are lengths: an arithmetic coder needs the right one for z and then x (`pipeline/compress.py`
+has one), so no model can make it too small. The rate is given for three priors: uniform, the frequencies of the train
+split (independent codes), and the learned one. The learned prior is given the class, and ln of the number of classes
+is added for it, so the sum bounds −log p(x) as the others do. Bits per dimension are nats divided by ln 2 · C · H · W.
 
 Shapes: images (B, C, H, W) uint8; labels (B,), as the prior's condition has them; nats (B,) float64.
 """
@@ -31,7 +30,7 @@ PRIORS = ("uniform", "independent", "learned")
 
 
 class Nats(NamedTuple):
-    """Of B images: what the pixels cost given the codes, and what the codes cost, by each prior."""
+    """The nats of B images: of their pixels given the codes, and of their codes by each prior."""
 
     distortion: Tensor  # (B,) −log p(x | z)
     uniform: Tensor  # (B,) T ln K
@@ -40,7 +39,7 @@ class Nats(NamedTuple):
 
 
 def scoring(pipeline: ImagePipeline) -> Scores:
-    """Return the pipeline's prior. Raises `UserError` where it is one that does not say how likely codes are."""
+    """Return the pipeline's prior. Raises `UserError` if it does not say how likely codes are."""
     if not isinstance(pipeline.prior, Scores) or not pipeline.prior.config.layout.discrete:
         kind = pipeline.prior.config.architecture.name()
         raise UserError(
@@ -51,16 +50,16 @@ def scoring(pipeline: ImagePipeline) -> Scores:
 
 @torch.inference_mode()
 def code_nats(pipeline: ImagePipeline, marginal: Marginal, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What codes (B, T) cost by each prior: (B,) float64 on the CPU."""
+    """Return the nats of codes (B, T) by each prior, (B,) float64 on the CPU."""
     c, device = pipeline.prior.config, pipeline.device
-    told = c.condition.nats(labels)
-    learned = -scoring(pipeline).log_prob(codes.to(device), labels.to(device)).double().cpu() + told.cpu()
+    condition_nats = c.condition.nats(labels)
+    learned = -scoring(pipeline).log_prob(codes.to(device), labels.to(device)).double().cpu() + condition_nats.cpu()
     uniform = torch.full((len(codes),), c.layout.length * uniform_nll(c.layout.codebook_size), dtype=torch.float64)
     return {"uniform": uniform, "independent": marginal.nll(codes.cpu()), "learned": learned}
 
 
 def likely(pipeline: ImagePipeline) -> LikelihoodTokenizer:
-    """Return the pipeline's tokenizer. Raises `UserError` where it is one whose decoder does not say p(x | z)."""
+    """Return the pipeline's tokenizer. Raises `UserError` if its decoder does not say p(x | z)."""
     if not isinstance(pipeline.tokenizer, LikelihoodTokenizer):
         raise UserError(
             f"images cost bits by p(x | z), which a tokenizer of kind {pipeline.tokenizer.config.name()} does not say"
@@ -70,7 +69,7 @@ def likely(pipeline: ImagePipeline) -> LikelihoodTokenizer:
 
 @torch.inference_mode()
 def image_nats(pipeline: ImagePipeline, marginal: Marginal, images: Tensor, labels: Tensor) -> Nats:
-    """What images cost with the codes they are encoded to."""
+    """Return the nats of images with the codes that they are encoded to."""
     tokenizer, pixels = likely(pipeline), to_float(images.to(pipeline.device))
     codes = tokenizer.encode(pixels)
     output = tokenizer.output(codes)
@@ -79,10 +78,10 @@ def image_nats(pipeline: ImagePipeline, marginal: Marginal, images: Tensor, labe
 
 
 class Bounds(NamedTuple):
-    """Of B images, for each of `PRIORS`."""
+    """Two bounds on the nats of B images, for each of `PRIORS`."""
 
     elbo: dict[str, Tensor]  # (B,) minus the ELBO, in expectation over the draws
-    importance: dict[str, Tensor]  # (B,) the bound of all draws together
+    importance: dict[str, Tensor]  # (B,) the importance-weighted bound of all draws
 
 
 @torch.inference_mode()
@@ -94,7 +93,7 @@ def stochastic_bounds(
     samples: int,
     generator: torch.Generator,
 ) -> Bounds:
-    """Bounds by `samples` draws from a stochastic posterior; `generator` is on the CPU.
+    """Return the bounds of images by `samples` draws from a stochastic posterior; `generator` is on the CPU.
 
     Raises:
         ValueError: the tokenizer's posterior is a single code.
@@ -121,5 +120,5 @@ def stochastic_bounds(
 
 
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
-    """Nats of an image -> bits per dimension."""
+    """Return the nats of an image in bits per dimension."""
     return nats / (math.log(2) * dimensions)

@@ -1,6 +1,6 @@
-"""How good drawn images are: how near to real ones, how true to what was asked for, and whether they are copies.
+"""The quality of drawn images: their distance to real ones, their agreement with the labels, and copies among them.
 
-images (M, C, H, W) uint8, labels (M,), features (M, D)
+Shapes: images (M, C, H, W) uint8, labels (M,), features (M, D)
 """
 
 from collections.abc import Callable
@@ -14,26 +14,29 @@ from smalti.metrics.distances import density_coverage, frechet_distance, kernel_
 from smalti.metrics.feature_extractor import Features
 from smalti.metrics.neighbours import Memorised, measure_memorisation, nearest_codes
 
-NEIGHBOURHOODS = 10_000  # images of either side at most in precision, recall, density, coverage
-SHOWN = 10  # drawn images of the picture of neighbours
+NEIGHBOURHOODS = 10_000  # images of each side at most, in precision, recall, density and coverage
+SHOWN = 10  # drawn images in the picture of neighbours
 
 
 class Drawn(NamedTuple):
-    """Drawn images, what they were asked to be, and how the features see them."""
+    """Drawn images with their codes, labels and features."""
 
     images: Tensor  # (M, C, H, W) uint8
     codes: Tensor  # (M, T)
-    labels: Tensor  # (M,), the number of classes where none was asked for
+    labels: Tensor  # (M,), the number of classes for an image without a class
     features: Tensor | None  # (M, D)
 
     def first(self, number: int) -> "Drawn":
+        """Return the first images alone."""
         features = None if self.features is None else self.features[:number]
         return Drawn(self.images[:number], self.codes[:number], self.labels[:number], features)
 
 
-def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
-    """Distances between features (M, D), (N, D) and those of training images. Too few images leave out what needs
-    more."""
+def compare_features(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
+    """Return the distances of drawn to real features, (M, D) and (N, D), and of training features to the real ones.
+
+    Figures that need more images than there are are left out.
+    """
     drawn, real, train = drawn.cpu(), real.cpu(), train.cpu()
     figures: dict[str, Any] = {}
     if min(map(len, (drawn, real, train))) > drawn.shape[1]:
@@ -46,7 +49,7 @@ def compare(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, 
 def ask_classifier(
     drawn: Drawn, classifier: Classifier, held_out: LabelledSource, class_names: tuple[str, ...], device: torch.device
 ) -> dict[str, Any]:
-    """Whether drawn images show what was asked for, and whether one could learn the classes from them."""
+    """Return how often a classifier agrees with the labels of drawn images, and how well one learns from them."""
     figures: dict[str, Any] = {"classifier_accuracy": classifier.accuracy}
     asked = drawn.labels < len(class_names)
     images, labels = drawn.images[asked], drawn.labels[asked]
@@ -64,7 +67,7 @@ def ask_classifier(
 
 
 class RealImages(NamedTuple):
-    """What drawn images are looked up among, and the held-out ones that were not there to be copied."""
+    """The training images that drawn images may be copies of, and held-out images, which cannot have been copied."""
 
     train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor  # (V, C, H, W) uint8
@@ -74,18 +77,18 @@ class RealImages(NamedTuple):
 def look_up(
     drawn: Drawn, real: RealImages, features: Features | None, encode: Callable[[Tensor], Tensor]
 ) -> tuple[dict[str, Any], Tensor]:
-    """Whether drawn images are nearer to training images than held-out images are, in pixels, features and codes.
+    """Compare how near drawn and held-out images are to training images, in pixels, features and codes.
 
     Args:
-        encode: images (n, C, H, W) uint8 -> codes (n, T).
+        encode: returns the codes (n, T) of images (n, C, H, W) uint8.
     Returns:
-        The shares of copies, and pictures: a row of drawn images, and one of their nearest in each of the three.
+        The shares of copies; and images, a row of drawn ones and a row of their nearest in each of the three.
     """
     found: dict[str, Memorised] = {
         "pixels": measure_memorisation(drawn.images.flatten(1), real.train.flatten(1), real.held_out.flatten(1))
     }
     if features is not None:
-        assert drawn.features is not None and real.train_features is not None  # they were shown to them
+        assert drawn.features is not None and real.train_features is not None  # both have features, or neither
         found["features"] = measure_memorisation(
             drawn.features.cpu(), real.train_features.cpu(), features(real.held_out).cpu()
         )

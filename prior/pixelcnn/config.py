@@ -1,4 +1,4 @@
-"""What a gated PixelCNN is, besides what the codes decide."""
+"""The config of a gated PixelCNN."""
 
 from typing import Literal
 

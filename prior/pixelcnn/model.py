@@ -3,9 +3,9 @@
 Shapes: condition (B, ...), codes (B, T) in raster order, the Q codes of a place side by side; features (B, C, h, w);
 x (B, T, C) what the head reads; logits (B, T, V).
 
-The stacks say what a place may know of the places before it; the codes of one place, where it has several, are
-predicted one after another, each from the place's features and an embedding of those before it. So every code has an
-exact probability.
+The stacks give the features of each place from the places before it. If a place has several codes, they are predicted
+one after another, each from the place's features and an embedding of the codes before it. So every code has an exact
+probability.
 """
 
 import torch
@@ -17,16 +17,16 @@ from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
 from smalti.prior.base import Choose
+from smalti.prior.code_head import CodeHead
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import Precision, SamplingConfig, draw, guidance_scales, image_uniforms
-from smalti.prior.head import CodeHead
+from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.network import RowByRow, Stacks
 
 
 def rectangle(config: PriorConfig) -> tuple[int, int]:
-    """Return (h, w) of the codes. Raises `UserError` where they do not lie in rows and columns of one grid."""
+    """Return (h, w) of the codes. Raises `UserError` unless they lie in rows and columns of one grid."""
     if config.layout.rectangle is None:
         raise UserError(
             f"a PixelCNN needs one grid of rows and columns, and these are {config.layout}; take model.kind transformer"
@@ -36,13 +36,16 @@ def rectangle(config: PriorConfig) -> tuple[int, int]:
 
 @PixelCNNConfig.register
 class PixelCNNPrior(AutoregressivePrior):
+    """A gated PixelCNN over one grid of codes, in raster order."""
+
     first_rows: Tensor  # (T, G)
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
         a = config.architecture
         assert isinstance(a, PixelCNNConfig)
-        self.architecture, (self.height, self.width) = a, rectangle(config)
+        self.architecture = a
+        self.height, self.width = rectangle(config)
         self.class_embedding = config.condition.embedding(a.dim)
         self.code_embedding = nn.Embedding(config.layout.depth * sum(self.vocabularies), a.dim)
         self.stacks = Stacks(a.dim, a.depth, a.kernel, a.dropout)
@@ -63,17 +66,16 @@ class PixelCNNPrior(AutoregressivePrior):
         embedded = rearrange(self.embed(digits, slice(None)), "b (p q) c -> b p q c", q=c.layout.depth)
         grid = rearrange(embedded.sum(2), "b (h w) c -> b c h w", h=self.height)
         features = rearrange(self.stacks(grid, self.class_embedding(condition)), "b c h w -> b (h w) c")
-        before = embedded.cumsum(2) - embedded  # the codes of the place before each
+        before = embedded.cumsum(2) - embedded  # the sum of the codes before each at its place
         each = [self.at_depth(features, before[:, :, q], q) for q in range(c.layout.depth)]
         return self.head(self.norm(rearrange(torch.stack(each, 2), "b p q c -> b (p q) c")), digits)
 
     def embed(self, digits: Tensor, places: slice | int) -> Tensor:
-        """digits (..., T, G) of codes at these places of the sequence, or (..., G) at one -> (..., C)."""
+        """Return embeddings (..., C) of digits (..., T, G) at places of the sequence, or (..., G) at one place."""
         return self.code_embedding(digits + self.first_rows[places]).sum(-2)
 
     def at_depth(self, features: Tensor, before: Tensor, depth: int) -> Tensor:
-        """Return what the code at this depth of a place reads: features (..., C), and the codes before it there,
-        embedded."""
+        """Return the input of the head at this depth, from features (..., C) and the embedded codes before it there."""
         if depth == 0 or self.place_mlp is None or self.place_norm is None:
             return features
         return features + self.place_mlp(self.place_norm(features + before))
@@ -87,23 +89,18 @@ class PixelCNNPrior(AutoregressivePrior):
             raise ValueError(f"precision {precision}: a PixelCNN draws in fp32 alone; leave it at auto")
         return "fp32"
 
-    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> "Batch":
-        return Batch(self, config, batch_size)
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> "PixelCNNDrawing":
+        return PixelCNNDrawing(self, config, batch_size)
 
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
         a, width = self.architecture, self.width
-        kept = (
-            a.depth * a.dim * width * (2 + a.kernel // 2 + 2)
-        )  # of a layer: what is above, rows, and the row to the left
-        return (
-            4
-            * batch_size
-            * ((1 + (config.guidance != 1)) * kept + 8 * max(self.vocabularies) + 8 * self.config.layout.length)
-        )
+        kept = a.depth * a.dim * width * (2 + a.kernel // 2 + 2)  # of a layer: what is above, rows, and the row so far
+        rows = 1 + (config.guidance != 1)
+        return 4 * batch_size * (rows * kept + 8 * max(self.vocabularies) + 8 * self.config.layout.length)
 
     @torch.inference_mode()
     def walk(self, condition: Tensor, choose: Choose) -> Tensor:
-        steps, found = Steps(self, condition), list[Tensor]()
+        steps, found = CachedPixelCNN(self, condition), list[Tensor]()
         for t in range(self.config.layout.length):
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):
@@ -113,24 +110,29 @@ class PixelCNNPrior(AutoregressivePrior):
         return torch.stack(found, dim=1)
 
 
-class Steps:
-    """A PixelCNN one code after another: `logits(t, digits)` of code t's parts where they are wanted, then `put(t,
-    code)`."""
+class CachedPixelCNN:
+    """A PixelCNN that computes one code after another and keeps what earlier codes gave.
+
+    For each code t, call `logits(t, digits)` for those of its parts that are wanted, and then `put(t, code)`.
+    """
 
     def __init__(self, prior: PixelCNNPrior, condition: Tensor, known: int = 0):
         """
         Args:
             condition: (R, ...), a row each.
-            known: places at the beginning whose codes are only put; of the whole rows among them nothing else is
-                computed.
+            known: places at the beginning whose codes are only put; whole rows of them skip the horizontal stack.
         """
-        self.prior, self.Q, self.width = prior, prior.config.layout.depth, prior.width
+        self.prior = prior
+        self.Q = prior.config.layout.depth
+        self.width = prior.width
         self.first_place = known // self.width * self.width
         embedded = prior.class_embedding(condition)
         self.rows = RowByRow(prior.stacks, embedded, self.width)
         self.matrices = [matrix.float() for matrix in prior.head.matrices()]  # each (Q, V_g, C)
-        self.place, self.x = -1, embedded
-        self.features = self.before = torch.zeros_like(embedded)  # of the place; its codes so far, embedded
+        self.place = -1
+        self.x = embedded
+        self.features = torch.zeros_like(embedded)  # of the place
+        self.before = self.features  # the sum of its embedded codes so far
 
     def logits(self, t: int, digits: list[Tensor]) -> Tensor:
         """Return logits (R, V_g) of part g of code t, whose parts before are `digits`, each (R,)."""
@@ -148,7 +150,7 @@ class Steps:
             self.place = place
 
     def put(self, t: int, code: Tensor) -> None:
-        """Take code t (R,); its logits need not have been asked for."""
+        """Take code t (R,); calling `logits` before it is not necessary."""
         place, depth = divmod(t, self.Q)
         self.begin(t)
         self.before = (0 if depth == 0 else self.before) + self.prior.embed(to_digits(code, self.prior.vocabularies), t)
@@ -158,39 +160,42 @@ class Steps:
                 self.rows.end_row()
 
 
-class Batch:
-    """One batch that is drawn: R = B rows, or 2 B under guidance, with the class above and without it below."""
+class PixelCNNDrawing:
+    """The state of a batch that is drawn: R = B rows, or under guidance 2 B, first with the class, then without."""
 
     def __init__(self, prior: PixelCNNPrior, config: SamplingConfig, batch_size: int):
-        self.prior, self.config, self.size, self.guided = prior, config, batch_size, config.guidance != 1
+        self.prior = prior
+        self.config = config
+        self.size = batch_size
+        self.guided = config.guidance != 1
         self.scales = guidance_scales(config, prior.config.layout.length).to(prior.device)
 
     def draw(
         self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
     ) -> Tensor:
         c, b = self.prior.config, len(condition)
-        pad = torch.arange(self.size, device=condition.device).clamp_max(b - 1)  # the last image again
-        told, codes = condition[pad], codes[pad].clone()
+        pad = torch.arange(self.size, device=condition.device).clamp_max(b - 1)  # pads with the last image
+        padded, codes = condition[pad], codes[pad].clone()
         given = given[pad].repeat_interleave(c.layout.depth, 1)
-        rows = torch.cat([told, c.condition.none(self.size, told.device)]) if self.guided else told
+        rows = torch.cat([padded, c.condition.none(self.size, padded.device)]) if self.guided else padded
         uniforms = image_uniforms(seeds, c.layout.length, len(self.prior.vocabularies))[pad.cpu()].to(condition.device)
-        steps = Steps(self.prior, rows, lead)
+        steps = CachedPixelCNN(self.prior, rows, lead)
         for t in range(c.layout.length):
             if t >= lead * c.layout.depth:
                 codes[:, t] = torch.where(given[:, t], codes[:, t], self._code(steps, t, uniforms[:, t]))
             steps.put(t, self._doubled(codes[:, t]))
         return codes[:b]
 
-    def _code(self, steps: Steps, t: int, uniforms: Tensor) -> Tensor:
-        """Draw code t: uniforms (B, G) -> (B,)."""
+    def _code(self, steps: CachedPixelCNN, t: int, uniforms: Tensor) -> Tensor:
+        """Draw code t, (B,), with uniforms (B, G)."""
         parts: list[Tensor] = []
         for u in uniforms.unbind(1):
             logits = steps.logits(t, [self._doubled(part) for part in parts])
             if self.guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, self.scales[t])
-            drawn = draw(logits, u, self.config)
-            if (drawn >= logits.shape[1]).any():  # beyond the last code, which no probability is
+            drawn = draw_categorical(logits, u, self.config)
+            if (drawn >= logits.shape[1]).any():  # only NaN gives a code beyond the last
                 raise UserError(
                     "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"
                 )
@@ -198,5 +203,5 @@ class Batch:
         return to_index(torch.stack(parts, dim=-1), self.prior.vocabularies)
 
     def _doubled(self, x: Tensor) -> Tensor:
-        """x (B, ...) -> (R, ...)."""
+        """Return x (B, ...) for all R rows: twice under guidance."""
         return torch.cat([x, x]) if self.guided else x

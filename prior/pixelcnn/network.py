@@ -1,14 +1,14 @@
-"""The two stacks of the gated PixelCNN: what each place of a grid may know of the places before it in raster order.
+"""The two stacks of the gated PixelCNN: the features of each place, from the places before it in raster order.
 
-    vertical      at row i has seen all columns of rows 0, ..., i
-    horizontal    at place (i, j) has seen row i up to column j − 1, and the vertical stack at row i − 1
+    vertical      at row i depends on all columns of rows 0, ..., i
+    horizontal    at place (i, j) depends on row i up to column j − 1, and on the vertical stack at row i − 1
 
-One masked convolution would leave a blind spot to the right above each place; two stacks leave none. Every layer is
-gated by tanh(a) · sigmoid(b), to which the class adds a bias. (van den Oord et al. 2016, Conditional image generation
-with PixelCNN decoders, https://arxiv.org/abs/1606.05328, sec. 2.1 to 2.3 and figure 2.)
+One masked convolution leaves a blind spot above and to the right of each place; two stacks leave none. Every layer is
+gated by tanh(a) · sigmoid(b), and the class adds a bias to a and b. (van den Oord et al. 2016, Conditional image
+generation with PixelCNN decoders, https://arxiv.org/abs/1606.05328, sec. 2.1 to 2.3 and figure 2.)
 
-Shapes: B samples, C channels, h x w places; x (B, C, h, w) embedded codes, condition (B, C), features (B, C, h, w). `k`
-is an odd kernel size, of which a layer sees r = k // 2 places to the left, to the right and above.
+Shapes: B samples, C channels, h x w places; x (B, C, h, w) embedded codes, condition (B, C), features (B, C, h, w).
+With an odd kernel size k a layer sees r = k // 2 places to the left, to the right and above.
 """
 
 import torch
@@ -23,26 +23,25 @@ def gated(x: Tensor) -> Tensor:
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks (figure 2)."""
+    """A layer of both stacks (figure 2)."""
 
     def __init__(self, channels: int, kernel: int, dropout: float, *, first: bool):
         """
         Args:
-            first: whether the horizontal stack must not see the place itself, whose input is the code to predict.
+            first: the horizontal stack must not see the place itself, whose input is the code to predict.
         """
         super().__init__()
-        self.radius, self.first = kernel // 2, first
+        self.radius = kernel // 2
+        self.first = first
         self.vertical = nn.Conv2d(channels, 2 * channels, (self.radius + 1, kernel))
         self.horizontal = nn.Conv2d(channels, 2 * channels, (1, self.radius + (not first)))
-        self.link = nn.Conv2d(
-            2 * channels, 2 * channels, 1, bias=False
-        )  # from the vertical stack to the horizontal one
+        self.link = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)  # from the vertical stack to the horizontal
         self.condition = nn.Linear(channels, 4 * channels, bias=False)
         self.out = nn.Conv2d(channels, channels, 1)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """v, h (B, C, h, w) and condition (B, C) -> v and h of the next layer."""
+        """Return v and h of the next layer, from v, h (B, C, h, w) and condition (B, C)."""
         of_v, of_h = self.condition(condition)[..., None, None].chunk(2, dim=1)
         r = self.radius
         seen = self.vertical(F.pad(v, (r, r, r, 0)))  # rows i − r, ..., i
@@ -51,20 +50,20 @@ class GatedLayer(nn.Module):
         return gated(seen + of_v), self.join(h, before + self.link(above) + of_h)
 
     def join(self, h: Tensor, x: Tensor) -> Tensor:
-        """Return the horizontal stack's output. The first layer has no residual: its input is what must not be seen."""
+        """Return the horizontal stack's output. The first layer has no residual: it must not pass its input on."""
         new = self.out(self.dropout(gated(x)))
         return new if self.first else h + new
 
 
 class Stacks(nn.Module):
-    """All layers: embedded codes to features, of which those at a place depend on the codes before it alone."""
+    """All layers, from embedded codes to features; the features at a place depend only on the codes before it."""
 
     def __init__(self, channels: int, layers: int, kernel: int, dropout: float):
         super().__init__()
         self.layers = nn.ModuleList(GatedLayer(channels, kernel, dropout, first=n == 0) for n in range(layers))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x (B, C, h, w), condition (B, C) -> features (B, C, h, w)."""
+        """Return features (B, C, h, w) of x (B, C, h, w) and condition (B, C)."""
         v = h = x
         for layer in self.layers:
             v, h = layer(v, h, condition)
@@ -82,23 +81,21 @@ class RowByRow:
     """
 
     def __init__(self, stacks: Stacks, condition: Tensor, width: int):
-        """condition (B, C)."""
         self.layers: list[GatedLayer] = list(stacks.layers)  # type: ignore[arg-type]  # torch says only that they are modules
-        self.width, size = width, (len(condition), condition.shape[1])
+        self.width = width
+        size = (len(condition), condition.shape[1])
         of = [layer.condition(condition)[..., None].chunk(2, dim=1) for layer in self.layers]  # (B, 2C, 1) each
-        self.of_v, self.of_h = [v for v, _ in of], [h for _, h in of]
+        self.of_v = [v for v, _ in of]
+        self.of_h = [h for _, h in of]
         self.row = condition.new_zeros(*size, width)  # embedded codes of the row
-        self.above = [
-            condition.new_zeros(size[0], 2 * size[1], width) for _ in self.layers
-        ]  # link(vertical) of the row before
-        self.rows = [
-            condition.new_zeros(*size, layer.radius + 1, width) for layer in self.layers
-        ]  # inputs of the vertical stack
-        self.left = [condition.new_zeros(*size, layer.radius + width) for layer in self.layers]  # of the horizontal one
+        # of each layer: link(vertical) of the row before, the inputs of the vertical stack, and of the horizontal one
+        self.above = [condition.new_zeros(size[0], 2 * size[1], width) for _ in self.layers]
+        self.rows = [condition.new_zeros(*size, layer.radius + 1, width) for layer in self.layers]
+        self.left = [condition.new_zeros(*size, layer.radius + width) for layer in self.layers]
         self.weights = [layer.horizontal.weight.flatten(1) for layer in self.layers]  # (2C, C · places)
 
     def features(self, j: int) -> Tensor:
-        """Return what the place in column j of the present row knows: (B, C)."""
+        """Return the features (B, C) of the place in column j of the present row."""
         h = self.row[:, :, j]  # zeros, and not read by the first layer
         for n, layer in enumerate(self.layers):
             r = layer.radius
@@ -115,7 +112,7 @@ class RowByRow:
         self.left[0][:, :, self.layers[0].radius + j] = embedded
 
     def end_row(self) -> None:
-        """Compute the vertical stack of the row that is whole now, and begin the next one."""
+        """Compute the vertical stack of the complete row, and begin the next row."""
         v = self.row
         for n, layer in enumerate(self.layers):
             self.rows[n] = torch.cat([self.rows[n][:, :, 1:], v[:, :, None]], dim=2)

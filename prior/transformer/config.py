@@ -1,4 +1,4 @@
-"""What a Transformer is, besides what the codes decide."""
+"""The config of a causal Transformer."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -8,9 +8,8 @@ from pydantic import Field, model_validator
 from smalti.prior.config import ArchitectureConfig
 
 Preset = Literal["5m", "14m", "38m", "111m", "343m"]
-PRESETS: dict[
-    Preset, dict[str, int]
-] = {  # named after their weights; of the last two with the 16,384 codes of LlamaGen
+# Named after their number of weights; the last two are counted with the 16,384 codes of LlamaGen.
+PRESETS: dict[Preset, dict[str, int]] = {
     "5m": {"depth": 6, "dim": 256, "heads": 4},
     "14m": {"depth": 8, "dim": 384, "heads": 6},
     "38m": {"depth": 12, "dim": 512, "heads": 8},
@@ -33,7 +32,7 @@ class TransformerConfig(ArchitectureConfig):
     dim: int = Field(256, ge=8, le=2**15)
     """C, width of the residual stream"""
     heads: int = Field(4, ge=1, le=2**12)
-    """attention heads; dim / heads must divide by 4, two rotated pairs for each of the two axes"""
+    """attention heads; dim / heads must be a multiple of 4, two rotated pairs for each of the two axes"""
     kv_heads: int | None = Field(None, ge=1)
     """heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023): fewer make the cache
     smaller; null is as many as heads"""
@@ -50,9 +49,9 @@ class TransformerConfig(ArchitectureConfig):
     @model_validator(mode="after")
     def _divides(self) -> "TransformerConfig":
         if self.dim % (4 * self.heads):
-            raise ValueError(f"dim {self.dim} must divide by 4 x heads = {4 * self.heads}")
+            raise ValueError(f"dim {self.dim} must be a multiple of 4 x heads = {4 * self.heads}")
         if self.heads % self.key_heads:
-            raise ValueError(f"heads {self.heads} must divide by kv_heads {self.kv_heads}")
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
         return self
 
     @property
@@ -61,7 +60,7 @@ class TransformerConfig(ArchitectureConfig):
 
     @property
     def key_heads(self) -> int:
-        """Heads of keys and values."""
+        """Return the number of heads of keys and values."""
         return self.kv_heads or self.heads
 
     @property

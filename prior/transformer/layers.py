@@ -1,10 +1,10 @@
 """The parts of the Transformer: rotary positions on the grids, causal attention, the block.
 
 Shapes: x (B, T, C), queries (B, heads, T, head_dim), keys and values (B, key_heads, T, head_dim), cos and sin of a turn
-(T, head_dim / 2), or (B, 1, T, head_dim / 2) where images differ in their order.
+(T, head_dim / 2), or (B, 1, T, head_dim / 2) if each image has its own order.
 
-A key is turned by where its code stands, a query by the place that is to be predicted: what attention sees is how far a
-code lies from there along each axis, whatever the order.
+A key is turned by the place of its code, a query by the place to predict. So attention depends on how far a code lies
+from that place along each axis, in every order.
 
 Rotary positions: Su et al. (2021), here a share of the pairs for each axis of the layout. QK-norm: Henry et al. (2020).
 Grouped queries: Ainslie et al. (2023).
@@ -26,9 +26,11 @@ SHORT = 256  # up to this length plain products beat the fused attention on a CP
 
 
 def rotary_angles(layout: Layout, head_dim: int) -> Tensor:
-    """Return how far each pair is turned, (1 + T, head_dim / 2): row 0 is of the class, at the origin; row 1 + t of the
-    code at place t of the sequence, where the layout says that it stands. Pairs that the axes leave over are not
-    turned."""
+    """Return the angle by which each pair is turned, (1 + T, head_dim / 2).
+
+    Row 0 is the class, at the origin. Row 1 + t is the code at place t of the sequence, at its coordinates in the
+    layout. Pairs that the axes leave over are not turned.
+    """
     places = layout.coordinates().repeat_interleave(layout.depth, 0)  # (T, axes)
     axes = places.shape[1]
     pairs = head_dim // 2 // axes  # of each axis
@@ -38,19 +40,20 @@ def rotary_angles(layout: Layout, head_dim: int) -> Tensor:
 
 
 class Turn(NamedTuple):
-    """How far each step's queries or keys are turned: (T, d / 2), or (B, 1, T, d / 2)."""
+    """A rotation of the queries or keys of each step: its angles are (T, d / 2), or (B, 1, T, d / 2)."""
 
     cos: Tensor
     sin: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn the pairs (x_i, x_{i + d/2}) of x (B, heads, T, d)."""
-        (a, b), cos, sin = x.chunk(2, dim=-1), self.cos.to(x.dtype), self.sin.to(x.dtype)
+        """Return x (B, heads, T, d) with its pairs (x_i, x_{i + d/2}) turned."""
+        a, b = x.chunk(2, dim=-1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Each place attends to itself and the places before it: q (B, heads, T, d), k and v (B, key_heads, T, d)."""
+    """Return causal attention (B, heads, T, d) of q (B, heads, T, d) with k and v (B, key_heads, T, d)."""
     T, group = q.shape[2], q.shape[1] // k.shape[1]
     if q.device.type != "cpu" or T > SHORT:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1)
@@ -63,6 +66,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Causal self-attention with normalized and rotated queries and keys."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.heads, self.key_heads = config.heads, config.key_heads
@@ -78,6 +83,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """A block of the Transformer: attention and a gated network, each behind a norm and added to the stream."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.attention_norm, self.attention = RMSNorm(config.dim), Attention(config)

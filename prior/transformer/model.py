@@ -1,4 +1,4 @@
-"""The Transformer as a prior: what it draws with, walks along, and costs."""
+"""The Transformer as a prior: how it draws and walks, and how much memory it takes."""
 
 import torch
 from torch import Tensor
@@ -8,28 +8,28 @@ from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
-from smalti.prior.transformer.fast.batch import Batch
-from smalti.prior.transformer.fast.decoder import Decoder, NumberedStep
+from smalti.prior.transformer.fast.cached import CachedTransformer, NumberedStep
+from smalti.prior.transformer.fast.drawing import TransformerDrawing
 from smalti.prior.transformer.fast.matrix import cache_type, resolve
 from smalti.prior.transformer.network import CausalTransformer
 
 
 @TransformerConfig.register
 class TransformerPrior(CausalTransformer):
-    """The network, and the fast code that computes what it computes one step at a time."""
+    """The causal Transformer, with the fast code that computes it one step at a time."""
 
     def resolved(self, precision: Precision) -> Precision:
         return resolve(precision, self.device)
 
-    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Batch:
-        return Batch(self, config, batch_size, precision)
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> TransformerDrawing:
+        return TransformerDrawing(self, config, batch_size, precision)
 
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
         return batch_size * image_bytes(self.config, batch_size, config.guidance != 1, precision, self.device)
 
     @torch.inference_mode()
     def walk(self, condition: Tensor, choose: Choose) -> Tensor:
-        decoder = Decoder(self, len(condition), "fp32")
+        decoder = CachedTransformer(self, len(condition), "fp32")
         codes = condition.new_zeros(len(condition), 0)
         for t in range(self.config.layout.length):
             x = self.inputs(condition, codes, None)[:, -1].contiguous()
@@ -44,7 +44,7 @@ class TransformerPrior(CausalTransformer):
 
 
 def image_bytes(config: PriorConfig, batch_size: int, guided: bool, precision: Precision, device: torch.device) -> int:
-    """Return the bytes that an image of a batch takes while it is drawn: cache, stream and logits."""
+    """Return the bytes that drawing takes for each image of a batch: cache, stream and logits."""
     a, T = config.architecture, config.layout.length
     assert isinstance(a, TransformerConfig)
     of_code = 2 * a.depth * a.key_heads * a.head_dim * cache_type(precision, batch_size * (1 + guided), device).itemsize

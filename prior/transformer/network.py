@@ -1,17 +1,17 @@
-"""The prior: a causal Transformer over the codes of one image, opened by its class.
+"""A causal Transformer over the codes of one image, with the class as its first input.
 
 Shapes: condition (B, ...) as `config.condition` has it; codes (B, T) int64 in [0, K), in raster order, the Q
-codes of a place side by side; logits (B, T, V), where V is K, or where a code is predicted in parts the sum of their
-sizes; order (B, T), the place of the sequence that each step predicts.
+codes of a place side by side; logits (B, T, V), where V is K, or the sum of the parts' sizes if a code is predicted in
+parts; order (B, T), the place of the sequence that each step predicts.
 
 The input is [class, c_0, ..., c_{T-2}], the output a distribution over c_0, ..., c_{T-1}: log p(codes | class) is the
-sum of their log-probabilities, the rate term of the lecture's ELBO. Depths of a place have embeddings and heads of
-their own.
+sum of their log-probabilities, the rate term of the lecture's ELBO. Each depth of a place has its own embeddings and
+head.
 
-Added to an input is an embedding of the place to predict, its queries are turned by that place and its keys by the one
-where its own code stands; so the same weights can predict the places in any order, and the input is then [class,
-c_{o_0}, c_{o_1},
-...]. (Target-aware positions: Yu et al. 2024, RAR, sec. 3.2.)
+An embedding of the place to predict is added to each input. Queries are turned by that place, keys by the place of
+their own code. So the same weights can predict the places in any order; the input is then
+[class, c_{o_0}, c_{o_1}, ...].
+(Target-aware positions: Yu et al. 2024, RAR, sec. 3.2.)
 """
 
 import torch
@@ -21,14 +21,16 @@ from torch.utils.checkpoint import checkpoint
 
 from smalti.common.mixed_radix import to_digits
 from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
+from smalti.prior.code_head import CodeHead
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.head import CodeHead
 from smalti.prior.layers import RMSNorm
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.layers import Block, Turn, rotary_angles
 
 
 class CausalTransformer(AutoregressivePrior):
+    """The network of the Transformer prior, in the plain form that trains."""
+
     cos: Tensor  # (1 + T, head_dim / 2), of the angles by which places are turned
     sin: Tensor
     first_rows: Tensor  # (T, G)
@@ -53,7 +55,8 @@ class CausalTransformer(AutoregressivePrior):
         self._initialize()
 
     def _initialize(self) -> None:
-        """
+        """Draw the initial weights.
+
         embeddings             N(0, 0.2²): large enough that the first steps of the blocks see them
         matrices of a block    N(0, 0.02²), those that add to the stream smaller by √(2 · depth)
         head                   zeros: the first NLL is ln K
@@ -66,9 +69,9 @@ class CausalTransformer(AutoregressivePrior):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, condition: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
-        """logits (B, T, V) fp32 of the codes in the order given, raster order where none is.
+        """Return logits (B, T, V) fp32 of the codes in the order given, by default in raster order.
 
-        logits[:, n] has seen the label, the n codes before it in the order, and of its own code the parts before.
+        logits[:, n] depends on the condition, the n codes before it, and the earlier parts of its own code.
         """
         ordered = codes if order is None else codes.gather(1, order)
         x = self.dropout(self.inputs(condition, ordered[:, :-1], order))
@@ -79,20 +82,18 @@ class CausalTransformer(AutoregressivePrior):
         return self.head(self.norm(x), to_digits(ordered, self.vocabularies))
 
     def inputs(self, condition: Tensor, ordered: Tensor, order: Tensor | None) -> Tensor:
-        """condition (B,) and the first n codes in the order (B, n) -> what the first n + 1 steps read (B, n + 1, C)."""
+        """Return the inputs (B, n + 1, C) of the first n + 1 steps, from condition (B, ...) and n codes in order."""
         rows = to_digits(ordered, self.vocabularies) + self.first_rows[: ordered.shape[1]]  # (B, n, G)
         x = torch.cat([self.class_embedding(condition)[:, None], self.code_embedding(rows).sum(2)], dim=1)
         wanted = self.target_embedding if order is None else self.target_embedding[order]
         return x + wanted[..., : x.shape[1], :]
 
     def turns(self, order: Tensor | None) -> tuple[Turn, Turn]:
-        """How far the queries of all steps are turned, by the place to predict, and the keys, by the input's own."""
+        """Return the turns of all queries, by the place to predict, and of all keys, by the input's own place."""
         if order is None:
             return Turn(self.cos[1:], self.sin[1:]), Turn(self.cos[:-1], self.sin[:-1])
-        target, own = 1 + order, own_rows(order)
-        return Turn(self.cos[target][:, None], self.sin[target][:, None]), Turn(
-            self.cos[own][:, None], self.sin[own][:, None]
-        )
+        target, own = ((self.cos[rows][:, None], self.sin[rows][:, None]) for rows in (1 + order, own_rows(order)))
+        return Turn(*target), Turn(*own)
 
     def matrices(self) -> list[nn.Parameter]:
         return [p for p in self.blocks.parameters() if p.ndim == 2]
@@ -103,6 +104,5 @@ class CausalTransformer(AutoregressivePrior):
 
 
 def own_rows(order: Tensor) -> Tensor:
-    """order (B, T) -> (B, T): the row of the table of angles where each step's input stands: the class, then each
-    code."""
+    """Return the row of each step's input in the table of angles, (B, T): the class, then the codes in order."""
     return F.pad(1 + order[:, :-1], (1, 0))

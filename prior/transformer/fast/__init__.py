@@ -1,1 +1,1 @@
-"""For speed alone: what is here computes what the plain network computes, with fewer and larger operations."""
+"""For speed alone: this code computes what the plain network computes, with fewer and larger operations."""

@@ -1,22 +1,23 @@
-"""The steps of the sampling loop as captured CUDA graphs: the host launches one graph a step and not hundreds of
-kernels.
+"""The steps of the sampling loop as captured CUDA graphs: the host launches one graph a step, not hundreds of kernels.
 
-A step attends to a fixed part of the cache, masked to what is written. Captured are a few lengths of that part (a short
-one is cheaper to read than a long one), each for the Q depths of a place, and share one pool of memory.
+A step attends to a fixed part of the cache, masked to what is written. A few lengths of that part are captured, since
+short ones are cheaper to read, each for the Q depths of a place. All graphs share one pool of memory.
 """
 
 from collections.abc import Callable
 
 import torch
 
-LENGTHS = 8  # of the cache that graphs are captured for
-SHORTEST = 64  # below it a step is bound by its weights
-WARM_UP = 3  # runs before a capture: kernels are chosen and workspaces allocated in them
+LENGTHS = 8  # of the cache for which graphs are captured
+SHORTEST = 64  # below this length reading the weights takes most of a step
+WARM_UP = 3  # runs before a capture, in which kernels are chosen and workspaces allocated
 
 
 class Graphs:
-    """`advance(n, length, depth, forced)` does step n (1,), a tensor on the device, and leaves all state at fixed
-    addresses."""
+    """The captured graphs of a batch, for each length, depth, and whether codes are forced.
+
+    `advance(n, length, depth, forced)` does step n (1,), on the device, and keeps its state at fixed addresses.
+    """
 
     def __init__(
         self, advance: Callable[[torch.Tensor, int, int, bool], None], slots: int, depths: int, device: torch.device
@@ -28,7 +29,7 @@ class Graphs:
         self.pool = torch.cuda.graph_pool_handle()
 
     def capture(self, forced: bool) -> None:
-        """Capture what is not yet. Runs steps: call it before the state of a batch is set, on the device it is of."""
+        """Capture the graphs that are missing. This runs steps: call it before the state of a batch is set."""
         for length in self.lengths:
             for depth in range(self.depths):
                 if (length, depth, forced) in self.captured:
@@ -47,7 +48,7 @@ class Graphs:
                 self.captured[length, depth, forced] = graph
 
     def run(self, start: int, stop: int, forced: bool) -> None:
-        """Steps start, ..., stop − 1."""
+        """Run steps start, ..., stop − 1."""
         self.n.fill_(start)
         for n in range(start, stop):
             length = next(length for length in self.lengths if n < length)
@@ -55,6 +56,6 @@ class Graphs:
 
 
 def lengths(slots: int) -> list[int]:
-    """The parts of a cache of so many slots that steps attend to, the last all of it."""
+    """Return the lengths of the cache that steps attend to; the last is all its slots."""
     part = max(SHORTEST, -(-slots // LENGTHS // 8) * 8)
     return [*range(part, slots, part), slots]

@@ -1,10 +1,10 @@
-"""A matrix of weights as the sampling loop multiplies with it: a few rows, the same few, thousands of times.
+"""Products with a matrix of weights in the sampling loop: few rows, always as many, thousands of times.
 
     x (N, C) -> y (N, O) = x Wᵀ, for a weight W (O, C); x of any type, y of the type that is multiplied in
 
-At few rows a product is bound by reading W, and on a CPU by bringing W into the kernel's own layout, which `F.linear`
-does at every call. So W is packed once, for the number of rows of a step; other numbers of rows are computed as well,
-more slowly. What a build of torch has no packed kernel for is multiplied by `F.linear`.
+With few rows a product takes the time of reading W, and on a CPU of bringing W into the kernel's own layout, which
+`F.linear` does at every call. So W is packed once, for the number of rows of a step; other numbers of rows work too,
+more slowly. `F.linear` multiplies where the build of torch has no packed kernel.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,16 @@ from smalti.common.launch import computes_bf16
 from smalti.prior.draw import Precision
 
 Matrix = Callable[[Tensor], Tensor]
-INT8_INPUTS = 32  # torch's int8 kernel reads weights of another multiple of inputs beyond their end
-FEW, SMALL = 4, 2**18  # rows and weights below which a CPU multiplies sooner in fp32 than oneDNN starts on bf16
+INT8_INPUTS = 32  # torch's int8 kernel reads beyond the weights unless the inputs are a multiple of it
+FEW, SMALL = 4, 2**18  # up to so many rows, and below so many weights, fp32 is faster on a CPU than bf16 in oneDNN
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
-    """`auto` on a device: bf16 where the hardware computes it, else fp32. Raises ValueError where int8 has no
-    kernel."""
+    """Return the precision on a device; `auto` is bf16 where the hardware computes it, else fp32.
+
+    Raises:
+        ValueError: int8 on another device than a CPU, which has no kernel for it.
+    """
     if precision == "auto":
         return "bf16" if computes_bf16(device.type) else "fp32"
     if precision == "int8" and device.type != "cpu":
@@ -32,14 +35,16 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
 
 
 def cache_type(precision: Precision, rows: int, device: torch.device) -> torch.dtype:
-    """Of keys and values: bf16 with weights in bf16, but for few rows on a CPU, where rounding costs more than
-    reading."""
+    """Return the type of keys and values: bf16 with bf16 weights, else fp32.
+
+    With few rows on a CPU it is fp32 too, because rounding costs more than reading.
+    """
     few = device.type == "cpu" and rows <= FEW
     return torch.bfloat16 if precision == "bf16" and not few else torch.float32
 
 
 def make_matrix(weight: Tensor, rows: int, precision: Precision) -> Matrix:
-    """The product with a weight (O, C), laid out for `rows` rows.
+    """Return the product with a weight (O, C), laid out for `rows` rows.
 
     Args:
         precision: fp32, bf16, or int8: whole numbers with one scale an output, multiplied with bf16.
@@ -77,7 +82,7 @@ def _packed_by_onednn(weight: Tensor, rows: int) -> Matrix:
 
 
 def _rounded(weight: Tensor, rows: int) -> Matrix:
-    """Each output's weights divided by the largest, times 127, rounded: an error of at most 1/254 of the largest."""
+    """Return the product in int8, with one scale an output: its weights err by at most 1/254 of the largest."""
     scale = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
     rounded = (weight / scale[:, None]).round()
     if weight.shape[1] % INT8_INPUTS:

@@ -1,11 +1,11 @@
-"""From a prior's features to a distribution over the next code.
+"""The head of a prior: from its features to a distribution over the next code.
 
-Shapes: x (B, T, C); logits (B, T, V) with V the sum of the sizes V_1, ..., V_G of the parts a code is predicted in;
-digits (B, T, G), part g in [0, V_g). Place t is at depth t mod Q, and each depth has a matrix of its own.
+Shapes: x (B, T, C); logits (B, T, V), where V is the sum of the sizes V_1, ..., V_G of a code's parts; digits
+(B, T, G), part g in [0, V_g). Place t is at depth t mod Q, and each depth has its own matrix.
 
-Mostly G is 1 and V is K. Where K is large and a code a number of several digits, p(code) = Π_g p(part g | parts
-before): part g is read from the stream after a small residual network has seen the parts before it. So 2^18 codes cost
-1,280 rows of logits and not 262,144, and no step of the Transformer more. (Luo et al. 2024, Open-MAGVIT2,
+Mostly G is 1 and V is K. If K is large and a code has several digits, p(code) = Π_g p(part g | parts before): a small
+residual network adds the parts before to the features, and part g is predicted from them. So 2^18 codes cost 1,280 rows
+of logits instead of 262,144, and the sequence gets no longer. (Luo et al. 2024, Open-MAGVIT2,
 https://arxiv.org/abs/2409.04410, sec. 3.2, factorise for the same reason.)
 """
 
@@ -21,8 +21,9 @@ from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 
 
 class CodeHead(nn.Module):
+    """The logits of codes in parts, from features of `dim` channels (C)."""
+
     def __init__(self, config: PriorConfig, dim: int):
-        """dim: C, of the features."""
         super().__init__()
         self.sizes, self.code_depth = config.vocabularies, config.layout.depth
         self.weight = nn.Parameter(torch.empty(config.layout.depth * sum(self.sizes), dim))
@@ -32,9 +33,9 @@ class CodeHead(nn.Module):
         self.part_mlp = nn.ModuleList(SwiGLU(dim, hidden_width(dim)) for _ in later)
 
     def forward(self, x: Tensor, digits: Tensor) -> Tensor:
-        """Teacher-forced: logits of every part, given the true parts before it.
+        """Return the logits of all parts, each given the true parts before it (teacher forcing).
 
-        fp32, also under autocast: logits of 10 rounded to bf16 are off by up to 0.03 nats.
+        They are fp32, also under autocast: rounding a logit of 10 to bf16 changes it by up to 0.03 nats.
         """
         matrices, parts = self.matrices(), []
         for g in range(len(self.sizes)):
@@ -44,11 +45,11 @@ class CodeHead(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """Of each part (Q, V_g, C)."""
+        """Return the matrix of each part, (Q, V_g, C)."""
         return self.weight.view(self.code_depth, sum(self.sizes), -1).split(self.sizes, dim=1)
 
     def after(self, x: Tensor, before: Sequence[Tensor]) -> Tensor:
-        """The stream x (..., C) once the parts before, each (...), have been seen."""
+        """Return the features x (..., C) with the parts before, each (...), added."""
         if not before:
             return x
         seen = x
@@ -59,11 +60,11 @@ class CodeHead(nn.Module):
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager:
-    kind = device.type  # meta, which shapes are checked on, has no autocast to leave
+    kind = device.type  # the meta device has no autocast
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _per_depth(x: Tensor, matrices: Tensor, code_depth: int) -> Tensor:
-    """x (B, n · Q, C) with matrices (Q, V, C) -> (B, n · Q, V)."""
+    """Return the product of x (B, n · Q, C) with the matrix of each depth, (Q, V, C), as (B, n · Q, V)."""
     y = torch.bmm(rearrange(x, "b (n q) c -> q (b n) c", q=code_depth), matrices.transpose(1, 2))
     return rearrange(y, "q (b n) v -> b (n q) v", b=len(x))

@@ -1,7 +1,6 @@
-"""One batch that the Transformer draws, step by step: the state at fixed addresses, so that a step can be a captured
-graph.
+"""A batch that the Transformer draws step by step: its state is at fixed addresses, so that a graph can be captured.
 
-Batch.draw: condition (b,), seeds, codes (b, T), order and given (b, P)  ->  codes (b, T)
+TransformerDrawing.draw: condition (b,), seeds, codes (b, T), order and given (b, P)  ->  codes (b, T)
 """
 
 import torch
@@ -9,55 +8,52 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.errors import UserError
-from smalti.prior.draw import Precision, SamplingConfig, draw, guidance_scales, image_uniforms
-from smalti.prior.order import code_order
-from smalti.prior.transformer.fast.decoder import CountedStep, Decoder, NumberedStep, Step
+from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.prediction_order import code_order
+from smalti.prior.transformer.fast.cached import CachedTransformer, CountedStep, NumberedStep, Step
 from smalti.prior.transformer.fast.graph import Graphs
 from smalti.prior.transformer.network import CausalTransformer, own_rows
 
 
-class Batch:
-    """The state of one batch on the device, at fixed addresses; of all steps' tables, row n belongs to step n.
+class TransformerDrawing:
+    """The state of one batch on the device, at fixed addresses. In tables of all steps, row n belongs to step n.
 
-    R = B rows, or 2 B under guidance: with the class above, without it below.
+    R = B rows, or under guidance 2 B: first with the class and then without it.
     """
 
     def __init__(self, prior: CausalTransformer, config: SamplingConfig, batch_size: int, precision: Precision):
-        c, device = prior.config, prior.device
-        self.prior, self.config, self.size, self.guided, self.device = (
-            prior,
-            config,
-            batch_size,
-            config.guidance != 1,
-            device,
-        )
-        self.T, self.Q, rows = c.layout.length, c.layout.depth, batch_size * (1 + self.guided)
-        self.decoder = Decoder(prior, rows, precision)
+        layout, device = prior.config.layout, prior.device
+        self.prior = prior
+        self.config = config
+        self.size = batch_size
+        self.guided = config.guidance != 1
+        self.device = device
+        self.T = layout.length
+        self.Q = layout.depth
+        rows = batch_size * (1 + self.guided)
+        self.decoder = CachedTransformer(prior, rows, precision)
         self.scales = guidance_scales(config, self.T).to(device)
         self.sizes = torch.tensor(prior.vocabularies, device=device)  # of the G parts of a code
         self.worth = self.sizes.flip(0).cumprod(0).flip(0) // self.sizes
         self.x = torch.zeros(rows, prior.architecture.dim, device=device)  # the embedding of the code before
         self.order = torch.zeros(self.T, rows, dtype=torch.int64, device=device)  # the place each step predicts
-        self.own = torch.zeros_like(self.order)  # and where the code before stands, as a row of the table of angles
+        self.own = torch.zeros_like(self.order)  # the place of the code before, as a row of the table of angles
         self.uniforms = torch.zeros(self.T, len(self.sizes), batch_size, device=device)
         self.given = torch.zeros(self.T, batch_size, dtype=torch.bool, device=device)
-        self.codes = torch.zeros(
-            self.T, batch_size, dtype=torch.int64, device=device
-        )  # in the order; given, then drawn
+        self.codes = torch.zeros_like(self.given, dtype=torch.int64)  # in the order; given, then drawn
         self.highest = torch.zeros(len(self.sizes), batch_size, dtype=torch.int64, device=device)  # drawn of each part
-        self.graphs = (
-            Graphs(self._advance_counted, self.decoder.slots, self.Q, device) if device.type == "cuda" else None
-        )
+        self.graphs: Graphs | None = None
+        if device.type == "cuda":
+            self.graphs = Graphs(self._advance_counted, self.decoder.slots, self.Q, device)
 
     def draw(
         self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
     ) -> Tensor:
-        """Up to B images whose order begins with `lead` known places: codes (b, T), order and given (b, P) -> codes (b,
-        T)."""
+        """Return codes (b, T) of at most B images, as `prior.sample.Drawing` says."""
         b, start = len(condition), lead * self.Q
-        pad = torch.arange(self.size, device=self.device).clamp_max(b - 1)  # the last image again
+        pad = torch.arange(self.size, device=self.device).clamp_max(b - 1)  # pads with the last image
         steps = code_order(order[pad], self.Q)
-        forced = bool(given[:, lead:].any())  # a code known further on, in raster order
+        forced = bool(given[:, lead:].any())  # in raster order a later code may be known
         if self.graphs is not None:
             self.graphs.capture(forced)
         self.uniforms.copy_(image_uniforms(seeds, self.T, len(self.sizes))[pad.cpu()].permute(1, 2, 0))
@@ -66,22 +62,21 @@ class Batch:
         self.codes.copy_(codes[pad].gather(1, steps).T)
         self.highest.zero_()
         self.given.copy_(given[pad].repeat_interleave(self.Q, 1).T)
-        told = condition[pad]
+        rows = condition[pad]
         if self.guided:
-            told = torch.cat([told, self.prior.config.condition.none(self.size, self.device)])
-        self._begin(told, self._doubled(steps), start)
+            rows = torch.cat([rows, self.prior.config.condition.none(self.size, self.device)])
+        self._begin(rows, self._doubled(steps), start)
         if self.graphs is not None:
             self.graphs.run(start, self.T, forced)
         else:
             for n in range(start, self.T):
                 self._advance(NumberedStep(n), n % self.Q, forced)
-        if (self.highest >= self.sizes[:, None]).any():  # beyond the last code, which no probability is
+        if (self.highest >= self.sizes[:, None]).any():  # only NaN gives a code beyond the last
             raise UserError("the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged")
         return torch.empty_like(steps).scatter_(1, steps, self.codes.T)[:b]
 
     def _begin(self, condition: Tensor, steps: Tensor, start: int) -> None:
-        """Read the class and the codes that the order begins with, but for the last of them, which the next step
-        reads."""
+        """Read the class and the known codes at the beginning of the order, except the last: the next step reads it."""
         if start == 0:
             self.x.copy_(self.prior.class_embedding(condition))
             return
@@ -93,7 +88,7 @@ class Batch:
         self._advance(CountedStep(n, length), depth, forced)
 
     def _advance(self, step: Step, depth: int, forced: bool) -> None:
-        """One step: from the embedding of the code before to the next code and its embedding."""
+        """Do one step: from the embedding of the code before, draw the next code and embed it."""
         order = step.read(self.order)
         x = self.x + F.embedding(order, self.prior.target_embedding)
         hidden = self.decoder.step(x, self.decoder.turns(1 + order, step.read(self.own)), step)
@@ -103,7 +98,7 @@ class Batch:
             if self.guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, step.read(self.scales))
-            drawn, number = draw(logits, u, self.config), logits.shape[1]
+            drawn, number = draw_categorical(logits, u, self.config), logits.shape[1]
             torch.maximum(self.highest[len(parts)], drawn, out=self.highest[len(parts)])
             parts.append(drawn.clamp_max(number - 1))
         code = parts[0] if len(parts) == 1 else torch.stack(parts, dim=-1).mul_(self.worth).sum(-1)
@@ -113,7 +108,7 @@ class Batch:
         self._read_back(code, depth)
 
     def _read_back(self, code: Tensor, depth: int) -> None:
-        """What the next step reads of a code (B,) at a depth of its place."""
+        """Embed a code (B,) at a depth of its place, as the input of the next step."""
         if len(self.sizes) == 1:
             embedded = F.embedding(code + depth * self.prior.vocabularies[0], self.prior.code_embedding.weight)
         else:
@@ -122,5 +117,5 @@ class Batch:
         self.x.copy_(self._doubled(embedded))
 
     def _doubled(self, x: Tensor) -> Tensor:
-        """x (B, ...) -> (R, ...)."""
+        """Return x (B, ...) for all R rows: twice under guidance."""
         return torch.cat([x, x]) if self.guided else x

@@ -1,16 +1,16 @@
-"""The prior one step at a time: its weights laid out for that, and the cache of keys and values they fill.
+"""The Transformer one step at a time: its weights laid out for that, and its cache of keys and values.
 
 R rows (images, or twice as many under guidance): x (R, C) fp32; queries (R, heads, d), keys and values (R, key_heads,
-d); the cache, for each layer, keys and values (R, key_heads, T, d), there at full length from the start.
+d). The cache holds keys and values (R, key_heads, T, d) of each layer, at full length from the start.
 
 Step n reads the code of step n − 1 (step 0 the class) and predicts the one of step n. `prefill` reads the inputs of
 many steps at once, `step` one. Both compute what `prior.transformer.network` computes, with fewer and larger
 operations:
 
-    norm weights     multiplied into the matrices behind them
-    x / rms(x)       as √C x / √(‖x‖² + εC): a vector norm, a hypot and a division, half the time of rms_norm on a CPU
-    rotation         of pairs laid side by side, as one product of complex numbers
-    grouped heads    the queries that share a key stand as rows of one attention, so no key is copied
+    norm weights     are multiplied into the matrices behind them
+    x / rms(x)       is √C x / √(‖x‖² + εC): a vector norm, a hypot and a division, half the time of rms_norm on a CPU
+    rotation         is one product of complex numbers, as the pairs lie side by side
+    grouped heads    the queries that share a key are the rows of one attention, so no key is copied
 """
 
 from typing import NamedTuple, Protocol, cast
@@ -26,27 +26,27 @@ from smalti.prior.transformer.fast.matrix import Matrix, cache_type, make_matrix
 from smalti.prior.transformer.layers import Block, causal_attention
 from smalti.prior.transformer.network import CausalTransformer
 
-ALIGNED = 8  # the cache's length divides by it, as CUDA's attention wants of a mask
+ALIGNED = 8  # the cache's length is a multiple of it, as CUDA's attention needs for a mask
 
 
 class Step(Protocol):
-    """Which step it is: what is read of a table of all steps, and what of the cache."""
+    """The number of a step: it reads the step's row of a table, and the step's part of the cache."""
 
     def read(self, table: Tensor) -> Tensor:
-        """table (T, ...) -> its row of this step (...)."""
+        """Return the row (...) of this step in a table (T, ...)."""
 
     def write(self, table: Tensor, row: Tensor) -> None:
         """Put the row of this step into a table (T, ...)."""
 
     def remember(self, cache: Tensor, new: Tensor) -> Tensor:
-        """Put new (R, key_heads, d) into the cache (R, key_heads, T, d); return the part of it to attend to."""
+        """Put new (R, key_heads, d) into the cache (R, key_heads, T, d), and return the part to attend to."""
 
     def mask(self) -> Tensor | None:
-        """Which places of that part are written, if not all are."""
+        """Return which places of that part are written, or None if all are."""
 
 
 class NumberedStep:
-    """Step n, where n is a Python number: the part of the cache that is written, by slicing."""
+    """Step n, where n is a Python number: it attends to the written part of the cache, a slice."""
 
     def __init__(self, n: int):
         self.n = n
@@ -66,7 +66,7 @@ class NumberedStep:
 
 
 class CountedStep:
-    """Step n, where n (1,) lives on the device, as a captured graph needs it: the first `length` places, masked."""
+    """Step n, where n (1,) is on the device for captured graphs: it attends to the first `length` places, masked."""
 
     def __init__(self, n: Tensor, length: int):
         self.n, self.length = n, length
@@ -86,6 +86,8 @@ class CountedStep:
 
 
 class Layer(NamedTuple):
+    """The weights and the cache of one block."""
+
     qkv: Matrix
     qk_weight: Tensor  # (heads + key_heads, d), of the norms of queries and keys
     out: Matrix
@@ -95,28 +97,32 @@ class Layer(NamedTuple):
     values: Tensor
 
 
-class Decoder:
-    """A prior's weights as they are now: train it further and a new one is needed."""
+class CachedTransformer:
+    """The Transformer that computes one step at a time. It takes the weights as they are when it is made."""
 
     def __init__(self, prior: CausalTransformer, rows: int, precision: Precision):
         """
         Args:
-            rows: of a step; the cache is as large.
+            rows: of a step and of the cache.
             precision: of the weights, fp32, bf16 or int8, and with bf16 of the cache. The stream between the blocks,
-                queries and keys until they are turned, and the logits are fp32 always.
+                the queries and keys before they are turned, and the logits are always fp32.
         """
-        a, self.device = prior.architecture, prior.device
-        self.rows, self.dim, self.head_dim, self.heads, self.key_heads = rows, a.dim, a.head_dim, a.heads, a.key_heads
-        self.precision, self.dtype = precision, cache_type(precision, rows, self.device)
+        a = prior.architecture
+        self.device = prior.device
+        self.rows = rows
+        self.dim = a.dim
+        self.head_dim = a.head_dim
+        self.heads = a.heads
+        self.key_heads = a.key_heads
+        self.precision = precision
+        self.dtype = cache_type(precision, rows, self.device)
         self.split = (a.heads + a.key_heads, a.key_heads)  # heads that are turned, and values
         self.slots = -(-prior.config.layout.length // ALIGNED) * ALIGNED
         self.floor = {width: torch.tensor((width * EPSILON) ** 0.5) for width in (a.dim, a.head_dim)}
         self.after = prior.head.after
         with torch.no_grad():
             self.angles = torch.complex(prior.cos, prior.sin)  # (1 + T, d / 2)
-            self.layers = [
-                self._layer(cast(Block, block)) for block in prior.blocks
-            ]  # torch says only that they are modules
+            self.layers = [self._layer(cast(Block, block)) for block in prior.blocks]
             self.norm = prior.norm.weight.float() * self._scale(a.dim)
             precise: Precision = "bf16" if self.device.type == "cuda" and precision == "bf16" else "fp32"
             self.head = [
@@ -125,7 +131,8 @@ class Decoder:
             ]
 
     def _layer(self, block: Block) -> Layer:
-        attention, mlp, C, d = block.attention, block.mlp, self._scale(self.dim), self._scale(self.head_dim)
+        attention, mlp = block.attention, block.mlp
+        C, d = self._scale(self.dim), self._scale(self.head_dim)
         turned, _ = self.split
         qkv = (attention.qkv.weight * block.attention_norm.weight * C).float()
         qk, v = qkv.split([heads * self.head_dim for heads in self.split])
@@ -146,15 +153,17 @@ class Decoder:
         )
 
     def turns(self, target: Tensor, own: Tensor) -> Tensor:
-        """The places to predict and the inputs' own, as rows (N,) of the table of angles -> (N, heads + key_heads, d /
-        2)."""
-        queries, keys = self.angles.index_select(0, target), self.angles.index_select(0, own)
-        return torch.cat(
-            [queries[:, None].expand(-1, self.heads, -1), keys[:, None].expand(-1, self.key_heads, -1)], dim=1
-        )
+        """Return the turns of queries and keys, (N, heads + key_heads, d / 2).
+
+        Args:
+            target, own: (N,) the places to predict and the inputs' own places, as rows of the table of angles.
+        """
+        queries = self.angles.index_select(0, target)[:, None].expand(-1, self.heads, -1)
+        keys = self.angles.index_select(0, own)[:, None].expand(-1, self.key_heads, -1)
+        return torch.cat([queries, keys], dim=1)
 
     def step(self, x: Tensor, turns: Tensor, step: Step) -> Tensor:
-        """The inputs x (R, C) of a step and their `turns` -> what the head reads (R, C). Writes over x."""
+        """Return the features (R, C) for the head, from the inputs x (R, C) of a step and their turns. Overwrites x."""
         mask = step.mask()
         for layer in self.layers:
             q, k, v = self._qkv(layer, x, turns)
@@ -166,24 +175,27 @@ class Decoder:
         return self._unit(x) * self.norm
 
     def prefill(self, x: Tensor, target: Tensor, own: Tensor) -> None:
-        """The inputs x (R, n, C) of the first n steps, target and own (R, n) as in `turns`: fills the cache."""
+        """Fill the cache with the first n steps: their inputs are x (R, n, C), target and own (R, n) as in `turns`."""
         n = x.shape[1]
         x, turns = x.flatten(0, 1).contiguous(), self.turns(target.flatten(), own.flatten())
         for layer in self.layers:
-            q, k, v = (
-                rearrange(each, "(r n) h d -> r h n d", n=n).to(self.dtype) for each in self._qkv(layer, x, turns)
-            )
+            heads = (rearrange(each, "(r n) h d -> r h n d", n=n) for each in self._qkv(layer, x, turns))
+            q, k, v = (each.to(self.dtype) for each in heads)
             layer.keys[:, :, :n], layer.values[:, :, :n] = k, v
             x += layer.out(rearrange(causal_attention(q, k, v), "r h n d -> (r n) (h d)"))
             x += self._mlp(layer, x)
 
     def logits(self, hidden: Tensor, depth: int, before: list[Tensor]) -> Tensor:
-        """What `step` returned (R, C), at a depth of its place, and the parts drawn so far, each (R,) -> logits (R,
-        V_g)."""
+        """Return the logits (R, V_g) of the next part, at a depth of its place.
+
+        Args:
+            hidden: (R, C), what `step` returned.
+            before: the parts drawn so far, each (R,).
+        """
         return self.head[len(before)][depth](self.after(hidden, before))
 
     def _qkv(self, layer: Layer, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (N, C), turns (N, heads + key_heads, d / 2) -> queries (N, heads, d), keys and values (N, key_heads, d)."""
+        """Return queries (N, heads, d), keys and values (N, key_heads, d) of x (N, C), turned by `turns`."""
         heads = layer.qkv(self._unit(x)).view(len(x), -1, self.head_dim)
         qk, v = heads.split_with_sizes(self.split, dim=1)
         qk = (self._unit(qk.float()) * layer.qk_weight).view(len(x), self.split[0], -1, 2)
@@ -195,7 +207,7 @@ class Decoder:
         return layer.down(F.silu(gate).mul_(up))
 
     def _unit(self, x: Tensor) -> Tensor:
-        """x / rms(x), on a CPU short of the factor that `_scale` puts into the matrices."""
+        """Return x / rms(x), on a CPU without the factor that `_scale` puts into the matrices."""
         if x.device.type != "cpu":
             return F.rms_norm(x, x.shape[-1:], None, EPSILON)
         return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor[x.shape[-1]])
@@ -205,7 +217,7 @@ class Decoder:
 
 
 def _logits(weight: Tensor, rows: int, precision: Precision) -> Matrix:
-    """The product with a head's matrix, fp32 also of bf16 factors: CUDA adds them up so."""
+    """Return the product with a head's matrix; it is fp32 also for bf16 factors, as CUDA sums them."""
     if precision == "fp32":
         return make_matrix(weight.float(), rows, "fp32")
     transposed = weight.bfloat16().T
