@@ -37,9 +37,9 @@ from benchmarks.timing import ROOT, Work, interleaved, once
 from smalti.common.errors import UserError
 from smalti.common.folder import read_json, replacing, write_json
 from smalti.common.launch import make_accelerator
-from smalti.common.pictures import image_grid
+from smalti.common.plots import image_grid
 from smalti.common.record import record
-from smalti.common.run import read_metrics
+from smalti.common.run_folder import read_metrics
 from smalti.metrics.distances import frechet_distance
 from smalti.pipeline.evaluation.bench import Settings, evenly_spaced, features_of, open_bench
 from smalti.pipeline.image_pipeline import ImagePipeline

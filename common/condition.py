@@ -1,4 +1,4 @@
-"""What a sample is told of, its condition: nothing, or its class. A latents dataset has a column of it, a batch a
+"""A condition is what a sample is told of: nothing, or its class. A latents dataset has a column of it, a batch a
 tensor, and each kind a value that stands for none: of samples that have no condition, and of guidance.
 
 Shapes: condition (B, ...) whatever its kind takes a sample; of a class (B,) int64, the number of classes for none.
@@ -21,7 +21,7 @@ ABSENT = -1  # a row's number in the column of classes where it has none
 
 
 class Condition(Kind):
-    """What samples of one set are told of."""
+    """The condition of the samples of one set."""
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "nothing"

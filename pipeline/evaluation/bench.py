@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     batch_size: int = Field(64, ge=1)
     """images at once where they are encoded and scored"""
     precision: Precision = "fp32"
-    """of encoder, decoder and Transformer where images are priced; likelihoods are fp64 always, and drawing has its
+    """of encoder, decoder and prior where images are priced; likelihoods are fp64 always, and drawing has its
     own"""
 
 

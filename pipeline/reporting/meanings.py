@@ -57,7 +57,7 @@ MEANINGS = {
 PRIORS = {
     "uniform": "all codes alike likely",
     "independent": "each code by its frequency in train",
-    "learned": "the Transformer",
+    "learned": "the learned prior",
 }
 
 
