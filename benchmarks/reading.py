@@ -23,15 +23,21 @@ from smalti.common.record import record
 
 RESULT = Path(__file__).parent / "results/reading.json"
 PROGRAM = """
-import os, sys, time
+import sys, time
 from importlib import import_module
 sys.path[0] = sys.argv[1]
 import torch
 torch.set_num_threads(1)
-room = "smalti.tokenizer" if os.path.isdir(os.path.join(sys.argv[1], "smalti")) else "tokenizer"  # its first name
-ImagesConfig = import_module(room + ".config").ImagesConfig
-open_images = import_module(room + ".images").open_images
-open_source = import_module(room + ".sources").open_source
+def found(module, name):
+    for room in ("smalti.common.data.", "smalti.tokenizer.", "tokenizer."):  # where it stands, and stood
+        try:
+            return getattr(import_module(room + module), name)
+        except ModuleNotFoundError:
+            pass
+    raise ModuleNotFoundError(module)
+ImagesConfig = found("config", "ImagesConfig")
+open_images = found("images", "open_images")
+open_source = found("sources", "open_source")
 config, size, channels = ImagesConfig(source=sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 open_source(config)
 def times():
