@@ -1,5 +1,4 @@
-"""A family of tokenizers and one of priors, declared here and nowhere else, go through every command, the report and
-the page.
+"""One family of tokenizers and one of priors, declared only here, pass through every command, the report and the page.
 
 The tokenizer's latents are continuous and one-dimensional: a sequence of vectors, which no shipped family has.
 """
@@ -143,7 +142,7 @@ def families():
 
 @pytest.fixture(scope="module")
 def run(families, tmp_path_factory, accelerator) -> Path:
-    """All that is trained: the digits, sixty steps of each stage."""
+    """Return a run of sixty steps of each stage on the digits."""
     run, few = tmp_path_factory.mktemp("families") / "toy", {"log_every": 20, "evaluate_every": 30, "save_every": 30}
     model = SequenceConfig(image_size=(8, 8))
     training = TrainConfig(
