@@ -37,7 +37,7 @@ class Told(Settings):
 
 class Weight(Condition):
     kind: Literal["toy_weight"] = "toy_weight"
-    """a sample is told of its weight, a number"""
+    """the weight of a sample, a number"""
     column: ClassVar[str | None] = "weight"
 
     def feature(self) -> Any:

@@ -50,11 +50,11 @@ from smalti.tokenizer.train import train as train_tokenizer
 
 class SequenceConfig(TrainedConfig):
     kind: Literal["toy_sequence"] = "toy_sequence"
-    """an image as a few vectors in a row, by one matrix and back"""
+    """maps an image to a sequence of a few vectors by one matrix, and back"""
     vectors: int = 4
-    """how many"""
+    """number of vectors"""
     dim: int = 3
-    """numbers a vector"""
+    """numbers in a vector"""
 
     @property
     def layout(self) -> Layout:
@@ -87,7 +87,7 @@ class SequenceTokenizer(TrainedTokenizer):
 
 class GaussianConfig(ArchitectureConfig):
     kind: Literal["toy_gaussian"] = "toy_gaussian"
-    """every number by itself, with a mean and a scale for each class"""
+    """draws each number independently, with a mean and a scale for each class"""
 
 
 class GaussianPrior(Prior):
