@@ -1,4 +1,4 @@
-"""Run on two processes by `test_processes.py`: other data on each; after many steps the codebooks must be equal."""
+"""Train codebooks on two processes with different data, and check that they stay equal; `test_processes.py` runs it."""
 
 import sys
 from collections.abc import Sequence

@@ -36,7 +36,8 @@ def accelerator() -> Accelerator:
 
 @pytest.fixture
 def prior() -> Prior:
-    """Two blocks over 3 x 3 codes of 16, three classes; its head drawn at random, so that logits differ."""
+    """Return a prior of two blocks over 3 x 3 codes of 16 with three classes; its head is random, so that logits
+    differ."""
     torch.manual_seed(0)
     config = PriorConfig(
         layout=Layout.of(3, 3, factors=(16,)),
@@ -50,12 +51,12 @@ def prior() -> Prior:
 
 
 def sample(prior: Prior, labels: torch.Tensor, seeds, config, *, batch_size: int | None = None) -> torch.Tensor:
-    """labels (B,), seeds -> codes (B, T), by a sampler for a single call."""
+    """Return the codes (B, T) that a new sampler draws for labels (B,) and seeds."""
     return prior.sampler(config, batch_size)(labels, seeds)
 
 
 def tokenizer_training(run: Path, **settings) -> TokenizerTraining:
-    """Six steps on the digits, of a tokenizer with 4 x 4 codes of 16."""
+    """Return the settings of six steps on the digits, for a tokenizer with 4 x 4 codes of 16."""
     model = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))
     defaults = {
         "run": str(run),
@@ -74,7 +75,7 @@ def tokenizer_training(run: Path, **settings) -> TokenizerTraining:
 
 
 def prior_training(run: Path, **settings) -> PriorTraining:
-    """Six steps of one block over the codes of `tokenizer_training`."""
+    """Return the settings of six steps of one block over the codes of `tokenizer_training`."""
     defaults = {
         "run": str(run),
         "model": TransformerConfig(depth=1, dim=16, heads=2),
@@ -91,7 +92,8 @@ def prior_training(run: Path, **settings) -> PriorTraining:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, accelerator) -> Path:
-    """Both stages trained for six steps on the digits. Shared: copy it before changing anything."""
+    """Return a run with both stages trained for six steps on the digits. Tests share it: copy it before you change
+    it."""
     from smalti.prior.train import train as train_prior
     from smalti.tokenizer.encode import Settings as EncodeSettings
     from smalti.tokenizer.encode import encode
@@ -106,7 +108,7 @@ def finished_run(tmp_path_factory, accelerator) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from the sdist, unpacked: what pip would put into site-packages."""
+    """Build the wheel from the sdist and unpack it: what pip puts into site-packages."""
     folder = tmp_path_factory.mktemp("packaging")
     tree, built = folder / "tree", folder / "built"
     tree.mkdir()
@@ -114,6 +116,7 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
+    # The sdist, and the wheel from it
     command = [
         sys.executable,
         "-m",
@@ -122,7 +125,7 @@ def wheel(tmp_path_factory) -> Path:
         "--outdir",
         str(built),
         str(tree),
-    ]  # the sdist, and of it the wheel
+    ]
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-2000:]
     (found,) = built.glob("*.whl")

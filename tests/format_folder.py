@@ -1,11 +1,10 @@
-"""What tests/test_hub.py keeps of each format of our files: tiny folders of every kind, and what was seen as they were
-written.
+"""Write the folders that tests/test_hub.py keeps of each format: tiny folders of every kind, and the outputs of their
+models.
 
     python tests/format_folder.py tests/data/format_2
 
-Weights are random, since what a format keeps is names and shapes. A folder that is committed is never written again:
-where
-`common.folder.FORMAT` grows, this script writes the next one beside it.
+Weights are random, because a format keeps names and shapes. A committed folder is never written again: when
+`common.folder.FORMAT` grows, this script writes the next folder beside it.
 """
 
 import json
@@ -36,12 +35,12 @@ LABELS, SEEDS = ["b", "a", "c"], 7
 
 
 def images() -> torch.Tensor:
-    """(3, 1, 8, 8) uint8, of a formula."""
+    """Return images (3, 1, 8, 8) uint8, computed by a formula."""
     return (torch.arange(3 * 64) * 37 % 256).to(torch.uint8).view(3, 1, 8, 8)
 
 
 def seen(folder: Path) -> dict:
-    """What the models of a folder say, and its codes."""
+    """Return the outputs of the models in a folder, and its codes."""
     pipeline, kmeans = ImagePipeline.from_pretrained(folder / "pipeline"), load_tokenizer(folder / "kmeans")
     drawn, encoded = pipeline(labels=LABELS, seed=SEEDS), pipeline.encode_pixels(images())
     return {
@@ -55,7 +54,7 @@ def seen(folder: Path) -> dict:
 
 
 def make(folder: Path) -> None:
-    """Write a pipeline, a tokenizer of K-means, codes, and expected.json."""
+    """Write a pipeline, a K-means tokenizer, codes, and expected.json."""
     torch.manual_seed(0)
     quantizer = VQConfig(codebook_size=16, code_dim=4)
     tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), patch=2, channels=(8,), quantizer=quantizer)).eval()

@@ -1,7 +1,8 @@
-"""A small Hub: the HTTP that huggingface_hub speaks to make a repository, to commit to it, and to download from it.
+"""A small Hub: it answers the HTTP with which huggingface_hub creates a repository, commits to it and downloads from
+it.
 
-It keeps repositories in memory, takes every file inside the commit (as the real one takes small ones), and lets those
-write who have the token. What it cannot be asked it answers with 404 and an `X-Error-Code`, as the real one does.
+It keeps repositories in memory, takes every file inside the commit (as the real one takes small ones), and accepts
+commits that carry the token. It answers any other request with 404 and an `X-Error-Code`, as the real one does.
 """
 
 import base64
@@ -19,7 +20,7 @@ TOKEN = "hf_test"
 
 
 class Hub(ThreadingHTTPServer):
-    """`repositories["models/me/digits"]["main"]` are the commits of a branch, each a dict of files."""
+    """Serve repositories: `repositories["models/me/digits"]["main"]` lists a branch's commits, each a dict of files."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -52,7 +53,7 @@ def commit_id(files: dict[str, bytes]) -> str:
 
 
 def entries_of(files: dict[str, bytes], folder: str = "") -> list[dict[str, Any]]:
-    """What lies in a folder, with the folders in it."""
+    """Return the entries of a folder: its files and subfolders."""
     inside = {path: content for path, content in files.items() if path.startswith(folder)}
     folders = {"/".join(path.split("/")[:depth]) for path in inside for depth in range(1, path.count("/") + 1)}
     return [

@@ -1,7 +1,7 @@
-"""Run on two processes by `test_fsdp.py`: train a prior under FSDP2 for each config file given, on CPUs.
+"""Train a prior under FSDP2 on two CPU processes, once for each config file given; `test_fsdp.py` runs it.
 
-Accelerate shards on accelerators alone and on CPUs passes its configuration over in silence. Here it is handed what it
-reads from its config file on GPUs; the sharding itself, torch's, works on CPUs too.
+Accelerate shards on accelerators only and silently ignores its FSDP settings on CPUs. This script hands it what it
+reads from its config file on GPUs; torch's sharding itself works on CPUs too.
 """
 
 import sys
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator("fp32")
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
-    script.EVALUATION_BATCH = 40  # of the 81 rows to validate on the first process has two batches, the second has one
+    script.EVALUATION_BATCH = 40  # of the 81 validation rows the first process has two batches, the second has one
     for file in argv:
         script.train(parse(TrainConfig, __doc__, [file]), accelerator)
         (model,) = accelerator._models

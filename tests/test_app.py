@@ -1,5 +1,5 @@
-"""The page to play with: what a visitor does at it, first without a browser, then in a real one, whose pixels are
-looked at."""
+"""The interactive page: what a visitor can do on it, first without a browser, then in a real one whose pixels are
+compared."""
 
 import base64
 import io
@@ -41,20 +41,20 @@ from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 
 ROOT = Path(__file__).resolve().parents[1]
-HOSTILE = '<img src="nowhere:1" onerror="alert(1)">{{#each}}${1+1}'  # what a stranger may call a class
+HOSTILE = '<img src="nowhere:1" onerror="alert(1)">{{#each}}${1+1}'  # a class name that a stranger may choose
 PLACES, LOWER = 16, list(range(8, 16))
 
 
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory):
-    """A run whose drawn images differ, and one of whose classes has a hostile name."""
+    """Return a run whose drawn images differ, and whose class 2 has a hostile name."""
     run = shutil.copytree(
         finished_run, tmp_path_factory.mktemp("app") / "digits", ignore=shutil.ignore_patterns("state")
     )
     path = run / "prior/model"
     prior = load_prior(path)
     torch.manual_seed(0)
-    torch.nn.init.normal_(prior.head.weight, std=0.5)  # six steps of training leave the classes alike
+    torch.nn.init.normal_(prior.head.weight, std=0.5)  # after six steps of training the classes still look alike
     names = ("0", "1", HOSTILE, *map(str, range(3, 10)))
     named = TransformerPrior(prior.config.model_copy(update={"condition": condition_of(names)}))
     named.load_state_dict(prior.state_dict())
@@ -114,13 +114,13 @@ def test_controls_that_nobody_touched_draw_with_the_pipelines_own_settings():
 
 
 def test_the_first_places_of_finished_codes_are_all_the_sampler_knew_when_it_drew_the_next(pipeline):
-    """So that showing them one after the other shows how the image was drawn, whatever the order the prior was trained
-    in."""
+    """Showing the codes one after the other therefore shows how the image was drawn, in whatever order the prior was
+    trained."""
     labels, seeds, places = torch.tensor([3, 7]), [5, 6], 6
     sampler = pipeline.sampler(precision="fp32")
     codes = sampler(labels, seeds)
     known = growth.first_places(places, PLACES).expand(2, -1)
-    others = torch.where(known, codes, 15 - codes)  # what stands behind them is not read
+    others = torch.where(known, codes, 15 - codes)  # the codes after them are not read
     assert torch.equal(sampler(labels, seeds, others, known), codes)
     assert torch.equal(known_first(torch.zeros(1, PLACES, dtype=torch.bool))[0], torch.arange(PLACES))
 
@@ -234,14 +234,14 @@ def test_a_file_that_is_no_picture_is_refused_in_words(controller, tmp_path, con
 
 
 def test_a_picture_too_large_is_refused_before_it_is_read(controller, tmp_path):
-    """187 kB of 8000 x 8000 pixels took 1.8 GiB."""
+    """A PNG of 187 kB with 8000 x 8000 pixels took 1.8 GiB."""
     PIL.Image.new("1", (8000, 8000)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="8000 x 8000 pixels are more than 20,000,000"):
         controller.drop(str(tmp_path / "a.png"))
 
 
 def test_eight_large_pictures_dropped_at_once_take_the_memory_of_one(tmp_path):
-    """Each took forty bytes a pixel, at the same time as the others; malloc keeps what each thread has once taken."""
+    """Each picture took forty bytes a pixel, all at the same time, and malloc kept what each thread had taken."""
     PIL.Image.new("RGBA", (3200, 3200)).save(tmp_path / "a.png")
     controller = open_controller(of_random_weights(None, VQ), None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -254,7 +254,7 @@ def test_eight_large_pictures_dropped_at_once_take_the_memory_of_one(tmp_path):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
 @pytest.mark.parametrize("size", [(1800, 1300), (10, 250_000)])
 def test_a_large_picture_made_smaller_first_looks_as_it_does_whole(mode, size):
-    """Within what averaging twice rounds: a stripe of half the width stays where it is."""
+    """The results agree up to the rounding of averaging twice: a stripe of half the width stays in place."""
     picture = PIL.Image.new("L", size)
     picture.paste(255, (0, 0, size[0] // 2, size[1]))
     picture = (
@@ -267,10 +267,10 @@ def test_a_large_picture_made_smaller_first_looks_as_it_does_whole(mode, size):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"),  # would start Ghostscript
+        ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"),  # PIL would start Ghostscript
         ("a.pdf", b"%PDF-1.4\n"),
         ("a.svg", b"<svg/>"),
-        ("a.jpg", b"\0\0\1\0\1\0"),  # an icon, whose head is not its picture's
+        ("a.jpg", b"\0\0\1\0\1\0"),  # the header of an icon is not that of its picture
     ],
 )
 def test_a_format_that_is_more_than_a_raster_is_not_opened(controller, tmp_path, name, content):
@@ -301,7 +301,7 @@ def test_a_format_that_is_more_than_a_raster_is_not_opened(controller, tmp_path,
     ],
 )
 def test_the_page_is_asked_for_by_its_own_names_alone(host, passes):
-    """By DNS rebinding a stranger's name is made to mean this machine; an address in numbers cannot be."""
+    """With DNS rebinding a stranger's name resolves to this machine; a numeric address cannot be rebound."""
     guard = pytest.importorskip("smalti.pipeline.playground.guard", reason="the page needs gradio")
     refusal = guard.Guard(None, guard.own_names("127.0.0.1", ["digits.example.org"])).refusal(
         guard.Headers({"host": host})
@@ -330,7 +330,7 @@ def test_the_page_takes_nothing_from_other_sites_and_nothing_without_end(headers
 
 
 def test_whatever_is_sent_is_answered_without_a_traceback_and_the_page_lives_on(address):
-    """Wrong types, unknown events, files that are none, foreign names and sites."""
+    """The requests have wrong types, unknown events, invalid files, foreign names and foreign sites."""
     import httpx
 
     draw, pick, drop = ({"fn_index": number, "session_hash": "a"} for number in range(3))
@@ -403,10 +403,10 @@ def test_a_run_a_pipeline_folder_and_the_hub_are_named(run, pipeline, tmp_path):
 
 
 def test_an_address_that_is_not_this_machines_is_refused_at_once():
-    """Gradio would try a hundred ports of it, six seconds each."""
+    """Gradio would try a hundred of its ports, six seconds each."""
     check_address("127.0.0.1")
     with pytest.raises(UserError, match=r"cannot serve at 192.0.2.1: .*; give another --host"):
-        check_address("192.0.2.1")  # for documentation, RFC 5737: nobody's
+        check_address("192.0.2.1")  # reserved for documentation (RFC 5737)
 
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch, run):
@@ -433,7 +433,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WAIT = 20_000  # milliseconds for what takes one second on an idle machine
+WAIT = 20_000  # milliseconds; an idle machine needs one second
 
 
 def read_image(uri: str) -> PIL.Image.Image:
@@ -446,9 +446,9 @@ def images_of(markup: str) -> list[PIL.Image.Image]:
 
 @pytest.fixture(scope="module")
 def address(run, tmp_path_factory):
-    """Of the page, served as a user would serve it; its attribute `log` is what the server says on stderr."""
+    """Serve the page as a user would, and return its address; the attribute `log` is the server's stderr."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # as many threads round as here
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # so that both round alike
     command = [sys.executable, "-m", "smalti.pipeline.app", str(run)]
     log = tmp_path_factory.mktemp("log") / "stderr"
     with (
@@ -474,7 +474,7 @@ def browser(address):
     manager = sync_playwright()
     try:
         playwright = manager.start()
-    except Exception as error:  # its driver lacks a library of the system
+    except Exception as error:  # its driver needs a system library that is missing
         if found:
             raise
         pytest.skip(f"there is no Chromium here, and playwright does not start: {error}")
@@ -492,7 +492,8 @@ def browser(address):
 
 @pytest.fixture
 def page(browser, address):
-    """A new visitor's page. It asks nobody but us for anything, and nothing goes wrong in it."""
+    """Return a new visitor's page, and check at the end that it sent requests to our server only and logged no
+    error."""
     opened = browser.new_page(viewport={"width": 1300, "height": 900})
     complaints, asked = [], []
     opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -509,27 +510,25 @@ def page(browser, address):
 
 
 def shown(page, selector: str) -> list[PIL.Image.Image]:
-    """The images behind elements, pixel for pixel."""
+    """Return the images of the selected elements, pixel for pixel."""
     return [read_image(page_image.get_attribute("src")) for page_image in page.locator(selector).all()]
 
 
 def on_screen(page, selector: str, expected: np.ndarray) -> bool:
-    """Whether the middle of each pixel of an element, as it stands on the screen, is as expected (H, W), once nothing
-    fades."""
+    """Return whether the middle of each pixel of an element on the screen equals expected (H, W), once animations
+    end."""
     for _ in range(50):
         screen = PIL.Image.open(io.BytesIO(page.locator(selector).first.screenshot())).convert("L")
         sizes = zip(expected.shape, screen.size[::-1], strict=True)
         rows, columns = ([int((i + 0.5) * have / n) for i in range(n)] for n, have in sizes)
-        if (
-            np.abs(np.asarray(screen)[np.ix_(rows, columns)].astype(int) - expected).max() <= 1
-        ):  # as colours are rounded
+        if np.abs(np.asarray(screen)[np.ix_(rows, columns)].astype(int) - expected).max() <= 1:  # colours are rounded
             return True
         page.wait_for_timeout(100)
     return False
 
 
 def changes(page, selector: str, act) -> None:
-    """Wait until an element is another than before."""
+    """Act, and wait until an element has changed."""
     before = page.locator(selector).first.evaluate("e => e.outerHTML")
     act()
     page.wait_for_function("([s, b]) => document.querySelector(s)?.outerHTML !== b", arg=[selector, before])
@@ -595,7 +594,7 @@ def test_a_dropped_picture_is_seen_as_codes_and_through_them(page, pipeline, pic
 def test_what_is_covered_is_drawn_anew(page, pipeline, picture):
     tab(page, "Complete")
     changes(page, "#mask .tes-board img", lambda: drop(page, picture, "complete"))
-    page.wait_for_function("() => !document.querySelector('#completed figure')")  # those of the picture before
+    page.wait_for_function("() => !document.querySelector('#completed figure')")  # the previous picture's
     image = PIL.Image.fromarray(from_pil([PIL.Image.open(picture)], (8, 8), 1)[0, 0].numpy())
     assert page.input_value("#label input") == "no class"
     page.click("#uncover")
@@ -609,7 +608,7 @@ def test_what_is_covered_is_drawn_anew(page, pipeline, picture):
     page.mouse.up()
     assert page.locator("#mask i.covered").count() == 4
     seen = np.asarray(image).repeat(2, 0).repeat(2, 1)
-    seen[12:] = 205  # the blue of what is covered, as a grey
+    seen[12:] = 205  # the blue of covered pixels, converted to grey
     assert on_screen(page, "#mask .tes-board", seen)
     page.click("#complete-button")
     page.wait_for_selector("#completed figure")
@@ -645,7 +644,7 @@ def test_a_code_is_chosen_and_painted_with(page, pipeline, controller):
     tiles = rendering.patch_sheet(controller.codebook.patches(0, tuple(range(16))), columns)
     page.wait_for_function("src => document.querySelector('#codes .tes-board img').src === src", arg=tiles)
     left, across = page.locator("#codes i.chosen").evaluate("e => [e.offsetLeft, e.offsetParent.offsetWidth]")
-    assert round(left / across * columns) == code % columns  # it is framed where it stands now
+    assert round(left / across * columns) == code % columns  # the frame follows the code to its new place
     expected = pipeline.decode(codes)[0, 0].numpy()
     box = page.locator("#canvas .tes-board").bounding_box()
     page.mouse.click(box["x"] + (place % 4 + 0.5) / 4 * box["width"], box["y"] + (place // 4 + 0.5) / 4 * box["height"])

@@ -1,4 +1,4 @@
-"""What an image costs in bits: against exact likelihoods, and against the bytes an arithmetic coder needs."""
+"""The cost of an image in bits, compared with exact likelihoods and with the bytes of an arithmetic coder."""
 
 import io
 import math
@@ -48,7 +48,7 @@ PNG = png()
 
 
 def joined(tokenizer, classes=None):
-    """A pipeline with a prior drawn at random, far from uniform, over 2 x 2 codes of 3."""
+    """Return a pipeline whose prior over 2 x 2 codes of 3 is random and far from uniform."""
     torch.manual_seed(1)
     config = PriorConfig(
         layout=Layout.of(2, 2, factors=(K,)),
@@ -62,7 +62,7 @@ def joined(tokenizer, classes=None):
 
 
 def means(sigma):
-    """K-means of 2 x 2 pixels on 4 x 4: three grey levels."""
+    """Return a K-means tokenizer of 2 x 2 pixels on 4 x 4 images, with three grey levels."""
     tokenizer = KMeansTokenizer(KMeansConfig(image_size=(4, 4), patch=2, codebook_size=K))
     tokenizer.codebook.copy_(torch.tensor([-0.7, 0.0, 0.7])[:, None].expand(-1, 4))
     tokenizer.fit_likelihood(sigma**2)
@@ -70,7 +70,7 @@ def means(sigma):
 
 
 def exact_nats(pipeline, images, *, uniform=False):
-    """−log Σ_z p(z) p(x | z) over all 81 codes, in fp64; by the learned prior or the uniform one."""
+    """Return −log Σ_z p(z) p(x | z) over all 81 codes in fp64, with the learned prior or the uniform one."""
     every = torch.tensor(list(product(range(K), repeat=T)))
     log_p = pipeline.prior.log_prob(every, torch.zeros(len(every), dtype=torch.int64)).double()
     log_p = torch.full_like(log_p, -T * math.log(K)) if uniform else log_p
@@ -88,7 +88,7 @@ def marginal():
 
 
 def test_bits_per_dim_are_the_exact_likelihood_where_no_other_code_explains_the_image(marginal):
-    """Means far apart and a small variance: the bound of the one code is tight, and equals the enumeration to 1e-5."""
+    """With means far apart and a small variance the bound of one code is tight: it equals the enumeration to 1e-5."""
     pipeline = joined(means(sigma=0.05))
     images = to_uint8(0.7 * torch.randint(-1, 2, (6, 1, 2, 2)).repeat_interleave(2, 2).repeat_interleave(2, 3) + 0.02)
     bound = image_nats(pipeline, marginal, images, torch.zeros(6, dtype=torch.int64))
@@ -97,7 +97,7 @@ def test_bits_per_dim_are_the_exact_likelihood_where_no_other_code_explains_the_
 
 
 def test_bits_per_dim_are_never_below_the_exact_likelihood(marginal):
-    """A large variance: other codes explain the image too, and the bound of one code lies above."""
+    """With a large variance other codes explain the image too, and the bound of one code lies above."""
     pipeline = joined(means(sigma=0.6))
     images = torch.randint(256, (8, 1, 4, 4), dtype=torch.uint8)
     bound = image_nats(pipeline, marginal, images, torch.zeros(8, dtype=torch.int64))
@@ -106,7 +106,7 @@ def test_bits_per_dim_are_never_below_the_exact_likelihood(marginal):
 
 
 def test_the_two_priors_without_training_cost_what_theory_says(marginal):
-    """Uniform: exactly T ln K. Independent: the counted shares multiplied."""
+    """The uniform prior costs exactly T ln K; the independent one multiplies the counted shares."""
     pipeline = joined(means(sigma=0.6))
     images = torch.randint(256, (5, 1, 4, 4), dtype=torch.uint8)
     bound = image_nats(pipeline, marginal, images, torch.zeros(5, dtype=torch.int64))
@@ -117,9 +117,9 @@ def test_the_two_priors_without_training_cost_what_theory_says(marginal):
 
 
 def test_a_class_that_the_prior_is_told_is_paid_for(marginal):
-    """p(x, label) bounds p(x): a conditional figure without its label would not be one of p(x)."""
+    """p(x, label) bounds p(x); p(x | label) alone would not be a figure of p(x)."""
     pipeline = joined(means(sigma=0.6), classes=("a", "b"))
-    images, labels = torch.randint(256, (4, 1, 4, 4), dtype=torch.uint8), torch.tensor([0, 1, 0, 2])  # 2 is no class
+    images, labels = torch.randint(256, (4, 1, 4, 4), dtype=torch.uint8), torch.tensor([0, 1, 0, 2])  # 2 means no class
     bound = image_nats(pipeline, marginal, images, labels)
     codes = pipeline.tokenizer.encode(to_float(images)).flatten(1)
     paid = bound.learned + pipeline.prior.log_prob(codes, labels).double()
@@ -137,15 +137,14 @@ def stochastic():
     tokenizer = VQVAE(config)
     with torch.no_grad():
         tokenizer.quantizer.codebook.normal_()
-        tokenizer.quantizer.log_sharpness.fill_(
-            -3.0
-        )  # a posterior near enough to the true one that draws from it weigh alike
+        # Near the true posterior, so that the weights of the draws are alike
+        tokenizer.quantizer.log_sharpness.fill_(-3.0)
     return tokenizer
 
 
 def test_the_importance_weighted_bound_reaches_the_exact_likelihood(marginal):
-    """2,000 draws against all 81 codes, under the uniform prior, where weights are alike enough for so few: 0.02 nats
-    seen."""
+    """2,000 draws are compared with all 81 codes under the uniform prior, where the weights are alike: 0.02 nats
+    apart."""
     pipeline = joined(stochastic())
     images = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8)
     labels, generator = torch.zeros(3, dtype=torch.int64), torch.Generator().manual_seed(0)
@@ -156,7 +155,7 @@ def test_the_importance_weighted_bound_reaches_the_exact_likelihood(marginal):
 
 
 def test_more_draws_make_the_bound_tighter(marginal):
-    """In expectation: over 64 images together, one draw (the ELBO), 4, and 32."""
+    """This holds in expectation: the test averages 64 images, with one draw (the ELBO), 4 and 32."""
     pipeline = joined(stochastic())
     images, labels = torch.randint(256, (64, 1, 4, 4), dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
     totals = []
@@ -178,7 +177,7 @@ def test_draws_of_a_posterior_that_is_one_code_are_refused(marginal):
 
 @pytest.fixture(scope="module")
 def trained(finished_run):
-    """The pipeline of a run, and 48 images of it with their labels."""
+    """Return the pipeline of a run, and 48 of its images with their labels."""
     pipeline = ImagePipeline.from_run(finished_run, SamplingConfig())
     split = held_out_split(open_run_images(finished_run / "tokenizer", pipeline.tokenizer.config).splits)
     batch = split.read(torch.arange(48))
@@ -186,7 +185,7 @@ def trained(finished_run):
 
 
 def test_images_survive_the_bytes_and_cost_what_the_figure_says(trained, finished_run):
-    """Byte for byte; the length within 1% of rate + distortion as evaluation reports them."""
+    """Images return byte for byte; the length is within 1% of the rate + distortion that evaluation reports."""
     pipeline, images, labels = trained
     made = compress(pipeline, images, labels)
     assert torch.equal(expand(pipeline, made.data), images)
@@ -223,8 +222,8 @@ def test_bytes_of_another_prior_and_damaged_bytes_are_refused(trained):
 
 @pytest.mark.parametrize("images", [0, 2, 49, 2**32 - 1])
 def test_a_head_that_claims_other_images_than_its_bytes_hold_is_refused(trained, images):
-    """33 bytes that claimed 2**32 - 1 images asked for 34 GB. The second claims fewer, the third one more than there
-    are."""
+    """33 bytes that claimed 2**32 - 1 images asked for 34 GB. The second header claims too few images, the third one
+    too many."""
     pipeline, given, _ = trained
     data = compress(pipeline, given).data
     magic, labelled, _, *rest = HEAD.unpack_from(data)
@@ -239,15 +238,14 @@ def test_a_head_that_claims_other_images_than_its_bytes_hold_is_refused(trained,
 
 
 def test_images_that_the_bytes_do_not_hold_are_not_decoded_to_the_last(trained):
-    """A decoder reads on behind the last word, as if zeros stood there: 8 kB of them claimed 65,536 images, which took
-    their time."""
+    """A decoder reads zeros after the last word: 8 kB of them claimed 65,536 images, and decoding those took long."""
     pipeline, given, _ = trained
     magic, labelled, _, *rest = HEAD.unpack_from(compress(pipeline, given[:1]).data)
     data = HEAD.pack(magic, labelled, 2**16, *rest) + bytes(2**13)
     batches = expand_in_batches(pipeline, data)
     with pytest.raises(UserError, match="the bytes are damaged"):
         for number, _ in enumerate(batches):
-            assert number < 2**13 / 64  # of 64 images; each takes a byte and more
+            assert number < 2**13 / 64  # batches of 64 images; each image takes more than a byte
 
 
 def test_bytes_that_are_cut_or_followed_by_others_are_refused(trained):
@@ -262,9 +260,8 @@ def test_every_flipped_bit_of_the_head_and_of_the_last_words_is_found_out(traine
     pipeline, given, _ = trained
     data = compress(pipeline, given[:2]).data
     for place in (*range(HEAD.size), *range(len(data) - 8, len(data))):
-        for bit in (
-            range(8) if place in (8, 12) else (place % 8,)
-        ):  # whether there are labels; the highest bits of the number
+        # The flag for labels; the highest bits of the number
+        for bit in range(8) if place in (8, 12) else (place % 8,):
             flipped = bytearray(data)
             flipped[place] ^= 1 << bit
             with pytest.raises(UserError):
@@ -272,7 +269,7 @@ def test_every_flipped_bit_of_the_head_and_of_the_last_words_is_found_out(traine
 
 
 def test_a_head_that_claims_labels_where_the_prior_has_no_classes_is_refused():
-    """It divided by the number of classes."""
+    """The decoder divided by the number of classes, zero."""
     pipeline = joined(means(sigma=0.6))
     data = compress(pipeline, torch.randint(256, (2, 1, 4, 4), dtype=torch.uint8)).data
     with pytest.raises(UserError, match="the bytes are damaged"):
@@ -286,7 +283,7 @@ def test_no_images_are_nothing_to_compress(trained):
 
 @pytest.mark.parametrize("content", [b"", b"%!PS-Adobe-3.0 EPSF-3.0\n", PNG[:60], PNG[:20] + b"\xff" * 40])
 def test_a_damaged_picture_is_refused_in_words(trained, tmp_path, content):
-    """PIL raises nearly anything: a SyntaxError ended the command as a fault of ours."""
+    """PIL raises almost any exception: a SyntaxError ended the command as an internal fault."""
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.png cannot be read as a picture: "):
         read_exact_picture(str(tmp_path / "a.png"), trained[0])
@@ -314,7 +311,7 @@ def test_compress_takes_files_of_the_right_size_only(finished_run, tmp_path, cap
 
 
 def test_compress_replaces_nothing_that_is_not_its_own(finished_run, tmp_path):
-    """It once took a run folder given as --output for a file to replace, and a folder of pictures for one of its
+    """It once replaced a run folder given as --output as if it were its file, and took a folder of pictures for its
     own."""
     from smalti.pipeline.compress import main
 
@@ -325,7 +322,7 @@ def test_compress_replaces_nothing_that_is_not_its_own(finished_run, tmp_path):
     for output in (run, mine, mine / "000000.png"):
         with pytest.raises(UserError, match="holds something else than a compressed file of ours"):
             main([str(run), "--images", "2", "--output", str(output)])
-    for _ in range(2):  # its own file it replaces
+    for _ in range(2):  # it replaces its own file
         main([str(run), "--images", "2"])
     with pytest.raises(UserError, match="holds something already"):
         main([str(run), "--expand", str(run / "compressed.tess"), "--output", str(mine)])
@@ -333,7 +330,7 @@ def test_compress_replaces_nothing_that_is_not_its_own(finished_run, tmp_path):
 
 
 def test_a_picture_that_reading_would_change_is_refused(finished_run, tmp_path):
-    """What comes back must be what was given: no colour, alpha or depth is dropped in silence."""
+    """Decompression must return the given picture, so no colour, alpha or depth may be dropped silently."""
     import PIL.Image
 
     from smalti.pipeline.compress import main
@@ -346,7 +343,7 @@ def test_a_picture_that_reading_would_change_is_refused(finished_run, tmp_path):
 
 
 def test_every_flipped_byte_is_found_out(trained):
-    """The coder itself gives up on some bytes, with an assertion of its library."""
+    """On some bytes the coder itself stops, with an assertion of its library."""
     pipeline, images, _ = trained
     data = compress(pipeline, images[:8]).data
     for place in range(HEAD.size, len(data) - 8, 29):

@@ -1,4 +1,4 @@
-"""The health of a codebook: what is counted, which codes are alike, what is advised, and that all of it is written."""
+"""The health of a codebook: its counts, its nearest codes, the advice, and the files that hold them."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ QUANTIZERS = {
 
 
 def random_run(path, kind="vq"):
-    """The run of a tokenizer whose weights are drawn at random."""
+    """Make the run of a tokenizer with random weights."""
     torch.manual_seed(0)
     if kind == "kmeans":
         tokenizer = KMeansTokenizer(KMeansConfig(image_size=(8, 8), patch=2, codebook_size=16))
@@ -60,13 +60,13 @@ def random_run(path, kind="vq"):
 
 
 def look(run, accelerator, *splits):
-    """Returns what is written as JSON."""
+    """Examine the codebook, and return codebook.json."""
     examine(Settings(run=str(run), splits=splits or None, precision="fp32"), accelerator)
     return folder.read_json(run / "tokenizer/codebook.json")
 
 
 def counted(run, accelerator):
-    """Counted alone, not judged and drawn."""
+    """Return the counts alone, without advice and picture."""
     tokenizer = load_tokenizer(run / "tokenizer/model")
     settings = read_yaml(run / "tokenizer/config.yaml")
     return count_splits(Settings(run=str(run), precision="fp32"), tokenizer, settings, accelerator)
@@ -77,7 +77,7 @@ def counted(run, accelerator):
 
 @pytest.mark.parametrize("kind", ["vq", "residual"])
 def test_the_histogram_of_codes_on_the_disk_is_that_of_encoding(tmp_path, accelerator, kind):
-    """Of the plain view: the second view of each image is left out."""
+    """It counts the plain view; the second view of each image is left out."""
     run = random_run(tmp_path, kind)
     made = counted(run, accelerator)
     encode(EncodeSettings(run=str(run), views=2, shard_size=300, precision="fp32"), accelerator)
@@ -155,13 +155,13 @@ def test_a_codes_patch_of_kmeans_is_its_mean(tmp_path):
 
 
 def test_a_codes_patch_is_drawn_amid_the_mean_of_the_codes_in_use(tmp_path):
-    """Where one code alone is in use, all places hold it: its patch is the middle of an image of that code."""
+    """If only one code is in use, every place holds it: its patch is the middle of an image of that code."""
     random_run(tmp_path)
     tokenizer = load_tokenizer(tmp_path / "tokenizer/model")
     counts = torch.zeros(1, 16).index_fill(1, torch.tensor([5]), 9)
     drawn = patches(tokenizer, counts, 0, torch.tensor([5]))
     image = tokenizer.likelihood.mean(tokenizer.draw(tokenizer.lookup(torch.full((1, 5, 5), 5))))
-    assert (drawn.int() - to_uint8(image)[..., 4:6, 4:6].int()).abs().max() <= 1  # sums are rounded otherwise
+    assert (drawn.int() - to_uint8(image)[..., 4:6, 4:6].int()).abs().max() <= 1  # sums are rounded differently
 
 
 def test_the_mosaic_reads_like_a_page():
@@ -200,8 +200,8 @@ def test_of_too_many_codes_the_most_used_are_compared():
 
 
 def test_the_distances_are_where_the_search_is(tmp_path):
-    """Of l2-normalised codes, on the sphere; in a residual stack what is left is not, and its depths are as they
-    are."""
+    """Normalised codes are compared on the sphere; the later depths of a residual stack are not normalised, and stay as
+    they are."""
     random_run(tmp_path, "residual")
     first, second = load_tokenizer(tmp_path / "tokenizer/model").code_tables()
     assert first.norm(dim=1).allclose(torch.ones(16)) and second.norm(dim=1).std() > 0.1
@@ -278,7 +278,7 @@ def test_a_validation_split_that_uses_fewer_codes_than_so_many_of_train_would_is
 
 
 def test_a_small_validation_split_is_not_blamed_for_being_small():
-    """One code a value, drawn evenly, reaches 63% of them: that is no sign of anything."""
+    """As many draws as codes, all equally likely, reach 63% of the codes: this shows no fault."""
     drawn = torch.randint(64, (1, 8, 8), generator=torch.Generator().manual_seed(0))
     validation = count(drawn, 64, 1)
     assert (validation == 0).sum() > 15

@@ -1,4 +1,4 @@
-"""The codes dataset: what the tokenizer writes is what the prior reads."""
+"""The codes dataset: the prior reads what the tokenizer writes."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_datasets_reads_the_folder_as_it_is(tmp_path):
 
 
 def test_a_large_split_stays_on_the_disk_and_is_the_same(tmp_path, monkeypatch):
-    """A process of eight held eight copies of ImageNet's codes."""
+    """Eight processes held eight copies of ImageNet's codes in memory."""
     write(tmp_path / "codes")
     whole = codes.load_codes(tmp_path / "codes")
     monkeypatch.setattr(codes, "MAPPED", 0)
@@ -77,7 +77,8 @@ def test_the_type_is_the_smallest_that_holds_the_codes(K, kind):
 
 
 def test_a_place_may_have_several_codes(tmp_path):
-    """T = h·w·Q, the Q codes of a place side by side; a reader that knows no depth still sees the row as it is."""
+    """T = h·w·Q, with the Q codes of a place side by side; a reader that ignores the depth still reads the row
+    unchanged."""
     info = INFO.model_copy(update={"layout": Layout.of(1, 3, depth=2, factors=(20, 15))})
     assert info.layout.length == 6
     write(tmp_path / "codes", info)
@@ -168,7 +169,7 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path):
 
 
 def test_a_split_without_a_shard_is_refused(tmp_path):
-    """It was an IndexError, a fault of ours: codes.json says of a split that it has no rows, and no file belies it."""
+    """codes.json says that a split has no rows, and no file contradicts it; reading it raised an IndexError."""
     write(tmp_path / "codes")
     codes.finish(tmp_path / "codes", INFO, {"train": {"rows": 7}, "test": {"rows": 0}})
     with pytest.raises(UserError, match="split test of no rows has no shards; encode again"):

@@ -1,5 +1,4 @@
-"""More than generation from nothing, from the same weights: completion, variation, interpolation, and what an image
-costs."""
+"""Completion, variation, interpolation and the cost of an image, all with the same weights."""
 
 import math
 import warnings
@@ -26,7 +25,7 @@ def raster(finished_run):
 
 @pytest.fixture(scope="module")
 def pipeline(raster):
-    """Of the same weights, as if they had been trained in every order."""
+    """Return the pipeline with the same weights, marked as trained in every order."""
     prior = TransformerPrior(raster.prior.config.model_copy(update={"any_order": True})).eval()
     prior.load_state_dict(raster.prior.state_dict())
     return ImagePipeline(raster.tokenizer, prior, SamplingConfig(), raster.identity)
@@ -34,7 +33,7 @@ def pipeline(raster):
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Three pictures of the tokenizer's size."""
+    """Return three pictures of the tokenizer's size."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
     return [PIL.Image.fromarray(each) for each in pixels]
 
@@ -53,7 +52,7 @@ def test_upper_rows_are_kept_and_the_rest_is_drawn(kind, pictures, request):
 
 
 def test_a_completion_depends_on_no_pixel_that_is_not_kept(pipeline, pictures):
-    """Not even through the encoder, which sees beyond a place's own pixels."""
+    """The encoder sees beyond a place's own pixels, and must not pass hidden ones on."""
     mask = np.random.default_rng(1).random((8, 8)) < 0.8
     one = pipeline.complete(pictures, mask, seed=0)
     other = pipeline.complete([painted_over(picture, mask) for picture in pictures], mask, seed=0)
@@ -113,7 +112,7 @@ def test_interpolation_goes_from_one_image_to_the_other(pipeline, pictures):
 
 
 def test_what_an_image_costs_in_nats_and_in_bits(pipeline, pictures):
-    """The prior's own log p of the image's codes; a bit is ln 2 nats."""
+    """The cost is the prior's −log p of the image's codes; one bit is ln 2 nats."""
     cost = pipeline.log_prob(pictures, labels=[1, 2, 3])
     codes = pipeline.tokenizer.encode(pipeline_pixels(pictures)).flatten(1)
     torch.testing.assert_close(cost.nats, pipeline.prior.log_prob(codes, torch.tensor([1, 2, 3])))

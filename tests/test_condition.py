@@ -1,4 +1,4 @@
-"""What a sample is told of: the contract, and a kind that only this file knows through dataset, prior and sampler."""
+"""Conditions: their contract, and a kind declared only here that passes through dataset, prior and sampler."""
 
 import json
 from typing import Any, ClassVar, Literal
@@ -37,7 +37,7 @@ class Told(Settings):
 
 class Weight(Condition):
     kind: Literal["toy_weight"] = "toy_weight"
-    """a sample is told of its weight, a number"""
+    """the weight of a sample, a number"""
     column: ClassVar[str | None] = "weight"
 
     def feature(self) -> Any:
@@ -125,9 +125,8 @@ def test_hiding_replaces_a_share_of_the_samples_by_none_and_nothing_else():
     torch.manual_seed(0)
     labels = torch.zeros(10_000, dtype=torch.int64)
     hidden = CLASSES.hide(labels, 0.25)
-    assert set(hidden.tolist()) == {0, 2} and (hidden == 2).float().mean() == pytest.approx(
-        0.25, abs=0.03
-    )  # seven deviations
+    # Seven standard deviations
+    assert set(hidden.tolist()) == {0, 2} and (hidden == 2).float().mean() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(CLASSES.hide(labels, 0.0), labels)
 
 

@@ -1,4 +1,4 @@
-"""Settings: what is written in a file or on the command line, read strictly."""
+"""Settings from a file and from the command line are read strictly."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from smalti.tokenizer.kmeans.config import ClusterConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SHIPPED = sorted({path.parent.name for path in CONFIGS.glob("*/prior.yaml")})  # launch/ is Accelerate's
+SHIPPED = sorted({path.parent.name for path in CONFIGS.glob("*/prior.yaml")})  # launch/ holds Accelerate's configs
 
 
 def parse(*argv, cls=TokenizerTraining, **options):
@@ -50,7 +50,7 @@ def test_a_file_overrides_defaults_and_the_command_line_overrides_both(tmp_path)
 
 
 def test_a_preset_on_the_command_line_takes_the_place_of_the_files_shape(tmp_path):
-    """The file's depth would win over the preset beside it, though what stands on the command line shall."""
+    """Otherwise the file's depth would win over the preset, although the command line comes first."""
     path = written(tmp_path, "model: {depth: 4, dim: 128, heads: 4, dropout: 0.3}\n")
     shape = parse(path, "--model.preset", "14m", "--model.heads", 12, cls=PriorTraining).model
     assert (shape.depth, shape.dim, shape.heads, shape.dropout) == (8, 384, 12, 0.3)
@@ -65,7 +65,7 @@ def test_several_values_may_stand_apart_or_in_brackets():
 
 
 def test_text_on_the_command_line_stays_text():
-    """Class folders 0 to 11 sort as text: `--labels 2` is the class of that name, not the third. Names may hold
+    """Class folders 0 to 11 sort as text: `--labels 2` means the class named 2, not the third. Names may contain
     commas."""
     given = ["2", "yes", "tench, Tinca tinca"]
     assert parse("runs/a", "--labels", *given, cls=Generation, positional="run").labels == tuple(given)
@@ -203,7 +203,7 @@ def test_sampling_settings_are_checked():
 
 
 def test_the_largest_preset_has_the_shapes_it_promises():
-    """Built without memory: 343 million weights of prior over 16 x 16 codes of a 256 x 256 tokenizer."""
+    """It is built without memory: 343 million weights of prior over 16 x 16 codes of a 256 x 256 tokenizer."""
     import torch
 
     from smalti.common.codes import CodesInfo, TokenizerIdentity
@@ -231,7 +231,7 @@ def test_the_largest_preset_has_the_shapes_it_promises():
 
 
 def test_a_kind_that_is_a_list_is_refused_by_name():
-    """A list has no hash, and looking it up among the kinds was a TypeError; found by test_torture."""
+    """A list has no hash, so looking it up among the kinds raised a TypeError; test_torture found it."""
     from smalti.tokenizer.bottleneck.config import BottleneckConfig
 
     class Holder(config.Settings):

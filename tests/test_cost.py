@@ -1,4 +1,4 @@
-"""What a preset costs is counted, and the page about it says what was counted."""
+"""The cost of a preset is counted, and the page about it states these counts."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def imagenet():
 
 
 def test_a_trained_code_takes_about_six_operations_a_weight(imagenet):
-    """Two forward and four backward. The embeddings multiply nothing and attention has no weights: 10% for both."""
+    """Two are forward and four backward. Embeddings multiply nothing and attention has no weights: 10% covers both."""
     prior = imagenet["prior"]
     assert prior["operations_a_code"] == pytest.approx(6 * prior["weights"], rel=0.1)
 
@@ -31,7 +31,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights(
     kept = Kept(model)
     with kept.hooks:
         model(x)
-    assert kept.mib == (1024 * 256 + 1024 * 512) * 4 / 2**20  # the input, and what ReLU gives, which two layers keep
+    assert kept.mib == (1024 * 256 + 1024 * 512) * 4 / 2**20  # the input, and the output of ReLU, which two layers keep
 
 
 def test_what_is_committed_is_what_the_presets_cost(imagenet):

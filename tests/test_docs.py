@@ -1,5 +1,4 @@
-"""The pages say what is there: names, files, links, commands and their options, and what their examples print and
-return."""
+"""The pages are true: names, files, links, commands and options exist, and the examples run."""
 
 import argparse
 import ast
@@ -72,7 +71,7 @@ NAMED = r"""`(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_are_there(page):
-    """In code spans, of the folders of this repository; NAME stands for any."""
+    """It checks code spans that name a path in this repository; NAME stands for any name."""
     for target in re.findall(NAMED, text_of(page), re.X):
         assert (ROOT / target).exists() or "NAME" in target, target
 
@@ -101,7 +100,7 @@ class Command(NamedTuple):
 
 
 def blocks(text: str) -> Iterator[str]:
-    """What is indented by four, or fenced as `bash`: the lines of each, unindented."""
+    """Yield each block indented by four spaces or fenced as `bash`, unindented."""
     yield from re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
     plain = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     for block in re.findall(r"(?:^    .*\n)+", plain, re.M):
@@ -117,8 +116,8 @@ def is_command(line: str) -> bool:
 
 
 def commands_of(text: str) -> list[Command]:
-    """Every command line of a page, in order, in blocks and then in code spans; a line that ends in a backslash goes
-    on."""
+    """Return the commands of a page in order, first from blocks, then from code spans; a final backslash continues a
+    line."""
     lines = [line for block in blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     plain = re.sub(r"^(?:```.*?^```|    .*?)$", "", text, flags=re.M | re.S)
     lines += [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", plain)]
@@ -129,12 +128,12 @@ def commands_of(text: str) -> list[Command]:
 
 
 def check_command(words: list[str], copied: dict[str, str]) -> None:
-    """That a command would be understood, by the parser it meets. `copied`: folders of settings the page has made.
+    """Check a command with the parser that it meets. `copied`: folders of settings that the page has made.
 
     Raises:
-        UserError, SystemExit: it would not.
+        UserError, SystemExit: the parser refuses it.
     """
-    while "=" in words[0]:  # the environment
+    while "=" in words[0]:  # environment variables
         words = words[1:]
     program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
     if program in ("python", "python3") and arguments[0] == "-m":
@@ -144,7 +143,7 @@ def check_command(words: list[str], copied: dict[str, str]) -> None:
     elif program == "accelerate":
         from accelerate.commands.launch import launch_command_parser
 
-        if not any(word.endswith(".py") or word == "SCRIPT" for word in arguments):  # part of one, in a sentence
+        if not any(word.endswith(".py") or word == "SCRIPT" for word in arguments):  # part of a command in a sentence
             return
         assert arguments[0] == "launch"
         a = launch_command_parser().parse_args([{"N": "0", "FIRST": "host"}.get(word, word) for word in arguments[1:]])
@@ -170,7 +169,7 @@ def check_command(words: list[str], copied: dict[str, str]) -> None:
 
 
 def check_pip(arguments: list[str]) -> None:
-    """That the extras which are installed exist."""
+    """Check that the extras to install exist."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for word in arguments:
         for extra in re.findall(r"(?:^\.|smalti)\[([\w,]+)\]", word):
@@ -178,16 +177,16 @@ def check_pip(arguments: list[str]) -> None:
 
 
 class Parsed(Exception):
-    """A command line was understood, and the command stopped there."""
+    """Signal that a command line was understood and the command stopped there."""
 
 
 def check_module(module: str, arguments: list[str]) -> None:
-    """`python -m`: a benchmark is started, and stopped when its parser has understood."""
+    """Start a `python -m` benchmark, and stop it when its parser has understood."""
     if not module.startswith("benchmarks."):
         assert module in ("venv", "sphinx", "ruff") or importlib.util.find_spec(module), module
         return
     assert importlib.util.find_spec(module), module
-    if not arguments:  # as its name, in a sentence
+    if not arguments:  # the module's name, inside a sentence
         return
     parse_args = argparse.ArgumentParser.parse_args
 
@@ -202,12 +201,12 @@ def check_module(module: str, arguments: list[str]) -> None:
             main = importlib.import_module(f"{module}.__main__" if package else module).main
             main(*[arguments] * len(inspect.signature(main).parameters))
         except ModuleNotFoundError as error:
-            raise Parsed from error  # a library that is measured beside us is not installed: nothing to ask
+            raise Parsed from error  # a peer library is not installed, so the parser cannot be asked
 
 
 def check_script(script: str, arguments: list[str], copied: dict[str, str]) -> None:
-    """A script of ours is started, and stopped when its settings are understood."""
-    if script == "SCRIPT":  # stands for any
+    """Start a script, and stop it when its settings are understood."""
+    if script == "SCRIPT":  # stands for any script
         return
     assert (ROOT / script).is_file(), f"there is no {script}"
     for copy, original in copied.items():
@@ -227,7 +226,7 @@ def check_script(script: str, arguments: list[str], copied: dict[str, str]) -> N
 
 
 def start_script(script: str, arguments: list[str], parse: Callable[..., NoReturn]) -> Parsed:
-    """Its `main`, with another `parse` to read its settings with, which ends it; the exception it ended with."""
+    """Run `main` with another `parse`, which ends it, and return the exception that it ended with."""
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Parsed) as ended:
         patched.setattr(config, "parse", parse)
         importlib.import_module(f"smalti.{script.removesuffix('.py').replace('/', '.')}").main(arguments)
@@ -235,7 +234,7 @@ def start_script(script: str, arguments: list[str], parse: Callable[..., NoRetur
 
 
 def settings_of(script: str) -> type[Settings]:
-    """What a script is set by."""
+    """Return the settings class of a script."""
 
     def tell(cls: type[Settings], *_: Any, **__: Any) -> NoReturn:
         raise Parsed(cls)
@@ -245,7 +244,7 @@ def settings_of(script: str) -> type[Settings]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_is_understood(page):
-    """By the real parsers: scripts, configs, options and the values they are given."""
+    """The real parsers read scripts, configs, options and their values."""
     copied: dict[str, str] = {}
     for command in commands_of(text_of(page)):
         try:
@@ -262,7 +261,7 @@ def test_every_command_of_a_page_is_understood(page):
         "accelerate launch -q --mutli_gpu tokenizer/train.py",
         "accelerate launch -q tokenizer/train.py --steps many",
         "accelerate launch -q prior/train.py CONFIG --order sideways",
-        "python -m benchmarks.cost configs/imagenet256 --imagse 9",  # one that measures no peer, which may be absent
+        "python -m benchmarks.cost configs/imagenet256 --imagse 9",  # it needs no peer library, which may be absent
         "python pipeline/paint.py runs/digits",
         "make dmeo",
         "pip install -e '.[bnech]'",
@@ -275,7 +274,7 @@ def test_a_misspelt_command_is_not_understood(command):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_a_page_names_is_some_commands(page):
-    """In code spans: `--steps 500`."""
+    """It checks code spans such as `--steps 500`."""
     known = {
         "--help",
         "--config",
@@ -304,7 +303,7 @@ def benchmarks_have(option: str) -> bool:
 @pytest.mark.filterwarnings("ignore:this prior was trained in raster order")
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in text_of(page)], ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page, finished_run, tmp_path, monkeypatch):
-    """Its blocks one after the other, in a folder where `runs/digits` is there."""
+    """The blocks run one after the other, in a folder that holds `runs/digits`."""
     run = shutil.copytree(finished_run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("state"))
     ImagePipeline.from_run(run, SamplingConfig()).save_pretrained(run / "pipeline")
     monkeypatch.chdir(tmp_path)
@@ -314,7 +313,7 @@ def test_the_python_of_a_page_runs(page, finished_run, tmp_path, monkeypatch):
 
 
 TEN_MINUTES = ROOT / "docs/ten_minutes.md"
-# Runs commands one after the other in one process: importing torch for each of them would take longer than they do.
+# It runs all commands in one process: importing torch for each would take longer than the commands.
 DRIVER = """
 import importlib, json, sys
 from accelerate.state import AcceleratorState
@@ -327,7 +326,7 @@ for script, *arguments in json.loads(sys.argv[1]):
 
 
 def shrink(folder: Path) -> None:
-    """Settings of the sizes of tests, in each stage's file."""
+    """Write test sizes into each stage's config."""
     short = {"steps": 2, "batch_size": 8, "warmup": 1, "evaluate_every": 2, "save_every": 2}
     tokenizer = {"image_size": [16, 16], "patch": 2, "channels": [8, 16], "quantizer": {"codebook_size": 16}}
     changes = {
@@ -341,7 +340,7 @@ def shrink(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ten_minutes(tmp_path_factory) -> tuple[list[Command], str]:
-    """The commands of the page, and what they print when they are run in its order on a folder of small pictures."""
+    """Run the commands of the page in order on a folder of small pictures, and return them with their output."""
     folder = tmp_path_factory.mktemp("ten_minutes")
     shutil.copytree(ROOT / "configs", folder / "configs")
     random = np.random.default_rng(0)
@@ -373,9 +372,9 @@ def test_the_ten_minutes_work_as_they_are_written(ten_minutes):
 
 
 def test_what_a_command_of_the_ten_minutes_says_comes_next_stands_on_the_page(ten_minutes):
-    """A new user who reads only the last line of each command ends where one who reads the page does."""
+    """A new user who reads only the last line of each command ends where a reader of the page ends."""
     commands, printed = ten_minutes
-    printed = printed.replace(f"{ROOT}/", "")  # the page's reader stands in the checkout
+    printed = printed.replace(f"{ROOT}/", "")  # a reader of the page works in the checkout
     told = [" ".join(shlex.split(line)) for line in re.findall(r"^next: (.*)$", printed, re.M)]
     there = [" ".join(command.words) for command in commands]
     assert len(told) >= 3

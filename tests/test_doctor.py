@@ -1,4 +1,4 @@
-"""The doctor: memory is counted, not guessed, and what does not fit is said."""
+"""The doctor counts memory instead of guessing it, and reports what does not fit."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def test_the_activations_of_a_known_chain_are_counted_to_the_byte():
-    """x @ W keeps x (the weight is the model's own); tanh keeps its result; the sum keeps nothing."""
+    """x @ W keeps x (the weight belongs to the model); tanh keeps its output; the sum keeps nothing."""
     with without_storage(bf16=False):
         model, x = nn.Linear(10, 20, bias=False), torch.empty(8, 10)
         assert saved_for_backward(lambda: model(x).tanh().sum(), model) == 4 * (8 * 10 + 8 * 20)
@@ -39,8 +39,8 @@ def test_activations_grow_with_the_images_and_weights_do_not():
     c = TokenizerTraining()
     fixed, activations = tokenizer_step(c, 8, bf16=False)
     again, twice = tokenizer_step(c, 16, bf16=False)
-    assert fixed == again == 4 * 5 * count_parameters(VQVAE(c.model))  # weight, gradient, two of AdamW, average
-    assert twice == pytest.approx(2 * activations, rel=0.01)  # but for what has no batch: bf16 or transposed weights
+    assert fixed == again == 4 * 5 * count_parameters(VQVAE(c.model))  # weight, gradient, AdamW's two moments, average
+    assert twice == pytest.approx(2 * activations, rel=0.01)  # some tensors have no batch: bf16 or transposed weights
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -60,9 +60,8 @@ def test_what_does_not_fit_is_said_with_what_would(monkeypatch):
     if accelerator.device.type != "cpu":
         pytest.skip("counts the processor's memory")
     assert list(verdict_lines(Path("c"), GIB, 2 * GIB, 8, "fp32", accelerator))[-1].startswith("  fits")
-    assert (
-        "accumulate, 4 times" in list(verdict_lines(Path("c"), GIB, 20 * GIB, 8, "fp32", accelerator))[-1]
-    )  # 10 / 1.5 - 1 = 5.7
+    # 10 / 1.5 - 1 = 5.7
+    assert "accumulate, 4 times" in list(verdict_lines(Path("c"), GIB, 20 * GIB, 8, "fp32", accelerator))[-1]
     assert "one image at a time" in list(verdict_lines(Path("c"), 20 * GIB, GIB, 8, "fp32", accelerator))[-1]
 
 

@@ -1,5 +1,5 @@
-"""Ends that say what happened: what the machine lacks, what is gone, which system this is, and which precision or
-thread."""
+"""Commands end with a message that says what happened: missing memory or descriptors, lost files, other systems,
+dtypes, threads."""
 
 import errno
 import io
@@ -61,7 +61,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def in_a_thread(work):
-    """What a function returns in a thread of its own; what it raises."""
+    """Run a function in a new thread, and return its result or raise its exception."""
     results: list = []
 
     def run():
@@ -87,7 +87,7 @@ LACKING = {
     "memory": [
         MemoryError(),
         pa.ArrowMemoryError("malloc of size 4096 failed"),
-        RuntimeError("could not create a primitive"),  # oneDNN's
+        RuntimeError("could not create a primitive"),  # from oneDNN
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
         ),
@@ -117,7 +117,7 @@ LACKING = {
 
 @pytest.mark.parametrize("words, error", [(words, error) for words, errors in LACKING.items() for error in errors])
 def test_what_the_machine_lacks_is_status_1_and_a_line_that_says_what_to_do(words, error):
-    """Memory that is full, or too few descriptors, were "a fault of smalti"."""
+    """Full memory and too few descriptors were reported as "a fault of smalti"."""
     message, status = _unexpected(error)
     assert status == MACHINE and words in message and "fault of" not in message and "\n" not in message
 
@@ -129,7 +129,7 @@ def test_what_nobody_expected_stays_a_fault_of_ours(error, capsys):
 
 
 def test_a_file_that_is_gone_while_a_command_works_is_said_to_be(tmp_path):
-    """A run that was removed while it trained was "a fault of smalti"."""
+    """Removing a run while it trained was reported as "a fault of smalti"."""
     with pytest.raises(FileNotFoundError) as raised:
         (tmp_path / "run/metrics.jsonl").write_text("")
     message, status = _unexpected(raised.value)
@@ -174,7 +174,7 @@ def test_a_run_that_was_removed_does_not_come_back_for_its_log(tmp_path, acceler
     "error", ["ImportError('libtorch_cpu.so: failed to map segment')", "SystemError('error return')"]
 )
 def test_an_import_without_memory_ends_in_one_line(error):
-    """`ulimit -v` below what torch takes ended in a traceback of its import."""
+    """With `ulimit -v` below what torch takes, importing it ended in a traceback."""
     code = f"from smalti.common.starting import answer_signals\nanswer_signals()\nraise {error}"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 1 and told.stderr.count("\n") == 1
@@ -182,7 +182,7 @@ def test_an_import_without_memory_ends_in_one_line(error):
 
 
 def test_an_image_that_is_not_read_for_want_of_descriptors_is_no_damaged_one(tmp_path, accelerator):
-    """With too few descriptors good images were left out as damaged, and training went on without them."""
+    """With too few descriptors good images were left out as damaged, and training continued without them."""
     c = tokenizer_training(tmp_path).images.model_copy(update={"source": str(tmp_path / "pictures"), "memory": 0})
     for split in ("train", "test"):
         for number in range(4):
@@ -205,18 +205,15 @@ def test_an_image_that_is_not_read_for_want_of_descriptors_is_no_damaged_one(tmp
     "words", ["error return without exception set", "<method> returned NULL without setting an exception"]
 )
 def test_an_import_inside_a_command_that_lost_its_memory_error_is_a_lack_of_memory(words):
-    """With 1 MiB more scikit-learn, which a training imports for the digits, ended in a SystemError, and in status
-    70."""
+    """With 1 MiB more, importing scikit-learn for the digits ended in a SystemError and in status 70."""
     assert ends.lack(SystemError(words)) == ends.LACKS[1].told and ends.lack(SystemError("bad argument")) is None
 
 
 @contextmanager
 def descriptors(number):
-    """Let so many more files be opened, and no more."""
+    """Allow so many more files to be opened, and no more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(
-        0
-    )  # the lowest number that is free: a limit of numbers, above which none may be in use for this to count
+    free = os.dup(0)  # the lowest free number: the limit bounds numbers, so none above it may be in use
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + number, hard))
     try:
@@ -225,7 +222,7 @@ def descriptors(number):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-READERS = {  # with what each may open, which is too little
+READERS = {  # each with a number of files it may open, which is too small
     "JSON": (0, lambda run: folder.read_json(run / "codes/codes.json")),
     "YAML": (0, lambda run: read_yaml(run / "tokenizer/config.yaml")),
     "lines": (0, lambda run: read_lines(run / "tokenizer/metrics.jsonl")),
@@ -246,22 +243,23 @@ READERS = {  # with what each may open, which is too little
 
 @pytest.mark.parametrize("what", READERS)
 def test_what_cannot_be_opened_for_want_of_descriptors_is_neither_damaged_nor_absent(finished_run, tmp_path, what):
-    """A report ended well with "there is no model.safetensors" in the place of its pictures, and without its commit:
-    safetensors says so of every file it cannot open. Locks in folders that could not be listed were not seen."""
+    """safetensors says of every file it cannot open that there is none: a report ended well with "there is no
+    model.safetensors" in place of its pictures, and without its commit. Locks in folders that could not be listed were
+    not seen."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "README.md").write_text("a card")
     (run / "four.tess").write_bytes(b"any")
     (run / ".run.lock").write_text("{}")
     number, read = READERS[what]
     with suppress(Exception):
-        read(run)  # whose imports open files
+        read(run)  # the first read imports modules, which opens files
     with descriptors(number), pytest.raises(Exception) as raised:
         read(run)
     assert ends.lack(raised.value) == ends.LACKS[2].told and not isinstance(raised.value, UserError)
 
 
 def test_a_git_without_memory_is_no_checkout_without_git(tmp_path, monkeypatch):
-    """Under `ulimit -v` a result was kept without the commit it was measured at."""
+    """Under `ulimit -v` a result was written without its commit."""
     told = "fatal: Out of memory, malloc failed (tried to allocate 9 bytes)"
     (tmp_path / "git").write_text(f"#!/bin/sh\necho '{told}' >&2\nexit 128\n")
     (tmp_path / "git").chmod(0o755)
@@ -275,7 +273,7 @@ def test_a_git_without_memory_is_no_checkout_without_git(tmp_path, monkeypatch):
 
 
 def test_a_system_without_affinity_counts_its_cores(monkeypatch):
-    """macOS has no `os.sched_getaffinity`: doctor and every evaluation ended in 70 there."""
+    """macOS has no `os.sched_getaffinity`: doctor and every evaluation ended there with status 70."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert cores() == os.cpu_count() == machine_info()["cores"]
     assert any(f"{os.cpu_count()} cores" in line for line in machine_lines())
@@ -290,7 +288,8 @@ def test_a_system_without_sysconf_tells_its_memory(monkeypatch):
 
 
 def test_a_stage_whose_run_py_was_killed_is_explained_with_how_to_end_it(tmp_path, monkeypatch):
-    """SIGKILL of pipeline/run.py alone left a training that held the run, and the next start spoke of a stranger."""
+    """SIGKILL of pipeline/run.py alone left a training that held the run, and the next start did not say whose it
+    was."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     monkeypatch.setenv(WHOLE, str(gone.pid))
@@ -301,7 +300,7 @@ def test_a_stage_whose_run_py_was_killed_is_explained_with_how_to_end_it(tmp_pat
     ):
         in_a_thread(second.take)
     lock.release()
-    monkeypatch.setenv(WHOLE, str(os.getpid()))  # a run.py that lives
+    monkeypatch.setenv(WHOLE, str(os.getpid()))  # a run.py that is alive
     lock.take()
     assert json.loads(lock.path.read_text())["host"] == platform.node()
     with pytest.raises(UserError, match="wait for it, stop it, or give another folder"):
@@ -314,7 +313,7 @@ def test_a_stage_whose_run_py_was_killed_is_explained_with_how_to_end_it(tmp_pat
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_seeds_that_share_their_lowest_32_bits_draw_different_numbers(seed):
-    """Seeds 0 and 2**32 drew the same image: torch's generator on the CPU reads 32 bits of a seed."""
+    """Seeds 0 and 2**32 drew the same image: torch's CPU generator reads 32 bits of a seed."""
     others = [seed, seed + 2**32, seed + 2**33, seed + 2**61, seed + 2**62]
     drawn = image_uniforms(others, 16, 1)
     assert len({tuple(row.flatten().tolist()) for row in drawn}) == len(others)
@@ -335,10 +334,10 @@ def test_seeds_below_32_bits_draw_what_they_always_drew(seed):
 
 
 def test_every_command_works_in_a_thread(finished_run, tmp_path, accelerator):
-    """Called from a thread, training ended in `signal only works in main thread`."""
+    """Training in a thread ended in `signal only works in main thread`."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(run / "tokenizer/state/step_00000006")
-    shutil.rmtree(run / "prior/state/step_00000006")  # both go on from their third step
+    shutil.rmtree(run / "prior/state/step_00000006")  # both resume from their third step
     again = EncodeSettings(run=str(run), views=2, shard_size=500, precision="fp32")
     drawn = Generation(run=str(run), num_images=10)
     assert in_a_thread(lambda: train_tokenizer(tokenizer_training(run), accelerator)) == run / "tokenizer/model"
@@ -355,7 +354,7 @@ def test_every_command_works_in_a_thread(finished_run, tmp_path, accelerator):
 def test_in_a_thread_signals_stay_whoevers_they_are(accelerator):
     before = signal.getsignal(signal.SIGINT)
     with Interrupt(accelerator):
-        assert signal.getsignal(signal.SIGINT) is not before  # in the main one they are answered
+        assert signal.getsignal(signal.SIGINT) is not before  # in the main thread signals are handled
     assert signal.getsignal(signal.SIGINT) is before
 
     def work():
@@ -375,7 +374,7 @@ def pipeline(finished_run):
 
 @pytest.mark.parametrize("given", [(torch.bfloat16,), ("cpu", torch.float16), (torch.device("cpu"), torch.float64)])
 def test_another_dtype_is_refused_by_name_and_nothing_is_cast(pipeline, given):
-    """`.to(torch.bfloat16)` cast the weights, and what was saved afterwards could not be loaded."""
+    """`.to(torch.bfloat16)` cast the weights, and the model saved afterwards could not be loaded."""
     with pytest.raises(UserError, match=r"weights are kept in float32, got (bfloat16|float16|float64)"):
         pipeline.to(*given)
     with pytest.raises(UserError, match="precision='bf16'"):
@@ -414,7 +413,7 @@ def test_options_that_change_nothing_are_taken(pipeline, tmp_path):
 
 
 def test_a_model_that_was_cast_by_hand_is_not_saved(finished_run, tmp_path):
-    """It would be a folder of another identity than the codes': no pipeline could load it."""
+    """Its identity would differ from that in the codes, so no pipeline could load it."""
     cast = ImagePipeline.from_run(finished_run, SamplingConfig())
     cast.tokenizer.to(torch.bfloat16)
     with pytest.raises(UserError, match=r"weights are saved in float32, and .* is bfloat16: load the model again"):
@@ -438,7 +437,7 @@ ACTING = {
 def test_a_character_that_would_act_is_shown_on_terminals_in_logs_and_in_cards(
     name, seen, tmp_path, accelerator, capsys
 ):
-    """A file's name could clear the terminal, colour it, or write a line that looked like ours."""
+    """A file name could clear the terminal, colour it, or write a line that looked like ours."""
     assert shown(f"{name}.png") == f"{seen}.png"
     assert _fail(f"error: {name}.png is damaged", 2) == 2
     assert capsys.readouterr().err == f"error: {seen}.png is damaged\n"

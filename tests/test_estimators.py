@@ -1,4 +1,4 @@
-"""The gradient estimators, held against a gradient that can be enumerated, and against what their papers promise."""
+"""The gradient estimators, compared with an enumerated gradient and with what their papers promise."""
 
 from itertools import pairwise
 
@@ -38,7 +38,7 @@ def figures(problem: Problem, name: str) -> dict[str, float]:
 
 
 def test_the_exact_gradient_is_the_one_finite_differences_see(problem):
-    """Central differences of 1e-5 in float64 are right to about 1e-10 of the values, which are of order 1."""
+    """In float64 central differences of 1e-5 are right to about 1e-10 of the values, which are of order 1."""
     direction = torch.randn(problem.z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def objective(z: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def test_the_exact_gradient_is_the_one_finite_differences_see(problem):
 
 @pytest.mark.parametrize("name", ["reinforce", "reinforce_baseline"])
 def test_reinforce_is_unbiased_with_a_baseline_and_without(problem, name):
-    """Enumerated in float64, so that only rounding is left."""
+    """The expectation is enumerated in float64, so only rounding remains."""
     torch.testing.assert_close(moments(problem, name).mean, problem.gradient(), atol=1e-10, rtol=1e-10)
 
 
@@ -61,7 +61,8 @@ def test_any_baseline_that_does_not_see_the_code_leaves_reinforce_unbiased(probl
 
 
 def test_the_mean_loss_as_a_baseline_lowers_the_variance_of_reinforce(problem):
-    """To 0.34 to 0.40 of it, enumerated; half is asked. No theorem: the best baseline weighs losses by |∇log q|²."""
+    """Enumerated, it falls to 0.34–0.40; the test asks for half. No theorem says so: the best baseline weighs losses by
+    |∇log q|²."""
     plain, with_baseline = (
         enumerate_codes(problem, reinforce(problem, baseline(problem))).variance.sum()
         for baseline in (no_baseline, mean_baseline)
@@ -71,22 +72,23 @@ def test_the_mean_loss_as_a_baseline_lowers_the_variance_of_reinforce(problem):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_estimators_of_the_codebooks_are_biased_and_yet_point_downhill(problem, name):
-    """Enumerated: bias 0.51 to 0.62 of the gradient, cosine 0.80 to 0.86, downhill at 89% of z or more."""
+    """Enumerated, the bias is 0.51 to 0.62 of the gradient, the cosine 0.80 to 0.86, and 89% of z or more point
+    downhill."""
     measured = figures(problem, name)
     assert measured["bias"] > 0.4 and measured["cosine"] > 0.7 and measured["downhill"] > 0.8
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_estimators_of_the_codebooks_have_less_variance_than_reinforce(problem, name):
-    """Half of it in standard deviation, where two or three codes are in play. Not of a soft q, whose gradient is small:
-    the decoder's, which straight-through copies, is not.
-    """
+    """Their standard deviation is half as large where two or three codes matter. A soft q is left out: its gradient is
+    small, while straight-through copies the decoder's, which is not."""
     assert figures(problem, name)["noise"] < figures(problem, "reinforce_baseline")["noise"]
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_harder_the_choice_the_less_the_decoders_gradient_knows_of_its_gradient(name):
-    """q near one-hot has a gradient only where two codes are about as near; the decoder's is taken at one of them."""
+    """A q near one-hot has a gradient only where two codes are about equally near; the decoder's gradient is taken at
+    one of them."""
     problem, cosines = Problem(0, SMALL), []
     for sharpness in (1, 4, 16):
         problem.sharpen(sharpness)
@@ -95,7 +97,7 @@ def test_the_harder_the_choice_the_less_the_decoders_gradient_knows_of_its_gradi
 
 
 def test_of_a_linear_loss_straight_through_leaves_out_only_what_the_posterior_spreads():
-    """∇ Σ_k q_k f(e_k) = 2 s Cov_q(e, f), which is 2 s Cov_q(e) ∇f where f is linear: positive, hence downhill."""
+    """∇ Σ_k q_k f(e_k) = 2 s Cov_q(e, f), which equals 2 s Cov_q(e) ∇f where f is linear: positive, hence downhill."""
 
     class Linear(Problem):
         def loss(self, z_q: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ def test_of_a_linear_loss_straight_through_leaves_out_only_what_the_posterior_sp
 
 
 def test_gumbels_bias_falls_and_its_variance_rises_as_its_temperature_falls(problem):
-    """Sampled with a seed. Each step changes the bias by 0.06 and more; its standard error is below 0.01."""
+    """The draws have a fixed seed. Each step changes the bias by at least 0.06; its standard error is below 0.01."""
     exact = problem.gradient()
     at = [compare(draw_gumbel(problem, temperature, draws=2048), exact) for temperature in (2, 1, 1 / 2, 1 / 4)]
     for warmer, colder in pairwise(at):
@@ -118,10 +120,10 @@ def test_gumbels_bias_falls_and_its_variance_rises_as_its_temperature_falls(prob
 
 
 def test_of_a_quadratic_loss_gumbel_at_a_low_temperature_has_no_bias():
-    """Cold, it moves weight between the two best codes alone and takes the loss along that move to change as its
-    gradient at either end says, one as often as the other: the trapezoidal rule, exact for a quadratic loss. What the
-    curvature adds beyond it stays at any temperature. Sampled: at 1 the bias is 0.35, at 1/16 below 0.04 in six tries.
-    """
+    """At a low temperature it moves weight between the two best codes only, and takes the loss along that move to
+    change as its gradient at either end says, each equally often: the trapezoidal rule, exact for a quadratic loss.
+    What the curvature adds beyond it remains at any temperature. In draws the bias is 0.35 at temperature 1, and below
+    0.04 at 1/16 in six tries."""
 
     class Quadratic(Problem):
         def loss(self, z_q: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def test_of_a_quadratic_loss_gumbel_at_a_low_temperature_has_no_bias():
 
 
 def pairs() -> tuple[Tensor, Tensor]:
-    """z_e and e (2, 4, 15), fp32 as in training, no two nearly opposite."""
+    """Return z_e and e (2, 4, 15), in fp32 as in training, with no two nearly opposite."""
     generator = torch.Generator().manual_seed(0)
     z_e = torch.randn(2, 4, 15, generator=generator)
     return z_e.requires_grad_(), z_e.detach() + torch.randn(2, 4, 15, generator=generator)
@@ -147,7 +149,7 @@ def pairs() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_forward_the_estimators_of_the_codebooks_are_the_chosen_vector(name):
     z_e, e = pairs()
-    torch.testing.assert_close(ESTIMATORS[name](z_e, e), e, atol=1e-5, rtol=1e-5)  # a few roundings of fp32
+    torch.testing.assert_close(ESTIMATORS[name](z_e, e), e, atol=1e-5, rtol=1e-5)  # a few fp32 roundings
 
 
 def test_forward_gumbel_is_the_one_hot_of_the_code_it_drew():
@@ -158,7 +160,7 @@ def test_forward_gumbel_is_the_one_hot_of_the_code_it_drew():
 
 @pytest.mark.parametrize("temperature", [2.0, 1 / 16])
 def test_gumbel_draws_from_the_softmax_at_any_temperature(temperature):
-    """χ² of 100,000 draws from 8 codes: past 40.5 by chance once in a million, and then for that seed always."""
+    """χ² of 100,000 draws from 8 codes exceeds 40.5 by chance once in a million seeds; the seed is fixed."""
     logits = torch.linspace(-2, 1, 8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -168,7 +170,7 @@ def test_gumbel_draws_from_the_softmax_at_any_temperature(temperature):
 
 
 def test_rotation_keeps_the_angle_between_gradient_and_vector():
-    """Fifty et al. 2024: the gradient stands to z_e as it stood to the code, and is scaled by |e| / |z_e|."""
+    """Fifty et al. 2024: the gradient has the same angle to z_e as it had to the code, and is scaled by |e| / |z_e|."""
     z_e, e = pairs()
     at_code = torch.randn(2, 4, 15, generator=torch.Generator().manual_seed(1))
     (at_z_e,) = torch.autograd.grad(rotation(z_e, e), z_e, at_code)
@@ -180,7 +182,7 @@ def test_where_encoder_and_code_agree_rotation_is_straight_through():
     z_e, _ = pairs()
     at_code = torch.randn(2, 4, 15, generator=torch.Generator().manual_seed(1))
     turned, copied = (torch.autograd.grad(f(z_e, z_e.detach()), z_e, at_code)[0] for f in (rotation, straight_through))
-    torch.testing.assert_close(turned, copied, atol=1e-5, rtol=1e-5)  # R is the identity up to roundings of fp32
+    torch.testing.assert_close(turned, copied, atol=1e-5, rtol=1e-5)  # R is the identity up to fp32 rounding
 
 
 def opposite() -> tuple[Tensor, Tensor]:
@@ -208,7 +210,7 @@ def test_rotation_is_finite_where_it_has_no_angle(meeting):
 
 @pytest.mark.parametrize("meeting", [opposite, from_zero])
 def test_forward_rotation_is_the_chosen_vector_where_it_has_no_angle(meeting):
-    """ê + ẑ is then all rounding, or ẑ is zero. A second depth of `residual` meets z_e = 0 where the first left
+    """There ê + ẑ is only rounding, or ẑ is zero. The second depth of `residual` meets z_e = 0 where the first left
     nothing."""
     z_e, e = meeting()
     torch.testing.assert_close(rotation(z_e, e), e, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The three evaluations: figures that agree with each other and with what they are made of, in parts that resume."""
+"""The three evaluations: their figures agree with each other and with their inputs, and their parts resume."""
 
 import math
 import shutil
@@ -31,13 +31,13 @@ from smalti.tokenizer.model import load_tokenizer
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory):
-    """A folder of runs, which share a cache: one classifier for all."""
+    """Return a folder of runs that share a cache, so one classifier serves all."""
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture
 def run(finished_run, beside, request):
-    """A copy of the finished run that a test may write into."""
+    """Return a copy of the finished run that a test may write into."""
     ignored = shutil.ignore_patterns("state", "evaluation")
     return shutil.copytree(finished_run, beside / f"digits-{request.node.name}", ignore=ignored)
 
@@ -73,7 +73,7 @@ def test_parts_of_another_plan_are_forgotten(tmp_path, accelerator):
 
 
 def test_what_a_kill_left_is_gone_on_with(tmp_path, accelerator):
-    """Whole parts stand; the one that was being written is computed again."""
+    """Complete parts stay; the part that was being written is computed again."""
     in_parts(tmp_path / "parts", {}, 6, 2, doubled, accelerator, "test")
     (tmp_path / "parts/000001.safetensors").unlink()
     asked = []
@@ -105,7 +105,7 @@ def test_the_tokenizers_figures_are_those_of_its_codes_and_pictures(run, acceler
     found = figures(path)
     _, splits = codes.read_info(run / "codes")
     assert path == evaluation_path(run, "tokenizer", "test")
-    assert found["psnr"] == pytest.approx(splits["test"]["psnr"], abs=1e-3)  # batches of another size round otherwise
+    assert found["psnr"] == pytest.approx(splits["test"]["psnr"], abs=1e-3)  # other batch sizes round differently
     assert found["usage"] == splits["test"]["usage"]
     assert found["uniform_rate"] == 16 * 4 / 64  # 4 x 4 codes of 16 for 8 x 8 pixels
     assert found["uniform_bits_per_dim"] == found["uniform_rate"] + found["distortion"]
@@ -172,7 +172,7 @@ def test_what_codes_cost_by_class_and_by_place_is_their_cost(run, accelerator):
 
 @pytest.fixture(scope="module")
 def judged(finished_run, beside, accelerator):
-    """A run with all of its evaluations, and the figures of its pipeline."""
+    """Return a run with all of its evaluations, and the figures of its pipeline."""
     run = beside / "judged"
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("state", "evaluation"))
     evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator)
@@ -203,7 +203,7 @@ def test_samples_are_judged_and_shown(judged):
 
 
 def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
-    """Were training images drawn: all of them copies, in pixels, features and codes."""
+    """If it draws training images, all of them count as copies in pixels, features and codes."""
     run, _ = judged
     bench = open_bench(PipelineSettings(run=str(run)), accelerator)
     train, held = (read_images(bench.images.splits[name], torch.arange(200)) for name in ("train", "test"))
@@ -215,7 +215,7 @@ def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
 
 
 def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
-    """gumbel: the ELBO is looser than the bound of several draws, for each of the three priors."""
+    """For gumbel the ELBO is looser than the bound of several draws, for each of the three priors."""
     from smalti.prior.train import train as train_prior
     from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
     from smalti.tokenizer.encode import Settings as EncodeSettings
@@ -250,7 +250,7 @@ def test_training_images_are_not_looked_up_among_themselves(run, accelerator):
 
 
 def test_without_samples_no_picture_of_them_is_left(run, accelerator):
-    """The pictures of an evaluation before stood in the report beside figures that were gone."""
+    """The report showed pictures of an earlier evaluation beside figures that were gone."""
     picture = run / "evaluation/pipeline-test-samples.png"
     picture.parent.mkdir()
     picture.write_bytes(b"old")
@@ -270,7 +270,7 @@ def test_codes_of_another_tokenizer_are_refused(run, accelerator):
 def test_the_images_are_read_as_the_tokenizer_read_them(finished_run):
     tokenizer = load_tokenizer(finished_run / "tokenizer/model")
     split = open_run_images(finished_run / "tokenizer", tokenizer.config).splits["test"]
-    assert split.read(torch.arange(2)).images.shape == (2, 1, 8, 8)  # at their size, whatever training moves them by
+    assert split.read(torch.arange(2)).images.shape == (2, 1, 8, 8)  # their own size, although training shifts them
 
 
 # ------------------------------------------------------------------------------------------------- the board's peer row
@@ -278,7 +278,7 @@ def test_the_images_are_read_as_the_tokenizer_read_them(finished_run):
 
 def test_a_perfect_peer_gets_the_figures_of_perfection(run, tmp_path, accelerator):
     """Its samples and reconstructions are test images. For a time `judge_peer` called `features_of` and
-    `ask_classifier` by signatures that were gone, and nothing noticed: no row of a peer could be measured again."""
+    `ask_classifier` with outdated signatures, and no test noticed: no peer's row could be measured again."""
     bench = open_bench(PipelineSettings(run=str(run)), accelerator)
     test = bench.split
 

@@ -1,5 +1,4 @@
-"""A family of tokenizers and one of priors, declared here and nowhere else, go through every command, the report and
-the page.
+"""One family of tokenizers and one of priors, declared only here, pass through every command, the report and the page.
 
 The tokenizer's latents are continuous and one-dimensional: a sequence of vectors, which no shipped family has.
 """
@@ -51,11 +50,11 @@ from smalti.tokenizer.train import train as train_tokenizer
 
 class SequenceConfig(TrainedConfig):
     kind: Literal["toy_sequence"] = "toy_sequence"
-    """an image as a few vectors in a row, by one matrix and back"""
+    """maps an image to a sequence of a few vectors by one matrix, and back"""
     vectors: int = 4
-    """how many"""
+    """number of vectors"""
     dim: int = 3
-    """numbers a vector"""
+    """numbers in a vector"""
 
     @property
     def layout(self) -> Layout:
@@ -88,7 +87,7 @@ class SequenceTokenizer(TrainedTokenizer):
 
 class GaussianConfig(ArchitectureConfig):
     kind: Literal["toy_gaussian"] = "toy_gaussian"
-    """every number by itself, with a mean and a scale for each class"""
+    """draws each number independently, with a mean and a scale for each class"""
 
 
 class GaussianPrior(Prior):
@@ -143,7 +142,7 @@ def families():
 
 @pytest.fixture(scope="module")
 def run(families, tmp_path_factory, accelerator) -> Path:
-    """All that is trained: the digits, sixty steps of each stage."""
+    """Return a run of sixty steps of each stage on the digits."""
     run, few = tmp_path_factory.mktemp("families") / "toy", {"log_every": 20, "evaluate_every": 30, "save_every": 30}
     model = SequenceConfig(image_size=(8, 8))
     training = TrainConfig(

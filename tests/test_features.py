@@ -1,4 +1,5 @@
-"""Networks that look at images: their weights are read safely and never missing, and a figure bears their name."""
+"""Networks that compute features: their weights are read safely or missing with an error, and a figure bears their
+name."""
 
 import hashlib
 import io
@@ -29,7 +30,7 @@ from smalti.metrics.classifier import (
 from smalti.metrics.feature_extractor import Features, FeaturesConfig, imagenet, load_features, read_weights, rgb
 
 QUICK = Recipe(width=8, least_steps=100)
-SMALL = "shufflenet_v2_x0_5"  # of torchvision's models the one with the fewest weights
+SMALL = "shufflenet_v2_x0_5"  # torchvision's model with the fewest weights
 
 
 def images(*shape, seed=0):
@@ -38,7 +39,7 @@ def images(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def digits():
-    """Train and held-out digits of 8 x 8, every third held out; every tenth label of train is missing."""
+    """Return train and held-out digits of 8 x 8: every third is held out, and every tenth label of train is missing."""
     pixels, labels = load_digits(return_X_y=True)
     pixels = torch.from_numpy(pixels * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
     labels, held_out = torch.from_numpy(labels), torch.arange(len(pixels)) % 3 == 0
@@ -55,9 +56,9 @@ def classifier(digits, tmp_path_factory):
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """No weights downloaded before, and nowhere to download them from."""
+    """Remove all downloaded weights, and block downloads."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies it was made with
+    monkeypatch.setattr(urllib.request, "_opener", None)  # an existing opener keeps its proxies
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
@@ -73,7 +74,7 @@ def written(tmp_path, thing, name="weights.pth"):
 
 
 def test_it_learns_digits(digits, classifier):
-    """100 steps of a third of the default's width: 97%."""
+    """100 steps with a third of the default width reach 97%."""
     held_out, (pixels, labels) = digits[1], digits[1].read(torch.arange(len(digits[1].labels)))
     assert classifier.accuracy > 0.9
     assert classifier.agreement(pixels, labels) == pytest.approx(classifier.accuracy)
@@ -127,7 +128,7 @@ def test_images_of_any_size_and_channels_have_128_features(shape):
 
 
 def test_images_that_do_not_show_their_class_teach_nothing(digits):
-    """The accuracy score of real images is their classifier's accuracy; of shuffled labels, one in ten."""
+    """The accuracy on real images is that of their classifier; with shuffled labels it is one in ten."""
     train, held_out = digits
     pixels, labels = train.read(train.labelled())
     shuffled = LabelledSource.in_memory(
@@ -173,7 +174,7 @@ def test_grey_is_repeated_and_transparency_is_laid_on_white():
 def test_a_grey_image_is_zero_where_imagenet_is_grey_on_average():
     flat = torch.tensor([0.485, 0.456, 0.406]).mul(255).round().to(torch.uint8).view(1, 3, 1, 1).expand(1, 3, 50, 70)
     assert imagenet(flat).shape == (1, 3, 224, 224)
-    assert imagenet(flat).abs().max() < 0.5 / 255 / 0.22  # half a level
+    assert imagenet(flat).abs().max() < 0.5 / 255 / 0.22  # half a grey level
 
 
 def test_a_network_that_gives_maps_is_refused():
@@ -236,7 +237,8 @@ def test_a_torchvision_model_loses_its_head_of_however_many_classes(tmp_path, su
 
 
 class Blank(FeatureExtractorInceptionV3):
-    """Inception as torch-fidelity builds it, with the weights it is born with: none are at hand."""
+    """Return Inception as torch-fidelity builds it, with its initial weights, because no pretrained ones are at
+    hand."""
 
     def __init__(self):
         nothing = io.BytesIO()
@@ -258,7 +260,7 @@ def test_inception_is_torch_fidelitys_and_called_fid_with_its_own_weights_alone(
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     assert found(shown).shape == (1, 2048) and found.frechet_name == f"fd_inception_{sha256[:8]}"
     assert Features(nn.Identity(), "inception").frechet_name == "fd_inception"
-    monkeypatch.setattr(feature_extractor, "FID_WEIGHTS", sha256[:8])  # as if these were the weights of 2015-12-05
+    monkeypatch.setattr(feature_extractor, "FID_WEIGHTS", sha256[:8])  # as if they were the weights of 2015-12-05
     assert load_features(FeaturesConfig(kind="inception", weights=path)).frechet_name == "fid"
 
 

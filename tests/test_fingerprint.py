@@ -1,4 +1,4 @@
-"""A run knows its data: other images, codes and places than those of its training are seen by whoever reads them."""
+"""A run recognises its data: every reader notices other images, codes or folders than those of its training."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def pictures(tmp_path) -> Path:
 
 
 def trained_on(pictures: Path, accelerator) -> Path:
-    """A run beside the pictures, which it names as a user does who stands there; where the caller then stands."""
+    """Train a run beside the pictures, named by a relative path; the working directory stays there."""
     os.chdir(pictures.parent)
     settings = tokenizer_training(
         Path("r"), images=ImagesConfig(source="pics"), steps=2, batch_size=4, evaluate_every=2
@@ -54,7 +54,7 @@ def trained_on(pictures: Path, accelerator) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, accelerator) -> Path:
-    """Trained once: what is copied of it."""
+    """Return a run that is trained once, for tests to copy."""
     before = Path.cwd()
     files = {f"{i:03d}.png": file_of(pixels(i, (8, 8))[..., 0]) for i in range(24)}
     yield trained_on(write(tmp_path_factory.mktemp("shared") / "pics", files), accelerator)
@@ -63,7 +63,7 @@ def shared(tmp_path_factory, accelerator) -> Path:
 
 @pytest.fixture
 def run(shared, pictures, monkeypatch) -> Path:
-    """A run that was trained on the pictures, beside which the test stands."""
+    """Return a run trained on the pictures; the test works in the folder of both."""
     run = pictures.parent / "r"
     shutil.copytree(shared, run)
     record = folder.read_json(run / "tokenizer/images.json")
@@ -80,13 +80,13 @@ def read(run: Path):
 
 
 def test_a_change_of_any_file_changes_the_fingerprint_even_at_its_old_size_and_time(tmp_path):
-    """744 of 1,000 files were changed between a kill and the resumption, unseen: 256 rows were sampled."""
+    """744 of 1,000 files changed between a kill and the resumption unnoticed: 256 rows were sampled."""
     source = write(tmp_path / "set", {f"{i:03d}.png": file_of(pixels(i, (2, 2))) for i in range(600)})
     before = opened(source).fingerprint
     for number in (0, 1, 301, 599):
         path = source / f"{number:03d}.png"
         kept, times = path.read_bytes(), path.stat()
-        path.write_bytes(kept[:-1] + b"\0")  # of the last chunk's checksum, which PIL does not look at
+        path.write_bytes(kept[:-1] + b"\0")  # the last chunk's checksum, which PIL does not check
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         assert opened(source).fingerprint != before and opened(source, memory=0.0).fingerprint != before
         path.write_bytes(kept)
@@ -121,7 +121,7 @@ def test_a_file_that_is_changed_while_it_is_read_batch_by_batch_is_seen_at_its_o
 
 
 def test_ten_new_files_are_refused_by_whoever_reads_the_images_of_a_run(run, pictures, accelerator):
-    """encode and evaluate said nothing, and validation then held images that were trained on."""
+    """encode and evaluate said nothing, and validation then held images from training."""
     for i in range(10):
         (pictures / f"0new{i}.png").write_bytes(file_of(pixels(100 + i, (8, 8))[..., 0]))
     before = (run / "tokenizer/images.json").read_bytes()
@@ -148,7 +148,7 @@ def test_changed_images_are_encoded_where_they_are_given_as_another_data_set(run
 
 
 def test_images_that_were_not_changed_are_read_from_another_folder(run, tmp_path, monkeypatch):
-    """A relative path was asked of the Hub from elsewhere, or another folder of that name was read."""
+    """From elsewhere, a relative path was looked up on the Hub, or another folder of that name was read."""
     monkeypatch.chdir(tmp_path)
     assert read(Path("a/r")).fingerprint == recorded(run / "tokenizer").fingerprint
     write(tmp_path / "pics", {f"{i}.png": FILES[i] for i in range(6)})
@@ -163,7 +163,7 @@ def test_training_goes_on_from_another_folder(run, tmp_path, monkeypatch):
 
 def test_the_record_keeps_the_name_of_the_source_wherever_training_goes_on(run, tmp_path, monkeypatch, accelerator):
     before = recorded(run / "tokenizer")
-    shutil.rmtree(run / "tokenizer/state")  # so that it trains again, from another folder
+    shutil.rmtree(run / "tokenizer/state")  # it trains again, from another folder
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r").symlink_to(run)
     settings = tokenizer_training(
@@ -230,7 +230,7 @@ def test_k_means_knows_its_images_too(pictures, tmp_path, accelerator, monkeypat
 
 @pytest.mark.parametrize("known", [None, "0" * 64])
 def test_a_strangers_run_does_not_get_the_pictures_of_a_folder_it_names(known, finished_run, pictures, tmp_path):
-    """A config.yaml that named /home/you/private put the pictures there into the report, and into a compressed file."""
+    """A config.yaml that named /home/you/private put its pictures into the report, and into a compressed file."""
     run = tmp_path / "stranger"
     shutil.copytree(finished_run, run)
     path = run / "tokenizer/config.yaml"
@@ -251,7 +251,7 @@ def test_the_pictures_of_ones_own_run_are_vouched_for(run, accelerator):
     model = tokenizer_training(run).model
     assert len(open_vouched_images(run / "tokenizer", model).splits["train"]) > 0
     encode(EncodeSettings(run=str(run), precision="fp32"), accelerator)
-    (run / "tokenizer/images.json").unlink()  # as an earlier version left it: the codes say it too
+    (run / "tokenizer/images.json").unlink()  # as an earlier version left it: the codes hold the same record
     assert len(open_vouched_images(run / "tokenizer", model).splits["train"]) > 0
 
 
@@ -278,7 +278,7 @@ def write_codes(path: Path, values: np.ndarray = CODES, labels=(0, 1) * 4, sha25
 
 @pytest.mark.parametrize("changed", ["codes", "labels"])
 def test_codes_that_were_changed_in_place_are_refused_by_every_reader(changed, tmp_path):
-    """Codes zeroed between a kill and the resumption went unseen: their number alone was compared."""
+    """Codes zeroed between a kill and the resumption went unnoticed: only their number was compared."""
     codes.load_codes(write_codes(tmp_path / "codes"))
     other = {"values": np.zeros_like(CODES)} if changed == "codes" else {"labels": (1, 0) * 4}
     with pytest.raises(UserError, match=r"split train of .* holds other codes than were written"):
@@ -319,7 +319,7 @@ def test_a_trained_prior_knows_its_codes(finished_run):
 
 
 def test_what_codes_json_says_gives_the_fingerprint_that_reading_all_gives(finished_run):
-    """`tune` chooses on validation alone, and asks whose codes they are without reading the test split."""
+    """`tune` uses validation only, and identifies the codes without reading the test split."""
     info, splits = codes.read_info(finished_run / "codes")
     assert codes.recorded_fingerprint(info, splits) == codes.codes_fingerprint(codes.load_codes(finished_run / "codes"))
     assert codes.recorded_fingerprint(info, {"train": {"rows": 3}}) is None

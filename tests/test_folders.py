@@ -1,4 +1,4 @@
-"""Folders that are not ours, or not ours alone: what lies there stays, whatever a command writes or is refused."""
+"""In folders that hold files of a user, these files stay, whatever a command writes or refuses."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from tests.conftest import prior_training
 from tests.test_codes import INFO, write
 
 KEPT = Path(__file__).parent / "data/format_1"
-MINE = {  # what people have in folders that they then name to a command
+MINE = {  # files in a folder that a user names to a command
     "README.md": "my thesis",
     "config.json": '{"model_type": "llama"}',
     "config.yaml": "lr: 1",
@@ -44,7 +44,7 @@ MINE = {  # what people have in folders that they then name to a command
 
 
 def planted(path: Path) -> Path:
-    """A folder of somebody's work."""
+    """Write a user's files into a folder."""
     for name, text in MINE.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(text)
@@ -52,7 +52,7 @@ def planted(path: Path) -> Path:
 
 
 def tree(path: Path) -> dict[str, tuple]:
-    """All that lies under a folder: the kind, mode, time and bytes of each thing."""
+    """Return the kind, mode, time and bytes of everything under a folder."""
     found = {}
     for each in sorted(path.rglob("*")):
         about = each.lstat()
@@ -98,8 +98,8 @@ WRITERS = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_refused_command_leaves_a_users_folder_byte_for_byte_as_it_was(writer, finished_run, tmp_path, accelerator):
-    """Refused publish, generate and encode had swept the folder before: hidden files were deleted or renamed, at any
-    depth."""
+    """publish, generate and encode swept the folder before they refused: hidden files at any depth were deleted or
+    renamed."""
     planted(tmp_path / "mine")
     before = tree(tmp_path)
     with pytest.raises(Refused):
@@ -127,7 +127,7 @@ def test_a_page_that_was_edited_is_not_replaced_and_another_is(run):
     with pytest.raises(Refused, match=r"report\.html is not as this command wrote it; move it away"):
         report.check_page_is_ours(run)
     page.write_text(before)
-    (run / written.NAME).unlink()  # an earlier version noted nothing
+    (run / written.NAME).unlink()  # an earlier version wrote no such note
     report.check_page_is_ours(run)
 
 
@@ -140,9 +140,9 @@ def test_figures_take_the_place_of_no_file_that_is_none_of_ours(tmp_path):
 
 
 def test_pictures_that_were_compressed_are_not_lost_to_others(run):
-    """The originals may be gone."""
+    """The original pictures may no longer exist."""
     output = run.parent / "two.tess"
-    for _ in range(2):  # the same again is the same
+    for _ in range(2):  # doing it twice changes nothing
         compress.main([str(run), "--images", "2", "--output", str(output)])
     before = output.read_bytes()
     with pytest.raises(
@@ -153,8 +153,8 @@ def test_pictures_that_were_compressed_are_not_lost_to_others(run):
 
 
 def test_a_link_is_not_taken_for_the_folder_it_leads_to(pipeline, tmp_path):
-    """A stranger's run whose pipeline/ is a link would have been written into what it leads to, or your link been
-    lost."""
+    """If pipeline/ of a stranger's run was a link, the command would have written into its target, or removed the
+    link."""
     pipeline.save_pretrained(tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
     before = tree(tmp_path)
@@ -168,7 +168,7 @@ def test_a_link_is_not_taken_for_the_folder_it_leads_to(pipeline, tmp_path):
 
 
 def test_what_a_user_put_beside_a_model_stays_when_it_is_saved_again(pipeline, tmp_path):
-    """The whole folder was exchanged, and with it went a card, a logo, and links."""
+    """The whole folder was replaced, and with it a card, a logo and links were lost."""
     for save in (pipeline.prior.save_pretrained, pipeline.save_pretrained):
         path = tmp_path / save.__self__.__class__.__name__
         save(path)
@@ -188,7 +188,7 @@ def test_what_a_user_put_beside_a_model_stays_when_it_is_saved_again(pipeline, t
 
 
 def dying_in_rename(after: int, work: Callable[[], None]) -> None:
-    """Do it in a process that ends, as of SIGKILL, where it would rename once more than so often."""
+    """Do the work in a process that ends, as by SIGKILL, at the rename after the first `after` ones."""
     child = os.fork()
     if not child:
         steps = [*[Path.rename] * after, lambda *_: os._exit(9)]
@@ -201,7 +201,8 @@ def dying_in_rename(after: int, work: Callable[[], None]) -> None:
 
 
 def test_a_model_is_whole_at_every_moment_and_a_kill_loses_nothing_of_the_users(pipeline, tmp_path):
-    """Killed before, between and after the two renames that exchange a folder; then whoever has the lock sweeps."""
+    """The kill comes before, between and after the two renames that replace a folder; then the next holder of the lock
+    sweeps."""
     pipeline.prior.save_pretrained(tmp_path / "model")
     (tmp_path / "model/README.md").write_text("mine")
     for renames, left in ((0, ["model", "writing"]), (1, ["old", "writing"])):
@@ -236,7 +237,7 @@ def test_a_second_publish_keeps_an_edited_card_and_what_lies_beside_it(run, tmp_
         tmp_path / "hub/logo.png"
     ).read_text() == "mine"
     assert (tmp_path / "hub/model.safetensors").read_bytes() == weights
-    publish.lay_out(c.model_copy(update={"what": "tokenizer"}))  # files of the other model go, the user's stay
+    publish.lay_out(c.model_copy(update={"what": "tokenizer"}))  # files of the other model are removed, the user's stay
     assert (tmp_path / "hub/logo.png").exists() and "vqvae" in (tmp_path / "hub/config.json").read_text()
     (tmp_path / "hub/README.md").unlink()
     publish.lay_out(c)
@@ -256,7 +257,7 @@ def test_a_model_that_was_changed_in_a_published_folder_is_not_replaced(run, tmp
 def test_a_folder_that_an_earlier_version_laid_out_keeps_its_card(run, tmp_path, capsys):
     c = publish.Settings(run=str(run), what="prior", to=str(tmp_path / "hub"))
     publish.lay_out(c)
-    (tmp_path / "hub" / written.NAME).unlink()  # it noted nothing
+    (tmp_path / "hub" / written.NAME).unlink()  # as an earlier version, which wrote no note
     publish.lay_out(c)
     assert "hub/README.md is not as this command wrote it, and is kept" in capsys.readouterr().err
 
@@ -296,12 +297,12 @@ def test_a_card_of_codes_that_was_edited_is_kept_and_named(tmp_path, capsys):
 
 
 def half(path: Path, what: str = "writing", ending: str = "9") -> Path:
-    """Where a process of this machine that has ended left something half done."""
+    """Return where an ended process of this machine left something unfinished."""
     return path.with_name(f".{path.name}.{process.label()}{ending}.{what}")
 
 
 def test_what_was_written_is_noted_in_one_order(tmp_path):
-    """By name: the order in which a disk lists files made the same publish leave other bytes on another disk."""
+    """The note is sorted by name: in the disk's order the same publish gave different bytes on another disk."""
     for place, names in (("one", "ab"), ("other", "ba")):
         (tmp_path / place).mkdir()
         written.note(tmp_path / place, dict.fromkeys(names, "0" * 64))
@@ -357,7 +358,7 @@ def test_a_link_to_a_folder_has_the_folders_lock(tmp_path, accelerator):
 
 
 def test_removing_the_lock_file_makes_no_second_writer(tmp_path, accelerator):
-    """`rm run/.tokenizer.lock`, as people do with locks, let a second training begin in the same folder."""
+    """`rm run/.tokenizer.lock`, as users do with locks, let a second training begin in the same folder."""
     with session(tmp_path / "run", accelerator):
         (tmp_path / ".run.lock").unlink()
         assert at_work(tmp_path / "run") is not None
@@ -390,12 +391,12 @@ def test_a_folder_in_or_around_one_at_work_is_refused(tmp_path, accelerator, oth
         ):
             pass
         assert {name: each[2] for name, each in tree(tmp_path).items()} == before
-        with session(tmp_path / "runs/x/codes", accelerator):  # its neighbour is free
+        with session(tmp_path / "runs/x/codes", accelerator):  # the folder beside it is free
             pass
 
 
 def test_a_command_does_not_wait_for_itself(tmp_path, accelerator):
-    """`generate --output RUN/pipeline` waited for ever: the pipeline is written while the output is held."""
+    """`generate --output RUN/pipeline` waited for ever: it writes the pipeline while it holds the output."""
     with session(tmp_path / "a", accelerator), pytest.raises(Refused, match="by this very command"):
         Lock(tmp_path / "a").take(wait=True)
 
@@ -423,7 +424,7 @@ def test_beside_two_dots_is_beside_the_folder_they_mean(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
 def test_the_umask_is_kept(pipeline, tmp_path, umask):
-    """Files were made 0644 whatever the umask; safetensors would make them 0600."""
+    """Files had mode 0644 whatever the umask; safetensors would give them 0600."""
     before = os.umask(umask)
     try:
         pipeline.save_pretrained(tmp_path / "pipeline")
@@ -457,7 +458,7 @@ def test_publishing_leaves_the_modes_of_what_it_links(run, tmp_path):
 
 
 def test_a_config_of_something_else_is_not_a_run(tmp_path, accelerator):
-    """Before a run had a state its config.yaml was replaced without a look."""
+    """Before a run had a state, its config.yaml was replaced unread."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"target": "ldm"}, "data": {}}))
     with pytest.raises(Refused, match="holds something that no training wrote; give another --run"):
         open_run(tmp_path, prior_training(tmp_path), accelerator)

@@ -1,5 +1,4 @@
-"""What a large prior needs: weights in parts on the processes (FSDP2), activations computed again, a compiled
-forward."""
+"""Training a large prior: weights sharded over processes (FSDP2), recomputed activations, a compiled forward."""
 
 import functools
 import shutil
@@ -42,7 +41,7 @@ ADAMW = {
     "accumulate": 2,
 }
 MUON = {"model": ADAMW["model"], "label_dropout": 0.0, "recompute": True}
-# Its evaluations are never the best but the first: weights gathered for one are then in parts again for the next step.
+# Only its first evaluation is the best: weights gathered for it are sharded again for the next step.
 WORSE = {"lr": 3.0, "warmup": 1, "ema_decay": 0.0, "evaluate_every": 1, "save_every": 6}
 LAST = "state/step_00000006"
 
@@ -57,31 +56,31 @@ def train_in_parts(*settings) -> None:
 
 
 def half_of(run, copied_to):
-    """The run as it was after step 3 of 6."""
+    """Copy the run as it was after step 3 of 6."""
     shutil.copytree(run / "prior", copied_to / "prior")
     folder.remove(copied_to / "prior" / LAST)
-    folder.remove(copied_to / "prior/config.yaml")  # names the other folder
+    folder.remove(copied_to / "prior/config.yaml")  # it names the other folder
     return copied_to
 
 
 def same(a, b, rtol):
-    """Every number a run leaves: weights, averages, both optimizers' states, and the figures."""
+    """Compare every number that two runs leave: weights, averages, both optimizers' states, and the figures."""
     for name in ("model/model", *(f"{LAST}/{path.stem}" for path in (a / "prior" / LAST).glob("*.safetensors"))):
         x, y = (load_file(run / f"prior/{name}.safetensors") for run in (a, b))
         assert {key: tensor.shape for key, tensor in x.items()} == {key: tensor.shape for key, tensor in y.items()}
         for key in x:
             assert (x[key] - y[key]).norm() <= rtol * y[key].norm(), (name, key)
     for x, y in zip(*(read_metrics(run / "prior/metrics.jsonl") for run in (a, b)), strict=True):
-        assert x == pytest.approx(y, rel=max(rtol, 1e-6))  # a mean that is taken up again has been rounded once more
+        assert x == pytest.approx(y, rel=max(rtol, 1e-6))  # a resumed mean is rounded once more
     return True
 
 
 def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_state(
     finished_run, tmp_path, accelerator
 ):
-    """Weights, averages, both optimizers, clipping, accumulation, evaluation on shares of unequal length: on two
-    processes, each with its part, as on one. Up to the rounding of sums in another order: AdamW divides the smallest
-    gradients by themselves, and Muon computes in bf16, where 1% is what two processes without sharding differ by."""
+    """Weights, averages, both optimizers, clipping, accumulation and evaluation on shares of unequal length agree
+    between one process and two with sharding, up to the rounding of sums in another order: AdamW divides the smallest
+    gradients by themselves, and Muon computes in bf16, where two processes without sharding differ by 1% too."""
     codes = {"codes": str(finished_run / "codes")}
     adamw, muon = (functools.partial(prior_training, **codes, **settings) for settings in (ADAMW, MUON))
     for name, training in (("whole", adamw), ("whole_muon", muon)):
@@ -116,7 +115,7 @@ def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_st
     ],
 )
 def test_a_sharding_under_which_training_would_not_be_right_is_refused(given, message, monkeypatch):
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # the plugin leaves what it is given there
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # the plugin changes this variable
     plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, **given})
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
     with pytest.raises(UserError, match=message):
@@ -124,7 +123,7 @@ def test_a_sharding_under_which_training_would_not_be_right_is_refused(given, me
 
 
 def test_recomputed_activations_give_the_same_gradients_bit_for_bit(prior):
-    """With dropout, which is drawn the same again, and under autocast, which is entered again."""
+    """The recomputation draws the same dropout and enters autocast again."""
     architecture = prior.config.architecture.model_copy(update={"dropout": 0.3})
     torch.manual_seed(0)
     prior = TransformerPrior(prior.config.model_copy(update={"architecture": architecture})).train()
@@ -147,12 +146,12 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(prior):
 def test_a_compiled_training_leaves_the_same_files_and_goes_on_from_them(
     finished_run, tmp_path, accelerator, monkeypatch
 ):
-    """Traced and differentiated ahead of time as for a GPU, then run as it is: building its C++ takes 40 s."""
+    """It is traced and differentiated ahead of time as for a GPU, then run uncompiled: building its C++ takes 40 s."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     training = functools.partial(prior_training, codes=str(finished_run / "codes"), **ADAMW)
     train(training(tmp_path / "plain"), accelerator)
     train(training(tmp_path / "compiled", compile=True), accelerator)
     half_of(tmp_path / "compiled", tmp_path / "resumed")
     train(training(tmp_path / "resumed", compile=True), accelerator)
-    assert same(tmp_path / "compiled", tmp_path / "plain", rtol=1e-4)  # among them the names of the weights
+    assert same(tmp_path / "compiled", tmp_path / "plain", rtol=1e-4)  # this compares the names of the weights too
     assert same(tmp_path / "resumed", tmp_path / "compiled", rtol=0)

@@ -1,4 +1,4 @@
-"""Going on: a training is made longer, goes on with other settings, or begins from given weights; both stages alike."""
+"""Going on: both stages can train longer, go on with other settings, or begin from given weights."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def stage(request):
 
 @pytest.fixture
 def run(finished_run, tmp_path):
-    """Both stages after six steps each, saved after three and six."""
+    """Return a run with six steps of each stage, saved after three and six."""
     return shutil.copytree(finished_run, tmp_path / "digits")
 
 
@@ -94,7 +94,7 @@ def test_a_lengthened_training_that_was_killed_ends_in_the_same_weights(run, sta
 
 
 def test_no_more_steps_than_are_done_is_refused_with_both_numbers(run, stage, accelerator):
-    """Also the number it had before it was lengthened: its last weights are of more."""
+    """The number it had before it was lengthened is refused too: its last weights have more steps."""
     stage.train(stage.settings(run, steps=9), accelerator)
     before = contents(run)
     for steps in (4, 6):
@@ -109,7 +109,7 @@ def test_no_more_steps_than_are_done_is_refused_with_both_numbers(run, stage, ac
 
 
 def test_a_model_without_its_states_is_not_made_longer_from_nothing(run, stage, accelerator):
-    """It would have begun anew, and replaced a model that was trained to its end by one that had not seen an image."""
+    """It would have begun anew, and replaced a trained model by one that had not seen an image."""
     shutil.rmtree(run / stage.name / "state")
     with pytest.raises(UserError, match=r"a model and no state/ to go on from, .*give another --run with --start_from"):
         stage.train(stage.settings(run, steps=9), accelerator)
@@ -142,7 +142,7 @@ def test_k_means_of_four_steps_are_those_of_two_and_two_more(tmp_path, accelerat
 
 
 def test_codes_of_the_shorter_tokenizer_are_refused_with_what_to_do(run, accelerator):
-    """Other weights stand for those that more steps make."""
+    """More steps give other weights than those that wrote the codes."""
     VQVAE(tokenizer_training(run).model).save_pretrained(run / "tokenizer/model")
     with pytest.raises(UserError, match=r"not by the one of this run, .*: remove their folder and encode again"):
         train_prior(prior_training(run, steps=9), accelerator)
@@ -156,7 +156,7 @@ def test_codes_of_the_shorter_tokenizer_are_refused_with_what_to_do(run, acceler
 
 
 def test_another_learning_rate_is_taken_where_a_flag_says_so(run, stage, accelerator, capsys):
-    """The advice for a run that diverged, a lower lr, could only be followed by beginning anew."""
+    """The advice for a diverged run, a lower lr, could only be followed by beginning anew."""
     with pytest.raises(UserError, match=rf"lr was {stage.lr} and is 0\.0001. Give --change_settings true to go on"):
         stage.train(stage.settings(run, steps=9, lr=1e-4), accelerator)
     stage.train(stage.settings(run, steps=9, lr=1e-4, weight_decay=0.0, change_settings=True), accelerator)
@@ -164,9 +164,8 @@ def test_another_learning_rate_is_taken_where_a_flag_says_so(run, stage, acceler
     changed = {line.setting: (line.step, line.before, line.after) for line in read_history(run / stage.name)}
     assert changed.keys() == {"steps", "lr", "weight_decay"} and changed["lr"] == (6, stage.lr, 1e-4)
     assert f"lr 0.0001 instead of {stage.lr}" in capsys.readouterr().out
-    stage.train(
-        stage.settings(run, steps=9, lr=1e-4, weight_decay=0.0), accelerator
-    )  # the same go on, without the flag
+    # The same settings go on without the flag
+    stage.train(stage.settings(run, steps=9, lr=1e-4, weight_decay=0.0), accelerator)
     assert len(read_history(run / stage.name)) == 3
 
 
@@ -211,12 +210,12 @@ def test_a_change_whose_state_was_lost_counts_from_the_one_that_is_taken(run, ac
 
 
 def still(stage, run, **settings):
-    """One step that moves nothing to speak of."""
+    """Return the settings of one step that hardly changes the weights."""
     return stage.settings(run, steps=1, lr=1e-12, **({"matrix_lr": None} if stage.name == "prior" else {}), **settings)
 
 
 def test_a_training_begins_from_given_weights(run, stage, accelerator, tmp_path, capsys):
-    """Its first evaluation is the last of those: no codebook is fitted anew, and the average begins there too."""
+    """Its first evaluation equals their last one: no codebook is fitted anew, and the average begins there too."""
     if stage.name == "prior":
         shutil.copytree(run / "codes", tmp_path / "fine/codes")
     stage.train(still(stage, tmp_path / "fine", start_from=str(run)), accelerator)
@@ -241,8 +240,7 @@ def test_the_model_is_that_of_the_weights_where_nothing_else_is_given(run, accel
 
 
 def test_a_run_goes_on_without_the_folder_it_began_from(run, stage, accelerator, tmp_path):
-    """Its sizes stand in its config.yaml, its weights in its state. Killed after three steps, it ends in the same
-    weights."""
+    """config.yaml holds its sizes, and its state the weights. Killed after three steps, it ends in the same weights."""
     weights, whole = shutil.copytree(run / stage.name / "model", tmp_path / "weights"), fresh(run, tmp_path)
     settings = stage.settings(whole, start_from=str(weights))
     settings = settings.model_copy(update={"model": type(settings.model)()})
@@ -273,7 +271,7 @@ def test_a_folder_without_weights_is_refused_with_where_they_were_looked_for(run
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_weights_come_from_the_hub(run, hub, accelerator, tmp_path, whole):  # noqa: F811
-    """Of a model's repository, or of the part of a pipeline's."""
+    """They come from a model's repository, or from one part of a pipeline's."""
     files = {name: (run / "tokenizer/model" / name).read_bytes() for name in folder.MODEL_FILES}
     files = (
         {f"tokenizer/{name}": each for name, each in files.items()} | {"model_index.json": b"{}"} if whole else files
@@ -324,7 +322,7 @@ def test_a_prior_of_another_number_of_classes_is_refused(run, accelerator, tmp_p
 
 
 def fresh(run, tmp_path):
-    """A run with codes, whose prior is yet to be trained."""
+    """Return a run that has codes and no prior."""
     shutil.copytree(run / "codes", tmp_path / "fresh/codes")
     return tmp_path / "fresh"
 
@@ -348,7 +346,7 @@ KMEANS = KMeansConfig(image_size=(8, 8), patch=2, codebook_size=8)
 def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_it(
     accelerator, tmp_path, cls, settings, place
 ):
-    """Of an imported VQGAN it was said that another should be given, and not that this one encodes and bears a
+    """For an imported VQGAN the message asked for another one, and did not say that this one can encode and carry a
     prior."""
     cls(settings).save_pretrained(tmp_path / "theirs/tokenizer/model")
     words = rf"holds a '{settings.kind}', and tokenizer/train\.py trains a 'vqvae' alone: use it as it is"
@@ -361,7 +359,7 @@ def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_i
 
 
 def test_weights_of_somebody_elses_are_refused_with_how_to_make_them_a_tokenizer(run, accelerator, tmp_path):
-    """A checkpoint was said to lie in a folder that should be given, and a diffusers folder to hold a 'None'."""
+    """For a checkpoint the message asked for its folder, and called a diffusers folder a 'None'."""
     (tmp_path / "last.ckpt").write_bytes(b"weights")
     (tmp_path / "vqvae").mkdir()
     (tmp_path / "vqvae/config.json").write_text('{"_class_name": "VQModel"}')

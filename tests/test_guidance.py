@@ -1,5 +1,4 @@
-"""Guidance leans on a prediction without a class: a prior that never learnt one refuses it, wherever it is asked
-for."""
+"""Guidance needs a prediction without a class: a prior that never learnt one refuses guidance everywhere."""
 
 import shutil
 
@@ -28,13 +27,13 @@ REFUSED = (
 
 
 def with_hidden(prior: Prior, share: float | None) -> Prior:
-    """The same weights, said to be trained with that share of rows without a class."""
+    """Return the same weights, marked as trained with that share of rows without a class."""
     return build_prior(prior.config.model_copy(update={"hidden": share}))
 
 
 @pytest.fixture
 def run(finished_run, tmp_path):
-    """A run whose prior always saw the class."""
+    """Return a run whose prior always saw the class."""
     run = shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
     with_hidden(load_prior(run / "prior/model"), 0.0).save_pretrained(run / "prior/model")
     return run
@@ -58,7 +57,7 @@ def test_rows_that_have_no_class_of_themselves_teach_it_too():
     "share, guidance, drawn", [(0.0, 2.0, False), (0.0, 0.5, False), (0.0, 1.0, True), (None, 2.0, True)]
 )
 def test_only_a_prior_known_never_to_have_missed_a_class_refuses_guidance(prior, share, guidance, drawn):
-    """Of an older folder nobody wrote down what it had seen; it draws as it did."""
+    """An older folder does not record what its prior saw, so it samples as before."""
     if drawn:
         sampler = with_hidden(prior, share).sampler(SamplingConfig(guidance=guidance), 2)
         assert sampler(torch.tensor([0, 1]), [0, 1]).shape == (2, 9)
@@ -68,8 +67,7 @@ def test_only_a_prior_known_never_to_have_missed_a_class_refuses_guidance(prior,
 
 
 def test_a_refused_generate_leaves_what_was_drawn_before(run, accelerator):
-    """--overwrite had removed the images of the request before, and a pipeline had been written, when the sampler
-    refused."""
+    """--overwrite had removed the earlier images, and a pipeline had been written, before the sampler refused."""
     generate(Generation(run=str(run), num_images=2), accelerator)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for asked, message in (({"guidance": 2.0}, REFUSED), ({"top_k": 17}, "top_k 17 is more than the 16 codes")):
@@ -80,14 +78,14 @@ def test_a_refused_generate_leaves_what_was_drawn_before(run, accelerator):
 
 
 def test_a_configs_guidance_is_not_kept_with_a_prior_that_takes_none(run, accelerator):
-    """The shipped configs have guidance; with --guidance 1 beside them the pipeline drew, and refused every call
+    """The shipped configs set guidance; with --guidance 1 beside them the pipeline drew once, and refused every call
     after."""
     generate(Generation(run=str(run), num_images=2), accelerator, SamplingConfig(guidance=2.0, temperature=0.8))
     assert ImagePipeline.from_pretrained(run / "pipeline").sampling == SamplingConfig(temperature=0.8)
 
 
 def test_a_search_proposes_no_guidance_to_such_a_prior(run, accelerator):
-    """Also where the pipeline's folder still has the settings of the prior before."""
+    """This holds even if the pipeline's folder still has the settings of an earlier prior."""
     kept = ImagePipeline.from_run(run, SamplingConfig(guidance=2.0))
     kept.save_pretrained(run / "pipeline")
     settings = Tuning(run=str(run), images=64, guidance=(1.0, 2.0), temperature=(0.5,), top_p=(), min_p=())

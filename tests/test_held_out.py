@@ -1,4 +1,4 @@
-"""Which images are held out for validation, and which classes are left without an image to train on."""
+"""The images that are held out for validation, and the classes with no image left to train on."""
 
 import warnings
 
@@ -33,11 +33,12 @@ def files_of(images, name: str) -> set[bytes]:
 
 
 def test_the_number_held_out_is_about_the_share():
-    assert 425 < held_out_rows(MANY, unlabelled(MANY), 0.05).sum() < 575  # 500, 3.4 deviations of 22
+    assert 425 < held_out_rows(MANY, unlabelled(MANY), 0.05).sum() < 575  # 500 expected, ± 3.4 deviations of 22
 
 
 def test_an_image_stays_on_its_side_when_others_are_added_removed_or_reordered():
-    """A hash of the row's index decided: ten new files at the front of a folder gave every image another's side."""
+    """A hash of the row's index decided: ten new files at the front of a folder moved other images between the
+    sides."""
     before = dict(zip(MANY.tolist(), held_out_rows(MANY, unlabelled(MANY), 0.1).tolist(), strict=True))
     for others in (MANY[:5000], MANY[::-1], np.concatenate([MANY[9000:], MANY[:100]])):
         after = dict(zip(others.tolist(), held_out_rows(others, unlabelled(others), 0.1).tolist(), strict=True))
@@ -80,11 +81,11 @@ def test_identical_images_alone_are_on_both_sides_all_the_same():
 
 
 def test_no_class_loses_its_last_image_to_validation():
-    """The only image of a class was held out by chance, and the class then drawn by a prior that had never seen it."""
+    """The only image of a class was held out by chance, and a prior that had never seen the class drew it."""
     rng = np.random.default_rng(0)
     for start in range(0, 9000, 30):
         labels = rng.integers(0, 12, 30)
-        labels[:2] = 0  # so that one class can spare an image
+        labels[:2] = 0  # one class can spare an image
         out = held_out_rows(MANY[start : start + 30], labels, 0.5)
         assert set(labels[~out]) == set(labels)
 

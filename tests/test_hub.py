@@ -1,4 +1,4 @@
-"""At home on the Hub: what is saved, pushed, fetched and published is the same thing, and says where it is from."""
+"""The Hub: what is saved, pushed, downloaded and published is the same, and says where it comes from."""
 
 import ast
 import hashlib
@@ -41,7 +41,7 @@ LABELS = ["3", "7"]
 
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory, accelerator) -> Path:
-    """A run with a pipeline and samples. Shared: copy it before changing anything."""
+    """Return a run with a pipeline and samples. Tests share it: copy it before you change it."""
     run = shutil.copytree(
         finished_run, tmp_path_factory.mktemp("hub") / "digits", ignore=shutil.ignore_patterns("state")
     )
@@ -61,7 +61,7 @@ def pipeline(run) -> ImagePipeline:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub of this test's own, and a user of it who is logged in."""
+    """Serve a Hub for this test alone, with a user who is logged in."""
     with serving() as hub:
         template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(
             huggingface_hub.constants.ENDPOINT, hub.url
@@ -79,7 +79,8 @@ def digest(images) -> str:
 
 
 def as_cache(source: Path, cache: Path, repo_id: str) -> None:
-    """A folder as `snapshot_download` keeps a repository: blobs, and links to them under the commit that `main` is."""
+    """Lay out a folder as `snapshot_download` caches a repository: blobs, and links to them under the commit of
+    `main`."""
     home, commit = cache / f"models--{repo_id.replace('/', '--')}", "c" * 40
     (home / "blobs").mkdir(parents=True)
     for path in (path for path in source.rglob("*") if path.is_file()):
@@ -118,7 +119,7 @@ for load, subfolder in ((load_tokenizer, "tokenizer"), (load_prior, "prior")):
 def test_a_fresh_process_with_the_wheel_draws_the_same_images_from_a_folder_a_cache_and_the_hub(
     run, pipeline, wheel, hub, tmp_path
 ):
-    """Four times the same: a saved folder, the Hub's cache where it always is and where one says, and a download."""
+    """Four sources give the same images: a saved folder, the default cache, a cache given by path, and a download."""
     pipeline.save_pretrained(tmp_path / "saved")
     pipeline.push_to_hub("me/digits")
     as_cache(tmp_path / "saved", tmp_path / "home/hub", "owner/cached")
@@ -219,7 +220,7 @@ def test_without_the_network_it_is_told_how_to_go_on(pipeline, hub, monkeypatch,
         UserError, match="is not whole in the Hub's cache, and the Hub was not reached: connect, leave local"
     ):
         load_prior("me/prior", local_files_only=True)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(UserError, match="the Hub was not reached"):
         load_prior("me/prior")
     with pytest.raises(UserError, match=r"the Hub cannot be reached \(ConnectError\)"):
@@ -233,8 +234,8 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(hub):
 
 
 def test_a_name_whose_first_part_is_a_folder_here_is_never_asked_of_the_hub(hub, tmp_path, monkeypatch, pipeline):
-    """`runs/nothere` has the form of a repository's name: the page looked for it on the Hub for 38 seconds, and then
-    advised on logging in."""
+    """`runs/nothere` looks like a repository's name: the page searched the Hub for 38 seconds, and then advised to log
+    in."""
     pipeline.push_to_hub("runs/nothere")
     monkeypatch.chdir(tmp_path)
     assert ImagePipeline.from_pretrained("runs/nothere").device == pipeline.device
@@ -269,7 +270,7 @@ def test_a_subfolder_does_not_leave_its_folder(pipeline, tmp_path):
 
 
 def test_a_git_checkout_is_never_replaced(pipeline, tmp_path):
-    """As one has after `git clone https://huggingface.co/me/digits`: replacing the folder would take its history."""
+    """Replacing the folder of a `git clone https://huggingface.co/me/digits` would delete its history."""
     pipeline.save_pretrained(tmp_path / "digits")
     (tmp_path / "digits/.git").mkdir()
     with pytest.raises(UserError, match="is a git checkout, whose history would be lost"):
@@ -344,7 +345,7 @@ def test_a_card_says_what_was_not_measured_and_leaves_out_what_was_of_other_weig
 
 @pytest.mark.parametrize("what", ["pipeline", "tokenizer", "prior"])
 def test_the_python_of_a_card_runs(run, tmp_path, what):
-    """Every name it uses is there, and what it loads is what was laid out."""
+    """Every name in it exists, and it loads what publish laid out."""
     to = tmp_path / "laid out"
     card = (lay_out(Settings(run=str(run), what=what, to=str(to), repo=None)) / "README.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", card, re.S)[1].replace("path/to/this/folder", str(to))
@@ -422,7 +423,7 @@ def test_codes_are_pushed_as_a_dataset_that_datasets_reads_and_name_no_folder_of
 
 
 def test_a_card_of_codes_that_are_not_all_there_is_noticed(copied, tmp_path):
-    """The head says how many rows there are, and `load_dataset` counts them."""
+    """The YAML head gives the number of rows, and `load_dataset` counts them."""
     from datasets import load_dataset
 
     laid = lay_out(Settings(run=str(copied), what="codes", to=str(tmp_path / "codes")))
@@ -466,8 +467,7 @@ def test_hidden_files_are_not_pushed(hub, tmp_path):
 
 
 def check(found: dict, expected: dict) -> None:
-    """Codes exactly. Pixels within 1 of 255, since sums round differently on other processors and a value may lie
-    between two; nats to five digits for the same reason."""
+    """Compare codes exactly, pixels to 1 of 255 and nats to five digits: sums round differently on other processors."""
     for name in ("encoded", "drawn", "kmeans", "codes"):
         assert found[name] == expected[name], name
     assert (torch.tensor(found["decoded"]) - torch.tensor(expected["decoded"])).abs().max() <= 1
@@ -476,7 +476,7 @@ def check(found: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("old", FORMATS, ids=lambda path: path.name)
 def test_folders_of_every_format_there_was_load_and_say_what_they_said(old):
-    """Written once by tests/format_folder.py, by the code of that time, and never again."""
+    """tests/format_folder.py of that time wrote each folder once, and nothing writes it again."""
     check(seen(old), json.loads((old / "expected.json").read_text()))
 
 
@@ -496,7 +496,7 @@ def test_every_format_has_its_folder_and_what_writes_it_goes_on_working(tmp_path
         ("codes/codes.json", lambda path: codes.load_codes(path / "codes")),
     ],
 )
-def test_a_newer_format_asks_for_a_newer_tesserae(tmp_path, file, read):
+def test_a_newer_format_asks_for_a_newer_smalti(tmp_path, file, read):
     newer = shutil.copytree(FORMATS[-1], tmp_path / "newer")
     read(newer)
     value = json.loads((newer / file).read_text())

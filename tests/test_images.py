@@ -1,4 +1,4 @@
-"""Images from wherever they lie: every layout, every mode of file, and what is said of those that cannot be read."""
+"""Images from any source: every layout, every image mode, and the messages about unreadable images."""
 
 import io
 import json
@@ -33,7 +33,7 @@ NAMES = ["cat", "dog"]
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """No test leaves files in the user's cache, and none asks the Hub."""
+    """Keep tests from writing into the user's cache and from asking the Hub."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -79,7 +79,7 @@ def opened(source: Path | str, size: tuple[int, int] = SIZE, channels: int = 3, 
 
 
 def whole(images: ImageSet, *names: str) -> ImageBatch:
-    """All the rows of one or more splits, in the order of the source's rows."""
+    """Return all the rows of one or more splits, in the order of the source's rows."""
     batches = [images.splits[name].read(range(len(images.splits[name]))) for name in names or ("train", "validation")]
     rows = torch.cat([batch.rows for batch in batches])
     order = rows.argsort()
@@ -88,7 +88,7 @@ def whole(images: ImageSet, *names: str) -> ImageBatch:
 
 
 def one(image: PIL.Image.Image | np.ndarray, size=SIZE, channels=3, format="PNG", tmp_path=None, **settings):
-    """The picture as the model gets it: (C, H, W) uint8."""
+    """Return the picture as the model receives it: (C, H, W) uint8."""
     file = image if isinstance(image, bytes) else file_of(image, format)
     folder = write(tmp_path / f"one{len(list(tmp_path.iterdir()))}", {"a.png": file, "b.png": file})
     return opened(folder, size, channels, **settings).splits["train"].read([0]).images[0]
@@ -98,7 +98,7 @@ def one(image: PIL.Image.Image | np.ndarray, size=SIZE, channels=3, format="PNG"
 
 
 def test_digits_need_no_datasets_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it now fails
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it fails
     assert len(opened("digits", (8, 8), 1).splits["test"]) == 297
 
 
@@ -159,7 +159,7 @@ def test_transparency_is_laid_on_white_for_three_channels_and_kept_for_four(imag
 
 
 def test_the_colour_of_transparent_pixels_does_not_bleed_when_resized(tmp_path):
-    image = PIL.Image.new("RGBA", (16, 16), (0, 255, 0, 0))  # green, but nobody can see it
+    image = PIL.Image.new("RGBA", (16, 16), (0, 255, 0, 0))  # green, but transparent
     image.paste((255, 0, 0, 255), (0, 0, 7, 16))
     resized = one(image, (8, 8), 4, tmp_path=tmp_path).int()
     seen = resized[3] > 0
@@ -169,7 +169,7 @@ def test_the_colour_of_transparent_pixels_does_not_bleed_when_resized(tmp_path):
 
 def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to look at it
+    exif[0x0112] = 6  # viewers turn it by 90 degrees clockwise
     file = file_of(pixels(0), exif=exif)
     assert np.array_equal(one(file, (5, 6), tmp_path=tmp_path).permute(1, 2, 0), np.rot90(pixels(0), -1))
 
@@ -179,7 +179,7 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
 
 def test_crop_keeps_the_shape_of_things_and_stretch_keeps_all_of_them(tmp_path):
     stripes = np.zeros((8, 16, 3), np.uint8)
-    stripes[:, :4], stripes[:, 12:] = 255, 255  # white edges, outside the square in the middle
+    stripes[:, :4], stripes[:, 12:] = 255, 255  # white edges, outside the central square
     assert (one(stripes, (8, 8), tmp_path=tmp_path) == 0).all()
     stretched = one(stripes, (8, 8), resize="stretch", tmp_path=tmp_path)[0, 0]
     assert stretched[0] == 255 and stretched[-1] == 255 and stretched[4] == 0
@@ -234,9 +234,9 @@ def test_damaged_images_read_from_disk_are_left_out_of_the_batch_that_asked_for_
     assert batch.corrupt[0].row == 3 and str(batch.corrupt[0]).startswith("row 3: ")
 
 
-@pytest.mark.parametrize("side", [11, 20_000])  # PIL itself refuses the second, before it has seen a pixel
+@pytest.mark.parametrize("side", [11, 20_000])  # PIL itself refuses the second before it reads a pixel
 def test_an_image_of_more_pixels_than_the_limit_counts_as_damaged(side, tmp_path):
-    """A PNG's head may claim any size: 400 million pixels in 60 bytes."""
+    """A PNG's header may claim any size: 400 million pixels in 60 bytes."""
     size = side.to_bytes(4, "big") * 2
     head = (
         b"\x89PNG\r\n\x1a\n"
@@ -251,7 +251,7 @@ def test_an_image_of_more_pixels_than_the_limit_counts_as_damaged(side, tmp_path
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """Of a PNG."""
+    """Return a chunk of a PNG."""
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
@@ -281,7 +281,8 @@ def test_an_animation_is_left_out_or_refused_where_that_is_set(memory, tmp_path)
 
 
 def repeating(tmp_path: Path) -> Path:
-    """Row 7 of train is its row 2, row 4 of train is row 1 of test, and row 0 of validation row 0 of test."""
+    """Write a dataset in which row 7 of train repeats its row 2, row 4 of train repeats row 1 of test, and row 0 of
+    validation repeats row 0 of test."""
     again = [*FILES[:4], b"", *FILES[5:7], FILES[2], *FILES[8:]]
     held_out = [file_of(pixels(i)) for i in range(20, 24)]
     again[4] = held_out[1]
@@ -310,7 +311,7 @@ def test_a_picture_that_is_held_out_too_is_left_out_of_train(memory, tmp_path):
 
 
 def test_a_label_that_is_none_of_the_classes_is_refused_by_its_row_or_left_out(tmp_path):
-    """It passed as a row without a label; -1, with which test splits hide theirs, still does."""
+    """Such a label was read as a row without one; −1, with which test splits hide labels, still is."""
     folder = parquet(tmp_path / "set", train=table(), test=table(FILES[:4], [0, 1, -1, 0]))
     path = folder / "train-00000-of-00001.parquet"
     rows = pq.read_table(path)
@@ -335,7 +336,7 @@ def test_a_file_that_changes_while_the_set_is_read_is_refused_by_name(change, tm
 
 
 def test_a_link_to_a_folder_above_it_is_named_and_one_to_another_is_followed(tmp_path):
-    """It was read forty folders deep, until the system gave up."""
+    """Such a link was followed forty folders deep, until the system stopped it."""
     folder = write(tmp_path / "set", {"a/0.png": FILES[0], "a/1.png": FILES[1]})
     write(tmp_path / "elsewhere", {"2.png": FILES[2], "3.png": FILES[3]})
     (folder / "b").symlink_to(tmp_path / "elsewhere")
@@ -562,7 +563,7 @@ def test_hidden_labels_and_splits_without_the_column_are_minus_one(folder, tmp_p
 
 @pytest.mark.parametrize("save", [parquet, lambda folder, **splits: DatasetDict(splits).save_to_disk(folder)])
 def test_splits_whose_class_names_disagree_are_refused(save, tmp_path):
-    """`load_dataset` reads Parquet splits by the names of the first: the dogs of test became cats without a word."""
+    """`load_dataset` names the classes of all Parquet splits after the first: the dogs of test silently became cats."""
     save(tmp_path / "set", train=table(), test=table(label=ClassLabel(names=["dog", "cat"])))
     with pytest.raises(UserError, match=r"expected the class names of .* train; got dog in place of cat"):
         opened(tmp_path / "set")

@@ -50,7 +50,7 @@ def module_name(path: Path) -> str:
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """Return the modules that one imports, inside functions and for annotations alone too."""
+    """Return the modules that a module imports, also inside functions and for annotations only."""
     names = set()
     for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -77,7 +77,7 @@ def test_a_room_imports_only_what_stands_before_it(room):
 
 
 def test_a_room_is_imported_by_the_one_name():
-    """`from tokenizer.model import ...` would find the folder in a checkout, load a second copy, and fail where
+    """`from tokenizer.model import ...` finds the folder in a checkout, loads a second copy, and fails where
     installed."""
     for module in modules():
         bare = {name for name in imported(module) if name.partition(".")[0] in MAY_IMPORT.keys() - {"benchmarks"}}
@@ -85,7 +85,7 @@ def test_a_room_is_imported_by_the_one_name():
 
 
 def test_no_imports_go_in_a_circle():
-    """Not even those of type annotations: of two modules one can be read, and tested, without the other."""
+    """This includes imports for annotations: of any two modules one can be read and tested without the other."""
     graph = {module: imported(module) & modules().keys() - {module} for module in modules()}
     try:
         graphlib.TopologicalSorter(graph).prepare()
@@ -102,7 +102,7 @@ def test_nobody_imports_a_script():
 
 
 def test_only_its_own_room_and_the_registry_know_a_family():
-    """Evaluation, coder, page, card and completion ask for what a prior offers, never for a class of one."""
+    """Evaluation, coder, page, card and completion ask for a prior's protocols, never for a class of prior."""
     families = tuple(
         f"smalti.prior.{path.name}." for path in (ROOT / "prior").iterdir() if (path / "network.py").exists()
     )

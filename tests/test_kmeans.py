@@ -1,4 +1,4 @@
-"""K-means: the lecture's thought model of a codebook, the start of every codebook, and a tokenizer of its own."""
+"""K-means: the lecture's thought model of a codebook, the start of every codebook, and a tokenizer itself."""
 
 import pytest
 import torch
@@ -30,13 +30,13 @@ def generator():
 
 @pytest.fixture
 def vectors(generator):
-    """150 vectors around three centres."""
+    """Return 150 vectors around three centres."""
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     return centres.repeat_interleave(50, 0) + torch.randn(150, 2, generator=generator)
 
 
 def test_a_step_is_an_em_step_of_a_mixture_with_hard_assignment(vectors):
-    """Gaussians of equal weight and a vanishing variance: the posterior is one-hot, the means are its weighted
+    """With Gaussians of equal weight and a vanishing variance the posterior is one-hot, and the means are its weighted
     means."""
     means = vectors[:3].clone()
     distances = torch.cdist(vectors.double(), means.double()).square()
@@ -81,7 +81,7 @@ def test_many_means_are_drawn_in_rounds_of_several(monkeypatch, generator):
     monkeypatch.setattr(module, "ROUNDS", 8)
     vectors = torch.randn(2000, 3, generator=generator)
     drawn = plus_plus(vectors, 100, generator)
-    assert drawn.shape == (100, 3) and len(drawn.unique(dim=0)) > 95  # two draws of a round may meet
+    assert drawn.shape == (100, 3) and len(drawn.unique(dim=0)) > 95  # two draws in a round may coincide
     even = vectors[torch.randperm(2000, generator=generator)[:100]]
     assert torch.cdist(vectors, drawn).amin(1).mean() < torch.cdist(vectors, even).amin(1).mean()
 
@@ -94,7 +94,8 @@ def test_more_means_than_vectors_and_what_is_not_finite_are_refused(generator):
 
 
 def test_a_one_code_grid_is_deep_k_means(accelerator):
-    """One code an image and an EMA codebook without memory: a training step is K-means' M step on encoder outputs."""
+    """With one code an image and an EMA codebook without memory, a training step is K-means' M step on encoder
+    outputs."""
     torch.manual_seed(0)
     quantizer = EMAVQConfig(codebook_size=4, code_dim=3, normalize=False, decay=1e-6)
     tokenizer = VQVAE(VQVAEConfig(image_size=(4, 4), patch=4, channels=(8,), quantizer=quantizer))
@@ -107,7 +108,7 @@ def test_a_one_code_grid_is_deep_k_means(accelerator):
     upkeep.observe(tokenizer.reconstruct(images).quantized)
     upkeep.step(accelerator, 0, revive=False)
     expected = m_step(*assigned(z_e, e_step(z_e, means), 4), means, z_e)
-    torch.testing.assert_close(tokenizer.quantizer.vectors, expected, atol=1e-5, rtol=1e-4)  # 1e-6 of the start is left
+    torch.testing.assert_close(tokenizer.quantizer.vectors, expected, atol=1e-5, rtol=1e-4)  # 1e-6 of the start remains
     assert len(tokenizer.eval().decode(torch.arange(4).view(4, 1)).unique(dim=0)) == 4  # it can draw K images
 
 
@@ -144,7 +145,7 @@ def test_fitting_lowers_the_error_and_resumes_bit_for_bit(tmp_path, accelerator)
 
     halted = settings(tmp_path / "halted")
     cluster(halted, accelerator)
-    for step in ("step_00000003", "step_00000004"):  # as if it had been killed after two
+    for step in ("step_00000003", "step_00000004"):  # as if killed after two steps
         folder = tmp_path / "halted/tokenizer/state" / step
         if step.endswith("4"):
             for file in folder.iterdir():

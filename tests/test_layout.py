@@ -1,4 +1,4 @@
-"""What one sample becomes: every grid, rank and hierarchy is a value, which all others ask."""
+"""The layout of a sample: every grid, rank and hierarchy is a value that all other code reads."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_the_mean_over_a_place_is_of_its_own_numbers():
 
 @pytest.mark.parametrize("head_dim", [16, 64])
 def test_rotary_angles_of_an_image_turn_half_of_the_pairs_by_row_and_half_by_column(head_dim):
-    """Bit for bit what the angles were when a grid was all there was: weights of before keep their meaning."""
+    """The angles equal those of earlier versions bit for bit, so old weights keep their meaning."""
     h, w, pairs = 5, 7, head_dim // 4
     speed = ROTARY_BASE ** (-torch.arange(pairs).double() / pairs)
     row, column = torch.meshgrid(torch.arange(h) + 1.0, torch.arange(w) + 1.0, indexing="ij")

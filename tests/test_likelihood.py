@@ -1,4 +1,4 @@
-"""p(x | z): every likelihood is a distribution over 8-bit images, and its -log is the reconstruction loss."""
+"""p(x | z): every likelihood is a distribution over 8-bit images, and its −log is the reconstruction loss."""
 
 import math
 
@@ -24,8 +24,8 @@ from smalti.tokenizer.vqvae.model import VQVAE
 
 ALL = [
     GaussianConfig(),
-    GaussianConfig(sigma=0.003),  # narrower than a level
-    GaussianConfig(sigma=5),  # wider than the range
+    GaussianConfig(sigma=0.003),  # narrower than a grey level
+    GaussianConfig(sigma=5),  # wider than the range of pixels
     LaplaceConfig(),
     LaplaceConfig(scale=0.002),
     BernoulliConfig(),
@@ -36,7 +36,7 @@ NAMES = [f"{c.kind}-{i}" for i, c in enumerate(ALL)]
 
 
 def drawn(c, channels, *, spread=1.0, number=2):
-    """A likelihood, an output drawn at random for it, and images it gives a probability to."""
+    """Return a likelihood, a random output for it, and images to which it gives a probability."""
     torch.manual_seed(0)
     output = spread * torch.randn(number, c.outputs(channels), 3, 3, dtype=torch.float64)
     levels = torch.randint(256, (number, channels, 3, 3))
@@ -47,7 +47,8 @@ def drawn(c, channels, *, spread=1.0, number=2):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("c", ALL, ids=NAMES)
 def test_the_levels_of_a_pixel_sum_to_one(c, channels):
-    """Of every channel given the ones before it. fp64; the sum of 256 terms is off by 1e-14 at most, so 1e-12."""
+    """This holds for every channel given the earlier ones. In fp64 the sum of 256 terms is off by 1e-14 at most, so
+    1e-12."""
     likelihood, output, images = drawn(c, channels, spread=2)
     for channel in range(channels):
         total = likelihood.probabilities(output, images, channel).sum(-1)
@@ -57,11 +58,11 @@ def test_the_levels_of_a_pixel_sum_to_one(c, channels):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("c", ALL, ids=NAMES)
 def test_nll_is_minus_log_of_the_probabilities_multiplied(c, channels):
-    """The chain over channels is the joint. Far tails underflow in the table and not in nll: the spread is small
+    """The chain over channels is the joint. Far tails underflow in the table, not in nll, so the spread is small
     here."""
     likelihood, output, images = drawn(c, channels, spread=0.3)
     if c in (GaussianConfig(sigma=0.003), LaplaceConfig(scale=0.002)):
-        output = images + 0.002 * output  # not underflowing
+        output = images + 0.002 * output  # near the images, so that nothing underflows
     chain = torch.zeros(2, dtype=torch.float64)
     for channel in range(channels):
         p = likelihood.probabilities(output, images, channel)
@@ -70,7 +71,7 @@ def test_nll_is_minus_log_of_the_probabilities_multiplied(c, channels):
 
 
 def test_every_image_of_two_pixels_is_counted_once():
-    """Summed over all 256² images of two grey pixels, p is one: pixels are independent given z."""
+    """Pixels are independent given z: p sums to one over all 256² images of two grey pixels."""
     likelihood, output, _ = drawn(LogisticMixtureConfig(components=2), 1, number=1)
     levels = torch.cartesian_prod(torch.arange(256), torch.arange(256)).view(-1, 1, 1, 2)
     nll = likelihood.nll(output[:, :, :1, :2].expand(len(levels), -1, -1, -1), pixels_of(levels, torch.float64))
@@ -79,10 +80,10 @@ def test_every_image_of_two_pixels_is_counted_once():
 
 @pytest.mark.parametrize("c", ALL, ids=NAMES)
 def test_fp32_is_stable_however_wrong_the_decoder_is(c):
-    """nll and its gradient are finite where the probability itself is far below the smallest number there is."""
+    """nll and its gradient are finite where the probability itself underflows."""
     likelihood, output, images = drawn(c, 3, spread=30)
     output = output.float().requires_grad_()
-    images[:, :, 0] = pixels_of(torch.tensor([0, 255, 255]))  # the ends of the range, which are open
+    images[:, :, 0] = pixels_of(torch.tensor([0, 255, 255]))  # the ends of the range, whose intervals are unbounded
     nll = likelihood.nll(output, images)
     (gradient,) = torch.autograd.grad(nll.sum(), output)
     assert nll.isfinite().all() and gradient.isfinite().all()
@@ -91,7 +92,7 @@ def test_fp32_is_stable_however_wrong_the_decoder_is(c):
 
 
 def test_a_wide_gaussian_is_the_squared_error_of_the_lecture():
-    """−log p = |x − μ|² / 2σ² + log σ√(2π) − log of a level's width, within what a level's curvature changes."""
+    """−log p = |x − μ|² / 2σ² + log σ√(2π) − log of a level's width, up to the curvature inside a level."""
     sigma = 0.2
     likelihood = build_likelihood(GaussianConfig(sigma=sigma), 1)
     images, output = (
@@ -103,7 +104,7 @@ def test_a_wide_gaussian_is_the_squared_error_of_the_lecture():
 
 
 def test_the_gaussians_loss_has_the_gradient_of_the_squared_error_at_every_sigma():
-    """Weighted, so that the balance with the codebook's losses does not change while sigma is learned."""
+    """The loss is weighted, so that its balance with the codebook losses stays the same while sigma is learned."""
     images, output = (
         pixels_of(torch.randint(1, 255, (2, 1, 4, 4)), torch.float64),
         0.3 * torch.randn(2, 1, 4, 4).double(),
@@ -129,7 +130,7 @@ def test_a_learned_scale_is_best_at_the_error_it_stands_for(c, best):
 
 
 def test_later_channels_see_the_earlier_ones():
-    """With one component and α of one, the mean of green moves with red: so colours are cheap where channels agree."""
+    """With one component and α = 1 the mean of green moves with red, so colours are cheap where channels agree."""
     likelihood = build_likelihood(LogisticMixtureConfig(components=1), 2)
     output = torch.zeros(1, 6, 1, 1, dtype=torch.float64)
     output[:, 3:5], output[:, 5] = -2.0, 20.0  # narrow; tanh(20) = 1
@@ -140,7 +141,7 @@ def test_later_channels_see_the_earlier_ones():
 
 @pytest.mark.parametrize("c", ALL, ids=NAMES)
 def test_draws_have_the_probabilities(c):
-    """4,000 draws of a pixel: mean within 5 standard errors, a false alarm once in 1.7 million."""
+    """The mean of 4,000 draws of a pixel lies within 5 standard errors; a false alarm has odds of 1 in 1.7 million."""
     likelihood, output, _ = drawn(c, 2, spread=0.3, number=1)
     many = output[:, :, :1, :1].expand(4000, -1, -1, -1)
     samples = likelihood.sample(many, torch.Generator().manual_seed(0))
@@ -155,15 +156,17 @@ def test_draws_have_the_probabilities(c):
     "c", [GaussianConfig(sigma=0.1), LaplaceConfig(scale=0.1), LogisticMixtureConfig(), CategoricalConfig()]
 )
 def test_mean_and_mode_are_what_they_are_called(c):
-    """Against the table of one channel; a mean far from the ends, where a level's mass is not its density's."""
+    """They are compared with the table of one channel; the mean is far from the ends, where mass and density differ."""
     likelihood, output, images = drawn(c, 1, spread=0.1)
     if c.kind == "logistic_mixture":
-        output[:, 2::3] -= 2  # log s: narrow, so that the ends hold little
+        output[:, 2::3] -= 2  # log s: narrow, so that little mass lies at the ends
     p = likelihood.probabilities(output, images, 0)
     mean = (p * pixels_of(torch.arange(256), torch.float64)).sum(-1)
-    assert (likelihood.mean(output)[:, 0] - mean).abs().max() < 5e-3  # what lies beyond black and white counts as these
+    assert (likelihood.mean(output)[:, 0] - mean).abs().max() < 5e-3  # values beyond black or white count as these
     mode = levels_of(likelihood.mode(output))[:, 0]
-    assert (p.gather(-1, mode[..., None])[..., 0] >= 0.9 * p.amax(-1)).all()  # of a mixture: the best component's own
+    assert (
+        p.gather(-1, mode[..., None])[..., 0] >= 0.9 * p.amax(-1)
+    ).all()  # a mixture returns its best component's mode
 
 
 def test_decoding_shows_the_mean_and_nll_is_of_the_same_output():
@@ -181,14 +184,14 @@ def test_decoding_shows_the_mean_and_nll_is_of_the_same_output():
     output = tokenizer.output(indices)
     assert output.shape == (2, 2 * (1 + 6 + 3), 8, 8)
     assert torch.equal(tokenizer.decode(indices), tokenizer.likelihood.mean(output))
-    torch.testing.assert_close(tokenizer.nll(images, indices), tokenizer.reconstruct(images).nll)  # the same z_q
+    torch.testing.assert_close(tokenizer.nll(images, indices), tokenizer.reconstruct(images).nll)  # of the same z_q
 
 
 def test_k_means_have_the_variance_of_what_they_leave():
-    """The M step of the shared variance: p(x | z) of the patches it was fitted to is best there."""
+    """In the M step of the shared variance, p(x | z) of the fitted patches is best at their mean squared error."""
     tokenizer = KMeansTokenizer(KMeansConfig(image_size=(4, 4), patch=2, codebook_size=2))
     tokenizer.fit_likelihood(0.04)
-    images = torch.full((1, 1, 4, 4), 0.2)  # codebook of zeros: the squared error is 0.04
+    images = torch.full((1, 1, 4, 4), 0.2)  # with a codebook of zeros the squared error is 0.04
     at_best = tokenizer.nll(images, tokenizer.encode(images))
     for other in (0.03, 0.05):
         tokenizer.fit_likelihood(other)

@@ -1,4 +1,4 @@
-"""What a command says when it is mistyped, and what it tells its user to type next."""
+"""The messages about mistyped commands, and the hints about which command comes next."""
 
 import ast
 import os
@@ -30,7 +30,7 @@ def at_the_root(monkeypatch):
 
 
 def refused(cls: type, *words: str, **options) -> str:
-    """The message that a command line is refused with."""
+    """Return the message with which a command line is refused."""
     with pytest.raises(UserError) as raised:
         config.parse(cls, "", words, **options)
     assert "\n" not in str(raised.value)
@@ -68,7 +68,7 @@ def test_a_config_of_another_command_is_said_to_be_its(cls, file, script):
 
 
 def test_a_mistake_in_ones_own_config_is_not_taken_for_anothers(tmp_path):
-    """A slip in a prior's config leaves it a prior's, whatever its name is."""
+    """A prior's config with a mistake is still a prior's, whatever its name."""
     text = (ROOT / "configs/digits/prior.yaml").read_text().replace("dropout", "dropuot")
     (tmp_path / "tokenizer.yaml").write_text(text)
     assert "unknown setting model.dropuot; did you mean model.dropout?" in refused(
@@ -95,7 +95,7 @@ def test_one_file_where_the_folder_of_both_is_wanted_is_answered_with_the_folder
 
 
 def test_a_file_given_as_a_run_is_refused_by_name(tmp_path):
-    """It was `cannot write: Not a directory`."""
+    """The message was `cannot write: Not a directory`."""
     (tmp_path / "notes.txt").write_text("")
     told = refused(Generation, str(tmp_path / "notes.txt"), positional="run")
     assert told == f"run must be the folder of an experiment, got the file {tmp_path}/notes.txt"
@@ -199,7 +199,7 @@ AWKWARD = ["my run", "it's", 'a "b"', "-x", "$HOME", "a;b", "~", "a*b", "ü"]
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_a_shell_reads_the_run_back_from_a_hint(name):
-    """`encode.py my run` was printed for a run with a space in its name, and encoded `my`."""
+    """For a run with a space in its name the hint was `encode.py my run`, which encoded `my`."""
     for script in (command.script for command in COMMANDS.values()):
         words = shlex.split(as_typed(script, Path(name), "--run", Path(name) / "more"))
         at = next(place for place, word in enumerate(words) if word.endswith(script))
@@ -208,8 +208,8 @@ def test_a_shell_reads_the_run_back_from_a_hint(name):
 
 
 def test_a_hint_works_in_the_folder_where_it_is_read(monkeypatch, tmp_path):
-    """Of a script started from another folder than the checkout the next one was told as `tokenizer/encode.py`, which
-    is not there. A file of the user's that has its name is none of ours."""
+    """A script started outside the checkout named the next one `tokenizer/encode.py`, which is not there. A user's file
+    of that name is not the script."""
     monkeypatch.delenv(BY_NAME, raising=False)
     for folder in (ROOT, ROOT / "docs", tmp_path):
         monkeypatch.chdir(folder)
@@ -227,7 +227,7 @@ def test_a_hint_by_name_is_the_names(monkeypatch):
 
 
 def test_every_hint_and_remedy_in_the_code_is_quoted():
-    """A run or a path after a script's name goes through `as_typed` or `quoted`."""
+    """A run or a path after a script's name passes through `as_typed` or `quoted`."""
     scripts = "|".join(re.escape(command.script) for command in COMMANDS.values())
     plain = re.compile(
         rf"(?:{scripts}) \{{(?!quoted)|--(?:run|output|codes|config|to|expand) \{{(?!quoted|self\.shown)"
@@ -250,7 +250,7 @@ def test_a_plain_word_is_left_as_it_is():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_by_name_shows_no_script_which_a_wheel_has_not(name, monkeypatch):
-    """`smalti encode --help` said `python tokenizer/encode.py`, a path that no installation has."""
+    """`smalti encode --help` named `python tokenizer/encode.py`, a path that no installation has."""
     monkeypatch.setenv(BY_NAME, "1")
     description = ast.get_docstring(ast.parse((ROOT / COMMANDS[name].script).read_text())) or ""
     shown = config.parser(Generation, description, "run", "").description or ""

@@ -1,4 +1,4 @@
-"""A figure is what its paper says: known answers by hand, and the same as the field's own programs give."""
+"""The metrics are those of their papers: they give known answers, and the values of the reference implementations."""
 
 import math
 
@@ -36,13 +36,13 @@ def images(seed, *shape):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """So few distances at once that the blocks of a small set are many, and the last one is not full."""
+    """Make blocks so small that a small set has many, the last one not full."""
     monkeypatch.setattr(neighbours, "BLOCK", 900)
     monkeypatch.setattr(distances_module, "BLOCK", 900)
 
 
 class AsTheyAre(torch.nn.Module):
-    """Features in place of images, for a metric of torchmetrics."""
+    """Pass features through a metric of torchmetrics that expects images."""
 
     num_features = 6
 
@@ -65,9 +65,9 @@ def test_an_error_of_one_level_is_48_decibels():
 
 
 def test_the_pooled_psnr_is_that_of_all_pixels_together_and_below_the_mean_over_images():
-    """What was printed as PSNR was the mean over images, 24.89 where papers report 23.98."""
+    """The mean over images was printed as PSNR, 24.89 where papers report 23.98."""
     original, worse = images(0, 6, 3, 8, 8), images(1, 6, 3, 8, 8)
-    worse[:3] = original[:3] // 255 * 255 + (original[:3] + 1) % 255  # the first three are a level off, or few
+    worse[:3] = original[:3] // 255 * 255 + (original[:3] + 1) % 255  # the first three are off by one level
     errors = squared_error_each(original, worse)
     together = (original.double() - worse.double()).square().mean().item()
     assert psnr_of(errors.mean()).item() == pytest.approx(10 * math.log10(255**2 / together))
@@ -75,10 +75,10 @@ def test_the_pooled_psnr_is_that_of_all_pixels_together_and_below_the_mean_over_
 
 
 def test_ssim_of_flat_images_is_that_of_their_means():
-    """(2 μ ν + c) / (μ² + ν² + c), the term of luminance alone; c = (0.01 · 255)²."""
+    """(2 μ ν + c) / (μ² + ν² + c) is the luminance term alone; c = (0.01 · 255)²."""
     low, high = (torch.full((1, 1, 24, 24), level, dtype=torch.uint8) for level in (100, 150))
     expected = (2 * 100 * 150 + 6.5025) / (100**2 + 150**2 + 6.5025)
-    assert ssim_each(low, high).item() == pytest.approx(expected, abs=5e-4)  # in fp32 the weights' sum is not quite 1
+    assert ssim_each(low, high).item() == pytest.approx(expected, abs=5e-4)  # in fp32 the weights sum not quite to 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 8), (10, 30), (11, 11)])
@@ -115,7 +115,7 @@ def test_it_is_the_distance_that_the_matrix_root_gives():
 
 
 def test_a_feature_that_says_nothing_new_costs_no_more_than_it_differs():
-    """One-hot labels sum to one: their covariance has no inverse."""
+    """One-hot labels sum to one, so their covariance has no inverse."""
     a, b = normal(0, 300, 5), normal(2, 200, 5) @ normal(3, 5, 5)
     wide = [torch.cat([x, x, torch.ones(len(x), 1)], 1) for x in (a, b)]
     assert frechet_distance(*wide) == pytest.approx(2 * frechet_distance(a, b))
@@ -128,9 +128,8 @@ def test_it_is_the_distance_of_torchmetrics_and_torch_fidelity():
     metric.update(b.float(), real=False)
     theirs = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)
     assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
-    assert frechet_distance(a.float(), b.float()) == pytest.approx(
-        metric.compute().item(), rel=1e-3
-    )  # they end in fp32
+    # torchmetrics ends in fp32
+    assert frechet_distance(a.float(), b.float()) == pytest.approx(metric.compute().item(), rel=1e-3)
 
 
 def test_moments_do_not_depend_on_blocks(small_blocks):
@@ -157,17 +156,17 @@ def test_it_is_the_kernel_distance_of_torchmetrics_and_torch_fidelity_over_one_w
     metric.update(b.float(), real=False)
     theirs = kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=150, verbose=False)
     assert kernel_distance(a, b) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
-    assert kernel_distance(a, b) == pytest.approx(metric.compute()[0].item(), rel=1e-3)  # they sum in fp32
+    assert kernel_distance(a, b) == pytest.approx(metric.compute()[0].item(), rel=1e-3)  # torchmetrics sums in fp32
 
 
 def test_kernel_distance_of_two_points_each_by_hand():
-    """k(x, y) = (xy + 1)³ of numbers: k(0, 1) = 1 within a; k(2, 3) = 343 within b; 1, 1, 27, 64 between."""
+    """k(x, y) = (xy + 1)³ for numbers: k(0, 1) = 1 within a; k(2, 3) = 343 within b; 1, 1, 27, 64 between."""
     a, b = torch.tensor([[0.0], [1]]), torch.tensor([[2.0], [3]])
     assert kernel_distance(a, b) == pytest.approx(1 + 343 - 2 * (1 + 1 + 27 + 64) / 4)
 
 
 def test_kernel_distance_is_unbiased(small_blocks):
-    """Draws of one distribution are at 0 on average, however few: the mean of 200 lies within 4 of its standard
+    """Draws of one distribution have distance 0 on average, however few: the mean of 200 lies within 4 standard
     errors."""
     found = torch.tensor([kernel_distance(normal(2 * i, 20, 4), normal(2 * i + 1, 50, 4)) for i in range(200)])
     assert found.mean().abs() < 4 * found.std() / 200**0.5 and found.min() < 0
@@ -179,18 +178,18 @@ def test_kernel_distance_is_unbiased(small_blocks):
 def test_precision_and_recall_are_those_of_torch_fidelity(small_blocks):
     real, drawn = normal(0, 120, 4), 0.6 * normal(1, 90, 4) + 0.5
     expected = calculate_precision_recall_full(drawn, real, neighborhood=3)
-    assert precision_recall(real, drawn) == pytest.approx(expected, abs=1e-7)  # theirs is a mean in fp32
+    assert precision_recall(real, drawn) == pytest.approx(expected, abs=1e-7)  # the reference takes a mean in fp32
 
 
 def test_precision_and_recall_by_hand():
-    """On a line, k = 1: balls of 1 around 0, 1 and of 9 around 10; of 1.5 around 0.5, 2 and of 98 around 100."""
+    """On a line with k = 1 the radii are 1 at 0 and 1, and 9 at 10; 1.5 at 0.5 and 2, and 98 at 100."""
     real, drawn = torch.tensor([[0.0], [1], [10]]), torch.tensor([[0.5], [2.0], [100]])
     assert precision_recall(real, drawn, k=1) == (2 / 3, 1)
     assert precision_recall(drawn, real, k=1) == (1, 2 / 3)
 
 
 def test_density_and_coverage_by_hand():
-    """Balls of 1 around 0, 1 and of 9 around 10: 0.5 lies in two, 2.5 in the last alone, 100 in none."""
+    """The radii are 1 at 0 and 1, and 9 at 10: 0.5 lies in two balls, 2.5 in the last only, 100 in none."""
     real, drawn = torch.tensor([[0.0], [1], [10]]), torch.tensor([[0.5], [2.5], [100]])
     assert density_coverage(real, drawn, k=1) == (1, 1)
     assert density_coverage(real, drawn[1:], k=1) == (0.5, pytest.approx(1 / 3))
@@ -203,7 +202,7 @@ def test_a_copy_of_the_real_set_has_everything():
 
 
 def test_images_many_times_over_are_still_where_they_are():
-    """Rounding of |x|² + |y|² − 2 x·y left copies at 1e-6 of each other, outside of balls of radius 0."""
+    """Rounding of |x|² + |y|² − 2 x·y put copies 1e-6 apart, outside balls of radius 0."""
     real = (1e3 * normal(0, 20, 30)).repeat(5, 1)
     assert precision_recall(real, real[:20]) == (1, 1)
 
@@ -250,7 +249,8 @@ def test_what_cannot_be_nearest_is_refused():
 
 
 def test_copies_are_memorised_and_new_images_are_not():
-    """Of new images the quantile itself is as near: 1% of 2,000 is 20, and 3 deviations of its two draws are 19."""
+    """By the quantile's definition 1% of new images are that near, 20 of 2,000; 3 standard deviations of its two draws
+    are 19."""
     train, held_out, new = normal(0, 500, 3), normal(1, 2000, 3), normal(2, 2000, 3)
     assert measure_memorisation(train[:100] + 1e-6, train, held_out).share == 1
     assert measure_memorisation(held_out, train, held_out).share == pytest.approx(0.01)

@@ -1,4 +1,4 @@
-"""The search for the nearest code: what it finds, whatever the sizes, types and settings around it."""
+"""The search for the nearest code, at all sizes, types and settings."""
 
 import os
 import subprocess
@@ -20,10 +20,10 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def assert_nearest(found: torch.Tensor, vectors: torch.Tensor, codebook: torch.Tensor) -> None:
-    """Every code found is as near as the nearest, by distances in fp64."""
+    """Check by distances in fp64 that every code found is as near as the nearest one."""
     distances = torch.cdist(vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
     reached = distances.gather(1, found[:, None])[:, 0]
-    # Where fp32 rounding could decide, any code is right that is as near as the nearest to 1e-5 of the vectors' size.
+    # fp32 rounding decides between near codes: any code within 1e-5 of the vectors' size of the nearest is right.
     size = vectors.double().square().sum(1) + codebook.double().square().sum(1).amax()
     assert (reached - distances.amin(1) <= 1e-5 * size).all()
 
@@ -34,9 +34,9 @@ def assert_nearest(found: torch.Tensor, vectors: torch.Tensor, codebook: torch.T
         (1, 1, 1),
         (3, 5, 16),
         (700, 3, 17),
-        (VECTORS + 1, 8, CODES - 1),  # a tile of vectors and one more
-        (30, 7, CODES + 1),  # just more codes than a tile holds
-        (VECTORS + 37, 2, 3 * CODES + 5),  # the best so far is kept over four tiles
+        (VECTORS + 1, 8, CODES - 1),  # one vector more than a tile
+        (30, 7, CODES + 1),  # one code more than a tile
+        (VECTORS + 37, 2, 3 * CODES + 5),  # the best code is carried over four tiles
         (4, 300, 2 * CODES),
     ],
 )
@@ -59,8 +59,8 @@ def test_of_equally_near_codes_the_first_is_taken():
 
 @pytest.mark.parametrize("N, D, K", [(1, 65, 513), (9, 3, 700), (300, 768, 700), (5, 1, 40)])
 def test_of_equal_codes_in_several_tiles_the_first_is_taken(N, D, K):
-    """Tiles of another size once scored a copy a rounding higher than the original: products of 2 rows are computed in
-    another order than products of 512. All tiles are of one size since."""
+    """Tiles of another size once scored a copy a rounding higher than the original: a product of 2 rows is computed in
+    another order than one of 512. Since then all tiles have one size."""
     codebook = draw(K, D).repeat(3, 1)[:-1]
     assert nearest_indices(draw(N, D, seed=1), codebook).amax() < K
 
@@ -78,7 +78,7 @@ def test_other_types_are_searched_as_the_fp32_numbers_they_are(dtype):
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_the_search_is_in_fp32_whatever_products_are_set_to(precision):
-    """`medium` makes fp32 products bf16 also on a CPU that can, and one code in ten another."""
+    """On a CPU that can, `medium` computes fp32 products in bf16, and one code in ten changes."""
     vectors, codebook = draw(500, 64), draw(CODES, 64, seed=1)
     expected = nearest_indices(vectors, codebook)
     before = torch.get_float32_matmul_precision()
@@ -159,7 +159,7 @@ assert found.amin() >= 0 and found.amax() < 450, "a NaN is no code"
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no triton for this machine")
 def test_the_fused_kernel_finds_the_nearest_codes_in_triton_s_interpreter():
-    """In a process of its own, since triton reads TRITON_INTERPRET when it is first imported."""
+    """It runs in its own process, because triton reads TRITON_INTERPRET at its first import."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", INTERPRETED]
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
@@ -170,7 +170,7 @@ def test_the_fused_kernel_finds_the_nearest_codes_in_triton_s_interpreter():
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("D", [8, 256])
 def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here_and_fits_its_memory(capability, D):
-    """A loop over d that was unrolled asked for 268 KiB of shared memory at d = 256, more than any GPU has."""
+    """An unrolled loop over d asked for 268 KiB of shared memory at d = 256, more than any GPU has."""
     from triton import compile as compile_for
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -183,7 +183,7 @@ def test_the_fused_kernel_compiles_for_a_gpu_that_is_not_here_and_fits_its_memor
     signature = pointers | dict.fromkeys(numbers, "i32") | dict.fromkeys(sizes, "constexpr")
     source = ASTSource(fn=search_kernel, signature=signature, constexprs=sizes)
     compiled = compile_for(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8, "num_stages": 2})
-    assert compiled.metadata.shared <= 99 * 1024  # what the smallest of these generations lets one program have
+    assert compiled.metadata.shared <= 99 * 1024  # the limit of the smallest of these generations for one program
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -193,4 +193,4 @@ def test_on_a_gpu_the_codes_are_those_of_a_cpu(N, D, K):
     on_gpu = nearest_indices(vectors.cuda(), codebook.cuda()).cpu()
     assert (
         on_gpu != nearest_indices(vectors, codebook)
-    ).double().mean() <= 0.005  # near ties that TF32 may miss, one in thousands
+    ).double().mean() <= 0.005  # TF32 may miss near ties, one in thousands

@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a function of (seed, step), whatever the number of processes."""
+"""The rows of a training step are a function of (seed, step), whatever the number of processes."""
 
 from itertools import islice
 

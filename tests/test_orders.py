@@ -1,4 +1,4 @@
-"""In which order a prior learns to predict: raster, any, or annealed from one to the other."""
+"""The orders in which a prior learns to predict: raster, any, or annealed from any to raster."""
 
 import shutil
 
@@ -18,7 +18,8 @@ from tests.conftest import prior_training
 
 
 def test_annealing_goes_from_random_orders_to_raster_order():
-    """As in RAR: all rows until half of the steps, none from three quarters on, linearly between."""
+    """As in RAR, all rows are shuffled until half of the steps, none from three quarters on, with a linear decrease
+    between."""
     assert [share_shuffled("annealed", progress) for progress in (0, 0.5, 0.99)] == [1.0, 1.0, 0.0]
     assert share_shuffled("annealed", 0.6) == pytest.approx(0.6) and share_shuffled("annealed", 0.75) == 0.0
     assert share_shuffled("raster", 0) == 0 and share_shuffled("any", 1) == 1
@@ -31,7 +32,7 @@ def test_the_orders_of_a_batch_are_permutations_of_places_depths_side_by_side(pr
     assert torch.equal(order.sort(1).values, torch.arange(18).expand(64, 18))
     assert torch.equal(order[:, 1::2], order[:, ::2] + 1) and order[:, ::2].remainder(2).eq(0).all()
     in_raster = order.eq(torch.arange(18)).all(1).float().mean().item()
-    assert in_raster == pytest.approx(0.5, abs=0.3)  # five standard deviations
+    assert in_raster == pytest.approx(0.5, abs=0.3)  # within five standard deviations
 
 
 def test_raster_training_draws_no_orders(prior):
@@ -39,7 +40,7 @@ def test_raster_training_draws_no_orders(prior):
 
 
 def test_every_order_is_equally_likely(prior):
-    """Of three places in 60,000 rows each of six orders comes a sixth of the time; astray by 0.01 with odds below
+    """Each of the six orders of three places takes a sixth of 60,000 rows; a share is off by 0.01 with odds below
     1e-9."""
     config = prior.config.model_copy(update={"layout": Layout.of(1, 3, factors=(16,))})
     torch.manual_seed(0)
@@ -51,7 +52,7 @@ def test_every_order_is_equally_likely(prior):
 
 @pytest.mark.parametrize("order", ["any", "annealed"])
 def test_a_resumed_training_sees_the_same_orders(order, finished_run, tmp_path, accelerator):
-    """Bit for bit the weights of the uninterrupted one; and only a prior left at any order says that it is."""
+    """Its weights equal those of the uninterrupted one bit for bit; only a prior left at any order is marked so."""
     codes, weights = str(finished_run / "codes"), []
     for name in ("whole", "killed"):
         run = tmp_path / name
@@ -77,7 +78,7 @@ def test_a_preset_gives_its_shape_and_what_stands_beside_it_wins():
     [("5m", (4.5, 5.5)), ("14m", (13, 16)), ("38m", (37, 40)), ("111m", (108, 114)), ("343m", (335, 347))],
 )
 def test_a_preset_has_the_weights_it_is_named_after(preset, millions, prior):
-    """With K = 512, and the two shapes of LlamaGen with its 16,384."""
+    """The presets are counted with K = 512, and the two shapes of LlamaGen with its 16,384."""
     K = 16384 if preset in ("111m", "343m") else 512
     update = {"architecture": TransformerConfig(preset=preset), "layout": Layout.of(16, 16, factors=(K,))}
     with torch.device("meta"):

@@ -1,5 +1,4 @@
-"""What is installed works outside the checkout, has one name, and stands beside what others have installed or
-written."""
+"""The installed package works outside the checkout, has one name, and does not collide with others' code."""
 
 import os
 import subprocess
@@ -21,7 +20,7 @@ def run(*command: str, cwd: Path, path: Path) -> str:
 
 
 def test_every_package_of_the_rooms_is_installed():
-    """setuptools cannot look for packages that are mapped: pyproject.toml lists them."""
+    """setuptools cannot find mapped packages: pyproject.toml lists them."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     there = [path.parent.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")]
     assert sorted(listed) == sorted(["smalti", *(f"smalti.{'.'.join(path.parts)}" for path in there)])
@@ -36,20 +35,19 @@ def test_the_wheel_has_every_module_config_and_the_licence(wheel):
 
 
 def test_the_wheel_has_one_name(wheel):
-    """It installed `common`, `metrics`, `tokenizer` and their like: names as common as these stand in everybody's
-    way."""
+    """It installed `common`, `metrics`, `tokenizer` and others: such common names collide with others' code."""
     assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"smalti"}
 
 
 def test_an_installed_package_takes_in_nothing_beside_it(wheel, tmp_path):
-    """In a checkout `smalti` takes in the folders beside it; in site-packages that would be everybody's packages."""
+    """In a checkout `smalti` includes the folders beside it; in site-packages these would be others' packages."""
     code = "import smalti; print(len(smalti.__path__)); import smalti.tokenizer; print(smalti.tokenizer.__file__)"
     number, where = run("-c", code, cwd=tmp_path, path=wheel).split()
     assert number == "1" and Path(where).is_relative_to(wheel)
 
 
 def test_code_of_others_stands_beside_the_installed_package_unharmed(wheel, tmp_path):
-    """LlamaGen's `from tokenizer.tokenizer_image...`, a user's own common.py, metrics/ and pipeline.py: they found
+    """LlamaGen's `from tokenizer.tokenizer_image...` and a user's own common.py, metrics/ and pipeline.py found
     ours."""
     for name in ("tokenizer/tokenizer_image", "metrics/__init__", "common", "pipeline"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -65,7 +63,7 @@ def test_code_of_others_stands_beside_the_installed_package_unharmed(wheel, tmp_
 
 
 def test_a_command_of_the_wheel_runs_in_any_folder(wheel, tmp_path):
-    """The first stage of the demo, from a folder without a checkout, by its name and with a shipped config."""
+    """It runs the first stage of the demo outside a checkout, by its name and with a shipped config."""
     command = ["-m", "smalti.pipeline.terminal", "train-tokenizer", "configs/digits/tokenizer.yaml"]
     told = run(*command, "--steps", "2", "--evaluate-every", "2", "--run", "runs/mine", cwd=tmp_path, path=wheel)
     assert told.endswith("next: smalti encode runs/mine\n")
@@ -80,7 +78,7 @@ def test_the_public_face_is_what_the_package_says(name):
 
 
 def test_the_package_alone_imports_nothing_heavy(tmp_path):
-    """Importing torch takes seconds: a program that only asks for the version shall not wait."""
+    """Importing torch takes seconds, and a program that asks for the version must not wait."""
     code = "import sys, smalti; print([name for name in ('torch', 'datasets', 'accelerate') if name in sys.modules])"
     assert run("-c", code, cwd=tmp_path, path=ROOT) == "[]\n"
 
@@ -89,7 +87,7 @@ def test_a_name_that_the_package_has_not_is_an_attribute_error():
     import smalti
 
     with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
-        smalti.Pipeline  # noqa: B018 - asked for, to see what it says
+        smalti.Pipeline  # noqa: B018 - the access itself raises
 
 
 def test_type_checkers_and_editors_find_every_room():

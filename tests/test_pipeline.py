@@ -1,4 +1,4 @@
-"""Both stages together: labels and seeds to images on the disk, the same however they were drawn."""
+"""Both stages together: labels and seeds become the same images on disk, however they are drawn."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def pipeline(finished_run):
 
 @pytest.fixture
 def run(finished_run, tmp_path):
-    """A copy of the finished run that a test may write into."""
+    """Return a copy of the finished run that a test may write into."""
     return shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
 
 
@@ -54,7 +54,7 @@ def test_the_wrong_tokenizer_is_refused_and_both_are_named(pipeline):
 
 
 def test_the_grid_of_two_classes_is_no_strip(run, accelerator, tmp_path):
-    """It was: a column a class, so that a hundred images of two classes were fifty rows of two."""
+    """One column a class made fifty rows of two from a hundred images of two classes."""
     generate(Settings(run=str(run), labels=(3, 7), num_images=16, output=str(tmp_path / "drawn")), accelerator)
     width, height = PIL.Image.open(tmp_path / "drawn/grid.png").size
     assert width == height
@@ -68,7 +68,7 @@ def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(pipeline):
 
 
 def test_four_processes_draw_what_one_does(pipeline):
-    """Each its share of the batches of a request: the same codes, bit for bit."""
+    """Each process draws its share of the batches, and the codes are equal bit for bit."""
     labels, seeds = pipeline.deal_labels(None, 22), pipeline.deal_seeds(22, 7)
     sampler = pipeline.sampler(4, precision="fp32")
     alone = torch.cat([batch.codes for batch in pipeline.generate(labels, seeds, sampler, batch_size=4)])
@@ -98,18 +98,18 @@ def test_class_names_are_found_whatever_their_case(pipeline):
 
 
 def test_a_number_that_is_a_name_means_the_class_of_that_name_however_it_is_written(pipeline):
-    """Classes in the folders 0, 1, 10, 11, 2 were drawn as "2" by `--labels 2` and as "10" by `labels: [2]` in YAML."""
+    """With class folders 0, 1, 10, 11, 2, `--labels 2` drew class "2" and `labels: [2]` in YAML drew class "10"."""
     old_order = with_classes(pipeline, "0", "1", "10", "11", "2").class_number
     assert [old_order(label) for label in (2, "2", "02", np.int64(10), "10")] == [4, 4, 4, 2, 2]
     years = with_classes(pipeline, "1999", "2000", "01").class_number
     assert [years(label) for label in (1999, "2000", 1)] == [0, 1, 2]
-    for label in (0, "2", -1):  # no class of that name: which number would that be?
+    for label in (0, "2", -1):  # no class has that name, and a number would be ambiguous
         with pytest.raises(UserError, match=r"there is no class .*; the classes are 1999, 2000, 01"):
             years(label)
 
 
 def test_the_labels_that_a_pipeline_returns_mean_the_same_classes_when_given_back(pipeline):
-    """A second call with `labels=drawn.labels` drew other classes where these are called 10, 9, ..., 1."""
+    """With classes named 10, 9, ..., 1, a second call with `labels=drawn.labels` drew other classes."""
     named = with_classes(pipeline, *map(str, range(10, 0, -1)))
     drawn = named(labels=[9, "2"], seed=0)
     assert drawn.labels == [1, 8] == named(labels=drawn.labels, seed=0).labels
@@ -138,7 +138,7 @@ def test_pictures_are_what_the_codes_decode_to(pipeline):
 
 
 def test_any_picture_can_be_reconstructed(pipeline):
-    """Of any size and mode; the result has the tokenizer's."""
+    """A picture may have any size and mode; the result has the tokenizer's."""
     picture = PIL.Image.linear_gradient("L").resize((40, 30)).convert("RGBA")
     again = pipeline.reconstruct([picture, picture.convert("P")])
     assert [image.size for image in again] == [(8, 8)] * 2
@@ -195,7 +195,7 @@ def test_the_same_request_goes_on_and_another_is_refused(run, accelerator, forma
     out = generate(c, accelerator)
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     for name in ("000002.png", "metadata.jsonl", "grid.png") if format == "png" else ():
-        (out / name).unlink()  # as if it had been interrupted; the other formats keep parts until they are whole
+        (out / name).unlink()  # as if interrupted; the other formats keep parts until they are complete
     generate(c, accelerator)
     assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     other = c.model_copy(update={"seed": 1})

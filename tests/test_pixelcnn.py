@@ -1,4 +1,4 @@
-"""The gated PixelCNN: what a code may see, exact probabilities, and a sampler that keeps what earlier places gave."""
+"""The gated PixelCNN: what a code may see, exact probabilities, and a sampler that caches earlier places."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from smalti.prior.pixelcnn.network import RowByRow, Stacks
 from tests.conftest import sample
 
 TOKENIZER = TokenizerIdentity(name="t", sha256="0" * 64)
-SETTINGS = {  # of what is predicted: one code a place, several, and one in parts
+SETTINGS = {  # what is predicted: one code a place, several, or one in parts
     "one code": {"factors": (7,)},
     "several codes a place": {"factors": (5,), "code_depth": 3},
     "codes in parts": {"factors": (2,) * 16},
@@ -51,7 +51,7 @@ def codes_of(prior: PixelCNNPrior, images: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_features_of_a_place_depend_on_the_places_before_it_and_on_no_other(kernel):
-    """By the gradient of each place's features: masks of PixelCNNs are wrong again and again."""
+    """The test uses the gradient of each place's features, because masks of PixelCNNs are often wrong."""
     torch.manual_seed(0)
     stacks, h, w = Stacks(8, 6, kernel, 0.0).double(), 4, 5
     x = torch.randn(1, 8, h, w, dtype=torch.double, requires_grad=True)
@@ -64,7 +64,7 @@ def test_features_of_a_place_depend_on_the_places_before_it_and_on_no_other(kern
 
 
 def test_one_layer_sees_its_window_and_what_is_above_to_the_right():
-    """The blind spot of the first PixelCNN was there."""
+    """The first PixelCNN had its blind spot there."""
     torch.manual_seed(0)
     stacks = Stacks(4, 1, 3, 0.0).double()
     x = torch.randn(1, 4, 5, 5, dtype=torch.double, requires_grad=True)
@@ -99,7 +99,7 @@ def test_log_probabilities_of_all_images_sum_to_one(depth):
     prior = make(grid=(2, 2), factors=(3,) if depth == 1 else (2,), code_depth=depth)
     K, T = prior.config.layout.codebook_size, prior.config.layout.length
     every = torch.tensor(list(itertools.product(range(K), repeat=T)))
-    for label in range(3):  # the last is no class
+    for label in range(3):  # the last number means no class
         total = prior.log_prob(every, torch.full((len(every),), label)).double().exp().sum()
         assert total.item() == pytest.approx(1, abs=1e-5)  # fp32
 
@@ -130,12 +130,12 @@ def test_row_by_row_gives_the_features_that_all_at_once_gives(kernel):
                 found[:, :, i, j] = rows.features(j)
                 rows.put(j, x[:, :, i, j])
             rows.end_row()
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)  # fp64: sums in another order
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)  # sums in another order, in fp64
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_walking_gives_the_probabilities_that_the_parallel_forward_gives(settings):
-    """And so the coder pays what `log_prob` says."""
+    """The coder therefore pays what `log_prob` says."""
     prior = make(**settings)
     codes, labels, found = codes_of(prior), torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.double)
 
@@ -147,13 +147,12 @@ def test_walking_gives_the_probabilities_that_the_parallel_forward_gives(setting
     from smalti.common.mixed_radix import to_digits
 
     assert torch.equal(prior.walk(labels, choose), codes)
-    torch.testing.assert_close(
-        found.float(), prior.log_prob(codes, labels), rtol=1e-5, atol=1e-4
-    )  # fp32 sums of T codes
+    # fp32 sums of T codes
+    torch.testing.assert_close(found.float(), prior.log_prob(codes, labels), rtol=1e-5, atol=1e-4)
 
 
 def drawn_without_a_cache(prior, label, seed, config, codes=None, known=None):
-    """One image, by the parallel forward alone: the whole sequence again for every code."""
+    """Draw one image with the parallel forward only: it recomputes the whole sequence for every code."""
     from smalti.prior.draw import draw_categorical, image_uniforms
 
     c = prior.config
@@ -184,7 +183,7 @@ def test_drawing_with_the_cache_draws_what_drawing_without_it_draws(guidance, de
 @torch.no_grad()
 @pytest.mark.parametrize("places", [3, 5, 7, 12])
 def test_upper_rows_are_kept_and_the_rest_is_drawn_given_them(places):
-    """Also where what is known ends inside a row."""
+    """The known codes may also end inside a row."""
     prior = make(code_depth=2)
     codes = codes_of(prior, 1)
     known = torch.arange(prior.config.layout.places)[None] < places

@@ -1,5 +1,5 @@
-"""The gated PixelCNN passes through the commands that the Transformer passes through: its codes are drawn, priced,
-completed, compressed and shown by what asks for protocols."""
+"""The gated PixelCNN passes through the same commands as the Transformer: its codes are drawn, priced, completed,
+compressed and shown by code that asks for protocols."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from tests.conftest import prior_training
 
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory, accelerator) -> Path:
-    """The digits' codes, and 20 steps of a small PixelCNN on them."""
+    """Return a run with the digits' codes and 20 steps of a small PixelCNN."""
     run = tmp_path_factory.mktemp("pixelcnn") / "digits"
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("prior", "pipeline", "evaluation"))
     settings = prior_training(run, model=PixelCNNConfig(depth=2, dim=16, kernel=3), steps=20, evaluate_every=10)

@@ -24,7 +24,7 @@ def codes():
     return torch.randint(0, 16, (4, 9), generator=torch.Generator().manual_seed(0))
 
 
-LABELS = torch.tensor([0, 2, 3, 1])  # 3 stands for no class
+LABELS = torch.tensor([0, 2, 3, 1])  # 3 means no class
 SHAPES = {
     "one code a place": {},
     "two codes a place": {"layout": Layout.of(3, 2, depth=2, factors=(16,))},
@@ -37,7 +37,7 @@ SHAPES = {
 
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES)
 def any_prior(prior, request):
-    """The shapes codes come in, over the classes and widths of `prior`."""
+    """Return the prior of `prior` for each shape of codes."""
     torch.manual_seed(0)
     model = TransformerPrior(prior.config.model_copy(update=request.param)).eval()
     torch.nn.init.normal_(model.head.weight)
@@ -72,7 +72,7 @@ def test_plain_attention_is_the_fused_one():
 
 @pytest.mark.parametrize("size", [(5, 32), (2, 3, 7, 16)])
 def test_the_norm_on_a_cpu_is_torchs(size):
-    """Value and both gradients: it is torch's own formula in fewer passes."""
+    """Its value and both gradients equal torch's: it is the same formula in fewer passes."""
     torch.manual_seed(0)
     x, norm = torch.randn(size, requires_grad=True), RMSNorm(size[-1])
     torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -91,7 +91,7 @@ def test_logits_are_fp32_under_autocast(prior, codes):
 
 
 def test_an_untrained_prior_is_uniform(any_prior):
-    """Its head starts at zero, so training starts at ln K and not above, also where a code is predicted in parts."""
+    """Its head starts at zero, so training starts at ln K and not above, also if a code is predicted in parts."""
     untrained, c = TransformerPrior(any_prior.config), any_prior.config
     expected = torch.full((4,), c.layout.length * math.log(c.layout.codebook_size))
     torch.testing.assert_close(-untrained.log_prob(some_codes(untrained), LABELS), expected)
@@ -107,7 +107,7 @@ def test_a_large_code_of_digits_is_predicted_in_parts_and_a_table_is_not(prior):
 
 
 def test_the_parts_of_a_code_are_a_distribution(prior):
-    """p(code) = p(first part) p(second part | first): over all 32,768 codes of the first place they sum to one."""
+    """p(code) = p(first part) p(second part | first) sums to one over all 32,768 codes of the first place."""
     config = prior.config.model_copy(update={"layout": Layout.of(1, 2, factors=(512, 64))})
     torch.manual_seed(0)
     model = TransformerPrior(config).eval()
@@ -132,14 +132,14 @@ def test_each_depth_has_an_embedding_and_a_head_of_its_own(prior):
 
 
 def test_the_depths_of_a_place_share_its_position(prior):
-    """Input 1 + 2 i and 2 + 2 i are the two codes of place i, input 0 is the class."""
+    """Inputs 1 + 2 i and 2 + 2 i are the two codes of place i; input 0 is the class."""
     flat, deep = (rotary_angles(Layout.of(3, 3, depth=depth, factors=(16,)), 16) for depth in (1, 2))
     assert torch.equal(deep[0], flat[0])
     assert torch.equal(deep[1::2], flat[1:]) and torch.equal(deep[2::2], flat[1:])
 
 
 def test_log_probabilities_of_all_images_sum_to_one(prior):
-    """Exact enumeration: 16² sequences of two codes, the rest marginalised by causality."""
+    """The test enumerates 16² sequences of two codes; by causality the rest is marginalised."""
     pairs = torch.cartesian_prod(torch.arange(16), torch.arange(16))
     codes = torch.cat([pairs, torch.zeros(256, 7, dtype=torch.int64)], dim=1)
     labels = torch.ones(256, dtype=torch.int64)
@@ -148,7 +148,7 @@ def test_log_probabilities_of_all_images_sum_to_one(prior):
 
 
 def test_rotary_positions_are_two_dimensional(prior):
-    """The codes of one row share half of their angles, those of one column the other half; the class is not turned."""
+    """Codes in one row share half of their angles, codes in one column the other half; the class is not rotated."""
     angles = rotary_angles(prior.config.layout, 16)
     quarter = angles.shape[1] // 2
     at = {(i, j): angles[1 + 3 * i + j] for i in range(3) for j in range(3) if 1 + 3 * i + j < 9}
@@ -165,7 +165,7 @@ def test_a_greedy_draw_is_the_likeliest_code_given_those_before(any_prior):
 
 
 def test_draws_follow_the_softmax():
-    """20,000 draws of 4 codes: a share strays from its probability by more than 0.02 with odds below 1e-7."""
+    """In 20,000 draws of 4 codes a share differs from its probability by more than 0.02 with odds below 1e-7."""
     logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(20_000, 4)
     u = image_uniforms([0], 20_000)[0]
     frequency = torch.bincount(draw_categorical(logits, u, SamplingConfig()), minlength=4) / len(u)
@@ -176,7 +176,7 @@ def test_draws_follow_the_softmax():
     "settings, allowed",
     [
         ({"top_k": 2}, {1, 3}),
-        ({"top_p": 0.6}, {1}),  # probabilities 0.09, 0.64, 0.03, 0.24
+        ({"top_p": 0.6}, {1}),  # the probabilities are 0.09, 0.64, 0.03, 0.24
         ({"top_p": 0.7}, {1, 3}),
         ({"top_p": 1.0, "top_k": 4}, {0, 1, 2, 3}),
         ({"temperature": 1e-3}, {1}),
@@ -194,7 +194,7 @@ def test_the_ends_of_the_uniform_draw_codes_that_are_possible():
 
 
 def test_guidance_leans_from_no_class_towards_the_class(prior):
-    """At 0 the class does not matter; at 1 there is no second forward; far above 1 the classes part."""
+    """At 0 the class has no effect; at 1 there is no second forward; far above 1 the classes separate."""
     labels, seeds = torch.tensor([0, 1]), [3, 3]
 
     def drawn(guidance: float) -> torch.Tensor:
@@ -227,7 +227,8 @@ def test_the_priors_without_training():
 
 
 def test_independent_codes_are_counted_at_each_depth():
-    """The first depth always 0 and the second always 1 are certain, though both occur as often."""
+    """If the first depth is always 0 and the second always 1, both are certain, though each code makes up half of
+    all."""
     codes = np.tile([0, 1], (1000, 4))
     assert marginal_nll(codes, codes, Layout.of(4, depth=2, factors=(4,))) < 0.01
     assert marginal_nll(codes, codes, Layout.of(8, factors=(4,))) == pytest.approx(math.log(2), abs=0.01)

@@ -1,4 +1,4 @@
-"""`benchmarks/priors` in small: what it hands out is equal, and what it writes is whole."""
+"""A small run of `benchmarks/priors`: it gives both priors equal conditions, and writes complete results."""
 
 import importlib
 import time
@@ -40,7 +40,7 @@ TINY = Contest(
 
 
 def here(words, ended):
-    """A command, in this process."""
+    """Run a command in this process."""
     if not ended.exists():
         before, script = time.process_time(), words[0].removesuffix(".py").replace("/", ".")
         importlib.import_module(f"smalti.{script}").main(list(words[1:]))

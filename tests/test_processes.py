@@ -1,4 +1,4 @@
-"""The commands as a user starts them: processes of their own, on one process or two, interrupted and started again."""
+"""The commands as a user starts them: in their own processes, on one or two, interrupted and started again."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(tmp_path):
-    """Interrupted at whatever step it has reached: the end is that of a run never interrupted, bit for bit."""
+    """Interrupted at any step, it ends bit for bit where an uninterrupted run ends."""
     settings = [*TINY, "--steps", 300, "--log_every", 1, "--save_every", 100, "--evaluate_every", 150]
 
     def command(run: str) -> list[object]:
@@ -83,8 +83,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(tmp_path)
 
 
 def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
-    """Both stages on two CPU processes; then the same tokenizer's codes, and the same pipeline's images, from one. A
-    tracker hears of the main process alone."""
+    """Two CPU processes run both stages; one process then gives the same codes and images. Only the main process writes
+    to a tracker."""
     run = tmp_path / "two"
     short = ["--steps", 12, "--batch_size", 16, "--precision", "fp32"]
     track = ["--track", "tensorboard"] if find_spec("tensorboard") else []
@@ -117,7 +117,7 @@ def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
 
 
 def test_two_processes_measure_what_one_does(finished_run, tmp_path):
-    """Bits and samples, each process its parts; the same figures to the last digit, from the same parts."""
+    """Each process computes its parts of the bits and samples; the figures agree to the last digit."""
     ignored, figures = shutil.ignore_patterns("state", "evaluation"), []
     for launch, name in ((TWO, "two"), (ONE, "one")):
         run = shutil.copytree(finished_run, tmp_path / name, ignore=ignored)
@@ -130,7 +130,8 @@ def test_two_processes_measure_what_one_does(finished_run, tmp_path):
 
 
 def test_codebooks_do_not_drift_apart_between_processes():
-    """On other data each, with revivals, after 200 steps: `codebooks_on_two_processes.py` prints what it compared."""
+    """Each process has other data and revivals for 200 steps; `codebooks_on_two_processes.py` prints what it
+    compared."""
     out = finish(start(TWO, "tests/codebooks_on_two_processes.py"))
     assert out.splitlines() == [f"{kind} equal" for kind in ("vq", "vq_ema", "simvq", "gumbel", "residual")]
 

@@ -1,4 +1,4 @@
-"""Progress in a log file: lines at intervals, each with what is done, the rate, the time left and the figures."""
+"""Progress in a log file: one line an interval, with the work done, the rate, the time left and the figures."""
 
 import re
 import time
@@ -13,13 +13,13 @@ from tests.conftest import tokenizer_training
 
 @pytest.fixture
 def often(monkeypatch):
-    """Lines five times a second instead of every ten seconds, and no bar too short to be shown."""
+    """Write lines five times a second instead of every ten seconds, and show even the shortest bar."""
     monkeypatch.setattr(progress, "INTERVAL", 0.2)
     monkeypatch.setattr(progress, "SHORT", 0.0001)
 
 
 def test_a_log_file_has_a_line_each_interval(often, accelerator, capsys):
-    """However often the figures change: they were a line each time, dozens between two intervals."""
+    """Each change of the figures wrote a line, dozens between two intervals."""
     bar = progress_bar(accelerator, 50, "work")
     for step in range(50):
         time.sleep(0.02)
@@ -36,7 +36,7 @@ def test_a_log_file_has_a_line_each_interval(often, accelerator, capsys):
 
 
 def test_a_bar_inside_another_is_lines_as_well(often, accelerator, capsys):
-    """On a terminal it stands below and moves the cursor there, which no log file can show."""
+    """On a terminal the inner bar stands below and moves the cursor, which a log file cannot show."""
     with progress_bar(accelerator, 1, "outer") as outer:
         with passing_bar(30, "inner") as inner:
             for _ in range(30):
@@ -66,8 +66,8 @@ def test_only_the_main_process_shows_a_passing_bar(often, capsys, monkeypatch):
 
 
 def test_a_training_in_a_log_file_is_lines_with_its_figures(tmp_path, accelerator, capsys):
-    """It logs, evaluates and saves several times, and says so at its intervals alone: here at the beginning and the
-    end."""
+    """It logs, evaluates and saves several times, and writes a line only at its intervals: here at the beginning and
+    the end."""
     train(tokenizer_training(tmp_path, log_every=1), accelerator)
     said = capsys.readouterr().err
     assert "\r" not in said and "\x1b" not in said
@@ -78,7 +78,7 @@ def test_a_training_in_a_log_file_is_lines_with_its_figures(tmp_path, accelerato
 
 
 def test_a_bar_does_not_go_beyond_its_end(accelerator):
-    """One process counts for all of them, of which the last batch is not everywhere full."""
+    """One process counts for all of them, and their last batch is not always full."""
     with progress_bar(accelerator, 10, "work") as bar:
         for _ in range(3):
             advance(bar, 4)

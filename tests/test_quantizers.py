@@ -1,4 +1,4 @@
-"""The quantizers: what the papers' equations say, one property at a time."""
+"""The quantizers: the equations of their papers, one property a test."""
 
 import math
 
@@ -43,7 +43,7 @@ ALL = TABLES | IMPLICIT | STACKED
 
 
 def built(config):
-    """A quantizer of 3 channels, its codebook fitted to normal vectors."""
+    """Return a quantizer of 3 channels, its codebook fitted to normal vectors."""
     torch.manual_seed(0)
     quantizer = build_quantizer(config)
     vectors = quantizer.prepare(torch.randn(400, 3, 1)).flatten(1).detach()
@@ -66,9 +66,8 @@ def z_e():
 
 def test_z_q_is_what_the_indices_look_up(quantizer, z_e):
     quantized = quantizer(z_e)
-    torch.testing.assert_close(
-        quantized.z_q, quantizer.lookup(quantized.indices), atol=1e-5, rtol=1e-5
-    )  # fp32 rounding
+    # fp32 rounding
+    torch.testing.assert_close(quantized.z_q, quantizer.lookup(quantized.indices), atol=1e-5, rtol=1e-5)
 
 
 def test_indices_are_a_grid_of_values_below_K(quantizer, z_e):
@@ -94,8 +93,8 @@ def test_the_decoders_gradient_reaches_the_encoder(quantizer, z_e):
     "name", ["vq", "vq, not normalized", "vq_ema", "simvq", "fsq", "lfq", "residual", "residual fsq"]
 )
 def test_straight_through_hands_the_gradient_on_unchanged(name, z_e):
-    """dL/dz_e is dL/dz_q, where z_e is what was quantized (after the normalisation or bound); in a stack once, not Q
-    times."""
+    """dL/dz_e equals dL/dz_q at the vector that was quantized (after the normalisation or bound); in a stack once, not
+    Q times."""
     quantized = built(ALL[name])(z_e)
     gradient = torch.randn(2, 3, 15)
     (arrived,) = torch.autograd.grad(quantized.z_q, quantized.z_e, gradient)
@@ -103,7 +102,7 @@ def test_straight_through_hands_the_gradient_on_unchanged(name, z_e):
 
 
 def test_losses_and_codes_are_fp32_under_autocast(quantizer, z_e):
-    quantizer.eval()  # gumbel draws in training
+    quantizer.eval()  # in training gumbel draws
     with torch.autocast("cpu", torch.bfloat16):
         quantized = quantizer(z_e)
     assert torch.equal(quantized.indices, quantizer(z_e).indices)
@@ -196,7 +195,7 @@ def test_an_ema_codebook_has_no_gradient_and_no_codebook_loss(z_e):
 
 
 def test_every_simvq_code_moves_with_a_step_that_chose_few():
-    """What collapses a plain codebook: vectors that are not chosen get no gradient. Here they share the map."""
+    """Codes that are not chosen get no gradient, so a plain codebook collapses. Here all codes share the map."""
     quantizer = built(TABLES["simvq"])
     before = quantizer.vectors.detach().clone()
     quantized = quantizer(quantizer.lookup(torch.zeros(1, 1, dtype=torch.int64)) + 0.1 * torch.randn(1, 3, 1))
@@ -279,7 +278,7 @@ def test_lfq_codes_are_the_signs():
 
 
 def test_lfq_entropies_are_those_of_the_softmax_over_all_codes():
-    """They are computed bit by bit; here against the N x K softmax of −|z − c|² / temperature."""
+    """They are computed bit by bit, and compared with the N x K softmax of −|z − c|² / temperature."""
     quantizer = build_quantizer(LFQConfig(bits=3, temperature=0.7))
     z_e = torch.randn(2, 3, 16)
     flat, codes = z_e.permute(0, 2, 1).reshape(-1, 3), quantizer.lookup(torch.arange(8).view(1, 8))[0].T
@@ -290,7 +289,7 @@ def test_lfq_entropies_are_those_of_the_softmax_over_all_codes():
 
 
 def test_lfq_entropies_have_a_finite_gradient_where_all_bits_are_certain():
-    """sigmoid(40) is 1 in fp32, and the gradient of −p ln p at p = 0 infinite: training stopped at NaN in the first
+    """sigmoid(40) is 1 in fp32, and −p ln p has an infinite gradient at p = 0: training stopped at NaN in the first
     step."""
     z_e = torch.full((1, 3, 4), 10.0, requires_grad=True)
     certain, spread = build_quantizer(LFQConfig(bits=3)).entropies(z_e)
@@ -299,18 +298,18 @@ def test_lfq_entropies_have_a_finite_gradient_where_all_bits_are_certain():
 
 
 def test_lfq_bits_begin_balanced_whatever_the_untrained_encoder_says():
-    """Whitened by the mean and covariance of its first outputs, here far from 0 and nearly on a line."""
+    """The mean and covariance of the encoder's first outputs, here far from 0 and nearly on a line, whiten them."""
     torch.manual_seed(0)
     quantizer = build_quantizer(LFQConfig(bits=3))
     line = torch.randn(4000, 1) * torch.tensor([5.0, 4.0, 3.0])
     quantizer.initialize(line + 0.01 * torch.randn(4000, 3) + 7, torch.Generator())
     z_e = (line + 0.01 * torch.randn(4000, 3) + 7)[:, :, None]
     counts = count(quantizer(z_e).indices, 8, 1)
-    assert perplexity(counts) > 7.5  # of 8; before, all signs were 1
+    assert perplexity(counts) > 7.5  # of 8 codes; before, all signs were 1
 
 
 def test_lfq_entropies_need_no_table_of_all_codes():
-    """2^24 codes: a table of them would not fit; the spread is that of groups of bits, at most 24 ln 2."""
+    """A table of 2^24 codes would not fit; the spread is that of groups of bits, at most 24 ln 2."""
     quantizer = build_quantizer(LFQConfig(bits=24))
     certain, spread = quantizer.entropies(torch.randn(1, 24, 64))
     assert 0 < certain < spread <= 24 * math.log(2)
@@ -440,7 +439,7 @@ def test_straight_through_is_e_forward_and_the_identity_backward():
 
 
 def test_the_peer_of_the_benchmark_is_evaluated_as_ours_are(tmp_path, accelerator):
-    """It had `encode` and `decode` alone when the evaluation began to ask for the likelihood of what is decoded."""
+    """It had only `encode` and `decode` when the evaluation began to ask for a likelihood."""
     pytest.importorskip("vector_quantize_pytorch")
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Pictures of 16 bits a channel: the whole range, or what a camera uses of it, and a word where they would come out
+"""Pictures with 16 bits a channel: their whole range, the part that a camera uses, and a message where they would be
 black."""
 
 import io
@@ -17,7 +17,7 @@ SIZE, PNG = (4, 5), b"\x89PNG\r\n\x1a\n"
 
 
 def png(values: np.ndarray) -> bytes:
-    """Values (h, w, C) as a PNG of 16 bits a channel: PIL writes those of grey alone."""
+    """Return values (h, w, C) as a PNG with 16 bits a channel; PIL writes only grey ones."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -37,7 +37,7 @@ def tiff(values: np.ndarray) -> bytes:
 
 
 def drawn(most: int, channels: int = 1, seed: int = 0) -> np.ndarray:
-    """Values (h, w, C) up to `most`, which occurs."""
+    """Return random values (h, w, C) up to `most`, which occurs."""
     values = np.random.default_rng(seed).integers(0, most + 1, (*SIZE, channels)).astype(np.uint16)
     values[0, 0] = most
     return values
@@ -51,7 +51,7 @@ def opened(folder, files, channels=1, **settings):
 
 
 def of_range(images: ImageSet) -> str:
-    """Return what is remarked on ranges."""
+    """Return the remarks about ranges."""
     return " ".join(remark for remark in images.remarks() if "16 bits" in remark)
 
 
@@ -61,7 +61,7 @@ def of_range(images: ImageSet) -> str:
 def test_pictures_that_use_few_of_their_16_bits_are_named_with_the_setting_that_reads_them(
     bits, channels, memory, tmp_path
 ):
-    """Of a microscope's 12 bits 0 to 15 of 255 was left, and not a word: a training on black pictures."""
+    """A microscope's 12 bits became 0 to 15 of 255 without a message: training saw black pictures."""
     files = [png(drawn(2**bits - 1, channels, seed)) for seed in range(4)]
     remarks = of_range(opened(tmp_path / "set", files, channels, memory=memory))
     assert (
@@ -74,7 +74,7 @@ def test_pictures_that_use_few_of_their_16_bits_are_named_with_the_setting_that_
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
 def test_white_is_the_value_that_the_setting_says(bits, channels, tmp_path):
-    """PIL keeps the upper bytes of colours of 16 bits, in which 12 bits leave 16 levels; all of them are read."""
+    """PIL keeps only the upper byte of 16-bit colours, which leaves 16 levels of 12 bits; we read both."""
     white = 2**bits - 1
     values = drawn(white, channels)
     images = opened(tmp_path / "set", [png(values)] * 3, channels, white=white)
@@ -107,10 +107,10 @@ def test_values_that_have_no_place_in_the_range_are_refused_and_never_clipped(ma
 
 
 def test_a_turned_picture_of_16_bits_is_turned_whole(tmp_path):
-    """Both bytes of a colour are turned as its EXIF says."""
+    """EXIF rotation moves both bytes of a colour."""
     values = np.random.default_rng(0).integers(0, 4096, (SIZE[1], SIZE[0], 3)).astype(np.uint16)
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # a quarter turn to the right
+    exif[0x0112] = 6  # viewers turn it by 90 degrees clockwise
     plain = png(values)
     data = exif.tobytes()[6:] if exif.tobytes().startswith(b"Exif") else exif.tobytes()
     chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))

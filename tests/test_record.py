@@ -1,4 +1,4 @@
-"""What a figure is kept with: enough to repeat it, and nothing of the machine that is nobody's business."""
+"""The record beside a figure: enough to repeat it, and nothing private about the machine."""
 
 import importlib.util
 import shutil
@@ -23,7 +23,7 @@ def test_the_record_names_machine_versions_and_date():
 
 
 def test_code_that_lies_in_somebody_elses_checkout_names_no_commit(tmp_path):
-    """Installed into a virtual environment of theirs, it would else have named their commit as ours."""
+    """Installed into a virtual environment inside a user's checkout, it would have named the user's commit as ours."""
     installed = tmp_path / "site-packages/common/record.py"
     installed.parent.mkdir(parents=True)
     shutil.copy(ROOT / "common/record.py", installed)

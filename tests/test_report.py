@@ -1,4 +1,4 @@
-"""The page of a run: one file that holds its figures, loads nothing, and believes nothing that a file says."""
+"""The report of a run: one file that holds its figures, loads nothing, and trusts nothing that a file says."""
 
 import json
 import re
@@ -25,7 +25,7 @@ STAGES = ("tokenizer", "prior", "pipeline")
 
 
 class Page(HTMLParser):
-    """The text of a page, its links, and whether each element that begins also ends."""
+    """Read the text and links of a page, and check that each element that begins also ends."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -45,7 +45,7 @@ class Page(HTMLParser):
         )
         self.open += [] if name in EMPTY else [name]
 
-    def handle_startendtag(self, name, attributes):  # as SVG has them
+    def handle_startendtag(self, name, attributes):  # SVG has such tags
         self.handle_starttag(name, attributes)
         self.open.pop()
 
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def evaluate(run: Path) -> None:
-    """Figures of every kind, as the three evaluations would write them."""
+    """Write figures of every kind, as the three evaluations would."""
     now = {stage: sha256(run / stage / "model/model.safetensors") for stage in ("tokenizer", "prior")}
     classes = [str(i) for i in range(10)]
     figures = {
@@ -92,10 +92,11 @@ def evaluate(run: Path) -> None:
     protocol = {**now, "number": 297, "priced": 297, "drawn": 100, "neighbours": 100, "neighbours_among": 1350}
     for stage, each in figures.items():
         write_evaluation(run, stage, "test", figures=each, protocol=protocol, arguments=[str(run), "--split", "test"])
+    # 10 columns of 8 x 8 images, 8 times enlarged
     for what, size in (
         ("samples", (784, 784)),
         ("neighbours", (784, 224)),
-    ):  # 10 columns of 8 x 8 images, 8 times enlarged
+    ):
         PIL.Image.new("L", size).save(run / f"evaluation/pipeline-test-{what}.png")
 
 
@@ -119,7 +120,7 @@ def evaluated(run) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(finished_run, tmp_path_factory) -> tuple[Path, Page, str]:
-    """A run with all there is, and its page. Shared: not to be changed."""
+    """Return a complete run and its page. Tests share it: do not change it."""
     run = tmp_path_factory.mktemp("whole") / "digits"
     shutil.copytree(finished_run, run)
     evaluate(run)
@@ -205,7 +206,7 @@ def test_figures_of_other_weights_are_told(evaluated):
 
 
 def test_drawn_images_that_were_measured_with_other_sampling_settings_are_told(evaluated):
-    """As after pipeline/tune.py, whose settings the page would show beside figures of the ones before."""
+    """After pipeline/tune.py the page would show new settings beside figures of the old ones."""
     kept = SamplingConfig().model_dump(mode="json")
     write_json(evaluated / "pipeline/generation_config.json", kept)
     path = evaluation_path(evaluated, "pipeline", "test")
@@ -219,7 +220,7 @@ def test_drawn_images_that_were_measured_with_other_sampling_settings_are_told(e
 def test_the_psnr_that_is_shown_large_is_the_pooled_one_or_says_that_it_is_not(evaluated):
     assert psnr(gather(evaluated)) == (12.3456, "pooled, test split, 297 images")
     write_evaluation(evaluated, "tokenizer", "test", figures={"psnr": 33.333}, protocol={"number": 297}, arguments=[])
-    for file in ("codes/codes.json", "tokenizer/metrics.jsonl"):  # a run of before has the pooled one nowhere
+    for file in ("codes/codes.json", "tokenizer/metrics.jsonl"):  # a run of an earlier version has no pooled PSNR
         (evaluated / file).write_text((evaluated / file).read_text().replace("psnr_pooled", "psnr_unknown"))
     assert psnr(gather(evaluated)) == (33.333, "mean over images, test split, 297 images")
 
@@ -294,7 +295,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 )
 def test_a_damaged_file_is_named_and_an_older_page_stays(evaluated, file, text, message):
     (evaluated / "report.html").write_text(f"older. {MADE}")
-    (evaluated / "tokenizer/metrics.jsonl").unlink()  # fewer curves to draw before it comes to the damage
+    (evaluated / "tokenizer/metrics.jsonl").unlink()  # it draws fewer curves before it reaches the damage
     (evaluated / file).write_text(text)
     with pytest.raises(UserError, match=message):
         page_of(evaluated)

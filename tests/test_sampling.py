@@ -1,4 +1,4 @@
-"""Sampling: the distribution the prior defines, exactly, however the draws are batched, and around what is known."""
+"""Sampling draws exactly from the prior's distribution, in any batches, and around known codes."""
 
 import math
 
@@ -28,8 +28,8 @@ FP32 = SamplingConfig(precision="fp32")
 
 
 def make_prior(architecture: TransformerConfig | None = None, **settings) -> Prior:
-    """A prior with random weights, its head included; two blocks over 3 x 3 codes of 16 of three classes if not said
-    else."""
+    """Return a prior with random weights, head included; by default two blocks over 3 x 3 codes of 16 with three
+    classes."""
     torch.manual_seed(0)
     shape = {
         "layout": Layout.of(3, 3, factors=(16,)),
@@ -64,7 +64,7 @@ def decoded(
     precision: str = "fp32",
     counted: bool = False,
 ) -> torch.Tensor:
-    """(B, T - start, V): the logits of steps start, ..., T - 1, one at a time from the cache, the steps before read at
+    """Return the logits (B, T - start, V) of steps start, ..., T - 1, each from the cache; earlier steps are read at
     once."""
     decoder, B, Q = CachedTransformer(prior, len(codes), precision), len(codes), prior.config.layout.depth
     ordered = codes if order is None else codes.gather(1, order)
@@ -106,7 +106,7 @@ def any_prior(request):
 @pytest.mark.parametrize("ordered", [False, True], ids=["raster", "any order"])
 @torch.no_grad()
 def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior, ordered, start):
-    """In any order, and wherever the part read at once ends and the steps begin."""
+    """This holds in any order, wherever the part that is read at once ends."""
     codes, c, labels = random_codes(any_prior, 4), any_prior.config, torch.tensor([0, 2, 3, 1])
     order = (
         code_order(shuffled(4, c.layout.places, torch.Generator().manual_seed(1)), c.layout.depth) if ordered else None
@@ -116,7 +116,7 @@ def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior,
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # fp32 rounding
 
 
-LARGE = ("111m", "343m")  # once each, for they take seconds and gigabytes
+LARGE = ("111m", "343m")  # once each: they take seconds and gigabytes
 
 
 @pytest.mark.parametrize(
@@ -125,19 +125,18 @@ LARGE = ("111m", "343m")  # once each, for they take seconds and gigabytes
 )
 @torch.no_grad()
 def test_the_cache_is_exact_for_every_preset(preset, grouped):
-    """Its depth, width and heads, on a small grid; with half as many heads of keys and two codes a place, or
-    without."""
+    """Each preset's depth, width and heads run on a small grid, with and without grouped heads of keys and two codes a
+    place."""
     kv_heads = PRESETS[preset]["heads"] // 2 if grouped else None
     architecture = TransformerConfig(preset=preset, kv_heads=kv_heads, dropout=0.0)
     prior = make_prior(architecture, layout=Layout.of(2, 3, depth=1 + grouped, factors=(64,)))
     labels, codes = torch.tensor([0, 3]), random_codes(prior, 2)
-    torch.testing.assert_close(
-        decoded(prior, labels, codes), prior(labels, codes), atol=1e-4, rtol=1e-4
-    )  # fp32 rounding
+    # fp32 rounding
+    torch.testing.assert_close(decoded(prior, labels, codes), prior(labels, codes), atol=1e-4, rtol=1e-4)
 
 
 def test_the_step_a_graph_captures_is_the_step(any_prior):
-    """The step counted on the device attends to the whole cache, masked; the numbered one to a slice of it."""
+    """The step counted on the device attends to the whole masked cache; the numbered step to a slice of it."""
     labels, codes = torch.tensor([0, 2, 3, 1]), random_codes(any_prior, 4)
     numbered, counted = (decoded(any_prior, labels, codes, counted=counted) for counted in (False, True))
     torch.testing.assert_close(counted, numbered, atol=1e-4, rtol=1e-4)  # fp32 rounding
@@ -159,7 +158,7 @@ def test_lengths_of_the_cache_end_with_all_of_it():
 
 @pytest.mark.parametrize("precision, largest", [("bf16", 0.05), ("int8", 0.1)])
 def test_coarser_weights_move_the_logits_by_little(precision, largest):
-    """The root mean square error, in standard deviations of the logits: 8 bits of mantissa, or 254 steps a row."""
+    """The error is a root mean square in standard deviations of the logits: 8 bits of mantissa, or 254 steps a row."""
     prior = make_prior(TransformerConfig(depth=4, dim=128, heads=4))
     labels, codes = torch.arange(8) % 4, random_codes(prior, 8)
     exact, coarse = decoded(prior, labels, codes), decoded(prior, labels, codes, precision=precision)
@@ -171,22 +170,21 @@ def test_coarser_weights_move_the_logits_by_little(precision, largest):
 @pytest.mark.parametrize("rows", [1, 3, 16])
 @pytest.mark.parametrize("inputs", [40, 64])
 def test_a_packed_matrix_multiplies_any_number_of_rows(precision, rows, inputs):
-    """Though it is laid out for one number of them. torch's int8 kernel ends the process on 40 inputs: it is not asked
-    then."""
+    """It is laid out for one number of rows. torch's int8 kernel ends the process on 40 inputs, so we do not call it
+    there."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(24, inputs, generator=generator), torch.randn(7, inputs, generator=generator)
     matrix = make_matrix(weight, rows, precision)
     for some in (x, x[:rows], x[:1]):
         error = (matrix(some).float() - some @ weight.T).abs().max()
-        assert error < {"fp32": 1e-5, "bf16": 0.15, "int8": 0.3}[precision]  # of sums of `inputs` products of about 1
+        assert error < {"fp32": 1e-5, "bf16": 0.15, "int8": 0.3}[precision]  # sums of `inputs` products of about 1
 
 
 # ----------------------------------------------------------------------------------------------- what is drawn, exactly
 
 
 def chi_square_surprise(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """The odds of counts (n,) straying this far from what probabilities (n,) let expect. Rare cells are taken
-    together."""
+    """Return the odds that counts (n,) differ this much from probabilities (n,). Rare cells are pooled."""
     expected = probabilities * counts.sum()
     rare = expected < 5
     if rare.any():
@@ -202,10 +200,9 @@ def all_sequences(K: int, T: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_draws_have_the_distribution_of_the_prior(precision):
-    """20,000 draws of three codes of four against the exact probabilities of all 64 images: a right sampler fails with
-    odds of 1e-6 once over all seeds, and these are fixed. (bf16, where it is auto, moves probabilities by less than
-    20,000 draws see.)
-    """
+    """20,000 draws of three codes of four are compared with the exact probabilities of all 64 images: a right sampler
+    fails with odds of 1e-6, and the seeds are fixed. (Where auto means bf16, it moves probabilities by less than 20,000
+    draws can show.)"""
     prior = make_prior(layout=Layout.of(1, 3, factors=(4,)))
     images = all_sequences(4, 3)
     exact = prior.log_prob(images, torch.ones(64, dtype=torch.int64)).double().exp()
@@ -217,8 +214,8 @@ def test_draws_have_the_distribution_of_the_prior(precision):
 
 
 def test_completions_have_the_distribution_of_the_prior_given_what_is_known():
-    """The last of four codes is known and the others drawn: 20,000 draws against the 64 exact conditional
-    probabilities, which a prior of any order has; odds of a false alarm 1e-6, seeds fixed."""
+    """The last of four codes is known: 20,000 draws of the others are compared with the 64 exact conditional
+    probabilities, which an any-order prior defines; odds of a false alarm 1e-6, seeds fixed."""
     prior = make_prior(layout=Layout.of(2, 2, factors=(4,)), any_order=True)
     images = torch.cat([all_sequences(4, 3), torch.full((64, 1), 2)], dim=1)
     known = torch.tensor([[False, False, False, True]])
@@ -235,7 +232,7 @@ def test_completions_have_the_distribution_of_the_prior_given_what_is_known():
 
 
 def test_a_wrong_distribution_is_noticed():
-    """The test above can fail: draws at a temperature of 0.9 are told from the prior's."""
+    """The test above can fail: it tells draws at a temperature of 0.9 from the prior's."""
     prior = make_prior(layout=Layout.of(1, 3, factors=(4,)))
     exact = prior.log_prob(all_sequences(4, 3), torch.ones(64, dtype=torch.int64)).double().exp()
     config = SamplingConfig(temperature=0.9, precision="fp32")
@@ -258,14 +255,14 @@ def test_an_image_does_not_change_by_a_bit_with_its_place_in_the_batch(any_prior
 
 
 def test_another_batch_size_changes_draws_by_rounding_alone(any_prior):
-    """Of 64 images at most one meets a uniform number that rounding moves a cumulative probability across."""
+    """In at most one of 64 images rounding moves a cumulative probability across its uniform number."""
     labels, seeds = torch.arange(64) % 4, range(64)
     one, many = (sample(any_prior, labels, seeds, FP32, batch_size=size) for size in (1, 64))
     assert (one != many).any(1).sum() <= 1
 
 
 def test_a_completed_image_does_not_change_with_its_neighbours(any_prior):
-    """Also where their masks differ."""
+    """This holds even if their masks differ."""
     c = any_prior.config
     known = (
         torch.rand(6, c.layout.places, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 6)[:, None]
@@ -303,7 +300,7 @@ def test_nothing_known_is_sampling_and_all_known_is_the_image(any_prior):
 
 
 def test_only_a_prior_of_any_order_heeds_what_comes_later():
-    """The last code is known, as one or as another value: the first codes change with it, or do not."""
+    """The last code is known with one value or another: only an any-order prior changes the first codes."""
     labels, seeds = torch.zeros(64, dtype=torch.int64), range(64)
     known = torch.arange(9).eq(8).expand(64, 9)
     for any_order in (False, True):
@@ -313,7 +310,7 @@ def test_only_a_prior_of_any_order_heeds_what_comes_later():
 
 
 def test_upper_rows_known_are_completed_alike_in_either_order():
-    """Known first and in raster order are one order then, so the same draws."""
+    """Known-first order and raster order are then the same, so the draws are too."""
     codes, known = random_codes(make_prior(), 16), torch.arange(9).lt(3).expand(16, 9)
     labels = torch.zeros(16, dtype=torch.int64)
     drawn = [
@@ -349,7 +346,7 @@ def test_known_places_come_first_each_in_raster_order():
 
 
 def test_in_any_order_the_unknown_is_a_distribution_given_the_known():
-    """Of 3 x 3 codes seven are known: the probabilities of the 256 ways to fill in the others sum to one."""
+    """Seven of 3 x 3 codes are known: the probabilities of the 256 completions sum to one."""
     prior = make_prior(any_order=True)
     codes = random_codes(prior, 1).expand(256, 9).clone()
     codes[:, [1, 6]] = torch.cartesian_prod(torch.arange(16), torch.arange(16))
@@ -369,7 +366,7 @@ def test_a_raster_prior_is_not_asked_in_another_order():
 
 
 def test_guidance_schedules_go_from_none_to_all():
-    """power-cosine of RAR: 1 + (s - 1) (1 - cos(pi r^p)) / 2."""
+    """RAR's power-cosine is 1 + (s - 1) (1 - cos(pi r^p)) / 2."""
     constant = guidance_scales(SamplingConfig(guidance=3.0), 5)
     linear = guidance_scales(SamplingConfig(guidance=3.0, guidance_schedule="linear"), 5)
     cosine = guidance_scales(SamplingConfig(guidance=3.0, guidance_schedule="power-cosine", guidance_power=2.0), 5)
@@ -387,7 +384,8 @@ def test_without_guidance_no_row_is_computed_twice():
 
 
 def test_guided_draws_follow_the_guided_distribution():
-    """20,000 first codes at guidance 3 against softmax(u + 3 (c - u)); odds of a false alarm 1e-6, seeds fixed."""
+    """20,000 first codes at guidance 3 are compared with softmax(u + 3 (c - u)); odds of a false alarm 1e-6, seeds
+    fixed."""
     prior = make_prior(layout=Layout.of(1, 1, factors=(8,)))
     with torch.no_grad():
         c, u = prior(torch.tensor([1, 3]), torch.zeros(2, 1, dtype=torch.int64))[:, 0].double()
@@ -398,7 +396,7 @@ def test_guided_draws_follow_the_guided_distribution():
 
 @pytest.mark.parametrize("min_p, allowed", [(0.0, {0, 1, 2, 3}), (0.1, {0, 1, 3}), (0.2, {1, 3}), (1.0, {1})])
 def test_min_p_keeps_codes_a_share_as_likely_as_the_likeliest(min_p, allowed):
-    logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(2_000, 4)  # 0.14, 1, 0.05, 0.37 of the likeliest
+    logits = torch.tensor([[0.0, 2.0, -1.0, 1.0]]).expand(2_000, 4)  # relative to the likeliest 0.14, 1, 0.05, 0.37
     assert set(draw_categorical(logits, image_uniforms([0], 2_000)[0], SamplingConfig(min_p=min_p)).tolist()) == allowed
 
 
@@ -440,8 +438,7 @@ def test_settings_that_cannot_be_are_refused(settings, batch_size, message):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_prior_whose_weights_are_not_finite_is_refused(prior, value):
-    """The search in a cumulative distribution of NaN ends beyond the last code: an index out of range, on a GPU its
-    end."""
+    """Searching a cumulative distribution of NaN ends beyond the last code; on a GPU this index ends the process."""
     prior.head.weight.data[3, 0] = value
     with pytest.raises(UserError, match="logits became NaN or Inf"):
         prior.sampler(SamplingConfig())(torch.tensor([0, 1]), [0, 1])
@@ -453,7 +450,7 @@ def test_int8_is_refused_where_it_has_no_kernel():
 
 
 def test_when_memory_is_full_the_batch_is_halved_and_said_so(monkeypatch):
-    """Memory that holds attention over three rows and no more: batches of 8, then 4, then 2."""
+    """Memory holds attention over three rows only: the batch goes from 8 to 4 to 2."""
     attention = torch.nn.functional.scaled_dot_product_attention
 
     def cramped(q, *others, **settings):
@@ -480,6 +477,6 @@ def test_batches_are_as_large_as_free_memory_holds(monkeypatch):
     for gibibytes in (1, 8, 2000):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=gibibytes: type("", (), {"available": free * 2**30}))
         sizes.append(fitting_batch(large, SamplingConfig(), "fp32"))
-    cache = 2 * 24 * 1024 * 576 * 4  # bytes an image
+    cache = 2 * 24 * 1024 * 576 * 4  # bytes for each image
     assert sizes[0] < sizes[1] < sizes[2] == BATCH["cpu"]
     assert sizes[1] * cache < 4 * 2**30

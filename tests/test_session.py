@@ -1,4 +1,4 @@
-"""One command at a time on a folder; how a command ends, and where what went wrong is written down."""
+"""One command at a time writes to a folder; a command ends with a clear status and logs its error."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def start(code: str, **environment: str) -> subprocess.Popen:
-    """A command whose `main` is this code."""
+    """Start a command whose `main` is this code."""
     lines = "".join(f"    {line}\n" for line in code.splitlines())
     whole = (
         "import os, sys, time\nfrom pathlib import Path\nfrom accelerate import Accelerator\n"
@@ -40,7 +40,7 @@ with session(Path({folder!r}), Accelerator(cpu=True)):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process at work on tmp_path/run."""
+    """Start another process that is at work on tmp_path/run."""
     process = start(HOLD.format(folder=str(tmp_path / "run")))
     assert process.stdout.readline() == "at work\n"
     yield process
@@ -52,7 +52,7 @@ def test_the_second_command_on_a_folder_is_refused_with_the_first_ones_host_and_
     named = rf"run is being written by process {holder.pid} on {platform.node()} \(.*\): wait for it, stop it"
     with pytest.raises(UserError, match=named), session(tmp_path / "run", accelerator):
         pass
-    with session(tmp_path / "other", accelerator):  # its neighbour is free
+    with session(tmp_path / "other", accelerator):  # the folder beside it is free
         pass
 
 
@@ -83,9 +83,9 @@ def test_where_files_cannot_be_locked_the_process_the_file_names_is_looked_for(t
         with pytest.raises(Refused, match=f"process {os.getpid()}"):
             Lock(tmp_path / "run").take()
         began = path.read_text()
-        path.write_text(began.replace('"began": "', '"began": "9'))  # a process of that number, but a later one
+        path.write_text(began.replace('"began": "', '"began": "9'))  # a later process with the same number
         second.submit(Lock(tmp_path / "run").take).result()
-        path.write_text(began.replace(platform.node(), "elsewhere"))  # of another host nobody can tell
+        path.write_text(began.replace(platform.node(), "elsewhere"))  # processes of another host cannot be checked
         with pytest.raises(Refused, match="on elsewhere"):
             Lock(tmp_path / "run").take()
 
@@ -117,7 +117,7 @@ def test_a_command_refused_before_it_wrote_anything_leaves_nothing(tmp_path, acc
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_preemption_and_ctrl_c_have_exit_statuses_of_their_own(number, status, asked):
-    """In a loop that asks it finishes its step; where nothing asks it ends at once."""
+    """A loop that checks for a signal finishes its step; other code ends at once."""
     loop = """
 with Interrupt(Accelerator(cpu=True)) as interrupt:
     print("at work", flush=True)
@@ -139,7 +139,7 @@ with Interrupt(Accelerator(cpu=True)) as interrupt:
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_in_the_first_seconds_is_one_line_too(number, status):
-    """While torch is imported, which was a traceback of torch's, or of numpy's recursion, and status 1."""
+    """A signal while torch was imported gave a traceback of torch or of numpy's recursion, and status 1."""
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "tokenizer/train.py"],
         cwd=ROOT,
@@ -148,7 +148,7 @@ def test_a_signal_in_the_first_seconds_is_one_line_too(number, status):
         text=True,
     )
     for line in process.stderr:
-        if "smalti.common.starting" in line:  # imported; torch is next
+        if "smalti.common.starting" in line:  # this module is imported; torch is next
             break
     time.sleep(0.2)
     process.send_signal(number)
@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_line_and_status_1():
 
 
 def test_the_folder_a_command_stands_in_can_be_locked_and_the_root_cannot(tmp_path, monkeypatch):
-    """`--to .` and `--to /` ended in "a fault of smalti": neither path has a name."""
+    """`--to .` and `--to /` ended in "a fault of smalti", because neither path has a name."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert Lock(Path(".")).path == tmp_path / ".here.lock"

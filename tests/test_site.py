@@ -1,4 +1,4 @@
-"""The site of docs/: it is built without a warning, and nothing on it leads nowhere."""
+"""The site of docs/ builds without a warning, and all its links work."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Page(HTMLParser):
-    """The anchors of a page, and what it refers to."""
+    """Read the anchors of a page, and the targets of its links."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -58,7 +58,7 @@ def test_the_site_is_built_without_a_warning(site):
 
 
 def test_every_link_inside_the_site_leads_somewhere(site):
-    """Pages, pictures, files and anchors; addresses elsewhere are left alone."""
+    """It checks pages, pictures, files and anchors, but no external addresses."""
     pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     followed = 0
     for path, page in pages.items():
@@ -76,7 +76,7 @@ def test_every_link_inside_the_site_leads_somewhere(site):
 
 
 def test_formulas_are_formulas_on_the_site(site):
-    """In MathML, which needs no script from elsewhere."""
+    """They are in MathML, which needs no external script."""
     page = (site / "lecture.html").read_text(encoding="utf-8")
     formulas = re.findall(r"<math.*?</math>", page, re.S)
     assert len(formulas) > 20 and not any("merror" in formula for formula in formulas)

@@ -1,4 +1,4 @@
-"""Every file of a source is read, or named and counted; and nothing is read that lies elsewhere."""
+"""Every file of a source is read, or named and counted; no file outside the source is read."""
 
 import io
 import json
@@ -31,7 +31,7 @@ from tests.hub_server import serving
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """No test leaves files in the user's cache, and none asks the Hub."""
+    """Keep tests from writing into the user's cache and from asking the Hub."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -48,7 +48,7 @@ PICTURE = picture()
 
 
 def write(folder: Path, *names: str, **contents: bytes | str) -> Path:
-    """Pictures of these names, and other files with their contents."""
+    """Write pictures of these names, and other files with their contents."""
     for name, content in {**dict.fromkeys(names, PICTURE), **contents}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -66,7 +66,7 @@ def opened(folder: Path | str, **settings) -> Source:
 
 
 def files(source: Source) -> dict[str, list[str]]:
-    """The image files of each split, in order."""
+    """Return the image files of each split, in order."""
     return {name: sorted(part.column.files) for name, part in source.parts.items()}
 
 
@@ -98,7 +98,7 @@ SPLIT_FOLDERS = [
 
 @pytest.mark.parametrize("train, test", SPLIT_FOLDERS)
 def test_a_split_folder_is_known_in_any_case_and_by_any_name_that_datasets_knows(train, test, tmp_path):
-    """`Train/` and `Test/` were the two classes: what was to be held out was trained on."""
+    """`Train/` and `Test/` became two classes, and training saw the images to hold out."""
     source = opened(write(tmp_path / "s", f"{train}/cat/0.png", f"{train}/dog/1.png", f"{test}/cat/2.png"))
     assert files(source) == {"train": [f"{train}/cat/0.png", f"{train}/dog/1.png"], "test": [f"{test}/cat/2.png"]}
     assert source.class_names == ("cat", "dog")
@@ -194,8 +194,7 @@ def save_tar(dataset: Dataset, path: Path) -> None:
 
 @pytest.mark.parametrize("save", [save_parquet, save_arrow, save_tar])
 def test_data_files_that_name_no_split_are_read_as_train_and_that_is_said(save, tmp_path):
-    """Of cars, planes and train, `datasets` takes train alone; and of blood_test and xray the first is a test split to
-    it."""
+    """From cars, planes and train `datasets` takes train only; it calls blood_test a test split, beside xray."""
     for folder, names in {"vehicles": ("cars", "planes", "train"), "lab": ("blood_test", "xray", "Test")}.items():
         (tmp_path / folder).mkdir()
         for i, name in enumerate(names):
@@ -264,7 +263,7 @@ def test_a_folder_of_brackets_is_no_pattern(tmp_path):
 
 
 def test_shards_of_one_split_whose_class_names_disagree_are_refused(tmp_path):
-    """Only the first file of each split was looked at."""
+    """Only the first file of each split was checked."""
     (tmp_path / "s").mkdir()
     for i, names in enumerate((["cat", "dog"], ["dog", "cat"])):
         labelled = rows(2).add_column("label", [0, 1]).cast_column("label", ClassLabel(names=names))
@@ -284,7 +283,7 @@ def test_the_image_suffixes_are_those_of_the_formats_that_are_read():
 
 
 def test_what_can_be_decoded_is_read_whatever_its_suffix(tmp_path):
-    """`.jfif`, `.jpe`, `.dib` and files without a suffix were left out without a word, once a whole class of them."""
+    """`.jfif`, `.jpe`, `.dib` and files without a suffix were silently left out, once a whole class of them."""
     folder = write(tmp_path / "s", "dog/0.png", "dog/1.JPG")
     pictures = {"cat/2.jfif": "JPEG", "cat/3": "WEBP", "cat/4.jpe": "JPEG", "dog/5.dib": "DIB", "dog/6.dat": "GIF"}
     pictures |= {"dog/7.upload": "PPM", "cat/8.old": "BMP", "cat/9.backup": "AVIF", "dog/10.TGA": "TGA"}
@@ -319,7 +318,7 @@ def test_a_text_that_begins_as_some_picture_does_is_none(tmp_path):
 
 
 def test_hidden_files_pipes_and_links_to_nowhere_are_named_and_never_opened(tmp_path):
-    """A FIFO among the images was waited for without end, and a link to /dev/zero read until memory was full."""
+    """A FIFO among the images blocked the reader for ever, and a link to /dev/zero filled the memory."""
     folder = write(tmp_path / "s", "cat/0.png", ".hidden/x.png", ".hidden/y.png", "cat/._0.png", "cat/.DS_Store")
     os.mkfifo(folder / "cat/pipe.png")
     os.mkfifo(folder / "metadata.jsonl")
@@ -374,7 +373,7 @@ TABLES = {
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("folder", ["", "pics/", "train/"])
 def test_labels_stand_in_metadata_of_three_formats_at_any_depth(name, folder, mark, tmp_path):
-    """metadata.csv was ignored, metadata.jsonl in a folder too, and a byte-order mark made the first line wrong."""
+    """metadata.csv was ignored, as was metadata.jsonl in a subfolder, and a byte-order mark broke the first line."""
     table = TABLES[name] if name.endswith("parquet") else mark + TABLES[name]
     source = opened(write(tmp_path / "s", f"{folder}0.png", f"{folder}in/1.png", **{folder + name: table}))
     assert labels(source) == {f"{folder}0.png": "cat", f"{folder}in/1.png": "dog"} and not source.unread
@@ -386,7 +385,7 @@ def test_images_that_metadata_does_not_name_are_counted(tmp_path):
 
 
 def test_metadata_above_split_folders_labels_each(tmp_path):
-    """With a metadata.jsonl at the top the images of test/ were trained on."""
+    """With a metadata.jsonl at the top, training saw the images of test/."""
     table = {"train/0.png": 0, "train/1.png": 1, "test/2.png": 1}
     lines = "".join(json.dumps({"file_name": name, "label": label}) + "\n" for name, label in table.items())
     source = opened(write(tmp_path / "s", "train/0.png", "train/1.png", "test/2.png", **{"metadata.jsonl": lines}))
@@ -460,7 +459,7 @@ def test_two_spellings_of_a_name_are_one_class(tmp_path):
 
 
 def test_classes_that_are_whole_numbers_stand_in_the_order_of_their_values(tmp_path):
-    """0 to 11 stood as 0, 1, 10, 11, 2, ..., so that class number 2 was the tens."""
+    """0 to 11 were sorted as 0, 1, 10, 11, 2, ..., so class number 2 was the tens."""
     numbers = tuple(map(str, range(12)))
     assert opened(write(tmp_path / "a", *(f"{n}/0.png" for n in numbers))).class_names == numbers
     table = "file_name,label\n" + "".join(f"{n}.png,{n}\n" for n in numbers)
@@ -565,9 +564,8 @@ def test_a_readme_may_say_which_folder_is_meant_and_metadata_is_read_with_files_
     table = "file_name,label\n0.png,cat\n"
     folder = write(tmp_path / "s", "in/0.png", "in/1.png", "in/x/2.png", "3.png", **{"in/metadata.csv": table})
     source = opened(write(folder, **{"README.md": b"\xff\n" + head(*lines).encode()}))
-    assert sizes(source) == {"train": 1} and named(source) == {
-        "images that no metadata file names": 3
-    }  # its head is none
+    # The YAML head is invalid
+    assert sizes(source) == {"train": 1} and named(source) == {"images that no metadata file names": 3}
     source = opened(write(folder, **{"README.md": head(*lines).encode() + b"caf\xe9"}))
     assert labels(source) == {"0.png": "cat"} and named(source) == {
         "images that no metadata file names": 1,
@@ -609,8 +607,8 @@ ELSEWHERE = [
 @pytest.mark.parametrize("elsewhere", ELSEWHERE)
 @pytest.mark.parametrize("where", ["README.md", ".huggingface.yaml", "cut"])
 def test_no_yaml_reaches_data_outside_its_folder(where, elsewhere, tmp_path):
-    """Only a README was looked at, up to a line that begins with `---`; `datasets` read on to a line of nothing
-    else."""
+    """Only a README was checked, up to a line that begins with `---`; `datasets` reads on to a line that is exactly
+    that."""
     rows(2).to_parquet(tmp_path / "secret.parquet")
     (tmp_path / "s").mkdir()
     rows(2).to_parquet(tmp_path / "s/train.parquet")
@@ -677,7 +675,7 @@ def table_of(*paths: str) -> bytes:
 
 @pytest.mark.parametrize("save", ["parquet", "saved"])
 def test_a_row_names_files_in_its_folder_alone(save, tmp_path, monkeypatch):
-    """A stranger's table named /home/you/private.png, and it was trained on."""
+    """A stranger's table named /home/you/private.png, and training read it."""
     write(tmp_path, "secret.png")
     folder = write(tmp_path / "s", "in/0.png", "in/1.png") if save == "parquet" else tmp_path / "s"
     monkeypatch.chdir(tmp_path)
@@ -686,7 +684,7 @@ def test_a_row_names_files_in_its_folder_alone(save, tmp_path, monkeypatch):
         if save == "parquet":
             return write(folder, **{"train.parquet": table_of(*paths), "more/train.parquet": table_of(*paths)})
         shutil.rmtree(folder, ignore_errors=True)
-        rows(2).save_to_disk(folder)  # which would take the files in
+        rows(2).save_to_disk(folder)  # save_to_disk would embed the files
         table = pq.read_table(io.BytesIO(table_of(*paths)))
         with pa.ipc.new_stream(next(folder.glob("*.arrow")), table.schema) as stream:
             stream.write_table(table)
@@ -758,7 +756,7 @@ def test_a_cache_that_cannot_be_written_is_named_and_not_the_source(tmp_path, mo
 
 
 def full(*_, **__) -> None:
-    """What a disk says that has no room."""
+    """Raise the error of a full disk."""
     with open("/dev/full", "wb", buffering=0) as file:
         file.write(b"x")
 
@@ -823,7 +821,7 @@ def test_on_the_hub_a_readme_says_which_files_are_read_and_reaches_no_others(hub
     hub.repositories["datasets/me/named"] = {"main": [{**VEHICLES, "README.md": lines}]}
     source = opened("me/named")
     assert sizes(source) == {"train": 2} and source.unread[0].examples == ("planes.parquet", "train.parquet")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # what was fetched once is read again
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # what was downloaded once is read from the cache
     assert sizes(opened("me/named")) == {"train": 2}
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     for elsewhere in ELSEWHERE:
@@ -883,7 +881,7 @@ FOLDERS = [
 
 
 def random_folder(root: Path, draw: random.Random) -> Path:
-    """A folder as somebody might have it, of ten to twenty files."""
+    """Write a folder of ten to twenty files, as a user might have it."""
     tops = draw.sample(FOLDERS, draw.randint(0, 4))
     wrapper = draw.choice(["", "", "", "pictures/", "a/b/"])
     spread = [
@@ -926,7 +924,7 @@ def random_folder(root: Path, draw: random.Random) -> Path:
 
 
 def lie_there(folder: Path) -> int:
-    """Files, and hidden folders as one each; but not those that say something of a data set."""
+    """Count the files, and each hidden folder as one; files that describe a data set do not count."""
     count = 0
     for entry in os.scandir(folder):
         if entry.name.lower() not in SIDE_FILES:
@@ -940,7 +938,7 @@ def test_of_300_random_folders_every_file_is_read_or_named(tmp_path):
         folder = random_folder(tmp_path / str(i), draw)
         try:
             source = opened(folder)
-        except UserError as error:  # a folder that may be understood in two ways: nothing of it is read
+        except UserError as error:  # the folder is ambiguous, so none of it is read
             assert any(
                 word in str(error)
                 for word in (

@@ -1,4 +1,4 @@
-"""States and folders: whole or not there, and nothing in them that could run code."""
+"""States and folders are complete or absent, and nothing in them can run code."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from smalti.common.errors import UserError
 from smalti.common.schedule import warmup_cosine
 from smalti.prior.model import load_prior
 
-LEFT = f".{process.label()}9.writing"  # the ending of what a process of this machine that has ended was writing
+LEFT = f".{process.label()}9.writing"  # the suffix of a file that an ended process of this machine was writing
 
 
 def test_an_optimizer_survives_the_disk(tmp_path, accelerator):
@@ -57,7 +57,7 @@ def test_a_half_written_state_is_never_seen(tmp_path, accelerator):
 
 
 def flipped(path):
-    """One bit of the last byte, which is of a tensor: safetensors reads the file as before."""
+    """Flip one bit of the last byte, which belongs to a tensor: safetensors reads the file as before."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -87,7 +87,7 @@ def test_a_damaged_state_is_set_aside_by_name_and_the_one_before_is_taken(
 
 
 def test_a_run_none_of_whose_states_is_whole_is_refused_and_kept(tmp_path, accelerator):
-    """To begin anew would write over a model that may be all that is left of it."""
+    """To begin anew would overwrite a model that may be all that is left of the run."""
     write(tmp_path, 1, accelerator)
     flipped(tmp_path / "state/step_00000001/a.safetensors")
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_what_a_kill_left_beside_and_in_a_folder_is_swept_away(tmp_path, kind):
 
 
 def test_a_folder_whose_successor_never_took_its_place_comes_back(tmp_path):
-    """A kill between the two renames that replace a folder left it without a name, and a prior without its best
+    """A kill between the two renames that replace a folder left it without its name, and a prior without its best
     weights."""
     old = LEFT.replace("writing", "old")
     for name, kept in ((f".model{old}", "before"), (f".lost{old}", "before"), ("model", "after")):

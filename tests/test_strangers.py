@@ -1,4 +1,4 @@
-"""Files from strangers: nothing in them is unpickled or imported, and what claims too much is refused by name."""
+"""Strangers' files: nothing in them is unpickled or imported, and oversized claims are refused by name."""
 
 import json
 import os
@@ -36,11 +36,11 @@ from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
 
-TAG = "!!python/object/apply:os.mkdir"  # YAML that makes a folder
+TAG = "!!python/object/apply:os.mkdir"  # YAML that creates a folder
 
 
 class Planted:
-    """Unpickled, it makes a file."""
+    """Create a file when unpickled."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -51,14 +51,14 @@ class Planted:
 
 @pytest.fixture(scope="module")
 def generated(finished_run, tmp_path_factory, accelerator) -> Path:
-    """A run with a pipeline folder."""
+    """Return a run with a pipeline folder."""
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("strangers") / "run")
     generate(Generation(run=str(run), num_images=2), accelerator)
     return run
 
 
 def read_everything(run: Path, accelerator) -> None:
-    """Every kind of folder of a run by what reads it; each refuses or reads, and nothing else happens."""
+    """Read every kind of folder of a run; each reader refuses or reads, and does nothing else."""
     readers = [
         lambda: load_tokenizer(run / "tokenizer/model"),
         lambda: load_prior(run / "prior/model"),
@@ -93,14 +93,14 @@ def test_nothing_planted_in_any_file_of_a_run_is_executed(generated, tmp_path, a
     for name in files:
         (run / name).write_bytes(planted.read_bytes())
         read_everything(run, accelerator)
-        for path in run.rglob("*.damaged"):  # states that were set aside
+        for path in run.rglob("*.damaged"):  # damaged states that were set aside
             shutil.move(path, path.with_suffix(""))
         shutil.copyfile(generated / name, run / name)
     assert not mark.exists()
 
 
 def test_what_is_planted_does_run_where_it_is_unpickled(tmp_path):
-    """That the test above could fail."""
+    """The test above can fail."""
     pickle.loads(pickle.dumps(Planted(tmp_path / "executed")))
     assert (tmp_path / "executed").exists()
     yaml.load(f"{TAG} ['{tmp_path / 'again'}']", yaml.UnsafeLoader)
@@ -129,7 +129,7 @@ def test_what_is_planted_does_run_where_it_is_unpickled(tmp_path):
 def test_a_config_that_claims_an_absurd_size_is_refused_before_memory_is_taken(
     generated, tmp_path, part, change, message
 ):
-    """The tensors of the file are compared with those the config asks for, none of which is made."""
+    """The tensors of the file are compared with the config before any is allocated."""
     model = shutil.copytree(generated / part / "model", tmp_path / "model")
     path = model / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -162,7 +162,7 @@ def test_a_class_that_is_not_ours_is_refused_by_name(generated, tmp_path):
 
 
 def changed_weights(model: Path, change) -> Path:
-    """A model folder whose first tensor is another."""
+    """Change the first tensor of a model folder, and return the folder."""
     weights = load_file(model / "model.safetensors")
     name = sorted(weights)[0]
     save_file({**weights, name: change(weights[name])}, model / "model.safetensors")
@@ -194,7 +194,7 @@ def test_weights_of_another_floating_type_are_converted(generated, tmp_path, dty
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
 def test_weights_that_are_no_finite_numbers_are_refused_by_name(generated, tmp_path, number):
-    """The last is a finite fp64, and none of ours."""
+    """1e300 is finite in fp64, and not in fp32."""
     model = shutil.copytree(generated / "prior/model", tmp_path / "model")
     changed_weights(model, lambda tensor: torch.full_like(tensor.double(), number))
     with pytest.raises(
@@ -219,7 +219,7 @@ def test_weights_that_are_no_finite_numbers_are_refused_by_name(generated, tmp_p
 def test_a_state_of_numbers_of_another_type_is_refused_where_a_run_goes_on(
     finished_run, tmp_path, accelerator, stage, name
 ):
-    """With checksums of its own, as a stranger would write them."""
+    """The state has valid checksums, as a stranger would write them."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     saved = state.latest(run / stage, accelerator)
     tensors = {**saved.tensors, name: {key: tensor.to(torch.int64) for key, tensor in saved.tensors[name].items()}}
@@ -233,7 +233,7 @@ def test_a_state_of_numbers_of_another_type_is_refused_where_a_run_goes_on(
 @pytest.mark.parametrize(
     "change",
     [
-        lambda tensors: {**tensors, "0.use": tensors["0.use"][:1]},  # would be repeated
+        lambda tensors: {**tensors, "0.use": tensors["0.use"][:1]},  # broadcasting would repeat it
         lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "0.sums"},
     ],
 )
@@ -272,7 +272,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(generated, 
         ImagePipeline.from_pretrained(folder)
 
 
-READERS = {  # of every other kind of file that a run has
+READERS = {  # readers of every other kind of file in a run
     "codes/codes.json": lambda run: codes.load_codes(run / "codes"),
     "tokenizer/config.yaml": lambda run: config.read_yaml(run / "tokenizer/config.yaml"),
     "tokenizer/metrics.jsonl": lambda run: read_metrics(run / "tokenizer/metrics.jsonl"),
@@ -286,7 +286,7 @@ READERS = {  # of every other kind of file that a run has
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize("name", READERS)
 def test_no_reader_of_a_run_waits_for_a_pipe_or_reads_a_device_to_its_end(tmp_path, name, kind):
-    """A reader of /dev/zero took 1.6 GiB before it was killed, and one of a pipe waits for ever."""
+    """A reader of /dev/zero took 1.6 GiB before it was killed, and a reader of a pipe waits for ever."""
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "pipe":
@@ -300,7 +300,7 @@ def test_no_reader_of_a_run_waits_for_a_pipe_or_reads_a_device_to_its_end(tmp_pa
 
 
 def test_a_hint_heeds_no_note_of_a_stranger_on_where_configs_stand(tmp_path):
-    """A run keeps in `.configs` which folder its config stood in; a pipe in its place is not waited for."""
+    """A run records its config's folder in `.configs`; if a pipe takes its place, no reader waits for it."""
     os.mkfifo(tmp_path / ".configs")
     assert config_beside(str(tmp_path), "prior") == "CONFIG"
     for note in ("x" * 5000, "y" * 2000, "a\x1b[2Jb", "\0"):
@@ -310,14 +310,13 @@ def test_a_hint_heeds_no_note_of_a_stranger_on_where_configs_stand(tmp_path):
 
 
 def test_a_file_that_says_it_is_empty_is_read_to_the_bound_and_no_further():
-    """Files of /proc have no size until they are read."""
+    """Files in /proc report no size until they are read."""
     with pytest.raises(ValueError, match="it has more than 8 bytes"):
         read_file(Path("/proc/self/environ" if os.path.exists("/proc/self/environ") else "/etc/hosts"), 8)
 
 
 def test_a_picture_of_a_run_that_is_a_link_to_somebodys_else_is_not_shown(tmp_path):
-    """A report has its pictures inside: a stranger's link to a private picture would give it away to whoever reads
-    it."""
+    """A report embeds its pictures, so a stranger's link to a private picture would give it to every reader."""
     PIL.Image.new("L", (8, 8)).save(tmp_path / "private.png")
     (tmp_path / "run/tokenizer").mkdir(parents=True)
     (tmp_path / "run/tokenizer/reconstructions.png").symlink_to(tmp_path / "private.png")
@@ -336,7 +335,7 @@ def test_links_in_a_circle_and_names_too_long_for_a_disk_are_refused(generated, 
 
 
 def test_the_hubs_cache_may_link_to_its_own_files_and_a_folder_may_be_a_link(generated, tmp_path):
-    """As `snapshot_download` lays a model out: links into the blobs beside the snapshots."""
+    """`snapshot_download` lays a model out as links into the blobs beside the snapshots."""
     snapshot, blobs = tmp_path / "models--a--b/snapshots/1f", tmp_path / "models--a--b/blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -352,7 +351,7 @@ def test_the_hubs_cache_may_link_to_its_own_files_and_a_folder_may_be_a_link(gen
 
 
 def test_yaml_that_would_grow_without_bound_is_refused(tmp_path):
-    """Nine lines of aliases are a billion values."""
+    """Nine lines of aliases expand to a billion values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
@@ -363,7 +362,7 @@ def test_yaml_that_would_grow_without_bound_is_refused(tmp_path):
 def test_files_of_absurd_length_are_refused_unread(tmp_path):
     for name, size, read in (("a.json", 2**29, read_json), ("a.yaml", 2**21, config.read_yaml)):
         with open(tmp_path / name, "wb") as file:
-            file.truncate(size)  # takes no disk
+            file.truncate(size)  # it takes no disk space
         with pytest.raises(UserError, match=f"has {size:,} bytes"):
             read(tmp_path / name)
 
@@ -383,7 +382,7 @@ def test_codes_that_claim_more_rows_than_memory_are_refused_before_it_is_taken(g
 
 
 def test_a_state_of_another_model_is_refused(finished_run, tmp_path, accelerator):
-    """With checksums of its own, as a stranger would write them."""
+    """The state has valid checksums, as a stranger would write them."""
     state.save_state(tmp_path, 3, {"model": {"weight": torch.zeros(2, 2)}}, {"data": "x"}, accelerator)
     saved = state.latest(tmp_path, accelerator)
     with pytest.raises(UserError, match=r"does not fit this run \(KeyError: 'ema'\)"), state.restoring(tmp_path):

@@ -1,4 +1,4 @@
-"""The terminal command: `smalti NAME` is the script of that name, with its options, and speaks of names."""
+"""The terminal command: `smalti NAME` runs the script of that name with its options, and its messages use the names."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def test_every_script_has_a_name():
 
 
 def test_the_overview_imports_nothing_that_takes_long():
-    """`smalti --help` under a second: torch alone takes more."""
+    """`smalti --help` takes less than a second; importing torch takes more."""
     code = (
         "import sys; from smalti.pipeline.terminal import run; run(['--help']); print('heavy', 'torch' in sys.modules)"
     )

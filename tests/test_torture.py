@@ -1,4 +1,4 @@
-"""In short what `benchmarks/torture` tries at length."""
+"""Short versions of the trials in `benchmarks/torture`."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ def until(there, process: subprocess.Popen) -> None:
 
 
 def test_a_training_killed_again_and_again_leaves_what_an_undisturbed_one_leaves(tmp_path):
-    """By SIGKILL after its first and its fifth state."""
+    """SIGKILL comes after its first and its fifth state."""
 
     def command(name: str) -> list[object]:
         (tmp_path / name).mkdir(exist_ok=True)
@@ -77,14 +77,14 @@ def test_when_one_of_two_processes_dies_the_job_ends_and_names_it(tmp_path):
     until(lambda: any((tmp_path / "run/tokenizer").glob("state/step_*")), process)
     os.kill(worker(tmp_path, rank=1), signal.SIGKILL)
     began = time.monotonic()
-    _, err = process.communicate(timeout=60)  # a hang would last for gloo's half hour
+    _, err = process.communicate(timeout=60)  # a hang would last gloo's half hour
     assert process.returncode == 1 and time.monotonic() - began < 60
     assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in err
     assert err.count("Traceback") == 1, "the launcher's own; the other process says in a line that one is gone"
 
 
 def worker(run: Path, rank: int) -> int:
-    """The process of this rank whose command line names the folder."""
+    """Return the process of this rank whose command line names the folder."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             environment = path.joinpath("environ").read_bytes().split(b"\0")
@@ -96,7 +96,8 @@ def worker(run: Path, rank: int) -> int:
 
 
 def test_a_disk_that_fills_loses_nothing_that_was_whole(tmp_path):
-    """No file may grow beyond 20 kB, which a state's first does: one line, and what stands there can be read."""
+    """No file may exceed 20 kB, which the first state does: the command ends in one line, and earlier files can be
+    read."""
 
     def small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -124,7 +125,7 @@ def readers(run: Path, pictures: Path, accelerator):
     "where", ["tokenizer/model/*", "prior/model/*", "codes/*", "prior/state/*/*", "../pictures/*/*"]
 )
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(finished_run, tmp_path, accelerator, where):
-    """Forty of each kind, damaged in ten ways; anything but a UserError fails."""
+    """Forty files of each kind are damaged in ten ways; anything but a UserError fails."""
     import PIL.Image
 
     run, pictures, draw = shutil.copytree(finished_run, tmp_path / "run"), tmp_path / "pictures", random.Random(where)
@@ -147,7 +148,7 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(finished_run, tmp_pa
 
 @pytest.mark.parametrize("cls", [TokenizerTraining, PriorTraining])
 def test_a_config_of_any_shape_is_read_or_refused(cls, finished_run, tmp_path):
-    """One place at any depth is another value, or gone."""
+    """One value at any depth is changed or removed."""
     stage = "tokenizer" if cls is TokenizerTraining else "prior"
     whole, path = yaml.safe_load((finished_run / stage / "config.yaml").read_text()), tmp_path / "config.yaml"
 
@@ -187,7 +188,7 @@ def test_the_slurm_script_is_one_that_bash_reads():
 
 @pytest.fixture(scope="module")
 def chain(finished_run, tmp_path_factory):
-    """What the torture works on, in small: a finished run in a folder, and a checkpoint of somebody else beside it."""
+    """Return a small version of the torture's folder: a finished run, beside a checkpoint of another project."""
     folder = tmp_path_factory.mktemp("torture") / "reference"
     prepare(folder)
     shutil.copytree(finished_run, folder / "run", ignore=shutil.ignore_patterns("evaluation"))
@@ -231,8 +232,8 @@ def test_a_second_command_is_refused_and_the_first_leaves_what_it_would_have_lef
 
 
 def test_a_result_appears_when_all_parts_have_ended_and_not_before(tmp_path):
-    """A part's result in the checkout made its commit `-dirty`, which evaluations name: they differed from the
-    reference."""
+    """One part's result in the checkout made the commit `-dirty`; evaluations name the commit, so they differed from
+    the reference."""
     path = tmp_path / "torture.json"
     path.write_text('{"protocol": "of before", "disk": {"wrong": []}, "heads": {"wrong": ["something"]}}')
     before = path.read_bytes()
@@ -259,8 +260,7 @@ def test_a_result_appears_when_all_parts_have_ended_and_not_before(tmp_path):
     [(partial(limits.with_memory, 1), (0, 1, 2)), (partial(limits.with_descriptors, 1), (1, 2))],
 )
 def test_too_little_memory_or_too_few_descriptors_end_in_one_line(chain, tmp_path, limited, statuses):
-    """A process that has freed memory before may have enough of it; one more is more than it has where it has freed
-    none."""
+    """If the process has freed memory before, this much may be enough; if it has freed none, one more is too much."""
     folder = shutil.copytree(chain, tmp_path / "reference")
     shutil.rmtree(folder / "run/codes")
     ended = run(limited(command(*tiny()["encode"])), folder, tmp_path / "out")
@@ -286,7 +286,7 @@ def test_a_killed_command_does_not_go_on_with_other_data_and_writes_nothing(halv
 
 @pytest.mark.parametrize("change", ["zeroed", "in another order", "a shard less"])
 def test_settings_are_not_chosen_on_other_codes_than_were_written(halves, tmp_path, change):
-    """Torture changed the codes of train alone, which tune does not read, and took its silence for a fault."""
+    """Torture changed only the codes of train, which tune does not read, and called its silence a fault."""
     folder, whole = halves
     changes.restore(folder, whole)
     changes.CODES[change](folder)
@@ -326,7 +326,7 @@ def test_a_forged_compressed_file_is_refused_in_little_memory(chain, tmp_path):
 
 
 def test_a_page_answers_its_own_visitors_alone_and_outlives_the_others(chain, tmp_path):
-    """Thirty visits by strangers. The one of a session without a name made Gradio's queue print a traceback."""
+    """Strangers visit thirty times. One visit in an unnamed session made Gradio's queue print a traceback."""
     pytest.importorskip("gradio")
     (tmp_path / "secret.txt").write_text(visitors.SECRET)
     page, draw = visitors.serve(chain, tmp_path / "secret.txt", tmp_path / "out"), random.Random(0)

@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard, Weights & Biases and trackio are told what metrics.jsonl says, each step once; none may stop a
+"""TensorBoard, Weights & Biases and trackio receive the figures of metrics.jsonl, each step once; none may stop a
 run."""
 
 import io
@@ -34,11 +34,12 @@ each_stage = pytest.mark.parametrize("stage", ["tokenizer", "prior"])
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory) -> Iterator[Path]:
-    """Both stages, tracked by all three; each as a run that was killed after step 6 of 6 and before that was saved."""
+    """Return a run tracked by all three; each stage was killed after step 6 of 6, before its state was saved, and
+    resumed."""
     run = tmp_path_factory.mktemp("tracked") / "digits"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("TRACKIO_DIR", str(run / "trackio"))  # read when it is imported
+        patch.setenv("TRACKIO_DIR", str(run / "trackio"))  # trackio reads it when it is imported
         for name in TRACKERS:
             pytest.importorskip(name)
         settings = {"tokenizer": tokenizer_training(run), "prior": prior_training(run)}
@@ -52,7 +53,7 @@ def tracked(tmp_path_factory) -> Iterator[Path]:
 
 
 def expected(run: Path, stage: str) -> dict[tuple[int, str], float]:
-    """What metrics.jsonl says, by step and by the name trackers have for it."""
+    """Return the figures of metrics.jsonl, by step and by their tracker's name."""
     found = {}
     for line in read_metrics(run / stage / "metrics.jsonl"):
         split = "train" if "lr" in line else "validation"
@@ -77,7 +78,7 @@ def trackio_rows(run: Path, stage: str) -> list[tuple[int, str, object]]:
 
 
 def wandb_records(path: Path) -> Iterator:
-    """Of a .wandb file: a head of 7 bytes, then the log format of LevelDB in blocks of 32 KiB."""
+    """Yield the records of a .wandb file: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2
 
     data, at, part = path.read_bytes(), 7, b""
@@ -87,7 +88,7 @@ def wandb_records(path: Path) -> Iterator:
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
         part, at = part + data[at + 7 : at + 7 + length], at + 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
+        if kind in (1, 4):  # a complete record, or the last part of one
             record = wandb_internal_pb2.Record()
             record.ParseFromString(part)
             yield record
@@ -96,7 +97,7 @@ def wandb_records(path: Path) -> Iterator:
 
 @each_stage
 def test_tensorboard_has_every_figure_of_metrics_jsonl_and_each_step_once(tracked, stage):
-    """Equal to the rounding to fp32 that its files are written in."""
+    """The figures agree up to the fp32 rounding of its files."""
     found, wanted = events(tracked, stage), expected(tracked, stage)
     told = [(event.step, tag, event.value) for tag in found.Tags()["scalars"] for event in found.Scalars(tag)]
     assert Counter((step, tag) for step, tag, _ in told) == Counter(wanted.keys()) and len(wanted) > 10
@@ -128,7 +129,7 @@ def test_trackio_has_every_figure_and_picture_once(tracked, stage):
 
 @each_stage
 def test_wandb_offline_keeps_a_run_that_can_be_sent_later(tracked, stage):
-    """A folder each time it was started, both of the same run; together they have every figure."""
+    """Each start writes a folder of the same run; together they hold every figure."""
     files, told = sorted((tracked / stage / "wandb").glob("offline-run-*/*.wandb")), {}
     assert len(files) == 2
     for file in files:
@@ -152,7 +153,7 @@ def test_wandb_offline_keeps_a_run_that_can_be_sent_later(tracked, stage):
 
 
 def test_a_run_begun_anew_is_a_new_run_of_its_trackers(tmp_path):
-    """Killed before its first state, its settings may have changed."""
+    """A run killed before its first state may begin with other settings."""
     pytest.importorskip("tensorboard")
     found = []
     for steps in (1, 2):
@@ -182,7 +183,7 @@ def test_without_trackers_nothing_is_left_but_metrics_jsonl(finished_run):
 
 def test_trackers_may_change_where_a_run_goes_on(finished_run, accelerator):
     train_tokenizer(tokenizer_training(finished_run, track=("wandb",), track_project="other"), accelerator)
-    train_tokenizer(tokenizer_training(finished_run), accelerator)  # as other tests find it
+    train_tokenizer(tokenizer_training(finished_run), accelerator)  # other tests find it like this
 
 
 def test_a_tracker_that_fails_is_named_once_and_training_goes_on(finished_run, tmp_path, capsys, monkeypatch):
@@ -202,7 +203,7 @@ def test_a_tracker_that_fails_is_named_once_and_training_goes_on(finished_run, t
 def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     pytest.importorskip("trackio")
-    c = tokenizer_training(tmp_path, track_project="registry-of-tiles")  # a name that trackio keeps for itself
+    c = tokenizer_training(tmp_path, track_project="registry-of-tiles")  # trackio reserves names of this form
     with pytest.raises(
         UserError, match=r"track: trackio cannot start \(ValueError: .*registry-.*; mend that, or leave it out"
     ):
@@ -212,7 +213,7 @@ def test_a_tracker_that_cannot_start_is_an_error_before_the_first_step(tmp_path,
 
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_tracker_that_is_not_installed_is_an_error_with_the_line_that_installs_it(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)  # as Python knows a module that cannot be imported
+    monkeypatch.setitem(sys.modules, name, None)  # Python then refuses to import the module
     with pytest.raises(UserError, match=rf"{name} is not installed; pip install {name}, or"):
         make_accelerator("fp32", [name])
 

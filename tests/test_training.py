@@ -1,4 +1,5 @@
-"""Both trainings and the encoding, on six steps of the digits: resumed equals uninterrupted, and nothing is lost."""
+"""Both trainings and encoding, for six steps on the digits: a resumed run equals an uninterrupted one, and nothing is
+lost."""
 
 import json
 import shutil
@@ -43,7 +44,7 @@ RESUMABLE = ("metrics.jsonl", "model/model.safetensors", "state/step_00000006/em
 
 
 def test_a_resumed_tokenizer_is_the_uninterrupted_one_bit_for_bit(finished_run, tmp_path, accelerator):
-    """As after a kill at any moment past step 3: what the killed run had written after its last state is undone."""
+    """After a kill past step 3, resuming undoes what the killed run wrote after its last state."""
     shutil.copytree(finished_run, tmp_path / "killed")
     folder.remove(tmp_path / "killed/tokenizer/state/step_00000006")
     settings = tokenizer_training(finished_run)
@@ -53,7 +54,7 @@ def test_a_resumed_tokenizer_is_the_uninterrupted_one_bit_for_bit(finished_run, 
 
 
 def test_a_resumed_prior_is_the_uninterrupted_one_bit_for_bit(finished_run, tmp_path, accelerator):
-    """With both optimizers, Muon and AdamW."""
+    """This holds for both optimizers, Muon and AdamW."""
     shutil.copytree(finished_run, tmp_path / "killed")
     folder.remove(tmp_path / "killed/prior/state/step_00000006")
     folder.remove(tmp_path / "killed/prior/config.yaml")
@@ -62,7 +63,7 @@ def test_a_resumed_prior_is_the_uninterrupted_one_bit_for_bit(finished_run, tmp_
 
 
 def test_accumulated_gradients_are_those_of_one_large_batch(finished_run, tmp_path, accelerator):
-    """Equal up to fp32 rounding of sums in another order, which six steps of AdamW enlarge."""
+    """They agree up to the fp32 rounding of sums in another order, which six steps of AdamW enlarge."""
     train_tokenizer(tokenizer_training(tmp_path / "parts", accumulate=4), accelerator)
     whole, parts = (read_metrics(run / "tokenizer/metrics.jsonl") for run in (finished_run, tmp_path / "parts"))
     assert [line["step"] for line in whole] == [line["step"] for line in parts]
@@ -85,7 +86,7 @@ def test_every_evaluation_reports_psnr_usage_and_perplexity(finished_run):
 
 
 def test_the_best_prior_by_validation_nll_is_kept(finished_run, tmp_path, accelerator):
-    """A learning rate that ruins the weights after the first evaluation leaves those of the first in model/."""
+    """A learning rate ruins the weights after the first evaluation; model/ keeps those of the first."""
     shutil.copytree(finished_run / "codes", tmp_path / "codes")
     train_prior(
         prior_training(tmp_path, steps=40, lr=3.0, matrix_lr=None, warmup=30, evaluate_every=1, ema_decay=0.0),
@@ -96,13 +97,13 @@ def test_the_best_prior_by_validation_nll_is_kept(finished_run, tmp_path, accele
     }
     figures = folder.read_json(tmp_path / "prior/figures.json")
     assert figures["best_step"] == min(values, key=values.get) < 40
-    assert figures["validation_nll"] == pytest.approx(min(values.values()), rel=1e-5)  # the kept weights, read back
+    assert figures["validation_nll"] == pytest.approx(min(values.values()), rel=1e-5)  # model/ holds the best weights
 
 
 def test_a_run_of_other_settings_is_refused_by_their_names(finished_run, accelerator):
     with pytest.raises(UserError, match=r"run of other settings: lr was 0\.001 and is 0\.002"):
         train_tokenizer(tokenizer_training(finished_run, lr=2e-3), accelerator)
-    train_tokenizer(tokenizer_training(finished_run, log_every=5), accelerator)  # changes no result
+    train_tokenizer(tokenizer_training(finished_run, log_every=5), accelerator)  # it changes no result
 
 
 def test_a_run_whose_data_have_changed_is_refused(finished_run, tmp_path, accelerator):
@@ -137,7 +138,7 @@ def test_a_codebook_larger_than_the_data_is_refused(tmp_path, accelerator):
 
 
 def test_an_encoded_image_is_what_the_tokenizer_says_of_it(finished_run):
-    """Every split, every view, in the order of the rows; decoding back is part of encoding."""
+    """Every split and view is compared, in the order of the rows; encoding includes decoding back."""
     from smalti.common.data.images import open_images
     from smalti.common.data.pixels import to_float
     from smalti.tokenizer.vqvae.model import VQVAE
@@ -199,14 +200,14 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path, accelerator):
 
 
 def test_the_decode_back_check_agrees_with_the_training_evaluation(finished_run):
-    """Codes read from the disk reach the PSNR that validation reported for the same weights."""
+    """Codes from the disk reach the PSNR that validation reported for the same weights."""
     last = [line for line in read_metrics(finished_run / "tokenizer/metrics.jsonl") if "psnr" in line][-1]
     check = json.loads((finished_run / "codes/codes.json").read_text())["splits"]["validation"]
     assert check["psnr"] == pytest.approx(last["psnr"], abs=0.01) and check["psnr_images"] == check["images"]
 
 
 def test_a_split_of_one_row_more_than_a_batch_is_checked(finished_run, tmp_path, accelerator):
-    """257 = 256 + 1: the last batch of the check was one row, indexed by a tensor of one, and crashed after all
+    """257 = 256 + 1: the last batch of the check had one row, was indexed by a tensor of one, and crashed after all
     encoding."""
     pictures = tmp_path / "pictures"
     for split, number in (("train", 40), ("validation", 257)):
@@ -222,7 +223,7 @@ def test_a_split_of_one_row_more_than_a_batch_is_checked(finished_run, tmp_path,
 
 
 def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerator):
-    """A learning rate of 1e30 ends in NaN; the steps after are skipped, the run stops, and nothing of it is saved."""
+    """A learning rate of 1e30 ends in NaN; later steps are skipped, the run stops, and saves none of it."""
     c = tokenizer_training(
         tmp_path, lr=1e30, warmup=0, steps=20, log_every=20, save_every=2, evaluate_every=2, clip=1e30
     )
@@ -234,8 +235,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, accelerat
 
 
 def test_codes_of_a_tokenizer_that_has_diverged_are_refused():
-    """The code nearest to NaN is some code: it was written down, with 6 dB and a usage of one code, and encode ended
-    well."""
+    """Some code is nearest to NaN: encode wrote it everywhere, with 6 dB and a usage of one code, and ended well."""
     tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8,), quantizer=VQConfig(codebook_size=4, code_dim=2)))
     tokenizer.encoder[0].weight.data[:] = torch.nan
     with pytest.raises(UserError, match="output is NaN or Inf for 3 of 3 images: its weights have diverged"):
@@ -247,7 +247,7 @@ def part(z_e: torch.Tensor, **losses: torch.Tensor) -> MicroBatch:
 
 
 def two_layers(**gradients: float) -> torch.nn.Module:
-    """Two layers with one weight each, whose gradients are these."""
+    """Return two layers with one weight each and these gradients."""
     model = torch.nn.Sequential()
     for name in ("first", "second"):
         model.add_module(name, torch.nn.Linear(1, 1, bias=False))
@@ -259,7 +259,8 @@ NAN, ONE = torch.tensor(torch.nan), torch.tensor(1.0)
 
 
 def test_a_step_that_is_not_finite_is_skipped_counted_and_named(capsys):
-    """First things first: the output with its rows, then a loss; and the layer where the backward pass first had it."""
+    """It names the first cause: an output with its rows, or a loss; and the layer where the backward pass first met
+    it."""
     skipped, good, bad = SkippedSteps(), torch.zeros(3, 2, 1, 1), torch.zeros(3, 2, 1, 1)
     bad[1] = torch.inf
     both, early = two_layers(first=torch.nan, second=torch.nan), two_layers(first=torch.inf)
@@ -312,7 +313,7 @@ def test_a_prior_that_diverges_stops_with_its_last_good_state_whole(finished_run
 
 @pytest.mark.parametrize("kind", ["gumbel", "simvq", "fsq", "lfq", "residual"])
 def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_path, accelerator):
-    """Trained for three steps and three more it is bit for bit what six steps are; then codes, prior and images."""
+    """Three steps and three more equal six steps bit for bit; then come codes, prior and images."""
     quantizers = {
         "gumbel": GumbelConfig(codebook_size=16, code_dim=4),
         "simvq": SimVQConfig(codebook_size=16, code_dim=4),
@@ -341,7 +342,7 @@ def test_every_quantizer_passes_through_the_whole_chain_and_resumes(kind, tmp_pa
 
 @pytest.mark.parametrize("kind", ["laplace", "bernoulli", "logistic_mixture", "categorical"])
 def test_every_likelihood_trains_and_resumes(kind, tmp_path, accelerator):
-    """As the quantizers: three steps and three more are six. (Its own scales are part of the weights and of their
+    """As for the quantizers, three steps and three more equal six. (Learned scales are part of the weights and their
     average.)"""
     likelihoods = {
         "laplace": LaplaceConfig(),
@@ -364,13 +365,12 @@ def test_every_likelihood_trains_and_resumes(kind, tmp_path, accelerator):
     weights = [tmp_path / run / "tokenizer/model/model.safetensors" for run in ("whole", "killed")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     last = read_metrics(tmp_path / "whole/tokenizer/metrics.jsonl")[-1]
-    assert (
-        0 < last["distortion"] < (1.1 if kind == "bernoulli" else 8.5)
-    )  # near what knowing nothing costs, after six steps
+    # After six steps it is near the cost of a uniform distribution
+    assert 0 < last["distortion"] < (1.1 if kind == "bernoulli" else 8.5)
 
 
 def test_settings_may_still_change_before_anything_is_saved(tmp_path, accelerator):
-    """So that the advice of an error, such as a smaller codebook, can be taken."""
+    """A user can then follow the advice of an error, such as a smaller codebook."""
     c = tokenizer_training(tmp_path)
     quantizer = c.model.quantizer.model_copy(update={"codebook_size": 30_000})
     with pytest.raises(UserError, match="choose a smaller one"):

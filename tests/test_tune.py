@@ -1,4 +1,4 @@
-"""Sampling settings are chosen on the validation split, by a distance that sees images and their classes."""
+"""Sampling settings are chosen on the validation split, by a distance between images with their classes."""
 
 import shutil
 import signal
@@ -25,7 +25,7 @@ ONE_EACH = {"guidance": (1.0, 2.0), "temperature": (0.5, 1.0), "top_p": (), "min
 
 @pytest.fixture
 def run(finished_run, tmp_path):
-    """A copy of the finished run that a test may write into."""
+    """Return a copy of the finished run that a test may write into."""
     return shutil.copytree(finished_run, tmp_path / "digits", ignore=shutil.ignore_patterns("state"))
 
 
@@ -60,7 +60,7 @@ def test_the_distance_does_not_depend_on_the_scale_of_pixels():
 
 @pytest.mark.parametrize("held_out, drawn, classes, components", [(40, 500, 3, 7), (500, 40, 3, 7), (500, 500, 0, 12)])
 def test_features_are_far_fewer_than_images(held_out, drawn, classes, components):
-    """A quarter of the images with the classes among them, or the components that hold 95% of the variance."""
+    """With classes a quarter of the images, or else the components that hold 95% of the variance."""
     found = torch.cat([normal(0, held_out, 12), 0.1 * normal(1, held_out, 12)], 1)
     assert Ruler(found, torch.zeros(held_out, dtype=torch.int64), classes, drawn).components == components
 
@@ -85,7 +85,7 @@ def test_what_is_chosen_is_what_generate_draws_with(run, accelerator, tmp_path):
 
 
 def test_the_whole_chain_once_more_draws_with_what_was_chosen(run, accelerator, tmp_path):
-    """pipeline/run.py gave its generate.yaml every time: run again after a search, it threw the search away."""
+    """pipeline/run.py always passed its generate.yaml: run again after a search, it discarded the chosen settings."""
     (tmp_path / "generate.yaml").write_text("temperature: 0.123\nnum_images: 2\nlabels: [0, 1]\n")
     assert generate_options(tmp_path / "generate.yaml", run) == ["--config", str(tmp_path / "generate.yaml")]
     tuned = tune(settings(run), accelerator)
@@ -98,7 +98,7 @@ def test_the_whole_chain_once_more_draws_with_what_was_chosen(run, accelerator, 
 
 def test_the_best_figure_is_found_among_candidates_that_are_drawn_once(run, accelerator):
     tuned = tune(settings(run), accelerator)
-    assert len(tuned.figures) == tuned.chosen.candidates == 5  # the start, three schedules of guidance 2, a temperature
+    assert len(tuned.figures) == tuned.chosen.candidates == 5  # start, three schedules of guidance 2, temperature
     assert len({(s.guidance, s.temperature) if s.guidance == 1 else s for s in tuned.figures}) == 5
     assert tuned.figures[tuned.found] == min(tuned.figures.values())
     report = folder.read_json(run / "pipeline/tuning.json")
@@ -106,7 +106,7 @@ def test_the_best_figure_is_found_among_candidates_that_are_drawn_once(run, acce
 
 
 def test_the_same_command_repeats_itself(run, accelerator):
-    """Although it finds what it wrote: it begins where the first began."""
+    """It finds its own result, and still begins where the first search began."""
     first = tune(settings(run), accelerator)
     again = tune(settings(run), accelerator)
     assert again._replace(chosen=first.chosen) == first
@@ -134,7 +134,7 @@ def test_an_unconditional_prior_has_no_guidance_to_search(run, accelerator):
 
 
 def test_a_choice_that_was_luck_is_not_kept(run, accelerator):
-    """The best of many figures on the search's seeds, and not on fresh ones: the start stays."""
+    """It is best on the search's seeds and worse on fresh ones, so the start stays."""
     start, lucky, c = SamplingConfig(), SamplingConfig(temperature=0.5), settings(run)
 
     class Lucky(Trials):

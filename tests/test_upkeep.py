@@ -1,4 +1,4 @@
-"""What keeps a codebook alive: moving averages and revival, the same on every process."""
+"""The upkeep of a codebook: moving averages and dead-code restarts, the same on every process."""
 
 import pytest
 import torch
@@ -21,10 +21,10 @@ CONFIGS = {
 
 
 def with_a_dead_code(kind: str):
-    """A quantizer whose last code lies far from the data, its upkeep, and data."""
+    """Return a quantizer whose last code lies far from the data, its upkeep, and the data."""
     torch.manual_seed(0)
     quantizer = build_quantizer(CONFIGS[kind])
-    z_e = torch.randn(16, 4, 16).abs()  # all in one orthant
+    z_e = torch.randn(16, 4, 16).abs()  # in one orthant
     quantizer.place(torch.arange(8), torch.randn(8, 4).abs())
     quantizer.place(torch.tensor([7]), -torch.ones(1, 4))
     return quantizer, TableUpkeep(quantizer, revive_below=0.05), z_e
@@ -40,7 +40,7 @@ def run_steps(quantizer, upkeep, z_e, accelerator, steps, revive=True):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_dead_code_is_revived_and_lives_on(kind, accelerator):
-    """In a peer the revived vector was overwritten one step later by its stale moving average."""
+    """In a peer library a stale moving average overwrote the restarted vector one step later."""
     quantizer, upkeep, z_e = with_a_dead_code(kind)
     steps = 0
     while 7 not in run_steps(quantizer, upkeep, z_e, accelerator, REVIVE_EVERY):
@@ -55,11 +55,11 @@ def test_a_dead_code_is_revived_and_lives_on(kind, accelerator):
 
 
 def test_a_gumbel_code_that_is_only_drawn_is_revived(accelerator):
-    """Use is that of evaluation: draws reach every code, so by them none is dead, and 5% of the codes were never
-    nearest."""
+    """Use counts the nearest codes, as evaluation does: draws reach every code, so no code was dead by them, and 5%
+    were never nearest."""
     torch.manual_seed(0)
     quantizer = build_quantizer(GumbelConfig(**SIZES))
-    quantizer.log_sharpness.data.fill_(-10.0)  # all codes are drawn alike
+    quantizer.log_sharpness.data.fill_(-10.0)  # all codes are equally likely
     z_e = torch.randn(16, 4, 16).abs()
     quantizer.place(torch.arange(8), torch.randn(8, 4).abs())
     quantizer.place(torch.tensor([7]), -torch.ones(1, 4))
@@ -95,7 +95,7 @@ def test_an_ema_codebook_moves_to_the_mean_of_what_it_was_given(accelerator):
     flat, indices = quantized.z_e.permute(0, 2, 1).reshape(-1, 4), quantized.indices.flatten()
     for code in indices.unique():
         mean = torch.nn.functional.normalize(flat[indices == code].mean(0), dim=0)
-        torch.testing.assert_close(quantizer.vectors[code], mean, atol=1e-3, rtol=0)  # 0.9^200 of the start is left
+        torch.testing.assert_close(quantizer.vectors[code], mean, atol=1e-3, rtol=0)  # 0.9^200 of the start remains
 
 
 def test_micro_batches_are_one_batch(accelerator):
@@ -116,6 +116,6 @@ def test_averaged_weights_start_close_and_buffers_are_copied():
     ema = EMA(model, decay=0.999)
     model.weight.data += 1
     model.running_mean += 5
-    ema.update(model, step=0)  # the average forgets the initial weights early: its first decay is 1 / 10
+    ema.update(model, step=0)  # the average soon forgets the initial weights: its first decay is 1 / 10
     torch.testing.assert_close(ema.model.weight, torch.full((3,), 1.9))
     assert torch.equal(ema.model.running_mean, model.running_mean)

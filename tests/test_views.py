@@ -1,4 +1,4 @@
-"""Views of an image: the plain one is the image itself, pixel for pixel, and the others are moved or mirrored."""
+"""Views of an image: the plain view is the image, pixel for pixel; the others are shifted or mirrored."""
 
 import json
 import shutil
@@ -57,8 +57,7 @@ def batch() -> torch.Tensor:
 @pytest.mark.parametrize("memory", [1.0, 0.0], ids=["in memory", "from disk"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
 def test_a_picture_of_the_size_asked_for_is_what_every_shipped_config_sees(path, memory, tmp_path):
-    """Four configs resized each picture beyond its size and cropped the middle: all was resampled, and the rim was
-    lost."""
+    """Four configs enlarged each picture and cropped its middle: every pixel was resampled, and the rim was lost."""
     c = config.parse(FIRST[path.name], "", [str(path)])
     pixels = pictures(tmp_path / "set", 3, c.model.image_size, c.model.image_channels)
     settings = c.images.model_copy(update={"source": str(tmp_path / "set"), "subset": None, "memory": memory})
@@ -92,12 +91,12 @@ def test_augmentation_takes_every_shift_and_its_mirror_equally_often(batch):
     assert len(moved) == different_views(MOVING) == 50
     taken = augment(batch[:1].expand(2000, -1, -1, -1), 0, range(2000), 0, MOVING)
     counts = {place: int((taken == window).flatten(1).all(1).sum()) for place, window in moved.items()}
-    assert sum(counts.values()) == 2000 and min(counts.values()) >= 15  # 40 expected of each, 6.3 the deviation
-    assert 900 < sum(count for (_, _, flip), count in counts.items() if flip) < 1100  # 4.5 deviations
+    assert sum(counts.values()) == 2000 and min(counts.values()) >= 15  # 40 expected of each, standard deviation 6.3
+    assert 900 < sum(count for (_, _, flip), count in counts.items() if flip) < 1100  # 4.5 standard deviations
 
 
 def test_what_comes_in_is_the_images_own_rim(batch):
-    """Black bars would be taught as part of every picture, and decoded into drawn ones."""
+    """Black bars would become part of every picture, and appear in drawn ones."""
     plain = torch.full((8, 1, 6, 6), 200, dtype=torch.uint8)
     assert torch.equal(augment(plain, 0, range(8), 0, ImagesConfig(shift=5)), plain)
 
@@ -137,7 +136,7 @@ def test_the_first_view_is_the_image_the_second_its_mirror_and_the_others_augmen
     ],
 )
 def test_views_follow_the_number_of_images_and_never_repeat_one(images, settings, expected):
-    """Four views of 20,000 images cost a fifth of a run that nobody had asked for."""
+    """Four views of 20,000 images cost a fifth of a run, and no one had asked for them."""
     assert default_views(images, settings) == expected
 
 
@@ -161,7 +160,7 @@ def test_a_margin_is_refused_and_told_of_the_shift_that_moves_as_far(margin, shi
 
 
 def test_a_run_of_before_that_had_no_margin_is_read(tmp_path):
-    """Every config.yaml that was written says `margin: 0`."""
+    """Every config.yaml of that time holds `margin: 0`."""
     (tmp_path / "config.yaml").write_text("images: {source: digits, margin: 0}\n")
     assert run_images(tmp_path) == ImagesConfig()
     assert "margin" not in ImagesConfig().model_dump()
@@ -173,7 +172,7 @@ def test_a_shift_as_wide_as_the_image_is_refused():
 
 
 def test_a_configs_guidance_is_left_out_where_the_prior_has_no_classes(finished_run, accelerator, tmp_path, capsys):
-    """One config serves folders with classes and without; the latter ended in an error after both trainings."""
+    """One config serves folders with and without classes; without classes it ended in an error after both trainings."""
     run = tmp_path / "run"
     shutil.copytree(finished_run / "tokenizer/model", run / "tokenizer/model")
     without = load_prior(finished_run / "prior/model").config.model_copy(update={"condition": Nothing()})
@@ -182,7 +181,7 @@ def test_a_configs_guidance_is_left_out_where_the_prior_has_no_classes(finished_
     folder = generate(settings, accelerator, SamplingConfig(guidance=1.5))
     assert len(list(folder.glob("*.png"))) == 3 and "guidance 1.5 leans towards a class" in capsys.readouterr().err
     assert GenerationConfig.read(run / "pipeline/generation_config.json").guidance == 1
-    with pytest.raises(ValueError, match="guidance needs a prior with classes"):  # of the command line alone
+    with pytest.raises(ValueError, match="guidance needs a prior with classes"):  # from the command line alone
         generate(settings.model_copy(update={"output": str(tmp_path / "other")}), accelerator)
 
 
@@ -190,17 +189,17 @@ def test_a_configs_guidance_is_left_out_where_the_prior_has_no_classes(finished_
 
 
 def test_a_classifier_of_the_blurred_view_is_not_used_again_and_one_that_a_shift_parts_is():
-    """It lies in a cache beside the runs, and would go on judging by what is no more."""
+    """It is cached beside the runs, and would judge by a view that no longer exists."""
     images, settings = open_images(ImagesConfig(), (8, 8), 1), ImagesConfig()
     key = as_read(images, settings)
-    assert "margin" not in json.loads(key)[1]  # those of before have it
+    assert "margin" not in json.loads(key)[1]  # earlier keys have it
     assert as_read(images, settings.model_copy(update={"shift": 2})) == key
     for other in ({"white": 4095}, {"resize": "stretch"}, {"flip": True}):
         assert as_read(images, settings.model_copy(update=other)) != key
 
 
 def test_features_are_kept_by_how_images_were_read(accelerator, tmp_path):
-    """Those of one network were kept by the images alone: cropped and stretched ones got each other's."""
+    """Features were cached by network and images only: cropped and stretched images shared them."""
     pictures(tmp_path / "set", 4, (8, 12), 1)
     network = Features(torch.nn.Flatten(), name="pixels")
     found = []

@@ -1,5 +1,5 @@
-"""Others' tokenizers: their checkpoints read into our VQGAN compute what their own code computes, and nothing else is
-read."""
+"""Imported tokenizers: published checkpoints loaded into our VQGAN compute what their own code computes, and no other
+file is read."""
 
 import json
 import pickle
@@ -42,7 +42,7 @@ from tests.conftest import prior_training
 
 # Written from the modules' definitions: LlamaGen's tokenizer/tokenizer_image/vq_model.py (3786e6a), VQ_16; and taming's
 # taming/modules/diffusionmodules/model.py (a fork's copy, 1acce86) with the ddconfig of vqgan_imagenet_f16_16384
-# (LlamaGen's copy, 5a50452). `0-1` is each of the numbers; what stands behind a module's name is expanded by
+# (LlamaGen's copy, 5a50452). `0-1` means each of the numbers; the text after a module's name is expanded by
 # `tensors_of`.
 
 LLAMAGEN_VQ16 = """
@@ -171,7 +171,7 @@ def published(text: str) -> dict[str, tuple[int, ...]]:
     "kind, text, codes", [("llamagen", LLAMAGEN_VQ16, (8, True)), ("taming", TAMING_F16_16384, (256, False))]
 )
 def test_the_published_layout_has_a_place_for_every_tensor_of_ours_and_no_other(kind, text, codes):
-    """At full size, on the meta device: nothing is allocated."""
+    """It is built at full size on the meta device, which allocates nothing."""
     shapes = published(text)
     config = VQGANConfig(**from_shapes(shapes, kind, "the published layout"))
     assert config == VQGANConfig(code_dim=codes[0], normalize=codes[1])
@@ -191,7 +191,7 @@ def test_tamings_project_file_says_what_the_tensors_say(tmp_path):
 
 # -------------------------------------------------------------------------------------- the same function as diffusers'
 
-LEVELS = {  # diffusers' modules, taming's and LlamaGen's, for two levels of one block; LlamaGen's middle has no names
+LEVELS = {  # names of diffusers, taming and LlamaGen, for two levels of one block; LlamaGen's middle has none
     "encoder.down_blocks.0.resnets.0": ("encoder.down.0.block.0", "encoder.conv_blocks.0.res.0"),
     "encoder.down_blocks.0.downsamplers.0.conv": (
         "encoder.down.0.downsample.conv",
@@ -231,18 +231,18 @@ TWO_LEVELS = {
 
 
 def theirs(**settings):
-    """A VQModel of diffusers, every number of it drawn at random."""
+    """Return a VQModel of diffusers with random weights."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     model = diffusers.VQModel(**settings).eval().requires_grad_(False)
-    for parameter in model.parameters():  # norms start as ones and zeros, which would hide a mistake
+    for parameter in model.parameters():  # norms start as ones and zeros, which could hide an error
         parameter.add_(0.05 * torch.randn_like(parameter))
     model.quantize.embedding.weight.normal_()
     return model
 
 
 def renamed(model, publisher: int) -> dict[str, torch.Tensor]:
-    """Its weights as taming (0) or LlamaGen (1) would call and shape them."""
+    """Return its weights with the names and shapes of taming (0) or LlamaGen (1)."""
     found = {}
     for name, tensor in model.state_dict().items():
         for before, after in LEVELS.items():
@@ -259,8 +259,8 @@ def images(channels: int = 3, size: int = 16, number: int = 3) -> torch.Tensor:
 
 
 def check_same_function(ours: VQGANTokenizer, model, pixels: torch.Tensor) -> None:
-    """Latents and pictures to 1e-5, both being fp32 sums of a few hundred numbers of the size of one; the very
-    codes."""
+    """Compare codes exactly, and latents and pictures to 1e-5: they are fp32 sums of a few hundred numbers of about
+    one."""
     torch.testing.assert_close(ours.latents(pixels), model.encode(pixels).latents, atol=1e-5, rtol=1e-5)
     expected = model.quantize(model.encode(pixels).latents)[2][2]
     indices = ours.encode(pixels)
@@ -300,7 +300,7 @@ def test_a_vqmodel_of_diffusers_is_the_same_function_here(tmp_path, settings):
 
 
 def test_diffusers_former_names_of_attention_are_read_too(tmp_path):
-    """A .bin with query, key, value and proj_attn, as was written before they were renamed."""
+    """A .bin has query, key, value and proj_attn, the names before they changed."""
     model = theirs(**TWO_LEVELS)
     model.save_config(tmp_path)
     former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -316,7 +316,7 @@ def test_diffusers_former_names_of_attention_are_read_too(tmp_path):
 
 @pytest.mark.parametrize("with_yaml", [True, False])
 def test_tamings_checkpoint_of_the_same_weights_is_the_same_function(tmp_path, with_yaml):
-    """Its discriminator and LPIPS are left out; the project's file, where given, is what decides the image size."""
+    """Its discriminator and LPIPS are left out; the project's file, if given, sets the image size."""
     model = theirs(**TWO_LEVELS)
     weights = renamed(model, 0) | {"loss.discriminator.main.0.weight": torch.zeros(64, 3, 4, 4)}
     torch.save({"epoch": 3, "global_step": 7, "state_dict": weights}, tmp_path / "last.ckpt")
@@ -336,7 +336,8 @@ def test_tamings_checkpoint_of_the_same_weights_is_the_same_function(tmp_path, w
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_llamagens_codes_are_nearest_in_angle_and_decode_from_the_unit_sphere(tmp_path, suffix):
-    """Its formula (Yu et al. 2021, sec. 3.2) written out on diffusers' encoder and decoder of the same weights."""
+    """The test writes out its formula (Yu et al. 2021, sec. 3.2) on diffusers' encoder and decoder with the same
+    weights."""
     model = theirs(**TWO_LEVELS)
     weights = renamed(model, 1) | {"quantize.codebook_used": torch.zeros(65536)}
     path = tmp_path / f"vq_ds2.{suffix}"
@@ -349,7 +350,7 @@ def test_llamagens_codes_are_nearest_in_angle_and_decode_from_the_unit_sphere(tm
     expected = torch.einsum("bdhw,kd->bkhw", F.normalize(z_e, dim=1), e).argmax(1)
     indices = ours.encode(images())
     assert torch.equal(indices, expected.flatten(1)) and len(indices.unique()) > 5
-    assert not torch.equal(indices.flatten(), model.quantize(z_e)[2][2])  # the norms do matter
+    assert not torch.equal(indices.flatten(), model.quantize(z_e)[2][2])  # the norms matter
     decoded = model.decoder(model.post_quant_conv(e[expected].permute(0, 3, 1, 2)))
     torch.testing.assert_close(ours.output(indices), decoded, atol=1e-5, rtol=1e-5)
 
@@ -370,7 +371,7 @@ TINY = {
 
 
 def tiny(kind: str = "taming", **settings) -> dict[str, torch.Tensor]:
-    """A random checkpoint's tensors."""
+    """Return the tensors of a random checkpoint."""
     torch.manual_seed(0)
     model = VQGANTokenizer(VQGANConfig(**{**TINY, **settings}))
     tensors = model.state_dict()
@@ -448,7 +449,7 @@ def test_a_checkpoint_of_another_publisher_is_told_apart(checkpoint):
 def test_a_checkpoint_with_more_than_tensors_in_it_is_not_unpickled_and_the_advice_makes_a_safe_one(
     checkpoint, monkeypatch
 ):
-    """Old Lightning checkpoints hold their callbacks. The advice is run here as its reader would run it."""
+    """Old Lightning checkpoints hold their callbacks. The test runs the advice as its reader would."""
     path = checkpoint(tiny(), callbacks={PurePosixPath("ModelCheckpoint"): 1})
     with pytest.raises(
         UserError, match=r"holds more than tensors \(pathlib.*PurePosixPath\), which is not unpickled"
@@ -527,7 +528,7 @@ def test_an_image_size_that_does_not_divide_is_refused():
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Forty unlabelled RGB pictures of 8 x 8."""
+    """Return forty unlabelled RGB pictures of 8 x 8."""
     source = tmp_path / "pictures"
     source.mkdir()
     generator = np.random.default_rng(0)
@@ -545,7 +546,7 @@ def converting(tmp_path, pictures, checkpoint):
 
 
 def test_the_likelihoods_scale_is_the_error_of_reconstructions(converting, accelerator, pictures):
-    """The maximum likelihood estimate: a little wider or narrower costs more nats on the images it was fitted to."""
+    """It is the maximum likelihood estimate: a wider or narrower scale costs more nats on the images of the fit."""
     tokenizer = load_tokenizer(convert(converting, accelerator))
     train = open_images(pictures, (8, 8), 3).splits["train"]
     pixels = to_float(train.read(torch.arange(len(train))).images)
@@ -580,7 +581,7 @@ def test_an_imported_tokenizer_passes_through_every_command_that_follows(convert
     assert 0 < figures["psnr"] < 30 and 0 < figures["distortion"] < 10
     look = examine(Looking(run=run, precision="fp32"), accelerator)
     assert look["kind"] == "vqgan" and len(look["nearest"]) == 1
-    assert not any("model.quantizer" in sentence for sentence in look["advice"])  # settings that there are none of
+    assert not any("model.quantizer" in sentence for sentence in look["advice"])  # settings that a VQGAN lacks
     train_prior(prior_training(run), accelerator)
     drawn = generate(Generation(run=run, num_images=2), accelerator)
     assert len(list(drawn.glob("0*.png"))) == 2
