@@ -47,9 +47,9 @@ from smalti.tokenizer.codebooks.usage import entropy_bits, perplexity, usage
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
 from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.network.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from smalti.tokenizer.split_evaluation import evaluate_split
 from smalti.tokenizer.vqvae.config import VQVAEConfig
-from smalti.tokenizer.vqvae.network import VQVAEDecoder, VQVAEEncoder
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/quantizers.json"
@@ -113,7 +113,9 @@ class PeerTokenizer(LikelihoodTokenizer):
         super().__init__()
         shape = {"kind": "vq", "codebook_size": 2**BITS, "code_dim": 64}  # the quantizer of it is not built
         self.config = build(VQVAEConfig, tokenizer_settings(dataset, shape), "peer")
-        self.encoder, self.decoder = VQVAEEncoder(self.config), VQVAEDecoder(self.config)
+        c, channels = self.config, self.config.image_channels
+        self.encoder = ConvolutionalEncoder(c, channels, c.quantizer.dim)
+        self.decoder = ConvolutionalDecoder(c, c.quantizer.dim, c.likelihood.outputs(channels))
         self.quantizer = VectorQuantize(dim=64, codebook_size=2**BITS, **settings)
         self.likelihood = build_likelihood(self.config.likelihood, self.config.image_channels)
 

@@ -15,7 +15,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import PIL.Image
 import torch
@@ -39,6 +39,7 @@ from smalti.prior.model import load_prior
 from smalti.tokenizer import model as tokenizers
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
+from smalti.tokenizer.interpolation import between
 from smalti.tokenizer.model import load_tokenizer
 
 PARTS = ("tokenizer", "prior")  # of a pipeline folder
@@ -297,8 +298,9 @@ class ImagePipeline(Pretrained):
         first: PIL.Image.Image,
         last: PIL.Image.Image,
         steps: int = 8,
-        share: float = 0.5,
+        share: float | None = None,
         *,
+        way: Literal["straight", "sphere"] | None = None,
         label: int | str | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
@@ -306,21 +308,34 @@ class ImagePipeline(Pretrained):
     ) -> Generated:
         """Return `steps` images from one to another; the first and last are the reconstructions of those given.
 
-        The places take the code of the last image one after another, in a random order. Around the middle up to a share
-        of the places is drawn again, given the others, so that both halves fit together. See `complete`.
+        Of codes, the places take the code of the last image one after another, in a random order. Around the middle up
+        to a share (0.5) of the places is drawn again, given the others, so that both halves fit together; see
+        `complete`. Vectors go from one to the other and nothing is drawn: `straight`, or (the default) over a `sphere`
+        as in White (2016), whose points are as far from the origin as draws of N(0, I), where a straight way is nearer.
         """
-        _check_share(share)
         if _whole(steps, "steps") < 2:
             raise UserError(f"steps must be at least 2, got {steps}")
-        (seed,) = self.deal_seeds(1, seed)
         ends = self.encode_pixels(self._pixels([first, last]))
-        way = torch.linspace(0, 1, steps)[:, None]
-        come, again = (_ranks(self.prior.config.layout.places, each) for each in (seed, seed + 1))
-        taken = come < (way * come.shape[1]).round()  # (steps, P)
-        known = again >= (share * 4 * way * (1 - way) * again.shape[1]).round()
-        codes = torch.where(taken.repeat_interleave(self.prior.config.layout.depth, 1), ends[1], ends[0])
+        progress, layout = torch.linspace(0, 1, steps)[:, None], self.prior.config.layout
+        if not layout.discrete:
+            if share is not None or seed is not None or sampling:
+                raise UserError("an interpolation of vectors draws nothing: leave out share, seed and sampling settings")
+            return self._decoded(between(ends[:1], ends[1:], progress, "sphere" if way is None else way))
+        if way is not None:
+            raise UserError("way is of vectors, and this pipeline has codes: leave it out")
+        share = 0.5 if share is None else share
+        _check_share(share)
+        (seed,) = self.deal_seeds(1, seed)
+        come, again = (_ranks(layout.places, each) for each in (seed, seed + 1))
+        taken = come < (progress * come.shape[1]).round()  # (steps, P)
+        known = again >= (share * 4 * progress * (1 - progress) * again.shape[1]).round()
+        codes = torch.where(taken.repeat_interleave(layout.depth, 1), ends[1], ends[0])
         numbers, sampler = self._labels_of(label, steps), self.sampler(batch_size, **sampling)
         return self._drawn(numbers, [seed] * steps, sampler, codes, known)
+
+    def _decoded(self, latents: Tensor) -> Generated:
+        """Return latents (B, T) that were not drawn, with their images."""
+        return Generated(to_pil(self.decode(latents)), None, [], latents)
 
     @torch.inference_mode()
     def log_prob(

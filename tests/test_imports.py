@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "benchmarks": {"common", "metrics", "tokenizer", "prior", "pipeline"},
 }
 SCRIPTS = {
-    "tokenizer": {"train", "cluster", "codebook", "convert", "encode", "evaluate"},
+    "tokenizer": {"train", "cluster", "codebook", "convert", "encode", "evaluate", "latents"},
     "prior": {"train", "evaluate"},
     "pipeline": {
         "app",

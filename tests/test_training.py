@@ -356,7 +356,7 @@ def test_every_likelihood_trains_and_resumes(kind, tmp_path, accelerator):
         quantizer=VQConfig(codebook_size=16, code_dim=4),
         likelihood=likelihoods[kind],
     )
-    c = tokenizer_training(tmp_path / "whole", model=model, images=ImagesConfig(black_and_white=kind == "bernoulli"))
+    c = tokenizer_training(tmp_path / "whole", model=model, images=ImagesConfig(binarize="nearest" if kind == "bernoulli" else "none"))
     train_tokenizer(c, accelerator)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     folder.remove(tmp_path / "killed/tokenizer/state/step_00000006")

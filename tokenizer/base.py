@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from smalti.common import folder
 from smalti.common.data.split import ImageSplit
@@ -61,6 +61,12 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
         self.check(latents)
         return self._decode(latents).float()
 
+    @torch.no_grad()
+    def deviation(self, images: Tensor) -> Tensor | None:
+        """Return the standard deviation (B, T) under q(z | x) of each number of the latents, around what `encode`
+        gives; None of codes, and where there is no formula."""
+        return None
+
     def check(self, latents: Tensor) -> None:
         """Raise ValueError unless latents are (B, T), of the layout."""
         layout = self.config.layout
@@ -90,6 +96,15 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
     def from_folder(cls, path: Path) -> Self:
         """Return the tokenizer of this class in a folder; `smalti.load_tokenizer` reads the class from the folder."""
         return folder.load_model(path, cls, cls.config_class)
+
+
+class Bound(NamedTuple):
+    """The terms of bounds on −log p(x) of images under p(z) = N(0, I), in nats."""
+
+    distortion: Tensor  # (B,) E_q[−log p(x | z)], the mean over the draws
+    rate: Tensor  # (B, P, G) KL(q(z | x) || p(z)) in the finest parts of which it is a sum
+    importance_weighted: Tensor  # (B,) −log 1/K Σ_k p(x, z_k) / q(z_k | x) of all K draws
+    drawn: Tensor  # (B, T) the first of the draws
 
 
 class LikelihoodTokenizer(ImageTokenizer):
@@ -123,6 +138,16 @@ class LikelihoodTokenizer(ImageTokenizer):
     @torch.no_grad()
     def log_posterior(self, images: Tensor) -> Tensor | None:
         """Return log q(z | x) of every code at every place, (B, T, K), or None where `encode` gives the only code."""
+        return None
+
+    @torch.no_grad()
+    def bound(self, images: Tensor, samples: int, generator: Generator | None = None) -> Bound | None:
+        """Return bounds on −log p(images) by draws of vectors from q(z | x), or None where z is no draw of vectors.
+
+        Args:
+            samples: K, draws for each image.
+            generator: on the device of the images.
+        """
         return None
 
     def _decode(self, latents: Tensor) -> Tensor:

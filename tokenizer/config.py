@@ -132,10 +132,10 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _goes_with_its_model(self) -> "TrainConfig":
-        if self.model.wants_black_and_white and not self.images.black_and_white:
+        if self.model.wants_black_and_white and self.images.binarize == "none":
             raise ValueError(
-                "model.likelihood.kind bernoulli gives a probability to black and white alone; set "
-                "images.black_and_white: true, or take another likelihood"
+                "model.likelihood.kind bernoulli gives a probability to black and white alone; set images.binarize: "
+                "dynamic (a new draw in each epoch), fixed (one draw) or nearest, or take another likelihood"
             )
         for name in ("commitment_weight", "revive_below") if not self.model.has_codebook else ():
             if getattr(self, name) != type(self).model_fields[name].default:

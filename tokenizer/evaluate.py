@@ -9,6 +9,13 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
     psnr_pooled, psnr     dB, of the squared error over the whole split, as papers have it; the mean of each image's own
     ssim                  structural similarity (Wang et al. 2004)
     distortion            −log2 p(x | z), bits per dimension, where the decoder says p(x | z)
+    rate                  KL(q(z | x) || N(0, I)), bits per dimension, of vectors with a posterior; their distortion is
+                          then its mean over draws
+    negative_elbo         nats an image, distortion + rate; bits_per_dim the same in bits per dimension
+    importance_weighted   nats an image: the tighter bound by --importance_samples draws
+    active_units          numbers of z whose centre varies over images by more than 0.01
+    kl_by_number          nats of each number of z, where the KL is a sum over them
+    mmd_to_prior          MMD² between draws of q(z) = E_x q(z | x) and N(0, I)
     uniform_rate          of codes: T log2 K over the dimensions, what they cost before there is a prior
     usage, perplexity     of the codebook over the whole split
     fd_NAME               Fréchet distance of reconstructions to the images on NAME's features; fid for Inception's
@@ -42,18 +49,23 @@ from smalti.common.data.split import ImageSplit
 from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
 from smalti.common.folder import sha256
 from smalti.common.launch import Precision, make_accelerator, run_command
+from smalti.common.layout import Layout
 from smalti.common.parts import in_parts
 from smalti.common.record import code_version
+from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.mmd import mmd_squared
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
+from smalti.tokenizer.latent_use import latent_use
 from smalti.tokenizer.model import load_tokenizer, trained
 from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors
 
 PART = 1000  # images
+MOST_DRAWN = 4000  # vectors whose MMD to the prior is computed, with all pairs of them in memory
 
 
 class Settings(BaseSettings):
@@ -69,6 +81,11 @@ class Settings(BaseSettings):
     """feature extractor that compares reconstructions with the images"""
     batch_size: int = Field(128, ge=1)
     """images a process encodes at once"""
+    importance_samples: int = Field(1, ge=1, le=2**20)
+    """draws of z for each image, of which bounds on -log p(x) are means: K of the importance-weighted bound; 1 leaves
+    that bound away. It takes as many decodings of every image"""
+    seed: int = Field(0, ge=0, le=2**62)
+    """of the draws of z"""
     precision: Precision = "fp32"
     """of encoder and decoder; likelihoods are fp64 always"""
 
@@ -86,13 +103,13 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 
     def measure(positions: Tensor) -> dict[str, Tensor]:
         parts = [
-            measure_batch(tokenizer, split, some, extractors, accelerator) for some in positions.split(c.batch_size)
+            measure_batch(c, tokenizer, split, some, extractors, accelerator) for some in positions.split(c.batch_size)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     folder = parts_path(run, f"tokenizer-{split.name}")  # of one source at a time
     found = in_parts(folder, plan, len(split), PART, measure, accelerator, f"evaluate {split.name}")
-    figures, number = reconstruction_figures(found, tokenizer, extractors), len(found["squared_error"])
+    figures, number = reconstruction_figures(found, tokenizer, extractors, c.importance_samples), len(found["squared_error"])
     protocol = {
         **plan,
         "source": settings.source,
@@ -100,6 +117,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         "skipped": len(split.corrupt) + len(split) - number,
         "features_name": extractors.features.name if extractors.features else None,
         "likelihood": tokenizer.likelihood.kind if isinstance(tokenizer, LikelihoodTokenizer) else None,
+        "binarize": settings.binarize,
     }
     name = split.name if c.source is None else f"{split.name}-of-{Path(c.source).name}"
     path = evaluation_path(run, "tokenizer", name)
@@ -121,12 +139,19 @@ def evaluation_plan(
         "features": extractors.features.identity if extractors.features else None,
         "precision": c.precision,
         "batch_size": c.batch_size,
+        "importance_samples": c.importance_samples,
+        "seed": c.seed,
     }
 
 
 @torch.inference_mode()
 def measure_batch(
-    tokenizer: ImageTokenizer, split: ImageSplit, positions: Tensor, extractors: Extractors, accelerator: Accelerator
+    c: Settings,
+    tokenizer: ImageTokenizer,
+    split: ImageSplit,
+    positions: Tensor,
+    extractors: Extractors,
+    accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """Return the figures (b,) of each image, its codes (b, T), and its and its reconstruction's features (b, D)."""
     batch = split.read(positions)
@@ -139,6 +164,7 @@ def measure_batch(
     if isinstance(tokenizer, LikelihoodTokenizer):
         found["distortion"] = tokenizer.likelihood.nll(decoded.double(), pixels.double())
         decoded = tokenizer.likelihood.mean(decoded)
+        found |= bound_figures(c, tokenizer, pixels, int(positions[0]), accelerator)
     if tokenizer.config.layout.discrete:
         found["codes"] = latents.int()
     again = to_uint8(decoded)
@@ -151,10 +177,49 @@ def measure_batch(
     return found
 
 
+def bound_figures(
+    c: Settings, tokenizer: LikelihoodTokenizer, pixels: Tensor, first: int, accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """Return the terms of the bound of each image of a batch by draws of z, and one draw; nothing without a posterior.
+
+    Args:
+        first: the first image's place in the split, which the draws depend on beside the seed.
+    """
+    with accelerator.autocast():
+        bound = tokenizer.bound(pixels, c.importance_samples, generator(c.seed + first, pixels.device))
+    if bound is None:
+        return {}
+    return {
+        "distortion": bound.distortion,
+        "rate": bound.rate.flatten(1),
+        "importance_weighted": bound.importance_weighted,
+        "center": tokenizer.encode(pixels),
+        "drawn": bound.drawn,
+    }
+
+
+def latent_figures(found: dict[str, Tensor], layout: Layout, samples: int, dimensions: int) -> dict[str, Any]:
+    """Return the bounds on −log p(x) over a split, and the use of the numbers of z."""
+    rate, bits = found["rate"].double().mean(0), math.log(2) * dimensions
+    nats = found["distortion"].double().mean() + rate.sum()
+    some = found["drawn"][:MOST_DRAWN]
+    noise = torch.randn(some.shape, generator=generator(0))
+    tighter = {"importance_weighted": found["importance_weighted"].double().mean().item()} if samples > 1 else {}
+    return {
+        "rate": rate.sum().item() / bits,
+        "bits_per_dim": nats.item() / bits,
+        "negative_elbo": nats.item(),
+        **tighter,
+        "active_units": latent_use(found["center"]).active,
+        **({"kl_by_number": rate.tolist()} if len(rate) == layout.length else {}),
+        **({"mmd_to_prior": mmd_squared(some, noise).item()} if len(some) > 1 else {}),
+    }
+
+
 def reconstruction_figures(
-    found: dict[str, Tensor], tokenizer: ImageTokenizer, extractors: Extractors
+    found: dict[str, Tensor], tokenizer: ImageTokenizer, extractors: Extractors, samples: int
 ) -> dict[str, Any]:
-    """Return the figures of the whole split."""
+    """Return the figures of the whole split; `samples` draws made the bounds, if there are any."""
     c = tokenizer.config
     dimensions = c.image_channels * math.prod(c.image_size)
     figures: dict[str, Any] = {
@@ -164,6 +229,8 @@ def reconstruction_figures(
     }
     if "distortion" in found:
         figures["distortion"] = found["distortion"].mean().item() / (math.log(2) * dimensions)
+    if "rate" in found:
+        figures |= latent_figures(found, c.layout, samples, dimensions)
     if "codes" in found:
         figures["uniform_rate"] = c.layout.length * math.log2(c.layout.codebook_size) / dimensions
         counts = count(found["codes"], c.layout.codebook_size, c.layout.depth)

@@ -9,10 +9,11 @@ from smalti.common.hub import locate
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.vae.model import VAE
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
 
-OURS = (VQVAE, KMeansTokenizer, VQGANTokenizer)  # the kinds that come with the package: importing them registers them
+OURS = (VQVAE, KMeansTokenizer, VQGANTokenizer, VAE)  # the kinds that come with the package: importing them registers them
 
 
 def settings_class(config: Path) -> type[ImageTokenizerConfig]:

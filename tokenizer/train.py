@@ -93,7 +93,7 @@ LEEWAY = Leeway(
 AS_IT_IS = "tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes"
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
-NO_TERMS = {"step", "split", "loss", "lr", "skipped_steps", "distortion"}  # of what is logged in training
+NO_TERMS = {"step", "split", "loss", "lr", "skipped_steps", "distortion", "rate"}  # of what is logged in training
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
 
 
@@ -305,7 +305,7 @@ def report_evaluation(
     run: Path,
     accelerator: Accelerator,
 ) -> dict[str, str]:
-    """Log and draw an evaluation, warn of unused codes, and return the figures for the progress bar."""
+    """Log and draw an evaluation, warn of unused codes or vectors, and return the figures for the progress bar."""
     metrics.log(step, "validation", **evaluation.metrics())
     if accelerator.is_main_process:
         picture = reconstruction_grid(evaluation)
@@ -317,6 +317,9 @@ def report_evaluation(
         book = codebook_of(trained.tokenizer, trained.upkeep.revive_below)
         for low in unused(book, "validation", evaluation.counts):
             accelerator.print(f"step {step}: {low}", file=sys.stderr)
+    collapsed = None if evaluation.bounds is None else evaluation.bounds.latent_use.warning()
+    if collapsed is not None:
+        accelerator.print(f"step {step}: {collapsed}", file=sys.stderr)
     return evaluation.summary()
 
 
@@ -327,13 +330,15 @@ def draw_training_curves(run: Path) -> None:
     panels = {
         "loss": [name for name in dict.fromkeys(logged) if name not in NO_TERMS],
         "validation PSNR, dB": ["psnr_pooled", "psnr"],
-        "validation distortion, bits/dim": ["distortion"],
+        "validation distortion and rate, bits/dim": ["distortion", "rate"],
+        "validation −ELBO, nats": ["negative_elbo"],
+        "active units": ["active_units"],
         "codebook perplexity": ["perplexity"],
         "codebook usage": ["usage"],
     }
     there = {name for line in lines for name in line}
     panels = {title: names for title, names in panels.items() if there.intersection(names)}
-    held_out = [line if "psnr" in line else {k: v for k, v in line.items() if k != "distortion"} for line in lines]
+    held_out = [line if "psnr" in line else {k: v for k, v in line.items() if k not in ("distortion", "rate")} for line in lines]
     save_curves(held_out, panels, run / "curves.png")
 
 

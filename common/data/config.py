@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from smalti.common.config import Settings
 
 Pixels = Annotated[int, Field(ge=1, le=2**13)]  # a side of an image
+Binarize = Literal["none", "nearest", "fixed", "dynamic"]
 
 
 class Pictured(Protocol):
@@ -98,9 +99,10 @@ class ImagesConfig(Settings):
     """gone; 0 is accepted, as earlier runs wrote it; any other value is an error that names images.shift"""
     flip: bool = False
     """mirror half of the training images left-right"""
-    black_and_white: bool = False
-    """every channel of a pixel to 0 or 255, whichever is nearer: what model.likelihood.kind bernoulli is a likelihood
-    of"""
+    binarize: Binarize = "none"
+    """bring every channel of a pixel to 0 or 255, as model.likelihood.kind bernoulli needs. nearest: to whichever is
+    nearer; fixed: to 255 with its grey as the probability, drawn once for each image; dynamic: drawn anew in each
+    epoch, where held-out images keep one draw. A figure in nats is of the images so binarized, and of no others"""
     white: int = Field(65_535, ge=255, le=65_535)
     """of pictures of 16 bits a channel: the value that is white; cameras and microscopes often use fewer bits, as 12:
     4095"""
@@ -119,3 +121,12 @@ class ImagesConfig(Settings):
     memory"""
     memory: float = Field(1.0, ge=0)
     """GiB of decoded pixels kept in memory; a set that needs more is read from disk batch by batch"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_run(cls, given: Any) -> Any:
+        """Take `black_and_white: true`, as earlier runs wrote it, for `binarize: nearest`."""
+        if not isinstance(given, dict) or not isinstance(given.get("black_and_white"), bool):
+            return given
+        rest = {name: value for name, value in given.items() if name != "black_and_white"}
+        return {"binarize": "nearest", **rest} if given["black_and_white"] else rest

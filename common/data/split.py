@@ -19,6 +19,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from smalti.common.data.binarization import binarized
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.fingerprint import DIGEST, digest, digest_of_none
 from smalti.common.data.pixels import Shape, decoded
@@ -149,6 +150,7 @@ class ImageSplit(torch.utils.data.Dataset):
         labels, rows, epochs = (
             torch.tensor(each[kept]) for each in (self.labels[positions], self.rows[positions], epochs)
         )
+        images = binarized(images, rows, epochs, self._config.binarize)
         return ImageBatch(images, labels, rows, epochs, corrupt)
 
     def keep_in_memory(self) -> None:

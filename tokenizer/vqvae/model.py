@@ -23,9 +23,9 @@ from smalti.tokenizer.bottleneck.gumbel import GumbelQuantizer
 from smalti.tokenizer.codebooks.initialization import initialize_codebook
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
+from smalti.tokenizer.network.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from smalti.tokenizer.network_tokenizer import NetworkTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
-from smalti.tokenizer.vqvae.network import VQVAEDecoder, VQVAEEncoder
 
 
 class Reconstruction(NamedTuple):
@@ -44,9 +44,10 @@ class VQVAE(NetworkTokenizer, TrainedTokenizer):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        self.encoder = VQVAEEncoder(config)
+        self.encoder = ConvolutionalEncoder(config, config.image_channels, config.quantizer.dim)
         self.quantizer = build_quantizer(config.quantizer)
-        self.decoder = VQVAEDecoder(config)
+        outputs = config.likelihood.outputs(config.image_channels)
+        self.decoder = ConvolutionalDecoder(config, config.quantizer.dim, outputs)
         self.likelihood = build_likelihood(config.likelihood, config.image_channels)
 
     def forward(self, images: Tensor) -> Terms:

@@ -1,0 +1,74 @@
+"""`infovae` and `wae`: the aggregated posterior q(z) = E_x q(z | x) is brought to p(z) as a whole, by MMD.
+
+    InfoVAE   E_q[−log p(x | z)] + (1 − α) KL(q(z | x) || p(z)) + (α + λ − 1) MMD²(q(z), p(z))
+    WAE       E_q[−log p(x | z)] + λ MMD²(q(z), p(z))
+
+Zhao et al. (2019), https://arxiv.org/abs/1706.02262, eq. 6; Tolstikhin et al. (2018),
+https://arxiv.org/abs/1711.01558. The KL of the ELBO is the mutual information of x and z under q plus
+KL(q(z) || p(z)); these objectives leave the first free and ask for the second alone. Neither is a bound on log p(x).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from smalti.metrics.mmd import mmd_squared
+from smalti.tokenizer.criterion.objective.base import Evidence, Objective
+from smalti.tokenizer.criterion.objective.config import ObjectiveConfig
+
+
+class WAEConfig(ObjectiveConfig):
+    """The Wasserstein autoencoder by MMD."""
+
+    kind: Literal["wae"] = "wae"
+    """Wasserstein autoencoder: MMD in place of the KL"""
+    needs_density: ClassVar[bool] = False
+    mmd_weight: float = Field(1000.0, ge=0)
+    """λ, nats an image that an MMD² of 1 costs"""
+
+
+@WAEConfig.register
+class WAE(Objective):
+    """E_q[−log p(x | z)] + λ MMD²(q(z), p(z))."""
+
+    def __init__(self, config: WAEConfig):
+        self.config = config
+
+    def terms(self, evidence: Evidence, progress: float) -> dict[str, Tensor]:
+        mmd_loss = self.config.mmd_weight * distance_to_prior(evidence.z)
+        return {"reconstruction_loss": evidence.nll.mean(), "mmd_loss": mmd_loss}
+
+
+class InfoVAEConfig(ObjectiveConfig):
+    """InfoVAE by MMD."""
+
+    kind: Literal["infovae"] = "infovae"
+    """InfoVAE: part of the KL, and MMD"""
+    kl_weight: float = Field(0.1, ge=0)
+    """1 − α on the KL"""
+    mmd_weight: float = Field(1000.0, ge=0)
+    """α + λ − 1, nats an image that an MMD² of 1 costs"""
+
+
+@InfoVAEConfig.register
+class InfoVAE(Objective):
+    """E_q[−log p(x | z)] + (1 − α) KL(q(z | x) || p(z)) + (α + λ − 1) MMD²(q(z), p(z))."""
+
+    def __init__(self, config: InfoVAEConfig):
+        self.config = config
+
+    def terms(self, evidence: Evidence, progress: float) -> dict[str, Tensor]:
+        c = self.config
+        return {
+            "reconstruction_loss": evidence.nll.mean(),
+            "kl_loss": c.kl_weight * evidence.rate.sum((1, 2)).mean(),
+            "mmd_loss": c.mmd_weight * distance_to_prior(evidence.z),
+        }
+
+
+def distance_to_prior(z: Tensor) -> Tensor:
+    """Return MMD² between the first draw of each image, z (S, B, P, D) as vectors (B, P · D), and draws of N(0, I)."""
+    vectors = z[0].flatten(1)
+    return mmd_squared(vectors, torch.randn_like(vectors))

@@ -1,0 +1,76 @@
+"""`convolutional`: the convolutional encoder and decoder of the VQ-VAE, for vectors on a grid or of the whole image.
+
+Of the whole image, one linear layer leads from the lowest level's activations to the posterior's numbers, and one from
+the vector back to as many.
+"""
+
+from math import prod
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from smalti.tokenizer.network.base import Network, Sizes
+from smalti.tokenizer.network.config import NetworkConfig
+from smalti.tokenizer.network.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+
+
+class ConvolutionalConfig(NetworkConfig):
+    """The convolutional network of the VQGAN family (Esser et al. 2021, table 7)."""
+
+    kind: Literal["convolutional"] = "convolutional"
+    """residual convolutional blocks, as in the VQ-VAE"""
+    patch: Literal[1, 2, 4, 8] = 1
+    """pixels a side that the first layer folds into channels; 2 or 4 save most of the time of a full-size level"""
+    channels: tuple[Annotated[int, Field(ge=8, le=2**14, multiple_of=8)], ...] = Field(
+        (32, 64), min_length=1, max_length=12
+    )
+    """width of each level; each level after the first halves the image"""
+    blocks: int = Field(1, ge=1, le=256)
+    """residual blocks a level"""
+    attention: bool = False
+    """self-attention at the lowest level"""
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        factor = self.patch * 2 ** (len(self.channels) - 1)
+        for side, pixels in zip(("height", "width"), image_size, strict=True):
+            if pixels % factor or pixels < factor:
+                near = max(1, round(pixels / factor)) * factor
+                raise ValueError(
+                    f"image_size: a {side} of {pixels} does not divide by the downsampling {factor} "
+                    f"(patch {self.patch} and {len(self.channels) - 1} halvings); {near} would"
+                )
+        return image_size[0] // factor, image_size[1] // factor
+
+
+@ConvolutionalConfig.register
+class Convolutional(Network):
+    """Convolutional encoder and decoder, for vectors on their grid or of the whole image."""
+
+    def __init__(self, config: ConvolutionalConfig, sizes: Sizes):
+        super().__init__()
+        self.grid, last = config.grid(sizes.image_size), config.channels[-1]
+        between = last * prod(self.grid)
+        channels, vectors = (last, last) if sizes.whole else (sizes.numbers, sizes.dim)
+        self.encoder = ConvolutionalEncoder(config, sizes.image_channels, channels)
+        self.decoder = ConvolutionalDecoder(config, vectors, sizes.outputs)
+        self.to_numbers = nn.Linear(between, sizes.numbers) if sizes.whole else None
+        self.from_vector = nn.Linear(sizes.dim, between) if sizes.whole else None
+
+    def encode(self, images: Tensor) -> Tensor:
+        y = self.encoder(images)
+        if self.to_numbers is None:
+            return rearrange(y, "b n h w -> b (h w) n")
+        h: Tensor = self.to_numbers(F.silu(y).flatten(1))
+        return h[:, None]
+
+    def decode(self, z: Tensor) -> Tensor:
+        h, w = self.grid
+        if self.from_vector is not None:
+            y = self.from_vector(z[:, 0]).unflatten(1, (-1, h, w))
+        else:
+            y = rearrange(z, "b (h w) d -> b d h w", h=h)
+        output: Tensor = self.decoder(y)
+        return output

@@ -1,0 +1,53 @@
+"""`mlp`: fully connected layers with tanh, the small network of the first VAE papers for 28 x 28 pixels.
+
+Kingma and Welling (2014), https://arxiv.org/abs/1312.6114, app. C; Burda et al. (2016), https://arxiv.org/abs/1509.00519.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from smalti.tokenizer.network.base import Network, Sizes
+from smalti.tokenizer.network.config import NetworkConfig
+
+
+class MLPConfig(NetworkConfig):
+    """Fully connected layers: fast, and enough for small images."""
+
+    kind: Literal["mlp"] = "mlp"
+    """fully connected layers, of the whole image"""
+    hidden: tuple[Annotated[int, Field(ge=1, le=2**14)], ...] = Field((200, 200), min_length=1, max_length=16)
+    """widths of the encoder's hidden layers; the decoder has them in reverse"""
+
+    def grid(self, image_size: tuple[int, int]) -> None:
+        return None
+
+
+@MLPConfig.register
+class MLP(Network):
+    """Fully connected encoder and decoder."""
+
+    def __init__(self, config: MLPConfig, sizes: Sizes):
+        super().__init__()
+        self.shape = (sizes.outputs, *sizes.image_size)
+        self.encoder = layers([sizes.image_channels * prod(sizes.image_size), *config.hidden, sizes.numbers])
+        self.decoder = layers([sizes.dim, *reversed(config.hidden), prod(self.shape)])
+
+    def encode(self, images: Tensor) -> Tensor:
+        h: Tensor = self.encoder(images.flatten(1))
+        return h[:, None]
+
+    def decode(self, z: Tensor) -> Tensor:
+        output: Tensor = self.decoder(z.flatten(1))
+        return output.unflatten(1, self.shape)
+
+
+def layers(widths: Sequence[int]) -> nn.Sequential:
+    """Return linear layers between these widths, with tanh after all but the last."""
+    found: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        found += [nn.Linear(before, after), nn.Tanh()]
+    return nn.Sequential(*found[:-1])

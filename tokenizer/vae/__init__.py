@@ -1,0 +1,1 @@
+"""The Gaussian VAE and its relatives: latents that are vectors."""

@@ -1,0 +1,114 @@
+"""The VAE: an encoder gives a posterior q(z | x), a decoder a likelihood p(x | z), and p(z) is N(0, I).
+
+    −log p(x) ≤ E_q[−log p(x | z)] + KL(q(z | x) || p(z))
+
+Kingma and Welling (2014), https://arxiv.org/abs/1312.6114, eq. 3. The code of an image, which `encode` gives, is the
+centre of its posterior.
+
+Shapes: images (B, C, H, W) in [-1, 1]; h (B, P, N), the numbers of q at P places; z (S, B, P, D), S draws; latents
+(B, P · D); output (B, outputs, H, W), which a likelihood reads.
+"""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from smalti.common.errors import UserError
+from smalti.tokenizer.base import Bound, LikelihoodTokenizer, Terms, TrainedTokenizer
+from smalti.tokenizer.criterion.likelihood.base import build_likelihood
+from smalti.tokenizer.criterion.objective.base import Evidence, build_objective
+from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
+from smalti.tokenizer.network.base import Sizes, build_network
+from smalti.tokenizer.posterior.base import build_posterior
+from smalti.tokenizer.vae.config import VAEConfig
+
+DECODED = 2**12  # draws of z that are decoded at once, when a bound is computed
+
+
+@VAEConfig.register
+class VAE(LikelihoodTokenizer, TrainedTokenizer):
+    """The VAE, which `tokenizer/train.py` trains."""
+
+    config: VAEConfig
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        sizes = Sizes(
+            image_channels=config.image_channels,
+            image_size=config.image_size,
+            whole=config.grid is None,
+            numbers=config.posterior.outputs(config.latent_dim),
+            dim=config.latent_dim,
+            outputs=config.likelihood.outputs(config.image_channels),
+        )
+        self.network = build_network(config.network, sizes)
+        self.posterior = build_posterior(config.posterior, config.latent_dim)
+        self.likelihood = build_likelihood(config.likelihood, config.image_channels)
+        self.objective = build_objective(config.objective)
+        self.progress = 1.0  # share of the steps done, on which the objective may depend
+
+    def forward(self, images: Tensor) -> Terms:
+        h = self.network.encode(images)
+        evidence = self.evidence(images, h, self.config.objective.samples)
+        dimensions = images[0].numel()
+        nats = self.objective.terms(evidence, self.progress)
+        watched = {"distortion": evidence.nll.mean() / (math.log(2) * dimensions)}
+        if self.config.posterior.stochastic:
+            watched["rate"] = evidence.rate.sum((1, 2)).mean() / (math.log(2) * dimensions)
+        return Terms({name: term / dimensions for name, term in nats.items()}, watched, h)
+
+    def evidence(self, images: Tensor, h: Tensor, samples: int, generator: Generator | None = None) -> Evidence:
+        """Return the log-probabilities of images and of `samples` draws from their posteriors, given by h."""
+        draw = self.posterior.draw(h, samples, generator)
+        S, B = draw.z.shape[:2]
+        output = self._decoded(draw.z.flatten(0, 1))
+        nll = self.likelihood.nll(output, images.repeat(S, 1, 1, 1)).view(S, B)
+        return Evidence(nll, draw.z, draw.log_q, self.posterior.kl(h))
+
+    def anneal(self, progress: float) -> None:
+        self.progress = progress
+
+    @torch.no_grad()
+    def bound(self, images: Tensor, samples: int, generator: Generator | None = None) -> Bound | None:
+        """Return bounds on −log p(images), computed `DECODED` draws at a time."""
+        if not self.config.posterior.stochastic:
+            return None
+        h, at_once = self._numbers(images), max(1, DECODED // len(images))
+        parts = [
+            self.evidence(images, h, min(at_once, samples - start), generator) for start in range(0, samples, at_once)
+        ]
+        shares = [len(part.nll) / samples for part in parts]
+        return Bound(
+            sum((share * part.nll.mean(0) for share, part in zip(shares, parts, strict=True)), torch.zeros((), device=images.device)),
+            sum((share * part.rate for share, part in zip(shares, parts, strict=True)), torch.zeros((), device=images.device)),
+            importance_weighted_nll(torch.cat([part.log_weights for part in parts])),
+            parts[0].z[0].flatten(1),
+        )
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """Return the output of vectors (B, P, D)."""
+        return self.network.decode(z.to(next(self.network.parameters()).dtype))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.posterior.center(self._numbers(images)).flatten(1)
+
+    @torch.no_grad()
+    def deviation(self, images: Tensor) -> Tensor | None:
+        found = self.posterior.deviation(self._numbers(images)) if self.config.posterior.stochastic else None
+        return None if found is None else found.flatten(1)
+
+    def _numbers(self, images: Tensor) -> Tensor:
+        """Return h (B, P, N) of images. Raises `UserError` where it is not finite."""
+        h = self.network.encode(images)
+        bad = ~h.flatten(1).isfinite().all(1)
+        if bad.any():
+            raise UserError(
+                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: its weights have "
+                "diverged, or precision fp32 is needed; train another --run with a lower lr"
+            )
+        return h
+
+    def _output(self, latents: Tensor) -> Tensor:
+        return self._decoded(latents.view(len(latents), -1, self.config.latent_dim))
