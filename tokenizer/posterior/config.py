@@ -1,0 +1,26 @@
+"""The settings of every posterior, with what the encoder and the loss read of them."""
+
+from typing import Any, ClassVar
+
+from smalti.common.config import Kind
+
+
+class PosteriorConfig(Kind):
+    """The approximate posterior q(z | x), a distribution over vectors z that the encoder's output chooses."""
+
+    kinds: ClassVar[dict[str, Any]] = {}
+    usual: ClassVar[str] = "gaussian"
+
+    def outputs(self, dim: int) -> int:
+        """Return N, the numbers a place that the encoder gives for vectors of `dim` numbers."""
+        raise NotImplementedError
+
+    @property
+    def stochastic(self) -> bool:
+        """Return whether z is drawn: False where it is the encoder's output itself."""
+        return True
+
+    @property
+    def closed_form(self) -> bool:
+        """Return whether KL(q || N(0, I)) has a formula."""
+        return False

@@ -1,0 +1,110 @@
+"""`flow`: noise through invertible networks, which gives z correlations, tails and modes that no formula has.
+
+    ε ~ N(0, I),   y = T_K ∘ ... ∘ T_1(ε; c),   z = μ + σ y
+    log q(z | x) = log N(ε; 0, I) − Σ_k log |det ∂T_k| − Σ_d log σ_d
+
+with μ, log σ and the context c from the encoder. Each T_k is autoregressive in its input: a draw is one pass, and log q
+of a z from elsewhere D passes. Number d of `iaf` is y_d = s(ε_<d, c) ε_d + m(ε_<d, c): Kingma et al. (2016),
+https://arxiv.org/abs/1606.04934. That of `nsf` is a rational-quadratic spline of 8 pieces on [−5, 5] whose shape depends
+on (ε_<d, c), and the identity beyond: Durkan et al. (2019), https://arxiv.org/abs/1906.04032. The order of the numbers
+is turned round from one T to the next. Networks and transforms are zuko's, https://zuko.readthedocs.io.
+
+The log det belongs to log q: the density of the noise alone, p(z_0) for p(z_K), is a wrong KL that training can lower
+without end. μ and σ stand last, where the paper has them first: the networks and the splines see standard numbers.
+
+Bounds: log σ softly in (−10, 10), each T's slope in (1e-3, 1e3), c in (−1, 1) by tanh. The last layers start at zero:
+T is the identity, and q the diagonal Gaussian N(μ, σ²). There is no KL, mean or deviation in closed form.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+from zuko.flows import MAF, NSF
+from zuko.transforms import ComposedTransform
+
+from smalti.tokenizer.posterior.base import Draw, Posterior, in_fp32, noise_for
+from smalti.tokenizer.posterior.config import PosteriorConfig
+from smalti.tokenizer.posterior.normal import DiagonalNormal, bounded, standard_log_prob
+
+R = TypeVar("R")
+TRANSFORMS = {"iaf": MAF, "nsf": NSF}  # zuko's MAF, called in the direction of its one pass, is IAF
+
+
+class FlowConfig(PosteriorConfig):
+    """Noise through invertible networks (Rezende and Mohamed 2015; Kingma et al. 2016)."""
+
+    kind: Literal["flow"] = "flow"
+    """noise through invertible networks"""
+    transform: Literal["iaf", "nsf"] = "iaf"
+    """what each network sets: a shift and a scale (Kingma et al. 2016), or a spline (Durkan et al. 2019)"""
+    transforms: int = Field(2, ge=1, le=16)
+    """K, networks one after the other; two let every number depend on every other"""
+    hidden: tuple[int, ...] = Field((64, 64), min_length=1)
+    """units of each hidden layer of each network"""
+    context: int = Field(16, ge=1, le=2**12)
+    """numbers a place, beside mean and scale, by which the encoder speaks to the networks"""
+
+    def outputs(self, dim: int) -> int:
+        return 2 * dim + self.context
+
+
+class Transforms(nn.ModuleList):
+    """T_1 to T_K, each zuko's module that makes a transform of a context (B, P, C)."""
+
+    def forward(self, context: Tensor, use: Callable[[ComposedTransform], R]) -> R:
+        """Return what `use` makes of T = T_K ∘ ... ∘ T_1.
+
+        The networks run while `use` does, so it runs in here, where `functional_call` puts weights of another type.
+        """
+        return use(ComposedTransform(*(each(context) for each in self)))
+
+
+@FlowConfig.register
+class FlowPosterior(Posterior):
+    """The flow posterior; h is μ, log σ and c."""
+
+    config: FlowConfig
+
+    def __init__(self, config: FlowConfig, dim: int):
+        super().__init__(config, dim)
+        flow = TRANSFORMS[config.transform](
+            dim, config.context, transforms=config.transforms, hidden_features=config.hidden, activation=nn.SiLU
+        )
+        self.transforms = Transforms(flow.transform.transforms)
+        for each in self.transforms:
+            nn.init.zeros_(each.hyper[-1].weight)
+            nn.init.zeros_(each.hyper[-1].bias)
+
+    def normal(self, h: Tensor) -> DiagonalNormal:
+        """Return N(μ, σ²), the last step, which h (B, P, N), fp32, stands for."""
+        mean, log_scale, _ = h.split([self.dim, self.dim, self.config.context], dim=-1)
+        return DiagonalNormal(mean, bounded(log_scale))
+
+    def transform(self, h: Tensor, use: Callable[[ComposedTransform], R]) -> R:
+        """Return what `use` makes of T at the context of h, with weights of the type of h."""
+        context = h[..., 2 * self.dim :].tanh()
+        weights = {name: weight.to(h.dtype) for name, weight in self.transforms.named_parameters()}
+        found: R = functional_call(self.transforms, weights, (context, use))
+        return found
+
+    @in_fp32
+    def draw(self, h: Tensor, samples: int = 1, generator: Generator | None = None) -> Draw:
+        normal, noise = self.normal(h), noise_for(h, samples, self.dim, generator)
+        y, log_det = self.transform(h, lambda T: T.call_and_ladj(noise))
+        return Draw(normal.move(y), standard_log_prob(noise) - log_det - normal.log_det())
+
+    @in_fp32
+    def log_prob(self, h: Tensor, z: Tensor) -> Tensor:
+        normal = self.normal(h)
+        y = normal.noise_of(z.to(h.dtype))
+        noise, log_det = self.transform(h, lambda T: T.inv.call_and_ladj(y))
+        return standard_log_prob(noise) + log_det - normal.log_det()
+
+    @in_fp32
+    def center(self, h: Tensor) -> Tensor:
+        normal = self.normal(h)
+        return normal.move(self.transform(h, lambda T: T(torch.zeros_like(normal.mean))))
