@@ -81,7 +81,7 @@ def write_codes(path: Path, rows: int) -> None:
     )
     drawn = np.random.default_rng(0).integers(0, K, (rows, 64), np.uint16)
     codes.begin_codes(path, info)
-    codes.write_shard(codes.shard_path(path, "train", 0, 1), info, drawn, None, np.arange(rows))
+    codes.write_shard(codes.shard_path(path, "train", 0, 1), info, codes.CodesSplit(drawn, None, np.arange(rows)))
     codes.finish(path, info, {"train": {"rows": rows}})
 
 

@@ -2,7 +2,8 @@
 
 A folder that `datasets.load_dataset(FOLDER)` reads as it is:
 
-    SPLIT-00000-of-00006.parquet    one row a view of an image: codes (T,), label, row (its index in the source)
+    SPLIT-00000-of-00006.parquet    one row a view of an image: codes (T,), or latents (T,) and where they are the
+                                    centre of a distribution its scale (T,); label, row (its index in the source)
     codes.json                      layout, views, classes, source and its fingerprint, the tokenizer's SHA-256
     README.md                       the dataset card, with its YAML head
 
@@ -82,6 +83,8 @@ class CodesInfo(Settings):
     source: dict[str, Any]
     """the images' settings and their fingerprint"""
     shard_size: int = Field(ge=1, le=2**40)
+    moments: bool = False
+    """a row has the mean and the standard deviation of q(z | x), not one vector: columns `latents` and `scale`"""
 
     @property
     def dtype(self) -> np.dtype:
@@ -98,6 +101,11 @@ class CodesInfo(Settings):
         """Return the name of the column that holds the codes or vectors."""
         return "codes" if self.layout.discrete else "latents"
 
+    @property
+    def list_columns(self) -> tuple[str, ...]:
+        """Return the names of the columns of T numbers a row."""
+        return (self.column, "scale") if self.moments else (self.column,)
+
 
 Rows = np.ndarray | MappedRows
 
@@ -106,6 +114,7 @@ class CodesSplit(NamedTuple):
     codes: Rows  # (N, T) unsigned, or float32 of vectors
     condition: np.ndarray | None  # (N, ...) the column of the condition; of classes int64, -1 where a row has none
     rows: np.ndarray  # (N,) int64, index in the source
+    scale: Rows | None = None  # (N, T) float32, standard deviation of q(z | x) around `codes`, where rows are moments
 
     def digest(self) -> str:
         """Return the SHA-256 of all its codes, conditions and rows."""
@@ -113,7 +122,8 @@ class CodesSplit(NamedTuple):
         for start in range(0, max(1, len(self.rows)), TOGETHER):
             some = slice(start, start + TOGETHER)
             told = None if self.condition is None else self.condition[some]
-            found.update(CodesSplit(self.codes[some], told, self.rows[some]))
+            scale = None if self.scale is None else self.scale[some]
+            found.update(CodesSplit(self.codes[some], told, self.rows[some], scale))
         return found.hexdigest()
 
 
@@ -122,6 +132,7 @@ class Digest:
 
     def __init__(self) -> None:
         self._codes, self._condition, self._rows = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+        self._scale: Any = None  # of moments alone: the hash of codes is what it was before there were any
 
     def update(self, shard: CodesSplit) -> None:
         self._codes.update(np.ascontiguousarray(np.asarray(shard.codes), shard.codes.dtype.newbyteorder("<")).data)
@@ -129,12 +140,14 @@ class Digest:
         if shard.condition is not None:
             little = shard.condition.dtype.newbyteorder("<")
             self._condition.update(np.ascontiguousarray(shard.condition, little).data)
+        if shard.scale is not None:
+            self._scale = self._scale or hashlib.sha256()
+            self._scale.update(np.ascontiguousarray(np.asarray(shard.scale), "<f4").data)
 
     def hexdigest(self) -> str:
-        """Return one SHA-256 of the three."""
-        return hashlib.sha256(
-            b"".join(each.digest() for each in (self._codes, self._condition, self._rows))
-        ).hexdigest()
+        """Return one SHA-256 of all columns."""
+        parts = [self._codes, self._condition, self._rows, *([] if self._scale is None else [self._scale])]
+        return hashlib.sha256(b"".join(each.digest() for each in parts)).hexdigest()
 
 
 class Codes(NamedTuple):
@@ -191,17 +204,16 @@ def shard_path(folder: Path, split: str, shard: int, shards: int) -> Path:
     return folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
 
 
-def write_shard(path: Path, info: CodesInfo, codes: np.ndarray, condition: np.ndarray | None, rows: np.ndarray) -> None:
-    """Write codes (N, T), their condition (N, ...) and rows (N,) as one Parquet shard that appears when it is whole."""
-    assert codes.shape == (len(rows), info.layout.length)
+def write_shard(path: Path, info: CodesInfo, shard: CodesSplit) -> None:
+    """Write some rows as one Parquet shard that appears when it is whole."""
     schema = _features(info).arrow_schema
-    flat = pa.array(np.ascontiguousarray(codes, info.dtype).reshape(-1))
-    columns = {
-        info.column: pa.FixedSizeListArray.from_arrays(flat, info.layout.length),
-        "row": pa.array(rows, pa.int64()),
-    }
+    columns = {"row": pa.array(shard.rows, pa.int64())}
+    for name, numbers in zip(info.list_columns, (shard.codes, shard.scale), strict=False):
+        assert numbers is not None and numbers.shape == (len(shard.rows), info.layout.length)
+        flat = pa.array(np.ascontiguousarray(numbers, info.dtype).reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, info.layout.length)
     if info.condition.column is not None:
-        columns[info.condition.column] = pa.array(condition, schema.field(info.condition.column).type)
+        columns[info.condition.column] = pa.array(shard.condition, schema.field(info.condition.column).type)
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     with replacing(path) as aside:
         pq.write_table(table, aside, compression="zstd")
@@ -210,7 +222,7 @@ def write_shard(path: Path, info: CodesInfo, codes: np.ndarray, condition: np.nd
 def _features(info: CodesInfo) -> "Features":
     from datasets import Features, List, Value
 
-    columns = {info.column: List(Value(info.dtype.name), length=info.layout.length)}
+    columns = {name: List(Value(info.dtype.name), length=info.layout.length) for name in info.list_columns}
     if info.condition.column is not None:
         columns[info.condition.column] = info.condition.feature()
     return Features({**columns, "row": Value("int64")})
@@ -280,7 +292,8 @@ def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[st
     from huggingface_hub import DatasetCardData
 
     features, data = _features(info), DatasetCardData()
-    row = info.layout.length * info.dtype.itemsize + 8 * (len(features) - 1)  # bytes in memory
+    lists = len(info.list_columns)
+    row = lists * info.layout.length * info.dtype.itemsize + 8 * (len(features) - lists)  # bytes in memory
     sizes = {name: SplitInfo(name, row * split["rows"], split["rows"]) for name, split in splits.items()}
     stored = sum(path.stat().st_size for name in splits for path in shard_paths(folder, name))
     told = DatasetInfo(
@@ -306,6 +319,9 @@ def _column_rows(info: CodesInfo) -> list[tuple[str, str]]:
     values = f"integers in [0, {info.layout.codebook_size})" if info.layout.discrete else "numbers"
     deep = ", those of a place side by side" if any(grid.depth > 1 for grid in info.layout.grids) else ""
     rows = [(f"`{info.column}`", f"{info.layout.length} {values}, raster order{deep}")]
+    if info.moments:
+        rows[0] = (rows[0][0], f"{rows[0][1]}: the mean of q(z | x)")
+        rows.append(("`scale`", f"{info.layout.length} numbers, its standard deviation; z is latents + scale x noise"))
     if info.condition.num_classes:
         rows.append(("`label`", f"one of {info.condition.num_classes} classes; -1 where the source has none"))
     return [*rows, ("`row`", "of the image in its split of the source")]
@@ -412,7 +428,7 @@ def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
     for name in wanted:
         paths = [inside(folder, path.name) for path in shard_paths(folder, name)]
         _check_rows(paths, name, there[name]["rows"], info)
-        large = there[name]["rows"] * info.layout.length * info.dtype.itemsize > MAPPED
+        large = there[name]["rows"] * info.layout.length * info.dtype.itemsize * len(info.list_columns) > MAPPED
         found[name] = read_mapped(paths, info) if large else read_whole(paths, info)
         if "sha256" in there[name] and there[name]["sha256"] != found[name].digest():  # earlier versions wrote none
             raise UserError(
@@ -429,6 +445,7 @@ def read_whole(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
         codes=np.concatenate([shard.codes for shard in shards]),
         condition=np.concatenate(told) if told else None,
         rows=np.concatenate([shard.rows for shard in shards]),
+        scale=np.concatenate([np.asarray(shard.scale) for shard in shards]) if info.moments else None,
     )
 
 
@@ -439,14 +456,16 @@ def read_mapped(paths: Sequence[Path], info: CodesInfo) -> CodesSplit:
         UserError: a shard is damaged, or holds other values than `info` allows.
     """
     try:
-        codes = map_column(paths, info.column, info.layout.length)
+        codes, *scale = (map_column(paths, name, info.layout.length) for name in info.list_columns)
         table = pq.read_table(paths, columns=["row", *info.condition_columns])
     except (pa.ArrowException, OSError, ValueError) as error:
         pass_on(error)
         raise UserError(f"{paths[0].parent} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
     for start in range(0, len(codes), TOGETHER):
-        _check_values(paths[0].parent, codes[start : start + TOGETHER], info)
-    return CodesSplit(codes, _condition(table, info, paths[0].parent), table["row"].to_numpy())
+        for each in (codes, *scale):
+            _check_values(paths[0].parent, each[start : start + TOGETHER], info)
+    condition = _condition(table, info, paths[0].parent)
+    return CodesSplit(codes, condition, table["row"].to_numpy(), scale[0] if scale else None)
 
 
 def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -> None:
@@ -490,6 +509,7 @@ def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
         mode="json",
         exclude={"layout": True, "condition": True, "source": True, "shard_size": True, "tokenizer": {"name"}},
     )
+    said = {name: value for name, value in said.items() if name != "moments" or value}  # new in format 2
     said |= in_format_1(info.layout) | condition_in_format_1(info.condition)  # a fingerprint outlives the format
     told = [said, info.source.get("fingerprint"), digests]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -502,20 +522,27 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
 def read_shard(path: Path, info: CodesInfo) -> CodesSplit:
     """Return one shard. Raises `UserError` that names it when it is damaged or not what `info` says."""
     try:
-        table = pq.read_table(path, columns=[info.column, "row", *info.condition_columns])
-        parts = [chunk.flatten().to_numpy() for chunk in table[info.column].chunks]
-        flat = np.concatenate(parts or [np.empty(0, info.dtype)])
-        codes = flat.reshape(-1, info.layout.length) if flat.size == table.num_rows * info.layout.length else flat
+        table = pq.read_table(path, columns=[*info.list_columns, "row", *info.condition_columns])
+        codes, *scale = (_list_column(table, name, info) for name in info.list_columns)
     except (pa.ArrowException, OSError, ValueError) as error:
         pass_on(error)
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
-    if len(codes) != table.num_rows:
-        raise UserError(
-            f"{path}: a row must have {info.layout.length} codes, as codes.json says, got "
-            f"{codes.size / table.num_rows:g}; {AGAIN}"
-        )
-    _check_values(path, codes, info)
-    return CodesSplit(codes, _condition(table, info, path), table["row"].to_numpy())
+    for each in (codes, *scale):
+        if len(each) != table.num_rows:
+            raise UserError(
+                f"{path}: a row must have {info.layout.length} codes, as codes.json says, got "
+                f"{each.size / table.num_rows:g}; {AGAIN}"
+            )
+        _check_values(path, each, info)
+    condition = _condition(table, info, path)
+    return CodesSplit(codes, condition, table["row"].to_numpy(), scale[0] if scale else None)
+
+
+def _list_column(table: pa.Table, name: str, info: CodesInfo) -> np.ndarray:
+    """Return a column of T numbers a row, (N, T); flat where rows have another number."""
+    parts = [chunk.flatten().to_numpy() for chunk in table[name].chunks]
+    flat = np.concatenate(parts or [np.empty(0, info.dtype)])
+    return flat.reshape(-1, info.layout.length) if flat.size == table.num_rows * info.layout.length else flat
 
 
 def _condition(table: pa.Table, info: CodesInfo, path: Path) -> np.ndarray | None:

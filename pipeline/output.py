@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from smalti.common.codes import PLAN, CodesInfo, finish, is_whole, shard_path, write_plan, write_shard
+from smalti.common.codes import PLAN, CodesInfo, CodesSplit, finish, is_whole, shard_path, write_plan, write_shard
 from smalti.common.data.pixels import MODES, to_pil
 from smalti.common.errors import Refused
 from smalti.common.folder import is_empty, read_json, remove, replacing, sweep, temporary_path, write_json
@@ -176,7 +176,7 @@ class CodesFolder(Output):
         write_plan(self.folder, info)
         codes = torch.cat([part["codes"] for part in parts]).numpy()
         labels = None if prior.condition.class_names is None else np.asarray(request.labels, np.int64)
-        write_shard(shard_path(self.folder, "generated", 0, 1), info, codes, labels, np.arange(len(codes)))
+        write_shard(shard_path(self.folder, "generated", 0, 1), info, CodesSplit(codes, labels, np.arange(len(codes))))
         self.save_grid(torch.cat([part["images"] for part in parts])[:GRID])
         finish(self.folder, info, {"generated": {"rows": len(codes)}})
         self.remove_parts()

@@ -29,7 +29,8 @@ def write(folder, info=INFO):
     labels = None if info.condition.class_names is None else LABELS
     for shard, some in enumerate((slice(0, 4), slice(4, 7))):
         path = codes.shard_path(folder, "train", shard, 2)
-        codes.write_shard(path, info, CODES[some], None if labels is None else labels[some], np.arange(7)[some])
+        told = None if labels is None else labels[some]
+        codes.write_shard(path, info, codes.CodesSplit(CODES[some], told, np.arange(7)[some]))
     codes.finish(folder, info, {"train": {"rows": 7}})
 
 

@@ -88,7 +88,7 @@ def weighed(folder) -> codes.Codes:
     )
     drawn = np.random.default_rng(0).integers(0, 8, (16, 9))
     codes.begin_codes(folder, info)
-    codes.write_shard(codes.shard_path(folder, "train", 0, 1), info, drawn, np.linspace(1, 5, 16), np.arange(16))
+    codes.write_shard(codes.shard_path(folder, "train", 0, 1), info, codes.CodesSplit(drawn, np.linspace(1, 5, 16), np.arange(16)))
     codes.finish(folder, info, {"train": {"rows": 16}})
     return codes.load_codes(folder)
 
@@ -116,7 +116,7 @@ def test_a_column_that_is_not_the_conditions_is_refused_with_its_file(tmp_path):
     data = weighed(tmp_path / "codes")
     path = codes.shard_path(tmp_path / "codes", "train", 0, 1)
     split = data.splits["train"]
-    codes.write_shard(path, data.info, split.codes, -np.ones(16), split.rows)
+    codes.write_shard(path, data.info, split._replace(condition=-np.ones(16)))
     with pytest.raises(UserError, match=rf"{path.name}: weights must be positive, got -1"):
         codes.load_codes(tmp_path / "codes")
 

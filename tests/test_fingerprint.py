@@ -270,7 +270,7 @@ CODES = np.arange(1, 33, dtype=np.uint8).reshape(8, 4) % 16
 
 def write_codes(path: Path, values: np.ndarray = CODES, labels=(0, 1) * 4, sha256: bool = True) -> Path:
     split = CodesSplit(values, np.array(labels), np.arange(8))
-    codes.write_shard(codes.shard_path(path, "train", 0, 1), INFO, *split)
+    codes.write_shard(codes.shard_path(path, "train", 0, 1), INFO, split)
     said = {"sha256": CodesSplit(CODES, np.array((0, 1) * 4), np.arange(8)).digest()} if sha256 else {}
     codes.finish(path, INFO, {"train": {"rows": 8, **said}})
     return path

@@ -61,6 +61,11 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
         self.check(latents)
         return self._decode(latents).float()
 
+    @property
+    def has_moments(self) -> bool:
+        """Return whether `deviation` gives the spread of q(z | x) around what `encode` gives."""
+        return False
+
     @torch.no_grad()
     def deviation(self, images: Tensor) -> Tensor | None:
         """Return the standard deviation (B, T) under q(z | x) of each number of the latents, around what `encode`

@@ -11,7 +11,7 @@ the disk and decoded, and their PSNR against the images is printed.
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from einops import rearrange
 
 from smalti.common import codes, config
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
 from smalti.common.commands import as_typed
 from smalti.common.condition import condition_of
 from smalti.common.data.config import ImagesConfig
@@ -81,6 +81,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         tokenizer=TokenizerIdentity(name=name, sha256=sha256(run / "model/model.safetensors")),
         source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
         shard_size=c.shard_size,
+        moments=tokenizer.has_moments,
     )
     codes.check_plan(folder, info)
     accelerator.wait_for_everyone()
@@ -146,8 +147,7 @@ def encode_split(
             for batch in positions.split(batch_size):
                 parts.append(encode_batch(tokenizer, split, batch, info.views, images, accelerator))
                 bar.update(len(batch) if accelerator.num_processes == 1 else 0)
-            columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-            codes.write_shard(path, info, *columns)
+            codes.write_shard(path, info, joined(parts))
         elif accelerator.num_processes == 1:
             bar.update(len(positions))
         if accelerator.num_processes > 1:
@@ -155,10 +155,10 @@ def encode_split(
     bar.close()
 
 
-class EncodedBatch(NamedTuple):
-    codes: np.ndarray  # (b · views, T), of codes or vectors, the views of an image side by side
-    labels: np.ndarray  # (b · views,)
-    rows: np.ndarray  # (b · views,)
+def joined(parts: Sequence[CodesSplit]) -> CodesSplit:
+    """Return the rows of several batches as one."""
+    columns = zip(*parts, strict=True)
+    return CodesSplit(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
 
 def encode_batch(
@@ -168,18 +168,21 @@ def encode_batch(
     views: int,
     images: ImagesConfig,
     accelerator: Accelerator,
-) -> EncodedBatch:
+) -> CodesSplit:
+    """Return the codes or vectors of images, the views of an image side by side."""
     batch = split.read(positions)
     for row, reason in batch.corrupt:
         print(f"left out row {row} of {split.name}: {reason}", file=sys.stderr)
-    found = []
+    found, scales = [], []
     for index in range(views):
-        pixels = image_view(batch.images, 0, batch.rows, index, images).to(accelerator.device)
+        pixels = to_float(image_view(batch.images, 0, batch.rows, index, images).to(accelerator.device))
         with accelerator.autocast():
-            found.append(tokenizer.encode(to_float(pixels)).cpu())
-    together = rearrange(torch.stack(found), "v b t -> (b v) t")
+            found.append(tokenizer.encode(pixels).cpu())
+            scale = tokenizer.deviation(pixels)
+        scales += [] if scale is None else [scale.cpu()]
+    beside = lambda parts: rearrange(torch.stack(parts), "v b t -> (b v) t").numpy()  # noqa: E731
     repeat = lambda column: column.repeat_interleave(views).numpy()  # noqa: E731
-    return EncodedBatch(together.numpy(), repeat(batch.labels), repeat(batch.rows))
+    return CodesSplit(beside(found), repeat(batch.labels), repeat(batch.rows), beside(scales) if scales else None)
 
 
 @torch.no_grad()

@@ -24,3 +24,8 @@ class PosteriorConfig(Kind):
     def closed_form(self) -> bool:
         """Return whether KL(q || N(0, I)) has a formula."""
         return False
+
+    @property
+    def has_moments(self) -> bool:
+        """Return whether mean and standard deviation under q have formulas."""
+        return False

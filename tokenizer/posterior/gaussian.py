@@ -38,6 +38,10 @@ class GaussianConfig(PosteriorConfig):
     def closed_form(self) -> bool:
         return True
 
+    @property
+    def has_moments(self) -> bool:
+        return True
+
 
 @GaussianConfig.register
 class GaussianPosterior(Posterior):

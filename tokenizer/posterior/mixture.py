@@ -39,6 +39,10 @@ class MixtureConfig(PosteriorConfig):
     def outputs(self, dim: int) -> int:
         return self.components * (1 + 2 * dim)
 
+    @property
+    def has_moments(self) -> bool:
+        return True
+
 
 class Mixture(NamedTuple):
     """The distribution of each place, K components."""

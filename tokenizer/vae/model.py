@@ -94,9 +94,13 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
     def _encode(self, images: Tensor) -> Tensor:
         return self.posterior.center(self._numbers(images)).flatten(1)
 
+    @property
+    def has_moments(self) -> bool:
+        return self.config.posterior.stochastic and self.config.posterior.has_moments
+
     @torch.no_grad()
     def deviation(self, images: Tensor) -> Tensor | None:
-        found = self.posterior.deviation(self._numbers(images)) if self.config.posterior.stochastic else None
+        found = self.posterior.deviation(self._numbers(images)) if self.has_moments else None
         return None if found is None else found.flatten(1)
 
     def _numbers(self, images: Tensor) -> Tensor:
