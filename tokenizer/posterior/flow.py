@@ -5,9 +5,9 @@
 
 with μ, log σ and the context c from the encoder. Each T_k is autoregressive in its input: a draw is one pass, and log q
 of a z from elsewhere D passes. Number d of `iaf` is y_d = s(ε_<d, c) ε_d + m(ε_<d, c): Kingma et al. (2016),
-https://arxiv.org/abs/1606.04934. That of `nsf` is a rational-quadratic spline of 8 pieces on [−5, 5] whose shape depends
-on (ε_<d, c), and the identity beyond: Durkan et al. (2019), https://arxiv.org/abs/1906.04032. The order of the numbers
-is turned round from one T to the next. Networks and transforms are zuko's, https://zuko.readthedocs.io.
+https://arxiv.org/abs/1606.04934. That of `nsf` is a rational-quadratic spline of 8 pieces on [−5, 5] whose shape
+depends on (ε_<d, c), and the identity beyond: Durkan et al. (2019), https://arxiv.org/abs/1906.04032. The order of the
+numbers is turned round from one T to the next. Networks and transforms are zuko's, https://zuko.readthedocs.io.
 
 The log det belongs to log q: the density of the noise alone, p(z_0) for p(z_K), is a wrong KL that training can lower
 without end. μ and σ stand last, where the paper has them first: the networks and the splines see standard numbers.
@@ -17,21 +17,19 @@ T is the identity, and q the diagonal Gaussian N(μ, σ²). There is no KL, mean
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call
-from zuko.flows import MAF, NSF
-from zuko.transforms import ComposedTransform
 
 from smalti.tokenizer.posterior.base import Draw, Posterior, in_fp32, noise_for
 from smalti.tokenizer.posterior.config import PosteriorConfig
 from smalti.tokenizer.posterior.normal import DiagonalNormal, bounded, standard_log_prob
 
 R = TypeVar("R")
-TRANSFORMS = {"iaf": MAF, "nsf": NSF}  # zuko's MAF, called in the direction of its one pass, is IAF
 
 
 class FlowConfig(PosteriorConfig):
@@ -52,15 +50,36 @@ class FlowConfig(PosteriorConfig):
         return 2 * dim + self.context
 
 
-class Transforms(nn.ModuleList):
-    """T_1 to T_K, each zuko's module that makes a transform of a context (B, P, C)."""
+class Transforms(nn.Module):
+    """T = T_K ∘ ... ∘ T_1, zuko's modules, which make a transform of a context (B, P, C)."""
 
-    def forward(self, context: Tensor, use: Callable[[ComposedTransform], R]) -> R:
-        """Return what `use` makes of T = T_K ∘ ... ∘ T_1.
+    def __init__(self, config: FlowConfig, dim: int):
+        super().__init__()
+        chosen = _zuko_flows()[config.transform]
+        shape = {"transforms": config.transforms, "hidden_features": config.hidden, "activation": nn.SiLU}
+        self.chain = chosen(dim, config.context, **shape).transform
+        for each in self.chain.transforms:
+            nn.init.zeros_(each.hyper[-1].weight)
+            nn.init.zeros_(each.hyper[-1].bias)
+
+    def forward(self, context: Tensor, use: Callable[[Any], R]) -> R:
+        """Return what `use` makes of the transform T at a context.
 
         The networks run while `use` does, so it runs in here, where `functional_call` puts weights of another type.
         """
-        return use(ComposedTransform(*(each(context) for each in self)))
+        return use(self.chain(context))
+
+
+def _zuko_flows() -> dict[str, Any]:
+    """Return zuko's flows by our names; its MAF, called in the direction of one pass, is IAF.
+
+    Importing zuko turns the checks of torch.distributions off for the whole process; here they stay as they were.
+    """
+    before = Distribution._validate_args
+    from zuko.flows import MAF, NSF
+
+    Distribution.set_default_validate_args(before)
+    return {"iaf": MAF, "nsf": NSF}
 
 
 @FlowConfig.register
@@ -71,20 +90,14 @@ class FlowPosterior(Posterior):
 
     def __init__(self, config: FlowConfig, dim: int):
         super().__init__(config, dim)
-        flow = TRANSFORMS[config.transform](
-            dim, config.context, transforms=config.transforms, hidden_features=config.hidden, activation=nn.SiLU
-        )
-        self.transforms = Transforms(flow.transform.transforms)
-        for each in self.transforms:
-            nn.init.zeros_(each.hyper[-1].weight)
-            nn.init.zeros_(each.hyper[-1].bias)
+        self.transforms = Transforms(config, dim)
 
     def normal(self, h: Tensor) -> DiagonalNormal:
         """Return N(μ, σ²), the last step, which h (B, P, N), fp32, stands for."""
         mean, log_scale, _ = h.split([self.dim, self.dim, self.config.context], dim=-1)
         return DiagonalNormal(mean, bounded(log_scale))
 
-    def transform(self, h: Tensor, use: Callable[[ComposedTransform], R]) -> R:
+    def transform(self, h: Tensor, use: Callable[[Any], R]) -> R:
         """Return what `use` makes of T at the context of h, with weights of the type of h."""
         context = h[..., 2 * self.dim :].tanh()
         weights = {name: weight.to(h.dtype) for name, weight in self.transforms.named_parameters()}

@@ -8,8 +8,8 @@ z = μ + L ε with ε ~ N(0, I): Kingma and Welling (2014), https://arxiv.org/ab
 L = L_mask ∘ L' + diag(σ), Kingma and Welling (2019), https://arxiv.org/abs/1906.02691, algorithm 2. The encoder gives
 μ and log σ, the latter softly bounded to (−10, 10), and L' as it is: h = 0 is N(0, I).
 
-Draws, log q of them and KL are finite for any |h| up to 1e15. One thing is not promised: log q of `full` at a z that was not drawn solves
-with L, and can overflow where L' is many orders of magnitude larger than σ.
+Draws, log q of them and KL are finite for any |h| up to 1e15. That is not promised of log q of `full` at a z from
+elsewhere: it solves with L, and can overflow where L' is many orders of magnitude larger than σ.
 """
 
 from typing import Literal
