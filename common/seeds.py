@@ -24,3 +24,10 @@ def uniforms(seed: int, *shape: int) -> Tensor:
     if seed < WORD:
         return torch.rand(shape, generator=generator(seed))
     return torch.from_numpy(np.random.default_rng(seed).random(shape, dtype=np.float32))
+
+
+def normals(seed: int, *shape: int) -> Tensor:
+    """Return standard normal numbers, float64 on the CPU, that belong to this seed alone."""
+    if seed < WORD:
+        return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
