@@ -1,6 +1,7 @@
 """The rows of a codes dataset as training batches: codes (b, T) int64 and their condition (b, ...)."""
 
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +9,31 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smalti.common.codes import CodesInfo, CodesSplit
+from smalti.common.codes import Codes, CodesInfo, CodesSplit, load_codes
 from smalti.common.errors import UserError
+from smalti.common.folder import sha256
 from smalti.common.progress import on_main
 from smalti.prior.config import PriorConfig
+
+
+def read_codes(run: str, folder: str | None = None) -> Codes:
+    """Return the codes of the run. They have a train and a validation split, and belong to the run's tokenizer, if any.
+
+    Raises:
+        UserError: a split is missing, or the tokenizers of the run and of the codes differ; the message names both.
+    """
+    data = load_codes(Path(folder or f"{run}/codes"))
+    for split in ("train", "validation"):
+        if split not in data.splits:
+            raise UserError(f"the codes must have a split {split}; they have {', '.join(data.splits)}")
+    weights = Path(run) / "tokenizer/model/model.safetensors"
+    if weights.exists() and sha256(weights) != data.info.tokenizer.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
+            f"{weights.parent} (sha256 {sha256(weights)[:12]}): remove their folder and encode again, or give "
+            "another --run"
+        )
+    return data
 
 
 class CodesBatch(NamedTuple):
