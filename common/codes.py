@@ -116,14 +116,15 @@ class CodesSplit(NamedTuple):
     rows: np.ndarray  # (N,) int64, index in the source
     scale: Rows | None = None  # (N, T) float32, standard deviation of q(z | x) around `codes`, where rows are moments
 
+    def at(self, some: slice | range | np.ndarray) -> "CodesSplit":
+        """Return some of its rows."""
+        return CodesSplit(*(None if column is None else column[some] for column in self))
+
     def digest(self) -> str:
-        """Return the SHA-256 of all its codes, conditions and rows."""
+        """Return the SHA-256 of all its columns."""
         found = Digest()
         for start in range(0, max(1, len(self.rows)), TOGETHER):
-            some = slice(start, start + TOGETHER)
-            told = None if self.condition is None else self.condition[some]
-            scale = None if self.scale is None else self.scale[some]
-            found.update(CodesSplit(self.codes[some], told, self.rows[some], scale))
+            found.update(self.at(slice(start, start + TOGETHER)))
         return found.hexdigest()
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "latents": Command("tokenizer/latents.py", "draw the latents of a VAE, and say what to change where they lie idle"),
     "encode": Command("tokenizer/encode.py", "images -> codes, or vectors"),
     "train-prior": Command("prior/train.py", "stage two: codes -> a prior"),
+    "fit-prior": Command("prior/fit.py", "stage two without a network: a mixture of Gaussians over vectors, by EM"),
     "generate": Command("pipeline/generate.py", "a prior -> images"),
     "tune": Command("pipeline/tune.py", "choose temperature, top-k, guidance by what they draw"),
     "evaluate-tokenizer": Command("tokenizer/evaluate.py", "reconstructions: PSNR, SSIM, bits, use of the codebook"),
@@ -52,6 +53,7 @@ READ_BY = {  # files of a config, by the command that reads them
     "tokenizer.yaml": "tokenizer/train.py",
     "cluster.yaml": "tokenizer/cluster.py",
     "prior.yaml": "prior/train.py",
+    "fit.yaml": "prior/fit.py",
     "generate.yaml": "pipeline/generate.py",
 }
 _NAMES = {command.script: name for name, command in COMMANDS.items()}

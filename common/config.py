@@ -58,6 +58,7 @@ class Kind(Settings):
     kinds: ClassVar[dict[str, Any]]  # of a family: the class of settings by its name
     usual: ClassVar[str]  # of a family: the kind where none is named
     builds: ClassVar[Any]  # of a kind: the class that it configures
+    made_by: ClassVar[str | None] = None  # the script that makes such models, where a family has several
 
     @classmethod
     def register(cls, builds: B) -> B:
@@ -94,6 +95,13 @@ class Kind(Settings):
         return core_schema.with_info_plain_validator_function(cls._chosen)
 
     @classmethod
+    def _made_elsewhere(cls, kind: Any) -> str | None:
+        """Return the script that makes models of a kind, where a wider family than this one has the kind."""
+        wider = (family.kinds for family in cls.__mro__[1:] if "kinds" in vars(family))  # type: ignore[attr-defined]
+        found = next((kinds[kind] for kinds in wider if isinstance(kind, str) and kind in kinds), None)
+        return None if found is None else found.made_by
+
+    @classmethod
     def _chosen(cls, value: Any, info: ValidationInfo) -> Any:
         """Return settings of the kind that is named in a mapping, or that are of one of the kinds already."""
         if type(value) in cls.kinds.values():
@@ -102,6 +110,8 @@ class Kind(Settings):
             raise PydanticKnownError("model_type", {"class_name": cls.__name__})
         kind = value.get("kind", cls.usual)
         if not isinstance(kind, str) or kind not in cls.kinds:  # a list has no hash to look up
+            if (script := cls._made_elsewhere(kind)) is not None:
+                raise ValueError(f"kind {kind} is not for this command: {script} takes --model.kind {kind}")
             names = ", ".join(repr(m.name()) for m in cls.members())
             told = {"discriminator": "kind", "tag": str(kind), "expected_tags": names}
             raise PydanticKnownError("union_tag_invalid", told)

@@ -24,3 +24,25 @@ def uniforms(seed: int, *shape: int) -> Tensor:
     if seed < WORD:
         return torch.rand(shape, generator=generator(seed))
     return torch.from_numpy(np.random.default_rng(seed).random(shape, dtype=np.float32))
+
+
+def normals(seed: int, *shape: int) -> Tensor:
+    """Return standard normal numbers, float64 on the CPU, that belong to this seed alone."""
+    if seed < WORD:
+        return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """Return each uint64 hashed by splitmix64 (Steele et al. 2014), where every bit depends on all."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def normals_of_rows(rows: np.ndarray, epochs: np.ndarray, count: int) -> Tensor:
+    """Return standard normal numbers (B, count), float32 on the CPU, that belong to the row and the epoch alone."""
+    state = mixed(mixed(epochs.astype(np.uint64)) ^ rows.astype(np.uint64))
+    bits = mixed(state[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
+    return torch.special.ndtri(torch.from_numpy((bits.astype(np.float64) + 0.5) * 2.0**-53)).float()

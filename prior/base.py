@@ -11,6 +11,7 @@ in [0, K) or vectors float32; known (B, P) bool over the places.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
@@ -102,7 +103,7 @@ class Prior(nn.Module, Pretrained, ABC):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def check(self, latents: Tensor, condition: Tensor, known: Tensor | None = None) -> None:
         """Raise ValueError unless latents (B, T), condition (B, ...) and known (B, P) fit this prior."""

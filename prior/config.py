@@ -17,7 +17,7 @@ LONGEST = 2**16  # numbers an image at most
 
 
 class ArchitectureConfig(Kind):
-    """The settings of a prior's network that no other stage decides. Each kind of prior has a class under this one."""
+    """The settings of a prior that no other stage decides: of any kind, trained or fitted."""
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "transformer"
@@ -26,6 +26,26 @@ class ArchitectureConfig(Kind):
     def any_order(self) -> bool:
         """Return whether this kind can be trained to predict the places in every order."""
         return False
+
+
+class TrainedArchitecture(ArchitectureConfig):
+    """A prior that prior/train.py trains by gradient. Each such kind has a class under this one."""
+
+    kinds: ClassVar[dict[str, Any]] = {}
+    made_by: ClassVar[str | None] = "prior/train.py"
+
+
+class FittedArchitecture(ArchitectureConfig):
+    """A prior over vectors that prior/fit.py makes. Each such kind has a class under this one."""
+
+    kinds: ClassVar[dict[str, Any]] = {}
+    usual: ClassVar[str] = "mixture"
+    made_by: ClassVar[str | None] = "prior/fit.py"
+
+    @property
+    def by_em(self) -> bool:
+        """Return whether EM fits it, a class at a time; otherwise it has nothing to fit and is told of no class."""
+        raise NotImplementedError
 
 
 class PriorConfig(Settings):
@@ -111,7 +131,7 @@ class TrainConfig(Settings):
     """folder of the experiment; this stage reads its subfolder codes/ and writes into prior/"""
     codes: str | None = None
     """another folder of codes"""
-    model: ArchitectureConfig = Field(default_factory=ArchitectureConfig.default)
+    model: TrainedArchitecture = Field(default_factory=TrainedArchitecture.default)
     """sizes; K, the grid and the classes are read from the codes"""
     condition: Literal["labels", "nothing"] = "labels"
     """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""
@@ -172,3 +192,28 @@ class TrainConfig(Settings):
         if self.order != "raster" and not self.model.any_order:
             raise ValueError(f"order: a {self.model.name()} has raster order alone; take order raster")
         return self
+
+
+class FitConfig(Settings):
+    """Fit a prior over vectors, the second stage without a network."""
+
+    run: str = "runs/digits"
+    """folder of the experiment; this stage reads its subfolder codes/ and writes into prior/"""
+    codes: str | None = None
+    """another folder of codes"""
+    model: FittedArchitecture = Field(default_factory=FittedArchitecture.default)
+    """which distribution; the numbers of a sample and the classes are read from the codes"""
+    condition: Literal["labels", "nothing"] = "labels"
+    """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""
+    iterations: int = Field(100, ge=1)
+    """steps of EM at most, each over all training rows"""
+    tolerance: float = Field(1e-3, ge=0)
+    """nats a sample: the fit of a class ends at the step that raises its log-likelihood by less"""
+    regularization: float = Field(1e-6, ge=0)
+    """added to the variance of each number, so that no component becomes a point"""
+    seed: int = Field(0, ge=0, le=2**62)
+    """of the first means"""
+    track: tuple[Tracker, ...] = ()
+    """trackers that get what metrics.jsonl gets: tensorboard, wandb, trackio"""
+    track_project: str = Field("smalti", pattern=r"^[\w.-]+$", max_length=100)
+    """project under which the trackers file the run"""

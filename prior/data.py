@@ -1,6 +1,7 @@
 """The rows of a codes dataset as training batches: codes (b, T) int64 and their condition (b, ...)."""
 
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +9,32 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smalti.common.codes import CodesInfo, CodesSplit
+from smalti.common.codes import Codes, CodesInfo, CodesSplit, load_codes
 from smalti.common.errors import UserError
+from smalti.common.folder import sha256
 from smalti.common.progress import on_main
+from smalti.common.seeds import normals_of_rows
 from smalti.prior.config import PriorConfig
+
+
+def read_codes(run: str, folder: str | None = None) -> Codes:
+    """Return the codes of the run. They have a train and a validation split, and belong to the run's tokenizer, if any.
+
+    Raises:
+        UserError: a split is missing, or the tokenizers of the run and of the codes differ; the message names both.
+    """
+    data = load_codes(Path(folder or f"{run}/codes"))
+    for split in ("train", "validation"):
+        if split not in data.splits:
+            raise UserError(f"the codes must have a split {split}; they have {', '.join(data.splits)}")
+    weights = Path(run) / "tokenizer/model/model.safetensors"
+    if weights.exists() and sha256(weights) != data.info.tokenizer.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
+            f"{weights.parent} (sha256 {sha256(weights)[:12]}): remove their folder and encode again, or give "
+            "another --run"
+        )
+    return data
 
 
 class CodesBatch(NamedTuple):
@@ -23,7 +46,10 @@ class CodesBatch(NamedTuple):
 
 
 class CodesRows(Dataset):
-    """One split, in the disk's type, mapped if it is large; its index is (rows, epochs) of `common.row_order`."""
+    """One split, in the disk's type, mapped if it is large; its index is (rows, epochs) of `common.row_order`.
+
+    Where rows are moments of q(z | x), a row's vector is drawn from them, as a function of row and epoch alone.
+    """
 
     def __init__(self, split: CodesSplit, config: PriorConfig):
         self.split, self.condition = split, config.condition
@@ -37,6 +63,9 @@ class CodesRows(Dataset):
         rows = key[0].numpy()
         some = self.split.codes[rows]
         codes = torch.from_numpy(some.astype(np.int64 if some.dtype.kind == "u" else np.float32))
+        if self.split.scale is not None:  # of q(z | x): each epoch draws another z
+            noise = normals_of_rows(rows, key[1].numpy(), codes.shape[1])
+            codes = codes + torch.from_numpy(self.split.scale[rows]) * noise
         column = None if self.split.condition is None else self.split.condition[rows]
         return CodesBatch(codes, self.condition.of_rows(column, len(rows)), key[0])
 
@@ -53,5 +82,4 @@ def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:
 
 def plain_views(split: CodesSplit, info: CodesInfo) -> CodesSplit:
     """Return the first row of each image. The others are its mirror and crops; held-out figures are of plain images."""
-    condition = None if split.condition is None else split.condition[:: info.views]
-    return CodesSplit(split.codes[:: info.views], condition, split.rows[:: info.views])
+    return split.at(slice(None, None, info.views))

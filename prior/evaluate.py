@@ -122,8 +122,7 @@ def load_scoring_prior(model: Path, data: Codes) -> Prior:
 def evenly_spaced_rows(split: CodesSplit, number: int) -> CodesSplit:
     """Return `number` rows of a split, evenly spaced, or all if there are fewer."""
     rows = range(0, len(split.rows), max(1, len(split.rows) // max(1, number)))
-    condition = None if split.condition is None else split.condition[rows][:number]
-    return CodesSplit(split.codes[rows][:number], condition, split.rows[rows][:number])
+    return split.at(rows[:number])
 
 
 def measure(

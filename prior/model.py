@@ -8,9 +8,12 @@ from smalti.common.hub import locate
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.pixelcnn.model import PixelCNNPrior
+from smalti.prior.simple.mixture import MixturePrior
+from smalti.prior.simple.standard_normal import StandardNormalPrior
 from smalti.prior.transformer.model import TransformerPrior
 
-OURS = (TransformerPrior, PixelCNNPrior)  # the kinds of this package: importing them registers them
+# the kinds of this package: importing them registers them
+OURS = (TransformerPrior, PixelCNNPrior, StandardNormalPrior, MixturePrior)
 
 
 def build_prior(config: PriorConfig) -> Prior:

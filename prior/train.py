@@ -29,35 +29,29 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import PIL.Image
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from smalti.common import codes, config, folder, sharding, state
-from smalti.common.commands import as_typed
+from smalti.common import codes, config, sharding, state
 from smalti.common.condition import Nothing
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.launch import make_accelerator, run_command
-from smalti.common.layout import Layout
 from smalti.common.origin import Origin, begin_from, settings_and_origin
-from smalti.common.plots import image_grid, save_curves
-from smalti.common.progress import passing_bar
 from smalti.common.row_order import RowOrder, Share, batches
-from smalti.common.run_folder import Leeway, Means, Metrics, check_run, enter_run, read_metrics
+from smalti.common.run_folder import Leeway, Means, Metrics, check_run, enter_run
 from smalti.common.schedule import warmup_cosine
 from smalti.common.session import session
 from smalti.common.steps import Steps
 from smalti.common.tensors import read_tensors
 from smalti.prior.autoregressive import share_shuffled
-from smalti.prior.base import Prior, Scores
-from smalti.prior.baselines import marginal_nll, uniform_nll
+from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.data import CodesBatch, CodesRows, plain_views
+from smalti.prior.data import CodesRows, plain_views, read_codes
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.results import NONE_YET, Best, held_out_loss, picture_of, report, to_device, what_is_next
 
 # The codes are checked by their fingerprint; recompute and compile change only speed and memory.
 LEEWAY = Leeway(
@@ -87,7 +81,6 @@ LEEWAY = Leeway(
         "evaluate_every",
     },
 )
-EVALUATION_BATCH = 256
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
 
 
@@ -103,36 +96,6 @@ class PriorTraining(NamedTuple):
     data: str  # fingerprint of the codes
 
 
-def read_codes(c: TrainConfig) -> codes.Codes:
-    """Return the codes of the run. They have a train and a validation split, and belong to the run's tokenizer, if any.
-
-    Raises:
-        UserError: a split is missing, or the tokenizers of the run and of the codes differ; the message names both.
-    """
-    data = codes.load_codes(Path(c.codes or f"{c.run}/codes"))
-    for split in ("train", "validation"):
-        if split not in data.splits:
-            raise UserError(f"the codes must have a split {split}; they have {', '.join(data.splits)}")
-    weights = Path(c.run) / "tokenizer/model/model.safetensors"
-    if weights.exists() and folder.sha256(weights) != data.info.tokenizer.sha256:
-        raise UserError(
-            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
-            f"{weights.parent} (sha256 {folder.sha256(weights)[:12]}): remove their folder and encode again, or give "
-            "another --run"
-        )
-    return data
-
-
-class Best(NamedTuple):
-    """The evaluation whose weights are kept."""
-
-    step: int
-    nll: float
-
-
-NONE_YET = Best(0, float("inf"))
-
-
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train, or go on with a training, and return the folder of the best model."""
     run = Path(c.run) / "prior"
@@ -143,7 +106,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    data = read_codes(c)
+    data = read_codes(c.run, c.codes)
     reopened = check_run(run, c, LEEWAY)
     if c.batch_size > len(data.splits["train"].rows):
         raise UserError(
@@ -318,96 +281,13 @@ def save_weights(c: PriorConfig, weights: dict[str, Tensor], path: Path) -> None
     prior.save_pretrained(path)
 
 
-def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
-    """Return a batch on the device of this process."""
-    return CodesBatch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in batch))
-
-
-class HeldOutLoss(NamedTuple):
-    """The mean loss of a split."""
-
-    nll: float  # of a number of the latents: −log p in nats if the prior scores
-    by_place: list[Tensor]  # the same at each place, one tensor (*shape) a grid
-
-
-@torch.no_grad()
-def held_out_loss(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> HeldOutLoss:
-    """Return the loss on a split. Each process computes its share; the means are over the whole split."""
-    layout = prior.config.layout
-    sums = torch.zeros(1 + layout.length, device=accelerator.device)  # number of rows; the loss of each code
-    bar = passing_bar(len(rows), "evaluate on held-out codes", unit="row")
-    for few in torch.arange(len(rows)).split(EVALUATION_BATCH * accelerator.num_processes):
-        mine = few[accelerator.process_index :: accelerator.num_processes]
-        some = mine if len(mine) else few[:1]  # all processes must take part, because sharded weights are gathered
-        batch = to_device(rows[some, some], accelerator)
-        prior.check(batch.codes, batch.condition)
-        with accelerator.autocast():
-            nll = prior.validation(batch.codes, batch.condition, some.tolist())[: len(mine)]
-        sums += torch.cat([nll.new_tensor([len(mine)]), nll.sum(0)])
-        bar.update(len(few))
-    bar.close()
-    number, nats = accelerator.reduce(sums).cpu().split([1, layout.length])
-    nll = (nats / number).double().mean().item()
-    return HeldOutLoss(nll, layout.by_place(nats / number))
-
-
-def picture_of(evaluation: HeldOutLoss, layout: Layout) -> PIL.Image.Image:
-    """Return a picture of the loss at each place: black is 0, and white is ln K, or for vectors the largest."""
-    largest = max(grid.max().item() for grid in evaluation.by_place)
-    most = uniform_nll(layout.codebook_size) if layout.discrete else largest
-    shares = [grid.reshape(-1, grid.shape[-1]).div(most or 1.0).clamp(0, 1) for grid in evaluation.by_place]
-    pixels = [(255 * share).round().to(torch.uint8)[None, None] for share in shares]
-    side = max(max(each.shape[2:]) for each in pixels)
-    return image_grid(torch.cat([F.interpolate(each, (side, side)) for each in pixels]), columns=len(pixels), side=256)
-
-
-def unit(prior: Prior) -> str:
-    """Return the unit of a prior's loss, in words."""
-    amount = "nats" if isinstance(prior, Scores) else "of the loss"
-    return f"{amount} per {'code' if prior.config.layout.discrete else 'number'}"
-
-
-def report(data: codes.Codes, best: Best, run: Path, accelerator: Accelerator) -> None:
-    """Evaluate the kept weights on every held-out split beside the untrained priors, and draw the curves."""
-    kept = load_prior(run / "model").to(accelerator.device)
-    layout, figures = data.info.layout, {"best_step": float(best.step)}
-    for name, split in data.splits.items():
-        if name != "train":
-            plain = plain_views(split, data.info)
-            figures[f"{name}_nll"] = held_out_loss(kept, CodesRows(plain, kept.config), accelerator).nll
-            line = f"{name}: {figures[f'{name}_nll']:.3f} {unit(kept)}"
-            if layout.discrete:
-                K, marginal = layout.codebook_size, marginal_nll(data.splits["train"].codes, plain.codes, layout)
-                figures |= {"uniform_nll": uniform_nll(K), f"{name}_marginal_nll": marginal}
-                line += f"; independent codes {marginal:.3f}, uniform ln {K} = {uniform_nll(K):.3f}"
-            accelerator.print(line)
-    if accelerator.is_main_process:
-        folder.write_json(run / "figures.json", figures)
-        lines = read_metrics(run / "metrics.jsonl")
-        taken = [line for line in lines if "validation_nll" in line]
-        if taken and taken[-1]["step"] > best.step:
-            accelerator.print(
-                f"the weights of step {best.step} are kept, the best on validation: {best.nll:.3f}, and after the last "
-                f"step {taken[-1]['validation_nll']:.3f}"
-            )
-        flat = {}
-        if layout.discrete:
-            flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
-        save_curves(lines, {f"loss, {unit(kept)}": ["nll", "validation_nll"]}, run / "curves.png", flat)
-    accelerator.wait_for_everyone()
-
-
 def main(argv: Sequence[str]) -> None:
     c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
     accelerator = make_accelerator(c.precision, c.track, Path(c.run) / "prior")
     with session(Path(c.run) / "prior", accelerator):
         model = train(c, accelerator)
-    if not (Path(c.run) / "tokenizer/model").exists():  # the codes are another run's
-        accelerator.print(f"to draw from it, copy the folder tokenizer/ of the run of its codes into {c.run}")
-    kept = Path(c.run) / "pipeline/generation_config.json"
-    tuned = kept.exists() and "chosen" in folder.read_json(kept)  # a config would replace the settings that were chosen
-    settings = [] if tuned else ["--config", Path(config.config_beside(c.run, "generate"))]
-    accelerator.print(f"the prior is in {model}\nnext: {as_typed('pipeline/generate.py', Path(c.run), *settings)}")
+    for line in what_is_next(model):
+        accelerator.print(line)
 
 
 if __name__ == "__main__":

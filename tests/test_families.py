@@ -1,6 +1,7 @@
-"""One family of tokenizers and one of priors, declared only here, pass through every command, the report and the page.
+"""One family of tokenizers and one of priors, declared in tests alone, pass through every command, the report and the
+page.
 
-The tokenizer's latents are continuous and one-dimensional: a sequence of vectors, which no shipped family has.
+The tokenizer (`tests/toy_sequence.py`) makes a sequence of vectors of an image.
 """
 
 import io
@@ -31,61 +32,25 @@ from smalti.pipeline.report import main as report
 from smalti.pipeline.tune import Settings as TuneSettings
 from smalti.pipeline.tune import tune
 from smalti.prior.base import Prior
-from smalti.prior.config import ArchitectureConfig
+from smalti.prior.config import ArchitectureConfig, TrainedArchitecture
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
 from smalti.prior.model import load_prior
 from smalti.prior.train import train as train_prior
-from smalti.tokenizer.base import Terms, TrainedTokenizer
-from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
+from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.evaluate import Settings as TokenizerSettings
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.train import train as train_tokenizer
+from tests import toy_sequence
+from tests.toy_sequence import SequenceConfig, SequenceTokenizer
 
 
-class SequenceConfig(TrainedConfig):
-    kind: Literal["toy_sequence"] = "toy_sequence"
-    """maps an image to a sequence of a few vectors by one matrix, and back"""
-    vectors: int = 4
-    """number of vectors"""
-    dim: int = 3
-    """numbers in a vector"""
-
-    @property
-    def layout(self) -> Layout:
-        return Layout.of(self.vectors, depth=self.dim)
-
-
-class SequenceTokenizer(TrainedTokenizer):
-    config: SequenceConfig
-
-    def __init__(self, config: SequenceConfig):
-        super().__init__()
-        self.config = config
-        pixels = config.image_channels * config.image_size[0] * config.image_size[1]
-        self.down, self.up = nn.Linear(pixels, config.layout.length), nn.Linear(config.layout.length, pixels)
-
-    def forward(self, images: Tensor) -> Terms:
-        z = self.down(images.flatten(1))
-        error = (self.up(z).view_as(images) - images).float().square().mean()
-        return Terms({"squared_error": error, "size": z.float().square().mean()}, {}, z)
-
-    def weights(self, c: TrainConfig) -> dict[str, float]:
-        return {"size": 1e-3}
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return self.down(images.flatten(1)).float()
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.up(latents).view(-1, self.config.image_channels, *self.config.image_size).clamp(-1, 1)
-
-
-class GaussianConfig(ArchitectureConfig):
+class GaussianConfig(TrainedArchitecture):
     kind: Literal["toy_gaussian"] = "toy_gaussian"
     """draws each number independently, with a mean and a scale for each class"""
 
@@ -129,15 +94,12 @@ class GaussianPrior(Prior):
 
 @pytest.fixture(scope="module", autouse=True)
 def families():
-    SequenceConfig.register(SequenceTokenizer)
+    toy_sequence.register()
     GaussianConfig.register(GaussianPrior)
     yield
-    for family, kind in (
-        (ImageTokenizerConfig, SequenceConfig),
-        (TrainedConfig, SequenceConfig),
-        (ArchitectureConfig, GaussianConfig),
-    ):
-        del family.kinds[kind.name()]
+    toy_sequence.forget()
+    for family in (ArchitectureConfig, TrainedArchitecture):
+        del family.kinds[GaussianConfig.name()]
 
 
 @pytest.fixture(scope="module")

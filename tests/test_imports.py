@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 SCRIPTS = {
     "tokenizer": {"train", "cluster", "codebook", "convert", "encode", "evaluate", "latents"},
-    "prior": {"train", "evaluate"},
+    "prior": {"train", "fit", "evaluate"},
     "pipeline": {
         "app",
         "compress",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smalti.common.data.config import Binarize
-from smalti.common.data.views import mixed
+from smalti.common.seeds import mixed
 
 
 def binarized(images: Tensor, rows: Tensor, epochs: Tensor, how: Binarize) -> Tensor:

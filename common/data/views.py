@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from smalti.common.data.config import ImagesConfig
+from smalti.common.seeds import mixed
 
 ROWS = 20_000  # that codes of a small train set shall have: see `default_views`
 MOST_VIEWS = 8
-
-
-def mixed(x: np.ndarray) -> np.ndarray:
-    """Return each uint64 hashed by splitmix64 (Steele et al. 2014), where every bit depends on all."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _uniforms(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""The simple priors over vectors: the standard normal, and a mixture of Gaussians fitted by EM."""
