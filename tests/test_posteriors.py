@@ -418,8 +418,11 @@ def elbo_on(posterior, h, log_joint, z, volume):
 
 
 def elbo_of_noise(flow, h, log_joint):
-    """Return the ELBO of one place by exact quadrature over the noise of a flow, which cannot leave its grid."""
-    noise, volume = grid(2, 5, 41)
+    """Return the ELBO of one place by quadrature over the noise of a flow, which cannot leave its grid.
+
+    The grid is fine, or a spline learns to be good at its points alone.
+    """
+    noise, volume = grid(2, 5, 61)
     mass = standard_log_prob(noise).exp() * volume
     y, log_det = flow.transform(h, lambda T: T.call_and_ladj(noise))
     log_q = standard_log_prob(noise) - log_det - flow.normal(h).log_det()
@@ -435,7 +438,7 @@ GAPS = {  # of log p(x) from the ELBO, in nats
     "flow iaf": 0.0,
     "flow nsf": 0.0,
 }
-WITHIN = {"flow iaf": 1e-3, "flow nsf": 1e-2}  # of the gap; a spline has to bend on [−5, 5] what is straight here
+WITHIN = {"flow iaf": 1e-3, "flow nsf": 5e-3}  # of the gap; a spline has to bend on [−5, 5] what is straight here
 
 
 @pytest.mark.parametrize("name", GAPS)
@@ -449,7 +452,7 @@ def test_on_a_linear_model_the_elbo_falls_short_of_log_p_by_the_known_gap(name):
     posterior = built(ALL[name], 2, noise=0.0)
     h = torch.zeros(1, 1, posterior.config.outputs(2), dtype=torch.float64, requires_grad=True)
     if name in FLOWS:
-        maximize(lambda: elbo_of_noise(posterior, h, log_joint), [h, *posterior.parameters()])
+        maximize(lambda: elbo_of_noise(posterior, h, log_joint), [h, *posterior.parameters()], steps=60)
     else:
         maximize(lambda: elbo_on(posterior, h, log_joint, *grid(2, 5, 81)), [h])
     with torch.no_grad():
