@@ -36,7 +36,7 @@ from smalti.common.config import SHIPPED
 from smalti.common.errors import UserError
 from smalti.common.launch import computes_bf16, make_accelerator, run_command
 from smalti.common.record import code_version, cores, cpu_model
-from smalti.prior.config import PriorConfig
+from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior
 from smalti.tokenizer.base import TrainedTokenizer
@@ -205,6 +205,10 @@ def config_lines(path: Path, accelerator: Accelerator) -> Iterator[str]:
         c = config.build(ClusterConfig, given, str(path))
         yield f"{path}: K-means of {c.model.codebook_size} patches, no network to train: fits"
         return
+    if path.name == "fit.yaml":
+        fitted = config.build(FitConfig, given, str(path))
+        yield f"{path}: {fitted.model.name()} of vectors, no network to train: fits"
+        return
     if path.name == "tokenizer.yaml":
         tokenizer = config.build(TokenizerTraining, given, str(path))
         each, bf16 = images_each(tokenizer, accelerator), in_bf16(tokenizer, accelerator)
@@ -264,10 +268,12 @@ def configs_of(path: Path) -> list[Path]:
         return [path]
     if not path.exists() and (near := config.near_configs(path, "*")):
         raise UserError(f"there is no {path}; did you mean {near[0]}?")
-    found = [path / name for name in ("tokenizer.yaml", "cluster.yaml", "prior.yaml") if (path / name).exists()]
+    found = [
+        path / name for name in ("tokenizer.yaml", "cluster.yaml", "prior.yaml", "fit.yaml") if (path / name).exists()
+    ]
     if not found:
         raise UserError(
-            f"{path} must be a folder with tokenizer.yaml, cluster.yaml or prior.yaml, or one of these files"
+            f"{path} must be a folder with tokenizer.yaml, cluster.yaml, prior.yaml or fit.yaml, or one of these files"
         )
     return found
 

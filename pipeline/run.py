@@ -54,7 +54,8 @@ class RunSettings(Settings):
     """Both stages, end to end."""
 
     configs: str = str(ROOT / "configs/digits")
-    """folder with tokenizer.yaml (or cluster.yaml, for K-means), prior.yaml and generate.yaml"""
+    """folder with tokenizer.yaml (or cluster.yaml, for K-means), prior.yaml (or fit.yaml, for a mixture of Gaussians)
+    and generate.yaml"""
     run: str | None = None
     """folder of the experiment, where it is not the one the configs name"""
     images: str | None = None
@@ -70,6 +71,7 @@ class RunSettings(Settings):
 PICTURES = ("samples.png", "reconstructions.png", "curves.png")  # written into the run's folder at the end
 BEGUN = {"tokenizer": "tokenizer", "encode": "codes", "prior": "prior", "generate": "samples"}  # the folder of a stage
 FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokenizer/cluster.py"}
+SECOND_STAGES = {"prior.yaml": "prior/train.py", "fit.yaml": "prior/fit.py"}
 
 
 def first_config(folder_: Path) -> Path:
@@ -90,9 +92,18 @@ def first_config(folder_: Path) -> Path:
     return found[0]
 
 
+def second_config(folder_: Path) -> Path:
+    """Return the config of stage two. Raises `UserError` where there is none, or several."""
+    found = [folder_ / name for name in SECOND_STAGES if (folder_ / name).exists()]
+    if len(found) != 1:
+        raise UserError(f"there must be either prior.yaml or fit.yaml in {folder_}, got {len(found)} of them")
+    return found[0]
+
+
 def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
     """Return the command line of each stage, in order."""
-    folder_, first = config.find_config(c.configs), first_config(config.find_config(c.configs))
+    folder_ = config.find_config(c.configs)
+    first, second = first_config(folder_), second_config(folder_)
     seed = [] if c.seed is None else ["--seed", str(c.seed)]
     images = [] if c.images is None else ["--images.source", c.images]
     track = ["--track", *c.track] if c.track else []
@@ -100,7 +111,7 @@ def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
     scripts = {
         "tokenizer": [FIRST_STAGES[first.name], str(first), "--run", run, *images, *seed, *track],
         "encode": ["tokenizer/encode.py", run],
-        "prior": ["prior/train.py", str(folder_ / "prior.yaml"), "--run", run, *seed, *track],
+        "prior": [SECOND_STAGES[second.name], str(second), "--run", run, *seed, *track],
         "generate": [
             "pipeline/generate.py",
             run,
@@ -198,9 +209,9 @@ def main(argv: Sequence[str]) -> None:
         RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs"
     )
     first = first_config(config.find_config(c.configs))
-    for name in ("prior", "generate"):
-        if not (first.parent / f"{name}.yaml").exists():
-            raise UserError(f"there is no {name}.yaml in {c.configs}")
+    second_config(first.parent)
+    if not (first.parent / "generate.yaml").exists():
+        raise UserError(f"there is no generate.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
     check_summary_is_ours(Path(run))
     busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * cores()

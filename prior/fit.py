@@ -48,8 +48,8 @@ from smalti.prior.simple.config import MixtureConfig
 from smalti.prior.simple.mixture import MixturePrior
 
 LEEWAY = Leeway(free={"run", "codes", "track", "track_project"}, length="iterations")
-TOGETHER = 2**16  # rows that are read at once
-SAMPLE = 2**14  # rows for the first means, or 32 a component
+TOGETHER = 2**22  # numbers that are read at once
+SAMPLE = 2**22  # numbers of the rows that the first means are drawn from; at least 32 rows a component
 SAVE_AFTER = 60.0  # seconds between saved states
 TENSORS = ("log_weights", "means", "scale")  # of a mixture
 COPIES = 4  # of the covariances in fp64: the mixture, its moments, and what the M step makes of both
@@ -236,7 +236,7 @@ def go_on(task: Task, saved: state.State) -> tuple[Fit, int]:
 def first_of(c: FitConfig, prior: MixturePrior, group: Group, rows: CodesRows) -> GaussianMixture:
     """Return the mixture that EM begins with, from a sample of its rows that belongs to the seed."""
     a, every = prior.architecture(prior.config), torch.cat([group.own, group.others]).sort().values
-    most = max(SAMPLE, 32 * a.components)
+    most = max(SAMPLE // prior.config.layout.length, 32 * a.components)
     sample = every[torch.randperm(len(every), generator=generator(c.seed))[:most].sort().values]
     points, draws = points_of(rows, sample, prior.device), generator(c.seed, prior.device)
     return first_mixture(points, a.components, a.covariance, regularization=c.regularization, generator=draws)
@@ -261,7 +261,8 @@ def expectation(mixture: GaussianMixture, some: Tensor, rows: CodesRows, acceler
     """Return the moments of some rows, of which each process takes its share."""
     found = e_step(mixture.means[:0], mixture)  # of no points
     bar = passing_bar(len(some), "E step", unit="row")
-    for few in some[accelerator.process_index :: accelerator.num_processes].split(TOGETHER):
+    together = max(1, TOGETHER // mixture.means.shape[1])
+    for few in some[accelerator.process_index :: accelerator.num_processes].split(together):
         if len(few):
             found = found.plus(e_step(points_of(rows, few, mixture.means.device), mixture))
             advance(bar, len(few) * accelerator.num_processes)

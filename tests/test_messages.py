@@ -181,7 +181,7 @@ def test_a_kind_in_another_case_is_answered_with_it():
     [
         ("train", ["train-tokenizer", "train-prior"]),
         ("tokenizer", ["train-tokenizer", "evaluate-tokenizer"]),
-        ("Prior", ["train-prior", "evaluate-prior"]),
+        ("Prior", ["train-prior", "fit-prior", "evaluate-prior"]),
         ("prior/train.py", ["train-prior"]),
         ("pipeline/run", ["run"]),
         ("trian-prior", ["train-prior"]),

@@ -94,7 +94,7 @@ def stage_commands(contents: RunContents) -> Iterator[str]:
         yield f'python {contents.tokenizer_script} "$run/tokenizer/config.yaml" --run "$again"'
         yield 'python tokenizer/encode.py "$again"' + (f" --views {contents.codes[0].views}" if contents.codes else "")
     if "prior" in contents.settings:
-        yield 'python prior/train.py "$run/prior/config.yaml" --run "$again"'
+        yield f'python {contents.prior_script} "$run/prior/config.yaml" --run "$again"'
         yield 'python pipeline/generate.py "$again"' + drawing_options(contents)
 
 

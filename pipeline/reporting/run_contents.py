@@ -121,10 +121,15 @@ class RunContents(NamedTuple):
         return f"python {self.tokenizer_script} CONFIG --run {self.shown}"
 
     @property
+    def prior_script(self) -> str:
+        """The script that makes the prior: train or fit."""
+        return "prior/fit.py" if "iterations" in self.settings.get("prior", {}) else "prior/train.py"
+
+    @property
     def prior_command(self) -> str:
-        """The command that trains the prior, after the one that encodes if there are no codes yet."""
+        """The command that makes the prior, after the one that encodes if there are no codes yet."""
         encode = "" if self.codes else f"python tokenizer/encode.py {self.shown} && "
-        return f"{encode}python prior/train.py CONFIG --run {self.shown}"
+        return f"{encode}python {self.prior_script} CONFIG --run {self.shown}"
 
     def command(self, script: str) -> str:
         """Return the command line of a script on this run, with the split for an evaluation."""
