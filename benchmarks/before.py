@@ -86,7 +86,8 @@ def prepare(checkout: Path, work: Path) -> None:
         return
     work.mkdir(parents=True, exist_ok=True)
     few = ("--run", "run", "--steps", "30")
-    cpu_seconds(("tokenizer/train.py", "configs/digits/tokenizer.yaml", *few), checkout, work)
+    shifted = ("--images.shift", "6")  # which makes 169 views of an image
+    cpu_seconds(("tokenizer/train.py", "configs/digits/tokenizer.yaml", *few, *shifted), checkout, work)
     cpu_seconds(("tokenizer/encode.py", "run"), checkout, work)
     cpu_seconds(("prior/train.py", "configs/digits/prior.yaml", *few), checkout, work)
 

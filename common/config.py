@@ -62,12 +62,27 @@ class Kind(Settings):
 
     @classmethod
     def register(cls, builds: B) -> B:
-        """Register the class that a kind configures, and return it with the kind as its `config_class`."""
+        """Register the class that a kind configures, and return it with the kind as its `config_class`.
+
+        Raises:
+            TypeError: a method of the contract is missing.
+            ValueError: another class has this kind: the second would take the place of the first unseen.
+        """
+        for each in (cls, builds):
+            if missing := sorted(getattr(each, "__abstractmethods__", ())):
+                raise TypeError(f"{each.__module__}.{each.__qualname__} must have {', '.join(missing)}")
+        families = [family for family in cls.__mro__ if "kinds" in vars(family)]
+        for family in families:
+            there = family.kinds.get(cls.name(), cls)  # type: ignore[attr-defined]  # asked for above
+            if (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(
+                    f"{cls.__module__}.{cls.__qualname__} has the kind {cls.name()!r}, which is that of "
+                    f"{there.__module__}.{there.__qualname__}; give it another"
+                )
         cls.builds = builds
         builds.config_class = cls  # type: ignore[attr-defined]  # of every class that is registered
-        for family in cls.__mro__:
-            if "kinds" in vars(family):
-                family.kinds[cls.name()] = cls  # type: ignore[attr-defined]  # asked for above
+        for family in families:
+            family.kinds[cls.name()] = cls  # type: ignore[attr-defined]
         return builds
 
     @classmethod

@@ -17,10 +17,13 @@ from smalti.common.data.pixels import to_uint8
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.tokenizer.bottleneck.fsq import FSQConfig
+from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
 from smalti.tokenizer.bottleneck.lfq import LFQConfig
 from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.simvq import SimVQConfig
 from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.codebook import Settings, count_splits, examine, summary_lines
+from smalti.tokenizer.codebooks.facts import CodebookFacts
 from smalti.tokenizer.codebooks.health import NEAR, PAIRS, Codebook, advice, code_neighbours
 from smalti.tokenizer.codebooks.picture import patch_grid, patches
 from smalti.tokenizer.codebooks.usage import count
@@ -210,9 +213,12 @@ def test_the_distances_are_where_the_search_is(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- advice
 
 BOOK = Codebook(
-    "vq", codebook_size=64, code_depth=1, code_dim=32, at="model.quantizer.", normalize=False, revive_below=0.05
+    VQConfig(codebook_size=64, code_dim=32, normalize=False).facts("model.quantizer."),
+    codebook_size=64,
+    code_depth=1,
+    revive_below=0.05,
 )
-STACK = BOOK._replace(code_depth=3, at="model.quantizer.each.", normalize=True, code_dim=8)
+STACK = BOOK._replace(code_depth=3, facts=ResidualConfig(each=VQConfig(code_dim=8)).facts("model.quantizer."))
 EVEN = torch.full((1, 64), 50)
 
 
@@ -230,24 +236,36 @@ def test_dead_codes_are_told_with_the_settings_that_are_not_yet_so():
         "Remedies, the first first: model.quantizer.normalize true; model.quantizer.code_dim 8; revive_below 0.1; "
         "model.quantizer.kind vq_ema or simvq; model.quantizer.codebook_size 32"
     )
-    (said,) = advice(BOOK._replace(normalize=True, code_dim=8, kind="simvq", revive_below=0.0), {"validation": counts})
+    better = BOOK._replace(facts=SimVQConfig(code_dim=8).facts("model.quantizer."), revive_below=0.0)
+    (said,) = advice(better, {"validation": counts})
     assert (
         "normalize" not in said and "code_dim" not in said and "revive_below 0.05; model.quantizer.kind vq_ema;" in said
     )
 
 
 @pytest.mark.parametrize(
-    "kind, at, remedies",
+    "facts, remedies",
     [
-        ("fsq", "model.quantizer.", "more steps; model.quantizer.levels whose product is near 20"),
-        ("lfq", "model.quantizer.", "a larger model.quantizer.spread; model.quantizer.bits 5"),
-        ("kmeans", "model.", "more iterations; model.codebook_size 32"),
-        ("gumbel", "model.quantizer.", "a larger model.quantizer.kl_weight; model.quantizer.kind vq_ema or simvq;"),
+        (FSQConfig().facts("model.quantizer."), "more steps; model.quantizer.levels whose product is near 20"),
+        (LFQConfig().facts("model.quantizer."), "a larger model.quantizer.spread; model.quantizer.bits 5"),
+        (KMeansConfig().codebook, "more iterations; model.codebook_size 32"),
+        (
+            GumbelConfig().facts("model.quantizer."),
+            "a larger model.quantizer.kl_weight; model.quantizer.kind vq_ema or simvq;",
+        ),
     ],
 )
-def test_each_kind_is_advised_settings_that_it_has(kind, at, remedies):
-    (said,) = advice(BOOK._replace(kind=kind, at=at), {"train": EVEN * (torch.arange(64) < 20)})
+def test_each_kind_is_advised_settings_that_it_has(facts, remedies):
+    (said,) = advice(BOOK._replace(facts=facts), {"train": EVEN * (torch.arange(64) < 20)})
     assert remedies in said
+
+
+def test_a_kind_that_says_nothing_of_itself_is_advised_no_setting_of_a_table():
+    """A new kind of quantizer has no table until it says so: it was told of code_dim, normalize and codebook_size."""
+    facts = CodebookFacts("mine", 4, "model.quantizer.")
+    for counts in (EVEN * (torch.arange(64) < 20), EVEN * (torch.arange(64) < 64) + 2000 * (torch.arange(64) < 2)):
+        (said,) = advice(BOOK._replace(facts=facts), {"train": counts})
+        assert not any(setting in said for setting in ("code_dim", "normalize", "codebook_size", "revive_below"))
 
 
 def test_a_perplexity_far_below_the_used_codes_is_told():

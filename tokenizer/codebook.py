@@ -74,7 +74,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     book = codebook_of(tokenizer, settings.get("revive_below"))
     sentences = advice(book, counted.counts, near)
     figures = {
-        "kind": book.kind,
+        "kind": book.facts.kind,
         "codebook_size": book.codebook_size,
         "code_depth": book.code_depth,
         "counted_from": counted.source,

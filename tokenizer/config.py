@@ -1,6 +1,7 @@
 """The settings of every image tokenizer (its `config.json`), of its training, and of encoding with it."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,15 +10,7 @@ from smalti.common.data.config import ImagesConfig, Pixels
 from smalti.common.launch import Precision
 from smalti.common.layout import Layout
 from smalti.common.track import Tracker
-
-
-class CodebookFacts(NamedTuple):
-    """The facts about a codebook that advice depends on, besides its size and its use."""
-
-    kind: str  # of what makes the codes, in words of the settings
-    dim: int  # D
-    at: str  # what stands before its settings' names, as model.quantizer.; nothing where it has none
-    normalize: bool | None = None  # none where there is no such setting
+from smalti.tokenizer.codebooks.facts import CodebookFacts
 
 
 class ImageTokenizerConfig(Kind):
@@ -32,9 +25,9 @@ class ImageTokenizerConfig(Kind):
     """1 grey, 3 RGB, 4 RGBA"""
 
     @property
+    @abstractmethod
     def layout(self) -> Layout:
         """Return the layout of the latents of an image."""
-        raise NotImplementedError
 
     @property
     def codebook(self) -> CodebookFacts | None:

@@ -34,7 +34,10 @@ class NetworkTokenizer(LikelihoodTokenizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Return z_q (B, D, h, w) of indices on a grid of any size, (B, h, w) or (B, h, w, Q)."""
-        return self.quantizer.lookup(indices.flatten(1, 2)).unflatten(2, indices.shape[1:3])
+        z_q = self.quantizer.lookup(indices.flatten(1, 2))
+        places = indices.shape[1] * indices.shape[2]
+        assert z_q.shape[2:] == (places,), f"lookup must return (B, D, {places}), got {tuple(z_q.shape)}"
+        return z_q.unflatten(2, indices.shape[1:3])
 
     def _output(self, latents: Tensor) -> Tensor:
         (indices,) = self.config.layout.split(latents)

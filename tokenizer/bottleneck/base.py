@@ -10,6 +10,7 @@ Shapes, for B samples of P places, D channels, K values a code and Q codes a pla
     indices  (B, P), or (B, P, Q) where a place has Q > 1 codes; int64 in [0, K)
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 import torch
@@ -51,7 +52,7 @@ class Table(Protocol):
         """Put `vectors` (R, D) at the codebook's `rows` (R,)."""
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """A map from z_e to codes and back. Distances and losses are fp32 for any input type, under autocast too."""
 
     spacing = 1.0  # how much finer than the one before the next depth of a residual stack is
@@ -59,19 +60,21 @@ class Quantizer(nn.Module):
 
     def forward(self, z_e: Tensor) -> Quantized:
         with torch.autocast(z_e.device.type, enabled=False):  # distances in bf16 can pick the wrong neighbour
-            return self.quantize(self.prepare(fp32(z_e)))
+            quantized = self.quantize(self.prepare(fp32(z_e)))
+        assert quantized.indices.dtype == torch.int64, f"indices must be int64, got {quantized.indices.dtype}"
+        return quantized
 
     def prepare(self, z_e: Tensor) -> Tensor:
         """Return z_e moved to where the codes are: onto the sphere, into bounds, or as it is."""
         return z_e
 
+    @abstractmethod
     def quantize(self, z_e: Tensor) -> Quantized:
         """Return the codes of prepared z_e (B, D, P), fp32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lookup(self, indices: Tensor) -> Tensor:
         """Return z_q (B, D, P), which the decoder reads, of indices."""
-        raise NotImplementedError
 
     def vectors_at(self, depth: int, codes: Tensor) -> Tensor:
         """Return the vectors (N, D) that codes (N,) of a depth add to z_q."""

@@ -7,12 +7,14 @@ factors    whole numbers whose product is K, most significant first: (K,) for a 
            made of where there is no table
 """
 
+from abc import abstractmethod
 from math import prod
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from smalti.common.config import Kind
+from smalti.tokenizer.codebooks.facts import CodebookFacts, TableFacts
 
 MOST_CODES = 2**24  # counted one by one, also where there is no table of them
 Gradient = Literal["straight_through", "rotation"]
@@ -25,8 +27,9 @@ class BottleneckConfig(Kind):
     usual: ClassVar[str] = "vq"
 
     @property
+    @abstractmethod
     def factors(self) -> tuple[int, ...]:
-        raise NotImplementedError
+        """Return the values of each digit of a code, most significant first; of a table (K,)."""
 
     @property
     def size(self) -> int:
@@ -39,13 +42,17 @@ class BottleneckConfig(Kind):
         return 1
 
     @property
+    @abstractmethod
     def dim(self) -> int:
         """Return D, which of a table is a setting."""
-        raise NotImplementedError
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """Return the values that change with the share of the steps done, by name."""
         return {}
+
+    def facts(self, at: str) -> CodebookFacts:
+        """Return the facts that advice on its codes depends on; `at` stands before its settings' names."""
+        return CodebookFacts(self.name(), self.dim, at)
 
 
 class SingleConfig(BottleneckConfig):
@@ -71,3 +78,6 @@ class TableConfig(SingleConfig):
     @property
     def dim(self) -> int:
         return self.code_dim
+
+    def facts(self, at: str) -> TableFacts:
+        return TableFacts(self.name(), self.dim, at, self.normalize)

@@ -5,6 +5,7 @@ K = Π L_i codes, of which an index is the mixed-radix number of the levels. The
 the gradient goes straight through the rounding.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -16,6 +17,7 @@ from smalti.common.mixed_radix import to_digits, to_index
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer
 from smalti.tokenizer.bottleneck.config import MOST_CODES, SingleConfig
 from smalti.tokenizer.bottleneck.estimators import straight_through
+from smalti.tokenizer.codebooks.facts import CodebookFacts
 
 EDGE = 1e-3  # how far beyond the outermost level tanh may reach: at the bound itself rounding would be a tie
 
@@ -41,6 +43,25 @@ class FSQConfig(SingleConfig):
     @property
     def factors(self) -> tuple[int, ...]:
         return self.levels
+
+    def facts(self, at: str) -> "FSQFacts":
+        return FSQFacts(self.name(), self.dim, at)
+
+
+class FSQFacts(CodebookFacts):
+    """The facts about codes of rounded numbers."""
+
+    cause = "the encoder's outputs leave levels, or combinations of levels, out"
+
+    @property
+    def size(self) -> str:
+        return f"{self.at}levels"
+
+    def wider_use(self, revive_below: float | None) -> Sequence[str]:
+        return ["more steps"]
+
+    def fewer(self, wanted: float, codebook_size: int) -> str:
+        return f"{self.size} whose product is near {max(2, round(wanted))}"
 
 
 @FSQConfig.register

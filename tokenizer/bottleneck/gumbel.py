@@ -11,6 +11,7 @@ why this one is not the default.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from smalti.tokenizer.bottleneck.base import Quantized
 from smalti.tokenizer.bottleneck.config import TableConfig
 from smalti.tokenizer.bottleneck.estimators import gumbel_softmax
 from smalti.tokenizer.bottleneck.table import TableQuantizer
+from smalti.tokenizer.codebooks.facts import TableFacts
 
 SHARPNESS = 10.0  # of q at the start: draws are mostly among the nearest few
 
@@ -46,6 +48,16 @@ class GumbelConfig(TableConfig):
 
     def scheduled(self, progress: float) -> dict[str, float]:
         return {"temperature": self.temperature_at(progress)}
+
+    def facts(self, at: str) -> "GumbelFacts":
+        return GumbelFacts(self.name(), self.dim, at, self.normalize)
+
+
+class GumbelFacts(TableFacts):
+    """The facts about codes that are drawn."""
+
+    def more_settings(self) -> Sequence[str]:
+        return [f"a larger {self.at}kl_weight"]
 
 
 @GumbelConfig.register

@@ -12,6 +12,7 @@ Signs are balanced only if the encoder's outputs lie around 0. Those of an untra
 constant stay so; hence they are whitened by their own mean and covariance, found once before training (PCA whitening).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ from smalti.common.precision import fp32
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer
 from smalti.tokenizer.bottleneck.config import SingleConfig
 from smalti.tokenizer.bottleneck.estimators import straight_through
+from smalti.tokenizer.codebooks.facts import CodebookFacts, power_of_two
 
 GROUP = 10
 LEAST_VARIANCE = 1e-6  # of the largest: directions in which nothing varies are not blown up
@@ -51,6 +53,25 @@ class LFQConfig(SingleConfig):
     @property
     def factors(self) -> tuple[int, ...]:
         return (2,) * self.bits
+
+    def facts(self, at: str) -> "LFQFacts":
+        return LFQFacts(self.name(), self.dim, at)
+
+
+class LFQFacts(CodebookFacts):
+    """The facts about codes of signs."""
+
+    cause = "the encoder's outputs leave combinations of signs out"
+
+    @property
+    def size(self) -> str:
+        return f"{self.at}bits"
+
+    def wider_use(self, revive_below: float | None) -> Sequence[str]:
+        return [f"a larger {self.at}entropy_weight", f"a larger {self.at}spread"]
+
+    def fewer(self, wanted: float, codebook_size: int) -> str:
+        return f"{self.size} {power_of_two(wanted, codebook_size)}"
 
 
 @LFQConfig.register

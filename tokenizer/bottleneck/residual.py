@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer, Table, build_quantizer
 from smalti.tokenizer.bottleneck.config import BottleneckConfig, SingleConfig, TableConfig
 from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.codebooks.facts import CodebookFacts
 
 
 class ResidualConfig(BottleneckConfig):
@@ -45,6 +46,9 @@ class ResidualConfig(BottleneckConfig):
 
     def scheduled(self, progress: float) -> dict[str, float]:
         return self.each.scheduled(progress)
+
+    def facts(self, at: str) -> CodebookFacts:
+        return self.each.facts(f"{at}each.")
 
 
 @ResidualConfig.register

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from smalti.common.progress import passing_bar
 from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.codebooks.facts import CodebookFacts
 from smalti.tokenizer.codebooks.usage import ENOUGH, GROSS, LOW, entropy_bits, perplexity, reachable, usage
-from smalti.tokenizer.config import CodebookFacts, TrainedConfig
+from smalti.tokenizer.config import TrainedConfig
 
 SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
 UNSEEN = 0.8  # of the usage expected of validation; not nearer 1, as the codes of one image are alike and reach fewer
 IDLE = 0.25  # of the bits of the depth that carries most; every depth costs the prior a code a place
 NEAR = 0.1  # of the median distance to the nearest code: of codes strewn at random in D = 4, one in 14,000 is as near
 DUPLICATES = 0.05  # share of codes with another so near; with fewer, telling pairs apart costs under 0.04 bits a place
-FEW_DIMENSIONS = 8  # of a codebook's vectors keep more codes in use than many do (Yu et al. 2021, sec. 3.2)
 PAIRS = 12  # nearest pairs that are reported
 COMPARED = 16_384  # codes whose distances are computed, the most used ones of more: K²/2 of them in seconds
 TILE = 256  # rows of the distances that are in memory at once
@@ -126,44 +126,28 @@ def code_neighbours(vectors: Tensor, counts: Tensor, *, most: int = COMPARED) ->
 
 
 class Codebook(NamedTuple):
-    """The settings that advice depends on."""
+    """The sizes and settings that advice depends on."""
 
-    kind: str  # of the quantizer, of each where it is residual; or kmeans; or vqgan, whose codebook is somebody else's
+    facts: CodebookFacts  # as its own kind states them; of each depth where it is residual
     codebook_size: int  # K
     code_depth: int  # Q
-    code_dim: int  # D
-    at: str  # what stands before its settings' names: model.quantizer.
-    normalize: bool | None = None  # none where there is no such setting
     revive_below: float | None = None
 
-    @property
-    def size(self) -> str:
-        """Return the name of the setting that decides K."""
-        return self.at + {"fsq": "levels", "lfq": "bits"}.get(self.kind, "codebook_size")
+    def wider_use(self) -> Sequence[str]:
+        """Return the settings that bring more codes into use, without those that are so already."""
+        return self.facts.wider_use(self.revive_below)
 
-    def smaller(self, wanted: float) -> str:
+    def fewer(self, wanted: float) -> str:
         """Return how to get about `wanted` codes, which are fewer than there are."""
-        if self.kind == "vqgan":
-            return f"a checkpoint of about {max(2, round(wanted)):,} codes"
-        if self.kind == "fsq":
-            return f"{self.size} whose product is near {max(2, round(wanted))}"
-        bits = max(1, min(math.ceil(math.log2(max(2.0, wanted))), math.ceil(math.log2(self.codebook_size)) - 1))
-        return f"{self.size} {bits if self.kind == 'lfq' else 2**bits}"
+        return self.facts.fewer(wanted, self.codebook_size)
 
 
 def codebook_of(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
-    """Return the settings of a tokenizer, and of its training, that advice depends on."""
+    """Return the sizes and settings of a tokenizer, and of its training, that advice depends on."""
     c = tokenizer.config
     facts = c.codebook or CodebookFacts(c.name(), c.layout.depth, "model.")
-    return Codebook(
-        facts.kind,
-        c.layout.codebook_size,
-        c.layout.depth,
-        facts.dim,
-        facts.at,
-        facts.normalize,
-        revive_below if isinstance(c, TrainedConfig) else None,
-    )
+    trained = revive_below if isinstance(c, TrainedConfig) else None
+    return Codebook(facts, c.layout.codebook_size, c.layout.depth, trained)
 
 
 def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbours] = ()) -> list[str]:
@@ -215,9 +199,7 @@ def _too_few(book: Codebook, split: str, counts: Tensor, splits: Mapping[str, Te
     if number >= ENOUGH * K:
         return []
     remedy = (
-        _remedies(f"more images, or {book.smaller(number / ENOUGH)}")
-        if "train" in splits
-        else _remedies("--splits all")
+        _remedies(f"more images, or {book.fewer(number / ENOUGH)}") if "train" in splits else _remedies("--splits all")
     )
     return [
         f"too few codes to judge by: {number:,.0f} places of {split} for {K:,} codes (drawn evenly they would use "
@@ -236,37 +218,12 @@ def _dead(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -> 
     if not low:
         return []
     dead, expected = int((counts[low] == 0).sum()), (1 - reachable(counts)) * len(low) * book.codebook_size
-    cause = {
-        "fsq": "the encoder's outputs leave levels, or combinations of levels, out",
-        "lfq": "the encoder's outputs leave combinations of signs out",
-        "kmeans": f"the means were fitted to other patches than those of {split}",
-        "vqgan": f"the checkpoint never used them, or for images unlike those of {split}",
-    }.get(book.kind, "the encoder's outputs lie near few of the codebook's vectors")
     used = (counts[low] > 0).sum(1).max().item()
     return [
         f"dead codes: {dead:,} of {len(low) * book.codebook_size:,}{_depths(book, low)} are never used on {split} "
-        f"({expected:,.0f} would be expected of as many places drawn evenly): {cause}. "
-        + _remedies(*_wider_use(book), book.smaller(used))
+        f"({expected:,.0f} would be expected of as many places drawn evenly): {book.facts.cause}. "
+        + _remedies(*book.wider_use(), book.fewer(used))
     ]
-
-
-def _wider_use(book: Codebook) -> list[str]:
-    """Return the settings that bring more codes into use, without those that are so already."""
-    if book.kind == "fsq":
-        return ["more steps"]
-    if book.kind == "lfq":
-        return [f"a larger {book.at}entropy_weight", f"a larger {book.at}spread"]
-    if book.kind == "kmeans":
-        return ["more iterations"]
-    if book.kind == "vqgan":
-        return ["a tokenizer trained on these images, by tokenizer/train.py"]
-    found = [] if book.normalize else [f"{book.at}normalize true"]
-    found += [f"{book.at}code_dim {FEW_DIMENSIONS}"] if book.code_dim > FEW_DIMENSIONS else []
-    revive_below = max(0.05, 2 * (book.revive_below or 0))
-    found += [f"revive_below {revive_below:g}"] if revive_below < 1 else []
-    found += [f"a larger {book.at}kl_weight"] if book.kind == "gumbel" else []
-    others = [kind for kind in ("vq_ema", "simvq") if kind != book.kind]
-    return [*found, f"{book.at}kind {' or '.join(others)}"]
 
 
 def _idle(book: Codebook, split: str, counts: Tensor, idle: Sequence[int]) -> list[str]:
@@ -277,12 +234,14 @@ def _idle(book: Codebook, split: str, counts: Tensor, idle: Sequence[int]) -> li
     cause = "the depths before leave little that more codes could tell" if last else "other depths say what it would"
     fewer = book.code_depth - len(idle)
     remedy = (
-        f"model.quantizer.code_depth {fewer}" if fewer > 1 else f"model.quantizer.kind {book.kind}, which has one depth"
+        f"model.quantizer.code_depth {fewer}"
+        if fewer > 1
+        else f"model.quantizer.kind {book.facts.kind}, which has one depth"
     )
     return [
         f"idle depth: the codes{_depths(book, idle)} say next to nothing on {split} (perplexities {each}): {cause}, "
         "and the prior predicts them all the same. "
-        f"{_remedies(remedy, f'a smaller {book.size}, which leaves the later depths more')}"
+        f"{_remedies(remedy, 'a smaller ' + (book.facts.size or 'codebook') + ', which leaves the later depths more')}"
     ]
 
 
@@ -301,7 +260,7 @@ def _skewed(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -
         f"skewed use: a perplexity of {size:.1f} where {used[worst]:,} codes are used{_depths(book, [worst])} on "
         f"{split}; half of all places take {few}: most patches are alike, as plain background is, or are not told "
         "apart. Where the picture's first patches show more than plain background: "
-        + "; ".join([*_wider_use(book), book.smaller(size)])
+        + "; ".join([*book.wider_use(), book.fewer(size)])
     ]
 
 
@@ -310,20 +269,18 @@ def _duplicates(book: Codebook, near: Sequence[Neighbours]) -> list[str]:
     if not many:
         return []
     number, compared = sum(near[depth].near for depth in many), sum(near[depth].compared for depth in many)
-    room = f"{book.at}code_dim {FEW_DIMENSIONS}, which leaves them more room" if book.code_dim < FEW_DIMENSIONS else ""
-    room = "" if book.kind in ("kmeans", "vqgan") else room
     kept = book.codebook_size * (1 - number / compared / 2)
-    fewer = book.smaller(kept) if book.kind == "vqgan" else f"a {book.size} of {kept:,.0f} or less"
+    fewer = book.fewer(kept) if book.facts.size is None else f"a {book.facts.size} of {kept:,.0f} or less"
     return [
         f"near-duplicate codes: {number:,} of {compared:,}{_depths(book, many)} have another within {NEAR:g} of the "
         "median distance to the nearest: they decode alike, and the prior pays for telling them apart. "
-        + _remedies(*filter(None, [fewer, room]))
+        + _remedies(fewer, *book.facts.apart())
     ]
 
 
 def _unseen(book: Codebook, splits: Mapping[str, Tensor]) -> list[str]:
     """Return advice if validation uses fewer codes than as many places of train would."""
-    if not {"train", "validation"} <= splits.keys() or book.kind == "vqgan":  # fitted to neither
+    if not {"train", "validation"} <= splits.keys() or not book.facts.fitted:
         return []
     train, validation = splits["train"].double(), splits["validation"].double()
     share = train / train.sum(1, keepdim=True).clamp_min(1)
@@ -333,7 +290,7 @@ def _unseen(book: Codebook, splits: Mapping[str, Tensor]) -> list[str]:
     remedies = _remedies(
         "more images",
         "images.flip true or a larger images.shift, where they leave an image what it is",
-        book.smaller(used * book.codebook_size),
+        book.fewer(used * book.codebook_size),
     )
     return [
         f"codes fitted to few images: validation uses {used:.1%} of the codes, where as many places of train use "

@@ -1,5 +1,6 @@
 """The settings of the K-means tokenizer, and of fitting it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -8,7 +9,8 @@ from smalti.common.config import Settings
 from smalti.common.data.config import ImagesConfig
 from smalti.common.layout import Layout
 from smalti.common.track import Tracker
-from smalti.tokenizer.config import CodebookFacts, EncodeConfig, ImageTokenizerConfig
+from smalti.tokenizer.codebooks.facts import CodebookFacts, SizedFacts
+from smalti.tokenizer.config import EncodeConfig, ImageTokenizerConfig
 
 
 class KMeansConfig(ImageTokenizerConfig):
@@ -45,7 +47,16 @@ class KMeansConfig(ImageTokenizerConfig):
 
     @property
     def codebook(self) -> CodebookFacts:
-        return CodebookFacts("kmeans", self.code_dim, "model.")
+        return KMeansFacts("kmeans", self.code_dim, "model.")
+
+
+class KMeansFacts(SizedFacts):
+    """The facts about means of patches."""
+
+    cause = "the means were fitted to other patches than these"
+
+    def wider_use(self, revive_below: float | None) -> Sequence[str]:
+        return ["more iterations"]
 
 
 class ClusterConfig(Settings):

@@ -1,5 +1,6 @@
 """The settings of a published VQGAN, and of its conversion."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -8,7 +9,8 @@ from smalti.common.config import Settings
 from smalti.common.data.config import ImagesConfig, Pixels
 from smalti.common.layout import Layout
 from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.config import CodebookFacts, EncodeConfig, ImageTokenizerConfig
+from smalti.tokenizer.codebooks.facts import CodebookFacts
+from smalti.tokenizer.config import EncodeConfig, ImageTokenizerConfig
 
 Width = Annotated[int, Field(ge=1, le=2**14)]  # channels of a published network
 Publisher = Literal["llamagen", "taming", "diffusers"]
@@ -81,7 +83,20 @@ class VQGANConfig(ImageTokenizerConfig):
 
     @property
     def codebook(self) -> CodebookFacts:
-        return CodebookFacts("vqgan", self.code_dim, "")
+        return VQGANFacts("vqgan", self.code_dim, "")
+
+
+class VQGANFacts(CodebookFacts):
+    """The facts about somebody else's codebook, which no setting of ours decides."""
+
+    cause = "the checkpoint never used them, or for images unlike these"
+    fitted = False
+
+    def wider_use(self, revive_below: float | None) -> Sequence[str]:
+        return ["a tokenizer trained on these images, by tokenizer/train.py"]
+
+    def fewer(self, wanted: float, codebook_size: int) -> str:
+        return f"a checkpoint of about {max(2, round(wanted)):,} codes"
 
 
 class ConvertConfig(Settings):

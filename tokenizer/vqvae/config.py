@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from smalti.common.layout import Layout
-from smalti.tokenizer.bottleneck.config import BottleneckConfig, TableConfig
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
+from smalti.tokenizer.bottleneck.config import BottleneckConfig
 from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.config import CodebookFacts, TrainedConfig
+from smalti.tokenizer.codebooks.facts import CodebookFacts
+from smalti.tokenizer.config import TrainedConfig
 from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
 from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
 
@@ -59,9 +59,7 @@ class VQVAEConfig(TrainedConfig):
 
     @property
     def codebook(self) -> CodebookFacts:
-        each = self.quantizer.each if isinstance(self.quantizer, ResidualConfig) else self.quantizer
-        at = "model.quantizer." if each is self.quantizer else "model.quantizer.each."
-        return CodebookFacts(each.name(), each.dim, at, each.normalize if isinstance(each, TableConfig) else None)
+        return self.quantizer.facts("model.quantizer.")
 
     def scheduled(self, progress: float) -> dict[str, float]:
         return self.quantizer.scheduled(progress)

@@ -3,6 +3,7 @@
 Shapes: output (B, P, H, W), images (B, C, H, W) of the 256 levels in [-1, 1].
 """
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
 from smalti.tokenizer.criterion.likelihood.levels import LEVELS, pixels_of
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """p(x | z), given the decoder's `output` for z. Computed in fp32, or fp64 if the output is, also under autocast."""
 
     config_class: ClassVar[type[LikelihoodConfig]]
@@ -27,26 +28,26 @@ class Likelihood(nn.Module):
         """Return the weight of a nat of a pixel in the loss beside the codebook's terms; it has no gradient."""
         return 1.0
 
+    @abstractmethod
     def log_prob(self, output: Tensor, images: Tensor) -> Tensor:
         """Return log p of every pixel, its channels summed: (B, H, W), in nats."""
-        raise NotImplementedError
 
     def nll(self, output: Tensor, images: Tensor) -> Tensor:
         """Return −log p(x | z) of each image: (B,), in nats."""
         with torch.autocast(output.device.type, enabled=False):
             return -self.log_prob(fp32(output), images.to(fp32(output).dtype)).sum((1, 2))
 
+    @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
         """Return E[x | z], the image of least squared error, which decoding shows: (B, C, H, W) in [-1, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mode(self, output: Tensor) -> Tensor:
         """Return a likeliest image: (B, C, H, W) in [-1, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probabilities(self, output: Tensor, images: Tensor, channel: int) -> Tensor:
         """Return p of each level of a channel, given the channels of `images` before it: (B, H, W, 256)."""
-        raise NotImplementedError
 
     def sample(self, output: Tensor, generator: Generator | None = None) -> Tensor:
         """Return a draw from p(x | z), every pixel on its own: (B, C, H, W) of the 256 levels."""

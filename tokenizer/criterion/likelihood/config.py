@@ -1,5 +1,6 @@
 """The settings of every likelihood."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from smalti.common.config import Kind
@@ -11,6 +12,6 @@ class LikelihoodConfig(Kind):
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "gaussian"
 
+    @abstractmethod
     def outputs(self, channels: int) -> int:
         """Return P, the numbers that a pixel of so many channels takes."""
-        raise NotImplementedError

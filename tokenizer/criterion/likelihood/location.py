@@ -1,6 +1,7 @@
 """A density around the decoder's output, with one scale a channel."""
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ class Location(Likelihood):
         else:
             self.register_buffer("log_scale", start, persistent=False)
 
+    @abstractmethod
     def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the log of the mass between a and b, in scales from the location."""
-        raise NotImplementedError
 
     def log_prob(self, output: Tensor, images: Tensor) -> Tensor:
         return self.log_mass(*edges(images, output, self.log_scale.to(output.dtype)[:, None, None])).sum(1)
