@@ -10,7 +10,7 @@ from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.folder import read_json, write_json
 from smalti.pipeline.generate import Settings as Generation
-from smalti.prior.config import PriorConfig
+from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.draw import SamplingConfig
 from smalti.tokenizer.bottleneck.base import Quantizer
@@ -22,7 +22,7 @@ from smalti.tokenizer.kmeans.config import ClusterConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SHIPPED = sorted({path.parent.name for path in CONFIGS.glob("*/prior.yaml")})  # launch/ holds Accelerate's configs
+SHIPPED = sorted({path.parent.name for path in CONFIGS.glob("*/generate.yaml")})  # launch/ holds Accelerate's configs
 
 
 def parse(*argv, cls=TokenizerTraining, **options):
@@ -41,7 +41,10 @@ def test_every_shipped_config_loads_and_its_stages_share_a_run(name):
     (tokenizer,) = (
         parse(CONFIGS / name / file, cls=cls) for file, cls in first.items() if (CONFIGS / name / file).exists()
     )
-    prior = parse(CONFIGS / name / "prior.yaml", cls=PriorTraining)
+    second = {"prior.yaml": PriorTraining, "fit.yaml": FitConfig}
+    (prior,) = (
+        parse(CONFIGS / name / file, cls=cls) for file, cls in second.items() if (CONFIGS / name / file).exists()
+    )
     assert tokenizer.run == prior.run == config.read_yaml(CONFIGS / name / "generate.yaml")["run"] == f"runs/{name}"
 
 

@@ -87,7 +87,7 @@ def test_the_page_of_commands_has_every_command_and_every_shipped_config():
     page = text_of(ROOT / "docs/commands.md")
     for name, command in COMMANDS.items():
         assert f"`{name}`" in page and f"`{command.script}`" in page, name
-    for config_file in (ROOT / "configs").glob("*/prior.yaml"):
+    for config_file in (ROOT / "configs").glob("*/generate.yaml"):
         assert f"| `{config_file.parent.name}` |" in page, config_file
 
 

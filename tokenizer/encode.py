@@ -258,7 +258,8 @@ def main(argv: Sequence[str]) -> None:
     with session(codes_folder(c), accelerator):
         folder = encode(c, accelerator)
     if accelerator.is_main_process:
-        for name, split in codes.read_info(folder)[1].items():
+        info, splits = codes.read_info(folder)
+        for name, split in splits.items():
             print(
                 f"{name}: {split['images']} images, {split['rows']} rows, {split['skipped']} images left out; "
                 f"decoded back from disk {psnr_text(split)} of {split['psnr_images']} images"
@@ -268,12 +269,11 @@ def main(argv: Sequence[str]) -> None:
                     else ""
                 )
             )
-        print(f"the codes are in {folder}")
+        print(f"the {'codes' if info.layout.discrete else 'vectors'} are in {folder}")
         output = ["--codes", Path(c.output)] if c.output else []
-        following = as_typed(
-            "prior/train.py", Path(config.config_beside(c.run, "prior")), "--run", Path(c.run), *output
-        )
-        print(f"next: {following}")
+        script, stage_two = ("prior/train.py", "prior") if info.layout.discrete else ("prior/fit.py", "fit")
+        beside = Path(config.config_beside(c.run, stage_two))
+        print(f"next: {as_typed(script, beside, '--run', Path(c.run), *output)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Shapes: images (B, C, H, W); h (B, P, N), N numbers for each of P places; z (B, 
 h · w of the network's own grid, or 1 for a vector of the whole image.
 """
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -22,18 +23,18 @@ class Sizes(NamedTuple):
     outputs: int  # numbers a pixel that the likelihood reads
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """An encoder and a decoder."""
 
     config_class: ClassVar[type[NetworkConfig]]
 
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Return h (B, P, N) of images (B, C, H, W)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Return the output (B, outputs, H, W) of vectors (B, P, D)."""
-        raise NotImplementedError
 
 
 def build_network(config: NetworkConfig, sizes: Sizes) -> Network:

@@ -1,5 +1,6 @@
 """The settings of every network of a VAE."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from smalti.common.config import Kind
@@ -11,10 +12,10 @@ class NetworkConfig(Kind):
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "convolutional"
 
+    @abstractmethod
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
         """Return (h, w) of the network's own grid of vectors, or None where it has none.
 
         Raises:
             ValueError: a network that images of this size do not fit.
         """
-        raise NotImplementedError

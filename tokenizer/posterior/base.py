@@ -13,6 +13,7 @@ places is drawn at once, so another B takes other noise; with the noise the same
 alone, up to the rounding that shapes bring.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -35,7 +36,7 @@ class Draw(NamedTuple):
     log_q: Tensor | None  # (S, B, P) log q(z | x) of what was drawn; None of `none`, which has no density
 
 
-class Posterior(nn.Module):
+class Posterior(nn.Module, ABC):
     """q(z | x), given the encoder's output h. A kind marks each of its methods with `in_fp32`."""
 
     def __init__(self, config: PosteriorConfig, dim: int):
@@ -43,13 +44,13 @@ class Posterior(nn.Module):
         self.config = config
         self.dim = dim
 
+    @abstractmethod
     def draw(self, h: Tensor, samples: int = 1, generator: Generator | None = None) -> Draw:
         """Return S draws, reparameterised: the gradient of a mean over them estimates that of E_q without bias."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_prob(self, h: Tensor, z: Tensor) -> Tensor:
         """Return log q(z | x) of any z (S, B, P, D): (S, B, P)."""
-        raise NotImplementedError
 
     def kl(self, h: Tensor) -> Tensor | None:
         """Return KL(q || N(0, I)) in its finest parts (B, P, G), or None where there is no formula.
@@ -58,9 +59,9 @@ class Posterior(nn.Module):
         """
         return None
 
+    @abstractmethod
     def center(self, h: Tensor) -> Tensor:
         """Return E_q[z] (B, P, D); of a flow, which has no formula for it, what the mean of its noise becomes."""
-        raise NotImplementedError
 
     def deviation(self, h: Tensor) -> Tensor | None:
         """Return the standard deviation under q of each number (B, P, D), or None where there is no formula."""

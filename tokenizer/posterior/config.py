@@ -1,5 +1,6 @@
 """The settings of every posterior, with what the encoder and the loss read of them."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from smalti.common.config import Kind
@@ -11,9 +12,9 @@ class PosteriorConfig(Kind):
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "gaussian"
 
+    @abstractmethod
     def outputs(self, dim: int) -> int:
         """Return N, the numbers a place that the encoder gives for vectors of `dim` numbers."""
-        raise NotImplementedError
 
     @property
     def stochastic(self) -> bool:

@@ -38,7 +38,7 @@ class VAEConfig(TrainedConfig):
     @model_validator(mode="after")
     def _goes_together(self) -> "VAEConfig":
         pixels = self.image_channels * prod(self.image_size)
-        if self.latents == "grid" and self.network.grid(self.image_size) is None:
+        if self.network.grid(self.image_size) is None and self.latents == "grid":
             raise ValueError(f"latents: a network of kind {self.network.name()} has no grid; take latents image")
         if self.layout.length > pixels:
             raise ValueError(

@@ -3,6 +3,7 @@
 Shapes: B images, S draws of z for each, P places, D numbers a place; all in nats.
 """
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import ClassVar
 
@@ -51,14 +52,14 @@ class Evidence:
         return (self.log_p - self.log_q).sum(-1) - self.nll
 
 
-class Objective:
+class Objective(ABC):
     """What training a VAE minimises, in terms by name."""
 
     config_class: ClassVar[type[ObjectiveConfig]]
 
+    @abstractmethod
     def terms(self, evidence: Evidence, progress: float) -> dict[str, Tensor]:
         """Return the terms (), in nats an image, each as it counts, at a share `progress` of the steps."""
-        raise NotImplementedError
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
