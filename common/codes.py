@@ -118,7 +118,10 @@ class CodesSplit(NamedTuple):
 
     def at(self, some: slice | range | np.ndarray) -> "CodesSplit":
         """Return some of its rows."""
-        return CodesSplit(*(None if column is None else column[some] for column in self))
+        condition = None if self.condition is None else self.condition[some]
+        return CodesSplit(
+            self.codes[some], condition, self.rows[some], None if self.scale is None else self.scale[some]
+        )
 
     def digest(self) -> str:
         """Return the SHA-256 of all its columns."""

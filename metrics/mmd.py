@@ -14,7 +14,7 @@ BANDWIDTHS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # times the mean squared dist
 
 
 def mmd_squared(a: Tensor, b: Tensor) -> Tensor:
-    """Return the unbiased estimate of MMD² between vectors (N, D) and (M, D), (): it has a gradient, and may be below 0.
+    """Return the unbiased estimate of MMD² of vectors (N, D) and (M, D), (): it has a gradient, and may be below 0.
 
     Raises:
         ValueError: fewer than two vectors in either set.

@@ -319,7 +319,9 @@ class ImagePipeline(Pretrained):
         progress, layout = torch.linspace(0, 1, steps)[:, None], self.prior.config.layout
         if not layout.discrete:
             if share is not None or seed is not None or sampling:
-                raise UserError("an interpolation of vectors draws nothing: leave out share, seed and sampling settings")
+                raise UserError(
+                    "an interpolation of vectors draws nothing: leave out share, seed and sampling settings"
+                )
             return self._decoded(between(ends[:1], ends[1:], progress, "sphere" if way is None else way))
         if way is not None:
             raise UserError("way is of vectors, and this pipeline has codes: leave it out")

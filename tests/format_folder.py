@@ -79,7 +79,9 @@ def make(folder: Path) -> None:
     torch.nn.init.uniform_(kmeans.codebook, -1, 1)
     kmeans.save_pretrained(folder / "kmeans")
     encoded = pipeline.encode_pixels(images()).numpy()
-    codes.write_shard(codes.shard_path(folder / "codes", "train", 0, 1), info, codes.CodesSplit(encoded, np.arange(3), np.arange(3)))
+    codes.write_shard(
+        codes.shard_path(folder / "codes", "train", 0, 1), info, codes.CodesSplit(encoded, np.arange(3), np.arange(3))
+    )
     codes.finish(folder / "codes", info, {"train": {"rows": 3}})
     (folder / "expected.json").write_text(json.dumps(seen(folder)) + "\n", encoding="utf-8")
 

@@ -88,7 +88,9 @@ def weighed(folder) -> codes.Codes:
     )
     drawn = np.random.default_rng(0).integers(0, 8, (16, 9))
     codes.begin_codes(folder, info)
-    codes.write_shard(codes.shard_path(folder, "train", 0, 1), info, codes.CodesSplit(drawn, np.linspace(1, 5, 16), np.arange(16)))
+    codes.write_shard(
+        codes.shard_path(folder, "train", 0, 1), info, codes.CodesSplit(drawn, np.linspace(1, 5, 16), np.arange(16))
+    )
     codes.finish(folder, info, {"train": {"rows": 16}})
     return codes.load_codes(folder)
 

@@ -348,7 +348,9 @@ def test_every_likelihood_trains_and_resumes(kind, tmp_path, accelerator):
         quantizer=VQConfig(codebook_size=16, code_dim=4),
         likelihood=config.build(LikelihoodConfig.kinds[kind], small.get(kind, {}), kind),
     )
-    c = tokenizer_training(tmp_path / "whole", model=model, images=ImagesConfig(binarize="nearest" if kind == "bernoulli" else "none"))
+    c = tokenizer_training(
+        tmp_path / "whole", model=model, images=ImagesConfig(binarize="nearest" if kind == "bernoulli" else "none")
+    )
     train_tokenizer(c, accelerator)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     folder.remove(tmp_path / "killed/tokenizer/state/step_00000006")

@@ -142,7 +142,7 @@ def test_settings_that_do_not_go_together_are_refused_by_name(settings, told):
 
 def test_grey_pixels_are_refused_to_a_bernoulli_with_the_setting_to_use():
     given = {"model": {"kind": "vae", "likelihood": {"kind": "bernoulli"}}}
-    with pytest.raises(UserError, match="set images.binarize: dynamic"):
+    with pytest.raises(UserError, match=r"set images\.binarize: dynamic"):
         config.build(TrainConfig, given, "settings")
 
 
@@ -241,9 +241,7 @@ def test_it_is_measured_in_nats_that_name_how_pixels_were_binarized(run, acceler
 
 
 def test_images_are_drawn_and_reported(run, accelerator, tmp_path):
-    drawn = generate(
-        Generation(run=str(run), labels=(3, 7), num_images=4, output=str(tmp_path / "drawn")), accelerator
-    )
+    drawn = generate(Generation(run=str(run), labels=(3, 7), num_images=4, output=str(tmp_path / "drawn")), accelerator)
     assert len(list(drawn.glob("0*.png"))) == 4
     report([str(run)])
     assert "1 vectors of 2" in (run / "report.html").read_text()
@@ -306,6 +304,7 @@ def test_settings_of_codes_are_refused_where_vectors_are_interpolated(run, finis
 
 
 def test_moments_are_of_a_gaussian_posterior():
-    assert vae(posterior=GaussianConfig(covariance="full")).has_moments and not vae(
-        posterior=config.build(PosteriorConfig.kinds["flow"], {}, "flow")
-    ).has_moments
+    assert (
+        vae(posterior=GaussianConfig(covariance="full")).has_moments
+        and not vae(posterior=config.build(PosteriorConfig.kinds["flow"], {}, "flow")).has_moments
+    )

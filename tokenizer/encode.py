@@ -157,8 +157,14 @@ def encode_split(
 
 def joined(parts: Sequence[CodesSplit]) -> CodesSplit:
     """Return the rows of several batches as one."""
-    columns = zip(*parts, strict=True)
-    return CodesSplit(*(None if column[0] is None else np.concatenate(column) for column in columns))
+    told = [part.condition for part in parts if part.condition is not None]
+    scales = [np.asarray(part.scale) for part in parts if part.scale is not None]
+    return CodesSplit(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate(told) if told else None,
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate(scales) if scales else None,
+    )
 
 
 def encode_batch(

@@ -109,7 +109,10 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 
     folder = parts_path(run, f"tokenizer-{split.name}")  # of one source at a time
     found = in_parts(folder, plan, len(split), PART, measure, accelerator, f"evaluate {split.name}")
-    figures, number = reconstruction_figures(found, tokenizer, extractors, c.importance_samples), len(found["squared_error"])
+    figures, number = (
+        reconstruction_figures(found, tokenizer, extractors, c.importance_samples),
+        len(found["squared_error"]),
+    )
     protocol = {
         **plan,
         "source": settings.source,

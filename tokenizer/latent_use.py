@@ -34,8 +34,8 @@ class LatentUse(NamedTuple):
             return None
         return (
             f"posterior collapse: {self.active} of {len(self.variance)} numbers of z depend on the image, the others "
-            "follow the prior whatever it shows, so that their KL is 0. Early in training this passes. If it stays, let "
-            "the KL cost less at first (--model.objective.kl_warmup 0.3), leave some of it free "
+            "follow the prior whatever it shows, so that their KL is 0. Early in training this passes. If it stays, "
+            "let the KL cost less at first (--model.objective.kl_warmup 0.3), leave some of it free "
             "(--model.objective.free_bits 0.1), or take a lower --model.objective.kl_weight or --lr"
         )
 

@@ -190,12 +190,14 @@ def save_points(encoded: Encoded, class_names: Sequence[str] | None, path: Path)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     colours = [f"C{label % 10}" for label in encoded.labels.tolist()]
-    axes.scatter(*encoded.centers.T.tolist(), c=colours, s=5)
+    right, up = encoded.centers.T.tolist()
+    axes.scatter(right, up, c=colours, s=5)
     shown = range(0, len(encoded.images), max(1, len(encoded.images) // 200)) if encoded.deviations is not None else ()
     for place in shown:
         assert encoded.deviations is not None
         width, height = (2 * encoded.deviations[place]).tolist()
-        ellipse = Ellipse(encoded.centers[place].tolist(), width, height, fill=False, color=colours[place], lw=0.5)
+        middle = right[place], up[place]
+        ellipse = Ellipse(middle, width, height, fill=False, color=colours[place], lw=0.5)
         axes.add_patch(ellipse)
     for label, name in enumerate((class_names or ())[:10]):
         axes.scatter([], [], c=f"C{label}", s=20, label=name)
@@ -213,7 +215,9 @@ def main(argv: Sequence[str]) -> None:
         figures = examine(c, accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        print(f"{figures['active_units']} of {figures['numbers']} numbers of z are active on {figures['images']} images")
+        print(
+            f"{figures['active_units']} of {figures['numbers']} numbers of z are active on {figures['images']} images"
+        )
         for line in figures["advice"]:
             print(f"advice: {line}")
         print(f"the pictures are in {Path(c.run) / 'tokenizer/latents'}")

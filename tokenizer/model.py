@@ -13,7 +13,12 @@ from smalti.tokenizer.vae.model import VAE
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
 
-OURS = (VQVAE, KMeansTokenizer, VQGANTokenizer, VAE)  # the kinds that come with the package: importing them registers them
+OURS = (
+    VQVAE,
+    KMeansTokenizer,
+    VQGANTokenizer,
+    VAE,
+)  # the kinds that come with the package: importing them registers them
 
 
 def settings_class(config: Path) -> type[ImageTokenizerConfig]:

@@ -1,6 +1,6 @@
 """Evaluate a tokenizer on a split: the PSNR of its reconstructions and the use of its codebook, over the whole split.
 
-    metrics    psnr_pooled and psnr (dB); of a likelihood distortion (bits per dimension); of codes usage and perplexity;
+    metrics    psnr_pooled and psnr (dB); of a likelihood distortion (bits per dimension); of codes usage, perplexity;
                of a posterior over vectors rate and bits per dimension, −ELBO (nats an image) and active units
     counts     (Q, K), how often each code was used at each depth
 

@@ -338,7 +338,9 @@ def draw_training_curves(run: Path) -> None:
     }
     there = {name for line in lines for name in line}
     panels = {title: names for title, names in panels.items() if there.intersection(names)}
-    held_out = [line if "psnr" in line else {k: v for k, v in line.items() if k not in ("distortion", "rate")} for line in lines]
+    held_out = [
+        line if "psnr" in line else {k: v for k, v in line.items() if k not in ("distortion", "rate")} for line in lines
+    ]
     save_curves(held_out, panels, run / "curves.png")
 
 

@@ -4,6 +4,7 @@ Kingma and Welling (2014), https://arxiv.org/abs/1312.6114, app. C; Burda et al.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
 
@@ -48,6 +49,6 @@ class MLP(Network):
 def layers(widths: Sequence[int]) -> nn.Sequential:
     """Return linear layers between these widths, with tanh after all but the last."""
     found: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         found += [nn.Linear(before, after), nn.Tanh()]
     return nn.Sequential(*found[:-1])

@@ -79,10 +79,10 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
         parts = [
             self.evidence(images, h, min(at_once, samples - start), generator) for start in range(0, samples, at_once)
         ]
-        shares = [len(part.nll) / samples for part in parts]
+        shares = torch.tensor([len(part.nll) / samples for part in parts], device=images.device)
         return Bound(
-            sum((share * part.nll.mean(0) for share, part in zip(shares, parts, strict=True)), torch.zeros((), device=images.device)),
-            sum((share * part.rate for share, part in zip(shares, parts, strict=True)), torch.zeros((), device=images.device)),
+            torch.cat([part.nll for part in parts]).mean(0),
+            torch.tensordot(shares, torch.stack([part.rate for part in parts]), 1),
             importance_weighted_nll(torch.cat([part.log_weights for part in parts])),
             parts[0].z[0].flatten(1),
         )
