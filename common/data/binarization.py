@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.common.data.config import Binarize
 from smalti.common.seeds import mixed
 
 
-def binarized(images: Tensor, rows: Tensor, epochs: Tensor, how: Binarize) -> Tensor:
+def binarized(images: Tensor, rows: Tensor, epochs: Tensor, how: str) -> Tensor:
     """Return images (B, C, H, W) uint8 with every pixel drawn 0 or 255 where `how` is fixed or dynamic.
 
     Args:

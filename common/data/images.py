@@ -135,7 +135,7 @@ def open_images(config: ImagesConfig, size: tuple[int, int], channels: int) -> I
         raise UserError(
             f"images.shift {config.shift} moves images of {size[0]}x{size[1]} out of sight; it must be smaller"
         )
-    shape = Shape(channels, *size, config.resize, config.binarize == "nearest", config.white)
+    shape = Shape(channels, *size, config.resize, config.binarize, config.white)
     parts = {name: ImageSplit(name, part, shape, config) for name, part in source.parts.items()}
     in_memory = sum(map(len, parts.values())) * math.prod(shape[:3]) <= config.memory * 2**30
     for split in parts.values():

@@ -32,7 +32,7 @@ class Shape(NamedTuple):
     height: int
     width: int
     resize: str
-    black_and_white: bool
+    binarize: str  # as the setting says; `nearest` happens in decoding, the draws of others when a split is read
     white: int = WHITE  # the value that is white where a channel has 16 bits
 
 
@@ -108,7 +108,7 @@ def _pixels_of(image: PIL.Image.Image, shape: Shape) -> Tensor:
     read = np.array(_in_mode(image, shape.channels, shape.white))  # (h, w) or (h, w, C)
     pixels = torch.from_numpy(read).view(*read.shape[:2], shape.channels)
     pixels = _resized(pixels.permute(2, 0, 1), shape)
-    return torch.where(pixels > 127, 255, 0).to(torch.uint8) if shape.black_and_white else pixels
+    return torch.where(pixels > 127, 255, 0).to(torch.uint8) if shape.binarize == "nearest" else pixels
 
 
 def _brightest(image: PIL.Image.Image, colours: bool) -> int | None:
@@ -154,7 +154,7 @@ def from_pil(
     pictures: Sequence[PIL.Image.Image], size: tuple[int, int], channels: int, *, black_and_white: bool = False
 ) -> Tensor:
     """Return pictures of any size and mode as (B, C, H, W) uint8: turned as their EXIF says, cropped, resized."""
-    shape = Shape(channels, *size, "crop", black_and_white)
+    shape = Shape(channels, *size, "crop", "nearest" if black_and_white else "none")
     return torch.stack([_pixels_of(PIL.ImageOps.exif_transpose(picture), shape) for picture in pictures])
 
 

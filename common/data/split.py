@@ -150,7 +150,7 @@ class ImageSplit(torch.utils.data.Dataset):
         labels, rows, epochs = (
             torch.tensor(each[kept]) for each in (self.labels[positions], self.rows[positions], epochs)
         )
-        images = binarized(images, rows, epochs, self._config.binarize)
+        images = binarized(images, rows, epochs, self._shape.binarize)
         return ImageBatch(images, labels, rows, epochs, corrupt)
 
     def keep_in_memory(self) -> None:

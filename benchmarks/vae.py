@@ -1,0 +1,218 @@
+"""The family of the Gaussian VAE on MNIST, binarized anew in each epoch: every row with as much processor time.
+
+    python -m benchmarks.vae --data FOLDER_OF_PARQUET --work DIR --seconds 180 --seeds 0
+
+Protocol: one network (fully connected, 2 hidden layers of 400, 40 numbers an image, Bernoulli), AdamW at 1e-3, batches
+of 128. A row differs in its posterior or its objective alone. Its budget is CPU seconds of the whole training command
+on one thread, start and evaluations included: two short trainings of a row say what a step costs, and so how many steps
+the budget holds. What the training took stands beside it. No setting of a row was searched for.
+
+Figures are of the test split, drawn once: −ELBO, rate and distortion in nats by `draws` draws of z, −IWAE by as many,
+active units, MMD² of q(z) to N(0, I). Drawn images are draws of pixels, as the test images are, and are compared with
+these by the Fréchet distance on a classifier's features: with z from N(0, I), and from a mixture of 10 Gaussians with
+full covariance fitted to the training images' latents, moments where there are moments.
+
+Writes benchmarks/results/vae.json and docs/vae_samples.png. The same command goes on where it was interrupted.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.claim import mean_and_spread
+from benchmarks.timing import ROOT, once
+from smalti.common.data.pixels import to_uint8
+from smalti.common.folder import read_json, write_json
+from smalti.common.launch import make_accelerator
+from smalti.common.plots import image_grid, save_picture
+from smalti.common.record import record
+from smalti.metrics.distances import frechet_distance
+from smalti.pipeline.evaluation.bench import Settings, evenly_spaced, features_of, open_bench
+from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import load_prior
+from smalti.tokenizer.base import LikelihoodTokenizer
+from smalti.tokenizer.model import load_tokenizer
+
+RESULT = ROOT / "benchmarks/results/vae.json"
+PICTURE = ROOT / "docs/vae_samples.png"
+SHORT = (40, 240)  # steps of the two trainings that say what a step costs
+LOOKS = 4  # evaluations on the validation split in a training
+DRAWS = 50  # of z for each test image
+DRAWN = 5000  # images that are compared
+PART = 500
+FIGURES = ("negative_elbo", "importance_weighted", "rate", "distortion", "active_units", "mmd_to_prior")
+
+SHARED: Mapping[str, Any] = {
+    "images.binarize": "dynamic",
+    "model.kind": "vae",
+    "model.image_size": (28, 28),
+    "model.network.kind": "mlp",
+    "model.network.hidden": (400, 400),
+    "model.latent_dim": 40,
+    "model.likelihood.kind": "bernoulli",
+    "batch_size": 128,
+    "lr": 1e-3,
+}
+POSTERIOR, OBJECTIVE = "model.posterior.kind", "model.objective.kind"
+ROWS: Mapping[str, Mapping[str, Any]] = {
+    "autoencoder": {POSTERIOR: "none", OBJECTIVE: "reconstruction"},
+    "KL left out": {OBJECTIVE: "reconstruction"},
+    "isotropic": {"model.posterior.covariance": "isotropic"},
+    "diagonal": {},
+    "full": {"model.posterior.covariance": "full"},
+    "mixture": {POSTERIOR: "mixture"},
+    "flow": {POSTERIOR: "flow"},
+    "IWAE-5": {OBJECTIVE: "iwae", "model.objective.samples": 5},
+    "IWAE-50": {OBJECTIVE: "iwae", "model.objective.samples": 50},
+    "beta 0.5": {"model.objective.kl_weight": 0.5},
+    "beta 4": {"model.objective.kl_weight": 4.0},
+    "InfoVAE": {OBJECTIVE: "infovae"},
+    "WAE": {OBJECTIVE: "wae"},
+}
+
+
+def command(script: str, ended: Path, *words: object, **settings: Any) -> float:
+    """Run a script with settings, unless `ended` says that it did, and return its CPU seconds."""
+    given = [str(word) for word in words]
+    for name, value in settings.items():
+        given += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return once([sys.executable, script, *given], ended)
+
+
+def train(run: Path, row: str, data: Path, steps: int, seed: int) -> float:
+    """Train a row for so many steps, and return the CPU seconds it took."""
+    few = {"steps": steps, "save_every": steps, "evaluate_every": -(-steps // LOOKS), "seed": seed}
+    settings = {"run": run, "images.source": data, **SHARED, **few, **ROWS[row]}
+    return command("tokenizer/train.py", run / ".trained.json", **settings)
+
+
+def steps_within(seconds: float, row: str, data: Path, work: Path) -> int:
+    """Return the steps that a budget holds, by two short trainings."""
+    took = [train(work / "short" / f"{row.replace(' ', '-')}-{steps}", row, data, steps, 0) for steps in SHORT]
+    a_step = max((took[1] - took[0]) / (SHORT[1] - SHORT[0]), 1e-6)
+    return max(SHORT[1], round((seconds - took[1] + SHORT[1] * a_step) / a_step))
+
+
+def measure(run: Path, seed: int) -> dict[str, float]:
+    """Return the figures of a trained row, and keep a picture of what it draws."""
+    command("tokenizer/evaluate.py", run / ".evaluated.json", run, importance_samples=DRAWS, batch_size=250, seed=seed)
+    command("tokenizer/encode.py", run / ".encoded.json", run, views=1)
+    mixture = {"model.kind": "mixture", "model.components": 10, "condition": "nothing", "iterations": 30}
+    command("prior/fit.py", run / ".fitted.json", run=run, **mixture)
+    if not (run / "drawn.json").exists():
+        write_json(run / "drawn.json", draw(run, seed))
+    told = read_json(run / "evaluation/tokenizer-test.json")["figures"]
+    found = {name: told[name] for name in FIGURES if name in told} | read_json(run / "drawn.json")
+    nats = 784 * torch.log(torch.tensor(2.0)).item()
+    return found | {name: found[name] * nats for name in ("rate", "distortion") if name in found}
+
+
+def draw(run: Path, seed: int) -> dict[str, float]:
+    """Return the Fréchet distances of images drawn with z from N(0, I) and from the mixture, and save some of each."""
+    bench = open_bench(Settings(run=str(run), split="test"), make_accelerator("fp32"))
+    features, tokenizer = bench.eyes.features, load_tokenizer(run / "tokenizer/model")
+    assert features is not None and isinstance(tokenizer, LikelihoodTokenizer)
+    noise = torch.Generator().manual_seed(seed)
+    mixture = load_prior(run / "prior/model").sampler(SamplingConfig())
+    latents = {
+        "normal": torch.randn(DRAWN, tokenizer.config.layout.length, generator=noise),
+        "mixture": mixture(torch.zeros(DRAWN, dtype=torch.int64), range(seed * DRAWN, (seed + 1) * DRAWN)),
+    }
+    real = features_of(bench, features, bench.split, evenly_spaced(bench.split, DRAWN)).cpu()
+    same = features_of(bench, features, bench.images.splits["train"], torch.arange(DRAWN)).cpu()
+    found = {"fd_train": frechet_distance(real, same)}
+    shown = []
+    for name, z in latents.items():
+        found[f"fd_{name}"] = frechet_distance(real, features(pixels(tokenizer, z, noise)).cpu())
+        shown.append(to_uint8(tokenizer.decode(z[:12])))
+    save_picture(image_grid(torch.cat(shown), 12, side=28), run / "drawn.png")
+    return found
+
+
+@torch.no_grad()
+def pixels(tokenizer: LikelihoodTokenizer, z: Tensor, noise: torch.Generator) -> Tensor:
+    """Return images (N, C, H, W) uint8, each pixel drawn from p(x | z)."""
+    parts = [tokenizer.likelihood.sample(tokenizer.output(some), noise) for some in z.split(PART)]
+    return to_uint8(torch.cat(parts))
+
+
+def save_samples(runs: Mapping[str, Path], path: Path) -> None:
+    """Save a picture of what each row draws: the first line from N(0, I), the second from the mixture."""
+    import PIL.Image
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.95 * len(runs)), layout="constrained")
+    for axes, (row, run) in zip(figure.subplots(len(runs), 1), runs.items(), strict=True):
+        axes.imshow(PIL.Image.open(run / "drawn.png"), cmap="gray", interpolation="nearest")
+        axes.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=80)
+
+
+def table(rows: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the page's table, a row each."""
+    lines = []
+    for row, each in rows.items():
+        of = each["summary"]
+        told = [row, f"{each['steps']:,}", spread(of["training_cpu_seconds"], 0)]
+        told += [spread(of.get(name), 2 if "elbo" in name or "weighted" in name else 1) for name in FIGURES[:4]]
+        told += [spread(of.get("active_units"), 0), spread(of["fd_normal"], 1), spread(of["fd_mixture"], 1)]
+        lines.append(f"| {' | '.join(told)} |")
+    return lines
+
+
+def spread(figure: Mapping[str, float | None] | None, digits: int) -> str:
+    """Return mean and, of several seeds, their standard deviation."""
+    if figure is None:
+        return "–"
+    beside = "" if figure["std"] is None else f" ± {figure['std']:.{digits}f}"
+    return f"{figure['mean']:.{digits}f}{beside}"
+
+
+def measure_rows(names: Sequence[str], data: Path, work: Path, seconds: float, seeds: Sequence[int]) -> dict[str, Any]:
+    """Train and measure rows, each with a budget of so many CPU seconds."""
+    found: dict[str, Any] = {}
+    for row in names:
+        steps = steps_within(seconds, row, data, work)
+        per_seed = []
+        for seed in seeds:
+            run = run_of(work, row, seconds, seed)
+            took = train(run, row, data, steps, seed)
+            per_seed.append({"training_cpu_seconds": took, **measure(run, seed)})
+            print(f"{row}, {seconds:g} s, seed {seed}: {json.dumps(per_seed[-1])}", flush=True)
+        settings = {name: str(value) for name, value in ROWS[row].items()}
+        found[row] = {"settings": settings, "steps": steps, "summary": mean_and_spread(per_seed), "per_seed": per_seed}
+    return found
+
+
+def run_of(work: Path, row: str, seconds: float, seed: int) -> Path:
+    """Return the folder of a row's run. Runs of one budget lie side by side, and share the classifier."""
+    return work / f"{seconds:g}" / f"{row.replace(' ', '-')}-{seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="MNIST's folder of Parquet files")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
+    parser.add_argument("--seconds", type=float, default=180.0, help="CPU time of a training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    work, result = args.work.resolve(), read_json(RESULT) if RESULT.exists() else {"budgets": {}}
+    found = measure_rows(args.rows, args.data.resolve(), work, args.seconds, args.seeds)
+    of_budget = {"seeds": args.seeds, "draws": DRAWS, "drawn": DRAWN, "rows": found}
+    result["budgets"][f"{args.seconds:g}"] = record("benchmarks.vae") | of_budget
+    write_json(RESULT, {"protocol": __doc__, "budgets": result["budgets"]})
+    save_samples({row: run_of(work, row, args.seconds, args.seeds[0]) for row in args.rows}, PICTURE)
+    print(*table(found), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
