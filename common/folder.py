@@ -248,8 +248,15 @@ def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
     """Raise `UserError` unless a JSON file of ours is of this kind and no newer than this code."""
     if kind_in(value) != kind:
         raise UserError(f"{path} must be of kind {kind!r}, got {value.get('kind')!r}")
-    if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
-        raise UserError(f"{path} has format {value.get('format')!r}, this version reads up to {FORMAT}; update smalti")
+    found = value.get("format")
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        got = f"got {found!r}" if "format" in value else "and has none"
+        raise UserError(
+            f"{path} must say its format, a whole number from 1 to {FORMAT}, {got}: it was changed or is damaged; "
+            "the command that wrote it writes it again"
+        )
+    if found > FORMAT:
+        raise UserError(f"{path} has format {found}, this version reads up to {FORMAT}; update smalti")
 
 
 def weights_sha256(model: nn.Module) -> str:

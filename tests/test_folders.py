@@ -480,3 +480,13 @@ def test_the_whole_chain_replaces_no_summary_that_it_did_not_write(tmp_path):
         chain.check_summary_is_ours(tmp_path)
     (tmp_path / ".seconds.json").write_text("{}")
     chain.check_summary_is_ours(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- what a file says
+
+
+@pytest.mark.parametrize("found", [{}, {"format": None}, {"format": 0}, {"format": -1}, {"format": True}, {"format": "2"}])
+def test_a_file_without_a_format_there_is_is_said_to_be_changed_and_no_newer_smalti_is_asked_for(found):
+    with pytest.raises(UserError, match=r"a\.json must say its format, a whole number from 1 to \d+, ") as told:
+        folder.check_format({"kind": "smalti.codes", **found}, "smalti.codes", Path("a.json"))
+    assert "update smalti" not in str(told.value)

@@ -356,7 +356,7 @@ def test_the_python_of_a_card_runs(run, tmp_path, what):
 
 
 def test_text_of_files_is_shown_and_is_no_markup(copied):
-    nasty = "| **<script>`\n# a"
+    nasty = "| **<script>` # a"
     path = copied / "codes/codes.json"
     value = json.loads(path.read_text())
     value["condition"]["names"][3] = nasty

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from smalti.common.config import Kind
+from smalti.common.layout import MOST_CODES
 
-MOST_CODES = 2**24  # counted one by one, also where there is no table of them
 Gradient = Literal["straight_through", "rotation"]
 
 
