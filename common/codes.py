@@ -38,6 +38,7 @@ from smalti.common.folder import (
     inside,
     is_empty,
     read_json,
+    read_settings,
     remove,
     replacing,
     settings_in,
@@ -157,7 +158,7 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
     plan = folder / PLAN
     planned = info.model_dump(mode="json")
     if plan.exists():
-        before = build(CodesInfo, settings_in(read_json(plan), plan), str(plan))
+        before = build(CodesInfo, settings_in(read_json(plan), plan), plan)
         if before.tokenizer.sha256 != info.tokenizer.sha256:
             raise UserError(
                 f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
@@ -390,8 +391,7 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
         raise UserError(f"{path}: splits must say how many rows each has, got {str(splits)[:200]}")
     if foreign := [name for name in splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
         raise UserError(f"{path}: a split's name must be of letters, digits and dots, got {foreign[0]!r}")
-    settings = {key: value for key, value in settings_in(written, path).items() if key != "splits"}
-    info = build(CodesInfo, settings, str(path))
+    info = read_settings(CodesInfo, {key: value for key, value in written.items() if key != "splits"}, path)
     for name, split in splits.items():
         if split["rows"] % info.views:
             raise UserError(

@@ -71,7 +71,9 @@ class Layout(Settings):
                 raise ValueError("grids must all hold codes or all hold vectors")
             K = 1 if grid.factors is None else prod(grid.factors)
             if K > MOST_CODES:
-                raise ValueError(f"factors {list(grid.factors or ())} must make at most {MOST_CODES:,} codes, got {K:,}")
+                raise ValueError(
+                    f"factors {list(grid.factors or ())} must make at most {MOST_CODES:,} codes, got {K:,}"
+                )
             if K * grid.depth > MOST_COUNTED and grid.factors is not None:
                 raise ValueError(
                     f"depth {grid.depth} of {K:,} codes must be at most {MOST_COUNTED:,} codes to count, got "

@@ -145,7 +145,7 @@ def test_a_folder_that_is_not_whole_is_refused_with_what_to_do(tmp_path):
             r"codes must be integers in \[0, 290\)",
         ),
         (
-            lambda f: change(f, condition={"kind": "class", "names": ["cat"]}),
+            lambda f: change(f, condition={"kind": "class", "names": ["cat"], "absent": []}),
             r"labels must lie in \[0, 1\), got 0 to 1",
         ),
         (lambda f: change(f, format=9), "format 9"),

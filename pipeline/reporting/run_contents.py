@@ -17,7 +17,7 @@ from smalti.common.commands import quoted
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import read_evaluations
-from smalti.common.folder import check_format, inside, kind_of, read_json, settings_in, sha256
+from smalti.common.folder import check_format, inside, kind_of, read_json, read_settings, settings_in, sha256
 from smalti.common.history import Change, read_history
 from smalti.common.raster import whole_picture
 from smalti.common.run_folder import read_metrics
@@ -41,7 +41,7 @@ def read_model(path: Path) -> ImageTokenizerConfig:
     cls = settings_class(path)
     written = read_json(path)
     check_format(written, kind_of(cls.builds), path)
-    return config.build(cls, settings_in(written, path), str(path))
+    return read_settings(cls, written, path)
 
 
 def read_run_picture(path: Path) -> PIL.Image.Image:
