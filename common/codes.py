@@ -428,6 +428,7 @@ def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
             raise UserError(
                 f"split {name} of {folder} holds other codes than were written; remove the folder and encode again"
             )
+    _check_layout(folder, info)
     return Codes(info, found)
 
 
@@ -470,6 +471,23 @@ def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -
     if needed > memory:
         raise UserError(
             f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}"
+        )
+
+
+def _check_layout(folder: Path, info: CodesInfo) -> None:
+    """Raise `UserError` where codes.json says another layout than the encode that wrote the shards.
+
+    Shapes of one length and digits of one product fit the same shards. The plan says which it was; published codes have
+    none.
+    """
+    plan = folder / PLAN
+    if not plan.is_file():
+        return
+    planned = build(CodesInfo, settings_in(read_json(inside(folder, PLAN)), plan), plan).layout
+    if planned != info.layout:
+        raise UserError(
+            f"{folder / 'codes.json'} says {info.layout}, and {planned} were encoded, which differ in "
+            f"{info.layout.differences(planned)}: codes.json was changed; remove the folder and encode again"
         )
 
 

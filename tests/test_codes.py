@@ -110,6 +110,23 @@ def test_a_shape_that_is_not_the_shards_is_refused(tmp_path):
         codes.load_codes(tmp_path / "codes")
 
 
+@pytest.mark.parametrize(
+    "layout, told",
+    [
+        (Layout.of(3, 2, factors=(300,)), r"shape \[3, 2\] and \[2, 3\]"),
+        (Layout.of(2, 3, factors=(20, 15)), r"factors \[20, 15\] and \[300\]"),
+    ],
+)
+def test_a_layout_that_fits_the_shards_and_is_not_what_was_encoded_is_refused(tmp_path, layout, told):
+    """A prior was trained to its end on it, and the pipeline then refused the two."""
+    write(tmp_path)
+    change(tmp_path, layout=layout.model_dump(mode="json"))
+    with pytest.raises(UserError, match=rf"were encoded, which differ in {told}: codes\.json was changed"):
+        codes.load_codes(tmp_path)
+    (tmp_path / codes.PLAN).unlink()  # published codes have no plan
+    assert codes.load_codes(tmp_path).info.layout == layout
+
+
 def test_codes_of_another_tokenizer_are_refused_with_both_names(tmp_path):
     write(tmp_path / "codes")
     other = INFO.model_copy(update={"tokenizer": TokenizerIdentity(name="two/tokenizer", sha256="2" * 64)})
