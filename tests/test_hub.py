@@ -30,6 +30,7 @@ from smalti.pipeline.publish import Settings, lay_out, main
 from smalti.prior.base import Prior
 from smalti.prior.model import load_prior
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.format_folder import make, seen
 from tests.hub_server import TOKEN, serving
@@ -341,6 +342,17 @@ def test_a_card_says_what_was_not_measured_and_leaves_out_what_was_of_other_weig
     card = card_of(copied)
     assert "samples.png" not in card and "No samples of these weights were drawn" in card
     assert not (copied / "hub/pipeline/samples.png").exists()
+
+
+def test_a_card_leaves_out_what_is_of_another_tokenizer(copied):
+    """The card of a tokenizer that was trained anew gave the PSNR and the rows of the codes of the one before."""
+    rows = f"{codes.read_info(copied / 'codes')[1]['train']['rows']:,}"
+    assert rows in card_of(copied, what="tokenizer")
+    VQVAE(load_tokenizer(copied / "tokenizer/model").config).save_pretrained(copied / "tokenizer/model")
+    card = card_of(copied, what="tokenizer")
+    assert rows not in card and "as encoded" not in card and "in training" in card
+    card = card_of(copied, what="prior")
+    assert rows in card and "nats (test split, after training)" in card and "tokenizer.yaml" not in card
 
 
 @pytest.mark.parametrize("what", ["pipeline", "tokenizer", "prior"])
