@@ -260,11 +260,16 @@ def of_one_tokenizer(contents: RunContents, about: Literal["tokenizer", "prior"]
     order = ("tokenizer", "codes", "prior") if about == "tokenizer" else ("prior", "tokenizer", "codes")
     ours = next((identities[name].sha256 for name in order if name in identities), None)
     others = {name: str(private(str(each))) for name, each in identities.items() if each.sha256 != ours}
-    hidden = {"model" if name == "tokenizer" else name: None for name in others}
-    if "tokenizer" in others:
-        hidden["settings"] = {stage: each for stage, each in contents.settings.items() if stage != "tokenizer"}
     left = {stage: each for stage, each in contents.evaluations.items() if stage not in others}
-    return contents._replace(**hidden, evaluations=left, others=others)
+    contents = contents._replace(evaluations=left, others=others)
+    if "codes" in others:
+        contents = contents._replace(codes=None)
+    if "prior" in others:
+        contents = contents._replace(prior=None)
+    if "tokenizer" in others:
+        settings = {stage: each for stage, each in contents.settings.items() if stage != "tokenizer"}
+        contents = contents._replace(model=None, settings=settings)
+    return contents
 
 
 def tokenizer_identities(contents: RunContents) -> dict[str, TokenizerIdentity]:
