@@ -1,6 +1,7 @@
 """The rows of a codes dataset as training batches: codes (b, T) int64 and their condition (b, ...)."""
 
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 
 from smalti.common.codes import CodesInfo, CodesSplit
 from smalti.common.errors import UserError
+from smalti.common.folder import sha256
 from smalti.common.progress import on_main
 from smalti.prior.config import PriorConfig
 
@@ -39,6 +41,16 @@ class CodesRows(Dataset):
         codes = torch.from_numpy(some.astype(np.int64 if some.dtype.kind == "u" else np.float32))
         column = None if self.split.condition is None else self.split.condition[rows]
         return CodesBatch(codes, self.condition.of_rows(column, len(rows)), key[0])
+
+
+def check_tokenizer_of(run: Path, info: CodesInfo) -> None:
+    """Raise `UserError`, which names both, where a run has another tokenizer than wrote the codes."""
+    weights = run / "tokenizer/model/model.safetensors"
+    if weights.exists() and (found := sha256(weights)) != info.tokenizer.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {info.tokenizer}, not by the one of this run, {weights.parent} "
+            f"(sha256 {found[:12]}): remove their folder and encode again, or give another --run"
+        )
 
 
 def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:

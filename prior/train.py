@@ -56,7 +56,7 @@ from smalti.prior.autoregressive import share_shuffled
 from smalti.prior.base import Prior, Scores
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.data import CodesBatch, CodesRows, plain_views
+from smalti.prior.data import CodesBatch, CodesRows, check_tokenizer_of, plain_views
 from smalti.prior.model import build_prior, load_prior
 
 # The codes are checked by their fingerprint; recompute and compile change only speed and memory.
@@ -113,13 +113,7 @@ def read_codes(c: TrainConfig) -> codes.Codes:
     for split in ("train", "validation"):
         if split not in data.splits:
             raise UserError(f"the codes must have a split {split}; they have {', '.join(data.splits)}")
-    weights = Path(c.run) / "tokenizer/model/model.safetensors"
-    if weights.exists() and folder.sha256(weights) != data.info.tokenizer.sha256:
-        raise UserError(
-            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
-            f"{weights.parent} (sha256 {folder.sha256(weights)[:12]}): remove their folder and encode again, or give "
-            "another --run"
-        )
+    check_tokenizer_of(Path(c.run), data.info)
     return data
 
 
