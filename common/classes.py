@@ -1,8 +1,23 @@
-"""Classes without a training image, which a model cannot have learnt."""
+"""Names of classes: which are refused, and which have no training image, so that no model can have learnt them."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 NAMED = 8  # the others are counted
+CONTROL = {"Cc", "Zl", "Zp"}  # Unicode's categories of controls, and of what ends a line or a paragraph
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError where a name cannot be typed in one line, or two are the same in Unicode's composed form."""
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if any(unicodedata.category(character) in CONTROL for character in name):
+            raise ValueError(f"a class's name must be one line without control characters, got {name!r}; rename it")
+        first = seen.setdefault(unicodedata.normalize("NFC", name), number)
+        if first != number:
+            raise ValueError(
+                f"each class must have a name of its own, got {name!r} for class {first} and class {number}; rename one"
+            )
 
 
 def untrained(absent: Sequence[int], class_names: Sequence[str]) -> Iterator[str]:

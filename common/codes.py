@@ -39,6 +39,7 @@ from smalti.common.folder import (
     inside,
     is_empty,
     read_json,
+    read_settings,
     remove,
     replacing,
     settings_in,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:  # half a second, and reading does without
 
 MAPPED = 2**26  # bytes of codes from which a split is mapped from the disk: below, mapping gains nothing
 TOGETHER = 2**16  # rows that are checked at once
+MOST_VIEWS = 2**20  # of an image
+MOST_IMAGES = 2**40  # of a shard
 AGAIN = "encode again with the same command to mend it"
 PLAN = ".plan.json"  # the settings of an encode, beside its shards
 
@@ -76,13 +79,13 @@ class CodesInfo(Settings):
 
     layout: Layout
     """what stands where in a row"""
-    views: int = Field(ge=1, le=2**20)
+    views: int = Field(ge=1, le=MOST_VIEWS)
     condition: Condition
     """what rows are told of"""
     tokenizer: TokenizerIdentity
     source: dict[str, Any]
     """the images' settings and their fingerprint"""
-    shard_size: int = Field(ge=1, le=2**40)
+    shard_size: int = Field(ge=1, le=MOST_IMAGES)
     moments: bool = False
     """a row has the mean and the standard deviation of q(z | x), not one vector: columns `latents` and `scale`"""
 
@@ -172,7 +175,7 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
     plan = folder / PLAN
     planned = info.model_dump(mode="json")
     if plan.exists():
-        before = build(CodesInfo, settings_in(read_json(plan), plan), str(plan))
+        before = build(CodesInfo, settings_in(read_json(plan), plan), plan)
         if before.tokenizer.sha256 != info.tokenizer.sha256:
             raise UserError(
                 f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
@@ -408,8 +411,14 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
         raise UserError(f"{path}: splits must say how many rows each has, got {str(splits)[:200]}")
     if foreign := [name for name in splits if not re.fullmatch(r"\w+(\.\w+)*", name)]:
         raise UserError(f"{path}: a split's name must be of letters, digits and dots, got {foreign[0]!r}")
-    settings = {key: value for key, value in settings_in(written, path).items() if key != "splits"}
-    return build(CodesInfo, settings, str(path)), splits
+    info = read_settings(CodesInfo, {key: value for key, value in written.items() if key != "splits"}, path)
+    for name, split in splits.items():
+        if split["rows"] % info.views:
+            raise UserError(
+                f"{path}: split {name} must have {info.views} rows an image, as views says, got {split['rows']} rows; "
+                f"{AGAIN}"
+            )
+    return info, splits
 
 
 def _has_rows(split: Any) -> bool:
@@ -434,10 +443,12 @@ def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
         _check_rows(paths, name, there[name]["rows"], info)
         large = there[name]["rows"] * info.layout.length * info.dtype.itemsize * len(info.list_columns) > MAPPED
         found[name] = read_mapped(paths, info) if large else read_whole(paths, info)
+        _check_images(name, found[name], info)
         if "sha256" in there[name] and there[name]["sha256"] != found[name].digest():  # earlier versions wrote none
             raise UserError(
                 f"split {name} of {folder} holds other codes than were written; remove the folder and encode again"
             )
+    _check_layout(folder, info)
     return Codes(info, found)
 
 
@@ -484,6 +495,39 @@ def _check_rows(paths: Sequence[Path], split: str, rows: int, info: CodesInfo) -
         raise UserError(
             f"split {split} of {rows} rows needs {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}"
         )
+
+
+def _check_layout(folder: Path, info: CodesInfo) -> None:
+    """Raise `UserError` where codes.json says another layout than the encode that wrote the shards.
+
+    Shapes of one length and digits of one product fit the same shards. The plan says which it was; published codes have
+    none.
+    """
+    plan = folder / PLAN
+    if not plan.is_file():
+        return
+    planned = build(CodesInfo, settings_in(read_json(inside(folder, PLAN)), plan), plan).layout
+    if planned != info.layout:
+        raise UserError(
+            f"{folder / 'codes.json'} says {info.layout}, and {planned} were encoded, which differ in "
+            f"{info.layout.differences(planned)}: codes.json was changed; remove the folder and encode again"
+        )
+
+
+def _check_images(name: str, split: CodesSplit, info: CodesInfo) -> None:
+    """Raise `UserError` unless the rows of an image are its views, and a training row's condition is not said absent.
+
+    The views of an image follow each other: it has as many rows as there are views, and the next image has another row
+    of the source. So `views` that were changed in codes.json are found even where they divide the rows.
+    """
+    images = split.rows.reshape(-1, info.views)
+    if (images != images[:, :1]).any() or (images[1:, 0] == images[:-1, 0]).any():
+        raise UserError(f"split {name} must have {info.views} rows an image, as views in codes.json says; {AGAIN}")
+    if name == "train" and split.condition is not None:
+        try:
+            info.condition.check_train(split.condition)
+        except ValueError as error:
+            raise UserError(f"split train and codes.json do not go together: {error}; {AGAIN}") from None
 
 
 def _rows_in(path: Path) -> int:

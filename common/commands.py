@@ -60,15 +60,20 @@ _NAMES = {command.script: name for name, command in COMMANDS.items()}
 _SCRIPT = re.compile(rf"(?:accelerate launch (?:-q )?|python )?\b({'|'.join(map(re.escape, _NAMES))})(?![\w/])")
 
 
+def by_name() -> bool:
+    """Return whether the user types names: this command was started by one, or there is no checkout with scripts."""
+    return BY_NAME in os.environ or not (ROOT / "pyproject.toml").is_file()
+
+
 def typed(text: str) -> str:
-    """Return a text with each command as the user types it: its script, or its name if this one was started by name."""
-    return _SCRIPT.sub(lambda found: f"smalti {_NAMES[found[1]]}", text) if BY_NAME in os.environ else text
+    """Return a text with each command as the user types it: its script, or its name where names are typed."""
+    return _SCRIPT.sub(lambda found: f"smalti {_NAMES[found[1]]}", text) if by_name() else text
 
 
 def as_typed(script: str, *words: object) -> str:
     """Return the command line that starts a script, as the user types it and a shell reads it."""
     name = _NAMES[script]
-    start = f"smalti {name}" if BY_NAME in os.environ else f"{COMMANDS[name].launcher} {quoted(found(script))}"
+    start = f"smalti {name}" if by_name() else f"{COMMANDS[name].launcher} {quoted(found(script))}"
     return " ".join([start, *map(quoted, words)])
 
 

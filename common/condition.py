@@ -14,7 +14,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from smalti.common.classes import untrained
+from smalti.common.classes import check_names, untrained
 from smalti.common.config import Kind
 
 ABSENT = -1  # a row's number in the column of classes where it has none
@@ -50,6 +50,10 @@ class Condition(Kind):
     @abstractmethod
     def check_column(self, values: np.ndarray) -> None:
         """Raise ValueError unless a column (N, ...) is such as this condition has."""
+
+    def check_train(self, values: np.ndarray) -> None:
+        """Raise ValueError where the train split's column (N, ...) has what this condition says it lacks."""
+        return None
 
     @abstractmethod
     def check(self, condition: Tensor) -> None:
@@ -153,6 +157,7 @@ class Classes(_Numbered):
 
     @model_validator(mode="after")
     def _known(self) -> "Classes":
+        check_names(self.names)
         if any(not 0 <= number < len(self.names) for number in self.absent):
             raise ValueError(f"absent {self.absent} must be numbers of the {len(self.names)} classes")
         return self
@@ -165,6 +170,10 @@ class Classes(_Numbered):
         from datasets import ClassLabel  # half a second, and reading does without
 
         return ClassLabel(names=list(self.names))
+
+    def check_train(self, values: np.ndarray) -> None:
+        if there := sorted(set(self.absent) & set(np.unique(values).tolist())):
+            raise ValueError(f"absent must be classes without a training row, got {there}, which have some")
 
     def untrained(self, asked: Collection[int] | None = None) -> Iterator[str]:
         absent = self.absent if asked is None else sorted(set(asked) & set(self.absent))

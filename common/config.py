@@ -248,8 +248,12 @@ def write_yaml(settings: Settings, path: Path) -> None:
 # ------------------------------------------------------------------------------------- from a mapping to typed settings
 
 
-def build(cls: type[S], settings: Mapping[str, Any], source: str) -> S:
-    """Return `settings` as `cls`. Raises `UserError` that names the full key, its source and the nearest name."""
+def build(cls: type[S], settings: Mapping[str, Any], source: str | Path) -> S:
+    """Return `settings` as `cls`. Raises `UserError` that names the full key, its source and the nearest name.
+
+    Args:
+        source: what the settings are from, in words; or the file, where a program wrote it: no option is advised then.
+    """
     try:
         return cls.model_validate_json(json.dumps(settings, default=str))  # JSON mode: a list may fill a tuple
     except ValidationError as error:
@@ -258,7 +262,7 @@ def build(cls: type[S], settings: Mapping[str, Any], source: str) -> S:
         raise UserError(f"{source}: {error}") from None
 
 
-def _explain(cls: type[Settings], error: ValidationError, settings: Mapping[str, Any], source: str) -> str:
+def _explain(cls: type[Settings], error: ValidationError, settings: Mapping[str, Any], source: str | Path) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path) or cls.__name__
@@ -280,7 +284,10 @@ def _explain(cls: type[Settings], error: ValidationError, settings: Mapping[str,
         return f"{source}: {key} must be {values}, got {first['input']!r}{_did_you_mean(near)}"
     name = key.rstrip("0123456789").rstrip(".")  # without a place in a tuple
     if first["type"] in ("missing", "tuple_type", "too_long") and (number := _values(cls, name)) is not None:
-        return f"{source}: {name} takes {_told_number(name, number, first['input'])}"
+        given = None if isinstance(first["input"], Mapping) else first["input"]  # of what has no such key
+        return f"{source}: {name} takes {_told_number(None if isinstance(source, Path) else name, number, given)}"
+    if first["type"] == "missing" and isinstance(source, Path):
+        return f"{source}: {key} must be given, and is not there"
     if first["type"] == "missing":
         below = [name for name, _ in leaves(cls) if name.startswith(f"{key}.")]
         return f"{source}: {key} must be given{f', as --{below[0]} and its like' if below else ''}"
@@ -306,12 +313,15 @@ def _values(cls: type[Settings], name: str) -> int | None:
     return None
 
 
-def _told_number(name: str, number: int, given: Any) -> str:
-    items = given if isinstance(given, list) else [given]
-    again = items * (number or 1) if len(items) == 1 else ["VALUE"] * number
+def _told_number(option: str | None, number: int, given: Any) -> str:
+    """Return how many values there must be and what to write, as an option too where one gives them."""
+    items = given if isinstance(given, list) else [] if given is None else [given]
+    again = items * (number or 1) if len(items) == 1 else ["VALUE"] * (number or 1)
     what = f"{number} values" if number else "a list of values"
-    shown = " ".join(map(str, items))
-    written = f"--{name} {' '.join(map(str, again))}, or in a file [{', '.join(map(str, again))}]"
+    shown = " ".join(map(str, items)) or "none"
+    written = f"[{', '.join(map(str, again))}]"
+    if option is not None:
+        written = f"--{option} {' '.join(map(str, again))}, or in a file {written}"
     return f"{what}, got {shown}; {'for the same one each' if number and len(items) == 1 else 'write'} {written}"
 
 

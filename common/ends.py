@@ -134,9 +134,23 @@ def _of_the_disk(error: BaseException) -> tuple[str, int] | None:
         return f"cannot write: {what}; make it writable, or give another folder", USER_ERROR
     if number == errno.ENOENT and "temporary directory" in str(error):
         return "no folder for temporary files can be written; set TMPDIR to one that can", USER_ERROR
+    if number == errno.ENOENT and path is not None and (closed := unwritable_above(path)) is not None:
+        return (
+            f"cannot write: {path} is not there, and nothing can be written in {closed}; give another folder",
+            USER_ERROR,
+        )
     if number == errno.ENOENT and path is not None and not any(path.resolve().is_relative_to(ours) for ours in OURS):
         return f"{path} is not there any more: {GONE}", USER_ERROR
     return None
+
+
+def unwritable_above(path: Path) -> Path | None:
+    """Return the folder that a missing path would lie in, if nobody may write there, so that nothing was removed.
+
+    /proc says of a new folder that it does not exist, to root too, whom no permission stops.
+    """
+    above = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    return above if above is not None and not above.stat().st_mode & 0o222 else None
 
 
 def cache_variable(path: Path | None) -> str | None:

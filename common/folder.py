@@ -30,8 +30,10 @@ from smalti.common.reading import open_regular_file, read_text
 from smalti.common.tensors import NAMES, misfit, opened_tensors, read_tensors
 
 M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S", bound=config.Settings)
 MODEL_FILES = ("config.json", "model.safetensors")
 ANEW = "the command that trained it writes it again; of a copy, copy it again"
+LATER = {"moments"}  # settings that came after format 2 did: older files of it lack them, and mean their default
 MOST_JSON = 2**28  # bytes: the histogram of a large codebook has 2**26
 FIRST_NAME = "tesserae"  # of the project: what its files were called by, and are still known by
 FIRST_KINDS = {  # of format 1: what tokenizers were called when there was one of each
@@ -248,8 +250,15 @@ def check_format(value: Mapping[str, Any], kind: str, path: Path) -> None:
     """Raise `UserError` unless a JSON file of ours is of this kind and no newer than this code."""
     if kind_in(value) != kind:
         raise UserError(f"{path} must be of kind {kind!r}, got {value.get('kind')!r}")
-    if not isinstance(value.get("format"), int) or value["format"] > FORMAT:
-        raise UserError(f"{path} has format {value.get('format')!r}, this version reads up to {FORMAT}; update smalti")
+    found = value.get("format")
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        got = f"got {found!r}" if "format" in value else "and has none"
+        raise UserError(
+            f"{path} must say its format, a whole number from 1 to {FORMAT}, {got}: it was changed or is damaged; "
+            "the command that wrote it writes it again"
+        )
+    if found > FORMAT:
+        raise UserError(f"{path} has format {found}, this version reads up to {FORMAT}; update smalti")
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -340,6 +349,34 @@ def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
 
 
+def read_settings(cls: type[S], written: Mapping[str, Any], path: Path) -> S:
+    """Return the settings in a JSON file of ours, which gives each: a default would change what the weights mean.
+
+    Raises:
+        UserError: a setting is missing (of format 1, one that has no default), unknown or of another type.
+    """
+    settings = settings_in(written, path)
+    built = config.build(cls, settings, path)
+    lacking = next(_lacking(settings, built.model_dump(mode="json", exclude={"kind"})), None)
+    if lacking is not None and written.get("format") != 1:
+        raise UserError(
+            f"{path}: {lacking} must be given, and is not there: it was changed or is damaged; "
+            "the command that wrote it writes it again"
+        )
+    return built
+
+
+def _lacking(given: Any, whole: Any, name: str = "") -> Iterator[str]:
+    """Yield the full names of the settings that stand in `whole` and not in what was given."""
+    if isinstance(whole, Mapping) and isinstance(given, Mapping):
+        yield from (name + key for key in whole if key not in given and key not in LATER)
+        for key in whole.keys() & given.keys():
+            yield from _lacking(given[key], whole[key], f"{name}{key}.")
+    elif isinstance(whole, list) and isinstance(given, list):
+        for i, (mine, theirs) in enumerate(zip(given, whole, strict=False)):
+            yield from _lacking(mine, theirs, f"{name}{i}.")
+
+
 def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
     """Write `config.json` and `model.safetensors` into the folder `path`, replacing older ones; keep other files."""
     check_ours(path, "config.json", MODEL_FILES)
@@ -369,7 +406,7 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
     settings_path, weights_path = (inside(path, name) for name in MODEL_FILES)
     written = read_json(settings_path)
     check_format(written, kind_of(cls), settings_path)
-    settings = config.build(settings_cls, settings_in(written, settings_path), str(settings_path))
+    settings = read_settings(settings_cls, written, settings_path)
     try:
         _check_fits(weights_path, cls, settings)
         model = cls(settings)

@@ -50,7 +50,7 @@ def read_history(folder: Path) -> list[Change]:
     path, found = history_path(folder), []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            found.append(build(Change, json.loads(line), str(path)))
+            found.append(build(Change, json.loads(line), path))
         except (ValueError, RecursionError, UserError):
             continue
     return found

@@ -18,6 +18,8 @@ from smalti.common.config import Settings
 
 Side = Annotated[int, Field(ge=1, le=2**20)]  # of a grid, in places
 LONGEST = 2**24  # numbers a sample
+MOST_CODES = 2**24  # K: codes are counted one by one, also where there is no table of them
+MOST_COUNTED = 2**30  # Q · K: 64 depths of as many
 
 
 class Grid(Settings):
@@ -27,7 +29,7 @@ class Grid(Settings):
     """places along each axis: (h, w) of an image"""
     depth: int = Field(1, ge=1, le=2**14)
     """Q, codes a place; or D, channels of a place's vector where the grid holds vectors"""
-    factors: tuple[Annotated[int, Field(ge=2)], ...] | None = Field(None, min_length=1, max_length=64)
+    factors: tuple[Annotated[int, Field(ge=2, le=MOST_CODES)], ...] | None = Field(None, min_length=1, max_length=64)
     """values of each digit of a code, most significant first, their product K; null where the grid holds vectors"""
 
     @property
@@ -67,8 +69,16 @@ class Layout(Settings):
                 raise ValueError(f"grids must have as many axes, got {first.shape} and {grid.shape}")
             if (grid.factors is None) != (first.factors is None):
                 raise ValueError("grids must all hold codes or all hold vectors")
-            if grid.factors is not None and prod(grid.factors) > 2**63:
-                raise ValueError(f"factors {grid.factors} make more codes than 64 bits count")
+            K = 1 if grid.factors is None else prod(grid.factors)
+            if K > MOST_CODES:
+                raise ValueError(
+                    f"factors {list(grid.factors or ())} must make at most {MOST_CODES:,} codes, got {K:,}"
+                )
+            if K * grid.depth > MOST_COUNTED and grid.factors is not None:
+                raise ValueError(
+                    f"depth {grid.depth} of {K:,} codes must be at most {MOST_COUNTED:,} codes to count, got "
+                    f"{K * grid.depth:,}"
+                )
         if self.length > LONGEST:
             raise ValueError(f"{self} are {self.length} numbers a sample, more than {LONGEST}")
         return self
@@ -126,6 +136,18 @@ class Layout(Settings):
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.grids))
+
+    def differences(self, other: "Layout") -> str:
+        """Return the settings in which another layout differs, each with both values, as `factors [16, 8] and [128]`.
+
+        The words of two layouts may be the same: digits of 16 and 8 make 128 codes too.
+        """
+        mine, theirs = self.model_dump(mode="json")["grids"], other.model_dump(mode="json")["grids"]
+        if len(mine) != len(theirs):
+            return f"{len(mine)} and {len(theirs)} grids"
+        pairs = [(i, name, a[name], b[name]) for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) for name in a]
+        where = "" if len(mine) == 1 else "grids.{}."
+        return ", ".join(f"{where.format(i)}{name} {a} and {b}" for i, name, a, b in pairs if a != b)
 
     # ---------------------------------------------------------------------------------------------------- of its places
 

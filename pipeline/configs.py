@@ -25,6 +25,7 @@ from smalti.common.commands import as_typed
 from smalti.common.config import SHIPPED
 from smalti.common.errors import Refused, UserError
 from smalti.common.launch import check_alone, run_command
+from smalti.pipeline.run_arguments import names_its_images, run_of
 
 
 class Settings(config.Settings):
@@ -42,6 +43,11 @@ def shipped() -> dict[str, str]:
         path.parent: path for name in ("cluster.yaml", "tokenizer.yaml") for path in sorted(SHIPPED.glob(f"*/{name}"))
     }
     return {path.name: _first_sentence(first) for path, first in sorted(firsts.items())}
+
+
+def first_of(folder_: Path) -> Path:
+    """Return the config of stage one in a folder of shipped configs, or a copy of it."""
+    return next(path for name in ("tokenizer.yaml", "cluster.yaml") if (path := folder_ / name).exists())
 
 
 def _first_sentence(path: Path) -> str:
@@ -70,8 +76,8 @@ def main(argv: Sequence[str]) -> None:
         print(
             f"{c.to} holds {', '.join(sorted(path.name for path in Path(c.to).iterdir()))}; change what they mark, then"
         )
-        run = Path("runs") / Path(c.to).absolute().name
-        print(f"next: {as_typed('pipeline/run.py', Path(c.to), '--images', 'FOLDER', '--run', run)}")
+        images = [] if names_its_images(first_of(Path(c.to))) else ["--images", "FOLDER"]
+        print(f"next: {as_typed('pipeline/run.py', Path(c.to), *images, '--run', run_of(Path(c.to)))}")
         return
     found = shipped() if c.name is None else {c.name: shipped().get(c.name)}
     if None in found.values():

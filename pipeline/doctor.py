@@ -32,10 +32,10 @@ from smalti.common import codes, config
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.commands import as_typed
 from smalti.common.condition import Nothing
-from smalti.common.config import SHIPPED
 from smalti.common.errors import UserError
 from smalti.common.launch import computes_bf16, make_accelerator, run_command
 from smalti.common.record import code_version, cores, cpu_model
+from smalti.pipeline.run_arguments import run_arguments
 from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior
@@ -252,16 +252,6 @@ def verdict_lines(
         yield f"  {NOT}: accumulate, {parts} times what it is now, takes as many images a step in smaller parts"
 
 
-def given_images(first: Path) -> list[str | Path]:
-    """Return pipeline/run.py's arguments for the config's folder; a placeholder asks for the images."""
-    folder = first.parent
-    shown = folder.relative_to(SHIPPED.parent) if folder.is_relative_to(SHIPPED) else folder
-    images = config.read_yaml(first).get("images")
-    source = images.get("source", "digits") if isinstance(images, dict) else "digits"
-    there = source == "digits" or Path(str(source)).expanduser().exists()
-    return [shown] if there else [shown, "--images", "FOLDER", "--run", Path("runs") / folder.absolute().name]
-
-
 def configs_of(path: Path) -> list[Path]:
     """Return the configs to check: the file, or those of a folder. Raises `UserError` where there are none."""
     if path.is_file():
@@ -293,7 +283,7 @@ def main(argv: Sequence[str]) -> None:
     for line in told:
         accelerator.print(line)
     if not any(NOT in line for line in told):
-        accelerator.print(f"next: {as_typed('pipeline/run.py', *given_images(found[0]))}")
+        accelerator.print(f"next: {as_typed('pipeline/run.py', *run_arguments(found[0]))}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class GenerationConfig(SamplingConfig):
     @classmethod
     def read(cls, path: Path) -> "GenerationConfig":
         """Read the file. Raises `UserError` that names the file, and an unknown key."""
-        return config.build(cls, folder.read_json(path), str(path))
+        return config.build(cls, folder.read_json(path), path)
 
     @property
     def sampling(self) -> SamplingConfig:

@@ -117,7 +117,8 @@ class ImagePipeline(Pretrained):
         ours, theirs = tokenizer.config.layout, prior.config.layout
         if ours != theirs:
             raise UserError(
-                f"an image is {ours} for the tokenizer and {theirs} for the prior: a config.json was changed"
+                f"an image is {ours} for the tokenizer and {theirs} for the prior, which differ in "
+                f"{ours.differences(theirs)}: a config.json was changed; {folder.ANEW}"
             )
         self.tokenizer = tokenizer
         self.prior = prior

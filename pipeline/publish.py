@@ -120,7 +120,7 @@ def lay_out_model(c: Settings, run: Path, path: Path) -> None:
     """Write the files of the model, the pictures and the card."""
     assert c.what != "codes"
     load_to_publish(c.what, run).save_pretrained(path)
-    contents = gather(run)
+    contents = gather(run, about="prior" if c.what == "prior" else "tokenizer")
     for name, picture in pictures(contents, c.what).items():
         shutil.copyfile(inside(picture.parent, picture.name), path / name)
     card = model_card(contents, c.what, place=c.repo or UNSAID, license=c.license)

@@ -27,13 +27,7 @@ def read_codes(run: str, folder: str | None = None) -> Codes:
     for split in ("train", "validation"):
         if split not in data.splits:
             raise UserError(f"the codes must have a split {split}; they have {', '.join(data.splits)}")
-    weights = Path(run) / "tokenizer/model/model.safetensors"
-    if weights.exists() and sha256(weights) != data.info.tokenizer.sha256:
-        raise UserError(
-            f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
-            f"{weights.parent} (sha256 {sha256(weights)[:12]}): remove their folder and encode again, or give "
-            "another --run"
-        )
+    check_tokenizer_of(Path(run), data.info)
     return data
 
 
@@ -68,6 +62,16 @@ class CodesRows(Dataset):
             codes = codes + torch.from_numpy(self.split.scale[rows]) * noise
         column = None if self.split.condition is None else self.split.condition[rows]
         return CodesBatch(codes, self.condition.of_rows(column, len(rows)), key[0])
+
+
+def check_tokenizer_of(run: Path, info: CodesInfo) -> None:
+    """Raise `UserError`, which names both, where a run has another tokenizer than wrote the codes."""
+    weights = run / "tokenizer/model/model.safetensors"
+    if weights.exists() and (found := sha256(weights)) != info.tokenizer.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {info.tokenizer}, not by the one of this run, {weights.parent} "
+            f"(sha256 {found[:12]}): remove their folder and encode again, or give another --run"
+        )
 
 
 def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:

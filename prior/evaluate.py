@@ -45,7 +45,7 @@ from smalti.common.record import code_version
 from smalti.common.session import session
 from smalti.prior.base import Prior, Scores
 from smalti.prior.baselines import Marginal, uniform_nll
-from smalti.prior.data import CodesRows, plain_views, tell_of_other_codes
+from smalti.prior.data import CodesRows, check_tokenizer_of, plain_views, tell_of_other_codes
 from smalti.prior.model import load_prior
 
 PART = 1000  # images
@@ -76,6 +76,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     for needed in ("train", name):
         if needed not in data.splits:
             raise UserError(f"the codes have no split {needed!r}; they have {', '.join(data.splits)}")
+    check_tokenizer_of(run, data.info)
     prior = load_scoring_prior(model, data).to(accelerator.device)
     held_out = plain_views(data.splits[name], data.info)
     seen = evenly_spaced_rows(plain_views(data.splits["train"], data.info), len(held_out.rows))

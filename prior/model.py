@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from smalti.common import folder
-from smalti.common.config import build
 from smalti.common.hub import locate
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
@@ -47,6 +46,6 @@ def load_prior(
     )
     written = folder.read_json(folder.inside(found, "config.json"))
     folder.check_format(written, Prior.kind, found / "config.json")
-    config = build(PriorConfig, folder.settings_in(written, found / "config.json"), str(found / "config.json"))
+    config = folder.read_settings(PriorConfig, written, found / "config.json")
     prior: Prior = config.architecture.builds.from_folder(found)
     return prior

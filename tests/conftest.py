@@ -114,6 +114,7 @@ def wheel(tmp_path_factory) -> Path:
     tree.mkdir()
     for name in ("common", "metrics", "tokenizer", "prior", "pipeline", "configs", "smalti"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(tree / "configs/imagefolder_small", tree / "configs/mine", dirs_exist_ok=True)  # as the README says
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     # The sdist, and the wheel from it

@@ -11,6 +11,7 @@ from smalti.common.condition import Classes, Nothing
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout, of_format_1
 from smalti.common.mapped import MappedRows
+from smalti.tokenizer.config import EncodeConfig
 
 INFO = CodesInfo(
     layout=Layout.of(2, 3, factors=(300,)),
@@ -110,6 +111,23 @@ def test_a_shape_that_is_not_the_shards_is_refused(tmp_path):
         codes.load_codes(tmp_path / "codes")
 
 
+@pytest.mark.parametrize(
+    "layout, told",
+    [
+        (Layout.of(3, 2, factors=(300,)), r"shape \[3, 2\] and \[2, 3\]"),
+        (Layout.of(2, 3, factors=(20, 15)), r"factors \[20, 15\] and \[300\]"),
+    ],
+)
+def test_a_layout_that_fits_the_shards_and_is_not_what_was_encoded_is_refused(tmp_path, layout, told):
+    """A prior was trained to its end on it, and the pipeline then refused the two."""
+    write(tmp_path)
+    change(tmp_path, layout=layout.model_dump(mode="json"))
+    with pytest.raises(UserError, match=rf"were encoded, which differ in {told}: codes\.json was changed"):
+        codes.load_codes(tmp_path)
+    (tmp_path / codes.PLAN).unlink()  # published codes have no plan
+    assert codes.load_codes(tmp_path).info.layout == layout
+
+
 def test_codes_of_another_tokenizer_are_refused_with_both_names(tmp_path):
     write(tmp_path / "codes")
     other = INFO.model_copy(update={"tokenizer": TokenizerIdentity(name="two/tokenizer", sha256="2" * 64)})
@@ -145,10 +163,24 @@ def test_a_folder_that_is_not_whole_is_refused_with_what_to_do(tmp_path):
             r"codes must be integers in \[0, 290\)",
         ),
         (
-            lambda f: change(f, condition={"kind": "class", "names": ["cat"]}),
+            lambda f: change(f, condition={"kind": "class", "names": ["cat"], "absent": []}),
             r"labels must lie in \[0, 1\), got 0 to 1",
         ),
         (lambda f: change(f, format=9), "format 9"),
+        (lambda f: change(f, views=2), "split train must have 2 rows an image, as views says, got 7 rows"),
+        (lambda f: change(f, views=7), "split train must have 7 rows an image, as views in codes.json says"),
+        (
+            lambda f: change(f, layout={"grids": [{"shape": [2, 3], "depth": 1, "factors": [10**18]}]}),
+            r"factors\.0 should be less than or equal to 16777216, got 1000000000000000000",
+        ),
+        (
+            lambda f: change(f, condition={"kind": "class", "names": ["cat", "dog"], "absent": [1]}),
+            r"absent must be classes without a training row, got \[1\], which have some",
+        ),
+        (
+            lambda f: change(f, condition={"kind": "class", "names": ["cat", "cat"], "absent": []}),
+            "each class must have a name of its own, got 'cat' for class 0 and class 1",
+        ),
     ],
 )
 def test_damage_is_named(tmp_path, damage, message):
@@ -156,6 +188,26 @@ def test_damage_is_named(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         codes.load_codes(tmp_path)
+
+
+def test_views_of_an_image_that_are_said_to_be_images_are_refused(tmp_path):
+    """codes.json that said 1 where each image has 2 rows gave independent codes the nats of other images."""
+    codes.begin_codes(tmp_path, INFO)
+    codes.write_shard(codes.shard_path(tmp_path, "train", 0, 1), INFO, CODES[:6], LABELS[:6], np.arange(6) // 2)
+    codes.finish(tmp_path, INFO.model_copy(update={"views": 2}), {"train": {"rows": 6}})
+    assert len(codes.load_codes(tmp_path).splits["train"].rows) == 6
+    change(tmp_path, views=1)
+    with pytest.raises(UserError, match=r"split train must have 1 rows an image, as views in codes\.json says"):
+        codes.load_codes(tmp_path)
+
+
+@pytest.mark.parametrize("name, most", [("views", 2**20), ("shard_size", 2**40)])
+def test_what_encoding_takes_codes_json_takes(name, most):
+    """A larger --shard-size was found out by the file's own check, as a fault of ours."""
+    EncodeConfig(**{name: most}), CodesInfo(**{**dict(INFO), name: most})
+    for settings in (EncodeConfig, CodesInfo):
+        with pytest.raises(ValueError, match=f"less than or equal to {most}"):
+            settings(**{**(dict(INFO) if settings is CodesInfo else {}), name: most + 1})
 
 
 def change(folder, **settings):

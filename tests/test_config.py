@@ -13,6 +13,7 @@ from smalti.pipeline.generate import Settings as Generation
 from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import load_prior
 from smalti.tokenizer.bottleneck.base import Quantizer
 from smalti.tokenizer.bottleneck.config import BottleneckConfig, SingleConfig
 from smalti.tokenizer.bottleneck.fsq import FSQConfig
@@ -201,6 +202,38 @@ def test_the_same_strict_reader_reads_a_saved_models_config(tmp_path):
     write_json(tmp_path / "config.json", {"image_size": [16, 16], "widths": [8]})
     with pytest.raises(UserError, match=r"config\.json: unknown setting widths"):
         config.build(VQVAEConfig, read_json(tmp_path / "config.json"), str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"layout": ...}, "layout must be given, and is not there"),
+        (
+            {"condition": {"kind": "class", "names": None}},
+            "condition.names takes a list of values, got none; write [VALUE]",
+        ),
+        ({"condition": {"kind": "class"}}, "condition.names takes a list of values, got none; write [VALUE]"),
+        (
+            {"condition": {"kind": "class", "names": "cat"}},
+            "condition.names takes a list of values, got cat; write [cat]",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_that_a_program_wrote_is_told_without_options(prior, tmp_path, change, told):
+    """No command has an option --condition.names, and `write --condition.names None` named no value either."""
+    prior.save_pretrained(tmp_path)
+    said = {name: value for name, value in (read_json(tmp_path / "config.json") | change).items() if value is not ...}
+    write_json(tmp_path / "config.json", said)
+    with pytest.raises(UserError) as raised:
+        load_prior(tmp_path)
+    assert str(raised.value) == f"{tmp_path}/config.json: {told}"
+
+
+def test_no_value_where_several_are_wanted_is_told_with_their_number(tmp_path):
+    with pytest.raises(
+        UserError, match=r"takes 2 values, got none; write --model.image_size VALUE VALUE, or in a file"
+    ):
+        parse(written(tmp_path, "model: {image_size: null}"))
 
 
 def test_sampling_settings_are_checked():

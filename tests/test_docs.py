@@ -83,6 +83,13 @@ def test_the_readme_is_short_and_its_pictures_load_fast():
         assert (ROOT / picture).stat().st_size < 200_000, picture
 
 
+def test_the_readme_names_the_commands_that_take_steps():
+    """`--steps 500` stood there for all commands, and pipeline/run.py and encode.py refuse it."""
+    (said,) = (each for each in re.split(r"\.\s", text_of(ROOT / "README.md")) if "`--steps" in each)
+    taking = {script for script in SCRIPTS if "steps" in dict(leaves(settings_of(script)))}
+    assert taking == {"tokenizer/train.py", "prior/train.py"} and "in trainings" in said
+
+
 def test_the_page_of_commands_has_every_command_and_every_shipped_config():
     page = text_of(ROOT / "docs/commands.md")
     for name, command in COMMANDS.items():

@@ -14,13 +14,13 @@ from smalti.pipeline.doctor import (
     config_lines,
     configs_of,
     count_parameters,
-    given_images,
     prior_over,
     saved_for_backward,
     tokenizer_step,
     verdict_lines,
     without_storage,
 )
+from smalti.pipeline.run_arguments import run_arguments
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.vqvae.model import VQVAE
@@ -77,7 +77,14 @@ def test_a_folder_without_configs_is_refused(tmp_path):
         configs_of(tmp_path)
 
 
-def test_a_config_whose_images_are_to_be_named_says_so(tmp_path):
+def test_a_config_whose_images_are_to_be_named_says_so():
     wanted = "configs/imagefolder --images FOLDER --run runs/imagefolder"
-    assert list(map(str, given_images(CONFIGS / "digits/tokenizer.yaml"))) == ["configs/digits"]
-    assert list(map(str, given_images(CONFIGS / "imagefolder/tokenizer.yaml"))) == wanted.split()
+    assert list(map(str, run_arguments(CONFIGS / "imagefolder/tokenizer.yaml"))) == wanted.split()
+
+
+@pytest.mark.parametrize(
+    "name", ["digits/tokenizer.yaml", "digits_kmeans/cluster.yaml", "fashion_mnist/tokenizer.yaml"]
+)
+def test_a_config_that_names_its_images_is_asked_for_no_folder(name):
+    """A name on the Hub was taken for a folder that is not there."""
+    assert list(map(str, run_arguments(CONFIGS / name))) == [f"configs/{Path(name).parent}"]

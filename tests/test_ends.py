@@ -139,6 +139,23 @@ def test_a_file_that_is_gone_while_a_command_works_is_said_to_be(tmp_path):
     )
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a system without /proc")
+@pytest.mark.parametrize("place", ["/proc/x", "/proc/x/y/samples", "/proc/self/task/x"])
+def test_a_folder_where_none_can_be_made_is_said_to_be_no_place_to_write(place):
+    """mkdir says there that the folder does not exist, and the message was that somebody had removed it."""
+    with pytest.raises(OSError) as raised:
+        Path(place).mkdir(parents=True)
+    told, status = ends.explain_end(raised.value)
+    assert told.startswith("cannot write: ") and "give another folder" in told and status == USER_ERROR
+    assert ends.GONE not in told
+
+
+def test_a_file_that_is_gone_from_a_folder_that_can_be_written_was_removed(tmp_path):
+    with pytest.raises(OSError) as raised:
+        (tmp_path / "run/a.json").read_text()
+    assert ends.GONE in ends.explain_end(raised.value)[0]
+
+
 def test_a_file_of_the_code_that_is_missing_is_a_fault_of_ours(capsys):
     assert _unexpected(FileNotFoundError(errno.ENOENT, "No such file", str(ROOT / "common/nothing.json")))[1] == FAULT
 

@@ -27,6 +27,7 @@ from smalti.prior.model import load_prior
 from smalti.tokenizer.evaluate import Settings as TokenizerSettings
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.vqvae.model import VQVAE
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +266,18 @@ def test_codes_of_another_tokenizer_are_refused(run, accelerator):
     for evaluate, settings in ((evaluate_prior, PriorSettings), (evaluate_pipeline, PipelineSettings)):
         with pytest.raises(UserError, match="the codes were written by the tokenizer"):
             evaluate(settings(run=str(run)), accelerator)
+
+
+def test_codes_of_an_earlier_tokenizer_of_the_run_are_refused(run, accelerator):
+    """The prior fits them, and its figures would stand beside reconstructions of another tokenizer."""
+    VQVAE(load_tokenizer(run / "tokenizer/model").config).save_pretrained(run / "tokenizer/model")
+    with pytest.raises(UserError, match=r"not by the one of this run, .*: remove their folder and encode again"):
+        evaluate_prior(PriorSettings(run=str(run)), accelerator)
+
+
+def test_codes_of_a_run_without_a_tokenizer_are_evaluated(run, accelerator):
+    shutil.rmtree(run / "tokenizer")
+    assert "nll" in figures(evaluate_prior(PriorSettings(run=str(run)), accelerator))
 
 
 def test_the_images_are_read_as_the_tokenizer_read_them(finished_run):

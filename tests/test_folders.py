@@ -22,7 +22,9 @@ from smalti.common.session import at_work, log_path, path_beside, session
 from smalti.pipeline import compress, configs, generate, publish, report
 from smalti.pipeline import run as chain
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.model import load_prior
 from smalti.tokenizer import encode
+from smalti.tokenizer.model import load_tokenizer
 from tests.conftest import prior_training
 from tests.test_codes import INFO, write
 
@@ -480,3 +482,43 @@ def test_the_whole_chain_replaces_no_summary_that_it_did_not_write(tmp_path):
         chain.check_summary_is_ours(tmp_path)
     (tmp_path / ".seconds.json").write_text("{}")
     chain.check_summary_is_ours(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- what a file says
+
+
+@pytest.mark.parametrize(
+    "where, lost",
+    [
+        ("pipeline/tokenizer/config.json", "image_size"),
+        ("pipeline/tokenizer/config.json", "quantizer.normalize"),
+        ("pipeline/prior/config.json", "any_order"),
+        ("pipeline/prior/config.json", "architecture.kind"),
+        ("pipeline/prior/config.json", "layout.grids.0.factors"),
+        ("kmeans/config.json", "image_channels"),
+        ("codes/codes.json", "layout.grids.0.depth"),
+        ("codes/codes.json", "condition.absent"),
+    ],
+)
+def test_a_setting_that_is_lost_from_a_file_is_asked_for_and_no_default_is_taken(where, lost, tmp_path):
+    """Without image_size a tokenizer of 8 x 8 pixels read 16 x 16; a folder of format 1 has its defaults."""
+    here = shutil.copytree(KEPT.with_name(f"format_{folder.FORMAT}"), tmp_path / "now")
+    said = folder.read_json(here / where)
+    *above, last = lost.split(".")
+    table = said
+    for part in above:
+        table = table[int(part) if part.isdecimal() else part]
+    del table[last]
+    folder.write_json(here / where, said)
+    read = {"tokenizer": load_tokenizer, "kmeans": load_tokenizer, "prior": load_prior, "codes": codes.read_info}
+    with pytest.raises(UserError, match=rf"\.json: {lost} must be given, and is not there"):
+        read[(here / where).parent.name]((here / where).parent)
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"format": None}, {"format": 0}, {"format": -1}, {"format": True}, {"format": "2"}]
+)
+def test_a_file_without_a_format_there_is_is_said_to_be_changed_and_no_newer_smalti_is_asked_for(found):
+    with pytest.raises(UserError, match=r"a\.json must say its format, a whole number from 1 to \d+, ") as told:
+        folder.check_format({"kind": "smalti.codes", **found}, "smalti.codes", Path("a.json"))
+    assert "update smalti" not in str(told.value)

@@ -30,6 +30,7 @@ from smalti.pipeline.publish import Settings, lay_out, main
 from smalti.prior.base import Prior
 from smalti.prior.model import load_prior
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.format_folder import make, seen
 from tests.hub_server import TOKEN, serving
@@ -343,6 +344,17 @@ def test_a_card_says_what_was_not_measured_and_leaves_out_what_was_of_other_weig
     assert not (copied / "hub/pipeline/samples.png").exists()
 
 
+def test_a_card_leaves_out_what_is_of_another_tokenizer(copied):
+    """The card of a tokenizer that was trained anew gave the PSNR and the rows of the codes of the one before."""
+    rows = f"{codes.read_info(copied / 'codes')[1]['train']['rows']:,}"
+    assert rows in card_of(copied, what="tokenizer")
+    VQVAE(load_tokenizer(copied / "tokenizer/model").config).save_pretrained(copied / "tokenizer/model")
+    card = card_of(copied, what="tokenizer")
+    assert rows not in card and "as encoded" not in card and "in training" in card
+    card = card_of(copied, what="prior")
+    assert rows in card and "nats (test split, after training)" in card and "tokenizer.yaml" not in card
+
+
 @pytest.mark.parametrize("what", ["pipeline", "tokenizer", "prior"])
 def test_the_python_of_a_card_runs(run, tmp_path, what):
     """Every name in it exists, and it loads what publish laid out."""
@@ -356,7 +368,7 @@ def test_the_python_of_a_card_runs(run, tmp_path, what):
 
 
 def test_text_of_files_is_shown_and_is_no_markup(copied):
-    nasty = "| **<script>`\n# a"
+    nasty = "| **<script>` # a"
     path = copied / "codes/codes.json"
     value = json.loads(path.read_text())
     value["condition"]["names"][3] = nasty

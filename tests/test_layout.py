@@ -75,7 +75,8 @@ def test_what_format_1_said_of_a_grid_is_read_as_a_layout():
         ((Grid(shape=(2,), factors=(4,)), Grid(shape=(2, 2), factors=(4,))), "grids must have as many axes"),
         ((Grid(shape=(2,), factors=(4,)), Grid(shape=(2,), depth=3)), "all hold codes or all hold vectors"),
         ((Grid(shape=(2**20, 2**10), factors=(4,)),), "numbers a sample, more than"),
-        ((Grid(shape=(2,), factors=(2**40, 2**40)),), "more codes than 64 bits count"),
+        ((Grid(shape=(2,), factors=(2**13, 2**13)),), "must make at most 16,777,216 codes, got 67,108,864"),
+        ((Grid(shape=(2,), depth=2**7, factors=(2**24,)),), "at most 1,073,741,824 codes to count, got 2,147,483,648"),
     ],
 )
 def test_grids_that_do_not_go_together_are_refused(grids, told):
@@ -88,6 +89,19 @@ def test_a_size_that_grids_do_not_share_is_not_made_up():
     for ask in ("codebook_size", "depth", "factors"):
         with pytest.raises(ValueError, match=r"one .* is wanted, and the grids are 2 codes of 4 [+] 2 x 2 codes of 8"):
             getattr(mixed, ask)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        (Layout.of(4, 4, factors=(128,)), Layout.of(4, 4, factors=(16, 8)), "factors [128] and [16, 8]"),
+        (Layout.of(4, 4, depth=2, factors=(8,)), Layout.of(4, 4, 2, factors=(8,)), "shape [4, 4] and [4, 4, 2]"),
+        (LAYOUTS["VQ-VAE-2"], LAYOUTS["VAR"], "2 and 10 grids"),
+    ],
+)
+def test_what_two_layouts_differ_in_is_said_where_their_words_are_alike(ours, theirs, told):
+    """16 x 8 digits against 128 codes read `4 x 4 codes of 128` on both sides."""
+    assert told in ours.differences(theirs)
 
 
 def test_a_layout_says_itself_in_words():

@@ -27,11 +27,28 @@ def test_every_package_of_the_rooms_is_installed():
 
 
 def test_the_wheel_has_every_module_config_and_the_licence(wheel):
-    ours = [path for room in ROOMS for suffix in ("py", "yaml", "sh") for path in (ROOT / room).rglob(f"*.{suffix}")]
+    ours = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    ours += [path for listed in tool["package-data"]["smalti.configs"] for path in (ROOT / "configs").glob(listed)]
     missing = [path for path in ours if not (wheel / "smalti" / path.relative_to(ROOT)).exists()]
     assert len(ours) > 100
     assert missing == []
     assert list(wheel.glob("smalti-*.dist-info/licenses/LICENSE"))
+
+
+def test_every_shipped_config_is_listed_for_the_wheel():
+    """A user's own, as of `cp -r configs/imagefolder_small configs/mine` in a checkout, is not listed."""
+    told = subprocess.run(["git", "ls-files", "configs/*/*"], capture_output=True, text=True, cwd=ROOT)
+    if told.returncode != 0 or not told.stdout:
+        pytest.skip("no checkout that says what is shipped")
+    wanted = {str(Path(*path.parts[1:-1], f"*{path.suffix}")) for path in map(Path, told.stdout.splitlines())}
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert wanted == set(tool["package-data"]["smalti.configs"])
+
+
+def test_a_config_of_the_users_own_is_not_in_the_wheel(wheel):
+    assert (wheel / "smalti/configs/digits/tokenizer.yaml").exists()
+    assert not (wheel / "smalti/configs/mine").exists()
 
 
 def test_the_wheel_has_one_name(wheel):
@@ -68,6 +85,14 @@ def test_a_command_of_the_wheel_runs_in_any_folder(wheel, tmp_path):
     told = run(*command, "--steps", "2", "--evaluate-every", "2", "--run", "runs/mine", cwd=tmp_path, path=wheel)
     assert told.endswith("next: smalti encode runs/mine\n")
     assert (tmp_path / "runs/mine/tokenizer/model/model.safetensors").exists()
+
+
+def test_a_command_of_the_wheel_that_is_started_as_a_module_names_commands(wheel, tmp_path):
+    """`python -m smalti.pipeline.doctor` said to type the path of a script in site-packages."""
+    told = run("-m", "smalti.pipeline.configs", "digits", "--to", "mine", cwd=tmp_path, path=wheel)
+    assert told.endswith("next: smalti run mine --run runs/mine\n")
+    told = run("-m", "smalti.pipeline.doctor", cwd=tmp_path, path=wheel)
+    assert "next: smalti doctor configs/digits" in told
 
 
 @pytest.mark.parametrize("name", ["ImagePipeline", "load_prior", "load_tokenizer"])

@@ -12,6 +12,7 @@ from smalti.common import codes, folder
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
+from smalti.common.layout import Layout
 from smalti.pipeline.generate import Settings, generate, main
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.draw import SamplingConfig
@@ -51,6 +52,15 @@ def test_the_wrong_tokenizer_is_refused_and_both_are_named(pipeline):
     other = TokenizerIdentity(name="other/tokenizer", sha256="f" * 64)
     with pytest.raises(UserError, match=r"codes of the tokenizer digits/tokenizer .*, not of other/tokenizer"):
         ImagePipeline(pipeline.tokenizer, pipeline.prior, SamplingConfig(), other)
+
+
+def test_codes_of_other_digits_are_refused_by_the_setting_that_differs(pipeline):
+    """Both sides read `4 x 4 codes of 16`."""
+    (grid,) = pipeline.prior.config.layout.grids
+    digits = Layout(grids=(grid.model_copy(update={"factors": (4, 4)}),))
+    prior = TransformerPrior(pipeline.prior.config.model_copy(update={"layout": digits}))
+    with pytest.raises(UserError, match=r"which differ in factors \[16\] and \[4, 4\]: a config\.json was changed"):
+        ImagePipeline(pipeline.tokenizer, prior, SamplingConfig(), pipeline.identity)
 
 
 def test_the_grid_of_two_classes_is_no_strip(run, accelerator, tmp_path):

@@ -13,12 +13,16 @@ import pytest
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, write_evaluation
 from smalti.common.folder import sha256, write_json
+from smalti.pipeline.generate import Settings as Generation
+from smalti.pipeline.generate import generate
 from smalti.pipeline.report import MADE, Settings, main, write_report
 from smalti.pipeline.reporting.charts import code_use
 from smalti.pipeline.reporting.markup import EMPTY, Html, join, number, tag
-from smalti.pipeline.reporting.page_head import psnr
+from smalti.pipeline.reporting.page_head import headline, nats, psnr
 from smalti.pipeline.reporting.run_contents import gather, outdated
 from smalti.prior.draw import SamplingConfig
+from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.vqvae.model import VQVAE
 
 NASTY = '<script>alert("1")</script>'
 STAGES = ("tokenizer", "prior", "pipeline")
@@ -203,6 +207,55 @@ def test_figures_of_other_weights_are_told(evaluated):
     path.write_text(json.dumps(value))
     (told,) = outdated(gather(evaluated))
     assert "The prior's figures on the test split were measured with another prior" in told
+
+
+@pytest.fixture
+def retrained(run) -> Path:
+    """Return a run whose tokenizer was trained anew, beside the codes and the prior of the one before."""
+    VQVAE(load_tokenizer(run / "tokenizer/model").config).save_pretrained(run / "tokenizer/model")
+    evaluate(run)
+    (run / "evaluation/tokenizer-test.json").unlink()
+    return run
+
+
+def test_codes_and_a_prior_of_another_tokenizer_are_left_out_of_the_large_figures(retrained):
+    """PSNR and usage of the old codes and the old prior's nats stood beside the new tokenizer's reconstructions."""
+    contents = gather(retrained)
+    assert contents.codes is None and contents.prior is None and set(contents.others) == {"codes", "prior"}
+    assert psnr(contents)[1] == "pooled, validation split, in training" and nats(contents) is None
+    assert "nats per code" not in [figure.title for figure in headline(contents)]
+
+
+def test_a_page_says_what_is_of_another_tokenizer_and_what_makes_it_anew(retrained):
+    page, _ = page_of(retrained)
+    assert "The codes of this run are of another tokenizer, digits/tokenizer (sha256 " in page.text
+    assert "remove .../digits/codes, and python tokenizer/encode.py .../digits makes one for this" in page.text
+    assert "The prior of this run is of another tokenizer" in page.text and "2.468" not in page.text
+    assert "Of a prior over the codes of another tokenizer, digits/tokenizer (sha256 " in page.text
+
+
+def test_a_prior_of_other_codes_than_the_runs_is_left_out_where_there_is_no_tokenizer(run):
+    path = run / "codes/codes.json"
+    value = json.loads(path.read_text())
+    value["tokenizer"]["sha256"] = "f" * 64
+    write_json(path, value)
+    shutil.rmtree(run / "tokenizer")
+    contents = gather(run)
+    assert contents.codes is not None and contents.prior is None and nats(contents) is None
+
+
+def test_what_is_read_for_a_prior_is_what_goes_with_the_prior(retrained):
+    contents = gather(retrained, about="prior")
+    assert contents.codes is not None and contents.prior is not None and nats(contents)[0] == 2.4681
+    assert contents.model is None and set(contents.settings) == {"prior"} and set(contents.others) == {"tokenizer"}
+
+
+def test_images_that_other_weights_drew_are_not_shown(run, accelerator):
+    generate(Generation(run=str(run), num_images=2), accelerator)
+    assert "drawn by pipeline/generate.py" in page_of(run)[0].text
+    VQVAE(load_tokenizer(run / "tokenizer/model").config).save_pretrained(run / "tokenizer/model")
+    text = page_of(run)[0].text
+    assert "What was drawn is not of the run's present weights" in text and "drawn by pipeline/generate.py" not in text
 
 
 def test_drawn_images_that_were_measured_with_other_sampling_settings_are_told(evaluated):

@@ -449,6 +449,11 @@ def test_labels_may_stand_in_another_column_of_metadata(tmp_path):
 NFC, NFD = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
 
 
+def test_a_class_whose_name_is_no_line_is_refused_with_its_source(tmp_path):
+    with pytest.raises(UserError, match=r"source .*: a class's name must be one line .*, got 'a\\nb'; rename it"):
+        opened(write(tmp_path / "a", "a\nb/0.png", "cat/1.png"))
+
+
 def test_two_spellings_of_a_name_are_one_class(tmp_path):
     source = opened(write(tmp_path / "a", f"{NFC}/0.png", f"{NFD}/1.png", "thé/2.png"))
     assert source.class_names == (NFC, unicodedata.normalize("NFC", "thé"))

@@ -171,7 +171,7 @@ def test_a_model_survives_the_disk_and_others_may_read_it(prior, tmp_path):
     [
         ({"kind": "smalti.tokenizer"}, "must be of kind 'smalti.prior', got 'smalti.tokenizer'"),
         ({"format": 99}, "format 99.*update"),
-        ({"layout": {"grids": [{"shape": [3, 3], "factors": [32]}]}}, "does not fit its config.json"),
+        ({"layout": {"grids": [{"shape": [3, 3], "depth": 1, "factors": [32]}]}}, "does not fit its config.json"),
         ({"conditoin": None}, "unknown setting conditoin; did you mean condition"),
     ],
 )

@@ -28,6 +28,7 @@ from smalti.pipeline.reporting.run_contents import read_run_picture
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import load_prior
 from smalti.prior.train import train as train_prior
+from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep
@@ -37,6 +38,9 @@ from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
 
 TAG = "!!python/object/apply:os.mkdir"  # YAML that creates a folder
+
+
+WIDE = TransformerConfig(depth=1, heads=2).model_dump(mode="json")  # but for its width
 
 
 class Planted:
@@ -115,7 +119,7 @@ def test_what_is_planted_does_run_where_it_is_unpickled(tmp_path):
             {"architecture": {"depth": 10**9, "dim": 16, "heads": 2}},
             "architecture.depth .*less than or equal to 512",
         ),
-        ("prior", {"architecture": {"depth": 1, "dim": 32768, "heads": 2}}, r"must be \(16384,\), got \(8,\)"),
+        ("prior", {"architecture": {**WIDE, "dim": 32768}}, r"must be \(16384,\), got \(8,\)"),
         (
             "prior",
             {"layout": {"grids": [{"shape": [4096, 4096], "factors": [16]}]}},

@@ -12,7 +12,7 @@ from smalti.common.config import read_yaml
 from smalti.common.errors import UserError
 from smalti.common.launch import check_alone
 from smalti.common.starting import UNHEARD
-from smalti.pipeline.configs import copy, shipped
+from smalti.pipeline.configs import copy, main, shipped
 from tests.test_imports import is_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,6 +97,18 @@ def test_a_copied_config_is_whole_and_never_replaces_anything(tmp_path):
         copy("imagefolder", tmp_path / "mine")
     with pytest.raises(UserError, match="there is no shipped config imagefolders; they are cifar10, "):
         copy("imagefolders", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "name, images",
+    [("digits", ""), ("digits_kmeans", ""), ("cifar10", ""), ("imagefolder_small", " --images FOLDER")],
+)
+def test_a_copied_config_asks_for_images_only_where_it_names_none(name, images, tmp_path, monkeypatch, capsys):
+    """`next: ... --images FOLDER` stood after a copy of the digits too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(BY_NAME, "1")
+    main([name, "--to", "configs/mine"])
+    assert capsys.readouterr().out.endswith(f"next: smalti run configs/mine{images} --run runs/mine\n")
 
 
 @pytest.mark.parametrize("words", ["--help", "configs"])

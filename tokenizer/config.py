@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from smalti.common.codes import MOST_IMAGES, MOST_VIEWS
 from smalti.common.config import Kind, Settings
 from smalti.common.data.config import ImagesConfig, Pixels
 from smalti.common.launch import Precision
@@ -58,12 +59,12 @@ class TrainedConfig(ImageTokenizerConfig):
 class EncodeConfig(Settings):
     """How a dataset becomes codes."""
 
-    views: int | None = Field(None, ge=1)
+    views: int | None = Field(None, ge=1, le=MOST_VIEWS)
     """rows an image: the plain one, its mirror when images.flip, then shifts by up to images.shift; null follows the
     number of training images: few have up to 8 views, from 20,000 on an image has one, or with images.flip two"""
     batch_size: int = Field(256, ge=1, le=2**24)
     """images a process encodes at once"""
-    shard_size: int = Field(10_000, ge=1)
+    shard_size: int = Field(10_000, ge=1, le=MOST_IMAGES)
     """images a Parquet shard, each with all its views; an interrupted encode goes on at the first shard not whole"""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from smalti.common import markdown
-from smalti.common.folder import inside, read_json, sha256
+from smalti.common.folder import inside, read_json
 from smalti.common.history import START, sentences, steps_by_batch
 from smalti.common.hub import source_repository
 from smalti.common.markdown import plain
@@ -90,27 +90,18 @@ def base_models(contents: RunContents, what: What) -> list[str]:
 def pictures(contents: RunContents, what: What) -> dict[str, Path]:
     """Return the pictures of the run's current weights, by their names beside the card."""
     there = {}
-    if what != "tokenizer" and _samples_request(contents):
+    if what != "tokenizer" and contents.samples_request():
         there["samples.png"] = contents.path / "samples/grid.png"
     if what != "prior":
         there["reconstructions.png"] = contents.path / "tokenizer/reconstructions.png"
     return {name: path for name, path in there.items() if path.exists()}
 
 
-def _samples_request(contents: RunContents) -> Mapping[str, Any]:
-    """Return the request that drew RUN/samples if the current weights drew them, else nothing."""
-    path = contents.path / "samples/.request.json"
-    asked = read_json(path) if path.exists() else {}
-    files = {stage: contents.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
-    same = all(path.exists() and asked.get(stage) == sha256(path) for stage, path in files.items())
-    return asked if same else {}
-
-
 def shown_pictures(contents: RunContents, what: What) -> Iterator[str]:
     """Yield the pictures and their captions."""
     there = pictures(contents, what)
     if "samples.png" in there:
-        asked = _samples_request(contents)
+        asked = contents.samples_request()
         usual = SamplingConfig().model_dump(mode="json")
         told = [f"{name} {asked[name]}" for name, value in usual.items() if name in asked and asked[name] != value]
         columns = "a column for each class, " if 1 < len(set(asked["labels"])) <= 20 else ""
@@ -188,7 +179,7 @@ def _source(contents: RunContents) -> Mapping[str, Any]:
 def data(contents: RunContents) -> Iterator[str]:
     """Yield the section on data: the source, and the number of images in each split."""
     path = contents.path / "tokenizer/images.json"
-    counts = read_json(path).get("splits", {}) if path.exists() else {}
+    counts = read_json(path).get("splits", {}) if path.exists() and "tokenizer" not in contents.others else {}
     coded = contents.codes[1] if contents.codes else {}
     rows = []
     for name in coded or counts:
@@ -268,6 +259,7 @@ def figures(contents: RunContents, what: What, others: Mapping[str, str]) -> Ite
             yield from measured(contents, stage)
             continue
         why = f"it was, with another {others[stage]} than this; " if stage in others else ""
+        why = f"it is of another tokenizer, {plain(contents.others[stage])}; " if stage in contents.others else why
         yield f"Not measured: {why}{_not_measured(contents.command(f'{stage}/evaluate.py'))}\n"
         yield from in_training(contents, stage)
 

@@ -61,8 +61,9 @@ def sampling_line(contents: RunContents) -> Html | None:
 def samples_section(contents: RunContents) -> Section:
     """Return the section of drawn images."""
     drawn, grid = evaluation_picture(contents, "samples"), contents.path / "samples/grid.png"
-    if drawn is None and not grid.exists():
-        lacking = markup.missing("Nothing was drawn yet", contents.command("pipeline/generate.py"))
+    if drawn is None and not (grid.exists() and contents.samples_request()):
+        what = "What was drawn is not of the run's present weights" if grid.exists() else "Nothing was drawn yet"
+        lacking = markup.missing(what, contents.command("pipeline/generate.py"))
         return Section("samples", "Samples", lacking, False)
     path = drawn or grid
     across = columns_of(read_run_picture(path), contents)

@@ -7,21 +7,24 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import PIL.Image
 
 from smalti.common import codes, config
-from smalti.common.codes import CodesInfo
+from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.commands import quoted
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import read_evaluations
-from smalti.common.folder import check_format, inside, kind_of, read_json, settings_in, sha256
+from smalti.common.folder import check_format, inside, kind_of, read_json, read_settings, settings_in, sha256
 from smalti.common.history import Change, read_history
 from smalti.common.raster import whole_picture
+from smalti.common.record import private
 from smalti.common.run_folder import read_metrics
 from smalti.pipeline.generation_config import GenerationConfig
+from smalti.prior.base import Prior
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.model import settings_class
 
@@ -41,7 +44,14 @@ def read_model(path: Path) -> ImageTokenizerConfig:
     cls = settings_class(path)
     written = read_json(path)
     check_format(written, kind_of(cls.builds), path)
-    return config.build(cls, settings_in(written, path), str(path))
+    return read_settings(cls, written, path)
+
+
+def read_prior(path: Path) -> dict[str, Any]:
+    """Return the settings in a prior's config.json, of any architecture."""
+    written = read_json(path)
+    check_format(written, Prior.kind, path)
+    return settings_in(written, path)
 
 
 def read_run_picture(path: Path) -> PIL.Image.Image:
@@ -62,7 +72,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class RunContents(NamedTuple):
-    """The contents of a run folder."""
+    """The contents of a run folder that are of one tokenizer; what is of another is None, and named in `others`."""
 
     path: Path
     split: str | None
@@ -73,6 +83,7 @@ class RunContents(NamedTuple):
     model: ImageTokenizerConfig | None
     prior: dict[str, Any] | None  # config.json of the prior's model
     sampling: GenerationConfig | None
+    others: Mapping[str, str] = MappingProxyType({})  # stages and codes of another tokenizer, and which that is
 
     @property
     def place(self) -> Path:
@@ -164,13 +175,21 @@ class RunContents(NamedTuple):
         return read_history(self.path / stage)
 
     def prior_figures(self) -> dict[str, Any]:
-        """Return the figures that the prior's training measured at its end."""
+        """Return the figures that the prior's training measured at its end; none of a prior of another tokenizer."""
         path = self.path / "prior/figures.json"
-        return read_json(path) if path.exists() else {}
+        return read_json(path) if path.exists() and "prior" not in self.others else {}
 
     def samples(self) -> list[dict[str, Any]]:
         """Return the lines of samples/metadata.jsonl, one for each drawn image."""
         return read_lines(self.path / "samples/metadata.jsonl")
+
+    def samples_request(self) -> Mapping[str, Any]:
+        """Return the request that drew RUN/samples if the run's present weights drew them, else nothing."""
+        path = self.path / "samples/.request.json"
+        asked = read_json(path) if path.exists() else {}
+        files = {stage: self.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
+        same = all(path.exists() and asked.get(stage) == sha256(path) for stage, path in files.items())
+        return asked if same else {}
 
 
 # ------------------------------------------------------------------------------------------------------------ gathering
@@ -199,8 +218,34 @@ def chosen(evaluations: Sequence[dict[str, Any]], split: str | None) -> dict[str
     return {each["stage"]: each for each in wanted}
 
 
-def gather(run: Path, split: str | None = None) -> RunContents:
-    """Read a run folder. Raises `UserError` where it is no run, and for damaged files."""
+def gather(run: Path, split: str | None = None, *, about: Literal["tokenizer", "prior"] = "tokenizer") -> RunContents:
+    """Read a run folder, without what goes with another tokenizer.
+
+    Args:
+        about: whose tokenizer it is read for: the run's own, or the one whose codes the prior was trained on.
+    Raises:
+        UserError: it is no run; or a file is damaged.
+    """
+    stages = stages_of(run)
+    evaluations = [checked(value, run) for value in read_evaluations(run)]
+    tokenizer, prior = run / "tokenizer/model/config.json", run / "prior/model/config.json"
+    kept = run / "pipeline/generation_config.json"
+    found = RunContents(
+        path=run,
+        split=split,
+        settings={stage: config.read_yaml(run / stage / "config.yaml") for stage in stages},
+        all_evaluations=evaluations,
+        evaluations=chosen(evaluations, split),
+        codes=codes.read_info(run / "codes") if codes.is_whole(run / "codes") else None,
+        model=read_model(tokenizer) if tokenizer.exists() else None,
+        prior=read_prior(prior) if prior.exists() else None,
+        sampling=GenerationConfig.read(kept) if kept.exists() else None,
+    )
+    return of_one_tokenizer(found, about)
+
+
+def stages_of(run: Path) -> list[str]:
+    """Return the stages that a run has begun. Raises `UserError` where it is no run."""
     if not run.is_dir():
         raise UserError(
             f"there is no run folder {run}; pipeline/run.py makes one, or tokenizer/train.py with --run {quoted(run)}"
@@ -211,20 +256,38 @@ def gather(run: Path, split: str | None = None) -> RunContents:
             f"{run} must be a run folder, with tokenizer/config.yaml or prior/config.yaml in it, and has neither; "
             "give the folder that the trainings were given as --run"
         )
-    evaluations = [checked(value, run) for value in read_evaluations(run)]
-    tokenizer, prior = run / "tokenizer/model/config.json", run / "prior/model/config.json"
-    kept = run / "pipeline/generation_config.json"
-    return RunContents(
-        path=run,
-        split=split,
-        settings={stage: config.read_yaml(run / stage / "config.yaml") for stage in stages},
-        all_evaluations=evaluations,
-        evaluations=chosen(evaluations, split),
-        codes=codes.read_info(run / "codes") if codes.is_whole(run / "codes") else None,
-        model=read_model(tokenizer) if tokenizer.exists() else None,
-        prior=settings_in(read_json(prior), prior) if prior.exists() else None,
-        sampling=GenerationConfig.read(kept) if kept.exists() else None,
-    )
+    return stages
+
+
+def of_one_tokenizer(contents: RunContents, about: Literal["tokenizer", "prior"]) -> RunContents:
+    """Return the contents without those of another tokenizer: codes, a prior, or (about a prior) the tokenizer."""
+    identities = tokenizer_identities(contents)
+    order = ("tokenizer", "codes", "prior") if about == "tokenizer" else ("prior", "tokenizer", "codes")
+    ours = next((identities[name].sha256 for name in order if name in identities), None)
+    others = {name: str(private(str(each))) for name, each in identities.items() if each.sha256 != ours}
+    left = {stage: each for stage, each in contents.evaluations.items() if stage not in others}
+    contents = contents._replace(evaluations=left, others=others)
+    if "codes" in others:
+        contents = contents._replace(codes=None)
+    if "prior" in others:
+        contents = contents._replace(prior=None)
+    if "tokenizer" in others:
+        settings = {stage: each for stage, each in contents.settings.items() if stage != "tokenizer"}
+        contents = contents._replace(model=None, settings=settings)
+    return contents
+
+
+def tokenizer_identities(contents: RunContents) -> dict[str, TokenizerIdentity]:
+    """Return the tokenizer that each of tokenizer, codes and prior is of, as far as they are there and say it."""
+    found = {}
+    if (weights := contents.path / "tokenizer/model/model.safetensors").exists():
+        found["tokenizer"] = TokenizerIdentity(name=f"{contents.name}/tokenizer", sha256=sha256(weights))
+    if contents.codes is not None:
+        found["codes"] = contents.codes[0].tokenizer
+    if contents.prior is not None:
+        path = contents.path / "prior/model/config.json"
+        found["prior"] = config.build(TokenizerIdentity, contents.prior.get("tokenizer") or {}, path)
+    return found
 
 
 def of_other_weights(contents: RunContents) -> list[tuple[str, str]]:
@@ -251,8 +314,23 @@ def other_sampling(contents: RunContents) -> str | None:
     )
 
 
+def of_another_tokenizer(contents: RunContents) -> Iterator[str]:
+    """Yield a remark on the codes, and on the prior, that are not of the run's tokenizer, with what makes new ones."""
+    commands = {"codes": contents.command("tokenizer/encode.py"), "prior": contents.prior_command}
+    for name, whose in contents.others.items():
+        if name in commands:
+            place = quoted(contents.place / name)
+            curves = " but for the curves of its training" if name == "prior" else ""
+            yield (
+                f"The {name} of this run {'is' if name == 'prior' else 'are'} of another tokenizer, {whose}, and left "
+                f"out{curves}; remove {place}, and {commands[name]} makes one for this tokenizer."
+            )
+
+
 def outdated(contents: RunContents) -> Iterator[str]:
-    """Yield a remark for each evaluation of other weights, or of other sampling settings, than the run has now."""
+    """Yield a remark for what is of another tokenizer, and for each evaluation of other weights or sampling settings
+    than the run has now."""
+    yield from of_another_tokenizer(contents)
     if remark := other_sampling(contents):
         yield remark
     for name, stage in of_other_weights(contents):

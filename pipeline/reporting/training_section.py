@@ -99,9 +99,19 @@ def history(contents: RunContents, stage: str) -> Html:
     return markup.join(*(markup.tag("p", told) for told in sentences(contents.history(stage))))
 
 
+def prior_part(contents: RunContents) -> Html:
+    """Return the prior's curves, which are named where the prior is of another tokenizer than the run has now."""
+    lines = contents.metrics("prior")
+    if not lines:
+        return markup.missing("Not trained yet", contents.prior_command)
+    whose = contents.others.get("prior")
+    named = markup.paragraph(f"Of a prior over the codes of another tokenizer, {whose}.", class_="warning")
+    return markup.join(named if whose else None, prior_curves(contents, lines))
+
+
 def training_section(contents: RunContents) -> Section:
     """Return the section on both trainings."""
-    tokenizer, prior = contents.metrics("tokenizer"), contents.metrics("prior")
+    tokenizer = contents.metrics("tokenizer")
     body = markup.join(
         markup.tag("h3", "Tokenizer"),
         markup.tag("div", *panels(contents, tokenizer), class_="charts")
@@ -109,7 +119,7 @@ def training_section(contents: RunContents) -> Section:
         else markup.missing("Not trained yet", contents.tokenizer_command),
         history(contents, "tokenizer"),
         markup.tag("h3", "Prior"),
-        prior_curves(contents, prior) if prior else markup.missing("Not trained yet", contents.prior_command),
+        prior_part(contents),
         history(contents, "prior"),
     )
-    return Section("training", "Training", body, bool(tokenizer or prior))
+    return Section("training", "Training", body, bool(tokenizer or contents.metrics("prior")))

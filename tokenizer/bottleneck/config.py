@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from smalti.common.config import Kind
+from smalti.common.layout import MOST_CODES
 from smalti.tokenizer.codebooks.facts import CodebookFacts, TableFacts
 
-MOST_CODES = 2**24  # counted one by one, also where there is no table of them
 Gradient = Literal["straight_through", "rotation"]
 
 

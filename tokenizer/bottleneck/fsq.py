@@ -13,9 +13,10 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from smalti.common.layout import MOST_CODES
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer
-from smalti.tokenizer.bottleneck.config import MOST_CODES, SingleConfig
+from smalti.tokenizer.bottleneck.config import SingleConfig
 from smalti.tokenizer.bottleneck.estimators import straight_through
 from smalti.tokenizer.codebooks.facts import CodebookFacts
 

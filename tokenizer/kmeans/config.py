@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from smalti.common.config import Settings
 from smalti.common.data.config import ImagesConfig
-from smalti.common.layout import Layout
+from smalti.common.layout import MOST_CODES, Layout
 from smalti.common.track import Tracker
 from smalti.tokenizer.codebooks.facts import CodebookFacts, SizedFacts
 from smalti.tokenizer.config import EncodeConfig, ImageTokenizerConfig
@@ -20,7 +20,7 @@ class KMeansConfig(ImageTokenizerConfig):
     """patches, and the mean nearest to each"""
     patch: int = Field(4, ge=1, le=256)
     """pixels a side of the patch that one code stands for"""
-    codebook_size: int = Field(512, ge=2, le=2**24)
+    codebook_size: int = Field(512, ge=2, le=MOST_CODES)
     """K, means"""
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from smalti.common.config import Settings
 from smalti.common.data.config import ImagesConfig, Pixels
-from smalti.common.layout import Layout
+from smalti.common.layout import MOST_CODES, Layout
 from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.codebooks.facts import CodebookFacts
 from smalti.tokenizer.config import EncodeConfig, ImageTokenizerConfig
@@ -39,7 +39,7 @@ class VQGANConfig(ImageTokenizerConfig):
     """groups of channels that are normalised together"""
     z_channels: Width = 256
     """width of the lowest level's output, which a 1 x 1 convolution turns into codes' dimensions"""
-    codebook_size: int = Field(16_384, ge=2, le=2**24)
+    codebook_size: int = Field(16_384, ge=2, le=MOST_CODES)
     """K, codes"""
     code_dim: Width = 8
     """D, dimensions of a code"""

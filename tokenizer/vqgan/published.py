@@ -219,7 +219,7 @@ def from_diffusers(path: Path) -> dict[str, Any]:
             f"{path} has norm_type spatial, which makes it a MoVQ: its decoder reads the codes at every norm, ours not"
         )
     given = {name: value for name, value in written.items() if not name.startswith("_")}
-    c = config.build(DiffusersConfig, given, str(path))
+    c = config.build(DiffusersConfig, given, path)
     _same_channels(path, c.in_channels, c.out_channels)
     down = ["Attn" in each for each in c.down_block_types]
     if not len(down) == len(c.up_block_types) == len(c.block_out_channels):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from smalti.common.classes import check_names
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.sources.builtin_digits import open_digits
 from smalti.common.data.sources.cache import prepare_datasets, refuse_cache
@@ -58,4 +59,8 @@ def open_source(config: ImagesConfig) -> Source:
     for name, part in opened.parts.items():
         if len(part.labels) == 0:
             raise UserError(f"split {name} of {source} is empty; expected at least one image")
+    try:
+        check_names(opened.class_names or ())
+    except ValueError as error:
+        raise UserError(f"source {source}: {error}") from None
     return opened
