@@ -118,7 +118,9 @@ def priced(bench: EvaluationBench) -> bool:
     if says and pipeline.prior.config.layout.discrete:
         return True
     bench.accelerator.print(
-        "no bits: this tokenizer and prior do not say how likely an image's codes and pixels are", file=sys.stderr
+        "no bits: they are of codes, given a prior that says how likely they are and a decoder that says p(x | z)"
+        + ("; tokenizer/evaluate.py gives the bounds of vectors" if not pipeline.prior.config.layout.discrete else ""),
+        file=sys.stderr,
     )
     return False
 
