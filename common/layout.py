@@ -51,7 +51,7 @@ class Grid(Settings):
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.shape))
         if self.factors is None:
-            return f"{shape} vectors of {self.depth}"
+            return f"{shape} vector{'s' * (self.places > 1)} of {self.depth}"
         return f"{shape}{f' x {self.depth}' if self.depth > 1 else ''} codes of {prod(self.factors):,}"
 
 

@@ -34,6 +34,7 @@ from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.bits_section import bits_section
 from smalti.pipeline.reporting.codebook_section import codebook_section
 from smalti.pipeline.reporting.completion_section import completion_section
+from smalti.pipeline.reporting.latents_section import latents_section
 from smalti.pipeline.reporting.markup import Html, Section
 from smalti.pipeline.reporting.page_head import page_head
 from smalti.pipeline.reporting.picture_sections import neighbours_section, reconstructions_section, samples_section
@@ -68,11 +69,12 @@ def write_report(c: Settings) -> Path:
     contents = gather(Path(c.run), c.split)
     check_page_is_ours(contents.path)
     note(contents.path / "report", {})  # marks the folder as ours
+    latents = latents_section if contents.vectors else codebook_section
     parts: list[Callable[[RunContents], Section]] = [
         samples_section,
         reconstructions_section,
         training_section,
-        codebook_section,
+        latents,
         bits_section,
         partial(completion_section, wanted=c.completion),
         neighbours_section,

@@ -106,4 +106,4 @@ def test_what_two_layouts_differ_in_is_said_where_their_words_are_alike(ours, th
 
 def test_a_layout_says_itself_in_words():
     assert [str(layout) for layout in LAYOUTS.values()][:2] == ["7 x 7 codes of 512", "8 x 8 x 4 codes of 512"]
-    assert str(LAYOUTS["one vector"]) == "1 vectors of 16"
+    assert str(LAYOUTS["one vector"]) == "1 vector of 16"

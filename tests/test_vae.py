@@ -91,8 +91,8 @@ def test_images_twice_as_high_and_wide_cost_four_times_as_much_of_both_terms():
 @pytest.mark.parametrize(
     ("settings", "layout"),
     [
-        ({"network": MLP}, "1 vectors of 3"),
-        ({"network": CONVOLUTIONAL}, "1 vectors of 3"),
+        ({"network": MLP}, "1 vector of 3"),
+        ({"network": CONVOLUTIONAL}, "1 vector of 3"),
         ({"network": CONVOLUTIONAL, "latents": "grid"}, "4 x 4 vectors of 3"),
     ],
 )
@@ -244,7 +244,9 @@ def test_images_are_drawn_and_reported(run, accelerator, tmp_path):
     drawn = generate(Generation(run=str(run), labels=(3, 7), num_images=4, output=str(tmp_path / "drawn")), accelerator)
     assert len(list(drawn.glob("0*.png"))) == 4
     report([str(run)])
-    assert "1 vectors of 2" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "1 vector of 2" in page and "nats per number" in page and "nats per code" not in page
+    assert "tokenizer/latents.py" in page and "tokenizer/codebook.py" not in page
 
 
 def test_its_latents_are_drawn(run, accelerator):

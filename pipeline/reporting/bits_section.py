@@ -71,7 +71,7 @@ def where_nats_go(contents: RunContents) -> Html | None:
     classes, places = contents.numbers("prior", "by_class"), place_nats(contents)
     parts = []
     if classes:
-        parts.append(markup.class_bars("Nats per code, by class", classes, number))
+        parts.append(markup.class_bars(f"Nats per {contents.unit}, by class", classes, number))
     if places is not None:
         parts.append(place_map_figure(contents, places))
     return markup.side_by_side(*parts) if parts else None
@@ -82,14 +82,22 @@ def bits_section(contents: RunContents) -> Section:
     parts: list[Html | None] = []
     distortions = {stage: contents.value(stage, "distortion") for stage in ("pipeline", "tokenizer")}
     measured = [(stage, value) for stage, value in distortions.items() if value is not None]
-    if measured:
+    if measured and not contents.vectors:
         parts.append(rate_distortion(contents, *measured[0]))
-    if distortions["pipeline"] is None:
+    if distortions["pipeline"] is None and contents.vectors:
+        parts.append(
+            markup.paragraph("Bits under the prior are of codes; the bounds of vectors stand at the reconstructions.")
+        )
+    elif distortions["pipeline"] is None:
         what = "What an image costs under the priors was not measured"
         parts.append(markup.missing(what, contents.command("pipeline/evaluate.py")))
     if "prior" in contents.evaluations:
         table = markup.figures_table(figures_with_meanings(contents, "prior"))
-        parts += [markup.tag("h3", "The prior on held-out codes"), table, where_nats_go(contents)]
+        parts += [
+            markup.tag("h3", "The prior on held-out vectors" if contents.vectors else "The prior on held-out codes"),
+            table,
+            where_nats_go(contents),
+        ]
     else:
         parts.append(markup.missing("The prior was not evaluated", contents.command("prior/evaluate.py")))
     return Section("bits", "Bits", markup.join(*parts), bool(measured) or "prior" in contents.evaluations)

@@ -22,6 +22,12 @@ MEANINGS = {
     "psnr": Meaning("PSNR, mean over images, dB", "of each image by itself, averaged: higher than the pooled one"),
     "ssim": Meaning("SSIM", "structural similarity of reconstructions; 1 is the original"),
     "distortion": Meaning("distortion, bits/dim", "what pixels cost once their codes are known"),
+    "rate": Meaning("rate, bits/dim", "KL of q(z | x) to the standard normal: what z costs"),
+    "bits_per_dim": Meaning("bits/dim", "distortion and rate: minus the ELBO"),
+    "negative_elbo": Meaning("-ELBO, nats", "of an image: an upper bound on -log p(x)"),
+    "importance_weighted": Meaning("importance-weighted bound, nats", "of an image: a tighter one, by several draws"),
+    "active_units": Meaning("active units", "numbers of z that depend on the image"),
+    "mmd_to_prior": Meaning("MMD² to the prior", "of the posteriors of all images together; 0 is alike"),
     "usage": Meaning("usage", "share of the codebook that was used at all", True),
     "perplexity": Meaning("perplexity", "codes that would be as varied were they used alike; at most K"),
     "accuracy_images": Meaning("accuracy on images", "of the classifier that looks at both", True),
@@ -101,4 +107,6 @@ def figures_with_meanings(contents: RunContents, stage: str) -> Iterator[Figure]
     for name, value in contents.evaluations[stage]["figures"].items():
         if finite(value) is not None:
             title, text, share = meaning(name)
+            if contents.vectors:
+                title, text = title.replace("per code", "per number"), text.replace("held-out code", "held-out number")
             yield Figure(title, percent(value) if share else number(value), text)

@@ -87,7 +87,7 @@ def headline(contents: RunContents) -> Iterator[Figure]:
         yield Figure("bits per dimension", f"{value:.3f}", f"learned prior, {contents.of('pipeline', 'priced')}")
     if cost := nats(contents):
         saved = f"{percent(cost[1])} saved under independent codes; " if cost[1] is not None else ""
-        yield Figure("nats per code", f"{cost[0]:.3f}", f"{saved}{cost[2]}")
+        yield Figure(f"nats per {contents.unit}", f"{cost[0]:.3f}", f"{saved}{cost[2]}")
     yield from distances(contents)
     if (value := contents.value("pipeline", "class_agreement")) is not None:
         yield Figure("class agreement", percent(value), "drawn images that a classifier takes for the class asked for")

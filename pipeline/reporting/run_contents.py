@@ -109,6 +109,16 @@ class RunContents(NamedTuple):
         return self.model is not None and max(self.model.image_size) < 64
 
     @property
+    def vectors(self) -> bool:
+        """Return whether the tokenizer's latents are vectors; codes where there is no tokenizer yet."""
+        return self.model is not None and not self.model.layout.discrete
+
+    @property
+    def unit(self) -> str:
+        """Return what the prior's nats are counted by, in words."""
+        return "number" if self.vectors else "code"
+
+    @property
     def condition(self) -> dict[str, Any]:
         """Return what the prior's samples are told of, as its config says."""
         said = (self.prior or {}).get("condition")

@@ -27,12 +27,18 @@ PANELS = (
             "reconstruction": ("reconstruction_loss", False),
             "commitment": ("commitment_loss", False),
             "regularizer": ("regularizer", False),
+            "KL": ("kl_loss", False),
+            "MMD": ("mmd_loss", False),
+            "importance-weighted": ("importance_weighted_loss", False),
         },
         log=True,
     ),
     Panel("mean squared error", {"train": ("objective", None)}),
     Panel("empty codes", {"train": ("empty", None)}),
     Panel("distortion, bits per dimension", {"train": ("distortion", False), "validation": ("distortion", True)}),
+    Panel("rate, bits per dimension", {"train": ("rate", False), "validation": ("rate", True)}),
+    Panel("bound on -log p(x) on validation, nats", {"-ELBO": ("negative_elbo", True)}),
+    Panel("active units on validation", {"validation": ("active_units", True)}),
     Panel("PSNR on validation, dB", {"pooled": ("psnr_pooled", True), "mean over images": ("psnr", True)}),
     Panel("codebook in use on validation", {"validation": ("usage", True)}, shares=True),
     Panel("perplexity on validation", {"validation": ("perplexity", True)}),
@@ -86,12 +92,14 @@ def prior_curves(contents: RunContents, lines: Sequence[Mapping[str, Any]]) -> H
     both = (curve("train", lines, "nll"), curve("validation", lines, "validation_nll"))
     curves = [each for each in both if each is not None]
     drawn = charts.curves(curves, contents.path / "report/prior-nll.png", levels=levels, width=5.6)
-    caption = "Nats per code, beside the two priors that need no training. Validation is without dropout."
-    left = markup.figure_tag(markup.chart(drawn, f"Nats per code over the step: {ends(curves)}"), caption)
+    unit = f"nats per {contents.unit}"
+    beside = ", beside the two priors that need no training. Validation is without dropout." if levels else "."
+    alt = f"{unit.capitalize()} over the step: {ends(curves)}"
+    left = markup.figure_tag(markup.chart(drawn, alt), unit.capitalize() + beside)
     if not after:
         return markup.tag("div", left, class_="small")
-    rows = [(words(name), number(value)) for name, value in after.items()]
-    return markup.side_by_side(left, markup.table_tag(("after training", "nats per code"), rows))
+    rows = [(words(name), f"{value:,.0f}" if name == "best_step" else number(value)) for name, value in after.items()]
+    return markup.side_by_side(left, markup.table_tag(("after training", unit), rows))
 
 
 def history(contents: RunContents, stage: str) -> Html:
