@@ -147,7 +147,7 @@ class ImagePipeline(Pretrained):
         tokenizer, prior = run / "tokenizer/model", run / "prior/model"
         for model, command in (
             (tokenizer, "tokenizer/train.py (or cluster.py, or convert.py)"),
-            (prior, "prior/train.py"),
+            (prior, "prior/train.py (or fit.py)"),
         ):
             if not (model / "config.json").exists():
                 raise UserError(f"there is no trained model in {model}; {command} with --run {quoted(run)} makes one")

@@ -35,7 +35,10 @@ class AutoregressivePrior(Prior):
     def __init__(self, config: PriorConfig):
         super().__init__(config)
         if not config.layout.discrete:
-            raise UserError(f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}")
+            raise UserError(
+                f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}; "
+                "prior/fit.py fits a prior over vectors"
+            )
         self.vocabularies = config.vocabularies
         self.order = "raster"  # of the places in training: raster, any or annealed
         self.shuffled_share = 0.0  # share of the training rows in random order

@@ -17,7 +17,7 @@ T is the identity, and q the diagonal Gaussian N(μ, σ²). There is no KL, mean
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -41,7 +41,7 @@ class FlowConfig(PosteriorConfig):
     """what each network sets: a shift and a scale (Kingma et al. 2016), or a spline (Durkan et al. 2019)"""
     transforms: int = Field(2, ge=1, le=16)
     """K, networks one after the other; two let every number depend on every other"""
-    hidden: tuple[int, ...] = Field((64, 64), min_length=1)
+    hidden: tuple[Annotated[int, Field(ge=1, le=2**14)], ...] = Field((64, 64), min_length=1, max_length=16)
     """units of each hidden layer of each network"""
     context: int = Field(16, ge=1, le=2**12)
     """numbers a place, beside mean and scale, by which the encoder speaks to the networks"""
@@ -57,7 +57,9 @@ class Transforms(nn.Module):
         super().__init__()
         chosen = _zuko_flows()[config.transform]
         shape = {"transforms": config.transforms, "hidden_features": config.hidden, "activation": nn.SiLU}
-        self.chain = chosen(dim, config.context, **shape).transform
+        with torch.device("cpu"):  # zuko looks at its masks, which on the meta device have no numbers
+            chain = chosen(dim, config.context, **shape).transform
+        self.chain = chain.to(torch.get_default_device())
         for each in self.chain.transforms:
             nn.init.zeros_(each.hyper[-1].weight)
             nn.init.zeros_(each.hyper[-1].bias)
