@@ -400,6 +400,7 @@ MEANT = {
     "bf16": "precision",
     "mixed_precision": "precision",
     "num_workers": "workers",
+    "images.black_and_white": "images.binarize",
     "data": "images.source",
     "dataset": "images.source",
     "data_dir": "images.source",
