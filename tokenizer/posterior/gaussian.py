@@ -6,7 +6,9 @@
 
 z = μ + L ε with ε ~ N(0, I): Kingma and Welling (2014), https://arxiv.org/abs/1312.6114, sec. 2.4 and app. B; of `full`
 L = L_mask ∘ L' + diag(σ), Kingma and Welling (2019), https://arxiv.org/abs/1906.02691, algorithm 2. The encoder gives
-μ and log σ, the latter softly bounded to (−10, 10), and L' as it is: h = 0 is N(0, I).
+μ and log σ, the latter softly bounded to (−10, 10), and √D L': a random start then adds no more noise to a number from
+all others together than it has of its own. (With L' itself the bound of 40 numbers of MNIST was 7 nats worse after
+4,000 steps.) h = 0 is N(0, I).
 
 Draws, log q of them and KL are finite for any |h| up to 1e15. That is not promised of log q of `full` at a z from
 elsewhere: it solves with L, and can overflow where L' is many orders of magnitude larger than σ.
@@ -57,7 +59,7 @@ class GaussianPosterior(Posterior):
             return DiagonalNormal(mean, log_scale.expand_as(mean))
         row, column = torch.tril_indices(self.dim, self.dim, offset=-1, device=h.device)
         below = h.new_zeros(*h.shape[:2], self.dim, self.dim)
-        below[..., row, column] = scales[..., self.dim :]
+        below[..., row, column] = scales[..., self.dim :] / self.dim**0.5
         return FullNormal(mean, log_scale, below)
 
     @in_fp32
