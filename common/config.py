@@ -354,13 +354,15 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
         nested = _nested(field.annotation)
         if not nested:
             yield prefix + name, field
+        of_member = {
+            member: dict(leaves(member, f"{prefix}{name}.")) for member in nested
+        }  # once: tables lie in tables
         found: dict[str, FieldInfo] = {}
-        for member in nested:
-            for key, leaf in leaves(member, f"{prefix}{name}."):
-                found.setdefault(key, leaf)
+        for settings in of_member.values():
+            found |= {key: leaf for key, leaf in settings.items() if key not in found}
         if len(nested) > 1:  # the kinds there are to choose from, and which of them have a setting
             for key, leaf in found.items():
-                having = [m.name() for m in _kinds(nested) if key in dict(leaves(m, f"{prefix}{name}."))]
+                having = [m.name() for m in _kinds(nested) if key in of_member[m]]
                 if len(having) < len(nested):
                     found[key] = copy.copy(leaf)
                     found[key].description = f"({', '.join(having)}) {leaf.description}"

@@ -193,7 +193,8 @@ def test_damage_is_named(tmp_path, damage, message):
 def test_views_of_an_image_that_are_said_to_be_images_are_refused(tmp_path):
     """codes.json that said 1 where each image has 2 rows gave independent codes the nats of other images."""
     codes.begin_codes(tmp_path, INFO)
-    codes.write_shard(codes.shard_path(tmp_path, "train", 0, 1), INFO, CODES[:6], LABELS[:6], np.arange(6) // 2)
+    twice = codes.CodesSplit(CODES[:6], LABELS[:6], np.arange(6) // 2)
+    codes.write_shard(codes.shard_path(tmp_path, "train", 0, 1), INFO, twice)
     codes.finish(tmp_path, INFO.model_copy(update={"views": 2}), {"train": {"rows": 6}})
     assert len(codes.load_codes(tmp_path).splits["train"].rows) == 6
     change(tmp_path, views=1)

@@ -454,7 +454,7 @@ def test_a_pipeline_of_older_weights_is_not_published(copied):
     with pytest.raises(UserError, match=r"pipeline is not there; python pipeline/generate\.py .* writes it"):
         lay_out(Settings(run=str(copied)))
     shutil.rmtree(copied / "prior")
-    with pytest.raises(UserError, match=r"no trained model in .*prior/model; prior/train\.py with --run"):
+    with pytest.raises(UserError, match=r"no trained model in .*; prior/train\.py \(or fit\.py\) with --run"):
         lay_out(Settings(run=str(copied)))
 
 

@@ -246,7 +246,7 @@ def test_a_folder_of_something_else_is_never_overwritten(run, accelerator):
 
 def test_a_run_without_a_prior_names_the_command_that_makes_one(run, accelerator):
     shutil.rmtree(run / "prior")
-    with pytest.raises(UserError, match=r"no trained model in .*prior/model; prior/train\.py with --run"):
+    with pytest.raises(UserError, match=r"no trained model in .*; prior/train\.py \(or fit\.py\) with --run"):
         generate(Settings(run=str(run)), accelerator)
 
 

@@ -199,7 +199,7 @@ def write_codes(folder: Path, condition=None, labels: np.ndarray | None = None, 
         mean = draws.choice([-2.0, 2.0], (number, 1)) + (0 if labels is None else labels[:number, None])
         values = (mean + draws.standard_normal((number, 6)) * [1, 1, 0.3, 0.3, 2, 2]).astype(np.float32)
         said = CodesSplit(values, None if labels is None else labels[:number], np.arange(number))
-        codes.write_shard(codes.shard_path(folder, split, 0, 1), info, *said)
+        codes.write_shard(codes.shard_path(folder, split, 0, 1), info, codes.CodesSplit(*said))
         splits[split] = {"rows": number, "sha256": said.digest()}
     codes.finish(folder, info, splits)
 

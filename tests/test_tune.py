@@ -224,7 +224,7 @@ def rename_tokenizer(run):
         (
             lambda run: shutil.rmtree(run / "prior"),
             {},
-            r"no trained model in .*prior/model; prior/train\.py with --run",
+            r"no trained model in .*prior/model; prior/train\.py \(or fit\.py\) with --run",
         ),
         (
             lambda run: None,
