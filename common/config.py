@@ -354,9 +354,8 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
         nested = _nested(field.annotation)
         if not nested:
             yield prefix + name, field
-        of_member = {
-            member: dict(leaves(member, f"{prefix}{name}.")) for member in nested
-        }  # once: tables lie in tables
+        # Once for each kind: tables lie in tables, and looking through them for each setting takes seconds.
+        of_member = {member: dict(leaves(member, f"{prefix}{name}.")) for member in nested}
         found: dict[str, FieldInfo] = {}
         for settings in of_member.values():
             found |= {key: leaf for key, leaf in settings.items() if key not in found}
