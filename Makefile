@@ -7,7 +7,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python pipeline/run.py configs/digits
 
 test: $(VENV)/.ready-to-test
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.ready-to-test  # style and types
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[check]'
@@ -34,9 +34,9 @@ lock:  # needs uv; writes versions only, no addresses
 test-lowest:  # needs uv; the tests with the oldest versions that pyproject.toml allows
 	uv venv --quiet --clear --python $(PYTHON) build/lowest
 	uv pip install --quiet --python build/lowest --resolution lowest-direct -e '.[test]'
-	build/lowest/bin/python -m pytest -n 2 --dist loadscope
+	build/lowest/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-newest:  # needs uv; the tests with the newest, whatever constraints.txt says
 	uv venv --quiet --clear --python $(PYTHON) build/newest
 	uv pip install --quiet --python build/newest --resolution highest -e '.[test]'
-	build/newest/bin/python -m pytest -n 2 --dist loadscope
+	build/newest/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
