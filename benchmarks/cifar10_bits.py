@@ -1,4 +1,4 @@
-"""Where bits per dimension on CIFAR-10 are heading: the preset cifar10_bits, cut to one CPU core, at doubling budgets.
+"""Measure bits per dimension on CIFAR-10 at doubling budgets, with the preset cifar10_bits cut to one CPU core.
 
     python -m benchmarks.cifar10_bits --data FOLDER --work DIR
     accelerate launch -q tokenizer/train.py configs/cifar10_bits/tokenizer.yaml  # in earnest, on a GPU; then as it says

@@ -1,4 +1,4 @@
-"""What a command says to type after `pipeline/run.py`: a folder of configs, and images where it names none."""
+"""The arguments of `pipeline/run.py` in a hint: a folder of configs, and images where it names none."""
 
 from pathlib import Path
 

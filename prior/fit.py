@@ -64,7 +64,7 @@ class Group(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is fitted, to which rows."""
+    """A prior to fit, and the rows of each of its mixtures."""
 
     c: FitConfig
     prior: MixturePrior

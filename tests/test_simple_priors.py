@@ -226,7 +226,7 @@ def run(classes, tmp_path) -> Path:
 
 
 def test_a_fit_climbs_to_better_than_the_standard_normal(run, accelerator, capfd):
-    """Of all rows together: a row without a class counts under the mixture of all rows, which climbs for those."""
+    """One mixture of all rows is fitted: with classes the figure logged mixes theirs, and need not climb alone."""
     fit(settings(run, condition="nothing"), accelerator)
     steps = [line["nll"] for line in lines(run) if "nll" in line]
     assert all(b <= a + 1e-6 for a, b in pairwise(steps)) and len(steps) > 3  # 1e-6 is the regularization

@@ -57,7 +57,7 @@ class TrainedConfig(ImageTokenizerConfig):
 
 
 class EncodeConfig(Settings):
-    """How a dataset becomes codes."""
+    """The settings of encoding a dataset."""
 
     views: int | None = Field(None, ge=1, le=MOST_VIEWS)
     """rows an image: the plain one, its mirror when images.flip, then shifts by up to images.shift; null follows the

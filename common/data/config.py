@@ -68,7 +68,7 @@ def _gone(margin: int) -> int:
 
 
 class ImagesConfig(Settings):
-    """Where the images come from, and how they are brought to the size the model wants."""
+    """The source of the images, and how they are brought to the size of the model."""
 
     source: str = "digits"
     """`digits` (1,797 of 8x8 pixels, built in), the name of a data set on the Hugging Face Hub, or a local folder of

@@ -1,4 +1,4 @@
-"""What the priors over vectors share: exact densities, and draws that are a function of the sample's seed alone.
+"""The base of the priors over vectors: exact densities, and draws that are a function of the sample's seed alone.
 
 Shapes: condition (B,), latents (B, T) float32, known (B, P) bool over the places.
 """

@@ -56,7 +56,7 @@ def split_figures(counts: Tensor, images: int) -> dict[str, Any]:
 
 
 class Counted(NamedTuple):
-    """How often each code was used on whole splits."""
+    """The counts of each code over whole splits."""
 
     source: str  # where the codes were read, or that they were made
     images: dict[str, int]  # of each split

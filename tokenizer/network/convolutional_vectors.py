@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from smalti.tokenizer.network.base import Network, Sizes
 from smalti.tokenizer.network.config import NetworkConfig
 from smalti.tokenizer.network.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from smalti.tokenizer.network.grid import grid_of
 
 
 class ConvolutionalConfig(NetworkConfig):
@@ -34,15 +35,7 @@ class ConvolutionalConfig(NetworkConfig):
     """self-attention at the lowest level"""
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        factor = self.patch * 2 ** (len(self.channels) - 1)
-        for side, pixels in zip(("height", "width"), image_size, strict=True):
-            if pixels % factor or pixels < factor:
-                near = max(1, round(pixels / factor)) * factor
-                raise ValueError(
-                    f"image_size: a {side} of {pixels} does not divide by the downsampling {factor} "
-                    f"(patch {self.patch} and {len(self.channels) - 1} halvings); {near} would"
-                )
-        return image_size[0] // factor, image_size[1] // factor
+        return grid_of(image_size, self.patch, len(self.channels))
 
 
 @ConvolutionalConfig.register

@@ -11,6 +11,7 @@ from smalti.tokenizer.codebooks.facts import CodebookFacts
 from smalti.tokenizer.config import TrainedConfig
 from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
 from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
+from smalti.tokenizer.network.grid import grid_of
 
 
 class VQVAEConfig(TrainedConfig):
@@ -41,12 +42,7 @@ class VQVAEConfig(TrainedConfig):
                     f"image_size: a {side} of {pixels} is smaller than the downsampling {self.downsampling}; "
                     f"take larger images, fewer channels levels or a smaller patch"
                 )
-            if pixels % self.downsampling:
-                near = max(1, round(pixels / self.downsampling)) * self.downsampling
-                raise ValueError(
-                    f"image_size: a {side} of {pixels} does not divide by the downsampling {self.downsampling} "
-                    f"(patch {self.patch} and {len(self.channels) - 1} halvings); {near} would"
-                )
+        grid_of(self.image_size, self.patch, len(self.channels))
         return self
 
     @property
@@ -72,7 +68,7 @@ class VQVAEConfig(TrainedConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """Return (h, w) of the codes."""
-        return self.image_size[0] // self.downsampling, self.image_size[1] // self.downsampling
+        return grid_of(self.image_size, self.patch, len(self.channels))
 
     @property
     def layout(self) -> Layout:
