@@ -192,7 +192,7 @@ def train_classifier(
     batch_size = min(recipe.batch_size, len(positions))
     an_epoch = len(positions) // batch_size
     steps = max(recipe.least_steps, recipe.epochs * an_epoch)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.peak_lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.peak_lr, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_lr, total_steps=steps)
     bar = passing_bar(steps, "classifier", unit="step")
     for step in range(steps):

@@ -243,9 +243,9 @@ def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optim
     rest = [p for p in prior.parameters() if id(p) not in inside]
     if c.matrix_lr is None or not matrices:
         groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        return {"adamw": torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.95))}
+        return {"adamw": torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.95), fused=True)}
     muon = torch.optim.Muon(matrices, lr=c.matrix_lr, weight_decay=c.weight_decay, momentum=0.95)
-    return {"adamw": torch.optim.AdamW(rest, lr=c.lr, betas=(0.9, 0.95), weight_decay=0.0), "muon": muon}
+    return {"adamw": torch.optim.AdamW(rest, lr=c.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True), "muon": muon}
 
 
 def save(trained: PriorTraining, step: int, best: Best, run: Path, keep: int, accelerator: Accelerator) -> None:
