@@ -181,12 +181,11 @@ def save_samples(runs: Mapping[str, Path], path: Path) -> None:
 
 def table(rows: Mapping[str, Any]) -> list[str]:
     """Return the lines of the page's table, a row each."""
-    columns = ("training_cpu_seconds", "negative_elbo", f"importance_weighted_{MANY}", "rate", "distortion")
-    columns += ("active_units", "fd_normal", "fd_mixture")
-    digits = (0, 2, 2, 1, 1, 0, 1, 1)
+    columns = {"training_cpu_seconds": 0, "negative_elbo": 2, f"importance_weighted_{MANY}": 2, "rate": 1}
+    columns |= {"distortion": 1, "active_units": 0, "fd_normal": 1, "fd_mixture": 1}
     lines = []
     for row, each in rows.items():
-        told = [spread(each["summary"].get(name), n) for name, n in zip(columns, digits, strict=True)]
+        told = [spread(each["summary"].get(name), digits) for name, digits in columns.items()]
         lines.append(f"| {' | '.join([row, *told])} |")
     return lines
 
