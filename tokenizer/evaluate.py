@@ -15,8 +15,8 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
     importance_weighted   nats an image: the tighter bound by --importance_samples draws
     active_units          numbers of z whose centre varies over images by more than 0.01
     kl_by_number          nats of each number of z, where the KL is a sum over them
-    mutual_information    nats, I(x; z) by the posteriors of all images: at most mutual_information_cap, the log of their
-                          number; with marginal_kl, KL(q(z) || N(0, I)), it is the rate of one draw an image
+    mutual_information    nats, I(x; z) by the posteriors of all images: at most mutual_information_cap, the log of
+                          their number; with marginal_kl, KL(q(z) || N(0, I)), it is the rate of one draw an image
     mmd_to_prior          MMD² between draws of q(z) = E_x q(z | x) and N(0, I)
     uniform_rate          of codes: T log2 K over the dimensions, what they cost before there is a prior
     usage, perplexity     of the codebook over the whole split
