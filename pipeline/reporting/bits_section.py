@@ -30,7 +30,7 @@ def of_draws(contents: RunContents, stage: str) -> str:
     protocol = contents.evaluations[stage]["protocol"]
     tighter = {prior: contents.value(stage, f"{prior}_importance_nats") for prior in PRIORS}
     told = [
-        f"{cost:.2f} under the {prior.replace('_', ' ')} one" for prior, cost in tighter.items() if cost is not None
+        f"{cost:.2f} under the {prior.replace('_', ' ')} prior" for prior, cost in tighter.items() if cost is not None
     ]
     if protocol.get("kind") != "bound" or not told:
         return ""
