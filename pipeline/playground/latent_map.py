@@ -35,7 +35,7 @@ class LatentMap(NamedTuple):
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """Return left, right, bottom and top of the plane that is shown, as wide as high, so that distances are true."""
+        """Return left, right, bottom and top of the plane that is shown, as wide as high."""
         low, high = self.points.min(0).values, self.points.max(0).values
         half = math.ceil(100 * (0.5 + BEYOND) * max((high - low).max().item(), 0.1)) / 100 + 0.01
         across, up = (round(each, 2) for each in ((low + high) / 2).tolist())
