@@ -532,7 +532,7 @@ class MapPage(Page):
         super()._join()
         self._on(self.plane.click, self.on_place, [], [self.plane, self.there, self.right, self.up], True, True)
         for slider in (self.right, self.up):
-            moved = slider.input  # type: ignore[attr-defined]  # events are put into the class when it is made
+            moved = slider.input
             self._on(moved, self.controller.at, [self.right, self.up], [self.plane, self.there], True, True)
 
     def on_place(self, event: gr.EventData) -> tuple[Any, ...]:
