@@ -3,10 +3,10 @@
     python -m smalti.pipeline.app runs/digits
 
 Reads RUN/tokenizer/model, RUN/prior/model and, where they exist, RUN/pipeline/generation_config.json and
-RUN/tokenizer/histogram.json; or a pipeline folder, or one on the Hub (owner/name), given as RUN. Writes nothing, except
-that pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host
-names another address or --share true opens a public link; loads nothing from elsewhere. Needs Gradio: pip install
-gradio.
+RUN/tokenizer/histogram.json, and of vectors the held-out images, which its latent map shows; or a pipeline folder, or
+one on the Hub (owner/name), given as RUN. Writes nothing, except that pictures dropped on the page lie in the temporary
+folder for an hour. Serves this machine alone, unless --host names another address or --share true opens a public link;
+loads nothing from elsewhere. Needs Gradio: pip install gradio.
 """
 
 import os
@@ -32,10 +32,13 @@ from torch import Tensor
 
 from smalti.common import config
 from smalti.common.config import Settings as BaseSettings
+from smalti.common.data.images import held_out_split
+from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.launch import Terminated, check_alone, make_accelerator, run_command
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.playground.latent_map import LatentMap, latent_map
 from smalti.prior.draw import SamplingConfig
 
 FILE = "20mb"  # the largest dropped picture
@@ -86,6 +89,21 @@ def code_counts_of(run: Path, pipeline: ImagePipeline) -> Tensor | None:
             f"{' x '.join(map(str, counts.shape))}; training again writes it anew"
         )
     return counts
+
+
+def latent_map_of(run: Path, pipeline: ImagePipeline) -> LatentMap | None:
+    """Return the map of the run's held-out images, or None of codes, of a pipeline folder, and without the images."""
+    if pipeline.tokenizer.config.layout.discrete or not (run / "tokenizer/config.yaml").exists():
+        return None
+    try:
+        opened = open_run_images(run / "tokenizer", pipeline.tokenizer.config)
+        split = held_out_split(opened.splits)
+        if not len(split):
+            raise UserError("no image is held out")
+    except UserError as error:
+        print(f"no latent map: {error}", file=sys.stderr)
+        return None
+    return latent_map(pipeline.tokenizer, split, opened.class_names or (), pipeline.device)
 
 
 def move(pipeline: ImagePipeline, device: str | None) -> ImagePipeline:
@@ -157,7 +175,9 @@ def serve(c: Settings) -> None:
     pipeline = move(load_pipeline(c.run), c.device)
     if not pipeline.prior.config.takes_guidance:  # the page has no control to change a kept value
         pipeline.sampling = pipeline.sampling.model_copy(update={"guidance": 1.0})
-    page = make_page(open_controller(pipeline, code_counts_of(Path(c.run), pipeline)), name_of(c.run)).blocks
+    run = Path(c.run)
+    controller = open_controller(pipeline, code_counts_of(run, pipeline), latent_map_of(run, pipeline))
+    page = make_page(controller, name_of(c.run)).blocks
     names = own_names(c.host, c.names)
     here, public = launch(c, page, names)
     if public:

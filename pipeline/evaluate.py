@@ -11,6 +11,9 @@ pipeline-SPLIT-neighbours.png. Processes share the work; interrupted, the same c
     PRIOR_rate, PRIOR_bits_per_dim    of PRIOR uniform, independent (code frequencies of train), learned (and the label)
     rate_saved            the share by which the learned rate, label included, is below the independent one
     PRIOR_elbo_..., PRIOR_importance_...   the tighter bounds if the posterior is stochastic (gumbel)
+    standard_normal_..., learned_...       of vectors: distortion and rate are means over --importance_samples draws of
+                          q(z | x), their sum is minus the ELBO; ..._nats the same in nats an image; label_nats of the
+                          learned rate are the label's; a bound each
     fd_NAME, kernel_distance               of drawn to held-out images on NAME's features; fid for Inception's
     fd_NAME_train         of as many training images, for scale; a classifier has seen those, which moves it
     precision, recall, density, coverage   of their neighbourhoods
@@ -19,7 +22,6 @@ pipeline-SPLIT-neighbours.png. Processes share the work; interrupted, the same c
     memorised_pixels, _features, _codes    share of drawn images as near to a training image as 1% of held-out ones
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +46,6 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import passing_bar
-from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.pipeline.evaluation.bench import (
     EvaluationBench,
@@ -54,16 +55,11 @@ from smalti.pipeline.evaluation.bench import (
     open_bench,
     read_images,
 )
-from smalti.pipeline.evaluation.bits import PRIORS, bits_per_dim, image_nats, likely, stochastic_bounds
+from smalti.pipeline.evaluation.cost import PART, price
 from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare_features, look_up
-from smalti.prior.base import Scores
-from smalti.prior.baselines import Marginal
-from smalti.prior.data import plain_views
-from smalti.tokenizer.base import LikelihoodTokenizer
 from smalti.tokenizer.run_features import labelled
 
 PICTURES = ("samples", "neighbours")
-PART = 500  # images
 MOST_TRAIN = 60_000  # training images, evenly spaced, among which copies are looked for
 MOST_BYTES = 2**30  # of their pixels
 FEWEST = 10  # images on either side from which neighbourhoods say anything
@@ -84,7 +80,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
             f"samples are judged by at least {FEWEST} images on either side, got {number} to draw and "
             f"{len(bench.split)} held out; --images 0 leaves them out"
         )
-    figures, protocol = price(bench) if priced(bench) else ({}, {})
+    figures, protocol = price(bench)
     if number:
         more, drawing = judge_samples(bench, number)
         figures, protocol = figures | more, protocol | drawing
@@ -106,75 +102,6 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         )
     accelerator.wait_for_everyone()
     return path
-
-
-# ----------------------------------------------------------------------------------------------------------------- bits
-
-
-def priced(bench: EvaluationBench) -> bool:
-    """Return whether tokenizer and prior say how likely an image's codes are, and its pixels given them."""
-    pipeline = bench.pipeline
-    says = isinstance(pipeline.tokenizer, LikelihoodTokenizer) and isinstance(pipeline.prior, Scores)
-    if says and pipeline.prior.config.layout.discrete:
-        return True
-    bench.accelerator.print(
-        "no bits: they are of codes, given a prior that says how likely they are and a decoder that says p(x | z)"
-        + ("; tokenizer/evaluate.py gives the bounds of vectors" if not pipeline.prior.config.layout.discrete else ""),
-        file=sys.stderr,
-    )
-    return False
-
-
-def price(bench: EvaluationBench) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the bits of held-out images as figures, and their protocol."""
-    c, pipeline, info = bench.c, bench.pipeline, bench.data.info
-    none = pipeline.prior.config.condition.num_classes
-    train = plain_views(bench.data.splits["train"], info).codes
-    marginal = Marginal(train, info.layout.codebook_size, info.layout.depth)
-    stochastic = likely(pipeline).stochastic
-
-    def compute(positions: Tensor) -> dict[str, Tensor]:
-        parts = []
-        for some in positions.split(c.batch_size):
-            batch = bench.split.read(some)
-            labels = torch.where((batch.labels < 0) | (batch.labels >= none), none, batch.labels)
-            with bench.accelerator.autocast():
-                found = image_nats(pipeline, marginal, batch.images, labels)._asdict()
-            if stochastic:
-                noise = generator(c.seed + int(some[0]))
-                with bench.accelerator.autocast():
-                    elbo, importance = stochastic_bounds(
-                        pipeline, marginal, batch.images, labels, c.importance_samples, noise
-                    )
-                found |= {f"{prior}_elbo": elbo[prior] for prior in PRIORS}
-                found |= {f"{prior}_importance": importance[prior] for prior in PRIORS}
-            parts.append(found)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    drawn = {"importance_samples": c.importance_samples, "seed": c.seed} if stochastic else {}
-    folder = parts_path(bench.run, f"bits-{bench.split.name}")
-    nats = in_parts(folder, bench.plan | drawn, len(bench.split), PART, compute, bench.accelerator, "bits")
-    dimensions = pipeline.tokenizer.config.image_channels * math.prod(pipeline.tokenizer.config.image_size)
-    bits = {name: bits_per_dim(each, dimensions) for name, each in nats.items()}
-    conditional = "with its label, which is paid for" if none else "without labels"
-    likelihood = likely(pipeline).likelihood.kind
-    protocol = {"priced": len(bits["distortion"]), "conditional": conditional, "likelihood": likelihood, **drawn}
-    return bits_figures(bits), protocol
-
-
-def bits_figures(bits: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the figures, from the distortion, each prior's rate and bounds of each image in bits per dimension."""
-    figures: dict[str, Any] = {"distortion": bits["distortion"].mean().item()}
-    for prior in PRIORS:
-        figures[f"{prior}_rate"] = bits[prior].mean().item()
-        figures[f"{prior}_bits_per_dim"] = (bits["distortion"] + bits[prior]).mean().item()
-        for bound in ("elbo", "importance"):
-            if f"{prior}_{bound}" in bits:  # the posterior is stochastic
-                figures[f"{prior}_{bound}_bits_per_dim"] = bits[f"{prior}_{bound}"].mean().item()
-    total = bits["distortion"] + bits["learned"]
-    figures["bits_per_dim_error"] = total.std().item() / len(total) ** 0.5 if len(total) > 1 else 0.0
-    figures["rate_saved"] = 1 - figures["learned_rate"] / figures["independent_rate"]
-    return figures
 
 
 # -------------------------------------------------------------------------------------------------------------- samples

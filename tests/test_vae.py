@@ -15,6 +15,8 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
+from smalti.pipeline.evaluate import evaluate as evaluate_both
+from smalti.pipeline.evaluation.bench import Settings as BothSettings
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -250,6 +252,26 @@ def test_it_is_measured_in_nats_that_name_how_pixels_were_binarized(run, acceler
     assert figures["active_units"] == 2 and protocol["binarize"] == "none" and protocol["importance_samples"] == 5
 
 
+def test_it_costs_bits_under_the_standard_normal_and_under_the_learned_prior(run, accelerator):
+    own = json.loads(evaluate(EvaluateSettings(run=str(run), importance_samples=30), accelerator).read_text())[
+        "figures"
+    ]
+    path = evaluate_both(BothSettings(run=str(run), images=0, importance_samples=30), accelerator)
+    written = json.loads(path.read_text())
+    figures, protocol = written["figures"], written["protocol"]
+    assert protocol["kind"] == "bound" and protocol["importance_samples"] == 30 and protocol["binarize"] == "none"
+    # five standard errors over 297 images and 30 draws each, whose terms deviate by less than 10 nats
+    assert figures["standard_normal_nats"] == pytest.approx(own["negative_elbo"], abs=0.6)
+    assert figures["standard_normal_importance_nats"] == pytest.approx(own["importance_weighted"], abs=0.6)
+    for prior in ("standard_normal", "learned"):
+        assert figures[f"{prior}_nats"] == pytest.approx(figures[f"{prior}_bits_per_dim"] * 64 * math.log(2))
+        assert figures[f"{prior}_nats"] == pytest.approx(figures["distortion_nats"] + figures[f"{prior}_rate_nats"])
+        assert figures[f"{prior}_importance_nats"] < figures[f"{prior}_nats"]
+    report([str(run)])
+    page = (run / "report.html").read_text()
+    assert "What a held-out image costs" in page and "under standard normal" in page and "30 draws" in page
+
+
 def test_images_are_drawn_and_reported(run, accelerator, tmp_path):
     drawn = generate(Generation(run=str(run), labels=(3, 7), num_images=4, output=str(tmp_path / "drawn")), accelerator)
     assert len(list(drawn.glob("0*.png"))) == 4
@@ -279,13 +301,18 @@ def test_a_collapsed_posterior_is_told_with_its_remedies(tmp_path, accelerator, 
 
 
 @pytest.mark.parametrize("objective", [ReconstructionConfig(), WAEConfig()], ids=["reconstruction", "wae"])
-def test_an_autoencoder_has_points_for_latents_and_no_bound(objective, tmp_path, accelerator):
+def test_an_autoencoder_has_points_for_latents_and_no_bound(objective, tmp_path, accelerator, capsys):
     model = VAEConfig(image_size=(8, 8), network=MLP, latent_dim=2, posterior=NoneConfig(), objective=objective)
     train(tokenizer_training(tmp_path, model=model), accelerator)
     encode(EncodeSettings(run=str(tmp_path), views=1, precision="fp32"), accelerator)
     assert not codes.load_codes(tmp_path / "codes").info.moments
     figures = json.loads(evaluate(EvaluateSettings(run=str(tmp_path)), accelerator).read_text())["figures"]
-    assert "negative_elbo" not in figures and figures["distortion"] > 0
+    assert "negative_elbo" not in figures and figures["distortion"] > 0 and "mutual_information" not in figures
+    fit(FitConfig(run=str(tmp_path), model=MixtureConfig(components=1), iterations=2), accelerator)
+    figures = json.loads(evaluate_both(BothSettings(run=str(tmp_path), images=0), accelerator).read_text())["figures"]
+    assert figures == {} and "no bits: an autoencoder has no bits" in capsys.readouterr().err
+    report([str(tmp_path)])
+    assert "An image has no cost in bits here: an autoencoder has no bits" in (tmp_path / "report.html").read_text()
 
 
 # ------------------------------------------------------------------------------------------------------- interpolation

@@ -24,6 +24,7 @@ from smalti.common.hub import Pretrained
 from smalti.tokenizer.bottleneck.base import Quantized, Table
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import Likelihood
+from smalti.tokenizer.posterior.of_images import ImagePosteriors
 
 
 class ImageTokenizer(nn.Module, Pretrained, ABC):
@@ -153,6 +154,11 @@ class LikelihoodTokenizer(ImageTokenizer):
             samples: K, draws for each image.
             generator: on the device of the images.
         """
+        return None
+
+    @torch.no_grad()
+    def posteriors(self, images: Tensor) -> ImagePosteriors | None:
+        """Return q(z | x) of images over vectors, or None where it has no density: of codes and of an autoencoder."""
         return None
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
     importance_weighted   nats an image: the tighter bound by --importance_samples draws
     active_units          numbers of z whose centre varies over images by more than 0.01
     kl_by_number          nats of each number of z, where the KL is a sum over them
+    mutual_information    nats, I(x; z) by the posteriors of all images: at most mutual_information_cap, the log of
+                          their number; with marginal_kl, KL(q(z) || N(0, I)), it is the rate of one draw an image
     mmd_to_prior          MMD² between draws of q(z) = E_x q(z | x) and N(0, I)
     uniform_rate          of codes: T log2 K over the dimensions, what they cost before there is a prior
     usage, perplexity     of the codebook over the whole split
@@ -25,6 +27,7 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
 import math
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,8 @@ from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
 from smalti.tokenizer.latent_use import latent_use
 from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.mutual_information import INFORMATION, Surgery, paired_images, surgery
+from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors
 
 PART = 1000  # images
@@ -113,6 +118,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         reconstruction_figures(found, tokenizer, extractors, c.importance_samples),
         len(found["squared_error"]),
     )
+    figures |= information_figures(c, tokenizer, split, plan, accelerator)
     protocol = {
         **plan,
         "source": settings.source,
@@ -199,6 +205,46 @@ def bound_figures(
         "center": tokenizer.encode(pixels),
         "drawn": bound.drawn,
     }
+
+
+def information_figures(
+    c: Settings, tokenizer: ImageTokenizer, split: ImageSplit, plan: dict[str, Any], accelerator: Accelerator
+) -> dict[str, float | None]:
+    """Return the parts of the rate over evenly spaced images of a split, all of them where their pairs are not too
+    many; None of each part where the posterior does not score the z of another image, and nothing without one."""
+
+    def encoded(positions: Tensor) -> ImagePosteriors | None:
+        pixels = to_float(split.read(positions).images.to(accelerator.device))
+        with accelerator.autocast():
+            return tokenizer.posteriors(pixels) if isinstance(tokenizer, LikelihoodTokenizer) else None
+
+    first = encoded(torch.zeros(1, dtype=torch.int64))
+    if first is None:
+        return {}
+    if not first.scores_any:
+        accelerator.print(
+            f"no mutual_information: log q of another image's z is slow under {first.posterior.config.name()}",
+            file=sys.stderr,
+        )
+        return dict.fromkeys(INFORMATION)
+    number = min(len(split), paired_images(first.h.numel()))
+
+    @cache
+    def all_posteriors() -> tuple[ImagePosteriors, Tensor]:
+        """Return the posteriors of the images and a draw of each, (N, T)."""
+        positions = torch.arange(number) * len(split) // number
+        parts = [part for some in positions.split(c.batch_size) if (part := encoded(some)) is not None]
+        posteriors = first._replace(h=torch.cat([part.h for part in parts]))
+        return posteriors, posteriors.draw(1, generator(c.seed, accelerator.device))[0][0]
+
+    def compute(positions: Tensor) -> dict[str, Tensor]:
+        posteriors, z = all_posteriors()
+        some = positions[positions < len(z)].to(z.device)  # fewer, where images could not be read
+        return surgery(posteriors, z[some], some)._asdict()
+
+    folder = parts_path(Path(c.run), f"information-{split.name}")
+    found = Surgery(**in_parts(folder, plan, number, PART, compute, accelerator, "mutual information"))
+    return dict(found.figures(len(found.log_q)))
 
 
 def latent_figures(found: dict[str, Tensor], layout: Layout, samples: int, dimensions: int) -> dict[str, Any]:

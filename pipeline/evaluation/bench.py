@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     neighbours: int = Field(1000, ge=0)
     """of the drawn images, how many are looked up among the training images"""
     importance_samples: int = Field(16, ge=1)
-    """draws a held-out image, where the posterior is stochastic"""
+    """draws for each held-out image, where the posterior is stochastic: K of the importance-weighted bound"""
     features: FeaturesConfig = FeaturesConfig()
     """the features by which images are compared"""
     batch_size: int = Field(64, ge=1)
@@ -68,6 +68,7 @@ class EvaluationBench(NamedTuple):
     data: Codes
     images: ImageSet
     split: ImageSplit
+    binarize: str  # how pixels were made black and white
     eyes: Extractors
     plan: dict[str, Any]  # everything that decides the figures
     accelerator: Accelerator
@@ -109,7 +110,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
         "batch_size": c.batch_size,
         "precision": c.precision,
     }
-    return EvaluationBench(c, run, pipeline, data, images, split, eyes, plan, accelerator)
+    return EvaluationBench(c, run, pipeline, data, images, split, settings.binarize, eyes, plan, accelerator)
 
 
 def evenly_spaced(split: ImageSplit, number: int) -> Tensor:

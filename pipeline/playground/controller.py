@@ -22,8 +22,9 @@ from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
 from smalti.common.raster import open_picture
 from smalti.pipeline.image_pipeline import Generated, ImagePipeline
-from smalti.pipeline.playground import grid_board, growth, rendering
+from smalti.pipeline.playground import grid_board, growth, plane_board, rendering
 from smalti.pipeline.playground.codebook_browser import PAGE, CodebookBrowser
+from smalti.pipeline.playground.latent_map import LatentMap
 from smalti.pipeline.playground.view import View, view_picture
 from smalti.pipeline.reporting.markup import Html, percent
 from smalti.prior.base import Completes
@@ -246,12 +247,40 @@ class CodeController(Controller):
         return grid_board.board_value(rendering.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
 
 
-def open_controller(pipeline: ImagePipeline, counts: Tensor | None) -> Controller:
+class MapController(Controller):
+    """The actions over vectors: places of the latent map are decoded."""
+
+    def __init__(self, pipeline: ImagePipeline, shown: LatentMap):
+        super().__init__(pipeline)
+        self.map, self.points = shown, plane_board.points_uri(shown)
+
+    @property
+    def first_place(self) -> tuple[float, float]:
+        """Return the place that is shown first: the point of the first image."""
+        right, up = self.map.points[0].tolist()
+        return right, up
+
+    def at(self, right: Any, up: Any) -> tuple[dict[str, Any], Html]:
+        """Return the board with a place chosen, and what is there."""
+        place = self.map.place(right, up)
+        near = self.map.nearest(place)
+        decoded = self.decode(self.map.latents(place))
+        right, up = place.tolist()
+        told = rendering.on_plane(
+            decoded, self.map.images[near : near + 1], f"at {right:.2f}, {up:.2f}", self.map.class_of(near)
+        )
+        return plane_board.plane_value(self.points, self.map, (right, up), near), told
+
+
+def open_controller(pipeline: ImagePipeline, counts: Tensor | None, shown: LatentMap | None = None) -> Controller:
     """Return the controller that fits a pipeline.
 
     Args:
         counts: (Q, K), how often each code was used, where a run has counted it.
+        shown: the latent map, where the run has vectors and its images are there.
     """
+    if shown is not None:
+        return MapController(pipeline, shown)
     layout = pipeline.tokenizer.config.layout
     drawn = isinstance(pipeline.tokenizer, DrawsCodes) and isinstance(pipeline.prior, Completes)
     return CodeController(pipeline, counts) if layout.discrete and layout.rectangle and drawn else Controller(pipeline)

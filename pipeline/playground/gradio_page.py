@@ -1,4 +1,4 @@
-"""The page to play with, laid out in Gradio: four tabs over one controller, which has the actions behind the events.
+"""The page to play with, laid out in Gradio: tabs over one controller, which has the actions behind the events.
 
 This is the one file that needs Gradio, an optional dependency.
 """
@@ -16,8 +16,17 @@ except ImportError:
     raise UserError("the page needs Gradio: pip install gradio") from None
 
 from smalti.pipeline.image_pipeline import Generated
-from smalti.pipeline.playground import gradio_style, grid_board
-from smalti.pipeline.playground.controller import OFF, Canvas, CodeController, Controller, Held, controls, read_sampling
+from smalti.pipeline.playground import gradio_style, grid_board, plane_board
+from smalti.pipeline.playground.controller import (
+    OFF,
+    Canvas,
+    CodeController,
+    Controller,
+    Held,
+    MapController,
+    controls,
+    read_sampling,
+)
 from smalti.pipeline.playground.guard import log
 from smalti.pipeline.reporting.markup import join, tag
 
@@ -232,9 +241,18 @@ class Page:
 
     @staticmethod
     def _on(
-        listen: Callable, event: Callable, inputs: Sequence[Any], outputs: Sequence[Any], quiet: bool = False
+        listen: Callable,
+        event: Callable,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        quiet: bool = False,
+        last: bool = False,
     ) -> None:
-        """Bind an event. Only the page calls it; events wait for their turn at the controller, see `Controller`."""
+        """Bind an event. Only the page calls it; events wait for their turn at the controller, see `Controller`.
+
+        Args:
+            last: of what comes while it is being answered, only the last is answered.
+        """
         listen(
             with_user_errors(event),
             list(inputs),
@@ -242,6 +260,7 @@ class Page:
             api_visibility="private",
             concurrency_limit=None,
             show_progress="hidden" if quiet else "minimal",
+            **({"trigger_mode": "always_last"} if last else {}),
         )
 
     def on_draw(
@@ -471,10 +490,62 @@ class CodePage(Page):
         return canvas, self.controller.canvas_board(canvas)
 
 
+class MapPage(Page):
+    """The page over vectors, with the latent map."""
+
+    controller: MapController
+
+    def _more_tabs(self, held: Held) -> None:
+        with gr.Tab("Latent map", id="map"):
+            self._map_tab()
+
+    def _map_tab(self) -> None:
+        shown, (right, up) = self.controller.map, self.controller.first_place
+        board, told = self.controller.at(right, up)
+        left, most, bottom, top = shown.extent
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                self.plane = gr.HTML(
+                    board,
+                    html_template=plane_board.TEMPLATE,
+                    js_on_load=plane_board.SCRIPT,
+                    told=f"{len(shown.images)} held-out images on a plane; the sliders beside it choose a place",
+                    elem_id="plane",
+                    padding=False,
+                )
+                gr.HTML(plane_board.legend(shown), padding=False)
+            with gr.Column(scale=2, min_width=300):
+                self.there = gr.HTML(told, elem_id="there")
+                names = (name.capitalize() for name in shown.axes)
+                ends = ((left, most, right, "right"), (bottom, top, up, "up"))
+                self.right, self.up = (
+                    gr.Slider(low, high, round(value, 2), step=0.01, label=name, elem_id=f"plane-{id_}")
+                    for name, (low, high, value, id_) in zip(names, ends, strict=True)
+                )
+                self._note(
+                    f"Each point is one of {len(shown.images)} held-out images, coloured by class, where the "
+                    f"encoder puts it, seen along the {shown.axes[0]} and the {shown.axes[1]}. Click or drag over the "
+                    "plane, or move the sliders: what lies there is decoded, beside the image of the nearest point."
+                )
+
+    def _join(self) -> None:
+        super()._join()
+        self._on(self.plane.click, self.on_place, [], [self.plane, self.there, self.right, self.up], True, True)
+        for slider in (self.right, self.up):
+            moved = slider.input
+            self._on(moved, self.controller.at, [self.right, self.up], [self.plane, self.there], True, True)
+
+    def on_place(self, event: gr.EventData) -> tuple[Any, ...]:
+        board, told = self.controller.at(event.right, event.up)
+        return board, told, round(board["right"], 2), round(board["up"], 2)
+
+
 def make_page(controller: Controller, name: str) -> Page:
     """Return the page that fits a controller.
 
     Args:
         name: the run's name.
     """
+    if isinstance(controller, MapController):
+        return MapPage(controller, name)
     return CodePage(controller, name) if isinstance(controller, CodeController) else Page(controller, name)

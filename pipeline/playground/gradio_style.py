@@ -1,6 +1,6 @@
 """The style of the page to play with: quiet, light and dark, wide and narrow, with large images whose pixels show."""
 
-from smalti.pipeline.playground import grid_board
+from smalti.pipeline.playground import grid_board, plane_board
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -62,4 +62,5 @@ footer { display: none !important; }
 }
 """
     + grid_board.STYLE
+    + plane_board.STYLE
 )

@@ -97,6 +97,20 @@ def looked_at(view: View, layout: Layout) -> Html:
     return join(tag("div", *shown, class_="tes-sheet few tes-still"), tiles(told, "tes-tiles"))
 
 
+def on_plane(decoded: Tensor, nearest: Tensor, place: str, class_name: str | None) -> Html:
+    """Return what a place of the latent map decodes to, (1, C, H, W), beside the held-out image nearest to it."""
+    about = "no class" if class_name is None else f"class {class_name}"
+    shown = (
+        (decoded, "decoded here", place, "tes-decoded"),
+        (nearest, "the nearest held-out image", about, "tes-nearest"),
+    )
+    figures = (
+        figure_tag(image_tag(to_pil(image)[0], f"{title}, {told}"), title, tag("span", told), id=name)
+        for image, title, told, name in shown
+    )
+    return tag("div", *figures, class_="tes-sheet few tes-still")
+
+
 def patch_sheet(patches: Tensor, columns: int) -> str:
     """Return patches (N, C, p, p), each in a margin, as a data URI; empty places have the margin's colour."""
     C, p = patches.shape[1:3]

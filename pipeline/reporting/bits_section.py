@@ -5,6 +5,7 @@ the codes.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,26 +25,49 @@ def doubts(contents: RunContents, stage: str, learned: bool) -> str:
     return doubt
 
 
+def of_draws(contents: RunContents, stage: str) -> str:
+    """Return sentences on the bounds of vectors, with a space before them; nothing of codes."""
+    protocol = contents.evaluations[stage]["protocol"]
+    tighter = {prior: contents.value(stage, f"{prior}_importance_nats") for prior in PRIORS}
+    told = [
+        f"{cost:.2f} under the {prior.replace('_', ' ')} prior" for prior, cost in tighter.items() if cost is not None
+    ]
+    if protocol.get("kind") != "bound" or not told:
+        return ""
+    label = contents.value(stage, "label_nats")
+    paid = f" Of the learned rate {label:.2f} nats an image are its label's." if label else ""
+    return (
+        f" Each sum is minus the ELBO, a bound by {protocol.get('importance_samples')} draws of z. The tighter, "
+        f"importance-weighted bound of those draws is, in nats an image, {' and '.join(told)}. "
+        f"Pixels were binarized: {protocol.get('binarize')}.{paid}"
+    )
+
+
 def rate_distortion(contents: RunContents, stage: str, distortion: float) -> Html:
     """Return the chart and the table of an image's cost: its pixels given the codes, and its codes under each prior."""
     all_rates = {prior: contents.value(stage, f"{prior}_rate") for prior in PRIORS}
     rates = {prior: rate for prior, rate in all_rates.items() if rate is not None}
-    most = rates.get("uniform") or math.inf
+    plain = next(iter(rates), "uniform")
+    most, latents = rates.get(plain) or math.inf, "vectors" if contents.vectors else "codes"
     drawn = charts.bits(distortion, rates, contents.path / "report/bits.png")
     spoken = ", ".join(f"{prior} {distortion + rate:.3f}" for prior, rate in rates.items())
     of = contents.of(stage, "priced" if stage == "pipeline" else "number")
     caption = (
-        f"What a held-out image costs, in bits for each of its numbers ({of}): its codes under each prior, and its "
-        "pixels once the codes are known, which no prior changes. Shorter is "
-        f"better.{doubts(contents, stage, 'learned' in rates)}"
+        f"What a held-out image costs, in bits for each of its numbers ({of}): its {latents} under each prior, and its "
+        f"pixels once the {latents} are known, which no prior changes. Shorter is "
+        f"better.{of_draws(contents, stage)}{doubts(contents, stage, 'learned' in rates)}"
     )
-    names = ("prior", "", "distortion", "rate", "sum", "under uniform")
+    names = ("prior", "", "distortion", "rate", "sum", f"under {plain.replace('_', ' ')}")
     rows = [
-        (prior, PRIORS[prior], f"{distortion:.4f}", f"{rate:.4f}", f"{distortion + rate:.4f}", percent(1 - rate / most))
+        (prior.replace("_", " "), PRIORS[prior], *_four(distortion, rate, distortion + rate), percent(1 - rate / most))
         for prior, rate in rates.items()
     ]
     chart = markup.chart(drawn, f"Bits per dimension of distortion and rate together: {spoken}", wide=True)
     return markup.join(markup.figure_tag(chart, caption), markup.table_tag(names, rows, words=(0, 1)))
+
+
+def _four(*values: float) -> Iterator[str]:
+    yield from (f"{value:.4f}" for value in values)
 
 
 def place_nats(contents: RunContents) -> np.ndarray | None:
@@ -82,12 +106,11 @@ def bits_section(contents: RunContents) -> Section:
     parts: list[Html | None] = []
     distortions = {stage: contents.value(stage, "distortion") for stage in ("pipeline", "tokenizer")}
     measured = [(stage, value) for stage, value in distortions.items() if value is not None]
-    if measured and not contents.vectors:
+    if measured and (distortions["pipeline"] is not None or not contents.vectors):
         parts.append(rate_distortion(contents, *measured[0]))
-    if distortions["pipeline"] is None and contents.vectors:
-        parts.append(
-            markup.paragraph("Bits under the prior are of codes; the bounds of vectors stand at the reconstructions.")
-        )
+    why = contents.evaluations.get("pipeline", {}).get("protocol", {}).get("no_bits")
+    if isinstance(why, str):
+        parts.append(markup.paragraph(f"An image has no cost in bits here: {why}."))
     elif distortions["pipeline"] is None:
         what = "What an image costs under the priors was not measured"
         parts.append(markup.missing(what, contents.command("pipeline/evaluate.py")))

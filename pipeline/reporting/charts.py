@@ -132,9 +132,9 @@ def code_use(counts: np.ndarray, path: Path) -> Html:
 def bits(distortion: float, rates: Mapping[str, float], path: Path) -> Html:
     """Draw bits per dimension, a bar for each prior: the distortion, which all share, and the prior's own rate."""
     figure, axes = _plot(7.4, 0.9 + 0.45 * len(rates))
-    names, values = list(rates), np.array(list(rates.values()))
+    names, values = [name.replace("_", " ") for name in rates], np.array(list(rates.values()))
     axes.barh(names, [distortion] * len(names), color=COLOURS[0], height=0.62, label="distortion")
-    axes.barh(names, values, left=distortion, color=COLOURS[1], height=0.62, label="rate of the codes")
+    axes.barh(names, values, left=distortion, color=COLOURS[1], height=0.62, label="rate")
     for place, total in enumerate(distortion + values):
         axes.annotate(
             f"{total:.3f}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=9, color=INK

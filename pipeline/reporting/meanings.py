@@ -27,7 +27,14 @@ MEANINGS = {
     "negative_elbo": Meaning("-ELBO, nats", "of an image: an upper bound on -log p(x)"),
     "importance_weighted": Meaning("importance-weighted bound, nats", "of an image: a tighter one, by several draws"),
     "active_units": Meaning("active units", "numbers of z that depend on the image"),
+    "mutual_information": Meaning(
+        "mutual information, nats", "what z says of which image it was, by the posteriors of all of them"
+    ),
+    "mutual_information_cap": Meaning("at most, nats", "the log of their number, which caps the figure above"),
+    "marginal_kl": Meaning("KL(q(z) || N(0, I)), nats", "the other part of the rate: that of all posteriors together"),
     "mmd_to_prior": Meaning("MMD² to the prior", "of the posteriors of all images together; 0 is alike"),
+    "label_nats": Meaning("label, nats", "of the learned rate: ln of the number of classes, if the prior is given one"),
+    "distortion_nats": Meaning("distortion, nats", "of an image, the mean over draws of z"),
     "usage": Meaning("usage", "share of the codebook that was used at all", True),
     "perplexity": Meaning("perplexity", "codes that would be as varied were they used alike; at most K"),
     "accuracy_images": Meaning("accuracy on images", "of the classifier that looks at both", True),
@@ -61,10 +68,18 @@ MEANINGS = {
     ),
 }
 PRIORS = {
+    "standard_normal": "the standard normal, which the VAE was trained for",
     "uniform": "all codes alike likely",
     "independent": "each code by its frequency in train",
     "learned": "the learned prior",
 }
+
+
+def bound_meaning(bound: str, unit: str, prior: str) -> Meaning:
+    """Return the meaning of a bound on an image's cost under a prior."""
+    bounds = {"": "distortion and rate", "elbo": "evidence lower bound", "importance": "importance-weighted bound"}
+    title = f"{unit}, {prior}" + (f", {bound}" if bound else "")
+    return Meaning(title, f"{bounds.get(bound, bound)}: {PRIORS[prior]}")
 
 
 def meaning(name: str) -> Meaning:
@@ -89,16 +104,11 @@ def meaning(name: str) -> Meaning:
     for prior, words in PRIORS.items():
         if name == f"{prior}_rate":
             return Meaning(f"rate, {prior}, bits/dim", f"what codes cost: {words}")
-        if name.startswith(f"{prior}_") and name.endswith("_bits_per_dim"):
-            bound = name.removeprefix(prior).removesuffix("_bits_per_dim").strip("_")
-            bounds = {
-                "": "distortion and rate",
-                "elbo": "evidence lower bound",
-                "importance": "importance-weighted bound",
-            }
-            return Meaning(
-                f"bits/dim, {prior}" + (f", {bound}" if bound else ""), f"{bounds.get(bound, bound)}: {words}"
-            )
+        if name == f"{prior}_rate_nats":
+            return Meaning(f"rate, {prior}, nats", f"of an image: {words}")
+        for end, unit in (("_bits_per_dim", "bits/dim"), ("_nats", "nats")):
+            if name.startswith(f"{prior}_") and name.endswith(end):
+                return bound_meaning(name.removeprefix(prior).removesuffix(end).strip("_"), unit, prior)
     return Meaning(name, "")
 
 
@@ -109,4 +119,5 @@ def figures_with_meanings(contents: RunContents, stage: str) -> Iterator[Figure]
             title, text, share = meaning(name)
             if contents.vectors:
                 title, text = title.replace("per code", "per number"), text.replace("held-out code", "held-out number")
+                text = text.replace("what codes cost", "what vectors cost").replace("their codes", "their vectors")
             yield Figure(title, percent(value) if share else number(value), text)

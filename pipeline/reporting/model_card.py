@@ -284,6 +284,8 @@ def measured(contents: RunContents, stage: str) -> Iterator[str]:
     drawn = evaluation["protocol"].get("drawn")
     also = f", and {drawn:,} drawn ones" if isinstance(drawn, int) else ""
     yield f"On the {plain(what)}{also}.\n"
+    if isinstance(why := evaluation["protocol"].get("no_bits"), str):
+        yield f"An image has no cost in bits here: {plain(why)}.\n"
     if stage == "pipeline" and (remark := other_sampling(contents)):
         yield f"{plain(remark)}\n"
     yield markdown.collapsible("The whole protocol", markdown.fenced(_yaml(protocol), "yaml"))

@@ -27,6 +27,11 @@ class PosteriorConfig(Kind):
         return False
 
     @property
+    def scores_any(self) -> bool:
+        """Return whether log q of a z from elsewhere costs about what a draw does, as of another image's."""
+        return True
+
+    @property
     def has_moments(self) -> bool:
         """Return whether mean and standard deviation under q have formulas."""
         return False

@@ -49,6 +49,10 @@ class FlowConfig(PosteriorConfig):
     def outputs(self, dim: int) -> int:
         return 2 * dim + self.context
 
+    @property
+    def scores_any(self) -> bool:
+        return False  # D passes through each network
+
 
 class Transforms(nn.Module):
     """T = T_K ∘ ... ∘ T_1, zuko's modules, which make a transform of a context (B, P, C)."""

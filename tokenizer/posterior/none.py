@@ -26,6 +26,10 @@ class NoneConfig(PosteriorConfig):
     def stochastic(self) -> bool:
         return False
 
+    @property
+    def scores_any(self) -> bool:
+        return False
+
 
 @NoneConfig.register
 class NonePosterior(Posterior):

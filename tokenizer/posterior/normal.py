@@ -67,7 +67,8 @@ class FullNormal(NamedTuple):
 
     def noise_of(self, z: Tensor) -> Tensor:
         """Return ε, of which z is made."""
-        return torch.linalg.solve_triangular(self.lower(), (z - self.mean)[..., None], upper=False)[..., 0]
+        away = (z - self.mean).movedim(0, -1)  # (..., D, S): each L is there once, whatever S
+        return torch.linalg.solve_triangular(self.lower(), away, upper=False).movedim(-1, 0)
 
     def log_det(self) -> Tensor:
         """Return log |dz / dε|: (...)."""

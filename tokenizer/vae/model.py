@@ -21,6 +21,7 @@ from smalti.tokenizer.criterion.objective.base import Evidence, build_objective
 from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
 from smalti.tokenizer.network.base import Sizes, build_network
 from smalti.tokenizer.posterior.base import build_posterior
+from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.vae.config import VAEConfig
 
 DECODED = 2**12  # draws of z that are decoded at once, when a bound is computed
@@ -86,6 +87,10 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
             importance_weighted_nll(torch.cat([part.log_weights for part in parts])),
             parts[0].z[0].flatten(1),
         )
+
+    @torch.no_grad()
+    def posteriors(self, images: Tensor) -> ImagePosteriors | None:
+        return ImagePosteriors(self.posterior, self._numbers(images)) if self.config.posterior.stochastic else None
 
     def _decoded(self, z: Tensor) -> Tensor:
         """Return the output of vectors (B, P, D)."""
