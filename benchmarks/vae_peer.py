@@ -142,9 +142,9 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=1000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    images = open_images(ImagesConfig(source=str(args.data), binarize="dynamic"), (28, 28), 1)
     grey = open_images(ImagesConfig(source=str(args.data)), (28, 28), 1)
     model, steps = train(grey, args.out, args.seconds, args.seed)
+    images = open_images(ImagesConfig(source=str(args.data), binarize="dynamic"), (28, 28), 1)
     test = len(images.splits["test"])
     few = torch.arange(args.few) * test // args.few
     torch.manual_seed(args.seed)

@@ -21,7 +21,7 @@ from torch import Tensor
 from smalti.tokenizer.posterior.normal import standard_log_prob
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
 
-MOST_PAIRED = 2**34  # numbers of encoder output over all pairs of images: a minute on one core
+MOST_PAIRED = 2**32  # numbers of encoder output over all pairs of images: a quarter of a minute on one core
 AT_ONCE = 2**23  # of them at once
 INFORMATION = ("mutual_information", "mutual_information_cap", "marginal_kl")
 
