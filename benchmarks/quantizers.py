@@ -129,10 +129,10 @@ class PeerTokenizer(LikelihoodTokenizer):
         h, w = self.config.grid
         return rearrange(z_q, "b (h w) d -> b d h w", h=h), indices.view(-1, h, w), loss
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         return self._quantize(images)[1]
 
-    def _output(self, codes: Tensor) -> Tensor:
+    def _output(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         vectors = self.quantizer.get_output_from_indices(codes)
         return self.decoder(rearrange(vectors, "b (h w) d -> b d h w", h=self.config.grid[0]))
 

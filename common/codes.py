@@ -19,14 +19,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from smalti.common import markdown
 from smalti.common.condition import Condition, condition_in_format_1
@@ -47,6 +47,7 @@ from smalti.common.folder import (
     write_json,
 )
 from smalti.common.hub import source_repository
+from smalti.common.latent_statistics import LatentStatistics
 from smalti.common.layout import Layout, in_format_1
 from smalti.common.mapped import MappedRows, map_column
 from smalti.common.reading import open_regular_file
@@ -77,6 +78,8 @@ class TokenizerIdentity(Settings):
 class CodesInfo(Settings):
     """The settings in `codes.json`."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"moments", "statistics"})
+
     layout: Layout
     """what stands where in a row"""
     views: int = Field(ge=1, le=MOST_VIEWS)
@@ -88,6 +91,14 @@ class CodesInfo(Settings):
     shard_size: int = Field(ge=1, le=MOST_IMAGES)
     moments: bool = False
     """a row has the mean and the standard deviation of q(z | x), not one vector: columns `latents` and `scale`"""
+    statistics: LatentStatistics | None = None
+    """mean and deviation of the vectors' channels over the training rows; null of codes, and where not measured"""
+
+    @model_validator(mode="after")
+    def _of_the_layout(self) -> "CodesInfo":
+        if self.statistics is not None:
+            self.statistics.check(self.layout)
+        return self
 
     @property
     def dtype(self) -> np.dtype:
@@ -555,7 +566,14 @@ def recorded_fingerprint(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]
 def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
     said = info.model_dump(
         mode="json",
-        exclude={"layout": True, "condition": True, "source": True, "shard_size": True, "tokenizer": {"name"}},
+        exclude={
+            "layout": True,
+            "condition": True,
+            "source": True,
+            "shard_size": True,
+            "tokenizer": {"name"},
+            "statistics": True,  # they follow from the rows
+        },
     )
     said = {name: value for name, value in said.items() if name != "moments" or value}  # new in format 2
     said |= in_format_1(info.layout) | condition_in_format_1(info.condition)  # a fingerprint outlives the format

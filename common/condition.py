@@ -149,8 +149,8 @@ class Nothing(_Numbered):
 class Classes(_Numbered):
     kind: Literal["class"] = "class"
     """a sample is told of its class"""
-    names: tuple[str, ...]
-    """of the classes, in the order of their numbers"""
+    names: tuple[str, ...] = ()
+    """of the classes, in the order of their numbers; a training reads them from its data"""
     absent: tuple[int, ...] = ()
     """numbers of the classes that no training row has: what is drawn of them is untrained"""
     column: ClassVar[str | None] = "label"

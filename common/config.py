@@ -35,6 +35,8 @@ class Settings(BaseModel):
     )
     # settings that another one chooses, where it is given
     stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # settings that came after format 2 did: older files of it lack them, and mean their default
+    later: ClassVar[frozenset[str]] = frozenset()
 
 
 S = TypeVar("S", bound=Settings)

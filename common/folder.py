@@ -33,7 +33,6 @@ M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=config.Settings)
 MODEL_FILES = ("config.json", "model.safetensors")
 ANEW = "the command that trained it writes it again; of a copy, copy it again"
-LATER = {"moments"}  # settings that came after format 2 did: older files of it lack them, and mean their default
 MOST_JSON = 2**28  # bytes: the histogram of a large codebook has 2**26
 FIRST_NAME = "tesserae"  # of the project: what its files were called by, and are still known by
 FIRST_KINDS = {  # of format 1: what tokenizers were called when there was one of each
@@ -357,7 +356,8 @@ def read_settings(cls: type[S], written: Mapping[str, Any], path: Path) -> S:
     """
     settings = settings_in(written, path)
     built = config.build(cls, settings, path)
-    lacking = next(_lacking(settings, built.model_dump(mode="json", exclude={"kind"})), None)
+    whole = built.model_dump(mode="json", exclude={"kind", *(cls.later - settings.keys())})
+    lacking = next(_lacking(settings, whole), None)
     if lacking is not None and written.get("format") != 1:
         raise UserError(
             f"{path}: {lacking} must be given, and is not there: it was changed or is damaged; "
@@ -369,7 +369,7 @@ def read_settings(cls: type[S], written: Mapping[str, Any], path: Path) -> S:
 def _lacking(given: Any, whole: Any, name: str = "") -> Iterator[str]:
     """Yield the full names of the settings that stand in `whole` and not in what was given."""
     if isinstance(whole, Mapping) and isinstance(given, Mapping):
-        yield from (name + key for key in whole if key not in given and key not in LATER)
+        yield from (name + key for key in whole if key not in given)
         for key in whole.keys() & given.keys():
             yield from _lacking(given[key], whole[key], f"{name}{key}.")
     elif isinstance(whole, list) and isinstance(given, list):

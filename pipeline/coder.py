@@ -109,7 +109,7 @@ def walking(pipeline: ImagePipeline) -> Walks:
 
 def check_images(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None) -> None:
     """Raise `UserError` unless there are images like the tokenizer's, and the labels are classes of the prior."""
-    c, classes = pipeline.tokenizer.config, pipeline.prior.config.condition.num_classes
+    c, classes = pipeline.tokenizer.config, pipeline.condition.num_classes
     expected = (c.image_channels, *c.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
         raise UserError(
@@ -131,13 +131,14 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
     """
     tokenizer, prior = likely(pipeline), walking(pipeline)
     check_images(pipeline, images, labels)
-    classes, channels = pipeline.prior.config.condition.num_classes, tokenizer.config.image_channels
+    classes, channels = pipeline.condition.num_classes, tokenizer.config.image_channels
     encoder, rate, bar = _Encoder(), 0.0, _bar(pipeline, len(images), "compress")
     for some in torch.arange(len(images)).split(BATCH):
         before, pixels = encoder.bits, to_float(images[some].to(pipeline.device))
         if labels is not None:
             encoder.put(labels[some], _uniform(len(some), classes))
-        codes = tokenizer.encode(pixels)
+        told = _classes(pipeline, labels, some)
+        codes = tokenizer.encode(pixels, told)
         digits = to_digits(codes.cpu(), prior.vocabularies)  # (b, T, parts)
 
         def known(logits: Tensor, t: int, g: int, digits: Tensor = digits) -> Tensor:
@@ -145,9 +146,9 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
             bar.update()
             return digits[:, t, g].to(logits.device)
 
-        prior.walk(_classes(pipeline, labels, some), known)
+        prior.walk(pipeline.told_to_prior(told), known)
         rate += encoder.bits - before
-        output = tokenizer.output(codes).double()
+        output = tokenizer.output(codes, told).double()
         for channel in range(channels):
             shares = tokenizer.likelihood.probabilities(output, pixels.double(), channel).flatten(0, 2).cpu()
             encoder.put(levels_of(pixels[:, channel]).flatten().cpu(), shares)
@@ -185,7 +186,7 @@ def read_header(pipeline: ImagePipeline, data: bytes) -> CompressedHeader:
         raise UserError(
             f"the header claims {images:,} images, where {len(data):,} bytes hold 1 to {most:,} at most; {DAMAGED}"
         )
-    if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.prior.config.condition.num_classes):
+    if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.condition.num_classes):
         raise UserError(DAMAGED)
     return CompressedHeader(labelled, images, checksum)
 
@@ -213,10 +214,10 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
 
     for start in range(0, number, BATCH):
         some = torch.arange(min(BATCH, number - start))
-        labels = decoder.get(_uniform(len(some), pipeline.prior.config.condition.num_classes)) if labelled else None
+        labels = decoder.get(_uniform(len(some), pipeline.condition.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, some)
-        codes = prior.walk(classes, next_one)
-        output = tokenizer.output(codes).double()
+        codes = prior.walk(pipeline.told_to_prior(classes), next_one)
+        output = tokenizer.output(codes, classes).double()
         pixels = output.new_zeros(len(some), c.image_channels, *c.image_size)
         for channel in range(c.image_channels):
             shares = tokenizer.likelihood.probabilities(output, pixels, channel).flatten(0, 2).cpu()
@@ -249,7 +250,7 @@ def _uniform(number: int, values: int) -> Tensor:
 
 def _classes(pipeline: ImagePipeline, labels: Tensor | None, some: Tensor) -> Tensor:
     """Return the condition of images: their class numbers, or the number of no class."""
-    none = pipeline.prior.config.condition.none(len(some))
+    none = pipeline.condition.none(len(some))
     return (none if labels is None else labels[some]).to(pipeline.device)
 
 

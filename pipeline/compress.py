@@ -69,7 +69,7 @@ class Pictures(NamedTuple):
 
 def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
     """Return the files as images, or images evenly spaced in the held-out split with their labels."""
-    t, classes = pipeline.tokenizer.config, pipeline.prior.config.condition.num_classes
+    t, classes = pipeline.tokenizer.config, pipeline.condition.num_classes
     if c.files is None:
         split = held_out_split(open_vouched_images(Path(c.run) / "tokenizer", t).splits)
         batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))

@@ -111,14 +111,15 @@ def draw_samples(bench: EvaluationBench, number: int) -> Drawn:
     """Draw images with labels evenly spaced in the held-out split."""
     c, pipeline = bench.c, bench.pipeline
     held = torch.from_numpy(bench.split.labels[torch.arange(number) * len(bench.split) // number])
-    classes = pipeline.prior.config.condition.num_classes
+    classes = pipeline.condition.num_classes
     labels = torch.where((held < 0) | (held >= classes), classes, held)
     sampler = pipeline.sampler(**pipeline.sampling.model_dump())
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
         with passing_bar(len(positions), "draw a part") as bar:
-            drawn = sampler(labels[positions], [c.seed + i for i in positions.tolist()], progress=bar.update).cpu()
-        images = pipeline.decode(drawn)
+            told = pipeline.told_to_prior(labels[positions])
+            drawn = sampler(told, [c.seed + i for i in positions.tolist()], progress=bar.update).cpu()
+        images = pipeline.decode(drawn, labels[positions])
         found = {"images": images, "codes": drawn if drawn.is_floating_point() else drawn.int()}
         return found if bench.eyes.features is None else found | {"features": bench.eyes.features(images)}
 
@@ -154,7 +155,7 @@ def judge_samples(bench: EvaluationBench, number: int) -> tuple[dict[str, Any], 
         protocol["features_name"] = eyes.features.name
     if is_main:
         if eyes.classifier is not None:
-            held, names = labelled(bench.split), bench.pipeline.prior.config.condition.class_names or ()
+            held, names = labelled(bench.split), bench.pipeline.condition.class_names or ()
             figures |= ask_classifier(drawn, eyes.classifier, held, names, bench.accelerator.device)
         some = number_to_look_up(bench, number)
         if some:
@@ -205,9 +206,11 @@ def look_up_copies(
         train: (N,) the training images that they may be copies of, as places in the split.
         train_features: (N, D) of those.
     """
+    of_train = read_images(bench.images.splits["train"], train)
     held_out = read_images(bench.split, evenly_spaced(bench.split, bench.c.neighbours))
-    real = RealImages(read_images(bench.images.splits["train"], train), held_out, train_features)
-    copied, rows = look_up(drawn, real, bench.eyes.features, bench.pipeline.encode_pixels)
+    encode = bench.pipeline.encode_pixels
+    real = RealImages(of_train.images, held_out.images, train_features, encode(*of_train), encode(*held_out))
+    copied, rows = look_up(drawn, real, bench.eyes.features)
     save_picture(image_grid(rows, columns=min(SHOWN, len(drawn.images))), picture_path(bench, "neighbours"))
     return copied
 
@@ -219,7 +222,7 @@ def picture_path(bench: EvaluationBench, what: str) -> Path:
 
 def save_samples(bench: EvaluationBench, drawn: Drawn) -> None:
     """Save a picture of drawn images: ten rows with a column for each of up to 20 classes, else a square."""
-    classes, some = bench.pipeline.prior.config.condition.num_classes, min(100, len(drawn.images))
+    classes, some = bench.pipeline.condition.num_classes, min(100, len(drawn.images))
     chosen, across = torch.arange(some), max(1, round(some**0.5))
     if 1 < classes <= 20:
         columns = [(drawn.labels == label).nonzero()[:10, 0] for label in range(classes)]

@@ -24,6 +24,7 @@ from torch import Tensor
 from smalti.common import config, folder
 from smalti.common.codes import TokenizerIdentity
 from smalti.common.commands import quoted
+from smalti.common.condition import Condition
 from smalti.common.data.pixels import from_pil, to_float, to_pil, to_uint8
 from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained, check_dtype
@@ -120,6 +121,12 @@ class ImagePipeline(Pretrained):
                 f"an image is {ours} for the tokenizer and {theirs} for the prior, which differ in "
                 f"{ours.differences(theirs)}: a config.json was changed; {folder.ANEW}"
             )
+        both = [each.class_names for each in (tokenizer.condition, prior.config.condition) if each.told]
+        if any(names != both[0] for names in both):
+            raise UserError(
+                f"the tokenizer is told of {len(both[0] or ())} classes and the prior of {len(both[1] or ())}, which "
+                f"are not the same ones: a config.json was changed; {folder.ANEW}"
+            )
         self.tokenizer = tokenizer
         self.prior = prior
         self.identity = identity
@@ -210,6 +217,16 @@ class ImagePipeline(Pretrained):
     def device(self) -> torch.device:
         return self.prior.device
 
+    @property
+    def condition(self) -> Condition:
+        """Return what an image is told of, by its tokenizer, its prior, or both."""
+        return self.tokenizer.condition if self.tokenizer.condition.told else self.prior.config.condition
+
+    def told_to_prior(self, labels: Tensor) -> Tensor:
+        """Return the prior's condition of class numbers (B,); of a prior that is told of no class, none."""
+        condition = self.prior.config.condition
+        return labels if condition.told else condition.none(len(labels), labels.device)
+
     # ---------------------------------------------------------------------------------------------------------- calling
 
     def __call__(
@@ -262,7 +279,8 @@ class ImagePipeline(Pretrained):
         Args:
             images: pictures of any size and mode; they are converted to the tokenizer's.
             mask: booleans of the tokenizer's image size, (H, W) or (B, H, W): true where a pixel is kept.
-            labels: one for all images or one for each; without labels the prior draws without a class.
+            labels: one for all images or one for each; without labels the prior draws without a class, and a tokenizer
+                that is told of it refuses.
             seed, generator, batch_size, sampling: as in a call.
         Raises:
             UserError: a mask of another shape or type, another number of labels, or what a call refuses.
@@ -272,7 +290,7 @@ class ImagePipeline(Pretrained):
         seeds = self.deal_seeds(len(pixels), seed, generator)
         kept = read_mask(mask, len(pixels), self.tokenizer.config.image_size)
         known = known_places(kept, self.prior.config.layout)
-        codes = self.encode_pixels(fill_unknown(pixels, kept))
+        codes = self.encode_pixels(fill_unknown(pixels, kept), torch.tensor(numbers))
         return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
 
     def vary(
@@ -292,7 +310,8 @@ class ImagePipeline(Pretrained):
         seeds = self.deal_seeds(len(pixels), seed, generator)
         ranks = torch.cat([_ranks(self.prior.config.layout.places, seed) for seed in seeds])
         numbers, sampler = self._labels_of(labels, len(pixels)), self.sampler(batch_size, **sampling)
-        return self._drawn(numbers, seeds, sampler, self.encode_pixels(pixels), ranks >= round(share * ranks.shape[1]))
+        codes = self.encode_pixels(pixels, torch.tensor(numbers))
+        return self._drawn(numbers, seeds, sampler, codes, ranks >= round(share * ranks.shape[1]))
 
     def interpolate(
         self,
@@ -316,14 +335,15 @@ class ImagePipeline(Pretrained):
         """
         if _whole(steps, "steps") < 2:
             raise UserError(f"steps must be at least 2, got {steps}")
-        ends = self.encode_pixels(self._pixels([first, last]))
+        given = None if label is None and not self.tokenizer.condition.told else self._labels_of(label, steps)
+        ends = self.encode_pixels(self._pixels([first, last]), None if given is None else torch.tensor(given[:2]))
         progress, layout = torch.linspace(0, 1, steps)[:, None], self.prior.config.layout
         if not layout.discrete:
             if share is not None or seed is not None or sampling:
                 raise UserError(
                     "an interpolation of vectors draws nothing: leave out share, seed and sampling settings"
                 )
-            return self._decoded(between(ends[:1], ends[1:], progress, "sphere" if way is None else way))
+            return self._decoded(between(ends[:1], ends[1:], progress, "sphere" if way is None else way), given)
         if way is not None:
             raise UserError("way is of vectors, and this pipeline has codes: leave it out")
         share = 0.5 if share is None else share
@@ -333,12 +353,13 @@ class ImagePipeline(Pretrained):
         taken = come < (progress * come.shape[1]).round()  # (steps, P)
         known = again >= (share * 4 * progress * (1 - progress) * again.shape[1]).round()
         codes = torch.where(taken.repeat_interleave(layout.depth, 1), ends[1], ends[0])
-        numbers, sampler = self._labels_of(label, steps), self.sampler(batch_size, **sampling)
+        numbers, sampler = given or self._labels_of(label, steps), self.sampler(batch_size, **sampling)
         return self._drawn(numbers, [seed] * steps, sampler, codes, known)
 
-    def _decoded(self, latents: Tensor) -> Generated:
+    def _decoded(self, latents: Tensor, labels: list[int] | None) -> Generated:
         """Return latents (B, T) that were not drawn, with their images."""
-        return Generated(to_pil(self.decode(latents)), None, [], latents)
+        images = to_pil(self.decode(latents, None if labels is None else torch.tensor(labels)))
+        return Generated(images, None if labels is None else [*map(ClassNumber, labels)], [], latents)
 
     @torch.inference_mode()
     def log_prob(
@@ -361,14 +382,18 @@ class ImagePipeline(Pretrained):
             raise UserError(
                 f"a prior of kind {self.prior.config.architecture.name()} does not say how likely an image is"
             )
-        codes = images if isinstance(images, Tensor) else self.encode_pixels(self._pixels(images))
+        if isinstance(images, Tensor):
+            codes = images
+        else:
+            pixels = self._pixels(images)
+            codes = self.encode_pixels(pixels, torch.tensor(self._labels_of(labels, len(pixels))))
         if codes.ndim != 2:
             raise UserError(f"codes must be (B, {self.prior.config.layout.length}), got {tuple(codes.shape)}")
         if known is not None and (not isinstance(known, Tensor) or len(known) != len(codes)):
             raise UserError(
                 f"known must be a bool tensor ({len(codes)}, {self.prior.config.layout.places}), one row an image"
             )
-        numbers = torch.tensor(self._labels_of(labels, len(codes)), dtype=torch.int64)
+        numbers = self.told_to_prior(torch.tensor(self._labels_of(labels, len(codes)), dtype=torch.int64))
         nats = []
         try:
             for rows in torch.arange(len(codes)).split(ENCODED):
@@ -385,7 +410,7 @@ class ImagePipeline(Pretrained):
         given = [labels] if isinstance(labels, int | str) else labels
         chosen = [self.class_number(label) for label in given] if given is not None else None
         if chosen is None:
-            classes = self.prior.config.condition.num_classes
+            classes = self.condition.num_classes
             chosen = list(range(classes or 1))  # an unconditional prior has the number 0 alone
         if not chosen:
             raise UserError("labels must name at least one class, got none")
@@ -403,7 +428,7 @@ class ImagePipeline(Pretrained):
         Raises:
             UserError: there is no class of that name or number; the message names the classes.
         """
-        names = self.prior.config.condition.class_names
+        names = self.condition.class_names
         if names is None:
             raise UserError(f"labels were asked for ({label!r}), but this prior is unconditional: leave labels out")
         if isinstance(label, ClassNumber) and label < len(names):
@@ -421,7 +446,7 @@ class ImagePipeline(Pretrained):
 
     def untrained(self, labels: Sequence[int]) -> Iterator[str]:
         """Yield a line on the classes among the labels that no training image has, if there are any."""
-        return self.prior.config.condition.untrained(labels)
+        return self.condition.untrained(labels)
 
     @staticmethod
     def deal_seeds(number: int, seed: int | None, generator: torch.Generator | None = None) -> list[int]:
@@ -471,8 +496,9 @@ class ImagePipeline(Pretrained):
             if number in skip:
                 continue
             some = slice(number * batch_size, (number + 1) * batch_size)
-            codes = sampler(torch.tensor(labels[some]), seeds[some]).cpu()
-            yield GeneratedBatch(some.start, self.decode(codes), codes)
+            told = torch.tensor(labels[some])
+            codes = sampler(self.told_to_prior(told), seeds[some]).cpu()
+            yield GeneratedBatch(some.start, self.decode(codes, told), codes)
 
     def _drawn(
         self,
@@ -497,25 +523,31 @@ class ImagePipeline(Pretrained):
             warnings.warn(line, stacklevel=3)
         try:
             with passing_bar(len(labels), "draw") as bar:
-                drawn = sampler(torch.tensor(labels), seeds, codes, known, progress=bar.update).cpu()
+                told = self.told_to_prior(torch.tensor(labels))
+                drawn = sampler(told, seeds, codes, known, progress=bar.update).cpu()
         except ValueError as error:
             raise UserError(str(error)) from None
-        classes = self.prior.config.condition.num_classes
+        classes = self.condition.num_classes
         given: list[int] | None = None
         if any(number < classes for number in labels):
             given = [*map(ClassNumber, labels)]
-        return Generated(to_pil(self.decode(drawn)), given, seeds, drawn)
+        return Generated(to_pil(self.decode(drawn, torch.tensor(labels))), given, seeds, drawn)
 
     def _labels_of(self, labels: Sequence[int | str] | int | str | None, images: int) -> list[int]:
         """Return a class number for each image, from no label, one for all, or one for each."""
         if labels is None:
+            if self.tokenizer.condition.told:
+                raise UserError(
+                    "no labels were given, and this tokenizer is told of the class of every image, to encode and to "
+                    f"decode it: give labels, of the classes {', '.join(self.condition.class_names or ())}"
+                )
             if not self.prior.config.knows_none:
                 warnings.warn(
                     "no labels were given, and this prior never learnt to predict without one (label_dropout 0): give "
                     "labels",
                     stacklevel=3,
                 )
-            return self.prior.config.condition.none(images).tolist()
+            return self.condition.none(images).tolist()
         if isinstance(labels, int | str):
             return [self.class_number(labels)] * images
         if len(labels) != images:
@@ -538,30 +570,43 @@ class ImagePipeline(Pretrained):
             raise UserError(f"a picture cannot be read: {error}") from None
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Return the codes (B, T) of images (B, C, H, W) uint8."""
+    def encode_pixels(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the codes (B, T) of images (B, C, H, W) uint8; class numbers (B,) where the tokenizer needs them."""
         found, bar = [], passing_bar(len(pixels), "encode")
-        for part in pixels.split(ENCODED):
-            found.append(self.tokenizer.encode(to_float(part.to(self.device))).cpu())
-            bar.update(len(part))
+        for rows in torch.arange(len(pixels)).split(ENCODED):
+            told = None if labels is None else labels[rows]
+            found.append(self.tokenizer.encode(to_float(pixels[rows].to(self.device)), told).cpu())
+            bar.update(len(rows))
         bar.close()
         return torch.cat(found)
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the images (B, C, H, W) uint8 of codes (B, T), on the CPU.
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the images (B, C, H, W) uint8 of codes (B, T), on the CPU; class numbers (B,) as of `encode_pixels`.
 
         Batches have one size, so that an image does not depend on its neighbours.
         """
         found = []
-        for part in codes.split(ENCODED):
-            padded = torch.cat([part, part[-1:].expand(ENCODED - len(part), -1)]).to(self.device)
-            found.append(to_uint8(self.tokenizer.decode(padded))[: len(part)].cpu())
+        for rows in torch.arange(len(codes)).split(ENCODED):
+            padded = torch.cat([rows, rows[-1:].expand(ENCODED - len(rows))])
+            told = None if labels is None else labels[padded]
+            found.append(to_uint8(self.tokenizer.decode(codes[padded].to(self.device), told))[: len(rows)].cpu())
         return torch.cat(found)
 
-    def reconstruct(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> list[PIL.Image.Image]:
-        """Return images of any size and mode as they are decoded from their codes."""
-        return to_pil(self.decode(self.encode_pixels(self._pixels(images))))
+    def reconstruct(
+        self,
+        images: Sequence[PIL.Image.Image] | PIL.Image.Image,
+        labels: Sequence[int | str] | int | str | None = None,
+    ) -> list[PIL.Image.Image]:
+        """Return images of any size and mode as they are decoded from their codes.
+
+        Args:
+            labels: one for all images or one for each, where the tokenizer is told of the class.
+        """
+        pixels = self._pixels(images)
+        given = labels is not None or self.tokenizer.condition.told
+        told = torch.tensor(self._labels_of(labels, len(pixels))) if given else None
+        return to_pil(self.decode(self.encode_pixels(pixels, told), told))
 
 
 def is_of_run(path: Path, run: Path) -> bool:

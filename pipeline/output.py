@@ -47,7 +47,7 @@ class Request:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        return self.pipeline.prior.config.condition.class_names
+        return self.pipeline.condition.class_names
 
 
 class Output:
@@ -168,14 +168,14 @@ class CodesFolder(Output):
         info = CodesInfo(
             layout=prior.layout,
             views=1,
-            condition=prior.condition,
+            condition=request.pipeline.condition,
             tokenizer=prior.tokenizer,
             source={"generated": True, "seed": request.seeds[0]},
             shard_size=len(request.labels),
         )
         write_plan(self.folder, info)
         codes = torch.cat([part["codes"] for part in parts]).numpy()
-        labels = None if prior.condition.class_names is None else np.asarray(request.labels, np.int64)
+        labels = None if request.class_names is None else np.asarray(request.labels, np.int64)
         write_shard(shard_path(self.folder, "generated", 0, 1), info, CodesSplit(codes, labels, np.arange(len(codes))))
         self.save_grid(torch.cat([part["images"] for part in parts])[:GRID])
         finish(self.folder, info, {"generated": {"rows": len(codes)}})

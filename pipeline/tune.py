@@ -106,17 +106,18 @@ class Trials:
         self.accelerator = interrupt.accelerator
         condition = held_out.condition
         self.condition = condition[torch.arange(c.images) * len(condition) // c.images]  # evenly spaced in the split
-        classes = pipeline.prior.config.condition.num_classes
-        self.ruler = Ruler(self._held_out_cells(held_out.codes), condition, classes, c.images)
+        classes = pipeline.condition.num_classes
+        self.ruler = Ruler(self._held_out_cells(held_out), condition, classes, c.images)
         self.figures: dict[SamplingConfig, float] = {}
 
-    def _held_out_cells(self, held_out: Tensor) -> Tensor:
+    def _held_out_cells(self, held_out: CodesBatch) -> Tensor:
         """Return the cells (N, P) of decoded codes (N, T); each process decodes its share."""
+        latents, told = held_out.codes, held_out.condition
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        found = torch.zeros(len(held_out), cells(self.pipeline.decode(held_out[:1])).shape[1])
-        bar = passing_bar(len(held_out), f"decode {SPLIT}")
-        for rows in torch.arange(rank, len(held_out), world).split(ENCODED):
-            found[rows] = cells(self.pipeline.decode(held_out[rows]))
+        found = torch.zeros(len(latents), cells(self.pipeline.decode(latents[:1], told[:1])).shape[1])
+        bar = passing_bar(len(latents), f"decode {SPLIT}")
+        for rows in torch.arange(rank, len(latents), world).split(ENCODED):
+            found[rows] = cells(self.pipeline.decode(latents[rows], told[rows]))
             advance(bar, len(rows) * world)
         bar.close()
         return self._together(found)
@@ -249,7 +250,7 @@ def beginning(run: Path) -> SamplingConfig:
 
 
 def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
-    """Return the validation split, or images evenly spaced in it, with labels as the prior knows them."""
+    """Return the validation split, or images evenly spaced in it, with labels as the pipeline knows them."""
     path = Path(c.codes or f"{c.run}/codes")
     info, splits = codes.read_info(path)
     if SPLIT not in splits:
@@ -263,9 +264,11 @@ def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
             "encode again, or give another --codes"
         )
     tell_of_other_codes(codes.recorded_fingerprint(info, splits), pipeline.prior.config)
-    rows = CodesRows(plain_views(codes.load_codes(path, [SPLIT]).splits[SPLIT], info), pipeline.prior.config)
+    split = plain_views(codes.load_codes(path, [SPLIT]).splits[SPLIT], info)
+    rows = CodesRows(split, pipeline.prior.config)
     evenly = torch.arange(0, len(rows), -(-len(rows) // HELD_OUT))
-    return rows[evenly, evenly]
+    labels = None if split.condition is None else split.condition[evenly.numpy()]
+    return rows[evenly, evenly]._replace(condition=pipeline.condition.of_rows(labels, len(evenly)))
 
 
 def write(path: Path, tuned: Tuned, pipeline: ImagePipeline) -> None:

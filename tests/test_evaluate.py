@@ -209,8 +209,10 @@ def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
     bench = open_bench(PipelineSettings(run=str(run)), accelerator)
     train, held = (read_images(bench.images.splits[name], torch.arange(200)) for name in ("train", "test"))
     features, encode = bench.eyes.features, bench.pipeline.encode_pixels
-    copies = Drawn(train[:60], encode(train[:60]), torch.zeros(60), features(train[:60]))
-    found, rows = look_up(copies, RealImages(train, held, features(train)), features, encode)
+    some = train.images[:60]
+    copies = Drawn(some, encode(some), torch.zeros(60), features(some))
+    real = RealImages(train.images, held.images, features(train.images), encode(*train), encode(*held))
+    found, rows = look_up(copies, real, features)
     assert found == {"memorised_pixels": 1.0, "memorised_features": 1.0, "memorised_codes": 1.0}
     assert torch.equal(rows[:10], rows[10:20])
 

@@ -31,7 +31,7 @@ class SequenceTokenizer(TrainedTokenizer):
         pixels = config.image_channels * config.image_size[0] * config.image_size[1]
         self.down, self.up = nn.Linear(pixels, config.layout.length), nn.Linear(config.layout.length, pixels)
 
-    def forward(self, images: Tensor) -> Terms:
+    def forward(self, images: Tensor, condition: Tensor | None = None) -> Terms:
         z = self.down(images.flatten(1))
         error = (self.up(z).view_as(images) - images).float().square().mean()
         return Terms({"squared_error": error, "size": z.float().square().mean()}, {}, z)
@@ -39,10 +39,10 @@ class SequenceTokenizer(TrainedTokenizer):
     def weights(self, c: TrainConfig) -> dict[str, float]:
         return {"size": 1e-3}
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.down(images.flatten(1)).float()
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.up(latents).view(-1, self.config.image_channels, *self.config.image_size).clamp(-1, 1)
 
 

@@ -8,6 +8,9 @@
 Shapes: images (B, C, H, W) in [-1, 1]; latents (B, T) as the layout has them, grid after grid, place after place in
 raster order, the numbers of a place side by side: codes, int64 in [0, K), or vectors, float32. On their grid codes are
 `indices`, (B, h, w), or (B, h, w, Q) where a place has Q > 1.
+
+A tokenizer may be told of the class of an image: `condition`, (B,) int64 as `tokenizer.condition` has it. One that is
+told of nothing does not look at it, so that a caller who knows it can always pass it.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +22,9 @@ from accelerate import Accelerator
 from torch import Generator, Tensor, nn
 
 from smalti.common import folder
+from smalti.common.condition import Condition, Nothing
 from smalti.common.data.split import ImageSplit
+from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained
 from smalti.tokenizer.bottleneck.base import Quantized, Table
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig
@@ -39,28 +44,63 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
         """Return whether every pixel of the images must be -1 or 1."""
         return False
 
+    @property
+    def condition(self) -> Condition:
+        """Return what encoder and decoder are told of an image beside its pixels and latents."""
+        return Nothing()
+
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the latents (B, T) of images (B, C, H, W) in [-1, 1].
 
+        Args:
+            condition: (B,) the class of each image, where the tokenizer is told of it.
         Raises:
             ValueError: images of another size or number of channels than the tokenizer was trained for.
-            UserError: the encoder's output is NaN or Inf.
+            UserError: the encoder's output is NaN or Inf; see `told`.
         """
         expected = (self.config.image_channels, *self.config.image_size)
         if images.ndim != 4 or images.shape[1:] != expected:
             raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
-        return self._encode(images).flatten(1)
+        return self._encode(images, self.told(condition, images)).flatten(1)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the images (B, C, H, W) in [-1, 1] of latents (B, T).
 
+        Args:
+            condition: as of `encode`.
         Raises:
             ValueError: latents that the layout does not have, see `check`.
+            UserError: see `told`.
         """
         self.check(latents)
-        return self._decode(latents).float()
+        return self._decode(latents, self.told(condition, latents)).float()
+
+    def told(self, condition: Tensor | None, samples: Tensor) -> Tensor | None:
+        """Return the condition (B,) of images or latents (B, ...) on their device; None where nothing is told.
+
+        Raises:
+            UserError: there is none for each, or one is no class; the message says what to give.
+        """
+        if not self.condition.told:
+            return None
+        classes, kind = self.condition.num_classes, self.config.name()
+        if condition is None:
+            raise UserError(
+                f"this tokenizer (kind {kind}) is told of the class of every image, to encode and to decode it: give "
+                "the labels, one for each image"
+            )
+        if condition.shape != (len(samples),) or condition.is_floating_point():
+            got = f"{condition.dtype} {tuple(condition.shape)}"
+            raise UserError(f"labels must be whole numbers ({len(samples)},), one for each image, got {got}")
+        without = int(((condition < 0) | (condition >= classes)).sum())
+        if without:
+            raise UserError(
+                f"{without} of {len(condition)} images have no class of the {classes} that this tokenizer (kind {kind})"
+                " is told of: give each its label, or leave them out"
+            )
+        return condition.to(samples.device)
 
     @property
     def has_moments(self) -> bool:
@@ -68,7 +108,7 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
         return False
 
     @torch.no_grad()
-    def deviation(self, images: Tensor) -> Tensor | None:
+    def deviation(self, images: Tensor, condition: Tensor | None = None) -> Tensor | None:
         """Return the standard deviation (B, T) under q(z | x) of each number of the latents, around what `encode`
         gives; None of codes, and where there is no formula."""
         return None
@@ -87,11 +127,11 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
                 )
 
     @abstractmethod
-    def _encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor, condition: Tensor | None) -> Tensor:
         """Return the latents of checked images: (B, ...), which flatten to (B, T)."""
 
     @abstractmethod
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
         """Return the images of checked latents (B, T)."""
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -105,7 +145,7 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
 
 
 class Bound(NamedTuple):
-    """The terms of bounds on −log p(x) of images under p(z) = N(0, I), in nats."""
+    """The terms of bounds on −log p(x) of images under p(z) = N(0, I), in nats; given the class where it is told."""
 
     distortion: Tensor  # (B,) E_q[−log p(x | z)], the mean over the draws
     rate: Tensor  # (B, P, G) KL(q(z | x) || p(z)) in the finest parts of which it is a sum
@@ -123,18 +163,18 @@ class LikelihoodTokenizer(ImageTokenizer):
         return self.likelihood.kind == "bernoulli"
 
     @torch.no_grad()
-    def output(self, latents: Tensor) -> Tensor:
+    def output(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return what `likelihood` reads, (B, P, H, W), of latents (B, T). Raises as `decode` does."""
         self.check(latents)
-        return self._output(latents)
+        return self._output(latents, self.told(condition, latents))
 
     @torch.no_grad()
-    def nll(self, images: Tensor, latents: Tensor) -> Tensor:
+    def nll(self, images: Tensor, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return −log p(images | latents), (B,) in nats, of 8-bit images (B, C, H, W) in [-1, 1].
 
         Divided by ln 2 · C · H · W it is the distortion in bits per dimension.
         """
-        return self.likelihood.nll(self.output(latents), images)
+        return self.likelihood.nll(self.output(latents, condition), images)
 
     @property
     def stochastic(self) -> bool:
@@ -147,25 +187,32 @@ class LikelihoodTokenizer(ImageTokenizer):
         return None
 
     @torch.no_grad()
-    def bound(self, images: Tensor, samples: int, generator: Generator | None = None) -> Bound | None:
+    def bound(
+        self,
+        images: Tensor,
+        samples: int,
+        generator: Generator | None = None,
+        condition: Tensor | None = None,
+    ) -> Bound | None:
         """Return bounds on −log p(images) by draws of vectors from q(z | x), or None where z is no draw of vectors.
 
         Args:
             samples: K, draws for each image.
             generator: on the device of the images.
+            condition: as of `encode`; the bounds are then on −log p(images | condition).
         """
         return None
 
     @torch.no_grad()
-    def posteriors(self, images: Tensor) -> ImagePosteriors | None:
+    def posteriors(self, images: Tensor, condition: Tensor | None = None) -> ImagePosteriors | None:
         """Return q(z | x) of images over vectors, or None where it has no density: of codes and of an autoencoder."""
         return None
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.likelihood.mean(self._output(latents))  # the mean of p(x | z)
+    def _decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        return self.likelihood.mean(self._output(latents, condition))  # the mean of p(x | z)
 
     @abstractmethod
-    def _output(self, latents: Tensor) -> Tensor:
+    def _output(self, latents: Tensor, condition: Tensor | None) -> Tensor:
         """Return what `likelihood` reads, of checked latents."""
 
 
@@ -196,8 +243,8 @@ class TrainedTokenizer(ImageTokenizer):
     """A tokenizer that tokenizer/train.py trains."""
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Terms:
-        """Return the terms of a batch of images (B, C, H, W)."""
+    def forward(self, images: Tensor, condition: Tensor | None = None) -> Terms:
+        """Return the terms of a batch of images (B, C, H, W) of classes (B,), which were checked before the first."""
 
     def weights(self, c: TrainConfig) -> dict[str, float]:
         """Return the weights of the terms of the loss by name, where they are not 1."""

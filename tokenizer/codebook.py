@@ -175,11 +175,11 @@ def count_images(
     world = accelerator.num_processes
     bar = progress_bar(accelerator, len(split), f"encode {split.name}", unit="image")
     for positions in torch.arange(accelerator.process_index, len(split), world).split(batch_size):
-        images = split.read(positions).images
+        batch = split.read(positions)
         with accelerator.autocast():
-            encoded = tokenizer.encode(to_float(images.to(accelerator.device)))
+            encoded = tokenizer.encode(to_float(batch.images.to(accelerator.device)), batch.labels)
         counts += count(encoded.cpu(), K, Q)
-        read += len(images)
+        read += len(batch.images)
         advance(bar, len(positions) * world)
     bar.close()
     return _summed(read, counts, accelerator)

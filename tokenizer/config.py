@@ -1,13 +1,14 @@
 """The settings of every image tokenizer (its `config.json`), of its training, and of encoding with it."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from smalti.common.codes import MOST_IMAGES, MOST_VIEWS
 from smalti.common.config import Kind, Settings
 from smalti.common.data.config import ImagesConfig, Pixels
+from smalti.common.data.images import ImageSet
 from smalti.common.launch import Precision
 from smalti.common.layout import Layout
 from smalti.common.track import Tracker
@@ -35,6 +36,11 @@ class ImageTokenizerConfig(Kind):
         """Return the facts about its codebook, or None where there is none or nothing is known."""
         return None
 
+    @property
+    def conditional(self) -> bool:
+        """Return whether encoder and decoder are told of the class of an image."""
+        return False
+
 
 class TrainedConfig(ImageTokenizerConfig):
     """A tokenizer that tokenizer/train.py trains."""
@@ -54,6 +60,14 @@ class TrainedConfig(ImageTokenizerConfig):
     def scheduled(self, progress: float) -> dict[str, float]:
         """Return the values that change with the share of the steps done, by name."""
         return {}
+
+    def over(self, images: ImageSet) -> Self:
+        """Return the settings of a tokenizer of these images, with what they decide.
+
+        Raises:
+            UserError: it cannot be trained on them.
+        """
+        return self
 
 
 class EncodeConfig(Settings):

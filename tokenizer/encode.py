@@ -36,6 +36,7 @@ from smalti.common.data.split import ImageSplit
 from smalti.common.data.views import default_views, different_views, image_view
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
+from smalti.common.latent_statistics import LatentStatistics, latent_statistics
 from smalti.common.launch import Precision, make_accelerator, run_command
 from smalti.common.progress import passing_bar, progress_bar
 from smalti.common.session import at_work, session
@@ -43,6 +44,7 @@ from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
 from smalti.tokenizer.config import EncodeConfig
+from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import load_tokenizer, trained
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
@@ -71,6 +73,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
     images_config = run_images(run, c.source)
     images = open_run_images(run, tokenizer.config, c.source, otherwise=ANOTHER)
+    check_labels(tokenizer.condition, images)
     tell_of_images(images, accelerator)
     folder, name = codes_folder(c), f"{Path(c.run).resolve().name}/tokenizer"
     views = chosen_views(c, images, images_config, accelerator)
@@ -102,7 +105,8 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
             name: check_split(folder, name, split, info, tokenizer, c.batch_size, accelerator)
             for name, split in images.splits.items()
         }
-        codes.finish(folder, info, splits)
+        statistics = None if info.layout.discrete else training_statistics(folder, info)
+        codes.finish(folder, info.model_copy(update={"statistics": statistics}), splits)
     accelerator.wait_for_everyone()
     return folder
 
@@ -183,12 +187,18 @@ def encode_batch(
     for index in range(views):
         pixels = to_float(image_view(batch.images, 0, batch.rows, index, images).to(accelerator.device))
         with accelerator.autocast():
-            found.append(tokenizer.encode(pixels).cpu())
-            scale = tokenizer.deviation(pixels)
+            found.append(tokenizer.encode(pixels, batch.labels).cpu())
+            scale = tokenizer.deviation(pixels, batch.labels)
         scales += [] if scale is None else [scale.cpu()]
     beside = lambda parts: rearrange(torch.stack(parts), "v b t -> (b v) t").numpy()  # noqa: E731
     repeat = lambda column: column.repeat_interleave(views).numpy()  # noqa: E731
     return CodesSplit(beside(found), repeat(batch.labels), repeat(batch.rows), beside(scales) if scales else None)
+
+
+def training_statistics(folder: Path, info: CodesInfo) -> LatentStatistics:
+    """Return mean and deviation of the vectors' channels over the training rows on the disk."""
+    shards = (codes.read_shard(path, info) for path in codes.shard_paths(folder, "train"))
+    return latent_statistics(((shard.codes, shard.scale) for shard in shards), info.layout)
 
 
 @torch.no_grad()
@@ -237,12 +247,12 @@ def decoding_errors(
     tokenizer: ImageTokenizer, split: ImageSplit, shard: codes.CodesSplit, places: np.ndarray, accelerator: Accelerator
 ) -> torch.Tensor:
     """Return the squared errors (b,) between the images at places (b,) of a shard and their codes, decoded."""
-    images = split.read_rows(shard.rows[places]).images
+    batch = split.read_rows(shard.rows[places])
     kind = np.int64 if tokenizer.config.layout.discrete else np.float32
     latents = torch.from_numpy(shard.codes[places].astype(kind))
     with accelerator.autocast():
-        decoded = tokenizer.decode(latents.to(accelerator.device))
-    return squared_error_each(images, to_uint8(decoded).cpu())
+        decoded = tokenizer.decode(latents.to(accelerator.device), batch.labels)
+    return squared_error_each(batch.images, to_uint8(decoded).cpu())
 
 
 def psnr_text(split: Mapping[str, Any]) -> str:

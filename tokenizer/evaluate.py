@@ -11,7 +11,8 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
     distortion            −log2 p(x | z), bits per dimension, where the decoder says p(x | z)
     rate                  KL(q(z | x) || N(0, I)), bits per dimension, of vectors with a posterior; their distortion is
                           then its mean over draws
-    negative_elbo         nats an image, distortion + rate; bits_per_dim the same in bits per dimension
+    negative_elbo         nats an image, distortion + rate; bits_per_dim the same in bits per dimension. Where the
+                          tokenizer is told of the class, both are given it
     importance_weighted   nats an image: the tighter bound by --importance_samples draws
     active_units          numbers of z whose centre varies over images by more than 0.01
     kl_by_number          nats of each number of z, where the KL is a sum over them
@@ -63,6 +64,7 @@ from smalti.metrics.mmd import mmd_squared
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
+from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.latent_use import latent_use
 from smalti.tokenizer.model import load_tokenizer, trained
 from smalti.tokenizer.mutual_information import INFORMATION, Surgery, paired_images, surgery
@@ -102,6 +104,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     tokenizer = load_tokenizer(model).to(accelerator.device)
     settings = run_images(run / "tokenizer", c.source)
     images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
+    check_labels(tokenizer.condition, images)
     split = held_out_split(images.splits, c.split)
     extractors = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
     plan = evaluation_plan(c, model, images, split, extractors)
@@ -127,6 +130,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         "features_name": extractors.features.name if extractors.features else None,
         "likelihood": tokenizer.likelihood.kind if isinstance(tokenizer, LikelihoodTokenizer) else None,
         "binarize": settings.binarize,
+        "condition": tokenizer.condition.name(),
     }
     name = split.name if c.source is None else f"{split.name}-of-{Path(c.source).name}"
     path = evaluation_path(run, "tokenizer", name)
@@ -167,13 +171,14 @@ def measure_batch(
     images = batch.images.to(accelerator.device)
     pixels = to_float(images)
     with accelerator.autocast():
-        latents = tokenizer.encode(pixels)
-        decoded = tokenizer.output(latents) if isinstance(tokenizer, LikelihoodTokenizer) else tokenizer.decode(latents)
+        latents = tokenizer.encode(pixels, batch.labels)
+        decoder = tokenizer.output if isinstance(tokenizer, LikelihoodTokenizer) else tokenizer.decode
+        decoded = decoder(latents, batch.labels)
     found: dict[str, Tensor] = {}
     if isinstance(tokenizer, LikelihoodTokenizer):
         found["distortion"] = tokenizer.likelihood.nll(decoded.double(), pixels.double())
         decoded = tokenizer.likelihood.mean(decoded)
-        found |= bound_figures(c, tokenizer, pixels, int(positions[0]), accelerator)
+        found |= bound_figures(c, tokenizer, pixels, batch.labels, int(positions[0]), accelerator)
     if tokenizer.config.layout.discrete:
         found["codes"] = latents.int()
     again = to_uint8(decoded)
@@ -187,7 +192,7 @@ def measure_batch(
 
 
 def bound_figures(
-    c: Settings, tokenizer: LikelihoodTokenizer, pixels: Tensor, first: int, accelerator: Accelerator
+    c: Settings, tokenizer: LikelihoodTokenizer, pixels: Tensor, labels: Tensor, first: int, accelerator: Accelerator
 ) -> dict[str, Tensor]:
     """Return the terms of the bound of each image of a batch by draws of z, and one draw; nothing without a posterior.
 
@@ -195,14 +200,14 @@ def bound_figures(
         first: the first image's place in the split, which the draws depend on beside the seed.
     """
     with accelerator.autocast():
-        bound = tokenizer.bound(pixels, c.importance_samples, generator(c.seed + first, pixels.device))
+        bound = tokenizer.bound(pixels, c.importance_samples, generator(c.seed + first, pixels.device), labels)
     if bound is None:
         return {}
     return {
         "distortion": bound.distortion,
         "rate": bound.rate.flatten(1),
         "importance_weighted": bound.importance_weighted,
-        "center": tokenizer.encode(pixels),
+        "center": tokenizer.encode(pixels, labels),
         "drawn": bound.drawn,
     }
 
@@ -214,9 +219,10 @@ def information_figures(
     many; None of each part where the posterior does not score the z of another image, and nothing without one."""
 
     def encoded(positions: Tensor) -> ImagePosteriors | None:
-        pixels = to_float(split.read(positions).images.to(accelerator.device))
+        batch = split.read(positions)
+        pixels = to_float(batch.images.to(accelerator.device))
         with accelerator.autocast():
-            return tokenizer.posteriors(pixels) if isinstance(tokenizer, LikelihoodTokenizer) else None
+            return tokenizer.posteriors(pixels, batch.labels) if isinstance(tokenizer, LikelihoodTokenizer) else None
 
     first = encoded(torch.zeros(1, dtype=torch.int64))
     if first is None:

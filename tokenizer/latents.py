@@ -9,8 +9,10 @@ RUN/tokenizer/latents/:
     interpolations.png   the way between pairs of images, straight and over the sphere
     plane.png            of two numbers: the decoded plane, through the quantiles of the normal distribution
     points.png           of two numbers: the held-out images as points of it, by class, with their ellipses
+    classes.png          of a tokenizer that is told of the class: a row a z of N(0, I), a column a class
     latents.json         the figures
-and prints a summary with the advice.
+and prints a summary with the advice. Where the class is told, traversals and plane are of the first image's class, and
+interpolations go between two images of one class.
 """
 
 import sys
@@ -45,6 +47,7 @@ from smalti.common.seeds import generator
 from smalti.common.session import logged
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.interpolation import WAYS, between
+from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.latent_use import LatentUse, latent_use
 from smalti.tokenizer.model import load_tokenizer, trained
 
@@ -53,6 +56,7 @@ FARTHEST = 3.0  # deviations of N(0, I) that a traversal goes either way
 TRAVERSED, COLUMNS = 12, 11  # numbers of z, and images along each
 PAIRS = 4
 SIDE = 20  # images along a side of the plane
+STYLES, CLASSES = 10, 20  # rows and, at most, columns of the picture of classes
 
 
 class Settings(BaseSettings):
@@ -70,7 +74,7 @@ class Encoded(NamedTuple):
     """Images of a split and their latents."""
 
     images: Tensor  # (N, C, H, W) uint8
-    labels: Tensor  # (N,)
+    labels: Tensor  # (N,), -1 where an image has none
     centers: Tensor  # (N, T)
     deviations: Tensor | None  # (N, T) where q(z | x) has a formula for them
     kl: Tensor | None  # (T,) nats of each number, the mean over images, where the KL is a sum over numbers
@@ -88,6 +92,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     opened = open_run_images(run, tokenizer.config)
+    check_labels(tokenizer.condition, opened)
     encoded = encode_some(tokenizer, held_out_split(opened.splits, c.split), c.images, accelerator.device)
     use, folder = latent_use(encoded.centers), run / "latents"
     folder.mkdir(exist_ok=True)
@@ -95,8 +100,10 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     save_picture(traversals(tokenizer, encoded, use), folder / "traversals.png")
     save_picture(interpolations(tokenizer, encoded), folder / "interpolations.png")
     if len(use.variance) == 2:
-        save_picture(plane(tokenizer), folder / "plane.png")
+        save_picture(plane(tokenizer, encoded.labels[0]), folder / "plane.png")
         save_points(encoded, opened.class_names, folder / "points.png")
+    if tokenizer.condition.told:
+        save_picture(styles_by_class(tokenizer), folder / "classes.png")
     figures = {
         "images": len(encoded.images),
         "numbers": len(use.variance),
@@ -117,12 +124,12 @@ def encode_some(tokenizer: ImageTokenizer, split: ImageSplit, most: int, device:
     for positions in (torch.arange(number) * len(split) // number).split(BATCH):
         batch = split.read(positions)
         pixels = to_float(batch.images.to(device))
-        deviation = tokenizer.deviation(pixels)
-        parts.append((tokenizer.encode(pixels).cpu(), None if deviation is None else deviation.cpu()))
+        deviation = tokenizer.deviation(pixels, batch.labels)
+        parts.append((tokenizer.encode(pixels, batch.labels).cpu(), None if deviation is None else deviation.cpu()))
         images.append(batch.images)
         labels.append(batch.labels)
         if isinstance(tokenizer, LikelihoodTokenizer):
-            bound = tokenizer.bound(pixels, 1, generator(0, device))
+            bound = tokenizer.bound(pixels, 1, generator(0, device), batch.labels)
             kl += [] if bound is None else [bound.rate.flatten(1).cpu()]
     each = torch.cat(kl).double().mean(0) if kl else None
     deviations = [deviation for _, deviation in parts if deviation is not None]
@@ -136,18 +143,28 @@ def encode_some(tokenizer: ImageTokenizer, split: ImageSplit, most: int, device:
 
 
 @torch.no_grad()
-def decoded(tokenizer: ImageTokenizer, latents: Tensor) -> Tensor:
-    """Return the images (N, C, H, W) uint8 of latents (N, T), on the CPU."""
+def decoded(tokenizer: ImageTokenizer, latents: Tensor, labels: Tensor) -> Tensor:
+    """Return the images (N, C, H, W) uint8 of latents (N, T) of classes (N,), on the CPU."""
     device = next(tokenizer.parameters()).device
-    return torch.cat([to_uint8(tokenizer.decode(some.to(device))).cpu() for some in latents.split(BATCH)])
+    both = zip(latents.split(BATCH), labels.split(BATCH), strict=True)
+    return torch.cat([to_uint8(tokenizer.decode(some.to(device), told)).cpu() for some, told in both])
 
 
-def plane(tokenizer: ImageTokenizer) -> PIL.Image.Image:
+def styles_by_class(tokenizer: ImageTokenizer) -> PIL.Image.Image:
+    """Return a row for each of a few draws of N(0, I), decoded as each class: z is the style, the class the content."""
+    classes = min(CLASSES, tokenizer.condition.num_classes)
+    z = torch.randn(STYLES, tokenizer.config.layout.length, generator=generator(0))
+    images = decoded(tokenizer, z.repeat_interleave(classes, 0), torch.arange(classes).repeat(STYLES))
+    return image_grid(images, columns=classes)
+
+
+def plane(tokenizer: ImageTokenizer, label: Tensor) -> PIL.Image.Image:
     """Return the decoded plane of two numbers of z: columns and rows lie at evenly spaced quantiles of N(0, 1), so that
     each image stands for as much of the prior (Kingma and Welling 2014, fig. 4)."""
     quantiles = torch.special.ndtri((torch.arange(SIDE).double() + 0.5) / SIDE).float()
     up, right = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
-    return image_grid(decoded(tokenizer, torch.stack([right, up], -1).view(-1, 2)), columns=SIDE, side=32)
+    points = torch.stack([right, up], -1).view(-1, 2)
+    return image_grid(decoded(tokenizer, points, label.expand(len(points))), columns=SIDE, side=32)
 
 
 def traversals(tokenizer: ImageTokenizer, encoded: Encoded, use: LatentUse) -> PIL.Image.Image:
@@ -156,16 +173,27 @@ def traversals(tokenizer: ImageTokenizer, encoded: Encoded, use: LatentUse) -> P
     rows = encoded.centers[:1].repeat(len(chosen) * COLUMNS, 1).view(len(chosen), COLUMNS, -1)
     for row, number in enumerate(chosen.tolist()):
         rows[row, :, number] = torch.linspace(-FARTHEST, FARTHEST, COLUMNS)
-    return image_grid(decoded(tokenizer, rows.flatten(0, 1)), columns=COLUMNS)
+    labels = encoded.labels[:1].expand(len(chosen) * COLUMNS)
+    return image_grid(decoded(tokenizer, rows.flatten(0, 1), labels), columns=COLUMNS)
 
 
 def interpolations(tokenizer: ImageTokenizer, encoded: Encoded) -> PIL.Image.Image:
     """Return two rows for each of a few pairs of images: the straight way between them and the one over the sphere."""
-    progress, rows = torch.linspace(0, 1, COLUMNS)[:, None], list[Tensor]()
-    for pair in range(min(PAIRS, len(encoded.images) // 2)):
-        first, last = encoded.centers[2 * pair : 2 * pair + 2].split(1)
+    progress, rows, labels = torch.linspace(0, 1, COLUMNS)[:, None], list[Tensor](), list[Tensor]()
+    for pair in pairs_of(encoded.labels, same_class=tokenizer.condition.told):
+        first, last = encoded.centers[pair].split(1)
         rows += [between(first, last, progress, way) for way in WAYS]
-    return image_grid(decoded(tokenizer, torch.cat(rows)), columns=COLUMNS)
+        labels += [encoded.labels[pair[:1]].expand(COLUMNS)] * len(WAYS)
+    return image_grid(decoded(tokenizer, torch.cat(rows), torch.cat(labels)), columns=COLUMNS)
+
+
+def pairs_of(labels: Tensor, *, same_class: bool) -> list[Tensor]:
+    """Return the places of a few pairs of images: the first ones, or of each of the first classes its first two."""
+    if not same_class:
+        return list(torch.arange(len(labels) // 2 * 2).view(-1, 2)[:PAIRS])
+    places = [(labels == label).nonzero()[:2, 0] for label in labels.unique()]
+    found = [pair for pair in places if len(pair) == 2][:PAIRS]
+    return found or [torch.tensor([0, 0])]  # no class has two: from an image to itself
 
 
 def save_numbers(use: LatentUse, kl: Tensor | None, path: Path) -> None:

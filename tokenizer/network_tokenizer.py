@@ -39,7 +39,7 @@ class NetworkTokenizer(LikelihoodTokenizer):
         assert z_q.shape[2:] == (places,), f"lookup must return (B, D, {places}), got {tuple(z_q.shape)}"
         return z_q.unflatten(2, indices.shape[1:3])
 
-    def _output(self, latents: Tensor) -> Tensor:
+    def _output(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         (indices,) = self.config.layout.split(latents)
         return self.draw(self.lookup(indices))
 

@@ -100,9 +100,10 @@ def evaluate_split(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Ac
     noise, bounded = generator(0, device), False
     bar = passing_bar(len(split), f"evaluate on {split.name}")
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
-        images = split.read(positions).images.to(device)
+        batch = split.read(positions)
+        images = batch.images.to(device)
         with accelerator.autocast():
-            found = measure(tokenizer, images, noise)
+            found = measure(tokenizer, images, batch.labels, noise)
         sums, bounded = sums + found.figures, found.bounded
         if bounded:
             centers.add(found.latents)
@@ -124,16 +125,17 @@ def evaluate_split(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Ac
     )
 
 
-def measure(tokenizer: ImageTokenizer, images: Tensor, noise: Generator) -> Measured:
-    """Return the measures of images (b, C, H, W) uint8; `noise` draws the vectors of those that have a posterior."""
+def measure(tokenizer: ImageTokenizer, images: Tensor, labels: Tensor, noise: Generator) -> Measured:
+    """Return the measures of images (b, C, H, W) uint8 of classes (b,); `noise` draws the vectors of those that have a
+    posterior."""
     pixels = to_float(images)
-    latents = tokenizer.encode(pixels)
+    latents = tokenizer.encode(pixels, labels)
     if isinstance(tokenizer, LikelihoodTokenizer):
-        output = tokenizer.output(latents)
+        output = tokenizer.output(latents, labels)
         decoded, nats = tokenizer.likelihood.mean(output), tokenizer.likelihood.nll(output, pixels)
-        bound = tokenizer.bound(pixels, 1, noise)
+        bound = tokenizer.bound(pixels, 1, noise, labels)
     else:
-        decoded, nats, bound = tokenizer.decode(latents), torch.zeros(len(images), device=images.device), None
+        decoded, nats, bound = tokenizer.decode(latents, labels), torch.zeros(len(images), device=images.device), None
     rate = torch.zeros_like(nats)
     if bound is not None:
         nats, rate = bound.distortion, bound.rate.sum((1, 2))

@@ -141,7 +141,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         world=accelerator.num_processes,
     )
     images = open_images(where_they_lay(c.images, run), c.model.image_size, c.model.image_channels)
-    splits = images.splits
+    splits, c = images.splits, c.model_copy(update={"model": c.model.over(images)})
     reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
     if c.batch_size > len(splits["train"]):
@@ -168,9 +168,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             parts = []
             for micro in range(c.accumulate):
                 batch = next(reader)
-                pixels = prepare_images(batch, c, accelerator)
+                pixels, labels = prepare_images(batch, c, accelerator), batch.labels.to(accelerator.device)
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-                    terms: Terms = model(pixels)
+                    terms: Terms = model(pixels, labels)
                     loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.losses.items()]).sum()
                     accelerator.backward(loss / c.accumulate)
                 trained.upkeep.observe(terms.quantized)

@@ -124,11 +124,16 @@ def features_of(bench: EvaluationBench, features: Features, split: ImageSplit, p
     return real_features(features, bench.images, split, positions, features_cache(bench.run), bench.accelerator)
 
 
-def read_images(split: ImageSplit, positions: Tensor) -> Tensor:
-    """Return images of a split, (n, C, H, W) uint8."""
+class LabelledImages(NamedTuple):
+    images: Tensor  # (n, C, H, W) uint8
+    labels: Tensor  # (n,), -1 where unlabelled
+
+
+def read_images(split: ImageSplit, positions: Tensor) -> LabelledImages:
+    """Return images of a split and their labels."""
     found, bar = [], passing_bar(len(positions), f"read {split.name}")
     for some in positions.split(READ):
-        found.append(split.read(some).images)
+        found.append(split.read(some))
         bar.update(len(some))
     bar.close()
-    return torch.cat(found)
+    return LabelledImages(torch.cat([each.images for each in found]), torch.cat([each.labels for each in found]))

@@ -51,9 +51,9 @@ def scoring(pipeline: ImagePipeline) -> Scores:
 @torch.inference_mode()
 def code_nats(pipeline: ImagePipeline, marginal: Marginal, codes: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return the nats of codes (B, T) by each prior, (B,) float64 on the CPU."""
-    c, device = pipeline.prior.config, pipeline.device
-    condition_nats = c.condition.nats(labels)
-    learned = -scoring(pipeline).log_prob(codes.to(device), labels.to(device)).double().cpu() + condition_nats.cpu()
+    c, told = pipeline.prior.config, pipeline.told_to_prior(labels.to(pipeline.device))
+    condition_nats = pipeline.condition.nats(labels)
+    learned = -scoring(pipeline).log_prob(codes.to(pipeline.device), told).double().cpu() + condition_nats.cpu()
     uniform = torch.full((len(codes),), c.layout.length * uniform_nll(c.layout.codebook_size), dtype=torch.float64)
     return {"uniform": uniform, "independent": marginal.nll(codes.cpu()), "learned": learned}
 
@@ -71,8 +71,8 @@ def likely(pipeline: ImagePipeline) -> LikelihoodTokenizer:
 def image_nats(pipeline: ImagePipeline, marginal: Marginal, images: Tensor, labels: Tensor) -> Nats:
     """Return the nats of images with the codes that they are encoded to."""
     tokenizer, pixels = likely(pipeline), to_float(images.to(pipeline.device))
-    codes = tokenizer.encode(pixels)
-    output = tokenizer.output(codes)
+    codes = tokenizer.encode(pixels, labels)
+    output = tokenizer.output(codes, labels)
     distortion = tokenizer.likelihood.nll(output.double(), pixels.double()).cpu()
     return Nats(distortion, **code_nats(pipeline, marginal, codes, labels))
 
@@ -108,7 +108,7 @@ def stochastic_bounds(
         race = torch.empty(log_q.shape, dtype=torch.float64).exponential_(generator=generator).log().to(log_q.device)
         codes = (log_q - race).argmax(-1)  # (B, T): the exponential race draws from q
         chosen = log_q.gather(2, codes[..., None]).sum((1, 2)).cpu()
-        output = tokenizer.output(codes)
+        output = tokenizer.output(codes, labels)
         distortion = tokenizer.likelihood.nll(output.double(), pixels.double()).cpu()
         for name, rate in code_nats(pipeline, marginal, codes, labels).items():
             weights[name].append(-rate - distortion - chosen)

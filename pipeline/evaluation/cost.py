@@ -41,7 +41,7 @@ def price(bench: EvaluationBench) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {"no_bits": why}
     vectors = not bench.pipeline.prior.config.layout.discrete
     nats, protocol = price_vectors(bench) if vectors else price_codes(bench)
-    config, none = bench.pipeline.tokenizer.config, bench.pipeline.prior.config.condition.num_classes
+    config, none = bench.pipeline.tokenizer.config, bench.pipeline.condition.num_classes
     dimensions = config.image_channels * math.prod(config.image_size)
     bits = {name: bits_per_dim(each, dimensions) for name, each in nats.items()}
     protocol |= {
@@ -55,8 +55,8 @@ def price(bench: EvaluationBench) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def labels_of(bench: EvaluationBench, labels: Tensor) -> Tensor:
-    """Return labels of images as the prior has them, (B,)."""
-    none = bench.pipeline.prior.config.condition.num_classes
+    """Return labels of images as the pipeline has them, (B,)."""
+    none = bench.pipeline.condition.num_classes
     return torch.where((labels < 0) | (labels >= none), none, labels)
 
 
@@ -71,7 +71,7 @@ def price_vectors(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, 
             with bench.accelerator.autocast():
                 found = vector_nats(pipeline, batch.images, labels_of(bench, batch.labels), c.importance_samples, noise)
             importance = {f"{prior}_importance": each for prior, each in found.importance.items()}
-            label = pipeline.prior.config.condition.nats(labels_of(bench, batch.labels))
+            label = pipeline.condition.nats(labels_of(bench, batch.labels))
             parts.append({"distortion": found.distortion, "label": label} | found.rate | importance)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

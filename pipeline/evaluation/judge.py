@@ -3,7 +3,6 @@
 Shapes: images (M, C, H, W) uint8, labels (M,), features (M, D)
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -72,15 +71,13 @@ class RealImages(NamedTuple):
     train: Tensor  # (N, C, H, W) uint8
     held_out: Tensor  # (V, C, H, W) uint8
     train_features: Tensor | None  # (N, D)
+    train_codes: Tensor  # (N, T)
+    held_out_codes: Tensor  # (V, T)
 
 
-def look_up(
-    drawn: Drawn, real: RealImages, features: Features | None, encode: Callable[[Tensor], Tensor]
-) -> tuple[dict[str, Any], Tensor]:
+def look_up(drawn: Drawn, real: RealImages, features: Features | None) -> tuple[dict[str, Any], Tensor]:
     """Compare how near drawn and held-out images are to training images, in pixels, features and codes.
 
-    Args:
-        encode: returns the codes (n, T) of images (n, C, H, W) uint8.
     Returns:
         The shares of copies; and images, a row of drawn ones and a row of their nearest in each of the three.
     """
@@ -92,7 +89,7 @@ def look_up(
         found["features"] = measure_memorisation(
             drawn.features.cpu(), real.train_features.cpu(), features(real.held_out).cpu()
         )
-    by_distance = (drawn.codes, encode(real.train), encode(real.held_out))
+    by_distance = (drawn.codes, real.train_codes, real.held_out_codes)
     vectors = drawn.codes.is_floating_point()
     found["codes"] = (
         measure_memorisation(*by_distance) if vectors else measure_memorisation(*by_distance, search=nearest_codes)

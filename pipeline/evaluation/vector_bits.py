@@ -6,8 +6,8 @@
 Both are bounds and no lengths: a coder would need bits back. The rate is given for two priors: N(0, I), which the VAE
 was trained for, and the learned one, by which stage two draws: it can save what of the rate q(z) = E_x q(z | x) costs
 for not being N(0, I). Both rates are means over the same draws. The KL has a formula against N(0, I) alone, which
-tokenizer/evaluate.py uses; here none is mixed in. A prior that is given the class pays ln of the number of classes for
-it, as in `bits.py`.
+tokenizer/evaluate.py uses; here none is mixed in. Whoever is given the class pays ln of the number of classes for it,
+as in `bits.py`: a prior by its own rate, a tokenizer by both.
 
 Shapes: images (B, C, H, W) uint8; labels (B,), as the prior's condition has them; nats (B,) float64; z (S, B, T).
 """
@@ -33,7 +33,7 @@ class VectorNats(NamedTuple):
     """The nats of B images: of their pixels, and of their vectors by each of `VECTOR_PRIORS`."""
 
     distortion: Tensor  # (B,) E_q[−log p(x | z)]
-    rate: dict[str, Tensor]  # (B,) E_q[log q(z | x) − log p(z)], of the learned one with −log p(label)
+    rate: dict[str, Tensor]  # (B,) E_q[log q(z | x) − log p(z)], with −log p(label) where the label is given
     importance: dict[str, Tensor]  # (B,) the importance-weighted bound of all draws
 
 
@@ -50,7 +50,8 @@ def no_vector_bits(pipeline: ImagePipeline) -> str | None:
     if not (isinstance(prior, Scores) and prior.exact):
         return f"a prior of kind {prior.config.architecture.name()} does not say how likely vectors are"
     pixels = torch.zeros(1, config.image_channels, *config.image_size, device=pipeline.device)
-    if likely(pipeline).posteriors(pixels) is None:
+    label = torch.zeros(1, dtype=torch.int64, device=pipeline.device)
+    if likely(pipeline).posteriors(pixels, label) is None:
         return "an autoencoder has no bits: its z is a point, of which no q(z | x) is a density"
     return None
 
@@ -65,7 +66,7 @@ def vector_nats(
         ValueError: the tokenizer's posterior has no density.
     """
     pixels = to_float(images.to(pipeline.device))
-    posteriors = likely(pipeline).posteriors(pixels)
+    posteriors = likely(pipeline).posteriors(pixels, labels)
     if posteriors is None:
         raise ValueError("this tokenizer's posterior has no density, and so no bound")
     at_once = max(1, PIXELS // pixels.numel())
@@ -94,13 +95,16 @@ def _draws(
     tokenizer, prior = likely(pipeline), pipeline.prior
     assert isinstance(prior, Scores)  # `no_vector_bits` has asked
     z, log_q = posteriors.draw(samples, generator)
-    flat = z.flatten(0, 1)  # (S B, T)
-    output = tokenizer.output(flat).double()
+    flat, label = z.flatten(0, 1), labels.to(pipeline.device).repeat(samples)  # (S B, T), (S B,)
+    output = tokenizer.output(flat, label).double()
     distortion = tokenizer.likelihood.nll(output, pixels.double().repeat(samples, 1, 1, 1))
     log_p = {
         "standard_normal": standard_log_prob(flat.double()),
-        "learned": prior.log_prob(flat, labels.to(flat.device).repeat(samples)).double(),
+        "learned": prior.log_prob(flat, pipeline.told_to_prior(label)).double(),
     }
-    rate = {name: log_q.double() - each.view_as(log_q) for name, each in log_p.items()}
-    rate["learned"] = rate["learned"] + prior.config.condition.nats(labels).to(flat.device)
+    conditions = {"standard_normal": tokenizer.condition, "learned": pipeline.condition}
+    rate = {
+        name: log_q.double() - each.view_as(log_q) + conditions[name].nats(labels).to(log_q.device)
+        for name, each in log_p.items()
+    }
     return _Draws(distortion.view_as(log_q).cpu(), {name: each.cpu() for name, each in rate.items()})

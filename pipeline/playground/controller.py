@@ -62,7 +62,7 @@ class Controller:
     def __init__(self, pipeline: ImagePipeline):
         self.pipeline, self.turn = pipeline, threading.Lock()
         self.reader = ThreadPoolExecutor(1)  # one thread decodes, since malloc keeps each thread's memory
-        self.names = pipeline.prior.config.condition.class_names
+        self.names = pipeline.condition.class_names
 
     # --------------------------------------------------------------------------------------------------------- drawing
 
@@ -90,9 +90,9 @@ class Controller:
     def sheet(self, drawn: Generated, chosen: int | None = None) -> Html:
         return rendering.sheet(drawn.images, self.captions(drawn), chosen)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         with self.turn:
-            return self.pipeline.decode(codes)
+            return self.pipeline.decode(codes, labels)
 
     # ------------------------------------------------------------------------------------------------ a picture in hand
 
@@ -264,7 +264,7 @@ class MapController(Controller):
         """Return the board with a place chosen, and what is there."""
         place = self.map.place(right, up)
         near = self.map.nearest(place)
-        decoded = self.decode(self.map.latents(place))
+        decoded = self.decode(self.map.latents(place), self.map.labels[near : near + 1])  # where told, of its class
         right, up = place.tolist()
         told = rendering.on_plane(
             decoded, self.map.images[near : near + 1], f"at {right:.2f}, {up:.2f}", self.map.class_of(near)

@@ -72,7 +72,9 @@ def latent_map(
     """Return the map of up to `MOST` images of a split, evenly spaced."""
     number = min(MOST, len(split))
     parts = [split.read(some) for some in (torch.arange(number) * len(split) // number).split(BATCH)]
-    centers = torch.cat([tokenizer.encode(to_float(part.images.to(device))).float().cpu() for part in parts])
+    centers = torch.cat(
+        [tokenizer.encode(to_float(part.images.to(device)), part.labels).float().cpu() for part in parts]
+    )
     middle, plane, axes = plane_of(centers)
     return LatentMap(
         torch.cat([part.images for part in parts]),

@@ -29,10 +29,11 @@ class View(NamedTuple):
 
 
 def view_picture(pipeline: ImagePipeline, image: Tensor, label: int | None) -> View:
-    """Encode and decode a picture; the prior is given the label if there is one."""
-    codes = pipeline.encode_pixels(image)
-    again = pipeline.decode(codes)
-    names = pipeline.prior.config.condition.class_names
+    """Encode and decode a picture; tokenizer and prior are given the label if there is one."""
+    told = None if label is None else torch.tensor([label])
+    codes = pipeline.encode_pixels(image, told)
+    again = pipeline.decode(codes, told)
+    names = pipeline.condition.class_names
     layout, bits = pipeline.tokenizer.config.layout, None
     if layout.discrete and isinstance(pipeline.prior, Scores):
         bits = -pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits.item()

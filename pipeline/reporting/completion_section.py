@@ -49,14 +49,15 @@ def completed(contents: RunContents) -> tuple[list[Tensor], str]:
     originals, rows = batch.images, half_rows(c)
     kept = torch.zeros(c.image_size, dtype=torch.bool)
     kept[:rows] = True
-    names, numbers = pipeline.prior.config.condition.class_names or (), batch.labels.tolist()
+    names, numbers = pipeline.condition.class_names or (), batch.labels.tolist()
     labels = [names[number] for number in numbers] if all(0 <= number < len(names) for number in numbers) else None
     drawn = [
         pipeline.complete(to_pil(originals), kept, labels=labels, seed=seed * len(originals), batch_size=len(originals))
         for seed in range(DRAWS)
     ]
     seen = torch.where(kept, originals, torch.full_like(originals, GREY))
-    return [originals, seen, *(pipeline.decode(each.codes) for each in drawn)], split.name
+    told = batch.labels if labels else None
+    return [originals, seen, *(pipeline.decode(each.codes, told) for each in drawn)], split.name
 
 
 def completion_figure(contents: RunContents, rows: list[Tensor], split: str) -> Html:

@@ -141,18 +141,21 @@ def snippet(contents: RunContents, what: What, place: str) -> str:
             if contents.condition.get("names")
             else None
         )
+        told = f", labels=[{names}]" if contents.model is not None and contents.model.conditional else ""
         asked = f"labels=[{names}], seed=0" if names else "num_images=4, seed=0"
-        images = f"images = pipeline({asked}).images  # PIL images\nsame_again = pipeline.reconstruct(images)"
+        images = f"images = pipeline({asked}).images  # PIL images\nsame_again = pipeline.reconstruct(images{told})"
         return f"{markdown.loading(ImagePipeline, place)}\n{images}  # through the codes and back"
     if what == "tokenizer":
         c = contents.model
         assert c is not None
+        told = ", labels" if c.conditional else ""
         shape = f"(B, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})"
         return (
             f"import torch\n\n{markdown.loading(ImageTokenizer, place)}\n"
             f"images = torch.zeros(2, {c.image_channels}, {c.image_size[0]}, {c.image_size[1]})  # {shape} in [-1, 1]\n"
-            f"latents = tokenizer.encode(images)  # (B, {c.layout.length}): {c.layout}\n"
-            "images = tokenizer.decode(latents)"
+            + ("labels = torch.tensor([0, 1])  # (B,), numbers of classes\n" if c.conditional else "")
+            + f"latents = tokenizer.encode(images{told})  # (B, {c.layout.length}): {c.layout}\n"
+            f"images = tokenizer.decode(latents{told})"
         )
     return (
         f"import torch\n\nfrom smalti.prior.draw import SamplingConfig\n{markdown.loading(Prior, place)}\n"

@@ -120,7 +120,9 @@ class RunContents(NamedTuple):
 
     @property
     def condition(self) -> dict[str, Any]:
-        """Return what the prior's samples are told of, as its config says."""
+        """Return what an image is told of, as the tokenizer's config says, or the prior's."""
+        if self.model is not None and self.model.conditional:
+            return dict(self.model.model_dump(mode="json")["condition"])
         said = (self.prior or {}).get("condition")
         return said if isinstance(said, dict) else {}
 

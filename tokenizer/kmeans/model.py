@@ -41,10 +41,10 @@ class KMeansTokenizer(LikelihoodTokenizer):
         p = self.config.patch
         return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         return e_step(self.patches(images), self.codebook).view(len(images), -1)
 
-    def _output(self, latents: Tensor) -> Tensor:
+    def _output(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         (indices,) = self.config.layout.split(latents)
         return self.draw(indices)
 

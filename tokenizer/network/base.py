@@ -1,7 +1,11 @@
 """The contract of a network of a VAE: images to the numbers of a posterior, and vectors to what a likelihood reads.
 
-Shapes: images (B, C, H, W); h (B, P, N), N numbers for each of P places; z (B, P, D); output (B, outputs, H, W). P is
-h · w of the network's own grid, or 1 for a vector of the whole image.
+Shapes: images (B, C, H, W); h (B, P, N), N numbers for each of P places; z (B, P, D); output (B, outputs, H, W); told
+(B, E), a vector that says the class, E = 0 where nothing is told. P is h · w of the network's own grid, or 1 for a
+vector of the whole image.
+
+`told` is concatenated to what encoder and decoder read, at every place: Kingma et al. (2014, model M2),
+https://arxiv.org/abs/1406.5298, and Sohn et al. (2015), https://papers.nips.cc/paper/5775.
 """
 
 from abc import ABC, abstractmethod
@@ -21,6 +25,7 @@ class Sizes(NamedTuple):
     numbers: int  # N, of the posterior at a place
     dim: int  # D, of a vector
     outputs: int  # numbers a pixel that the likelihood reads
+    told: int = 0  # E, numbers of the vector that says the class
 
 
 class Network(nn.Module, ABC):
@@ -29,12 +34,12 @@ class Network(nn.Module, ABC):
     config_class: ClassVar[type[NetworkConfig]]
 
     @abstractmethod
-    def encode(self, images: Tensor) -> Tensor:
-        """Return h (B, P, N) of images (B, C, H, W)."""
+    def encode(self, images: Tensor, told: Tensor) -> Tensor:
+        """Return h (B, P, N) of images (B, C, H, W) of which (B, E) is told."""
 
     @abstractmethod
-    def decode(self, z: Tensor) -> Tensor:
-        """Return the output (B, outputs, H, W) of vectors (B, P, D)."""
+    def decode(self, z: Tensor, told: Tensor) -> Tensor:
+        """Return the output (B, outputs, H, W) of vectors (B, P, D) of which (B, E) is told."""
 
 
 def build_network(config: NetworkConfig, sizes: Sizes) -> Network:

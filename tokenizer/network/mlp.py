@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -34,15 +35,16 @@ class MLP(Network):
     def __init__(self, config: MLPConfig, sizes: Sizes):
         super().__init__()
         self.shape = (sizes.outputs, *sizes.image_size)
-        self.encoder = layers([sizes.image_channels * prod(sizes.image_size), *config.hidden, sizes.numbers])
-        self.decoder = layers([sizes.dim, *reversed(config.hidden), prod(self.shape)])
+        pixels = sizes.image_channels * prod(sizes.image_size)
+        self.encoder = layers([pixels + sizes.told, *config.hidden, sizes.numbers])
+        self.decoder = layers([sizes.dim + sizes.told, *reversed(config.hidden), prod(self.shape)])
 
-    def encode(self, images: Tensor) -> Tensor:
-        h: Tensor = self.encoder(images.flatten(1))
+    def encode(self, images: Tensor, told: Tensor) -> Tensor:
+        h: Tensor = self.encoder(torch.cat([images.flatten(1), told], 1))
         return h[:, None]
 
-    def decode(self, z: Tensor) -> Tensor:
-        output: Tensor = self.decoder(z.flatten(1))
+    def decode(self, z: Tensor, told: Tensor) -> Tensor:
+        output: Tensor = self.decoder(torch.cat([z.flatten(1), told], 1))
         return output.unflatten(1, self.shape)
 
 

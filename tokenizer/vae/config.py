@@ -1,16 +1,19 @@
 """The settings of a VAE: its network, its posterior, its likelihood and its objective."""
 
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from smalti.common.condition import Classes, Condition, Nothing
+from smalti.common.data.images import ImageSet
 from smalti.common.layout import Layout
 from smalti.tokenizer.config import TrainedConfig
 from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
 from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig as GaussianLikelihoodConfig
 from smalti.tokenizer.criterion.objective.config import ObjectiveConfig
 from smalti.tokenizer.criterion.objective.elbo import ELBOConfig
+from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.network.config import NetworkConfig
 from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
 from smalti.tokenizer.posterior.config import PosteriorConfig
@@ -19,6 +22,8 @@ from smalti.tokenizer.posterior.gaussian import GaussianConfig as GaussianPoster
 
 class VAEConfig(TrainedConfig):
     """The variational autoencoder (Kingma and Welling 2014), and without a posterior the autoencoder."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"condition"})
 
     kind: Literal["vae"] = "vae"
     """an encoder, a posterior q(z | x) over vectors, a decoder"""
@@ -34,6 +39,8 @@ class VAEConfig(TrainedConfig):
     """the distribution p(x | z) of the pixels"""
     objective: ObjectiveConfig = ELBOConfig()
     """what training minimises"""
+    condition: Condition = Nothing()
+    """what encoder and decoder are told of an image: nothing; class: its class, for p(x | z, y) and q(z | x, y)"""
 
     @model_validator(mode="after")
     def _goes_together(self) -> "VAEConfig":
@@ -44,6 +51,8 @@ class VAEConfig(TrainedConfig):
             raise ValueError(
                 f"latent_dim: {self.layout} are {self.layout.length} numbers for an image of {pixels}; take fewer"
             )
+        if not isinstance(self.condition, Nothing | Classes):
+            raise ValueError(f"condition: images are labelled with a class alone, got {self.condition.name()}")
         if not self.posterior.stochastic and self.objective.needs_density:
             raise ValueError(
                 f"objective: {self.objective.name()} needs log q(z | x), which posterior none has not; "
@@ -54,6 +63,18 @@ class VAEConfig(TrainedConfig):
     @property
     def wants_black_and_white(self) -> bool:
         return self.likelihood.name() == "bernoulli"
+
+    @property
+    def conditional(self) -> bool:
+        return self.condition.told
+
+    def over(self, images: ImageSet) -> Self:
+        """Return the settings with the names of the images' classes, where they are told of. Raises `check_labels`'."""
+        if not self.condition.told:
+            return self
+        given = Classes(names=images.class_names or ())
+        check_labels(self.condition if self.condition.class_names else given, images)
+        return self.model_copy(update={"condition": given.seen(images.splits["train"].labels)})
 
     def scheduled(self, progress: float) -> dict[str, float]:
         return self.objective.scheduled(progress)

@@ -5,15 +5,21 @@
 Kingma and Welling (2014), https://arxiv.org/abs/1312.6114, eq. 3. The code of an image, which `encode` gives, is the
 centre of its posterior.
 
-Shapes: images (B, C, H, W) in [-1, 1]; h (B, P, N), the numbers of q at P places; z (S, B, P, D), S draws; latents
-(B, P · D); output (B, outputs, H, W), which a likelihood reads.
+Told of the class y, they are q(z | x, y) and p(x | z, y), with the same p(z) for every class, so that z holds what the
+class leaves open: −log p(x | y) ≤ E_q[−log p(x | z, y)] + KL(q(z | x, y) || p(z)), as Kingma et al. (2014, model M2),
+https://arxiv.org/abs/1406.5298, and Sohn et al. (2015), https://papers.nips.cc/paper/5775. y is a learnt vector.
+
+Shapes: images (B, C, H, W) in [-1, 1]; condition (B,); told (B, E), the vector of y, E = 0 without; h (B, P, N), the
+numbers of q at P places; z (S, B, P, D), S draws; latents (B, P · D); output (B, outputs, H, W), which a likelihood
+reads.
 """
 
 import math
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from smalti.common.condition import Condition
 from smalti.common.errors import UserError
 from smalti.tokenizer.base import Bound, LikelihoodTokenizer, Terms, TrainedTokenizer
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
@@ -25,6 +31,7 @@ from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.vae.config import VAEConfig
 
 DECODED = 2**12  # draws of z that are decoded at once, when a bound is computed
+TOLD = 16  # E, numbers of the vector of a class
 
 
 @VAEConfig.register
@@ -43,16 +50,23 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
             numbers=config.posterior.outputs(config.latent_dim),
             dim=config.latent_dim,
             outputs=config.likelihood.outputs(config.image_channels),
+            told=TOLD if config.conditional else 0,
         )
+        self.class_vectors = nn.Embedding(config.condition.num_classes, TOLD) if config.conditional else None
         self.network = build_network(config.network, sizes)
         self.posterior = build_posterior(config.posterior, config.latent_dim)
         self.likelihood = build_likelihood(config.likelihood, config.image_channels)
         self.objective = build_objective(config.objective)
         self.progress = 1.0  # share of the steps done, on which the objective may depend
 
-    def forward(self, images: Tensor) -> Terms:
-        h = self.network.encode(images)
-        evidence = self.evidence(images, h, self.config.objective.samples)
+    @property
+    def condition(self) -> Condition:
+        return self.config.condition
+
+    def forward(self, images: Tensor, condition: Tensor | None = None) -> Terms:
+        told = self.vector_of(condition, images)
+        h = self.network.encode(images, told)
+        evidence = self.evidence(images, h, told, self.config.objective.samples)
         dimensions = images[0].numel()
         nats = self.objective.terms(evidence, self.progress)
         watched = {"distortion": evidence.nll.mean() / (math.log(2) * dimensions)}
@@ -60,11 +74,20 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
             watched["rate"] = evidence.rate.sum((1, 2)).mean() / (math.log(2) * dimensions)
         return Terms({name: term / dimensions for name, term in nats.items()}, watched, h)
 
-    def evidence(self, images: Tensor, h: Tensor, samples: int, generator: Generator | None = None) -> Evidence:
+    def vector_of(self, condition: Tensor | None, samples: Tensor) -> Tensor:
+        """Return what the network is told (B, E) of samples (B, ...) of classes (B,)."""
+        if self.class_vectors is None:
+            return samples.new_zeros(len(samples), 0)
+        found: Tensor = self.class_vectors(condition)
+        return found
+
+    def evidence(
+        self, images: Tensor, h: Tensor, told: Tensor, samples: int, generator: Generator | None = None
+    ) -> Evidence:
         """Return the log-probabilities of images and of `samples` draws from their posteriors, given by h."""
         draw = self.posterior.draw(h, samples, generator)
         S, B = draw.z.shape[:2]
-        output = self._decoded(draw.z.flatten(0, 1))
+        output = self._decoded(draw.z.flatten(0, 1), told.repeat(S, 1))
         nll = self.likelihood.nll(output, images.repeat(S, 1, 1, 1)).view(S, B)
         return Evidence(nll, draw.z, draw.log_q, self.posterior.kl(h))
 
@@ -72,13 +95,21 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
         self.progress = progress
 
     @torch.no_grad()
-    def bound(self, images: Tensor, samples: int, generator: Generator | None = None) -> Bound | None:
+    def bound(
+        self,
+        images: Tensor,
+        samples: int,
+        generator: Generator | None = None,
+        condition: Tensor | None = None,
+    ) -> Bound | None:
         """Return bounds on −log p(images), computed `DECODED` draws at a time."""
         if not self.config.posterior.stochastic:
             return None
-        h, at_once = self._numbers(images), max(1, DECODED // len(images))
+        told, at_once = self.vector_of(self.told(condition, images), images), max(1, DECODED // len(images))
+        h = self._numbers(images, told)
         parts = [
-            self.evidence(images, h, min(at_once, samples - start), generator) for start in range(0, samples, at_once)
+            self.evidence(images, h, told, min(at_once, samples - start), generator)
+            for start in range(0, samples, at_once)
         ]
         shares = torch.tensor([len(part.nll) / samples for part in parts], device=images.device)
         return Bound(
@@ -89,28 +120,35 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
         )
 
     @torch.no_grad()
-    def posteriors(self, images: Tensor) -> ImagePosteriors | None:
-        return ImagePosteriors(self.posterior, self._numbers(images)) if self.config.posterior.stochastic else None
+    def posteriors(self, images: Tensor, condition: Tensor | None = None) -> ImagePosteriors | None:
+        if not self.config.posterior.stochastic:
+            return None
+        told = self.vector_of(self.told(condition, images), images)
+        return ImagePosteriors(self.posterior, self._numbers(images, told))
 
-    def _decoded(self, z: Tensor) -> Tensor:
+    def _decoded(self, z: Tensor, told: Tensor) -> Tensor:
         """Return the output of vectors (B, P, D)."""
-        return self.network.decode(z.to(next(self.network.parameters()).dtype))
+        dtype = next(self.network.parameters()).dtype
+        return self.network.decode(z.to(dtype), told.to(dtype))
 
-    def _encode(self, images: Tensor) -> Tensor:
-        return self.posterior.center(self._numbers(images)).flatten(1)
+    def _encode(self, images: Tensor, condition: Tensor | None) -> Tensor:
+        return self.posterior.center(self._numbers(images, self.vector_of(condition, images))).flatten(1)
 
     @property
     def has_moments(self) -> bool:
         return self.config.posterior.stochastic and self.config.posterior.has_moments
 
     @torch.no_grad()
-    def deviation(self, images: Tensor) -> Tensor | None:
-        found = self.posterior.deviation(self._numbers(images)) if self.has_moments else None
+    def deviation(self, images: Tensor, condition: Tensor | None = None) -> Tensor | None:
+        if not self.has_moments:
+            return None
+        told = self.vector_of(self.told(condition, images), images)
+        found = self.posterior.deviation(self._numbers(images, told))
         return None if found is None else found.flatten(1)
 
-    def _numbers(self, images: Tensor) -> Tensor:
+    def _numbers(self, images: Tensor, told: Tensor) -> Tensor:
         """Return h (B, P, N) of images. Raises `UserError` where it is not finite."""
-        h = self.network.encode(images)
+        h = self.network.encode(images, told)
         bad = ~h.flatten(1).isfinite().all(1)
         if bad.any():
             raise UserError(
@@ -119,5 +157,6 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
             )
         return h
 
-    def _output(self, latents: Tensor) -> Tensor:
-        return self._decoded(latents.view(len(latents), -1, self.config.latent_dim))
+    def _output(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        z = latents.view(len(latents), -1, self.config.latent_dim)
+        return self._decoded(z, self.vector_of(condition, latents))

@@ -174,7 +174,7 @@ class VQGANTokenizer(NetworkTokenizer):
     def draw(self, z_q: Tensor) -> Tensor:
         return self.decoder(self.from_code(z_q.to(self.from_code.weight.dtype)))
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         z_e = self.latents(images)
         bad = ~z_e.flatten(1).isfinite().all(1)
         if bad.any():

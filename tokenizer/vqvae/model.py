@@ -50,7 +50,7 @@ class VQVAE(NetworkTokenizer, TrainedTokenizer):
         self.decoder = ConvolutionalDecoder(config, config.quantizer.dim, outputs)
         self.likelihood = build_likelihood(config.likelihood, config.image_channels)
 
-    def forward(self, images: Tensor) -> Terms:
+    def forward(self, images: Tensor, condition: Tensor | None = None) -> Terms:
         nll, quantized = self.reconstruct(images)
         nats = nll.mean() / images[0].numel()  # a dimension
         losses = {
@@ -79,7 +79,7 @@ class VQVAE(NetworkTokenizer, TrainedTokenizer):
         dtype = next(self.decoder.parameters()).dtype  # z_q is fp32 also in a model of half precision
         return self.decoder(z_q.to(dtype))
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         z_e = self.latents(images)
         bad = ~z_e.flatten(1).isfinite().all(1)
         if bad.any():  # the nearest code to NaN is some code: it would be written down as if it meant something
