@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from smalti.common.errors import UserError
+from smalti.common.sharding import is_sharded
 
 MOST_IN_A_ROW = 5
 
@@ -57,7 +57,7 @@ class SkippedSteps:
         """
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)  # by itself: to clip by NaN would make every gradient NaN
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        whole = norm.full_tensor() if is_sharded(norm) else norm
         if torch.isfinite(whole):  # the one host sync of a step
             self.in_a_row = 0
             nn.utils.clip_grads_with_norm_(model.parameters(), most, norm)
@@ -83,7 +83,7 @@ def first_not_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | No
     """Return the parameter whose gradient is the first of the backward pass to be NaN or Inf; None if none is."""
     for name, parameter in reversed(list(parameters)):
         gradient = parameter.grad
-        here = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        here = gradient.to_local() if is_sharded(gradient) else gradient
         if here is not None and not here.isfinite().all():
             return name.removeprefix("module.")
     return None

@@ -3,20 +3,23 @@
     accelerate launch --config_file configs/imagenet256/fsdp.yaml prior/train.py configs/imagenet256/prior.yaml
 
 Accelerate's configuration asks for it; without one, nothing here has an effect. A sharded tensor is a `DTensor`. Files
-hold whole tensors, so the same run may go on with other processes, and without sharding.
+hold whole tensors, so the same run may go on with other processes, and without sharding. torch's sharding is imported
+where it is used: it takes a third of the time in which a command starts.
 """
 
+import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from smalti.common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 NEEDED = {  # of Accelerate's configuration
     "fsdp_version": 2,
@@ -38,6 +41,9 @@ def prepare(
     """
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharded:
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+
         plugin = accelerator.state.fsdp_plugin
         check_fsdp(plugin)
         # Accelerate's policy for bf16 would round the logits too and sum gradients in bf16; autocast does as without
@@ -54,6 +60,8 @@ def prepare(
 
 def check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
     """Raise `UserError` unless Accelerate is configured as this training needs it."""
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
     offload = plugin.cpu_offload
     given = {
         "fsdp_version": plugin.fsdp_version,
@@ -69,11 +77,17 @@ def check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
             )
 
 
+def is_sharded(tensor: Tensor | None) -> "TypeGuard[DTensor]":
+    """Return whether a tensor is a part of one that all processes hold together."""
+    module = sys.modules.get("torch.distributed.tensor")  # where nobody has imported it there are none
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
     """Return sharded tensors whole, on the CPU of the main process. Every process must call this."""
     gathered = {}
     for name, tensor in tensors.items():
-        if isinstance(tensor, DTensor):
+        if is_sharded(tensor):
             tensor = tensor.full_tensor()
             tensor = tensor.cpu() if accelerator.is_main_process else tensor.new_empty(0)
         gathered[name] = tensor
@@ -82,8 +96,10 @@ def whole(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, 
 
 def parts_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Return an optimizer's tensor sharded as its parameter is, if it has its shape: the inverse of `whole`."""
-    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+    if not is_sharded(parameter) or tensor.shape != parameter.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     with torch.no_grad():
         here = tensor.to(parameter.device)
         mesh, placements = parameter.device_mesh, parameter.placements

@@ -35,14 +35,14 @@ EVAL = "pip install torch-fidelity"
 FID_WEIGHTS = "6726825d"
 IMAGENET_SIDE, IMAGENET_MEAN, IMAGENET_STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KIND = """`classifier`: trained on the images' own labels; `inception`: of the FID; `torchvision`, `timm`: a model of
-that library by name; `torchscript`: a network saved as TorchScript"""
+that library by name; `torchscript`: a network saved as TorchScript; `none`: compare no features, train no classifier"""
 
 
 class FeaturesConfig(Settings):
     """The feature extractor that compares images."""
 
     kind: Annotated[
-        Literal["classifier", "inception", "torchvision", "timm", "torchscript"], Field(description=KIND)
+        Literal["classifier", "inception", "torchvision", "timm", "torchscript", "none"], Field(description=KIND)
     ] = "classifier"
     name: str | None = None
     """torchvision, timm: which model, `resnet50`; torchscript: what figures call it, null takes the file's name"""
@@ -62,6 +62,8 @@ class FeaturesConfig(Settings):
             raise ValueError("kind torchscript needs weights, the file that torch.jit.save wrote")
         if self.kind == "classifier" and self.weights is not None:
             raise ValueError("kind classifier takes no weights, it is trained on the images' labels; leave weights out")
+        if self.kind == "none" and (self.name, self.weights) != (None, None):
+            raise ValueError("kind none loads no network; leave name and weights out")
         return self
 
 
@@ -235,7 +237,7 @@ def load_features(
         UserError: a library or weights are missing, or do not fit; it says which and what to do.
     """
     kinds = {"inception": _inception, "torchvision": _torchvision, "timm": _timm, "torchscript": _torchscript}
-    if config.kind != "classifier":
+    if config.kind in kinds:
         return kinds[config.kind](config, device)
     if classifier is None:
         raise UserError(

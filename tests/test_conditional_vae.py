@@ -14,6 +14,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.pipeline.evaluate import Settings as PipelineSettings
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
 from smalti.pipeline.generate import Settings as Generation
@@ -38,6 +39,8 @@ from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.model import VAE
 from tests.conftest import tokenizer_training
+
+NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 
 MLP = MLPConfig(hidden=(16,))
 CONVOLUTIONAL = ConvolutionalConfig(channels=(8, 8))
@@ -221,7 +224,7 @@ def test_rows_are_encoded_with_the_images_own_labels(run, digits):
 
 
 def test_it_is_measured_given_the_class(run, accelerator):
-    written = json.loads(evaluate(EvaluateSettings(run=str(run)), accelerator).read_text())
+    written = json.loads(evaluate(EvaluateSettings(run=str(run), features=NO_FEATURES), accelerator).read_text())
     logged = [json.loads(line) for line in (run / "tokenizer/metrics.jsonl").read_text().splitlines()]
     held_out = next(line["negative_elbo"] for line in logged if "negative_elbo" in line)
     assert written["protocol"]["condition"] == "class"

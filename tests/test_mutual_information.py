@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.tokenizer import mutual_information
 from smalti.tokenizer.evaluate import Settings, evaluate
 from smalti.tokenizer.mutual_information import surgery
@@ -19,6 +20,8 @@ from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from tests.conftest import tokenizer_training
 from tests.test_vae import MLP
+
+NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 
 KINDS = {
     "isotropic": GaussianConfig(covariance="isotropic"),
@@ -95,7 +98,7 @@ def test_it_is_measured_where_log_q_of_another_image_is_cheap_and_named_where_no
     posterior = GaussianConfig() if kind == "gaussian" else FlowConfig(transforms=1, hidden=(8,), context=2)
     model = VAEConfig(image_size=(8, 8), network=MLP, latent_dim=2, posterior=posterior)
     train(tokenizer_training(tmp_path, model=model), accelerator)
-    found = json.loads(evaluate(Settings(run=str(tmp_path)), accelerator).read_text())["figures"]
+    found = json.loads(evaluate(Settings(run=str(tmp_path), features=NO_FEATURES), accelerator).read_text())["figures"]
     if kind == "flow":
         assert found["mutual_information"] is None and "no mutual_information" in capsys.readouterr().err
         return

@@ -15,6 +15,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.pipeline.evaluate import evaluate as evaluate_both
 from smalti.pipeline.evaluation.bench import Settings as BothSettings
 from smalti.pipeline.generate import Settings as Generation
@@ -48,6 +49,8 @@ from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.model import VAE
 from tests.conftest import tokenizer_training
 from tests.test_training import same_files
+
+NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 
 MLP = MLPConfig(hidden=(16,))
 CONVOLUTIONAL = ConvolutionalConfig(channels=(8, 8))
@@ -242,7 +245,7 @@ def test_a_codes_dataset_without_moments_keeps_its_fingerprint(finished_run):
 
 
 def test_it_is_measured_in_nats_that_name_how_pixels_were_binarized(run, accelerator):
-    path = evaluate(EvaluateSettings(run=str(run), importance_samples=5), accelerator)
+    path = evaluate(EvaluateSettings(run=str(run), importance_samples=5, features=NO_FEATURES), accelerator)
     written = json.loads(path.read_text())
     figures, protocol = written["figures"], written["protocol"]
     assert figures["importance_weighted"] < figures["negative_elbo"]
@@ -253,9 +256,9 @@ def test_it_is_measured_in_nats_that_name_how_pixels_were_binarized(run, acceler
 
 
 def test_it_costs_bits_under_the_standard_normal_and_under_the_learned_prior(run, accelerator):
-    own = json.loads(evaluate(EvaluateSettings(run=str(run), importance_samples=30), accelerator).read_text())[
-        "figures"
-    ]
+    own = json.loads(
+        evaluate(EvaluateSettings(run=str(run), importance_samples=30, features=NO_FEATURES), accelerator).read_text()
+    )["figures"]
     path = evaluate_both(BothSettings(run=str(run), images=0, importance_samples=30), accelerator)
     written = json.loads(path.read_text())
     figures, protocol = written["figures"], written["protocol"]
@@ -306,7 +309,9 @@ def test_an_autoencoder_has_points_for_latents_and_no_bound(objective, tmp_path,
     train(tokenizer_training(tmp_path, model=model), accelerator)
     encode(EncodeSettings(run=str(tmp_path), views=1, precision="fp32"), accelerator)
     assert not codes.load_codes(tmp_path / "codes").info.moments
-    figures = json.loads(evaluate(EvaluateSettings(run=str(tmp_path)), accelerator).read_text())["figures"]
+    figures = json.loads(evaluate(EvaluateSettings(run=str(tmp_path), features=NO_FEATURES), accelerator).read_text())[
+        "figures"
+    ]
     assert "negative_elbo" not in figures and figures["distortion"] > 0 and "mutual_information" not in figures
     fit(FitConfig(run=str(tmp_path), model=MixtureConfig(components=1), iterations=2), accelerator)
     figures = json.loads(evaluate_both(BothSettings(run=str(tmp_path), images=0), accelerator).read_text())["figures"]

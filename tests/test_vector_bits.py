@@ -129,7 +129,7 @@ class Linear(LikelihoodTokenizer):
         self.likelihood, self.mean, self.deviation_of_prior = Exact(), mean, deviation
         self.posterior = build_posterior(GaussianConfig(), 4)
 
-    def posteriors(self, images):
+    def posteriors(self, images, condition=None):
         w, precision = self.likelihood.w, self.deviation_of_prior**-2
         of_x = self.likelihood.sigma**-2
         variance = 1 / (precision + w**2 * of_x)
@@ -138,10 +138,10 @@ class Linear(LikelihoodTokenizer):
         scale = torch.full_like(center, log_scale / math.sqrt(1 - (log_scale / WIDEST) ** 2))  # inverse of `bounded`
         return ImagePosteriors(self.posterior, torch.cat([center, scale], 1)[:, None])
 
-    def _encode(self, images):
+    def _encode(self, images, condition):
         return images
 
-    def _output(self, latents):
+    def _output(self, latents, condition):
         return self.likelihood.w * latents.view(-1, 1, 2, 2)
 
 

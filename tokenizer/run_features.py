@@ -63,7 +63,12 @@ def open_extractors(
     cache: Path,
     accelerator: Accelerator,
 ) -> Extractors:
-    """Return the chosen feature extractor, and if there are labels the classifier, which the main process trains."""
+    """Return the chosen feature extractor, and if there are labels the classifier, which the main process trains.
+
+    Of kind none there is neither.
+    """
+    if c.kind == "none":
+        return Extractors(None, None)
     classifier = None
     if images.class_names is not None and len(images.class_names) >= LABELLED:
         train, known = labelled(images.splits["train"]), labelled(held_out)

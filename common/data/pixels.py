@@ -16,7 +16,6 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from smalti.common.raster import open_picture
 
@@ -91,6 +90,8 @@ def _resized(pixels: Tensor, shape: Shape) -> Tensor:
     size = [shape.height, shape.width]
     if list(pixels.shape[1:]) == size:
         return pixels
+    from torchvision.transforms.v2 import functional as transforms  # here: it takes a third of a command's start
+
     if shape.resize == "crop":
         scale = max(want / have for want, have in zip(size, pixels.shape[1:], strict=True))
         seen = [min(have, max(1, round(want / scale))) for want, have in zip(size, pixels.shape[1:], strict=True)]
