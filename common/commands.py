@@ -30,10 +30,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("pipeline/run.py", "the whole chain: tokenizer, codes, prior, images", ALONE),
     "train-tokenizer": Command("tokenizer/train.py", "stage one: images -> a tokenizer"),
-    "cluster": Command("tokenizer/cluster.py", "stage one without a network: K-means of patches"),
+    "cluster": Command("tokenizer/cluster.py", "stage one without a network: K-means or a Gaussian mixture of patches"),
     "convert": Command("tokenizer/convert.py", "stage one by somebody else's VQGAN: LlamaGen, taming, diffusers"),
     "codebook": Command("tokenizer/codebook.py", "draw the codebook, and say what to change where codes lie idle"),
     "latents": Command("tokenizer/latents.py", "draw the latents of a VAE, and say what to change where they lie idle"),
+    "amortization": Command("tokenizer/amortization.py", "what a VAE's encoder costs beside a q(z | x) of each image"),
     "encode": Command("tokenizer/encode.py", "images -> codes, or vectors"),
     "train-prior": Command("prior/train.py", "stage two: codes -> a prior"),
     "fit-prior": Command("prior/fit.py", "stage two without a network: a mixture of Gaussians over vectors, by EM"),

@@ -31,14 +31,16 @@ def write_evaluation(
     figures: Mapping[str, Any],
     protocol: Mapping[str, Any],
     arguments: Sequence[str],
+    script: str | None = None,
 ) -> Path:
-    """Write the figures of `STAGE/evaluate.py`, started with these arguments, and return the file."""
+    """Write the figures of a script, `STAGE/evaluate.py` unless named, started with these arguments, and return the
+    file."""
     path = evaluation_path(run, stage, split)
     head = {"kind": KIND, "format": FORMAT, "stage": stage, "split": split}
     body = {"figures": dict(figures), "protocol": dict(protocol)}
     check_evaluation(path)
     mend(path)
-    write_json(path, head | body | record(f"{stage}/evaluate.py", arguments=arguments))
+    write_json(path, head | body | record(script or f"{stage}/evaluate.py", arguments=arguments))
     return path
 
 

@@ -41,7 +41,7 @@ from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior
 from smalti.tokenizer.base import TrainedTokenizer
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.kmeans.config import ClusterConfig
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy", "pillow")
 EXTRAS = {"eval": ("torch-fidelity",), "app": ("gradio",), "track": ("tensorboard", "wandb", "trackio")}
@@ -203,7 +203,7 @@ def config_lines(path: Path, accelerator: Accelerator) -> Iterator[str]:
     given = config.read_yaml(path)
     if path.name == "cluster.yaml":
         c = config.build(ClusterConfig, given, str(path))
-        yield f"{path}: K-means of {c.model.codebook_size} patches, no network to train: fits"
+        yield f"{path}: {c.model.name()} of {c.model.codebook_size} patches, no network to train: fits"
         return
     if path.name == "fit.yaml":
         fitted = config.build(FitConfig, given, str(path))

@@ -19,7 +19,7 @@ from smalti.tokenizer.bottleneck.config import BottleneckConfig, SingleConfig
 from smalti.tokenizer.bottleneck.fsq import FSQConfig
 from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.kmeans.config import ClusterConfig
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -31,7 +31,8 @@ from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.evaluate import Settings as EvaluateSettings
 from smalti.tokenizer.evaluate import evaluate
-from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
+from smalti.tokenizer.kmeans.config import KMeansConfig
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.train import train
 from tests.conftest import tokenizer_training
 from tests.test_images import FILES, file_of, opened, pixels, write

@@ -29,8 +29,9 @@ from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
+from smalti.tokenizer.kmeans.config import KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.train import tokenizer_schedule
 from smalti.tokenizer.train import train as train_tokenizer
 from smalti.tokenizer.vqgan.config import VQGANConfig

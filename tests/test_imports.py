@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "benchmarks": {"common", "metrics", "tokenizer", "prior", "pipeline"},
 }
 SCRIPTS = {
-    "tokenizer": {"train", "cluster", "codebook", "convert", "encode", "evaluate", "latents"},
+    "tokenizer": {"amortization", "train", "cluster", "codebook", "convert", "encode", "evaluate", "latents"},
     "prior": {"train", "fit", "evaluate"},
     "pipeline": {
         "app",

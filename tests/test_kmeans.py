@@ -15,9 +15,10 @@ from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.kmeans import clustering as module
 from smalti.tokenizer.kmeans.clustering import assigned, e_step, kmeans, m_step, plus_plus
-from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
+from smalti.tokenizer.kmeans.config import KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import prior_training

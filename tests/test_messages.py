@@ -18,7 +18,7 @@ from smalti.pipeline.run import first_config
 from smalti.pipeline.terminal import meant
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
-from smalti.tokenizer.kmeans.config import ClusterConfig
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -50,7 +50,7 @@ def test_a_command_by_name_answers_as_its_script_does_and_speaks_of_names(tmp_pa
     told = smalti("encode", "nowhere", cwd=tmp_path)
     assert told.returncode == 2
     assert (
-        "smalti train-tokenizer with --run nowhere makes one (smalti cluster, one of K-means; smalti convert, "
+        "smalti train-tokenizer with --run nowhere makes one (smalti cluster, one of K-means or a mixture of Gaussians"
         in told.stderr
     )
 

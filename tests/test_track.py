@@ -23,7 +23,8 @@ from smalti.prior.train import train as train_prior
 from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.kmeans.config import ClusterConfig, KMeansConfig
+from smalti.tokenizer.kmeans.config import KMeansConfig
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.train import train as train_tokenizer
 from tests.conftest import prior_training, tokenizer_training
 

@@ -1,6 +1,7 @@
-"""Stage one without a network: fit the K-means tokenizer, whose codes are means of image patches.
+"""Stage one without a network: fit a tokenizer of image patches by EM, K-means or a mixture of Gaussians.
 
     accelerate launch tokenizer/cluster.py configs/digits_kmeans/cluster.yaml --model.codebook_size 256
+    accelerate launch tokenizer/cluster.py --model.kind gaussian_mixture --model.covariance full --run runs/mine
 
 Reads images and writes into RUN/tokenizer what tokenizer/train.py writes: config.yaml, metrics.jsonl (one line an EM
 step), reconstructions.png, curves.png, histogram.json, state/ and model/; trackers in --track get the metrics too.
@@ -38,9 +39,8 @@ from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.initialization import check_enough, sampled
-from smalti.tokenizer.kmeans.clustering import assigned, e_step, m_step, plus_plus
-from smalti.tokenizer.kmeans.config import ClusterConfig
-from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
+from smalti.tokenizer.patches.model import PatchTokenizer
 from smalti.tokenizer.split_evaluation import evaluate_split, reconstruction_grid, save_histogram
 
 LEEWAY = Leeway(
@@ -62,24 +62,23 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     saved = state.latest(run, accelerator)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)
-    tokenizer = KMeansTokenizer(c.model).to(accelerator.device)
+    tokenizer: PatchTokenizer = c.model.builds(c.model).to(accelerator.device).for_fitting()
     sample = sampled_patches(tokenizer, splits["train"], c, accelerator)
-    set_first_means(tokenizer, sample, saved, c, run)
+    begin_or_go_on(tokenizer, sample, saved, c, run)
     first = saved.step if saved else 0
     enter_run(run, c, first, reopened, accelerator)
     write_record(images, c.images.source, run, accelerator)
     metrics = Metrics(run, accelerator, first, c, c.track_project)
-    bar = progress_bar(accelerator, c.iterations, "k-means", initial=first, unit="EM step")
+    bar = progress_bar(accelerator, c.iterations, "EM", initial=first, unit="EM step")
     with metrics:
         with Interrupt(accelerator) as interrupt:
             for iteration in range(first, c.iterations):
-                counts, sums, error = expectation(tokenizer, splits["train"], accelerator)
-                means = m_step(counts, sums, tokenizer.codebook, sample)
-                tokenizer.codebook.copy_(broadcast(means))  # one process' rounding decides for all
-                tokenizer.fit_likelihood(error)
+                sums = expectation(tokenizer, splits["train"], accelerator)
+                figures = tokenizer.m_step(sums, sample)
+                share(tokenizer)
                 done, last = iteration + 1, iteration + 1 == c.iterations
-                metrics.log(done, "train", objective=error, empty=int((counts == 0).sum()))
-                bar.set_postfix(mse=f"{error:.5f}", refresh=False)
+                metrics.log(done, "train", **figures)
+                bar.set_postfix(objective=f"{figures['objective']:.5f}", refresh=False)
                 bar.update()
                 if accelerator.is_main_process:
                     state.save_state(run, done, {"model": tokenizer.state_dict()}, {"data": fingerprint}, accelerator)
@@ -89,31 +88,36 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
                         f"saved after EM step {done} of {c.iterations}; the same command goes on from there"
                     )
         bar.close()
-        report_fit(tokenizer, splits["validation"], c.iterations, metrics, run, accelerator)
+        report_fit(tokenizer.float(), splits["validation"], c.iterations, metrics, run, accelerator)
     return run / "model"
 
 
-def set_first_means(
-    tokenizer: KMeansTokenizer, sample: Tensor, saved: state.State | None, c: ClusterConfig, run: Path
+def begin_or_go_on(
+    tokenizer: PatchTokenizer, sample: Tensor, saved: state.State | None, c: ClusterConfig, run: Path
 ) -> None:
-    """Set the means as they were last saved, or at the beginning by k-means++ of a sample of patches (N, D)."""
+    """Set the tokenizer as it was last saved, or at the beginning from a sample of patches (N, D)."""
     if saved is None:
-        draws = generator(c.seed, sample.device)
-        tokenizer.codebook.copy_(broadcast(plus_plus(sample, c.model.codebook_size, draws)))
+        tokenizer.begin(sample, generator(c.seed, sample.device))
+        share(tokenizer)
     else:
         with state.restoring(run):
             state.restore(tokenizer, saved.tensors["model"])
 
 
-def patches_of(tokenizer: KMeansTokenizer, split: ImageSplit, positions: Tensor) -> Tensor:
+def share(tokenizer: PatchTokenizer) -> None:
+    """Give all processes the main one's tokenizer: one process' rounding decides for all."""
+    with torch.no_grad():
+        for tensor in tokenizer.state_dict().values():
+            tensor.copy_(broadcast(tensor.contiguous()))
+
+
+def patches_of(tokenizer: PatchTokenizer, split: ImageSplit, positions: Tensor) -> Tensor:
     """Return the patches (b · h · w, D) of images of a split, on the tokenizer's device."""
     images = split.read(positions).images
-    return tokenizer.patches(to_float(images.to(tokenizer.codebook.device)))
+    return tokenizer.patches(to_float(images.to(tokenizer.likelihood.log_scale.device)))
 
 
-def sampled_patches(
-    tokenizer: KMeansTokenizer, split: ImageSplit, c: ClusterConfig, accelerator: Accelerator
-) -> Tensor:
+def sampled_patches(tokenizer: PatchTokenizer, split: ImageSplit, c: ClusterConfig, accelerator: Accelerator) -> Tensor:
     """Return patches (N, D) of images drawn by the seed, from which first means and new places for empty ones come."""
     number = sampled(c.model.codebook_size)
     order = RowOrder(len(split), c.seed, Share(batch_size=BATCH), 0)
@@ -126,30 +130,20 @@ def sampled_patches(
     return torch.cat(found)
 
 
-def expectation(
-    tokenizer: KMeansTokenizer, split: ImageSplit, accelerator: Accelerator
-) -> tuple[Tensor, Tensor, float]:
-    """Return counts (K,), sums (K, D) and the mean squared error of a pixel: the E step, each process its share."""
-    K, D = tokenizer.codebook.shape
-    counts, sums = torch.zeros_like(tokenizer.codebook[:, 0]), torch.zeros_like(tokenizer.codebook)
-    error = torch.zeros(2, device=sums.device)  # squared distances, numbers
+def expectation(tokenizer: PatchTokenizer, split: ImageSplit, accelerator: Accelerator) -> tuple[Tensor, ...]:
+    """Return the sums over all patches that the M step needs: the E step, each process its share."""
+    found = tokenizer.e_step(patches_of(tokenizer, split, torch.zeros(0, dtype=torch.int64)))
     bar = passing_bar(len(split), "E step")
     for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
-        vectors = patches_of(tokenizer, split, positions)
-        indices = e_step(vectors, tokenizer.codebook)
-        some_counts, some_sums = assigned(vectors, indices, K)
-        counts += some_counts
-        sums += some_sums
-        squared = (vectors - tokenizer.codebook[indices]).square().sum()
-        error += torch.stack([squared, squared.new_tensor(len(vectors) * D)])
+        some = tokenizer.e_step(patches_of(tokenizer, split, positions))
+        found = tuple(before + more for before, more in zip(found, some, strict=True))
         advance(bar, len(positions) * accelerator.num_processes)
     bar.close()
-    total, number = accelerator.reduce(error).tolist()
-    return accelerator.reduce(counts), accelerator.reduce(sums), total / number
+    return tuple(map(accelerator.reduce, found))
 
 
 def report_fit(
-    tokenizer: KMeansTokenizer,
+    tokenizer: PatchTokenizer,
     validation: ImageSplit,
     iterations: int,
     metrics: Metrics,
@@ -168,10 +162,12 @@ def report_fit(
     if accelerator.is_main_process:
         save_picture(picture, run / "reconstructions.png")
         save_histogram(counts, evaluation.images, run / "histogram.json")
-        save_curves(read_metrics(run / "metrics.jsonl"), {"mean squared error": ["objective"]}, run / "curves.png")
+        save_curves(read_metrics(run / "metrics.jsonl"), {tokenizer.objective: ["objective"]}, run / "curves.png")
         tokenizer.save_pretrained(run / "model")
     for low in unused(codebook_of(tokenizer), "validation", counts):
         accelerator.print(low, file=sys.stderr)
+    for line in tokenizer.warnings():
+        accelerator.print(line, file=sys.stderr)
     figures = ", ".join(f"{name} {value}" for name, value in evaluation.summary().items())
     accelerator.print(f"validation: {figures}")
     accelerator.wait_for_everyone()

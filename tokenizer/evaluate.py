@@ -15,6 +15,9 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
                           tokenizer is told of the class, both are given it
     importance_weighted   nats an image: the tighter bound by --importance_samples draws
     active_units          numbers of z whose centre varies over images by more than 0.01
+    nll_of_density        nats an image: −log of the density at its pixels, times the width of a level for each, where
+                          the model's own p(x) has a formula: a linear VAE, a mixture of Gaussians. No probability
+    nll_of_levels         nats an image: −log p(x) of its 8-bit levels, of a mixture without correlations
     kl_by_number          nats of each number of z, where the KL is a sum over them
     mutual_information    nats, I(x; z) by the posteriors of all images: at most mutual_information_cap, the log of
                           their number; with marginal_kl, KL(q(z) || N(0, I)), it is the rate of one draw an image
@@ -179,6 +182,7 @@ def measure_batch(
         found["distortion"] = tokenizer.likelihood.nll(decoded.double(), pixels.double())
         decoded = tokenizer.likelihood.mean(decoded)
         found |= bound_figures(c, tokenizer, pixels, batch.labels, int(positions[0]), accelerator)
+        found |= {f"nll_of_{what}": nats for what, nats in tokenizer.exact_nll(pixels).items()}
     if tokenizer.config.layout.discrete:
         found["codes"] = latents.int()
     again = to_uint8(decoded)
@@ -284,6 +288,7 @@ def reconstruction_figures(
     }
     if "distortion" in found:
         figures["distortion"] = found["distortion"].mean().item() / (math.log(2) * dimensions)
+    figures |= {name: nats.mean().item() for name, nats in found.items() if name.startswith("nll_of_")}
     if "rate" in found:
         figures |= latent_figures(found, c.layout, samples, dimensions)
     if "codes" in found:

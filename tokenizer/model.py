@@ -9,6 +9,7 @@ from smalti.common.hub import locate
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
+from smalti.tokenizer.mixture.model import GaussianMixtureTokenizer
 from smalti.tokenizer.vae.model import VAE
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
@@ -18,6 +19,7 @@ OURS = (
     KMeansTokenizer,
     VQGANTokenizer,
     VAE,
+    GaussianMixtureTokenizer,
 )  # the kinds that come with the package: importing them registers them
 
 
@@ -71,6 +73,7 @@ def trained(run: Path) -> Path:
     if not (run / "model/config.json").exists():
         raise UserError(
             f"there is no trained tokenizer in {run / 'model'}; tokenizer/train.py with --run {quoted(run.parent)} "
-            "makes one (tokenizer/cluster.py, one of K-means; tokenizer/convert.py, one of somebody else's weights)"
+            "makes one (tokenizer/cluster.py, one of K-means or a mixture of Gaussians; tokenizer/convert.py, one of "
+            "somebody else's weights)"
         )
     return run / "model"

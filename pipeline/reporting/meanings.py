@@ -24,6 +24,8 @@ MEANINGS = {
     "distortion": Meaning("distortion, bits/dim", "what pixels cost once their codes are known"),
     "rate": Meaning("rate, bits/dim", "KL of q(z | x) to the standard normal: what z costs"),
     "bits_per_dim": Meaning("bits/dim", "distortion and rate: minus the ELBO"),
+    "nll_of_density": Meaning("-log p(x), density", "of an image in nats: the model's own, no probability"),
+    "nll_of_levels": Meaning("-log p(x), levels", "of an image in nats: the model's own, of its 8-bit levels"),
     "negative_elbo": Meaning("-ELBO, nats", "of an image: an upper bound on -log p(x)"),
     "importance_weighted": Meaning("importance-weighted bound, nats", "of an image: a tighter one, by several draws"),
     "active_units": Meaning("active units", "numbers of z that depend on the image"),

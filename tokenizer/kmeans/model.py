@@ -1,66 +1,48 @@
-"""The tokenizer without a network: a code is the mean nearest to a patch.
+"""K-means of patches: a code is the mean nearest to a patch.
 
-Shapes: images (B, C, H, W) in [-1, 1], patches of p x p pixels, indices (B, h, w), codebook (K, C · p · p).
+Shapes: as of `tokenizer/patches/model.py`; codebook (K, C · p · p).
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor
+from torch import Generator, Tensor
 
-from smalti.tokenizer.base import LikelihoodTokenizer
-from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian, GaussianConfig
-from smalti.tokenizer.criterion.likelihood.levels import HALF
-from smalti.tokenizer.kmeans.clustering import e_step
+from smalti.tokenizer.kmeans import clustering
 from smalti.tokenizer.kmeans.config import KMeansConfig
+from smalti.tokenizer.patches.model import PatchTokenizer
 
 
 @KMeansConfig.register
-class KMeansTokenizer(LikelihoodTokenizer):
+class KMeansTokenizer(PatchTokenizer):
     """The K-means tokenizer, which `tokenizer/cluster.py` fits: a code decodes to the mean nearest to a patch."""
 
+    objective = "mean squared error"
     config: KMeansConfig
-    likelihood: Gaussian
     codebook: Tensor  # (K, C · patch · patch)
 
     def __init__(self, config: KMeansConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
-        self.likelihood = Gaussian(GaussianConfig(), config.image_channels).requires_grad_(False)
 
-    @torch.no_grad()
-    def fit_likelihood(self, squared_error: float) -> None:
-        """Set the variance that all means share to the mean squared error of a pixel, its M step."""
-        self.likelihood.log_scale.fill_(max(0.5 * math.log(max(squared_error, 1e-12)), math.log(HALF)))
+    @property
+    def means(self) -> Tensor:
+        return self.codebook
 
-    def patches(self, images: Tensor) -> Tensor:
-        """Return the patches of images as vectors: (B, C, H, W) -> (B · h · w, C · patch · patch)."""
-        p = self.config.patch
-        return rearrange(images, "b c (h p) (w q) -> (b h w) (c p q)", p=p, q=p)
+    def codes_of(self, patches: Tensor) -> Tensor:
+        return clustering.e_step(patches, self.codebook)
 
-    def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
-        return e_step(self.patches(images), self.codebook).view(len(images), -1)
+    def begin(self, sample: Tensor, generator: Generator) -> None:
+        self.codebook.copy_(clustering.plus_plus(sample, self.config.codebook_size, generator))
 
-    def _output(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
-        (indices,) = self.config.layout.split(latents)
-        return self.draw(indices)
+    def e_step(self, patches: Tensor) -> tuple[Tensor, ...]:
+        """Return counts (K,), sums (K, D), and squared distances and numbers (2,) of patches (N, D)."""
+        indices = self.codes_of(patches)
+        counts, sums = clustering.assigned(patches, indices, self.config.codebook_size)
+        squared = (patches - self.codebook[indices]).square().sum()
+        return counts, sums, torch.stack([squared, squared.new_tensor(patches.numel())])
 
-    def code_tables(self) -> list[Tensor]:
-        """Return the means, (K, D)."""
-        return [self.codebook]
-
-    def code_vectors(self, depth: int, codes: Tensor) -> Tensor:
-        """Return the means of codes (N,), (N, D)."""
-        return self.codebook[codes.to(self.codebook.device)]
-
-    def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
-        """Return the means of codes (N,) as patches, (N, C, p, p)."""
-        return self.likelihood.mean(self.draw(codes.to(self.codebook.device)[:, None, None]))
-
-    def draw(self, indices: Tensor) -> Tensor:
-        """Return the means of a grid of any size, side by side: indices (B, h, w) -> (B, C, h · patch, w · patch)."""
-        p = self.config.patch
-        return rearrange(F.embedding(indices, self.codebook), "b h w (c p q) -> b c (h p) (w q)", p=p, q=p)
+    def m_step(self, sums: tuple[Tensor, ...], sample: Tensor) -> dict[str, float]:
+        counts, moved, error = sums
+        self.codebook.copy_(clustering.m_step(counts, moved, self.codebook, sample))
+        squared = (error[0] / error[1]).item()
+        self.fit_likelihood(squared)
+        return {"objective": squared, "empty": int((counts == 0).sum())}

@@ -2,8 +2,9 @@
 
 convolutional   residual convolutional blocks, the encoder and decoder of the VQ-VAE
 mlp             fully connected layers, for small images
+linear          one linear layer each way: probabilistic PCA
 """
 
-from smalti.tokenizer.network import convolutional_vectors, mlp
+from smalti.tokenizer.network import convolutional_vectors, linear, mlp
 
-__all__ = ["convolutional_vectors", "mlp"]  # the kinds there are: each registers itself
+__all__ = ["convolutional_vectors", "linear", "mlp"]  # the kinds there are: each registers itself

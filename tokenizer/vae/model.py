@@ -23,12 +23,14 @@ from smalti.common.condition import Condition
 from smalti.common.errors import UserError
 from smalti.tokenizer.base import Bound, LikelihoodTokenizer, Terms, TrainedTokenizer
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
+from smalti.tokenizer.criterion.likelihood.levels import LOG_WIDTH
 from smalti.tokenizer.criterion.objective.base import Evidence, build_objective
 from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
 from smalti.tokenizer.network.base import Sizes, build_network
 from smalti.tokenizer.posterior.base import build_posterior
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.vae.config import VAEConfig
+from smalti.tokenizer.vae.linear import linear_gaussian
 
 DECODED = 2**12  # draws of z that are decoded at once, when a bound is computed
 TOLD = 16  # E, numbers of the vector of a class
@@ -125,6 +127,15 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
             return None
         told = self.vector_of(self.told(condition, images), images)
         return ImagePosteriors(self.posterior, self._numbers(images, told))
+
+    @torch.no_grad()
+    def exact_nll(self, images: Tensor) -> dict[str, Tensor]:
+        """Return −log p(images) of a linear decoder with a Gaussian likelihood: that of the density. Of a decoder that
+        is told of the class, which has a p(x) for each, nothing."""
+        model = None if self.condition.told else linear_gaussian(self.network, self.likelihood)
+        if model is None:
+            return {}
+        return {"density": -model.log_prob(images.flatten(1)) - images[0].numel() * LOG_WIDTH}
 
     def _decoded(self, z: Tensor, told: Tensor) -> Tensor:
         """Return the output of vectors (B, P, D)."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 LEVELS = 256
 HALF = 1 / 255  # of a level's width: levels are 2 / 255 apart
+LOG_WIDTH = math.log(2 * HALF)
 OPEN = 50.0  # scales that the outermost levels go on: e^-50 lies beyond, and an infinite end has a gradient of NaN
 
 
