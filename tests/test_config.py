@@ -212,7 +212,11 @@ def test_the_same_strict_reader_reads_a_saved_models_config(tmp_path):
             {"condition": {"kind": "class", "names": None}},
             "condition.names takes a list of values, got none; write [VALUE]",
         ),
-        ({"condition": {"kind": "class"}}, "condition.names takes a list of values, got none; write [VALUE]"),
+        (
+            {"condition": {"kind": "class"}},
+            "condition.names must be given, and is not there: it was changed or is damaged; the command that wrote it "
+            "writes it again",
+        ),
         (
             {"condition": {"kind": "class", "names": "cat"}},
             "condition.names takes a list of values, got cat; write [cat]",
