@@ -107,6 +107,12 @@ def finished_run(tmp_path_factory, accelerator) -> Path:
 
 
 @pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """Return a folder for runs that are evaluated: those of the same images, side by side, share their classifier."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     """Build the wheel from the sdist and unpack it: what pip puts into site-packages."""
     folder = tmp_path_factory.mktemp("packaging")

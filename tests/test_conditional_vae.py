@@ -183,9 +183,9 @@ def test_images_without_classes_or_of_others_are_refused_with_what_to_do(digits)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, accelerator):
+def run(runs, accelerator):
     """Return a run of two numbers an image and its class: trained for 300 steps, encoded, N(0, I) as prior."""
-    run = tmp_path_factory.mktemp("conditional") / "digits"
+    run = runs / "conditional"
     model = VAEConfig(image_size=(8, 8), network=MLPConfig(hidden=(64,)), latent_dim=2, condition=Classes())
     settings = {"lr": 1e-2, "steps": 300, "evaluate_every": 300, "save_every": 300, "batch_size": 64}
     train(tokenizer_training(run, model=model, **settings), accelerator)

@@ -30,17 +30,11 @@ from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
 
 
-@pytest.fixture(scope="module")
-def beside(tmp_path_factory):
-    """Return a folder of runs that share a cache, so one classifier serves all."""
-    return tmp_path_factory.mktemp("runs")
-
-
 @pytest.fixture
-def run(finished_run, beside, request):
+def run(finished_run, runs, request):
     """Return a copy of the finished run that a test may write into."""
     ignored = shutil.ignore_patterns("state", "evaluation")
-    return shutil.copytree(finished_run, beside / f"digits-{request.node.name}", ignore=ignored)
+    return shutil.copytree(finished_run, runs / f"digits-{request.node.name}", ignore=ignored)
 
 
 def figures(path):
@@ -172,9 +166,9 @@ def test_what_codes_cost_by_class_and_by_place_is_their_cost(run, accelerator):
 
 
 @pytest.fixture(scope="module")
-def judged(finished_run, beside, accelerator):
+def judged(finished_run, runs, accelerator):
     """Return a run with all of its evaluations, and the figures of its pipeline."""
-    run = beside / "judged"
+    run = runs / "judged"
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("state", "evaluation"))
     evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator)
     evaluate_prior(PriorSettings(run=str(run)), accelerator)

@@ -103,9 +103,9 @@ def families():
 
 
 @pytest.fixture(scope="module")
-def run(families, tmp_path_factory, accelerator) -> Path:
+def run(families, runs, accelerator) -> Path:
     """Return a run of sixty steps of each stage on the digits."""
-    run, few = tmp_path_factory.mktemp("families") / "toy", {"log_every": 20, "evaluate_every": 30, "save_every": 30}
+    run, few = runs / "families", {"log_every": 20, "evaluate_every": 30, "save_every": 30}
     model = SequenceConfig(image_size=(8, 8))
     training = TrainConfig(
         run=str(run),

@@ -123,8 +123,8 @@ def test_no_step_of_em_raises_the_objective_and_it_resumes_bit_for_bit(tmp_path,
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), once.state_dict().values(), strict=True))
 
 
-def test_it_passes_through_encode_prior_generate_and_evaluate(tmp_path, accelerator):
-    run = tmp_path / "gm"
+def test_it_passes_through_encode_prior_generate_and_evaluate(runs, accelerator):
+    run = runs / "mixture"
     cluster(settings(run), accelerator)
     encode(EncodeSettings(run=str(run), precision="fp32"), accelerator)
     train_prior(prior_training(run), accelerator)

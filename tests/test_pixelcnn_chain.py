@@ -29,9 +29,9 @@ from tests.conftest import prior_training
 
 
 @pytest.fixture(scope="module")
-def run(finished_run, tmp_path_factory, accelerator) -> Path:
+def run(finished_run, runs, accelerator) -> Path:
     """Return a run with the digits' codes and 20 steps of a small PixelCNN."""
-    run = tmp_path_factory.mktemp("pixelcnn") / "digits"
+    run = runs / "pixelcnn"
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("prior", "pipeline", "evaluation"))
     settings = prior_training(run, model=PixelCNNConfig(depth=2, dim=16, kernel=3), steps=20, evaluate_every=10)
     train_prior(settings, accelerator)

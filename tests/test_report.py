@@ -123,9 +123,9 @@ def evaluated(run) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(finished_run, tmp_path_factory) -> tuple[Path, Page, str]:
+def whole(finished_run, runs) -> tuple[Path, Page, str]:
     """Return a complete run and its page. Tests share it: do not change it."""
-    run = tmp_path_factory.mktemp("whole") / "digits"
+    run = runs / "report"
     shutil.copytree(finished_run, run)
     evaluate(run)
     return run, *page_of(run, completion=True)
