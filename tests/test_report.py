@@ -184,7 +184,7 @@ def test_the_commands_repeat_the_run_elsewhere_and_say_nothing_of_the_machine(wh
     run, page, html = whole
     assert str(run.parent) not in html
     lines = page.text[page.text.index("run=") :].splitlines()
-    assert lines[:2] == ["run=.../digits", "again=.../digits-again"]
+    assert lines[:2] == ["run=.../report", "again=.../report-again"]
     assert 'python tokenizer/train.py "$run/tokenizer/config.yaml" --run "$again"' in lines
     assert 'python prior/evaluate.py "$again" --split test' in lines
     assert [line.split()[1] for line in lines if line.startswith("python ")] == [
