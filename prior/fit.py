@@ -336,7 +336,7 @@ def told(fitted: Fit, task: Task, done: int) -> Iterator[str]:
         K = len(fitted.mixtures[number].log_weights)
         if empty := int((fitted.moments[number].weights < EMPTY).sum()):
             yield f"{group.name}: {empty} of {K} components have no points; fewer components do the same"
-        narrow = fitted.mixtures[number].narrowest() <= 2 * c.regularization
+        narrow = task.prior.mixture(number).narrowest() <= 2 * c.regularization  # of the weights that are kept
         if narrow.any():
             yield (
                 f"{group.name}: the covariances of {int(narrow.sum())} of {len(narrow)} components are singular, but "

@@ -293,9 +293,15 @@ def test_more_components_than_rows_of_a_class_are_refused_with_the_class(run, ac
     fit(settings(run, model=MixtureConfig(components=90, covariance="tied"), condition="nothing"), accelerator)
 
 
-def test_a_singular_covariance_is_said(run, accelerator, capfd):
-    fit(settings(run, model=MixtureConfig(components=40), condition="nothing"), accelerator)
-    assert "components are singular, but for the regularization 1e-06" in capfd.readouterr().err
+def test_a_singular_covariance_is_said_of_the_weights_that_are_kept(run, accelerator, capfd):
+    """The second fit ends with singular components, and keeps those of its first step, which are none."""
+    wide = settings(run, model=MixtureConfig(components=3), condition="nothing", regularization=10.0, iterations=1)
+    fit(wide, accelerator)
+    assert "3 of 3 components are singular, but for the regularization 10" in capfd.readouterr().err
+    other = run.with_name("other")
+    fit(settings(other, codes=str(run / "codes"), model=MixtureConfig(components=40), condition="nothing"), accelerator)
+    said = capfd.readouterr()
+    assert "the weights of step 1 are kept" in said.out and "singular" not in said.err
 
 
 def test_covariances_beyond_the_memory_are_refused_before_anything_is_made():

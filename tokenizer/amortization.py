@@ -9,7 +9,7 @@ image:
 
     amortised              −ELBO of the encoder's q
     own                    −ELBO of each image's own q; where it is none better on draws aside, the encoder's
-    gap                    amortised − own, what the encoder loses; the amortisation gap of Cremer et al. (2018),
+    amortisation_gap       amortised − own, what the encoder loses; the amortisation gap of Cremer et al. (2018),
                            https://arxiv.org/abs/1801.03558, where the decoder cannot follow
     gap_standard_error     of the gap on these images, by the draws of z
     gap_standard_error_of_images   of the gap, were other images taken
@@ -216,7 +216,7 @@ def figures_of(found: Sequence[Comparison]) -> dict[str, float]:
     return {
         "amortised": amortised.mean().item(),
         "own": own.mean().item(),
-        "gap": gap.mean().item(),
+        "amortisation_gap": gap.mean().item(),
         "gap_standard_error": (variance.sum().sqrt() / number).item(),
         "gap_standard_error_of_images": (gap.std() / number**0.5).item(),
         "importance_weighted": weighted.mean().item(),

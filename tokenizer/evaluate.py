@@ -11,6 +11,7 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
     distortion            −log2 p(x | z), bits per dimension, where the decoder says p(x | z)
     rate                  KL(q(z | x) || N(0, I)), bits per dimension, of vectors with a posterior; their distortion is
                           then its mean over draws
+    rate_nats, distortion_nats   the same in nats an image
     negative_elbo         nats an image, distortion + rate; bits_per_dim the same in bits per dimension. Where the
                           tokenizer is told of the class, both are given it
     importance_weighted   nats an image: the tighter bound by --importance_samples draws
@@ -230,6 +231,11 @@ def information_figures(
 
     first = encoded(torch.zeros(1, dtype=torch.int64))
     if first is None:
+        if c.importance_samples > 1:
+            accelerator.print(
+                "importance_samples has no effect: this tokenizer has no q(z | x) over vectors, and so no bound",
+                file=sys.stderr,
+            )
         return {}
     if not first.scores_any:
         accelerator.print(
@@ -267,6 +273,8 @@ def latent_figures(found: dict[str, Tensor], layout: Layout, samples: int, dimen
     return {
         "rate": rate.sum().item() / bits,
         "bits_per_dim": nats.item() / bits,
+        "rate_nats": rate.sum().item(),
+        "distortion_nats": (nats - rate.sum()).item(),
         "negative_elbo": nats.item(),
         **tighter,
         "active_units": latent_use(found["center"]).active,

@@ -204,7 +204,8 @@ def save_numbers(use: LatentUse, kl: Tensor | None, path: Path) -> None:
     panels |= {} if kl is None else {"KL, nats": kl.sort(descending=True).values}
     figure = Figure(figsize=(5 * len(panels), 3), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        axes.bar(range(len(values)), values.tolist(), width=1.0)
+        axes.bar(range(1, len(values) + 1), values.tolist(), width=1.0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(title=f"{title}: {use.active} of {len(values)} active", xlabel="number of z, largest first")
     with replacing(path) as aside:
         figure.savefig(aside, format="png", dpi=110)

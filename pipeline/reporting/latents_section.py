@@ -4,6 +4,7 @@ from pathlib import Path
 
 from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Html, Section
+from smalti.pipeline.reporting.meanings import figures_with_meanings
 from smalti.pipeline.reporting.run_contents import RunContents, read_run_picture
 
 PICTURES = {
@@ -35,5 +36,8 @@ def latents_section(contents: RunContents) -> Section:
                 "draws from q(z | x) included where it is known."
             )
         )
+    if "amortization" in contents.evaluations:
+        caption = f"What amortisation costs, on {contents.of('amortization', 'number')}"
+        parts.append(markup.figures_table(figures_with_meanings(contents, "amortization"), caption=caption))
     lacking = markup.missing("The latents were not drawn yet", contents.command("tokenizer/latents.py"))
     return Section("latents", "Latents", markup.join(*parts) if parts else lacking, bool(parts))

@@ -95,8 +95,8 @@ def reconstructions_section(contents: RunContents) -> Section:
         )
         parts.append(
             markup.figure_tag(
-                markup.labelled_grid(image, rows=("originals", "through the codes")),
-                "Validation images over their reconstructions from codes alone: the best that any prior can draw.",
+                markup.labelled_grid(image, rows=("originals", "reconstructions")),
+                "Validation images over their reconstructions: the best that any prior can draw.",
             )
         )
     if "tokenizer" in contents.evaluations:
