@@ -345,6 +345,7 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch, kind, module, m
     "settings, message",
     [
         ({"kind": "timm"}, "kind timm needs name"),
+        ({"kind": "none", "name": "resnet50"}, "kind none loads no network; leave name and weights out"),
         ({"kind": "torchscript"}, r"kind torchscript needs weights, the file that torch\.jit\.save wrote"),
         ({"kind": "classifier", "weights": "a.pth"}, "leave weights out"),
     ],

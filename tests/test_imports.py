@@ -112,3 +112,16 @@ def test_only_its_own_room_and_the_registry_know_a_family():
             continue
         known = {name for name in imported(module) if name.startswith(families)}
         assert not known, f"{module} imports {known}"
+
+
+def test_what_takes_long_to_import_is_imported_where_it_is_used():
+    """Each of these takes a third of the time in which a command starts, or more, and few commands need it."""
+    slow = ("torchvision", "torch.distributed.fsdp", "torch.distributed.tensor", "matplotlib", "gradio", "zuko")
+    for name, path in modules().items():
+        if room_of(name) == "benchmarks" or path.name == "gradio_page.py":  # which a command imports when it starts it
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found = [each for each in names if each.startswith(slow)]
+            assert not found, f"{name} imports {found} at its top"

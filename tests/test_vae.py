@@ -309,9 +309,11 @@ def test_an_autoencoder_has_points_for_latents_and_no_bound(objective, tmp_path,
     train(tokenizer_training(tmp_path, model=model), accelerator)
     encode(EncodeSettings(run=str(tmp_path), views=1, precision="fp32"), accelerator)
     assert not codes.load_codes(tmp_path / "codes").info.moments
-    figures = json.loads(evaluate(EvaluateSettings(run=str(tmp_path), features=NO_FEATURES), accelerator).read_text())[
-        "figures"
-    ]
+    capsys.readouterr()
+    measured = EvaluateSettings(run=str(tmp_path), importance_samples=5, features=NO_FEATURES)
+    figures = json.loads(evaluate(measured, accelerator).read_text())["figures"]
+    assert "importance_samples has no effect" in capsys.readouterr().err
+    assert not (tmp_path.parent / ".cache").exists()  # features of kind none: no classifier
     assert "negative_elbo" not in figures and figures["distortion"] > 0 and "mutual_information" not in figures
     fit(FitConfig(run=str(tmp_path), model=MixtureConfig(components=1), iterations=2), accelerator)
     figures = json.loads(evaluate_both(BothSettings(run=str(tmp_path), images=0), accelerator).read_text())["figures"]
