@@ -38,19 +38,6 @@ class LatentStatistics(Settings):
             got = f"{len(self.mean)} and {len(self.deviation)}"
             raise ValueError(f"statistics must be of the {channels} channels of {layout}, got {got}")
 
-    def standardized(self, latents: np.ndarray, layout: Layout) -> np.ndarray:
-        """Return latents (N, T) with mean 0 and variance 1 in each channel; a channel that is constant becomes 0."""
-        mean, deviation = (of_numbers(each, layout) for each in (self.mean, self.deviation))
-        result: np.ndarray = (latents - mean) / np.where(deviation > 0, deviation, 1)
-        return result
-
-
-def of_numbers(channels: Iterable[float], layout: Layout) -> np.ndarray:
-    """Return the value of each number (T,) from that of each channel (C,)."""
-    ends = np.cumsum([grid.depth for grid in layout.grids])[:-1]
-    parts = np.split(np.fromiter(channels, np.float64), ends)
-    return np.concatenate([np.tile(part, grid.places) for part, grid in zip(parts, layout.grids, strict=True)])
-
 
 def latent_statistics(shards: Iterable[tuple[Any, Any | None]], layout: Layout) -> LatentStatistics:
     """Return the statistics of shards, each of latents (N, T) and, of moments, their scale (N, T).

@@ -60,7 +60,7 @@ def nats(tokenizer, prior, samples, labels=NO_LABELS, images=IMAGES):
     "posterior", [GaussianConfig(), GaussianConfig(covariance="full"), MixturePosteriorConfig(), FlowConfig()]
 )
 def test_under_the_standard_normal_it_is_the_vaes_own_bound_within_the_error_of_its_draws(posterior, monkeypatch):
-    """Of the same draws, so that all but a KL in closed form is the same up to the rounding of fp32."""
+    """Both take the same draws, so that all but a KL in closed form is the same up to the rounding of fp32."""
     monkeypatch.setattr(vector_bits, "PIXELS", DECODED // 5 * IMAGES.numel())  # as many at once as the VAE takes
     model = vae(posterior=posterior)
     found = nats(model, normal_prior(model), 4000)

@@ -1,4 +1,4 @@
-"""How much z says of its image: the mutual information under q, by the posteriors of all images of a split.
+"""The mutual information of z and its image under q, by the posteriors of all images of a split.
 
     q(z) = 1/N Σ_n q(z | x_n)
     I(x; z) = E[log q(z | x) − log q(z)]  ≤  ln N

@@ -35,7 +35,7 @@ MEANINGS = {
     "mutual_information_cap": Meaning("at most, nats", "the log of their number, which caps the figure above"),
     "marginal_kl": Meaning("KL(q(z) || N(0, I)), nats", "the other part of the rate: that of all posteriors together"),
     "mmd_to_prior": Meaning("MMD² to the prior", "of the posteriors of all images together; 0 is alike"),
-    "label_nats": Meaning("label, nats", "of the learned rate: ln of the number of classes, if the prior is given one"),
+    "label_nats": Meaning("label, nats", "of the rate: ln of the number of classes, for whoever is given one"),
     "rate_nats": Meaning("rate, nats", "of an image"),
     "amortised": Meaning("-ELBO by the encoder, nats", "of an image, the encoder's q(z | x)"),
     "own": Meaning("-ELBO by its own q, nats", "of an image, a q(z | x) fitted to it alone"),

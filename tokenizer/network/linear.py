@@ -7,37 +7,28 @@ Tipping and Bishop (1999), https://doi.org/10.1111/1467-9868.00196. Its posterio
 from math import prod
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from smalti.tokenizer.network.base import Network, Sizes
-from smalti.tokenizer.network.config import NetworkConfig
+from smalti.tokenizer.network.base import Sizes
+from smalti.tokenizer.network.whole_image import WholeImageConfig, WholeImageNetwork
 
 
-class LinearConfig(NetworkConfig):
+class LinearConfig(WholeImageConfig):
     """One linear layer each way, with a posterior that is known exactly: probabilistic PCA."""
 
     kind: Literal["linear"] = "linear"
     """one linear layer each way, of the whole image: probabilistic PCA"""
 
-    def grid(self, image_size: tuple[int, int]) -> None:
-        return None
-
 
 @LinearConfig.register
-class LinearNetwork(Network):
+class LinearNetwork(WholeImageNetwork):
     """Linear encoder and decoder."""
+
+    encoder: nn.Linear
+    decoder: nn.Linear
 
     def __init__(self, config: LinearConfig, sizes: Sizes):
         super().__init__()
         self.shape = (sizes.outputs, *sizes.image_size)
         self.encoder = nn.Linear(sizes.image_channels * prod(sizes.image_size) + sizes.told, sizes.numbers)
         self.decoder = nn.Linear(sizes.dim + sizes.told, prod(self.shape))
-
-    def encode(self, images: Tensor, told: Tensor) -> Tensor:
-        h: Tensor = self.encoder(torch.cat([images.flatten(1), told], 1))
-        return h[:, None]
-
-    def decode(self, z: Tensor, told: Tensor) -> Tensor:
-        output: Tensor = self.decoder(torch.cat([z.flatten(1), told], 1))
-        return output.unflatten(1, self.shape)

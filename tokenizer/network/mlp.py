@@ -8,15 +8,14 @@ from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from smalti.tokenizer.network.base import Network, Sizes
-from smalti.tokenizer.network.config import NetworkConfig
+from smalti.tokenizer.network.base import Sizes
+from smalti.tokenizer.network.whole_image import WholeImageConfig, WholeImageNetwork
 
 
-class MLPConfig(NetworkConfig):
+class MLPConfig(WholeImageConfig):
     """Fully connected layers: fast, and enough for small images."""
 
     kind: Literal["mlp"] = "mlp"
@@ -24,12 +23,9 @@ class MLPConfig(NetworkConfig):
     hidden: tuple[Annotated[int, Field(ge=1, le=2**14)], ...] = Field((200, 200), min_length=1, max_length=16)
     """widths of the encoder's hidden layers; the decoder has them in reverse"""
 
-    def grid(self, image_size: tuple[int, int]) -> None:
-        return None
-
 
 @MLPConfig.register
-class MLP(Network):
+class MLP(WholeImageNetwork):
     """Fully connected encoder and decoder."""
 
     def __init__(self, config: MLPConfig, sizes: Sizes):
@@ -38,14 +34,6 @@ class MLP(Network):
         pixels = sizes.image_channels * prod(sizes.image_size)
         self.encoder = layers([pixels + sizes.told, *config.hidden, sizes.numbers])
         self.decoder = layers([sizes.dim + sizes.told, *reversed(config.hidden), prod(self.shape)])
-
-    def encode(self, images: Tensor, told: Tensor) -> Tensor:
-        h: Tensor = self.encoder(torch.cat([images.flatten(1), told], 1))
-        return h[:, None]
-
-    def decode(self, z: Tensor, told: Tensor) -> Tensor:
-        output: Tensor = self.decoder(torch.cat([z.flatten(1), told], 1))
-        return output.unflatten(1, self.shape)
 
 
 def layers(widths: Sequence[int]) -> nn.Sequential:
