@@ -178,7 +178,7 @@ def run_summary(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
     summary |= {"split": split}
     summary |= {f"{name}_{split}": splits[split][name] for name in PRINTED if name in splits[split]}
     names = {
-        f"nll_{split}": f"{split}_nll",
+        **{f"{measure}_{split}": f"{split}_{measure}" for measure in ("nll", "mse")},
         f"marginal_nll_{split}": f"{split}_marginal_nll",
         "uniform_nll": "uniform_nll",
     }

@@ -19,9 +19,9 @@ from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Choose, Prior
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.draw import Precision, SamplingConfig
+from smalti.prior.draw import CODE_SETTINGS, Precision, SamplingConfig
 from smalti.prior.prediction_order import code_order, draw_order, known_first, raster, shuffled
-from smalti.prior.sample import BatchSampler, Drawing
+from smalti.prior.sample import Drawing, StepSampler
 
 ANNEALED = (0.5, 0.75)  # raster order replaces random orders between these shares of the steps, as in RAR
 
@@ -29,7 +29,7 @@ ANNEALED = (0.5, 0.75)  # raster order replaces random orders between these shar
 class AutoregressivePrior(Prior):
     """A distribution over each code given the class and the codes before it in an order."""
 
-    takes: ClassVar[frozenset[str]] = frozenset(SamplingConfig.model_fields)
+    takes: ClassVar[frozenset[str]] = CODE_SETTINGS | {"precision"}
     exact = True
 
     def __init__(self, config: PriorConfig):
@@ -37,7 +37,7 @@ class AutoregressivePrior(Prior):
         if not config.layout.discrete:
             raise UserError(
                 f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}; "
-                "prior/fit.py fits a prior over vectors"
+                "over vectors prior/train.py trains --model.kind diffusion, and prior/fit.py fits a mixture"
             )
         self.vocabularies = config.vocabularies
         self.order = "raster"  # of the places in training: raster, any or annealed
@@ -94,11 +94,14 @@ class AutoregressivePrior(Prior):
         order = torch.cat([shuffled(1, places, generator) for generator in seeded]).to(latents.device)
         return self.nll(latents, condition, order=order)
 
+    def nats(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
+        return self.validation(latents, condition, rows)
+
     # ----------------------------------------------------------------------------------------------- what follows of it
 
-    def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> BatchSampler:
+    def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> StepSampler:
         self.check_sampling(config)
-        return BatchSampler(self, config, batch_size)
+        return StepSampler(self, config, batch_size)
 
     def heeds(self, known: Tensor) -> bool:
         return self.config.any_order or not bool((known[:, 1:] & ~known[:, :-1]).any())

@@ -4,16 +4,17 @@
     Scores       says how likely latents are, in nats: evaluation and bits need it
     Walks        gives each code from those before it, one after the other: compression needs it
     Completes    draws the rest of a sample around its known places
+    Unfolds      draws a sample whole, in passes that can be watched
 
 Shapes: condition (B, ...) as `config.condition` has it; latents (B, T) as the layout has them, codes int64
 in [0, K) or vectors float32; known (B, P) bool over the places.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ class Prior(nn.Module, Pretrained, ABC):
     kind: ClassVar[str] = "smalti.prior"  # of the model folder; its config says which architecture
     config_class: ClassVar[type[ArchitectureConfig]]
     takes: ClassVar[frozenset[str]] = frozenset()  # the sampling settings that it heeds, by name
+    measure: ClassVar[str] = "nll"  # of its loss, by name: nll is in nats where the prior scores
 
     def __init__(self, config: PriorConfig):
         super().__init__()
@@ -65,7 +67,7 @@ class Prior(nn.Module, Pretrained, ABC):
 
     @abstractmethod
     def loss(self, latents: Tensor, condition: Tensor, forward: nn.Module) -> Tensor:
-        """Return the loss of each number of latents (B, T), as (B, T): in nats if the prior scores.
+        """Return the loss of each number of latents (B, T), as (B, T).
 
         Args:
             forward: this module as training wraps it; call it instead of the module, so that processes share gradients.
@@ -73,7 +75,7 @@ class Prior(nn.Module, Pretrained, ABC):
 
     @abstractmethod
     def validation(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
-        """Return the loss of each number of held-out latents, (B, T), without gradients: in nats if the prior scores.
+        """Return the loss of each number of held-out latents, (B, T), without gradients.
 
         Args:
             rows: the places of the samples in their split; they seed all that is random.
@@ -172,8 +174,17 @@ class Scores(Protocol):
 
     exact: bool  # false for a bound, which is then called one wherever it is shown
 
+    def nats(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return −log p of each number of held-out latents given those before it, or its share of the bound, (B, T).
+
+        Args:
+            rows: the places of the samples in their split; they seed all that is random.
+        """
+
     def log_prob(self, codes: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
         """Return log p(latents | condition) of each sample, (B,) in nats, or of its unknown places given the others.
+
+        What a bound draws at random belongs to the sample: the same latents give the same figure.
 
         Raises:
             ValueError: latents, a condition or known places that do not fit this prior.
@@ -200,3 +211,18 @@ class Completes(Protocol):
 
     def heeds(self, known: Tensor) -> bool:
         """Return whether the rest is drawn given all known places, (B, P) bool."""
+
+
+class Unfolding(NamedTuple):
+    """A batch of samples after one of the passes that draw them."""
+
+    latents: Tensor  # (B, T), the best guess so far
+    settled: Tensor | None  # (B, P) bool, places that stay as they are; None where all move until the last pass
+
+
+@runtime_checkable
+class Unfolds(Protocol):
+    """A prior that draws a sample whole, in passes."""
+
+    def unfold(self, config: SamplingConfig, condition: Tensor, seeds: Sequence[int]) -> Iterator[Unfolding]:
+        """Yield the samples of conditions (B, ...) and seeds after each pass, at last as the sampler returns them."""

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Condition
 from smalti.common.config import Kind, Settings
+from smalti.common.errors import UserError
+from smalti.common.latent_statistics import LatentStatistics
 from smalti.common.launch import Precision
 from smalti.common.layout import Layout
 from smalti.common.track import Tracker
@@ -25,6 +27,11 @@ class ArchitectureConfig(Kind):
     @property
     def any_order(self) -> bool:
         """Return whether this kind can be trained to predict the places in every order."""
+        return False
+
+    @property
+    def unit_variance(self) -> bool:
+        """Return whether this kind is of vectors whose channels are shifted and scaled to mean 0 and deviation 1."""
         return False
 
 
@@ -51,6 +58,8 @@ class FittedArchitecture(ArchitectureConfig):
 class PriorConfig(Settings):
     """A prior over the codes of one tokenizer. The codes dataset decides all but the architecture."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"statistics"})
+
     layout: Layout
     """what stands where in a sample"""
     condition: Condition
@@ -65,6 +74,8 @@ class PriorConfig(Settings):
     """fingerprint of the codes it is trained on; null where an earlier version trained it"""
     hidden: float | None = Field(None, ge=0, le=1)
     """share of the training rows without a condition, hidden by label_dropout or missing; null if not recorded"""
+    statistics: LatentStatistics | None = None
+    """mean and deviation of the vectors' channels, by which they get unit variance; null where they stay as they are"""
 
     @model_validator(mode="after")
     def _short_enough(self) -> "PriorConfig":
@@ -72,6 +83,10 @@ class PriorConfig(Settings):
             raise ValueError(f"{self.layout} are {self.layout.length} numbers, at most {LONGEST}")
         if self.any_order and not self.architecture.any_order:
             raise ValueError(f"order: a {self.architecture.name()} has raster order alone; take order raster")
+        if (self.statistics is not None) != self.architecture.unit_variance:
+            raise ValueError(f"statistics are of priors over vectors of unit variance, got {self.statistics}")
+        if self.statistics is not None:
+            self.statistics.check(self.layout)
         return self
 
     @classmethod
@@ -87,6 +102,17 @@ class PriorConfig(Settings):
     ) -> "PriorConfig":
         """Return the config of a prior over a codes dataset, with the dataset's condition or the one given."""
         condition = info.condition if condition is None else condition
+        statistics = info.statistics if architecture.unit_variance else None
+        if architecture.unit_variance and info.layout.discrete:
+            raise UserError(
+                f"model.kind {architecture.name()} is over vectors, and a sample is {info.layout}: encode with "
+                "--vectors true, which writes the codebook's vectors in place of codes, or take a VAE in stage one"
+            )
+        if architecture.unit_variance and statistics is None:
+            raise UserError(
+                "these vectors have no statistics in codes.json, by which they get unit variance: an earlier version "
+                "wrote them; remove their folder and encode again"
+            )
         return cls(
             layout=info.layout,
             tokenizer=info.tokenizer,
@@ -95,6 +121,7 @@ class PriorConfig(Settings):
             any_order=any_order,
             codes=codes,
             hidden=hidden if condition.told else None,
+            statistics=statistics,
         )
 
     @property

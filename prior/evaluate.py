@@ -5,7 +5,8 @@
 Reads RUN/prior/model and RUN/codes (or --codes). Writes RUN/evaluation/prior-SPLIT.json. Each process takes its share
 of the rows; interrupted, the same command goes on. The figures:
 
-    nll, nll_error        nats per code: the mean over images, and its standard error
+    nll, nll_error        nats per code: the mean over images, and its standard error; a bound on it of priors that have
+                          no more, and then `kind` in the protocol says so
     bits_per_image        the rate: what an ideal coder needs for all codes of an image
     independent_nll       nats per code of independent codes with their frequencies in train
     saved                 the share by which nll is lower
@@ -94,8 +95,10 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     path = evaluation_path(run, "prior", name)
     if accelerator.is_main_process:
         figures = prior_figures(nats[name], nats["train"], data, held_out, prior)
-        order = "random, a row's own" if prior.config.any_order else "raster"
-        protocol = plan | {"number": len(held_out.rows), "train_number": len(seen.rows), "order": order}
+        assert isinstance(prior, Scores)
+        order = "random, a row's own" if prior.config.any_order or not prior.exact else "raster"
+        kind = "exact" if prior.exact else "bound"
+        protocol = plan | {"number": len(held_out.rows), "train_number": len(seen.rows), "order": order, "kind": kind}
         write_evaluation(run, "prior", name, figures=figures, protocol=protocol, arguments=arguments)
     accelerator.wait_for_everyone()
     return path
@@ -137,6 +140,7 @@ def measure(
 ) -> Tensor:
     """Return −log p of every code of every image, (N, T) float32, each at its own place."""
     rows = CodesRows(split, prior.config)
+    assert isinstance(prior, Scores)  # `load_scoring_prior` has asked
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
         found = []
@@ -144,7 +148,7 @@ def measure(
             batch = rows[some, some]
             latents, condition = batch.codes.to(accelerator.device), batch.condition.to(accelerator.device)
             with accelerator.autocast():
-                found.append(prior.validation(latents, condition, some.tolist()))
+                found.append(prior.nats(latents, condition, some.tolist()))
         return {"nats": torch.cat(found)}
 
     folder = parts_path(run, f"prior-{name}")

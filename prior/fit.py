@@ -135,9 +135,9 @@ def climb(task: Task, validation: CodesRows, saved: state.State | None, metrics:
 
             prior.take(every_condition(fitted, prior))
             metrics.log(done, "train", **figures(fitted, task))
-            held_out = held_out_loss(prior, validation, accelerator).nll
+            held_out = held_out_loss(prior, validation, accelerator).loss
             metrics.log(done, "validation", validation_nll=held_out)
-            if held_out < fitted.best.nll:
+            if held_out < fitted.best.loss:
                 fitted = fitted._replace(best=Best(done, held_out), weights=copied(prior))
             bar.set_postfix(validation=f"{held_out:.4f}", settled=len(fitted.settled), refresh=False)
             bar.update()
@@ -223,7 +223,7 @@ def begin(task: Task) -> tuple[Fit, int]:
 def go_on(task: Task, saved: state.State) -> tuple[Fit, int]:
     """Return the fit as last saved, and the EM steps done."""
     with state.restoring(task.run):
-        best = Best(int(saved.info["best"]["step"]), float(saved.info["best"]["nll"]))
+        best = Best(int(saved.info["best"]["step"]), float(saved.info["best"]["loss"]))
         state.restore(task.prior, saved.tensors["best"])
         settled = set(map(int, saved.info["settled"]))
         fitted = Fit(read_mixtures(saved, task), {}, {}, settled, best, copied(task.prior))
@@ -354,7 +354,7 @@ def measured(
     accelerator: Accelerator,
 ) -> Best:
     """Return the evaluation of a prior that has nothing to fit, and log it and the loss on the training rows once."""
-    nll, held_out = (held_out_loss(prior, some, accelerator).nll for some in (rows, validation))
+    nll, held_out = (held_out_loss(prior, some, accelerator).loss for some in (rows, validation))
     if not read_metrics(run / "metrics.jsonl"):
         metrics.log(0, "train", nll=nll)
         metrics.log(0, "validation", validation_nll=held_out)

@@ -33,7 +33,7 @@ class Best(NamedTuple):
     """The evaluation whose weights are kept."""
 
     step: int
-    nll: float
+    loss: float
 
 
 NONE_YET = Best(0, float("inf"))
@@ -47,7 +47,7 @@ def to_device(batch: CodesBatch, accelerator: Accelerator) -> CodesBatch:
 class HeldOutLoss(NamedTuple):
     """The mean loss of a split."""
 
-    nll: float  # of a number of the latents: −log p in nats if the prior scores
+    loss: float  # of a number of the latents
     by_place: list[Tensor]  # the same at each place, one tensor (*shape) a grid
 
 
@@ -63,13 +63,12 @@ def held_out_loss(prior: Prior, rows: CodesRows, accelerator: Accelerator) -> He
         batch = to_device(rows[some, some], accelerator)
         prior.check(batch.codes, batch.condition)
         with accelerator.autocast():
-            nll = prior.validation(batch.codes, batch.condition, some.tolist())[: len(mine)]
-        sums += torch.cat([nll.new_tensor([len(mine)]), nll.sum(0)])
+            loss = prior.validation(batch.codes, batch.condition, some.tolist())[: len(mine)]
+        sums += torch.cat([loss.new_tensor([len(mine)]), loss.sum(0)])
         bar.update(len(few))
     bar.close()
-    number, nats = accelerator.reduce(sums).cpu().split([1, layout.length])
-    nll = (nats / number).double().mean().item()
-    return HeldOutLoss(nll, layout.by_place(nats / number))
+    number, summed = accelerator.reduce(sums).cpu().split([1, layout.length])
+    return HeldOutLoss((summed / number).double().mean().item(), layout.by_place(summed / number))
 
 
 def picture_of(evaluation: HeldOutLoss, layout: Layout) -> PIL.Image.Image:
@@ -84,7 +83,8 @@ def picture_of(evaluation: HeldOutLoss, layout: Layout) -> PIL.Image.Image:
 
 def unit(prior: Prior) -> str:
     """Return the unit of a prior's loss, in words."""
-    amount = "nats" if isinstance(prior, Scores) else "of the loss"
+    nats = "nats" if isinstance(prior, Scores) else "of the loss"
+    amount = {"nll": nats, "mse": "squared error"}[prior.measure]
     return f"{amount} per {'code' if prior.config.layout.discrete else 'number'}"
 
 
@@ -92,11 +92,13 @@ def report(data: Codes, best: Best, run: Path, accelerator: Accelerator) -> None
     """Evaluate the kept weights on every held-out split beside the untrained priors, and draw the curves."""
     kept = load_prior(run / "model").to(accelerator.device)
     layout, figures = data.info.layout, {"best_step": float(best.step)}
+    measure = kept.measure
     for name, split in data.splits.items():
         if name != "train":
             plain = plain_views(split, data.info)
-            figures[f"{name}_nll"] = held_out_loss(kept, CodesRows(plain, kept.config), accelerator).nll
-            line = f"{name}: {figures[f'{name}_nll']:.3f} {unit(kept)}"
+            loss = held_out_loss(kept, CodesRows(plain, kept.config), accelerator).loss
+            figures[f"{name}_{measure}"] = loss
+            line = f"{name}: {loss:.3f} {unit(kept)}"
             if layout.discrete:
                 K, marginal = layout.codebook_size, marginal_nll(data.splits["train"].codes, plain.codes, layout)
                 figures |= {"uniform_nll": uniform_nll(K), f"{name}_marginal_nll": marginal}
@@ -105,16 +107,16 @@ def report(data: Codes, best: Best, run: Path, accelerator: Accelerator) -> None
     if accelerator.is_main_process:
         write_json(run / "figures.json", figures)
         lines = read_metrics(run / "metrics.jsonl")
-        taken = [line for line in lines if "validation_nll" in line]
+        taken = [line for line in lines if f"validation_{measure}" in line]
         if taken and taken[-1]["step"] > best.step:
             accelerator.print(
-                f"the weights of step {best.step} are kept, the best on validation: {best.nll:.3f}, and after the last "
-                f"step {taken[-1]['validation_nll']:.3f}"
+                f"the weights of step {best.step} are kept, the best on validation: {best.loss:.3f}, and after the "
+                f"last step {taken[-1][f'validation_{measure}']:.3f}"
             )
         flat = {}
         if layout.discrete:
             flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
-        save_curves(lines, {f"loss, {unit(kept)}": ["nll", "validation_nll"]}, run / "curves.png", flat)
+        save_curves(lines, {f"loss, {unit(kept)}": [measure, f"validation_{measure}"]}, run / "curves.png", flat)
     accelerator.wait_for_everyone()
 
 

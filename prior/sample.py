@@ -1,21 +1,23 @@
-"""Draw code sequences from the prior, whole or around codes that are known.
+"""Draw latents from the prior, whole or around places that are known.
 
-B images of T codes from a codebook of K:  condition (B, ...), seeds (B,) -> codes (B, T), int64 in [0, K).
+B images of T numbers:  condition (B, ...), seeds (B,) -> codes (B, T) int64 in [0, K), or vectors (B, T) float32.
 
-All the randomness of an image is one uniform number for each part of each code, from its own seed, and batches have a
-fixed, padded size. So an image depends neither on its place in the batch nor on the process that draws it.
+All the randomness of an image comes from its own seed, and batches have a fixed, padded size. So an image depends
+neither on its place in the batch nor on the process that draws it.
 """
 
 import gc
 import warnings
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import psutil
 import torch
 from torch import Tensor
 
+from smalti.prior.base import Unfolding
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.prediction_order import known_first, raster
@@ -40,8 +42,17 @@ class Drawing(Protocol):
         """
 
 
-class DrawsInSteps(Protocol):
-    """The methods of a prior that a sampler calls; `prior.autoregressive.AutoregressivePrior` documents them."""
+class Batch(NamedTuple):
+    """What a batch of samples is drawn from."""
+
+    condition: Tensor  # (B, ...)
+    seeds: list[int]
+    latents: Tensor  # (B, T), read at the known places
+    known: Tensor  # (B, P) bool
+
+
+class DrawsInBatches(Protocol):
+    """The methods of a prior that every sampler calls; `prior.base.Prior` documents the first ones."""
 
     config: PriorConfig
 
@@ -50,20 +61,34 @@ class DrawsInSteps(Protocol):
 
     def check(self, latents: Tensor, condition: Tensor, known: Tensor | None = None) -> None: ...
 
-    def resolved(self, precision: Precision) -> Precision: ...
+    def resolved(self, precision: Precision) -> Precision:
+        """Return the precision to draw in. Raises ValueError if this prior has no such precision."""
 
-    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Drawing: ...
+    def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
+        """Return about how much memory a batch takes."""
 
-    def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int: ...
+
+class DrawsInSteps(DrawsInBatches, Protocol):
+    """A prior that draws one code after the other."""
+
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> Drawing:
+        """Return the state of a batch that is drawn with these settings at a resolved precision."""
 
 
-class BatchSampler:
+class DrawsInPasses(DrawsInBatches, Protocol):
+    """A prior that draws all of a batch in passes."""
+
+    def passes(self, batch: Batch, config: SamplingConfig, precision: Precision) -> Iterator[Unfolding]:
+        """Yield the samples after each pass, at last as they are returned."""
+
+
+class BatchSampler(ABC):
     """A sampler of one prior with one setting, in batches of one size.
 
     It takes the weights as they are when it is made.
     """
 
-    def __init__(self, prior: DrawsInSteps, config: SamplingConfig, batch_size: int | None = None):
+    def __init__(self, prior: DrawsInBatches, config: SamplingConfig, batch_size: int | None = None):
         """
         Args:
             batch_size: images a batch, the last one padded; by default as many as memory holds, at most `BATCH`.
@@ -72,12 +97,11 @@ class BatchSampler:
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.prior = prior
         self.config = config
         self.device = prior.device
         self.precision = prior.resolved(config.precision)
         self.batch_size = batch_size or fitting_batch(prior, config, self.precision)
-        self._batch: Drawing | None = None
+        self._prior = prior
 
     def __call__(
         self,
@@ -87,77 +111,142 @@ class BatchSampler:
         known: Tensor | None = None,
         progress: Callable[[int], object] = lambda images: None,
     ) -> Tensor:
-        """Return one sequence an image. Known codes are kept, and the others drawn around them.
+        """Return one sample an image. Known latents are kept, and the others drawn around them.
 
         Args:
             condition: (B, ...), as the prior's condition has it.
-            seeds: one an image; the same weights, condition, seed and known codes give the same codes.
-            latents: codes (B, T), read at the known places.
-            known: (B, P) bool, places whose codes are kept. A prior trained in every order draws the others given all
-                known codes, one trained in raster order given the known codes before them.
+            seeds: one an image; the same weights, condition, seed and known latents give the same latents.
+            latents: (B, T), read at the known places.
+            known: (B, P) bool, places whose latents are kept. A prior of raster order draws the others given the known
+                ones before them, every other kind given all known ones.
             progress: called with the number of images of each batch that is done.
         Returns:
-            (B, T) int64.
+            (B, T).
         Raises:
-            ValueError: not one seed an image, a condition the prior does not know, or codes or a mask of another shape.
+            ValueError: not one seed an image, a condition the prior does not know, or latents or a mask of another
+                shape.
         """
         if len(seeds) != len(condition):
             raise ValueError(f"one seed an image: got {len(condition)} images and {len(seeds)} seeds")
+        if (latents is None) != (known is None):
+            raise ValueError("latents and known are given together or not at all")
+        layout = self._prior.config.layout
+        if latents is None or known is None:
+            kind = torch.int64 if layout.discrete else torch.float32
+            latents = torch.zeros(len(condition), layout.length, dtype=kind)
+            known = torch.zeros(len(condition), layout.places, dtype=torch.bool)
+        condition, latents, known = condition.to(self.device), latents.to(self.device), known.to(self.device)
+        if known.shape == (len(latents), layout.places) and latents.shape == (len(latents), layout.length):
+            latents = latents.masked_fill(~known.bool().repeat_interleave(layout.depth, 1), 0)  # not read there
+        self._prior.check(latents, condition, known)
         with torch.inference_mode(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self._around(condition, seeds, latents, known, progress)
+            return self.around(condition, seeds, latents, known, progress)
 
-    def _around(
+    @abstractmethod
+    def around(
         self,
         condition: Tensor,
         seeds: Sequence[int],
-        codes: Tensor | None,
-        known: Tensor | None,
+        latents: Tensor,
+        known: Tensor,
         progress: Callable[[int], object],
     ) -> Tensor:
-        c = self.prior.config
-        if (codes is None) != (known is None):
-            raise ValueError("latents and known are given together or not at all")
-        if codes is None or known is None:
-            codes = torch.zeros(len(condition), c.layout.length, dtype=torch.int64)
-            known = torch.zeros(len(condition), c.layout.places, dtype=torch.bool)
-        condition, codes, known = condition.to(self.device), codes.to(self.device), known.to(self.device)
-        if known.shape == (len(codes), c.layout.places) and codes.shape == (len(codes), c.layout.length):
-            codes = codes.masked_fill(~known.bool().repeat_interleave(c.layout.depth, 1), 0)  # they are not read there
-        self.prior.check(codes, condition, known)
-        drawn = codes.clone()  # images known whole stay as they are
-        order = known_first(known) if c.any_order else raster(len(condition), c.layout.places, self.device)
-        given = known.gather(1, order)  # (B, P), known places in the order
-        lead = given.long().cumprod(1).sum(1)  # number of known places at the beginning of the order
-        for places in lead[lead < c.layout.places].unique().tolist():
-            for rows in (lead == places).nonzero()[:, 0].split(self.batch_size):
-                some = [seeds[i] for i in rows.tolist()]
-                drawn[rows] = self._draw(condition[rows], some, codes[rows], order[rows], given[rows], places)
-                progress(len(rows))
-        return drawn
+        """Return the samples (B, T) of checked arguments."""
 
-    def _draw(
-        self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
-    ) -> Tensor:
-        """Return the codes of at most one batch. Halves the batch size while memory does not hold the batch."""
+    def release(self) -> None:
+        """Let go of what a batch of the present size holds, if anything."""
+        return None
+
+    def in_batches(self, rows: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `draw(rows)` of all rows (B,), at most a batch at once.
+
+        The batch size is halved while memory does not hold a batch.
+        """
         while True:
             try:
-                self._batch = self._batch or self.prior.drawing(self.config, self.batch_size, self.precision)
-                parts = [
-                    self._batch.draw(condition[i], [seeds[j] for j in i.tolist()], codes[i], order[i], given[i], lead)
-                    for i in torch.arange(len(condition), device=self.device).split(self.batch_size)
-                ]
-                return torch.cat(parts)
+                return torch.cat([draw(some) for some in rows.split(self.batch_size)])
             except RuntimeError as error:
                 if not _out_of_memory(error) or self.batch_size == 1:
                     raise
-            self._batch, self.batch_size = None, -(-self.batch_size // 2)
+            self.release()
+            self.batch_size = -(-self.batch_size // 2)
             if self.device.type == "cuda":
                 gc.collect()  # captured graphs and the state they read form reference cycles
                 torch.cuda.empty_cache()
-            warnings.warn(f"memory is full: going on with batches of {self.batch_size} images", stacklevel=3)
+            warnings.warn(f"memory is full: going on with batches of {self.batch_size} images", stacklevel=4)
+
+    def padded(self, images: int) -> Tensor:
+        """Return the rows (batch_size,) of a whole batch, where the last image stands in for those that are missing."""
+        return torch.arange(self.batch_size, device=self.device).clamp_max(images - 1)
 
 
-def fitting_batch(prior: DrawsInSteps, config: SamplingConfig, precision: Precision) -> int:
+class StepSampler(BatchSampler):
+    """A sampler of codes, one after the other in an order. Known codes at the beginning of the order cost no step."""
+
+    def __init__(self, prior: DrawsInSteps, config: SamplingConfig, batch_size: int | None = None):
+        super().__init__(prior, config, batch_size)
+        self.prior = prior
+        self._batch: Drawing | None = None
+
+    def around(
+        self,
+        condition: Tensor,
+        seeds: Sequence[int],
+        latents: Tensor,
+        known: Tensor,
+        progress: Callable[[int], object],
+    ) -> Tensor:
+        c, drawn = self.prior.config, latents.clone()  # images known whole stay as they are
+        order = known_first(known) if c.any_order else raster(len(condition), c.layout.places, self.device)
+        given = known.gather(1, order)  # (B, P), known places in the order
+        lead = given.long().cumprod(1).sum(1)  # number of known places at the beginning of the order
+
+        def draw(rows: Tensor) -> Tensor:
+            self._batch = self._batch or self.prior.drawing(self.config, self.batch_size, self.precision)
+            some = [seeds[i] for i in rows.tolist()]
+            return self._batch.draw(condition[rows], some, latents[rows], order[rows], given[rows], places)
+
+        for places in lead[lead < c.layout.places].unique().tolist():
+            for rows in (lead == places).nonzero()[:, 0].split(self.batch_size):
+                drawn[rows] = self.in_batches(rows, draw)
+                progress(len(rows))
+        return drawn
+
+    def release(self) -> None:
+        self._batch = None
+
+
+class PassSampler(BatchSampler):
+    """A sampler of whole samples, in passes over all of a batch."""
+
+    def __init__(self, prior: DrawsInPasses, config: SamplingConfig, batch_size: int | None = None):
+        super().__init__(prior, config, batch_size)
+        self.prior = prior
+
+    def around(
+        self,
+        condition: Tensor,
+        seeds: Sequence[int],
+        latents: Tensor,
+        known: Tensor,
+        progress: Callable[[int], object],
+    ) -> Tensor:
+        def draw(rows: Tensor) -> Tensor:
+            whole = rows[self.padded(len(rows))]
+            batch = Batch(condition[whole], [seeds[i] for i in whole.tolist()], latents[whole], known[whole])
+            last = latents[whole]
+            for unfolding in self.prior.passes(batch, self.config, self.precision):
+                last = unfolding.latents
+            return last[: len(rows)]
+
+        drawn = latents.clone()  # images known whole stay as they are
+        for rows in (~known.all(1)).nonzero()[:, 0].split(self.batch_size):
+            drawn[rows] = self.in_batches(rows, draw)
+            progress(len(rows))
+        return drawn
+
+
+def fitting_batch(prior: DrawsInBatches, config: SamplingConfig, precision: Precision) -> int:
     """Return the images of a batch: `BATCH` of the device, halved until drawing fits into half of the free memory."""
     cuda = prior.device.type == "cuda"
     free = torch.cuda.mem_get_info(prior.device)[0] if cuda else psutil.virtual_memory().available

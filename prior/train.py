@@ -5,12 +5,12 @@
 Reads RUN/codes (or --codes) and writes into RUN/prior:
     config.yaml      the settings of this run, overrides included
     metrics.jsonl    one line every `log_every` steps, one every evaluation
-    figures.json     NLL of the kept weights on every held-out split, beside the two priors that need no training
-    curves.png       training and validation NLL beside the same two
+    figures.json     loss of the kept weights on every held-out split, beside the two priors that need no training
+    curves.png       training and validation loss beside the same two
     history.jsonl    what the run began from, and with which settings it went on, if there is something to say
     state/           what resuming needs
     model/           what everyone else needs: the averaged weights that were best on the validation split
-    tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and the NLL of each place on
+    tensorboard/, wandb/    of the trackers in --track (common/track.py): the metrics, and the loss of each place on
                             the grid; no drawn pictures, because this stage does not know the tokenizer
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. More --steps lengthen a
 finished training; with --change_settings true it goes on with another --lr and the like; --start_from FOLDER begins
@@ -91,7 +91,7 @@ class PriorTraining(NamedTuple):
     model: nn.Module  # the prior as Accelerate wraps it, to be called in training
     ema: EMA[Prior]
     optimizers: dict[str, torch.optim.Optimizer]
-    means: Means  # of the NLL since it was last logged
+    means: Means  # of the loss since it was last logged
     skipped: SkippedSteps
     data: str  # fingerprint of the codes
 
@@ -129,7 +129,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
     trained, first_step, best = start(c, model_config, fingerprint, origin, run, accelerator)
-    began_from = None if origin is None else origin.change
+    began_from, measure = None if origin is None else origin.change, trained.prior.measure
     enter_run(run, c, first_step, reopened, accelerator, schedule=prior_schedule, began_from=began_from)
     peaks = {"adamw": c.lr, "muon": c.matrix_lr or 0.0}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
@@ -149,9 +149,9 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 shown = condition.hide(batch.condition, c.label_dropout)
                 with accelerator.no_sync(trained.model) if micro + 1 < c.accumulate else nullcontext():
                     each = trained.prior.loss(batch.codes, shown, trained.model)
-                    nll = each.mean()
-                    accelerator.backward(nll / c.accumulate)
-                parts.append(MicroBatch("the NLL", each, {"nll": nll}, batch.rows))
+                    loss = each.mean()
+                    accelerator.backward(loss / c.accumulate)
+                parts.append(MicroBatch(f"the {measure.upper()}", each, {measure: loss}, batch.rows))
             if trained.skipped.clip(step + 1, trained.model, c.clip, parts):
                 for optimizer in trained.optimizers.values():
                     optimizer.step()
@@ -168,12 +168,12 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                     steps.show(**{name: f"{value:.3f}" for name, value in logged.items()})
                 elif due == "evaluate":
                     held_out = held_out_loss(trained.ema.model, validation, accelerator)
-                    metrics.log(step + 1, "validation", validation_nll=held_out.nll)
-                    metrics.picture(step + 1, "nll_by_place", picture_of(held_out, model_config.layout))
-                    if held_out.nll < best.nll:
-                        best = Best(step + 1, held_out.nll)
+                    metrics.log(step + 1, "validation", **{f"validation_{measure}": held_out.loss})
+                    metrics.picture(step + 1, f"{measure}_by_place", picture_of(held_out, model_config.layout))
+                    if held_out.loss < best.loss:
+                        best = Best(step + 1, held_out.loss)
                         keep(trained.ema.model, run / "model", accelerator)
-                    steps.show(validation=f"{held_out.nll:.3f}", best=f"{best.nll:.3f}")
+                    steps.show(validation=f"{held_out.loss:.3f}", best=f"{best.loss:.3f}")
                 elif due == "save":
                     save(trained, step + 1, best, run, c.keep_states, accelerator)
     report(data, best, run, accelerator)
@@ -229,7 +229,7 @@ def start(
         trained = trained._replace(skipped=SkippedSteps(**saved.info["skipped"]))
         best, weights = NONE_YET, saved.tensors["best"]
         if weights:
-            best = Best(int(saved.info["best"]["step"]), float(saved.info["best"]["nll"]))
+            best = Best(int(saved.info["best"]["step"]), float(saved.info["best"]["loss"]))
         if weights and accelerator.is_main_process:  # they are there, unless damaged, lost, or of a later step
             save_weights(model_config, weights, run / "model")
     accelerator.print(f"going on from step {saved.step} of {c.steps}")

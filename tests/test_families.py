@@ -75,6 +75,9 @@ class GaussianPrior(Prior):
     def validation(self, latents: Tensor, labels: Tensor, rows) -> Tensor:
         return self(latents, labels)
 
+    def nats(self, latents: Tensor, labels: Tensor, rows) -> Tensor:
+        return self.validation(latents, labels, rows)
+
     def log_prob(self, latents: Tensor, labels: Tensor, known: Tensor | None = None) -> Tensor:
         self.check(latents, labels, known)
         return -self(latents, labels).sum(1)

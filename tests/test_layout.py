@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smalti.common.layout import Grid, Layout, in_format_1, of_format_1
-from smalti.prior.transformer.layers import ROTARY_BASE, rotary_angles
+from smalti.prior.rotary import ROTARY_BASE, rotary_angles
 
 LAYOUTS = {
     "an image": Layout.of(7, 7, factors=(512,)),

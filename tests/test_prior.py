@@ -14,7 +14,8 @@ from smalti.prior.base import Prior
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.draw import SamplingConfig, draw_categorical, image_uniforms
 from smalti.prior.layers import RMSNorm
-from smalti.prior.transformer.layers import causal_attention, rotary_angles
+from smalti.prior.rotary import rotary_angles
+from smalti.prior.transformer.layers import causal_attention
 from smalti.prior.transformer.model import TransformerPrior
 from tests.conftest import sample
 

@@ -107,10 +107,12 @@ def price_codes(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, An
             parts.append(found)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    assert isinstance(pipeline.prior, Scores)  # `no_bits` has asked
     drawn = {"importance_samples": c.importance_samples, "seed": c.seed} if stochastic else {}
+    told = {"learned_rate": "exact" if pipeline.prior.exact else "bound"}
     folder = parts_path(bench.run, f"bits-{bench.split.name}")
     nats = in_parts(folder, bench.plan | drawn, len(bench.split), PART, compute, bench.accelerator, "bits")
-    return nats, drawn
+    return nats, drawn | told
 
 
 def bits_figures(bits: dict[str, Tensor], priors: Sequence[str]) -> dict[str, Any]:

@@ -80,19 +80,20 @@ def panels(contents: RunContents, lines: Sequence[Mapping[str, Any]]) -> Iterato
 def words(name: str) -> str:
     """Put the name of a figure of the prior's end into words, as `test_marginal_nll`."""
     known = {"best_step": "step of the weights kept", "uniform_nll": "uniform codes, ln K"}
-    split, _, kind = name.removesuffix("_nll").partition("_")
+    split, _, kind = name.removesuffix("_nll").removesuffix("_mse").partition("_")
     return known.get(name, f"{split}, {'independent codes' if kind == 'marginal' else 'learned'}")
 
 
 def prior_curves(contents: RunContents, lines: Sequence[Mapping[str, Any]]) -> Html:
-    """Return the chart of nats per code over the step, beside the figures after training."""
+    """Return the chart of the loss over the step, beside the figures after training."""
+    measure = "mse" if any("mse" in line for line in lines) else "nll"
     after = {name: value for name, value in contents.prior_figures().items() if finite(value) is not None}
     named = {"uniform codes": "uniform_nll", "independent codes": "validation_marginal_nll"}
     levels = {name: after[key] for name, key in named.items() if key in after}
-    both = (curve("train", lines, "nll"), curve("validation", lines, "validation_nll"))
+    both = (curve("train", lines, measure), curve("validation", lines, f"validation_{measure}"))
     curves = [each for each in both if each is not None]
-    drawn = charts.curves(curves, contents.path / "report/prior-nll.png", levels=levels, width=5.6)
-    unit = f"nats per {contents.unit}"
+    drawn = charts.curves(curves, contents.path / f"report/prior-{measure}.png", levels=levels, width=5.6)
+    unit = f"{'nats' if measure == 'nll' else 'squared error'} per {contents.unit}"
     beside = ", beside the two priors that need no training. Validation is without dropout." if levels else "."
     alt = f"{unit.capitalize()} over the step: {ends(curves)}"
     left = markup.figure_tag(markup.chart(drawn, alt), unit.capitalize() + beside)

@@ -64,6 +64,9 @@ class VectorPrior(Prior):
     def validation(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
         return -self.numbers(latents, condition).float()
 
+    def nats(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
+        return self.validation(latents, condition, rows)
+
     @torch.no_grad()
     def log_prob(self, codes: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
         self.check(codes, condition, known)

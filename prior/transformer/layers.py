@@ -1,55 +1,23 @@
-"""The parts of the Transformer: rotary positions on the grids, causal attention, the block.
+"""The parts of the Transformer: causal attention and the block.
 
-Shapes: x (B, T, C), queries (B, heads, T, head_dim), keys and values (B, key_heads, T, head_dim), cos and sin of a turn
-(T, head_dim / 2), or (B, 1, T, head_dim / 2) if each image has its own order.
+Shapes: x (B, T, C), queries (B, heads, T, head_dim), keys and values (B, key_heads, T, head_dim).
 
 A key is turned by the place of its code, a query by the place to predict. So attention depends on how far a code lies
 from that place along each axis, in every order.
 
-Rotary positions: Su et al. (2021), here a share of the pairs for each axis of the layout. QK-norm: Henry et al. (2020).
-Grouped queries: Ainslie et al. (2023).
+QK-norm: Henry et al. (2020). Grouped queries: Ainslie et al. (2023).
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from smalti.common.layout import Layout
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
+from smalti.prior.rotary import Turn
 from smalti.prior.transformer.config import TransformerConfig
 
-ROTARY_BASE = 100.0  # grids are short: the slowest pair turns once in about 500 places
 SHORT = 256  # up to this length plain products beat the fused attention on a CPU
-
-
-def rotary_angles(layout: Layout, head_dim: int) -> Tensor:
-    """Return the angle by which each pair is turned, (1 + T, head_dim / 2).
-
-    Row 0 is the class, at the origin. Row 1 + t is the code at place t of the sequence, at its coordinates in the
-    layout. Pairs that the axes leave over are not turned.
-    """
-    places = layout.coordinates().repeat_interleave(layout.depth, 0)  # (T, axes)
-    axes = places.shape[1]
-    pairs = head_dim // 2 // axes  # of each axis
-    speed = ROTARY_BASE ** (-torch.arange(pairs).double() / pairs)
-    angles = rearrange(places[:, :, None] * speed, "t a p -> t (a p)")
-    return F.pad(angles, (0, head_dim // 2 - axes * pairs, 1, 0)).float()
-
-
-class Turn(NamedTuple):
-    """A rotation of the queries or keys of each step: its angles are (T, d / 2), or (B, 1, T, d / 2)."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return x (B, heads, T, d) with its pairs (x_i, x_{i + d/2}) turned."""
-        a, b = x.chunk(2, dim=-1)
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
 from smalti.prior.code_head import CodeHead
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.layers import RMSNorm
+from smalti.prior.rotary import Turn, rotary_angles
 from smalti.prior.transformer.config import TransformerConfig
-from smalti.prior.transformer.layers import Block, Turn, rotary_angles
+from smalti.prior.transformer.layers import Block
 
 
 class CausalTransformer(AutoregressivePrior):
