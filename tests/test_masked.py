@@ -160,8 +160,8 @@ def test_the_bound_lies_above_the_exact_nll_and_is_the_mean_over_orders():
 
 
 def test_the_bound_meets_the_exact_nll_where_all_orders_agree():
-    """Without attention a code depends on no other, so that every order gives the same probability; the estimate's error
-    is below 0.05 nats."""
+    """Without attention a code depends on no other, so that every order gives the same probability; the estimate's
+    error is below 0.05 nats."""
     prior, every = toy()
     for block in prior.blocks:
         torch.nn.init.zeros_(block.attention.out.weight)

@@ -45,6 +45,7 @@ class MaskedPrior(MaskedTransformer):
     """A distribution over the hidden codes of a sample given the class and the others."""
 
     takes: ClassVar[frozenset[str]] = CODE_SETTINGS | {"precision", "steps", "order", "choice_temperature"}
+    heeds_all: ClassVar[bool] = True
     exact = False
     halton: Tensor  # (T,)
 
@@ -75,7 +76,7 @@ class MaskedPrior(MaskedTransformer):
 
     @torch.no_grad()
     def nats(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
-        return self.bound(latents, condition, torch.ones_like(latents, dtype=torch.bool), rows, MASKS)
+        return self.bound(latents, condition, torch.ones_like(latents, dtype=torch.bool), seeds_of(latents), MASKS)
 
     @torch.no_grad()
     def log_prob(self, codes: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
@@ -87,8 +88,7 @@ class MaskedPrior(MaskedTransformer):
         wanted = torch.ones_like(codes, dtype=torch.bool)
         if known is not None:
             wanted = ~known.repeat_interleave(self.config.layout.depth, 1)
-        seeds = [zlib.crc32(row.numpy().tobytes()) for row in codes.long().cpu()]
-        return -self.bound(codes, condition, wanted, seeds, MASKS).sum(1)
+        return -self.bound(codes, condition, wanted, seeds_of(codes), MASKS).sum(1)
 
     def bound(self, codes: Tensor, condition: Tensor, wanted: Tensor, seeds: Sequence[int], masks: int) -> Tensor:
         """Return the share of each code in the bound on −log p of the codes `wanted` (B, T) bool given the others, in
@@ -227,6 +227,11 @@ class MaskedPrior(MaskedTransformer):
                 codes[:, t] = to_index(torch.stack(digits, dim=-1), self.vocabularies)
             hidden = hidden & ~kept
         return codes
+
+
+def seeds_of(codes: Tensor) -> list[int]:
+    """Return a seed for each sample (B, T) that is a function of its codes."""
+    return [zlib.crc32(row.numpy().tobytes()) for row in codes.long().cpu()]
 
 
 def mean_of_cosine(codes: int) -> float:
