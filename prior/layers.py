@@ -16,16 +16,17 @@ EPSILON = 1e-6  # of the norms
 class RMSNorm(nn.RMSNorm):
     """RMS normalization, x / rms(x) * weight, in the type of x: torch's fused kernel needs a weight of that type.
 
-    In training on a CPU the result has the type that autocast multiplies in.
+    On a CPU the result has the type that autocast multiplies in.
     """
 
     def __init__(self, dim: int):
         super().__init__(dim, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():  # torch has no fused kernel there
+        if x.device.type == "cpu":  # torch has no fused kernel there
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-            return _NormOnCPU.apply(x, self.weight.to(dtype))  # in the type of the matrix that follows
+            weight = self.weight.to(dtype)  # in the type of the matrix that follows
+            return _NormOnCPU.apply(x, weight) if torch.is_grad_enabled() else unit_rms(x, weight)[0] * weight
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -38,9 +39,7 @@ class _NormOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
-        unit = torch.mul(x, inverse.to(x.dtype)).to(weight.dtype)
+        unit, inverse = unit_rms(x, weight)
         ctx.save_for_backward(unit, inverse, weight)
         return unit * weight
 
@@ -52,6 +51,13 @@ class _NormOnCPU(torch.autograd.Function):
         mean = (along @ weight[:, None]).div_(unit.shape[-1])
         of_x = (gradient * weight).addcmul_(unit, mean, value=-1).mul_(inverse.to(unit.dtype))
         return of_x, along.flatten(0, -2).sum(0)
+
+
+def unit_rms(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x / rms(x) in the type of the weight, and 1 / rms(x)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    inverse = norm.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
+    return torch.mul(x, inverse.to(x.dtype)).to(weight.dtype), inverse
 
 
 class SwiGLU(nn.Module):

@@ -173,7 +173,7 @@ class MaskedPrior(MaskedTransformer):
         scale: float,
         precision: Precision,
     ) -> tuple[Tensor, Tensor]:
-        """Return a draw of every code given those that are not hidden, (B, T), and its log-probability, (B, T).
+        """Return a draw of each hidden code given those that are not, (B, T), and its log-probability, (B, T).
 
         Args:
             uniform: (B, T, G) in (0, 1].
@@ -184,21 +184,23 @@ class MaskedPrior(MaskedTransformer):
         double = (lambda x: torch.cat([x, x])) if guided else (lambda x: x)
         with self._computing_in(precision):
             x = self.features(condition, double(to_digits(codes, self.vocabularies)), double(hidden)).float()
-        parts: list[Tensor] = []
+        digits = torch.zeros(*codes.shape, len(self.vocabularies), dtype=torch.int64, device=codes.device)
         log_p = torch.zeros(codes.shape, device=codes.device)
-        for g in range(len(self.vocabularies)):
-            logits = self.head.part(x, [double(part) for part in parts])
+        for g, size in enumerate(self.vocabularies):
+            logits = self.head.part(x, [double(part) for part in digits[..., :g].unbind(-1)])
             if guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, scale)
-            part = draw_categorical(logits.flatten(0, 1), uniform[..., g].flatten(), config).view(codes.shape)
-            if (part >= logits.shape[2]).any():  # only NaN gives a code beyond the last
+            wanted = logits[hidden]
+            part = draw_categorical(wanted, uniform[..., g][hidden], config)
+            if (part >= size).any():  # only NaN gives a code beyond the last
                 raise UserError(
                     "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"
                 )
-            log_p += (logits / config.temperature).log_softmax(-1).gather(2, part[..., None])[..., 0]
-            parts.append(part)
-        return to_index(torch.stack(parts, dim=-1), self.vocabularies), log_p
+            wanted = wanted / config.temperature
+            log_p[hidden] += wanted.gather(1, part[:, None])[:, 0] - wanted.logsumexp(1)
+            digits[..., g][hidden] = part
+        return to_index(digits, self.vocabularies), log_p
 
     def _computing_in(self, precision: Precision) -> AbstractContextManager:
         bf16 = precision == "bf16"
