@@ -274,6 +274,26 @@ def test_the_largest_preset_has_the_shapes_it_promises():
     assert 330e6 < sum(p.numel() for p in prior.parameters()) < 350e6
 
 
+def test_the_largest_masked_preset_has_the_shapes_it_promises():
+    """It is built without memory: the 24 blocks of 768 channels of MaskGIT, over 16 x 16 codes."""
+    import torch
+
+    from smalti.common.codes import TokenizerIdentity
+    from smalti.prior.model import build_prior
+
+    layout = parse(CONFIGS / "imagenet256_masked/tokenizer.yaml").model.layout
+    architecture = parse(CONFIGS / "imagenet256_masked/prior.yaml", cls=PriorTraining).model
+    condition, identity = Classes(names=tuple(map(str, range(1000)))), TokenizerIdentity(name="x", sha256="0" * 64)
+    with torch.device("meta"):
+        prior = build_prior(
+            PriorConfig(layout=layout, condition=condition, tokenizer=identity, architecture=architecture)
+        )
+        codes = torch.zeros(2, 256, dtype=torch.int64)
+        logits = prior(torch.zeros(2, dtype=torch.int64), codes, codes > 0)
+    assert logits.shape == (2, 256, 16384)
+    assert 190e6 < sum(p.numel() for p in prior.parameters()) < 210e6
+
+
 def test_a_kind_that_is_a_list_is_refused_by_name():
     """A list has no hash, so looking it up among the kinds raised a TypeError; test_torture found it."""
 
