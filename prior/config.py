@@ -43,15 +43,16 @@ class TrainedArchitecture(ArchitectureConfig):
 
 
 class FittedArchitecture(ArchitectureConfig):
-    """A prior over vectors that prior/fit.py makes. Each such kind has a class under this one."""
+    """A prior that prior/fit.py makes without a gradient. Each such kind has a class under this one."""
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "mixture"
     made_by: ClassVar[str | None] = "prior/fit.py"
 
     @property
-    def by_em(self) -> bool:
-        """Return whether EM fits it, a class at a time; otherwise it has nothing to fit and is told of no class."""
+    def by_class(self) -> bool:
+        """Return whether it is fitted to the rows of each class; otherwise it has nothing to fit, and is told of no
+        class."""
         raise NotImplementedError
 
 
@@ -222,18 +223,19 @@ class TrainConfig(Settings):
 
 
 class FitConfig(Settings):
-    """Fit a prior over vectors, the second stage without a network."""
+    """Fit a prior, the second stage without a network."""
 
     run: str = "runs/digits"
     """folder of the experiment; this stage reads its subfolder codes/ and writes into prior/"""
     codes: str | None = None
     """another folder of codes"""
     model: FittedArchitecture = Field(default_factory=FittedArchitecture.default)
-    """which distribution; the numbers of a sample and the classes are read from the codes"""
+    """which distribution, mixture and standard_normal over vectors, independent and uniform over codes; what a sample
+    is and the classes are read from the codes"""
     condition: Literal["labels", "nothing"] = "labels"
     """labels: samples by class, where the codes have labels; nothing: unconditional all the same"""
     iterations: int = Field(100, ge=1)
-    """steps of EM at most, each over all training rows"""
+    """steps of EM at most, each over all training rows; of a mixture alone, as are the next three"""
     tolerance: float = Field(1e-3, ge=0)
     """nats a sample: the fit of a class ends at the step that raises its log-likelihood by less"""
     regularization: float = Field(1e-6, ge=0)

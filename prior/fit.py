@@ -1,12 +1,13 @@
-"""Stage two without a network: fit a prior over the vectors of a run, a mixture of Gaussians by EM.
+"""Stage two without a network: fit a prior, of vectors a mixture of Gaussians by EM, of codes their frequencies.
 
     accelerate launch prior/fit.py configs/mine/fit.yaml --model.components 16 --model.covariance full
+    accelerate launch prior/fit.py --run runs/digits --model.kind independent
 
-Reads RUN/codes (or --codes), which must be vectors, and writes into RUN/prior what prior/train.py writes: config.yaml,
-metrics.jsonl (nats per number, in training and validation, a line each an EM step), figures.json, curves.png, state/
-and model/, with the mixtures of the EM step that was best on the validation split; trackers in --track get the metrics
-too. A class has a mixture of its own, and one over all rows is for samples without a class. --model.kind
-standard_normal has nothing to fit: it is measured and written.
+Reads RUN/codes (or --codes) and writes into RUN/prior what prior/train.py writes: config.yaml, metrics.jsonl (nats per
+number, in training and validation, a line each an EM step), figures.json, curves.png, state/ and model/, with the
+mixtures of the EM step that was best on the validation split; trackers in --track get the metrics too. A class has a
+mixture or a table of frequencies of its own, and one over all rows is for samples without a class. --model.kind
+standard_normal, of vectors, and uniform, of codes, have nothing to fit: they are measured and written.
 
 The processes of a job share the rows. Interrupted (Ctrl-C, SIGTERM), it saves, and the same command goes on; with more
 --iterations it is lengthened.
@@ -44,7 +45,8 @@ from smalti.prior.config import FitConfig, FittedArchitecture, PriorConfig
 from smalti.prior.data import CodesRows, plain_views, read_codes
 from smalti.prior.model import build_prior
 from smalti.prior.results import NONE_YET, Best, held_out_loss, report, what_is_next
-from smalti.prior.simple.config import MixtureConfig
+from smalti.prior.simple.config import IndependentConfig, MixtureConfig
+from smalti.prior.simple.independent import IndependentPrior, check_table, count, table_shape
 from smalti.prior.simple.mixture import MixturePrior
 
 LEEWAY = Leeway(free={"run", "codes", "track", "track_project"}, length="iterations")
@@ -95,6 +97,8 @@ def fit(c: FitConfig, accelerator: Accelerator) -> Path:
         accelerator.print(line, file=sys.stderr)
     if isinstance(c.model, MixtureConfig):
         check_size(c.model, model_config)
+    if isinstance(c.model, IndependentConfig):
+        check_table(model_config)
     prior = build_prior(model_config).to(accelerator.device)
     rows = CodesRows(data.splits["train"], model_config)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
@@ -108,6 +112,8 @@ def fit(c: FitConfig, accelerator: Accelerator) -> Path:
             task = Task(c, prior, groups, rows, fingerprint, run, accelerator)
             best = climb(task, validation, saved, metrics)
         else:
+            if isinstance(prior, IndependentPrior):
+                take_counts(prior, rows, saved, fingerprint, run, accelerator)
             best = measured(prior, rows, validation, run, metrics, accelerator)
         if accelerator.is_main_process:
             prior.save_pretrained(run / "model")
@@ -162,13 +168,13 @@ def climb(task: Task, validation: CodesRows, saved: state.State | None, metrics:
 def config_over(c: FitConfig, data: codes.Codes) -> PriorConfig:
     """Return the config of the prior: of samples by class, where there are classes and the kind is told of them."""
     column = data.splits["train"].condition
-    by_class = c.condition == "labels" and c.model.by_em
+    by_class = c.condition == "labels" and c.model.by_class
     return PriorConfig.over(
         data.info,
         c.model,
         condition=data.info.condition.seen(column) if by_class else Nothing(),
         codes=codes.codes_fingerprint(data),
-        hidden=1.0,  # the mixture for none is of all rows
+        hidden=1.0,  # the distribution for none is of all rows
     )
 
 
@@ -321,7 +327,7 @@ def read_mixtures(saved: state.State, task: Task) -> dict[int, GaussianMixture]:
     return found
 
 
-# --------------------------------------------------------------------------------------------------------- at the end
+# --------------------------------------------------------------------------------------------------- at the end of EM
 
 
 def told(fitted: Fit, task: Task, done: int) -> Iterator[str]:
@@ -345,6 +351,36 @@ def told(fitted: Fit, task: Task, done: int) -> Iterator[str]:
             )
 
 
+# ------------------------------------------------------------------------------------------------- what needs no steps
+
+
+def take_counts(
+    prior: IndependentPrior,
+    rows: CodesRows,
+    saved: state.State | None,
+    data: str,
+    run: Path,
+    accelerator: Accelerator,
+) -> None:
+    """Give a prior the frequencies of the codes, of which each process counts its share of the rows, or those saved."""
+    if saved is not None:
+        with state.restoring(run):
+            state.restore(prior, saved.tensors["model"])
+        return
+    counts = torch.zeros(table_shape(prior.config), dtype=torch.int64, device=prior.device)
+    bar = passing_bar(len(rows), "count codes", unit="row")
+    mine = torch.arange(accelerator.process_index, len(rows), accelerator.num_processes)
+    for few in mine.split(max(1, TOGETHER // prior.config.layout.length)):
+        batch = rows[few, torch.zeros_like(few)]
+        counts += count(batch.codes.to(prior.device), batch.condition.to(prior.device), prior.config)
+        advance(bar, len(few) * accelerator.num_processes)
+    bar.close()
+    prior.take(accelerator.reduce(counts))
+    if accelerator.is_main_process:
+        state.save_state(run, 0, {"model": prior.state_dict()}, {"data": data}, accelerator)
+    accelerator.wait_for_everyone()
+
+
 def measured(
     prior: Prior,
     rows: CodesRows,
@@ -353,7 +389,7 @@ def measured(
     metrics: Metrics,
     accelerator: Accelerator,
 ) -> Best:
-    """Return the evaluation of a prior that has nothing to fit, and log it and the loss on the training rows once."""
+    """Return the evaluation of a prior without steps, and log it and the loss on the training rows once."""
     nll, held_out = (held_out_loss(prior, some, accelerator).loss for some in (rows, validation))
     if not read_metrics(run / "metrics.jsonl"):
         metrics.log(0, "train", nll=nll)

@@ -8,12 +8,22 @@ from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.pixelcnn.model import PixelCNNPrior
+from smalti.prior.simple.independent import IndependentPrior
 from smalti.prior.simple.mixture import MixturePrior
 from smalti.prior.simple.standard_normal import StandardNormalPrior
+from smalti.prior.simple.uniform import UniformPrior
 from smalti.prior.transformer.model import TransformerPrior
 
 # the kinds of this package: importing them registers them
-OURS = (TransformerPrior, PixelCNNPrior, MaskedPrior, StandardNormalPrior, MixturePrior)
+OURS = (
+    TransformerPrior,
+    PixelCNNPrior,
+    MaskedPrior,
+    UniformPrior,
+    IndependentPrior,
+    StandardNormalPrior,
+    MixturePrior,
+)
 
 
 def build_prior(config: PriorConfig) -> Prior:

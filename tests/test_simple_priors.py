@@ -46,7 +46,7 @@ KINDS = (StandardNormalConfig(), *(MixtureConfig(components=2, covariance=name) 
 
 def prior_of(architecture, layout: Layout = LAYOUT) -> VectorPrior:
     """Return a prior with two classes; of a mixture the weights are random, no two alike."""
-    condition = Classes(names=("a", "b")) if architecture.by_em else Nothing()
+    condition = Classes(names=("a", "b")) if architecture.by_class else Nothing()
     prior = build_prior(PriorConfig(layout=layout, condition=condition, tokenizer=TOKENIZER, architecture=architecture))
     if isinstance(prior, MixturePrior):
         draws = torch.Generator().manual_seed(0)

@@ -1,1 +1,1 @@
-"""The simple priors over vectors: the standard normal, and a mixture of Gaussians fitted by EM."""
+"""The simple priors: of codes the uniform and independent ones, of vectors N(0, I) and a mixture of Gaussians."""

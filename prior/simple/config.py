@@ -1,4 +1,4 @@
-"""The configs of the priors over vectors that prior/fit.py makes."""
+"""The configs of the priors that prior/fit.py makes."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ class StandardNormalConfig(FittedArchitecture):
     """every number by itself with mean 0 and deviation 1: what a VAE is trained for"""
 
     @property
-    def by_em(self) -> bool:
+    def by_class(self) -> bool:
         return False
 
 
@@ -31,5 +31,29 @@ class MixtureConfig(FittedArchitecture):
     shared by the components"""
 
     @property
-    def by_em(self) -> bool:
+    def by_class(self) -> bool:
+        return True
+
+
+class UniformConfig(FittedArchitecture):
+    """The uniform distribution over codes. It has nothing to fit, and is told of no class."""
+
+    kind: Literal["uniform"] = "uniform"
+    """every code by itself, and all K values alike"""
+
+    @property
+    def by_class(self) -> bool:
+        return False
+
+
+class IndependentConfig(FittedArchitecture):
+    """The frequencies of codes in the rows of each class, and in all rows for samples without a class."""
+
+    kind: Literal["independent"] = "independent"
+    """every code by itself, as often as in the training rows of its class"""
+    by_place: bool = True
+    """true: frequencies at each place; false: one table for all places, at each depth"""
+
+    @property
+    def by_class(self) -> bool:
         return True
