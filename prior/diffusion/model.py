@@ -26,7 +26,7 @@ from smalti.prior.diffusion.bound import bound_each
 from smalti.prior.diffusion.config import DiffusionConfig
 from smalti.prior.diffusion.draws import Draws
 from smalti.prior.diffusion.network import DiffusionTransformer
-from smalti.prior.diffusion.noise import LEVELS, Guess, Noise
+from smalti.prior.diffusion.noise import LEVELS, Guess, Noise, Rates
 from smalti.prior.diffusion.solver import SOLVERS, Earlier
 from smalti.prior.draw import Precision, SamplingConfig, guidance_scales
 from smalti.prior.sample import Batch, PassSampler
@@ -200,9 +200,9 @@ class DiffusionPrior(Prior):
         x0 = self.standardized(latents)
         return bound_each(x0, partial(self.denoised, condition), self.noise, draws) + self.deviation.log()
 
-    def denoised(self, condition: Tensor, x: Tensor, level: Tensor) -> Tensor:
-        """Return the guess of x0 of x (B, T) at levels (B,)."""
-        return self.noise.prediction.guess(x, self(x, level, condition), self.noise.rates(level)).x0
+    def denoised(self, condition: Tensor, x: Tensor, level: Tensor, rates: Rates) -> Tensor:
+        """Return the guess of x0 of x (B, T) at levels (B,) with these rates."""
+        return self.noise.prediction.guess(x, self(x, level, condition), rates).x0
 
     def log_prob(self, codes: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
         """Return minus the variational bound on −log p(latents | condition), (B,); what it draws belongs to the

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from smalti.prior.diffusion.config import DiffusionConfig, Schedule
 
 LEVELS = 1000
+LOWEST_OF_FLOW = 10  # level where σ is 0.01, as at the first of the linear schedule: training seldom goes below
 LARGEST_BETA = 0.999  # of the cosine schedule, whose last α would be 0
 
 
@@ -29,6 +30,11 @@ class Level(NamedTuple):
     number: float  # from 0 to 1000
     alpha: float
     sigma: float
+
+    @property
+    def snr(self) -> float:
+        """Return the signal-to-noise ratio α² / σ²; level 0 has none."""
+        return (self.alpha / self.sigma) ** 2
 
     @property
     def half_log_snr(self) -> float:
@@ -108,6 +114,7 @@ class Noise(nn.Module):
         super().__init__()
         self.prediction = PREDICTIONS[config.target]
         self.continuous = config.noise_schedule is None  # every real level is one
+        self.lowest = LOWEST_OF_FLOW if self.continuous else 1  # level that training knows well
         squares = np.concatenate([[1.0], alphas_cumprod(config.noise_schedule or "linear")])
         sigma = np.linspace(0, 1, LEVELS + 1)
         self.exact = (1 - sigma, sigma) if self.continuous else (np.sqrt(squares), np.sqrt(1 - squares))
@@ -120,6 +127,19 @@ class Noise(nn.Module):
             sigma = (level / LEVELS)[:, None]
             return Rates(1 - sigma, sigma)
         return Rates(self.alphas[level.long()][:, None], self.sigmas[level.long()][:, None])
+
+    def at(self, snr: Tensor, like: Tensor) -> tuple[Tensor, Rates]:
+        """Return levels (B,) and their rates by signal-to-noise ratios (B,) float64 on the CPU, in the type of `like`.
+
+        Between two whole levels of v and epsilon log SNR is straight.
+        """
+        if self.continuous:
+            sigma = 1 / (1 + snr.sqrt())
+            return (LEVELS * sigma).to(like), Rates((1 - sigma).to(like)[:, None], sigma.to(like)[:, None])
+        alpha, sigma = (each[:0:-1] for each in self.exact)  # from level 1000 to 1, as SNR rises
+        number = np.interp(snr.log().numpy(), 2 * np.log(alpha / sigma), np.arange(LEVELS, 0, -1.0))
+        squares = snr / (1 + snr), 1 / (1 + snr)
+        return torch.from_numpy(number).to(like), Rates(*(each.sqrt().to(like)[:, None] for each in squares))
 
     def level(self, number: float) -> Level:
         """Return a level by its number, which is whole but of flow."""
