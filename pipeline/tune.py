@@ -6,9 +6,10 @@ Reads RUN/codes (or --codes), RUN/tokenizer/model and RUN/prior/model; the test 
 Fréchet distance between drawn images and the decoded codes of the validation split, joint with the labels if the prior
 has classes (pipeline/frechet.py). Drawn images have the split's labels, and every candidate the same seeds.
 
-The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p. For each it
-draws the candidates with all other settings as the best so far, and keeps the best. (Guidance and its schedule are one
-choice: guidance that sets in late must be stronger, and a schedule may help even if constant guidance is best at 1.)
+The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p, steps and
+solver, so far as the prior heeds them. For each it draws the candidates with all other settings as the best so far, and
+keeps the best. (Guidance and its schedule are one choice: guidance that sets in late must be stronger, and a schedule
+may help even if constant guidance is best at 1.)
 The search begins with the kept settings; if an earlier search chose those, with the settings that it began with, so
 that the same command repeats itself. The result and the beginning are then drawn once more with fresh seeds, because
 the smallest of many figures is always a lucky one. The better of the two on these is kept.
@@ -53,13 +54,21 @@ from smalti.prior.data import CodesBatch, CodesRows, plain_views, tell_of_other_
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.sample import BATCH
 
-SWEPT = (("guidance", "guidance_schedule"), ("temperature",), ("top_k",), ("top_p",), ("min_p",))  # in this order
+SWEPT = (  # in this order
+    ("guidance", "guidance_schedule"),
+    ("temperature",),
+    ("top_k",),
+    ("top_p",),
+    ("min_p",),
+    ("steps",),
+    ("solver",),
+)
 SPLIT = "validation"
 HELD_OUT = 10_000  # images of it that are used, evenly spaced: many more than features, and they fit into memory
 
 
 class Settings(BaseSettings):
-    """Choose sampling settings on the validation split. The last six are lists of candidates; [] leaves a setting."""
+    """Choose sampling settings on the validation split. The last eight are lists of candidates; [] leaves a setting."""
 
     run: str = "runs/digits"
     """folder of the experiment"""
@@ -81,6 +90,10 @@ class Settings(BaseSettings):
     top_k: tuple[int | None, ...] = (None,)
     top_p: tuple[float | None, ...] = (None, 0.95, 0.9)
     min_p: tuple[float | None, ...] = (None, 0.02, 0.05)
+    steps: tuple[int | None, ...] = (None, 50)
+    """of a prior that draws an image whole: twice the steps take twice the time"""
+    solver: tuple[Literal["ddpm", "ddim", "euler", "dpm"] | None, ...] = (None, "ddpm")
+    """of a diffusion prior"""
 
 
 class Tuned(NamedTuple):
@@ -112,7 +125,7 @@ class Trials:
 
     def _held_out_cells(self, held_out: CodesBatch) -> Tensor:
         """Return the cells (N, P) of decoded codes (N, T); each process decodes its share."""
-        latents, told = held_out.codes, held_out.condition
+        latents, told = self.pipeline.from_prior(held_out.codes), held_out.condition
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         found = torch.zeros(len(latents), cells(self.pipeline.decode(latents[:1], told[:1])).shape[1])
         bar = passing_bar(len(latents), f"decode {SPLIT}")

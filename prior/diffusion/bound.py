@@ -5,8 +5,9 @@
                + E −log N(x0; x̂0(x_a), 1 / SNR(a))              reconstruction
 
 with SNR = α² / σ² and a the lowest level that is well trained (Kingma et al. 2021,
-https://arxiv.org/abs/2107.00630, eq. 11 to 18). It holds for every target and schedule: nothing but α, σ and the guess of x0 is in it. Between whole levels the network is asked as well; with steps
-of one level the bound would be looser, by 0.4 (linear, cosine) to 1.4 nats (flow) for each standard normal number.
+https://arxiv.org/abs/2107.00630, eq. 11 to 18). It holds for every target and schedule: nothing but α, σ and the guess
+of x0 is in it. Between whole levels the network is asked as well: with steps of one level the bound is looser, by 0.4
+nats (linear, cosine) to 1.4 (flow) for each standard normal number.
 
 The integral is estimated at some levels, drawn with a density and divided by it. The density follows log(1 + SNR): for
 a standard normal number all levels then have the same mean.
