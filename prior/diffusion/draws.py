@@ -3,6 +3,7 @@
 Shapes: normal numbers (B, T) float32, uniform ones (B,) in [0, 1).
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -29,3 +30,9 @@ class Draws:
     def uniform(self) -> Tensor:
         """Return a number of each sample, (B,)."""
         return torch.cat([torch.rand(1, generator=g) for g in self.generators]).to(self.device)
+
+
+def seed_of(sample: Tensor) -> int:
+    """Return a seed that belongs to the numbers of a sample (T,) alone."""
+    digest = hashlib.sha256(sample.detach().float().cpu().contiguous().numpy().tobytes()).digest()
+    return int.from_bytes(digest[:8], "big")

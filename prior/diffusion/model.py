@@ -6,7 +6,6 @@ channel; level (B,); condition (B, ...); known (B, P) bool.
 Diffusion: Ho et al. (2020). On latents of unit variance: Rombach et al. (2022). Completion: Lugmayr et al. (2022).
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -24,9 +23,11 @@ from smalti.prior.base import Prior, Unfolding
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.diffusion.bound import bound_each
 from smalti.prior.diffusion.config import DiffusionConfig
-from smalti.prior.diffusion.draws import Draws
+from smalti.prior.diffusion.draws import Draws, seed_of
 from smalti.prior.diffusion.network import DiffusionTransformer
 from smalti.prior.diffusion.noise import LEVELS, Guess, Noise, Rates
+from smalti.prior.diffusion.probability_flow import STEPS as FLOW_STEPS
+from smalti.prior.diffusion.probability_flow import flow_nats_each
 from smalti.prior.diffusion.solver import SOLVERS, Earlier
 from smalti.prior.draw import Precision, SamplingConfig, guidance_scales
 from smalti.prior.sample import Batch, PassSampler
@@ -204,6 +205,9 @@ class DiffusionPrior(Prior):
         """Return the guess of x0 of x (B, T) at levels (B,) with these rates."""
         return self.noise.prediction.guess(x, self(x, level, condition), rates).x0
 
+    def flow_nats(self, latents: Tensor, condition: Tensor) -> Tensor:
+        return flow_nats_each(self, latents, condition, FLOW_STEPS, probes=1).float()
+
     def log_prob(self, codes: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
         """Return minus the variational bound on −log p(latents | condition), (B,); what it draws belongs to the
         latents."""
@@ -223,9 +227,3 @@ def numbers_of(statistics: LatentStatistics, layout: Layout) -> tuple[Tensor, Te
     each = [(np.tile(mean, grid.places), np.tile(deviation, grid.places)) for mean, deviation, grid in parts]
     mean, deviation = (torch.tensor(np.concatenate(side).tolist()) for side in zip(*each, strict=True))
     return mean, torch.where(deviation > 0, deviation, 1.0)
-
-
-def seed_of(sample: Tensor) -> int:
-    """Return a seed that belongs to the numbers of a sample (T,) alone."""
-    digest = hashlib.sha256(sample.detach().float().cpu().contiguous().numpy().tobytes()).digest()
-    return int.from_bytes(digest[:8], "big")

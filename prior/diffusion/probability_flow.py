@@ -11,39 +11,58 @@ Shapes: latents and x (B, T); condition (B, ...); log-densities (B,) float64.
 
 import math
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from smalti.prior.diffusion.draws import Draws
-from smalti.prior.diffusion.model import DiffusionPrior, seed_of
-from smalti.prior.diffusion.noise import LEVELS, Level, Noise
+from smalti.prior.diffusion.draws import Draws, seed_of
+from smalti.prior.diffusion.noise import LEVELS, Guess, Level, Noise
+from smalti.prior.draw import Precision
 
+STEPS = 50
 EXACT = 16  # numbers a sample at most whose trace is computed whole, by as many backward passes
 
 
+class Diffuses(Protocol):
+    """What the flow asks of a diffusion prior, which documents it."""
+
+    noise: Noise
+    deviation: Tensor
+
+    def check(self, latents: Tensor, condition: Tensor, known: Tensor | None = None) -> None: ...
+
+    def standardized(self, latents: Tensor) -> Tensor: ...
+
+    def guided(self, x: Tensor, level: float, condition: Tensor, scale: float, precision: Precision) -> Guess: ...
+
+
 def probability_flow_log_prob(
-    prior: DiffusionPrior, latents: Tensor, condition: Tensor, steps: int = 50, probes: int = 1
+    prior: Diffuses, latents: Tensor, condition: Tensor, steps: int = STEPS, probes: int = 1
 ) -> Tensor:
-    """Return log p of each sample, (B,), by Heun's method.
+    """Return log p of each sample, (B,) float64, by Heun's method.
 
     Args:
         steps: each takes the network twice, and its derivative.
         probes: vectors of random signs a step, whose mean estimates the trace (Hutchinson 1990); samples of few numbers
             need none. They belong to the latents.
     """
+    return -flow_nats_each(prior, latents, condition, steps, probes).sum(1)
+
+
+def flow_nats_each(prior: Diffuses, latents: Tensor, condition: Tensor, steps: int, probes: int) -> Tensor:
+    """Return each number's share of −log p, (B, T) float64; see `probability_flow_log_prob`."""
     prior.check(latents, condition)
     x = prior.standardized(latents)
     signs = Signs(x, probes)
-    found = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    found = prior.deviation.double().log().expand(len(x), -1)
     for now, then in pairwise(path(prior.noise, steps)):
-        step, trace = time_of(then, prior.noise) - time_of(now, prior.noise), signs.draw()
-        velocity, here = velocity_and_trace(prior, x, now, condition, trace)
-        there_velocity, there = velocity_and_trace(prior, x + step * velocity, then, condition, trace)
+        step, vectors = time_of(then, prior.noise) - time_of(now, prior.noise), signs.draw()
+        velocity, here = velocity_and_trace(prior, x, now, condition, vectors)
+        there_velocity, there = velocity_and_trace(prior, x + step * velocity, then, condition, vectors)
         x = x + 0.5 * step * (velocity + there_velocity)
-        found += 0.5 * step * (here + there).double()
-    standard = -0.5 * (x.double().square() + math.log(2 * math.pi))
-    return found + standard.sum(1) - prior.deviation.double().log().sum()
+        found = found - 0.5 * step * (here + there).double()
+    return found + 0.5 * (x.double().square() + math.log(2 * math.pi))
 
 
 class Signs:
@@ -75,16 +94,16 @@ def time_of(level: Level, noise: Noise) -> float:
 
 
 def velocity_and_trace(
-    prior: DiffusionPrior, x: Tensor, level: Level, condition: Tensor, trace: Tensor
+    prior: Diffuses, x: Tensor, level: Level, condition: Tensor, vectors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return dx/dτ (B, T) at x, and the trace (B,) of its derivative by vectors (n, B, T)."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    """Return dx/dτ (B, T) at x, and by vectors (n, B, T) each number's share of the trace of its derivative, (B, T)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
         x0, noise = prior.guided(x, level.number, condition, 1.0, "fp32")
         rates = (-1.0, 1.0) if prior.noise.continuous else (-level.sigma, level.alpha)
         velocity = rates[0] * x0 + rates[1] * noise
-        found = torch.zeros(len(x), device=x.device)
-        for vector in trace:
+        found = torch.zeros_like(x)
+        for vector in vectors:
             (product,) = torch.autograd.grad(velocity, x, vector, retain_graph=True)
-            found = found + (product * vector).sum(1)
-    return velocity.detach(), found
+            found = found + (product * vector).detach()
+    return velocity.detach(), found.detach()
