@@ -84,8 +84,8 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     prior = load_scoring_prior(model, data).to(accelerator.device)
     if c.likelihood == "flow" and not isinstance(prior, FlowsBack):
         raise UserError(
-            f"likelihood flow is of diffusion priors, and this one is of kind {prior.config.architecture.name()}: leave "
-            "it out"
+            f"likelihood flow is of diffusion priors, and this one is of kind {prior.config.architecture.name()}: leave"
+            " it out"
         )
     held_out = plain_views(data.splits[name], data.info)
     seen = evenly_spaced_rows(plain_views(data.splits["train"], data.info), len(held_out.rows))

@@ -19,6 +19,7 @@ from smalti.prior.diffusion.config import DiffusionConfig
 from smalti.prior.layers import EPSILON, RMSNorm, SwiGLU, hidden_width
 from smalti.prior.rotary import Turn, place_angles
 
+SHORT = 256  # places up to which plain products beat the fused attention on a CPU
 WAVES = 256  # sines and cosines of a level
 SLOWEST = 10_000.0  # the slowest wave turns once in 2π times as many levels
 
@@ -35,6 +36,14 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPSILON) * (1 + scale) + shift
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return attention (B, heads, P, d) of q with k and v of the same shape."""
+    if q.device.type != "cpu" or q.shape[2] > SHORT:
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2) * q.shape[3] ** -0.5
+    return (torch.softmax(scores, dim=-1).to(v.dtype) @ v.flatten(0, 1)).view(q.shape)
+
+
 class Attention(nn.Module):
     """Self-attention of all places with normalized and rotated queries and keys."""
 
@@ -48,8 +57,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, turn: Turn) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b p (n h d) -> n b h p d", n=3, h=self.heads).unbind(0)
         q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
-        x = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
-        return self.out(rearrange(x, "b h p d -> b p (h d)"))
+        return self.out(rearrange(attention(q.to(v.dtype), k.to(v.dtype), v), "b h p d -> b p (h d)"))
 
 
 class Block(nn.Module):
