@@ -24,7 +24,7 @@ from smalti.common.condition import condition_of
 from smalti.common.data.views import default_views
 from smalti.common.folder import read_json
 from smalti.common.record import record
-from smalti.prior.autoregressive import nll_each
+from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.transformer.model import TransformerPrior

@@ -29,7 +29,7 @@ from benchmarks.claim import Claim, verdict
 from benchmarks.shapes import LARGE, MIDDLE, SMALL, Shape, make_prior, make_x_transformer, parameters
 from benchmarks.timing import Work, interleaved
 from smalti.common.record import record
-from smalti.prior.autoregressive import nll_each
+from smalti.prior.code_head import nll_each
 from smalti.prior.transformer import layers
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from smalti.common.condition import Nothing
 from smalti.common.layout import Layout
 from smalti.common.record import record
 from smalti.common.row_order import RowOrder, Share, batches
-from smalti.prior.autoregressive import nll_each
+from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows
 from smalti.prior.draw import SamplingConfig

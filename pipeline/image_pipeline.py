@@ -33,7 +33,7 @@ from smalti.common.seeds import uniforms
 from smalti.pipeline.generation_config import Chosen, GenerationConfig
 from smalti.pipeline.mask import fill_unknown, known_places, read_mask
 from smalti.prior import model as priors
-from smalti.prior.base import Completes, Prior, Sampler, Scores
+from smalti.prior.base import Completes, Prior, Sampler, Scores, Unfolding, Unfolds
 from smalti.prior.config import ArchitectureConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
@@ -517,6 +517,21 @@ class ImagePipeline(Pretrained):
             told = torch.tensor(labels[some])
             codes = self.from_prior(sampler(self.told_to_prior(told), seeds[some]).cpu())
             yield GeneratedBatch(some.start, self.decode(codes, told), codes)
+
+    def unfold(self, labels: Tensor, seeds: Sequence[int], **sampling: Any) -> Iterator[Unfolding]:
+        """Yield the latents of images after each pass that draws them, on the CPU, of class numbers (B,).
+
+        Raises:
+            UserError: impossible settings, or a prior that does not draw in passes.
+        """
+        settings, prior = self.check_sampling(**sampling), self.prior
+        if not isinstance(prior, Unfolds):
+            raise UserError(f"a prior of kind {prior.config.architecture.name()} draws its latents one after the other")
+        passes = prior.unfold(settings, self.told_to_prior(labels.to(self.device)), seeds)
+        return (
+            Unfolding(self.from_prior(each.latents.cpu()), None if each.settled is None else each.settled.cpu())
+            for each in passes
+        )
 
     def _drawn(
         self,

@@ -6,9 +6,9 @@ Reads RUN/codes (or --codes), RUN/tokenizer/model and RUN/prior/model; the test 
 Fréchet distance between drawn images and the decoded codes of the validation split, joint with the labels if the prior
 has classes (pipeline/frechet.py). Drawn images have the split's labels, and every candidate the same seeds.
 
-The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p, steps and
-solver, so far as the prior heeds them. For each it draws the candidates with all other settings as the best so far, and
-keeps the best. (Guidance and its schedule are one choice: guidance that sets in late must be stronger, and a schedule
+The search takes one setting after the other: steps, solver, order with its choice_temperature, guidance with its
+schedule, temperature, top_k, top_p, min_p, so far as the prior heeds them. For each it draws the candidates with all
+other settings as the best so far, and keeps the best. (Guidance and its schedule are one choice: guidance that sets in late must be stronger, and a schedule
 may help even if constant guidance is best at 1.)
 The search begins with the kept settings; if an earlier search chose those, with the settings that it began with, so
 that the same command repeats itself. The result and the beginning are then drawn once more with fresh seeds, because
@@ -55,20 +55,22 @@ from smalti.prior.draw import SamplingConfig
 from smalti.prior.sample import BATCH
 
 SWEPT = (  # in this order
+    ("steps",),
+    ("solver",),
+    ("order", "choice_temperature"),
     ("guidance", "guidance_schedule"),
     ("temperature",),
     ("top_k",),
     ("top_p",),
     ("min_p",),
-    ("steps",),
-    ("solver",),
 )
 SPLIT = "validation"
 HELD_OUT = 10_000  # images of it that are used, evenly spaced: many more than features, and they fit into memory
 
 
 class Settings(BaseSettings):
-    """Choose sampling settings on the validation split. The last eight are lists of candidates; [] leaves a setting."""
+    """Choose sampling settings on the validation split. Those from `steps` on are lists of candidates, for priors that
+    heed the setting; [] leaves it."""
 
     run: str = "runs/digits"
     """folder of the experiment"""
@@ -78,6 +80,13 @@ class Settings(BaseSettings):
     """drawn for each candidate; more than the validation split has are dealt its labels evenly"""
     seed: int = Field(0, ge=0, le=2**62)
     """image i of every candidate has seed `seed + i`; the last comparison takes the seeds after those"""
+    steps: tuple[int | None, ...] = ()
+    """more are nearly always nearer to the held-out images, and slower: left alone unless candidates are given"""
+    solver: tuple[Literal["ddpm", "ddim", "euler", "dpm"] | None, ...] = (None, "ddpm")
+    """of a diffusion prior"""
+    order: tuple[Literal["confidence", "halton", "random"], ...] = ("confidence", "halton")
+    choice_temperature: tuple[float, ...] = (1.0, 4.5, 10.0)
+    """of order confidence"""
     guidance: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0)
     """left alone where the prior is unconditional, or was trained with label_dropout 0"""
     guidance_schedule: tuple[Literal["constant", "linear", "power-cosine"], ...] = (
@@ -90,10 +99,6 @@ class Settings(BaseSettings):
     top_k: tuple[int | None, ...] = (None,)
     top_p: tuple[float | None, ...] = (None, 0.95, 0.9)
     min_p: tuple[float | None, ...] = (None, 0.02, 0.05)
-    steps: tuple[int | None, ...] = (None, 50)
-    """of a prior that draws an image whole: twice the steps take twice the time"""
-    solver: tuple[Literal["ddpm", "ddim", "euler", "dpm"] | None, ...] = (None, "ddpm")
-    """of a diffusion prior"""
 
 
 class Tuned(NamedTuple):
@@ -104,6 +109,7 @@ class Tuned(NamedTuple):
     found_value: float  # on fresh ones
     chosen: Chosen
     figures: dict[SamplingConfig, float]  # of every candidate, in the order of drawing
+    names: tuple[str, ...]  # of the settings that the prior heeds
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -122,6 +128,7 @@ class Trials:
         classes = pipeline.condition.num_classes
         self.ruler = Ruler(self._held_out_cells(held_out), condition, classes, c.images)
         self.figures: dict[SamplingConfig, float] = {}
+        self.names = tuple(chain(*swept(pipeline)))
 
     def _held_out_cells(self, held_out: CodesBatch) -> Tensor:
         """Return the cells (N, P) of decoded codes (N, T); each process decodes its share."""
@@ -166,16 +173,16 @@ class Trials:
                 self.figures[sampling] = self.draw(sampling, self.c.seed, bar)
                 bar.set_postfix(best=f"{min(self.figures.values()):.5f}", refresh=False)
                 if self.accelerator.is_main_process:
-                    bar.write(f"{self.figures[sampling]:10.5f}  {describe_sampling(sampling)}")
+                    bar.write(f"{self.figures[sampling]:10.5f}  {describe_sampling(sampling, self.names)}")
             bar.close()
         return min(candidates, key=self.figures.__getitem__)
 
 
-def describe_sampling(sampling: SamplingConfig) -> str:
-    """Return the settings that a search may change in words, without those that are off."""
-    shown = {name: getattr(sampling, name) for name in chain(*SWEPT) if getattr(sampling, name) is not None}
-    if sampling.guidance == 1:
-        del shown["guidance_schedule"]
+def describe_sampling(sampling: SamplingConfig, names: Sequence[str]) -> str:
+    """Return the settings of these names in words, without those that are off."""
+    off = {"guidance_schedule"} if sampling.guidance == 1 else set()
+    off |= set() if sampling.order == "confidence" else {"choice_temperature"}
+    shown = {name: getattr(sampling, name) for name in names if getattr(sampling, name) is not None and name not in off}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
@@ -199,11 +206,13 @@ def swept(pipeline: ImagePipeline) -> tuple[tuple[str, ...], ...]:
 
 
 def candidates(c: Settings, best: SamplingConfig, names: Sequence[str]) -> Iterator[SamplingConfig]:
-    """Yield all that differ from the best only in these settings, and without guidance not in its schedule."""
+    """Yield all that differ from the best only in these settings, and not in one that another switches off."""
     for values in product(*(getattr(c, name) or (getattr(best, name),) for name in names)):
         changed = best.model_copy(update=dict(zip(names, values, strict=True)))
         if changed.guidance == 1:
             changed = changed.model_copy(update={"guidance_schedule": best.guidance_schedule})
+        if changed.order != "confidence":
+            changed = changed.model_copy(update={"choice_temperature": best.choice_temperature})
         yield changed
 
 
@@ -227,7 +236,7 @@ def compare_on_fresh_seeds(c: Settings, start: SamplingConfig, found: SamplingCo
         start=start,
         date=datetime.now(UTC).date().isoformat(),
     )
-    return Tuned(kept, found, values[found], chosen, trials.figures)
+    return Tuned(kept, found, values[found], chosen, trials.figures, trials.names)
 
 
 def tune(c: Settings, accelerator: Accelerator) -> Tuned:
@@ -305,8 +314,9 @@ def summary_lines(tuned: Tuned) -> Iterator[str]:
     chosen, figures = tuned.chosen, tuned.figures
     compared = f"{chosen.metric} of {chosen.images} images to {chosen.held_out} held out"
     yield f"{compared}, on the search's seeds and on fresh ones:"
-    yield f"  began with {figures[chosen.start]:.5f} and {chosen.start_value:.5f}: {describe_sampling(chosen.start)}"
-    yield f"  found      {figures[tuned.found]:.5f} and {tuned.found_value:.5f}: {describe_sampling(tuned.found)}"
+    start, found = (describe_sampling(sampling, tuned.names) for sampling in (chosen.start, tuned.found))
+    yield f"  began with {figures[chosen.start]:.5f} and {chosen.start_value:.5f}: {start}"
+    yield f"  found      {figures[tuned.found]:.5f} and {tuned.found_value:.5f}: {found}"
     if tuned.found == chosen.start:
         yield "no candidate was better than what it began with: that is kept"
     else:

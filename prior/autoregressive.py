@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.common.errors import UserError
-from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Choose, Prior
+from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.draw import CODE_SETTINGS, Precision, SamplingConfig
 from smalti.prior.prediction_order import code_order, draw_order, known_first, raster, shuffled
@@ -159,18 +158,3 @@ def share_shuffled(order: str, progress: float) -> float:
         return float(order == "any")
     begin, end = ANNEALED
     return min(1.0, max(0.0, (end - progress) / (end - begin)))
-
-
-def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tensor:
-    """Return −log p of each code (B, T) in nats, summed over its parts, from logits (B, T, V)."""
-    digits = to_digits(codes, vocabularies).unbind(-1)
-    parts = logits.float().transpose(1, 2).split(list(vocabularies), dim=1)
-    each = [F.cross_entropy(part, digit, reduction="none") for part, digit in zip(parts, digits, strict=True)]
-    return torch.stack(each).sum(0)
-
-
-def embedding_rows(config: PriorConfig) -> Tensor:
-    """Return where the rows of part g of the codes at place t begin in the embedding table, (T, G)."""
-    sizes = torch.tensor(config.vocabularies)
-    depth = torch.arange(config.layout.length)[:, None] % config.layout.depth
-    return depth * sizes.sum() + sizes.cumsum(0) - sizes

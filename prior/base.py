@@ -58,6 +58,7 @@ class Prior(nn.Module, Pretrained, ABC):
     kind: ClassVar[str] = "smalti.prior"  # of the model folder; its config says which architecture
     config_class: ClassVar[type[ArchitectureConfig]]
     takes: ClassVar[frozenset[str]] = frozenset()  # the sampling settings that it heeds, by name
+    heeds_all: ClassVar[bool] = False  # whether what it completes is drawn given all that is known, in every kind of it
     measure: ClassVar[str] = "nll"  # of its loss, by name: nll is in nats where the prior scores
 
     def __init__(self, config: PriorConfig):

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from smalti.common.mixed_radix import to_digits
 from smalti.prior.config import PriorConfig
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 
@@ -37,12 +39,13 @@ class CodeHead(nn.Module):
 
         They are fp32, also under autocast: rounding a logit of 10 to bf16 changes it by up to 0.03 nats.
         """
-        matrices, parts = self.matrices(), []
-        for g in range(len(self.sizes)):
-            seen = self.after(x, digits[..., :g].unbind(-1))
-            with _no_autocast(x.device):
-                parts.append(_per_depth(seen.float(), matrices[g].float(), self.code_depth))
-        return torch.cat(parts, dim=-1)
+        return torch.cat([self.part(x, digits[..., :g].unbind(-1)) for g in range(len(self.sizes))], dim=-1)
+
+    def part(self, x: Tensor, before: Sequence[Tensor]) -> Tensor:
+        """Return the logits (B, T, V_g) fp32 of the part that follows the parts before, each (B, T)."""
+        seen = self.after(x, before)
+        with _no_autocast(x.device):
+            return _per_depth(seen.float(), self.matrices()[len(before)].float(), self.code_depth)
 
     def matrices(self) -> tuple[Tensor, ...]:
         """Return the matrix of each part, (Q, V_g, C)."""
@@ -68,3 +71,18 @@ def _per_depth(x: Tensor, matrices: Tensor, code_depth: int) -> Tensor:
     """Return the product of x (B, n · Q, C) with the matrix of each depth, (Q, V, C), as (B, n · Q, V)."""
     y = torch.bmm(rearrange(x, "b (n q) c -> q (b n) c", q=code_depth), matrices.transpose(1, 2))
     return rearrange(y, "q (b n) v -> b (n q) v", b=len(x))
+
+
+def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tensor:
+    """Return −log p of each code (B, T) in nats, summed over its parts, from logits (B, T, V)."""
+    digits = to_digits(codes, vocabularies).unbind(-1)
+    parts = logits.float().transpose(1, 2).split(list(vocabularies), dim=1)
+    each = [F.cross_entropy(part, digit, reduction="none") for part, digit in zip(parts, digits, strict=True)]
+    return torch.stack(each).sum(0)
+
+
+def embedding_rows(config: PriorConfig) -> Tensor:
+    """Return where the rows of part g of the codes at place t begin in the embedding table, (T, G)."""
+    sizes = torch.tensor(config.vocabularies)
+    depth = torch.arange(config.layout.length)[:, None] % config.layout.depth
+    return depth * sizes.sum() + sizes.cumsum(0) - sizes

@@ -7,13 +7,14 @@ from smalti.common.hub import locate
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.diffusion.model import DiffusionPrior
+from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.simple.mixture import MixturePrior
 from smalti.prior.simple.standard_normal import StandardNormalPrior
 from smalti.prior.transformer.model import TransformerPrior
 
 # the kinds of this package: importing them registers them
-OURS = (TransformerPrior, PixelCNNPrior, DiffusionPrior, StandardNormalPrior, MixturePrior)
+OURS = (TransformerPrior, PixelCNNPrior, MaskedPrior, DiffusionPrior, StandardNormalPrior, MixturePrior)
 
 
 def build_prior(config: PriorConfig) -> Prior:

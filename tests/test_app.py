@@ -31,7 +31,8 @@ from smalti.pipeline.playground.controller import Canvas, controls, open_control
 from smalti.pipeline.playground.view import CONTRAST, difference
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
-from smalti.prior.model import load_prior
+from smalti.prior.masked.config import MaskedConfig
+from smalti.prior.model import build_prior, load_prior
 from smalti.prior.prediction_order import known_first
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
@@ -72,7 +73,7 @@ def controller(run, pipeline):
     return open_controller(pipeline, code_counts_of(run, pipeline))
 
 
-def of_random_weights(class_names, quantizer) -> ImagePipeline:
+def of_random_weights(class_names, quantizer, architecture=None) -> ImagePipeline:
     torch.manual_seed(0)
     tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer)).eval()
     identity, c = TokenizerIdentity(name="test", sha256="0" * 64), tokenizer.config
@@ -80,9 +81,9 @@ def of_random_weights(class_names, quantizer) -> ImagePipeline:
         layout=c.layout,
         condition=condition_of(class_names),
         tokenizer=identity,
-        architecture=TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
+        architecture=architecture or TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0),
     )
-    return ImagePipeline(tokenizer, TransformerPrior(prior).eval(), SamplingConfig(), identity)
+    return ImagePipeline(tokenizer, build_prior(prior).eval(), SamplingConfig(), identity)
 
 
 VQ = VQConfig(codebook_size=16, code_dim=4)
@@ -101,15 +102,18 @@ def pixels(images) -> np.ndarray:
 
 
 def test_what_is_drawn_on_the_page_is_what_the_pipeline_draws(controller, pipeline):
-    sampling = read_sampling(0.8, 1.5, 5, 0.9, 0.0)
-    assert sampling == {"temperature": 0.8, "guidance": 1.5, "top_k": 5, "top_p": 0.9, "min_p": None}
+    sampling = read_sampling(0.8, 1.5, None, 5, 0.9, 0.0)
+    assert sampling == {"temperature": 0.8, "guidance": 1.5, "steps": None, "top_k": 5, "top_p": 0.9, "min_p": None}
     drawn, expected = controller.draw([3, 7], 4, 11, sampling), pipeline([3, 7], num_images=4, seed=11, **sampling)
     assert np.array_equal(pixels(drawn.images), pixels(expected.images)) and drawn.seeds == [11, 12, 13, 14]
     assert not np.array_equal(pixels(drawn.images), pixels(controller.draw([3, 7], 4, 12, sampling).images))
 
 
 def test_controls_that_nobody_touched_draw_with_the_pipelines_own_settings():
-    for settings in (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=3, top_p=0.9, min_p=0.1, guidance=2.0)):
+    for settings in (
+        SamplingConfig(),
+        SamplingConfig(temperature=0.7, steps=9, top_k=3, top_p=0.9, min_p=0.1, guidance=2.0),
+    ):
         assert SamplingConfig(**read_sampling(**controls(settings))) == settings
 
 
@@ -131,6 +135,16 @@ def test_an_image_grows_place_by_place_and_ends_as_it_is(controller):
     grey = [(frame.reshape(2, 4, 2, 4, 2) == growth.UNDRAWN).all((2, 4)).sum(axis=(1, 2)) for frame in frames[:-1]]
     assert [counts.tolist() for counts in grey] == [[PLACES - n] * 2 for n in range(PLACES)]
     assert np.array_equal(frames[-1], pixels(drawn.images))
+
+
+def test_a_prior_that_draws_in_passes_is_watched_at_them():
+    controller = open_controller(of_random_weights(("a", "b"), VQ, MaskedConfig(depth=1, dim=16, heads=2)), None)
+    sampling = read_sampling(1.0, None, 5, None, 1.0, 0.0)
+    drawn = controller.draw([1], 2, 0, sampling)
+    frames = [pixels(images) for images in controller.grow(drawn, sampling)]
+    grey = [(frame.reshape(2, 4, 2, 4, 2) == growth.UNDRAWN).all((2, 4)).sum(axis=(1, 2)) for frame in frames]
+    assert [counts.tolist() for counts in grey] == [[n, n] for n in (15, 12, 9, 4, 0, 0)]  # 16 cos(π/2 · i/5)
+    assert np.array_equal(frames[-2], frames[-1]) and np.array_equal(frames[-1], pixels(drawn.images))
 
 
 def test_many_images_grow_in_fewer_frames():
@@ -208,7 +222,7 @@ def test_two_codes_a_place_are_shown_and_painted_by_depth():
 
 def test_a_prior_without_classes_draws_without_labels():
     controller = open_controller(of_random_weights(None, VQ), None)
-    drawn = controller.draw([], 2, 4, read_sampling(1.0, None, 0, 1.0, 0.0))
+    drawn = controller.draw([], 2, 4, read_sampling(1.0, None, None, 0, 1.0, 0.0))
     assert drawn.labels is None and controller.captions(drawn) == [("seed 4", ""), ("seed 5", "")]
     assert controller.pick(drawn, 1).label is None
 
@@ -222,7 +236,7 @@ def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
     pipeline.prior.config = pipeline.prior.config.model_copy(update={"hidden": share})
     page = make_page(open_controller(pipeline, None), "digits")
     assert page.guidance.visible == visible
-    assert ("guidance" in page._sampling(1.0, 2.0, 0, 1.0, 0.0)) == visible
+    assert ("guidance" in page._sampling(1.0, 2.0, 0, 0, 1.0, 0.0)) == visible
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b""])

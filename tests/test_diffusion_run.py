@@ -147,6 +147,8 @@ def test_what_is_drawn_over_the_vectors_of_codes_is_codes_and_known_codes_stay(o
     mask[:4] = True
     one, two = (pipeline.complete(drawn.images, mask, seed=seed).codes for seed in (1, 2))
     assert torch.equal(one[:, :8], two[:, :8]) and not torch.equal(one[:, 8:], two[:, 8:])
+    *_, last = pipeline.unfold(torch.tensor(drawn.labels), drawn.seeds)
+    assert torch.equal(last.latents, drawn.codes)
     assert len(pipeline.vary(drawn.images, 0.5, seed=1).images) == 4
     assert no_bits(pipeline) is not None
     with pytest.raises(UserError, match="density says nothing of how likely the codes are"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from smalti.common import config, folder, sharding
 from smalti.common.errors import UserError
 from smalti.common.run_folder import read_metrics
-from smalti.prior.autoregressive import nll_each
+from smalti.prior.code_head import nll_each
 from smalti.prior.model import load_prior
 from smalti.prior.train import train
 from smalti.prior.transformer.config import TransformerConfig

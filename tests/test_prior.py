@@ -9,9 +9,9 @@ import torch
 from smalti.common.condition import Nothing
 from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_index
-from smalti.prior.autoregressive import nll_each
 from smalti.prior.base import Prior
 from smalti.prior.baselines import marginal_nll, uniform_nll
+from smalti.prior.code_head import nll_each
 from smalti.prior.draw import SamplingConfig, draw_categorical, image_uniforms
 from smalti.prior.layers import RMSNorm
 from smalti.prior.rotary import rotary_angles

@@ -27,7 +27,7 @@ from smalti.pipeline.playground.codebook_browser import PAGE, CodebookBrowser
 from smalti.pipeline.playground.latent_map import LatentMap
 from smalti.pipeline.playground.view import View, view_picture
 from smalti.pipeline.reporting.markup import Html, percent
-from smalti.prior.base import Completes
+from smalti.prior.base import Completes, Unfolding, Unfolds
 from smalti.prior.draw import SamplingConfig
 from smalti.tokenizer.base import DrawsCodes
 
@@ -36,8 +36,8 @@ LARGE = 2_000_000  # pixels: a larger picture is reduced before it gets the toke
 # formats whose head gives the number of decoded pixels; the head of an icon does not
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 ROWS = 64  # images decoded at once
-PACE = 0.06  # seconds a frame
-OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # values of the controls that truncate nothing
+PACE, PACE_OF_PASSES = 0.06, 0.2  # seconds a frame, of a code more and of a pass over all
+OFF = {"steps": 0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # values of the controls that set nothing
 COLUMNS = 32  # the most columns of a page of the codebook
 
 
@@ -77,9 +77,38 @@ class Controller:
         """Return classes by their names, because a pipeline reads a number that is also a name as the name."""
         return [label if self.names is None else self.names[label] for label in labels]
 
-    def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
-        """Yield the images as they stood while they were drawn, at last the finished ones."""
+    def grow(self, drawn: Generated, sampling: dict[str, Any] | None = None) -> Iterator[list[PIL.Image.Image]]:
+        """Yield the images as they stood while they were drawn with these settings, at last the finished ones.
+
+        A prior that draws an image in passes is watched at them: what has not settled is grey, or noise that clears.
+        """
+        if isinstance(self.pipeline.prior, Unfolds):
+            layout, due = self.pipeline.prior.config.layout, time.monotonic()
+            for unfolding in self._passes(drawn, sampling or {}):
+                images = self.decode(unfolding.latents, self._told(drawn))
+                if unfolding.settled is not None and layout.rectangle is not None:
+                    images = growth.hidden(images, unfolding.settled, layout.rectangle)
+                time.sleep(max(0.0, due - time.monotonic()))
+                due = time.monotonic() + PACE_OF_PASSES
+                yield to_pil(images)
         yield drawn.images
+
+    def _passes(self, drawn: Generated, sampling: dict[str, Any]) -> Iterator[Unfolding]:
+        """Yield the latents after each pass that draws these images, a turn each."""
+        with self.turn:
+            passes = self.pipeline.unfold(self._told(drawn), drawn.seeds, **sampling)
+        while True:
+            with self.turn:
+                found = next(passes, None)
+            if found is None:
+                return
+            yield found
+
+    def _told(self, drawn: Generated) -> Tensor:
+        """Return the class numbers of drawn images, (B,)."""
+        if drawn.labels is None:
+            return self.pipeline.condition.none(len(drawn.seeds))
+        return torch.tensor(drawn.labels)
 
     def captions(self, drawn: Generated) -> list[tuple[str, str]]:
         """Return each image's title and the line below it."""
@@ -145,8 +174,11 @@ class CodeController(Controller):
         self.codebook = CodebookBrowser(pipeline.tokenizer, layout, counts)
         self.grid, self.depth, self.places = layout.rectangle, layout.depth, layout.places
 
-    def grow(self, drawn: Generated) -> Iterator[list[PIL.Image.Image]]:
+    def grow(self, drawn: Generated, sampling: dict[str, Any] | None = None) -> Iterator[list[PIL.Image.Image]]:
         """Yield the images after more and more places, slowly enough to watch, at last the finished ones."""
+        if isinstance(self.pipeline.prior, Unfolds):
+            yield from super().grow(drawn, sampling)
+            return
         due = time.monotonic()
         for counts in growth.in_batches(growth.frames_of(self.places, len(drawn.images)), len(drawn.images), ROWS):
             codes = torch.cat([growth.unfinished(drawn.codes, n, self.codebook.usual) for n in counts])
@@ -308,10 +340,10 @@ def smaller(picture: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
 
 
 def read_sampling(
-    temperature: float, guidance: float | None, top_k: float | None, top_p: float, min_p: float
+    temperature: float, guidance: float | None, steps: float | None, top_k: float | None, top_p: float, min_p: float
 ) -> dict[str, Any]:
     """Return the sampling settings of a call from the values of the controls."""
-    given = {"top_k": int(top_k or 0), "top_p": top_p, "min_p": min_p}
+    given = {"steps": int(steps or 0), "top_k": int(top_k or 0), "top_p": top_p, "min_p": min_p}
     cut = {name: None if value == OFF[name] else value for name, value in given.items()}
     return {"temperature": temperature, **({} if guidance is None else {"guidance": guidance}), **cut}
 

@@ -175,7 +175,7 @@ class Page:
         )
 
     def _draw_tab(self) -> None:
-        set_to = controls(self.controller.pipeline.sampling)
+        set_to, takes = controls(self.controller.pipeline.sampling), self.controller.pipeline.prior.takes
         with gr.Row():
             with gr.Column(scale=1, min_width=280, elem_classes="tes-side"):
                 many, some = len(self.classes) > FEW_CLASSES, bool(self.classes)
@@ -188,7 +188,12 @@ class Page:
                 self.number = gr.Slider(1, MOST_IMAGES, IMAGES, step=1, label="Images", elem_id="number")
                 with gr.Row():
                     self.temperature = gr.Slider(
-                        0.1, max(2.0, set_to["temperature"]), set_to["temperature"], step=0.05, label="Temperature"
+                        0.1,
+                        max(2.0, set_to["temperature"]),
+                        set_to["temperature"],
+                        step=0.05,
+                        label="Temperature",
+                        visible="temperature" in takes,
                     )
                     self.guidance = gr.Slider(
                         0,
@@ -198,8 +203,18 @@ class Page:
                         label="Guidance",
                         visible=self.guided,
                     )
+                self.steps = gr.Slider(
+                    0,
+                    max(100, set_to["steps"]),
+                    set_to["steps"],
+                    step=1,
+                    label="Passes",
+                    info="0: the usual number",
+                    visible="steps" in takes,
+                    elem_id="steps",
+                )
                 cut = any(set_to[key] != off for key, off in OFF.items())
-                with gr.Accordion("Truncation", open=cut, visible="top_k" in self.controller.pipeline.prior.takes):
+                with gr.Accordion("Truncation", open=cut, visible="top_k" in takes):
                     layout = self.controller.pipeline.tokenizer.config.layout
                     K = layout.codebook_size if layout.discrete else 1
                     self.top_k = gr.Slider(0, K, set_to["top_k"], step=1, label="Top k", info="0: all codes")
@@ -271,13 +286,14 @@ class Page:
         growing: bool,
         temperature: float,
         guidance: float,
+        steps: float,
         top_k: float,
         top_p: float,
         min_p: float,
     ) -> Iterator[tuple[Any, Any]]:
-        sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
+        sampling = self._sampling(temperature, guidance, steps, top_k, top_p, min_p)
         drawn = self.controller.draw(labels or [], int(number), seed, sampling)
-        for images in self.controller.grow(drawn) if growing else ():
+        for images in self.controller.grow(drawn, sampling) if growing else ():
             yield self.controller.sheet(drawn._replace(images=images)), gr.skip()
         yield self.controller.sheet(drawn), drawn
 
@@ -291,16 +307,16 @@ class Page:
         return None, self.controller.sheet(drawn), *self._in_hand(held)
 
     def _sampling(
-        self, temperature: float, guidance: float, top_k: float, top_p: float, min_p: float
+        self, temperature: float, guidance: float, steps: float, top_k: float, top_p: float, min_p: float
     ) -> dict[str, Any]:
-        return read_sampling(temperature, guidance if self.guided else None, top_k, top_p, min_p)
+        return read_sampling(temperature, guidance if self.guided else None, steps, top_k, top_p, min_p)
 
     def _more_tabs(self, held: Held) -> None:
         """Add the tabs that only some families have."""
 
     def _join(self) -> None:
         """Bind each component's events to the components they change."""
-        self.settings = [self.temperature, self.guidance, self.top_k, self.top_p, self.min_p]
+        self.settings = [self.temperature, self.guidance, self.steps, self.top_k, self.top_p, self.min_p]
         asked = [self.labels, self.number, self.seed, self.growing, *self.settings]
         self._on(self.draw.click, self.on_draw, asked, [self.sheet, self.drawn])
         self._on(self.sheet.click, self.on_pick, [self.drawn], [self.sheet, *self._held_by()])
@@ -360,7 +376,8 @@ class CodePage(Page):
 
     def _how_it_completes(self) -> str:
         settings = "Temperature, guidance and truncation are those of the first page."
-        if self.controller.pipeline.prior.config.any_order:
+        prior = self.controller.pipeline.prior
+        if prior.config.any_order or prior.heeds_all:
             return f"What is covered is drawn given everything that is kept. {settings}"
         return (
             "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its "
@@ -454,11 +471,12 @@ class CodePage(Page):
         seed: int | None,
         temperature: float,
         guidance: float,
+        steps: float,
         top_k: float,
         top_p: float,
         min_p: float,
     ) -> str:
-        sampling = self._sampling(temperature, guidance, top_k, top_p, min_p)
+        sampling = self._sampling(temperature, guidance, steps, top_k, top_p, min_p)
         made, warnings = self.controller.complete(
             held, covered.get("covered"), None if label == NO_CLASS else label, int(number), seed, sampling
         )

@@ -1,4 +1,5 @@
-"""The growth of an image, code by code, in the order its codes were drawn.
+"""The growth of an image, code by code, in the order its codes were drawn. Priors that draw in passes are watched at
+these instead.
 
 A code never changes once it is drawn, and an image drawn from nothing is drawn in raster order, also by a prior of any
 order. So the first n places of the finished codes are all that the sampler knew after n places, and showing them in
@@ -33,9 +34,9 @@ def unfinished(codes: Tensor, drawn: int, usual: Tensor) -> Tensor:
 
 
 def hidden(images: Tensor, known: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return images with the places that are not `known` (P,) in grey."""
+    """Return images with the places that are not `known`, (P,) or (B, P), in grey."""
     (h, w), (H, W) = grid, images.shape[2:]
-    shown = repeat(known.view(h, w), "h w -> (h p) (w q)", p=H // h, q=W // w)
+    shown = repeat(known.view(-1, h, w), "b h w -> b 1 (h p) (w q)", p=H // h, q=W // w).to(images.device)
     grey = torch.full_like(images, UNDRAWN)
     if images.shape[1] == 4:
         grey[:, 3] = 255

@@ -321,8 +321,11 @@ def limits_of_draws(contents: RunContents) -> Iterator[str]:
     prior = contents.prior or {}
     classes = contents.condition.get("names")
     yield "It draws its classes and nothing else." if classes else "It draws without being asked for a class."
+    kind = ArchitectureConfig.kinds.get(prior.get("architecture", {}).get("kind", ArchitectureConfig.usual))
     if prior.get("any_order"):
         yield "It was trained in every order of the places, and completes any part of an image from any other."
+    elif kind is not None and kind.builds.heeds_all:
+        yield "It completes any part of an image from any other."
     else:
         yield "It was trained in raster order: a completion ignores what is kept below or right of it."
     if (share := contents.value("pipeline", "memorised_codes")) is not None:

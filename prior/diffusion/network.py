@@ -3,7 +3,7 @@
 Shapes: x (B, P, D) noisy vectors; level (B,) from 0 to 1000; condition (B, ...); the stream (B, P, C); told (B, C).
 
 Level and condition shift, scale and gate what each block adds, all gates 0 at first (adaLN-zero: Peebles and Xie 2023,
-https://arxiv.org/abs/2212.09748). QK-norm: Henry et al. (2020).
+https://arxiv.org/abs/2212.09748).
 """
 
 import math
@@ -14,12 +14,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from smalti.prior.attention import Attention
 from smalti.prior.config import PriorConfig
 from smalti.prior.diffusion.config import DiffusionConfig
-from smalti.prior.layers import EPSILON, RMSNorm, SwiGLU, hidden_width
+from smalti.prior.layers import EPSILON, SwiGLU, hidden_width
 from smalti.prior.rotary import Turn, place_angles
 
-SHORT = 256  # places up to which plain products beat the fused attention on a CPU
 WAVES = 256  # sines and cosines of a level
 SLOWEST = 10_000.0  # the slowest wave turns once in 2π times as many levels
 
@@ -36,37 +36,13 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPSILON) * (1 + scale) + shift
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return attention (B, heads, P, d) of q with k and v of the same shape."""
-    if q.device.type != "cpu" or q.shape[2] > SHORT:
-        return F.scaled_dot_product_attention(q, k, v)
-    scores = q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2) * q.shape[3] ** -0.5
-    return (torch.softmax(scores, dim=-1).to(v.dtype) @ v.flatten(0, 1)).view(q.shape)
-
-
-class Attention(nn.Module):
-    """Self-attention of all places with normalized and rotated queries and keys."""
-
-    def __init__(self, config: DiffusionConfig):
-        super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.q_norm, self.k_norm = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
-
-    def forward(self, x: Tensor, turn: Turn) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b p (n h d) -> n b h p d", n=3, h=self.heads).unbind(0)
-        q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
-        return self.out(rearrange(attention(q.to(v.dtype), k.to(v.dtype), v), "b h p d -> b p (h d)"))
-
-
 class Block(nn.Module):
     """A block: attention and a gated network, each modulated by what the network is told, and gated by it."""
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
         self.modulation = nn.Linear(config.dim, 6 * config.dim)
-        self.attention = Attention(config)
+        self.attention = Attention(config.dim, config.heads)
         self.mlp = SwiGLU(config.dim, hidden_width(config.dim))
         self.dropout = nn.Dropout(config.dropout)
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_digits, to_index
-from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
+from smalti.prior.autoregressive import AutoregressivePrior
 from smalti.prior.base import Choose
-from smalti.prior.code_head import CodeHead
+from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width

@@ -21,6 +21,7 @@ class VectorPrior(Prior):
     """A distribution over vectors with an exact density. Its sampler draws around any known places, given all."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"temperature"})
+    heeds_all: ClassVar[bool] = True
     exact = True
 
     def __init__(self, config: PriorConfig):

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from smalti.common.mixed_radix import to_digits
-from smalti.prior.autoregressive import AutoregressivePrior, embedding_rows
-from smalti.prior.code_head import CodeHead
+from smalti.prior.autoregressive import AutoregressivePrior
+from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.layers import RMSNorm
 from smalti.prior.rotary import Turn, rotary_angles

@@ -1,4 +1,4 @@
-"""The gated PixelCNN passes through the same commands as the Transformer: its codes are drawn, priced, completed,
+"""Other priors over codes pass through the same commands as the Transformer: their codes are drawn, priced, completed,
 compressed and shown by code that asks for protocols."""
 
 import json
@@ -21,34 +21,44 @@ from smalti.pipeline.report import main as report
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
+from smalti.prior.masked.config import MaskedConfig
+from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.model import load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.train import train as train_prior
 from tests.conftest import prior_training
 
+KINDS = {
+    PixelCNNPrior: PixelCNNConfig(depth=2, dim=16, kernel=3),
+    MaskedPrior: MaskedConfig(depth=2, dim=16, heads=2),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda prior: prior.__name__)
+def kind(request) -> type:
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def run(finished_run, runs, accelerator) -> Path:
-    """Return a run with the digits' codes and 20 steps of a small PixelCNN."""
-    run = runs / "pixelcnn"
+def run(kind, finished_run, runs, accelerator) -> Path:
+    """Return a run with the digits' codes and 20 steps of a small prior."""
+    run = runs / kind.__name__
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("prior", "pipeline", "evaluation"))
-    settings = prior_training(run, model=PixelCNNConfig(depth=2, dim=16, kernel=3), steps=20, evaluate_every=10)
-    train_prior(settings, accelerator)
+    train_prior(prior_training(run, model=KINDS[kind], steps=20, evaluate_every=10), accelerator)
     return run
 
 
-def test_a_resumed_training_ends_in_the_same_weights(run, accelerator, tmp_path):
+def test_a_resumed_training_ends_in_the_same_weights(run, kind, accelerator, tmp_path):
     again = shutil.copytree(run, tmp_path / "digits")
     shutil.rmtree(again / "prior/state/step_00000020")
-    settings = prior_training(again, model=PixelCNNConfig(depth=2, dim=16, kernel=3), steps=20, evaluate_every=10)
-    train_prior(settings, accelerator)
+    train_prior(prior_training(again, model=KINDS[kind], steps=20, evaluate_every=10), accelerator)
     for name, tensor in load_prior(run / "prior/model").state_dict().items():
         assert torch.equal(load_prior(again / "prior/model").state_dict()[name], tensor), name
 
 
-def test_it_is_found_by_its_kind_and_draws_what_label_and_seed_say(run, accelerator, tmp_path):
-    assert type(load_prior(run / "prior/model")) is PixelCNNPrior
+def test_it_is_found_by_its_kind_and_draws_what_label_and_seed_say(run, kind, accelerator, tmp_path):
+    assert type(load_prior(run / "prior/model")) is kind
     settings = GenerateSettings(run=str(run), labels=(3, 7), num_images=4, output=str(tmp_path / "drawn"))
     assert len(list(generate(settings, accelerator).glob("0*.png"))) == 4
     pipeline = ImagePipeline.from_run(run, SamplingConfig())
@@ -80,9 +90,9 @@ def test_lower_halves_are_completed_around_upper_ones(run):
     assert not torch.equal(done[:, 8:], other[:, 8:]), "the rest is drawn"
 
 
-def test_the_report_and_the_page_show_it(run):
+def test_the_report_and_the_page_show_it(run, kind):
     report([str(run)])
-    assert "pixelcnn" in (run / "report.html").read_text()
+    assert KINDS[kind].name() in (run / "report.html").read_text()
     pytest.importorskip("gradio")
     from smalti.pipeline.playground.controller import open_controller
 

@@ -1,0 +1,1 @@
+"""The masked Transformer over codes, which draws an image in a few passes."""

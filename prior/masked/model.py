@@ -1,0 +1,244 @@
+"""The masked Transformer as a prior: what it is trained on, the bound on its likelihood, how it draws and walks.
+
+Its samples are drawn in an order that they decide themselves, or at random. Drawn at random one code a pass, they have
+the likelihood p(x) = E_σ Π_t p(x_σt | x_σ1, ..., x_σ(t−1)) over all orders σ, of which the mean over orders is a bound:
+
+    −log p(x) ≤ E_σ Σ_t −log p(x_σt | x_σ<t) = E_n [T / n · Σ over the hidden −log p(x_t | those that are not)],
+
+n of the T codes hidden at random, n uniform from 1 to T (Uria et al. 2014, https://arxiv.org/abs/1310.1757; Hoogeboom
+et al. 2021, https://arxiv.org/abs/2110.02037, eq. 3). Training with schedule `uniform` makes it small; `cosine` weighs
+the numbers n as drawing in few passes meets them (Chang et al. 2022, eq. 1).
+
+Shapes: condition (B, ...), codes (B, T) int64 in [0, K), hidden (B, T) bool, known (B, P) bool over the places.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smalti.common.errors import UserError
+from smalti.common.launch import computes_bf16
+from smalti.common.mixed_radix import to_digits, to_index
+from smalti.common.seeds import generator, uniforms
+from smalti.prior.base import Choose, Unfolding
+from smalti.prior.code_head import nll_each
+from smalti.prior.config import PriorConfig
+from smalti.prior.draw import CODE_SETTINGS, Precision, SamplingConfig, draw_categorical, guidance_scales
+from smalti.prior.masked.choice import first_ranked, halton_ranks, still_hidden
+from smalti.prior.masked.config import MaskedConfig
+from smalti.prior.masked.network import MaskedTransformer
+from smalti.prior.sample import Batch, PassSampler
+
+PASSES = 12  # by default
+CODED_PASSES = 64  # of the coder: one code a pass where there are no more codes
+MASKS, FEW_MASKS = 16, 2  # of a sample: in its bound, and in an evaluation while training
+
+
+@MaskedConfig.register
+class MaskedPrior(MaskedTransformer):
+    """A distribution over the hidden codes of a sample given the class and the others."""
+
+    takes: ClassVar[frozenset[str]] = CODE_SETTINGS | {"precision", "steps", "order", "choice_temperature"}
+    heeds_all: ClassVar[bool] = True
+    exact = False
+    halton: Tensor  # (T,)
+
+    def __init__(self, config: PriorConfig):
+        super().__init__(config)
+        self.register_buffer("halton", halton_ranks(config.layout), persistent=False)
+
+    # ------------------------------------------------------------------------------------------------------ in training
+
+    def loss(self, latents: Tensor, condition: Tensor, forward: nn.Module) -> Tensor:
+        B, T = latents.shape
+        share, place = torch.rand(B, device=latents.device), torch.rand(B, T, device=latents.device)
+        if self.architecture.schedule == "cosine":
+            number = (T * (math.pi / 2 * share).cos()).ceil().clamp_min(1)
+            weight = torch.full_like(number, T / mean_of_cosine(T))  # each hidden code counts alike
+        else:
+            number = 1 + (T * share).floor()
+            weight = T / number
+        hidden = first_ranked(place, torch.ones_like(latents, dtype=torch.bool), number)
+        return nll_each(forward(condition, latents, hidden), latents, self.vocabularies) * hidden * weight[:, None]
+
+    @torch.no_grad()
+    def validation(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return the share of each code in the bound, (B, T), by a few masks that belong to the row."""
+        return self.bound(latents, condition, torch.ones_like(latents, dtype=torch.bool), rows, FEW_MASKS)
+
+    # --------------------------------------------------------------------------------------------------------- scoring
+
+    @torch.no_grad()
+    def nats(self, latents: Tensor, condition: Tensor, rows: Sequence[int]) -> Tensor:
+        return self.bound(latents, condition, torch.ones_like(latents, dtype=torch.bool), seeds_of(latents), MASKS)
+
+    @torch.no_grad()
+    def log_prob(self, codes: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return the bound on log p(codes | condition), or on that of the unknown codes given the known ones, (B,).
+
+        It is estimated with `MASKS` masks of each sample, which are a function of its codes.
+        """
+        self.check(codes, condition, known)
+        wanted = torch.ones_like(codes, dtype=torch.bool)
+        if known is not None:
+            wanted = ~known.repeat_interleave(self.config.layout.depth, 1)
+        return -self.bound(codes, condition, wanted, seeds_of(codes), MASKS).sum(1)
+
+    def bound(self, codes: Tensor, condition: Tensor, wanted: Tensor, seeds: Sequence[int], masks: int) -> Tensor:
+        """Return the share of each code in the bound on −log p of the codes `wanted` (B, T) bool given the others, in
+        nats (B, T).
+
+        Its mean over seeds is the bound: the number of hidden codes is uniform, in as many strata as there are masks.
+        """
+        T, number = codes.shape[1], wanted.sum(1)
+        drawn = torch.stack([uniforms(seed, masks, 1 + T) for seed in seeds]).to(codes.device)
+        total = torch.zeros(codes.shape, device=codes.device)
+        for k in range(masks):
+            share = (k + drawn[:, k, 0].double()) / masks
+            few = 1 + torch.minimum((number * share).floor(), number - 1).clamp_min(0)
+            hidden = first_ranked(drawn[:, k, 1:], wanted, few)
+            nll = nll_each(self(condition, codes, hidden), codes, self.vocabularies)
+            total += nll * hidden * (number / few)[:, None]
+        return total / masks
+
+    # --------------------------------------------------------------------------------------------------------- drawing
+
+    def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> PassSampler:
+        self.check_sampling(config)
+        return PassSampler(self, config, batch_size)
+
+    def heeds(self, known: Tensor) -> bool:
+        return True
+
+    def resolved(self, precision: Precision) -> Precision:
+        """Return the precision to draw in: `auto` is bf16 where the hardware computes it."""
+        if precision == "int8":
+            raise ValueError(
+                f"a prior of kind {self.config.architecture.name()} has no precision int8; take fp32 or bf16"
+            )
+        if precision == "auto":
+            return "bf16" if computes_bf16(self.device.type) else "fp32"
+        return precision
+
+    def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
+        a, T = self.architecture, self.config.layout.length
+        rows = batch_size * (1 + (config.guidance != 1))
+        return rows * (T * (60 * a.dim + 16 * max(self.vocabularies)) + 8 * a.heads * T * min(T, 256))
+
+    def unfold(self, config: SamplingConfig, condition: Tensor, seeds: Sequence[int]) -> Iterator[Unfolding]:
+        self.check_sampling(config)
+        layout, B = self.config.layout, len(seeds)
+        codes = torch.zeros(B, layout.length, dtype=torch.int64, device=self.device)
+        known = torch.zeros(B, layout.places, dtype=torch.bool, device=self.device)
+        batch = Batch(condition.to(self.device), list(seeds), codes, known)
+        with torch.inference_mode():
+            yield from self.passes(batch, config, self.resolved(config.precision))
+
+    def passes(self, batch: Batch, config: SamplingConfig, precision: Precision) -> Iterator[Unfolding]:
+        """Yield the codes after each pass: those it keeps, and its draws of the others."""
+        layout, codes = self.config.layout, batch.latents
+        hidden = ~batch.known.repeat_interleave(layout.depth, 1)
+        noise = [generator(seed) for seed in batch.seeds]
+        ranks = self.halton.expand_as(codes)
+        if config.order == "random":
+            ranks = _uniform(noise, layout.length).to(codes.device)
+        first, passes = hidden.sum(1), config.steps or PASSES
+        scales = guidance_scales(config, passes).tolist()
+        for i in range(passes):
+            u = _uniform(noise, layout.length, 1 + len(self.vocabularies)).to(codes.device)
+            drawn, log_p = self._drawn(batch.condition, codes, hidden, u[..., 1:], config, scales[i], precision)
+            if config.order == "confidence":
+                gumbel = -(-u[..., 0].log()).clamp_min(1e-30).log()
+                ranks = log_p + config.choice_temperature * (1 - (i + 1) / passes) * gumbel
+            kept = first_ranked(ranks, hidden, hidden.sum(1) - still_hidden(first, i + 1, passes))
+            guess = torch.where(hidden, drawn, codes)
+            codes, hidden = torch.where(kept, drawn, codes), hidden & ~kept
+            yield Unfolding(guess, ~hidden.view(len(hidden), layout.places, layout.depth).any(2))
+            if not hidden.any():
+                return
+
+    def _drawn(
+        self,
+        condition: Tensor,
+        codes: Tensor,
+        hidden: Tensor,
+        uniform: Tensor,
+        config: SamplingConfig,
+        scale: float,
+        precision: Precision,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a draw of every code given those that are not hidden, (B, T), and its log-probability, (B, T).
+
+        Args:
+            uniform: (B, T, G) in (0, 1].
+        """
+        guided = config.guidance != 1
+        if guided:
+            condition = torch.cat([condition, self.config.condition.none(len(condition), condition.device)])
+        double = (lambda x: torch.cat([x, x])) if guided else (lambda x: x)
+        with self._computing_in(precision):
+            x = self.features(condition, double(to_digits(codes, self.vocabularies)), double(hidden)).float()
+        parts: list[Tensor] = []
+        log_p = torch.zeros(codes.shape, device=codes.device)
+        for g in range(len(self.vocabularies)):
+            logits = self.head.part(x, [double(part) for part in parts])
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = torch.lerp(unconditional, conditional, scale)
+            part = draw_categorical(logits.flatten(0, 1), uniform[..., g].flatten(), config).view(codes.shape)
+            if (part >= logits.shape[2]).any():  # only NaN gives a code beyond the last
+                raise UserError(
+                    "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"
+                )
+            log_p += (logits / config.temperature).log_softmax(-1).gather(2, part[..., None])[..., 0]
+            parts.append(part)
+        return to_index(torch.stack(parts, dim=-1), self.vocabularies), log_p
+
+    def _computing_in(self, precision: Precision) -> AbstractContextManager:
+        bf16 = precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+    # --------------------------------------------------------------------------------------------------------- walking
+
+    @torch.inference_mode()
+    def walk(self, condition: Tensor, choose: Choose) -> Tensor:
+        """Return codes (B, T), as `prior.base.Walks` says: in Halton's order, at most `CODED_PASSES` passes.
+
+        The codes of a pass are independent given those before, and cost what that costs.
+        """
+        B, T, Q = len(condition), self.config.layout.length, self.config.layout.depth
+        codes, hidden = condition.new_zeros(B, T), torch.ones(B, T, dtype=torch.bool, device=condition.device)
+        passes, matrices = min(T, CODED_PASSES), self.head.matrices()
+        for i in range(passes):
+            x = self.features(condition, to_digits(codes, self.vocabularies), hidden)
+            number = hidden.sum(1) - still_hidden(torch.full_like(hidden.sum(1), T), i + 1, passes)
+            kept = first_ranked(self.halton.expand(B, T), hidden, number)
+            for t in kept[0].nonzero()[:, 0].tolist():
+                digits: list[Tensor] = []
+                for g in range(len(self.vocabularies)):
+                    logits = F.linear(self.head.after(x[:, t], digits), matrices[g][t % Q])
+                    digits.append(choose(logits, t, g))
+                codes[:, t] = to_index(torch.stack(digits, dim=-1), self.vocabularies)
+            hidden = hidden & ~kept
+        return codes
+
+
+def seeds_of(codes: Tensor) -> list[int]:
+    """Return a seed for each sample (B, T) that is a function of its codes."""
+    return [zlib.crc32(row.numpy().tobytes()) for row in codes.long().cpu()]
+
+
+def mean_of_cosine(codes: int) -> float:
+    """Return the mean of ⌈T cos(π u / 2)⌉ over u uniform in [0, 1): the codes that the cosine schedule hides."""
+    return sum(2 / math.pi * math.acos(n / codes) for n in range(codes))
+
+
+def _uniform(noise: Sequence[torch.Generator], *shape: int) -> Tensor:
+    """Return the next numbers of each sample's generator, (B, *shape) in (0, 1]."""
+    return torch.stack([1 - torch.rand(shape, generator=each) for each in noise])

@@ -1,0 +1,105 @@
+"""A bidirectional Transformer over the codes of one image, some of which are hidden.
+
+Shapes: condition (B, ...) as `config.condition` has it; codes (B, T) int64 in [0, K); hidden (B, T) bool; logits
+(B, T, V), where V is K, or the sum of the parts' sizes if a code is predicted in parts.
+
+The input is [class, c_0, ..., c_{T-1}] with a vector of its own in the place of each hidden code. The output at a
+hidden code is a distribution over it given the class and all codes that are not hidden; hidden codes are independent of
+each other (Chang et al. 2022, MaskGIT, https://arxiv.org/abs/2202.04200).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from smalti.common.errors import UserError
+from smalti.common.mixed_radix import to_digits
+from smalti.prior.attention import Attention
+from smalti.prior.base import Prior
+from smalti.prior.code_head import CodeHead, embedding_rows
+from smalti.prior.config import PriorConfig, TrainConfig
+from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
+from smalti.prior.masked.config import MaskedConfig
+from smalti.prior.rotary import Turn, rotary_angles
+
+
+class Block(nn.Module):
+    """A block of the Transformer: attention and a gated network, each behind a norm and added to the stream."""
+
+    def __init__(self, config: MaskedConfig):
+        super().__init__()
+        self.attention_norm, self.attention = RMSNorm(config.dim), Attention(config.dim, config.heads)
+        self.mlp_norm, self.mlp = RMSNorm(config.dim), SwiGLU(config.dim, hidden_width(config.dim))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, turn: Turn) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), turn))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class MaskedTransformer(Prior):
+    """The network of the masked prior."""
+
+    cos: Tensor  # (1 + T, head_dim / 2), of the angles by which places are turned
+    sin: Tensor
+    first_rows: Tensor  # (T, G)
+
+    def __init__(self, config: PriorConfig):
+        super().__init__(config)
+        if not config.layout.discrete:
+            raise UserError(
+                f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}; over "
+                "vectors prior/train.py trains --model.kind diffusion, and prior/fit.py fits a mixture"
+            )
+        a = config.architecture
+        assert isinstance(a, MaskedConfig)
+        self.architecture = a
+        self.vocabularies = config.vocabularies
+        self.class_embedding = config.condition.embedding(a.dim)
+        self.code_embedding = nn.Embedding(config.layout.depth * sum(self.vocabularies), a.dim)
+        self.hidden_embedding = nn.Embedding(config.layout.depth, a.dim)  # of a hidden code, at each depth
+        self.place_embedding = nn.Parameter(torch.zeros(config.layout.length, a.dim))
+        self.dropout = nn.Dropout(a.dropout)
+        self.blocks = nn.ModuleList(Block(a) for _ in range(a.depth))
+        self.norm = RMSNorm(a.dim)
+        self.head = CodeHead(config, a.dim)
+        angles = rotary_angles(config.layout, a.dim // a.heads)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("first_rows", embedding_rows(config), persistent=False)
+        self.recompute = False  # set in training: blocks compute their activations again in the backward pass
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Draw the initial weights, as `prior/transformer/network.py` does."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2 and name != "place_embedding":
+                nn.init.normal_(parameter, std=0.2 if "embedding" in name else 0.02)
+            if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                parameter.data /= (2 * len(self.blocks)) ** 0.5
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, condition: Tensor, codes: Tensor, hidden: Tensor) -> Tensor:
+        """Return logits (B, T, V) fp32 of all codes; those of a hidden code depend on no hidden code but the earlier
+        parts of its own."""
+        digits = to_digits(codes, self.vocabularies)
+        return self.head(self.features(condition, digits, hidden), digits)
+
+    def features(self, condition: Tensor, digits: Tensor, hidden: Tensor) -> Tensor:
+        """Return the features (B, T, C) that the head predicts codes from, of codes in parts (B, T, G)."""
+        seen = self.code_embedding(digits + self.first_rows).sum(2)
+        depths = torch.arange(digits.shape[1], device=digits.device) % self.hidden_embedding.num_embeddings
+        inputs = torch.where(hidden[..., None], self.hidden_embedding(depths), seen) + self.place_embedding
+        x = self.dropout(torch.cat([self.class_embedding(condition)[:, None], inputs], dim=1))
+        turn = Turn(self.cos, self.sin)
+        for block in self.blocks:
+            again = self.recompute and self.training
+            x = checkpoint(block, x, turn, use_reentrant=False) if again else block(x, turn)
+        return self.norm(x[:, 1:])
+
+    def matrices(self) -> list[nn.Parameter]:
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
+
+    def prepare(self, c: TrainConfig) -> None:
+        super().prepare(c.model_copy(update={"recompute": False}))
+        self.recompute = c.recompute
