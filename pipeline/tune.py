@@ -8,8 +8,8 @@ has classes (pipeline/frechet.py). Drawn images have the split's labels, and eve
 
 The search takes one setting after the other: steps, solver, order with its choice_temperature, guidance with its
 schedule, temperature, top_k, top_p, min_p, so far as the prior heeds them. For each it draws the candidates with all
-other settings as the best so far, and keeps the best. (Guidance and its schedule are one choice: guidance that sets in late must be stronger, and a schedule
-may help even if constant guidance is best at 1.)
+other settings as the best so far, and keeps the best. (Guidance and its schedule are one choice: guidance that sets in
+late must be stronger, and a schedule may help even if constant guidance is best at 1.)
 The search begins with the kept settings; if an earlier search chose those, with the settings that it began with, so
 that the same command repeats itself. The result and the beginning are then drawn once more with fresh seeds, because
 the smallest of many figures is always a lucky one. The better of the two on these is kept.
