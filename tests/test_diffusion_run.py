@@ -111,7 +111,10 @@ def test_every_command_runs_on_it(name, request, runs, accelerator, capfd):
     assert kind == "bound"
     flow = PriorEvaluateSettings(run=str(run), likelihood="flow", split="validation")
     written = json.loads(evaluate_prior(flow, accelerator).read_text())
-    assert written["protocol"]["kind"] == "estimate by the probability flow" and written["figures"]["nll"] == written["figures"]["nll"]
+    assert (
+        written["protocol"]["kind"] == "estimate by the probability flow"
+        and written["figures"]["nll"] == written["figures"]["nll"]
+    )
     tune(TuneSettings(run=str(run), images=16, guidance=(1.0,), steps=(2, 3), solver=("ddim",)), accelerator)
     kept = json.loads((run / "pipeline/generation_config.json").read_text())
     assert kept["steps"] in (None, 2, 3) and kept["chosen"]["candidates"] == 4

@@ -136,8 +136,8 @@ class Noise(nn.Module):
         if self.continuous:
             sigma = 1 / (1 + snr.sqrt())
             return (LEVELS * sigma).to(like), Rates((1 - sigma).to(like)[:, None], sigma.to(like)[:, None])
-        alpha, sigma = (each[:0:-1] for each in self.exact)  # from level 1000 to 1, as SNR rises
-        number = np.interp(snr.log().numpy(), 2 * np.log(alpha / sigma), np.arange(LEVELS, 0, -1.0))
+        alphas, sigmas = (each[:0:-1] for each in self.exact)  # from level 1000 to 1, as SNR rises
+        number = np.interp(snr.log().numpy(), 2 * np.log(alphas / sigmas), np.arange(LEVELS, 0, -1.0))
         squares = snr / (1 + snr), 1 / (1 + snr)
         return torch.from_numpy(number).to(like), Rates(*(each.sqrt().to(like)[:, None] for each in squares))
 
