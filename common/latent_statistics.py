@@ -39,6 +39,12 @@ class LatentStatistics(Settings):
             raise ValueError(f"statistics must be of the {channels} channels of {layout}, got {got}")
 
 
+def unit_statistics(layout: Layout) -> LatentStatistics:
+    """Return the statistics of vectors that have mean 0 and deviation 1 already."""
+    channels = sum(grid.depth for grid in layout.grids)
+    return LatentStatistics(mean=(0.0,) * channels, deviation=(1.0,) * channels)
+
+
 def latent_statistics(shards: Iterable[tuple[Any, Any | None]], layout: Layout) -> LatentStatistics:
     """Return the statistics of shards, each of latents (N, T) and, of moments, their scale (N, T).
 

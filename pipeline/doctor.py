@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from smalti.common import codes, config
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes import CodesInfo, TokenizerIdentity
 from smalti.common.commands import as_typed
 from smalti.common.condition import Nothing
 from smalti.common.errors import UserError
+from smalti.common.latent_statistics import unit_statistics
 from smalti.common.launch import computes_bf16, make_accelerator, run_command
 from smalti.common.record import code_version, cores, cpu_model
 from smalti.pipeline.run_arguments import run_arguments
@@ -186,13 +187,16 @@ def prior_over(path: Path, c: PriorTraining) -> PriorConfig:
         first = path.with_name(name)
         if first.exists():
             model = config.build(settings, config.read_yaml(first), str(first)).model
-            return PriorConfig(
+            info = CodesInfo(
                 layout=model.layout,
+                views=1,
                 condition=Nothing(),
-                architecture=c.model,
-                any_order=c.order == "any",
                 tokenizer=TokenizerIdentity(name="to be trained", sha256="0" * 64),
+                source={},
+                shard_size=1,
+                statistics=None if model.layout.discrete else unit_statistics(model.layout),
             )
+            return PriorConfig.over(info, c.model, any_order=c.order == "any")
     raise UserError(
         f"{path} is over the codes of {written}, which are not there yet, and no tokenizer.yaml stands beside it"
     )

@@ -38,7 +38,7 @@ from smalti.prior.config import ArchitectureConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
 from smalti.tokenizer import model as tokenizers
-from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.base import EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.interpolation import between
 from smalti.tokenizer.model import load_tokenizer
@@ -116,7 +116,7 @@ class ImagePipeline(Pretrained):
                 "its codes mean nothing to another tokenizer: encode again and train the prior on those codes"
             )
         ours, theirs = tokenizer.config.layout, prior.config.layout
-        if ours != theirs:
+        if ours != theirs and not (isinstance(tokenizer, EmbedsCodes) and theirs == tokenizer.vector_layout):
             raise UserError(
                 f"an image is {ours} for the tokenizer and {theirs} for the prior, which differ in "
                 f"{ours.differences(theirs)}: a config.json was changed; {folder.ANEW}"
@@ -221,6 +221,20 @@ class ImagePipeline(Pretrained):
     def condition(self) -> Condition:
         """Return what an image is told of, by its tokenizer, its prior, or both."""
         return self.tokenizer.condition if self.tokenizer.condition.told else self.prior.config.condition
+
+    def to_prior(self, codes: Tensor) -> Tensor:
+        """Return the prior's latents of codes (B, T): the codes, or where it draws their vectors, these."""
+        if self.prior.config.layout == self.tokenizer.config.layout:
+            return codes
+        assert isinstance(self.tokenizer, EmbedsCodes)  # `__init__` has asked
+        return self.tokenizer.embed(codes.to(self.device)).cpu()
+
+    def from_prior(self, latents: Tensor) -> Tensor:
+        """Return codes (B, T) of the prior's latents: of the vectors of codes, the nearest."""
+        if self.prior.config.layout == self.tokenizer.config.layout:
+            return latents
+        assert isinstance(self.tokenizer, EmbedsCodes)  # `__init__` has asked
+        return self.tokenizer.nearest(latents.to(self.device)).cpu()
 
     def told_to_prior(self, labels: Tensor) -> Tensor:
         """Return the prior's condition of class numbers (B,); of a prior that is told of no class, none."""
@@ -337,7 +351,7 @@ class ImagePipeline(Pretrained):
             raise UserError(f"steps must be at least 2, got {steps}")
         given = None if label is None and not self.tokenizer.condition.told else self._labels_of(label, steps)
         ends = self.encode_pixels(self._pixels([first, last]), None if given is None else torch.tensor(given[:2]))
-        progress, layout = torch.linspace(0, 1, steps)[:, None], self.prior.config.layout
+        progress, layout = torch.linspace(0, 1, steps)[:, None], self.tokenizer.config.layout
         if not layout.discrete:
             if share is not None or seed is not None or sampling:
                 raise UserError(
@@ -381,6 +395,10 @@ class ImagePipeline(Pretrained):
         if not isinstance(self.prior, Scores):
             raise UserError(
                 f"a prior of kind {self.prior.config.architecture.name()} does not say how likely an image is"
+            )
+        if self.prior.config.layout != self.tokenizer.config.layout:
+            raise UserError(
+                "this prior draws the vectors of codes: their density says nothing of how likely the codes are"
             )
         if isinstance(images, Tensor):
             codes = images
@@ -497,7 +515,7 @@ class ImagePipeline(Pretrained):
                 continue
             some = slice(number * batch_size, (number + 1) * batch_size)
             told = torch.tensor(labels[some])
-            codes = sampler(self.told_to_prior(told), seeds[some]).cpu()
+            codes = self.from_prior(sampler(self.told_to_prior(told), seeds[some]).cpu())
             yield GeneratedBatch(some.start, self.decode(codes, told), codes)
 
     def unfold(self, labels: Tensor, seeds: Sequence[int], **sampling: Any) -> Iterator[Unfolding]:
@@ -511,7 +529,8 @@ class ImagePipeline(Pretrained):
             raise UserError(f"a prior of kind {prior.config.architecture.name()} draws its latents one after the other")
         passes = prior.unfold(settings, self.told_to_prior(labels.to(self.device)), seeds)
         return (
-            Unfolding(found.latents.cpu(), None if found.settled is None else found.settled.cpu()) for found in passes
+            Unfolding(self.from_prior(each.latents.cpu()), None if each.settled is None else each.settled.cpu())
+            for each in passes
         )
 
     def _drawn(
@@ -538,14 +557,17 @@ class ImagePipeline(Pretrained):
         try:
             with passing_bar(len(labels), "draw") as bar:
                 told = self.told_to_prior(torch.tensor(labels))
-                drawn = sampler(told, seeds, codes, known, progress=bar.update).cpu()
+                given = None if codes is None else self.to_prior(codes)
+                drawn = self.from_prior(sampler(told, seeds, given, known, progress=bar.update).cpu())
         except ValueError as error:
             raise UserError(str(error)) from None
+        if codes is not None and known is not None:  # a stack of codes is found again nearly, and not always
+            drawn = torch.where(known.repeat_interleave(self.tokenizer.config.layout.depth, 1), codes, drawn)
         classes = self.condition.num_classes
-        given: list[int] | None = None
+        numbers: list[int] | None = None
         if any(number < classes for number in labels):
-            given = [*map(ClassNumber, labels)]
-        return Generated(to_pil(self.decode(drawn, torch.tensor(labels))), given, seeds, drawn)
+            numbers = [*map(ClassNumber, labels)]
+        return Generated(to_pil(self.decode(drawn, torch.tensor(labels))), numbers, seeds, drawn)
 
     def _labels_of(self, labels: Sequence[int | str] | int | str | None, images: int) -> list[int]:
         """Return a class number for each image, from no label, one for all, or one for each."""

@@ -6,9 +6,10 @@ Reads RUN/codes (or --codes), RUN/tokenizer/model and RUN/prior/model; the test 
 Fréchet distance between drawn images and the decoded codes of the validation split, joint with the labels if the prior
 has classes (pipeline/frechet.py). Drawn images have the split's labels, and every candidate the same seeds.
 
-The search takes one setting after the other: guidance with its schedule, temperature, top_k, top_p, min_p. For each it
-draws the candidates with all other settings as the best so far, and keeps the best. (Guidance and its schedule are one
-choice: guidance that sets in late must be stronger, and a schedule may help even if constant guidance is best at 1.)
+The search takes one setting after the other: steps, solver, order with its choice_temperature, guidance with its
+schedule, temperature, top_k, top_p, min_p, so far as the prior heeds them. For each it draws the candidates with all
+other settings as the best so far, and keeps the best. (Guidance and its schedule are one choice: guidance that sets in
+late must be stronger, and a schedule may help even if constant guidance is best at 1.)
 The search begins with the kept settings; if an earlier search chose those, with the settings that it began with, so
 that the same command repeats itself. The result and the beginning are then drawn once more with fresh seeds, because
 the smallest of many figures is always a lucky one. The better of the two on these is kept.
@@ -55,6 +56,7 @@ from smalti.prior.sample import BATCH
 
 SWEPT = (  # in this order
     ("steps",),
+    ("solver",),
     ("order", "choice_temperature"),
     ("guidance", "guidance_schedule"),
     ("temperature",),
@@ -80,6 +82,8 @@ class Settings(BaseSettings):
     """image i of every candidate has seed `seed + i`; the last comparison takes the seeds after those"""
     steps: tuple[int | None, ...] = ()
     """more are nearly always nearer to the held-out images, and slower: left alone unless candidates are given"""
+    solver: tuple[Literal["ddpm", "ddim", "euler", "dpm"] | None, ...] = (None, "ddpm")
+    """of a diffusion prior"""
     order: tuple[Literal["confidence", "halton", "random"], ...] = ("confidence", "halton")
     choice_temperature: tuple[float, ...] = (1.0, 4.5, 10.0)
     """of order confidence"""
@@ -128,7 +132,7 @@ class Trials:
 
     def _held_out_cells(self, held_out: CodesBatch) -> Tensor:
         """Return the cells (N, P) of decoded codes (N, T); each process decodes its share."""
-        latents, told = held_out.codes, held_out.condition
+        latents, told = self.pipeline.from_prior(held_out.codes), held_out.condition
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         found = torch.zeros(len(latents), cells(self.pipeline.decode(latents[:1], told[:1])).shape[1])
         bar = passing_bar(len(latents), f"decode {SPLIT}")

@@ -5,6 +5,7 @@
     Walks        gives each code from those before it, one after the other: compression needs it
     Completes    draws the rest of a sample around its known places
     Unfolds      draws a sample whole, in passes that can be watched
+    FlowsBack    says how likely vectors are by the path that leads from them to noise
 
 Shapes: condition (B, ...) as `config.condition` has it; latents (B, T) as the layout has them, codes int64
 in [0, K) or vectors float32; known (B, P) bool over the places.
@@ -190,6 +191,14 @@ class Scores(Protocol):
         Raises:
             ValueError: latents, a condition or known places that do not fit this prior.
         """
+
+
+@runtime_checkable
+class FlowsBack(Protocol):
+    """A prior that leads vectors to noise along a flow, whose change of volume says how likely they are."""
+
+    def flow_nats(self, latents: Tensor, condition: Tensor) -> Tensor:
+        """Return an estimate of −log p of each number of held-out latents by the flow, (B, T); it is no bound."""
 
 
 @runtime_checkable

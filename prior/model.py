@@ -6,6 +6,7 @@ from smalti.common import folder
 from smalti.common.hub import locate
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
+from smalti.prior.diffusion.model import DiffusionPrior
 from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.simple.independent import IndependentPrior
@@ -19,6 +20,7 @@ OURS = (
     TransformerPrior,
     PixelCNNPrior,
     MaskedPrior,
+    DiffusionPrior,
     UniformPrior,
     IndependentPrior,
     StandardNormalPrior,

@@ -294,6 +294,36 @@ def test_the_largest_masked_preset_has_the_shapes_it_promises():
     assert 190e6 < sum(p.numel() for p in prior.parameters()) < 210e6
 
 
+def test_the_largest_diffusion_preset_has_the_shapes_it_promises():
+    """It is built without memory: a prior of the shape of DiT-B over 16 x 16 vectors of a 256 x 256 VAE."""
+    import torch
+
+    from smalti.common.codes import CodesInfo, TokenizerIdentity
+    from smalti.common.latent_statistics import unit_statistics
+    from smalti.prior.diffusion.model import DiffusionPrior
+    from smalti.tokenizer.vae.model import VAE
+
+    stage_one = parse(CONFIGS / "imagenet256_diffusion/tokenizer.yaml")
+    stage_two = parse(CONFIGS / "imagenet256_diffusion/prior.yaml", cls=PriorTraining)
+    layout = stage_one.model.layout
+    assert str(layout) == "16 x 16 vectors of 16"
+    info = CodesInfo(
+        layout=layout,
+        views=1,
+        condition=Classes(names=tuple(map(str, range(1000)))),
+        tokenizer=TokenizerIdentity(name="x", sha256="0" * 64),
+        source={},
+        shard_size=1,
+        statistics=unit_statistics(layout),
+    )
+    with torch.device("meta"):
+        images = VAE(stage_one.model).decode(torch.empty(2, layout.length))
+        prior = DiffusionPrior(PriorConfig.over(info, stage_two.model))
+        predicted = prior(torch.empty(2, layout.length), torch.empty(2), torch.zeros(2, dtype=torch.int64))
+    assert images.shape == (2, 3, 256, 256) and predicted.shape == (2, layout.length)
+    assert 120e6 < sum(p.numel() for p in prior.parameters()) < 135e6
+
+
 def test_a_kind_that_is_a_list_is_refused_by_name():
     """A list has no hash, so looking it up among the kinds raised a TypeError; test_torture found it."""
 

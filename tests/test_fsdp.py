@@ -13,12 +13,16 @@ from safetensors.torch import load_file
 
 from smalti.common import config, folder, sharding
 from smalti.common.errors import UserError
+from smalti.common.launch import make_accelerator
 from smalti.common.run_folder import read_metrics
 from smalti.prior.code_head import nll_each
+from smalti.prior.diffusion.config import DiffusionConfig
 from smalti.prior.model import load_prior
 from smalti.prior.train import train
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
 from tests.conftest import prior_training
 from tests.test_processes import ROOT, finish, start
 
@@ -41,6 +45,7 @@ ADAMW = {
     "accumulate": 2,
 }
 MUON = {"model": ADAMW["model"], "label_dropout": 0.0, "recompute": True}
+DIFFUSION = DiffusionConfig(depth=2, dim=32, heads=2)
 # Only its first evaluation is the best: weights gathered for it are sharded again for the next step.
 WORSE = {"lr": 3.0, "warmup": 1, "ema_decay": 0.0, "evaluate_every": 1, "save_every": 6}
 LAST = "state/step_00000006"
@@ -75,18 +80,32 @@ def same(a, b, rtol):
     return True
 
 
+def vectors_of(run: Path, folder_: Path) -> Path:
+    """Write the vectors of the codes of a run's images, and return their folder."""
+    settings = EncodeSettings(run=str(run), output=str(folder_ / "vectors"), views=1, vectors=True, precision="fp32")
+    return encode(settings, make_accelerator("fp32"))
+
+
 def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_state(
     finished_run, tmp_path, accelerator
 ):
     """Weights, averages, both optimizers, clipping, accumulation and evaluation on shares of unequal length agree
     between one process and two with sharding, up to the rounding of sums in another order: AdamW divides the smallest
-    gradients by themselves, and Muon computes in bf16, where two processes without sharding differ by 1% too."""
+    gradients by themselves, and Muon computes in bf16, where two processes without sharding differ by 1% too. A
+    diffusion prior's noise belongs to step and process, so that it is held against itself alone."""
     codes = {"codes": str(finished_run / "codes")}
     adamw, muon = (functools.partial(prior_training, **codes, **settings) for settings in (ADAMW, MUON))
     for name, training in (("whole", adamw), ("whole_muon", muon)):
         train(training(tmp_path / name), accelerator)
     half_of(tmp_path / "whole", tmp_path / "whole_then_parts")
-    train_in_parts(adamw(tmp_path / "parts"), muon(tmp_path / "parts_muon"), adamw(tmp_path / "worse", **WORSE))
+    diffusion = functools.partial(prior_training, model=DIFFUSION, codes=str(vectors_of(finished_run, tmp_path)))
+    train_in_parts(
+        adamw(tmp_path / "parts"),
+        muon(tmp_path / "parts_muon"),
+        adamw(tmp_path / "worse", **WORSE),
+        diffusion(tmp_path / "parts_diffusion"),
+    )
+    half_of(tmp_path / "parts_diffusion", tmp_path / "parts_then_parts_diffusion")
     half_of(tmp_path / "parts", tmp_path / "parts_then_parts")
     half_of(tmp_path / "parts", tmp_path / "parts_then_whole")
     half_of(tmp_path / "parts_muon", tmp_path / "parts_then_parts_muon")
@@ -94,6 +113,7 @@ def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_st
         adamw(tmp_path / "whole_then_parts"),
         adamw(tmp_path / "parts_then_parts"),
         muon(tmp_path / "parts_then_parts_muon"),
+        diffusion(tmp_path / "parts_then_parts_diffusion"),
     )
     train(adamw(tmp_path / "parts_then_whole"), accelerator)
     for name in ("parts", "whole_then_parts", "parts_then_whole"):
@@ -101,6 +121,8 @@ def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_st
     assert same(tmp_path / "parts_muon", tmp_path / "whole_muon", rtol=0.05)
     assert same(tmp_path / "parts_then_parts", tmp_path / "parts", rtol=0)
     assert same(tmp_path / "parts_then_parts_muon", tmp_path / "parts_muon", rtol=0)
+    assert same(tmp_path / "parts_then_parts_diffusion", tmp_path / "parts_diffusion", rtol=0)
+    assert load_prior(tmp_path / "parts_diffusion/prior/model").config.architecture == DIFFUSION
     assert folder.read_json(tmp_path / "worse/prior/figures.json")["best_step"] < 5
     assert load_prior(tmp_path / "parts/prior/model").config.architecture == ADAMW["model"]
 

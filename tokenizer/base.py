@@ -3,6 +3,7 @@
     ImageTokenizer         images to latents and back, and a folder on the disk: all that the rest of the project needs
     LikelihoodTokenizer    its decoder gives p(x | z): bits, and compression
     DrawsCodes             its codes can be shown one by one
+    EmbedsCodes            its codes have vectors on the same grid: a prior over vectors can draw them
     TrainedTokenizer       what tokenizer/train.py asks of one that it trains
 
 Shapes: images (B, C, H, W) in [-1, 1]; latents (B, T) as the layout has them, grid after grid, place after place in
@@ -26,6 +27,7 @@ from smalti.common.condition import Condition, Nothing
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained
+from smalti.common.layout import Layout
 from smalti.tokenizer.bottleneck.base import Quantized, Table
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import Likelihood
@@ -237,6 +239,21 @@ class DrawsCodes(Protocol):
 
     def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
         """Return the patches (N, C, p, p) in [-1, 1] that codes (N,) of a depth draw, for usage counts (Q, K)."""
+
+
+@runtime_checkable
+class EmbedsCodes(Protocol):
+    """A tokenizer whose codes stand for vectors on the same grid, which its decoder reads in their place."""
+
+    @property
+    def vector_layout(self) -> Layout:
+        """Return the layout of those vectors: the grid of the codes, with D channels."""
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Return the vectors (B, P D) float32 of codes (B, T)."""
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Return the codes (B, T) whose vectors are nearest to vectors (B, P D): the inverse of `embed`."""
 
 
 class Terms(NamedTuple):

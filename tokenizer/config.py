@@ -76,6 +76,8 @@ class EncodeConfig(Settings):
     views: int | None = Field(None, ge=1, le=MOST_VIEWS)
     """rows an image: the plain one, its mirror when images.flip, then shifts by up to images.shift; null follows the
     number of training images: few have up to 8 views, from 20,000 on an image has one, or with images.flip two"""
+    vectors: bool = False
+    """of a tokenizer of codes: write the vectors that they stand for, z_q, for a prior over vectors"""
     batch_size: int = Field(256, ge=1, le=2**24)
     """images a process encodes at once"""
     shard_size: int = Field(10_000, ge=1, le=MOST_IMAGES)

@@ -38,10 +38,11 @@ from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.common.latent_statistics import LatentStatistics, latent_statistics
 from smalti.common.launch import Precision, make_accelerator, run_command
+from smalti.common.layout import Layout
 from smalti.common.progress import passing_bar, progress_bar
 from smalti.common.session import at_work, session
 from smalti.metrics.similarity import psnr_of, squared_error_each
-from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.base import EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
 from smalti.tokenizer.config import EncodeConfig
 from smalti.tokenizer.labels import check_labels
@@ -78,7 +79,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
     folder, name = codes_folder(c), f"{Path(c.run).resolve().name}/tokenizer"
     views = chosen_views(c, images, images_config, accelerator)
     info = CodesInfo(
-        layout=tokenizer.config.layout,
+        layout=chosen_layout(c, tokenizer),
         views=views,
         condition=condition_of(images.class_names),
         tokenizer=TokenizerIdentity(name=name, sha256=sha256(run / "model/model.safetensors")),
@@ -109,6 +110,36 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         codes.finish(folder, info.model_copy(update={"statistics": statistics}), splits)
     accelerator.wait_for_everyone()
     return folder
+
+
+def chosen_layout(c: Settings, tokenizer: ImageTokenizer) -> Layout:
+    """Return the layout of what is written. Raises `UserError` where vectors are asked of codes that have none."""
+    layout = tokenizer.config.layout
+    if not c.vectors or not layout.discrete:
+        return layout
+    if not isinstance(tokenizer, EmbedsCodes):
+        raise UserError(
+            f"vectors true needs codes that stand for vectors, and those of a tokenizer of kind "
+            f"{tokenizer.config.name()} are patches; leave it out"
+        )
+    return tokenizer.vector_layout
+
+
+def as_written(tokenizer: ImageTokenizer, latents: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Return latents (B, T) of the tokenizer in a layout that `chosen_layout` gives."""
+    if layout == tokenizer.config.layout:
+        return latents
+    assert isinstance(tokenizer, EmbedsCodes)  # `chosen_layout` has asked
+    return tokenizer.embed(latents)
+
+
+def as_read(tokenizer: ImageTokenizer, written: np.ndarray, layout: Layout) -> torch.Tensor:
+    """Return latents (B, T) of the tokenizer from those on the disk: the inverse of `as_written`."""
+    latents = torch.from_numpy(written.astype(np.int64 if layout.discrete else np.float32))
+    if layout == tokenizer.config.layout:
+        return latents
+    assert isinstance(tokenizer, EmbedsCodes)  # `chosen_layout` has asked
+    return tokenizer.nearest(latents.to(next(tokenizer.parameters()).device)).cpu()
 
 
 def chosen_views(c: Settings, images: ImageSet, how: ImagesConfig, accelerator: Accelerator) -> int:
@@ -149,7 +180,7 @@ def encode_split(
         if shard % accelerator.num_processes == accelerator.process_index and not path.exists():
             parts = []
             for batch in positions.split(batch_size):
-                parts.append(encode_batch(tokenizer, split, batch, info.views, images, accelerator))
+                parts.append(encode_batch(tokenizer, split, batch, info, images, accelerator))
                 bar.update(len(batch) if accelerator.num_processes == 1 else 0)
             codes.write_shard(path, info, joined(parts))
         elif accelerator.num_processes == 1:
@@ -175,7 +206,7 @@ def encode_batch(
     tokenizer: ImageTokenizer,
     split: ImageSplit,
     positions: torch.Tensor,
-    views: int,
+    info: CodesInfo,
     images: ImagesConfig,
     accelerator: Accelerator,
 ) -> CodesSplit:
@@ -184,14 +215,14 @@ def encode_batch(
     for row, reason in batch.corrupt:
         print(f"left out row {row} of {split.name}: {reason}", file=sys.stderr)
     found, scales = [], []
-    for index in range(views):
+    for index in range(info.views):
         pixels = to_float(image_view(batch.images, 0, batch.rows, index, images).to(accelerator.device))
         with accelerator.autocast():
-            found.append(tokenizer.encode(pixels, batch.labels).cpu())
+            found.append(as_written(tokenizer, tokenizer.encode(pixels, batch.labels), info.layout).cpu())
             scale = tokenizer.deviation(pixels, batch.labels)
         scales += [] if scale is None else [scale.cpu()]
     beside = lambda parts: rearrange(torch.stack(parts), "v b t -> (b v) t").numpy()  # noqa: E731
-    repeat = lambda column: column.repeat_interleave(views).numpy()  # noqa: E731
+    repeat = lambda column: column.repeat_interleave(info.views).numpy()  # noqa: E731
     return CodesSplit(beside(found), repeat(batch.labels), repeat(batch.rows), beside(scales) if scales else None)
 
 
@@ -212,7 +243,7 @@ def check_split(
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Return the figures of a split on the disk: rows, use of the codebook, PSNR of some decoded images."""
-    layout, errors, rows = info.layout, list[torch.Tensor](), 0
+    layout, errors, rows = tokenizer.config.layout, list[torch.Tensor](), 0
     counts = torch.zeros(layout.depth, layout.codebook_size, dtype=torch.int64) if layout.discrete else None
     digest = codes.Digest()
     bar = passing_bar(len(split), f"check {name}")
@@ -221,12 +252,13 @@ def check_split(
         rows += len(shard.rows)
         digest.update(shard)
         if counts is not None:
-            counts += count(torch.from_numpy(np.asarray(shard.codes, np.int64)), layout.codebook_size, layout.depth)
+            found = as_read(tokenizer, np.asarray(shard.codes), info.layout)
+            counts += count(found, layout.codebook_size, layout.depth)
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]
         for part in np.split(chosen, range(batch_size, len(chosen), batch_size)):
-            errors.append(decoding_errors(tokenizer, split, shard, part, accelerator))
+            errors.append(decoding_errors(tokenizer, split, shard, part, info.layout, accelerator))
             bar.set_postfix(psnr=f"{psnr_of(errors[-1].mean()):.2f} dB", refresh=False)
         bar.update(len(plain))
     bar.close()
@@ -244,12 +276,16 @@ def check_split(
 
 
 def decoding_errors(
-    tokenizer: ImageTokenizer, split: ImageSplit, shard: codes.CodesSplit, places: np.ndarray, accelerator: Accelerator
+    tokenizer: ImageTokenizer,
+    split: ImageSplit,
+    shard: codes.CodesSplit,
+    places: np.ndarray,
+    layout: Layout,
+    accelerator: Accelerator,
 ) -> torch.Tensor:
     """Return the squared errors (b,) between the images at places (b,) of a shard and their codes, decoded."""
     batch = split.read_rows(shard.rows[places])
-    kind = np.int64 if tokenizer.config.layout.discrete else np.float32
-    latents = torch.from_numpy(shard.codes[places].astype(kind))
+    latents = as_read(tokenizer, shard.codes[places], layout)
     with accelerator.autocast():
         decoded = tokenizer.decode(latents.to(accelerator.device), batch.labels)
     return squared_error_each(batch.images, to_uint8(decoded).cpu())
@@ -288,8 +324,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"the {'codes' if info.layout.discrete else 'vectors'} are in {folder}")
         output = ["--codes", Path(c.output)] if c.output else []
         script, stage_two = ("prior/train.py", "prior") if info.layout.discrete else ("prior/fit.py", "fit")
-        beside = Path(config.config_beside(c.run, stage_two))
-        print(f"next: {as_typed(script, beside, '--run', Path(c.run), *output)}")
+        if (beside := config.config_beside(c.run, stage_two)) == "CONFIG" and not info.layout.discrete:
+            trained_beside = config.config_beside(c.run, "prior")
+            script, beside = ("prior/train.py", trained_beside) if trained_beside != "CONFIG" else (script, beside)
+        print(f"next: {as_typed(script, Path(beside), '--run', Path(c.run), *output)}")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ counts (Q, K), how often each code was used at each depth.
 from abc import abstractmethod
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from smalti.common.layout import Layout
 from smalti.common.progress import passing_bar
 from smalti.tokenizer.base import LikelihoodTokenizer
 from smalti.tokenizer.bottleneck.base import Quantizer
+from smalti.tokenizer.nearest import nearest_indices
 
 AROUND = 5  # places a side of the grid in whose middle a code is drawn
 BATCH = 256  # codes drawn at once
@@ -42,6 +45,34 @@ class NetworkTokenizer(LikelihoodTokenizer):
     def _output(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         (indices,) = self.config.layout.split(latents)
         return self.draw(self.lookup(indices))
+
+    # --------------------------------------------------------------------------------------------- the vectors of codes
+
+    @property
+    def vector_layout(self) -> Layout:
+        assert self.config.layout.rectangle is not None  # a network's codes lie in rows and columns
+        first = torch.zeros(1, dtype=torch.int64)
+        return Layout.of(*self.config.layout.rectangle, depth=self.code_vectors(0, first).shape[1])
+
+    @torch.no_grad()
+    def embed(self, codes: Tensor) -> Tensor:
+        """Return z_q of codes (B, T), place after place, (B, P D) float32."""
+        self.check(codes)
+        (indices,) = self.config.layout.split(codes)
+        return rearrange(self.lookup(indices), "b d h w -> b (h w d)").float()
+
+    @torch.no_grad()
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Return the codes (B, T) nearest to vectors (B, P D), at each depth those nearest to what the ones before
+        leave."""
+        (grid,) = self.config.layout.grids
+        rest = vectors.float().reshape(len(vectors) * grid.places, -1)  # (B P, D)
+        found = []
+        for depth in range(grid.depth):
+            table = self.code_vectors(depth, torch.arange(grid.codebook_size))
+            found.append(nearest_indices(rest, table))
+            rest = rest - table[found[-1]]
+        return torch.stack(found, 1).view(len(vectors), -1)
 
     # ----------------------------------------------------------------------------------------------------- single codes
 

@@ -27,6 +27,8 @@ def no_bits(pipeline: ImagePipeline) -> str | None:
     """Return why tokenizer and prior do not say what an image costs, or None where they do."""
     if not isinstance(pipeline.tokenizer, LikelihoodTokenizer):
         return f"a tokenizer of kind {pipeline.tokenizer.config.name()} does not say p(x | z)"
+    if pipeline.prior.config.layout != pipeline.tokenizer.config.layout:
+        return "the prior draws the vectors of codes, and their density says nothing of how likely the codes are"
     if not pipeline.prior.config.layout.discrete:
         return no_vector_bits(pipeline)
     if not isinstance(pipeline.prior, Scores):
@@ -78,7 +80,9 @@ def price_vectors(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, 
     drawn = {"importance_samples": c.importance_samples, "seed": c.seed}
     folder = parts_path(bench.run, f"bits-{bench.split.name}")
     nats = in_parts(folder, bench.plan | drawn, len(bench.split), PART, compute, bench.accelerator, "bits")
-    how = {"kind": "bound", "rates": "by the draws, under every prior", "binarize": bench.binarize}
+    assert isinstance(pipeline.prior, Scores)  # `no_bits` has asked
+    told = {"learned_rate": "exact" if pipeline.prior.exact else "bound"}
+    how = {"kind": "bound", "rates": "by the draws, under every prior", "binarize": bench.binarize} | told
     return nats, drawn | how
 
 
@@ -136,5 +140,6 @@ def nats_figures(nats: dict[str, Tensor]) -> dict[str, float]:
     for prior in VECTOR_PRIORS:
         figures[f"{prior}_rate_nats"] = nats[prior].mean().item()
         figures[f"{prior}_nats"] = (nats["distortion"] + nats[prior]).mean().item()
-        figures[f"{prior}_importance_nats"] = nats[f"{prior}_importance"].mean().item()
+        if f"{prior}_importance" in nats:  # not of a prior that gives no more than a bound
+            figures[f"{prior}_importance_nats"] = nats[f"{prior}_importance"].mean().item()
     return figures

@@ -3,6 +3,9 @@
     −log p(x) ≤ E_q[−log p(x | z)] + E_q[log q(z | x) − log p(z)]         distortion + rate: minus the ELBO
     −log p(x) ≤ E −log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)             tighter, by K draws (Burda et al. 2016)
 
+Of a prior that says no more than a bound on −log p(z) the first is a bound still, with that bound in its place. The
+second would be none, for it averages what is not the logarithm: it is not given.
+
 Both are bounds and no lengths: a coder would need bits back. The rate is given for two priors: N(0, I), which the VAE
 was trained for, and the learned one, by which stage two draws: it can save what of the rate q(z) = E_x q(z | x) costs
 for not being N(0, I). Both rates are means over the same draws. The KL has a formula against N(0, I) alone, which
@@ -34,7 +37,7 @@ class VectorNats(NamedTuple):
 
     distortion: Tensor  # (B,) E_q[−log p(x | z)]
     rate: dict[str, Tensor]  # (B,) E_q[log q(z | x) − log p(z)], with −log p(label) where the label is given
-    importance: dict[str, Tensor]  # (B,) the importance-weighted bound of all draws
+    importance: dict[str, Tensor]  # (B,) the importance-weighted bound of all draws, of exact priors alone
 
 
 class _Draws(NamedTuple):
@@ -47,7 +50,7 @@ class _Draws(NamedTuple):
 def no_vector_bits(pipeline: ImagePipeline) -> str | None:
     """Return why an image has no cost in bits under the pipeline's prior of vectors, or None where it has one."""
     prior, config = pipeline.prior, pipeline.tokenizer.config
-    if not (isinstance(prior, Scores) and prior.exact):
+    if not isinstance(prior, Scores):
         return f"a prior of kind {prior.config.architecture.name()} does not say how likely vectors are"
     pixels = torch.zeros(1, config.image_channels, *config.image_size, device=pipeline.device)
     label = torch.zeros(1, dtype=torch.int64, device=pipeline.device)
@@ -76,10 +79,12 @@ def vector_nats(
     ]
     distortion = torch.cat([part.distortion for part in parts])
     rate = {name: torch.cat([part.rate[name] for part in parts]) for name in VECTOR_PRIORS}
+    assert isinstance(pipeline.prior, Scores)  # `no_vector_bits` has asked
+    exact = [name for name in VECTOR_PRIORS if name != "learned" or pipeline.prior.exact]
     return VectorNats(
         distortion.mean(0),
         {name: each.mean(0) for name, each in rate.items()},
-        {name: importance_weighted_nll(-distortion - each) for name, each in rate.items()},
+        {name: importance_weighted_nll(-distortion - rate[name]) for name in exact},
     )
 
 

@@ -35,7 +35,7 @@ def view_picture(pipeline: ImagePipeline, image: Tensor, label: int | None) -> V
     again = pipeline.decode(codes, told)
     names = pipeline.condition.class_names
     layout, bits = pipeline.tokenizer.config.layout, None
-    if layout.discrete and isinstance(pipeline.prior, Scores):
+    if pipeline.prior.config.layout.discrete and isinstance(pipeline.prior, Scores):
         bits = -pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits.item()
     evenly = layout.length * math.log2(layout.codebook_size) if layout.discrete else None
     return View(image, codes, again, psnr_each(image, again).item(), evenly, bits, 8 * image.numel())
