@@ -40,8 +40,8 @@ from smalti.pipeline.run_arguments import run_arguments
 from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior
-from smalti.tokenizer.base import TrainedTokenizer
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.model import build_tokenizer
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy", "pillow")
@@ -153,7 +153,7 @@ def without_storage(bf16: bool) -> Iterator[None]:
 def tokenizer_step(c: TokenizerTraining, images: int, bf16: bool) -> tuple[int, int]:
     """Return the bytes of stage one that do not depend on the batch, and those of the activations of so many images."""
     with without_storage(bf16):
-        model: TrainedTokenizer = c.model.builds(c.model).train()
+        model = build_tokenizer(c.model).train()
         pixels = torch.empty(images, c.model.image_channels, *c.model.image_size)
         saved = saved_for_backward(lambda: sum(model(pixels).losses.values()), model)
     return 4 * count_parameters(model) * (WEIGHT + GRADIENT + ADAMW + EMA), saved

@@ -101,6 +101,29 @@ def test_nobody_imports_a_script():
         assert not imported(module) & found, f"{module} imports {imported(module) & found}"
 
 
+def reached(module: str) -> frozenset[str]:
+    """Return all modules that a module imports, itself or through others."""
+    found, new = set(), {module}
+    while new:
+        found |= new
+        new = {name for each in new for name in imported(each) & modules().keys()} - found
+    return frozenset(found)
+
+
+def test_a_script_that_reads_kinds_imports_all_of_them():
+    """In a test some other module has imported the kinds; as a command the doctor knew of none, and said "model.kind
+    must be one of , got 'vqvae'"."""
+    of_one_kind = {"cluster", "convert"}
+    for room, names in SCRIPTS.items():
+        for name in names - of_one_kind:
+            there = reached(f"smalti.{room}.{name}")
+            for stage in ("tokenizer", "prior"):
+                if f"smalti.{stage}.config" in there:
+                    assert f"smalti.{stage}.model" in there or name == "cluster", (
+                        f"{room}/{name} knows no kind of {stage}"
+                    )
+
+
 def test_only_its_own_room_and_the_registry_know_a_family():
     """Evaluation, coder, page, card and completion ask for a prior's protocols, never for a class of prior."""
     families = tuple(

@@ -6,8 +6,8 @@ from smalti.common import folder
 from smalti.common.commands import quoted
 from smalti.common.errors import UserError
 from smalti.common.hub import locate
-from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.config import ImageTokenizerConfig
+from smalti.tokenizer.base import ImageTokenizer, TrainedTokenizer
+from smalti.tokenizer.config import ImageTokenizerConfig, TrainedConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.mixture.model import GaussianMixtureTokenizer
 from smalti.tokenizer.vae.model import VAE
@@ -32,6 +32,12 @@ def settings_class(config: Path) -> type[ImageTokenizerConfig]:
     found = kinds[kind]
     assert issubclass(found, ImageTokenizerConfig)
     return found
+
+
+def build_tokenizer(config: TrainedConfig) -> TrainedTokenizer:
+    """Return the tokenizer of a config, with random weights."""
+    tokenizer: TrainedTokenizer = config.builds(config)
+    return tokenizer
 
 
 def load_folder(path: Path) -> ImageTokenizer:

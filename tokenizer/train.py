@@ -58,7 +58,7 @@ from smalti.tokenizer.base import Terms, TrainedTokenizer
 from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
-from smalti.tokenizer.model import load_folder
+from smalti.tokenizer.model import build_tokenizer, load_folder
 from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
 
 LEEWAY = Leeway(
@@ -222,7 +222,7 @@ def start(
     """Return the state of training, at its beginning or as last saved, and the first step to take."""
     saved = state.latest(run, accelerator, c.keep_states)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
-    tokenizer: TrainedTokenizer = c.model.builds(c.model).to(accelerator.device)
+    tokenizer = build_tokenizer(c.model).to(accelerator.device)
     if saved is None and origin is not None:
         accelerator.print(begin_from(origin, tokenizer))
     elif saved is None:
