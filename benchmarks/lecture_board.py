@@ -259,7 +259,9 @@ def told(found: Figures) -> Figures:
     names += ["fd_classifier_train", "classifier_accuracy"]
     cell = {name: figures[name] for name in names if name in figures} | {"bits_kind": "none"}
     if "learned_bits_per_dim" in figures:
-        kind = protocol.get("learned_rate", protocol.get("kind"))  # of codes, of vectors
+        kind = protocol.get(
+            "kind", protocol.get("learned_rate")
+        )  # of vectors a bound under any prior; of codes the prior's
         cell |= {"bits_kind": "exact length" if kind == "exact" else kind, "bits": figures["learned_bits_per_dim"]}
         cell |= {"distortion": figures["distortion"], "rate": figures["learned_rate"]}
     return cell
