@@ -89,6 +89,7 @@ class Column(NamedTuple):
     codes: Fill | None = None
     vectors: Fill | None = None
     passes: tuple[int, ...] = ()  # settings of `steps` that are drawn with, where the prior has it
+    draws: int = DRAWS  # of q(z | x) for each test image; a bound by many passes of the network has one
 
     def of(self, row: Row) -> Fill | None:
         return self.codes if row.codes else self.vectors
@@ -129,6 +130,7 @@ COLUMNS: Mapping[str, Column] = {
     "diffusion": Column(
         vectors=Fill("diffusion", TRAIN, {"model.kind": "diffusion", **BLOCKS, "lr": 3e-3, "matrix_lr": 0.02}, PRIOR),
         passes=(10, 25, 50),
+        draws=1,
     ),
 }
 
@@ -231,21 +233,24 @@ def second_stage(bench: Bench, row: str, column: str, seed: int, first: Path) ->
     seconds = train(fill, first, run, steps, seed)
     for passes in COLUMNS[column].passes or (None,):
         name = column if passes is None else f"{column} {passes}"
-        figures = kept(run / f".{name.replace(' ', '-')}.json", partial(measure, bench, first, run, passes, seed))
+        figures = kept(
+            run / f".{name.replace(' ', '-')}.json", partial(measure, bench, column, first, run, passes, seed)
+        )
         yield name, {"training_cpu_seconds": seconds, "steps": steps, **figures}
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(bench: Bench, first: Path, run: Path, passes: int | None, seed: int) -> Figures:
+def measure(bench: Bench, column: str, first: Path, run: Path, passes: int | None, seed: int) -> Figures:
     """Return the figures of a trained cell, drawn with so many passes."""
+    draws = COLUMNS[column].draws
     sampling = SamplingConfig() if passes is None else SamplingConfig(steps=passes)
     settings = run / f"draw-{passes}.yaml"
     settings.write_text(json.dumps({} if passes is None else {"steps": passes}) + "\n", encoding="utf-8")
     few = {"config": settings, "num_images": 20, "overwrite": "true"}
     command(run / f".generate-{passes}.json", "pipeline/generate.py", run, **few)
-    judged = {"codes": first / "codes", "images": bench.drawn, "neighbours": 0, "importance_samples": DRAWS}
+    judged = {"codes": first / "codes", "images": bench.drawn, "neighbours": 0, "importance_samples": draws}
     command(run / f".evaluate-{passes}.json", "pipeline/evaluate.py", run, split="test", seed=seed, **judged)
     found = read_json(run / "evaluation/pipeline-test.json")
     assert found["protocol"].get("sampling", {}).get("steps") == passes
@@ -259,7 +264,9 @@ def told(found: Figures) -> Figures:
     names += ["fd_classifier_train", "classifier_accuracy"]
     cell = {name: figures[name] for name in names if name in figures} | {"bits_kind": "none"}
     if "learned_bits_per_dim" in figures:
-        kind = protocol.get("learned_rate", protocol.get("kind"))  # of codes, of vectors
+        kind = protocol.get(
+            "kind", protocol.get("learned_rate")
+        )  # of vectors a bound under any prior; of codes the prior's
         cell |= {"bits_kind": "exact length" if kind == "exact" else kind, "bits": figures["learned_bits_per_dim"]}
         cell |= {"distortion": figures["distortion"], "rate": figures["learned_rate"]}
     return cell

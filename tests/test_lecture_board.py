@@ -19,6 +19,7 @@ from benchmarks.lecture_board import (
     options,
     put,
     steps_within,
+    told,
     write,
 )
 from smalti.common import config
@@ -96,6 +97,17 @@ def test_of_two_processes_that_measure_the_first_to_end_decides(bench):
         return trial(0.5, 10.0)(run, steps)
 
     assert steps_within(bench, "vae", overtaken, (5, 25)) == 77
+
+
+def test_bits_are_a_length_where_both_stages_are_exact_and_of_vectors_a_bound_under_any_prior():
+    figures = {"learned_bits_per_dim": 3.0, "distortion": 2.0, "learned_rate": 1.0}
+
+    def kind(protocol: dict[str, str], figures: dict[str, float] = figures) -> str:
+        return told({"figures": figures, "protocol": protocol})["bits_kind"]
+
+    assert kind({"learned_rate": "exact"}) == "exact length" and kind({"learned_rate": "bound"}) == "bound"
+    assert kind({"kind": "bound"}) == kind({"kind": "bound", "learned_rate": "exact"}) == "bound"
+    assert kind({"no_bits": "an autoencoder has none"}, {}) == "none"
 
 
 def test_cells_written_at_the_same_time_are_all_kept(tmp_path):
