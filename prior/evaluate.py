@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     """of the network; logits are fp32 always"""
     likelihood: Literal["usual", "flow"] = "usual"
     """usual: exact, or a bound of priors that have no more; flow: of a diffusion prior an estimate by its probability
-    flow, which takes ten times as long"""
+    flow, which takes fifteen times as long"""
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
