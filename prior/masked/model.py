@@ -37,7 +37,7 @@ from smalti.prior.sample import Batch, PassSampler
 
 PASSES = 12  # by default
 CODED_PASSES = 64  # of the coder: one code a pass where there are no more codes
-MASKS, FEW_MASKS = 16, 2  # of a sample: in its bound, and in an evaluation while training
+MASKS, FEW_MASKS = 8, 2  # of a sample: in its bound, and in an evaluation while training
 
 
 @MaskedConfig.register
