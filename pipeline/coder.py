@@ -102,7 +102,8 @@ def walking(pipeline: ImagePipeline) -> Walks:
     if not isinstance(pipeline.prior, Walks):
         kind = pipeline.prior.config.architecture.name()
         raise UserError(
-            f"a coder needs the distribution of one code after the other, which a prior of kind {kind} does not give"
+            f"a coder needs the distribution of one code after the other, which a prior of kind {kind} does not give; "
+            "train one over codes, --model.kind transformer, masked or pixelcnn"
         )
     return pipeline.prior
 

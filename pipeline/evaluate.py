@@ -118,7 +118,8 @@ def draw_samples(bench: EvaluationBench, number: int) -> Drawn:
     def compute(positions: Tensor) -> dict[str, Tensor]:
         with passing_bar(len(positions), "draw a part") as bar:
             told = pipeline.told_to_prior(labels[positions])
-            drawn = sampler(told, [c.seed + i for i in positions.tolist()], progress=bar.update).cpu()
+            latents = sampler(told, [c.seed + i for i in positions.tolist()], progress=bar.update).cpu()
+        drawn = pipeline.from_prior(latents)
         images = pipeline.decode(drawn, labels[positions])
         found = {"images": images, "codes": drawn if drawn.is_floating_point() else drawn.int()}
         return found if bench.eyes.features is None else found | {"features": bench.eyes.features(images)}
@@ -143,7 +144,7 @@ def judge_samples(bench: EvaluationBench, number: int) -> tuple[dict[str, Any], 
     protocol = {
         "drawn": number,
         "seed": bench.c.seed,
-        "sampling": bench.pipeline.sampling.model_dump(mode="json"),
+        "sampling": bench.pipeline.prior.heeded(bench.pipeline.sampling),
         "labels": "of the held-out split, evenly",
     }
     if eyes.features is not None:

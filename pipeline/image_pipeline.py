@@ -304,6 +304,11 @@ class ImagePipeline(Pretrained):
         seeds = self.deal_seeds(len(pixels), seed, generator)
         kept = read_mask(mask, len(pixels), self.tokenizer.config.image_size)
         known = known_places(kept, self.prior.config.layout)
+        if kept.any() and not known.any():
+            warnings.warn(
+                "no place is kept whole: a place of the grid is kept if all its pixels are, so all is drawn anew",
+                stacklevel=2,
+            )
         codes = self.encode_pixels(fill_unknown(pixels, kept), torch.tensor(numbers))
         return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
 

@@ -212,7 +212,8 @@ def candidates(c: Settings, best: SamplingConfig, names: Sequence[str]) -> Itera
         if changed.guidance == 1:
             changed = changed.model_copy(update={"guidance_schedule": best.guidance_schedule})
         if changed.order != "confidence":
-            changed = changed.model_copy(update={"choice_temperature": best.choice_temperature})
+            usual = SamplingConfig().choice_temperature
+            changed = changed.model_copy(update={"choice_temperature": usual})
         yield changed
 
 
@@ -246,6 +247,9 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     pipeline = ImagePipeline.from_run(Path(c.run), start)
     if not pipeline.prior.config.takes_guidance:  # what was kept may be another prior's
         start = pipeline.sampling = start.model_copy(update={"guidance": 1.0})
+    for name in set(chain(*SWEPT)) - set(chain(*swept(pipeline))):
+        if getattr(c, name) != Settings.model_fields[name].default:
+            accelerator.print(f"{name} is left out: this prior does not heed it", file=sys.stderr)
     for name in chain(*swept(pipeline)):
         for value in getattr(c, name):
             pipeline.sampler(**{name: value})  # refuses impossible ones before an hour of drawing
@@ -333,7 +337,9 @@ def main(argv: Sequence[str]) -> None:
         accelerator.print(line)
     run = Path(c.run)
     draw = as_typed("pipeline/generate.py", run, "--seed", 1, "--num-images", 20, "--output", run / "tuned")
-    accelerator.print(f"next: {draw}\nearlier figures are of other settings: {as_typed('pipeline/evaluate.py', run)}")
+    accelerator.print(f"next: {draw}")
+    if tuned.sampling != tuned.chosen.start:
+        accelerator.print(f"figures of before are of other settings: {as_typed('pipeline/evaluate.py', run)}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ in [0, K) or vectors float32; known (B, P) bool over the places.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,7 @@ class Prior(nn.Module, Pretrained, ABC):
     kind: ClassVar[str] = "smalti.prior"  # of the model folder; its config says which architecture
     config_class: ClassVar[type[ArchitectureConfig]]
     takes: ClassVar[frozenset[str]] = frozenset()  # the sampling settings that it heeds, by name
+    usual: ClassVar[Mapping[str, Any]] = {}  # its own values of settings that are null
     heeds_all: ClassVar[bool] = False  # whether what it completes is drawn given all that is known, in every kind of it
     measure: ClassVar[str] = "nll"  # of its loss, by name: nll is in nats where the prior scores
 
@@ -134,6 +135,11 @@ class Prior(nn.Module, Pretrained, ABC):
                 f"known must be bool ({len(latents)}, {layout.places}), a mask of each image's places; got "
                 f"{known.dtype} {tuple(known.shape)}"
             )
+
+    def heeded(self, sampling: SamplingConfig) -> dict[str, Any]:
+        """Return the settings that this prior heeds, by name, its own values in the place of nulls."""
+        given = sampling.model_dump(mode="json", include=set(self.takes))
+        return {name: self.usual.get(name) if value is None else value for name, value in given.items()}
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
         """Raise ValueError for settings that this prior cannot draw with.

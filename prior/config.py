@@ -29,6 +29,10 @@ class ArchitectureConfig(Kind):
         """Return whether this kind can be trained to predict the places in every order."""
         return False
 
+    def no_order(self) -> str:
+        """Return why it is not trained in every order."""
+        return f"order: a prior of kind {self.name()} is not trained in an order of one's choice; leave order out"
+
     @property
     def unit_variance(self) -> bool:
         """Return whether this kind is of vectors whose channels are shifted and scaled to mean 0 and deviation 1."""
@@ -83,9 +87,14 @@ class PriorConfig(Settings):
         if self.layout.length > LONGEST:
             raise ValueError(f"{self.layout} are {self.layout.length} numbers, at most {LONGEST}")
         if self.any_order and not self.architecture.any_order:
-            raise ValueError(f"order: a {self.architecture.name()} has raster order alone; take order raster")
+            raise ValueError(self.architecture.no_order())
         if (self.statistics is not None) != self.architecture.unit_variance:
-            raise ValueError(f"statistics are of priors over vectors of unit variance, got {self.statistics}")
+            said = "has none; take the whole folder again, or train again" if self.statistics is None else "has some"
+            needed = "needs" if self.architecture.unit_variance else "has no use for"
+            raise ValueError(
+                f"a prior of kind {self.architecture.name()} {needed} statistics, mean and deviation of each channel "
+                f"of its vectors, and this one {said}"
+            )
         if self.statistics is not None:
             self.statistics.check(self.layout)
         return self
@@ -218,7 +227,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _goes_with_its_model(self) -> "TrainConfig":
         if self.order != "raster" and not self.model.any_order:
-            raise ValueError(f"order: a {self.model.name()} has raster order alone; take order raster")
+            raise ValueError(self.model.no_order())
         return self
 
 

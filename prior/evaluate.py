@@ -100,15 +100,20 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         split_name: measure(prior, split, run, split_name, plan, c.batch_size, accelerator)
         for split_name, split in ((name, held_out), ("train", seen))
     }
-    path = evaluation_path(run, "prior", name)
+    stage = "prior" if c.likelihood == "usual" else "prior_flow"  # an estimate never replaces a bound
+    path = evaluation_path(run, stage, name)
     if accelerator.is_main_process:
         figures = prior_figures(nats[name], nats["train"], data, held_out, prior)
         assert isinstance(prior, Scores)
         order = "random, a row's own" if prior.config.any_order or not prior.exact else "raster"
+        ordered = {"order": order} if data.info.layout.discrete else {}
         usual = "exact" if prior.exact else "bound"
         kind = "estimate by the probability flow" if c.likelihood == "flow" else usual
-        protocol = plan | {"number": len(held_out.rows), "train_number": len(seen.rows), "order": order, "kind": kind}
-        write_evaluation(run, "prior", name, figures=figures, protocol=protocol, arguments=arguments)
+        protocol = plan | {"number": len(held_out.rows), "train_number": len(seen.rows), "kind": kind} | ordered
+        script = "prior/evaluate.py"
+        write_evaluation(run, stage, name, figures=figures, protocol=protocol, arguments=arguments, script=script)
+        if kind != "exact":
+            print(f"nll is {'a bound, which lies above the exact one' if kind == 'bound' else f'an {kind}'}")
     accelerator.wait_for_everyone()
     return path
 

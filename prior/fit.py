@@ -95,6 +95,11 @@ def fit(c: FitConfig, accelerator: Accelerator) -> Path:
     fingerprint, model_config = codes.codes_fingerprint(data), config_over(c, data)
     for line in model_config.condition.untrained():
         accelerator.print(line, file=sys.stderr)
+    em = {name: getattr(c, name) for name in ("iterations", "tolerance", "regularization")}
+    changed = [name for name, value in em.items() if value != FitConfig.model_fields[name].default]
+    if changed and not isinstance(c.model, MixtureConfig):
+        told = f"{', '.join(changed)}: of EM, which fits a mixture; {c.model.name()} has no use for it"
+        accelerator.print(told, file=sys.stderr)
     if isinstance(c.model, MixtureConfig):
         check_size(c.model, model_config)
     if isinstance(c.model, IndependentConfig):

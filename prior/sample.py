@@ -240,7 +240,8 @@ class PassSampler(BatchSampler):
             return last[: len(rows)]
 
         drawn = latents.clone()  # images known whole stay as they are
-        for rows in (~known.all(1)).nonzero()[:, 0].split(self.batch_size):
+        unknown = (~known.all(1)).nonzero()[:, 0]
+        for rows in unknown.split(self.batch_size) if len(unknown) else ():
             drawn[rows] = self.in_batches(rows, draw)
             progress(len(rows))
         return drawn

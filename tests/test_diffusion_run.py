@@ -11,6 +11,7 @@ from smalti.common import codes, config, folder
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
 from smalti.common.run_folder import read_metrics
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.pipeline import doctor
 from smalti.pipeline.evaluate import Settings as EvaluateSettings
 from smalti.pipeline.evaluate import evaluate
@@ -40,6 +41,7 @@ from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import prior_training, tokenizer_training
 
 TINY = DiffusionConfig(dim=16, depth=1, heads=2)
+NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 FEW = {"steps": 3, "precision": "fp32"}
 
 
@@ -110,17 +112,20 @@ def test_every_command_runs_on_it(name, request, runs, accelerator, capfd):
     kind = json.loads(evaluate_prior(PriorEvaluateSettings(run=str(run)), accelerator).read_text())["protocol"]["kind"]
     assert kind == "bound"
     flow = PriorEvaluateSettings(run=str(run), likelihood="flow", split="validation")
-    written = json.loads(evaluate_prior(flow, accelerator).read_text())
-    assert (
-        written["protocol"]["kind"] == "estimate by the probability flow"
-        and written["figures"]["nll"] == written["figures"]["nll"]
-    )
+    path = evaluate_prior(flow, accelerator)
+    assert path.name == "prior_flow-validation.json", "an estimate does not take the place of the bound"
+    assert json.loads(path.read_text())["protocol"]["kind"] == "estimate by the probability flow"
     tune(TuneSettings(run=str(run), images=16, guidance=(1.0,), steps=(2, 3), solver=("ddim",)), accelerator)
     kept = json.loads((run / "pipeline/generation_config.json").read_text())
     assert kept["steps"] in (None, 2, 3) and kept["chosen"]["candidates"] == 4
     written = json.loads(
-        evaluate(EvaluateSettings(run=str(run), images=0, importance_samples=2), accelerator).read_text()
+        evaluate(
+            EvaluateSettings(run=str(run), images=10, features=NO_FEATURES, importance_samples=2), accelerator
+        ).read_text()
     )
+    assert 0 <= written["figures"]["memorised_pixels"] <= 1
+    assert written["protocol"]["sampling"]["solver"] == (kept["solver"] or "dpm")
+    assert "order" not in written["protocol"]["sampling"], "no setting of this prior"
     figures, protocol = written["figures"], written["protocol"]
     if name == "trained":
         assert protocol["learned_rate"] == "bound"

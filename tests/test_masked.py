@@ -319,6 +319,7 @@ def test_what_is_known_is_heeded_wherever_it_stands():
 def test_more_steps_than_codes_are_as_many_as_there_are_codes():
     prior = make()
     assert len(list(prior.unfold(SamplingConfig(steps=1000, precision="fp32"), torch.tensor([0]), [0]))) == 20
+    assert torch.equal(draw(prior, steps=1000), draw(prior, steps=20))
 
 
 def test_guidance_of_one_is_none_and_more_leans_towards_the_class():
@@ -338,6 +339,10 @@ def test_settings_of_other_kinds_are_refused_by_name():
     for name, value in (("solver", "ddim"), ("resampling", 9)):
         with pytest.raises(ValueError, match=f"{name} is no setting of a prior of kind masked"):
             prior.sampler(SamplingConfig(**{name: value}))
+    with pytest.raises(
+        ValueError, match="choice_temperature 9 is noise in the order confidence; order halton has none"
+    ):
+        prior.sampler(SamplingConfig(order="halton", choice_temperature=9))
     with pytest.raises(ValueError, match="no precision int8"):
         prior.sampler(SamplingConfig(precision="int8"))
 
@@ -373,7 +378,7 @@ def test_vectors_are_refused_with_the_priors_that_take_them():
 
 
 def test_an_order_of_training_is_refused():
-    with pytest.raises(ValueError, match="has raster order alone"):
+    with pytest.raises(ValueError, match="is not trained in an order of one's choice"):
         TrainConfig(model=MaskedConfig(), order="any")
 
 

@@ -208,7 +208,7 @@ def test_a_precision_that_is_not_there_is_refused_by_name(precision):
 
 
 def test_any_order_is_refused():
-    with pytest.raises(ValueError, match="a pixelcnn has raster order alone"):
+    with pytest.raises(ValueError, match="a prior of kind pixelcnn is not trained in an order"):
         make(any_order=True)
 
 

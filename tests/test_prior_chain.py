@@ -90,6 +90,21 @@ def test_lower_halves_are_completed_around_upper_ones(run):
     assert not torch.equal(done[:, 8:], other[:, 8:]), "the rest is drawn"
 
 
+def test_where_all_is_kept_nothing_is_drawn(run):
+    """An index beyond the last raised from the sampler, of priors that draw in passes."""
+    pipeline = ImagePipeline.from_run(run, SamplingConfig())
+    whole = pipeline(labels=[1, 2], seed=0)
+    kept = pipeline.complete(whole.images, np.ones((8, 8), bool), labels=[1, 2], seed=5).codes
+    assert torch.equal(kept, pipeline.vary(whole.images, 0, labels=[1, 2], seed=6).codes)
+
+
+def test_a_mask_that_keeps_no_place_whole_is_warned_of(run):
+    pipeline = ImagePipeline.from_run(run, SamplingConfig())
+    checkers = np.indices((8, 8)).sum(0) % 2 == 0
+    with pytest.warns(UserWarning, match="no place is kept whole"):
+        pipeline.complete(pipeline(labels=[1], seed=0).images, checkers, labels=[1], seed=0)
+
+
 def test_the_report_and_the_page_show_it(run, kind):
     report([str(run)])
     assert KINDS[kind].name() in (run / "report.html").read_text()

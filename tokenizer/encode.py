@@ -323,6 +323,10 @@ def main(argv: Sequence[str]) -> None:
             )
         print(f"the {'codes' if info.layout.discrete else 'vectors'} are in {folder}")
         output = ["--codes", Path(c.output)] if c.output else []
+        if c.vectors:
+            told = as_typed("prior/train.py", "--run", "ANOTHER_RUN", "--codes", folder, "--model.kind", "diffusion")
+            print(f"next, in a run of its own that has a copy of {stage}: {told}")
+            return
         script, stage_two = ("prior/train.py", "prior") if info.layout.discrete else ("prior/fit.py", "fit")
         if (beside := config.config_beside(c.run, stage_two)) == "CONFIG" and not info.layout.discrete:
             trained_beside = config.config_beside(c.run, "prior")

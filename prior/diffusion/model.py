@@ -6,10 +6,10 @@ channel; level (B,); condition (B, ...); known (B, P) bool.
 Diffusion: Ho et al. (2020). On latents of unit variance: Rombach et al. (2022). Completion: Lugmayr et al. (2022).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class DiffusionPrior(Prior):
     takes: ClassVar[frozenset[str]] = frozenset(
         {"steps", "solver", "resampling", "guidance", "guidance_schedule", "guidance_power", "precision"}
     )
+    heeds_all: ClassVar[bool] = True
+    usual: ClassVar[Mapping[str, Any]] = {"steps": STEPS, "solver": "dpm"}
     measure: ClassVar[str] = "mse"
     exact = False
     mean: Tensor  # (T,) of each number of the latents

@@ -14,9 +14,9 @@ Shapes: condition (B, ...), codes (B, T) int64 in [0, K), hidden (B, T) bool, kn
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ class MaskedPrior(MaskedTransformer):
 
     takes: ClassVar[frozenset[str]] = CODE_SETTINGS | {"precision", "steps", "order", "choice_temperature"}
     heeds_all: ClassVar[bool] = True
+    usual: ClassVar[Mapping[str, Any]] = {"steps": PASSES}
     exact = False
     halton: Tensor  # (T,)
 
@@ -109,6 +110,15 @@ class MaskedPrior(MaskedTransformer):
 
     # --------------------------------------------------------------------------------------------------------- drawing
 
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        super().check_sampling(sampling)
+        usual = SamplingConfig().choice_temperature
+        if sampling.order != "confidence" and sampling.choice_temperature != usual:
+            raise ValueError(
+                f"choice_temperature {sampling.choice_temperature:g} is noise in the order confidence; order "
+                f"{sampling.order} has none: leave it out"
+            )
+
     def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> PassSampler:
         self.check_sampling(config)
         return PassSampler(self, config, batch_size)
@@ -148,7 +158,7 @@ class MaskedPrior(MaskedTransformer):
         ranks = self.halton.expand_as(codes)
         if config.order == "random":
             ranks = _uniform(noise, layout.length).to(codes.device)
-        first, passes = hidden.sum(1), config.steps or PASSES
+        first, passes = hidden.sum(1), min(config.steps or PASSES, layout.length)
         scales = guidance_scales(config, passes).tolist()
         for i in range(passes):
             u = _uniform(noise, layout.length, 1 + len(self.vocabularies)).to(codes.device)

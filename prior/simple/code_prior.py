@@ -32,6 +32,7 @@ class CodePrior(Prior):
     """A distribution over codes that are independent given the class."""
 
     takes: ClassVar[frozenset[str]] = CODE_SETTINGS
+    heeds_all: ClassVar[bool] = True
     exact = True
     vocabularies: tuple[int, ...]
 
