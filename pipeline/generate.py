@@ -65,8 +65,11 @@ class Assembled(NamedTuple):
     settings: Settings
 
 
-def assemble_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerator) -> Assembled:
+def assemble_pipeline(c: Settings, given: SamplingConfig | None, accelerator: Accelerator) -> Assembled:
     """Return the pipeline of a run, and save it if the models or the sampling settings to keep are new.
+
+    Args:
+        given: sampling settings to keep with the pipeline; None leaves those that it has.
 
     Raises:
         UserError: the prior cannot draw with the settings of the request.
@@ -76,7 +79,8 @@ def assemble_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerato
         pipeline = ImagePipeline.from_pretrained(run)
         pipeline.check_sampling(**_sampling(c))
         return Assembled(pipeline, run, c)
-    path, pipeline = run / "pipeline", ImagePipeline.from_run(run, kept)
+    path, kept = run / "pipeline", given or _saved_sampling(run) or SamplingConfig()
+    pipeline = ImagePipeline.from_run(run, kept)
     config_of_prior = pipeline.prior.config
     # A config file is for sets without labels too.
     if kept.guidance == c.guidance != 1 and not config_of_prior.condition.told:
@@ -84,9 +88,11 @@ def assemble_pipeline(c: Settings, kept: SamplingConfig, accelerator: Accelerato
         accelerator.print(line, file=sys.stderr)
         c = c.model_copy(update={"guidance": 1.0})
     pipeline.check_sampling(**_sampling(c))
-    if not config_of_prior.takes_guidance:  # else the guidance of a config would be kept as a default
-        kept = pipeline.sampling = kept.model_copy(update={"guidance": 1.0})
     with session(path, accelerator, wait=True):  # another request may hold it
+        kept = given or _saved_sampling(run) or SamplingConfig()  # a search may have chosen others meanwhile
+        if not config_of_prior.takes_guidance:  # else the guidance of a config would be kept as a default
+            kept = kept.model_copy(update={"guidance": 1.0})
+        pipeline.sampling = kept
         same = is_of_run(path, run) and _saved_sampling(run) == kept
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and not same:  # `chosen` is dropped with other settings or weights
@@ -142,12 +148,12 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     """Draw the images of a request that are missing, and return their folder.
 
     Args:
-        kept: sampling settings to keep with the pipeline as its defaults, by default the standard ones. Guidance is not
-            kept if the prior cannot follow it.
+        kept: sampling settings to keep with the pipeline as its defaults; by default those that it has, or the standard
+            ones. Guidance is not kept if the prior cannot follow it.
     """
     path = output_folder(c)
     read_request(path)  # raises if the folder is not ours, before anything is read or written
-    pipeline, pipeline_folder, c = assemble_pipeline(c, kept or SamplingConfig(), accelerator)
+    pipeline, pipeline_folder, c = assemble_pipeline(c, kept, accelerator)
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
@@ -194,7 +200,7 @@ def main(argv: Sequence[str]) -> None:
     read_request(output_folder(c))  # before the folder is locked, too
     accelerator = make_accelerator()
     with session(output_folder(c), accelerator):
-        path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)))
+        path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)) if files or default else None)
     accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}")
     if (Path(c.run) / "codes").exists():
         accelerator.print(f"next, to measure the run: {as_typed('tokenizer/evaluate.py', Path(c.run))}")

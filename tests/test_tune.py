@@ -84,6 +84,23 @@ def test_what_is_chosen_is_what_generate_draws_with(run, accelerator, tmp_path):
     assert ImagePipeline.from_pretrained(run / "pipeline").sampling == tuned.sampling
 
 
+def test_a_request_that_waited_for_a_search_leaves_what_it_chose(run, accelerator, tmp_path, monkeypatch):
+    """A request read the settings, waited for the search to end, and wrote the old ones back over the chosen."""
+    from smalti.pipeline import generate as script
+
+    wait, found = script.session, []
+
+    def after_the_search(*arguments, **options):
+        if not found:
+            found.append(tune(settings(run), accelerator))
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(script, "session", after_the_search)
+    request = script.Settings(run=str(run), num_images=2, output=str(tmp_path / "drawn"))
+    script.generate(request, accelerator)
+    assert GenerationConfig.read(run / "pipeline/generation_config.json").chosen == found[0].chosen
+
+
 def test_the_whole_chain_once_more_draws_with_what_was_chosen(run, accelerator, tmp_path):
     """pipeline/run.py always passed its generate.yaml: run again after a search, it discarded the chosen settings."""
     (tmp_path / "generate.yaml").write_text("temperature: 0.123\nnum_images: 2\nlabels: [0, 1]\n")
