@@ -136,7 +136,7 @@ COLUMNS: Mapping[str, Column] = {
 
 
 class Bench(NamedTuple):
-    """What is measured on, and for how long."""
+    """The data and work folder of a run of the board, its minutes a stage, and its number of drawn images."""
 
     data: Path
     work: Path  # of one data set: its runs lie side by side, and share the classifier

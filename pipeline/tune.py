@@ -247,8 +247,9 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     pipeline = ImagePipeline.from_run(Path(c.run), start)
     if not pipeline.prior.config.takes_guidance:  # what was kept may be another prior's
         start = pipeline.sampling = start.model_copy(update={"guidance": 1.0})
-    for name in set(chain(*SWEPT)) - set(chain(*swept(pipeline))):
-        if getattr(c, name) != Settings.model_fields[name].default:
+    heeded = set(chain(*swept(pipeline)))
+    for name in chain(*SWEPT):
+        if name not in heeded and getattr(c, name) != Settings.model_fields[name].default:
             accelerator.print(f"{name} is left out: this prior does not heed it", file=sys.stderr)
     for name in chain(*swept(pipeline)):
         for value in getattr(c, name):

@@ -43,7 +43,7 @@ class Drawing(Protocol):
 
 
 class Batch(NamedTuple):
-    """What a batch of samples is drawn from."""
+    """The conditions, seeds and known latents that B samples are drawn from."""
 
     condition: Tensor  # (B, ...)
     seeds: list[int]
@@ -140,18 +140,11 @@ class BatchSampler(ABC):
             latents = latents.masked_fill(~known.bool().repeat_interleave(layout.depth, 1), 0)  # not read there
         self._prior.check(latents, condition, known)
         with torch.inference_mode(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self.around(condition, seeds, latents, known, progress)
+            return self.around(Batch(condition, list(seeds), latents, known), progress)
 
     @abstractmethod
-    def around(
-        self,
-        condition: Tensor,
-        seeds: Sequence[int],
-        latents: Tensor,
-        known: Tensor,
-        progress: Callable[[int], object],
-    ) -> Tensor:
-        """Return the samples (B, T) of checked arguments."""
+    def around(self, asked: Batch, progress: Callable[[int], object]) -> Tensor:
+        """Return the samples (B, T) of checked arguments, which may be more than a batch."""
 
     def release(self) -> None:
         """Let go of what a batch of the present size holds, if anything."""
@@ -188,14 +181,8 @@ class StepSampler(BatchSampler):
         self.prior = prior
         self._batch: Drawing | None = None
 
-    def around(
-        self,
-        condition: Tensor,
-        seeds: Sequence[int],
-        latents: Tensor,
-        known: Tensor,
-        progress: Callable[[int], object],
-    ) -> Tensor:
+    def around(self, asked: Batch, progress: Callable[[int], object]) -> Tensor:
+        condition, seeds, latents, known = asked
         c, drawn = self.prior.config, latents.clone()  # images known whole stay as they are
         order = known_first(known) if c.any_order else raster(len(condition), c.layout.places, self.device)
         given = known.gather(1, order)  # (B, P), known places in the order
@@ -223,14 +210,9 @@ class PassSampler(BatchSampler):
         super().__init__(prior, config, batch_size)
         self.prior = prior
 
-    def around(
-        self,
-        condition: Tensor,
-        seeds: Sequence[int],
-        latents: Tensor,
-        known: Tensor,
-        progress: Callable[[int], object],
-    ) -> Tensor:
+    def around(self, asked: Batch, progress: Callable[[int], object]) -> Tensor:
+        condition, seeds, latents, known = asked
+
         def draw(rows: Tensor) -> Tensor:
             whole = rows[self.padded(len(rows))]
             batch = Batch(condition[whole], [seeds[i] for i in whole.tolist()], latents[whole], known[whole])

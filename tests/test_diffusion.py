@@ -266,7 +266,7 @@ def test_the_bound_of_the_best_guess_is_the_exact_nll(target):
 
 
 def test_the_bound_at_some_levels_is_that_of_many_in_the_mean():
-    """Of 200 rows alike, at 4 levels and at 100, within 5 standard errors."""
+    """The means over 200 equal rows, at 4 levels and at 100, lie within 5 standard errors of each other."""
     prior, x0 = gaussian_prior(), torch.tensor([[0.5, -0.4]]).repeat(200, 1)
 
     def bounds(terms: int) -> Tensor:
@@ -279,7 +279,7 @@ def test_the_bound_at_some_levels_is_that_of_many_in_the_mean():
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_likelihood_of_the_probability_flow_is_the_exact_one(target):
-    """Of the density at level 1 of v and epsilon, which is a little wider than that of the latents."""
+    """The density of v and epsilon is that at level 1, a little wider than that of the latents: 0.02 nats."""
     prior, latents = gaussian_prior(target, mean=100.0, deviation=7.0), gaussian_rows(20)
     found = probability_flow_log_prob(prior, latents, none(20), steps=100, probes=1)
     torch.testing.assert_close(found, exact_log_prob(latents), atol=0.02, rtol=0)

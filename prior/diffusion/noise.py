@@ -64,14 +64,14 @@ class Rates(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """What a prediction says of x: the latents and the noise that it is made of, (B, T) each."""
+    """The latents and the noise, (B, T) each, that x is made of by a prediction."""
 
     x0: Tensor
     noise: Tensor
 
 
 class Prediction(NamedTuple):
-    """What a network predicts, and how that says what x is made of."""
+    """A target of the network, and the way back from its prediction to latents and noise."""
 
     target: Callable[[Tensor, Tensor, Rates], Tensor]  # (x0, noise, rates) -> what is predicted
     guess: Callable[[Tensor, Tensor, Rates], Guess]  # (x, predicted, rates) -> x0 and noise

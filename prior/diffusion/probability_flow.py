@@ -25,7 +25,7 @@ EXACT = 16  # numbers a sample at most whose trace is computed whole, by as many
 
 
 class Diffuses(Protocol):
-    """What the flow asks of a diffusion prior, which documents it."""
+    """The methods of a diffusion prior that the flow calls; `prior/diffusion/model.py` documents them."""
 
     noise: Noise
     deviation: Tensor

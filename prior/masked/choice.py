@@ -1,4 +1,4 @@
-"""Which codes a pass keeps: how many, and those that rank first.
+"""The choice of the codes that a pass of the masked prior keeps: their number, and their ranks.
 
 Shapes: N passes; hidden (B, T) bool, codes that no pass has kept yet; ranks (B, T).
 

@@ -15,7 +15,6 @@ Shapes: condition (B, ...), codes (B, T) int64 in [0, K), hidden (B, T) bool, kn
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -192,7 +191,7 @@ class MaskedPrior(MaskedTransformer):
         if guided:
             condition = torch.cat([condition, self.config.condition.none(len(condition), condition.device)])
         double = (lambda x: torch.cat([x, x])) if guided else (lambda x: x)
-        with self._computing_in(precision):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
             x = self.features(condition, double(to_digits(codes, self.vocabularies)), double(hidden)).float()
         digits = torch.zeros(*codes.shape, len(self.vocabularies), dtype=torch.int64, device=codes.device)
         log_p = torch.zeros(codes.shape, device=codes.device)
@@ -211,10 +210,6 @@ class MaskedPrior(MaskedTransformer):
             log_p[hidden] += wanted.gather(1, part[:, None])[:, 0] - wanted.logsumexp(1)
             digits[..., g][hidden] = part
         return to_index(digits, self.vocabularies), log_p
-
-    def _computing_in(self, precision: Precision) -> AbstractContextManager:
-        bf16 = precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
     # --------------------------------------------------------------------------------------------------------- walking
 
