@@ -240,7 +240,7 @@ def test_of_all_places_and_without_classes_it_is_the_baseline_of_evaluation(run,
     figures = (fit(settings(run, model=model, condition="nothing"), accelerator).parent / "figures.json").read_text()
     data = codes.load_codes(run / "codes")
     held_out = torch.from_numpy(np.asarray(data.splits["validation"].codes).astype(np.int64))
-    baseline = Marginal(data.splits["train"].codes, 3, 2).nll(held_out).mean() / 4
+    baseline = Marginal(data.splits["train"].codes, LAYOUT).nll(held_out).mean() / 4
     assert json.loads(figures)["validation_nll"] == pytest.approx(float(baseline), abs=1e-6)
     assert json.loads(figures)["validation_marginal_nll"] == pytest.approx(float(baseline), abs=1e-6)
 
