@@ -131,8 +131,9 @@ class MultiscaleQuantizer(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         parts = indices.split([h * w for h, w in self.grids], 1)
-        added = [self.brought_up(scale, self.vectors(scale, part)) for scale, part in enumerate(parts)]
-        return torch.stack(added).sum(0).flatten(2)
+        with torch.autocast(indices.device.type, enabled=False):  # z_q is what `quantize` gave in training
+            added = [self.brought_up(scale, self.vectors(scale, part)) for scale, part in enumerate(parts)]
+            return torch.stack(added).sum(0).flatten(2)
 
     def vectors_at(self, depth: int, codes: Tensor) -> Tensor:
         """Return the vectors (N, D) of codes (N,) of a scale, before they are brought up."""
