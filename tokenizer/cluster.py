@@ -161,7 +161,7 @@ def report_fit(
         metrics.picture(iterations, "reconstructions", picture)
     if accelerator.is_main_process:
         save_picture(picture, run / "reconstructions.png")
-        save_histogram(counts, evaluation.images, run / "histogram.json")
+        save_histogram(counts, evaluation.images, tokenizer.config.layout, run / "histogram.json")
         save_curves(read_metrics(run / "metrics.jsonl"), {tokenizer.objective: ["objective"]}, run / "curves.png")
         tokenizer.save_pretrained(run / "model")
     for low in unused(codebook_of(tokenizer), "validation", counts):
