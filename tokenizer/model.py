@@ -14,9 +14,11 @@ from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
 from smalti.tokenizer.vae.model import VAE
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
+from smalti.tokenizer.vqvae2.model import VQVAE2
 
 OURS = (
     VQVAE,
+    VQVAE2,
     KMeansTokenizer,
     VQGANTokenizer,
     VAE,
