@@ -52,7 +52,7 @@ class NetworkTokenizer(LikelihoodTokenizer):
 
     @torch.no_grad()
     def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
-        """Return the patches (N, C, p, p) in [-1, 1] that codes (N,) of a codebook draw amid the mean of the codes in use.
+        """Return the patches (N, C, p, p) in [-1, 1] that codes (N,) of a codebook draw amid the mean of those in use.
 
         Of later codebooks they are the change of the mean patch, with its contrast raised.
         """

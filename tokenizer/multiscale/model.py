@@ -40,11 +40,23 @@ class MultiscaleTokenizer(CodeAutoencoder):
     def _output(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.draw(self.quantizer.lookup(latents).unflatten(2, self.config.grid))
 
+    @torch.no_grad()
+    def decode_coarse(self, latents: Tensor, grids: int) -> Tensor:
+        """Return the images (B, C, H, W) in [-1, 1] that the first `grids` scales of codes (B, T) make."""
+        f_hat = self.quantizer.lookup_coarse(latents, grids).unflatten(2, self.config.grid)
+        return self.likelihood.mean(self.draw(f_hat)).float()
+
+    def code_tables(self) -> list[Tensor]:
+        tables = super().code_tables()
+        return tables * len(self.config.grids) if self.config.shared else tables
+
     def _drawn(self, means: list[Tensor], row: int, vectors: Tensor) -> Tensor:
         """Return what vectors (N, D) of a scale draw at the place in the middle of its grid, amid the means of all
         scales: the pixels of that place, of a grid of one place the whole image."""
         h, w = self.config.grids[row]
-        around = [mean[None, :, None].expand(-1, -1, a * b) for mean, (a, b) in zip(means, self.config.grids, strict=True)]
+        around = [
+            mean[None, :, None].expand(-1, -1, a * b) for mean, (a, b) in zip(means, self.config.grids, strict=True)
+        ]
         others = [self.quantizer.brought_up(s, e) for s, e in enumerate(around) if s != row]
         rows, columns = (
             slice(round(n // 2 * pixels / n), round((n // 2 + 1) * pixels / n))

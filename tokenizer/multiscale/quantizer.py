@@ -76,7 +76,9 @@ class MultiscaleQuantizer(Quantizer):
         bottlenecks = [build_quantizer(of_scale) for _ in range(1 if shared else len(grids))]
         self.config, self.grids, self.shared = config, tuple(grids), shared
         self.on_sphere = isinstance(config, TableConfig) and config.normalize
-        self.bottlenecks = cast(Sequence[Quantizer], nn.ModuleList(bottlenecks))  # torch types elements as plain modules
+        self.bottlenecks = cast(
+            Sequence[Quantizer], nn.ModuleList(bottlenecks)
+        )  # torch types elements as plain modules
         self.phis = nn.ModuleList(Phi(config.dim) for _ in grids)
         self.register_buffer("stretch", torch.ones(len(grids)))
         self.estimator = ESTIMATORS[config.gradient if isinstance(config, NearestConfig) else "straight_through"]
@@ -130,9 +132,14 @@ class MultiscaleQuantizer(Quantizer):
         )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        parts = indices.split([h * w for h, w in self.grids], 1)
-        added = [self.brought_up(scale, self.vectors(scale, part)) for scale, part in enumerate(parts)]
-        return torch.stack(added).sum(0).flatten(2)
+        return self.lookup_coarse(indices, len(self.grids))
+
+    def lookup_coarse(self, indices: Tensor, scales: int) -> Tensor:
+        """Return f̂ (B, D, P) after the first `scales` of indices (B, T), of which those of later ones are not read."""
+        parts = indices.split([h * w for h, w in self.grids], 1)[:scales]
+        with torch.autocast(indices.device.type, enabled=False):  # f̂ is what `quantize` found in training
+            added = [self.brought_up(scale, self.vectors(scale, part)) for scale, part in enumerate(parts)]
+            return torch.stack(added).sum(0).flatten(2)
 
     def vectors_at(self, depth: int, codes: Tensor) -> Tensor:
         """Return the vectors (N, D) of codes (N,) of a scale, before they are brought up."""
