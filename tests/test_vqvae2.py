@@ -11,7 +11,7 @@ from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
 from smalti.metrics.feature_extractor import FeaturesConfig
-from smalti.tokenizer.base import DrawsCodes, EmbedsCodes
+from smalti.tokenizer.base import DecodesCoarse, DrawsCodes, EmbedsCodes
 from smalti.tokenizer.bottleneck.fsq import FSQConfig
 from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
 from smalti.tokenizer.bottleneck.lfq import LFQConfig
@@ -112,6 +112,17 @@ def test_the_gradient_of_the_reconstruction_reaches_the_encoder_through_every_le
         assert gradient.abs().sum() > 0
         (reached,) = torch.autograd.grad(z_e, first, gradient, retain_graph=True)
         assert reached.abs().sum() > 0
+
+
+def test_coarse_levels_alone_make_a_picture_whatever_the_finer_ones_hold():
+    tokenizer = model(levels=3).eval()
+    assert isinstance(tokenizer, DecodesCoarse)
+    codes = tokenizer.encode(pixels(tokenizer))
+    top, middle, bottom = tokenizer.config.layout.split(codes)
+    others = tokenizer.config.layout.join([top, middle, (bottom + 1) % 16])
+    assert torch.equal(tokenizer.decode_coarse(codes, 3), tokenizer.decode(codes))
+    assert torch.equal(tokenizer.decode_coarse(codes, 2), tokenizer.decode_coarse(others, 2))
+    assert not torch.equal(tokenizer.decode_coarse(codes, 2), tokenizer.decode_coarse(codes, 1))
 
 
 # ----------------------------------------------------------------------------------------------------------- its losses

@@ -18,12 +18,12 @@ from smalti.tokenizer.vqvae2.model import VQVAE2
 
 OURS = (
     VQVAE,
-    VQVAE2,
     KMeansTokenizer,
     VQGANTokenizer,
     VAE,
     GaussianMixtureTokenizer,
     MultiscaleTokenizer,
+    VQVAE2,
 )  # the kinds that come with the package: importing them registers them
 
 

@@ -59,7 +59,7 @@ class VQVAE2Config(CodeAutoencoderConfig):
 
     @property
     def vectors(self) -> int:
-        return self.quantizer.dim + self.features  # the bottom's vectors, and what the levels above decode to
+        return sum(each.dim for each in self.quantizers)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:

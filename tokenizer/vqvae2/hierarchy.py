@@ -3,14 +3,14 @@
     f_0 = encoder(x),   f_{l+1} = coarser_l(f_l)                          features, from the bottom up
     z_e_l = W_l [f_l, a_l],   z_q_l = quantize_l(z_e_l)                   from the top down
     a_l = finer_l([z_q_{l+1}, a_{l+1}]), nothing at the top               what the levels above decode to
-    decoder([z_q_0, a_0])
+    decoder([z_q_L, ..., z_q_0])                                          each brought up to the bottom's places
 
 Razavi et al. (2019), https://arxiv.org/abs/1906.00446, fig. 2 and algorithm 1, for any number of levels. The losses are
 the sums over levels, Σ_l |sg[z_e_l] − e_l|² and Σ_l |z_e_l − sg[e_l]|², each as in their eq. 2.
 
 Shapes, of B samples, C channels of features and level l of (h_l, w_l) places with D_l channels:
     features (B, C, h_0, w_0), a_l (B, C, h_l, w_l), z_e_l and z_q_l (B, D_l, h_l, w_l); lists of them coarse first
-    joined   (B, D_0 + C, h_0, w_0), what the decoder reads
+    joined   (B, Σ_l D_l, h_0, w_0), what the decoder reads
     indices  (B, T), level after level, coarse first
 """
 
@@ -30,7 +30,7 @@ class Levels(NamedTuple):
 
     z_e: list[Tensor]  # (B, D_l, h_l, w_l) not yet prepared
     quantized: list[Quantized]
-    joined: Tensor  # (B, D_0 + C, h_0, w_0)
+    joined: Tensor  # (B, Σ_l D_l, h_0, w_0)
 
 
 class Hierarchy(Quantizer):
@@ -73,29 +73,37 @@ class Hierarchy(Quantizer):
         each = [features]
         for coarser in self.coarser:
             each.insert(0, coarser(each[0]))
-        found = Levels([], [], features[:, :0])
+        z_e, quantized, z_q = list[Tensor](), list[Quantized](), list[Tensor]()
+        above = each[0][:, :0]
         for level, some in enumerate(each):
-            above = self.finer[level - 1](found.joined, some.shape[2:]) if level > 0 else some[:, :0]
-            z_e = self.projections[level](torch.cat([some, above], 1))
-            quantized = self.bottlenecks[level](z_e.flatten(2))
-            joined = torch.cat([quantized.z_q.unflatten(2, some.shape[2:]).to(some.dtype), above], 1)
-            found = Levels([*found.z_e, z_e], [*found.quantized, quantized], joined)
-        return found
+            if level > 0:
+                above = self.finer[level - 1](torch.cat([z_q[-1].to(above.dtype), above], 1), some.shape[2:])
+            z_e.append(self.projections[level](torch.cat([some, above], 1)))
+            quantized.append(self.bottlenecks[level](z_e[-1].flatten(2)))
+            z_q.append(quantized[-1].z_q.unflatten(2, some.shape[2:]))
+        return Levels(z_e, quantized, self.join(z_q))
 
     def join(self, z_q: Sequence[Tensor]) -> Tensor:
-        """Return what the decoder reads, of the vectors of each level, on grids of any size."""
-        dtype = next(self.projections.parameters()).dtype  # vectors are fp32 also in a model of half precision
-        joined = z_q[0].to(dtype)
-        for finer, vectors in zip(self.finer, z_q[1:], strict=True):
-            joined = torch.cat([vectors.to(dtype), finer(joined, vectors.shape[2:])], 1)
-        return joined
+        """Return what the decoder reads, of the vectors of each level on grids of any size."""
+        h, w = z_q[-1].shape[2:]
+        halvings = reversed(range(len(z_q)))
+        up = [
+            vectors.repeat_interleave(2**n, 2).repeat_interleave(2**n, 3)
+            for vectors, n in zip(z_q, halvings, strict=True)
+        ]
+        return torch.cat([vectors[..., :h, :w] for vectors in up], 1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Return what the decoder reads, (B, D_0 + C, P), of the indices (B, T) of all levels."""
-        both = zip(self.bottlenecks, self.layout.split(indices), strict=True)
-        return self.join(
-            [each.lookup(some.flatten(1, 2)).unflatten(2, some.shape[1:3]) for each, some in both]
-        ).flatten(2)
+        """Return what the decoder reads, (B, Σ_l D_l, P), of the indices (B, T) of all levels."""
+        return self.lookup_coarse(indices, len(self.bottlenecks))
+
+    def lookup_coarse(self, indices: Tensor, levels: int) -> Tensor:
+        """Return what the decoder reads of the first `levels` of indices (B, T); those below have vectors of 0."""
+        z_q = []
+        for level, (bottleneck, some) in enumerate(zip(self.bottlenecks, self.layout.split(indices), strict=True)):
+            vectors = bottleneck.lookup((some if level < levels else torch.zeros_like(some)).flatten(1, 2))
+            z_q.append((vectors if level < levels else torch.zeros_like(vectors)).unflatten(2, some.shape[1:3]))
+        return self.join(z_q).flatten(2)
 
     # ------------------------------------------------------------------------------------------------------- codebooks
 

@@ -44,6 +44,12 @@ class VQVAE2(CodeAutoencoder):
     def _output(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.draw(self.quantizer.lookup(latents).unflatten(2, self.config.grid))
 
+    @torch.no_grad()
+    def decode_coarse(self, latents: Tensor, grids: int) -> Tensor:
+        """Return the images (B, C, H, W) in [-1, 1] that the first `grids` levels of codes (B, T) make."""
+        joined = self.quantizer.lookup_coarse(latents, grids).unflatten(2, self.config.grid)
+        return self.likelihood.mean(self.draw(joined)).float()
+
     # ----------------------------------------------------------------------------------------------------- single codes
 
     def code_tables(self) -> list[Tensor]:
