@@ -53,7 +53,7 @@ def initialize_scales(
     if accelerator.is_main_process:
         images = min(IMAGES_A_CODE * codes, max(codes, MOST_IMAGES))
         images = max(images, -(-sampled(codes) // layout.grids[-1].places))
-        z_e = untrained_outputs(tokenizer, split, images, c, accelerator)
+        z_e = untrained_outputs(tokenizer.latents, split, images, c, accelerator)
         check_finite(z_e)
         draws = generator(c.seed, z_e.device)
         if not quantizer.tables():
