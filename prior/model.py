@@ -7,6 +7,7 @@ from smalti.common.hub import locate
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.diffusion.model import DiffusionPrior
+from smalti.prior.levels.model import LevelsPrior
 from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.simple.independent import IndependentPrior
@@ -20,6 +21,7 @@ OURS = (
     TransformerPrior,
     PixelCNNPrior,
     MaskedPrior,
+    LevelsPrior,
     DiffusionPrior,
     UniformPrior,
     IndependentPrior,
