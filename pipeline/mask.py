@@ -25,7 +25,10 @@ def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
     try:
         given = mask.cpu() if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
     except (TypeError, ValueError):  # ragged lists, text, nothing
-        given = torch.empty(0)
+        raise UserError(
+            f"the mask must be of booleans, true where a pixel is kept, ({H}, {W}) or ({images}, {H}, {W}), the "
+            f"tokenizer's image size; got {type(mask).__name__}, of which no array can be made"
+        ) from None
     if given.dtype != torch.bool or tuple(given.shape) not in ((H, W), (images, H, W)):
         raise UserError(
             f"the mask must be of booleans, true where a pixel is kept, ({H}, {W}) or ({images}, {H}, {W}), the "

@@ -58,7 +58,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     fingerprint, splits = images.fingerprint, images.splits
     reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
-    check_enough(c.model.codebook_size, len(splits["train"]), c.model.layout, "patches")
+    check_enough(c.model.codebook_size, len(splits["train"]), c.model.layout.grids[0], "patches")
     saved = state.latest(run, accelerator)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)

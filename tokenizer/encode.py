@@ -119,8 +119,8 @@ def chosen_layout(c: Settings, tokenizer: ImageTokenizer) -> Layout:
         return layout
     if not isinstance(tokenizer, EmbedsCodes):
         raise UserError(
-            f"vectors true needs codes that stand for vectors, and those of a tokenizer of kind "
-            f"{tokenizer.config.name()} are patches; leave it out"
+            f"vectors true needs codes that each stand for a vector of one grid, and those of a tokenizer of kind "
+            f"{tokenizer.config.name()} ({layout}) do not; leave it out"
         )
     return tokenizer.vector_layout
 
