@@ -74,7 +74,7 @@ class CachedBlocks:
         self.rows, self.slots, self.packed_for = rows, slots, packed_for or rows
         self.heads, self.key_heads = heads
         self.dim, self.head_dim = prior.norm.weight.numel(), 2 * prior.cos.shape[1]
-        self.dtype = cache_type(precision, self.packed_for, self.device)
+        self.dtype = cache_type(precision, rows, self.device)
         self.split = (self.heads + self.key_heads, self.key_heads)  # heads that are turned, and values
         self.floor = {width: torch.tensor((width * EPSILON) ** 0.5) for width in (self.dim, self.head_dim)}
         self.after = prior.head.after
@@ -125,12 +125,15 @@ class CachedBlocks:
         return every.take_along_dim(codebook[:, None, None], dim=1)[:, 0]
 
     def qkv(self, layer: Layer, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (N, heads, d), keys and values (N, key_heads, d) of x (N, C), turned by `turns`, which are
-        (N, heads + key_heads, d / 2), or (N, 1, d / 2) for all heads."""
+        """Return queries (N, heads, d), keys and values (N, key_heads, d) of x (N, C).
+
+        Args:
+            turns: (n, heads + key_heads, d / 2), or (n, 1, d / 2) for all heads, of n inputs, N of them or of each row.
+        """
         heads = layer.qkv(self.unit(x)).view(len(x), -1, self.head_dim)
         qk, v = heads.split_with_sizes(self.split, dim=1)
-        qk = (self.unit(qk.float()) * layer.qk_weight).view(len(x), self.split[0], -1, 2)
-        qk = torch.view_as_real(torch.view_as_complex(qk) * turns).flatten(2).to(self.dtype)
+        qk = (self.unit(qk.float()) * layer.qk_weight).view(-1, len(turns), self.split[0], self.head_dim // 2, 2)
+        qk = torch.view_as_real(torch.view_as_complex(qk) * turns).view(len(x), -1, self.head_dim).to(self.dtype)
         return qk[:, : self.heads], qk[:, self.heads :], v
 
     def mlp(self, layer: Layer, x: Tensor) -> Tensor:

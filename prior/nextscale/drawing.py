@@ -7,11 +7,11 @@ x (R, n, C), codes (B, T), logits (R · n, V_g).
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_index
-from smalti.prior.attention import full_attention
 from smalti.prior.base import Unfolding
 from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.fast.blocks import CachedBlocks
@@ -41,11 +41,12 @@ class CachedScales(CachedBlocks):
     def scale(self, x: Tensor, places: slice) -> Tensor:
         """Return the features (R · n, C) for the head, from the inputs x (R, n, C) of a scale. Overwrites x."""
         R, n, C = x.shape
-        x, turns = x.view(R * n, C), self.angles[places].repeat(R, 1)[:, None]
+        x, turns = x.view(R * n, C), self.angles[places, None]
         for layer in self.layers:
             q, k, v = (each.view(R, n, self.heads, -1).transpose(1, 2) for each in self.qkv(layer, x, turns))
             layer.keys[:, :, places], layer.values[:, :, places] = k, v
-            seen = full_attention(q, layer.keys[:, :, : places.stop], layer.values[:, :, : places.stop])
+            keys, values = layer.keys[:, :, : places.stop], layer.values[:, :, : places.stop]
+            seen = F.scaled_dot_product_attention(q, keys, values)  # without gradients it beats plain products
             x += layer.out(seen.transpose(1, 2).reshape(R * n, C))
             x += self.mlp(layer, x)
         return self.unit(x) * self.norm

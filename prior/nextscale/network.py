@@ -107,8 +107,9 @@ class NextScaleTransformer(Prior):
         `first` on."""
         start = first * self.code_depth
         digits = codes[..., None] if len(self.vocabularies) == 1 else to_digits(codes, self.vocabularies)
-        parts = self.code_embedding(digits + self.first_rows[start : start + codes.shape[1]])
-        return parts.view(len(codes), -1, self.code_depth * len(self.vocabularies), parts.shape[-1]).sum(2)
+        parts = self.code_embedding(digits + self.first_rows[start : start + codes.shape[1]]).flatten(1, 2)
+        each = self.code_depth * len(self.vocabularies)
+        return parts if each == 1 else parts.unflatten(1, (-1, each)).sum(2)
 
     def matrices(self) -> list[nn.Parameter]:
         return [p for p in self.blocks.parameters() if p.ndim == 2]
