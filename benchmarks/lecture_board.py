@@ -52,7 +52,7 @@ from smalti.prior.draw import SamplingConfig
 RESULT = ROOT / "benchmarks/results/lecture_board.json"
 PAGE, FIGURE = ROOT / "docs/lecture_board.md", ROOT / "docs/lecture_board.png"
 BEGIN, END = "<!-- written by benchmarks.lecture_board: from here -->", "<!-- to here -->"
-TRIALS = (5, 25)  # steps of the two trials
+TRIALS = (5, 50)  # steps of the two trials
 EM_TRIALS = (1, 3)
 MOST_EM = 30
 STANDS_OUT = 0.5  # of the time of the shorter trial, by which the longer one must take longer
