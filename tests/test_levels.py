@@ -146,7 +146,7 @@ def test_a_fine_grid_that_copies_the_coarse_one_is_learnt():
     fine = 4 - coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
     codes, labels = torch.cat([coarse.flatten(1), fine.flatten(1)], 1), torch.full((64,), 2)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(25):
         loss = prior.loss(codes, labels, prior)
         optimizer.zero_grad()
         loss.mean().backward()
@@ -202,7 +202,7 @@ def test_drawing_with_the_cache_draws_what_drawing_without_it_draws(kinds, guida
 
 
 @of_every_kind
-@pytest.mark.parametrize("places", [3, 4, 5, 9])
+@pytest.mark.parametrize("places", [3, 4, 9])
 @torch.no_grad()
 def test_coarse_codes_are_kept_and_the_rest_is_drawn_given_them(kinds, places):
     """Known are the first of 4 + 12 places: inside the top, all of it, and rows of the grid below."""
@@ -325,7 +325,7 @@ def run(tmp_path_factory) -> Path:
 
 def test_it_is_trained_as_every_other_prior(run, accelerator):
     """The figure is the mean over all codes; the coarse ones are random and cost ln 5."""
-    settings = {"steps": 60, "batch_size": 50, "warmup": 5, "evaluate_every": 30, "save_every": 60, "lr": 1e-2}
+    settings = {"steps": 30, "batch_size": 50, "warmup": 5, "evaluate_every": 15, "save_every": 30, "lr": 1e-2}
     model = LevelsConfig(top=PIXELCNN, rest=TRANSFORMER, hint=HINT)
     folder = train(TrainConfig(run=str(run), model=model, precision="fp32", ema_decay=0.9, **settings), accelerator)
     assert isinstance(load_prior(folder), LevelsPrior)
