@@ -29,6 +29,9 @@ class AutoregressivePrior(Prior):
     """A distribution over each code given the class and the codes before it in an order."""
 
     takes: ClassVar[frozenset[str]] = CODE_SETTINGS | {"precision"}
+    unheeded: ClassVar[str] = (
+        "was trained in raster order: what is kept below or right of what is drawn is not heeded in drawing it"
+    )
     exact = True
 
     def __init__(self, config: PriorConfig):

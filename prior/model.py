@@ -9,6 +9,7 @@ from smalti.prior.config import PriorConfig
 from smalti.prior.diffusion.model import DiffusionPrior
 from smalti.prior.levels.model import LevelsPrior
 from smalti.prior.masked.model import MaskedPrior
+from smalti.prior.nextscale.model import NextScalePrior
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.simple.independent import IndependentPrior
 from smalti.prior.simple.mixture import MixturePrior
@@ -22,6 +23,7 @@ OURS = (
     PixelCNNPrior,
     MaskedPrior,
     LevelsPrior,
+    NextScalePrior,
     DiffusionPrior,
     UniformPrior,
     IndependentPrior,
