@@ -21,7 +21,6 @@ from smalti.prior.base import Completes, Scores, Walks
 from smalti.prior.config import LevelArchitecture, PriorConfig, TrainConfig
 from smalti.prior.draw import SamplingConfig, draw_categorical, image_uniforms
 from smalti.prior.levels.config import HintConfig, LevelsConfig
-from smalti.prior.levels.hint import linearly
 from smalti.prior.levels.model import LevelsPrior, seed_of
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
@@ -124,19 +123,11 @@ def _moved(parameter: torch.nn.Parameter) -> bool:
     return parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
 
 
-def test_a_hint_of_grids_above_is_linear_between_their_places():
-    """Known answer: 0 and 1 on four places, whose middles lie at -1/4, 1/4, 3/4 and 5/4 of the way; a single place is
-    the same everywhere."""
-    line = linearly(torch.tensor([0.0, 1.0]).view(1, 1, 2, 1), (2, 4))
-    assert torch.equal(line[0, :, :, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]).expand(2, 4))
-    assert torch.equal(linearly(torch.full((1, 1, 1, 1), 3.0), (2, 3)), torch.full((1, 2, 3, 1), 3.0))
-
-
-@pytest.mark.parametrize("sides", [(3,), (2, 3), (2, 3, 2), (1, 2, 2, 3)])
-def test_grids_of_every_rank_are_brought_to_anothers_shape(sides):
-    """A constant stays constant. (Transformers take grids of one to four axes.)"""
-    finer = tuple(2 * side for side in sides)
-    assert torch.allclose(linearly(torch.full((2, *sides, 5), 0.7), finer), torch.full((2, *finer, 5), 0.7))
+def test_a_hint_is_linear_between_the_places_above():
+    """The features of the grids above are interpolated and added: those of one place are the same everywhere."""
+    one, several = (make(layout=grids((1, 1), shape, (2, 4))).hints for shape in ((1, 1), (1, 2)))
+    assert torch.equal(one[1].interpolation, torch.ones(8, 2))
+    assert torch.equal(several[1].interpolation[:4, 1:], torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]))
 
 
 def test_a_fine_grid_that_copies_the_coarse_one_is_learnt():
