@@ -24,6 +24,7 @@ from smalti.prior.levels.config import HintConfig, LevelsConfig
 from smalti.prior.levels.model import LevelsPrior, seed_of
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
+from smalti.prior.prediction_order import code_order
 from smalti.prior.train import train
 from smalti.prior.transformer.config import TransformerConfig
 
@@ -128,6 +129,18 @@ def test_a_hint_is_linear_between_the_places_above():
     one, several = (make(layout=grids((1, 1), shape, (2, 4))).hints for shape in ((1, 1), (1, 2)))
     assert torch.equal(one[1].interpolation, torch.ones(8, 2))
     assert torch.equal(several[1].interpolation[:4, 1:], torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]))
+
+
+@torch.no_grad()
+def test_a_hint_is_read_where_its_place_is_predicted_in_every_order():
+    """A Transformer's steps before the one that predicts the place do not see its hint; that one and later ones do."""
+    fine = make().parts[1]
+    codes, order = torch.zeros(1, 24, dtype=torch.int64), torch.arange(11, -1, -1)[None]
+    steps, hint = code_order(order, 2), torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(0))
+    other = hint.clone()
+    other[0, 7] += 1
+    moved = (fine(LABELS[:1], codes, steps, other) - fine(LABELS[:1], codes, steps, hint)).abs().amax(2)[0] > 1e-6
+    assert torch.equal(moved, torch.arange(24) >= 2 * 4)  # place 7 is the fifth to be predicted
 
 
 def test_a_fine_grid_that_copies_the_coarse_one_is_learnt():
