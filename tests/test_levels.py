@@ -21,10 +21,10 @@ from smalti.prior.base import Completes, Scores, Walks
 from smalti.prior.config import LevelArchitecture, PriorConfig, TrainConfig
 from smalti.prior.draw import SamplingConfig, draw_categorical, image_uniforms
 from smalti.prior.levels.config import HintConfig, LevelsConfig
-from smalti.prior.levels.hint import linearly
 from smalti.prior.levels.model import LevelsPrior, seed_of
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
+from smalti.prior.prediction_order import code_order
 from smalti.prior.train import train
 from smalti.prior.transformer.config import TransformerConfig
 
@@ -124,19 +124,23 @@ def _moved(parameter: torch.nn.Parameter) -> bool:
     return parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
 
 
-def test_a_hint_of_grids_above_is_linear_between_their_places():
-    """Known answer: 0 and 1 on four places, whose middles lie at -1/4, 1/4, 3/4 and 5/4 of the way; a single place is
-    the same everywhere."""
-    line = linearly(torch.tensor([0.0, 1.0]).view(1, 1, 2, 1), (2, 4))
-    assert torch.equal(line[0, :, :, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]).expand(2, 4))
-    assert torch.equal(linearly(torch.full((1, 1, 1, 1), 3.0), (2, 3)), torch.full((1, 2, 3, 1), 3.0))
+def test_a_hint_is_linear_between_the_places_above():
+    """The features of the grids above are interpolated and added: those of one place are the same everywhere."""
+    one, several = (make(layout=grids((1, 1), shape, (2, 4))).hints for shape in ((1, 1), (1, 2)))
+    assert torch.equal(one[1].interpolation, torch.ones(8, 2))
+    assert torch.equal(several[1].interpolation[:4, 1:], torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]))
 
 
-@pytest.mark.parametrize("sides", [(3,), (2, 3), (2, 3, 2), (1, 2, 2, 3)])
-def test_grids_of_every_rank_are_brought_to_anothers_shape(sides):
-    """A constant stays constant. (Transformers take grids of one to four axes.)"""
-    finer = tuple(2 * side for side in sides)
-    assert torch.allclose(linearly(torch.full((2, *sides, 5), 0.7), finer), torch.full((2, *finer, 5), 0.7))
+@torch.no_grad()
+def test_a_hint_is_read_where_its_place_is_predicted_in_every_order():
+    """A Transformer's steps before the one that predicts the place do not see its hint; that one and later ones do."""
+    fine = make().parts[1]
+    codes, order = torch.zeros(1, 24, dtype=torch.int64), torch.arange(11, -1, -1)[None]
+    steps, hint = code_order(order, 2), torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(0))
+    other = hint.clone()
+    other[0, 7] += 1
+    moved = (fine(LABELS[:1], codes, steps, other) - fine(LABELS[:1], codes, steps, hint)).abs().amax(2)[0] > 1e-6
+    assert torch.equal(moved, torch.arange(24) >= 2 * 4)  # place 7 is the fifth to be predicted
 
 
 def test_a_fine_grid_that_copies_the_coarse_one_is_learnt():
@@ -146,7 +150,7 @@ def test_a_fine_grid_that_copies_the_coarse_one_is_learnt():
     fine = 4 - coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
     codes, labels = torch.cat([coarse.flatten(1), fine.flatten(1)], 1), torch.full((64,), 2)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(25):
         loss = prior.loss(codes, labels, prior)
         optimizer.zero_grad()
         loss.mean().backward()
@@ -202,7 +206,7 @@ def test_drawing_with_the_cache_draws_what_drawing_without_it_draws(kinds, guida
 
 
 @of_every_kind
-@pytest.mark.parametrize("places", [3, 4, 5, 9])
+@pytest.mark.parametrize("places", [3, 4, 9])
 @torch.no_grad()
 def test_coarse_codes_are_kept_and_the_rest_is_drawn_given_them(kinds, places):
     """Known are the first of 4 + 12 places: inside the top, all of it, and rows of the grid below."""
@@ -325,7 +329,7 @@ def run(tmp_path_factory) -> Path:
 
 def test_it_is_trained_as_every_other_prior(run, accelerator):
     """The figure is the mean over all codes; the coarse ones are random and cost ln 5."""
-    settings = {"steps": 60, "batch_size": 50, "warmup": 5, "evaluate_every": 30, "save_every": 60, "lr": 1e-2}
+    settings = {"steps": 30, "batch_size": 50, "warmup": 5, "evaluate_every": 15, "save_every": 30, "lr": 1e-2}
     model = LevelsConfig(top=PIXELCNN, rest=TRANSFORMER, hint=HINT)
     folder = train(TrainConfig(run=str(run), model=model, precision="fp32", ema_decay=0.9, **settings), accelerator)
     assert isinstance(load_prior(folder), LevelsPrior)

@@ -14,10 +14,10 @@ from smalti.common.layout import Grid, Layout
 from smalti.prior.base import Completes, Scores, Unfolds, Walks
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.draw import SamplingConfig
+from smalti.prior.interpolation import between, interpolation
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.nextscale.config import NextScaleConfig
 from smalti.prior.nextscale.drawing import CachedScales
-from smalti.prior.nextscale.interpolation import between, interpolation
 from smalti.prior.nextscale.model import NextScalePrior
 
 TOKENIZER = TokenizerIdentity(name="t", sha256="0" * 64)

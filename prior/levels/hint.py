@@ -8,10 +8,7 @@ residual convolutions, whose window is as wide as there are many.)
 Shapes: codes (B, T') of the grids above, P' places there; D channels; hint (B, P, C) of the P places of the grid.
 """
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -20,6 +17,7 @@ from smalti.common.mixed_radix import to_digits
 from smalti.prior.block import Block
 from smalti.prior.code_head import embedding_rows
 from smalti.prior.config import PriorConfig
+from smalti.prior.interpolation import interpolation
 from smalti.prior.layers import RMSNorm
 from smalti.prior.levels.config import HintConfig
 from smalti.prior.rotary import Turn, place_angles
@@ -31,6 +29,7 @@ class Hint(nn.Module):
     cos: Tensor  # (P', head_dim / 2), of the angles by which places are turned
     sin: Tensor
     first_rows: Tensor  # (T', G)
+    interpolation: Tensor  # (P, P')
 
     def __init__(self, config: PriorConfig, architecture: HintConfig, grid: int, channels: int):
         """
@@ -40,8 +39,8 @@ class Hint(nn.Module):
             channels: C, of the hint.
         """
         super().__init__()
-        a, self.grid = architecture, config.layout.grids[grid]
-        self.above = Layout(grids=config.layout.grids[:grid])
+        a, grids = architecture, config.layout.grids
+        self.above = Layout(grids=grids[:grid])
         self.vocabularies = config.vocabularies
         self.code_embedding = nn.Embedding(self.above.codebooks * sum(self.vocabularies), a.dim)
         self.place_embedding = nn.Parameter(torch.zeros(self.above.places, a.dim))
@@ -54,6 +53,9 @@ class Hint(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.register_buffer("first_rows", first_rows, persistent=False)
+        P = self.above.places
+        between = interpolation(Layout(grids=grids[: grid + 1]))[P:, :P]  # sums the grids above, each interpolated
+        self.register_buffer("interpolation", between, persistent=False)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -71,14 +73,4 @@ class Hint(nn.Module):
         x, turn = self.dropout(x), Turn(self.cos, self.sin)
         for block in self.blocks:
             x = block(x, turn)
-        parts = zip(self.norm(x).split([grid.places for grid in self.above.grids], 1), self.above.grids, strict=True)
-        brought = [linearly(part.unflatten(1, grid.shape), self.grid.shape).flatten(1, -2) for part, grid in parts]
-        return self.out(torch.stack(brought).sum(0))
-
-
-def linearly(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return x (B, *sides, D) interpolated linearly along each axis, (B, *shape, D)."""
-    for axis, n in enumerate(shape, 1):
-        weights = F.interpolate(torch.eye(x.shape[axis], device=x.device)[None], size=n, mode="linear")[0]
-        x = torch.tensordot(x, weights.to(x.dtype), ([axis], [0])).movedim(-1, axis)
-    return x
+        return self.out(self.interpolation @ self.norm(x))

@@ -11,7 +11,7 @@ places of a grid.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ COPIES = 16  # of the stream of a hint's network in fp32 while it is computed
 @LevelsConfig.register
 class LevelsPrior(AutoregressivePrior):
     """A prior for each grid, in raster order; the sampler draws grid after grid."""
+
+    unheeded: ClassVar[str] = (
+        "draws each grid in raster order, given the coarser ones: what is kept of finer grids, or below or right of "
+        "what is drawn, is not heeded in drawing it"
+    )
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)

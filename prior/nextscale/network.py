@@ -24,9 +24,9 @@ from smalti.prior.base import Prior
 from smalti.prior.block import Block
 from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig, TrainConfig
+from smalti.prior.interpolation import interpolation, spans
 from smalti.prior.layers import RMSNorm
 from smalti.prior.nextscale.config import NextScaleConfig
-from smalti.prior.nextscale.interpolation import interpolation, spans
 from smalti.prior.rotary import Turn, place_angles
 
 
