@@ -7,6 +7,7 @@ from smalti.common.hub import locate
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.diffusion.model import DiffusionPrior
+from smalti.prior.levels.model import LevelsPrior
 from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.nextscale.model import NextScalePrior
 from smalti.prior.pixelcnn.model import PixelCNNPrior
@@ -21,6 +22,7 @@ OURS = (
     TransformerPrior,
     PixelCNNPrior,
     MaskedPrior,
+    LevelsPrior,
     NextScalePrior,
     DiffusionPrior,
     UniformPrior,

@@ -42,6 +42,22 @@ class Drawing(Protocol):
         """
 
 
+class HintedDrawing(Protocol):
+    """A drawing that may be told something of each place."""
+
+    def draw(
+        self,
+        condition: Tensor,
+        seeds: list[int],
+        codes: Tensor,
+        order: Tensor,
+        given: Tensor,
+        lead: int,
+        hint: Tensor | None = None,
+    ) -> Tensor:
+        """Return codes (b, T), as `Drawing` says; the hint is (b, P, C)."""
+
+
 class Batch(NamedTuple):
     """The conditions, seeds and known latents that B samples are drawn from."""
 
