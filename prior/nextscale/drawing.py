@@ -16,7 +16,7 @@ from smalti.prior.base import Unfolding
 from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.fast.blocks import CachedBlocks
 from smalti.prior.nextscale.network import NextScaleTransformer
-from smalti.prior.sample import Batch, PassSampler
+from smalti.prior.sample import Batch
 
 
 class CachedScales(CachedBlocks):
@@ -105,20 +105,3 @@ class ScaleDrawing:
     def _doubled(self, x: Tensor) -> Tensor:
         """Return x (B, ...) for all R rows: twice under guidance."""
         return torch.cat([x, x]) if self.guided else x
-
-
-class ScaleSampler(PassSampler):
-    """A sampler that keeps the weights laid out and the cache from batch to batch."""
-
-    _drawing: ScaleDrawing | None = None
-
-    def __init__(self, prior: NextScaleTransformer, config: SamplingConfig, batch_size: int | None = None):
-        super().__init__(prior, config, batch_size)
-        self.network = prior
-
-    def passes(self, batch: Batch) -> Iterator[Unfolding]:
-        self._drawing = self._drawing or ScaleDrawing(self.network, self.config, self.batch_size, self.precision)
-        return self._drawing.passes(batch)
-
-    def release(self) -> None:
-        self._drawing = None

@@ -18,9 +18,26 @@ from smalti.prior.base import Choose, Unfolding
 from smalti.prior.code_head import nll_each
 from smalti.prior.draw import CODE_SETTINGS, Precision, SamplingConfig
 from smalti.prior.nextscale.config import NextScaleConfig
-from smalti.prior.nextscale.drawing import CachedScales, ScaleDrawing, ScaleSampler
+from smalti.prior.nextscale.drawing import CachedScales, ScaleDrawing
 from smalti.prior.nextscale.network import NextScaleTransformer
-from smalti.prior.sample import Batch
+from smalti.prior.sample import Batch, PassSampler
+
+
+class ScaleSampler(PassSampler):
+    """A sampler that keeps the weights laid out and the cache from batch to batch."""
+
+    _drawing: ScaleDrawing | None = None
+
+    def __init__(self, prior: "NextScalePrior", config: SamplingConfig, batch_size: int | None = None):
+        super().__init__(prior, config, batch_size)
+        self.network = prior
+
+    def passes(self, batch: Batch) -> Iterator[Unfolding]:
+        self._drawing = self._drawing or ScaleDrawing(self.network, self.config, self.batch_size, self.precision)
+        return self._drawing.passes(batch)
+
+    def release(self) -> None:
+        self._drawing = None
 
 
 @NextScaleConfig.register
