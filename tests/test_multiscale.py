@@ -334,8 +334,8 @@ def test_of_a_small_batch_the_mean_is_that_of_some_before_too():
     """Of one image alone nothing would be left for a grid of one place."""
     quantizer = built(PLAIN).train()
     quantizer.center(torch.zeros(1, 3, 24))
-    quantizer.prepare(torch.ones(16, 3, 24))
-    torch.testing.assert_close(quantizer.near_mean, torch.full((3,), 16 / 64))
+    quantizer.prepare(torch.ones(4, 3, 24))
+    torch.testing.assert_close(quantizer.near_mean, torch.full((3,), 4 / 16))
 
 
 def test_a_batch_that_is_not_finite_leaves_the_means_as_they_are():
@@ -351,9 +351,9 @@ def test_in_evaluation_an_image_has_the_same_codes_in_any_batch():
     together = quantizer(z_e).indices
     assert torch.equal(together[2:3], quantizer(z_e[2:3]).indices)
     quantizer.train()
-    for _ in range(600):  # 0.99^600 of the mean at the start remains
+    for _ in range(100):
         quantizer.prepare(z_e)
-    torch.testing.assert_close(quantizer.mean, z_e.mean((0, 2)), atol=0.01, rtol=0)
+    torch.testing.assert_close(quantizer.mean, z_e.mean((0, 2)))
 
 
 def test_the_scales_started_from_leave_less_than_those_of_encoder_outputs():
