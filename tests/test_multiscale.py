@@ -78,7 +78,7 @@ def built(config, *, shared=False, grids=GRIDS):
     for phi in quantizer.phis:
         torch.nn.init.normal_(phi.weight, std=0.1)
         torch.nn.init.normal_(phi.bias, std=0.1)
-    return quantizer
+    return quantizer.eval()
 
 
 @pytest.fixture(params=[(name, shared) for name in KINDS for shared in (False, True)], ids=str)
@@ -112,7 +112,8 @@ def test_z_q_is_what_the_codes_look_up(quantizer, z_e):
 def test_each_scale_quantizes_the_area_means_of_what_those_before_left(z_e):
     """Algorithm 1, written out."""
     quantizer = built(PLAIN)
-    f, f_hat, found = z_e.unflatten(2, (6, 4)), torch.zeros(5, 3, 6, 4), []
+    quantized = quantizer(z_e)
+    f, f_hat, found = quantized.z_e.unflatten(2, (6, 4)), torch.zeros(5, 3, 6, 4), []
     for bottleneck, phi, grid in zip(quantizer.bottlenecks, quantizer.phis, GRIDS, strict=True):
         left = F.interpolate(f - f_hat, size=grid, mode="area").flatten(2)
         indices = torch.cdist(left.transpose(1, 2), bottleneck.codebook[None].expand(5, -1, -1)).argmin(2)
@@ -120,7 +121,6 @@ def test_each_scale_quantizes_the_area_means_of_what_those_before_left(z_e):
         e = F.interpolate(e, size=(6, 4), mode="bilinear", align_corners=False)
         f_hat = f_hat + 0.5 * e + 0.5 * F.conv2d(e, phi.weight, phi.bias, padding=1)
         found.append(indices)
-    quantized = quantizer(z_e)
     assert torch.equal(quantized.indices, torch.cat(found, 1))
     torch.testing.assert_close(quantized.z_q, f_hat.flatten(2), atol=1e-5, rtol=1e-5)
 
@@ -142,18 +142,19 @@ def test_codes_and_z_q_are_those_of_vector_quantize_pytorch_on_the_same_weights(
         for scale, phi in enumerate(ours.phis):
             theirs.get_vq(scale)._codebook.embed.copy_(ours.bottleneck(scale).codebook[None])
             theirs.phi_levels[scale].conv.load_state_dict(phi.state_dict())
-        z_q, indices, _ = theirs(z_e.unflatten(2, (6, 4)))
         mine = ours(z_e)
+        z_q, indices, _ = theirs(mine.z_e.unflatten(2, (6, 4)))  # theirs takes no mean away
     assert torch.equal(mine.indices, torch.cat([each.flatten(1) for each in indices], 1))
     torch.testing.assert_close(mine.z_q, z_q.flatten(2), atol=1e-5, rtol=1e-5)  # it adds up in another order
 
 
 @pytest.mark.parametrize("config", [PLAIN, KINDS["vq_ema"].model_copy(update={"normalize": False})], ids=["vq", "ema"])
 def test_one_scale_whose_phi_is_the_identity_is_the_vq_vae(config):
-    """Phi begins as the identity, and the names of the weights are the same but for the quantizer's."""
+    """Phi begins as the identity and the mean for evaluation as 0; the names of the weights are the same but for the
+    quantizer's."""
     sizes = {"image_size": (8, 8), "channels": (8, 16), "quantizer": config}
     torch.manual_seed(0)
-    vqvae, ours = VQVAE(VQVAEConfig(**sizes)), MultiscaleTokenizer(MultiscaleConfig(**sizes, scales=(4,)))
+    vqvae, ours = VQVAE(VQVAEConfig(**sizes)), MultiscaleTokenizer(MultiscaleConfig(**sizes, scales=(4,))).eval()
     weights = {name.replace("quantizer.", "quantizer.bottlenecks.0."): x for name, x in vqvae.state_dict().items()}
     assert not ours.load_state_dict(weights, strict=False).unexpected_keys
     images = torch.rand(5, 1, 8, 8) * 2 - 1
@@ -180,7 +181,7 @@ def test_the_losses_are_means_over_what_the_scales_so_far_add_up_to(z_e):
     quantizer = built(PLAIN)
     quantized = quantizer(z_e)
     so_far = [quantizer.lookup_coarse(quantized.indices, scales) for scales in range(1, 5)]
-    expected = torch.stack([F.mse_loss(f_hat, z_e) for f_hat in so_far]).mean()
+    expected = torch.stack([F.mse_loss(f_hat, quantized.z_e) for f_hat in so_far]).mean()
     torch.testing.assert_close(quantized.codebook_loss, expected)
     torch.testing.assert_close(quantized.commitment_loss, expected)
 
@@ -319,15 +320,53 @@ def test_every_scale_uses_its_codes_from_the_start(name, shared):
         assert part.unique().numel() >= 0.9 * config.size
 
 
+def test_in_training_a_shift_of_all_encoder_outputs_changes_no_code():
+    """In the first steps the outputs of all images move together, by more than the means of images differ, and one
+    code in five of a grid of one place was left in use."""
+    quantizer = built(PLAIN).train()
+    z_e = outputs(64).flatten(2)
+    before = quantizer(z_e).indices
+    after = quantizer(z_e + torch.tensor([3.0, -2.0, 1.0])[:, None]).indices
+    assert (before == after).float().mean() > 0.99  # ties within rounding
+
+
+def test_of_a_small_batch_the_mean_is_that_of_some_before_too():
+    """Of one image alone nothing would be left for a grid of one place."""
+    quantizer = built(PLAIN).train()
+    quantizer.center(torch.zeros(1, 3, 24))
+    quantizer.prepare(torch.ones(4, 3, 24))
+    torch.testing.assert_close(quantizer.near_mean, torch.full((3,), 4 / 16))
+
+
+def test_a_batch_that_is_not_finite_leaves_the_means_as_they_are():
+    """Its step is skipped, and NaN would stay in the means for good."""
+    quantizer = built(PLAIN).train()
+    before = quantizer.mean.clone(), quantizer.near_mean.clone()
+    quantizer.prepare(torch.full((2, 3, 24), torch.nan))
+    assert torch.equal(quantizer.mean, before[0]) and torch.equal(quantizer.near_mean, before[1])
+
+
+def test_in_evaluation_an_image_has_the_same_codes_in_any_batch():
+    quantizer, z_e = built(PLAIN), outputs(5).flatten(2) + 1
+    together = quantizer(z_e).indices
+    assert torch.equal(together[2:3], quantizer(z_e[2:3]).indices)
+    quantizer.train()
+    for _ in range(100):
+        quantizer.prepare(z_e)
+    torch.testing.assert_close(quantizer.mean, z_e.mean((0, 2)))
+
+
 def test_the_scales_started_from_leave_less_than_those_of_encoder_outputs():
     """A start from the encoder's outputs themselves, as of one grid, is far from residuals, and codes lie idle."""
     plain = MultiscaleQuantizer(PLAIN, GRIDS, shared=False)
-    flat = outputs().flatten(2).transpose(1, 2).reshape(-1, 3)
+    plain.center(outputs().flatten(2))
+    flat = plain.prepare(outputs().flatten(2)).transpose(1, 2).reshape(-1, 3)
     for bottleneck in plain.bottlenecks:
         bottleneck.initialize(flat, torch.Generator().manual_seed(0))
     started = MultiscaleQuantizer(PLAIN, GRIDS, shared=False)
     start_each(started, outputs(), 9, torch.Generator().manual_seed(0))
-    error = [F.mse_loss(q(outputs().flatten(2)).z_q, outputs().flatten(2)) for q in (plain, started)]
+    found = [q(outputs().flatten(2)) for q in (plain, started)]
+    error = [F.mse_loss(each.z_q, each.z_e) for each in found]
     assert error[1] < 0.8 * error[0]
 
 
@@ -386,7 +425,7 @@ def test_advice_on_an_idle_scale_is_to_leave_it_out():
     (said,) = advice(book, {"train": counts})
     assert said.startswith("idle codebook: the codes at grid 2 x 2 of 3 say next to nothing on train")
     assert "model.scales 1 4" in said
-    counts[1], counts[2] = 50, counts[1]
+    counts[2], counts[1] = counts[1].clone(), 50
     (said,) = advice(book, {"train": counts})
     assert "one level more in model.channels" in said
 

@@ -68,6 +68,15 @@ def test_a_gumbel_code_that_is_only_drawn_is_revived(accelerator):
     assert 7 in run_steps(quantizer, upkeep, z_e, accelerator, 20 * REVIVE_EVERY)
 
 
+@pytest.mark.parametrize("revive_below", [0.01, 0.05, 0.3])
+def test_a_code_that_was_never_chosen_is_revived_after_five_windows(revive_below, accelerator):
+    """A code began as one in full use: it took 14 windows, of a short training most, to call it dead."""
+    quantizer, _, z_e = with_a_dead_code("vq")
+    upkeep = TableUpkeep(quantizer, revive_below=revive_below)
+    assert 7 not in run_steps(quantizer, upkeep, z_e, accelerator, 4 * REVIVE_EVERY)
+    assert 7 in run_steps(quantizer, upkeep, z_e, accelerator, REVIVE_EVERY)
+
+
 def test_codes_in_use_are_left_alone(accelerator):
     quantizer, upkeep, z_e = with_a_dead_code("vq")
     before = quantizer.codebook.detach().clone()

@@ -28,6 +28,7 @@ from smalti.tokenizer.nearest import nearest_indices
 
 REVIVE_EVERY = 10
 USE_DECAY = 0.8  # of the average over windows of REVIVE_EVERY steps
+GRACE = 3.0  # times `revive_below`, of the use of a new code: one that is never chosen is dead after 5 windows
 CANDIDATES = 4096  # vectors a process offers
 
 
@@ -38,7 +39,8 @@ class TableUpkeep:
         K, D = table.config.codebook_size, table.config.code_dim
         self.table, self.revive_below = table, revive_below
         device = table.codebook.device
-        self.use = torch.ones(K, device=device)  # average use, in units of the uniform use: 1 is a fair share
+        self.grace = min(1.0, GRACE * revive_below)
+        self.use = torch.full((K,), self.grace, device=device)  # average, in units of even use
         self.window = torch.zeros(K, device=device)  # counts since the last revival
         self.counts = torch.ones(K, device=device)  # of the EMA codebook: N_i in eq. 6 of appendix A.1
         self.sums = table.vectors.detach().clone()  # of the EMA codebook: m_i in eq. 7
@@ -108,7 +110,7 @@ class TableUpkeep:
         race = race.masked_fill(~first, -torch.inf)  # two codes at one vector would leave one of them dead
         drawn = offered[race.topk(len(dead)).indices]
         self.table.place(dead, drawn)
-        self.use[dead] = 1.0
+        self.use[dead] = self.grace
         self.counts[dead] = self.counts.mean()
         self.sums[dead] = drawn * self.counts[dead][:, None]
         return dead

@@ -68,7 +68,7 @@ def initialize_scales(
 @torch.no_grad()
 def start_each(quantizer: MultiscaleQuantizer, z_e: Tensor, codes: int, draws: Generator) -> None:
     """Set the codebook of each scale to K-means of what those before leave of z_e (N, D, h, w)."""
-    f = quantizer.prepare(z_e)
+    f = prepared(quantizer, z_e)
     f_hat = torch.zeros_like(f)
     for scale in range(len(quantizer.grids)):
         left = quantizer.left_for(scale, f, f_hat)
@@ -80,7 +80,7 @@ def start_each(quantizer: MultiscaleQuantizer, z_e: Tensor, codes: int, draws: G
 def start_together(quantizer: MultiscaleQuantizer, z_e: Tensor, codes: int, draws: Generator) -> None:
     """Set the one codebook to K-means of what all scales would be given of z_e (N, D, h, w) if those before were
     exact."""
-    f = quantizer.prepare(z_e)
+    f = prepared(quantizer, z_e)
     f_hat, number, found = torch.zeros_like(f), -(-sampled(codes) // len(quantizer.grids)), []
     for scale in range(len(quantizer.grids)):
         left = quantizer.left_for(scale, f, f_hat)
@@ -92,10 +92,10 @@ def start_together(quantizer: MultiscaleQuantizer, z_e: Tensor, codes: int, draw
 @torch.no_grad()
 def stretch_to_what_is_left(quantizer: MultiscaleQuantizer, z_e: Tensor, draws: Generator) -> None:
     """Fit a kind without a table to z_e (N, D, h, w), and the length of its vectors to what is left for each scale."""
-    vectors = rearrange(z_e, "n d h w -> (n h w) d")
+    vectors = rearrange(prepared(quantizer, z_e), "n d h w -> (n h w) d")
     for scale in range(len(quantizer.bottlenecks)):
         quantizer.bottleneck(scale).initialize(vectors, draws)
-    f = quantizer.prepare(z_e.flatten(2)).unflatten(2, z_e.shape[2:])
+    f = prepared(quantizer, z_e)
     f_hat = torch.zeros_like(f)
     codes = torch.randint(quantizer.config.size, (DRAWN,), generator=draws, device=f.device)
     length = quantizer.vectors_at(0, codes).square().mean().sqrt()  # their stretch is 1 as yet
@@ -103,6 +103,12 @@ def stretch_to_what_is_left(quantizer: MultiscaleQuantizer, z_e: Tensor, draws: 
         left = quantizer.left_for(scale, f, f_hat)
         quantizer.stretch[scale] = (left.square().mean().sqrt() / length).clamp_min(LEAST_STRETCH)
         f_hat = f_hat + quantized(quantizer, scale, left)
+
+
+def prepared(quantizer: MultiscaleQuantizer, z_e: Tensor) -> Tensor:
+    """Return f (N, D, h, w) of z_e (N, D, h, w), whose mean is that from now on."""
+    quantizer.center(z_e.flatten(2))
+    return quantizer.prepare(z_e.flatten(2)).unflatten(2, z_e.shape[2:])
 
 
 def quantized(quantizer: MultiscaleQuantizer, scale: int, left: Tensor) -> Tensor:

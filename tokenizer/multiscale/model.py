@@ -68,5 +68,6 @@ class MultiscaleTokenizer(CodeAutoencoder):
             e[:, :, h // 2 * w + w // 2] = some
             z_q = sum(others, self.quantizer.brought_up(row, e))
             seen = self.likelihood.mean(self.draw(z_q))[..., rows, columns]
-            found.append(F.adaptive_avg_pool2d(seen, [min(MOST_SIDE, side) for side in seen.shape[2:]]))
+            small = min(MOST_SIDE, seen.shape[2]), min(MOST_SIDE, seen.shape[3])
+            found.append(F.adaptive_avg_pool2d(seen, small))
         return torch.cat(found)
