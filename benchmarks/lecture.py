@@ -158,7 +158,7 @@ def main() -> None:
 
     train = to_float(splits["train"].read(torch.arange(len(splits["train"]))).images)
     steps = em(rearrange(train, "b c (h p) (w q) -> (b h w) (c p q)", p=PATCH, q=PATCH))
-    marginal = Marginal(codes.load_codes(run / "codes", ["train"]).splits["train"].codes, c.layout.codebook_size)
+    marginal = Marginal(codes.load_codes(run / "codes", ["train"]).splits["train"].codes, c.layout)
     found = measure(image_nats(pipeline, marginal, images, test.labels), images[0].numel(), c.layout.length)
     rows = drawn_rows(pipeline, marginal, images, test.labels)
     of_row = dict(zip(rows, (found[f"{name}_nats_a_code"] for name in PRIORS), strict=False))

@@ -6,9 +6,10 @@
 Protocol: every row has 7 x 7 places of 28 x 28 grey pixels; rows of codes 9 bits a place, rows of vectors 4 numbers.
 Rows with a network share encoder, decoder, batches and learning rate, and no setting was searched for. A row's
 tokenizer is trained once a seed, and all of its columns take its codes. A stage takes as many steps as its minutes
-hold, by two short trials of `TRIALS` steps, which say what a step costs and what the command does beside: CPU seconds
-of one thread. The number of steps is kept in the work folder for all seeds. EM stops at `MOST_EM` steps, priors that
-are fitted or have nothing to fit stop when they are done. What a training then took stands beside it.
+hold, by two short trials, which say what a step costs and what the command does beside: CPU seconds of one thread. They
+begin at `TRIALS` steps, and the longer one is made longer until what its steps cost stands out. The number of steps is
+kept in the work folder for all seeds. EM stops at `MOST_EM` steps, priors that are fitted or have nothing to fit stop
+when they are done. What a training then took stands beside it.
 
 Figures are of the test split, by pipeline/evaluate.py: bits per dimension, which are an exact length where tokenizer
 and prior are, a bound, or none; images drawn at temperature 1 without guidance, with the labels of test, by their
@@ -51,6 +52,8 @@ BEGIN, END = "<!-- written by benchmarks.lecture_board: from here -->", "<!-- to
 TRIALS = (5, 25)  # steps of the two trials
 EM_TRIALS = (1, 3)
 MOST_EM = 30
+STANDS_OUT = 0.5  # of the time of the shorter trial, by which the longer one must take longer
+LONGER, LONGEST = 3, 3  # by which the longer trial is made longer until it does, and how often at most
 LOOKS = 2  # evaluations on the validation split in a training
 DRAWN = 5000  # images that are judged
 DRAWS = 4  # of q(z | x) for each test image, where it is drawn
@@ -175,6 +178,9 @@ def steps_within(bench: Bench, stage: str, train: Callable[[Path, int], float], 
     if not path.exists():
         trial, (few, more) = bench.work / f"trial-{stage}-{os.getpid()}", trials
         took = {steps: train(trial.with_name(f"{trial.name}-{steps}"), steps) for steps in trials}
+        while took[more] < (1 + STANDS_OUT) * took[few] and more < trials[1] * LONGER**LONGEST:
+            more *= LONGER
+            took[more] = train(trial.with_name(f"{trial.name}-{more}"), more)
         a_step = max((took[more] - took[few]) / (more - few), 1e-3)
         beside = max(0.0, took[more] - more * a_step)
         steps = max(trials[0], round((60 * bench.minutes - beside) / a_step))
@@ -185,7 +191,7 @@ def steps_within(bench: Bench, stage: str, train: Callable[[Path, int], float], 
         except FileExistsError:
             print(f"{path.name} is another process's: its steps are taken", flush=True)
         mine.unlink()
-        for steps in trials:
+        for steps in took:
             shutil.rmtree(trial.with_name(f"{trial.name}-{steps}"))
     return int(read_json(path)["steps"])
 

@@ -171,14 +171,13 @@ def job(dataset: str, name: str, source: str, seed: int, steps: int, work: Path)
         tokenizer = fit_ours(dataset, name, source, folder_of(work, dataset, name, seed), seed, steps)
     found = evaluate_split(tokenizer.eval(), images.splits["test"], accelerator)
     assert found.counts is not None  # both have codes
-    places = tokenizer.config.layout.places
     figures = {
         "psnr_pooled": found.psnr_pooled,
         "psnr": found.psnr,
         "usage": usage(found.counts),
         "perplexity": perplexity(found.counts),
-        "bits_per_image": places * tokenizer.config.layout.depth * math.log2(tokenizer.config.layout.codebook_size),
-        "entropy_bits_per_image": places * entropy_bits(found.counts),
+        "bits_per_image": tokenizer.config.layout.length * math.log2(tokenizer.config.layout.codebook_size),
+        "entropy_bits_per_image": tokenizer.config.layout.length * entropy_bits(found.counts),
         "seconds": round(time.perf_counter() - began, 1),
     }
     path = folder_of(work, dataset, name, seed) / "figures.json"

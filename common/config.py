@@ -464,8 +464,9 @@ def _from_words(words: list[str], field: FieldInfo) -> Any:
 
 
 def _type_name(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(str(value) for value in typing.get_args(annotation))
+    for choice in (annotation, *typing.get_args(annotation)):  # null, where it is a value, is shown as the default
+        if typing.get_origin(choice) is typing.Literal:
+            return " | ".join(str(value) for value in typing.get_args(choice))
     if _takes(annotation, tuple):
         return "several"
     names = [a.__name__ for a in (bool, int, float, str) if _takes(annotation, a)]

@@ -127,6 +127,33 @@ class Layout(Settings):
         return found.pop()
 
     @property
+    def codebooks(self) -> int:
+        """Return from how many codebooks the numbers of a sample are: one for each depth of each grid.
+
+        A tokenizer may give two of them the same vectors; what a code means still depends on its grid and depth.
+        """
+        return sum(grid.depth for grid in self.grids)
+
+    @property
+    def codebook_names(self) -> tuple[str, ...]:
+        """Return the name of each codebook, as it is shown; the empty string of a single one."""
+        several, found = len(self.grids) > 1, []
+        for grid in self.grids:
+            shape = "grid " + " x ".join(map(str, grid.shape))
+            for depth in range(grid.depth):
+                words = [*([shape] if several else []), *([f"depth {depth + 1}"] if grid.depth > 1 else [])]
+                found.append(", ".join(words))
+        return tuple(found)
+
+    def codebook_of(self) -> Tensor:
+        """Return the codebook of each number of a sample, (T,) int64: those of a place stand side by side."""
+        first, found = 0, []
+        for grid in self.grids:
+            found.append(torch.arange(first, first + grid.depth).repeat(grid.places))
+            first += grid.depth
+        return torch.cat(found)
+
+    @property
     def rectangle(self) -> tuple[int, int] | None:
         """Return (h, w) of a single grid of rows and columns, as its pictures are drawn; None for other layouts."""
         if len(self.grids) > 1 or len(self.grids[0].shape) != 2:

@@ -72,7 +72,7 @@ def load_pipeline(run: str) -> ImagePipeline:
 
 
 def code_counts_of(run: Path, pipeline: ImagePipeline) -> Tensor | None:
-    """Return how often each code was used, (Q, K), where training has counted it.
+    """Return how often each code was used, (R, K), where training has counted it.
 
     Raises:
         UserError: the counts are another codebook's.
@@ -83,9 +83,9 @@ def code_counts_of(run: Path, pipeline: ImagePipeline) -> Tensor | None:
     if not path.exists() or not c.layout.discrete:
         return None
     counts = torch.from_numpy(read_histogram(path)[0])
-    if tuple(counts.shape) != (c.layout.depth, c.layout.codebook_size):
+    if tuple(counts.shape) != (c.layout.codebooks, c.layout.codebook_size):
         raise UserError(
-            f"{path} must count {c.layout.depth} x {c.layout.codebook_size} codes, as the tokenizer has, got "
+            f"{path} must count {c.layout.codebooks} x {c.layout.codebook_size} codes, as the tokenizer has, got "
             f"{' x '.join(map(str, counts.shape))}; training again writes it anew"
         )
     return counts

@@ -38,7 +38,7 @@ from smalti.prior.config import ArchitectureConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
 from smalti.tokenizer import model as tokenizers
-from smalti.tokenizer.base import EmbedsCodes, ImageTokenizer
+from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.interpolation import between
 from smalti.tokenizer.model import load_tokenizer
@@ -331,6 +331,45 @@ class ImagePipeline(Pretrained):
         numbers, sampler = self._labels_of(labels, len(pixels)), self.sampler(batch_size, **sampling)
         codes = self.encode_pixels(pixels, torch.tensor(numbers))
         return self._drawn(numbers, seeds, sampler, codes, ranks >= round(share * ranks.shape[1]))
+
+    def refine(
+        self,
+        images: Sequence[PIL.Image.Image] | PIL.Image.Image,
+        from_scale: int,
+        *,
+        labels: Sequence[int | str] | int | str | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Generated:
+        """Keep the coarse grids of each image and draw the finer ones: of a small picture, a large one.
+
+        Args:
+            images: pictures of any size and mode; they are converted to the tokenizer's.
+            from_scale: the first grid that is drawn, counted from 0, the coarsest; those before it are kept.
+            labels, seed, generator, batch_size, sampling: as in `complete`.
+        Raises:
+            UserError: a layout of a single grid, a scale that it does not have, or what `complete` refuses.
+        """
+        grids, c = self.prior.config.layout.grids, self.tokenizer.config
+        if len(grids) < 2:
+            raise UserError(
+                f"an image of this pipeline is {c.layout}, one grid: refine needs several, coarse first, as the "
+                "tokenizers multiscale and vqvae2 have them"
+            )
+        if not 0 <= _whole(from_scale, "from_scale") < len(grids):
+            raise UserError(
+                f"from_scale must be from 0 to {len(grids) - 1}, the grids of {c.layout}, got {from_scale}: those "
+                "before it are kept and it and the finer ones are drawn"
+            )
+        pixels = self._pixels(images)
+        numbers = self._labels_of(labels, len(pixels))
+        seeds = self.deal_seeds(len(pixels), seed, generator)
+        kept = sum(grid.places for grid in grids[:from_scale])
+        known = (torch.arange(self.prior.config.layout.places) < kept).expand(len(pixels), -1)
+        codes = self.encode_pixels(pixels, torch.tensor(numbers))
+        return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
 
     def interpolate(
         self,
@@ -633,6 +672,21 @@ class ImagePipeline(Pretrained):
             told = None if labels is None else labels[padded]
             found.append(to_uint8(self.tokenizer.decode(codes[padded].to(self.device), told))[: len(rows)].cpu())
         return torch.cat(found)
+
+    @torch.inference_mode()
+    def decode_coarse(self, codes: Tensor, grids: int) -> Tensor:
+        """Return the images (B, C, H, W) uint8 that the first `grids` grids of codes (B, T) make, on the CPU.
+
+        Raises:
+            UserError: a tokenizer whose coarse grids make no picture, or a number of grids that the layout has not.
+        """
+        layout = self.tokenizer.config.layout
+        if not isinstance(self.tokenizer, DecodesCoarse):
+            raise UserError(f"an image of this pipeline is {layout}: it has no coarse grids that make a picture alone")
+        if not 1 <= grids <= len(layout.grids):
+            raise UserError(f"grids must be from 1 to {len(layout.grids)}, those of {layout}, got {grids}")
+        found = (self.tokenizer.decode_coarse(some.to(self.device), grids) for some in codes.split(ENCODED))
+        return torch.cat([to_uint8(each).cpu() for each in found])
 
     def reconstruct(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import reduce
+import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.errors import UserError
@@ -24,7 +24,10 @@ def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
     try:
         given = mask.cpu() if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
     except (TypeError, ValueError):  # ragged lists, text, nothing
-        given = torch.empty(0)
+        raise UserError(
+            f"the mask must be of booleans, true where a pixel is kept, ({H}, {W}) or ({images}, {H}, {W}), the "
+            f"tokenizer's image size; got {type(mask).__name__}, of which no array can be made"
+        ) from None
     if given.dtype != torch.bool or tuple(given.shape) not in ((H, W), (images, H, W)):
         raise UserError(
             f"the mask must be of booleans, true where a pixel is kept, ({H}, {W}) or ({images}, {H}, {W}), the "
@@ -41,11 +44,11 @@ def known_places(mask: Tensor, layout: Layout) -> Tensor:
     """
     known = []
     for grid in layout.grids:
-        if len(grid.shape) != 2 or any(pixels % side for pixels, side in zip(mask.shape[1:], grid.shape, strict=True)):
+        if len(grid.shape) != 2 or any(pixels < side for pixels, side in zip(mask.shape[1:], grid.shape, strict=True)):
             raise UserError(f"parts of images are kept by their places, and no pixels belong to those of {layout}")
-        h, w = grid.shape
-        known.append(reduce(mask.byte(), "b (h p) (w q) -> b (h w)", "min", h=h, w=w).bool())
-    return torch.cat(known, 1)
+        # a pixel on the border of two places belongs to both
+        known.append(1 - F.adaptive_max_pool2d(1 - mask[:, None].float(), grid.shape).flatten(1))
+    return torch.cat(known, 1).bool()
 
 
 def fill_unknown(images: Tensor, mask: Tensor) -> Tensor:

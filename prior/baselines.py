@@ -19,20 +19,22 @@ def uniform_nll(codebook_size: int) -> float:
 
 
 class Marginal:
-    """A prior of independent codes: their frequencies in the train split at each depth, every count plus one."""
+    """A prior of independent codes: the frequencies of each codebook in the train split, every count plus one."""
 
-    def __init__(self, train: Rows, codebook_size: int, code_depth: int = 1):
-        counts = np.ones((code_depth, codebook_size))
+    def __init__(self, train: Rows, layout: Layout):
+        codebook_of = layout.codebook_of()
+        self.columns = [codebook_of == codebook for codebook in range(layout.codebooks)]  # each (T,) bool
+        counts = np.ones((layout.codebooks, layout.codebook_size))
         for start in range(0, len(train), TOGETHER):
-            some = train[start : start + TOGETHER].reshape(-1, code_depth)
-            counts += [np.bincount(seen, minlength=codebook_size) for seen in some.T]
-        self.log_p = torch.from_numpy(np.log(counts / counts.sum(1, keepdims=True)))  # (Q, K) float64
+            some = train[start : start + TOGETHER]
+            seen = [some[:, columns.numpy()].ravel() for columns in self.columns]
+            counts += [np.bincount(each, minlength=layout.codebook_size) for each in seen]
+        self.log_p = torch.from_numpy(np.log(counts / counts.sum(1, keepdims=True)))  # (codebooks, K) float64
 
     def nll(self, codes: Tensor) -> Tensor:
         """Return −log p of all codes of each image, (N,) float64, for codes (N, T)."""
-        depths = len(self.log_p)
-        each = [self.log_p[q][codes[:, q::depths].long()] for q in range(depths)]
-        return -torch.stack([depth.sum(1) for depth in each]).sum(0)
+        pairs = zip(self.log_p, self.columns, strict=True)
+        return -torch.stack([log_p[codes[:, columns].long()].sum(1) for log_p, columns in pairs]).sum(0)
 
 
 def marginal_nll(train: Rows, held_out: Rows, layout: Layout) -> float:
@@ -41,4 +43,4 @@ def marginal_nll(train: Rows, held_out: Rows, layout: Layout) -> float:
     On the train split itself this is the entropy, up to the smoothing.
     """
     codes = torch.from_numpy(np.asarray(held_out).astype(np.int64))
-    return Marginal(train, layout.codebook_size, layout.depth).nll(codes).mean().item() / codes.shape[1]
+    return Marginal(train, layout).nll(codes).mean().item() / codes.shape[1]

@@ -179,7 +179,7 @@ def prior_figures(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit
     error = each.std().item() / len(each) ** 0.5 if len(each) > 1 else 0.0
     figures: dict[str, Any] = {"nll": nll, "nll_error": error}
     if layout.discrete:
-        marginal = Marginal(plain_views(data.splits["train"], data.info).codes, layout.codebook_size, layout.depth)
+        marginal = Marginal(plain_views(data.splits["train"], data.info).codes, layout)
         held_out_codes = torch.from_numpy(np.asarray(held_out.codes).astype("int64"))
         independent = marginal.nll(held_out_codes).mean().item() / layout.length
         figures |= {

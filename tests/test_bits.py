@@ -84,7 +84,7 @@ def exact_nats(pipeline, images, *, uniform=False):
 
 @pytest.fixture
 def marginal():
-    return Marginal(np.random.default_rng(0).integers(0, K, (50, T)), K)
+    return Marginal(np.random.default_rng(0).integers(0, K, (50, T)), Layout.of(T, factors=(K,)))
 
 
 def test_bits_per_dim_are_the_exact_likelihood_where_no_other_code_explains_the_image(marginal):
@@ -190,7 +190,7 @@ def test_images_survive_the_bytes_and_cost_what_the_figure_says(trained, finishe
     made = compress(pipeline, images, labels)
     assert torch.equal(expand(pipeline, made.data), images)
     codes = load_codes(finished_run / "codes", ["train"])
-    marginal = Marginal(codes.splits["train"].codes, codes.info.layout.codebook_size)
+    marginal = Marginal(codes.splits["train"].codes, codes.info.layout)
     nats = image_nats(pipeline, marginal, images, labels)
     figure = (nats.distortion + nats.learned).sum().item() / math.log(2)
     assert 8 * (len(made.data) - HEAD.size) == pytest.approx(figure, rel=0.01)

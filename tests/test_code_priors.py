@@ -35,7 +35,7 @@ from smalti.prior.fit import fit
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.simple.code_prior import CodePrior
 from smalti.prior.simple.config import IndependentConfig, MixtureConfig, UniformConfig
-from smalti.prior.simple.independent import IndependentPrior, check_table
+from smalti.prior.simple.independent import IndependentPrior, check_table, count
 from tests.test_processes import TWO, finish, start
 
 LAYOUT = Layout.of(1, 2, depth=2, factors=(3,))  # T = 4, P = 2, K = 3
@@ -234,13 +234,24 @@ def test_a_fitted_table_holds_the_frequencies_of_its_class_with_one_more_of_each
             assert torch.allclose(there, counts / counts.sum(), atol=1e-6)
 
 
+def test_frequencies_of_all_places_are_counted_in_each_grid():
+    """Known answer: 100 rows of one 0 in the coarse grid and three 1s in the finer one, and one more of each."""
+    layout = Layout(grids=(Grid(shape=(1,), factors=(3,)), Grid(shape=(3,), factors=(3,))))
+    prior = prior_of(IndependentConfig(by_place=False), layout, Nothing())
+    some, condition = torch.tensor([0, 1, 1, 1]).expand(100, -1), torch.zeros(100, dtype=torch.int64)
+    prior.take(count(some, condition, prior.config))
+    expected = torch.tensor([101 / 103] + [301 / 303] * 3).log()
+    assert torch.allclose(prior.nats(some, condition, range(100)), -expected.expand(100, -1), atol=1e-6)
+    assert prior.logits(condition[:1], 0, 0).argmax() == 0 and prior.logits(condition[:1], 3, 0).argmax() == 1
+
+
 def test_of_all_places_and_without_classes_it_is_the_baseline_of_evaluation(run, accelerator):
     """1e-6: tables are float32."""
     model = IndependentConfig(by_place=False)
     figures = (fit(settings(run, model=model, condition="nothing"), accelerator).parent / "figures.json").read_text()
     data = codes.load_codes(run / "codes")
     held_out = torch.from_numpy(np.asarray(data.splits["validation"].codes).astype(np.int64))
-    baseline = Marginal(data.splits["train"].codes, 3, 2).nll(held_out).mean() / 4
+    baseline = Marginal(data.splits["train"].codes, LAYOUT).nll(held_out).mean() / 4
     assert json.loads(figures)["validation_nll"] == pytest.approx(float(baseline), abs=1e-6)
     assert json.loads(figures)["validation_marginal_nll"] == pytest.approx(float(baseline), abs=1e-6)
 

@@ -11,6 +11,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.pixels import to_uint8
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
+from smalti.common.layout import Layout
 from smalti.tokenizer.bottleneck.fsq import FSQConfig
 from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
 from smalti.tokenizer.bottleneck.lfq import LFQConfig
@@ -206,10 +207,11 @@ def test_the_distances_are_where_the_search_is(tmp_path):
 BOOK = Codebook(
     VQConfig(codebook_size=64, code_dim=32, normalize=False).facts("model.quantizer."),
     codebook_size=64,
-    code_depth=1,
     revive_below=0.05,
 )
-STACK = BOOK._replace(code_depth=3, facts=ResidualConfig(each=VQConfig(code_dim=8)).facts("model.quantizer."))
+STACK = BOOK._replace(
+    names=("depth 1", "depth 2", "depth 3"), facts=ResidualConfig(each=VQConfig(code_dim=8)).facts("model.quantizer.")
+)
 EVEN = torch.full((1, 64), 50)
 
 
@@ -288,14 +290,16 @@ def test_a_validation_split_that_uses_fewer_codes_than_so_many_of_train_would_is
 
 def test_a_small_validation_split_is_not_blamed_for_being_small():
     """As many draws as codes, all equally likely, reach 63% of the codes: this shows no fault."""
-    drawn = torch.randint(64, (1, 8, 8), generator=torch.Generator().manual_seed(0))
-    validation = count(drawn, 64, 1)
+    drawn = torch.randint(64, (1, 64), generator=torch.Generator().manual_seed(0))
+    validation = count(drawn, Layout.of(8, 8, factors=(64,)))
     assert (validation == 0).sum() > 15
     assert advice(BOOK, {"train": EVEN, "validation": validation})[0].startswith("nothing to change")
 
 
 def test_too_few_codes_to_judge_are_told_and_what_is_not_met_is_not_called_dead():
-    counts = count(torch.randint(64, (1, 8, 8), generator=torch.Generator().manual_seed(0)), 64, 1)
+    counts = count(
+        torch.randint(64, (1, 64), generator=torch.Generator().manual_seed(0)), Layout.of(8, 8, factors=(64,))
+    )
     (said,) = advice(BOOK, {"validation": counts})
     assert said.startswith(
         "too few codes to judge by: 64 places of validation for 64 codes (drawn evenly they would use 63.2%)"
@@ -310,7 +314,7 @@ def test_a_residual_depth_that_adds_nothing_is_told_and_not_called_dead_besides(
     counts[2] = torch.tensor([3200] + [0] * 63)
     (said,) = advice(STACK, {"train": counts})
     assert said.startswith(
-        "idle depth: the codes at depth 3 of 3 say next to nothing on train (perplexities 64.0, 64.0, 1.0)"
+        "idle codebook: the codes at depth 3 of 3 say next to nothing on train (perplexities 64.0, 64.0, 1.0)"
     )
     assert "model.quantizer.code_depth 2" in said and "model.quantizer.each.codebook_size" in said
 

@@ -198,6 +198,13 @@ def test_help_shows_type_meaning_and_default_of_every_setting(capsys):
         assert f"--{key} " in shown and field.description, key
 
 
+def test_help_shows_the_values_of_a_setting_that_may_be_null(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help", cls=SamplingConfig)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--solver ddpm | ddim | euler | dpm of a diffusion prior" in shown and "--steps int" in shown
+
+
 def test_the_same_strict_reader_reads_a_saved_models_config(tmp_path):
     write_json(tmp_path / "config.json", {"image_size": [16, 16], "widths": [8]})
     with pytest.raises(UserError, match=r"config\.json: unknown setting widths"):

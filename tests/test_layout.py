@@ -31,6 +31,22 @@ def test_every_place_has_its_coordinates(layout):
     assert layout.coordinates().shape == (layout.places, len(layout.grids[0].shape))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_number_is_of_the_codebook_of_its_grid_and_depth(layout):
+    of, first = layout.split(layout.codebook_of()[None]), 0
+    assert len(layout.codebook_names) == layout.codebooks
+    for grid, found in zip(layout.grids, of, strict=True):
+        expected = torch.arange(first, first + grid.depth).repeat(grid.places)
+        assert torch.equal(found.flatten(), expected)
+        first += grid.depth
+
+
+def test_codebooks_are_named_by_what_tells_them_apart():
+    two = Layout(grids=(Grid(shape=(1, 1), depth=2, factors=(4,)), Grid(shape=(2, 2), depth=2, factors=(4,))))
+    assert two.codebook_names[1:3] == ("grid 1 x 1, depth 2", "grid 2 x 2, depth 1")
+    assert LAYOUTS["an image"].codebook_names == ("",) and LAYOUTS["sound"].codebook_names[7] == "depth 8"
+
+
 def test_a_grid_of_vectors_has_its_channels_last_and_one_of_codes_has_none():
     assert LAYOUTS["one vector"].split(torch.zeros(2, 16))[0].shape == (2, 1, 16)
     assert LAYOUTS["an image"].split(torch.zeros(2, 49))[0].shape == (2, 7, 7)

@@ -81,6 +81,15 @@ def test_a_stage_gets_the_steps_that_its_minutes_hold(bench):
     assert steps_within(bench, "vae", trial(0.5, 10.0), (5, 25)) == 100
 
 
+def test_a_trial_whose_steps_do_not_stand_out_is_made_longer(bench):
+    """Start-up that varied by more than twenty steps took gave a step a millisecond, and a training hours."""
+
+    def uneven(run: Path, steps: int) -> float:
+        return trial(0.1, 13.0 if steps == 5 else 10.0)(run, steps)
+
+    assert steps_within(bench, "vae", uneven, (5, 25)) == pytest.approx(500, rel=0.2)
+
+
 def test_steps_are_measured_once_and_stay(bench):
     first = steps_within(bench, "vae", trial(0.5, 10.0), (5, 25))
 

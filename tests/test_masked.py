@@ -10,7 +10,9 @@ from smalti.common.codes import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
+from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Completes, Scores, Unfolds, Walks
+from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.masked.choice import first_ranked, halton_ranks, still_hidden
@@ -19,12 +21,13 @@ from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.model import build_prior, load_prior
 
 TOKENIZER = TokenizerIdentity(name="t", sha256="0" * 64)
-LAYOUTS = {  # what is predicted: one code a place, several, one in parts, a sequence, two grids
+LAYOUTS = {  # what is predicted
     "one code": Layout.of(4, 5, factors=(7,)),
     "several codes a place": Layout.of(3, 3, depth=3, factors=(5,)),
     "codes in parts": Layout.of(2, 3, factors=(2,) * 16),
     "a sequence": Layout.of(9, factors=(6,)),
     "two grids": Layout(grids=(Grid(shape=(2, 2), factors=(7,)), Grid(shape=(4, 4), factors=(7,)))),
+    "two grids of two codes": Layout(grids=tuple(Grid(shape=(n, n), depth=2, factors=(7,)) for n in (1, 2))),
 }
 FP32 = {"precision": "fp32"}
 
@@ -123,6 +126,36 @@ def test_the_walk_of_the_coder_has_the_probabilities_of_one_code_a_pass():
     assert torch.equal(walked, every)
     order = tuple((-prior.halton).argsort().tolist())
     torch.testing.assert_close(nats, chain(prior, every, order), atol=1e-5, rtol=1e-5)
+
+
+def test_each_grid_has_embeddings_and_a_head_of_its_own():
+    """The loss of hidden fine codes moves their codebooks' heads and vectors of hidden codes, and no other's."""
+    prior = make(LAYOUTS["two grids of two codes"])
+    codes, labels = torch.full((3, 10), 5), torch.zeros(3, dtype=torch.int64)
+    fine = (torch.arange(10) >= 2).expand(3, -1)
+    nll_each(prior(labels, codes, fine), codes, prior.vocabularies)[fine].sum().backward()
+    for weight, rows in ((prior.head.weight, 7), (prior.hidden_embedding.weight, 1)):
+        moved = weight.grad.abs().sum(1).view(4, rows) > 0
+        assert not moved[:2].any() and moved[2:].all()
+    read = prior.code_embedding.weight.grad.abs().sum(1).view(4, 7) > 0
+    assert read.nonzero().tolist() == [[0, 5], [1, 5]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_first_logits_of_the_walk_are_those_of_the_forward(layout):
+    """The codes of a pass are independent given those before: of the first pass, given none."""
+    prior = make(layout)
+    labels, codes, found = torch.zeros(1, dtype=torch.int64), codes_of(prior, 1), {}
+
+    def choose(logits, t, g):
+        found.setdefault((t, g), logits)
+        return to_digits(codes[:, t], prior.vocabularies)[:, g]
+
+    prior.walk(labels, choose)
+    logits = prior(labels, codes, torch.ones_like(codes, dtype=torch.bool)).split(list(prior.vocabularies), dim=-1)
+    first = next(iter(found))[0]
+    for g, part in enumerate(logits):
+        torch.testing.assert_close(found[first, g], part[:, first])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

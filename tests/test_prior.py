@@ -14,6 +14,7 @@ from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.code_head import nll_each
 from smalti.prior.draw import SamplingConfig, draw_categorical, image_uniforms
 from smalti.prior.layers import RMSNorm
+from smalti.prior.prediction_order import code_order, shuffled
 from smalti.prior.rotary import rotary_angles
 from smalti.prior.transformer.layers import causal_attention
 from smalti.prior.transformer.model import TransformerPrior
@@ -26,11 +27,13 @@ def codes():
 
 
 LABELS = torch.tensor([0, 2, 3, 1])  # 3 means no class
+DEEP = Layout(grids=(Grid(shape=(1, 2), depth=2, factors=(16,)), Grid(shape=(2, 2), depth=2, factors=(16,))))
 SHAPES = {
     "one code a place": {},
     "two codes a place": {"layout": Layout.of(3, 2, depth=2, factors=(16,))},
     "codes in parts": {"layout": Layout.of(2, 2, depth=2, factors=(16, 16, 16, 8))},
     "two grids": {"layout": Layout(grids=(Grid(shape=(1, 2), factors=(16,)), Grid(shape=(2, 3), factors=(16,))))},
+    "two grids of two codes": {"layout": DEEP},
     "a sequence": {"layout": Layout.of(7, factors=(16,))},
     "a block": {"layout": Layout.of(2, 2, 2, factors=(16,))},
 }
@@ -130,6 +133,40 @@ def test_each_depth_has_an_embedding_and_a_head_of_its_own(prior):
     same = torch.full((1, 2), 5)
     first, second = (deep.code_embedding(row) for row in (same + deep.first_rows[:2, 0])[0])
     assert torch.equal(first, deep.code_embedding.weight[5]) and torch.equal(second, deep.code_embedding.weight[16 + 5])
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["raster", "any order"])
+def test_each_grid_has_embeddings_and_a_head_of_its_own(prior, ordered):
+    """The loss of the fine grid's codes moves its own rows of the head, and the embeddings of what stands before them:
+    a code of two grids means two things."""
+    model = TransformerPrior(prior.config.model_copy(update={"layout": DEEP}))
+    torch.nn.init.normal_(model.head.weight)
+    codes, labels = torch.full((3, 12), 5), torch.tensor([0, 1, 2])
+    order = (
+        code_order(shuffled(3, 6, torch.Generator().manual_seed(0)), 2) if ordered else torch.arange(12).expand(3, -1)
+    )
+    logits = model(labels, codes, order if ordered else None)
+    nll_each(logits, codes, model.vocabularies)[order >= 4].sum().backward()  # the coarse grid has 4 codes
+    moved = model.head.weight.grad.abs().sum(1).view(4, 16) > 0  # of each codebook
+    assert not moved[:2].any() and moved[2:].all()
+    read = model.code_embedding.weight.grad.abs().sum(1).view(4, 16) > 0
+    assert read[:, 5].all() and read.sum() == 4
+
+
+def test_codes_that_mean_the_opposite_in_another_grid_are_learnt(prior):
+    """Each of the fine grid's codes is 15 minus the one above it: certain, where the coarse grid is known."""
+    grids = (Grid(shape=(1, 2), factors=(16,)), Grid(shape=(2, 2), factors=(16,)))
+    torch.manual_seed(0)
+    model = TransformerPrior(prior.config.model_copy(update={"layout": Layout(grids=grids)}))
+    coarse = torch.randint(16, (256, 2))
+    codes, labels = torch.cat([coarse, 15 - coarse, 15 - coarse], 1), torch.full((256,), 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = model.loss(codes, labels, model)[:, 2:].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1 < math.log(16) / 10
 
 
 def test_the_depths_of_a_place_share_its_position(prior):
@@ -233,3 +270,11 @@ def test_independent_codes_are_counted_at_each_depth():
     codes = np.tile([0, 1], (1000, 4))
     assert marginal_nll(codes, codes, Layout.of(4, depth=2, factors=(4,))) < 0.01
     assert marginal_nll(codes, codes, Layout.of(8, factors=(4,))) == pytest.approx(math.log(2), abs=0.01)
+
+
+def test_independent_codes_are_counted_in_each_grid():
+    """The coarse grid is always 0 and the finer one always 1: both are certain. In one grid, a quarter would be 0."""
+    codes = np.tile([0, 1, 1, 1], (1000, 1))
+    two = Layout(grids=(Grid(shape=(1,), factors=(4,)), Grid(shape=(3,), factors=(4,))))
+    assert marginal_nll(codes, codes, two) < 0.01
+    assert marginal_nll(codes, codes, Layout.of(4, factors=(4,))) == pytest.approx(0.5623, abs=0.01)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.estimators import straight_through
@@ -304,7 +305,7 @@ def test_lfq_bits_begin_balanced_whatever_the_untrained_encoder_says():
     line = torch.randn(4000, 1) * torch.tensor([5.0, 4.0, 3.0])
     quantizer.initialize(line + 0.01 * torch.randn(4000, 3) + 7, torch.Generator())
     z_e = (line + 0.01 * torch.randn(4000, 3) + 7)[:, :, None]
-    counts = count(quantizer(z_e).indices, 8, 1)
+    counts = count(quantizer(z_e).indices, Layout.of(z_e.shape[2], factors=(8,)))
     assert perplexity(counts) > 7.5  # of 8 codes; before, all signs were 1
 
 
@@ -355,12 +356,26 @@ def test_perplexity_is_1_when_collapsed_and_K_when_uniform():
 
 def test_use_is_counted_at_each_depth():
     indices = torch.tensor([[[[0, 2], [1, 2]]]])  # (1, 1, 2, Q = 2)
-    counts = count(indices, 3, 2)
+    layout = Layout.of(1, 2, depth=2, factors=(3,))
+    counts = count(indices.flatten(1), layout)
     assert counts.tolist() == [[1, 1, 0], [0, 0, 2]]
     assert (
-        usage(counts) == 0.5 and perplexity(counts) == pytest.approx(1.5) and entropy_bits(counts) == pytest.approx(1)
+        usage(counts) == 0.5 and perplexity(counts) == pytest.approx(1.5) and entropy_bits(counts) == pytest.approx(0.5)
     )
-    assert torch.equal(count(indices.flatten(1), 3, 2), counts)
+
+
+def test_use_is_counted_at_each_grid_and_each_counts_for_as_many_codes_as_it_has():
+    layout = Layout(grids=(Grid(shape=(1, 1), factors=(2,)), Grid(shape=(1, 3), factors=(2,))))
+    counts = count(torch.tensor([[0, 1, 1, 0], [0, 0, 1, 0]]), layout)
+    assert counts.tolist() == [[2, 0], [3, 3]] and entropy_bits(counts) == pytest.approx(6 / 8)
+
+
+def test_a_grid_of_few_places_is_held_against_as_many_codes_as_it_gives():
+    """100 images give 100 codes of a grid of one place, however many codes the finer grid gives."""
+    counts = torch.zeros(2, 512)
+    counts[0, :100], counts[1] = 1, 100
+    assert reachable(counts[:1]) == pytest.approx(0.18, abs=0.01)
+    assert reachable(counts) == pytest.approx((0.18 + 1) / 2, abs=0.01)
 
 
 def test_fewer_codes_than_values_cannot_use_them_all():

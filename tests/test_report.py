@@ -154,7 +154,7 @@ def test_numbers_have_the_digits_that_count():
 
 
 def test_a_codebook_of_which_nothing_is_used_can_be_drawn(tmp_path):
-    assert code_use(np.zeros((2, 16), dtype=np.int64), tmp_path / "use.png").startswith("<svg")
+    assert code_use(np.zeros((2, 16), dtype=np.int64), ["depth 1", "depth 2"], tmp_path / "use.png").startswith("<svg")
     assert (tmp_path / "use.png").exists()
 
 
@@ -342,7 +342,7 @@ def test_what_is_no_run_is_refused(tmp_path):
             "no split of type str",
         ),
         ("evaluation/pipeline-test-samples.png", "no picture", "must be a whole picture"),
-        ("tokenizer/histogram.json", '{"counts": [1, 2]}', "a list of whole numbers for each depth"),
+        ("tokenizer/histogram.json", '{"counts": [1, 2]}', "a list of whole numbers for each codebook"),
         ("tokenizer/config.yaml", "- a", "must hold `key: value` lines"),
     ],
 )

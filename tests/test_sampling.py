@@ -10,7 +10,7 @@ from smalti.common.codes import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
-from smalti.common.mixed_radix import to_digits
+from smalti.common.mixed_radix import to_digits, to_index
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig, draw_categorical, guidance_scales, image_uniforms
@@ -53,6 +53,11 @@ def random_codes(prior: Prior, images: int, seed: int = 0) -> torch.Tensor:
     )
 
 
+def two_grids(depth: int, factors: tuple[int, ...]) -> Layout:
+    coarse, fine = (Grid(shape=shape, depth=depth, factors=factors) for shape in ((1, 2), (2, 2)))
+    return Layout(grids=(coarse, fine))
+
+
 @torch.no_grad()
 def decoded(
     prior: Prior,
@@ -66,7 +71,8 @@ def decoded(
 ) -> torch.Tensor:
     """Return the logits (B, T - start, V) of steps start, ..., T - 1, each from the cache; earlier steps are read at
     once."""
-    decoder, B, Q = CachedTransformer(prior, len(codes), precision), len(codes), prior.config.layout.depth
+    decoder, B = CachedTransformer(prior, len(codes), precision), len(codes)
+    codebooks = prior.config.layout.codebook_of()
     ordered = codes if order is None else codes.gather(1, order)
     places = raster(B, prior.config.layout.length, codes.device) if order is None else order
     target, own = 1 + places, own_rows(places)
@@ -78,7 +84,8 @@ def decoded(
         step = CountedStep(torch.tensor([n]), decoder.slots) if counted else NumberedStep(n)
         hidden = decoder.step(x[:, n].clone(), decoder.turns(target[:, n], own[:, n]), step)
         before = [list(digits[:, n, :g].unbind(-1)) for g in range(len(prior.vocabularies))]
-        found.append(torch.cat([decoder.logits(hidden, n % Q, parts) for parts in before], dim=-1))
+        codebook = int(codebooks[n]) if order is None else codebooks[places[:, n]]
+        found.append(torch.cat([decoder.logits(hidden, codebook, parts) for parts in before], dim=-1))
     return torch.stack(found, dim=1)
 
 
@@ -90,6 +97,8 @@ SHAPES = {
     "codes in parts": {"layout": Layout.of(2, 2, depth=2, factors=(16, 16, 16, 8))},
     "a wide grid": {"layout": Layout.of(2, 5, factors=(16,))},
     "two grids": {"layout": Layout(grids=(Grid(shape=(1, 2), factors=(16,)), Grid(shape=(2, 4), factors=(16,))))},
+    "two grids of two codes": {"layout": two_grids(2, (16,))},
+    "two grids in parts": {"layout": two_grids(2, (16, 16, 16, 8))},
     "a sequence": {"layout": Layout.of(7, depth=2, factors=(16,))},
     "a block": {"layout": Layout.of(2, 3, 3, factors=(16,))},
     "grouped heads": {"architecture": TransformerConfig(depth=2, dim=64, heads=4, kv_heads=2)},
@@ -307,6 +316,24 @@ def test_only_a_prior_of_any_order_heeds_what_comes_later():
         prior = make_prior(any_order=any_order)
         one, other = (prior.sampler(FP32, 64)(labels, seeds, torch.full((64, 9), k), known) for k in (3, 12))
         assert torch.equal(one[:, :8], other[:, :8]) is not any_order
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("factors", [(16,), (16, 16, 16, 8)], ids=["codes", "codes in parts"])
+def test_in_any_order_over_several_grids_the_likeliest_codes_are_drawn(factors, guidance):
+    """The images' masks differ, so that a step predicts codes of one grid in some and of the other in others."""
+    prior = make_prior(any_order=True, layout=two_grids(2, factors))
+    labels, codes = torch.arange(8) % 3, random_codes(prior, 8)
+    known = torch.rand(8, 6, generator=torch.Generator().manual_seed(2)) < 0.5
+    settings = SamplingConfig(temperature=1e-6, guidance=guidance, precision="fp32")
+    drawn = prior.sampler(settings, 8)(labels, range(8), codes, known)
+    order = code_order(known_first(known), 2)
+    with_class, without = prior(labels, drawn, order), prior(torch.full((8,), 3), drawn, order)
+    parts = torch.lerp(without, with_class, torch.tensor(guidance)).split(list(prior.vocabularies), dim=-1)
+    likeliest = to_index(torch.stack([part.argmax(-1) for part in parts], -1), prior.vocabularies)
+    unknown = ~known.repeat_interleave(2, 1)
+    assert torch.equal(torch.empty_like(drawn).scatter(1, order, likeliest)[unknown], drawn[unknown])
 
 
 def test_upper_rows_known_are_completed_alike_in_either_order():

@@ -4,6 +4,7 @@
     LikelihoodTokenizer    its decoder gives p(x | z): bits, and compression
     DrawsCodes             its codes can be shown one by one
     EmbedsCodes            its codes have vectors on the same grid: a prior over vectors can draw them
+    DecodesCoarse          the coarse grids of its layout can be decoded without the finer ones
     TrainedTokenizer       what tokenizer/train.py asks of one that it trains
 
 Shapes: images (B, C, H, W) in [-1, 1]; latents (B, T) as the layout has them, grid after grid, place after place in
@@ -254,6 +255,17 @@ class EmbedsCodes(Protocol):
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """Return the codes (B, T) whose vectors are nearest to vectors (B, P D): the inverse of `embed`."""
+
+
+@runtime_checkable
+class DecodesCoarse(Protocol):
+    """A tokenizer of several grids, of which the coarse ones alone make a picture."""
+
+    def decode_coarse(self, latents: Tensor, grids: int) -> Tensor:
+        """Return the images (B, C, H, W) in [-1, 1] that the first `grids` grids of latents (B, T) make.
+
+        The finer ones are not read.
+        """
 
 
 class Terms(NamedTuple):

@@ -58,7 +58,7 @@ def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
     fingerprint, splits = images.fingerprint, images.splits
     reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
-    check_enough(c.model.codebook_size, len(splits["train"]), c.model.layout, "patches")
+    check_enough(c.model.codebook_size, len(splits["train"]), c.model.layout.grids[0], "patches")
     saved = state.latest(run, accelerator)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "images of fingerprint", run)
@@ -161,7 +161,7 @@ def report_fit(
         metrics.picture(iterations, "reconstructions", picture)
     if accelerator.is_main_process:
         save_picture(picture, run / "reconstructions.png")
-        save_histogram(counts, evaluation.images, run / "histogram.json")
+        save_histogram(counts, evaluation.images, tokenizer.config.layout, run / "histogram.json")
         save_curves(read_metrics(run / "metrics.jsonl"), {tokenizer.objective: ["objective"]}, run / "curves.png")
         tokenizer.save_pretrained(run / "model")
     for low in unused(codebook_of(tokenizer), "validation", counts):

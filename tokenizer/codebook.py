@@ -68,7 +68,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
         raise UserError(f"a tokenizer of kind {tokenizer.config.name()} has no codebook to draw")
     settings = config.read_yaml(run / "config.yaml")
     counted = count_splits(c, tokenizer, settings, accelerator)
-    counts = counted.counts[counted.most]
+    counts, layout = counted.counts[counted.most], tokenizer.config.layout
     tables = tokenizer.code_tables()  # none of fsq, lfq
     near = [code_neighbours(table, row) for table, row in zip(tables, counts, strict=False)]
     book = codebook_of(tokenizer, settings.get("revive_below"))
@@ -76,15 +76,16 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     figures = {
         "kind": book.facts.kind,
         "codebook_size": book.codebook_size,
-        "code_depth": book.code_depth,
+        "code_depth": layout.depth,
+        "grids": len(layout.grids),
         "counted_from": counted.source,
-        "splits": {name: split_figures(some, counted.images[name]) for name, some in counted.counts.items()},
+        "splits": {name: split_figures(some, counted.images[name], layout) for name, some in counted.counts.items()},
         "nearest": [{**found._asdict(), "pairs": [pair._asdict() for pair in found.pairs]} for found in near],
         "advice": sentences,
     }
     if accelerator.is_main_process:
         write_json(run / "codebook.json", figures, indent=None)
-        draw_codebook(tokenizer, counted, near, sentences, run / "codebook.png")
+        draw_codebook(tokenizer, layout.codebook_names, counted, near, sentences, run / "codebook.png")
     accelerator.wait_for_everyone()
     return figures
 
@@ -145,18 +146,18 @@ def _wanted(names: Sequence[str], there: Sequence[str], where: object) -> list[s
 
 
 def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) -> tuple[int, Tensor]:
-    """Return the number of images and the counts (Q, K) of a split of codes, of which the plain views are counted.
+    """Return the number of images and the counts (R, K) of a split of codes, of which the plain views are counted.
 
     Shard k belongs to rank k mod world.
     """
     info, _ = codes.read_info(folder)
-    counts, read = torch.zeros(info.layout.depth, info.layout.codebook_size, dtype=torch.int64), 0
+    counts, read = torch.zeros(info.layout.codebooks, info.layout.codebook_size, dtype=torch.int64), 0
     bar = passing_bar(rows, f"count {name}", unit="row")
     for path in codes.shard_paths(folder, name)[accelerator.process_index :: accelerator.num_processes]:
         shard = codes.read_shard(path, info)
         read += len(shard.rows)
         plain = torch.from_numpy(shard.codes[:: info.views].astype(np.int64))
-        counts += count(plain, info.layout.codebook_size, info.layout.depth)
+        counts += count(plain, info.layout)
         advance(bar, len(shard.rows) * accelerator.num_processes)
     bar.close()
     read, counts = _summed(read, counts, accelerator)
@@ -169,16 +170,16 @@ def count_codes(folder: Path, name: str, rows: int, accelerator: Accelerator) ->
 def count_images(
     tokenizer: ImageTokenizer, split: ImageSplit, batch_size: int, accelerator: Accelerator
 ) -> tuple[int, Tensor]:
-    """Return the number of images and the counts (Q, K) of a split of images; each process encodes its share."""
-    K, Q = tokenizer.config.layout.codebook_size, tokenizer.config.layout.depth
-    counts, read = torch.zeros(Q, K, dtype=torch.int64), 0
+    """Return the number of images and the counts (R, K) of a split of images; each process encodes its share."""
+    layout = tokenizer.config.layout
+    counts, read = torch.zeros(layout.codebooks, layout.codebook_size, dtype=torch.int64), 0
     world = accelerator.num_processes
     bar = progress_bar(accelerator, len(split), f"encode {split.name}", unit="image")
     for positions in torch.arange(accelerator.process_index, len(split), world).split(batch_size):
         batch = split.read(positions)
         with accelerator.autocast():
             encoded = tokenizer.encode(to_float(batch.images.to(accelerator.device)), batch.labels)
-        counts += count(encoded.cpu(), K, Q)
+        counts += count(encoded.cpu(), layout)
         read += len(batch.images)
         advance(bar, len(positions) * world)
     bar.close()
@@ -193,17 +194,19 @@ def _summed(number: int, counts: Tensor, accelerator: Accelerator) -> tuple[int,
 
 def summary_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that the script prints."""
-    Q = figures["code_depth"]
+    Q, grids = figures["code_depth"], figures["grids"]
     kind, deep = (f"residual {figures['kind']}", f", {Q} deep") if Q > 1 else (figures["kind"], "")
-    yield f"{kind} of {figures['codebook_size']:,} codes{deep}, counted from {figures['counted_from']}"
+    over = f", {grids} grids" if grids > 1 else ""
+    yield f"{kind} of {figures['codebook_size']:,} codes{deep}{over}, counted from {figures['counted_from']}"
     for name, split in figures["splits"].items():
         yield (
             f"{name}: {split['images']:,} images, {split['codes']:,} codes; used {split['usage']:.1%}, "
             f"{split['dead_codes']:,} dead; perplexity {split['perplexity']:.1f}; "
             f"{split['bits_a_place']:.2f} of {split['most_bits_a_place']:.2f} bits a place"
         )
-        for number, row in enumerate(split["depths"] if Q > 1 else (), start=1):
-            yield f"    depth {number}: used {row['usage']:.1%}, perplexity {row['perplexity']:.1f}"
+        for row in split["depths"] if len(split["depths"]) > 1 else ():
+            of = f" of {row['reachable']:.1%} within reach" if grids > 1 else ""
+            yield f"    {row['name']}: used {row['usage']:.1%}{of}, perplexity {row['perplexity']:.1f}"
     yield "advice:"
     yield from (f"  - {sentence}" for sentence in figures["advice"])
 

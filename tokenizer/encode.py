@@ -119,8 +119,8 @@ def chosen_layout(c: Settings, tokenizer: ImageTokenizer) -> Layout:
         return layout
     if not isinstance(tokenizer, EmbedsCodes):
         raise UserError(
-            f"vectors true needs codes that stand for vectors, and those of a tokenizer of kind "
-            f"{tokenizer.config.name()} are patches; leave it out"
+            f"vectors true needs codes that each stand for a vector of one grid, and those of a tokenizer of kind "
+            f"{tokenizer.config.name()} ({layout}) do not; leave it out"
         )
     return tokenizer.vector_layout
 
@@ -244,7 +244,7 @@ def check_split(
 ) -> dict[str, Any]:
     """Return the figures of a split on the disk: rows, use of the codebook, PSNR of some decoded images."""
     layout, errors, rows = tokenizer.config.layout, list[torch.Tensor](), 0
-    counts = torch.zeros(layout.depth, layout.codebook_size, dtype=torch.int64) if layout.discrete else None
+    counts = torch.zeros(layout.codebooks, layout.codebook_size, dtype=torch.int64) if layout.discrete else None
     digest = codes.Digest()
     bar = passing_bar(len(split), f"check {name}")
     for path in codes.shard_paths(folder, name):
@@ -253,7 +253,7 @@ def check_split(
         digest.update(shard)
         if counts is not None:
             found = as_read(tokenizer, np.asarray(shard.codes), info.layout)
-            counts += count(found, layout.codebook_size, layout.depth)
+            counts += count(found, layout)
         plain = np.arange(0, len(shard.rows), info.views)
         wanted = max(1, CHECKED * len(plain) // max(1, len(split)))
         chosen = plain[:: max(1, -(-len(plain) // wanted))]

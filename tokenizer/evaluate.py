@@ -67,7 +67,7 @@ from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.metrics.mmd import mmd_squared
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
-from smalti.tokenizer.codebooks.usage import count, perplexity, usage
+from smalti.tokenizer.codebooks.usage import count, perplexity, reachable, usage
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.latent_use import latent_use
 from smalti.tokenizer.model import load_tokenizer, trained
@@ -301,12 +301,15 @@ def reconstruction_figures(
         figures |= latent_figures(found, c.layout, samples, dimensions)
     if "codes" in found:
         figures["uniform_rate"] = c.layout.length * math.log2(c.layout.codebook_size) / dimensions
-        counts = count(found["codes"], c.layout.codebook_size, c.layout.depth)
+        counts = count(found["codes"], c.layout)
         of_codes = {"usage": usage(counts), "perplexity": perplexity(counts)}
         both = (
             {"uniform_bits_per_dim": figures["uniform_rate"] + figures["distortion"]} if "distortion" in found else {}
         )
         figures |= both | of_codes
+        if c.layout.codebooks > 1:
+            figures["usage_by_codebook"] = [usage(row) for row in counts]
+            figures["reachable_by_codebook"] = [reachable(row[None]) for row in counts]
     if extractors.features is not None and len(found["features"]) > found["features"].shape[1]:
         figures[extractors.features.frechet_name] = frechet_distance(found["features"], found["features_again"])
     if extractors.classifier is not None:

@@ -10,6 +10,7 @@ from smalti.tokenizer.base import ImageTokenizer, TrainedTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainedConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.mixture.model import GaussianMixtureTokenizer
+from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
 from smalti.tokenizer.vae.model import VAE
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
@@ -20,6 +21,7 @@ OURS = (
     VQGANTokenizer,
     VAE,
     GaussianMixtureTokenizer,
+    MultiscaleTokenizer,
 )  # the kinds that come with the package: importing them registers them
 
 

@@ -1,7 +1,10 @@
 """A tokenizer of an encoder, a quantizer and a decoder: a code stands for a vector, which is decoded amid others.
 
+    NetworkTokenizer    any layout of codes: pictures of single codes, amid the mean of all others
+    GridTokenizer       codes of one grid, each of which stands for a vector at its place
+
 Shapes: images (B, C, H, W); z_e and z_q (B, D, h, w); indices (B, h, w), or (B, h, w, Q) where a place has Q > 1 codes;
-counts (Q, K), how often each code was used at each depth.
+counts (R, K), how often each code of each of R codebooks was used: a row a depth of each grid.
 """
 
 from abc import abstractmethod
@@ -34,6 +37,58 @@ class NetworkTokenizer(LikelihoodTokenizer):
     @abstractmethod
     def draw(self, z_q: Tensor) -> Tensor:
         """Return what `likelihood` reads, (B, N, H, W), of z_q (B, D, h, w) on a grid of any size."""
+
+    # ----------------------------------------------------------------------------------------------------- single codes
+
+    def code_tables(self) -> list[Tensor]:
+        """Return the vectors (K, D) that are searched in each codebook; an empty list where codes are digits."""
+        return [table.vectors for table in self.quantizer.tables()]
+
+    @torch.no_grad()
+    def code_vectors(self, depth: int, codes: Tensor) -> Tensor:
+        """Return the vectors (N, D) that codes (N,) of a codebook add to z_q."""
+        codes = codes.to(next(self.parameters()).device)
+        return torch.cat([self.quantizer.vectors_at(depth, some) for some in codes.split(LOOKED_UP)])
+
+    @torch.no_grad()
+    def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
+        """Return the patches (N, C, p, p) in [-1, 1] that codes (N,) of a codebook draw amid the mean of those in use.
+
+        Of later codebooks they are the change of the mean patch, with its contrast raised.
+        """
+        means = [self._mean_vector(*row) for row in enumerate(counts)]
+        found = []
+        with passing_bar(len(codes), "draw codes", unit="code") as bar:
+            for some in codes.split(BATCH):
+                found.append(self._drawn(means, depth, self.code_vectors(depth, some)))
+                bar.update(len(some))
+        drawn = torch.cat(found)
+        if depth == 0:
+            return drawn
+        change = drawn - self._drawn(means, depth, means[depth][None])
+        return change / change.abs().amax(dim=(1, 2, 3)).quantile(0.9).clamp_min(1 / MOST_CONTRAST)
+
+    @abstractmethod
+    def _drawn(self, means: list[Tensor], row: int, vectors: Tensor) -> Tensor:
+        """Return the patches (N, C, p, p) that vectors (N, D) of a codebook draw at one place.
+
+        Args:
+            means: of each codebook, the vector (D,) that stands for its codes at all other places.
+        """
+
+    def _mean_vector(self, depth: int, counts: Tensor) -> Tensor:
+        """Return the mean vector (D,) that a codebook adds to z_q, where codes are used counts (K,) times."""
+        counts = counts.to(next(self.parameters()).device)
+        used = counts.nonzero()[:, 0]
+        one = used[:1] if len(used) else torch.zeros(1, dtype=torch.int64)
+        total = torch.zeros_like(self.code_vectors(depth, one)[0])
+        for some in used.split(LOOKED_UP):
+            total += (self.code_vectors(depth, some) * counts[some, None]).sum(0)
+        return total / counts.sum().clamp_min(1)
+
+
+class GridTokenizer(NetworkTokenizer):
+    """A tokenizer with a network and one grid of codes, whose vectors lie on the grid where the codes do."""
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Return z_q (B, D, h, w) of indices on a grid of any size, (B, h, w) or (B, h, w, Q)."""
@@ -74,52 +129,14 @@ class NetworkTokenizer(LikelihoodTokenizer):
             rest = rest - table[found[-1]]
         return torch.stack(found, 1).view(len(vectors), -1)
 
-    # ----------------------------------------------------------------------------------------------------- single codes
+    # ------------------------------------------------------------------------------------------------------ one code
 
-    def code_tables(self) -> list[Tensor]:
-        """Return the vectors (K, D) that are searched at each depth; an empty list where codes are digits."""
-        return [table.vectors for table in self.quantizer.tables()]
-
-    @torch.no_grad()
-    def code_vectors(self, depth: int, codes: Tensor) -> Tensor:
-        """Return the vectors (N, D) that codes (N,) of a depth add to z_q."""
-        codes = codes.to(next(self.parameters()).device)
-        return torch.cat([self.quantizer.vectors_at(depth, some) for some in codes.split(LOOKED_UP)])
-
-    @torch.no_grad()
-    def code_pictures(self, counts: Tensor, depth: int, codes: Tensor) -> Tensor:
-        """Return the patches (N, C, p, p) in [-1, 1] that codes (N,) of a depth draw amid the mean of the codes in use.
-
-        Of later depths they are the change of the mean patch, with its contrast raised.
-        """
-        means = [self._mean_vector(*row) for row in enumerate(counts)]
-        around = sum(means, torch.zeros_like(means[0]))
-        found = []
-        with passing_bar(len(codes), "draw codes", unit="code") as bar:
-            for some in codes.split(BATCH):
-                found.append(self._in_the_middle(around, self.code_vectors(depth, some) - means[depth]))
-                bar.update(len(some))
-        drawn = torch.cat(found)
-        if depth == 0:
-            return drawn
-        change = drawn - self._in_the_middle(around, torch.zeros_like(means[0])[None])
-        return change / change.abs().amax(dim=(1, 2, 3)).quantile(0.9).clamp_min(1 / MOST_CONTRAST)
-
-    def _in_the_middle(self, around: Tensor, more: Tensor) -> Tensor:
-        """Return the patches (N, C, p, p) that vectors `around` (D,) + `more` (N, D) draw amid places of `around`."""
+    def _drawn(self, means: list[Tensor], row: int, vectors: Tensor) -> Tensor:
+        """Return the patches (N, C, p, p) that vectors (N, D) draw in the middle of places of the mean of all codes."""
         assert self.config.layout.rectangle is not None  # a network's codes lie in rows and columns
         p, middle = self.config.image_size[0] // self.config.layout.rectangle[0], AROUND // 2
         seen = slice(middle * p, (middle + 1) * p)
-        z_q = around[None, :, None, None].repeat(len(more), 1, AROUND, AROUND)
-        z_q[:, :, middle, middle] += more
+        around = sum(means, torch.zeros_like(means[0]))
+        z_q = around[None, :, None, None].repeat(len(vectors), 1, AROUND, AROUND)
+        z_q[:, :, middle, middle] += vectors - means[row]
         return self.likelihood.mean(self.draw(z_q))[..., seen, seen]
-
-    def _mean_vector(self, depth: int, counts: Tensor) -> Tensor:
-        """Return the mean vector (D,) that a depth adds to z_q, where codes are used counts (K,) times."""
-        counts = counts.to(next(self.parameters()).device)
-        used = counts.nonzero()[:, 0]
-        one = used[:1] if len(used) else torch.zeros(1, dtype=torch.int64)
-        total = torch.zeros_like(self.code_vectors(depth, one)[0])
-        for some in used.split(LOOKED_UP):
-            total += (self.code_vectors(depth, some) * counts[some, None]).sum(0)
-        return total / counts.sum().clamp_min(1)

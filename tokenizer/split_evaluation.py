@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.split import ImageSplit
 from smalti.common.folder import write_json
+from smalti.common.layout import Layout
 from smalti.common.plots import image_grid
 from smalti.common.progress import advance, passing_bar
 from smalti.common.seeds import generator
@@ -92,7 +93,7 @@ class Measured(NamedTuple):
 def evaluate_split(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Accelerator) -> SplitEvaluation:
     """Return the evaluation of a tokenizer, which is not wrapped, on a whole split; each process takes its share."""
     device, layout = accelerator.device, tokenizer.config.layout
-    shape = (layout.depth, layout.codebook_size) if layout.discrete else (0, 0)
+    shape = (layout.codebooks, layout.codebook_size) if layout.discrete else (0, 0)
     counts = torch.zeros(*shape, dtype=torch.int64, device=device)
     sums, centers = torch.zeros(5, device=device), CenterSums(layout.length, device)
     shown: list[Measured] = []
@@ -108,7 +109,7 @@ def evaluate_split(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Ac
         if bounded:
             centers.add(found.latents)
         if layout.discrete:
-            counts += count(found.latents, layout.codebook_size, layout.depth)
+            counts += count(found.latents, layout)
         if sum(map(len, originals)) < SHOWN:
             originals.append(images[:SHOWN].cpu())
             shown.append(found)
@@ -170,9 +171,10 @@ def evaluation_of(
     )
 
 
-def save_histogram(counts: Tensor, images: int, path: Path) -> None:
-    """Write how often each code was used on the validation split, as JSON: counts[depth][code]."""
-    write_json(path, {"split": "validation", "images": images, "counts": counts.tolist()}, indent=None)
+def save_histogram(counts: Tensor, images: int, layout: Layout, path: Path) -> None:
+    """Write how often each code was used on the validation split, as JSON: counts[codebook][code], and their names."""
+    of = {"split": "validation", "images": images, "codebooks": layout.codebook_names}
+    write_json(path, of | {"counts": counts.tolist()}, indent=None)
 
 
 def reconstruction_grid(evaluation: SplitEvaluation) -> PIL.Image.Image:

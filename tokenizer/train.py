@@ -312,7 +312,9 @@ def report_evaluation(
         save_picture(picture, run / "reconstructions.png")
         metrics.picture(step, "reconstructions", picture)
         if evaluation.counts is not None:
-            save_histogram(evaluation.counts, evaluation.images, run / "histogram.json")
+            save_histogram(
+                evaluation.counts, evaluation.images, trained.tokenizer.config.layout, run / "histogram.json"
+            )
     if evaluation.counts is not None:
         book = codebook_of(trained.tokenizer, trained.upkeep.revive_below)
         for low in unused(book, "validation", evaluation.counts):

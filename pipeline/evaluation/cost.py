@@ -90,7 +90,7 @@ def price_codes(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, An
     """Return the nats (N,) of each held-out image by its codes, and how they were drawn if the posterior has draws."""
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
     train = plain_views(bench.data.splits["train"], info).codes
-    marginal = Marginal(train, info.layout.codebook_size, info.layout.depth)
+    marginal = Marginal(train, info.layout)
     stochastic = likely(pipeline).stochastic
 
     def compute(positions: Tensor) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from smalti.pipeline.playground.view import View, view_picture
 from smalti.pipeline.reporting.markup import Html, percent
 from smalti.prior.base import Completes, Unfolding, Unfolds
 from smalti.prior.draw import SamplingConfig
-from smalti.tokenizer.base import DrawsCodes
+from smalti.tokenizer.base import DecodesCoarse, DrawsCodes
 
 MOST_PIXELS = 20_000_000  # of a dropped picture: decoding takes ten bytes a pixel for a moment
 LARGE = 2_000_000  # pixels: a larger picture is reduced before it gets the tokenizer's size
@@ -83,15 +83,25 @@ class Controller:
         A prior that draws an image in passes is watched at them: what has not settled is grey, or noise that clears.
         """
         if isinstance(self.pipeline.prior, Unfolds):
-            layout, due = self.pipeline.prior.config.layout, time.monotonic()
+            due = time.monotonic()
             for unfolding in self._passes(drawn, sampling or {}):
-                images = self.decode(unfolding.latents, self._told(drawn))
-                if unfolding.settled is not None and layout.rectangle is not None:
-                    images = growth.hidden(images, unfolding.settled, layout.rectangle)
+                images = self._unfinished(unfolding, self._told(drawn))
                 time.sleep(max(0.0, due - time.monotonic()))
                 due = time.monotonic() + PACE_OF_PASSES
                 yield to_pil(images)
         yield drawn.images
+
+    def _unfinished(self, unfolding: Unfolding, labels: Tensor) -> Tensor:
+        """Return the images of a pass: what has not settled is grey; of several grids, those that have settled."""
+        layout, settled = self.pipeline.prior.config.layout, unfolding.settled
+        if settled is None or (layout.rectangle is None and not isinstance(self.pipeline.tokenizer, DecodesCoarse)):
+            return self.decode(unfolding.latents, labels)
+        if layout.rectangle is not None:
+            return growth.hidden(self.decode(unfolding.latents, labels), settled, layout.rectangle)
+        whole = [part.all() for part in settled.split([grid.places for grid in layout.grids], 1)]
+        coarse = whole.index(torch.tensor(False)) if not all(whole) else len(whole)
+        with self.turn:
+            return self.pipeline.decode_coarse(unfolding.latents, max(1, coarse))
 
     def _passes(self, drawn: Generated, sampling: dict[str, Any]) -> Iterator[Unfolding]:
         """Yield the latents after each pass that draws these images, a turn each."""
@@ -279,6 +289,34 @@ class CodeController(Controller):
         return grid_board.board_value(rendering.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
 
 
+class ScalesController(Controller):
+    """The actions over several grids: a picture by its coarse grids alone, and with the finer ones drawn anew."""
+
+    def __init__(self, pipeline: ImagePipeline):
+        super().__init__(pipeline)
+        self.grids = pipeline.tokenizer.config.layout.grids
+
+    def coarse(self, held: Held, kept: int) -> Html:
+        """Return the picture beside what its first `kept` grids decode to."""
+        with self.turn:
+            image = self.pipeline.decode_coarse(held.codes, kept)
+        words = " + ".join(" × ".join(map(str, grid.shape)) for grid in self.grids[:kept])
+        shown = to_pil(held.image) + to_pil(image)
+        return rendering.sheet(shown, [("the picture", ""), (f"{kept} of {len(self.grids)} grids", words)])
+
+    def refine(
+        self, held: Held, kept: int, label: int | None, number: int, seed: int | None, sampling: dict[str, Any]
+    ) -> Html:
+        """Return pictures whose first `kept` grids are those of the one in hand, the finer ones drawn."""
+        if kept >= len(self.grids):
+            raise UserError("all grids are kept: move the slider to the left, and what is right of it is drawn")
+        pictures = to_pil(held.image.expand(number, -1, -1, -1))
+        labels = None if label is None else self._named([label] * number)
+        with self.turn:
+            made = self.pipeline.refine(pictures, kept, labels=labels, seed=seed, **sampling)
+        return rendering.sheet(made.images, [(f"seed {each}", "") for each in made.seeds])
+
+
 class MapController(Controller):
     """The actions over vectors: places of the latent map are decoded."""
 
@@ -313,8 +351,10 @@ def open_controller(pipeline: ImagePipeline, counts: Tensor | None, shown: Laten
     """
     if shown is not None:
         return MapController(pipeline, shown)
-    layout = pipeline.tokenizer.config.layout
-    drawn = isinstance(pipeline.tokenizer, DrawsCodes) and isinstance(pipeline.prior, Completes)
+    layout, completes = pipeline.tokenizer.config.layout, isinstance(pipeline.prior, Completes)
+    if isinstance(pipeline.tokenizer, DecodesCoarse) and len(layout.grids) > 1 and completes:
+        return ScalesController(pipeline)
+    drawn = isinstance(pipeline.tokenizer, DrawsCodes) and completes
     return CodeController(pipeline, counts) if layout.discrete and layout.rectangle and drawn else Controller(pipeline)
 
 

@@ -24,6 +24,7 @@ from smalti.pipeline.playground.controller import (
     Controller,
     Held,
     MapController,
+    ScalesController,
     controls,
     read_sampling,
 )
@@ -508,6 +509,77 @@ class CodePage(Page):
         return canvas, self.controller.canvas_board(canvas)
 
 
+class ScalesPage(Page):
+    """The page over several grids, with a slider over them."""
+
+    controller: ScalesController
+
+    def _more_tabs(self, held: Held) -> None:
+        with gr.Tab("Scales", id="scales"):
+            self._scales_tab(held)
+
+    def _scales_tab(self, held: Held) -> None:
+        most = len(self.controller.grids)
+        kept = max(1, most // 2)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
+                self.drop_scales = self._drop_zone("scales")
+                self.kept = gr.Slider(1, most, kept, step=1, label="Grids that are kept", elem_id="kept-grids")
+                choices = [("no class", NO_CLASS), *self.classes]
+                self.label = gr.Dropdown(
+                    choices, value=_shown_label(held), label="Class", visible=bool(self.classes), elem_id="scales-label"
+                )
+                with gr.Row():
+                    self.number_refined = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Pictures")
+                    self.refine_seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random")
+                self.refine = gr.Button("Draw the finer grids", variant="primary", elem_id="refine-button")
+            with gr.Column(scale=3, min_width=300):
+                self.coarse = gr.HTML(self.controller.coarse(held, kept), elem_id="coarse")
+                self._note(
+                    "The slider shows what the picture's coarse grids say alone. The button draws the finer ones anew, "
+                    "given those that are kept. Temperature, guidance and truncation are those of the first page."
+                )
+                refined = self.controller.refine(held, kept, held.label, COMPLETIONS, 0, {}) if kept < most else ""
+                self.refined = gr.HTML(refined, elem_id="refined")
+
+    def _join(self) -> None:
+        super()._join()
+        self._on(self.kept.input, self.on_kept, [self.held, self.kept], [self.coarse], True, True)
+        given = [self.held, self.kept, self.label, self.number_refined, self.refine_seed]
+        self._on(self.refine.click, self.on_refine, [*given, *self.settings], [self.refined])
+
+    def _drop_zones(self) -> list[gr.File]:
+        return [self.drop_look, self.drop_scales]
+
+    def _held_by(self) -> list[Any]:
+        return [self.held, self.looked, self.coarse, self.kept, self.label, self.refined]
+
+    def _in_hand(self, held: Held) -> tuple[Any, ...]:
+        kept = max(1, len(self.controller.grids) // 2)
+        return held, self.controller.look(held), self.controller.coarse(held, kept), kept, _shown_label(held), ""
+
+    def on_kept(self, held: Held, kept: float) -> str:
+        return self.controller.coarse(held, int(kept))
+
+    def on_refine(
+        self,
+        held: Held,
+        kept: float,
+        label: int,
+        number: float,
+        seed: int | None,
+        temperature: float,
+        guidance: float,
+        steps: float,
+        top_k: float,
+        top_p: float,
+        min_p: float,
+    ) -> str:
+        sampling = self._sampling(temperature, guidance, steps, top_k, top_p, min_p)
+        told = None if label == NO_CLASS else label
+        return self.controller.refine(held, int(kept), told, int(number), seed, sampling)
+
+
 class MapPage(Page):
     """The page over vectors, with the latent map."""
 
@@ -566,4 +638,6 @@ def make_page(controller: Controller, name: str) -> Page:
     """
     if isinstance(controller, MapController):
         return MapPage(controller, name)
+    if isinstance(controller, ScalesController):
+        return ScalesPage(controller, name)
     return CodePage(controller, name) if isinstance(controller, CodeController) else Page(controller, name)

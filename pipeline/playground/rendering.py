@@ -64,16 +64,21 @@ def code_grid(codes: Tensor) -> Html:
     return tag("svg", *cells, viewBox=f"0 0 {w} {h}", class_="tes-codes", role="img", aria_label=told)
 
 
+def code_grids(codes: Tensor, layout: Layout) -> list[Tensor]:
+    """Return the codes (1, T) of a picture as grids (h, w), one a codebook; none of vectors or of another rank."""
+    if not layout.discrete or len(layout.grids[0].shape) != 2:
+        return []
+    parts = zip(layout.split(codes), layout.grids, strict=True)
+    return [each for part, grid in parts for each in part.view(*grid.shape, grid.depth).unbind(-1)]
+
+
 def looked_at(view: View, layout: Layout) -> Html:
     """Return the picture, its code grids if it has any, its reconstruction, their difference, and the figures."""
     C, H, W = view.image.shape[1:]
-    depth = layout.depth if layout.rectangle else 1
-    depths = view.codes.view(*layout.rectangle, depth).unbind(-1) if layout.rectangle and layout.discrete else ()
+    named = zip(layout.codebook_names, code_grids(view.codes, layout), strict=False)
     grids = [
-        figure_tag(
-            code_grid(codes), "its codes" if depth == 1 else f"its codes, depth {i + 1} of {depth}", id=f"tes-codes-{i}"
-        )
-        for i, codes in enumerate(depths)
+        figure_tag(code_grid(codes), f"its codes, {name}" if name else "its codes", id=f"tes-codes-{i}")
+        for i, (name, codes) in enumerate(named)
     ]
     differs = difference(view.image, view.again)
     shown = [

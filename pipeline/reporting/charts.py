@@ -106,21 +106,21 @@ def curves(
     return _save(figure, path)
 
 
-def code_use(counts: np.ndarray, path: Path) -> Html:
-    """Draw counts (Q, K), how often each code was used: a line a depth, most used first, on a logarithmic scale."""
+def code_use(counts: np.ndarray, names: Sequence[str], path: Path) -> Html:
+    """Draw counts (R, K), how often each code was used: a line a codebook, most used first, on a logarithmic scale."""
     figure, axes = _plot(7.4, 2.6)
     used, K = int((counts > 0).sum(1).max()), counts.shape[1]
     last = K if used > K / 4 else max(used, 1)  # in a large codebook, unused codes would take all the room
     ranks = np.unique(np.linspace(1, last, min(SHOWN, last)).round().astype(int))
     for depth, row in enumerate(-np.sort(-counts, axis=1)):
         some = ranks[row[ranks - 1] > 0]
-        name = "codes" if len(counts) == 1 else f"depth {depth + 1}"
+        name = "codes" if len(counts) == 1 else names[depth]
         colour = COLOURS[depth % len(COLOURS)]
         axes.step(some, row[some - 1], where="mid", color=colour, linewidth=1.6, label=name)
         if len(counts) == 1:
             axes.fill_between(some, row[some - 1], 0.5, step="mid", color=colour, alpha=0.25, linewidth=0)
     even = counts.sum() / counts.size
-    if even > 0.5:
+    if even > 0.5 and len({*counts.sum(1).tolist()}) == 1:  # grids of one sample have each their own number of places
         axes.axhline(even, linestyle="--", color=INK, alpha=0.7, linewidth=1.2, label="if all were used alike")
     axes.set(yscale="log", xlim=(0, last + 1), ylim=(0.5, max(counts.max(), 1) * 1.6))
     axes.set_xlabel("codes, the most used first", color=INK, fontsize=9)

@@ -1,6 +1,6 @@
 """The section on the codebook: how often each code was used, and what it decodes to.
 
-Q codes at each place of the grid, K codes to choose from.
+R codebooks, one for each depth of each grid; K codes to choose from.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from smalti.pipeline.reporting.run_contents import RunContents, read_run_picture
 
 
 def read_histogram(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return how often each code was used, (Q, K), and the whole file. Raises `UserError` for a damaged file."""
+    """Return how often each code was used, (R, K), and the whole file. Raises `UserError` for a damaged file."""
     value = read_json(path)
     try:
         counts = np.array(value.get("counts"), dtype=np.int64)
@@ -24,7 +24,7 @@ def read_histogram(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         counts = np.zeros(0, dtype=np.int64)
     if counts.ndim != 2 or not counts.size or counts.min() < 0:
         raise UserError(
-            f"{path} must hold counts, a list of whole numbers for each depth; training again writes it anew"
+            f"{path} must hold counts, a list of whole numbers for each codebook; training again writes it anew"
         )
     return counts, value
 
@@ -35,7 +35,10 @@ def use_of_codes(contents: RunContents, path: Path) -> Html:
     never = int((counts == 0).sum())
     images = value.get("images")
     of = f"{value.get('split', 'validation')} split" + (f", {images:,} images" if isinstance(images, int) else "")
-    drawn = charts.code_use(counts, contents.path / "report/codebook-use.png")
+    names = value.get("codebooks")
+    if not isinstance(names, list) or len(names) != len(counts):  # an earlier version wrote none
+        names = [f"depth {depth + 1}" for depth in range(len(counts))]
+    drawn = charts.code_use(counts, [str(name) for name in names], contents.path / "report/codebook-use.png")
     seen = f"{never:,} of {counts.size:,} codes were never used" if never else f"all {counts.size:,} codes were used"
     alt = f"How often each code was used, sorted: from {counts.max():,} times down to {counts.min():,}; {seen}"
     return markup.figure_tag(

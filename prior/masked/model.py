@@ -219,7 +219,7 @@ class MaskedPrior(MaskedTransformer):
 
         The codes of a pass are independent given those before, and cost what that costs.
         """
-        B, T, Q = len(condition), self.config.layout.length, self.config.layout.depth
+        B, T, codebooks = len(condition), self.config.layout.length, self.codebooks.tolist()
         codes, hidden = condition.new_zeros(B, T), torch.ones(B, T, dtype=torch.bool, device=condition.device)
         passes, matrices = min(T, CODED_PASSES), self.head.matrices()
         for i in range(passes):
@@ -229,7 +229,7 @@ class MaskedPrior(MaskedTransformer):
             for t in kept[0].nonzero()[:, 0].tolist():
                 digits: list[Tensor] = []
                 for g in range(len(self.vocabularies)):
-                    logits = F.linear(self.head.after(x[:, t], digits), matrices[g][t % Q])
+                    logits = F.linear(self.head.after(x[:, t], digits), matrices[g][codebooks[t]])
                     digits.append(choose(logits, t, g))
                 codes[:, t] = to_index(torch.stack(digits, dim=-1), self.vocabularies)
             hidden = hidden & ~kept

@@ -43,6 +43,7 @@ class MaskedTransformer(Prior):
     cos: Tensor  # (1 + T, head_dim / 2), of the angles by which places are turned
     sin: Tensor
     first_rows: Tensor  # (T, G)
+    codebooks: Tensor  # (T,)
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
@@ -56,8 +57,8 @@ class MaskedTransformer(Prior):
         self.architecture = a
         self.vocabularies = config.vocabularies
         self.class_embedding = config.condition.embedding(a.dim)
-        self.code_embedding = nn.Embedding(config.layout.depth * sum(self.vocabularies), a.dim)
-        self.hidden_embedding = nn.Embedding(config.layout.depth, a.dim)  # of a hidden code, at each depth
+        self.code_embedding = nn.Embedding(config.layout.codebooks * sum(self.vocabularies), a.dim)
+        self.hidden_embedding = nn.Embedding(config.layout.codebooks, a.dim)  # of a hidden code of each
         self.place_embedding = nn.Parameter(torch.zeros(config.layout.length, a.dim))
         self.dropout = nn.Dropout(a.dropout)
         self.blocks = nn.ModuleList(Block(a) for _ in range(a.depth))
@@ -67,6 +68,7 @@ class MaskedTransformer(Prior):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)
+        self.register_buffer("codebooks", config.layout.codebook_of(), persistent=False)
         self.recompute = False  # set in training: blocks compute their activations again in the backward pass
         self._initialize()
 
@@ -88,8 +90,7 @@ class MaskedTransformer(Prior):
     def features(self, condition: Tensor, digits: Tensor, hidden: Tensor) -> Tensor:
         """Return the features (B, T, C) that the head predicts codes from, of codes in parts (B, T, G)."""
         seen = self.code_embedding(digits + self.first_rows).sum(2)
-        depths = torch.arange(digits.shape[1], device=digits.device) % self.hidden_embedding.num_embeddings
-        inputs = torch.where(hidden[..., None], self.hidden_embedding(depths), seen) + self.place_embedding
+        inputs = torch.where(hidden[..., None], self.hidden_embedding(self.codebooks), seen) + self.place_embedding
         x = self.dropout(torch.cat([self.class_embedding(condition)[:, None], inputs], dim=1))
         turn = Turn(self.cos, self.sin)
         for block in self.blocks:

@@ -52,7 +52,7 @@ class IndependentConfig(FittedArchitecture):
     kind: Literal["independent"] = "independent"
     """every code by itself, as often as in the training rows of its class"""
     by_place: bool = True
-    """true: frequencies at each place; false: one table for all places, at each depth"""
+    """true: frequencies at each place; false: one table for all places of a grid, at each depth"""
 
     @property
     def by_class(self) -> bool:

@@ -3,8 +3,8 @@
 Every count gets one more (Laplace), so that no code is impossible. It is the lecture's simplest prior that is fitted,
 and what a prior saves beyond it is what it knows of how codes go together.
 
-Shapes: G tables, one a class and the last one for none; R rows of each: T by place, else Q, one a depth;
-counts (G, R, K) int64, log_p (G, R, K) float32.
+Shapes: G tables, one a class and the last one for none; R rows of each: T by place, else one for each depth of each
+grid; counts (G, R, K) int64, log_p (G, R, K) float32.
 """
 
 import psutil
@@ -25,6 +25,7 @@ class IndependentPrior(CodePrior):
     """A table of code frequencies for each class, and one over all rows for samples without a class."""
 
     log_p: Tensor
+    rows: Tensor  # (T,)
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
@@ -36,6 +37,7 @@ class IndependentPrior(CodePrior):
         K = config.layout.codebook_size
         self.vocabularies = (K,)  # in whole: its parts would not be independent
         self.register_buffer("log_p", torch.zeros(table_shape(config)).log_softmax(-1))
+        self.register_buffer("rows", table_rows(config), persistent=False)
 
     @torch.no_grad()
     def take(self, counts: Tensor) -> None:
@@ -49,24 +51,25 @@ class IndependentPrior(CodePrior):
         self.log_p.copy_(smoothed.log() - smoothed.sum(-1, keepdim=True).log())
 
     def logits(self, condition: Tensor, t: int, g: int) -> Tensor:
-        return self.log_p[condition, t % self.log_p.shape[1]]
+        return self.log_p[condition, self.rows[t]]
 
     def log_prob_each(self, codes: Tensor, condition: Tensor) -> Tensor:
-        rows = table_rows(self.config).to(codes.device)
-        return self.log_p[condition[:, None], rows, codes].double()
+        return self.log_p[condition[:, None], self.rows, codes].double()
 
 
 def table_shape(config: PriorConfig) -> tuple[int, int, int]:
     """Return (G, R, K)."""
     assert isinstance(config.architecture, IndependentConfig)  # the registry builds no other
     layout = config.layout
-    rows = layout.length if config.architecture.by_place else layout.depth
+    rows = layout.length if config.architecture.by_place else layout.codebooks
     return config.condition.num_classes + 1, rows, layout.codebook_size
 
 
 def table_rows(config: PriorConfig) -> Tensor:
     """Return the row of the tables that each code of a sample has, (T,)."""
-    return torch.arange(config.layout.length) % table_shape(config)[1]
+    assert isinstance(config.architecture, IndependentConfig)
+    layout = config.layout
+    return torch.arange(layout.length) if config.architecture.by_place else layout.codebook_of()
 
 
 def count(codes: Tensor, condition: Tensor, config: PriorConfig) -> Tensor:

@@ -30,14 +30,14 @@ class TransformerPrior(CausalTransformer):
     @torch.inference_mode()
     def walk(self, condition: Tensor, choose: Choose) -> Tensor:
         decoder = CachedTransformer(self, len(condition), "fp32")
-        codes = condition.new_zeros(len(condition), 0)
+        codes, codebooks = condition.new_zeros(len(condition), 0), self.config.layout.codebook_of().tolist()
         for t in range(self.config.layout.length):
             x = self.inputs(condition, codes, None)[:, -1].contiguous()
             place = torch.full_like(condition, t)
             hidden = decoder.step(x, decoder.turns(1 + place, place), NumberedStep(t))
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):
-                digits.append(choose(decoder.logits(hidden, t % self.config.layout.depth, digits), t, g))
+                digits.append(choose(decoder.logits(hidden, codebooks[t], digits), t, g))
             code = to_index(torch.stack(digits, dim=-1), self.vocabularies)
             codes = torch.cat([codes, code[:, None]], dim=1)
         return codes

@@ -5,8 +5,8 @@ codes of a place side by side; logits (B, T, V), where V is K, or the sum of the
 parts; order (B, T), the place of the sequence that each step predicts.
 
 The input is [class, c_0, ..., c_{T-2}], the output a distribution over c_0, ..., c_{T-1}: log p(codes | class) is the
-sum of their log-probabilities, the rate term of the lecture's ELBO. Each depth of a place has its own embeddings and
-head.
+sum of their log-probabilities, the rate term of the lecture's ELBO. Each codebook, one for each depth of each grid, has
+its own embeddings and head.
 
 An embedding of the place to predict is added to each input. Queries are turned by that place, keys by the place of
 their own code. So the same weights can predict the places in any order; the input is then
@@ -42,7 +42,7 @@ class CausalTransformer(AutoregressivePrior):
         assert isinstance(a, TransformerConfig)
         self.architecture = a
         self.class_embedding = config.condition.embedding(a.dim)
-        self.code_embedding = nn.Embedding(config.layout.depth * sum(self.vocabularies), a.dim)
+        self.code_embedding = nn.Embedding(config.layout.codebooks * sum(self.vocabularies), a.dim)
         self.target_embedding = nn.Parameter(torch.zeros(config.layout.length, a.dim))  # of the place to predict
         self.dropout = nn.Dropout(a.dropout)
         self.blocks = nn.ModuleList(Block(a) for _ in range(a.depth))
@@ -80,14 +80,17 @@ class CausalTransformer(AutoregressivePrior):
         for block in self.blocks:
             again = self.recompute and self.training
             x = checkpoint(block, x, target, own, use_reentrant=False) if again else block(x, target, own)
-        return self.head(self.norm(x), to_digits(ordered, self.vocabularies))
+        return self.head(self.norm(x), to_digits(ordered, self.vocabularies), order)
 
     def inputs(self, condition: Tensor, ordered: Tensor, order: Tensor | None) -> Tensor:
         """Return the inputs (B, n + 1, C) of the first n + 1 steps, from condition (B, ...) and n codes in order."""
-        rows = to_digits(ordered, self.vocabularies) + self.first_rows[: ordered.shape[1]]  # (B, n, G)
+        n = ordered.shape[1]
+        first_rows, wanted = self.first_rows, self.target_embedding
+        if order is not None:
+            first_rows, wanted = first_rows[order], wanted[order]
+        rows = to_digits(ordered, self.vocabularies) + first_rows[..., :n, :]  # (B, n, G)
         x = torch.cat([self.class_embedding(condition)[:, None], self.code_embedding(rows).sum(2)], dim=1)
-        wanted = self.target_embedding if order is None else self.target_embedding[order]
-        return x + wanted[..., : x.shape[1], :]
+        return x + wanted[..., : n + 1, :]
 
     def turns(self, order: Tensor | None) -> tuple[Turn, Turn]:
         """Return the turns of all queries, by the place to predict, and of all keys, by the input's own place."""

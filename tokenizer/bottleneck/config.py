@@ -25,6 +25,7 @@ class BottleneckConfig(Kind):
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "vq"
+    draws: ClassVar[bool] = False  # whether codes are drawn in training, and not those that evaluation chooses
 
     @property
     @abstractmethod

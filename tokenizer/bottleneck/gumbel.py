@@ -12,7 +12,7 @@ why this one is not the default.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -30,6 +30,8 @@ SHARPNESS = 10.0  # of q at the start: draws are mostly among the nearest few
 
 class GumbelConfig(TableConfig):
     """Codes drawn from a soft assignment, one-hot forward and soft backward (Jang et al. 2017; Ramesh et al. 2021)."""
+
+    draws: ClassVar[bool] = True
 
     kind: Literal["gumbel"] = "gumbel"
     """drawn from a soft assignment"""

@@ -39,6 +39,11 @@ class CodebookFacts:
         """Return the settings that keep codes from being near-duplicates, besides fewer codes."""
         return []
 
+    def without(self, idle: Sequence[str], kept: int) -> str:
+        """Return how to do without the codebooks of these names, so that `kept` are left: depths of a stack."""
+        one = f"model.quantizer.kind {self.kind}, which has one depth"
+        return f"model.quantizer.code_depth {kept}" if kept > 1 else one
+
 
 def power_of_two(wanted: float, codebook_size: int) -> int:
     """Return the exponent of the power of two nearest above `wanted`, and below `codebook_size`."""

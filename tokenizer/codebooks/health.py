@@ -2,7 +2,8 @@
 
     counts, vectors  ->  split_figures, code_neighbours  ->  advice
 
-Shapes: counts (Q, K), how often each code was used, a row a depth; vectors (K, D), where the codes are.
+Shapes: counts (R, K), how often each code was used, a row a codebook of the layout, which is a depth of a grid;
+vectors (K, D), where the codes are.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from smalti.common.layout import Layout
 from smalti.common.progress import passing_bar
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.codebooks.facts import CodebookFacts
@@ -20,7 +22,7 @@ from smalti.tokenizer.config import TrainedConfig
 
 SKEW_BITS = 1.0  # log2 used − log2 perplexity: where it is more, half as many codes used evenly would say as much
 UNSEEN = 0.8  # of the usage expected of validation; not nearer 1, as the codes of one image are alike and reach fewer
-IDLE = 0.25  # of the bits of the depth that carries most; every depth costs the prior a code a place
+IDLE = 0.25  # of the bits of the row that carries most; every one costs the prior a code a place
 NEAR = 0.1  # of the median distance to the nearest code: of codes strewn at random in D = 4, one in 14,000 is as near
 DUPLICATES = 0.05  # share of codes with another so near; with fewer, telling pairs apart costs under 0.04 bits a place
 PAIRS = 12  # nearest pairs that are reported
@@ -31,17 +33,18 @@ TILE = 256  # rows of the distances that are in memory at once
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def split_figures(counts: Tensor, images: int) -> dict[str, Any]:
-    """Return the figures of one split, of all depths together and of each."""
-    Q, K = counts.shape
+def split_figures(counts: Tensor, images: int, layout: Layout) -> dict[str, Any]:
+    """Return the figures of one split, of all codebooks together and of each."""
     depths = [
         {
+            "name": name,
+            "reachable": reachable(row[None]),
             "usage": usage(row),
             "perplexity": perplexity(row),
             "dead_codes": int((row == 0).sum()),
             "counts": row.long().tolist(),
         }
-        for row in counts
+        for name, row in zip(layout.codebook_names, counts, strict=True)
     ]
     return {
         "images": images,
@@ -49,8 +52,8 @@ def split_figures(counts: Tensor, images: int) -> dict[str, Any]:
         "usage": usage(counts),
         "perplexity": perplexity(counts),
         "dead_codes": int((counts == 0).sum()),
-        "bits_a_place": entropy_bits(counts),
-        "most_bits_a_place": Q * math.log2(K),
+        "bits_a_place": layout.depth * entropy_bits(counts),
+        "most_bits_a_place": layout.depth * math.log2(layout.codebook_size),
         "depths": depths,
     }
 
@@ -60,7 +63,7 @@ class Counted(NamedTuple):
 
     source: str  # where the codes were read, or that they were made
     images: dict[str, int]  # of each split
-    counts: dict[str, Tensor]  # (Q, K) int64 of each split, on the CPU
+    counts: dict[str, Tensor]  # (R, K) int64 of each split, on the CPU
 
     @property
     def most(self) -> str:
@@ -130,7 +133,7 @@ class Codebook(NamedTuple):
 
     facts: CodebookFacts  # as its own kind states them; of each depth where it is residual
     codebook_size: int  # K
-    code_depth: int  # Q
+    names: tuple[str, ...] = ("",)  # of the codebooks of the layout
     revive_below: float | None = None
 
     def wider_use(self) -> Sequence[str]:
@@ -147,7 +150,7 @@ def codebook_of(tokenizer: ImageTokenizer, revive_below: float | None = None) ->
     c = tokenizer.config
     facts = c.codebook or CodebookFacts(c.name(), c.layout.depth, "model.")
     trained = revive_below if isinstance(c, TrainedConfig) else None
-    return Codebook(facts, c.layout.codebook_size, c.layout.depth, trained)
+    return Codebook(facts, c.layout.codebook_size, c.layout.codebook_names, trained)
 
 
 def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbours] = ()) -> list[str]:
@@ -156,8 +159,8 @@ def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbou
     One sentence says so where all is well.
 
     Args:
-        splits: counts (Q, K) of each split; the one with most codes is judged.
-        near: of each depth, where there are vectors.
+        splits: counts (R, K) of each split; the one with most codes is judged.
+        near: of each codebook, where there are vectors.
     """
     split, counts = max(splits.items(), key=lambda item: item[1].sum().item())
     idle = idle_depths(counts)
@@ -179,15 +182,15 @@ def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbou
 
 
 def idle_depths(counts: Tensor) -> list[int]:
-    """Return the depths of a residual stack that carry next to nothing."""
+    """Return the rows that carry next to nothing: depths of a residual stack, or grids of a hierarchy."""
     bits = [math.log2(perplexity(row)) for row in counts]
     return [depth for depth, some in enumerate(bits) if some < IDLE * max(bits)]
 
 
 def _depths(book: Codebook, depths: Sequence[int]) -> str:
-    if book.code_depth == 1:
+    if len(book.names) == 1:
         return ""
-    return f" at depth{'s' * (len(depths) > 1)} {', '.join(str(depth + 1) for depth in depths)} of {book.code_depth}"
+    return f" at {' and '.join(book.names[depth] for depth in depths)} of {len(book.names)}"
 
 
 def _remedies(*remedies: str) -> str:
@@ -195,29 +198,32 @@ def _remedies(*remedies: str) -> str:
 
 
 def _too_few(book: Codebook, split: str, counts: Tensor, splits: Mapping[str, Tensor]) -> list[str]:
-    number, K = counts[0].sum().item(), book.codebook_size
-    if number >= ENOUGH * K:
+    numbers, K = counts.sum(1), book.codebook_size
+    number, few = numbers.min().item(), (numbers < ENOUGH * K).nonzero()[:, 0].tolist()
+    if not few:
         return []
+    at = "" if len(few) == len(counts) else _depths(book, few)
     remedy = (
         _remedies(f"more images, or {book.fewer(number / ENOUGH)}") if "train" in splits else _remedies("--splits all")
     )
     return [
-        f"too few codes to judge by: {number:,.0f} places of {split} for {K:,} codes (drawn evenly they would use "
-        f"{reachable(counts):.1%}), so a code that is not used may only not have been met. {remedy}"
+        f"too few codes to judge by: {number:,.0f} places of {split} for {K:,} codes{at} (drawn evenly they would use "
+        f"{reachable(counts[numbers.argmin()][None]):.1%}), so a code that is not used may only not have "
+        f"been met. {remedy}"
     ]
 
 
 def unused(book: Codebook, split: str, counts: Tensor) -> list[str]:
     """Return the warning about codes that are not used, or an empty list where enough are."""
-    return _dead(book, split, counts, range(book.code_depth))
+    return _dead(book, split, counts, range(len(counts)))
 
 
 def _dead(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -> list[str]:
-    enough = counts[0].sum() >= ENOUGH * book.codebook_size
-    low = [depth for depth in depths if usage(counts[depth]) < (LOW if enough else GROSS) * reachable(counts[depth])]
+    enough = counts.sum(1) >= ENOUGH * book.codebook_size
+    low = [d for d in depths if usage(counts[d]) < (LOW if enough[d] else GROSS) * reachable(counts[d][None])]
     if not low:
         return []
-    dead, expected = int((counts[low] == 0).sum()), (1 - reachable(counts)) * len(low) * book.codebook_size
+    dead, expected = int((counts[low] == 0).sum()), (1 - reachable(counts[low])) * len(low) * book.codebook_size
     used = (counts[low] > 0).sum(1).max().item()
     return [
         f"dead codes: {dead:,} of {len(low) * book.codebook_size:,}{_depths(book, low)} are never used on {split} "
@@ -230,18 +236,13 @@ def _idle(book: Codebook, split: str, counts: Tensor, idle: Sequence[int]) -> li
     if not idle:
         return []
     each = ", ".join(f"{perplexity(row):.1f}" for row in counts)
-    last = idle == list(range(idle[0], book.code_depth))
-    cause = "the depths before leave little that more codes could tell" if last else "other depths say what it would"
-    fewer = book.code_depth - len(idle)
-    remedy = (
-        f"model.quantizer.code_depth {fewer}"
-        if fewer > 1
-        else f"model.quantizer.kind {book.facts.kind}, which has one depth"
-    )
+    last = idle == list(range(idle[0], len(counts)))
+    cause = "those before leave little that more codes could tell" if last else "others say what it would"
+    remedy = book.facts.without([book.names[depth] for depth in idle], len(counts) - len(idle))
     return [
-        f"idle depth: the codes{_depths(book, idle)} say next to nothing on {split} (perplexities {each}): {cause}, "
+        f"idle codebook: the codes{_depths(book, idle)} say next to nothing on {split} (perplexities {each}): {cause}, "
         "and the prior predicts them all the same. "
-        f"{_remedies(remedy, 'a smaller ' + (book.facts.size or 'codebook') + ', which leaves the later depths more')}"
+        f"{_remedies(remedy, 'a smaller ' + (book.facts.size or 'codebook') + ', which leaves the later ones more')}"
     ]
 
 
@@ -249,7 +250,8 @@ def _skewed(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -
     used = {depth: int((counts[depth] > 0).sum()) for depth in depths}
     lost = {depth: math.log2(max(1, used[depth])) - math.log2(perplexity(counts[depth])) for depth in depths}
     skewed = [depth for depth in depths if lost[depth] > SKEW_BITS]
-    if not skewed or counts[0].sum() < ENOUGH * book.codebook_size:
+    skewed = [depth for depth in skewed if counts[depth].sum() >= ENOUGH * book.codebook_size]
+    if not skewed:
         return []
     worst = max(skewed, key=lambda depth: lost[depth])
     ordered = counts[worst].double().sort(descending=True).values

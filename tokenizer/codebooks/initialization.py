@@ -8,15 +8,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from einops import rearrange
-from torch import Tensor
+from torch import Generator, Tensor
 
 from smalti.common.data.pixels import to_float
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
-from smalti.common.layout import Layout
+from smalti.common.layout import Grid
 from smalti.common.progress import advance, passing_bar
 from smalti.common.row_order import RowOrder, Share
 from smalti.common.seeds import generator
+from smalti.tokenizer.bottleneck.base import Quantizer
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.network_tokenizer import NetworkTokenizer
 
@@ -31,14 +32,22 @@ def sampled(codebook_size: int) -> int:
     return max(min(max(VECTORS_A_CODE * codebook_size, LEAST_VECTORS), MOST_VECTORS), 2 * codebook_size)
 
 
-def check_enough(codebook_size: int, images: int, layout: Layout, what: str) -> None:
-    """Raise `UserError` unless there are as many vectors as codes."""
-    if (there := images * layout.places) < codebook_size:
-        shape = " x ".join(map(str, [images, *layout.grids[0].shape]))
+def check_enough(
+    codebook_size: int, images: int, grid: Grid, what: str, otherwise: str = "choose a smaller one"
+) -> None:
+    """Raise `UserError` unless a grid of each image gives as many vectors as there are codes."""
+    if (there := images * grid.places) < codebook_size:
+        shape = " x ".join(map(str, [images, *grid.shape]))
         raise UserError(
             f"codebook_size {codebook_size} is more than the {shape} = {there} {what} of the training split; "
-            "choose a smaller one"
+            f"{otherwise}"
         )
+
+
+def check_finite(vectors: Tensor) -> None:
+    """Raise `UserError` for encoder outputs that are NaN or Inf."""
+    if not vectors.isfinite().all():
+        raise UserError("the untrained encoder gives NaN or Inf for some images; take precision fp32")
 
 
 @torch.no_grad()
@@ -50,32 +59,42 @@ def initialize_codebook(
     Raises:
         UserError: the training split has fewer vectors than the codebook has entries, or they are not finite.
     """
-    layout = tokenizer.config.layout
-    codes = layout.codebook_size if tokenizer.quantizer.tables() else 2
-    check_enough(codes, len(split), layout, "vectors")
+    (grid,) = tokenizer.config.layout.grids
+    codes = grid.codebook_size if tokenizer.quantizer.tables() else 2
+    check_enough(codes, len(split), grid, "vectors")
     if accelerator.is_main_process:
-        vectors = encoder_outputs(tokenizer, split, sampled(codes), c, accelerator)
-        if not vectors.isfinite().all():
-            raise UserError("the untrained encoder gives NaN or Inf for some images; take precision fp32")
-        tokenizer.quantizer.initialize(vectors, generator(c.seed, vectors.device))
-    for tensor in tokenizer.quantizer.state_dict().values():
+        images = -(-sampled(codes) // grid.places)
+        z_e = untrained_outputs(tokenizer, split, images, c, accelerator)
+        check_finite(z_e)
+        draws = generator(c.seed, z_e.device)
+        vectors = sample_of(tokenizer.quantizer.prepare(z_e.flatten(2)), sampled(codes), draws)
+        tokenizer.quantizer.initialize(vectors, generator(c.seed, z_e.device))
+    share_state(tokenizer.quantizer)
+
+
+def share_state(quantizer: Quantizer) -> None:
+    """Set the state of a quantizer to that of the main process; all processes call this."""
+    for tensor in quantizer.state_dict().values():
         tensor.copy_(broadcast(tensor.contiguous()))
 
 
-def encoder_outputs(
-    tokenizer: NetworkTokenizer, split: ImageSplit, number: int, c: TrainConfig, accelerator: Accelerator
+def untrained_outputs(
+    tokenizer: NetworkTokenizer, split: ImageSplit, images: int, c: TrainConfig, accelerator: Accelerator
 ) -> Tensor:
-    """Return prepared z_e (N, D) of images in the order of training, at most `number` vectors."""
+    """Return z_e (N, D, h, w) fp32 of images in the order of training, at least `images` where there are so many."""
     order = RowOrder(len(split), c.seed, Share(batch_size=BATCH), 0)
-    found, bar = [], passing_bar(number, "encode a sample", unit="vector")
-    for start in range(0, min(len(split), -(-number // tokenizer.config.layout.places)), BATCH):
+    found, bar = [], passing_bar(images, "encode a sample", unit="image")
+    for start in range(0, min(len(split), images), BATCH):
         positions, _ = order.at(start, min(start + BATCH, len(split)))
-        images = to_float(split.read(positions).images.to(accelerator.device))
+        pixels = to_float(split.read(positions).images.to(accelerator.device))
         with accelerator.autocast():
-            z_e = tokenizer.latents(images)
-        found.append(rearrange(tokenizer.quantizer.prepare(z_e.flatten(2).float()), "b d p -> (b p) d"))
-        advance(bar, len(found[-1]))
+            found.append(tokenizer.latents(pixels).float())
+        advance(bar, len(pixels))
     bar.close()
-    vectors = torch.cat(found)
-    draws = generator(c.seed, vectors.device)
-    return vectors[torch.randperm(len(vectors), generator=draws, device=vectors.device)[:number]]
+    return torch.cat(found)
+
+
+def sample_of(vectors: Tensor, number: int, draws: Generator) -> Tensor:
+    """Return at most `number` of vectors (N, D, P), drawn at random: (n, D)."""
+    flat = rearrange(vectors, "n d p -> (n p) d")
+    return flat[torch.randperm(len(flat), generator=draws, device=flat.device)[:number]]

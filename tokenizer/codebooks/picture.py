@@ -1,6 +1,7 @@
 """The picture of a codebook: its usage curve, every code's patch, the nearest pairs of codes, and the advice.
 
-Shapes: counts (Q, K); patches (N, 1 or 3, p, p) uint8, p the pixels a side that one code stands for.
+Shapes: counts (R, K), a row a codebook of the layout; patches (N, 1 or 3, p, p) uint8, p the
+pixels a side that one code stands for.
 
 A code's patch is what it draws in the middle of 5 x 5 places whose other vectors are the mean of the counted codes'. (A
 grid that the code fills looks less like the images' patches that become this code: a correlation of 0.4, not 0.8, on
@@ -39,7 +40,7 @@ BACKGROUND, RED = 225, (230, 40, 40)  # neither a black patch nor a white one is
 
 
 def patches(tokenizer: DrawsCodes, counts: Tensor, depth: int, chosen: Tensor) -> Tensor:
-    """Return the patches of codes `chosen` (N,) of a depth, (N, 1 or 3, p, p) uint8 on the CPU, for counts (Q, K)."""
+    """Return the patches (N, 1 or 3, p, p) uint8 on the CPU of codes `chosen` (N,) of a codebook, for counts (R, K)."""
     return to_uint8(_on_white(tokenizer.code_pictures(counts, depth, chosen))).cpu()
 
 
@@ -81,18 +82,23 @@ class _Page:
 
 
 def draw_codebook(
-    tokenizer: DrawsCodes, counted: Counted, near: Sequence[Neighbours], sentences: Sequence[str], path: Path
+    tokenizer: DrawsCodes,
+    names: Sequence[str],
+    counted: Counted,
+    near: Sequence[Neighbours],
+    sentences: Sequence[str],
+    path: Path,
 ) -> None:
     """Draw the usage curve, nearest pairs and advice on the left, and every code's patch on the right."""
     counts = counted.counts[counted.most]
-    blocks = list(_blocks(tokenizer, counts, counted.most))
+    blocks = list(_blocks(tokenizer, names, counts, counted.most))
     words = "\n\n".join(textwrap.fill(sentence, 88) for sentence in sentences)
     below = 470 + 330 * bool(near)  # where the advice begins
     left, right = below + 30 + 14 * len(words.splitlines()), sum(block.shape[0] + TITLE for _, block in blocks)
     page = _Page(LEFT + max(TITLED, *(block.shape[1] for _, block in blocks)) + MARGIN, max(left, right) + MARGIN)
-    draw_usage_curves(page.axes(75, 40, LEFT - 120, 350), counted)
+    draw_usage_curves(page.axes(75, 40, LEFT - 120, 350), names, counted)
     if near:
-        draw_pairs(page, tokenizer, counts, near, top=470)
+        draw_pairs(page, tokenizer, names, counts, near, top=470)
     page.text("advice", 20, below, fontsize=11)
     page.text(words, 20, below + 24, fontsize=8, linespacing=1.25)
     top = 10
@@ -104,13 +110,12 @@ def draw_codebook(
         page.figure.savefig(aside, format="png", dpi=100)
 
 
-def draw_usage_curves(axes: "Axes", counted: Counted) -> None:
-    """Draw the use of codes, the most used first: a line a split, or of a residual tokenizer a line a depth."""
-    depths = len(next(iter(counted.counts.values())))
-    if depths == 1:
+def draw_usage_curves(axes: "Axes", names: Sequence[str], counted: Counted) -> None:
+    """Draw the use of codes, the most used first: a line a split, or a line a codebook where there are several."""
+    if len(names) == 1:
         lines = {name: row for name, (row,) in counted.counts.items()}
     else:
-        lines = {f"depth {depth + 1}": row for depth, row in enumerate(counted.counts[counted.most])}
+        lines = dict(zip(names, counted.counts[counted.most], strict=True))
     for number, (name, row) in enumerate(lines.items()):
         K, colour = len(row), f"C{number}"
         level = (row.double() * K / row.sum().clamp_min(1)).sort(descending=True).values
@@ -128,21 +133,25 @@ def draw_usage_curves(axes: "Axes", counted: Counted) -> None:
     )
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
-    axes.set_title("use of the codebook" + f" on {counted.most}, by depth" * (depths > 1), loc="left", fontsize=11)
+    axes.set_title(
+        "use of the codebook" + f" on {counted.most}, by codebook" * (len(names) > 1), loc="left", fontsize=11
+    )
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 
 
-def _blocks(tokenizer: DrawsCodes, counts: Tensor, split: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the title of each depth and the pixels of its codes' patches, the most used first."""
-    Q, K = counts.shape
-    shown = min(K, max(1, SHOWN // Q))
-    columns = math.ceil(math.sqrt(Q * shown))
+def _blocks(
+    tokenizer: DrawsCodes, names: Sequence[str], counts: Tensor, split: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the title of each codebook and the pixels of its codes' patches, the most used first."""
+    R, K = counts.shape
+    shown = min(K, max(1, SHOWN // R))
+    columns = math.ceil(math.sqrt(R * shown))
     for depth, row in enumerate(counts):
         order = row.argsort(descending=True, stable=True)
         unused = row[order[:shown]] == 0
         tiles = framed(patches(tokenizer, counts, depth, order[:shown]), unused, min(64, WIDE // columns))
-        where = f"depth {depth + 1} of {Q}{', what it changes' * (depth > 0)}: " if Q > 1 else ""
+        where = f"{names[depth]} of {R}{', what it changes' * (depth > 0)}: " if R > 1 else ""
         some = f"the {shown:,} most used of {K:,} codes" if shown < K else f"all {K:,} codes, the most used first"
         dead = f"{int((row == 0).sum()):,} dead{', in red' * bool(unused.any())}"
         yield f"{where}{some}, by {split}; {dead}", patch_grid(tiles, columns)
@@ -168,8 +177,10 @@ def patch_grid(tiles: np.ndarray, columns: int) -> np.ndarray:
     return rearrange(whole, "(r c) h w ch -> (r h) (c w) ch", r=rows)
 
 
-def draw_pairs(page: _Page, tokenizer: DrawsCodes, counts: Tensor, near: Sequence[Neighbours], top: int) -> None:
-    """Draw the nearest pairs of all depths: both patches, their codes, their distance."""
+def draw_pairs(
+    page: _Page, tokenizer: DrawsCodes, names: Sequence[str], counts: Tensor, near: Sequence[Neighbours], top: int
+) -> None:
+    """Draw the nearest pairs of all codebooks: both patches, their codes, their distance."""
     both = [(depth, pair) for depth, found in enumerate(near) for pair in found.pairs]
     both = sorted(both, key=lambda item: item[1].relative)[:PAIRS]
     some = f" among the {near[0].compared:,} most used codes" if near[0].compared < counts.shape[1] else ""
@@ -183,7 +194,7 @@ def draw_pairs(page: _Page, tokenizer: DrawsCodes, counts: Tensor, near: Sequenc
         left, down = 20 + place % 4 * 130, top + 30 + place // 4 * 100
         pixels = patch_grid(np.stack([tiles[depth, code] for code in pair.codes]), 2)
         page.image(pixels, left, down)
-        at = f"depth {depth + 1}: " if len(counts) > 1 else ""
+        at = f"{names[depth]}: " if len(counts) > 1 else ""
         page.text(
             f"{at}{pair.codes[0]}, {pair.codes[1]}\n{pair.relative:.2f}", left, down + len(pixels) + 2, fontsize=8
         )

@@ -95,14 +95,17 @@ class TableUpkeep:
         table.codebook.copy_(torch.where(self.counts[:, None] > 1e-5, means, table.codebook))
 
     def _revive(self, accelerator: Accelerator, dead: Tensor) -> Tensor:
-        chosen = torch.randint(len(self._offered), (CANDIDATES,), device=dead.device)  # seeded by (seed, step, rank)
-        offered = accelerator.gather(self._offered[chosen])  # the same on every process
+        number = len(self._offered)  # at a coarse scale, one vector an image: fewer than the candidates, or the dead
+        place = torch.arange(CANDIDATES, device=dead.device)
+        chosen = torch.randperm(number, device=dead.device)[place % number]  # seeded by (seed, step, rank)
+        offered, first = accelerator.gather((self._offered[chosen], place < number))  # the same on every process
         vectors = self.table.vectors
         distances = (offered - vectors[nearest_indices(offered, vectors)]).square().sum(1)
-        dead = dead[:CANDIDATES]
+        dead = dead[: min(CANDIDATES, int(first.sum()))]
         # An exponential race draws without replacement in proportion to distance; its noise is a function of place.
         noise = torch.rand(len(offered), generator=torch.Generator().manual_seed(len(dead))).to(dead.device)
         race = (distances + 1e-12).log() - (-noise.clamp_min(1e-12).log()).log()
+        race = race.masked_fill(~first, -torch.inf)  # two codes at one vector would leave one of them dead
         drawn = offered[race.topk(len(dead)).indices]
         self.table.place(dead, drawn)
         self.use[dead] = 1.0

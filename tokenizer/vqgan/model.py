@@ -22,7 +22,7 @@ from smalti.common.errors import UserError
 from smalti.tokenizer.bottleneck.vq import VectorQuantizer
 from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian, GaussianConfig
 from smalti.tokenizer.criterion.likelihood.levels import HALF
-from smalti.tokenizer.network_tokenizer import NetworkTokenizer
+from smalti.tokenizer.network_tokenizer import GridTokenizer
 from smalti.tokenizer.vqgan.config import VQGANConfig
 
 
@@ -147,7 +147,7 @@ class VQGANDecoder(nn.Module):
 
 
 @VQGANConfig.register
-class VQGANTokenizer(NetworkTokenizer):
+class VQGANTokenizer(GridTokenizer):
     """A published VQGAN. It comes without a likelihood, and gets a Gaussian around the output, one scale a channel."""
 
     config: VQGANConfig

@@ -126,8 +126,8 @@ class CachedTransformer:
             self.norm = prior.norm.weight.float() * self._scale(a.dim)
             precise: Precision = "bf16" if self.device.type == "cuda" and precision == "bf16" else "fp32"
             self.head = [
-                [_logits(matrix[q], rows, precise) for q in range(prior.config.layout.depth)]
-                for matrix in prior.head.matrices()
+                [_logits(matrix, rows, precise) for matrix in matrices]  # of each codebook
+                for matrices in prior.head.matrices()
             ]
 
     def _layer(self, block: Block) -> Layer:
@@ -185,14 +185,19 @@ class CachedTransformer:
             x += layer.out(rearrange(causal_attention(q, k, v), "r h n d -> (r n) (h d)"))
             x += self._mlp(layer, x)
 
-    def logits(self, hidden: Tensor, depth: int, before: list[Tensor]) -> Tensor:
-        """Return the logits (R, V_g) of the next part, at a depth of its place.
+    def logits(self, hidden: Tensor, codebook: int | Tensor, before: list[Tensor]) -> Tensor:
+        """Return the logits (R, V_g) of the next part.
 
         Args:
             hidden: (R, C), what `step` returned.
+            codebook: of the code, the same for all rows; or (R,), of each row's own.
             before: the parts drawn so far, each (R,).
         """
-        return self.head[len(before)][depth](self.after(hidden, before))
+        head, seen = self.head[len(before)], self.after(hidden, before)
+        if isinstance(codebook, int):
+            return head[codebook](seen)
+        every = torch.stack([matrix(seen) for matrix in head], dim=1)  # (R, codebooks, V_g)
+        return every.take_along_dim(codebook[:, None, None], dim=1)[:, 0]
 
     def _qkv(self, layer: Layer, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (N, heads, d), keys and values (N, key_heads, d) of x (N, C), turned by `turns`."""

@@ -30,11 +30,16 @@ class TransformerDrawing:
         self.device = device
         self.T = layout.length
         self.Q = layout.depth
+        self.codebooks = layout.codebook_of().to(device)  # (T,)
+        self.mixed = prior.config.any_order and len(layout.grids) > 1  # rows of a step may be at different grids
+        self.codebook_of_step = [0] * self.T if self.mixed else self.codebooks.tolist()
         rows = batch_size * (1 + self.guided)
         self.decoder = CachedTransformer(prior, rows, precision)
         self.scales = guidance_scales(config, self.T).to(device)
         self.sizes = torch.tensor(prior.vocabularies, device=device)  # of the G parts of a code
         self.worth = self.sizes.flip(0).cumprod(0).flip(0) // self.sizes
+        first = torch.arange(layout.codebooks, device=device)[:, None] * sum(prior.vocabularies)
+        self.first_rows = first + prior.first_rows[0]  # (codebooks, G), in the embedding table
         self.x = torch.zeros(rows, prior.architecture.dim, device=device)  # the embedding of the code before
         self.order = torch.zeros(self.T, rows, dtype=torch.int64, device=device)  # the place each step predicts
         self.own = torch.zeros_like(self.order)  # the place of the code before, as a row of the table of angles
@@ -44,7 +49,7 @@ class TransformerDrawing:
         self.highest = torch.zeros(len(self.sizes), batch_size, dtype=torch.int64, device=device)  # drawn of each part
         self.graphs: Graphs | None = None
         if device.type == "cuda":
-            self.graphs = Graphs(self._advance_counted, self.decoder.slots, self.Q, device)
+            self.graphs = Graphs(self._advance_counted, self.decoder.slots, self.codebook_of_step, device)
 
     def draw(
         self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
@@ -70,7 +75,7 @@ class TransformerDrawing:
             self.graphs.run(start, self.T, forced)
         else:
             for n in range(start, self.T):
-                self._advance(NumberedStep(n), n % self.Q, forced)
+                self._advance(NumberedStep(n), self.codebook_of_step[n], forced)
         if (self.highest >= self.sizes[:, None]).any():  # only NaN gives a code beyond the last
             raise UserError("the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged")
         return torch.empty_like(steps).scatter_(1, steps, self.codes.T)[:b]
@@ -82,19 +87,20 @@ class TransformerDrawing:
             return
         known = self._doubled(self.codes[: start - 1].T)
         self.decoder.prefill(self.prior.inputs(condition, known, steps), 1 + self.order[:start].T, self.own[:start].T)
-        self._read_back(self.codes[start - 1], (start - 1) % self.Q)
+        self._read_back(self.codes[start - 1], self._codebook(self.order[start - 1], self.codebook_of_step[start - 1]))
 
-    def _advance_counted(self, n: Tensor, length: int, depth: int, forced: bool) -> None:
-        self._advance(CountedStep(n, length), depth, forced)
+    def _advance_counted(self, n: Tensor, length: int, codebook: int, forced: bool) -> None:
+        self._advance(CountedStep(n, length), codebook, forced)
 
-    def _advance(self, step: Step, depth: int, forced: bool) -> None:
+    def _advance(self, step: Step, codebook_of_step: int, forced: bool) -> None:
         """Do one step: from the embedding of the code before, draw the next code and embed it."""
         order = step.read(self.order)
+        codebook = self._codebook(order, codebook_of_step)
         x = self.x + F.embedding(order, self.prior.target_embedding)
         hidden = self.decoder.step(x, self.decoder.turns(1 + order, step.read(self.own)), step)
         parts: list[Tensor] = []
         for u in step.read(self.uniforms).unbind(0):
-            logits = self.decoder.logits(hidden, depth, [self._doubled(part) for part in parts])
+            logits = self.decoder.logits(hidden, codebook, [self._doubled(part) for part in parts])
             if self.guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = torch.lerp(unconditional, conditional, step.read(self.scales))
@@ -105,14 +111,20 @@ class TransformerDrawing:
         if forced:
             code = torch.where(step.read(self.given), step.read(self.codes), code)
         step.write(self.codes, code)
-        self._read_back(code, depth)
+        self._read_back(code, codebook)
 
-    def _read_back(self, code: Tensor, depth: int) -> None:
-        """Embed a code (B,) at a depth of its place, as the input of the next step."""
+    def _codebook(self, order: Tensor, codebook_of_step: int) -> int | Tensor:
+        """Return the codebook of a step's codes; (R,) where rows may be at different grids, at the places `order`."""
+        return self.codebooks[order] if self.mixed else codebook_of_step
+
+    def _read_back(self, code: Tensor, codebook: int | Tensor) -> None:
+        """Embed a code (B,) of a codebook, or of one a row (R,), as the input of the next step."""
+        if isinstance(codebook, Tensor):
+            codebook = codebook[: self.size]
         if len(self.sizes) == 1:
-            embedded = F.embedding(code + depth * self.prior.vocabularies[0], self.prior.code_embedding.weight)
+            embedded = F.embedding(code + codebook * self.prior.vocabularies[0], self.prior.code_embedding.weight)
         else:
-            rows = code[:, None] // self.worth % self.sizes + self.prior.first_rows[depth]  # (B, G)
+            rows = code[:, None] // self.worth % self.sizes + self.first_rows[codebook]  # (B, G)
             embedded = F.embedding(rows, self.prior.code_embedding.weight).sum(1)
         self.x.copy_(self._doubled(embedded))
 

@@ -1,10 +1,10 @@
 """The steps of the sampling loop as captured CUDA graphs: the host launches one graph a step, not hundreds of kernels.
 
 A step attends to a fixed part of the cache, masked to what is written. A few lengths of that part are captured, since
-short ones are cheaper to read, each for the Q depths of a place. All graphs share one pool of memory.
+short ones are cheaper to read, each for the codebooks of its steps. All graphs share one pool of memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,15 +14,23 @@ WARM_UP = 3  # runs before a capture, in which kernels are chosen and workspaces
 
 
 class Graphs:
-    """The captured graphs of a batch, for each length, depth, and whether codes are forced.
+    """The captured graphs of a batch, for each length, codebook, and whether codes are forced.
 
-    `advance(n, length, depth, forced)` does step n (1,), on the device, and keeps its state at fixed addresses.
+    `advance(n, length, codebook, forced)` does step n (1,), on the device, and keeps its state at fixed addresses.
     """
 
     def __init__(
-        self, advance: Callable[[torch.Tensor, int, int, bool], None], slots: int, depths: int, device: torch.device
+        self,
+        advance: Callable[[torch.Tensor, int, int, bool], None],
+        slots: int,
+        codebooks: Sequence[int],
+        device: torch.device,
     ):
-        self.advance, self.depths = advance, depths
+        """
+        Args:
+            codebooks: of each step.
+        """
+        self.advance, self.codebooks = advance, codebooks
         self.n = torch.zeros(1, dtype=torch.int64, device=device)
         self.lengths = lengths(slots)
         self.captured: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
@@ -30,29 +38,31 @@ class Graphs:
 
     def capture(self, forced: bool) -> None:
         """Capture the graphs that are missing. This runs steps: call it before the state of a batch is set."""
-        for length in self.lengths:
-            for depth in range(self.depths):
-                if (length, depth, forced) in self.captured:
-                    continue
-                self.n.zero_()
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    for _ in range(WARM_UP):
-                        self.advance(self.n, length, depth, forced)
-                torch.cuda.current_stream().wait_stream(side)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self.pool):
-                    self.advance(self.n, length, depth, forced)
-                    self.n += 1
-                self.captured[length, depth, forced] = graph
+        for length, codebook in sorted({(self._length(n), codebook) for n, codebook in enumerate(self.codebooks)}):
+            if (length, codebook, forced) in self.captured:
+                continue
+            self.n.zero_()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    self.advance(self.n, length, codebook, forced)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                self.advance(self.n, length, codebook, forced)
+                self.n += 1
+            self.captured[length, codebook, forced] = graph
 
     def run(self, start: int, stop: int, forced: bool) -> None:
         """Run steps start, ..., stop − 1."""
         self.n.fill_(start)
         for n in range(start, stop):
-            length = next(length for length in self.lengths if n < length)
-            self.captured[length, n % self.depths, forced].replay()
+            self.captured[self._length(n), self.codebooks[n], forced].replay()
+
+    def _length(self, n: int) -> int:
+        """Return the length of the cache that step n attends to."""
+        return next(length for length in self.lengths if n < length)
 
 
 def lengths(slots: int) -> list[int]:
