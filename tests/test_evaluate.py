@@ -206,13 +206,13 @@ def test_samples_are_judged_and_shown(judged):
 def test_the_classifier_is_trained_as_the_settings_say(judged, accelerator):
     run, _ = judged
     found = {}
-    for steps in (100, 3):
-        recipe = QUICK.classifier.model_copy(update={"least_steps": steps, "epochs": 1})
+    for lr in (4e-3, 1e-9):
+        recipe = QUICK.classifier.model_copy(update={"peak_lr": lr, "epochs": 1})
         settings = pipeline_bench.Settings(run=str(run), features=FeaturesConfig(classifier=recipe))
         classifier = open_bench(settings, accelerator).eyes.classifier
         assert classifier.config.recipe == recipe
-        found[steps] = classifier.accuracy
-    assert found[3] < 0.5 < found[100]
+        found[lr] = classifier.accuracy
+    assert found[1e-9] < 0.5 < found[4e-3]
 
 
 def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
