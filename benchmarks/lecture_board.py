@@ -4,6 +4,8 @@
     python -m benchmarks.lecture_board write        # the tables of docs/lecture_board.md and its figure
 
 Protocol: every row has 7 x 7 places of 28 x 28 grey pixels; rows of codes 9 bits a place, rows of vectors 4 numbers.
+Rows of several grids have the bits of 7 x 7 codes of 512 in all: 4 x 4 over 7 x 7 codes of 111, or grids of 1, 2, 3, 5
+and 7 a side of 32.
 Rows with a network share encoder, decoder, batches and learning rate, and no setting was searched for. A row's
 tokenizer is trained once a seed, and all of its columns take its codes. A stage takes as many steps as its minutes
 hold, by two short trials, which say what a step costs and what the command does beside: CPU seconds of one thread. They
@@ -44,12 +46,13 @@ from smalti.common.data.pixels import to_uint8
 from smalti.common.folder import read_json, replacing, write_json
 from smalti.common.record import record
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.base import Prior, Unfolds
 from smalti.prior.draw import SamplingConfig
 
 RESULT = ROOT / "benchmarks/results/lecture_board.json"
 PAGE, FIGURE = ROOT / "docs/lecture_board.md", ROOT / "docs/lecture_board.png"
 BEGIN, END = "<!-- written by benchmarks.lecture_board: from here -->", "<!-- to here -->"
-TRIALS = (5, 25)  # steps of the two trials
+TRIALS = (5, 50)  # steps of the two trials
 EM_TRIALS = (1, 3)
 MOST_EM = 30
 STANDS_OUT = 0.5  # of the time of the shorter trial, by which the longer one must take longer
@@ -71,6 +74,7 @@ class Row(NamedTuple):
     codes: bool  # otherwise vectors
     config: str
     settings: Options
+    hierarchical: bool = False  # several grids
 
     @property
     def by_em(self) -> bool:
@@ -93,8 +97,11 @@ class Column(NamedTuple):
     vectors: Fill | None = None
     passes: tuple[int, ...] = ()  # settings of `steps` that are drawn with, where the prior has it
     draws: int = DRAWS  # of q(z | x) for each test image; a bound by many passes of the network has one
+    hierarchical: bool | None = None  # of rows of several grids alone, or of one alone
 
     def of(self, row: Row) -> Fill | None:
+        if self.hierarchical is not None and self.hierarchical != row.hierarchical:
+            return None
         return self.codes if row.codes else self.vectors
 
 
@@ -113,11 +120,19 @@ ROWS: Mapping[str, Row] = {
     "residual": Row(
         "residual", True, CODES, {"model.quantizer.kind": "residual", "model.quantizer.code_depth": 3, **EACH}
     ),
+    "vqvae2": Row("VQ-VAE-2", True, CODES, {"model.kind": "vqvae2", "model.quantizer.codebook_size": 111}, True),
+    "multiscale": Row(
+        "multi-scale", True, CODES, {"model.kind": "multiscale", "model.quantizer.codebook_size": 32}, True
+    ),
 }
 
 TRAIN, FIT, PRIOR = "prior/train.py", "prior/fit.py", "configs/fashion_mnist/prior.yaml"
 CONVOLUTIONS = {"model.depth": 4, "model.dim": 96, "model.kernel": 3, "model.dropout": 0.0}
 BLOCKS = {"model.depth": 4, "model.dim": 160, "model.heads": 4, "model.dropout": 0.0}
+EACH_LEVEL = {
+    f"model.{part}.{name.removeprefix('model.')}": v for part in ("top", "rest") for name, v in BLOCKS.items()
+}
+LEVELS = {**EACH_LEVEL, "model.hint.depth": 2, "model.hint.dim": 96, "model.hint.heads": 4, "model.hint.dropout": 0.0}
 COLUMNS: Mapping[str, Column] = {
     "uniform": Column(
         Fill("uniform", FIT, {"model.kind": "uniform"}), Fill("N(0, I)", FIT, {"model.kind": "standard_normal"})
@@ -126,10 +141,12 @@ COLUMNS: Mapping[str, Column] = {
         Fill("independent", FIT, {"model.kind": "independent"}),
         Fill("mixture of Gaussians", FIT, {}, "configs/fashion_mnist_vae/fit.yaml"),
     ),
-    "pixelcnn": Column(Fill("PixelCNN", TRAIN, {"model.kind": "pixelcnn", **CONVOLUTIONS}, PRIOR)),
+    "pixelcnn": Column(Fill("PixelCNN", TRAIN, {"model.kind": "pixelcnn", **CONVOLUTIONS}, PRIOR), hierarchical=False),
     "transformer": Column(Fill("Transformer", TRAIN, {}, PRIOR)),
     "any_order": Column(Fill("any order", TRAIN, {"order": "any"}, PRIOR)),
     "masked": Column(Fill("masked", TRAIN, {"model.kind": "masked", **BLOCKS}, PRIOR), passes=(4, 8, 12)),
+    "levels": Column(Fill("a prior a grid", TRAIN, {"model.kind": "levels", **LEVELS}, PRIOR), hierarchical=True),
+    "nextscale": Column(Fill("next scale", TRAIN, {"model.kind": "nextscale", **BLOCKS}, PRIOR), hierarchical=True),
     "diffusion": Column(
         vectors=Fill("diffusion", TRAIN, {"model.kind": "diffusion", **BLOCKS, "lr": 3e-3, "matrix_lr": 0.02}, PRIOR),
         passes=(10, 25, 50),
@@ -288,8 +305,16 @@ def speed(run: Path, sampling: SamplingConfig, passes: int | None) -> Figures:
         works[f"images_a_second_{batch}"] = partial(draw, pipeline, sampler, labels)
     seconds = interleaved(works, ROUNDS, "cpu")
     found = {name: batch / min(seconds[name]) for name, batch in zip(works, BATCHES, strict=True)}
-    fitted = prior.config.architecture.made_by == FIT
-    return {**found, "passes": 0 if fitted else passes or prior.config.layout.length}
+    return {**found, "passes": passes_of(prior, sampling)}
+
+
+def passes_of(prior: Prior, sampling: SamplingConfig) -> int:
+    """Return the passes of a prior's network in which it draws an image."""
+    if prior.config.architecture.made_by == FIT:
+        return 0
+    if isinstance(prior, Unfolds):
+        return sum(1 for _ in prior.unfold(sampling, prior.config.condition.none(1), [0]))
+    return prior.config.layout.length
 
 
 def draw(pipeline: ImagePipeline, sampler: Callable[..., torch.Tensor], labels: torch.Tensor) -> None:
@@ -440,7 +465,7 @@ def write(result: Path, page: Path, figure: Path) -> None:
     )
 
 
-MARKERS = dict(zip(ROWS, "osPXD^vh", strict=True))
+MARKERS = dict(zip(ROWS, "osPXD^vh<>", strict=True))
 
 
 def save_figure(boards: Mapping[str, Figures], path: Path) -> None:

@@ -113,10 +113,10 @@ class Kind(Settings):
 
     @classmethod
     def _made_elsewhere(cls, kind: Any) -> str | None:
-        """Return the script that makes models of a kind, where a wider family than this one has the kind."""
+        """Return the script that makes models of a kind, where a wider family has the kind and it is not this one's."""
         wider = (family.kinds for family in cls.__mro__[1:] if "kinds" in vars(family))  # type: ignore[attr-defined]
         found = next((kinds[kind] for kinds in wider if isinstance(kind, str) and kind in kinds), None)
-        return None if found is None else found.made_by
+        return None if found is None or found.made_by == cls.made_by else found.made_by
 
     @classmethod
     def _chosen(cls, value: Any, info: ValidationInfo) -> Any:

@@ -162,9 +162,14 @@ class Classifier(nn.Module):
         return torch.cat([self.trunk(self.prepare(batch.to(device))).cpu() for batch in images.split(at_once)])
 
     @torch.no_grad()
+    def log_probs(self, images: Tensor) -> Tensor:
+        """Return log p(label | image) of each label, (N, classes) on the CPU."""
+        return self.head(self.features(images).to(self.head.weight.device)).log_softmax(1).cpu()
+
+    @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Return the likeliest label of each image, (N,) on the CPU."""
-        return self.head(self.features(images).to(self.head.weight.device)).argmax(1).cpu()
+        return self.log_probs(images).argmax(1)
 
     def agreement(self, images: Tensor, labels: Tensor) -> float:
         """Return the share of images whose label it predicts: on real images, its accuracy."""

@@ -30,6 +30,7 @@ from smalti.common.session import path_beside, session
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
 from smalti.pipeline.output import FORMATS, Output, Request, begin_request, read_request
+from smalti.pipeline.rejection import Candidates, candidates_for, keep_surest, open_classifier
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.sample import BATCH
 
@@ -50,7 +51,10 @@ class Settings(SamplingConfig):
     num_images: int | None = Field(None, ge=1)
     """images in all; one a label when null"""
     seed: int = Field(0, ge=0, le=2**62)
-    """image i has seed `seed + i`"""
+    """image i has seed `seed + i`; with keep_share below 1, candidate i"""
+    keep_share: float = Field(1.0, ge=0.001, le=1)
+    """the share that is kept of the images that are drawn: of each class those of which a classifier, trained on the
+    run's labelled images, is surest (Razavi et al. 2019); num_images are kept. A quarter draws four times as many"""
     format: Literal["png", "npz", "codes"] = "png"
     """png: an imagefolder; npz: the evaluators' layout; codes: a codes dataset"""
     batch_size: int | None = Field(None, ge=1)
@@ -110,14 +114,37 @@ def output_folder(c: Settings) -> Path:
 
 def request_settings(c: Settings, request: Request, pipeline_folder: Path) -> dict[str, Any]:
     """Return the request as it is kept in JSON beside the images: all that decides them."""
+    not_kept = {"run", "output", "overwrite", *(("keep_share",) if c.keep_share == 1 else ())}
     return {
-        **c.model_dump(mode="json", exclude={"run", "output", "overwrite"}),
+        **c.model_dump(mode="json", exclude=not_kept),
         "batch_size": request.batch_size,
         "labels": list(request.labels),
         "seeds": list(request.seeds),
         "tokenizer": request.pipeline.identity.sha256,
         "prior": folder.sha256(pipeline_folder / "prior/model.safetensors"),
     }
+
+
+def surest_seeds(
+    c: Settings,
+    labels: Sequence[int],
+    pipeline: ImagePipeline,
+    pipeline_folder: Path,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> list[int]:
+    """Return the seed of each image that is kept, of more that are drawn now. Raises as `open_classifier`."""
+    classifier = open_classifier(Path(c.run), pipeline, accelerator)
+    of_candidates = pipeline.deal_labels(c.labels, candidates_for(len(labels), c.keep_share))
+    candidates = Candidates(of_candidates, pipeline.deal_seeds(len(of_candidates), c.seed))
+    pipeline.to(accelerator.device)
+    plan = _sampling(c) | {
+        "batch_size": batch_size,
+        "tokenizer": pipeline.identity.sha256,
+        "prior": folder.sha256(pipeline_folder / "prior/model.safetensors"),
+    }
+    sampler = pipeline.sampler(c.batch_size, **_sampling(c))
+    return keep_surest(candidates, labels, classifier, pipeline, sampler, plan, Path(c.run), batch_size, accelerator)
 
 
 def draw_missing(c: Settings, request: Request, output: Output, accelerator: Accelerator) -> None:
@@ -156,7 +183,11 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     pipeline, pipeline_folder, c = assemble_pipeline(c, kept, accelerator)
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
-    request = Request(pipeline, labels, pipeline.deal_seeds(len(labels), c.seed), batch_size)
+    if c.keep_share < 1:
+        seeds = surest_seeds(c, labels, pipeline, pipeline_folder, batch_size, accelerator)
+    else:
+        seeds = pipeline.deal_seeds(len(labels), c.seed)
+    request = Request(pipeline, labels, seeds, batch_size)
     for line in pipeline.untrained(labels):
         accelerator.print(line, file=sys.stderr)
     accelerator.wait_for_everyone()

@@ -592,8 +592,8 @@ class ImagePipeline(Pretrained):
             )
         if known is not None and isinstance(self.prior, Completes) and not self.prior.heeds(known):
             warnings.warn(
-                "this prior was trained in raster order: what is kept below or right of what is drawn is not heeded in "
-                "drawing it; prior/train.py with --order any trains one that heeds all",
+                f"this prior {self.prior.unheeded}; prior/train.py with --order any, or --model.kind masked, trains "
+                "one that heeds all",
                 stacklevel=3,
             )
         for line in self.untrained(labels):

@@ -1,9 +1,11 @@
-"""Attention of every place to every other, for priors that draw all of a sample at once.
+"""Attention of every place to every other, or of each block of places to those up to its own end.
 
-Shapes: x (B, N, C), queries, keys and values (B, heads, N, head_dim).
+Shapes: x (B, N, C), queries, keys and values (B, heads, N, head_dim); lengths of the blocks, which add up to N.
 
 QK-norm: Henry et al. (2020).
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,24 @@ SHORT = 256  # up to this length plain products beat the fused attention on a CP
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return attention (B, heads, N, d) of q with k and v, all (B, heads, N, d)."""
-    if q.device.type != "cpu" or q.shape[2] > SHORT:
+    """Return attention (B, heads, N, d) of q (B, heads, N, d) with all of k and v, (B, heads, M, d)."""
+    if q.device.type != "cpu" or k.shape[2] > SHORT:
         return F.scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
     return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+
+
+def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return attention (B, heads, N, d) of each block of q with k and v of its own and earlier blocks.
+
+    A block at a time takes no mask, and reads no key that it must not see: 30% less than all for blocks of 1, 4, 9, 25
+    and 49 places.
+    """
+    found, end = [], 0
+    for block in q.split(list(lengths), dim=2):
+        end += block.shape[2]
+        found.append(full_attention(block, k[:, :, :end], v[:, :, :end]))
+    return torch.cat(found, dim=2)
 
 
 class Attention(nn.Module):
@@ -34,7 +49,9 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(dim // heads), RMSNorm(dim // heads)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, turn: Turn) -> Tensor:
+    def forward(self, x: Tensor, turn: Turn, lengths: Sequence[int] | None = None) -> Tensor:
+        """Return what is added to x; with `lengths` of blocks, each place sees its own block and those before."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        found = full_attention(turn(self.q_norm(q)), turn(self.k_norm(k)), v)
+        q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
+        found = full_attention(q, k, v) if lengths is None else block_causal_attention(q, k, v, lengths)
         return self.out(rearrange(found, "b h n d -> b n (h d)"))

@@ -20,7 +20,7 @@ from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.draw import CODE_SETTINGS, Precision, SamplingConfig
 from smalti.prior.prediction_order import code_order, draw_order, known_first, raster, shuffled
-from smalti.prior.sample import Drawing, StepSampler
+from smalti.prior.sample import Drawing, HintedDrawing, StepSampler
 
 ANNEALED = (0.5, 0.75)  # raster order replaces random orders between these shares of the steps, as in RAR
 
@@ -29,6 +29,9 @@ class AutoregressivePrior(Prior):
     """A distribution over each code given the class and the codes before it in an order."""
 
     takes: ClassVar[frozenset[str]] = CODE_SETTINGS | {"precision"}
+    unheeded: ClassVar[str] = (
+        "was trained in raster order: what is kept below or right of what is drawn is not heeded in drawing it"
+    )
     exact = True
 
     def __init__(self, config: PriorConfig):
@@ -150,6 +153,30 @@ class AutoregressivePrior(Prior):
         steps = code_order(order, self.config.layout.depth)
         nll = nll_each(self(condition, codes, steps), codes.gather(1, steps), self.vocabularies)
         return torch.empty_like(nll).scatter_(1, steps, nll)
+
+
+class HintedPrior(AutoregressivePrior):
+    """A distribution over codes that can also be told something of each place, as prior/levels/ tells it of the grids
+    above: a hint (B, P, C)."""
+
+    @property
+    @abstractmethod
+    def hint_dim(self) -> int:
+        """Return C, the channels of a hint."""
+
+    @abstractmethod
+    def forward(
+        self, condition: Tensor, codes: Tensor, order: Tensor | None = None, hint: Tensor | None = None
+    ) -> Tensor:
+        """Return logits (B, T, V) fp32; those of a code depend on the hint of its place too, whatever the order."""
+
+    @abstractmethod
+    def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> HintedDrawing:
+        """Return the state of a batch that is drawn with these settings, always or never with a hint."""
+
+    @abstractmethod
+    def walk(self, condition: Tensor, choose: Choose, hint: Tensor | None = None) -> Tensor:
+        """Return codes (B, T), as `prior.base.Walks` says."""
 
 
 def share_shuffled(order: str, progress: float) -> float:

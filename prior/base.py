@@ -60,6 +60,7 @@ class Prior(nn.Module, Pretrained, ABC):
     takes: ClassVar[frozenset[str]] = frozenset()  # the sampling settings that it heeds, by name
     usual: ClassVar[Mapping[str, Any]] = {}  # its own values of settings that are null
     heeds_all: ClassVar[bool] = False  # whether what it completes is drawn given all that is known, in every kind of it
+    unheeded: ClassVar[str] = ""  # the other kinds say here in words what is kept and not heeded: "this prior ..."
     measure: ClassVar[str] = "nll"  # of its loss, by name: nll is in nats where the prior scores
 
     def __init__(self, config: PriorConfig):
@@ -226,7 +227,7 @@ class Completes(Protocol):
     """A prior whose sampler draws the rest of a sample around its known places."""
 
     def heeds(self, known: Tensor) -> bool:
-        """Return whether the rest is drawn given all known places, (B, P) bool."""
+        """Return whether the rest is drawn given all known places, (B, P) bool; if not, `Prior.unheeded` says why."""
 
 
 class Unfolding(NamedTuple):

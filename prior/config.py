@@ -46,6 +46,13 @@ class TrainedArchitecture(ArchitectureConfig):
     made_by: ClassVar[str | None] = "prior/train.py"
 
 
+class LevelArchitecture(TrainedArchitecture):
+    """A prior that can be one of several, a grid each, in prior/levels/: it predicts code after code and takes a hint
+    (prior/autoregressive.py:HintedPrior). Each such kind has a class under this one."""
+
+    kinds: ClassVar[dict[str, Any]] = {}
+
+
 class FittedArchitecture(ArchitectureConfig):
     """A prior that prior/fit.py makes without a gradient. Each such kind has a class under this one."""
 

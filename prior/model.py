@@ -7,7 +7,9 @@ from smalti.common.hub import locate
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.diffusion.model import DiffusionPrior
+from smalti.prior.levels.model import LevelsPrior
 from smalti.prior.masked.model import MaskedPrior
+from smalti.prior.nextscale.model import NextScalePrior
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.simple.independent import IndependentPrior
 from smalti.prior.simple.mixture import MixturePrior
@@ -20,6 +22,8 @@ OURS = (
     TransformerPrior,
     PixelCNNPrior,
     MaskedPrior,
+    LevelsPrior,
+    NextScalePrior,
     DiffusionPrior,
     UniformPrior,
     IndependentPrior,

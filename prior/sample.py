@@ -42,6 +42,22 @@ class Drawing(Protocol):
         """
 
 
+class HintedDrawing(Protocol):
+    """A drawing that may be told something of each place."""
+
+    def draw(
+        self,
+        condition: Tensor,
+        seeds: list[int],
+        codes: Tensor,
+        order: Tensor,
+        given: Tensor,
+        lead: int,
+        hint: Tensor | None = None,
+    ) -> Tensor:
+        """Return codes (b, T), as `Drawing` says; the hint is (b, P, C)."""
+
+
 class Batch(NamedTuple):
     """The conditions, seeds and known latents that B samples are drawn from."""
 
@@ -210,6 +226,10 @@ class PassSampler(BatchSampler):
         super().__init__(prior, config, batch_size)
         self.prior = prior
 
+    def passes(self, batch: Batch) -> Iterator[Unfolding]:
+        """Yield the samples of a batch after each pass."""
+        return self.prior.passes(batch, self.config, self.precision)
+
     def around(self, asked: Batch, progress: Callable[[int], object]) -> Tensor:
         condition, seeds, latents, known = asked
 
@@ -217,7 +237,7 @@ class PassSampler(BatchSampler):
             whole = rows[self.padded(len(rows))]
             batch = Batch(condition[whole], [seeds[i] for i in whole.tolist()], latents[whole], known[whole])
             last = latents[whole]
-            for unfolding in self.prior.passes(batch, self.config, self.precision):
+            for unfolding in self.passes(batch):
                 last = unfolding.latents
             return last[: len(rows)]
 

@@ -389,3 +389,27 @@ def test_settings_of_tables_in_tables_are_looked_through_once(monkeypatch):
     monkeypatch.setattr(config, "_nested", lambda annotation, real=config._nested: looked.append(1) or real(annotation))
     found = list(config.leaves(TokenizerTraining))
     assert len(found) < len(looked) < 20 * len(found)  # once for a setting of each kind, and for what its type is of
+
+
+@pytest.mark.parametrize("name, places, weights", [("scales", 680, (260e6, 330e6)), ("vqvae2", 5120, (560e6, 580e6))])
+def test_the_largest_presets_of_several_grids_have_the_shapes_they_promise(name, places, weights):
+    """They are built without memory: VAR's ten grids up to 16 x 16 by a prior of the shape of VAR-d16, and 32 x 32
+    codes over 64 x 64 by a prior a grid."""
+    import torch
+
+    from smalti.common.codes import TokenizerIdentity
+    from smalti.prior.model import build_prior
+    from smalti.tokenizer.model import build_tokenizer
+
+    model = parse(CONFIGS / f"imagenet256_{name}/tokenizer.yaml").model
+    architecture = parse(CONFIGS / f"imagenet256_{name}/prior.yaml", cls=PriorTraining).model
+    condition, identity = Classes(names=tuple(map(str, range(1000)))), TokenizerIdentity(name="x", sha256="0" * 64)
+    with torch.device("meta"):
+        decoded = build_tokenizer(model).decoder(torch.empty(2, model.vectors, *model.grid))
+        prior = build_prior(
+            PriorConfig(layout=model.layout, condition=condition, tokenizer=identity, architecture=architecture)
+        )
+        codes = torch.zeros(2, model.layout.length, dtype=torch.int64)
+        nll = prior.loss(codes, torch.zeros(2, dtype=torch.int64), prior)
+    assert decoded.shape == (2, 3, 256, 256) and nll.shape == (2, places)
+    assert weights[0] < sum(p.numel() for p in prior.parameters()) < weights[1]

@@ -1,5 +1,6 @@
 """The lecture's board: its cells, its budgets, and what it writes."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
 
 CODES = ("uniform", "independent", "pixelcnn", "transformer", "any_order", "masked")
+HIERARCHICAL = ("uniform", "independent", "transformer", "any_order", "masked", "levels", "nextscale")
+VECTORS = ("uniform", "independent", "diffusion")
 
 
 @pytest.fixture
@@ -51,9 +54,8 @@ def trial(per_step: float, beside: float):
 def test_every_tokenizer_meets_every_prior_of_its_latents():
     found = cells([*ROWS], [*COLUMNS])
     for row, each in ROWS.items():
-        assert [c for r, c in found if r == row] == list(
-            CODES if each.codes else ("uniform", "independent", "diffusion")
-        )
+        of_codes = HIERARCHICAL if each.hierarchical else CODES
+        assert [c for r, c in found if r == row] == list(of_codes if each.codes else VECTORS)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -61,10 +63,10 @@ def test_the_settings_of_a_tokenizer_are_understood_and_make_its_latents(name):
     row = ROWS[name]
     settings = ClusterConfig if row.by_em else TrainConfig
     c = config.parse(settings, "", [str(ROOT / row.config), *options({**IMAGES, **row.settings})])
-    (grid,) = c.model.layout.grids
-    assert grid.shape == (7, 7)
-    bits_or_numbers = c.model.layout.codebook_size**grid.depth if row.codes else grid.depth
-    assert bits_or_numbers == (512 if row.codes else 4)
+    layout = c.model.layout
+    assert layout.grids[-1].shape == (7, 7) and (len(layout.grids) > 1) == row.hierarchical
+    numbers = layout.length * math.log2(layout.codebook_size) if row.codes else layout.length
+    assert numbers == pytest.approx(7 * 7 * (9 if row.codes else 4), rel=0.01)
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -14,12 +14,12 @@ from smalti.common.mixed_radix import to_digits, to_index
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig, draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.fast.matrix import make_matrix, resolve
 from smalti.prior.prediction_order import code_order, known_first, raster, shuffled
 from smalti.prior.sample import BATCH, fitting_batch
 from smalti.prior.transformer.config import PRESETS, TransformerConfig
 from smalti.prior.transformer.fast.cached import CachedTransformer, CountedStep, NumberedStep
 from smalti.prior.transformer.fast.graph import lengths
-from smalti.prior.transformer.fast.matrix import make_matrix, resolve
 from smalti.prior.transformer.model import TransformerPrior
 from smalti.prior.transformer.network import own_rows
 from tests.conftest import sample

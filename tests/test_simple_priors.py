@@ -182,7 +182,8 @@ def test_each_command_takes_its_own_kinds_and_names_the_other_command():
         with pytest.raises(UserError, match=f"kind {kind} is not for this command: {command} takes --model.kind"):
             config.parse(cls, "", ["--model.kind", kind])
     with pytest.raises(
-        UserError, match=r"model\.kind must be one of transformer, diffusion, masked, pixelcnn, got 'mixtures'"
+        UserError,
+        match=r"model\.kind must be one of transformer, diffusion, levels, masked, nextscale, pixelcnn, got 'mixtures'",
     ):
         config.parse(PriorTraining, "", ["--model.kind", "mixtures"])
 

@@ -39,10 +39,10 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
     def __init__(self, config: CodeAutoencoderConfig):
         super().__init__()
         self.config = config
-        self.encoder = ConvolutionalEncoder(config, config.image_channels, config.quantizer.dim)
+        self.encoder = ConvolutionalEncoder(config, config.image_channels, config.features)
         self.quantizer = self._new_quantizer()
         outputs = config.likelihood.outputs(config.image_channels)
-        self.decoder = ConvolutionalDecoder(config, config.quantizer.dim, outputs)
+        self.decoder = ConvolutionalDecoder(config, config.vectors, outputs)
         self.likelihood = build_likelihood(config.likelihood, config.image_channels)
 
     @abstractmethod

@@ -68,3 +68,13 @@ class CodeAutoencoderConfig(TrainedConfig):
     def grid(self) -> tuple[int, int]:
         """Return (h, w) of the codes."""
         return grid_of(self.image_size, self.patch, len(self.channels))
+
+    @property
+    def features(self) -> int:
+        """Return the channels that the encoder gives."""
+        return self.quantizer.dim
+
+    @property
+    def vectors(self) -> int:
+        """Return the channels that the decoder reads."""
+        return self.quantizer.dim

@@ -14,6 +14,7 @@ from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
 from smalti.tokenizer.vae.model import VAE
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
+from smalti.tokenizer.vqvae2.model import VQVAE2
 
 OURS = (
     VQVAE,
@@ -22,6 +23,7 @@ OURS = (
     VAE,
     GaussianMixtureTokenizer,
     MultiscaleTokenizer,
+    VQVAE2,
 )  # the kinds that come with the package: importing them registers them
 
 

@@ -380,10 +380,7 @@ class CodePage(Page):
         prior = self.controller.pipeline.prior
         if prior.config.any_order or prior.heeds_all:
             return f"What is covered is drawn given everything that is kept. {settings}"
-        return (
-            "This prior draws row after row: what is covered is drawn given what stands above it, or left of it in its "
-            f"row. What is kept below or right of it stays as it is, but is ignored. {settings}"
-        )
+        return f"This prior {prior.unheeded}; it stays as it is. {settings}"
 
     def _codebook_tab(self, held: Held) -> None:
         codebook, code = self.controller.codebook, int(self.controller.codebook.usual[0])

@@ -326,8 +326,8 @@ def limits_of_draws(contents: RunContents) -> Iterator[str]:
         yield "It was trained in every order of the places, and completes any part of an image from any other."
     elif kind is not None and kind.builds.heeds_all:
         yield "It completes any part of an image from any other."
-    else:
-        yield "It was trained in raster order: a completion ignores what is kept below or right of it."
+    elif kind is not None and kind.builds.unheeded:
+        yield f"It {kind.builds.unheeded}."
     if (share := contents.value("pipeline", "memorised_codes")) is not None:
         near = "as near to a training image, in codes, as 1% of held-out ones are"
         yield f"Memorising: {share:.1%} of drawn images are {near}."

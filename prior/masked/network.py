@@ -14,27 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_digits
-from smalti.prior.attention import Attention
 from smalti.prior.base import Prior
+from smalti.prior.block import Block
 from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
+from smalti.prior.layers import RMSNorm
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.rotary import Turn, rotary_angles
-
-
-class Block(nn.Module):
-    """A block of the Transformer: attention and a gated network, each behind a norm and added to the stream."""
-
-    def __init__(self, config: MaskedConfig):
-        super().__init__()
-        self.attention_norm, self.attention = RMSNorm(config.dim), Attention(config.dim, config.heads)
-        self.mlp_norm, self.mlp = RMSNorm(config.dim), SwiGLU(config.dim, hidden_width(config.dim))
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, turn: Turn) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class MaskedTransformer(Prior):
@@ -61,7 +47,7 @@ class MaskedTransformer(Prior):
         self.hidden_embedding = nn.Embedding(config.layout.codebooks, a.dim)  # of a hidden code of each
         self.place_embedding = nn.Parameter(torch.zeros(config.layout.length, a.dim))
         self.dropout = nn.Dropout(a.dropout)
-        self.blocks = nn.ModuleList(Block(a) for _ in range(a.depth))
+        self.blocks = nn.ModuleList(Block(a.dim, a.heads, a.dropout) for _ in range(a.depth))
         self.norm = RMSNorm(a.dim)
         self.head = CodeHead(config, a.dim)
         angles = rotary_angles(config.layout, a.dim // a.heads)

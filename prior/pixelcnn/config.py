@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from smalti.prior.config import TrainedArchitecture
+from smalti.prior.config import LevelArchitecture
 
 
-class PixelCNNConfig(TrainedArchitecture):
+class PixelCNNConfig(LevelArchitecture):
     """A gated PixelCNN (van den Oord et al. 2016): the sizes that no other stage decides."""
 
     kind: Literal["pixelcnn"] = "pixelcnn"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_digits, to_index
-from smalti.prior.autoregressive import AutoregressivePrior
+from smalti.prior.autoregressive import HintedPrior
 from smalti.prior.base import Choose
 from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig
@@ -28,14 +28,17 @@ from smalti.prior.pixelcnn.network import RowByRow, Stacks
 def rectangle(config: PriorConfig) -> tuple[int, int]:
     """Return (h, w) of the codes. Raises `UserError` unless they lie in rows and columns of one grid."""
     if config.layout.rectangle is None:
+        several = len(config.layout.grids) > 1 and len(config.layout.grids[0].shape) == 2
+        other = "levels, which has a PixelCNN for each with --model.top.kind and --model.rest.kind pixelcnn"
         raise UserError(
-            f"a PixelCNN needs one grid of rows and columns, and these are {config.layout}; take model.kind transformer"
+            f"a PixelCNN needs one grid of rows and columns, and these are {config.layout}; take model.kind "
+            f"{other if several else 'transformer'}"
         )
     return config.layout.rectangle
 
 
 @PixelCNNConfig.register
-class PixelCNNPrior(AutoregressivePrior):
+class PixelCNNPrior(HintedPrior):
     """A gated PixelCNN over one grid of codes, in raster order."""
 
     first_rows: Tensor  # (T, G)
@@ -59,16 +62,27 @@ class PixelCNNPrior(AutoregressivePrior):
                 nn.init.normal_(parameter, std=0.2)
         nn.init.zeros_(self.head.weight)  # the first NLL is ln K
 
-    def forward(self, condition: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+    @property
+    def hint_dim(self) -> int:
+        return self.architecture.dim
+
+    def forward(
+        self, condition: Tensor, codes: Tensor, order: Tensor | None = None, hint: Tensor | None = None
+    ) -> Tensor:
         assert order is None, "a PixelCNN has raster order alone"
         c = self.config
         digits = to_digits(codes, self.vocabularies)
         embedded = rearrange(self.embed(digits, slice(None)), "b (p q) c -> b p q c", q=c.layout.depth)
         grid = rearrange(embedded.sum(2), "b (h w) c -> b c h w", h=self.height)
-        features = rearrange(self.stacks(grid, self.class_embedding(condition)), "b c h w -> b (h w) c")
+        features = self.stacks(grid, self.class_embedding(condition), self.by_rows(hint))
+        features = rearrange(features, "b c h w -> b (h w) c")
         before = embedded.cumsum(2) - embedded  # the sum of the codes before each at its place
         each = [self.at_depth(features, before[:, :, q], q) for q in range(c.layout.depth)]
         return self.head(self.norm(rearrange(torch.stack(each, 2), "b p q c -> b (p q) c")), digits)
+
+    def by_rows(self, hint: Tensor | None) -> Tensor | None:
+        """Return a hint (B, P, C) in rows and columns, (B, h, w, C)."""
+        return None if hint is None else rearrange(hint, "b (h w) c -> b h w c", h=self.height)
 
     def embed(self, digits: Tensor, places: slice | int) -> Tensor:
         """Return embeddings (..., C) of digits (..., T, G) at places of the sequence, or (..., G) at one place."""
@@ -99,8 +113,8 @@ class PixelCNNPrior(AutoregressivePrior):
         return 4 * batch_size * (rows * kept + 8 * max(self.vocabularies) + 8 * self.config.layout.length)
 
     @torch.inference_mode()
-    def walk(self, condition: Tensor, choose: Choose) -> Tensor:
-        steps, found = CachedPixelCNN(self, condition), list[Tensor]()
+    def walk(self, condition: Tensor, choose: Choose, hint: Tensor | None = None) -> Tensor:
+        steps, found = CachedPixelCNN(self, condition, hint=hint), list[Tensor]()
         for t in range(self.config.layout.length):
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):
@@ -116,18 +130,19 @@ class CachedPixelCNN:
     For each code t, call `logits(t, digits)` for those of its parts that are wanted, and then `put(t, code)`.
     """
 
-    def __init__(self, prior: PixelCNNPrior, condition: Tensor, known: int = 0):
+    def __init__(self, prior: PixelCNNPrior, condition: Tensor, known: int = 0, hint: Tensor | None = None):
         """
         Args:
             condition: (R, ...), a row each.
             known: places at the beginning whose codes are only put; whole rows of them skip the horizontal stack.
+            hint: (R, P, C).
         """
         self.prior = prior
         self.Q = prior.config.layout.depth
         self.width = prior.width
         self.first_place = known // self.width * self.width
         embedded = prior.class_embedding(condition)
-        self.rows = RowByRow(prior.stacks, embedded, self.width)
+        self.rows = RowByRow(prior.stacks, embedded, self.width, prior.by_rows(hint))
         self.matrices = [matrix.float() for matrix in prior.head.matrices()]  # each (Q, V_g, C)
         self.place = -1
         self.x = embedded
@@ -171,7 +186,14 @@ class PixelCNNDrawing:
         self.scales = guidance_scales(config, prior.config.layout.length).to(prior.device)
 
     def draw(
-        self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
+        self,
+        condition: Tensor,
+        seeds: list[int],
+        codes: Tensor,
+        order: Tensor,
+        given: Tensor,
+        lead: int,
+        hint: Tensor | None = None,
     ) -> Tensor:
         c, b = self.prior.config, len(condition)
         pad = torch.arange(self.size, device=condition.device).clamp_max(b - 1)  # pads with the last image
@@ -179,7 +201,7 @@ class PixelCNNDrawing:
         given = given[pad].repeat_interleave(c.layout.depth, 1)
         rows = torch.cat([padded, c.condition.none(self.size, padded.device)]) if self.guided else padded
         uniforms = image_uniforms(seeds, c.layout.length, len(self.prior.vocabularies))[pad.cpu()].to(condition.device)
-        steps = CachedPixelCNN(self.prior, rows, lead)
+        steps = CachedPixelCNN(self.prior, rows, lead, None if hint is None else self._doubled(hint[pad]))
         for t in range(c.layout.length):
             if t >= lead * c.layout.depth:
                 codes[:, t] = torch.where(given[:, t], codes[:, t], self._code(steps, t, uniforms[:, t]))

@@ -5,14 +5,17 @@
 
 One masked convolution leaves a blind spot above and to the right of each place; two stacks leave none. Every layer is
 gated by tanh(a) · sigmoid(b), and the class adds a bias to a and b. (van den Oord et al. 2016, Conditional image
-generation with PixelCNN decoders, https://arxiv.org/abs/1606.05328, sec. 2.1 to 2.3 and figure 2.)
+generation with PixelCNN decoders, https://arxiv.org/abs/1606.05328, sec. 2.1 to 2.3 and figure 2.) A hint makes that
+bias depend on the place (eq. 5).
 
-Shapes: B samples, C channels, h x w places; x (B, C, h, w) embedded codes, condition (B, C), features (B, C, h, w).
+Shapes: B samples, C channels, h x w places; x (B, C, h, w) embedded codes, condition (B, C), features (B, C, h, w);
+hint (B, h, w, C); told (B, h, w, C), the condition with the hint, or (B, 1, 1, C) without one.
 With an odd kernel size k a layer sees r = k // 2 places to the left, to the right and above.
 """
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -20,6 +23,12 @@ def gated(x: Tensor) -> Tensor:
     """Return tanh of the first half of the channels times the sigmoid of the second (eq. 2)."""
     a, b = x.chunk(2, dim=1)
     return a.tanh() * b.sigmoid()
+
+
+def told_at(condition: Tensor, hint: Tensor | None) -> Tensor:
+    """Return what the layers are told at each place, of a condition (B, C)."""
+    told = condition[:, None, None]
+    return told if hint is None else told + hint
 
 
 class GatedLayer(nn.Module):
@@ -40,14 +49,19 @@ class GatedLayer(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, v: Tensor, h: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return v and h of the next layer, from v, h (B, C, h, w) and condition (B, C)."""
-        of_v, of_h = self.condition(condition)[..., None, None].chunk(2, dim=1)
+    def forward(self, v: Tensor, h: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """Return v and h of the next layer, from v and h (B, C, h, w)."""
+        of_v, of_h = self.biases(told)
         r = self.radius
         seen = self.vertical(F.pad(v, (r, r, r, 0)))  # rows i − r, ..., i
         above = F.pad(seen, (0, 0, 1, 0))[:, :, :-1]  # of row i − 1
         before = self.horizontal(F.pad(h, (r, -1, 0, 0)) if self.first else F.pad(h, (r, 0, 0, 0)))
         return gated(seen + of_v), self.join(h, before + self.link(above) + of_h)
+
+    def biases(self, told: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the biases of the vertical and of the horizontal stack, each (B, 2C, h, w) or (B, 2C, 1, 1)."""
+        of_v, of_h = rearrange(self.condition(told), "b h w c -> b c h w").chunk(2, dim=1)
+        return of_v, of_h
 
     def join(self, h: Tensor, x: Tensor) -> Tensor:
         """Return the horizontal stack's output. The first layer has no residual: it must not pass its input on."""
@@ -62,11 +76,11 @@ class Stacks(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(GatedLayer(channels, kernel, dropout, first=n == 0) for n in range(layers))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, hint: Tensor | None = None) -> Tensor:
         """Return features (B, C, h, w) of x (B, C, h, w) and condition (B, C)."""
-        v = h = x
+        v, h, told = x, x, told_at(condition, hint)
         for layer in self.layers:
-            v, h = layer(v, h, condition)
+            v, h = layer(v, h, told)
         return h
 
 
@@ -80,13 +94,13 @@ class RowByRow:
         after each row:                  stacks.end_row()
     """
 
-    def __init__(self, stacks: Stacks, condition: Tensor, width: int):
+    def __init__(self, stacks: Stacks, condition: Tensor, width: int, hint: Tensor | None = None):
         self.layers: list[GatedLayer] = list(stacks.layers)  # type: ignore[arg-type]  # torch says only that they are modules
         self.width = width
         size = (len(condition), condition.shape[1])
-        of = [layer.condition(condition)[..., None].chunk(2, dim=1) for layer in self.layers]  # (B, 2C, 1) each
-        self.of_v = [v for v, _ in of]
-        self.of_h = [h for _, h in of]
+        self.told = told_at(condition, hint)
+        self.of_v, self.of_h = self._biases(0)
+        self.i = 0
         self.row = condition.new_zeros(*size, width)  # embedded codes of the row
         # of each layer: link(vertical) of the row before, the inputs of the vertical stack, and of the horizontal one
         self.above = [condition.new_zeros(size[0], 2 * size[1], width) for _ in self.layers]
@@ -102,7 +116,7 @@ class RowByRow:
             self.left[n][:, :, r + j] = h
             window = self.left[n][:, :, j : j + r + (not layer.first)]
             before = F.linear(window.flatten(1), self.weights[n], layer.horizontal.bias)
-            x = before + self.above[n][:, :, j] + self.of_h[n][:, :, 0]
+            x = before + self.above[n][:, :, j] + self.of_h[n][:, :, j]
             h = layer.join(h[..., None, None], x[..., None, None])[..., 0, 0]
         return h
 
@@ -122,3 +136,12 @@ class RowByRow:
         self.row = torch.zeros_like(self.row)
         for left in self.left:
             left.zero_()
+        self.i += 1
+        if self.i < self.told.shape[1]:  # without a hint all rows are told the same
+            self.of_v, self.of_h = self._biases(self.i)
+
+    def _biases(self, i: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the biases of row i of both stacks, each (B, 2C, w) for each layer."""
+        of = [layer.biases(self.told[:, i : i + 1]) for layer in self.layers]
+        of_v, of_h = ([bias[:, :, 0].expand(-1, -1, self.width) for bias in biases] for biases in zip(*of, strict=True))
+        return of_v, of_h

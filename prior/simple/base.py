@@ -29,8 +29,8 @@ class VectorPrior(Prior):
         if config.layout.discrete:
             raise UserError(
                 f"model.kind {config.architecture.name()} is over vectors, and a sample is {config.layout}: for codes "
-                "train a prior with prior/train.py, --model.kind transformer, masked or pixelcnn, or fit independent "
-                "ones here"
+                "train a prior with prior/train.py, --model.kind transformer, masked, nextscale or pixelcnn, or fit "
+                "independent ones here"
             )
 
     # ---------------------------------------------------------------------------------------------- what a kind decides

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from smalti.prior.config import TrainedArchitecture
+from smalti.prior.config import LevelArchitecture
 
 Preset = Literal["5m", "14m", "38m", "111m", "343m"]
 # Named after their number of weights; the last two are counted with the 16,384 codes of LlamaGen.
@@ -18,7 +18,7 @@ PRESETS: dict[Preset, dict[str, int]] = {
 }
 
 
-class TransformerConfig(TrainedArchitecture):
+class TransformerConfig(LevelArchitecture):
     """A causal Transformer: the sizes that no other stage decides."""
 
     kind: Literal["transformer"] = "transformer"

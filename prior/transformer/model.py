@@ -7,10 +7,10 @@ from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import Precision, SamplingConfig
+from smalti.prior.fast.matrix import cache_type, resolve
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.fast.cached import CachedTransformer, NumberedStep
 from smalti.prior.transformer.fast.drawing import TransformerDrawing
-from smalti.prior.transformer.fast.matrix import cache_type, resolve
 from smalti.prior.transformer.network import CausalTransformer
 
 
@@ -28,11 +28,11 @@ class TransformerPrior(CausalTransformer):
         return batch_size * image_bytes(self.config, batch_size, config.guidance != 1, precision, self.device)
 
     @torch.inference_mode()
-    def walk(self, condition: Tensor, choose: Choose) -> Tensor:
+    def walk(self, condition: Tensor, choose: Choose, hint: Tensor | None = None) -> Tensor:
         decoder = CachedTransformer(self, len(condition), "fp32")
         codes, codebooks = condition.new_zeros(len(condition), 0), self.config.layout.codebook_of().tolist()
         for t in range(self.config.layout.length):
-            x = self.inputs(condition, codes, None)[:, -1].contiguous()
+            x = self.inputs(condition, codes, None, hint)[:, -1].contiguous()
             place = torch.full_like(condition, t)
             hidden = decoder.step(x, decoder.turns(1 + place, place), NumberedStep(t))
             digits: list[Tensor] = []

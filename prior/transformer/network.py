@@ -11,7 +11,7 @@ its own embeddings and head.
 An embedding of the place to predict is added to each input. Queries are turned by that place, keys by the place of
 their own code. So the same weights can predict the places in any order; the input is then
 [class, c_{o_0}, c_{o_1}, ...].
-(Target-aware positions: Yu et al. 2024, RAR, sec. 3.2.)
+(Target-aware positions: Yu et al. 2024, RAR, sec. 3.2.) A hint of that place, (B, P, C), is added beside it.
 """
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from smalti.common.mixed_radix import to_digits
-from smalti.prior.autoregressive import AutoregressivePrior
+from smalti.prior.autoregressive import HintedPrior
 from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.layers import RMSNorm
@@ -29,7 +29,7 @@ from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.layers import Block
 
 
-class CausalTransformer(AutoregressivePrior):
+class CausalTransformer(HintedPrior):
     """The network of the Transformer prior, in the plain form that trains."""
 
     cos: Tensor  # (1 + T, head_dim / 2), of the angles by which places are turned
@@ -69,20 +69,27 @@ class CausalTransformer(AutoregressivePrior):
                 parameter.data /= (2 * self.architecture.depth) ** 0.5
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, condition: Tensor, codes: Tensor, order: Tensor | None = None) -> Tensor:
+    @property
+    def hint_dim(self) -> int:
+        return self.architecture.dim
+
+    def forward(
+        self, condition: Tensor, codes: Tensor, order: Tensor | None = None, hint: Tensor | None = None
+    ) -> Tensor:
         """Return logits (B, T, V) fp32 of the codes in the order given, by default in raster order.
 
-        logits[:, n] depends on the condition, the n codes before it, and the earlier parts of its own code.
+        logits[:, n] depends on the condition, the n codes before it, the earlier parts of its own code, and the hints
+        of its place and of those before.
         """
         ordered = codes if order is None else codes.gather(1, order)
-        x = self.dropout(self.inputs(condition, ordered[:, :-1], order))
+        x = self.dropout(self.inputs(condition, ordered[:, :-1], order, hint))
         target, own = self.turns(order)
         for block in self.blocks:
             again = self.recompute and self.training
             x = checkpoint(block, x, target, own, use_reentrant=False) if again else block(x, target, own)
         return self.head(self.norm(x), to_digits(ordered, self.vocabularies), order)
 
-    def inputs(self, condition: Tensor, ordered: Tensor, order: Tensor | None) -> Tensor:
+    def inputs(self, condition: Tensor, ordered: Tensor, order: Tensor | None, hint: Tensor | None = None) -> Tensor:
         """Return the inputs (B, n + 1, C) of the first n + 1 steps, from condition (B, ...) and n codes in order."""
         n = ordered.shape[1]
         first_rows, wanted = self.first_rows, self.target_embedding
@@ -90,7 +97,14 @@ class CausalTransformer(AutoregressivePrior):
             first_rows, wanted = first_rows[order], wanted[order]
         rows = to_digits(ordered, self.vocabularies) + first_rows[..., :n, :]  # (B, n, G)
         x = torch.cat([self.class_embedding(condition)[:, None], self.code_embedding(rows).sum(2)], dim=1)
+        if hint is not None:
+            wanted = wanted + self.hint_of_steps(hint, order)
         return x + wanted[..., : n + 1, :]
+
+    def hint_of_steps(self, hint: Tensor, order: Tensor | None) -> Tensor:
+        """Return the hint of the place that each step predicts, (B, T, C), of a hint (B, P, C)."""
+        deep = hint.repeat_interleave(self.config.layout.depth, 1)
+        return deep if order is None else deep.gather(1, order[..., None].expand_as(deep))
 
     def turns(self, order: Tensor | None) -> tuple[Turn, Turn]:
         """Return the turns of all queries, by the place to predict, and of all keys, by the input's own place."""

@@ -84,3 +84,27 @@ class TableFacts(SizedFacts):
     def apart(self) -> Sequence[str]:
         few = self.dim < FEW_DIMENSIONS
         return [f"{self.at}code_dim {FEW_DIMENSIONS}, which leaves them more room"] if few else []
+
+
+@dataclass(frozen=True)
+class FactsOfSeveral(CodebookFacts):
+    """The facts about several codebooks of one kind, which are those of one of them; `without` depends on the model."""
+
+    of_each: CodebookFacts
+
+    @property
+    def cause(self) -> str:  # type: ignore[override]  # of the kind inside
+        return self.of_each.cause
+
+    @property
+    def size(self) -> str | None:
+        return self.of_each.size
+
+    def wider_use(self, revive_below: float | None) -> Sequence[str]:
+        return self.of_each.wider_use(revive_below)
+
+    def fewer(self, wanted: float, codebook_size: int) -> str:
+        return self.of_each.fewer(wanted, codebook_size)
+
+    def apart(self) -> Sequence[str]:
+        return self.of_each.apart()

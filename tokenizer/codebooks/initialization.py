@@ -4,6 +4,8 @@ A codebook far from the encoder's outputs is how collapse begins: few codes are 
 chosen ones learn.
 """
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -50,26 +52,43 @@ def check_finite(vectors: Tensor) -> None:
         raise UserError("the untrained encoder gives NaN or Inf for some images; take precision fp32")
 
 
-@torch.no_grad()
 def initialize_codebook(
     tokenizer: NetworkTokenizer, split: ImageSplit, c: TrainConfig, accelerator: Accelerator
 ) -> None:
-    """Set the codebook to k-means of encoder outputs; computed by the main process, the same on all.
+    """Set the one codebook of a tokenizer to k-means of encoder outputs. Raises as `initialize_quantizer`."""
+    (grid,) = tokenizer.config.layout.grids
+    initialize_quantizer(tokenizer.quantizer, grid, tokenizer.latents, split, c, accelerator)
 
+
+@torch.no_grad()
+def initialize_quantizer(
+    quantizer: Quantizer,
+    grid: Grid,
+    latents: Callable[[Tensor], Tensor],
+    split: ImageSplit,
+    c: TrainConfig,
+    accelerator: Accelerator,
+    otherwise: str = "choose a smaller one",
+) -> None:
+    """Set the codebook of a quantizer to k-means of what it is given on its grid; computed by the main process, the
+    same on all.
+
+    Args:
+        latents: return z_e (B, D, h, w) of images.
+        otherwise: what to do where there are too few vectors.
     Raises:
         UserError: the training split has fewer vectors than the codebook has entries, or they are not finite.
     """
-    (grid,) = tokenizer.config.layout.grids
-    codes = grid.codebook_size if tokenizer.quantizer.tables() else 2
-    check_enough(codes, len(split), grid, "vectors")
+    codes = grid.codebook_size if quantizer.tables() else 2
+    check_enough(codes, len(split), grid, "vectors", otherwise)
     if accelerator.is_main_process:
         images = -(-sampled(codes) // grid.places)
-        z_e = untrained_outputs(tokenizer, split, images, c, accelerator)
+        z_e = untrained_outputs(latents, split, images, c, accelerator)
         check_finite(z_e)
         draws = generator(c.seed, z_e.device)
-        vectors = sample_of(tokenizer.quantizer.prepare(z_e.flatten(2)), sampled(codes), draws)
-        tokenizer.quantizer.initialize(vectors, generator(c.seed, z_e.device))
-    share_state(tokenizer.quantizer)
+        vectors = sample_of(quantizer.prepare(z_e.flatten(2)), sampled(codes), draws)
+        quantizer.initialize(vectors, generator(c.seed, z_e.device))
+    share_state(quantizer)
 
 
 def share_state(quantizer: Quantizer) -> None:
@@ -79,7 +98,7 @@ def share_state(quantizer: Quantizer) -> None:
 
 
 def untrained_outputs(
-    tokenizer: NetworkTokenizer, split: ImageSplit, images: int, c: TrainConfig, accelerator: Accelerator
+    latents: Callable[[Tensor], Tensor], split: ImageSplit, images: int, c: TrainConfig, accelerator: Accelerator
 ) -> Tensor:
     """Return z_e (N, D, h, w) fp32 of images in the order of training, at least `images` where there are so many."""
     order = RowOrder(len(split), c.seed, Share(batch_size=BATCH), 0)
@@ -88,7 +107,7 @@ def untrained_outputs(
         positions, _ = order.at(start, min(start + BATCH, len(split)))
         pixels = to_float(split.read(positions).images.to(accelerator.device))
         with accelerator.autocast():
-            found.append(tokenizer.latents(pixels).float())
+            found.append(latents(pixels).float())
         advance(bar, len(pixels))
     bar.close()
     return torch.cat(found)

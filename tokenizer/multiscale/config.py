@@ -11,7 +11,7 @@ from smalti.common.layout import Grid, Layout
 from smalti.tokenizer.bottleneck.config import SingleConfig
 from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.code_autoencoder_config import CodeAutoencoderConfig
-from smalti.tokenizer.codebooks.facts import CodebookFacts
+from smalti.tokenizer.codebooks.facts import FactsOfSeveral
 
 RATIO = 1.5  # of the heights of two scales, where no setting gives them; VAR's ten up to 16 have 1.36 in the mean
 MOST_SCALES = 32  # grids of a layout
@@ -82,29 +82,11 @@ class MultiscaleConfig(CodeAutoencoderConfig):
 
 
 @dataclass(frozen=True)
-class ScalesFacts(CodebookFacts):
+class ScalesFacts(FactsOfSeveral):
     """The facts about the codes of several scales: those of the kind that makes them, and which scales there are."""
 
-    of_each: CodebookFacts
     names: tuple[str, ...]  # of the scales' codebooks
     heights: tuple[int, ...]
-
-    @property
-    def cause(self) -> str:  # type: ignore[override]  # of the kind inside
-        return self.of_each.cause
-
-    @property
-    def size(self) -> str | None:
-        return self.of_each.size
-
-    def wider_use(self, revive_below: float | None) -> Sequence[str]:
-        return self.of_each.wider_use(revive_below)
-
-    def fewer(self, wanted: float, codebook_size: int) -> str:
-        return self.of_each.fewer(wanted, codebook_size)
-
-    def apart(self) -> Sequence[str]:
-        return self.of_each.apart()
 
     def without(self, idle: Sequence[str], kept: int) -> str:
         left = [height for name, height in zip(self.names, self.heights, strict=True) if name not in idle]

@@ -53,7 +53,7 @@ def initialize_scales(
     if accelerator.is_main_process:
         images = min(IMAGES_A_CODE * codes, max(codes, MOST_IMAGES))
         images = max(images, -(-sampled(codes) // layout.grids[-1].places))
-        z_e = untrained_outputs(tokenizer, split, images, c, accelerator)
+        z_e = untrained_outputs(tokenizer.latents, split, images, c, accelerator)
         check_finite(z_e)
         draws = generator(c.seed, z_e.device)
         if not quantizer.tables():
@@ -65,6 +65,7 @@ def initialize_scales(
     share_state(quantizer)
 
 
+@torch.no_grad()
 def start_each(quantizer: MultiscaleQuantizer, z_e: Tensor, codes: int, draws: Generator) -> None:
     """Set the codebook of each scale to K-means of what those before leave of z_e (N, D, h, w)."""
     f = quantizer.prepare(z_e)
@@ -75,6 +76,7 @@ def start_each(quantizer: MultiscaleQuantizer, z_e: Tensor, codes: int, draws: G
         f_hat = f_hat + quantized(quantizer, scale, left)
 
 
+@torch.no_grad()
 def start_together(quantizer: MultiscaleQuantizer, z_e: Tensor, codes: int, draws: Generator) -> None:
     """Set the one codebook to K-means of what all scales would be given of z_e (N, D, h, w) if those before were
     exact."""
@@ -87,6 +89,7 @@ def start_together(quantizer: MultiscaleQuantizer, z_e: Tensor, codes: int, draw
     quantizer.bottleneck(0).initialize(torch.cat(found), draws)
 
 
+@torch.no_grad()
 def stretch_to_what_is_left(quantizer: MultiscaleQuantizer, z_e: Tensor, draws: Generator) -> None:
     """Fit a kind without a table to z_e (N, D, h, w), and the length of its vectors to what is left for each scale."""
     vectors = rearrange(z_e, "n d h w -> (n h w) d")

@@ -16,3 +16,9 @@ def grid_of(image_size: tuple[int, int], patch: int, levels: int) -> tuple[int, 
                 f"(patch {patch} and {levels - 1} halvings); {near} would"
             )
     return image_size[0] // factor, image_size[1] // factor
+
+
+def halved(grid: tuple[int, int]) -> tuple[int, int]:
+    """Return (h, w) of a grid of half the sides, odd ones rounded up."""
+    h, w = grid
+    return (h + 1) // 2, (w + 1) // 2

@@ -47,20 +47,33 @@ class TransformerDrawing:
         self.given = torch.zeros(self.T, batch_size, dtype=torch.bool, device=device)
         self.codes = torch.zeros_like(self.given, dtype=torch.int64)  # in the order; given, then drawn
         self.highest = torch.zeros(len(self.sizes), batch_size, dtype=torch.int64, device=device)  # drawn of each part
+        self.hint: Tensor | None = None  # (T, R, C) of the place that each step predicts, where there is one
         self.graphs: Graphs | None = None
         if device.type == "cuda":
             self.graphs = Graphs(self._advance_counted, self.decoder.slots, self.codebook_of_step, device)
 
     def draw(
-        self, condition: Tensor, seeds: list[int], codes: Tensor, order: Tensor, given: Tensor, lead: int
+        self,
+        condition: Tensor,
+        seeds: list[int],
+        codes: Tensor,
+        order: Tensor,
+        given: Tensor,
+        lead: int,
+        hint: Tensor | None = None,
     ) -> Tensor:
-        """Return codes (b, T) of at most B images, as `prior.sample.Drawing` says."""
+        """Return codes (b, T) of at most B images, as `prior.sample.HintedDrawing` says."""
         b, start = len(condition), lead * self.Q
         pad = torch.arange(self.size, device=self.device).clamp_max(b - 1)  # pads with the last image
         steps = code_order(order[pad], self.Q)
         forced = bool(given[:, lead:].any())  # in raster order a later code may be known
+        hint = None if hint is None else self._doubled(hint[pad])
+        if hint is not None and self.hint is None:  # a drawing has a hint always or never
+            self.hint = torch.zeros(self.T, *self.x.shape, device=self.device)
         if self.graphs is not None:
             self.graphs.capture(forced)
+        if hint is not None and self.hint is not None:
+            self.hint.copy_(self.prior.hint_of_steps(hint, self._doubled(steps)).transpose(0, 1))
         self.uniforms.copy_(image_uniforms(seeds, self.T, len(self.sizes))[pad.cpu()].permute(1, 2, 0))
         self.order.copy_(self._doubled(steps).T)
         self.own.copy_(own_rows(self.order.T).T)
@@ -70,7 +83,7 @@ class TransformerDrawing:
         rows = condition[pad]
         if self.guided:
             rows = torch.cat([rows, self.prior.config.condition.none(self.size, self.device)])
-        self._begin(rows, self._doubled(steps), start)
+        self._begin(rows, self._doubled(steps), start, hint)
         if self.graphs is not None:
             self.graphs.run(start, self.T, forced)
         else:
@@ -80,13 +93,15 @@ class TransformerDrawing:
             raise UserError("the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged")
         return torch.empty_like(steps).scatter_(1, steps, self.codes.T)[:b]
 
-    def _begin(self, condition: Tensor, steps: Tensor, start: int) -> None:
+    def _begin(self, condition: Tensor, steps: Tensor, start: int, hint: Tensor | None) -> None:
         """Read the class and the known codes at the beginning of the order, except the last: the next step reads it."""
         if start == 0:
             self.x.copy_(self.prior.class_embedding(condition))
             return
         known = self._doubled(self.codes[: start - 1].T)
-        self.decoder.prefill(self.prior.inputs(condition, known, steps), 1 + self.order[:start].T, self.own[:start].T)
+        self.decoder.prefill(
+            self.prior.inputs(condition, known, steps, hint), 1 + self.order[:start].T, self.own[:start].T
+        )
         self._read_back(self.codes[start - 1], self._codebook(self.order[start - 1], self.codebook_of_step[start - 1]))
 
     def _advance_counted(self, n: Tensor, length: int, codebook: int, forced: bool) -> None:
@@ -97,6 +112,8 @@ class TransformerDrawing:
         order = step.read(self.order)
         codebook = self._codebook(order, codebook_of_step)
         x = self.x + F.embedding(order, self.prior.target_embedding)
+        if self.hint is not None:
+            x += step.read(self.hint)
         hidden = self.decoder.step(x, self.decoder.turns(1 + order, step.read(self.own)), step)
         parts: list[Tensor] = []
         for u in step.read(self.uniforms).unbind(0):

@@ -1,0 +1,1 @@
+"""The next-scale Transformer over codes, which draws a grid a pass, coarse first."""
