@@ -36,7 +36,7 @@ from smalti.common.folder import read_json, write_json
 from smalti.common.launch import make_accelerator
 from smalti.common.record import record
 from smalti.metrics.distances import frechet_distance
-from smalti.metrics.feature_extractor import Features
+from smalti.metrics.feature_extractor import Features, FeaturesConfig
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.pipeline.evaluation.bench import EvaluationBench, Settings, evenly_spaced, features_of, open_bench
 from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare_features
@@ -84,13 +84,13 @@ def peer(data: Path, folder: Path, seed: int, beside: Path) -> Figures:
     folder.mkdir(parents=True, exist_ok=True)
     once([sys.executable, *command], folder / ".peer-ended.json")
     if not (folder / "judged.json").exists():
-        write_json(folder / "judged.json", judge_peer(folder, beside))
+        write_json(folder / "judged.json", judge_peer(folder, beside, FeaturesConfig()))
     return numbers(read_json(folder / "figures.json")) | numbers(read_json(folder / "judged.json"))
 
 
-def judge_peer(folder: Path, beside: Path) -> Figures:
+def judge_peer(folder: Path, beside: Path, compared: FeaturesConfig) -> Figures:
     """Return our evaluation of the peer's samples and of its reconstructions of the test split."""
-    bench = open_bench(Settings(run=str(beside)), make_accelerator())
+    bench = open_bench(Settings(run=str(beside), features=compared), make_accelerator())
     features, classifier = bench.eyes
     if features is None or classifier is None:
         raise UserError(f"the images of {beside} have no labels, so no classifier can look at what the peer draws")

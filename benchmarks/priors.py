@@ -41,6 +41,7 @@ from smalti.common.plots import image_grid
 from smalti.common.record import record
 from smalti.common.run_folder import read_metrics
 from smalti.metrics.distances import frechet_distance
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.pipeline.evaluation.bench import Settings, evenly_spaced, features_of, open_bench
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.autoregressive import AutoregressivePrior
@@ -76,6 +77,7 @@ class Contest(NamedTuple):
     candidates: Mapping[str, Options]  # what the PixelCNN's were chosen among
     choosing: float  # CPU seconds of a candidate
     stages: Mapping[str, Options] = {}  # settings of every kind beside the config's: tokenizer, encode, prior
+    features: FeaturesConfig = FeaturesConfig()  # by which drawn images are judged
 
 
 def pixelcnn(depth: int, dim: int, kernel: int, lr: float, dropout: float) -> Options:
@@ -214,21 +216,22 @@ def weights(run: Path) -> int:
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
-def evaluate(run: Path, codes: Path, drawn: int, seed: int, command: Command) -> Figures:
+def evaluate(run: Path, codes: Path, contest: Contest, seed: int, command: Command) -> Figures:
     """Return the figures of a trained prior on the test split."""
     given = {"codes": codes, "split": "test"}
     command(["prior/evaluate.py", str(run), *options(given)], run / ".evaluate-ended.json")
     if not (run / "judged.json").exists():
-        write_json(run / "judged.json", judge(run, codes, drawn, seed))
+        write_json(run / "judged.json", judge(run, codes, contest, seed))
     told = read_json(run / "evaluation/prior-test.json")["figures"]
     names = ("nll", "train_nll", "gap", "independent_nll", "uniform_nll", "bits_per_image")
     return best_on_validation(run) | {name: told[name] for name in names} | read_json(run / "judged.json")
 
 
-def judge(run: Path, codes: Path, number: int, seed: int) -> Figures:
+def judge(run: Path, codes: Path, contest: Contest, seed: int) -> Figures:
     """Draw so many images with the labels of test dealt evenly; return how a classifier of the real images sees
     them."""
-    bench = open_bench(Settings(run=str(run), codes=str(codes), split="test"), make_accelerator())
+    settings = Settings(run=str(run), codes=str(codes), split="test", features=contest.features)
+    bench, number = open_bench(settings, make_accelerator()), contest.drawn
     features, classifier = bench.eyes
     if features is None or classifier is None:
         raise UserError(f"the images of {run} have no labels, so no classifier can look at what is drawn")
@@ -309,7 +312,7 @@ def measure(
         for kind, settings in contest.kinds.items():
             run = work / name / f"{kind}-{seed}"
             seconds = train(run, settings, steps[kind], contest.looks, seed)
-            found = {"training_cpu_seconds": seconds, **evaluate(run, first / "codes", contest.drawn, seed, command)}
+            found = {"training_cpu_seconds": seconds, **evaluate(run, first / "codes", contest, seed, command)}
             per_seed.setdefault(kind, []).append(found)
             runs.setdefault(kind, run)
             print(f"{name}, {kind}, seed {seed}: {json.dumps(found)}", flush=True)

@@ -41,7 +41,10 @@ def save_curves(
     matplotlib.use("agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
+    width = 4.5 * len(panels)
+    figure = Figure(figsize=(width, 3.2))
+    # To lay it out by the sizes of its texts would take as long as to draw it.
+    figure.subplots_adjust(left=0.7 / width, right=1 - 0.15 / width, bottom=0.15, top=0.9, wspace=0.22)
     for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for name in names:
             points = [(line["step"], line[name]) for line in metrics if name in line]

@@ -28,7 +28,7 @@ from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.folder import remove, sha256
 from smalti.common.tensors import check_types, read_tensors
-from smalti.metrics.classifier import Classifier, to_pixels
+from smalti.metrics.classifier import Classifier, Recipe, to_pixels
 
 EVAL = "pip install torch-fidelity"
 # the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file
@@ -53,6 +53,8 @@ class FeaturesConfig(Settings):
     """torchscript: give it RGB whatever the images are, or the channels of the data"""
     batch_size: int = Field(64, ge=1)
     """images at once"""
+    classifier: Recipe = Recipe()
+    """how the classifier of the images' labels is trained; its figures compare with those of the same recipe alone"""
 
     @model_validator(mode="after")
     def _belongs_together(self) -> "FeaturesConfig":

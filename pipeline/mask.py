@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from smalti.common.errors import UserError
@@ -54,6 +53,8 @@ def known_places(mask: Tensor, layout: Layout) -> Tensor:
 
 def fill_unknown(images: Tensor, mask: Tensor) -> Tensor:
     """Return images (B, C, H, W) in which the nearest kept pixel hides each pixel that is not kept."""
+    from scipy.ndimage import distance_transform_edt  # half a second, which no command waits for that completes nothing
+
     filled = images.clone()
     for image, kept in zip(filled, mask.numpy(), strict=True):
         if not kept.any():

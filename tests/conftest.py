@@ -1,5 +1,7 @@
 """Tiny models and runs that several tests share."""
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from smalti.common.condition import Classes
 from smalti.common.data.config import ImagesConfig
 from smalti.common.launch import make_accelerator
 from smalti.common.layout import Layout
+from smalti.metrics.classifier import Recipe
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
@@ -27,6 +31,7 @@ from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
 ROOT = Path(__file__).resolve().parents[1]
+QUICK = FeaturesConfig(classifier=Recipe(width=8, least_steps=100))  # in a second it learns 90% of the digits of 8 x 8
 
 
 @pytest.fixture(scope="session")
@@ -114,10 +119,20 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
-    """Build the wheel from the sdist and unpack it: what pip puts into site-packages."""
-    folder = tmp_path_factory.mktemp("packaging")
+    """Return what pip puts into site-packages: the wheel, unpacked. Workers side by side share it; do not change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "packaging"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
+        if not (folder / "installed").exists():
+            build_wheel(folder)
+    return folder / "installed"
+
+
+def build_wheel(folder: Path) -> None:
+    """Build the wheel from the sdist, and unpack it into `installed`."""
     tree, built = folder / "tree", folder / "built"
-    tree.mkdir()
+    tree.mkdir(parents=True)
     for name in ("common", "metrics", "tokenizer", "prior", "pipeline", "configs", "smalti"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tree / "configs/imagefolder_small", tree / "configs/mine", dirs_exist_ok=True)  # as the README says
@@ -137,5 +152,5 @@ def wheel(tmp_path_factory) -> Path:
     assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-2000:]
     (found,) = built.glob("*.whl")
     with zipfile.ZipFile(found) as archive:
-        archive.extractall(folder / "installed")
-    return folder / "installed"
+        archive.extractall(folder / "unpacked")
+    (folder / "unpacked").rename(folder / "installed")

@@ -4,11 +4,9 @@ compared."""
 import base64
 import io
 import json
-import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +38,7 @@ from smalti.tokenizer.bottleneck.residual import ResidualConfig
 from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = '<img src="nowhere:1" onerror="alert(1)">{{#each}}${1+1}'  # a class name that a stranger may choose
@@ -460,23 +459,15 @@ def images_of(markup: str) -> list[PIL.Image.Image]:
 
 @pytest.fixture(scope="module")
 def address(run, tmp_path_factory):
-    """Serve the page as a user would, and return its address; the attribute `log` is the server's stderr."""
+    """Serve the page, and return its address; the attribute `log` is the server's stderr."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # so that both round alike
-    command = [sys.executable, "-m", "smalti.pipeline.app", str(run)]
-    log = tmp_path_factory.mktemp("log") / "stderr"
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as server,
-    ):
-        told = server.stdout.readline()
-        assert told.startswith("the page is at http://127.0.0.1:"), told
-        found = Address(told.split()[-1])
-        found.log = log
-        yield found
-        server.terminate()
+    server = processes.command("pipeline/app.py", run)
+    found = Address(server.first_line().removeprefix("the page is at "))
+    assert found.startswith("http://127.0.0.1:"), server.communicate(1)
+    found.log = server.stderr
+    yield found
+    server.kill()
+    server.wait()
 
 
 @pytest.fixture(scope="module")

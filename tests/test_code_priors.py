@@ -36,7 +36,7 @@ from smalti.prior.model import build_prior, load_prior
 from smalti.prior.simple.code_prior import CodePrior
 from smalti.prior.simple.config import IndependentConfig, MixtureConfig, UniformConfig
 from smalti.prior.simple.independent import IndependentPrior, check_table, count
-from tests.test_processes import TWO, finish, start
+from tests import processes
 
 LAYOUT = Layout.of(1, 2, depth=2, factors=(3,))  # T = 4, P = 2, K = 3
 TOKENIZER = TokenizerIdentity(name="test", sha256="0" * 64)
@@ -304,7 +304,7 @@ def test_killed_after_counting_it_goes_on_to_the_same_tables(run, accelerator, m
 
 def test_two_processes_count_what_one_does(run, accelerator):
     two = ["--run", run.with_name("two"), "--codes", run / "codes", "--model.kind", "independent"]
-    finish(start(TWO, "prior/fit.py", *two))
+    processes.finish(processes.command_of_two("prior/fit.py", *two))
     fit(settings(run.with_name("one"), codes=str(run / "codes"), model=KINDS["independent"]), accelerator)
     models = [(run.with_name(name) / "prior/model/model.safetensors").read_bytes() for name in ("one", "two")]
     assert models[0] == models[1]

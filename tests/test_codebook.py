@@ -1,10 +1,5 @@
 """The health of a codebook: its counts, its nearest codes, the advice, and the files that hold them."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import PIL.Image
 import pytest
@@ -35,9 +30,9 @@ from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
+from tests import processes
 from tests.conftest import tokenizer_training
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLE = VQConfig(codebook_size=16, code_dim=4)
 QUANTIZERS = {
     "vq": TABLE,
@@ -104,13 +99,9 @@ def test_counts_and_figures_are_of_the_whole_split(tmp_path, accelerator):
 
 def test_two_processes_count_what_one_counts(tmp_path, accelerator):
     run = random_run(tmp_path, "residual")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", "tokenizer/codebook.py", run, "--precision", "fp32"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = processes.finish(processes.command_of_two("tokenizer/codebook.py", run, "--precision", "fp32"))
     assert folder.read_json(run / "tokenizer/codebook.json") == look(run, accelerator)
-    assert done.stdout.count("advice:") == 1
+    assert out.count("advice:") == 1
 
 
 def test_the_codes_of_another_tokenizer_are_not_used(tmp_path, accelerator, capsys):

@@ -38,7 +38,7 @@ from smalti.tokenizer.network.mlp import MLPConfig
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.model import VAE
-from tests.conftest import tokenizer_training
+from tests.conftest import QUICK, tokenizer_training
 
 NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 
@@ -229,9 +229,8 @@ def test_it_is_measured_given_the_class(run, accelerator):
     held_out = next(line["negative_elbo"] for line in logged if "negative_elbo" in line)
     assert written["protocol"]["condition"] == "class"
     assert written["figures"]["negative_elbo"] == pytest.approx(held_out, rel=0.2)  # test and validation digits
-    drawn = json.loads(
-        evaluate_pipeline(PipelineSettings(run=str(run), images=40, neighbours=20), accelerator).read_text()
-    )
+    settings = PipelineSettings(run=str(run), images=40, neighbours=20, features=QUICK)
+    drawn = json.loads(evaluate_pipeline(settings, accelerator).read_text())
     assert drawn["figures"]["class_agreement"] > 0.4  # by a classifier, of ten
 
 

@@ -5,12 +5,10 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 
 from smalti.common import config
 from smalti.common.commands import COMMANDS
@@ -28,6 +27,7 @@ from smalti.common.config import Settings, leaves
 from smalti.common.errors import UserError
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.draw import SamplingConfig
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -322,16 +322,16 @@ def test_the_python_of_a_page_runs(page, finished_run, tmp_path, monkeypatch):
 
 
 TEN_MINUTES = ROOT / "docs/ten_minutes.md"
-# It runs all commands in one process: importing torch for each would take longer than the commands.
-DRIVER = """
-import importlib, json, sys
-from accelerate.state import AcceleratorState
-for script, *arguments in json.loads(sys.argv[1]):
-    print("$", script, *arguments, flush=True)
-    sys.argv = [script, *arguments]
-    importlib.import_module(f"smalti.{script.removesuffix('.py').replace('/', '.')}").main(arguments)
-    AcceleratorState._reset_state(True)
-"""
+
+
+def drive(scripts: list[list[str]]) -> None:
+    """Run all commands in one process."""
+    os.environ["TQDM_DISABLE"] = "1"
+    for script, *arguments in scripts:
+        print("$", script, *arguments, flush=True)
+        sys.argv = [script, *arguments]
+        importlib.import_module(f"smalti.{script.removesuffix('.py').replace('/', '.')}").main(arguments)
+        AcceleratorState._reset_state(True)
 
 
 def shrink(folder: Path) -> None:
@@ -368,11 +368,7 @@ def ten_minutes(tmp_path_factory) -> tuple[list[Command], str]:
             shrink(folder / words[3])
         else:
             scripts.append(words[next(i for i, word in enumerate(words) if word.endswith(".py")) :])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    driven = [sys.executable, "-c", DRIVER, json.dumps(scripts)]
-    ended = subprocess.run(driven, cwd=folder, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
-    return commands, ended.stdout
+    return commands, processes.finish(processes.Process(lambda: drive(scripts), folder))
 
 
 def test_the_ten_minutes_work_as_they_are_written(ten_minutes):

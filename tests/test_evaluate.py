@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -16,18 +17,23 @@ from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, read_evaluations
 from smalti.common.launch import Interrupted
 from smalti.common.parts import in_parts
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
-from smalti.pipeline.evaluation.bench import Settings as PipelineSettings
+from smalti.pipeline.evaluation import bench as pipeline_bench
 from smalti.pipeline.evaluation.bench import evenly_spaced, open_bench, read_images
 from smalti.pipeline.evaluation.judge import Drawn, RealImages, look_up
 from smalti.prior.data import CodesRows, plain_views
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
 from smalti.prior.model import load_prior
-from smalti.tokenizer.evaluate import Settings as TokenizerSettings
+from smalti.tokenizer import evaluate as tokenizer_script
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
+from tests.conftest import QUICK
+
+TokenizerSettings = partial(tokenizer_script.Settings, features=QUICK)
+PipelineSettings = partial(pipeline_bench.Settings, features=QUICK)
 
 
 @pytest.fixture
@@ -197,6 +203,18 @@ def test_samples_are_judged_and_shown(judged):
         assert PIL.Image.open(run / f"evaluation/pipeline-test-{what}.png").size[0] > 100
 
 
+def test_the_classifier_is_trained_as_the_settings_say(judged, accelerator):
+    run, _ = judged
+    found = {}
+    for lr in (4e-3, 1e-9):
+        recipe = QUICK.classifier.model_copy(update={"peak_lr": lr, "epochs": 1})
+        settings = pipeline_bench.Settings(run=str(run), features=FeaturesConfig(classifier=recipe))
+        classifier = open_bench(settings, accelerator).eyes.classifier
+        assert classifier.config.recipe == recipe
+        found[lr] = classifier.accuracy
+    assert found[1e-9] < 0.5 < found[4e-3]
+
+
 def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
     """If it draws training images, all of them count as copies in pixels, features and codes."""
     run, _ = judged
@@ -297,7 +315,7 @@ def test_a_perfect_peer_gets_the_figures_of_perfection(run, tmp_path, accelerato
 
     write("samples.npz", evenly_spaced(test, 20))
     write("reconstructions.npz", evenly_spaced(test, len(test)))
-    found = judge_peer(tmp_path, run)
+    found = judge_peer(tmp_path, run, QUICK)
     assert found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1, abs=1e-5)
     assert found["reconstruction_fd_classifier"] == pytest.approx(0, abs=1e-2)
     assert found["precision"] == found["recall"] == 1 and found["class_agreement"] > 0.8

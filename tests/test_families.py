@@ -47,6 +47,7 @@ from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.train import train as train_tokenizer
 from tests import toy_sequence
+from tests.conftest import QUICK
 from tests.toy_sequence import SequenceConfig, SequenceTokenizer
 
 
@@ -161,9 +162,11 @@ def test_images_are_drawn_as_their_seeds_say(run, accelerator, tmp_path):
 
 def test_each_stage_and_both_are_measured(run, accelerator):
     found = {
-        "tokenizer": evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator),
+        "tokenizer": evaluate_tokenizer(TokenizerSettings(run=str(run), features=QUICK), accelerator),
         "prior": evaluate_prior(PriorSettings(run=str(run)), accelerator),
-        "pipeline": evaluate_pipeline(PipelineSettings(run=str(run), images=40, neighbours=20), accelerator),
+        "pipeline": evaluate_pipeline(
+            PipelineSettings(run=str(run), images=40, neighbours=20, features=QUICK), accelerator
+        ),
     }
     figures = {stage: json.loads(path.read_text())["figures"] for stage, path in found.items()}
     assert figures["tokenizer"]["psnr_pooled"] > 10 and "usage" not in figures["tokenizer"]

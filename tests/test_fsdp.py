@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,20 +22,10 @@ from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
+from tests import processes
 from tests.conftest import prior_training
-from tests.test_processes import ROOT, finish, start
 
-SHARDED = [
-    sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--config_file",
-    str(ROOT / "configs/imagenet256/fsdp.yaml"),
-    "--num_processes",
-    "2",
-    "--main_process_port",
-    "0",
-]
+SHARDING = processes.ROOT / "configs/imagenet256/fsdp.yaml"
 ADAMW = {
     "model": TransformerConfig(depth=2, dim=32, heads=2, dropout=0.0),
     "label_dropout": 0.0,
@@ -51,13 +40,26 @@ WORSE = {"lr": 3.0, "warmup": 1, "ema_decay": 0.0, "evaluate_every": 1, "save_ev
 LAST = "state/step_00000006"
 
 
-def train_in_parts(*settings) -> None:
-    """Train with each of the settings in turn, on two processes."""
+def config_files(*settings) -> list[Path]:
     files = [Path(f"{c.run}.yaml") for c in settings]
     for c, file in zip(settings, files, strict=True):
         config.write_yaml(c, file)
-    out = finish(start(SHARDED, "tests/prior_in_parts.py", *files))
-    assert out.count("in parts\n") == len(files)
+    return files
+
+
+def train_in_parts(*settings) -> None:
+    """Train with each of the settings in turn, on two processes of `accelerate launch`."""
+    launched = processes.launched(["--config_file", SHARDING], "tests/prior_in_parts.py", *config_files(*settings))
+    assert processes.finish(launched).count("in parts\n") == len(settings)
+
+
+def go_on_in_parts(*settings) -> None:
+    """Do the same in two new processes, whose environment the launcher would fill from its config file like this."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in config.read_yaml(SHARDING)["fsdp_config"].items():
+            environment.setenv(name.upper().replace("_LAYER_CLS", "_CLS"), str(value))
+        forked = processes.command_of_two("tests/prior_in_parts.py", *config_files(*settings))
+        assert processes.finish(forked).count("in parts\n") == len(settings)
 
 
 def half_of(run, copied_to):
@@ -109,7 +111,7 @@ def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_st
     half_of(tmp_path / "parts", tmp_path / "parts_then_parts")
     half_of(tmp_path / "parts", tmp_path / "parts_then_whole")
     half_of(tmp_path / "parts_muon", tmp_path / "parts_then_parts_muon")
-    train_in_parts(
+    go_on_in_parts(
         adamw(tmp_path / "whole_then_parts"),
         adamw(tmp_path / "parts_then_parts"),
         muon(tmp_path / "parts_then_parts_muon"),

@@ -1,9 +1,6 @@
 """The latent map of the page: points of held-out images, what its places decode to, and a click in a real browser."""
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,8 +20,9 @@ from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
+from tests import processes
 from tests.conftest import tokenizer_training
-from tests.test_app import ROOT, Address, browser, images_of, page, pixels, shown, tab  # noqa: F401 - fixtures
+from tests.test_app import Address, browser, images_of, page, pixels, shown, tab  # noqa: F401 - fixtures
 from tests.test_vae import MLP
 
 
@@ -109,15 +107,13 @@ def address(tmp_path_factory, accelerator):
     """Serve the page of a VAE of two numbers, and return its address."""
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
     run = make(tmp_path_factory.mktemp("served") / "digits", 2, accelerator)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "smalti.pipeline.app", str(run)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        told = server.stdout.readline()
-        assert told.startswith("the page is at http://127.0.0.1:"), told
-        found = Address(told.split()[-1])
-        found.run = run
-        yield found
-        server.terminate()
+    server = processes.command("pipeline/app.py", run)
+    found = Address(server.first_line().removeprefix("the page is at "))
+    assert found.startswith("http://127.0.0.1:"), server.communicate(1)
+    found.run = run
+    yield found
+    server.kill()
+    server.wait()
 
 
 def test_a_click_and_an_arrow_key_decode_another_place(page, address):  # noqa: F811 - the fixture

@@ -71,11 +71,13 @@ def test_code_of_others_stands_beside_the_installed_package_unharmed(wheel, tmp_
         (tmp_path / f"{name}.py").write_text(f"MINE = {name!r}\n")
     code = (
         "import common, metrics, pipeline\nfrom tokenizer.tokenizer_image import MINE\n"
-        "from smalti.common.errors import UserError\nfrom smalti.pipeline.mask import read_mask\n"
-        "print(MINE, common.MINE, metrics.MINE, pipeline.MINE, UserError.__module__, read_mask.__module__)"
+        "from smalti.common.errors import UserError\nfrom smalti.pipeline.terminal import main\n"
+        "print(MINE, common.MINE, metrics.MINE, pipeline.MINE, UserError.__module__, main.__module__)"
     )
     told = run("-c", code, cwd=tmp_path, path=wheel)
-    expected = "tokenizer/tokenizer_image common metrics/__init__ pipeline smalti.common.errors smalti.pipeline.mask"
+    expected = (
+        "tokenizer/tokenizer_image common metrics/__init__ pipeline smalti.common.errors smalti.pipeline.terminal"
+    )
     assert told.split() == expected.split()
 
 

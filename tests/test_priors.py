@@ -8,6 +8,7 @@ import pytest
 from benchmarks.priors import KINDS, RESULT, ROOT, Contest, measure, pixelcnn, rows, steps_within
 from smalti.common.folder import read_json, write_json
 from smalti.prior.model import load_prior
+from tests.conftest import QUICK
 
 OFTEN = {"batch_size": 16, "warmup": 2, "log_every": 2, "precision": "fp32"}
 TINY = Contest(
@@ -36,6 +37,7 @@ TINY = Contest(
         "encode": {"views": 1, "precision": "fp32"},
         "prior": OFTEN,
     },
+    features=QUICK,
 )
 
 

@@ -14,11 +14,12 @@ import pytest
 from smalti.common.errors import Refused, UserError
 from smalti.common.lock import Lock
 from smalti.common.session import at_work, log_path, session
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start(code: str, **environment: str) -> subprocess.Popen:
+def start(code: str) -> processes.Process:
     """Start a command whose `main` is this code."""
     lines = "".join(f"    {line}\n" for line in code.splitlines())
     whole = (
@@ -27,8 +28,7 @@ def start(code: str, **environment: str) -> subprocess.Popen:
         "from smalti.common.session import session\n"
         f"def main(argv):\n{lines}run_command(main)\n"
     )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", whole], cwd=ROOT, env={**os.environ, **environment}, **pipes)
+    return processes.Process(lambda: exec(whole, {}))
 
 
 HOLD = """
@@ -42,10 +42,10 @@ with session(Path({folder!r}), Accelerator(cpu=True)):
 def holder(tmp_path):
     """Start another process that is at work on tmp_path/run."""
     process = start(HOLD.format(folder=str(tmp_path / "run")))
-    assert process.stdout.readline() == "at work\n"
+    assert process.first_line() == "at work"
     yield process
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 def test_the_second_command_on_a_folder_is_refused_with_the_first_ones_host_and_process(holder, tmp_path, accelerator):
@@ -70,9 +70,9 @@ def test_a_command_may_wait_for_the_folder(holder, tmp_path):
     waiting = start(HOLD.format(folder=str(tmp_path / "run")).replace("cpu=True))", "cpu=True), wait=True)"))
     time.sleep(0.5)
     holder.kill()
-    assert waiting.stdout.readline() == "at work\n" and time.monotonic() - began > 0.5
+    assert waiting.first_line() == "at work" and time.monotonic() - began > 0.5
     waiting.kill()
-    waiting.communicate()
+    waiting.wait()
 
 
 def test_where_files_cannot_be_locked_the_process_the_file_names_is_looked_for(tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ with Interrupt(Accelerator(cpu=True)) as interrupt:
     raise Interrupted("saved at step 3; the same command goes on from there")
 """
     process = start(loop if asked else 'print("at work", flush=True)\ntime.sleep(60)')
-    assert process.stdout.readline() == "at work\n"
+    assert process.first_line() == "at work"
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status

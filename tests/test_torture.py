@@ -35,12 +35,14 @@ from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.model import load_tokenizer
-from tests.test_processes import ONE, ROOT, TINY, TWO, finish, start
+from tests import processes
+from tests.test_processes import TINY
 
+ROOT = processes.ROOT
 SHORT = [*TINY, "--steps", 40, "--log_every", 1, "--save_every", 5, "--evaluate_every", 20]
 
 
-def until(there, process: subprocess.Popen) -> None:
+def until(there, process: processes.Process | subprocess.Popen) -> None:
     while not there():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
@@ -49,15 +51,9 @@ def until(there, process: subprocess.Popen) -> None:
 def test_a_training_killed_again_and_again_leaves_what_an_undisturbed_one_leaves(tmp_path):
     """SIGKILL comes after its first and its fifth state."""
 
-    def command(name: str) -> list[object]:
+    def begin(name: str) -> processes.Process:
         (tmp_path / name).mkdir(exist_ok=True)
-        return [ROOT / "tokenizer/train.py", "--run", "run", *SHORT]
-
-    def begin(name: str) -> subprocess.Popen:
-        line = [*ONE, *map(str, command(name))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(line, cwd=tmp_path / name, env=environment, **pipes)
+        return processes.Process(command("tokenizer/train.py", "--run", "run", *SHORT), tmp_path / name)
 
     whole = begin("whole")
     for number, step in enumerate((5, 25)):
@@ -65,15 +61,16 @@ def test_a_training_killed_again_and_again_leaves_what_an_undisturbed_one_leaves
         until(lambda step=step: (tmp_path / f"killed/run/tokenizer/state/step_{step:08d}").exists(), killed)
         time.sleep(0.01 * number)
         killed.kill()
-        killed.communicate()
+        killed.wait()
         assert not half_written(tmp_path / "killed")
-    finish(begin("killed"))
-    finish(whole)
+    processes.finish(begin("killed"))
+    processes.finish(whole)
     assert difference(artefacts(tmp_path / "whole"), artefacts(tmp_path / "killed")) == []
 
 
 def test_when_one_of_two_processes_dies_the_job_ends_and_names_it(tmp_path):
-    process = start(TWO, "tokenizer/train.py", "--run", tmp_path / "run", *TINY, "--steps", 100_000, "--save_every", 5)
+    training = ["tokenizer/train.py", "--run", tmp_path / "run", *TINY, "--steps", 100_000, "--save_every", 5]
+    process = processes.launched(["--multi_gpu"], *training)
     until(lambda: any((tmp_path / "run/tokenizer").glob("state/step_*")), process)
     os.kill(worker(tmp_path, rank=1), signal.SIGKILL)
     began = time.monotonic()
@@ -99,15 +96,18 @@ def test_a_disk_that_fills_loses_nothing_that_was_whole(tmp_path):
     """No file may exceed 20 kB, which the first state does: the command ends in one line, and earlier files can be
     read."""
 
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    line = ["tokenizer/train.py", "--run", tmp_path / "run", *SHORT]
 
-    line = [*ONE, "tokenizer/train.py", "--run", str(tmp_path / "run"), *map(str, SHORT)]
-    full = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, preexec_fn=small_disk, timeout=120)
-    assert full.returncode == 1 and full.stderr.splitlines()[-1].startswith("error: cannot write: File too large")
-    assert "Traceback" not in full.stderr and not half_written(tmp_path)
+    def on_a_small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        command(*line)()
+
+    full = processes.Process(on_a_small_disk)
+    _, err = full.communicate(timeout=120)
+    assert full.returncode == 1 and err.splitlines()[-1].startswith("error: cannot write: File too large")
+    assert "Traceback" not in err and not half_written(tmp_path)
     assert not any((tmp_path / "run/tokenizer").glob("state/*"))
-    finish(start(ONE, *line[1:]))
+    processes.finish(processes.command(*line))
 
 
 def readers(run: Path, pictures: Path, accelerator):

@@ -15,7 +15,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet
 from smalti.common.data.split import ImageSplit
 from smalti.common.parts import in_parts
-from smalti.metrics.classifier import Classifier, LabelledSource, Recipe, load_or_train
+from smalti.metrics.classifier import Classifier, LabelledSource, load_or_train
 from smalti.metrics.feature_extractor import Features, FeaturesConfig, load_features
 from smalti.tokenizer.base import ImageTokenizer
 
@@ -72,7 +72,7 @@ def open_extractors(
     classifier = None
     if images.class_names is not None and len(images.class_names) >= LABELLED:
         train, known = labelled(images.splits["train"]), labelled(held_out)
-        recipe = Recipe(mirror=settings.flip)
+        recipe = c.classifier.model_copy(update={"mirror": c.classifier.mirror or settings.flip})
         with accelerator.main_process_first():
             classifier = load_or_train(train, known, as_read(images, settings), cache, recipe, accelerator.device)
     if c.kind == "classifier" and classifier is None:

@@ -118,6 +118,11 @@ def run(work: Callable[[], None], folder: Path, out: Path, seconds: float = 600.
     return wait(start(work, folder, out), out, seconds)
 
 
+def resident() -> int:
+    """Return the bytes that this process has resident, and so each child at its beginning."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def fault(ended: Ended, *statuses: int) -> str | None:
     """Return what is wrong with an end, or None: another status, a traceback, no line that says why, or several."""
     said = " ".join(ended.err.split())[-300:]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.metrics.classifier import Classifier, LabelledSource, Recipe, accuracy_score
+from smalti.metrics.classifier import Classifier, LabelledSource, accuracy_score
 from smalti.metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
 from smalti.metrics.feature_extractor import Features
 from smalti.metrics.neighbours import Memorised, measure_memorisation, nearest_codes
@@ -59,9 +59,9 @@ def ask_classifier(
     there = [(i, name) for i, name in enumerate(class_names) if (labels == i).any()]
     figures["agreement_by_class"] = {name: right[labels == i].double().mean().item() for i, name in there}
     if len(there) > 1:
-        recipe = Recipe(mirror=classifier.config.recipe.mirror)
         source = LabelledSource.in_memory(images, labels)
-        figures["classification_accuracy_score"] = accuracy_score(source, held_out, recipe, device)
+        score = accuracy_score(source, held_out, classifier.config.recipe, device)
+        figures["classification_accuracy_score"] = score
     return figures
 
 
