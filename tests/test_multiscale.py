@@ -14,6 +14,7 @@ from smalti.common import codes
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
+from smalti.metrics.feature_extractor import FeaturesConfig
 from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.fsq import FSQConfig
@@ -486,7 +487,8 @@ def test_a_tokenizer_on_the_disk_is_the_same_tokenizer(tmp_path):
 
 
 def test_evaluation_says_the_use_of_each_scale(run, accelerator):
-    figures = json.loads(evaluate(EvaluateSettings(run=str(run)), accelerator).read_text())["figures"]
+    settings = EvaluateSettings(run=str(run), features=FeaturesConfig(kind="none"))
+    figures = json.loads(evaluate(settings, accelerator).read_text())["figures"]
     assert len(figures["usage_by_codebook"]) == 4 and figures["psnr_pooled"] > 5
     assert figures["uniform_rate"] == pytest.approx(30 * 4 / 64)
 
