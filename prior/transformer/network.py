@@ -92,7 +92,8 @@ class CausalTransformer(HintedPrior):
     def inputs(self, condition: Tensor, ordered: Tensor, order: Tensor | None, hint: Tensor | None = None) -> Tensor:
         """Return the inputs (B, n + 1, C) of the first n + 1 steps, from condition (B, ...) and n codes in order."""
         n = ordered.shape[1]
-        first_rows, wanted = self.first_rows, self.target_embedding
+        first_rows: Tensor = self.first_rows
+        wanted: Tensor = self.target_embedding
         if order is not None:
             first_rows, wanted = first_rows[order], wanted[order]
         rows = to_digits(ordered, self.vocabularies) + first_rows[..., :n, :]  # (B, n, G)
