@@ -22,11 +22,19 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from smalti.common import config
+from smalti.common.codes import TokenizerIdentity
 from smalti.common.commands import COMMANDS
+from smalti.common.condition import condition_of
 from smalti.common.config import Settings, leaves
 from smalti.common.errors import UserError
+from smalti.common.folder import sha256
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
+from smalti.prior.model import build_prior
+from smalti.prior.nextscale.config import NextScaleConfig
+from smalti.tokenizer.multiscale.config import MultiscaleConfig
+from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
 from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,12 +317,29 @@ def benchmarks_have(option: str) -> bool:
 # --------------------------------------------------------------------------------------------------------- what they do
 
 
+def save_scales(run: Path) -> None:
+    """Write a run of grids of 1 to 4 codes a side and a next-scale prior, both with random weights, and its
+    pipeline."""
+    tokenizer = MultiscaleTokenizer(MultiscaleConfig(image_size=(8, 8), channels=(8, 16), scales=(1, 2, 3, 4)))
+    tokenizer.save_pretrained(run / "tokenizer/model")
+    identity = TokenizerIdentity(name="test", sha256=sha256(run / "tokenizer/model/model.safetensors"))
+    c = PriorConfig(
+        layout=tokenizer.config.layout,
+        condition=condition_of(("Bag", "Sneaker")),
+        tokenizer=identity,
+        architecture=NextScaleConfig(depth=1, dim=32, heads=2),
+    )
+    build_prior(c).save_pretrained(run / "prior/model")
+    ImagePipeline.from_run(run, SamplingConfig()).save_pretrained(run / "pipeline")
+
+
 @pytest.mark.filterwarnings("ignore:this prior was trained in raster order")
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in text_of(page)], ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page, finished_run, tmp_path, monkeypatch):
-    """The blocks run one after the other, in a folder that holds `runs/digits`."""
+    """The blocks run one after the other, in a folder that holds `runs/digits` and `runs/fashion_mnist_scales`."""
     run = shutil.copytree(finished_run, tmp_path / "runs/digits", ignore=shutil.ignore_patterns("state"))
     ImagePipeline.from_run(run, SamplingConfig()).save_pretrained(run / "pipeline")
+    save_scales(tmp_path / "runs/fashion_mnist_scales")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```", text_of(page), re.M | re.S):
