@@ -211,7 +211,7 @@ def test_two_codes_a_place_are_shown_and_painted_by_depth():
     controller = open_controller(of_random_weights(("a", "b"), RESIDUAL), None)
     held = controller.pick(controller.draw([1], 1, 0, {}), 0)
     assert held.codes.shape == (1, 2 * PLACES)
-    assert "depth 2 of 2" in controller.look(held) and "of depth 2" in controller.tell(1, 3)
+    assert "its codes, depth 2" in controller.look(held) and "of depth 2" in controller.tell(1, 3)
     painted = controller.paint(Canvas(held.codes, ()), [5], 1, 15)
     assert (painted.codes != held.codes).nonzero().tolist() in ([[0, 11]], []) and painted.codes[0, 11] == 15
     assert len(list(controller.grow(controller.draw([0], 1, 0, {})))) == PLACES + 1
