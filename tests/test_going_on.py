@@ -350,7 +350,8 @@ def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_i
     """For an imported VQGAN the message asked for another one, and did not say that this one can encode and carry a
     prior."""
     cls(settings).save_pretrained(tmp_path / "theirs/tokenizer/model")
-    words = rf"holds a '{settings.kind}', and tokenizer/train\.py trains a 'vqvae' or 'multiscale' or 'vae' or 'vqvae2' alone: use it"
+    trained = "'vqvae' or 'multiscale' or 'vae' or 'vqvae2'"
+    words = rf"holds a '{settings.kind}', and tokenizer/train\.py trains a {trained} alone: use it as it is"
     with pytest.raises(UserError, match=words) as said:
         train_tokenizer(tokenizer_training(tmp_path / "new", start_from=str(tmp_path / "theirs" / place)), accelerator)
     assert said.match(
