@@ -14,7 +14,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from smalti.common.errors import UserError
 from smalti.prior.base import Choose, Prior
 from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig, TrainConfig
@@ -36,11 +35,7 @@ class AutoregressivePrior(Prior):
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
-        if not config.layout.discrete:
-            raise UserError(
-                f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}; "
-                "over vectors prior/train.py trains --model.kind diffusion, and prior/fit.py fits a mixture"
-            )
+        config.check_codes()
         self.vocabularies = config.vocabularies
         self.order = "raster"  # of the places in training: raster, any or annealed
         self.shuffled_share = 0.0  # share of the training rows in random order

@@ -141,6 +141,14 @@ class PriorConfig(Settings):
             statistics=statistics,
         )
 
+    def check_codes(self) -> None:
+        """Raise `UserError` unless a sample is codes."""
+        if not self.layout.discrete:
+            raise UserError(
+                f"model.kind {self.architecture.name()} predicts codes, and a sample is {self.layout}; over vectors "
+                "prior/train.py trains --model.kind diffusion, and prior/fit.py fits a mixture"
+            )
+
     @property
     def vocabularies(self) -> tuple[int, ...]:
         """Return the number of values of each part in which a code is embedded and predicted; their product is K.

@@ -76,3 +76,17 @@ class SwiGLU(nn.Module):
 def hidden_width(dim: int) -> int:
     """Return a SwiGLU's hidden width, 8/3 of dim: as many weights as a plain MLP of width 4 x dim (Shazeer 2020)."""
     return -(-8 * dim // 3 // 32) * 32
+
+
+def initialize(module: nn.Module, blocks: int) -> None:
+    """Draw the initial weights of a Transformer of so many blocks.
+
+    embeddings             N(0, 0.2²): large enough that the first steps of the blocks see them
+    place_embedding        as it is, zeros
+    matrices of a block    N(0, 0.02²), those that add to the stream smaller by √(2 · blocks)
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 2 and name != "place_embedding":
+            nn.init.normal_(parameter, std=0.2 if "embedding" in name else 0.02)
+        if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            parameter.data /= (2 * blocks) ** 0.5

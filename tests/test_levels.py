@@ -240,7 +240,7 @@ def test_a_sample_is_a_function_of_its_class_and_seed_and_not_of_its_batch(kinds
 
 
 def test_a_grid_is_drawn_from_other_numbers_than_the_grid_above():
-    """Where all codes are as likely, grids of one shape would else repeat the one above them."""
+    """With one seed for all grids, those of one shape would repeat the one above them where all codes are as likely."""
     prior = make(layout=grids((2, 4), (2, 4), (2, 4)))
     for part in prior.parts:
         torch.nn.init.zeros_(part.head.weight)

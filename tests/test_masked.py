@@ -227,7 +227,7 @@ def test_the_figure_of_a_sample_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("schedule", ["cosine", "uniform"])
 def test_the_loss_of_a_prior_that_knows_nothing_is_ln_k_on_average(schedule):
-    """Of 4,000 samples of 20 codes the mean weight is 1 within 0.02."""
+    """The mean weight of 4,000 samples of 20 codes is 1 within 0.02."""
     prior = make(schedule=schedule)
     torch.nn.init.zeros_(prior.head.weight)
     loss = prior.loss(codes_of(prior, 4000), torch.zeros(4000, dtype=torch.int64), prior)
@@ -280,7 +280,7 @@ def test_haltons_order_meets_each_code_once_and_those_of_a_place_together(layout
 
 
 def test_haltons_order_spreads_the_first_codes_over_the_grid():
-    """Of 8 x 8 places the first 16 lie in each of the 2 x 2 quarters 3 to 5 times."""
+    """The first 16 of 8 x 8 places lie in each of the 2 x 2 quarters 3 to 5 times."""
     first = (-halton_ranks(Layout.of(8, 8, factors=(4,)))).argsort()[:16]
     quarters = (first // 8 // 4) * 2 + first % 8 // 4
     assert quarters.bincount(minlength=4).tolist() == pytest.approx([4, 4, 4, 4], abs=1)

@@ -308,7 +308,8 @@ def test_coarse_scales_alone_make_a_picture_and_all_of_them_the_image():
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_scale_uses_its_codes_from_the_start(name, shared):
-    """Of 300 images, 9 to 60 codes a scale; of one codebook each scale need use but a part, and all together all."""
+    """The 300 images meet 9 to 60 codes a scale. Each scale uses nearly all of its own codebook, and all together
+    one that they share."""
     torch.manual_seed(0)
     config = KINDS[name]
     quantizer = built(config, shared=shared)
@@ -332,7 +333,7 @@ def test_in_training_a_shift_of_all_encoder_outputs_changes_no_code():
 
 
 def test_of_a_small_batch_the_mean_is_that_of_some_before_too():
-    """Of one image alone nothing would be left for a grid of one place."""
+    """The mean of a single image is all that a grid of one place could tell of it."""
     quantizer = built(PLAIN).train()
     quantizer.center(torch.zeros(1, 3, 24))
     quantizer.prepare(torch.ones(4, 3, 24))

@@ -98,8 +98,8 @@ class Controller:
             return self.decode(unfolding.latents, labels)
         if layout.rectangle is not None:
             return growth.hidden(self.decode(unfolding.latents, labels), settled, layout.rectangle)
-        whole = [part.all() for part in settled.split([grid.places for grid in layout.grids], 1)]
-        coarse = whole.index(torch.tensor(False)) if not all(whole) else len(whole)
+        whole = [bool(part.all()) for part in settled.split([grid.places for grid in layout.grids], 1)]
+        coarse = [*whole, False].index(False)
         with self.turn:
             return self.pipeline.decode_coarse(unfolding.latents, max(1, coarse))
 

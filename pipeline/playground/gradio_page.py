@@ -285,14 +285,9 @@ class Page:
         number: int,
         seed: int | None,
         growing: bool,
-        temperature: float,
-        guidance: float,
-        steps: float,
-        top_k: float,
-        top_p: float,
-        min_p: float,
+        *settings: float,
     ) -> Iterator[tuple[Any, Any]]:
-        sampling = self._sampling(temperature, guidance, steps, top_k, top_p, min_p)
+        sampling = self._sampling(*settings)
         drawn = self.controller.draw(labels or [], int(number), seed, sampling)
         for images in self.controller.grow(drawn, sampling) if growing else ():
             yield self.controller.sheet(drawn._replace(images=images)), gr.skip()
@@ -467,14 +462,9 @@ class CodePage(Page):
         label: int,
         number: int,
         seed: int | None,
-        temperature: float,
-        guidance: float,
-        steps: float,
-        top_k: float,
-        top_p: float,
-        min_p: float,
+        *settings: float,
     ) -> str:
-        sampling = self._sampling(temperature, guidance, steps, top_k, top_p, min_p)
+        sampling = self._sampling(*settings)
         made, warnings = self.controller.complete(
             held, covered.get("covered"), None if label == NO_CLASS else label, int(number), seed, sampling
         )
@@ -565,14 +555,9 @@ class ScalesPage(Page):
         label: int,
         number: float,
         seed: int | None,
-        temperature: float,
-        guidance: float,
-        steps: float,
-        top_k: float,
-        top_p: float,
-        min_p: float,
+        *settings: float,
     ) -> str:
-        sampling = self._sampling(temperature, guidance, steps, top_k, top_p, min_p)
+        sampling = self._sampling(*settings)
         told = None if label == NO_CLASS else label
         return self.controller.refine(held, int(kept), told, int(number), seed, sampling)
 

@@ -1,1 +1,1 @@
-"""What is there for speed alone, for every Transformer that keeps keys and values while it draws."""
+"""Faster forms of a Transformer's blocks, which compute the same, for priors that keep keys and values."""

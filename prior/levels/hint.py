@@ -18,7 +18,7 @@ from smalti.prior.block import Block
 from smalti.prior.code_head import embedding_rows
 from smalti.prior.config import PriorConfig
 from smalti.prior.interpolation import interpolation
-from smalti.prior.layers import RMSNorm
+from smalti.prior.layers import RMSNorm, initialize
 from smalti.prior.levels.config import HintConfig
 from smalti.prior.rotary import Turn, place_angles
 
@@ -56,15 +56,7 @@ class Hint(nn.Module):
         P = self.above.places
         between = interpolation(Layout(grids=grids[: grid + 1]))[P:, :P]  # sums the grids above, each interpolated
         self.register_buffer("interpolation", between, persistent=False)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """Draw the initial weights, as `prior/transformer/network.py` does."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2 and name != "place_embedding":
-                nn.init.normal_(parameter, std=0.2 if "embedding" in name else 0.02)
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                parameter.data /= (2 * len(self.blocks)) ** 0.5
+        initialize(self, a.depth)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the hint (B, P, C) of the codes (B, T') above."""

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.common.errors import UserError
-from smalti.common.launch import computes_bf16
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.common.seeds import generator, uniforms
 from smalti.prior.base import Choose, Unfolding
@@ -125,29 +124,10 @@ class MaskedPrior(MaskedTransformer):
     def heeds(self, known: Tensor) -> bool:
         return True
 
-    def resolved(self, precision: Precision) -> Precision:
-        """Return the precision to draw in: `auto` is bf16 where the hardware computes it."""
-        if precision == "int8":
-            raise ValueError(
-                f"a prior of kind {self.config.architecture.name()} has no precision int8; take fp32 or bf16"
-            )
-        if precision == "auto":
-            return "bf16" if computes_bf16(self.device.type) else "fp32"
-        return precision
-
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
         a, T = self.architecture, self.config.layout.length
         rows = batch_size * (1 + (config.guidance != 1))
         return rows * (T * (60 * a.dim + 16 * max(self.vocabularies)) + 8 * a.heads * T * min(T, 256))
-
-    def unfold(self, config: SamplingConfig, condition: Tensor, seeds: Sequence[int]) -> Iterator[Unfolding]:
-        self.check_sampling(config)
-        layout, B = self.config.layout, len(seeds)
-        codes = torch.zeros(B, layout.length, dtype=torch.int64, device=self.device)
-        known = torch.zeros(B, layout.places, dtype=torch.bool, device=self.device)
-        batch = Batch(condition.to(self.device), list(seeds), codes, known)
-        with torch.inference_mode():
-            yield from self.passes(batch, config, self.resolved(config.precision))
 
     def passes(self, batch: Batch, config: SamplingConfig, precision: Precision) -> Iterator[Unfolding]:
         """Yield the codes after each pass: those it keeps, and its draws of the others."""

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_digits
-from smalti.prior.base import Prior
 from smalti.prior.block import Block
 from smalti.prior.code_head import CodeHead, embedding_rows
-from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.layers import RMSNorm
+from smalti.prior.config import PriorConfig
+from smalti.prior.in_passes import CodesInPasses
+from smalti.prior.layers import RMSNorm, initialize
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.rotary import Turn, rotary_angles
 
 
-class MaskedTransformer(Prior):
+class MaskedTransformer(CodesInPasses):
     """The network of the masked prior."""
 
     cos: Tensor  # (1 + T, head_dim / 2), of the angles by which places are turned
@@ -33,15 +32,9 @@ class MaskedTransformer(Prior):
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
-        if not config.layout.discrete:
-            raise UserError(
-                f"model.kind {config.architecture.name()} predicts codes, and a sample is {config.layout}; over "
-                "vectors prior/train.py trains --model.kind diffusion, and prior/fit.py fits a mixture"
-            )
         a = config.architecture
         assert isinstance(a, MaskedConfig)
         self.architecture = a
-        self.vocabularies = config.vocabularies
         self.class_embedding = config.condition.embedding(a.dim)
         self.code_embedding = nn.Embedding(config.layout.codebooks * sum(self.vocabularies), a.dim)
         self.hidden_embedding = nn.Embedding(config.layout.codebooks, a.dim)  # of a hidden code of each
@@ -55,17 +48,8 @@ class MaskedTransformer(Prior):
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)
         self.register_buffer("codebooks", config.layout.codebook_of(), persistent=False)
-        self.recompute = False  # set in training: blocks compute their activations again in the backward pass
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """Draw the initial weights, as `prior/transformer/network.py` does."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2 and name != "place_embedding":
-                nn.init.normal_(parameter, std=0.2 if "embedding" in name else 0.02)
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                parameter.data /= (2 * len(self.blocks)) ** 0.5
-        nn.init.zeros_(self.head.weight)
+        initialize(self, a.depth)
+        nn.init.zeros_(self.head.weight)  # the first NLL is ln K
 
     def forward(self, condition: Tensor, codes: Tensor, hidden: Tensor) -> Tensor:
         """Return logits (B, T, V) fp32 of all codes; those of a hidden code depend on no hidden code but the earlier
@@ -83,10 +67,3 @@ class MaskedTransformer(Prior):
             again = self.recompute and self.training
             x = checkpoint(block, x, turn, use_reentrant=False) if again else block(x, turn)
         return self.norm(x[:, 1:])
-
-    def matrices(self) -> list[nn.Parameter]:
-        return [p for p in self.blocks.parameters() if p.ndim == 2]
-
-    def prepare(self, c: TrainConfig) -> None:
-        super().prepare(c.model_copy(update={"recompute": False}))
-        self.recompute = c.recompute

@@ -12,7 +12,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from smalti.common.launch import computes_bf16
 from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Choose, Unfolding
 from smalti.prior.code_head import nll_each
@@ -90,30 +89,11 @@ class NextScalePrior(NextScaleTransformer):
         first_unknown = scale.masked_fill(known, len(self.scales)).amin(1)
         return bool((last_known <= first_unknown).all())
 
-    def resolved(self, precision: Precision) -> Precision:
-        """Return the precision to draw in: `auto` is bf16 where the hardware computes it."""
-        if precision == "int8":
-            raise ValueError(
-                f"a prior of kind {self.config.architecture.name()} has no precision int8; take fp32 or bf16"
-            )
-        if precision == "auto":
-            return "bf16" if computes_bf16(self.device.type) else "fp32"
-        return precision
-
     def drawing_bytes(self, config: SamplingConfig, batch_size: int, precision: Precision) -> int:
         a, P, n = self.architecture, self.config.layout.places, max(self.lengths)
         cached = 4 * P * a.dim * (2 * a.depth + 1)
         of_pass = n * (60 * a.dim + 16 * max(self.vocabularies) + 8 * a.heads * min(P, 256))
         return batch_size * (1 + (config.guidance != 1)) * (cached + of_pass)
-
-    def unfold(self, config: SamplingConfig, condition: Tensor, seeds: Sequence[int]) -> Iterator[Unfolding]:
-        self.check_sampling(config)
-        layout, B = self.config.layout, len(seeds)
-        codes = torch.zeros(B, layout.length, dtype=torch.int64, device=self.device)
-        known = torch.zeros(B, layout.places, dtype=torch.bool, device=self.device)
-        batch = Batch(condition.to(self.device), list(seeds), codes, known)
-        with torch.inference_mode():
-            yield from self.passes(batch, config, self.resolved(config.precision))
 
     def passes(self, batch: Batch, config: SamplingConfig, precision: Precision) -> Iterator[Unfolding]:
         """Yield the codes after each scale; those of later scales are zeros, or known."""

@@ -20,17 +20,17 @@ from torch.utils.checkpoint import checkpoint
 
 from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_digits
-from smalti.prior.base import Prior
 from smalti.prior.block import Block
 from smalti.prior.code_head import CodeHead, embedding_rows
-from smalti.prior.config import PriorConfig, TrainConfig
+from smalti.prior.config import PriorConfig
+from smalti.prior.in_passes import CodesInPasses
 from smalti.prior.interpolation import interpolation, spans
-from smalti.prior.layers import RMSNorm
+from smalti.prior.layers import RMSNorm, initialize
 from smalti.prior.nextscale.config import NextScaleConfig
 from smalti.prior.rotary import Turn, place_angles
 
 
-class NextScaleTransformer(Prior):
+class NextScaleTransformer(CodesInPasses):
     """The network of the next-scale prior, in the plain form that trains."""
 
     cos: Tensor  # (P, head_dim / 2), of the angles by which places are turned
@@ -41,11 +41,10 @@ class NextScaleTransformer(Prior):
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
-        check_layout(config)
+        check_several(config)
         a = config.architecture
         assert isinstance(a, NextScaleConfig)
         self.architecture = a
-        self.vocabularies = config.vocabularies
         self.code_depth = config.layout.depth
         self.scales = spans(config.layout)  # the places of each grid
         self.lengths = [grid.places for grid in config.layout.grids]
@@ -64,17 +63,8 @@ class NextScaleTransformer(Prior):
         self.register_buffer("interpolation", interpolation(config.layout), persistent=False)
         scale_of = torch.cat([torch.full((n,), s) for s, n in enumerate(self.lengths)])
         self.register_buffer("scale_of", scale_of, persistent=False)
-        self.recompute = False  # set in training: blocks compute their activations again in the backward pass
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """Draw the initial weights, as `prior/transformer/network.py` does."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2 and name != "place_embedding":
-                nn.init.normal_(parameter, std=0.2 if "embedding" in name else 0.02)
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                parameter.data /= (2 * len(self.blocks)) ** 0.5
-        nn.init.zeros_(self.head.weight)
+        initialize(self, a.depth)
+        nn.init.zeros_(self.head.weight)  # the first NLL is ln K
 
     def forward(self, condition: Tensor, codes: Tensor) -> Tensor:
         """Return logits (B, T, V) fp32 of all codes.
@@ -111,22 +101,10 @@ class NextScaleTransformer(Prior):
         each = self.code_depth * len(self.vocabularies)
         return parts if each == 1 else parts.unflatten(1, (-1, each)).sum(2)
 
-    def matrices(self) -> list[nn.Parameter]:
-        return [p for p in self.blocks.parameters() if p.ndim == 2]
 
-    def prepare(self, c: TrainConfig) -> None:
-        super().prepare(c.model_copy(update={"recompute": False}))
-        self.recompute = c.recompute
-
-
-def check_layout(config: PriorConfig) -> None:
-    """Raise `UserError` unless a sample is codes on several grids."""
+def check_several(config: PriorConfig) -> None:
+    """Raise `UserError` unless the codes of a sample lie on several grids."""
     layout, kind = config.layout, config.architecture.name()
-    if not layout.discrete:
-        raise UserError(
-            f"model.kind {kind} predicts codes, and a sample is {layout}; over vectors prior/train.py trains "
-            "--model.kind diffusion, and prior/fit.py fits a mixture"
-        )
     if len(layout.grids) == 1:
         raise UserError(
             f"model.kind {kind} predicts each grid from the coarser ones and needs several, coarse first; a sample is "

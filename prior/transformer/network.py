@@ -23,7 +23,7 @@ from smalti.common.mixed_radix import to_digits
 from smalti.prior.autoregressive import HintedPrior
 from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.layers import RMSNorm
+from smalti.prior.layers import RMSNorm, initialize
 from smalti.prior.rotary import Turn, rotary_angles
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.layers import Block
@@ -53,21 +53,8 @@ class CausalTransformer(HintedPrior):
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)
         self.recompute = False  # set in training: blocks compute their activations again in the backward pass
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """Draw the initial weights.
-
-        embeddings             N(0, 0.2²): large enough that the first steps of the blocks see them
-        matrices of a block    N(0, 0.02²), those that add to the stream smaller by √(2 · depth)
-        head                   zeros: the first NLL is ln K
-        """
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.2 if "embedding" in name else 0.02)
-            if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                parameter.data /= (2 * self.architecture.depth) ** 0.5
-        nn.init.zeros_(self.head.weight)
+        initialize(self, a.depth)
+        nn.init.zeros_(self.head.weight)  # the first NLL is ln K
 
     @property
     def hint_dim(self) -> int:

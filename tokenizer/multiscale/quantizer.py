@@ -59,7 +59,7 @@ class Phi(nn.Conv2d):
 
 
 class AfterScale(NamedTuple):
-    """What the scales so far make of f."""
+    """The result of quantizing f by the scales so far."""
 
     stage: Quantized  # what the quantizer of the last of them returned, of what was left for it
     f_hat: Tensor  # (B, D, h, w)

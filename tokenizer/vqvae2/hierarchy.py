@@ -26,7 +26,7 @@ from smalti.tokenizer.vqvae2.network import Coarser, Finer
 
 
 class Levels(NamedTuple):
-    """What each level made of an image, coarse first, and all of them together."""
+    """The outputs and codes of each level, coarse first, and what the decoder reads of them."""
 
     z_e: list[Tensor]  # (B, D_l, h_l, w_l) not yet prepared
     quantized: list[Quantized]

@@ -1,0 +1,35 @@
+"""The time of a benchmark's command: all of it, also where it was interrupted."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.timing import once
+from smalti.common.folder import read_json, write_json
+
+WORK = "import time\nend = time.process_time() + 0.25\nwhile time.process_time() < end: pass\n"
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_command_that_ended_is_not_run_again(tmp_path):
+    first = once(python(WORK), tmp_path / "ended.json")
+    assert first >= 0.2 and once(python("raise SystemExit(1)"), tmp_path / "ended.json") == first
+
+
+def test_the_seconds_of_a_command_that_failed_and_goes_on_are_added_up(tmp_path):
+    """A training that was interrupted and resumed was said to have taken what was left of it."""
+    ended = tmp_path / "ended.json"
+    with pytest.raises(subprocess.CalledProcessError):
+        once(python(f"{WORK}raise SystemExit(1)"), ended)
+    assert not ended.exists() and once(python(WORK), ended) >= 0.4
+    assert read_json(ended)["wall_seconds"] >= 0.4 and [path.name for path in tmp_path.iterdir()] == ["ended.json"]
+
+
+def test_what_was_killed_is_not_taken_for_the_whole(tmp_path):
+    write_json(tmp_path / "ended.json.part", {"cpu_seconds": None, "wall_seconds": None})
+    with pytest.raises(SystemExit, match="what that took is lost"):
+        once(python(WORK), tmp_path / "ended.json")
