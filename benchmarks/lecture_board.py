@@ -16,8 +16,8 @@ when they are done. What a training then took stands beside it.
 Figures are of the test split, by pipeline/evaluate.py: bits per dimension, which are an exact length where tokenizer
 and prior are, a bound, or none; images drawn at temperature 1 without guidance, with the labels of test, by their
 Fréchet distance, precision and recall on a classifier's features, and by how many the classifier takes for the class
-asked for. Images a second are of one thread, from a class to pixels, 64 at once and one at a time, the fastest round.
-Passes are of the prior's network, an image.
+asked for. Images a second of one thread's processor time are from a class to pixels, 64 at once and one at a time, the
+fastest round. Passes are of the prior's network, an image.
 
 `run` writes a cell into benchmarks/results/lecture_board.json as soon as it is measured, and the same command goes on
 with what is missing. Two processes may share a work folder: give each its own --seeds. A night of one core holds
@@ -29,6 +29,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
@@ -256,9 +257,9 @@ def second_stage(bench: Bench, row: str, column: str, seed: int, first: Path) ->
     seconds = train(fill, first, run, steps, seed)
     for passes in COLUMNS[column].passes or (None,):
         name = column if passes is None else f"{column} {passes}"
-        figures = kept(
-            run / f".{name.replace(' ', '-')}.json", partial(measure, bench, column, first, run, passes, seed)
-        )
+        file = f".{name.replace(' ', '-')}"
+        figures = kept(run / f"{file}.json", partial(measure, bench, column, first, run, passes, seed))
+        figures = figures | kept(run / f"{file}-speed.json", partial(speed, run, passes))
         yield name, {"training_cpu_seconds": seconds, "steps": steps, **figures}
 
 
@@ -268,7 +269,6 @@ def second_stage(bench: Bench, row: str, column: str, seed: int, first: Path) ->
 def measure(bench: Bench, column: str, first: Path, run: Path, passes: int | None, seed: int) -> Figures:
     """Return the figures of a trained cell, drawn with so many passes."""
     draws = COLUMNS[column].draws
-    sampling = SamplingConfig() if passes is None else SamplingConfig(steps=passes)
     settings = run / f"draw-{passes}.yaml"
     settings.write_text(json.dumps({} if passes is None else {"steps": passes}) + "\n", encoding="utf-8")
     few = {"config": settings, "num_images": 20, "overwrite": "true"}
@@ -277,7 +277,7 @@ def measure(bench: Bench, column: str, first: Path, run: Path, passes: int | Non
     command(run / f".evaluate-{passes}.json", "pipeline/evaluate.py", run, split="test", seed=seed, **judged)
     found = read_json(run / "evaluation/pipeline-test.json")
     assert found["protocol"].get("sampling", {}).get("steps") == passes
-    return {**told(found), **speed(run, sampling, passes)}
+    return told(found)
 
 
 def told(found: Figures) -> Figures:
@@ -296,14 +296,15 @@ def told(found: Figures) -> Figures:
 
 
 @torch.inference_mode()
-def speed(run: Path, sampling: SamplingConfig, passes: int | None) -> Figures:
+def speed(run: Path, passes: int | None) -> Figures:
     """Return images a second from a class to pixels, by images at once, and the passes of the network an image."""
+    sampling = SamplingConfig() if passes is None else SamplingConfig(steps=passes)
     pipeline = ImagePipeline.from_run(run, sampling)
     prior, works = pipeline.prior, dict[str, Work]()
     for batch in BATCHES:
         labels, sampler = torch.arange(batch) % max(1, pipeline.condition.num_classes), pipeline.sampler(batch)
         works[f"images_a_second_{batch}"] = partial(draw, pipeline, sampler, labels)
-    seconds = interleaved(works, ROUNDS, "cpu")
+    seconds = interleaved(works, ROUNDS, "cpu", time.process_time)
     found = {name: batch / min(seconds[name]) for name, batch in zip(works, BATCHES, strict=True)}
     return {**found, "passes": passes_of(prior, sampling)}
 
