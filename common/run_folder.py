@@ -57,7 +57,8 @@ def check_run(folder: Path, settings: S, leeway: Leeway) -> Reopened[S]:
     """Return what a run goes on with: its earlier settings, and the changes. Writes nothing.
 
     Raises:
-        UserError: the folder holds a run of other settings, which it names, or one that has done more steps.
+        UserError: the folder holds a run of other settings, which it names, of another command, or one that has done
+            more steps.
         Refused: it holds something that is no run.
     """
     check_stage(folder)
@@ -66,6 +67,11 @@ def check_run(folder: Path, settings: S, leeway: Leeway) -> Reopened[S]:
     found = settings_of(folder, type(settings))
     before = _flat(found.model_dump(mode="json") if found else read_yaml(folder / "config.yaml"))
     now = _flat(settings.model_dump(mode="json"))
+    if leeway.length is not None and leeway.length not in before:
+        raise UserError(
+            f"{folder} is a run of another command: its settings have no {leeway.length}. Give another --run, or "
+            "remove the folder"
+        )
     differ = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)} - leeway.free
     given = {k for k in differ if before.get(k) is not None and now.get(k) is not None}  # what is off stays off
     tuned = given & leeway.tunable

@@ -20,13 +20,16 @@ from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.report import main as report
+from smalti.pipeline.reporting.model_card import model_card
+from smalti.pipeline.reporting.run_contents import gather
 from smalti.pipeline.tune import Settings as TuneSettings
 from smalti.pipeline.tune import tune
-from smalti.prior.config import TrainConfig
+from smalti.prior.config import FitConfig, TrainConfig
 from smalti.prior.diffusion.config import DiffusionConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as PriorEvaluateSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
+from smalti.prior.fit import fit
 from smalti.prior.train import train
 from smalti.tokenizer.bottleneck.fsq import FSQConfig
 from smalti.tokenizer.bottleneck.residual import ResidualConfig
@@ -135,6 +138,13 @@ def test_every_command_runs_on_it(name, request, runs, accelerator, capfd):
         assert "density says nothing of how likely the codes are" in protocol["no_bits"]
     report([str(run)])
     assert (run / "report.html").exists()
+    card = model_card(gather(run), "pipeline")
+    assert ("images from vectors" in card) is (name == "trained"), "the card names what the latents are"
+
+
+def test_a_run_of_another_command_is_called_so(run, accelerator):
+    with pytest.raises(UserError, match="is a run of another command: its settings have no iterations"):
+        fit(FitConfig(run=str(run)), accelerator)
 
 
 def test_the_doctor_counts_its_memory_before_and_after_there_are_vectors(run, accelerator):

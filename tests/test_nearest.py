@@ -47,6 +47,17 @@ def test_the_tiled_search_is_the_plain_search(N, D, K):
     assert_nearest(found, vectors, codebook)
 
 
+@pytest.mark.parametrize("offset", [30.0, 1000.0, -1e5])
+@pytest.mark.parametrize("D", [2, 40])
+def test_vectors_far_from_the_origin_find_the_codes_they_find_at_it(offset, D):
+    """In TF32, with vectors and codes at an offset of 30, 12% of codes were wrong; in fp32, at 1000, as many."""
+    at = offset + torch.arange(D)  # whole numbers, and coarse vectors: both are exact in fp32, also their sum
+    vectors, codebook = ((64 * draw(n, D, seed=n)).round() / 64 for n in (300, CODES + 9))
+    found, expected = nearest_indices(vectors + at, codebook + at), nearest_indices(vectors, codebook)
+    assert_nearest(found, vectors, codebook)
+    assert (found == expected).float().mean() > 0.98  # these coarse vectors have ties, which rounding decides
+
+
 def test_every_code_can_be_found():
     codebook = draw(3 * CODES + 5, 6)
     assert torch.equal(nearest_indices(codebook, codebook), torch.arange(len(codebook)))
@@ -146,6 +157,7 @@ for N, D, K in ((5, 3, 1), (70, 5, 300), (65, 40, 130), (0, 4, 9)):  # sizes bes
     assert_nearest(found, vectors, codebook)
     halves = nearest_fused(vectors.half().T.contiguous().T, codebook.bfloat16())
     assert torch.equal(halves, nearest_fused(vectors.half().float(), codebook.bfloat16().float()))
+    assert_nearest(nearest_fused(vectors + 1024, codebook + 1024), (vectors + 1024) - 1024, (codebook + 1024) - 1024)
 
 copies = draw(150, 4).repeat(3, 1)
 assert nearest_fused(draw(70, 4, seed=1), copies).amax() < 150, "of equal codes not the first"

@@ -6,9 +6,10 @@
 [e, −‖e‖²/2] with [v, 1]. Scores are computed a tile of C codes by n vectors at a time in one reused buffer, and each
 vector keeps the best of the tiles so far: the memory depends on neither N nor K, but for a score and an index a vector.
 
-"Exactly" is up to the rounding of fp32: of codes whose scores differ by less, either may be taken. Of codes that score
-the same, the one with the lowest index is. On CUDA a fused kernel searches (`tokenizer/nearest_triton.py`), once it has
-given this file's codes on that device.
+Both v and e are first taken from the codebook's mean, which changes no distance: far from the origin ‖e‖² would leave
+no digits for the differences. "Exactly" is up to the rounding of fp32: of codes whose scores differ by less, either may
+be taken. Of codes that score the same, the one with the lowest index is. On CUDA a fused kernel searches
+(`tokenizer/nearest_triton.py`), once it has given this file's codes on that device.
 """
 
 import warnings
@@ -26,6 +27,7 @@ ACCELERATOR_TILE = (1024, 4096)  # 16 MB
 GROUPS = 4  # parts of a tile's vectors, which threads share
 STEP = 16  # codes; a register's worth
 TABLE_BYTES = 4 * 2**20  # of the codebook's copy that is searched at once
+CHECKED_AT = 30.0  # the mean of the self-check's vectors: at the origin it would not see that nothing is centred
 NEAR_TIES = 3  # of the self-check's 777 codes: what TF32 may miss, where a block that is forgotten costs nine or more
 
 
@@ -75,18 +77,19 @@ def nearest_tiled(columns: Tensor, codebook: Tensor) -> Tensor:
     if not indices.numel():
         return indices
     most_codes, most_vectors = CPU_TILE if columns.device.type == "cpu" else ACCELERATOR_TILE
+    centre = centre_of(codebook)
     rows = -(-len(codebook) // -(-len(codebook) // most_codes) // STEP) * STEP  # of a tile: all alike, none much padded
     tile = columns.new_empty(rows * min(most_vectors, B * n), dtype=torch.float32)
     best = columns.new_full((B, n), -torch.inf, dtype=torch.float32)
     images = max(1, most_vectors // n)
     first = 0
     for some_codes in codebook.split(max(1, TABLE_BYTES // (4 * (D + 1) * rows)) * rows):
-        tiles = code_table(some_codes, multiple=rows).split(rows)
+        tiles = code_table(some_codes, centre, multiple=rows).split(rows)
         for some, *found in zip(columns.split(images), best.split(images), indices.split(images), strict=True):
             for part, *kept in zip(
                 some.split(most_vectors, 2), *(each.split(most_vectors, 1) for each in found), strict=True
             ):
-                search_tiles(tiles, first, grouped(part), tile, *kept)
+                search_tiles(tiles, first, grouped(part, centre), tile, *kept)
         first += len(some_codes)
     return indices.clamp_(max=len(codebook) - 1)
 
@@ -102,7 +105,12 @@ def search_tiles(
         torch.where(better, code + (first + number * len(codes)), indices, out=indices)
 
 
-def code_table(codebook: Tensor, multiple: int) -> Tensor:
+def centre_of(codebook: Tensor) -> Tensor:
+    """Return the mean of a codebook (K, D) in fp32, (D,); 0 in a dimension where a code is not finite."""
+    return codebook.float().mean(0).nan_to_num(0.0, 0.0, 0.0)
+
+
+def code_table(codebook: Tensor, centre: Tensor, multiple: int) -> Tensor:
     """Return the table that is searched: (K, D) -> (K or somewhat more, D + 1) fp32, each e beside its −‖e‖²/2.
 
     The last row is repeated to a `multiple`.
@@ -112,15 +120,15 @@ def code_table(codebook: Tensor, multiple: int) -> Tensor:
     """
     K, D = codebook.shape
     table = torch.empty(-(-K // multiple) * multiple, D + 1, device=codebook.device)
-    table[:K, :D] = codebook
-    for rows in table[:K].split(4096):  # the squares of a part at a time, which is all the memory this takes besides
+    for rows, some in zip(table[:K].split(4096), codebook.split(4096), strict=True):  # which is all the memory besides
+        torch.sub(some.float(), centre, out=rows[:, :D])
         torch.linalg.vecdot(rows[:, :D], rows[:, :D], out=rows[:, D]).div_(-2)
     table[K:] = table[K - 1]
     return table
 
 
-def grouped(columns: Tensor) -> Tensor:
-    """Return queries, each column above a 1: (b, D, n) -> (groups, D + 1, b n / groups) fp32.
+def grouped(columns: Tensor, centre: Tensor) -> Tensor:
+    """Return queries, each column, from the centre, above a 1: (b, D, n) -> (groups, D + 1, b n / groups) fp32.
 
     A single image is divided into groups, for the threads.
     """
@@ -128,7 +136,7 @@ def grouped(columns: Tensor) -> Tensor:
     if b == 1 and n % GROUPS == 0:
         columns = rearrange(columns, "1 d (g n) -> g d n", g=GROUPS)
     queries = torch.ones(len(columns), D + 1, columns.shape[2], device=columns.device)
-    queries[:, :D] = columns
+    torch.sub(columns.float(), centre[:, None], out=queries[:, :D])
     return queries
 
 
@@ -169,7 +177,7 @@ def kernel_is_trusted(D: int, device: torch.device) -> bool:
 def disagreement(fused: Callable[[Tensor, Tensor], Tensor], D: int, device: torch.device) -> str | None:
     """Return what is wrong with a search's answer to a small random problem, or None."""
     generator = torch.Generator().manual_seed(0)  # its own: the training's random numbers stay what they are
-    vectors, codebook = (torch.randn(size, D, generator=generator).to(device) for size in (777, 1333))
+    vectors, codebook = ((torch.randn(size, D, generator=generator) + CHECKED_AT).to(device) for size in (777, 1333))
     found, expected = fused(vectors, codebook), nearest_tiled(vectors.T[None], codebook)[0]
     if (
         found.dtype != expected.dtype

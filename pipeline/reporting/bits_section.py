@@ -48,7 +48,7 @@ def rate_distortion(contents: RunContents, stage: str, distortion: float) -> Htm
     all_rates = {prior: contents.value(stage, f"{prior}_rate") for prior in PRIORS}
     rates = {prior: rate for prior, rate in all_rates.items() if rate is not None}
     plain = next(iter(rates), "uniform")
-    most, latents = rates.get(plain) or math.inf, "vectors" if contents.vectors else "codes"
+    most, latents = rates.get(plain) or math.inf, contents.latents
     drawn = charts.bits(distortion, rates, contents.path / "report/bits.png")
     spoken = ", ".join(f"{prior} {distortion + rate:.3f}" for prior, rate in rates.items())
     of = contents.of(stage, "priced" if stage == "pipeline" else "number")
@@ -117,7 +117,7 @@ def bits_section(contents: RunContents) -> Section:
     if "prior" in contents.evaluations:
         table = markup.figures_table(figures_with_meanings(contents, "prior"))
         parts += [
-            markup.tag("h3", "The prior on held-out vectors" if contents.vectors else "The prior on held-out codes"),
+            markup.tag("h3", f"The prior on held-out {contents.latents}"),
             table,
             where_nats_go(contents),
         ]

@@ -32,14 +32,14 @@ from smalti.prior.draw import SamplingConfig
 from smalti.tokenizer.base import ImageTokenizer
 
 What = Literal["pipeline", "tokenizer", "prior"]
-TITLES = {"pipeline": "images from codes", "tokenizer": "an image tokenizer", "prior": "a prior over image codes"}
+TITLES = {"pipeline": "images from {}", "tokenizer": "an image tokenizer", "prior": "a prior over {} of images"}
 TAGS = {
     "pipeline": ["image-generation"],
     "tokenizer": ["image-tokenizer"],
     "prior": ["image-generation"],
 }
 STAGES = {"pipeline": ("tokenizer", "prior", "pipeline"), "tokenizer": ("tokenizer",), "prior": ("prior", "pipeline")}
-MEASURED = {"tokenizer": "Reconstructions", "prior": "The prior on held-out codes", "pipeline": "Both stages together"}
+MEASURED = {"tokenizer": "Reconstructions", "prior": "The prior on held-out {}", "pipeline": "Both stages together"}
 UNSAID = "path/to/this/folder"
 
 
@@ -71,7 +71,11 @@ def model_card(contents: RunContents, what: What, *, place: str = UNSAID, licens
         "How it was made": made(contents, what),
     }
     above = "\n\n".join(
-        (f"# {plain(contents.name)}: {TITLES[what]}", plain("".join(lead(contents))), *shown_pictures(contents, what))
+        (
+            f"# {plain(contents.name)}: {TITLES[what].format(contents.latents)}",
+            plain("".join(lead(contents))),
+            *shown_pictures(contents, what),
+        )
     )
     return f"{head}{above}\n\n" + "\n".join(f"## {name}\n\n" + "\n".join(parts) for name, parts in sections.items())
 
@@ -128,8 +132,8 @@ def use(contents: RunContents, what: What, place: str) -> Iterator[str]:
     if what == "prior":
         tokenizer = contents.prior["tokenizer"] if contents.prior else {}
         yield (
-            f"It draws codes of the tokenizer {plain(tokenizer.get('name'))} alone, whose weights have the SHA-256 "
-            f"`{tokenizer.get('sha256')}`.\n"
+            f"It draws {contents.latents} of the tokenizer {plain(tokenizer.get('name'))} alone, whose weights have the "
+            f"SHA-256 `{tokenizer.get('sha256')}`.\n"
         )
 
 
@@ -144,7 +148,7 @@ def snippet(contents: RunContents, what: What, place: str) -> str:
         told = f", labels=[{names}]" if contents.model is not None and contents.model.conditional else ""
         asked = f"labels=[{names}], seed=0" if names else "num_images=4, seed=0"
         images = f"images = pipeline({asked}).images  # PIL images\nsame_again = pipeline.reconstruct(images{told})"
-        return f"{markdown.loading(ImagePipeline, place)}\n{images}  # through the codes and back"
+        return f"{markdown.loading(ImagePipeline, place)}\n{images}  # through the {contents.latents} and back"
     if what == "tokenizer":
         c = contents.model
         assert c is not None
@@ -191,7 +195,7 @@ def data(contents: RunContents) -> Iterator[str]:
         seen = images.get("images", codes.get("images"))
         rows.append((plain(name), *map(_count, (seen, codes.get("rows"), left))))
     if rows:
-        yield markdown.markdown_table(("split", "images", "rows of codes", "left out"), rows)
+        yield markdown.markdown_table(("split", "images", f"rows of {contents.latents}", "left out"), rows)
     else:
         yield f"How many images there are was not counted: {_not_measured(contents.command('tokenizer/encode.py'))}\n"
     if _source(contents):
@@ -257,7 +261,7 @@ def figures(contents: RunContents, what: What, others: Mapping[str, str]) -> Ite
             ("", "", "of"), [(plain(each.title), f"**{plain(each.value)}**", plain(each.meaning)) for each in first]
         )
     for stage in STAGES[what]:
-        yield f"### {MEASURED[stage]}\n"
+        yield f"### {MEASURED[stage].format(contents.latents)}\n"
         if stage in contents.evaluations:
             yield from measured(contents, stage)
             continue
@@ -272,7 +276,7 @@ def in_training(contents: RunContents, stage: str) -> Iterator[str]:
     if stage == "tokenizer" and (seen := psnr(contents)):
         yield f"By the way, reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])}).\n"
     if stage == "prior" and (cost := nats(contents)):
-        yield f"By the way, a code costs {number(cost[0])} nats ({plain(cost[2])}).\n"
+        yield f"By the way, a {contents.unit} costs {number(cost[0])} nats ({plain(cost[2])}).\n"
 
 
 def measured(contents: RunContents, stage: str) -> Iterator[str]:
@@ -313,7 +317,8 @@ def limits_of_codes(contents: RunContents, what: What) -> Iterator[str]:
         size = f"{c.image_size[0]}×{c.image_size[1]} {COLOURS[c.image_channels]}"
         yield f"Images are {size}; others are resized to that, and lose detail."
     if "tokenizer" in contents.evaluations and (seen := psnr(contents)):
-        yield f"What codes do not keep is lost: reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])})."
+        lost = f"What {contents.latents} do not keep is lost"
+        yield f"{lost}: reconstructions have a PSNR of {seen[0]:.2f} dB ({plain(seen[1])})."
 
 
 def limits_of_draws(contents: RunContents) -> Iterator[str]:

@@ -114,6 +114,11 @@ class RunContents(NamedTuple):
         return self.model is not None and not self.model.layout.discrete
 
     @property
+    def latents(self) -> str:
+        """Return what the tokenizer's latents are, in a word."""
+        return "vectors" if self.vectors else "codes"
+
+    @property
     def unit(self) -> str:
         """Return what the prior's nats are counted by, in words."""
         return "number" if self.vectors else "code"
