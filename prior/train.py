@@ -51,6 +51,7 @@ from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.data import CodesRows, plain_views, read_codes
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.muon import Muon
 from smalti.prior.results import NONE_YET, Best, held_out_loss, picture_of, report, to_device, what_is_next
 
 # The codes are checked by their fingerprint; recompute and compile change only speed and memory.
@@ -244,7 +245,7 @@ def make_optimizers(prior: Prior, c: TrainConfig) -> dict[str, torch.optim.Optim
     if c.matrix_lr is None or not matrices:
         groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         return {"adamw": torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.95), fused=True)}
-    muon = torch.optim.Muon(matrices, lr=c.matrix_lr, weight_decay=c.weight_decay, momentum=0.95)
+    muon = Muon(matrices, lr=c.matrix_lr, weight_decay=c.weight_decay, momentum=0.95)
     return {"adamw": torch.optim.AdamW(rest, lr=c.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True), "muon": muon}
 
 
