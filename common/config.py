@@ -9,7 +9,9 @@ import argparse
 import copy
 import difflib
 import json
+import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -531,7 +533,9 @@ def parse(
         _check_whose(cls, from_file, path)
         _merge(settings, from_file)
     overrides = _overrides(cls, given, positional)
-    _leave_what_another_kind_has_not(cls, settings, overrides)
+    for line in _leave_what_another_kind_has_not(cls, settings, overrides):
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{path}: {line}", file=sys.stderr)
     _leave_what_is_chosen_anew(cls, settings, overrides)
     _merge(settings, overrides)
     built = build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
@@ -601,9 +605,9 @@ def _with_bare_flags(cls: type[Settings], words: Sequence[str]) -> list[str]:
 
 
 def _leave_what_another_kind_has_not(
-    cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]
-) -> None:
-    """Drop settings of the file that only its `kind` has, where the command line chooses another."""
+    cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any], table: str = ""
+) -> Iterator[str]:
+    """Drop settings of the file that only its `kind` has, where the command line chooses another, and name them."""
     for name, value in overrides.items():
         below = settings.get(name)
         members = _nested(cls.model_fields[name].annotation) if name in cls.model_fields else []
@@ -615,10 +619,14 @@ def _leave_what_another_kind_has_not(
             before = kinds.get(str(below.get("kind", _kinds(members)[0].name())))
             chosen = kinds.get(str(value["kind"])) if "kind" in value else before
             if before is not None and chosen is not None and chosen is not before:
-                for key in set(below) & set(before.model_fields) - set(chosen.model_fields):
-                    del below[key]
+                left = {
+                    key: below.pop(key) for key in [*below] if key in before.model_fields.keys() - chosen.model_fields
+                }
+                if left:
+                    named = ", ".join(f"{table}{name}.{key} {each}" for key, each in left.items())
+                    yield f"left out, as {table}{name}.kind {chosen.name()} has no such setting: {named}"
         if chosen is not None:
-            _leave_what_another_kind_has_not(chosen, below, value)
+            yield from _leave_what_another_kind_has_not(chosen, below, value, f"{table}{name}.")
 
 
 def _leave_what_is_chosen_anew(cls: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]) -> None:

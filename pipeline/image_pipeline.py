@@ -314,7 +314,7 @@ class ImagePipeline(Pretrained):
 
     def vary(
         self,
-        images: Sequence[PIL.Image.Image] | PIL.Image.Image,
+        images: Sequence[PIL.Image.Image] | PIL.Image.Image | Tensor,
         share: float = 0.3,
         *,
         labels: Sequence[int | str] | int | str | None = None,
@@ -323,18 +323,21 @@ class ImagePipeline(Pretrained):
         batch_size: int | None = None,
         **sampling: Any,
     ) -> Generated:
-        """Draw a share of each image's places again, chosen at random by its seed, given the others; see `complete`."""
+        """Draw a share of each image's places again, chosen at random by its seed, given the others; see `complete`.
+
+        Args:
+            images: pictures, or codes (B, T), as a call returns them.
+        """
         _check_share(share)
-        pixels = self._pixels(images)
-        seeds = self.deal_seeds(len(pixels), seed, generator)
+        codes, numbers = self._codes_of(images, labels)
+        seeds = self.deal_seeds(len(codes), seed, generator)
         ranks = torch.cat([_ranks(self.prior.config.layout.places, seed) for seed in seeds])
-        numbers, sampler = self._labels_of(labels, len(pixels)), self.sampler(batch_size, **sampling)
-        codes = self.encode_pixels(pixels, torch.tensor(numbers))
+        sampler = self.sampler(batch_size, **sampling)
         return self._drawn(numbers, seeds, sampler, codes, ranks >= round(share * ranks.shape[1]))
 
     def refine(
         self,
-        images: Sequence[PIL.Image.Image] | PIL.Image.Image,
+        images: Sequence[PIL.Image.Image] | PIL.Image.Image | Tensor,
         from_scale: int,
         *,
         labels: Sequence[int | str] | int | str | None = None,
@@ -346,7 +349,8 @@ class ImagePipeline(Pretrained):
         """Keep the coarse grids of each image and draw the finer ones: of a small picture, a large one.
 
         Args:
-            images: pictures of any size and mode; they are converted to the tokenizer's.
+            images: pictures of any size and mode, which are converted to the tokenizer's; or codes (B, T), as a call
+                returns them: a drawn picture, encoded again, may have others.
             from_scale: the first grid that is drawn, counted from 0, the coarsest; those before it are kept.
             labels, seed, generator, batch_size, sampling: as in `complete`.
         Raises:
@@ -363,12 +367,10 @@ class ImagePipeline(Pretrained):
                 f"from_scale must be from 0 to {len(grids) - 1}, the grids of {c.layout}, got {from_scale}: those "
                 "before it are kept and it and the finer ones are drawn"
             )
-        pixels = self._pixels(images)
-        numbers = self._labels_of(labels, len(pixels))
-        seeds = self.deal_seeds(len(pixels), seed, generator)
+        codes, numbers = self._codes_of(images, labels)
+        seeds = self.deal_seeds(len(codes), seed, generator)
         kept = sum(grid.places for grid in grids[:from_scale])
-        known = (torch.arange(self.prior.config.layout.places) < kept).expand(len(pixels), -1)
-        codes = self.encode_pixels(pixels, torch.tensor(numbers))
+        known = (torch.arange(self.prior.config.layout.places) < kept).expand(len(codes), -1)
         return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
 
     def interpolate(
@@ -444,18 +446,12 @@ class ImagePipeline(Pretrained):
             raise UserError(
                 "this prior draws the vectors of codes: their density says nothing of how likely the codes are"
             )
-        if isinstance(images, Tensor):
-            codes = images
-        else:
-            pixels = self._pixels(images)
-            codes = self.encode_pixels(pixels, torch.tensor(self._labels_of(labels, len(pixels))))
-        if codes.ndim != 2:
-            raise UserError(f"codes must be (B, {self.prior.config.layout.length}), got {tuple(codes.shape)}")
+        codes, labelled = self._codes_of(images, labels)
         if known is not None and (not isinstance(known, Tensor) or len(known) != len(codes)):
             raise UserError(
                 f"known must be a bool tensor ({len(codes)}, {self.prior.config.layout.places}), one row an image"
             )
-        numbers = self.told_to_prior(torch.tensor(self._labels_of(labels, len(codes)), dtype=torch.int64))
+        numbers = self.told_to_prior(torch.tensor(labelled, dtype=torch.int64))
         nats = []
         try:
             for rows in torch.arange(len(codes)).split(ENCODED):
@@ -592,8 +588,8 @@ class ImagePipeline(Pretrained):
             )
         if known is not None and isinstance(self.prior, Completes) and not self.prior.heeds(known):
             warnings.warn(
-                f"this prior {self.prior.unheeded}; prior/train.py with --order any, or --model.kind masked, trains "
-                "one that heeds all",
+                f"this prior {self.prior.unheeded}; prior/train.py with --model.kind transformer --order any, or with "
+                "--model.kind masked, trains one that heeds all",
                 stacklevel=3,
             )
         for line in self.untrained(labels):
@@ -636,17 +632,40 @@ class ImagePipeline(Pretrained):
             )
         return [self.class_number(label) for label in labels]
 
+    def _codes_of(
+        self,
+        images: Sequence[PIL.Image.Image] | PIL.Image.Image | Tensor,
+        labels: Sequence[int | str] | int | str | None,
+    ) -> tuple[Tensor, list[int]]:
+        """Return the codes (B, T) of pictures, or those that are given, and the class number of each image."""
+        if not isinstance(images, Tensor):
+            pixels = self._pixels(images)
+            numbers = self._labels_of(labels, len(pixels))
+            return self.encode_pixels(pixels, torch.tensor(numbers)), numbers
+        layout = self.tokenizer.config.layout
+        if images.ndim != 2 or images.shape[1] != layout.length:
+            raise UserError(f"codes must be (B, {layout.length}), the {layout} of an image, got {tuple(images.shape)}")
+        if layout.discrete and images.is_floating_point():
+            raise UserError(f"codes must be whole numbers, got {images.dtype}")
+        if layout.discrete and not ((images >= 0) & (images < layout.codebook_size)).all():
+            most = layout.codebook_size - 1
+            raise UserError(f"codes must be from 0 to {most}, got {int(images.min())} to {int(images.max())}")
+        return images.cpu(), self._labels_of(labels, len(images))
+
     def _pixels(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> Tensor:
         """Return pictures of any size and mode as the tokenizer's images, (B, C, H, W) uint8."""
         c, given = self.tokenizer.config, [images] if isinstance(images, PIL.Image.Image) else images
         if not isinstance(given, Sequence) or not given or not all(isinstance(each, PIL.Image.Image) for each in given):
-            what = [type(each).__name__ for each in given][:4] if isinstance(given, Sequence) else type(given).__name__
+            several = isinstance(given, Sequence) and not isinstance(given, str)
+            what = [type(each).__name__ for each in given][:4] if several else type(given).__name__
             raise UserError(
                 f"images must be a PIL picture, or a list of at least one, got {what}; PIL.Image.open reads a file"
             )
         try:
             return from_pil(given, c.image_size, c.image_channels, black_and_white=self.tokenizer.black_and_white)
-        except (ValueError, ZeroDivisionError) as error:  # no pixels, or a mode without an agreed range
+        except ZeroDivisionError:
+            raise UserError("a picture cannot be read: it has no pixels") from None
+        except ValueError as error:  # a mode without an agreed range
             raise UserError(f"a picture cannot be read: {error}") from None
 
     @torch.inference_mode()

@@ -105,10 +105,13 @@ def test_a_settings_kind_selects_its_class():
     assert isinstance(c.model.quantizer, EMAVQConfig) and c.model.quantizer.decay == 0.9
 
 
-def test_another_kind_on_the_command_line_leaves_the_files_settings_that_it_has_not(tmp_path):
+def test_another_kind_on_the_command_line_leaves_the_files_settings_that_it_has_not(tmp_path, capsys):
     path = written(tmp_path, "model: {quantizer: {kind: vq_ema, codebook_size: 64, decay: 0.9}}")
     assert parse(path, "--model.quantizer.kind", "vq").model.quantizer.codebook_size == 64
+    named = "left out, as model.quantizer.kind vq has no such setting: model.quantizer.decay 0.9\n"
+    assert capsys.readouterr().err == f"{path}: {named}", "which settings were left out is said"
     assert parse(path, "--model.quantizer.kind", "fsq").model.quantizer == FSQConfig()
+    assert "model.quantizer.codebook_size 64, model.quantizer.decay 0.9" in capsys.readouterr().err
     stacked = parse(path, "--model.quantizer.kind", "residual", "--model.quantizer.each.codebook_size", "32")
     assert stacked.model.quantizer.each.codebook_size == 32
 

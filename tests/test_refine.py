@@ -12,6 +12,7 @@ from smalti.common.layout import Grid, Layout
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.mask import known_places
 from smalti.pipeline.playground.controller import open_controller
+from smalti.pipeline.playground.rendering import data_uri
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior
@@ -64,6 +65,27 @@ def test_coarse_grids_are_kept_and_finer_ones_are_drawn(pipeline, pictures, from
     assert [image.size for image in one.images] == [(8, 8)] * 3
 
 
+def test_what_was_drawn_keeps_the_coarse_codes_that_were_drawn(pipeline):
+    """Its pictures encoded again have other codes: with weights that hardly trained, in most places."""
+    drawn = pipeline(labels=["a", "b"], seed=3)
+    assert not torch.equal(pipeline.refine(drawn.images, 2, seed=0).codes[:, :5], drawn.codes[:, :5])
+    assert torch.equal(pipeline.refine(drawn.codes, 2, seed=0).codes[:, :5], drawn.codes[:, :5])
+
+
+@pytest.mark.parametrize(
+    "codes, message",
+    [
+        (torch.zeros(1, 20, dtype=torch.int64), r"codes must be \(B, 21\), the .* got \(1, 20\)"),
+        (torch.full((1, 21), 16), "codes must be from 0 to 15, got 16 to 16"),
+        (torch.zeros(1, 21), "codes must be whole numbers, got torch.float32"),
+    ],
+)
+def test_codes_that_cannot_be_are_refused(pipeline, codes, message):
+    for use in (lambda: pipeline.refine(codes, 1), lambda: pipeline.vary(codes), lambda: pipeline.log_prob(codes)):
+        with pytest.raises(UserError, match=message):
+            use()
+
+
 def test_a_smaller_picture_is_made_larger(pipeline, pictures):
     (image,) = pipeline.refine(pictures[0].resize((4, 4)), 2, seed=0).images
     assert image.size == (8, 8)
@@ -106,11 +128,14 @@ def test_a_place_that_a_mask_touches_is_not_kept_in_any_grid():
 
 def test_the_page_shows_a_picture_by_its_coarse_grids_and_draws_the_finer_ones(pipeline):
     controller = open_controller(pipeline, None)
-    held = controller.pick(controller.draw([0], 1, 0, {}), 0)
+    drawn = controller.draw([0], 1, 0, {})
+    held = controller.pick(drawn, 0)
     coarse = [controller.coarse(held, kept) for kept in (1, 2, 3)]
     assert len(set(coarse)) == 3 and "1 × 1 + 2 × 2" in coarse[1] and "2 of 3 grids" in coarse[1]
     refined = controller.refine(held, 1, 0, 4, 7, {})
     assert refined.count("<img") == 4 and "seed 7" in refined
+    kept = pipeline.refine(drawn.codes, 1, labels="a", seed=7)
+    assert torch.equal(kept.codes[:, :1], held.codes[:, :1]) and data_uri(kept.images[0]) in refined
     assert refined == controller.refine(held, 1, 0, 4, 7, {}) != controller.refine(held, 2, 0, 4, 7, {})
 
 

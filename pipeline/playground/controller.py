@@ -310,10 +310,9 @@ class ScalesController(Controller):
         """Return pictures whose first `kept` grids are those of the one in hand, the finer ones drawn."""
         if kept >= len(self.grids):
             raise UserError("all grids are kept: move the slider to the left, and what is right of it is drawn")
-        pictures = to_pil(held.image.expand(number, -1, -1, -1))
         labels = None if label is None else self._named([label] * number)
         with self.turn:
-            made = self.pipeline.refine(pictures, kept, labels=labels, seed=seed, **sampling)
+            made = self.pipeline.refine(held.codes.expand(number, -1), kept, labels=labels, seed=seed, **sampling)
         return rendering.sheet(made.images, [(f"seed {each}", "") for each in made.seeds])
 
 

@@ -531,7 +531,7 @@ class ScalesPage(Page):
 
     def _join(self) -> None:
         super()._join()
-        self._on(self.kept.input, self.on_kept, [self.held, self.kept], [self.coarse], True, True)
+        self._on(self.kept.input, self.on_kept, [self.held, self.kept], [self.coarse, self.refined], True, True)
         given = [self.held, self.kept, self.label, self.number_refined, self.refine_seed]
         self._on(self.refine.click, self.on_refine, [*given, *self.settings], [self.refined])
 
@@ -545,8 +545,8 @@ class ScalesPage(Page):
         kept = max(1, len(self.controller.grids) // 2)
         return held, self.controller.look(held), self.controller.coarse(held, kept), kept, _shown_label(held), ""
 
-    def on_kept(self, held: Held, kept: float) -> str:
-        return self.controller.coarse(held, int(kept))
+    def on_kept(self, held: Held, kept: float) -> tuple[str, str]:
+        return self.controller.coarse(held, int(kept)), ""  # what was drawn for other grids goes
 
     def on_refine(
         self,
