@@ -36,10 +36,12 @@ from smalti.common.folder import read_json, write_json
 from smalti.common.launch import make_accelerator
 from smalti.common.record import record
 from smalti.metrics.distances import frechet_distance
-from smalti.metrics.feature_extractor import Features, FeaturesConfig
+from smalti.metrics.feature_extractor import Features
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
-from smalti.pipeline.evaluation.bench import EvaluationBench, Settings, evenly_spaced, features_of, open_bench
+from smalti.pipeline.evaluation.bench import EvaluationBench, evenly_spaced, features_of, open_bench
 from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare_features
+from smalti.pipeline.evaluation.settings import Settings
 from smalti.tokenizer.run_features import labelled
 
 RESULTS = ROOT / "benchmarks/results"

@@ -26,14 +26,15 @@ from torch import Tensor
 
 from benchmarks.claim import mean_and_spread
 from smalti.common import codes
-from smalti.common.codes import CodesInfo, CodesSplit
+from smalti.common.codes import CodesSplit
+from smalti.common.codes_info import CodesInfo
 from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.record import record
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.autoregressive import AutoregressivePrior
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/completion.json"

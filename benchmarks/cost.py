@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smalti.common import config
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import condition_of
 from smalti.common.data.views import default_views
 from smalti.common.folder import read_json

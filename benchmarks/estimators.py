@@ -38,8 +38,9 @@ from torch import Generator, Tensor
 
 from benchmarks.claim import mean_and_spread
 from smalti.common.record import record
+from smalti.tokenizer.bottleneck.config import GumbelConfig
 from smalti.tokenizer.bottleneck.estimators import rotation, straight_through
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig, GumbelQuantizer
+from smalti.tokenizer.bottleneck.gumbel import GumbelQuantizer
 
 Figures = dict[str, float]
 

@@ -48,7 +48,7 @@ from smalti.common.folder import read_json, replacing, write_json
 from smalti.common.record import record
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Prior, Unfolds
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 
 RESULT = ROOT / "benchmarks/results/lecture_board.json"
 PAGE, FIGURE = ROOT / "docs/lecture_board.md", ROOT / "docs/lecture_board.png"

@@ -34,7 +34,7 @@ from vector_quantize_pytorch import VectorQuantize
 from benchmarks.claim import Claim, verdict
 from smalti.common.record import record
 from smalti.tokenizer.bottleneck.base import build_quantizer
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.nearest import nearest_indices
 
 ROOT = Path(__file__).parents[1]

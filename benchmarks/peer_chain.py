@@ -37,7 +37,7 @@ from x_transformers.autoregressive_wrapper import top_k
 from benchmarks import images as figures
 from benchmarks.images import LabelledImages, held_out, load_images, write_grid, write_npz
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
-from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
+from smalti.tokenizer.criterion.likelihood.config import GaussianConfig
 
 
 @dataclass(frozen=True, kw_only=True)

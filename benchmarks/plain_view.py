@@ -34,8 +34,9 @@ from smalti.common.data.pixels import to_float, to_pil, to_uint8
 from smalti.common.data.split import ImageSplit
 from smalti.common.folder import read_json, write_json
 from smalti.common.record import record
-from smalti.metrics.classifier import Classifier, Recipe, load_or_train
+from smalti.metrics.classifier import Classifier, load_or_train
 from smalti.metrics.distances import frechet_distance
+from smalti.metrics.features_config import Recipe
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.model import load_tokenizer

@@ -41,12 +41,13 @@ from smalti.common.plots import image_grid
 from smalti.common.record import record
 from smalti.common.run_folder import read_metrics
 from smalti.metrics.distances import frechet_distance
-from smalti.metrics.feature_extractor import FeaturesConfig
-from smalti.pipeline.evaluation.bench import Settings, evenly_spaced, features_of, open_bench
+from smalti.metrics.features_config import FeaturesConfig
+from smalti.pipeline.evaluation.bench import evenly_spaced, features_of, open_bench
+from smalti.pipeline.evaluation.settings import Settings
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.autoregressive import AutoregressivePrior
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 
 RESULT = ROOT / "benchmarks/results/priors.json"
 PICTURES = ROOT / "docs"

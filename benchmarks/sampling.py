@@ -36,8 +36,8 @@ from benchmarks.shapes import MIDDLE, SMALL, Shape, make_prior, make_x_transform
 from benchmarks.timing import interleaved
 from smalti.common.record import record
 from smalti.prior.base import Prior
-from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.layers import hidden_width
+from smalti.prior.sampling_config import Precision, SamplingConfig
 from smalti.prior.transformer.fast.cached import CachedTransformer, NumberedStep
 from smalti.prior.transformer.model import TransformerPrior
 

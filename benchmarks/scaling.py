@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from smalti.common import codes
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Nothing
 from smalti.common.layout import Layout
 from smalti.common.record import record
@@ -29,7 +29,7 @@ from smalti.common.row_order import RowOrder, Share, batches
 from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from x_transformers import Decoder, TransformerWrapper
 
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import condition_of
 from smalti.common.layout import Layout
 from smalti.prior.config import PriorConfig

@@ -38,9 +38,10 @@ from smalti.common.launch import make_accelerator
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.record import record
 from smalti.metrics.distances import frechet_distance
-from smalti.pipeline.evaluation.bench import Settings, evenly_spaced, features_of, open_bench
-from smalti.prior.draw import SamplingConfig
+from smalti.pipeline.evaluation.bench import evenly_spaced, features_of, open_bench
+from smalti.pipeline.evaluation.settings import Settings
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import LikelihoodTokenizer
 from smalti.tokenizer.model import load_tokenizer
 

@@ -7,15 +7,17 @@ Shapes: condition (B, ...) whatever its kind takes a sample; of a class (B,) int
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from pydantic import model_validator
-from torch import Tensor, nn
 
 from smalti.common.classes import check_names, untrained
 from smalti.common.config import Kind
+
+if TYPE_CHECKING:  # torch takes seconds, and reading settings does without
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
 
 ABSENT = -1  # a row's number in the column of classes where it has none
 
@@ -48,38 +50,38 @@ class Condition(Kind):
         """Return the type of the column, as `datasets` names it."""
 
     @abstractmethod
-    def check_column(self, values: np.ndarray) -> None:
+    def check_column(self, values: "np.ndarray") -> None:
         """Raise ValueError unless a column (N, ...) is such as this condition has."""
 
-    def check_train(self, values: np.ndarray) -> None:
+    def check_train(self, values: "np.ndarray") -> None:
         """Raise ValueError where the train split's column (N, ...) has what this condition says it lacks."""
         return None
 
     @abstractmethod
-    def check(self, condition: Tensor) -> None:
+    def check(self, condition: "Tensor") -> None:
         """Raise ValueError unless a batch (B, ...) is such as this condition has."""
 
     @abstractmethod
-    def none(self, samples: int, device: torch.device | str | None = None) -> Tensor:
+    def none(self, samples: int, device: "torch.device | str | None" = None) -> "Tensor":
         """Return the condition (samples, ...) of samples that are told of nothing."""
 
     @abstractmethod
-    def of_column(self, values: np.ndarray) -> Tensor:
+    def of_column(self, values: "np.ndarray") -> "Tensor":
         """Return the condition of rows (N, ...) of the column."""
 
     @abstractmethod
-    def lacking(self, values: np.ndarray) -> np.ndarray:
+    def lacking(self, values: "np.ndarray") -> "np.ndarray":
         """Return which rows of the column (N, ...) have no condition, (N,) bool."""
 
     @abstractmethod
-    def nats(self, condition: Tensor) -> Tensor:
+    def nats(self, condition: "Tensor") -> "Tensor":
         """Return what it costs to say a condition (B, ...) without a model of it, (B,) float64, in nats."""
 
     @abstractmethod
-    def embedding(self, dim: int) -> nn.Module:
+    def embedding(self, dim: int) -> "nn.Module":
         """Return what maps a condition (B, ...) to vectors (B, dim)."""
 
-    def seen(self, values: np.ndarray | None) -> "Condition":
+    def seen(self, values: "np.ndarray | None") -> "Condition":
         """Return this condition, knowing what a train split's column has of it."""
         return self
 
@@ -90,17 +92,19 @@ class Condition(Kind):
 
     # ----------------------------------------------------------------------------------------------- what follows of it
 
-    def of_rows(self, values: np.ndarray | None, samples: int) -> Tensor:
+    def of_rows(self, values: "np.ndarray | None", samples: int) -> "Tensor":
         """Return the condition of rows of a dataset, which may have no column of it."""
         return self.none(samples) if values is None or not self.told else self.of_column(values)
 
-    def hide(self, condition: Tensor, share: float) -> Tensor:
+    def hide(self, condition: "Tensor", share: float) -> "Tensor":
         """Return a condition (B, ...) with none in a random share of its samples, for classifier-free guidance."""
+        import torch
+
         hidden = torch.rand(len(condition), device=condition.device) < share
         hidden = hidden.view(-1, *[1] * (condition.ndim - 1))
         return torch.where(hidden, self.none(len(condition), condition.device), condition)
 
-    def share_hidden(self, values: np.ndarray | None, dropout: float) -> float:
+    def share_hidden(self, values: "np.ndarray | None", dropout: float) -> float:
         """Return the share of rows that `hide` leaves without a condition, those included that never had one."""
         lacking = 1.0 if values is None else float(self.lacking(values).mean())
         return lacking + (1 - lacking) * dropout
@@ -109,11 +113,11 @@ class Condition(Kind):
 class _Numbered(Condition):
     """A condition that is a whole number from 0 to `num_classes`, which stands for none."""
 
-    def check_column(self, values: np.ndarray) -> None:
+    def check_column(self, values: "np.ndarray") -> None:
         if values.size and not (values.min() >= ABSENT and values.max() < self.num_classes):
             raise ValueError(f"labels must lie in [0, {self.num_classes}), got {values.min()} to {values.max()}")
 
-    def check(self, condition: Tensor) -> None:
+    def check(self, condition: "Tensor") -> None:
         if condition.is_floating_point() or condition.ndim != 1:
             raise ValueError(
                 f"labels must be whole numbers (B,), got {condition.dtype} of shape {tuple(condition.shape)}"
@@ -121,20 +125,27 @@ class _Numbered(Condition):
         if condition.numel() and not (condition.min() >= 0 and condition.max() <= self.num_classes):
             raise ValueError(f"labels must lie in [0, {self.num_classes}], got {condition.min()} to {condition.max()}")
 
-    def none(self, samples: int, device: torch.device | str | None = None) -> Tensor:
+    def none(self, samples: int, device: "torch.device | str | None" = None) -> "Tensor":
+        import torch
+
         return torch.full((samples,), self.num_classes, device=device)
 
-    def of_column(self, values: np.ndarray) -> Tensor:
+    def of_column(self, values: "np.ndarray") -> "Tensor":
+        import numpy as np
+        import torch
+
         numbers = torch.from_numpy(np.asarray(values, np.int64))
         return torch.where(numbers < 0, self.num_classes, numbers)
 
-    def lacking(self, values: np.ndarray) -> np.ndarray:
+    def lacking(self, values: "np.ndarray") -> "np.ndarray":
         return values < 0
 
-    def nats(self, condition: Tensor) -> Tensor:
+    def nats(self, condition: "Tensor") -> "Tensor":
         return (condition < self.num_classes).double() * math.log(max(self.num_classes, 1))
 
-    def embedding(self, dim: int) -> nn.Embedding:
+    def embedding(self, dim: int) -> "nn.Embedding":
+        from torch import nn
+
         return nn.Embedding(self.num_classes + 1, dim)  # the last row is none
 
 
@@ -171,7 +182,9 @@ class Classes(_Numbered):
 
         return ClassLabel(names=list(self.names))
 
-    def check_train(self, values: np.ndarray) -> None:
+    def check_train(self, values: "np.ndarray") -> None:
+        import numpy as np
+
         if there := sorted(set(self.absent) & set(np.unique(values).tolist())):
             raise ValueError(f"absent must be classes without a training row, got {there}, which have some")
 
@@ -179,9 +192,11 @@ class Classes(_Numbered):
         absent = self.absent if asked is None else sorted(set(asked) & set(self.absent))
         yield from untrained(absent, self.names)
 
-    def seen(self, values: np.ndarray | None) -> "Classes":
+    def seen(self, values: "np.ndarray | None") -> "Classes":
         if values is None:
             return self
+        import numpy as np
+
         absent = np.setdiff1d(np.arange(len(self.names)), values)
         return self.model_copy(update={"absent": tuple(absent.tolist())})
 

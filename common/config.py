@@ -6,15 +6,19 @@ file is imported: a table `kind:` selects among the classes a field declares.
 """
 
 import argparse
+import ast
 import copy
 import difflib
+import importlib
+import inspect
 import json
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -32,9 +36,7 @@ from smalti.common.reading import read_text
 class Settings(BaseModel):
     """The base of everything that configures: frozen, strict, and documented by the docstring under each field."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
     # settings that another one chooses, where it is given
     stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     # settings that came after format 2 did: older files of it lack them, and mean their default
@@ -43,25 +45,45 @@ class Settings(BaseModel):
 
 S = TypeVar("S", bound=Settings)
 B = TypeVar("B", bound=type)
+K = TypeVar("K", bound="Kind")
+
+
+_built: dict[type, Any] = {}  # the class that a kind configures, of those that are registered
+
+
+class _Builds:
+    """The class that a kind configures, as an attribute of the kind."""
+
+    def __get__(self, _settings: Any, kind: type["Kind"]) -> Any:
+        if kind not in _built and kind.home is not None:
+            importlib.import_module(kind.home)  # which registers it
+        if kind not in _built:
+            raise AttributeError(f"{kind.__module__}.{kind.__qualname__} is registered with no class")
+        return _built[kind]
 
 
 class Kind(Settings):
     """Settings of one of several kinds, which `kind` tells apart.
 
     A family is a class with `kinds` of its own. Its kinds are its subclasses, each registered with the class that it
-    configures, in the one file where both stand:
+    configures:
 
         class VQConfig(BottleneckConfig): ...
 
         @VQConfig.register
         class VectorQuantizer(Quantizer): ...
 
+    So that a command reads its settings without torch, ours stand in a file without it, each under `@declared(MODULE)`
+    with the module where the class is registered. That is imported when `builds` is first asked for.
+
     A field of a family's type takes any of its kinds, also those that a user's own program registers.
     """
 
     kinds: ClassVar[dict[str, Any]]  # of a family: the class of settings by its name
     usual: ClassVar[str]  # of a family: the kind where none is named
-    builds: ClassVar[Any]  # of a kind: the class that it configures
+    listed_in: ClassVar[str | None] = None  # of a family: the module that declares its kinds, where it is not its own
+    builds: ClassVar[Any] = _Builds()  # of a kind: the class that it configures
+    home: ClassVar[str | None] = None  # of a declared kind: the module of that class
     made_by: ClassVar[str | None] = None  # the script that makes such models, where a family has several
 
     @classmethod
@@ -73,8 +95,15 @@ class Kind(Settings):
             ValueError: another class has this kind: the second would take the place of the first unseen.
         """
         for each in (cls, builds):
-            if missing := sorted(getattr(each, "__abstractmethods__", ())):
-                raise TypeError(f"{each.__module__}.{each.__qualname__} must have {', '.join(missing)}")
+            _check_whole(each)
+        cls._list()
+        _built[cls] = builds
+        builds.config_class = cls  # type: ignore[attr-defined]  # of every class that is registered
+        return builds
+
+    @classmethod
+    def _list(cls) -> None:
+        """Take a kind into its families. Raises `ValueError` where another class has its name."""
         families = [family for family in cls.__mro__ if "kinds" in vars(family)]
         for family in families:
             there = family.kinds.get(cls.name(), cls)  # type: ignore[attr-defined]  # asked for above
@@ -83,11 +112,8 @@ class Kind(Settings):
                     f"{cls.__module__}.{cls.__qualname__} has the kind {cls.name()!r}, which is that of "
                     f"{there.__module__}.{there.__qualname__}; give it another"
                 )
-        cls.builds = builds
-        builds.config_class = cls  # type: ignore[attr-defined]  # of every class that is registered
         for family in families:
             family.kinds[cls.name()] = cls  # type: ignore[attr-defined]
-        return builds
 
     @classmethod
     def name(cls) -> str:
@@ -97,15 +123,22 @@ class Kind(Settings):
     @classmethod
     def default(cls) -> Self:
         """Return the usual kind of a family, with its defaults."""
-        usual: Self = cls.kinds[cls.usual]()
+        usual: Self = cls.family()[cls.usual]()
         return usual
+
+    @classmethod
+    def family(cls) -> dict[str, Any]:
+        """Return the kinds of a family, by name."""
+        if cls.listed_in is not None:
+            importlib.import_module(cls.listed_in)
+        return cls.kinds
 
     @classmethod
     def members(cls) -> list[type["Kind"]]:
         """Return the kinds of a family, the usual one first; of a kind itself alone."""
         if "kinds" not in vars(cls):
             return [cls]
-        return sorted(cls.kinds.values(), key=lambda kind: (kind.name() != cls.usual, kind.name()))
+        return sorted(cls.family().values(), key=lambda kind: (kind.name() != cls.usual, kind.name()))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -123,20 +156,39 @@ class Kind(Settings):
     @classmethod
     def _chosen(cls, value: Any, info: ValidationInfo) -> Any:
         """Return settings of the kind that is named in a mapping, or that are of one of the kinds already."""
-        if type(value) in cls.kinds.values():
+        kinds = cls.family()
+        if type(value) in kinds.values():
             return value
         if not isinstance(value, Mapping):
             raise PydanticKnownError("model_type", {"class_name": cls.__name__})
         kind = value.get("kind", cls.usual)
-        if not isinstance(kind, str) or kind not in cls.kinds:  # a list has no hash to look up
+        if not isinstance(kind, str) or kind not in kinds:  # a list has no hash to look up
             if (script := cls._made_elsewhere(kind)) is not None:
                 raise ValueError(f"kind {kind} is not for this command: {script} takes --model.kind {kind}")
             names = ", ".join(repr(m.name()) for m in cls.members())
             told = {"discriminator": "kind", "tag": str(kind), "expected_tags": names}
             raise PydanticKnownError("union_tag_invalid", told)
-        chosen: type[Kind] = cls.kinds[kind]
+        chosen: type[Kind] = kinds[kind]
         # JSON mode again: a list may fill a tuple there
         return chosen.model_validate_json(json.dumps(value)) if info.mode == "json" else chosen.model_validate(value)
+
+
+def declared(home: str) -> Callable[[type[K]], type[K]]:
+    """Return what takes a kind into its families before the class that it configures, in the module `home`, is
+    imported. Raises as `Kind.register`."""
+
+    def declare(kind: type[K]) -> type[K]:
+        _check_whole(kind)
+        kind.home = home
+        kind._list()
+        return kind
+
+    return declare
+
+
+def _check_whole(cls: type) -> None:
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise TypeError(f"{cls.__module__}.{cls.__qualname__} must have {', '.join(missing)}")
 
 
 MOST_YAML = 2**20  # bytes
@@ -352,8 +404,48 @@ def _kinds(members: Sequence[type[Settings]]) -> list[type[Kind]]:
     return [member for member in members if issubclass(member, Kind)]
 
 
+@cache
+def _describe(cls: type[Settings]) -> None:
+    """Give the settings of a class their descriptions, the docstrings under them.
+
+    pydantic does the same of every class when it is made, which takes a third of the time in which a command starts.
+    """
+    for name, field in cls.model_fields.items():
+        found = (_docstrings(each.__module__).get(f"{each.__qualname__}.{name}") for each in cls.__mro__)
+        field.description = field.description or next(filter(None, found), None)
+
+
+def _docstrings(module: str) -> dict[str, str]:
+    """Return the docstrings under the attributes of a module's classes, by the qualified name of each attribute."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return {} if file is None else _docstrings_in(file)
+
+
+@cache
+def _docstrings_in(file: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+
+    def look_through(body: Sequence[ast.stmt], place: str) -> None:
+        for before, node in zip([None, *body], body, strict=False):
+            if isinstance(node, ast.ClassDef):
+                look_through(node.body, f"{place}{node.name}.")
+            elif isinstance(node, ast.FunctionDef):
+                look_through(node.body, f"{place}{node.name}.<locals>.")
+            elif isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name):
+                text = node.value if isinstance(node, ast.Expr) else None
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    found[place + before.target.id] = inspect.cleandoc(text.value)
+
+    try:
+        look_through(ast.parse(Path(file).read_text(encoding="utf-8")).body, "")
+    except (OSError, SyntaxError, UnicodeDecodeError):  # an extension module, or no file any more
+        return {}
+    return found
+
+
 def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield every setting once, by its full dotted name; those of all kinds of a table stand side by side."""
+    _describe(cls)
     for name, field in cls.model_fields.items():
         nested = _nested(field.annotation)
         if not nested:

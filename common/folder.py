@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from smalti.common import config, lock, process
 from smalti.common.condition import condition_of_format_1
@@ -426,12 +427,34 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
     return model.eval()
 
 
+class _Unfilled(TorchFunctionMode):
+    """A context in which weights are made and not filled: what asks for their shapes needs no numbers.
+
+    On the meta device torch would trace what fills them, and import its compiler for it: five seconds of a processor.
+    """
+
+    # functions of the shape and type of their input
+    alike = (Tensor.normal_, Tensor.uniform_, Tensor.div_, Tensor.mul_, Tensor.cos, Tensor.sin, Tensor.clone)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.randn, torch.rand):
+            return torch.empty(*args, **kwargs)
+        if func is torch.eye:
+            return torch.empty(args[0], args[-1], **kwargs)
+        if func in self.alike or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _check_fits(weights: Path, cls: type[nn.Module], settings: config.Settings) -> None:
     """Raise ValueError unless a file has the tensors its config asks for, before memory is taken for either."""
     with opened_tensors(weights) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         there = {name: (tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         wanted = cls(settings).state_dict()
     for name in sorted(there.keys() | wanted.keys()):
         expected = tuple(wanted[name].shape) if name in wanted else "absent"

@@ -14,15 +14,15 @@ The processes of a job can share the points: `Moments` are sums, and the M step 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from torch.special import ndtr
 
+from smalti.common.choices import Covariance
 from smalti.common.errors import UserError
 
-Covariance = Literal["spherical", "diagonal", "full", "tied"]
 EMPTY = 1e-3  # points: a component with fewer keeps its mean and covariance
 LEAST = 1e-10  # points of a component, so that the logarithm of its weight is finite
 TOGETHER = 2**22  # numbers of a tensor at most: a million points need not fit into memory K times

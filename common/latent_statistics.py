@@ -12,13 +12,15 @@ Shapes: latents and scale (N, T); N rows, T numbers as the layout has them; C ch
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
 from smalti.common.config import Settings
 from smalti.common.layout import Layout
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TOGETHER = 2**22  # numbers that are summed at once, in fp64
 
@@ -50,6 +52,8 @@ def latent_statistics(shards: Iterable[tuple[Any, Any | None]], layout: Layout) 
 
     Shards are merged in their order by the formula of Chan et al. (1979), so that who wrote them changes nothing.
     """
+    import numpy as np  # not on top: reading settings does without
+
     channels = sum(grid.depth for grid in layout.grids)
     points, mean, squares = np.zeros(channels), np.zeros(channels), np.zeros(channels)
     step = max(1, TOGETHER // layout.length)
@@ -65,8 +69,12 @@ def latent_statistics(shards: Iterable[tuple[Any, Any | None]], layout: Layout) 
     )
 
 
-def _sums(latents: np.ndarray, scale: np.ndarray | None, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sums(
+    latents: "np.ndarray", scale: "np.ndarray | None", layout: Layout
+) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
     """Return the number of points of each channel (C,), their mean, and the squares of draws around it, summed."""
+    import numpy as np
+
     found, ends = [], np.cumsum([grid.length for grid in layout.grids])[:-1]
     scales = np.zeros_like(latents) if scale is None else scale
     both = zip(np.split(latents, ends, 1), np.split(scales, ends, 1), layout.grids, strict=True)

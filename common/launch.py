@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from accelerate.utils import ProjectConfiguration
 from tqdm import tqdm
 
 from smalti.common import ends
+from smalti.common.choices import Precision
 from smalti.common.commands import typed
 from smalti.common.ends import MACHINE
 from smalti.common.errors import UserError
@@ -28,7 +29,6 @@ from smalti.common.shown import shown
 from smalti.common.starting import INTERRUPTED, PREEMPTED, UNHEARD, USER_ERROR, speak_anyhow
 from smalti.common.track import check_installed
 
-Precision = Literal["auto", "fp32", "bf16"]
 # Exit statuses, beside those of `ends` and `starting`. A launcher of several processes exits with 1 whatever they did.
 FAULT = 70  # of smalti
 STOPPED = "interrupted: the same command goes on from what was saved, if anything was"

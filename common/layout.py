@@ -8,13 +8,14 @@ float32, the D channels of a place side by side; P places in all grids. `split` 
 """
 
 from math import prod
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from smalti.common.config import Settings
+
+if TYPE_CHECKING:  # torch takes seconds, and reading settings does without
+    from torch import Tensor
 
 Side = Annotated[int, Field(ge=1, le=2**20)]  # of a grid, in places
 LONGEST = 2**24  # numbers a sample
@@ -145,8 +146,12 @@ class Layout(Settings):
                 found.append(", ".join(words))
         return tuple(found)
 
-    def codebook_of(self) -> Tensor:
+    def codebook_of(self) -> "Tensor":
         """Return the codebook of each number of a sample, (T,) int64: those of a place stand side by side."""
+        import torch
+
+        if torch.get_default_device().type == "meta":  # as `common.tensors.shapes_only`
+            return torch.empty(self.length, dtype=torch.int64)
         first, found = 0, []
         for grid in self.grids:
             found.append(torch.arange(first, first + grid.depth).repeat(grid.places))
@@ -178,11 +183,13 @@ class Layout(Settings):
 
     # ---------------------------------------------------------------------------------------------------- of its places
 
-    def coordinates(self) -> Tensor:
+    def coordinates(self) -> "Tensor":
         """Return the middle of each place, (P, axes) float64, counted from 1 in units of the finest grid.
 
         Places of two grids that lie over each other are near.
         """
+        import torch
+
         finest = [max(sides) for sides in zip(*(grid.shape for grid in self.grids), strict=True)]
         found = []
         for grid in self.grids:
@@ -190,16 +197,18 @@ class Layout(Settings):
             found.append(torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")], 1))
         return torch.cat(found)
 
-    def split(self, flat: Tensor) -> list[Tensor]:
+    def split(self, flat: "Tensor") -> "list[Tensor]":
         """Return the part of each grid in (B, T): (B, *shape) of single codes, (B, *shape, depth) of others."""
         parts = flat.split([grid.length for grid in self.grids], 1)
         return [part.reshape(len(part), *self._shape(grid)) for part, grid in zip(parts, self.grids, strict=True)]
 
-    def join(self, grids: list[Tensor]) -> Tensor:
+    def join(self, grids: "list[Tensor]") -> "Tensor":
         """Return (B, T): the inverse of `split`."""
+        import torch
+
         return torch.cat([each.flatten(1) for each in grids], 1)
 
-    def by_place(self, numbers: Tensor) -> list[Tensor]:
+    def by_place(self, numbers: "Tensor") -> "list[Tensor]":
         """Return for each grid the mean over the numbers of a place: (T,) -> one (*shape)."""
         parts = numbers.split([grid.length for grid in self.grids])
         return [part.view(*grid.shape, grid.depth).mean(-1) for part, grid in zip(parts, self.grids, strict=True)]

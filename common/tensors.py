@@ -80,3 +80,11 @@ def check_types(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
     for name in sorted(given.keys() & wanted.keys()):
         if wrong := misfit(given[name].dtype, wanted[name].dtype):
             raise ValueError(f"{name} {wrong}")
+
+
+def shapes_only() -> bool:
+    """Return whether tensors are made without numbers, on the meta device: a table that is computed needs none there.
+
+    torch computes most of them by way of its compiler, which takes five seconds of a processor to import.
+    """
+    return torch.get_default_device().type == "meta"

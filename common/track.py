@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import PIL.Image
 from accelerate import Accelerator
@@ -27,8 +27,6 @@ from accelerate.tracking import GeneralTracker
 
 from smalti.common.errors import UserError
 from smalti.common.folder import read_json, remove, write_json
-
-Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -31,33 +31,11 @@ from smalti.common.config import Settings
 from smalti.common.errors import UserError
 from smalti.common.progress import passing_bar
 from smalti.common.seeds import generator
+from smalti.metrics.features_config import Recipe
 
 FEATURES = 128
 CELLS = 8  # a side at most, before they are flattened
 PIXELS = 2**21  # of the images that are measured at once
-
-
-class Recipe(Settings):
-    """The recipe of training. The defaults reach 93% on Fashion-MNIST (with `mirror`), 97% on digits of 16x16."""
-
-    width: int = Field(24, ge=1)
-    """channels of the first level; twice as many at the second, four times from the third on"""
-    epochs: int = Field(4, ge=1)
-    """passes over the training images"""
-    least_steps: int = Field(600, ge=1)
-    """optimizer steps at least; a small set is passed over more often"""
-    batch_size: int = Field(128, ge=2)
-    """images a step"""
-    peak_lr: float = Field(4e-3, gt=0)
-    """of one cycle (Smith and Topin 2018)"""
-    weight_decay: float = Field(0.05, ge=0)
-    """AdamW's"""
-    label_smoothing: float = Field(0.05, ge=0, lt=1)
-    """share of the target spread over all classes"""
-    mirror: bool = False
-    """mirror half of the images left-right: for clothes and animals, never for digits; images.flip says the same"""
-    seed: int = Field(0, ge=0, le=2**62)
-    """of the weights and the order of the images"""
 
 
 class ClassifierConfig(Settings):

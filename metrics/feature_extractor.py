@@ -13,60 +13,26 @@ import io
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from smalti.common.config import Settings
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.folder import remove, sha256
 from smalti.common.tensors import check_types, read_tensors
-from smalti.metrics.classifier import Classifier, Recipe, to_pixels
+from smalti.metrics.classifier import Classifier, to_pixels
+from smalti.metrics.features_config import FeaturesConfig
 
 EVAL = "pip install torch-fidelity"
 # the SHA-256 of Inception's weights of 2015-12-05 begins so: torch-fidelity's and pytorch-fid's file
 FID_WEIGHTS = "6726825d"
 IMAGENET_SIDE, IMAGENET_MEAN, IMAGENET_STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KIND = """`classifier`: trained on the images' own labels; `inception`: of the FID; `torchvision`, `timm`: a model of
-that library by name; `torchscript`: a network saved as TorchScript; `none`: compare no features, train no classifier"""
-
-
-class FeaturesConfig(Settings):
-    """The feature extractor that compares images."""
-
-    kind: Annotated[
-        Literal["classifier", "inception", "torchvision", "timm", "torchscript", "none"], Field(description=KIND)
-    ] = "classifier"
-    name: str | None = None
-    """torchvision, timm: which model, `resnet50`; torchscript: what figures call it, null takes the file's name"""
-    weights: str | None = None
-    """a local file of weights: .safetensors, or .pth with a state dict; null downloads what the library has. Of
-    torchscript the network itself"""
-    channels: Literal["rgb", "data"] = "rgb"
-    """torchscript: give it RGB whatever the images are, or the channels of the data"""
-    batch_size: int = Field(64, ge=1)
-    """images at once"""
-    classifier: Recipe = Recipe()
-    """how the classifier of the images' labels is trained; its figures compare with those of the same recipe alone"""
-
-    @model_validator(mode="after")
-    def _belongs_together(self) -> "FeaturesConfig":
-        if self.kind in ("torchvision", "timm") and self.name is None:
-            raise ValueError(f"kind {self.kind} needs name, a model of {self.kind}: resnet50, for example")
-        if self.kind == "torchscript" and self.weights is None:
-            raise ValueError("kind torchscript needs weights, the file that torch.jit.save wrote")
-        if self.kind == "classifier" and self.weights is not None:
-            raise ValueError("kind classifier takes no weights, it is trained on the images' labels; leave weights out")
-        if self.kind == "none" and (self.name, self.weights) != (None, None):
-            raise ValueError("kind none loads no network; leave name and weights out")
-        return self
 
 
 # ----------------------------------------------------------------------------------- what the networks want to be shown

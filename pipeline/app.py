@@ -26,23 +26,11 @@ if __name__ == "__main__":
 
     answer_signals()
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import held_out_split
-from smalti.common.data.run_images import open_run_images
-from smalti.common.errors import UserError
-from smalti.common.launch import Terminated, check_alone, make_accelerator, run_command
-from smalti.pipeline.generation_config import GenerationConfig
-from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.playground.latent_map import LatentMap, latent_map
-from smalti.prior.draw import SamplingConfig
-
-FILE = "20mb"  # the largest dropped picture
-WAITING = 100  # the most waiting requests
 
 
 class Settings(BaseSettings):
@@ -60,6 +48,35 @@ class Settings(BaseSettings):
     """other names that the page is asked for by, as behind a proxy; a request for any other is refused"""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; what Accelerate finds when null"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(
+        Settings,
+        __doc__,
+        argv,
+        positional="run",
+        positional_help="folder of the experiment, a pipeline folder, or one on the Hub",
+    )
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import torch
+from torch import Tensor
+
+from smalti.common.data.images import held_out_split
+from smalti.common.data.run_images import open_run_images
+from smalti.common.errors import UserError
+from smalti.common.launch import Terminated, check_alone, make_accelerator, run_command
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.playground.latent_map import LatentMap, latent_map
+from smalti.prior.sampling_config import SamplingConfig
+
+FILE = "20mb"  # the largest dropped picture
+WAITING = 100  # the most waiting requests
 
 
 def load_pipeline(run: str) -> ImagePipeline:
@@ -190,11 +207,7 @@ def serve(c: Settings) -> None:
 
 def main(argv: Sequence[str]) -> None:
     check_alone()
-    options: dict[str, Any] = {
-        "positional": "run",
-        "positional_help": "folder of the experiment, a pipeline folder, or one on the Hub",
-    }
-    serve(config.parse(Settings, __doc__, argv, **options))
+    serve(read_settings(argv))
 
 
 if __name__ == "__main__":

@@ -22,26 +22,11 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from smalti.common import config, folder
-from smalti.common.commands import as_typed
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import held_out_split
-from smalti.common.data.pixels import MODES, from_pil, to_pil
-from smalti.common.data.run_images import open_vouched_images
-from smalti.common.ends import pass_on
-from smalti.common.errors import Refused, UserError
-from smalti.common.launch import make_accelerator, run_command
-from smalti.common.raster import open_picture
-from smalti.common.reading import open_regular_file, read_file
-from smalti.common.session import logged
-from smalti.pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
-from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.draw import SamplingConfig
 
 
 class Settings(BaseSettings):
@@ -57,6 +42,33 @@ class Settings(BaseSettings):
     """a compressed file to expand instead"""
     output: str | None = None
     """the file to write, or with expand the folder; when null compressed.tess or expanded/ in the run"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smalti.common import folder
+from smalti.common.commands import as_typed
+from smalti.common.data.images import held_out_split
+from smalti.common.data.pixels import MODES, from_pil, to_pil
+from smalti.common.data.run_images import open_vouched_images
+from smalti.common.ends import pass_on
+from smalti.common.errors import Refused, UserError
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.raster import open_picture
+from smalti.common.reading import open_regular_file, read_file
+from smalti.common.session import logged
+from smalti.pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.sampling_config import SamplingConfig
 
 
 class Pictures(NamedTuple):
@@ -121,7 +133,7 @@ def size_report(pictures: Pictures, made: Compressed) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     if c.expand and c.files:
         raise UserError("give --files to compress or --expand, not both")
     with logged(Path(c.output or Path(c.run) / "compressed")):

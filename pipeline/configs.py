@@ -20,12 +20,8 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-from smalti.common import config, folder
-from smalti.common.commands import as_typed
-from smalti.common.config import SHIPPED
-from smalti.common.errors import Refused, UserError
-from smalti.common.launch import check_alone, run_command
-from smalti.pipeline.run_arguments import names_its_images, run_of
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
 
 
 class Settings(config.Settings):
@@ -35,6 +31,21 @@ class Settings(config.Settings):
     """one of the shipped configs; without one they are listed"""
     to: str | None = None
     """the folder to copy it to, which must not exist yet"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="name", positional_help="one of the shipped configs")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+from smalti.common import folder
+from smalti.common.commands import as_typed
+from smalti.common.config import SHIPPED
+from smalti.common.errors import Refused, UserError
+from smalti.common.launch import check_alone, run_command
+from smalti.pipeline.run_arguments import names_its_images, run_of
 
 
 def shipped() -> dict[str, str]:
@@ -68,7 +79,7 @@ def copy(name: str, to: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     check_alone()
-    c = config.parse(Settings, __doc__, argv, positional="name", positional_help="one of the shipped configs")
+    c = read_settings(argv)
     if c.to is not None and c.name is None:
         raise UserError(f"which config is to be copied to {c.to}? They are {', '.join(shipped())}")
     if c.name is not None and c.to is not None:

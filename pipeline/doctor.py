@@ -22,14 +22,34 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+
+
+class Settings(config.Settings):
+    """Describe this machine, and whether a config fits it."""
+
+    configs: str | None = None
+    """a shipped or own folder of configs, or one YAML file of it; without one the machine alone"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(
+        Settings, __doc__, argv, positional="configs", positional_help="a folder of configs, or one file of it"
+    )
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from smalti.common import codes, config
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common import codes
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.commands import as_typed
 from smalti.common.condition import Nothing
 from smalti.common.errors import UserError
@@ -50,13 +70,6 @@ ADAMW, MUON, EMA, GRADIENT, WEIGHT = 2, 1, 1, 1, 1  # fp32 numbers a weight
 WORKSPACE = 1.5  # factor on the counted bytes: cifar10's steps took 1.2 to 1.5 on a CPU, both stages, fp32 and bf16
 GIB = 2**30
 NOT = "DOES NOT FIT"
-
-
-class Settings(config.Settings):
-    """Describe this machine, and whether a config fits it."""
-
-    configs: str | None = None
-    """a shipped or own folder of configs, or one YAML file of it; without one the machine alone"""
 
 
 # ----------------------------------------------------------------------------------------------------- the machine
@@ -273,9 +286,7 @@ def configs_of(path: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(
-        Settings, __doc__, argv, positional="configs", positional_help="a folder of configs, or one file of it"
-    )
+    c = read_settings(argv)
     accelerator = make_accelerator()
     for line in (*version_lines(), *machine_lines(), *accelerate_lines(accelerator)):
         accelerator.print(line)

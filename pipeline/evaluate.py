@@ -33,11 +33,22 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+from smalti.pipeline.evaluation.settings import Settings
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from smalti.common import config
 from smalti.common.commands import as_typed
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
@@ -47,14 +58,7 @@ from smalti.common.parts import in_parts
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import passing_bar
 from smalti.common.session import session
-from smalti.pipeline.evaluation.bench import (
-    EvaluationBench,
-    Settings,
-    evenly_spaced,
-    features_of,
-    open_bench,
-    read_images,
-)
+from smalti.pipeline.evaluation.bench import EvaluationBench, evenly_spaced, features_of, open_bench, read_images
 from smalti.pipeline.evaluation.cost import PART, price
 from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare_features, look_up
 from smalti.tokenizer.run_features import labelled
@@ -234,7 +238,7 @@ def save_samples(bench: EvaluationBench, drawn: Drawn) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     accelerator = make_accelerator(c.precision)
     with session(Path(c.run) / "evaluation/pipeline", accelerator):
         path = evaluate(c, accelerator, argv)

@@ -19,20 +19,11 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-from accelerate import Accelerator
 from pydantic import Field
 
-from smalti.common import config, folder
-from smalti.common.commands import as_typed
-from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from smalti.common.progress import advance, progress_bar
-from smalti.common.session import path_beside, session
-from smalti.pipeline.generation_config import GenerationConfig
-from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
-from smalti.pipeline.output import FORMATS, Output, Request, begin_request, read_request
-from smalti.pipeline.rejection import Candidates, candidates_for, keep_surest, open_classifier
-from smalti.prior.draw import SamplingConfig
-from smalti.prior.sample import BATCH
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+from smalti.prior.sampling_config import SamplingConfig
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/generate.yaml"
 
@@ -59,6 +50,28 @@ class Settings(SamplingConfig):
     """png: an imagefolder; npz: the evaluators' layout; codes: a codes dataset"""
     batch_size: int | None = Field(None, ge=1)
     """images a process draws at once; 64, or 256 on CUDA, when null, and fewer where memory asks for it"""
+
+
+def read_settings(argv: Sequence[str], **below: Any) -> Settings:
+    told = "folder of the experiment, or a pipeline folder"
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help=told, **below)
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+from accelerate import Accelerator
+
+from smalti.common import folder
+from smalti.common.commands import as_typed
+from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.progress import advance, progress_bar
+from smalti.common.session import path_beside, session
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
+from smalti.pipeline.output import FORMATS, Output, Request, begin_request, read_request
+from smalti.pipeline.rejection import Candidates, candidates_for, keep_surest, open_classifier
+from smalti.prior.sample import BATCH
 
 
 class Assembled(NamedTuple):
@@ -218,16 +231,15 @@ def _saved_sampling(run: Path) -> SamplingConfig | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    options: dict[str, Any] = {"positional": "run", "positional_help": "folder of the experiment, or a pipeline folder"}
-    run = Path(config.parse(Settings, __doc__, argv, **options).run)
+    run = Path(read_settings(argv).run)
     found = _saved_sampling(run)
     saved = found.model_dump() if found else {}
     default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None
-    c = config.parse(Settings, __doc__, argv, base=saved, default_file=default, **options)
+    c = read_settings(argv, base=saved, default_file=default)
     # The sampling settings of a file are kept with the pipeline as its defaults; those of this command line are not.
     named = [word.startswith("--config=") or "--config" in (word, *argv[:i][-1:]) for i, word in enumerate(argv)]
     files = [word for word, is_named in zip(argv, named, strict=True) if is_named]
-    from_file = config.parse(Settings, __doc__, files, base=saved, default_file=default, **options)
+    from_file = read_settings(files, base=saved, default_file=default)
     read_request(output_folder(c))  # before the folder is locked, too
     accelerator = make_accelerator()
     with session(output_folder(c), accelerator):

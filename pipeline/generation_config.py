@@ -6,7 +6,7 @@ from pydantic import Field
 
 from smalti.common import config, folder
 from smalti.common.config import Settings
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 
 
 class Chosen(Settings):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from smalti.common import config, folder
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.commands import quoted
 from smalti.common.condition import Condition
 from smalti.common.data.pixels import from_pil, to_float, to_pil, to_uint8
@@ -32,23 +32,22 @@ from smalti.common.progress import passing_bar
 from smalti.common.seeds import uniforms
 from smalti.pipeline.generation_config import Chosen, GenerationConfig
 from smalti.pipeline.mask import fill_unknown, known_places, read_mask
-from smalti.prior import model as priors
 from smalti.prior.base import Completes, Prior, Sampler, Scores, Unfolding, Unfolds
 from smalti.prior.config import ArchitectureConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
-from smalti.tokenizer import model as tokenizers
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.interpolation import between
 from smalti.tokenizer.model import load_tokenizer
 
 PARTS = ("tokenizer", "prior")  # of a pipeline folder
-FIRST_PARTS = {  # what an index of format 1 says, and the class of today
-    ("tokenizer.model", "Tokenizer"): tokenizers.OURS[0],
-    ("tokenizer.kmeans", "KMeansTokenizer"): tokenizers.OURS[1],
-    ("tokenizer.vqgan", "VQGANTokenizer"): tokenizers.OURS[2],
-    ("prior.model", "Prior"): priors.OURS[0],
+# what an index of format 1 says, and the kind of today
+FIRST_PARTS: dict[tuple[str, str], tuple[type[config.Kind], str]] = {
+    ("tokenizer.model", "Tokenizer"): (ImageTokenizerConfig, "vqvae"),
+    ("tokenizer.kmeans", "KMeansTokenizer"): (ImageTokenizerConfig, "kmeans"),
+    ("tokenizer.vqgan", "VQGANTokenizer"): (ImageTokenizerConfig, "vqgan"),
+    ("prior.model", "Prior"): (ArchitectureConfig, "transformer"),
 }
 ENCODED = 64  # images that are encoded, scored or decoded at once
 
@@ -166,11 +165,11 @@ class ImagePipeline(Pretrained):
         folder.check_format(index, "smalti.imagepipeline", index_path)
         if index.get("_class_name") != "ImagePipeline":
             raise UserError(f"{index_path}: _class_name must be ImagePipeline, got {index.get('_class_name')!r}")
-        kinds = {"tokenizer": ImageTokenizerConfig.members(), "prior": ArchitectureConfig.members()}
-        for part in PARTS:
-            ours = [_class_of(kind.builds) for kind in kinds[part]]
-            if _today(index.get(part)) not in ours:
-                expected = " or ".join(".".join(each) for each in ours)
+        for part, family in (("tokenizer", ImageTokenizerConfig), ("prior", ArchitectureConfig)):
+            named = _today(index.get(part))
+            kinds = [kind for kind in family.members() if kind.home is None or [kind.home] == named[:1]]
+            if named not in [_class_of(kind.builds) for kind in kinds]:
+                expected = " or ".join(".".join(_class_of(kind.builds)) for kind in family.members())
                 raise UserError(
                     f"{index_path}: {part} must be {expected}, got {index.get(part)!r}; nothing else is imported"
                 )
@@ -261,8 +260,8 @@ class ImagePipeline(Pretrained):
             seed: image i has seed `seed + i`; without it and a generator, seeds are drawn at random.
             generator: draws the seeds instead, as in diffusers.
             batch_size: images a forward; it changes images only by rounding. Every batch is computed whole, even for
-                fewer images, so 1 is fastest for a single image. By default as many as memory holds, at most 64 (256 on
-                CUDA).
+                fewer images. By default as many as the call asks for and memory holds, at most 64 (on CUDA 256,
+                whatever is asked for).
             sampling: settings of `SamplingConfig` (temperature, top_k, top_p, min_p, guidance, ...) that differ from
                 the pipeline's.
         Raises:
@@ -763,11 +762,26 @@ def _ranks(places: int, seed: int) -> Tensor:
     return uniforms(seed, 1, places).argsort(dim=1)
 
 
-def _today(named: Any) -> Any:
-    """Return the module and class that an index names, by their present names if it has older ones."""
-    known = isinstance(named, list) and all(isinstance(each, str) for each in named)
-    first = FIRST_PARTS.get((named[0], named[-1])) if known and len(named) == 2 else None
-    return named if first is None else _class_of(first)
+def _state(prior: Prior) -> list[tuple[float, ...]]:
+    """Return what changes when a weight does: where it lies, how often it was written, and the sums of its numbers and
+    of their bits, which also `weight.data.copy_(...)` changes."""
+    weights = [*prior.parameters(), *prior.buffers()]
+    places = [(id(each), each.data_ptr(), -1 if each.is_inference() else each._version) for each in weights]
+    numbers = [each.detach() for each in weights if each.dtype == torch.float32]
+    sums = [[each.sum() for each in numbers], [each.view(torch.int32).sum() for each in numbers]]
+    return [*places, *(tuple(torch.stack(each).tolist()) for each in sums if each)]
+
+
+def _today(named: Any) -> list[str]:
+    """Return the module and class that an index names, by their present names if it has older ones; nothing if it names
+    none."""
+    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+        return []
+    first = FIRST_PARTS.get((named[0], named[-1])) if len(named) == 2 else None
+    if first is None:
+        return named
+    family, kind = first
+    return _class_of(family.family()[kind].builds)
 
 
 def _class_of(cls: type) -> list[str]:

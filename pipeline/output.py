@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from smalti.common.codes import PLAN, CodesInfo, CodesSplit, finish, is_whole, shard_path, write_plan, write_shard
+from smalti.common.codes import PLAN, CodesSplit, finish, is_whole, shard_path, write_plan, write_shard
+from smalti.common.codes_info import CodesInfo
 from smalti.common.data.pixels import MODES, to_pil
 from smalti.common.errors import Refused
 from smalti.common.folder import is_empty, read_json, remove, replacing, sweep, temporary_path, write_json

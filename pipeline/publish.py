@@ -22,23 +22,9 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-from smalti.common import codes, config
-from smalti.common.commands import as_typed, quoted
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.errors import Refused, UserError
-from smalti.common.folder import inside, is_empty, link, remove, rewriting, sha256, write_json
-from smalti.common.hub import README, Pretrained, push
-from smalti.common.launch import check_alone, make_accelerator, run_command
-from smalti.common.record import private
-from smalti.common.session import session
-from smalti.common.written import NAME, is_as_written, note, noted, tell_kept
-from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
-from smalti.pipeline.reporting.model_card import UNSAID, model_card, pictures
-from smalti.pipeline.reporting.run_contents import gather
-from smalti.prior.model import load_prior
-from smalti.tokenizer.model import load_tokenizer, trained
-
-MARK = ".published.json"  # in a folder that this command laid out; hidden files are not pushed
 
 
 class Settings(BaseSettings):
@@ -63,6 +49,31 @@ class Settings(BaseSettings):
     """open a pull request instead of writing into the main branch"""
     message: str | None = None
     """of the commit"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+from smalti.common import codes
+from smalti.common.commands import as_typed, quoted
+from smalti.common.errors import Refused, UserError
+from smalti.common.folder import inside, is_empty, link, remove, rewriting, sha256, write_json
+from smalti.common.hub import README, Pretrained, push
+from smalti.common.launch import check_alone, make_accelerator, run_command
+from smalti.common.record import private
+from smalti.common.session import session
+from smalti.common.written import NAME, is_as_written, note, noted, tell_kept
+from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
+from smalti.pipeline.reporting.model_card import UNSAID, model_card, pictures
+from smalti.pipeline.reporting.run_contents import gather
+from smalti.prior.model import load_prior
+from smalti.tokenizer.model import load_tokenizer, trained
+
+MARK = ".published.json"  # in a folder that this command laid out; hidden files are not pushed
 
 
 def laid(c: Settings) -> Path:
@@ -163,7 +174,7 @@ def lay_out_codes(c: Settings, folder: Path, path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     check_alone()
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     kind: Literal["model", "dataset"] = "dataset" if c.what == "codes" else "model"
     with session(laid(c), make_accelerator()):
         path = lay_out(c)

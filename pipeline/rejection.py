@@ -24,7 +24,7 @@ from smalti.common.evaluation_file import parts_path
 from smalti.common.parts import in_parts
 from smalti.common.session import session
 from smalti.metrics.classifier import Classifier
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Sampler
 from smalti.tokenizer.run_features import features_cache, open_extractors

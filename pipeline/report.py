@@ -22,7 +22,28 @@ if __package__ in (None, ""):
     answer_signals()
 
 from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
+
+
+class Settings(BaseSettings):
+    """Report on a run."""
+
+    run: str = "runs/digits"
+    """folder of the experiment"""
+    split: str | None = None
+    """whose evaluations are shown; of each stage test, or where there is none validation, when null"""
+    completion: bool = True
+    """complete a few held-out images, for which the images and both models are read"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 from smalti.common.errors import Refused
 from smalti.common.folder import is_empty, mend, replacing
 from smalti.common.launch import check_alone, run_command
@@ -44,17 +65,6 @@ from smalti.pipeline.reporting.run_contents import RunContents, gather
 from smalti.pipeline.reporting.training_section import training_section
 
 MADE = "Made by pipeline/report.py"  # marks our own pages
-
-
-class Settings(BaseSettings):
-    """Report on a run."""
-
-    run: str = "runs/digits"
-    """folder of the experiment"""
-    split: str | None = None
-    """whose evaluations are shown; of each stage test, or where there is none validation, when null"""
-    completion: bool = True
-    """complete a few held-out images, for which the images and both models are read"""
 
 
 def foot() -> Html:
@@ -108,7 +118,7 @@ def check_page_is_ours(run: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     check_alone()
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     with logged(Path(c.run) / "report"):
         path = write_report(c)
     size = path.stat().st_size / 2**20

@@ -25,28 +25,13 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import PIL.Image
-import psutil
-import torch
 from pydantic import Field
 
-from smalti.common import codes, config, folder
-from smalti.common.commands import WHOLE, as_typed
+from smalti.common import config
+from smalti.common.choices import Tracker
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings
-from smalti.common.errors import Refused, UserError
-from smalti.common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
-from smalti.common.plots import save_picture
-from smalti.common.raster import whole_picture
-from smalti.common.record import cores
-from smalti.common.track import Tracker
-from smalti.pipeline.generation_config import GenerationConfig
-from smalti.pipeline.image_pipeline import is_of_run
-from smalti.prior.draw import SamplingConfig
 
-ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
-PRINTED = ("psnr_pooled", "psnr", "usage", "perplexity")  # figures of the codes; older runs have no pooled PSNR
-BUSY = 0.4  # share of the cores that others use
-AGAIN = "remove it, and run the stage that wrote it again"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -68,6 +53,34 @@ class RunSettings(Settings):
     """what starts each command: `python`, or for several devices `accelerate launch ...`"""
 
 
+def read_settings(argv: Sequence[str]) -> RunSettings:
+    return config.parse(
+        RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs"
+    )
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import PIL.Image
+import psutil
+import torch
+
+from smalti.common import codes, folder
+from smalti.common.commands import WHOLE, as_typed
+from smalti.common.errors import Refused, UserError
+from smalti.common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
+from smalti.common.plots import save_picture
+from smalti.common.raster import whole_picture
+from smalti.common.record import cores
+from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.image_pipeline import is_of_run
+from smalti.prior.sampling_config import SamplingConfig
+
+ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
+PRINTED = ("psnr_pooled", "psnr", "usage", "perplexity")  # figures of the codes; older runs have no pooled PSNR
+BUSY = 0.4  # share of the cores that others use
+AGAIN = "remove it, and run the stage that wrote it again"
 PICTURES = ("samples.png", "reconstructions.png", "curves.png")  # written into the run's folder at the end
 BEGUN = {"tokenizer": "tokenizer", "encode": "codes", "prior": "prior", "generate": "samples"}  # the folder of a stage
 FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokenizer/cluster.py"}
@@ -205,9 +218,7 @@ def gather_pictures(run: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     check_alone()
-    c = config.parse(
-        RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs"
-    )
+    c = read_settings(argv)
     first = first_config(config.find_config(c.configs))
     second_config(first.parent)
     if not (first.parent / "generate.yaml").exists():

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from smalti.common.command_line import begin
 from smalti.common.commands import BY_NAME, COMMANDS
 from smalti.common.starting import UNHEARD, USER_ERROR, answer_signals, speak_anyhow
 
@@ -54,6 +55,7 @@ def run(words: Sequence[str]) -> int:
         return USER_ERROR
     os.environ[BY_NAME] = "1"
     sys.argv = [f"smalti {words[0]}", *words[1:]]
+    begin(COMMANDS[words[0]].module)
     script = importlib.import_module(COMMANDS[words[0]].module)
     from smalti.common.launch import run_command
 

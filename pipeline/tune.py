@@ -33,39 +33,11 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from pydantic import Field
-from torch import Tensor
-from tqdm import tqdm
 
-from smalti.common import codes, config, folder
-from smalti.common.commands import as_typed
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.errors import UserError
-from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
-from smalti.common.progress import advance, passing_bar, progress_bar
-from smalti.common.session import session
-from smalti.pipeline.frechet import Ruler, cells
-from smalti.pipeline.generation_config import Chosen, GenerationConfig
-from smalti.pipeline.image_pipeline import ENCODED, ImagePipeline
-from smalti.prior.data import CodesBatch, CodesRows, plain_views, tell_of_other_codes
-from smalti.prior.draw import SamplingConfig
-from smalti.prior.sample import BATCH
-
-SWEPT = (  # in this order
-    ("steps",),
-    ("solver",),
-    ("order", "choice_temperature"),
-    ("guidance", "guidance_schedule"),
-    ("temperature",),
-    ("top_k",),
-    ("top_p",),
-    ("min_p",),
-)
-SPLIT = "validation"
-HELD_OUT = 10_000  # images of it that are used, evenly spaced: many more than features, and they fit into memory
 
 
 class Settings(BaseSettings):
@@ -99,6 +71,46 @@ class Settings(BaseSettings):
     top_k: tuple[int | None, ...] = (None,)
     top_p: tuple[float | None, ...] = (None, 0.95, 0.9)
     min_p: tuple[float | None, ...] = (None, 0.02, 0.05)
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from tqdm import tqdm
+
+from smalti.common import codes, folder
+from smalti.common.commands import as_typed
+from smalti.common.errors import UserError
+from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.progress import advance, passing_bar, progress_bar
+from smalti.common.session import session
+from smalti.pipeline.frechet import Ruler, cells
+from smalti.pipeline.generation_config import Chosen, GenerationConfig
+from smalti.pipeline.image_pipeline import ENCODED, ImagePipeline
+from smalti.prior.data import CodesBatch, CodesRows, plain_views, tell_of_other_codes
+from smalti.prior.sample import BATCH
+from smalti.prior.sampling_config import SamplingConfig
+
+SWEPT = (  # in this order
+    ("steps",),
+    ("solver",),
+    ("order", "choice_temperature"),
+    ("guidance", "guidance_schedule"),
+    ("temperature",),
+    ("top_k",),
+    ("top_p",),
+    ("min_p",),
+)
+SPLIT = "validation"
+HELD_OUT = 10_000  # images of it that are used, evenly spaced: many more than features, and they fit into memory
 
 
 class Tuned(NamedTuple):
@@ -330,7 +342,7 @@ def summary_lines(tuned: Tuned) -> Iterator[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     accelerator = make_accelerator()
     with session(Path(c.run) / "pipeline", accelerator):
         tuned = tune(c, accelerator)

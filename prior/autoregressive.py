@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from smalti.prior.base import Choose, Prior
 from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.draw import CODE_SETTINGS, Precision, SamplingConfig
 from smalti.prior.prediction_order import code_order, draw_order, known_first, raster, shuffled
 from smalti.prior.sample import Drawing, HintedDrawing, StepSampler
+from smalti.prior.sampling_config import CODE_SETTINGS, Precision, SamplingConfig
 
 ANNEALED = (0.5, 0.75)  # raster order replaces random orders between these shares of the steps, as in RAR
 

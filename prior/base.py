@@ -24,7 +24,7 @@ from smalti.common import folder
 from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained
 from smalti.prior.config import ArchitectureConfig, PriorConfig, TrainConfig
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 
 Choose = Callable[[Tensor, int, int], Tensor]  # (logits (B, V_g), t, g) -> digits (B,) of part g of code t
 

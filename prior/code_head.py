@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from smalti.common.layout import Layout
 from smalti.common.mixed_radix import to_digits
+from smalti.common.tensors import shapes_only
 from smalti.prior.config import PriorConfig
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 
@@ -106,5 +107,7 @@ def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tens
 
 def embedding_rows(config: PriorConfig) -> Tensor:
     """Return where the rows of part g of the codes at place t begin in the embedding table, (T, G)."""
+    if shapes_only():
+        return torch.empty(config.layout.length, len(config.vocabularies), dtype=torch.int64)
     sizes = torch.tensor(config.vocabularies)
     return config.layout.codebook_of()[:, None] * sizes.sum() + sizes.cumsum(0) - sizes

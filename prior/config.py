@@ -4,14 +4,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.choices import Precision, Tracker
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Condition
 from smalti.common.config import Kind, Settings
 from smalti.common.errors import UserError
 from smalti.common.latent_statistics import LatentStatistics
-from smalti.common.launch import Precision
 from smalti.common.layout import Layout
-from smalti.common.track import Tracker
 
 LARGEST_VOCABULARY = 16_384  # with more rows, embedding and head would outweigh the blocks between them
 PART_VOCABULARY = 1024  # values of a part at most, where a code is predicted in parts
@@ -23,6 +22,7 @@ class ArchitectureConfig(Kind):
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "transformer"
+    listed_in: ClassVar[str | None] = "smalti.prior.kinds"
 
     @property
     def any_order(self) -> bool:

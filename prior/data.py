@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smalti.common.codes import Codes, CodesInfo, CodesSplit, load_codes
+from smalti.common.codes import Codes, CodesSplit, load_codes
+from smalti.common.codes_info import CodesInfo
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.common.progress import on_main

@@ -27,29 +27,12 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import numpy as np
-import torch
-from accelerate import Accelerator
 from pydantic import Field
-from torch import Tensor
 
-from smalti.common import codes, config
-from smalti.common.codes import Codes, CodesSplit
-from smalti.common.commands import as_typed, quoted
+from smalti.common import config
+from smalti.common.choices import Precision
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.errors import UserError
-from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
-from smalti.common.folder import sha256
-from smalti.common.launch import Precision, make_accelerator, run_command
-from smalti.common.parts import in_parts
-from smalti.common.record import code_version
-from smalti.common.session import session
-from smalti.prior.base import FlowsBack, Prior, Scores
-from smalti.prior.baselines import Marginal, uniform_nll
-from smalti.prior.data import CodesRows, check_tokenizer_of, plain_views, tell_of_other_codes
-from smalti.prior.model import load_prior
-
-PART = 1000  # images
 
 
 class Settings(BaseSettings):
@@ -68,6 +51,36 @@ class Settings(BaseSettings):
     likelihood: Literal["usual", "flow"] = "usual"
     """usual: exact, or a bound of priors that have no more; flow: of a diffusion prior an estimate by its probability
     flow, which takes fifteen times as long"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from smalti.common import codes
+from smalti.common.codes import Codes, CodesSplit
+from smalti.common.commands import as_typed, quoted
+from smalti.common.errors import UserError
+from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
+from smalti.common.folder import sha256
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.parts import in_parts
+from smalti.common.record import code_version
+from smalti.common.session import session
+from smalti.prior.base import FlowsBack, Prior, Scores
+from smalti.prior.baselines import Marginal, uniform_nll
+from smalti.prior.data import CodesRows, check_tokenizer_of, plain_views, tell_of_other_codes
+from smalti.prior.model import load_prior
+
+PART = 1000  # images
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
@@ -200,7 +213,7 @@ def prior_figures(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     accelerator = make_accelerator(c.precision)
     with session(Path(c.run) / "evaluation/prior", accelerator):
         path = evaluate(c, accelerator, argv)

@@ -25,13 +25,25 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+from smalti.prior.config import FitConfig
+
+
+def read_settings(argv: Sequence[str]) -> FitConfig:
+    return config.parse(FitConfig, __doc__, argv)
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from smalti.common import codes, config, state
+from smalti.common import codes, state
 from smalti.common.condition import Nothing
 from smalti.common.errors import UserError
 from smalti.common.gaussian_mixture import EMPTY, GaussianMixture, Moments, e_step, first_mixture, m_step
@@ -41,7 +53,7 @@ from smalti.common.run_folder import Leeway, Metrics, check_run, enter_run, read
 from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.prior.base import Prior
-from smalti.prior.config import FitConfig, FittedArchitecture, PriorConfig
+from smalti.prior.config import FittedArchitecture, PriorConfig
 from smalti.prior.data import CodesRows, plain_views, read_codes
 from smalti.prior.model import build_prior
 from smalti.prior.results import NONE_YET, Best, held_out_loss, report, what_is_next
@@ -403,7 +415,7 @@ def measured(
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(FitConfig, __doc__, argv)
+    c = read_settings(argv)
     accelerator = make_accelerator("fp32", c.track, Path(c.run) / "prior")
     with session(Path(c.run) / "prior", accelerator):
         model = fit(c, accelerator)

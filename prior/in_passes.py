@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from smalti.common.launch import computes_bf16
 from smalti.prior.base import Prior, Unfolding
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.sample import Batch
+from smalti.prior.sampling_config import Precision, SamplingConfig
 
 
 class CodesInPasses(Prior):

@@ -6,30 +6,6 @@ from smalti.common import folder
 from smalti.common.hub import locate
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
-from smalti.prior.diffusion.model import DiffusionPrior
-from smalti.prior.levels.model import LevelsPrior
-from smalti.prior.masked.model import MaskedPrior
-from smalti.prior.nextscale.model import NextScalePrior
-from smalti.prior.pixelcnn.model import PixelCNNPrior
-from smalti.prior.simple.independent import IndependentPrior
-from smalti.prior.simple.mixture import MixturePrior
-from smalti.prior.simple.standard_normal import StandardNormalPrior
-from smalti.prior.simple.uniform import UniformPrior
-from smalti.prior.transformer.model import TransformerPrior
-
-# the kinds of this package: importing them registers them
-OURS = (
-    TransformerPrior,
-    PixelCNNPrior,
-    MaskedPrior,
-    LevelsPrior,
-    NextScalePrior,
-    DiffusionPrior,
-    UniformPrior,
-    IndependentPrior,
-    StandardNormalPrior,
-    MixturePrior,
-)
 
 
 def build_prior(config: PriorConfig) -> Prior:

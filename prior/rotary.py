@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from smalti.common.layout import Layout
+from smalti.common.tensors import shapes_only
 
 ROTARY_BASE = 100.0  # grids are short: the slowest pair turns once in about 500 places
 
@@ -24,6 +25,8 @@ def place_angles(layout: Layout, head_dim: int) -> Tensor:
 
     Pairs that the axes leave over are not turned.
     """
+    if shapes_only():
+        return torch.empty(layout.places, head_dim // 2)
     places = layout.coordinates()  # (P, axes)
     axes = places.shape[1]
     pairs = head_dim // 2 // axes  # of each axis
@@ -37,6 +40,8 @@ def rotary_angles(layout: Layout, head_dim: int) -> Tensor:
 
     Row 0 is the class, at the origin. Row 1 + t is code t, at its place.
     """
+    if shapes_only():
+        return torch.empty(1 + layout.length, head_dim // 2)
     return F.pad(place_angles(layout, head_dim).repeat_interleave(layout.depth, 0), (0, 0, 1, 0))
 
 

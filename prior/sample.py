@@ -19,8 +19,8 @@ from torch import Tensor
 
 from smalti.prior.base import Unfolding
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.prediction_order import known_first, raster
+from smalti.prior.sampling_config import Precision, SamplingConfig
 
 BATCH = {"cpu": 64, "cuda": 256}  # images a batch if memory holds them: larger batches gain little
 SPARE = 0.5  # share of the free memory that a batch may take: other programs and uncounted tensors need the rest

@@ -29,11 +29,25 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+from smalti.prior.config import TrainConfig
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
+
+
+def read_settings(argv: Sequence[str]) -> TrainConfig:
+    return config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from smalti.common import codes, config, sharding, state
+from smalti.common import codes, sharding, state
 from smalti.common.condition import Nothing
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
@@ -48,7 +62,7 @@ from smalti.common.steps import Steps
 from smalti.common.tensors import read_tensors
 from smalti.prior.autoregressive import share_shuffled
 from smalti.prior.base import Prior
-from smalti.prior.config import PriorConfig, TrainConfig
+from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows, plain_views, read_codes
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.muon import Muon
@@ -82,7 +96,6 @@ LEEWAY = Leeway(
         "evaluate_every",
     },
 )
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/prior.yaml"
 
 
 class PriorTraining(NamedTuple):
@@ -283,7 +296,7 @@ def save_weights(c: PriorConfig, weights: dict[str, Tensor], path: Path) -> None
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+    c = read_settings(argv)
     accelerator = make_accelerator(c.precision, c.track, Path(c.run) / "prior")
     with session(Path(c.run) / "prior", accelerator):
         model = train(c, accelerator)

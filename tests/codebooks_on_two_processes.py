@@ -11,11 +11,7 @@ import torch
 
 from smalti.common.launch import make_accelerator, run_command
 from smalti.tokenizer.bottleneck.base import build_quantizer
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
-from smalti.tokenizer.bottleneck.simvq import SimVQConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
+from smalti.tokenizer.bottleneck.config import EMAVQConfig, GumbelConfig, ResidualConfig, SimVQConfig, VQConfig
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep
 
 

@@ -12,19 +12,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.data.config import ImagesConfig
 from smalti.common.launch import make_accelerator
 from smalti.common.layout import Layout
-from smalti.metrics.classifier import Recipe
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig, Recipe
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.config import EncodeConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.vqvae.config import VQVAEConfig

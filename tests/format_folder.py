@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from smalti.common import codes
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.folder import sha256
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.kmeans.config import KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.model import load_tokenizer

@@ -8,14 +8,11 @@ from torch.distributions import MultivariateNormal
 
 from smalti.common.errors import UserError
 from smalti.tokenizer.amortization import Settings, bounds_of_draws, measure, own_numbers
-from smalti.tokenizer.criterion.likelihood.bernoulli import BernoulliConfig
-from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig as GaussianLikelihoodConfig
-from smalti.tokenizer.criterion.objective.reconstruction import ReconstructionConfig
-from smalti.tokenizer.network.linear import LinearConfig
-from smalti.tokenizer.posterior.flow import FlowConfig
-from smalti.tokenizer.posterior.gaussian import GaussianConfig
-from smalti.tokenizer.posterior.mixture import MixtureConfig
-from smalti.tokenizer.posterior.none import NoneConfig
+from smalti.tokenizer.criterion.likelihood.config import BernoulliConfig
+from smalti.tokenizer.criterion.likelihood.config import GaussianConfig as GaussianLikelihoodConfig
+from smalti.tokenizer.criterion.objective.config import ReconstructionConfig
+from smalti.tokenizer.network.config import LinearConfig
+from smalti.tokenizer.posterior.config import FlowConfig, GaussianConfig, MixtureConfig, NoneConfig
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.linear import LinearGaussian, linear_gaussian

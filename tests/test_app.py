@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from smalti.common import folder
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import condition_of
 from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
@@ -28,14 +28,13 @@ from smalti.pipeline.playground.codebook_browser import PAGE
 from smalti.pipeline.playground.controller import Canvas, controls, open_controller, read_sampling, smaller
 from smalti.pipeline.playground.view import CONTRAST, difference
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.prediction_order import known_first
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import ResidualConfig, VQConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests import processes

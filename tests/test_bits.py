@@ -11,7 +11,8 @@ import PIL.Image
 import pytest
 import torch
 
-from smalti.common.codes import TokenizerIdentity, load_codes
+from smalti.common.codes import load_codes
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import condition_of
 from smalti.common.data.images import held_out_split
 from smalti.common.data.pixels import to_float, to_uint8
@@ -24,11 +25,11 @@ from smalti.pipeline.evaluation.bits import bits_per_dim, image_nats, stochastic
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.baselines import Marginal
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
-from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
+from smalti.tokenizer.bottleneck.config import GumbelConfig
+from smalti.tokenizer.criterion.likelihood.config import GaussianConfig
 from smalti.tokenizer.kmeans.config import KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig

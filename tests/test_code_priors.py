@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from smalti.common import codes
-from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.codes import CodesSplit
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Classes, Condition, Nothing
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
 from smalti.pipeline.coder import compress, expand
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
-from smalti.pipeline.evaluation.bench import Settings as BenchSettings
+from smalti.pipeline.evaluation.settings import Settings as BenchSettings
 from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -28,11 +29,11 @@ from smalti.prior import fit as script
 from smalti.prior.base import Completes, Scores, Walks
 from smalti.prior.baselines import Marginal
 from smalti.prior.config import FitConfig, PriorConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as EvaluateSettings
 from smalti.prior.evaluate import evaluate
 from smalti.prior.fit import fit
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.simple.code_prior import CodePrior
 from smalti.prior.simple.config import IndependentConfig, MixtureConfig, UniformConfig
 from smalti.prior.simple.independent import IndependentPrior, check_table, count

@@ -12,12 +12,7 @@ from smalti.common.data.pixels import to_uint8
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.common.layout import Layout
-from smalti.tokenizer.bottleneck.fsq import FSQConfig
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
-from smalti.tokenizer.bottleneck.lfq import LFQConfig
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
-from smalti.tokenizer.bottleneck.simvq import SimVQConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, SimVQConfig, VQConfig
 from smalti.tokenizer.codebook import Settings, count_splits, examine, summary_lines
 from smalti.tokenizer.codebooks.facts import CodebookFacts
 from smalti.tokenizer.codebooks.health import NEAR, PAIRS, Codebook, advice, code_neighbours

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smalti.common import codes
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Classes, Nothing
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout, of_format_1

@@ -12,7 +12,7 @@ from smalti.common.errors import UserError
 from smalti.common.layout import Layout
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.mask import fill_unknown, known_places
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.model import TransformerPrior
 
 UPPER = np.arange(8)[:, None].repeat(8, 1) < 4

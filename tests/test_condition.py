@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti.common import codes
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import (
     Classes,
     Condition,
@@ -23,9 +23,9 @@ from smalti.common.errors import UserError
 from smalti.common.layout import Layout
 from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 
 CLASSES = Classes(names=("cat", "dog"))

@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from smalti.common import codes, folder
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes, Nothing
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import Settings as PipelineSettings
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import FitConfig, PriorConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.fit import fit
 from smalti.prior.model import build_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.simple.config import MixtureConfig, StandardNormalConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
@@ -33,8 +33,7 @@ from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.latents import Settings as LatentSettings
 from smalti.tokenizer.latents import examine
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
-from smalti.tokenizer.network.mlp import MLPConfig
+from smalti.tokenizer.network.config import ConvolutionalConfig, MLPConfig
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.model import VAE

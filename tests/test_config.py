@@ -12,12 +12,10 @@ from smalti.common.folder import read_json, write_json
 from smalti.pipeline.generate import Settings as Generation
 from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.bottleneck.base import Quantizer
-from smalti.tokenizer.bottleneck.config import BottleneckConfig, SingleConfig
-from smalti.tokenizer.bottleneck.fsq import FSQConfig
-from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
+from smalti.tokenizer.bottleneck.config import BottleneckConfig, EMAVQConfig, FSQConfig, SingleConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
@@ -260,7 +258,7 @@ def test_the_largest_preset_has_the_shapes_it_promises():
     """It is built without memory: 343 million weights of prior over 16 x 16 codes of a 256 x 256 tokenizer."""
     import torch
 
-    from smalti.common.codes import CodesInfo, TokenizerIdentity
+    from smalti.common.codes_info import CodesInfo, TokenizerIdentity
     from smalti.prior.transformer.model import TransformerPrior
     from smalti.tokenizer.vqvae.model import VQVAE
 
@@ -288,7 +286,7 @@ def test_the_largest_masked_preset_has_the_shapes_it_promises():
     """It is built without memory: the 24 blocks of 768 channels of MaskGIT, over 16 x 16 codes."""
     import torch
 
-    from smalti.common.codes import TokenizerIdentity
+    from smalti.common.codes_info import TokenizerIdentity
     from smalti.prior.model import build_prior
 
     layout = parse(CONFIGS / "imagenet256_masked/tokenizer.yaml").model.layout
@@ -308,7 +306,7 @@ def test_the_largest_diffusion_preset_has_the_shapes_it_promises():
     """It is built without memory: a prior of the shape of DiT-B over 16 x 16 vectors of a 256 x 256 VAE."""
     import torch
 
-    from smalti.common.codes import CodesInfo, TokenizerIdentity
+    from smalti.common.codes_info import CodesInfo, TokenizerIdentity
     from smalti.common.latent_statistics import unit_statistics
     from smalti.prior.diffusion.model import DiffusionPrior
     from smalti.tokenizer.vae.model import VAE
@@ -400,7 +398,7 @@ def test_the_largest_presets_of_several_grids_have_the_shapes_they_promise(name,
     codes over 64 x 64 by a prior a grid."""
     import torch
 
-    from smalti.common.codes import TokenizerIdentity
+    from smalti.common.codes_info import TokenizerIdentity
     from smalti.prior.model import build_prior
     from smalti.tokenizer.model import build_tokenizer
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti.common import config
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.latent_statistics import LatentStatistics
@@ -24,8 +24,8 @@ from smalti.prior.diffusion.draws import Draws
 from smalti.prior.diffusion.model import DiffusionPrior
 from smalti.prior.diffusion.noise import Noise, Rates, alphas_cumprod
 from smalti.prior.diffusion.probability_flow import probability_flow_log_prob
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.sampling_config import SamplingConfig
 
 TOKENIZER = TokenizerIdentity(name="test", sha256="0" * 64)
 TWO = Layout.of(2, depth=1)  # T = 2

@@ -11,7 +11,7 @@ from smalti.common import codes, config, folder
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
 from smalti.common.run_folder import read_metrics
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline import doctor
 from smalti.pipeline.evaluate import Settings as EvaluateSettings
 from smalti.pipeline.evaluate import evaluate
@@ -26,17 +26,15 @@ from smalti.pipeline.tune import Settings as TuneSettings
 from smalti.pipeline.tune import tune
 from smalti.prior.config import FitConfig, TrainConfig
 from smalti.prior.diffusion.config import DiffusionConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as PriorEvaluateSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
 from smalti.prior.fit import fit
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train
-from smalti.tokenizer.bottleneck.fsq import FSQConfig
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import FSQConfig, ResidualConfig, VQConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
+from smalti.tokenizer.network.config import ConvolutionalConfig
 from smalti.tokenizer.train import train as train_tokenizer
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig

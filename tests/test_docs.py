@@ -22,7 +22,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from smalti.common import config
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.commands import COMMANDS
 from smalti.common.condition import condition_of
 from smalti.common.config import Settings, leaves
@@ -30,9 +30,9 @@ from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior
 from smalti.prior.nextscale.config import NextScaleConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
 from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
 from tests import processes

@@ -49,7 +49,8 @@ from smalti.pipeline.publish import lay_out
 from smalti.pipeline.report import Settings as Report
 from smalti.pipeline.report import write_report
 from smalti.pipeline.reporting.run_contents import read_lines
-from smalti.prior.draw import SamplingConfig, image_uniforms
+from smalti.prior.draw import image_uniforms
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode

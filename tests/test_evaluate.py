@@ -17,7 +17,7 @@ from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, read_evaluations
 from smalti.common.launch import Interrupted
 from smalti.common.parts import in_parts
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
 from smalti.pipeline.evaluation import bench as pipeline_bench
 from smalti.pipeline.evaluation.bench import evenly_spaced, open_bench, read_images
@@ -232,7 +232,7 @@ def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
 def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
     """For gumbel the ELBO is looser than the bound of several draws, for each of the three priors."""
     from smalti.prior.train import train as train_prior
-    from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
+    from smalti.tokenizer.bottleneck.config import GumbelConfig
     from smalti.tokenizer.encode import Settings as EncodeSettings
     from smalti.tokenizer.encode import encode
     from smalti.tokenizer.train import train as train_tokenizer

@@ -22,7 +22,7 @@ from smalti.common.seeds import uniforms
 from smalti.pipeline import app
 from smalti.pipeline.compress import main as compress
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
-from smalti.pipeline.evaluation.bench import Settings as PipelineSettings
+from smalti.pipeline.evaluation.settings import Settings as PipelineSettings
 from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -34,10 +34,10 @@ from smalti.pipeline.tune import tune
 from smalti.prior.base import Prior
 from smalti.prior.config import ArchitectureConfig, TrainedArchitecture
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings

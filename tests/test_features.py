@@ -19,15 +19,9 @@ from torchvision import models
 from smalti.common.config import build
 from smalti.common.errors import UserError
 from smalti.metrics import feature_extractor
-from smalti.metrics.classifier import (
-    Classifier,
-    ClassifierConfig,
-    LabelledSource,
-    Recipe,
-    accuracy_score,
-    load_or_train,
-)
-from smalti.metrics.feature_extractor import Features, FeaturesConfig, imagenet, load_features, read_weights, rgb
+from smalti.metrics.classifier import Classifier, ClassifierConfig, LabelledSource, accuracy_score, load_or_train
+from smalti.metrics.feature_extractor import Features, imagenet, load_features, read_weights, rgb
+from smalti.metrics.features_config import FeaturesConfig, Recipe
 
 QUICK = Recipe(width=8, least_steps=100)
 SMALL = "shufflenet_v2_x0_5"  # torchvision's model with the fewest weights

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from smalti.common import codes, folder
-from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.codes import CodesSplit
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.run_images import open_run_images, open_vouched_images, recorded, where_they_lay
@@ -22,7 +23,7 @@ from smalti.pipeline.reporting import completion_section
 from smalti.pipeline.reporting.run_contents import gather
 from smalti.prior.config import PriorConfig
 from smalti.prior.data import tell_of_other_codes
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.codebook import Settings as CodebookSettings

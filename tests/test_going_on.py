@@ -22,9 +22,7 @@ from smalti.prior.model import build_prior, load_prior
 from smalti.prior.train import prior_schedule
 from smalti.prior.train import train as train_prior
 from smalti.prior.transformer.config import TransformerConfig
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import GumbelConfig, ResidualConfig, VQConfig
 from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.encode import Settings as EncodeSettings

@@ -15,8 +15,8 @@ from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.tune import Settings as Tuning
 from smalti.pipeline.tune import tune
 from smalti.prior.base import Prior
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train as train_prior
 from tests.conftest import prior_training
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.common.codes import Codes, CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.codes import Codes, CodesSplit
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.data.fingerprint import digest, uniform
 from smalti.common.data.validation import held_out_rows
@@ -14,8 +15,8 @@ from smalti.common.layout import Layout
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import tokenizer_training

@@ -3,10 +3,20 @@ them."""
 
 import ast
 import graphlib
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from smalti.prior.config import ArchitectureConfig
+from smalti.tokenizer.bottleneck.config import BottleneckConfig
+from smalti.tokenizer.config import ImageTokenizerConfig
+from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.objective.config import ObjectiveConfig
+from smalti.tokenizer.network.config import NetworkConfig
+from smalti.tokenizer.posterior.config import PosteriorConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
@@ -101,27 +111,37 @@ def test_nobody_imports_a_script():
         assert not imported(module) & found, f"{module} imports {imported(module) & found}"
 
 
-def reached(module: str) -> frozenset[str]:
-    """Return all modules that a module imports, itself or through others."""
-    found, new = set(), {module}
-    while new:
-        found |= new
-        new = {name for each in new for name in imported(each) & modules().keys()} - found
-    return frozenset(found)
+ASKED = """
+import sys
+from smalti.common.commands import COMMANDS
+from smalti.pipeline.terminal import run
+
+for name in COMMANDS:
+    for words, status in ((["--help"], 0), (["--no_such_setting"], 2))[: 1 + (name == "generate")]:
+        try:
+            run([name, *words])
+        except SystemExit as end:
+            assert (end.code or 0) == status, (name, words, end.code)
+        found = {"torch", "numpy", "accelerate", "datasets", "matplotlib"} & sys.modules.keys()
+        assert not found, f"{name} {words[0]} imports {found}"
+"""
 
 
-def test_a_script_that_reads_kinds_imports_all_of_them():
-    """In a test some other module has imported the kinds; as a command the doctor knew of none, and said "model.kind
-    must be one of , got 'vqvae'"."""
-    of_one_kind = {"cluster", "convert"}
-    for room, names in SCRIPTS.items():
-        for name in names - of_one_kind:
-            there = reached(f"smalti.{room}.{name}")
-            for stage in ("tokenizer", "prior"):
-                if f"smalti.{stage}.config" in there:
-                    assert f"smalti.{stage}.model" in there or name == "cluster", (
-                        f"{room}/{name} knows no kind of {stage}"
-                    )
+def test_help_and_a_wrong_setting_are_answered_without_what_takes_long_to_import():
+    """The help of each command took five seconds of a processor, four and a half of them to import torch."""
+    told = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, cwd=ROOT)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == "error: unknown option --no_such_setting; --help lists the settings\n"
+    for kinds in (ImageTokenizerConfig.members(), ArchitectureConfig.members()):
+        assert all(kind.name() in told.stdout for kind in kinds if kind.name() != "vqgan")  # it has no `kind` to choose
+
+
+def test_a_kind_is_registered_by_the_module_that_its_settings_name():
+    families = (ImageTokenizerConfig, ArchitectureConfig, BottleneckConfig, LikelihoodConfig, ObjectiveConfig)
+    for family in (*families, PosteriorConfig, NetworkConfig):
+        for kind in family.members():
+            if kind.home is not None:  # another test's own kind has none
+                assert kind.builds.config_class is kind and kind.builds.__module__ == kind.home
 
 
 def test_only_its_own_room_and_the_registry_know_a_family():
@@ -129,7 +149,7 @@ def test_only_its_own_room_and_the_registry_know_a_family():
     families = tuple(
         f"smalti.prior.{path.name}." for path in (ROOT / "prior").iterdir() if (path / "network.py").exists()
     )
-    allowed = {"smalti.prior.model", "smalti.prior.config"}  # the registry, and the union of their settings
+    allowed = {"smalti.prior.model", "smalti.prior.kinds"}  # the registry, and the list of their settings
     for module in modules().keys() - allowed:
         if module.startswith(families) or room_of(module) == "benchmarks":
             continue

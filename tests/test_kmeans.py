@@ -8,7 +8,7 @@ from smalti.common.errors import UserError
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.prior.train import train as train_prior
-from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
+from smalti.tokenizer.bottleneck.config import EMAVQConfig
 from smalti.tokenizer.cluster import cluster
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep
 from smalti.tokenizer.encode import Settings as EncodeSettings

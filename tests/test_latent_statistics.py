@@ -11,7 +11,7 @@ from smalti.common.latent_statistics import LatentStatistics, latent_statistics
 from smalti.common.layout import Grid, Layout
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
-from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
+from smalti.tokenizer.network.config import ConvolutionalConfig
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from tests.conftest import tokenizer_training

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from smalti.common import codes as dataset
-from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.codes import CodesSplit
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.config import build, parse
 from smalti.common.errors import UserError
@@ -19,12 +20,13 @@ from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Completes, Scores, Walks
 from smalti.prior.config import LevelArchitecture, PriorConfig, TrainConfig
-from smalti.prior.draw import SamplingConfig, draw_categorical, image_uniforms
+from smalti.prior.draw import draw_categorical, image_uniforms
 from smalti.prior.levels.config import HintConfig, LevelsConfig
 from smalti.prior.levels.model import LevelsPrior, seed_of
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.prediction_order import code_order
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train
 from smalti.prior.transformer.config import TransformerConfig
 

@@ -8,15 +8,17 @@ import torch
 from smalti.common import config
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
-from smalti.tokenizer.criterion.likelihood.bernoulli import BernoulliConfig
-from smalti.tokenizer.criterion.likelihood.categorical import CategoricalConfig
-from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
-from smalti.tokenizer.criterion.likelihood.laplace import LaplaceConfig
+from smalti.tokenizer.criterion.likelihood.config import (
+    BernoulliConfig,
+    CategoricalConfig,
+    GaussianConfig,
+    LaplaceConfig,
+    LogisticMixtureConfig,
+)
 from smalti.tokenizer.criterion.likelihood.levels import levels_of, pixels_of
-from smalti.tokenizer.criterion.likelihood.logistic_mixture import LogisticMixtureConfig
 from smalti.tokenizer.kmeans.config import KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig

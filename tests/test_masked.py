@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
@@ -14,11 +14,11 @@ from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Completes, Scores, Unfolds, Walks
 from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.masked.choice import first_ranked, halton_ranks, still_hidden
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.sampling_config import SamplingConfig
 
 TOKENIZER = TokenizerIdentity(name="t", sha256="0" * 64)
 LAYOUTS = {  # what is predicted

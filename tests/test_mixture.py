@@ -20,7 +20,8 @@ from smalti.tokenizer.evaluate import Settings as EvaluateSettings
 from smalti.tokenizer.evaluate import evaluate
 from smalti.tokenizer.kmeans.config import KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
-from smalti.tokenizer.mixture.model import GaussianMixtureConfig, GaussianMixtureTokenizer
+from smalti.tokenizer.mixture.config import GaussianMixtureConfig
+from smalti.tokenizer.mixture.model import GaussianMixtureTokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from tests.conftest import prior_training

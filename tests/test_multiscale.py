@@ -14,16 +14,18 @@ from smalti.common import codes
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes
 from smalti.tokenizer.bottleneck.base import build_quantizer
-from smalti.tokenizer.bottleneck.fsq import FSQConfig
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
-from smalti.tokenizer.bottleneck.lfq import LFQConfig
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
-from smalti.tokenizer.bottleneck.simvq import SimVQConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
+from smalti.tokenizer.bottleneck.config import (
+    EMAVQConfig,
+    FSQConfig,
+    GumbelConfig,
+    LFQConfig,
+    ResidualConfig,
+    SimVQConfig,
+    VQConfig,
+)
 from smalti.tokenizer.codebook import Settings as CodebookSettings
 from smalti.tokenizer.codebook import examine, summary_lines
 from smalti.tokenizer.codebooks.health import advice, codebook_of

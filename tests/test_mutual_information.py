@@ -6,14 +6,12 @@ import math
 import pytest
 import torch
 
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.tokenizer import mutual_information
 from smalti.tokenizer.evaluate import Settings, evaluate
 from smalti.tokenizer.mutual_information import surgery
 from smalti.tokenizer.posterior.base import build_posterior
-from smalti.tokenizer.posterior.flow import FlowConfig
-from smalti.tokenizer.posterior.gaussian import GaussianConfig
-from smalti.tokenizer.posterior.mixture import MixtureConfig
+from smalti.tokenizer.posterior.config import FlowConfig, GaussianConfig, MixtureConfig
 from smalti.tokenizer.posterior.normal import WIDEST
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.train import train

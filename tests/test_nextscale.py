@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 
 from smalti.common import config
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes, Nothing
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Completes, Scores, Unfolds, Walks
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.interpolation import between, interpolation
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.nextscale.config import NextScaleConfig
 from smalti.prior.nextscale.drawing import CachedScales
 from smalti.prior.nextscale.model import NextScalePrior
+from smalti.prior.sampling_config import SamplingConfig
 
 TOKENIZER = TokenizerIdentity(name="t", sha256="0" * 64)
 

@@ -14,14 +14,14 @@ from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.playground.controller import open_controller
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
 from smalti.prior.model import load_prior
 from smalti.prior.nextscale.config import NextScaleConfig
 from smalti.prior.nextscale.model import NextScalePrior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train as train_prior
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.multiscale.config import MultiscaleConfig

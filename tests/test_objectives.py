@@ -8,10 +8,14 @@ from torch.distributions import MultivariateNormal, Normal
 
 from smalti.metrics.mmd import mmd_squared
 from smalti.tokenizer.criterion.objective.base import Evidence, build_objective
-from smalti.tokenizer.criterion.objective.elbo import ELBOConfig
-from smalti.tokenizer.criterion.objective.iwae import IWAEConfig, importance_weighted_nll
-from smalti.tokenizer.criterion.objective.mmd import InfoVAEConfig, WAEConfig
-from smalti.tokenizer.criterion.objective.reconstruction import ReconstructionConfig
+from smalti.tokenizer.criterion.objective.config import (
+    ELBOConfig,
+    InfoVAEConfig,
+    IWAEConfig,
+    ReconstructionConfig,
+    WAEConfig,
+)
+from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
 
 W = torch.tensor([[1.0, 0.4], [-0.3, 0.8], [0.5, 0.5]], dtype=torch.float64)  # of p(x | z) = N(Wz, 0.25 I)
 X = torch.tensor([0.7, -0.2, 1.1], dtype=torch.float64)

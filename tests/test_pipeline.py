@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from smalti.common import codes, folder
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
 from smalti.pipeline.generate import Settings, generate, main
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.model import TransformerPrior
 
 

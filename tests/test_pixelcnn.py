@@ -5,16 +5,16 @@ import itertools
 import pytest
 import torch
 
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.pixelcnn.network import RowByRow, Stacks
+from smalti.prior.sampling_config import SamplingConfig
 from tests.conftest import sample
 
 TOKENIZER = TokenizerIdentity(name="t", sha256="0" * 64)

@@ -10,10 +10,7 @@ from torch.distributions import Distribution, MultivariateNormal, Normal, kl_div
 from smalti.common.errors import UserError
 from smalti.tokenizer import posterior as room
 from smalti.tokenizer.posterior.base import build_posterior, noise_for
-from smalti.tokenizer.posterior.flow import FlowConfig
-from smalti.tokenizer.posterior.gaussian import GaussianConfig
-from smalti.tokenizer.posterior.mixture import MixtureConfig
-from smalti.tokenizer.posterior.none import NoneConfig
+from smalti.tokenizer.posterior.config import FlowConfig, GaussianConfig, MixtureConfig, NoneConfig
 from smalti.tokenizer.posterior.normal import bounded, standard_log_prob
 from smalti.tokenizer.vae.linear import LinearGaussian
 

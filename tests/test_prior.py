@@ -12,10 +12,11 @@ from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Prior
 from smalti.prior.baselines import marginal_nll, uniform_nll
 from smalti.prior.code_head import nll_each
-from smalti.prior.draw import SamplingConfig, draw_categorical, image_uniforms
+from smalti.prior.draw import draw_categorical, image_uniforms
 from smalti.prior.layers import RMSNorm
 from smalti.prior.prediction_order import code_order, shuffled
 from smalti.prior.rotary import rotary_angles
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.layers import causal_attention
 from smalti.prior.transformer.model import TransformerPrior
 from tests.conftest import sample

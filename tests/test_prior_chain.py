@@ -13,12 +13,11 @@ import torch
 from smalti.pipeline import app
 from smalti.pipeline.compress import main as compress
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
-from smalti.pipeline.evaluation.bench import Settings as PipelineSettings
+from smalti.pipeline.evaluation.settings import Settings as PipelineSettings
 from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.report import main as report
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
 from smalti.prior.masked.config import MaskedConfig
@@ -26,6 +25,7 @@ from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.model import load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.model import PixelCNNPrior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train as train_prior
 from tests.conftest import prior_training
 

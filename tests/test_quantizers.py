@@ -9,15 +9,17 @@ import torch.nn.functional as F
 from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.tokenizer.bottleneck.base import build_quantizer
+from smalti.tokenizer.bottleneck.config import (
+    EMAVQConfig,
+    FSQConfig,
+    GumbelConfig,
+    LFQConfig,
+    ResidualConfig,
+    SimVQConfig,
+    VQConfig,
+)
 from smalti.tokenizer.bottleneck.estimators import straight_through
-from smalti.tokenizer.bottleneck.fsq import FSQConfig
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
-from smalti.tokenizer.bottleneck.lfq import LFQConfig
 from smalti.tokenizer.bottleneck.losses import codebook_and_commitment
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
-from smalti.tokenizer.bottleneck.simvq import SimVQConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
 from smalti.tokenizer.codebooks.usage import count, entropy_bits, perplexity, reachable, usage
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE

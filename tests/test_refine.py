@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import condition_of
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
@@ -14,10 +14,10 @@ from smalti.pipeline.mask import known_places
 from smalti.pipeline.playground.controller import open_controller
 from smalti.pipeline.playground.rendering import data_uri
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
 from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig

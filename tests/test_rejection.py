@@ -15,7 +15,7 @@ from smalti.metrics.classifier import Classifier, ClassifierConfig
 from smalti.pipeline.generate import Settings, generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.rejection import Candidates, candidates_for, keep_surest, open_classifier, surest
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.model import TransformerPrior
 
 

@@ -20,7 +20,7 @@ from smalti.pipeline.reporting.charts import code_use
 from smalti.pipeline.reporting.markup import EMPTY, Html, join, number, tag
 from smalti.pipeline.reporting.page_head import headline, nats, psnr
 from smalti.pipeline.reporting.run_contents import gather, outdated
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
 

@@ -6,17 +6,18 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig, draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.fast.matrix import make_matrix, resolve
 from smalti.prior.prediction_order import code_order, known_first, raster, shuffled
 from smalti.prior.sample import BATCH, fitting_batch
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import PRESETS, TransformerConfig
 from smalti.prior.transformer.fast.cached import CachedTransformer, CountedStep, NumberedStep
 from smalti.prior.transformer.fast.graph import lengths

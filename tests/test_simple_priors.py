@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from smalti.common import codes, config, launch
-from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
+from smalti.common.codes import CodesSplit
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Classes, Nothing
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
@@ -23,11 +24,11 @@ from smalti.prior import fit as script
 from smalti.prior.base import Completes, Scores, Walks
 from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.evaluate import Settings as EvaluateSettings
 from smalti.prior.evaluate import evaluate
 from smalti.prior.fit import fit
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.simple.base import VectorPrior
 from smalti.prior.simple.config import MixtureConfig, StandardNormalConfig
 from smalti.prior.simple.mixture import MixturePrior

@@ -31,7 +31,7 @@ from smalti.prior.model import load_prior
 from smalti.prior.train import train as train_prior
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.bottleneck.base import build_quantizer
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.model import load_tokenizer

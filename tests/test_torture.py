@@ -31,8 +31,8 @@ from smalti.common.errors import UserError
 from smalti.pipeline.coder import compress
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
 from smalti.tokenizer.model import load_tokenizer
 from tests import processes

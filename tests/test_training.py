@@ -18,8 +18,7 @@ from smalti.common.run_folder import read_metrics
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.prior.train import train as train_prior
-from smalti.tokenizer.bottleneck.config import BottleneckConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import BottleneckConfig, VQConfig
 from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode

@@ -16,8 +16,8 @@ from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.run import generate_options
 from smalti.pipeline.tune import Settings, Trials, beginning, compare_on_fresh_seeds, read_held_out, tune
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.model import TransformerPrior
 
 ONE_EACH = {"guidance": (1.0, 2.0), "temperature": (0.5, 1.0), "top_p": (), "min_p": ()}

@@ -5,10 +5,7 @@ import torch
 
 from smalti.common.ema import EMA
 from smalti.tokenizer.bottleneck.base import build_quantizer
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
-from smalti.tokenizer.bottleneck.simvq import SimVQConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.bottleneck.vq_ema import EMAVQConfig
+from smalti.tokenizer.bottleneck.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
 from smalti.tokenizer.codebooks.upkeep import REVIVE_EVERY, TableUpkeep, forget
 
 SIZES = {"codebook_size": 8, "code_dim": 4}

@@ -15,23 +15,21 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import evaluate as evaluate_both
-from smalti.pipeline.evaluation.bench import Settings as BothSettings
+from smalti.pipeline.evaluation.settings import Settings as BothSettings
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.report import main as report
 from smalti.prior.config import FitConfig
 from smalti.prior.data import CodesRows
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.fit import fit
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.simple.config import MixtureConfig
 from smalti.tokenizer.config import TrainConfig
-from smalti.tokenizer.criterion.objective.elbo import ELBOConfig
-from smalti.tokenizer.criterion.objective.mmd import WAEConfig
-from smalti.tokenizer.criterion.objective.reconstruction import ReconstructionConfig
+from smalti.tokenizer.criterion.objective.config import ELBOConfig, ReconstructionConfig, WAEConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.evaluate import Settings as EvaluateSettings
@@ -39,11 +37,8 @@ from smalti.tokenizer.evaluate import evaluate
 from smalti.tokenizer.latents import Settings as LatentSettings
 from smalti.tokenizer.latents import examine
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
-from smalti.tokenizer.network.mlp import MLPConfig
-from smalti.tokenizer.posterior.config import PosteriorConfig
-from smalti.tokenizer.posterior.gaussian import GaussianConfig
-from smalti.tokenizer.posterior.none import NoneConfig
+from smalti.tokenizer.network.config import ConvolutionalConfig, MLPConfig
+from smalti.tokenizer.posterior.config import GaussianConfig, NoneConfig, PosteriorConfig
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.model import VAE

@@ -5,24 +5,22 @@ import math
 import pytest
 import torch
 
-from smalti.common.codes import TokenizerIdentity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import condition_of
 from smalti.common.data.pixels import to_float
 from smalti.pipeline.evaluation import vector_bits
 from smalti.pipeline.evaluation.vector_bits import VECTOR_PRIORS, no_vector_bits, vector_nats
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.simple.config import MixtureConfig, StandardNormalConfig
 from smalti.prior.simple.mixture import MixturePrior
 from smalti.prior.simple.standard_normal import StandardNormalPrior
 from smalti.tokenizer.base import LikelihoodTokenizer
-from smalti.tokenizer.criterion.objective.reconstruction import ReconstructionConfig
+from smalti.tokenizer.criterion.objective.config import ReconstructionConfig
 from smalti.tokenizer.posterior.base import build_posterior
-from smalti.tokenizer.posterior.flow import FlowConfig
-from smalti.tokenizer.posterior.gaussian import GaussianConfig
-from smalti.tokenizer.posterior.mixture import MixtureConfig as MixturePosteriorConfig
-from smalti.tokenizer.posterior.none import NoneConfig
+from smalti.tokenizer.posterior.config import FlowConfig, GaussianConfig, NoneConfig
+from smalti.tokenizer.posterior.config import MixtureConfig as MixturePosteriorConfig
 from smalti.tokenizer.posterior.normal import WIDEST
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.vae.config import VAEConfig

@@ -21,8 +21,8 @@ from smalti.metrics.feature_extractor import Features
 from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
 from smalti.pipeline.generation_config import GenerationConfig
-from smalti.prior.draw import SamplingConfig
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import chosen_views

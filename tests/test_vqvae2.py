@@ -10,13 +10,9 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
-from smalti.metrics.feature_extractor import FeaturesConfig
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.tokenizer.base import DecodesCoarse, DrawsCodes, EmbedsCodes
-from smalti.tokenizer.bottleneck.fsq import FSQConfig
-from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
-from smalti.tokenizer.bottleneck.lfq import LFQConfig
-from smalti.tokenizer.bottleneck.residual import ResidualConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, VQConfig
 from smalti.tokenizer.codebook import Settings as Looking
 from smalti.tokenizer.codebook import examine
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep

@@ -35,28 +35,11 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import torch
-from accelerate import Accelerator
 from pydantic import Field
-from torch import Generator, Tensor
 
 from smalti.common import config
-from smalti.common.commands import as_typed
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import held_out_split
-from smalti.common.data.pixels import to_float
-from smalti.common.data.run_images import open_run_images
-from smalti.common.errors import UserError
-from smalti.common.evaluation_file import evaluation_path, tell, write_evaluation
-from smalti.common.folder import sha256
-from smalti.common.launch import make_accelerator, run_command
-from smalti.common.progress import progress_bar
-from smalti.common.seeds import generator
-from smalti.common.session import session
-from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
-from smalti.tokenizer.labels import check_labels
-from smalti.tokenizer.model import load_tokenizer, trained
-from smalti.tokenizer.vae.model import VAE
 
 TOGETHER = 2**12  # draws of z that are decoded at once
 
@@ -82,6 +65,34 @@ class Settings(BaseSettings):
     """images that are moved at once; each has its own step sizes, so this changes the draws alone"""
     seed: int = Field(0, ge=0, le=2**62)
     """of the draws"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor
+
+from smalti.common.commands import as_typed
+from smalti.common.data.images import held_out_split
+from smalti.common.data.pixels import to_float
+from smalti.common.data.run_images import open_run_images
+from smalti.common.errors import UserError
+from smalti.common.evaluation_file import evaluation_path, tell, write_evaluation
+from smalti.common.folder import sha256
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.progress import progress_bar
+from smalti.common.seeds import generator
+from smalti.common.session import session
+from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
+from smalti.tokenizer.labels import check_labels
+from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.vae.model import VAE
 
 
 class Comparison(NamedTuple):
@@ -227,7 +238,7 @@ def figures_of(found: Sequence[Comparison]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     accelerator = make_accelerator("fp32")
     with session(Path(c.run) / "evaluation/amortization", accelerator):
         path = measure(c, accelerator, argv)

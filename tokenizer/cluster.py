@@ -19,12 +19,26 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+from smalti.tokenizer.patches.cluster_config import ClusterConfig
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cluster.yaml"
+
+
+def read_settings(argv: Sequence[str]) -> ClusterConfig:
+    return config.parse(ClusterConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from smalti.common import config, state
+from smalti.common import state
 from smalti.common.commands import as_typed
 from smalti.common.data.images import open_images, tell_of_images
 from smalti.common.data.pixels import to_float
@@ -39,7 +53,6 @@ from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.initialization import check_enough, sampled
-from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.patches.model import PatchTokenizer
 from smalti.tokenizer.split_evaluation import evaluate_split, reconstruction_grid, save_histogram
 
@@ -48,7 +61,6 @@ LEEWAY = Leeway(
     length="iterations",
 )
 BATCH = 1024
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits_kmeans/cluster.yaml"
 
 
 def cluster(c: ClusterConfig, accelerator: Accelerator) -> Path:
@@ -174,7 +186,7 @@ def report_fit(
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(ClusterConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+    c = read_settings(argv)
     accelerator = make_accelerator("fp32", c.track, Path(c.run) / "tokenizer")
     with session(Path(c.run) / "tokenizer", accelerator):
         model = cluster(c, accelerator)

@@ -4,12 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from smalti.tokenizer.bottleneck.config import BottleneckConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import BottleneckConfig, VQConfig
 from smalti.tokenizer.codebooks.facts import CodebookFacts
 from smalti.tokenizer.config import TrainedConfig
-from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
-from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
+from smalti.tokenizer.criterion.likelihood.config import GaussianConfig, LikelihoodConfig
 from smalti.tokenizer.network.grid import grid_of
 
 

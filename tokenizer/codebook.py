@@ -21,31 +21,10 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from torch import Tensor
-
-from smalti.common import codes, config
-from smalti.common.commands import as_typed
+from smalti.common import config
+from smalti.common.choices import Precision
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.config import ImagesConfig
-from smalti.common.data.pixels import to_float
-from smalti.common.data.run_images import open_run_images, recorded
-from smalti.common.data.split import ImageSplit
-from smalti.common.errors import UserError
-from smalti.common.folder import sha256, write_json
-from smalti.common.launch import Precision, make_accelerator, run_command
-from smalti.common.progress import advance, passing_bar, progress_bar
-from smalti.common.session import logged
-from smalti.tokenizer.base import DrawsCodes, ImageTokenizer
-from smalti.tokenizer.codebooks.health import Counted, advice, code_neighbours, codebook_of, split_figures
-from smalti.tokenizer.codebooks.picture import draw_codebook
-from smalti.tokenizer.codebooks.usage import count
-from smalti.tokenizer.config import EncodeConfig
-from smalti.tokenizer.model import load_tokenizer, trained
-
-BATCH = 256  # images at once, or fewer where encoding takes fewer
 
 
 class Settings(BaseSettings):
@@ -58,6 +37,39 @@ class Settings(BaseSettings):
     first"""
     precision: Precision = "auto"
     """of the encoder where codes must be made first; auto is bf16 where the hardware computes it"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from smalti.common import codes
+from smalti.common.commands import as_typed
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.pixels import to_float
+from smalti.common.data.run_images import open_run_images, recorded
+from smalti.common.data.split import ImageSplit
+from smalti.common.errors import UserError
+from smalti.common.folder import sha256, write_json
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.progress import advance, passing_bar, progress_bar
+from smalti.common.session import logged
+from smalti.tokenizer.base import DrawsCodes, ImageTokenizer
+from smalti.tokenizer.codebooks.health import Counted, advice, code_neighbours, codebook_of, split_figures
+from smalti.tokenizer.codebooks.picture import draw_codebook
+from smalti.tokenizer.codebooks.usage import count
+from smalti.tokenizer.config import EncodeConfig
+from smalti.tokenizer.model import load_tokenizer, trained
+
+BATCH = 256  # images at once, or fewer where encoding takes fewer
 
 
 def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
@@ -212,7 +224,7 @@ def summary_lines(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     accelerator = make_accelerator(c.precision)
     with logged(Path(c.run) / "tokenizer"):  # not alone: a codebook may be looked at while it is trained
         figures = examine(c, accelerator)

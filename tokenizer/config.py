@@ -1,18 +1,19 @@
 """The settings of every image tokenizer (its `config.json`), of its training, and of encoding with it."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from smalti.common.codes import MOST_IMAGES, MOST_VIEWS
+from smalti.common.choices import Precision, Tracker
+from smalti.common.codes_info import MOST_IMAGES, MOST_VIEWS
 from smalti.common.config import Kind, Settings
 from smalti.common.data.config import ImagesConfig, Pixels
-from smalti.common.data.images import ImageSet
-from smalti.common.launch import Precision
 from smalti.common.layout import Layout
-from smalti.common.track import Tracker
 from smalti.tokenizer.codebooks.facts import CodebookFacts
+
+if TYPE_CHECKING:  # torch takes seconds, and reading settings does without
+    from smalti.common.data.images import ImageSet
 
 
 class ImageTokenizerConfig(Kind):
@@ -20,6 +21,7 @@ class ImageTokenizerConfig(Kind):
 
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "vqvae"
+    listed_in: ClassVar[str | None] = "smalti.tokenizer.kinds"
 
     image_size: tuple[Pixels, Pixels] = (16, 16)
     """height and width of the images, in pixels"""
@@ -61,7 +63,7 @@ class TrainedConfig(ImageTokenizerConfig):
         """Return the values that change with the share of the steps done, by name."""
         return {}
 
-    def over(self, images: ImageSet) -> Self:
+    def over(self, images: "ImageSet") -> Self:
         """Return the settings of a tokenizer of these images, with what they decide.
 
         Raises:

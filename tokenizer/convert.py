@@ -23,11 +23,24 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+from smalti.tokenizer.vqgan.config import ConvertConfig
+
+
+def read_settings(argv: Sequence[str]) -> ConvertConfig:
+    return config.parse(
+        ConvertConfig, __doc__, argv, positional="checkpoint", positional_help="the published file, or folder"
+    )
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from smalti.common import config
 from smalti.common.commands import as_typed
 from smalti.common.data.images import open_images, tell_of_images
 from smalti.common.data.pixels import to_float, to_uint8
@@ -39,7 +52,6 @@ from smalti.common.progress import advance, progress_bar
 from smalti.common.run_folder import Leeway, check_run, enter_run
 from smalti.common.session import session
 from smalti.metrics.similarity import psnr_of, squared_error_each
-from smalti.tokenizer.vqgan.config import ConvertConfig
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqgan.published import read_published
 
@@ -113,9 +125,7 @@ def reconstruct_sample(
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(
-        ConvertConfig, __doc__, argv, positional="checkpoint", positional_help="the published file, or folder"
-    )
+    c = read_settings(argv)
     accelerator = make_accelerator()
     with session(Path(c.run) / "tokenizer", accelerator):
         model = convert(c, accelerator)

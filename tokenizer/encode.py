@@ -19,36 +19,10 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from einops import rearrange
-
-from smalti.common import codes, config
-from smalti.common.codes import CodesInfo, CodesSplit, TokenizerIdentity
-from smalti.common.commands import as_typed
-from smalti.common.condition import condition_of
-from smalti.common.data.config import ImagesConfig
-from smalti.common.data.images import ImageSet, tell_of_images
-from smalti.common.data.pixels import to_float, to_uint8
-from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
-from smalti.common.data.split import ImageSplit
-from smalti.common.data.views import default_views, different_views, image_view
-from smalti.common.errors import UserError
-from smalti.common.folder import sha256
-from smalti.common.latent_statistics import LatentStatistics, latent_statistics
-from smalti.common.launch import Precision, make_accelerator, run_command
-from smalti.common.layout import Layout
-from smalti.common.progress import passing_bar, progress_bar
-from smalti.common.session import at_work, session
-from smalti.metrics.similarity import psnr_of, squared_error_each
-from smalti.tokenizer.base import EmbedsCodes, ImageTokenizer
-from smalti.tokenizer.codebooks.usage import count, perplexity, usage
+from smalti.common import config
+from smalti.common.choices import Precision
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.tokenizer.config import EncodeConfig
-from smalti.tokenizer.labels import check_labels
-from smalti.tokenizer.model import load_tokenizer, trained
-
-CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 
 
 class Settings(EncodeConfig):
@@ -62,6 +36,48 @@ class Settings(EncodeConfig):
     """another dataset than the tokenizer was trained on: a Hub id or a folder"""
     precision: Precision = "auto"
     """auto is bf16 where the hardware computes it; distances are fp32 always"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    options: dict[str, Any] = {"positional": "run", "positional_help": "folder of the experiment"}
+    trained = Path(config.parse(Settings, __doc__, argv, **options).run) / "tokenizer" / "config.yaml"
+    base = config.read_yaml(trained)["encode"] if trained.exists() else {}
+    return config.parse(Settings, __doc__, argv, base=base, **options)
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from einops import rearrange
+
+from smalti.common import codes
+from smalti.common.codes import CodesSplit
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
+from smalti.common.commands import as_typed
+from smalti.common.condition import condition_of
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import ImageSet, tell_of_images
+from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
+from smalti.common.data.split import ImageSplit
+from smalti.common.data.views import default_views, different_views, image_view
+from smalti.common.errors import UserError
+from smalti.common.folder import sha256
+from smalti.common.latent_statistics import LatentStatistics, latent_statistics
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.layout import Layout
+from smalti.common.progress import passing_bar, progress_bar
+from smalti.common.session import at_work, session
+from smalti.metrics.similarity import psnr_of, squared_error_each
+from smalti.tokenizer.base import EmbedsCodes, ImageTokenizer
+from smalti.tokenizer.codebooks.usage import count, perplexity, usage
+from smalti.tokenizer.labels import check_labels
+from smalti.tokenizer.model import load_tokenizer, trained
+
+CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 
 
 def codes_folder(c: Settings) -> Path:
@@ -298,10 +314,7 @@ def psnr_text(split: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    options: dict[str, Any] = {"positional": "run", "positional_help": "folder of the experiment"}
-    trained = Path(config.parse(Settings, __doc__, argv, **options).run) / "tokenizer" / "config.yaml"
-    base = config.read_yaml(trained)["encode"] if trained.exists() else {}
-    c = config.parse(Settings, __doc__, argv, base=base, **options)
+    c = read_settings(argv)
     codes.check_begun(codes_folder(c))  # before it is locked, too
     accelerator = make_accelerator(c.precision)
     stage = Path(c.run) / "tokenizer"

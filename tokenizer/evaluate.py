@@ -42,41 +42,13 @@ if __package__ in (None, ""):
 
     answer_signals()
 
-import torch
-from accelerate import Accelerator
 from pydantic import Field
-from torch import Tensor
 
 from smalti.common import config
-from smalti.common.commands import as_typed
+from smalti.common.choices import Precision
+from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings as BaseSettings
-from smalti.common.data.images import ImageSet, held_out_split
-from smalti.common.data.pixels import to_float, to_uint8
-from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
-from smalti.common.data.split import ImageSplit
-from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
-from smalti.common.folder import sha256
-from smalti.common.launch import Precision, make_accelerator, run_command
-from smalti.common.layout import Layout
-from smalti.common.parts import in_parts
-from smalti.common.record import code_version
-from smalti.common.seeds import generator
-from smalti.common.session import session
-from smalti.metrics.distances import frechet_distance
-from smalti.metrics.feature_extractor import FeaturesConfig
-from smalti.metrics.mmd import mmd_squared
-from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
-from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
-from smalti.tokenizer.codebooks.usage import count, perplexity, reachable, usage
-from smalti.tokenizer.labels import check_labels
-from smalti.tokenizer.latent_use import latent_use
-from smalti.tokenizer.model import load_tokenizer, trained
-from smalti.tokenizer.mutual_information import INFORMATION, Surgery, paired_images, surgery
-from smalti.tokenizer.posterior.of_images import ImagePosteriors
-from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors
-
-PART = 1000  # images
-MOST_DRAWN = 4000  # vectors whose MMD to the prior is computed, with all pairs of them in memory
+from smalti.metrics.features_config import FeaturesConfig
 
 
 class Settings(BaseSettings):
@@ -99,6 +71,46 @@ class Settings(BaseSettings):
     """of the draws of z"""
     precision: Precision = "fp32"
     """of encoder and decoder; likelihoods are fp64 always"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from smalti.common.commands import as_typed
+from smalti.common.data.images import ImageSet, held_out_split
+from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
+from smalti.common.data.split import ImageSplit
+from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
+from smalti.common.folder import sha256
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.layout import Layout
+from smalti.common.parts import in_parts
+from smalti.common.record import code_version
+from smalti.common.seeds import generator
+from smalti.common.session import session
+from smalti.metrics.distances import frechet_distance
+from smalti.metrics.mmd import mmd_squared
+from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
+from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
+from smalti.tokenizer.codebooks.usage import count, perplexity, reachable, usage
+from smalti.tokenizer.labels import check_labels
+from smalti.tokenizer.latent_use import latent_use
+from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.mutual_information import INFORMATION, Surgery, paired_images, surgery
+from smalti.tokenizer.posterior.of_images import ImagePosteriors
+from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors
+
+PART = 1000  # images
+MOST_DRAWN = 4000  # vectors whose MMD to the prior is computed, with all pairs of them in memory
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
@@ -319,7 +331,7 @@ def reconstruction_figures(
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     accelerator = make_accelerator(c.precision)
     with session(Path(c.run) / "evaluation/tokenizer", accelerator):
         path = evaluate(c, accelerator, argv)

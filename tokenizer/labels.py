@@ -1,11 +1,15 @@
 """The labels of images as the condition of a tokenizer that is told of their class."""
 
+from typing import TYPE_CHECKING
+
 from smalti.common.condition import Condition
-from smalti.common.data.images import ImageSet
 from smalti.common.errors import UserError
 
+if TYPE_CHECKING:  # torch takes seconds, and reading settings does without
+    from smalti.common.data.images import ImageSet
 
-def check_labels(condition: Condition, images: ImageSet) -> None:
+
+def check_labels(condition: Condition, images: "ImageSet") -> None:
     """Raise `UserError` unless every image has a class, and the classes are those of a condition; nothing needs none.
 
     An embedding of no class would be trained by no image, and what is decoded with it would be noise.

@@ -26,15 +26,37 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+from pydantic import Field
+
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+from smalti.common.config import Settings as BaseSettings
+
+
+class Settings(BaseSettings):
+    """Draw the vectors of a tokenizer."""
+
+    run: str = "runs/digits_vae"
+    """folder of the experiment: its tokenizer is looked at"""
+    split: str | None = None
+    """which split is looked at; test, or where there is none validation, when null"""
+    images: int = Field(2000, ge=2)
+    """images that are encoded at most, evenly spaced"""
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 import PIL.Image
 import torch
 from accelerate import Accelerator
-from pydantic import Field
 from torch import Tensor
 
-from smalti.common import config
 from smalti.common.commands import as_typed
-from smalti.common.config import Settings as BaseSettings
 from smalti.common.data.images import held_out_split
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import open_run_images
@@ -57,17 +79,6 @@ TRAVERSED, COLUMNS = 12, 11  # numbers of z, and images along each
 PAIRS = 4
 SIDE = 20  # images along a side of the plane
 STYLES, CLASSES = 10, 20  # rows and, at most, columns of the picture of classes
-
-
-class Settings(BaseSettings):
-    """Draw the vectors of a tokenizer."""
-
-    run: str = "runs/digits_vae"
-    """folder of the experiment: its tokenizer is looked at"""
-    split: str | None = None
-    """which split is looked at; test, or where there is none validation, when null"""
-    images: int = Field(2000, ge=2)
-    """images that are encoded at most, evenly spaced"""
 
 
 class Encoded(NamedTuple):
@@ -238,7 +249,7 @@ def save_points(encoded: Encoded, class_names: Sequence[str] | None, path: Path)
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    c = read_settings(argv)
     accelerator = make_accelerator("fp32")
     with logged(Path(c.run) / "tokenizer"):  # not alone: latents may be looked at while they are trained
         figures = examine(c, accelerator)

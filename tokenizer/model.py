@@ -8,28 +8,11 @@ from smalti.common.errors import UserError
 from smalti.common.hub import locate
 from smalti.tokenizer.base import ImageTokenizer, TrainedTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainedConfig
-from smalti.tokenizer.kmeans.model import KMeansTokenizer
-from smalti.tokenizer.mixture.model import GaussianMixtureTokenizer
-from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
-from smalti.tokenizer.vae.model import VAE
-from smalti.tokenizer.vqgan.model import VQGANTokenizer
-from smalti.tokenizer.vqvae.model import VQVAE
-from smalti.tokenizer.vqvae2.model import VQVAE2
-
-OURS = (
-    VQVAE,
-    KMeansTokenizer,
-    VQGANTokenizer,
-    VAE,
-    GaussianMixtureTokenizer,
-    MultiscaleTokenizer,
-    VQVAE2,
-)  # the kinds that come with the package: importing them registers them
 
 
 def settings_class(config: Path) -> type[ImageTokenizerConfig]:
     """Return the class of the settings in a tokenizer's `config.json`. Raises `UserError` for an unknown kind."""
-    kinds = {folder.kind_of(settings.builds): settings for settings in ImageTokenizerConfig.members()}
+    kinds = {f"smalti.{name}": settings for name, settings in ImageTokenizerConfig.family().items()}
     kind = folder.kind_in(folder.read_json(config))
     if kind not in kinds:
         raise UserError(f"{config} must be of a tokenizer, kind {' or '.join(map(repr, kinds))}, got {kind!r}")

@@ -16,7 +16,8 @@ from smalti.common.data.images import ImageSet
 from smalti.common.data.split import ImageSplit
 from smalti.common.parts import in_parts
 from smalti.metrics.classifier import Classifier, LabelledSource, load_or_train
-from smalti.metrics.feature_extractor import Features, FeaturesConfig, load_features
+from smalti.metrics.feature_extractor import Features, load_features
+from smalti.metrics.features_config import FeaturesConfig
 from smalti.tokenizer.base import ImageTokenizer
 
 PART = 1000  # images

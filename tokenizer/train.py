@@ -30,11 +30,25 @@ if __package__ in (None, ""):
 
     answer_signals()
 
+from smalti.common import config
+from smalti.common.command_line import answer_at_once, is_command
+from smalti.tokenizer.config import TrainConfig
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
+
+
+def read_settings(argv: Sequence[str]) -> TrainConfig:
+    return config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+
+
+if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
+    answer_at_once(read_settings)
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from smalti.common import config, state
+from smalti.common import state
 from smalti.common.commands import as_typed
 from smalti.common.data.images import ImageSet, open_images, tell_of_images
 from smalti.common.data.pixels import to_float
@@ -57,7 +71,7 @@ from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
 from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
-from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
+from smalti.tokenizer.config import ImageTokenizerConfig, TrainedConfig
 from smalti.tokenizer.model import build_tokenizer, load_folder
 from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
 
@@ -94,7 +108,6 @@ AS_IT_IS = "tokenizer/encode.py turns images into codes with it, and prior/train
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
 NO_TERMS = {"step", "split", "loss", "lr", "skipped_steps", "distortion", "rate"}  # of what is logged in training
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs/digits/tokenizer.yaml"
 
 
 def trained_kinds() -> list[str]:
@@ -347,7 +360,7 @@ def draw_training_curves(run: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    c = config.parse(TrainConfig, __doc__, argv, default_file=DEFAULT_CONFIG)
+    c = read_settings(argv)
     accelerator = make_accelerator(c.precision, c.track, Path(c.run) / "tokenizer")
     with session(Path(c.run) / "tokenizer", accelerator):
         model = train(c, accelerator)

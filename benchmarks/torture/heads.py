@@ -18,7 +18,7 @@ from benchmarks.torture.forks import Ended, run
 from smalti.common.errors import UserError
 from smalti.pipeline.coder import HEAD, MAGIC, expand
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 
 A_CHILD = 50  # files
 SECONDS, MEMORY = 20.0, 2**30  # of one file; and more than the process had before

@@ -9,54 +9,26 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
 from torch import Tensor
 
 from smalti.common import codes
 from smalti.common.codes import Codes
-from smalti.common.config import Settings as BaseSettings
 from smalti.common.data.images import ImageSet, held_out_split
 from smalti.common.data.run_images import open_run_images, run_images
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
-from smalti.common.launch import Precision
 from smalti.common.progress import passing_bar
 from smalti.common.record import code_version
-from smalti.metrics.feature_extractor import Features, FeaturesConfig
+from smalti.metrics.feature_extractor import Features
+from smalti.pipeline.evaluation.settings import Settings
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.data import tell_of_other_codes
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors, real_features
 
 READ = 500  # images at once
-
-
-class Settings(BaseSettings):
-    """Evaluate a tokenizer and a prior together."""
-
-    run: str = "runs/digits"
-    """folder of the experiment"""
-    codes: str | None = None
-    """another folder of codes, where the prior was trained on one"""
-    split: str | None = None
-    """which split of the images; test, or where there is none validation, when null"""
-    images: int | None = Field(None, ge=0)
-    """drawn; as many as the split has, up to 10,000, when null; 0 leaves the samples out"""
-    seed: int = Field(0, ge=0, le=2**62)
-    """drawn image i has seed `seed + i`"""
-    neighbours: int = Field(1000, ge=0)
-    """of the drawn images, how many are looked up among the training images"""
-    importance_samples: int = Field(16, ge=1)
-    """draws for each held-out image, where the posterior is stochastic: K of the importance-weighted bound"""
-    features: FeaturesConfig = FeaturesConfig()
-    """the features by which images are compared"""
-    batch_size: int = Field(64, ge=1)
-    """images at once where they are encoded and scored"""
-    precision: Precision = "fp32"
-    """of encoder, decoder and prior where images are priced; likelihoods are fp64 always, and drawing has its
-    own"""
 
 
 class EvaluationBench(NamedTuple):

@@ -28,7 +28,7 @@ from smalti.pipeline.playground.latent_map import LatentMap
 from smalti.pipeline.playground.view import View, view_picture
 from smalti.pipeline.reporting.markup import Html, percent
 from smalti.prior.base import Completes, Unfolding, Unfolds
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import DecodesCoarse, DrawsCodes
 
 MOST_PIXELS = 20_000_000  # of a dropped picture: decoding takes ten bytes a pixel for a moment

@@ -13,7 +13,7 @@ from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Html, Section
 from smalti.pipeline.reporting.run_contents import RunContents
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.config import ImageTokenizerConfig
 
 COMPLETED = 8  # images

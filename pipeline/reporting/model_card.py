@@ -28,7 +28,7 @@ from smalti.pipeline.reporting.provenance_sections import evaluation_commands, s
 from smalti.pipeline.reporting.run_contents import RunContents, finite, of_other_weights, other_sampling
 from smalti.prior.base import Prior
 from smalti.prior.config import ArchitectureConfig
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import ImageTokenizer
 
 What = Literal["pipeline", "tokenizer", "prior"]

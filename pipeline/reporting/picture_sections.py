@@ -9,7 +9,7 @@ from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Html, Section, number, percent
 from smalti.pipeline.reporting.meanings import figures_with_meanings
 from smalti.pipeline.reporting.run_contents import RunContents, read_run_picture
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 
 
 def evaluation_picture(contents: RunContents, what: str) -> Path | None:

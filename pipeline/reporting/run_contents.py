@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import PIL.Image
 
 from smalti.common import codes, config
-from smalti.common.codes import CodesInfo, TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.commands import quoted
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError

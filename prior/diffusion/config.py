@@ -4,12 +4,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from smalti.common.config import declared
 from smalti.prior.config import TrainedArchitecture
 
 Target = Literal["flow", "v", "epsilon"]
 Schedule = Literal["linear", "cosine"]
 
 
+@declared("smalti.prior.diffusion.model")
 class DiffusionConfig(TrainedArchitecture):
     """A diffusion Transformer (Peebles and Xie 2023): the sizes that no other stage decides, and what it predicts."""
 

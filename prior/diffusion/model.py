@@ -29,8 +29,9 @@ from smalti.prior.diffusion.noise import LEVELS, Guess, Noise, Rates
 from smalti.prior.diffusion.probability_flow import STEPS as FLOW_STEPS
 from smalti.prior.diffusion.probability_flow import flow_nats_each
 from smalti.prior.diffusion.solver import SOLVERS, Earlier
-from smalti.prior.draw import Precision, SamplingConfig, guidance_scales
+from smalti.prior.draw import guidance_scales
 from smalti.prior.sample import Batch, PassSampler
+from smalti.prior.sampling_config import Precision, SamplingConfig
 
 STEPS = 25  # of sampling
 STRATA = 2  # levels at which a held-out row is asked for its loss

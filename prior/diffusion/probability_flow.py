@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smalti.prior.diffusion.draws import Draws, seed_of
 from smalti.prior.diffusion.noise import LEVELS, Guess, Level, Noise
-from smalti.prior.draw import Precision
+from smalti.prior.sampling_config import Precision
 
 STEPS = 50
 EXACT = 16  # numbers a sample at most whose trace is computed whole, by as many backward passes

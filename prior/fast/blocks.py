@@ -19,9 +19,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from smalti.prior.code_head import CodeHead
-from smalti.prior.draw import Precision
 from smalti.prior.fast.matrix import Matrix, cache_type, make_matrix
 from smalti.prior.layers import EPSILON, RMSNorm
+from smalti.prior.sampling_config import Precision
 
 
 class Transformer(Protocol):

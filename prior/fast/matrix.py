@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.launch import computes_bf16
-from smalti.prior.draw import Precision
+from smalti.prior.sampling_config import Precision
 
 Matrix = Callable[[Tensor], Tensor]
 INT8_INPUTS = 32  # torch's int8 kernel reads beyond the weights unless the inputs are a multiple of it

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from smalti.common.config import Settings
+from smalti.common.config import Settings, declared
 from smalti.prior.config import LevelArchitecture, TrainedArchitecture
 
 
@@ -27,6 +27,7 @@ class HintConfig(Settings):
         return self
 
 
+@declared("smalti.prior.levels.model")
 class LevelsConfig(TrainedArchitecture):
     """A prior for each grid, each given the grids above it (Razavi et al. 2019)."""
 

@@ -23,10 +23,10 @@ from smalti.common.seeds import mixed
 from smalti.prior.autoregressive import AutoregressivePrior, HintedPrior
 from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig, TrainConfig
-from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.levels.config import LevelsConfig
 from smalti.prior.levels.hint import Hint
 from smalti.prior.prediction_order import raster
+from smalti.prior.sampling_config import Precision, SamplingConfig
 
 COPIES = 16  # of the stream of a hint's network in fp32 while it is computed
 

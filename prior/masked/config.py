@@ -4,9 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from smalti.common.config import declared
 from smalti.prior.config import TrainedArchitecture
 
 
+@declared("smalti.prior.masked.model")
 class MaskedConfig(TrainedArchitecture):
     """A Transformer that predicts hidden codes from all that are not (Chang et al. 2022): its sizes and its masks."""
 

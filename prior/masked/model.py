@@ -27,11 +27,12 @@ from smalti.common.seeds import generator, uniforms
 from smalti.prior.base import Choose, Unfolding
 from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import CODE_SETTINGS, Precision, SamplingConfig, draw_categorical, guidance_scales
+from smalti.prior.draw import draw_categorical, guidance_scales
 from smalti.prior.masked.choice import first_ranked, halton_ranks, still_hidden
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.masked.network import MaskedTransformer
 from smalti.prior.sample import Batch, PassSampler
+from smalti.prior.sampling_config import CODE_SETTINGS, Precision, SamplingConfig
 
 PASSES = 12  # by default
 CODED_PASSES = 64  # of the coder: one code a pass where there are no more codes

@@ -4,9 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from smalti.common.config import declared
 from smalti.prior.config import TrainedArchitecture
 
 
+@declared("smalti.prior.nextscale.model")
 class NextScaleConfig(TrainedArchitecture):
     """A Transformer that predicts all codes of a grid at once, from those of the coarser grids (Tian et al. 2024)."""
 

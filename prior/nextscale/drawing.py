@@ -13,10 +13,11 @@ from torch import Tensor
 from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Unfolding
-from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.fast.blocks import CachedBlocks
 from smalti.prior.nextscale.network import NextScaleTransformer
 from smalti.prior.sample import Batch
+from smalti.prior.sampling_config import Precision, SamplingConfig
 
 
 class CachedScales(CachedBlocks):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Choose, Unfolding
 from smalti.prior.code_head import nll_each
-from smalti.prior.draw import CODE_SETTINGS, Precision, SamplingConfig
 from smalti.prior.nextscale.config import NextScaleConfig
 from smalti.prior.nextscale.drawing import CachedScales, ScaleDrawing
 from smalti.prior.nextscale.network import NextScaleTransformer
 from smalti.prior.sample import Batch, PassSampler
+from smalti.prior.sampling_config import CODE_SETTINGS, Precision, SamplingConfig
 
 
 class ScaleSampler(PassSampler):

@@ -61,7 +61,7 @@ class NextScaleTransformer(CodesInPasses):
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.register_buffer("first_rows", embedding_rows(config), persistent=False)
         self.register_buffer("interpolation", interpolation(config.layout), persistent=False)
-        scale_of = torch.cat([torch.full((n,), s) for s, n in enumerate(self.lengths)])
+        scale_of = torch.tensor([s for s, n in enumerate(self.lengths) for _ in range(n)])
         self.register_buffer("scale_of", scale_of, persistent=False)
         initialize(self, a.depth)
         nn.init.zeros_(self.head.weight)  # the first NLL is ln K

@@ -4,9 +4,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from smalti.common.config import declared
 from smalti.prior.config import LevelArchitecture
 
 
+@declared("smalti.prior.pixelcnn.model")
 class PixelCNNConfig(LevelArchitecture):
     """A gated PixelCNN (van den Oord et al. 2016): the sizes that no other stage decides."""
 

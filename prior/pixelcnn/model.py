@@ -19,10 +19,11 @@ from smalti.prior.autoregressive import HintedPrior
 from smalti.prior.base import Choose
 from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.network import RowByRow, Stacks
+from smalti.prior.sampling_config import Precision, SamplingConfig
 
 
 def rectangle(config: PriorConfig) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from smalti.common.errors import UserError
 from smalti.common.seeds import normals
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import SamplingConfig
+from smalti.prior.sampling_config import SamplingConfig
 
 
 class VectorPrior(Prior):

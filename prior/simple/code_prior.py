@@ -15,15 +15,9 @@ from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Choose, Prior, Unfolding
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import (
-    CODE_SETTINGS,
-    Precision,
-    SamplingConfig,
-    draw_categorical,
-    guidance_scales,
-    image_uniforms,
-)
+from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.sample import Batch, PassSampler
+from smalti.prior.sampling_config import CODE_SETTINGS, Precision, SamplingConfig
 
 COPIES = 8  # of a code's probabilities in fp32 while it is drawn
 

@@ -4,10 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from smalti.common.gaussian_mixture import Covariance
+from smalti.common.choices import Covariance
+from smalti.common.config import declared
 from smalti.prior.config import FittedArchitecture
 
 
+@declared("smalti.prior.simple.standard_normal")
 class StandardNormalConfig(FittedArchitecture):
     """The standard normal N(0, I), which a VAE is trained for. It has nothing to fit, and is told of no class."""
 
@@ -19,6 +21,7 @@ class StandardNormalConfig(FittedArchitecture):
         return False
 
 
+@declared("smalti.prior.simple.mixture")
 class MixtureConfig(FittedArchitecture):
     """A mixture of Gaussians for each class, and one over all rows for samples without a class."""
 
@@ -35,6 +38,7 @@ class MixtureConfig(FittedArchitecture):
         return True
 
 
+@declared("smalti.prior.simple.uniform")
 class UniformConfig(FittedArchitecture):
     """The uniform distribution over codes. It has nothing to fit, and is told of no class."""
 
@@ -46,6 +50,7 @@ class UniformConfig(FittedArchitecture):
         return False
 
 
+@declared("smalti.prior.simple.independent")
 class IndependentConfig(FittedArchitecture):
     """The frequencies of codes in the rows of each class, and in all rows for samples without a class."""
 

@@ -7,6 +7,8 @@ Shapes: G tables, one a class and the last one for none; R rows of each: T by pl
 grid; counts (G, R, K) int64, log_p (G, R, K) float32.
 """
 
+import math
+
 import psutil
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ class IndependentPrior(CodePrior):
             )
         K = config.layout.codebook_size
         self.vocabularies = (K,)  # in whole: its parts would not be independent
-        self.register_buffer("log_p", torch.zeros(table_shape(config)).log_softmax(-1))
+        self.register_buffer("log_p", torch.full(table_shape(config), -math.log(K)))
         self.register_buffer("rows", table_rows(config), persistent=False)
 
     @torch.no_grad()

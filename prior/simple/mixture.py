@@ -4,6 +4,7 @@ Shapes: G mixtures, one a class and the last one for none; log_weights (G, K), m
 (G, K, T, T) or (G, T, T), as `common/gaussian_mixture.py` has it. Saved in fp32, computed in fp64.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,7 +37,7 @@ class MixturePrior(VectorPrior):
         K = a.components
         shape = {"spherical": (K,), "diagonal": (K, T), "full": (K, T, T), "tied": (T, T)}[a.covariance]
         one = torch.eye(T) if a.covariance in ("full", "tied") else torch.ones(())
-        self.register_buffer("log_weights", torch.zeros(G, K).log_softmax(1))
+        self.register_buffer("log_weights", torch.full((G, K), -math.log(K)))
         self.register_buffer("means", torch.zeros(G, K, T))
         self.register_buffer("scale", one.expand(G, *shape).clone())
 

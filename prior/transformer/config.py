@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from smalti.common.config import declared
 from smalti.prior.config import LevelArchitecture
 
 Preset = Literal["5m", "14m", "38m", "111m", "343m"]
@@ -18,6 +19,7 @@ PRESETS: dict[Preset, dict[str, int]] = {
 }
 
 
+@declared("smalti.prior.transformer.model")
 class TransformerConfig(LevelArchitecture):
     """A causal Transformer: the sizes that no other stage decides."""
 

@@ -6,8 +6,8 @@ from torch import Tensor
 from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import Precision, SamplingConfig
 from smalti.prior.fast.matrix import cache_type, resolve
+from smalti.prior.sampling_config import Precision, SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.fast.cached import CachedTransformer, NumberedStep
 from smalti.prior.transformer.fast.drawing import TransformerDrawing

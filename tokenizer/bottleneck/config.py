@@ -1,4 +1,5 @@
-"""The settings of every bottleneck, with the sizes that the rest of the project reads.
+"""The settings of every bottleneck, each kind with the file that has its paper and equation, and the sizes that the
+rest of the project reads.
 
 size       K, how many values a code has
 dim        D, channels between encoder and decoder
@@ -8,14 +9,15 @@ factors    whole numbers whose product is K, most significant first: (K,) for a 
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from smalti.common.config import Kind
+from smalti.common.config import Kind, declared
 from smalti.common.layout import MOST_CODES
-from smalti.tokenizer.codebooks.facts import CodebookFacts, TableFacts
+from smalti.tokenizer.codebooks.facts import CodebookFacts, TableFacts, power_of_two
 
 Gradient = Literal["straight_through", "rotation"]
 
@@ -82,3 +84,188 @@ class TableConfig(SingleConfig):
 
     def facts(self, at: str) -> TableFacts:
         return TableFacts(self.name(), self.dim, at, self.normalize)
+
+
+class NearestConfig(TableConfig):
+    """The nearest of K vectors, and an estimate of the gradient through that choice."""
+
+    gradient: Gradient = "straight_through"
+    """what the encoder gets: the decoder's gradient as it is, or turned as the code is turned from the encoder's output
+    (Fifty et al. 2024)"""
+
+
+@declared("smalti.tokenizer.bottleneck.vq")
+class VQConfig(NearestConfig):
+    """A codebook moved by the gradient of the codebook loss (van den Oord et al. 2017, eq. 3)."""
+
+    kind: Literal["vq"] = "vq"
+    """codebook loss"""
+
+
+@declared("smalti.tokenizer.bottleneck.vq_ema")
+class EMAVQConfig(NearestConfig):
+    """A codebook that follows the running mean of encoder outputs assigned to it (van den Oord et al. 2017, A.1)."""
+
+    kind: Literal["vq_ema"] = "vq_ema"
+    """moving average"""
+    decay: float = Field(0.99, gt=0, lt=1)
+    """gamma of the moving average: near 1 moves slowly"""
+
+
+@declared("smalti.tokenizer.bottleneck.gumbel")
+class GumbelConfig(TableConfig):
+    """Codes drawn from a soft assignment, one-hot forward and soft backward (Jang et al. 2017; Ramesh et al. 2021)."""
+
+    draws: ClassVar[bool] = True
+
+    kind: Literal["gumbel"] = "gumbel"
+    """drawn from a soft assignment"""
+    temperature: float = Field(1.0, gt=0)
+    """of the soft assignment at the first step"""
+    final_temperature: float = Field(1 / 16, gt=0)
+    """of the soft assignment when `annealed` of the steps are done, and after"""
+    annealed: float = Field(0.75, gt=0, le=1)
+    """share of the steps over which the temperature falls, geometrically"""
+    kl_weight: float = Field(5e-4, ge=0)
+    """on KL(q || uniform), the rate term of the ELBO under a uniform prior"""
+
+    def temperature_at(self, progress: float) -> float:
+        """Return the temperature when this share of the steps is done."""
+        return self.temperature * (self.final_temperature / self.temperature) ** min(1.0, progress / self.annealed)
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        return {"temperature": self.temperature_at(progress)}
+
+    def facts(self, at: str) -> "GumbelFacts":
+        return GumbelFacts(self.name(), self.dim, at, self.normalize)
+
+
+class GumbelFacts(TableFacts):
+    """The facts about codes that are drawn."""
+
+    def more_settings(self) -> Sequence[str]:
+        return [f"a larger {self.at}kl_weight"]
+
+
+@declared("smalti.tokenizer.bottleneck.fsq")
+class FSQConfig(SingleConfig):
+    """No codebook: each of D numbers is bounded and rounded to a few levels (Mentzer et al. 2023)."""
+
+    kind: Literal["fsq"] = "fsq"
+    """rounded numbers"""
+    levels: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field((8, 8, 8), min_length=1)
+    """values of each number; K is their product, 2^24 at most"""
+
+    @model_validator(mode="after")
+    def _counts(self) -> "FSQConfig":
+        if self.size > MOST_CODES:
+            raise ValueError(f"levels {self.levels} make {self.size} codes, more than 2^24; take fewer or smaller ones")
+        return self
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels)
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        return self.levels
+
+    def facts(self, at: str) -> "FSQFacts":
+        return FSQFacts(self.name(), self.dim, at)
+
+
+class FSQFacts(CodebookFacts):
+    """The facts about codes of rounded numbers."""
+
+    cause = "the encoder's outputs leave levels, or combinations of levels, out"
+
+    @property
+    def size(self) -> str:
+        return f"{self.at}levels"
+
+    def wider_use(self, revive_below: float | None) -> Sequence[str]:
+        return ["more steps"]
+
+    def fewer(self, wanted: float, codebook_size: int) -> str:
+        return f"{self.size} whose product is near {max(2, round(wanted))}"
+
+
+@declared("smalti.tokenizer.bottleneck.lfq")
+class LFQConfig(SingleConfig):
+    """No codebook: the signs of D numbers, spread over all codes by entropy terms (Yu et al. 2023, MAGVIT-v2)."""
+
+    kind: Literal["lfq"] = "lfq"
+    """signs"""
+    bits: int = Field(9, ge=1, le=24)
+    """numbers a code, each -1 or 1; K is 2 to that power"""
+    temperature: float = Field(1.0, gt=0)
+    """of the soft assignment whose entropies are taken"""
+    entropy_weight: float = Field(0.03, ge=0)
+    """on the entropy terms: each place certain, all together spread"""
+    spread: float = Field(1.0, ge=0)
+    """weight of the second term against the first"""
+
+    @property
+    def dim(self) -> int:
+        return self.bits
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        return (2,) * self.bits
+
+    def facts(self, at: str) -> "LFQFacts":
+        return LFQFacts(self.name(), self.dim, at)
+
+
+class LFQFacts(CodebookFacts):
+    """The facts about codes of signs."""
+
+    cause = "the encoder's outputs leave combinations of signs out"
+
+    @property
+    def size(self) -> str:
+        return f"{self.at}bits"
+
+    def wider_use(self, revive_below: float | None) -> Sequence[str]:
+        return [f"a larger {self.at}entropy_weight", f"a larger {self.at}spread"]
+
+    def fewer(self, wanted: float, codebook_size: int) -> str:
+        return f"{self.size} {power_of_two(wanted, codebook_size)}"
+
+
+@declared("smalti.tokenizer.bottleneck.simvq")
+class SimVQConfig(NearestConfig):
+    """A frozen codebook under one learned linear map, so that every code moves with every step (Zhu et al. 2024)."""
+
+    kind: Literal["simvq"] = "simvq"
+    """a frozen codebook under a learned map"""
+
+
+@declared("smalti.tokenizer.bottleneck.residual")
+class ResidualConfig(BottleneckConfig):
+    """Q quantizers in turn, each on what the ones before it left (Lee et al. 2022; Zeghidour et al. 2021)."""
+
+    kind: Literal["residual"] = "residual"
+    """several, each on what the ones before left"""
+    code_depth: int = Field(4, ge=2, le=64)
+    """Q, quantizers stacked: codes a place of the grid"""
+    each: SingleConfig = VQConfig()
+    """every one of them, each with a codebook of its own"""
+
+    @property
+    def depth(self) -> int:
+        return self.code_depth
+
+    @property
+    def dim(self) -> int:
+        return self.each.dim
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        return self.each.factors
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        return self.each.scheduled(progress)
+
+    def facts(self, at: str) -> CodebookFacts:
+        return self.each.facts(f"{at}each.")

@@ -5,64 +5,16 @@ K = Π L_i codes, of which an index is the mixed-radix number of the levels. The
 the gradient goes straight through the rounding.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
-
 import torch
 from einops import rearrange
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from smalti.common.layout import MOST_CODES
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer
-from smalti.tokenizer.bottleneck.config import SingleConfig
+from smalti.tokenizer.bottleneck.config import FSQConfig
 from smalti.tokenizer.bottleneck.estimators import straight_through
-from smalti.tokenizer.codebooks.facts import CodebookFacts
 
 EDGE = 1e-3  # how far beyond the outermost level tanh may reach: at the bound itself rounding would be a tie
-
-
-class FSQConfig(SingleConfig):
-    """No codebook: each of D numbers is bounded and rounded to a few levels (Mentzer et al. 2023)."""
-
-    kind: Literal["fsq"] = "fsq"
-    """rounded numbers"""
-    levels: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field((8, 8, 8), min_length=1)
-    """values of each number; K is their product, 2^24 at most"""
-
-    @model_validator(mode="after")
-    def _counts(self) -> "FSQConfig":
-        if self.size > MOST_CODES:
-            raise ValueError(f"levels {self.levels} make {self.size} codes, more than 2^24; take fewer or smaller ones")
-        return self
-
-    @property
-    def dim(self) -> int:
-        return len(self.levels)
-
-    @property
-    def factors(self) -> tuple[int, ...]:
-        return self.levels
-
-    def facts(self, at: str) -> "FSQFacts":
-        return FSQFacts(self.name(), self.dim, at)
-
-
-class FSQFacts(CodebookFacts):
-    """The facts about codes of rounded numbers."""
-
-    cause = "the encoder's outputs leave levels, or combinations of levels, out"
-
-    @property
-    def size(self) -> str:
-        return f"{self.at}levels"
-
-    def wider_use(self, revive_below: float | None) -> Sequence[str]:
-        return ["more steps"]
-
-    def fewer(self, wanted: float, codebook_size: int) -> str:
-        return f"{self.size} whose product is near {max(2, round(wanted))}"
 
 
 @FSQConfig.register
@@ -78,7 +30,7 @@ class FiniteScalarQuantizer(Quantizer):
         self.config = config
         levels = torch.tensor(config.levels).view(-1, 1)
         self.register_buffer("levels", levels, persistent=False)
-        self.register_buffer("radius", levels // 2, persistent=False)
+        self.register_buffer("radius", torch.tensor([n // 2 for n in config.levels]).view(-1, 1), persistent=False)
         self.spacing = 1 / (max(config.levels) - 1)
 
     def prepare(self, z_e: Tensor) -> Tensor:

@@ -11,55 +11,17 @@ why this one is not the default.
 """
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.tokenizer.bottleneck.base import Quantized
-from smalti.tokenizer.bottleneck.config import TableConfig
+from smalti.tokenizer.bottleneck.config import GumbelConfig
 from smalti.tokenizer.bottleneck.estimators import gumbel_softmax
 from smalti.tokenizer.bottleneck.table import TableQuantizer
-from smalti.tokenizer.codebooks.facts import TableFacts
 
 SHARPNESS = 10.0  # of q at the start: draws are mostly among the nearest few
-
-
-class GumbelConfig(TableConfig):
-    """Codes drawn from a soft assignment, one-hot forward and soft backward (Jang et al. 2017; Ramesh et al. 2021)."""
-
-    draws: ClassVar[bool] = True
-
-    kind: Literal["gumbel"] = "gumbel"
-    """drawn from a soft assignment"""
-    temperature: float = Field(1.0, gt=0)
-    """of the soft assignment at the first step"""
-    final_temperature: float = Field(1 / 16, gt=0)
-    """of the soft assignment when `annealed` of the steps are done, and after"""
-    annealed: float = Field(0.75, gt=0, le=1)
-    """share of the steps over which the temperature falls, geometrically"""
-    kl_weight: float = Field(5e-4, ge=0)
-    """on KL(q || uniform), the rate term of the ELBO under a uniform prior"""
-
-    def temperature_at(self, progress: float) -> float:
-        """Return the temperature when this share of the steps is done."""
-        return self.temperature * (self.final_temperature / self.temperature) ** min(1.0, progress / self.annealed)
-
-    def scheduled(self, progress: float) -> dict[str, float]:
-        return {"temperature": self.temperature_at(progress)}
-
-    def facts(self, at: str) -> "GumbelFacts":
-        return GumbelFacts(self.name(), self.dim, at, self.normalize)
-
-
-class GumbelFacts(TableFacts):
-    """The facts about codes that are drawn."""
-
-    def more_settings(self) -> Sequence[str]:
-        return [f"a larger {self.at}kl_weight"]
 
 
 @GumbelConfig.register

@@ -12,66 +12,19 @@ Signs are balanced only if the encoder's outputs lie around 0. Those of an untra
 constant stay so; hence they are whitened by their own mean and covariance, found once before training (PCA whitening).
 """
 
-from collections.abc import Sequence
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field
 from torch import Generator, Tensor
 
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.common.precision import fp32
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer
-from smalti.tokenizer.bottleneck.config import SingleConfig
+from smalti.tokenizer.bottleneck.config import LFQConfig
 from smalti.tokenizer.bottleneck.estimators import straight_through
-from smalti.tokenizer.codebooks.facts import CodebookFacts, power_of_two
 
 GROUP = 10
 LEAST_VARIANCE = 1e-6  # of the largest: directions in which nothing varies are not blown up
-
-
-class LFQConfig(SingleConfig):
-    """No codebook: the signs of D numbers, spread over all codes by entropy terms (Yu et al. 2023, MAGVIT-v2)."""
-
-    kind: Literal["lfq"] = "lfq"
-    """signs"""
-    bits: int = Field(9, ge=1, le=24)
-    """numbers a code, each -1 or 1; K is 2 to that power"""
-    temperature: float = Field(1.0, gt=0)
-    """of the soft assignment whose entropies are taken"""
-    entropy_weight: float = Field(0.03, ge=0)
-    """on the entropy terms: each place certain, all together spread"""
-    spread: float = Field(1.0, ge=0)
-    """weight of the second term against the first"""
-
-    @property
-    def dim(self) -> int:
-        return self.bits
-
-    @property
-    def factors(self) -> tuple[int, ...]:
-        return (2,) * self.bits
-
-    def facts(self, at: str) -> "LFQFacts":
-        return LFQFacts(self.name(), self.dim, at)
-
-
-class LFQFacts(CodebookFacts):
-    """The facts about codes of signs."""
-
-    cause = "the encoder's outputs leave combinations of signs out"
-
-    @property
-    def size(self) -> str:
-        return f"{self.at}bits"
-
-    def wider_use(self, revive_below: float | None) -> Sequence[str]:
-        return [f"a larger {self.at}entropy_weight", f"a larger {self.at}spread"]
-
-    def fewer(self, wanted: float, codebook_size: int) -> str:
-        return f"{self.size} {power_of_two(wanted, codebook_size)}"
 
 
 @LFQConfig.register

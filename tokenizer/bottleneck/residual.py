@@ -9,46 +9,14 @@ own estimator, so that straight-through stays the identity and is not counted Q 
 """
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer, Table, build_quantizer
-from smalti.tokenizer.bottleneck.config import BottleneckConfig, SingleConfig, TableConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
-from smalti.tokenizer.codebooks.facts import CodebookFacts
-
-
-class ResidualConfig(BottleneckConfig):
-    """Q quantizers in turn, each on what the ones before it left (Lee et al. 2022; Zeghidour et al. 2021)."""
-
-    kind: Literal["residual"] = "residual"
-    """several, each on what the ones before left"""
-    code_depth: int = Field(4, ge=2, le=64)
-    """Q, quantizers stacked: codes a place of the grid"""
-    each: SingleConfig = VQConfig()
-    """every one of them, each with a codebook of its own"""
-
-    @property
-    def depth(self) -> int:
-        return self.code_depth
-
-    @property
-    def dim(self) -> int:
-        return self.each.dim
-
-    @property
-    def factors(self) -> tuple[int, ...]:
-        return self.each.factors
-
-    def scheduled(self, progress: float) -> dict[str, float]:
-        return self.each.scheduled(progress)
-
-    def facts(self, at: str) -> CodebookFacts:
-        return self.each.facts(f"{at}each.")
+from smalti.tokenizer.bottleneck.config import ResidualConfig, TableConfig
 
 
 @ResidualConfig.register

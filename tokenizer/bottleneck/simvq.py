@@ -5,21 +5,13 @@ and the others are left behind; here a step that moves W moves them all. W start
 encoder outputs.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.common.precision import fp32
-from smalti.tokenizer.bottleneck.vq import NearestConfig, VectorQuantizer
-
-
-class SimVQConfig(NearestConfig):
-    """A frozen codebook under one learned linear map, so that every code moves with every step (Zhu et al. 2024)."""
-
-    kind: Literal["simvq"] = "simvq"
-    """a frozen codebook under a learned map"""
+from smalti.tokenizer.bottleneck.config import SimVQConfig
+from smalti.tokenizer.bottleneck.vq import VectorQuantizer
 
 
 @SimVQConfig.register

@@ -7,30 +7,13 @@ The decoder's gradient reaches z_e straight through, or by rotation. Low-dimensi
 codebook loss is the M step by gradient, `nearest_indices` the E step.
 """
 
-from typing import Literal
-
 from torch import Tensor
 
 from smalti.tokenizer.bottleneck.base import Quantized
-from smalti.tokenizer.bottleneck.config import Gradient, TableConfig
+from smalti.tokenizer.bottleneck.config import NearestConfig, VQConfig
 from smalti.tokenizer.bottleneck.estimators import ESTIMATORS
 from smalti.tokenizer.bottleneck.losses import codebook_and_commitment
 from smalti.tokenizer.bottleneck.table import TableQuantizer
-
-
-class NearestConfig(TableConfig):
-    """The nearest of K vectors, and an estimate of the gradient through that choice."""
-
-    gradient: Gradient = "straight_through"
-    """what the encoder gets: the decoder's gradient as it is, or turned as the code is turned from the encoder's output
-    (Fifty et al. 2024)"""
-
-
-class VQConfig(NearestConfig):
-    """A codebook moved by the gradient of the codebook loss (van den Oord et al. 2017, eq. 3)."""
-
-    kind: Literal["vq"] = "vq"
-    """codebook loss"""
 
 
 @VQConfig.register

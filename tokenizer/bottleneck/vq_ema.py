@@ -6,22 +6,11 @@ with n and the sum over the z_e of one step that chose the code: K-means' M step
 kept in `tokenizer/codebooks/upkeep.py`, since they move once an optimizer step, not once a forward.
 """
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
 from smalti.tokenizer.bottleneck.base import Quantized
-from smalti.tokenizer.bottleneck.vq import NearestConfig, VectorQuantizer
-
-
-class EMAVQConfig(NearestConfig):
-    """A codebook that follows the running mean of encoder outputs assigned to it (van den Oord et al. 2017, A.1)."""
-
-    kind: Literal["vq_ema"] = "vq_ema"
-    """moving average"""
-    decay: float = Field(0.99, gt=0, lt=1)
-    """gamma of the moving average: near 1 moves slowly"""
+from smalti.tokenizer.bottleneck.config import EMAVQConfig
+from smalti.tokenizer.bottleneck.vq import VectorQuantizer
 
 
 @EMAVQConfig.register

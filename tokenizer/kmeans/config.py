@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from smalti.common.config import declared
 from smalti.tokenizer.codebooks.facts import CodebookFacts, SizedFacts
 from smalti.tokenizer.patches.config import PatchesConfig
 
 
+@declared("smalti.tokenizer.kmeans.model")
 class KMeansConfig(PatchesConfig):
     """K-means of patches: the tokenizer without a network."""
 

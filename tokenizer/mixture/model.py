@@ -15,52 +15,16 @@ What a code decodes to is its mean, with the one variance of all codes that K-me
 Shapes: as of `tokenizer/patches/model.py`. EM and log p are computed in fp64, and the model is kept in fp32.
 """
 
-from typing import Literal, Self
+import math
+from typing import Self
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor
 
-from smalti.common.gaussian_mixture import (
-    EMPTY,
-    TOGETHER,
-    Covariance,
-    GaussianMixture,
-    Moments,
-    e_step,
-    first_mixture,
-    m_step,
-)
-from smalti.tokenizer.codebooks.facts import CodebookFacts, SizedFacts
+from smalti.common.gaussian_mixture import EMPTY, TOGETHER, GaussianMixture, Moments, e_step, first_mixture, m_step
 from smalti.tokenizer.criterion.likelihood.levels import LOG_WIDTH, edges, log_normal_mass
-from smalti.tokenizer.patches.config import PatchesConfig
+from smalti.tokenizer.mixture.config import GaussianMixtureConfig
 from smalti.tokenizer.patches.model import PatchTokenizer
-
-
-class GaussianMixtureConfig(PatchesConfig):
-    """A mixture of Gaussians of patches, by EM: K-means with soft assignment."""
-
-    kind: Literal["gaussian_mixture"] = "gaussian_mixture"
-    """patches, and the likeliest component of a mixture of Gaussians for each"""
-    covariance: Covariance = "diagonal"
-    """of a component. spherical: one variance; diagonal: one for each pixel; full: pixels correlate; tied: full, and
-    shared by the components"""
-    regularization: float = Field(1e-3, ge=0)
-    """added to the variance of each pixel, which lies in [-1, 1]: at 1e-3 no deviation is below four
-    of the 256 levels"""
-
-    @property
-    def codebook(self) -> CodebookFacts:
-        return MixtureFacts("gaussian_mixture", self.code_dim, "model.")
-
-
-class MixtureFacts(SizedFacts):
-    """The facts about components of a mixture of patches."""
-
-    cause = "the components were fitted to other patches, or overlap others that are likelier"
-
-    def wider_use(self, revive_below: float | None) -> list[str]:
-        return ["more iterations", "model.covariance spherical"]
 
 
 @GaussianMixtureConfig.register
@@ -78,7 +42,7 @@ class GaussianMixtureTokenizer(PatchTokenizer):
         K, D = config.codebook_size, config.code_dim
         shape = {"spherical": (K,), "diagonal": (K, D), "full": (K, D, D), "tied": (D, D)}[config.covariance]
         one = torch.eye(D) if config.covariance in ("full", "tied") else torch.ones(())
-        self.register_buffer("log_weights", torch.zeros(K).log_softmax(0))
+        self.register_buffer("log_weights", torch.full((K,), -math.log(K)))
         self.register_buffer("centres", torch.zeros(K, D))
         self.register_buffer("scale", one.expand(shape).clone())
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from smalti.common.config import declared
 from smalti.common.layout import Grid, Layout
-from smalti.tokenizer.bottleneck.config import SingleConfig
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import SingleConfig, VQConfig
 from smalti.tokenizer.code_autoencoder_config import CodeAutoencoderConfig
 from smalti.tokenizer.codebooks.facts import FactsOfSeveral
 
@@ -25,6 +25,7 @@ def usual_scales(height: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+@declared("smalti.tokenizer.multiscale.model")
 class MultiscaleConfig(CodeAutoencoderConfig):
     """The multi-scale residual tokenizer of VAR (Tian et al. 2024)."""
 

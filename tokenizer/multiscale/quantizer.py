@@ -34,10 +34,9 @@ from torch import Tensor, nn
 
 from smalti.common.precision import fp32
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer, Table, build_quantizer
-from smalti.tokenizer.bottleneck.config import SingleConfig, TableConfig
+from smalti.tokenizer.bottleneck.config import NearestConfig, SingleConfig, TableConfig
 from smalti.tokenizer.bottleneck.estimators import ESTIMATORS
 from smalti.tokenizer.bottleneck.losses import codebook_and_commitment
-from smalti.tokenizer.bottleneck.vq import NearestConfig
 
 HALF = 0.5  # of φ is the convolution's, as in VAR
 WINDOW = 16  # images whose mean is taken away in training: the batch's, and where it is smaller some before too

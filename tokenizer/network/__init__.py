@@ -4,7 +4,3 @@ convolutional   residual convolutional blocks, the encoder and decoder of the VQ
 mlp             fully connected layers, for small images
 linear          one linear layer each way: probabilistic PCA
 """
-
-from smalti.tokenizer.network import convolutional_vectors, linear, mlp
-
-__all__ = ["convolutional_vectors", "linear", "mlp"]  # the kinds there are: each registers itself

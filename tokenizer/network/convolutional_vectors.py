@@ -5,38 +5,15 @@ the vector back to as many.
 """
 
 from math import prod
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.tokenizer.network.base import Network, Sizes
-from smalti.tokenizer.network.config import NetworkConfig
+from smalti.tokenizer.network.config import ConvolutionalConfig
 from smalti.tokenizer.network.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
-from smalti.tokenizer.network.grid import grid_of
-
-
-class ConvolutionalConfig(NetworkConfig):
-    """The convolutional network of the VQGAN family (Esser et al. 2021, table 7)."""
-
-    kind: Literal["convolutional"] = "convolutional"
-    """residual convolutional blocks, as in the VQ-VAE"""
-    patch: Literal[1, 2, 4, 8] = 1
-    """pixels a side that the first layer folds into channels; 2 or 4 save most of the time of a full-size level"""
-    channels: tuple[Annotated[int, Field(ge=8, le=2**14, multiple_of=8)], ...] = Field(
-        (32, 64), min_length=1, max_length=12
-    )
-    """width of each level; each level after the first halves the image"""
-    blocks: int = Field(1, ge=1, le=256)
-    """residual blocks a level"""
-    attention: bool = False
-    """self-attention at the lowest level"""
-
-    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        return grid_of(image_size, self.patch, len(self.channels))
 
 
 @ConvolutionalConfig.register

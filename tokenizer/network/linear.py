@@ -5,19 +5,12 @@ Tipping and Bishop (1999), https://doi.org/10.1111/1467-9868.00196. Its posterio
 """
 
 from math import prod
-from typing import Literal
 
 from torch import nn
 
 from smalti.tokenizer.network.base import Sizes
-from smalti.tokenizer.network.whole_image import WholeImageConfig, WholeImageNetwork
-
-
-class LinearConfig(WholeImageConfig):
-    """One linear layer each way, with a posterior that is known exactly: probabilistic PCA."""
-
-    kind: Literal["linear"] = "linear"
-    """one linear layer each way, of the whole image: probabilistic PCA"""
+from smalti.tokenizer.network.config import LinearConfig
+from smalti.tokenizer.network.whole_image import WholeImageNetwork
 
 
 @LinearConfig.register

@@ -6,22 +6,12 @@ Kingma and Welling (2014), https://arxiv.org/abs/1312.6114, app. C; Burda et al.
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import Annotated, Literal
 
-from pydantic import Field
 from torch import nn
 
 from smalti.tokenizer.network.base import Sizes
-from smalti.tokenizer.network.whole_image import WholeImageConfig, WholeImageNetwork
-
-
-class MLPConfig(WholeImageConfig):
-    """Fully connected layers: fast, and enough for small images."""
-
-    kind: Literal["mlp"] = "mlp"
-    """fully connected layers, of the whole image"""
-    hidden: tuple[Annotated[int, Field(ge=1, le=2**14)], ...] = Field((200, 200), min_length=1, max_length=16)
-    """widths of the encoder's hidden layers; the decoder has them in reverse"""
+from smalti.tokenizer.network.config import MLPConfig
+from smalti.tokenizer.network.whole_image import WholeImageNetwork
 
 
 @MLPConfig.register

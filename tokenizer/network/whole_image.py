@@ -4,14 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from smalti.tokenizer.network.base import Network
-from smalti.tokenizer.network.config import NetworkConfig
-
-
-class WholeImageConfig(NetworkConfig):
-    """A network of the whole image."""
-
-    def grid(self, image_size: tuple[int, int]) -> None:
-        return None
 
 
 class WholeImageNetwork(Network):

@@ -2,15 +2,15 @@
 
 from pydantic import Field
 
+from smalti.common.choices import Tracker
 from smalti.common.config import Settings
 from smalti.common.data.config import ImagesConfig
-from smalti.common.track import Tracker
 from smalti.tokenizer.config import EncodeConfig
-from smalti.tokenizer.kmeans.model import KMeansTokenizer
-from smalti.tokenizer.mixture.model import GaussianMixtureTokenizer
+from smalti.tokenizer.kmeans.config import KMeansConfig
+from smalti.tokenizer.mixture.config import GaussianMixtureConfig
 from smalti.tokenizer.patches.config import PatchesConfig
 
-KINDS = (KMeansTokenizer, GaussianMixtureTokenizer)  # importing them registers them
+KINDS = (KMeansConfig, GaussianMixtureConfig)  # importing them declares them
 
 
 class ClusterConfig(Settings):

@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Generator, Tensor
 
 from smalti.tokenizer.base import LikelihoodTokenizer
-from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian, GaussianConfig
+from smalti.tokenizer.criterion.likelihood.config import GaussianConfig
+from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian
 from smalti.tokenizer.criterion.likelihood.levels import HALF
 from smalti.tokenizer.patches.config import PatchesConfig
 

@@ -1,9 +1,12 @@
-"""The settings of every posterior, with what the encoder and the loss read of them."""
+"""The settings of every posterior, each kind with the file that has its paper and equation, and what the encoder and
+the loss read of them."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from smalti.common.config import Kind
+from pydantic import Field
+
+from smalti.common.config import Kind, declared
 
 
 class PosteriorConfig(Kind):
@@ -34,4 +37,85 @@ class PosteriorConfig(Kind):
     @property
     def has_moments(self) -> bool:
         """Return whether mean and standard deviation under q have formulas."""
+        return False
+
+
+@declared("smalti.tokenizer.posterior.gaussian")
+class GaussianConfig(PosteriorConfig):
+    """A normal distribution (Kingma and Welling 2014)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    """a normal distribution, the VAE's"""
+    covariance: Literal["isotropic", "diagonal", "full"] = "diagonal"
+    """one variance a place, one for each number, or with the correlations of all pairs of numbers"""
+
+    def outputs(self, dim: int) -> int:
+        scales = {"isotropic": 1, "diagonal": dim, "full": dim * (dim + 1) // 2}
+        return dim + scales[self.covariance]
+
+    @property
+    def closed_form(self) -> bool:
+        return True
+
+    @property
+    def has_moments(self) -> bool:
+        return True
+
+
+@declared("smalti.tokenizer.posterior.mixture")
+class MixtureConfig(PosteriorConfig):
+    """A weighted sum of normal distributions, each with a variance for each number."""
+
+    kind: Literal["mixture"] = "mixture"
+    """a weighted sum of normal distributions"""
+    components: int = Field(4, ge=1, le=256)
+    """K, how many normal distributions"""
+
+    def outputs(self, dim: int) -> int:
+        return self.components * (1 + 2 * dim)
+
+    @property
+    def has_moments(self) -> bool:
+        return True
+
+
+@declared("smalti.tokenizer.posterior.flow")
+class FlowConfig(PosteriorConfig):
+    """Noise through invertible networks (Rezende and Mohamed 2015; Kingma et al. 2016)."""
+
+    kind: Literal["flow"] = "flow"
+    """noise through invertible networks"""
+    transform: Literal["iaf", "nsf"] = "iaf"
+    """what each network sets: a shift and a scale (Kingma et al. 2016), or a spline (Durkan et al. 2019)"""
+    transforms: int = Field(2, ge=1, le=16)
+    """K, networks one after the other; two let every number depend on every other"""
+    hidden: tuple[Annotated[int, Field(ge=1, le=2**14)], ...] = Field((64, 64), min_length=1, max_length=16)
+    """units of each hidden layer of each network"""
+    context: int = Field(16, ge=1, le=2**12)
+    """numbers a place, beside mean and scale, by which the encoder speaks to the networks"""
+
+    def outputs(self, dim: int) -> int:
+        return 2 * dim + self.context
+
+    @property
+    def scores_any(self) -> bool:
+        return False  # D passes through each network
+
+
+@declared("smalti.tokenizer.posterior.none")
+class NoneConfig(PosteriorConfig):
+    """No distribution: z is the encoder's output, as in an autoencoder."""
+
+    kind: Literal["none"] = "none"
+    """the encoder's output itself, an autoencoder"""
+
+    def outputs(self, dim: int) -> int:
+        return dim
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    @property
+    def scores_any(self) -> bool:
         return False

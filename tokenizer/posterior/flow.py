@@ -17,41 +17,18 @@ T is the identity, and q the diagonal Gaussian N(μ, σ²). There is no KL, mean
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call
 
 from smalti.tokenizer.posterior.base import Draw, Posterior, in_fp32, noise_for
-from smalti.tokenizer.posterior.config import PosteriorConfig
+from smalti.tokenizer.posterior.config import FlowConfig
 from smalti.tokenizer.posterior.normal import DiagonalNormal, bounded, standard_log_prob
 
 R = TypeVar("R")
-
-
-class FlowConfig(PosteriorConfig):
-    """Noise through invertible networks (Rezende and Mohamed 2015; Kingma et al. 2016)."""
-
-    kind: Literal["flow"] = "flow"
-    """noise through invertible networks"""
-    transform: Literal["iaf", "nsf"] = "iaf"
-    """what each network sets: a shift and a scale (Kingma et al. 2016), or a spline (Durkan et al. 2019)"""
-    transforms: int = Field(2, ge=1, le=16)
-    """K, networks one after the other; two let every number depend on every other"""
-    hidden: tuple[Annotated[int, Field(ge=1, le=2**14)], ...] = Field((64, 64), min_length=1, max_length=16)
-    """units of each hidden layer of each network"""
-    context: int = Field(16, ge=1, le=2**12)
-    """numbers a place, beside mean and scale, by which the encoder speaks to the networks"""
-
-    def outputs(self, dim: int) -> int:
-        return 2 * dim + self.context
-
-    @property
-    def scores_any(self) -> bool:
-        return False  # D passes through each network
 
 
 class Transforms(nn.Module):

@@ -14,35 +14,12 @@ Draws, log q of them and KL are finite for any |h| up to 1e15. That is not promi
 elsewhere: it solves with L, and can overflow where L' is many orders of magnitude larger than σ.
 """
 
-from typing import Literal
-
 import torch
 from torch import Generator, Tensor
 
 from smalti.tokenizer.posterior.base import Draw, Posterior, in_fp32, noise_for
-from smalti.tokenizer.posterior.config import PosteriorConfig
+from smalti.tokenizer.posterior.config import GaussianConfig
 from smalti.tokenizer.posterior.normal import DiagonalNormal, FullNormal, bounded, standard_log_prob
-
-
-class GaussianConfig(PosteriorConfig):
-    """A normal distribution (Kingma and Welling 2014)."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    """a normal distribution, the VAE's"""
-    covariance: Literal["isotropic", "diagonal", "full"] = "diagonal"
-    """one variance a place, one for each number, or with the correlations of all pairs of numbers"""
-
-    def outputs(self, dim: int) -> int:
-        scales = {"isotropic": 1, "diagonal": dim, "full": dim * (dim + 1) // 2}
-        return dim + scales[self.covariance]
-
-    @property
-    def closed_form(self) -> bool:
-        return True
-
-    @property
-    def has_moments(self) -> bool:
-        return True
 
 
 @GaussianConfig.register

@@ -16,32 +16,15 @@ There is no KL in closed form. The encoder gives log π, which need not be norma
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from pydantic import Field
 from torch import Generator, Tensor
 
 from smalti.tokenizer.posterior.base import Draw, Posterior, in_fp32, noise_for
-from smalti.tokenizer.posterior.config import PosteriorConfig
+from smalti.tokenizer.posterior.config import MixtureConfig
 from smalti.tokenizer.posterior.normal import HALF_LOG_TAU, DiagonalNormal, bounded
-
-
-class MixtureConfig(PosteriorConfig):
-    """A weighted sum of normal distributions, each with a variance for each number."""
-
-    kind: Literal["mixture"] = "mixture"
-    """a weighted sum of normal distributions"""
-    components: int = Field(4, ge=1, le=256)
-    """K, how many normal distributions"""
-
-    def outputs(self, dim: int) -> int:
-        return self.components * (1 + 2 * dim)
-
-    @property
-    def has_moments(self) -> bool:
-        return True
 
 
 class Mixture(NamedTuple):

@@ -3,32 +3,12 @@
 There is no density, so no log q and no KL: nothing asks z to be near N(0, I).
 """
 
-from typing import Literal
-
 import torch
 from torch import Generator, Tensor
 
 from smalti.common.errors import UserError
 from smalti.tokenizer.posterior.base import Draw, Posterior, in_fp32
-from smalti.tokenizer.posterior.config import PosteriorConfig
-
-
-class NoneConfig(PosteriorConfig):
-    """No distribution: z is the encoder's output, as in an autoencoder."""
-
-    kind: Literal["none"] = "none"
-    """the encoder's output itself, an autoencoder"""
-
-    def outputs(self, dim: int) -> int:
-        return dim
-
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    @property
-    def scores_any(self) -> bool:
-        return False
+from smalti.tokenizer.posterior.config import NoneConfig
 
 
 @NoneConfig.register

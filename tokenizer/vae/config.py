@@ -1,25 +1,27 @@
 """The settings of a VAE: its network, its posterior, its likelihood and its objective."""
 
 from math import prod
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from smalti.common.condition import Classes, Condition, Nothing
-from smalti.common.data.images import ImageSet
+from smalti.common.config import declared
 from smalti.common.layout import Layout
 from smalti.tokenizer.config import TrainedConfig
+from smalti.tokenizer.criterion.likelihood.config import GaussianConfig as GaussianLikelihoodConfig
 from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
-from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig as GaussianLikelihoodConfig
-from smalti.tokenizer.criterion.objective.config import ObjectiveConfig
-from smalti.tokenizer.criterion.objective.elbo import ELBOConfig
+from smalti.tokenizer.criterion.objective.config import ELBOConfig, ObjectiveConfig
 from smalti.tokenizer.labels import check_labels
-from smalti.tokenizer.network.config import NetworkConfig
-from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
+from smalti.tokenizer.network.config import ConvolutionalConfig, NetworkConfig
+from smalti.tokenizer.posterior.config import GaussianConfig as GaussianPosteriorConfig
 from smalti.tokenizer.posterior.config import PosteriorConfig
-from smalti.tokenizer.posterior.gaussian import GaussianConfig as GaussianPosteriorConfig
+
+if TYPE_CHECKING:  # torch takes seconds, and reading settings does without
+    from smalti.common.data.images import ImageSet
 
 
+@declared("smalti.tokenizer.vae.model")
 class VAEConfig(TrainedConfig):
     """The variational autoencoder (Kingma and Welling 2014), and without a posterior the autoencoder."""
 
@@ -68,7 +70,7 @@ class VAEConfig(TrainedConfig):
     def conditional(self) -> bool:
         return self.condition.told
 
-    def over(self, images: ImageSet) -> Self:
+    def over(self, images: "ImageSet") -> Self:
         """Return the settings with the names of the images' classes, where they are told of. Raises `check_labels`'."""
         if not self.condition.told:
             return self

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from smalti.common.config import Settings
+from smalti.common.config import Settings, declared
 from smalti.common.data.config import ImagesConfig, Pixels
 from smalti.common.layout import MOST_CODES, Layout
-from smalti.tokenizer.bottleneck.vq import VQConfig
+from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.codebooks.facts import CodebookFacts
 from smalti.tokenizer.config import EncodeConfig, ImageTokenizerConfig
 
@@ -16,6 +16,7 @@ Width = Annotated[int, Field(ge=1, le=2**14)]  # channels of a published network
 Publisher = Literal["llamagen", "taming", "diffusers"]
 
 
+@declared("smalti.tokenizer.vqgan.model")
 class VQGANConfig(ImageTokenizerConfig):
     """A VQGAN as taming-transformers, LlamaGen and diffusers publish it; see `tokenizer/vqgan/model.py`."""
 

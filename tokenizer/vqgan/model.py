@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from smalti.common.errors import UserError
 from smalti.tokenizer.bottleneck.vq import VectorQuantizer
-from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian, GaussianConfig
+from smalti.tokenizer.criterion.likelihood.config import GaussianConfig
+from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian
 from smalti.tokenizer.criterion.likelihood.levels import HALF
 from smalti.tokenizer.network_tokenizer import GridTokenizer
 from smalti.tokenizer.vqgan.config import VQGANConfig

@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+from smalti.common.config import declared
 from smalti.common.layout import Layout
 from smalti.tokenizer.code_autoencoder_config import CodeAutoencoderConfig
 
 
+@declared("smalti.tokenizer.vqvae.model")
 class VQVAEConfig(CodeAutoencoderConfig):
     """The convolutional VQ-VAE of the VQGAN family (Esser et al. 2021, table 7)."""
 

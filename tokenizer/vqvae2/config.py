@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from smalti.common.config import declared
 from smalti.common.layout import Grid, Layout
 from smalti.tokenizer.bottleneck.config import BottleneckConfig
 from smalti.tokenizer.code_autoencoder_config import CodeAutoencoderConfig
@@ -13,6 +14,7 @@ from smalti.tokenizer.codebooks.facts import FactsOfSeveral
 from smalti.tokenizer.network.grid import halved
 
 
+@declared("smalti.tokenizer.vqvae2.model")
 class VQVAE2Config(CodeAutoencoderConfig):
     """The hierarchical VQ-VAE (Razavi et al. 2019): grids of codes over each other, each half as fine as the next."""
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from smalti.prior.draw import Precision
 from smalti.prior.fast.blocks import CachedBlocks
+from smalti.prior.sampling_config import Precision
 from smalti.prior.transformer.layers import causal_attention
 from smalti.prior.transformer.network import CausalTransformer
 

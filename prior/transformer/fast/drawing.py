@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.errors import UserError
-from smalti.prior.draw import Precision, SamplingConfig, draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.prediction_order import code_order
+from smalti.prior.sampling_config import Precision, SamplingConfig
 from smalti.prior.transformer.fast.cached import CachedTransformer, CountedStep, NumberedStep, Step
 from smalti.prior.transformer.fast.graph import Graphs
 from smalti.prior.transformer.network import CausalTransformer, own_rows

@@ -14,8 +14,3 @@ times the width of a level, and −log p(x | z) of the Gaussian the squared erro
     logistic_mixture  Σ_k π_k Logistic(μ_k, s_k)   each pixel says how sure it is; later channels see the earlier ones
     categorical       256 numbers a pixel       any shape, and no notion that neighbouring levels are alike
 """
-
-from smalti.tokenizer.criterion.likelihood import bernoulli, categorical, gaussian, laplace, logistic_mixture
-
-# The kinds there are: each registers itself.
-__all__ = ["bernoulli", "categorical", "gaussian", "laplace", "logistic_mixture"]

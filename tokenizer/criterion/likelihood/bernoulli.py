@@ -1,25 +1,13 @@
 """`bernoulli`: the probability of white: cross-entropy, for black-and-white images."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.precision import fp32
 from smalti.tokenizer.criterion.likelihood.base import Likelihood
-from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.config import BernoulliConfig
 from smalti.tokenizer.criterion.likelihood.levels import HALF, LEVELS
-
-
-class BernoulliConfig(LikelihoodConfig):
-    """Black or white pixels; needs images.black_and_white: true."""
-
-    kind: Literal["bernoulli"] = "bernoulli"
-    """black-and-white images"""
-
-    def outputs(self, channels: int) -> int:
-        return channels
 
 
 @BernoulliConfig.register

@@ -1,25 +1,13 @@
 """`categorical`: 256 numbers a pixel: any shape, and no notion that neighbouring levels are alike."""
 
-from typing import Literal
-
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from smalti.common.precision import fp32
 from smalti.tokenizer.criterion.likelihood.base import Likelihood
-from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.config import CategoricalConfig
 from smalti.tokenizer.criterion.likelihood.levels import LEVELS, all_levels, levels_of, pixels_of
-
-
-class CategoricalConfig(LikelihoodConfig):
-    """A free distribution over the 256 levels of each channel."""
-
-    kind: Literal["categorical"] = "categorical"
-    """256 numbers a pixel"""
-
-    def outputs(self, channels: int) -> int:
-        return channels * LEVELS
 
 
 @CategoricalConfig.register

@@ -1,26 +1,10 @@
 """`gaussian`: N(μ, σ²): the squared error, L2; the VQ-VAE's and the lecture's."""
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
-from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.config import GaussianConfig
 from smalti.tokenizer.criterion.likelihood.levels import log_normal_mass
 from smalti.tokenizer.criterion.likelihood.location import Location
-
-
-class GaussianConfig(LikelihoodConfig):
-    """A normal distribution around what is decoded: the squared error (van den Oord et al. 2017)."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    """squared error"""
-    sigma: float | None = Field(None, gt=1e-4, le=10)
-    """its deviation, pixels being in [-1, 1]; null learns one for each channel, which is sqrt of the mean squared
-    error"""
-
-    def outputs(self, channels: int) -> int:
-        return channels
 
 
 @GaussianConfig.register

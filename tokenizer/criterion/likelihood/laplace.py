@@ -1,25 +1,10 @@
 """`laplace`: Laplace(μ, b): the absolute error, L1."""
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
-from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.config import LaplaceConfig
 from smalti.tokenizer.criterion.likelihood.levels import log_laplace_mass
 from smalti.tokenizer.criterion.likelihood.location import Location
-
-
-class LaplaceConfig(LikelihoodConfig):
-    """A Laplace distribution around what is decoded: the absolute error."""
-
-    kind: Literal["laplace"] = "laplace"
-    """absolute error"""
-    scale: float | None = Field(None, gt=1e-4, le=10)
-    """its scale b, pixels being in [-1, 1]; null learns one for each channel, which is the mean absolute error"""
-
-    def outputs(self, channels: int) -> int:
-        return channels
 
 
 @LaplaceConfig.register

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEVELS = 256
+from smalti.tokenizer.criterion.likelihood.config import LEVELS
+
 HALF = 1 / 255  # of a level's width: levels are 2 / 255 apart
 LOG_WIDTH = math.log(2 * HALF)
 OPEN = 50.0  # scales that the outermost levels go on: e^-50 lies beyond, and an infinite end has a gradient of NaN

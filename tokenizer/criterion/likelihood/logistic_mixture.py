@@ -1,28 +1,13 @@
 """`logistic_mixture`: Σ_k π_k Logistic(μ_k, s_k): each pixel has a spread, later channels depend on earlier ones."""
 
-from typing import Literal
-
 import torch
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor
 
 from smalti.common.precision import fp32
 from smalti.tokenizer.criterion.likelihood.base import Likelihood
-from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.config import LogisticMixtureConfig
 from smalti.tokenizer.criterion.likelihood.levels import all_levels, edges, levels_of, log_logistic_mass, pixels_of
-
-
-class LogisticMixtureConfig(LikelihoodConfig):
-    """A mixture of logistics at each pixel, its channels one after the other (Salimans et al. 2017)."""
-
-    kind: Literal["logistic_mixture"] = "logistic_mixture"
-    """each pixel with its own spread, best in bits"""
-    components: int = Field(5, ge=1, le=64)
-    """logistics a pixel"""
-
-    def outputs(self, channels: int) -> int:
-        return self.components * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 
 @LogisticMixtureConfig.register

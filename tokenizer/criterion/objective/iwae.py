@@ -6,22 +6,11 @@ Burda et al. (2016), https://arxiv.org/abs/1509.00519, eq. 8.
 """
 
 import math
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from smalti.tokenizer.criterion.objective.base import Evidence, Objective
-from smalti.tokenizer.criterion.objective.config import ObjectiveConfig
-
-
-class IWAEConfig(ObjectiveConfig):
-    """The importance-weighted bound."""
-
-    kind: Literal["iwae"] = "iwae"
-    """the importance-weighted bound of `samples` draws"""
-    samples: int = Field(5, ge=1, le=2**14)
-    """K, draws of z for each image; memory and time grow with them"""
+from smalti.tokenizer.criterion.objective.config import IWAEConfig
 
 
 @IWAEConfig.register

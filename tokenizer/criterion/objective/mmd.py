@@ -8,25 +8,12 @@ https://arxiv.org/abs/1711.01558. The KL of the ELBO is the mutual information o
 KL(q(z) || p(z)); these objectives leave the first free and ask for the second alone. Neither is a bound on log p(x).
 """
 
-from typing import ClassVar, Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from smalti.metrics.mmd import mmd_squared
 from smalti.tokenizer.criterion.objective.base import Evidence, Objective
-from smalti.tokenizer.criterion.objective.config import ObjectiveConfig
-
-
-class WAEConfig(ObjectiveConfig):
-    """The Wasserstein autoencoder by MMD."""
-
-    kind: Literal["wae"] = "wae"
-    """Wasserstein autoencoder: MMD in place of the KL"""
-    needs_density: ClassVar[bool] = False
-    mmd_weight: float = Field(1000.0, ge=0)
-    """λ, nats an image that an MMD² of 1 costs"""
+from smalti.tokenizer.criterion.objective.config import InfoVAEConfig, WAEConfig
 
 
 @WAEConfig.register
@@ -39,17 +26,6 @@ class WAE(Objective):
     def terms(self, evidence: Evidence, progress: float) -> dict[str, Tensor]:
         mmd_loss = self.config.mmd_weight * distance_to_prior(evidence.z)
         return {"reconstruction_loss": evidence.nll.mean(), "mmd_loss": mmd_loss}
-
-
-class InfoVAEConfig(ObjectiveConfig):
-    """InfoVAE by MMD."""
-
-    kind: Literal["infovae"] = "infovae"
-    """InfoVAE: part of the KL, and MMD"""
-    kl_weight: float = Field(0.1, ge=0)
-    """1 − α on the KL"""
-    mmd_weight: float = Field(1000.0, ge=0)
-    """α + λ − 1, nats an image that an MMD² of 1 costs"""
 
 
 @InfoVAEConfig.register

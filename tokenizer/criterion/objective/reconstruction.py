@@ -1,19 +1,9 @@
 """`reconstruction`: −log p(x | z) alone. An autoencoder's; of a Gaussian q it shows why the KL cannot be dropped."""
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from smalti.tokenizer.criterion.objective.base import Evidence, Objective
-from smalti.tokenizer.criterion.objective.config import ObjectiveConfig
-
-
-class ReconstructionConfig(ObjectiveConfig):
-    """Reconstruction alone: q(z | x) shrinks to points, and p(z) says nothing of where they are."""
-
-    kind: Literal["reconstruction"] = "reconstruction"
-    """the reconstruction alone, as of an autoencoder"""
-    needs_density: ClassVar[bool] = False
+from smalti.tokenizer.criterion.objective.config import ReconstructionConfig
 
 
 @ReconstructionConfig.register
