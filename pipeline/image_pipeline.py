@@ -5,8 +5,8 @@
     pipeline.complete(pictures, mask, seed=0).images    # the pixels the mask keeps, the rest drawn anew
 
 Shapes inside: codes (B, T) -> indices (B, h, w) or (B, h, w, Q) -> images (B, C, H, W) uint8. An image is a function of
-(weights, label, seed): batches have a fixed, padded size, so it depends neither on its neighbours nor on the number of
-processes.
+(weights, label, seed): batches are padded to a size from which on each image is computed alike, so it depends neither
+on its neighbours nor on the number of processes.
 """
 
 import math
@@ -14,6 +14,7 @@ import operator
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -50,6 +51,7 @@ FIRST_PARTS: dict[tuple[str, str], tuple[type[config.Kind], str]] = {
     ("prior.model", "Prior"): (ArchitectureConfig, "transformer"),
 }
 ENCODED = 64  # images that are encoded, scored or decoded at once
+ALIKE = 4  # images from which a decoder computes each as among 64; one alone takes other kernels, which round otherwise
 
 
 class ClassNumber(int):
@@ -131,6 +133,10 @@ class ImagePipeline(Pretrained):
         self.identity = identity
         self.sampling = sampling
         self.chosen = chosen
+        self._kept: list[tuple[Any, Sampler]] = []  # the sampler of the last call, and what it was made of
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": []}  # a copy, or another process, makes its own
 
     # ---------------------------------------------------------------------------------------------------- on the disk
 
@@ -208,6 +214,7 @@ class ImagePipeline(Pretrained):
         if given or len(device_or_dtype) + len(named) > 2:
             raise UserError(f"to takes a device, got {', '.join(map(str, [*device_or_dtype, *named]))}")
         if device is not None:
+            self._kept.clear()
             self.tokenizer.to(device)
             self.prior.to(device)
         return self
@@ -269,7 +276,7 @@ class ImagePipeline(Pretrained):
         """
         numbers = self.deal_labels(labels, num_images)
         seeds = self.deal_seeds(len(numbers), seed, generator)
-        return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling))
+        return self._drawn(numbers, seeds, batch_size, sampling)
 
     def complete(
         self,
@@ -309,7 +316,7 @@ class ImagePipeline(Pretrained):
                 stacklevel=2,
             )
         codes = self.encode_pixels(fill_unknown(pixels, kept), torch.tensor(numbers))
-        return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
+        return self._drawn(numbers, seeds, batch_size, sampling, codes, known)
 
     def vary(
         self,
@@ -331,8 +338,7 @@ class ImagePipeline(Pretrained):
         codes, numbers = self._codes_of(images, labels)
         seeds = self.deal_seeds(len(codes), seed, generator)
         ranks = torch.cat([_ranks(self.prior.config.layout.places, seed) for seed in seeds])
-        sampler = self.sampler(batch_size, **sampling)
-        return self._drawn(numbers, seeds, sampler, codes, ranks >= round(share * ranks.shape[1]))
+        return self._drawn(numbers, seeds, batch_size, sampling, codes, ranks >= round(share * ranks.shape[1]))
 
     def refine(
         self,
@@ -370,7 +376,7 @@ class ImagePipeline(Pretrained):
         seeds = self.deal_seeds(len(codes), seed, generator)
         kept = sum(grid.places for grid in grids[:from_scale])
         known = (torch.arange(self.prior.config.layout.places) < kept).expand(len(codes), -1)
-        return self._drawn(numbers, seeds, self.sampler(batch_size, **sampling), codes, known)
+        return self._drawn(numbers, seeds, batch_size, sampling, codes, known)
 
     def interpolate(
         self,
@@ -412,8 +418,8 @@ class ImagePipeline(Pretrained):
         taken = come < (progress * come.shape[1]).round()  # (steps, P)
         known = again >= (share * 4 * progress * (1 - progress) * again.shape[1]).round()
         codes = torch.where(taken.repeat_interleave(layout.depth, 1), ends[1], ends[0])
-        numbers, sampler = given or self._labels_of(label, steps), self.sampler(batch_size, **sampling)
-        return self._drawn(numbers, [seed] * steps, sampler, codes, known)
+        numbers = given or self._labels_of(label, steps)
+        return self._drawn(numbers, [seed] * steps, batch_size, sampling, codes, known)
 
     def _decoded(self, latents: Tensor, labels: list[int] | None) -> Generated:
         """Return latents (B, T) that were not drawn, with their images."""
@@ -528,6 +534,23 @@ class ImagePipeline(Pretrained):
         except ValueError as error:
             raise UserError(str(error)) from None
 
+    @contextmanager
+    def _sampler(self, batch_size: int | None, sampling: dict[str, Any]) -> Iterator[Sampler]:
+        """Yield the sampler of the last call if it would be made the same now, else a new one; see `sampler`.
+
+        While it draws, it is not there for another thread, which makes its own: a sampler holds the state of a batch.
+        """
+        made_of = (self.check_sampling(**sampling), batch_size, self.device, _state(self.prior))
+        try:
+            kept, sampler = self._kept.pop()
+        except IndexError:
+            kept, sampler = None, None
+        if sampler is None or kept != made_of:
+            sampler = None  # what it holds first
+            sampler = self.sampler(batch_size, **sampling)
+        yield sampler
+        self._kept[:] = [(made_of, sampler)]
+
     def check_sampling(self, **sampling: Any) -> SamplingConfig:
         """Return the pipeline's settings, some replaced. Raises `UserError` for impossible settings."""
         settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
@@ -576,7 +599,8 @@ class ImagePipeline(Pretrained):
         self,
         labels: list[int],
         seeds: list[int],
-        sampler: Sampler,
+        batch_size: int | None,
+        sampling: dict[str, Any],
         codes: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Generated:
@@ -594,7 +618,7 @@ class ImagePipeline(Pretrained):
         for line in self.untrained(labels):
             warnings.warn(line, stacklevel=3)
         try:
-            with passing_bar(len(labels), "draw") as bar:
+            with self._sampler(batch_size, sampling) as sampler, passing_bar(len(labels), "draw") as bar:
                 told = self.told_to_prior(torch.tensor(labels))
                 given = None if codes is None else self.to_prior(codes)
                 drawn = self.from_prior(sampler(told, seeds, given, known, progress=bar.update).cpu())
@@ -682,11 +706,13 @@ class ImagePipeline(Pretrained):
     def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the images (B, C, H, W) uint8 of codes (B, T), on the CPU; class numbers (B,) as of `encode_pixels`.
 
-        Batches have one size, so that an image does not depend on its neighbours.
+        An image does not depend on its neighbours: batches have one size, and on a CPU at least `ALIKE` images, from
+        which on each is computed as among more.
         """
         found = []
         for rows in torch.arange(len(codes)).split(ENCODED):
-            padded = torch.cat([rows, rows[-1:].expand(ENCODED - len(rows))])
+            size = max(len(rows), ALIKE) if self.device.type == "cpu" else ENCODED
+            padded = torch.cat([rows, rows[-1:].expand(size - len(rows))])
             told = None if labels is None else labels[padded]
             found.append(to_uint8(self.tokenizer.decode(codes[padded].to(self.device), told))[: len(rows)].cpu())
         return torch.cat(found)

@@ -2,8 +2,9 @@
 
 B images of T numbers:  condition (B, ...), seeds (B,) -> codes (B, T) int64 in [0, K), or vectors (B, T) float32.
 
-All the randomness of an image comes from its own seed, and batches have a fixed, padded size. So an image depends
-neither on its place in the batch nor on the process that draws it.
+All the randomness of an image comes from its own seed, and a request is drawn in batches of one size, of so many rows
+that each is computed as in a large batch. So an image depends neither on its place in the batch, nor on how many are
+asked for with it, nor on the process that draws it.
 """
 
 import gc
@@ -23,6 +24,9 @@ from smalti.prior.prediction_order import known_first, raster
 from smalti.prior.sampling_config import Precision, SamplingConfig
 
 BATCH = {"cpu": 64, "cuda": 256}  # images a batch if memory holds them: larger batches gain little
+# Rows from which the products of MKL and oneDNN on a CPU compute each as they do among 64; one to three take other
+# kernels, which round otherwise, and up to `prior.fast.matrix.FEW` rows small bf16 matrices are kept in fp32.
+ALIKE: dict[Precision, int] = {"fp32": 4, "bf16": 8}
 SPARE = 0.5  # share of the free memory that a batch may take: other programs and uncounted tensors need the rest
 
 
@@ -99,7 +103,7 @@ class DrawsInPasses(DrawsInBatches, Protocol):
 
 
 class BatchSampler(ABC):
-    """A sampler of one prior with one setting, in batches of one size.
+    """A sampler of one prior with one setting. It draws each request in batches of one size, the last one padded.
 
     It takes the weights as they are when it is made.
     """
@@ -107,7 +111,7 @@ class BatchSampler(ABC):
     def __init__(self, prior: DrawsInBatches, config: SamplingConfig, batch_size: int | None = None):
         """
         Args:
-            batch_size: images a batch, the last one padded; by default as many as memory holds, at most `BATCH`.
+            batch_size: images a batch; by default as many as a request has and memory holds, at most `BATCH`.
         Raises:
             ValueError: a batch size below 1, or int8 on another device than a CPU.
         """
@@ -116,7 +120,9 @@ class BatchSampler(ABC):
         self.config = config
         self.device = prior.device
         self.precision = prior.resolved(config.precision)
-        self.batch_size = batch_size or fitting_batch(prior, config, self.precision)
+        self.most = batch_size or fitting_batch(prior, config, self.precision)
+        self.batch_size = self.most  # of the present request
+        self.chosen = batch_size is None and self.device.type == "cpu"  # on CUDA graphs are captured for one size
         self._prior = prior
 
     def __call__(
@@ -155,12 +161,28 @@ class BatchSampler(ABC):
         if known.shape == (len(latents), layout.places) and latents.shape == (len(latents), layout.length):
             latents = latents.masked_fill(~known.bool().repeat_interleave(layout.depth, 1), 0)  # not read there
         self._prior.check(latents, condition, known)
+        if (size := self.suited(len(condition))) != self.batch_size:
+            self.release()
+            self.batch_size = size
         with torch.inference_mode(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             return self.around(Batch(condition, list(seeds), latents, known), progress)
 
     @abstractmethod
     def around(self, asked: Batch, progress: Callable[[int], object]) -> Tensor:
         """Return the samples (B, T) of checked arguments, which may be more than a batch."""
+
+    def suited(self, images: int) -> int:
+        """Return the size of the batches in which to draw so many images: the fewest batches, alike."""
+        if not self.chosen or images == 0:
+            return self.most
+        batches = -(-images // self.most)
+        least = -(-ALIKE.get(self.precision, 1) // self.rows)
+        return min(self.most, max(-(-images // batches), least))
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Return the rows that an image has in the smallest product."""
 
     def release(self) -> None:
         """Let go of what a batch of the present size holds, if anything."""
@@ -178,7 +200,7 @@ class BatchSampler(ABC):
                 if not _out_of_memory(error) or self.batch_size == 1:
                     raise
             self.release()
-            self.batch_size = -(-self.batch_size // 2)
+            self.most = self.batch_size = -(-self.batch_size // 2)
             if self.device.type == "cuda":
                 gc.collect()  # captured graphs and the state they read form reference cycles
                 torch.cuda.empty_cache()
@@ -196,6 +218,10 @@ class StepSampler(BatchSampler):
         super().__init__(prior, config, batch_size)
         self.prior = prior
         self._batch: Drawing | None = None
+
+    @property
+    def rows(self) -> int:
+        return 2 if self.config.guidance != 1 else 1
 
     def around(self, asked: Batch, progress: Callable[[int], object]) -> Tensor:
         condition, seeds, latents, known = asked
@@ -225,6 +251,10 @@ class PassSampler(BatchSampler):
     def __init__(self, prior: DrawsInPasses, config: SamplingConfig, batch_size: int | None = None):
         super().__init__(prior, config, batch_size)
         self.prior = prior
+
+    @property
+    def rows(self) -> int:
+        return min(grid.places for grid in self.prior.config.layout.grids) * (2 if self.config.guidance != 1 else 1)
 
     def passes(self, batch: Batch) -> Iterator[Unfolding]:
         """Yield the samples of a batch after each pass."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -75,6 +76,50 @@ def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(pipeline):
     alone = pipeline(labels=5, seed=11)
     assert np.array_equal(pixels(together.images)[1], pixels(alone.images)[0])
     assert together.seeds == [10, 11, 12] and not torch.equal(together.codes[0], together.codes[2])
+
+
+def test_an_image_is_the_same_in_a_request_of_any_size(pipeline):
+    """Batches are as large as the request: one image was padded to 64, and took as long."""
+    many = pipeline(labels=[3, 7], num_images=64, seed=5, precision="fp32")
+    for images in (1, 3, 8):
+        few = pipeline(labels=[3, 7], num_images=images, seed=5, precision="fp32")
+        assert torch.equal(few.codes, many.codes[:images])
+        assert np.array_equal(pixels(few.images), pixels(many.images)[:images])
+
+
+def test_a_pipeline_keeps_its_sampler_until_it_would_be_made_otherwise(pipeline, tmp_path):
+    """Each call packed the weights anew, and on a GPU captured its graphs."""
+    pipeline.save_pretrained(tmp_path)
+    own = ImagePipeline.from_pretrained(tmp_path)
+
+    def sampler_of(**settings):
+        own(labels=3, seed=1, **settings)
+        return own._kept[0][1]
+
+    first = sampler_of()
+    assert sampler_of() is first and sampler_of(num_images=3) is first
+    warmer = sampler_of(temperature=1.5)
+    assert warmer is not first
+    assert sampler_of(batch_size=8, temperature=1.5) is not warmer
+    kept = sampler_of()
+    own.to("cpu")
+    assert sampler_of() is not kept
+    changes = (lambda weight: weight.neg_(), lambda weight: weight.data.neg_())
+    for change in changes:
+        before = own(labels=3, seed=1)
+        with torch.no_grad():
+            change(own.prior.head.weight)
+        after = own(labels=3, seed=1)
+        assert not torch.equal(after.codes, before.codes)
+        assert torch.equal(after.codes, own.sampler()(torch.tensor([3]), [1]))
+
+
+def test_calls_at_once_draw_what_calls_in_turn_do(pipeline):
+    """A sampler holds the state of its batch, so a second thread makes one of its own."""
+    in_turn = [pipeline(labels=3, num_images=4, seed=seed).codes for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(lambda seed: pipeline(labels=3, num_images=4, seed=seed).codes, range(4)))
+    assert all(map(torch.equal, at_once, in_turn))
 
 
 def test_four_processes_draw_what_one_does(pipeline):

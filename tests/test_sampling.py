@@ -264,6 +264,23 @@ def test_an_image_does_not_change_by_a_bit_with_its_place_in_the_batch(any_prior
         assert torch.equal(elsewhere, together[rows])
 
 
+def test_a_request_is_drawn_in_the_fewest_batches_alike(prior):
+    """A batch has no fewer rows than those from which a product computes each as among many."""
+    sampler, guided = prior.sampler(FP32), prior.sampler(FP32.model_copy(update={"guidance": 2.0}))
+    assert [sampler.suited(images) for images in (1, 5, 64, 65, 100, 129)] == [4, 5, 64, 33, 50, 43]
+    assert [guided.suited(images) for images in (1, 5)] == [2, 5]
+    assert prior.sampler(FP32, 8).suited(1) == 8
+
+
+def test_bf16_keeps_matrices_in_fp32_that_few_rows_multiply_sooner_so():
+    """A step of single images of a small prior took longer in bf16, which `auto` chooses, than in fp32."""
+    torch.manual_seed(0)
+    for outputs, rows, exact in ((1408, 1, True), (1408, 4, True), (1408, 8, False), (2816, 1, False)):
+        weight, x = torch.randn(outputs, 256), torch.randn(rows, 256)
+        found, expected = make_matrix(weight, rows, "bf16")(x).double(), x.double() @ weight.double().T
+        assert ((found - expected).abs().max() < 1e-3) == exact  # bf16 rounds products of deviation 16 by about 0.1
+
+
 def test_another_batch_size_changes_draws_by_rounding_alone(any_prior):
     """In at most one of 64 images rounding moves a cumulative probability across its uniform number."""
     labels, seeds = torch.arange(64) % 4, range(64)

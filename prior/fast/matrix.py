@@ -18,7 +18,9 @@ from smalti.prior.sampling_config import Precision
 
 Matrix = Callable[[Tensor], Tensor]
 INT8_INPUTS = 32  # torch's int8 kernel reads beyond the weights unless the inputs are a multiple of it
-FEW, SMALL = 4, 2**18  # up to so many rows, and below so many weights, fp32 is faster on a CPU than bf16 in oneDNN
+# Up to so many rows, and below so many weights, fp32 is faster on a CPU than bf16 in oneDNN: a step of single images
+# took the `5m` of benchmarks/sampling.py 1.30 ms with matrices of 360,000 weights in bf16, and 1.13 ms all in fp32.
+FEW, SMALL = 4, 2**19
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
