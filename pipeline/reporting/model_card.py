@@ -162,7 +162,7 @@ def snippet(contents: RunContents, what: What, place: str) -> str:
             f"images = tokenizer.decode(latents{told})"
         )
     return (
-        f"import torch\n\nfrom smalti.prior.draw import SamplingConfig\n{markdown.loading(Prior, place)}\n"
+        f"import torch\n\nfrom smalti.prior.sampling_config import SamplingConfig\n{markdown.loading(Prior, place)}\n"
         "draw = prior.sampler(SamplingConfig())\n"
         "latents = draw(condition=torch.tensor([0]), seeds=[0])  # (1, T), raster order"
         + ("\nnats = prior.log_prob(latents, torch.tensor([0]))" if can_score(contents) else "")
