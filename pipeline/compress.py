@@ -39,7 +39,7 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.raster import open_picture
 from smalti.common.reading import open_regular_file, read_file
 from smalti.common.session import logged
-from smalti.pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
+from smalti.pipeline.coder import BATCH, FIRST_MAGIC, MAGIC, Compressed, compress, expand_in_batches
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.draw import SamplingConfig
 
@@ -167,7 +167,7 @@ def is_compressed(path: Path) -> bool:
     """Return whether a file begins as our compressed files do."""
     try:
         with open_regular_file(path) as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return file.read(len(MAGIC)) in (MAGIC, FIRST_MAGIC)
     except (OSError, ValueError) as error:
         pass_on(error)
         return False

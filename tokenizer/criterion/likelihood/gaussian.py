@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -39,3 +40,6 @@ class Gaussian(Location):
 
     def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
         return log_normal_mass(a, b)
+
+    def mass_below(self, a: Tensor) -> Tensor:
+        return torch.erfc(a * -(0.5**0.5)) / 2

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -34,3 +35,7 @@ class Laplace(Location):
 
     def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
         return log_laplace_mass(a, b)
+
+    def mass_below(self, a: Tensor) -> Tensor:
+        tail = (-a.abs()).exp() / 2
+        return torch.where(a < 0, tail, 1 - tail)
