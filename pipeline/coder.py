@@ -47,7 +47,8 @@ DAMAGED = (
 )
 MOST_PER_BYTE = 8  # images: each takes a bit at least, and pictures with noise take far more
 SEALS = 2  # words that the coder adds at the end
-BATCH = 64  # images coded side by side, the same on both sides because other batches may round differently
+FIRST_BATCH = 64  # images coded side by side in the first format
+BATCH, BATCH_PIXELS = 256, 2**18  # the same now, and pixels of them; of large images as many as in the first format
 PIXELS = 2**14  # of them whose levels are coded side by side: what is computed of more leaves the processor's caches
 
 
@@ -113,6 +114,12 @@ def walking(pipeline: ImagePipeline) -> Walks:
     return pipeline.prior
 
 
+def batch_size(pipeline: ImagePipeline, first_format: bool = False) -> int:
+    """Return how many images are coded side by side: the same on both sides, as other batches may round differently."""
+    _, height, width = _image_shape(pipeline)
+    return FIRST_BATCH if first_format else max(FIRST_BATCH, min(BATCH, BATCH_PIXELS // (height * width)))
+
+
 def check_images(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None) -> None:
     """Raise `UserError` unless there are images like the tokenizer's, and the labels are classes of the prior."""
     classes, expected = pipeline.condition.num_classes, _image_shape(pipeline)
@@ -135,9 +142,9 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
             classes; models so sure of these images that they take less than a bit each.
     """
     check_images(pipeline, images, labels)
-    prior, encoder, bar = walking(pipeline), _Encoder(), _bar(pipeline, len(images), "compress")
-    rate = distortion = 0.0
-    for some in torch.arange(len(images)).split(BATCH):
+    prior, encoder, batches = walking(pipeline), _Encoder(), torch.arange(len(images)).split(batch_size(pipeline))
+    rate, distortion, bar = 0.0, 0.0, _bar(pipeline, len(batches), "compress")
+    for some in batches:
         pixels = to_float(images[some].to(pipeline.device))
         if labels is not None:
             shares = _uniform(len(some), pipeline.condition.num_classes)
@@ -226,18 +233,19 @@ def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
 
 @torch.inference_mode()
 def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
-    """Yield the images of `expand`, `BATCH` at a time. They are exact only if the last batch comes without an error."""
+    """Yield the images of `expand`, a batch at a time. They are exact only if the last batch comes without an error."""
     first_format, labelled, number, checksum = read_header(pipeline, data)
     prior, get_pixels = walking(pipeline), _get_pixels_of_first_format if first_format else _get_pixels
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
-    decoder, found, bar = _Decoder(words), 0, _bar(pipeline, number, "expand")
+    decoder, found, batch = _Decoder(words), 0, batch_size(pipeline, first_format)
+    bar = _bar(pipeline, -(-number // batch), "expand")
 
     def next_one(logits: Tensor, _t: int, _g: int) -> Tensor:
         bar.update()
         return decoder.get(_shares(logits)).to(logits.device)
 
-    for start in range(0, number, BATCH):
-        some = torch.arange(min(BATCH, number - start))
+    for start in range(0, number, batch):
+        some = torch.arange(min(batch, number - start))
         labels = decoder.get(_uniform(len(some), pipeline.condition.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, some)
         codes = prior.walk(pipeline.told_to_prior(classes), next_one)
@@ -247,7 +255,7 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
         bar.update()
         images = to_uint8(pixels).cpu()
         found = _checksum(images, found)
-        if start + BATCH >= number:
+        if start + batch >= number:
             bar.close()
             decoder.check_end()
             if found != checksum:
@@ -286,10 +294,10 @@ def _image_shape(pipeline: ImagePipeline) -> tuple[int, ...]:
     return (c.image_channels, *c.image_size)
 
 
-def _bar(pipeline: ImagePipeline, images: int, what: str) -> tqdm:
+def _bar(pipeline: ImagePipeline, batches: int, what: str) -> tqdm:
     """Return a bar of the steps: each part of each code, and the pixels, of each batch."""
     parts = pipeline.prior.config.layout.length * len(walking(pipeline).vocabularies)
-    return passing_bar(-(-images // BATCH) * (parts + 1), what, unit="step")
+    return passing_bar(batches * (parts + 1), what, unit="step")
 
 
 def _shares(logits: Tensor) -> Tensor:

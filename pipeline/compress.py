@@ -39,7 +39,7 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.raster import open_picture
 from smalti.common.reading import open_regular_file, read_file
 from smalti.common.session import logged
-from smalti.pipeline.coder import BATCH, FIRST_MAGIC, MAGIC, Compressed, compress, expand_in_batches
+from smalti.pipeline.coder import FIRST_MAGIC, MAGIC, Compressed, batch_size, compress, expand_in_batches
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.draw import SamplingConfig
 
@@ -150,7 +150,7 @@ def compress_or_expand(c: Settings, run: Path) -> None:
         return
     pictures = read_pictures(c, pipeline)
     made = compress(pipeline, pictures.images, pictures.labels)
-    again = zip(expand_in_batches(pipeline, made.data), pictures.images.split(BATCH), strict=True)
+    again = zip(expand_in_batches(pipeline, made.data), pictures.images.split(batch_size(pipeline)), strict=True)
     if not all(torch.equal(expanded, given) for expanded, given in again):
         raise UserError("what was compressed does not expand to the same images on this machine; nothing is written")
     # A file that was named may be the only copy of other pictures.

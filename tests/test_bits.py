@@ -19,7 +19,7 @@ from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
-from smalti.pipeline.coder import BATCH, FIRST_MAGIC, HEAD, compress, expand, expand_in_batches
+from smalti.pipeline.coder import FIRST_BATCH, FIRST_MAGIC, HEAD, compress, expand, expand_in_batches
 from smalti.pipeline.compress import is_compressed, read_exact_picture
 from smalti.pipeline.evaluation.bits import bits_per_dim, image_nats, stochastic_bounds
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -201,7 +201,7 @@ def test_images_survive_the_bytes_and_cost_what_the_figure_says(trained, finishe
 def in_first_format(pipeline, images):
     """Return images as the first version wrote them: without labels, a pixel's level as one symbol of 256."""
     coder, family = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False)
-    for some in images.split(BATCH):
+    for some in images.split(FIRST_BATCH):
         pixels, none = to_float(some), pipeline.condition.none(len(some))
         codes = pipeline.tokenizer.encode(pixels)
 
@@ -282,7 +282,7 @@ def test_images_that_the_bytes_do_not_hold_are_not_decoded_to_the_last(trained):
     batches = expand_in_batches(pipeline, data)
     with pytest.raises(UserError, match="the bytes are damaged"):
         for number, _ in enumerate(batches):
-            assert number < 2**13 / 64  # batches of 64 images; each image takes more than a byte
+            assert number < 2**13 / 256  # batches of 256 images; each image takes more than a byte
 
 
 def test_bytes_that_are_cut_or_followed_by_others_are_refused(trained):
