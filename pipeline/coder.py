@@ -141,8 +141,9 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         UserError: images of another size, type or number of channels than the tokenizer's, or none; labels that are no
             classes; models so sure of these images that they take less than a bit each.
     """
+    tokenizer, prior, encoder = likely(pipeline), walking(pipeline), _Encoder()
     check_images(pipeline, images, labels)
-    prior, encoder, batches = walking(pipeline), _Encoder(), torch.arange(len(images)).split(batch_size(pipeline))
+    batches = torch.arange(len(images)).split(batch_size(pipeline))
     rate, distortion, bar = 0.0, 0.0, _bar(pipeline, len(batches), "compress")
     for some in batches:
         pixels = to_float(images[some].to(pipeline.device))
@@ -151,7 +152,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
             encoder.put(labels[some], shares)
             rate += _bits(labels[some], shares)
         told = _classes(pipeline, labels, some)
-        codes = likely(pipeline).encode(pixels, told)
+        codes = tokenizer.encode(pixels, told)
         digits = to_digits(codes.cpu(), prior.vocabularies)  # (b, T, parts)
         spent: list[float] = []
 
@@ -164,7 +165,7 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
 
         prior.walk(pipeline.told_to_prior(told), known)
         rate += sum(spent)
-        distortion += _put_pixels(encoder, pipeline, codes, told, pixels)
+        distortion += _put_pixels(encoder, tokenizer.likelihood, tokenizer.output(codes, told).double(), pixels)
         bar.update()
     bar.close()
     head = HEAD.pack(MAGIC, labels is not None, len(images), _checksum(images), *_models(pipeline))
@@ -176,20 +177,20 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
     return Compressed(head + words, rate, distortion)
 
 
-def _put_pixels(encoder: _Encoder, pipeline: ImagePipeline, codes: Tensor, told: Tensor, pixels: Tensor) -> float:
-    """Encode pixels (B, C, H, W) given the codes, and return their bits."""
-    tokenizer = likely(pipeline)
-    likelihood, output = tokenizer.likelihood, tokenizer.output(codes, told).double()
+def _put_pixels(encoder: _Encoder, likelihood: Likelihood, output: Tensor, pixels: Tensor) -> float:
+    """Encode pixels (B, C, H, W) given the decoder's output, and return their bits."""
+    levels = levels_of(pixels)
+    decoded = pixels_of(levels, torch.float64)  # the pixels by which a decoder knows the channels before
     for some in _few(pixels):
-        each_output, each = output[some], pixels[some].double()
-        for channel, levels in enumerate(levels_of(each).unbind(1)):
+        for channel in range(pixels.shape[1]):
+            there = levels[some, channel]
 
-            def known(masses: Tensor, worth: int, levels: Tensor = levels) -> Tensor:
-                digits = levels.flatten() // worth % RADIX
+            def known(masses: Tensor, worth: int, there: Tensor = there) -> Tensor:
+                digits = there.flatten() // worth % RADIX
                 encoder.put(digits.cpu(), masses.cpu())
                 return digits
 
-            walk_levels(likelihood.below(each_output, each, channel), levels.shape, known, levels.device)
+            walk_levels(likelihood.below(output[some], decoded[some], channel), there.shape, known, there.device)
     return likelihood.nll(output, pixels).sum().item() / math.log(2)
 
 
@@ -267,12 +268,11 @@ def _get_pixels(decoder: _Decoder, likelihood: Likelihood, output: Tensor, pixel
     """Decode pixels (B, C, H, W), in place, as `_put_pixels` encodes them."""
     device = pixels.device
     for some in _few(pixels):
-        each_output, each = output[some], pixels[some]
         for channel in range(pixels.shape[1]):
-            shape = each[:, channel].shape
-            below = likelihood.below(each_output, each, channel)
+            below = likelihood.below(output[some], pixels[some], channel)
+            shape = pixels[some, channel].shape
             levels = walk_levels(below, shape, lambda masses, _: decoder.get(masses.cpu()).to(device), device)
-            each[:, channel] = pixels_of(levels, torch.float64)
+            pixels[some, channel] = pixels_of(levels, torch.float64)
 
 
 def _get_pixels_of_first_format(decoder: _Decoder, likelihood: Likelihood, output: Tensor, pixels: Tensor) -> None:

@@ -29,7 +29,9 @@ from smalti.prior.draw import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
 from smalti.tokenizer.bottleneck.gumbel import GumbelConfig
+from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.criterion.likelihood.gaussian import GaussianConfig
+from smalti.tokenizer.criterion.likelihood.logistic_mixture import LogisticMixtureConfig
 from smalti.tokenizer.kmeans.config import KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
@@ -231,6 +233,16 @@ def test_images_that_the_models_take_for_impossible_survive():
     """A pixel a thousand deviations from what is decoded has no mass: its digits cost what any other's do."""
     pipeline = joined(means(sigma=0.001))
     images = torch.randint(256, (5, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(expand(pipeline, compress(pipeline, images).data), images)
+
+
+def test_colours_survive_where_later_channels_are_told_of_the_earlier_ones():
+    """They never did: the encoder knew the earlier channels in fp32, the decoder in fp64, 6e-8 apart."""
+    torch.manual_seed(0)
+    quantizer, likelihood = VQConfig(codebook_size=K, code_dim=2), LogisticMixtureConfig(components=2)
+    c = VQVAEConfig(image_size=(4, 4), image_channels=3, channels=(8, 8), quantizer=quantizer, likelihood=likelihood)
+    pipeline = joined(VQVAE(c))
+    images = torch.randint(256, (20, 3, 4, 4), dtype=torch.uint8)
     assert torch.equal(expand(pipeline, compress(pipeline, images).data), images)
 
 
