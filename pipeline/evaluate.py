@@ -50,6 +50,7 @@ from smalti.common.session import session
 from smalti.pipeline.evaluation.bench import (
     EvaluationBench,
     Settings,
+    codes_of,
     evenly_spaced,
     features_of,
     open_bench,
@@ -208,9 +209,11 @@ def look_up_copies(
         train_features: (N, D) of those.
     """
     of_train = read_images(bench.images.splits["train"], train)
-    held_out = read_images(bench.split, evenly_spaced(bench.split, bench.c.neighbours))
-    encode = bench.pipeline.encode_pixels
-    real = RealImages(of_train.images, held_out.images, train_features, encode(*of_train), encode(*held_out))
+    held = evenly_spaced(bench.split, bench.c.neighbours)
+    held_out = read_images(bench.split, held)
+    train_codes = codes_of(bench, bench.images.splits["train"], train, of_train)
+    held_out_codes = codes_of(bench, bench.split, held, held_out)
+    real = RealImages(of_train.images, held_out.images, train_features, train_codes, held_out_codes)
     copied, rows = look_up(drawn, real, bench.eyes.features)
     save_picture(image_grid(rows, columns=min(SHOWN, len(drawn.images))), picture_path(bench, "neighbours"))
     return copied
