@@ -10,16 +10,13 @@ benchmarks/results/before.json.
 
 import argparse
 import json
-import os
-import resource
 import shutil
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks.timing import commit_of, spent
 from smalti.common.record import record
 
 ROOT = Path(__file__).parents[1]
@@ -62,24 +59,6 @@ CONTESTS = {
 }
 
 
-def cpu_seconds(command: Sequence[str], checkout: Path, work: Path) -> float:
-    """Run a script of a checkout in the folder `work`, and return its CPU seconds."""
-    script, *arguments = command
-    arguments = [str(checkout / each) if each.startswith("configs/") else each for each in arguments]
-    fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, str(checkout / script), *arguments],
-        check=True,
-        cwd=work,
-        env=os.environ | fixed,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def prepare(checkout: Path, work: Path) -> None:
     """Train both stages for a few steps, unless that is done."""
     if (work / "run/prior/model").exists():
@@ -87,9 +66,9 @@ def prepare(checkout: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     few = ("--run", "run", "--steps", "30")
     shifted = ("--images.shift", "6")  # which makes 169 views of an image
-    cpu_seconds(("tokenizer/train.py", "configs/digits/tokenizer.yaml", *few, *shifted), checkout, work)
-    cpu_seconds(("tokenizer/encode.py", "run"), checkout, work)
-    cpu_seconds(("prior/train.py", "configs/digits/prior.yaml", *few), checkout, work)
+    spent(("tokenizer/train.py", "configs/digits/tokenizer.yaml", *few, *shifted), checkout, work)
+    spent(("tokenizer/encode.py", "run"), checkout, work)
+    spent(("prior/train.py", "configs/digits/prior.yaml", *few), checkout, work)
 
 
 def cost(contest: Contest, checkout: Path, work: Path) -> float:
@@ -97,7 +76,7 @@ def cost(contest: Contest, checkout: Path, work: Path) -> float:
     taken = []
     for amount in (contest.little, contest.much):
         shutil.rmtree(work / contest.remove, ignore_errors=True)
-        taken.append(cpu_seconds((*contest.command, *amount), checkout, work))
+        taken.append(spent((*contest.command, *amount), checkout, work).cpu)
     return (taken[1] - taken[0]) / contest.more
 
 
@@ -121,12 +100,6 @@ def measure(checkouts: Mapping[str, Path], work: Path, rounds: int) -> dict[str,
             "holds": median(ratios) <= AIM,
         }
     return found
-
-
-def commit_of(checkout: Path) -> str:
-    """Return the commit of a checkout."""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:

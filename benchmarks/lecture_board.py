@@ -274,6 +274,7 @@ def measure(bench: Bench, column: str, first: Path, run: Path, passes: int | Non
     few = {"config": settings, "num_images": 20, "overwrite": "true"}
     command(run / f".generate-{passes}.json", "pipeline/generate.py", run, **few)
     judged = {"codes": first / "codes", "images": bench.drawn, "neighbours": 0, "importance_samples": draws}
+    judged["priced"] = 10_000  # all of test
     command(run / f".evaluate-{passes}.json", "pipeline/evaluate.py", run, split="test", seed=seed, **judged)
     found = read_json(run / "evaluation/pipeline-test.json")
     assert found["protocol"].get("sampling", {}).get("steps") == passes

@@ -3,9 +3,11 @@
 import os
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -13,6 +15,39 @@ from smalti.common.folder import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 Work = Callable[[], object]
+ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}  # one thread of a CPU
+
+
+class Spent(NamedTuple):
+    """What a command took."""
+
+    cpu: float  # seconds of the processor, user's and system's
+    system: float  # of these the system's
+    bytes: int  # of memory at most
+
+
+def spent(command: Sequence[str], checkout: Path, work: Path) -> Spent:
+    """Run a script of a checkout in the folder `work`; arguments that begin with configs/ are the checkout's."""
+    script, *given = command
+    arguments = [str(checkout / each) if each.startswith("configs/") else each for each in given]
+    running = subprocess.Popen(
+        [sys.executable, str(checkout / script), *arguments],
+        cwd=work,
+        env=os.environ | ALONE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(running.pid, 0)
+    running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, running.args)
+    return Spent(usage.ru_utime + usage.ru_stime, usage.ru_stime, 1024 * usage.ru_maxrss)
+
+
+def commit_of(checkout: Path) -> str:
+    """Return the commit of a checkout."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def once(command: Sequence[str], ended: Path) -> float:
@@ -33,10 +68,9 @@ def once(command: Sequence[str], ended: Path) -> float:
                 f"of it would be called the whole. Remove {ended.parent} and start again"
             )
         write_json(part, {"cpu_seconds": None, "wall_seconds": None})
-        fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         try:
-            subprocess.run(command, check=True, cwd=ROOT, env=os.environ | fixed)
+            subprocess.run(command, check=True, cwd=ROOT, env=os.environ | ALONE)
         finally:
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

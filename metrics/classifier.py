@@ -36,6 +36,7 @@ from smalti.metrics.features_config import Recipe
 FEATURES = 128
 CELLS = 8  # a side at most, before they are flattened
 PIXELS = 2**21  # of the images that are measured at once
+COMPUTATION = 2  # counts the ways of computing a recipe, whose weights differ by what rounding grows to
 
 
 class ClassifierConfig(Settings):
@@ -85,7 +86,11 @@ class LabelledSource(NamedTuple):
 
 
 def _block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+
+
+def _halving() -> nn.Module:
+    return nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.ReLU())  # max(0, x) of the largest is the largest of them
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -102,17 +107,19 @@ class Classifier(nn.Module):
         halvings = max(2, math.ceil(math.log2(max(config.image_size) / CELLS)))
         widths = [config.image_channels, *(width * min(2**level, 4) for level in range(halvings + 1))]
         levels = [_block(*pair) for pair in pairwise(widths)]
-        halved = [layer for level in levels[:-1] for layer in (level, nn.MaxPool2d(2, ceil_mode=True))]
+        halved = [layer for level in levels[:-1] for layer in (level, _halving())]
         cells = math.prod(math.ceil(side / 2**halvings) for side in config.image_size)
         self.trunk = nn.Sequential(
             *halved,
             levels[-1],
+            nn.ReLU(),
             nn.Flatten(),
             nn.Linear(widths[-1] * cells, FEATURES),
             nn.BatchNorm1d(FEATURES),
             nn.ReLU(),
         )
         self.head = nn.Linear(FEATURES, config.classes)
+        self.to(memory_format=torch.channels_last)  # in which convolutions and their gradients are faster
 
     @property
     def accuracy(self) -> float | None:
@@ -266,7 +273,7 @@ def accuracy_score(
 
 def _fingerprint(config: ClassifierConfig, images: str, *sources: LabelledSource) -> str:
     """Return the SHA-256 of everything that the weights and the accuracy depend on."""
-    content = hashlib.sha256(json.dumps([config.model_dump(mode="json"), images], sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps([COMPUTATION, config.model_dump(mode="json"), images], sort_keys=True).encode())
     for source in sources:
         content.update(hashlib.sha256(np.ascontiguousarray(source.labels).data).digest())
     return content.hexdigest()

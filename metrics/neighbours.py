@@ -3,7 +3,8 @@
     queries (M, D), rows (N, D) -> distances (M, k), indices (M, k)
 
 Distances are Euclidean, of |x|² + |y|² − 2 x·y in float64, a block of rows at a time: fp32 (or TF32) products lose the
-short distances, which are the ones that matter here. Bytes are read as they are, so pixels need no float copy.
+short distances, which are the ones that matter here. Bytes are read as they are, so pixels need no float copy; of bytes
+fp32 products lose nothing.
 
 Copies: Meehan et al. 2020 (https://arxiv.org/abs/2004.05675) hold a draw's distance to its nearest training image
 against that of held-out images, which were not there to be copied; so does authenticity, Alaa et al. 2022.
@@ -19,6 +20,8 @@ from tqdm import tqdm
 from smalti.common.progress import passing_bar
 
 BLOCK = 2**22  # distances held at once, of 8 bytes
+EXACT = 1024  # places of bytes whose products are summed in fp32
+CACHED = 2**18  # counts of places held at once, of 2 bytes mostly: they stay in a processor's cache
 
 
 class Nearest(NamedTuple):
@@ -44,6 +47,18 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return squared.where(squared > 16 * torch.finfo(torch.float64).eps * norms, 0)
 
 
+def squared_distances_of_bytes(a: Tensor, b: Tensor) -> Tensor:
+    """Return squared distances (M, N) in float64 of bytes a (M, D), b (N, D), exactly, by products in fp32.
+
+    Of bytes less 128 the products of 1024 places sum to whole numbers of at most 2^24, which fp32 holds.
+    """
+    a, b = a.float() - 128, b.float() - 128
+    norms = a.square().sum(1, dtype=torch.float64)[:, None] + b.square().sum(1, dtype=torch.float64)
+    for some, others in zip(a.split(EXACT, dim=1), b.split(EXACT, dim=1), strict=True):
+        norms -= 2 * (some @ others.T)
+    return norms
+
+
 def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield a few rows of a (M, D) at a time, with their distances (rows, N) to b (N, D)."""
     b = in_double(b)
@@ -58,7 +73,7 @@ def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def nearest_rows(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
-    """Return the k rows nearest to each query, of any type; neither is held in float64 as a whole.
+    """Return the k rows nearest to each query, of any type; neither is held as floats as a whole.
 
     Raises:
         ValueError: k is no number of rows there are, or queries are of another width.
@@ -72,18 +87,21 @@ def nearest_rows(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
     side = int(BLOCK**0.5)
     blocks = queries.split(side)
     with passing_bar(len(blocks) * len(rows), f"nearest of {len(rows)}") as bar:
-        found = [_nearest_to_few(in_double(block), rows, k, BLOCK // side, bar) for block in blocks]
+        found = [_nearest_to_few(block, rows, k, BLOCK // side, bar) for block in blocks]
     return Nearest(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
 def _nearest_to_few(queries: Tensor, rows: Tensor, k: int, step: int, bar: tqdm) -> Nearest:
     """Return the same for queries (m, D) in memory: compare the best k so far with each block of rows."""
-    best = queries.new_empty(len(queries), 0)
+    bytes_alone = queries.dtype == rows.dtype == torch.uint8 and queries.device.type != "mps"  # which has no float64
+    queries = queries if bytes_alone else in_double(queries)
+    best = torch.empty(len(queries), 0, dtype=torch.float64, device=queries.device)
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(rows), step):
-        block = rows[start : start + step].to(queries.device, torch.float64)
+        block = rows[start : start + step].to(queries.device)
         here = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
-        candidates = torch.cat([best, squared_distances(queries, block)], 1)
+        squared = squared_distances_of_bytes if bytes_alone else squared_distances
+        candidates = torch.cat([best, squared(queries, block if bytes_alone else block.double())], 1)
         best, chosen = candidates.topk(min(k, candidates.shape[1]), largest=False)
         indices = torch.cat([indices, here], 1).gather(1, chosen)
         bar.update(len(block))
@@ -94,13 +112,32 @@ def nearest_codes(queries: Tensor, rows: Tensor, k: int = 1) -> Nearest:
     """Return the k rows (N, T) that differ from each query (M, T) in the fewest places; distances are those counts."""
     if not 1 <= k <= len(rows) or queries.shape[1:] != rows.shape[1:]:
         raise ValueError(f"k must lie in [1, {len(rows)}] and rows be as wide as queries, got {k}, {tuple(rows.shape)}")
+    if rows.device != queries.device:
+        rows = rows.to(queries.device)
+    places = [_whole(each).T.contiguous() for each in (queries, rows)]  # (T, M), (T, N)
     found = []
     with passing_bar(len(queries), f"nearest codes of {len(rows)}") as bar:
-        for block in queries.split(max(1, 16 * BLOCK // max(1, rows.numel()))):
-            found.append((block[:, None] != rows[None]).sum(2).topk(k, largest=False))
-            bar.update(len(block))
+        for block in places[0].split(max(1, CACHED // len(rows)), dim=1):
+            found.append(_differences(block, places[1]).topk(k, largest=False))
+            bar.update(block.shape[1])
     distances, indices = (torch.cat(column) for column in zip(*found, strict=True))
     return Nearest(distances.double(), indices)
+
+
+def _whole(codes: Tensor) -> Tensor:
+    """Return codes in the smallest of the types that comparing them in is fast, which holds counts of places too."""
+    most = max(int(codes.max()) if codes.numel() else 0, codes.shape[1])
+    return codes.to(next(kind for kind in (torch.int16, torch.int32, torch.int64) if most <= torch.iinfo(kind).max))
+
+
+def _differences(queries: Tensor, rows: Tensor) -> Tensor:
+    """Return in how many places queries (T, m) and rows (T, N) differ, (m, N), one place after the other."""
+    kind = torch.promote_types(queries.dtype, rows.dtype)
+    differ = torch.empty(queries.shape[1], rows.shape[1], dtype=kind, device=rows.device)
+    counts = torch.zeros_like(differ)
+    for wanted, there in zip(queries[..., None], rows, strict=True):
+        counts += torch.ne(wanted, there, out=differ)  # a comparison into bools is not vectorised
+    return counts
 
 
 def measure_memorisation(

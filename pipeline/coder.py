@@ -1,7 +1,9 @@
 """Images to bytes and back, exactly: an arithmetic coder over both stages, whose bytes are as long as the model says.
 
-The prior codes each image's codes, one after another, and then p(x | z) its pixels, channel after channel. That takes
-−log2 p(z) − log2 p(x | z) bits, the rate and the distortion of `pipeline.evaluation.bits`, behind a header of 33 bytes.
+The prior codes each image's codes, one after another, and then p(x | z) its pixels, channel after channel, digit after
+digit of their levels. That takes −log2 p(z) − log2 p(x | z) bits, the rate and the distortion of
+`pipeline.evaluation.bits`, behind a header of 33 bytes. Files of the first format have a level in one symbol, and are
+expanded too.
 
 The entropy coder is constriction's range coder (Bamler 2022, https://arxiv.org/abs/2201.01741). Expanding must compute
 exactly the numbers of compressing. Another processor, number of threads or version of torch may round them differently,
@@ -10,9 +12,10 @@ so this is a demonstration and not a format for archives. A checksum of the imag
 Bytes may come from strangers. Nothing is allocated for what the header claims: an image takes at least a bit, images
 are expanded a batch at a time, and decoded symbols are coded again, so that missing and left-over bytes are noticed.
 
-Shapes: images (N, C, H, W) uint8; labels (N,); symbols (M,) with probabilities (M, S) float64.
+Shapes: images (N, C, H, W) uint8; labels (N,); symbols (M,) with probabilities (M, S) float64, up to a factor.
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -31,17 +34,22 @@ from smalti.common.progress import passing_bar
 from smalti.pipeline.evaluation.bits import likely
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.base import Walks
+from smalti.tokenizer.criterion.likelihood.base import Likelihood
 from smalti.tokenizer.criterion.likelihood.levels import levels_of, pixels_of
+from smalti.tokenizer.criterion.likelihood.walk import RADIX, walk_levels
 
 HEAD = struct.Struct("<8s?II8s8s")  # magic, labelled, images, their CRC-32, tokenizer and prior
-MAGIC = b"tesserae"  # the project's first name: the files keep it
+MAGIC = b"smalti.2"
+FIRST_MAGIC = b"tesserae"  # the project's first name: files of the first format
 DAMAGED = (
     "the bytes are damaged, or were written where sums are rounded otherwise: expand them on the same machine, with "
     "the same number of threads and version of torch"
 )
 MOST_PER_BYTE = 8  # images: each takes a bit at least, and pictures with noise take far more
 SEALS = 2  # words that the coder adds at the end
-BATCH = 64  # images coded side by side, the same on both sides because other batches may round differently
+FIRST_BATCH = 64  # images coded side by side in the first format
+BATCH, BATCH_PIXELS = 256, 2**18  # the same now, and pixels of them; of large images as many as in the first format
+PIXELS = 2**14  # of them whose levels are coded side by side: what is computed of more leaves the processor's caches
 
 
 class Compressed(NamedTuple):
@@ -53,17 +61,15 @@ class Compressed(NamedTuple):
 
 
 class _Encoder:
-    """An encoder of symbols to 32-bit words, which sums −log2 p."""
+    """An encoder of symbols to 32-bit words."""
 
     def __init__(self) -> None:
         from constriction import stream
 
         self.coder = stream.queue.RangeEncoder()
         self.family = stream.model.Categorical(perfect=False)
-        self.bits = 0.0
 
     def put(self, symbols: Tensor, probabilities: Tensor) -> None:
-        self.bits -= probabilities.gather(1, symbols[:, None]).log2().sum().item()
         self.coder.encode(symbols.int().numpy(), self.family, probabilities.numpy())
 
 
@@ -108,10 +114,15 @@ def walking(pipeline: ImagePipeline) -> Walks:
     return pipeline.prior
 
 
+def batch_size(pipeline: ImagePipeline, first_format: bool = False) -> int:
+    """Return how many images are coded side by side: the same on both sides, as other batches may round differently."""
+    _, height, width = _image_shape(pipeline)
+    return FIRST_BATCH if first_format else max(FIRST_BATCH, min(BATCH, BATCH_PIXELS // (height * width)))
+
+
 def check_images(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None) -> None:
     """Raise `UserError` unless there are images like the tokenizer's, and the labels are classes of the prior."""
-    c, classes = pipeline.tokenizer.config, pipeline.condition.num_classes
-    expected = (c.image_channels, *c.image_size)
+    classes, expected = pipeline.condition.num_classes, _image_shape(pipeline)
     if images.dtype != torch.uint8 or images.shape[1:] != expected:
         raise UserError(
             f"images must be uint8 (N, {', '.join(map(str, expected))}), got {images.dtype} {tuple(images.shape)}"
@@ -130,30 +141,32 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         UserError: images of another size, type or number of channels than the tokenizer's, or none; labels that are no
             classes; models so sure of these images that they take less than a bit each.
     """
-    tokenizer, prior = likely(pipeline), walking(pipeline)
+    tokenizer, prior, encoder = likely(pipeline), walking(pipeline), _Encoder()
     check_images(pipeline, images, labels)
-    classes, channels = pipeline.condition.num_classes, tokenizer.config.image_channels
-    encoder, rate, bar = _Encoder(), 0.0, _bar(pipeline, len(images), "compress")
-    for some in torch.arange(len(images)).split(BATCH):
-        before, pixels = encoder.bits, to_float(images[some].to(pipeline.device))
+    batches = torch.arange(len(images)).split(batch_size(pipeline))
+    rate, distortion, bar = 0.0, 0.0, _bar(pipeline, len(batches), "compress")
+    for some in batches:
+        pixels = to_float(images[some].to(pipeline.device))
         if labels is not None:
-            encoder.put(labels[some], _uniform(len(some), classes))
+            shares = _uniform(len(some), pipeline.condition.num_classes)
+            encoder.put(labels[some], shares)
+            rate += _bits(labels[some], shares)
         told = _classes(pipeline, labels, some)
         codes = tokenizer.encode(pixels, told)
         digits = to_digits(codes.cpu(), prior.vocabularies)  # (b, T, parts)
+        spent: list[float] = []
 
-        def known(logits: Tensor, t: int, g: int, digits: Tensor = digits) -> Tensor:
-            encoder.put(digits[:, t, g], _shares(logits))
+        def known(logits: Tensor, t: int, g: int, digits: Tensor = digits, spent: list[float] = spent) -> Tensor:
+            shares = _shares(logits)
+            encoder.put(digits[:, t, g], shares)
+            spent.append(_bits(digits[:, t, g], shares))
             bar.update()
             return digits[:, t, g].to(logits.device)
 
         prior.walk(pipeline.told_to_prior(told), known)
-        rate += encoder.bits - before
-        output = tokenizer.output(codes, told).double()
-        for channel in range(channels):
-            shares = tokenizer.likelihood.probabilities(output, pixels.double(), channel).flatten(0, 2).cpu()
-            encoder.put(levels_of(pixels[:, channel]).flatten().cpu(), shares)
-            bar.update()
+        rate += sum(spent)
+        distortion += _put_pixels(encoder, tokenizer.likelihood, tokenizer.output(codes, told).double(), pixels)
+        bar.update()
     bar.close()
     head = HEAD.pack(MAGIC, labels is not None, len(images), _checksum(images), *_models(pipeline))
     words = encoder.coder.get_compressed().astype("<u4").tobytes()
@@ -161,12 +174,30 @@ def compress(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None = No
         raise UserError(
             f"{len(images)} images came to {len(words)} bytes, and each must take a bit at least; give others"
         )
-    return Compressed(head + words, rate, encoder.bits - rate)
+    return Compressed(head + words, rate, distortion)
+
+
+def _put_pixels(encoder: _Encoder, likelihood: Likelihood, output: Tensor, pixels: Tensor) -> float:
+    """Encode pixels (B, C, H, W) given the decoder's output, and return their bits."""
+    levels = levels_of(pixels)
+    decoded = pixels_of(levels, torch.float64)  # the pixels by which a decoder knows the channels before
+    for some in _few(pixels):
+        for channel in range(pixels.shape[1]):
+            there = levels[some, channel]
+
+            def known(masses: Tensor, worth: int, there: Tensor = there) -> Tensor:
+                digits = there.flatten() // worth % RADIX
+                encoder.put(digits.cpu(), masses.cpu())
+                return digits
+
+            walk_levels(likelihood.below(output[some], decoded[some], channel), there.shape, known, there.device)
+    return likelihood.nll(output, pixels).sum().item() / math.log(2)
 
 
 class CompressedHeader(NamedTuple):
-    """The header of a compressed file, without the magic and the models."""
+    """The header of a compressed file, without the models."""
 
+    first_format: bool  # a pixel's level is one symbol, not four digits
     labelled: bool
     images: int
     checksum: int
@@ -174,10 +205,10 @@ class CompressedHeader(NamedTuple):
 
 def read_header(pipeline: ImagePipeline, data: bytes) -> CompressedHeader:
     """Return the header of a compressed file. Raises as `expand`."""
-    if not data.startswith(MAGIC) or len(data) < HEAD.size or (len(data) - HEAD.size) % 4:
+    if not data.startswith((MAGIC, FIRST_MAGIC)) or len(data) < HEAD.size or (len(data) - HEAD.size) % 4:
         raise UserError("this is no file that pipeline/compress.py wrote, or it is damaged")
     fields = HEAD.unpack_from(data)
-    _, labelled, images, checksum, *models = fields
+    magic, labelled, images, checksum, *models = fields
     if models != _models(pipeline):
         raise UserError(
             "these bytes were written with another tokenizer or prior, and only the same weights can read them"
@@ -189,7 +220,7 @@ def read_header(pipeline: ImagePipeline, data: bytes) -> CompressedHeader:
         )
     if HEAD.pack(*fields) != data[: HEAD.size] or (labelled and not pipeline.condition.num_classes):
         raise UserError(DAMAGED)
-    return CompressedHeader(labelled, images, checksum)
+    return CompressedHeader(magic == FIRST_MAGIC, labelled, images, checksum)
 
 
 def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
@@ -203,30 +234,29 @@ def expand(pipeline: ImagePipeline, data: bytes) -> Tensor:
 
 @torch.inference_mode()
 def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
-    """Yield the images of `expand`, `BATCH` at a time. They are exact only if the last batch comes without an error."""
-    labelled, number, checksum = read_header(pipeline, data)
-    tokenizer, prior = likely(pipeline), walking(pipeline)
+    """Yield the images of `expand`, a batch at a time. They are exact only if the last batch comes without an error."""
+    first_format, labelled, number, checksum = read_header(pipeline, data)
+    prior, get_pixels = walking(pipeline), _get_pixels_of_first_format if first_format else _get_pixels
     words = np.frombuffer(data, dtype="<u4", offset=HEAD.size).astype(np.uint32)
-    c, decoder, found, bar = tokenizer.config, _Decoder(words), 0, _bar(pipeline, number, "expand")
+    decoder, found, batch = _Decoder(words), 0, batch_size(pipeline, first_format)
+    bar = _bar(pipeline, -(-number // batch), "expand")
 
     def next_one(logits: Tensor, _t: int, _g: int) -> Tensor:
         bar.update()
         return decoder.get(_shares(logits)).to(logits.device)
 
-    for start in range(0, number, BATCH):
-        some = torch.arange(min(BATCH, number - start))
+    for start in range(0, number, batch):
+        some = torch.arange(min(batch, number - start))
         labels = decoder.get(_uniform(len(some), pipeline.condition.num_classes)) if labelled else None
         classes = _classes(pipeline, labels, some)
         codes = prior.walk(pipeline.told_to_prior(classes), next_one)
-        output = tokenizer.output(codes, classes).double()
-        pixels = output.new_zeros(len(some), c.image_channels, *c.image_size)
-        for channel in range(c.image_channels):
-            shares = tokenizer.likelihood.probabilities(output, pixels, channel).flatten(0, 2).cpu()
-            pixels[:, channel] = pixels_of(decoder.get(shares), torch.float64).view_as(pixels[:, channel])
-            bar.update()
+        output = likely(pipeline).output(codes, classes).double()
+        pixels = output.new_zeros(len(some), *_image_shape(pipeline))
+        get_pixels(decoder, likely(pipeline).likelihood, output, pixels)
+        bar.update()
         images = to_uint8(pixels).cpu()
         found = _checksum(images, found)
-        if start + BATCH >= number:
+        if start + batch >= number:
             bar.close()
             decoder.check_end()
             if found != checksum:
@@ -234,15 +264,49 @@ def expand_in_batches(pipeline: ImagePipeline, data: bytes) -> Iterator[Tensor]:
         yield images
 
 
-def _bar(pipeline: ImagePipeline, images: int, what: str) -> tqdm:
-    """Return a bar of the steps: each part of each code, and each channel of the pixels, of each batch."""
+def _get_pixels(decoder: _Decoder, likelihood: Likelihood, output: Tensor, pixels: Tensor) -> None:
+    """Decode pixels (B, C, H, W), in place, as `_put_pixels` encodes them."""
+    device = pixels.device
+    for some in _few(pixels):
+        for channel in range(pixels.shape[1]):
+            below = likelihood.below(output[some], pixels[some], channel)
+            shape = pixels[some, channel].shape
+            levels = walk_levels(below, shape, lambda masses, _: decoder.get(masses.cpu()).to(device), device)
+            pixels[some, channel] = pixels_of(levels, torch.float64)
+
+
+def _get_pixels_of_first_format(decoder: _Decoder, likelihood: Likelihood, output: Tensor, pixels: Tensor) -> None:
+    """Decode pixels (B, C, H, W), in place, whose level is one symbol."""
+    for channel in range(pixels.shape[1]):
+        shares = likelihood.probabilities(output, pixels, channel).flatten(0, 2).cpu()
+        pixels[:, channel] = pixels_of(decoder.get(shares), torch.float64).view_as(pixels[:, channel])
+
+
+def _few(pixels: Tensor) -> list[slice]:
+    """Return the images of pixels (B, C, H, W) a few at a time."""
+    at_once = max(1, PIXELS // pixels[0, 0].numel())
+    return [slice(start, start + at_once) for start in range(0, len(pixels), at_once)]
+
+
+def _image_shape(pipeline: ImagePipeline) -> tuple[int, ...]:
+    """Return (C, H, W) of the pipeline's images."""
+    c = pipeline.tokenizer.config
+    return (c.image_channels, *c.image_size)
+
+
+def _bar(pipeline: ImagePipeline, batches: int, what: str) -> tqdm:
+    """Return a bar of the steps: each part of each code, and the pixels, of each batch."""
     parts = pipeline.prior.config.layout.length * len(walking(pipeline).vocabularies)
-    steps = parts + pipeline.tokenizer.config.image_channels
-    return passing_bar(-(-images // BATCH) * steps, what, unit="step")
+    return passing_bar(batches * (parts + 1), what, unit="step")
 
 
 def _shares(logits: Tensor) -> Tensor:
     return logits.double().softmax(-1).cpu()
+
+
+def _bits(symbols: Tensor, probabilities: Tensor) -> float:
+    """Return Σ −log2 p of symbols (M,) with probabilities (M, S)."""
+    return -probabilities.gather(1, symbols[:, None]).log2().sum().item()
 
 
 def _uniform(number: int, values: int) -> Tensor:

@@ -66,7 +66,7 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.raster import open_picture
 from smalti.common.reading import open_regular_file, read_file
 from smalti.common.session import logged
-from smalti.pipeline.coder import BATCH, MAGIC, Compressed, compress, expand_in_batches
+from smalti.pipeline.coder import FIRST_MAGIC, MAGIC, Compressed, batch_size, compress, expand_in_batches
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.sampling_config import SamplingConfig
 
@@ -162,7 +162,7 @@ def compress_or_expand(c: Settings, run: Path) -> None:
         return
     pictures = read_pictures(c, pipeline)
     made = compress(pipeline, pictures.images, pictures.labels)
-    again = zip(expand_in_batches(pipeline, made.data), pictures.images.split(BATCH), strict=True)
+    again = zip(expand_in_batches(pipeline, made.data), pictures.images.split(batch_size(pipeline)), strict=True)
     if not all(torch.equal(expanded, given) for expanded, given in again):
         raise UserError("what was compressed does not expand to the same images on this machine; nothing is written")
     # A file that was named may be the only copy of other pictures.
@@ -179,7 +179,7 @@ def is_compressed(path: Path) -> bool:
     """Return whether a file begins as our compressed files do."""
     try:
         with open_regular_file(path) as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return file.read(len(MAGIC)) in (MAGIC, FIRST_MAGIC)
     except (OSError, ValueError) as error:
         pass_on(error)
         return False

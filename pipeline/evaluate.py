@@ -58,7 +58,14 @@ from smalti.common.parts import in_parts
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import passing_bar
 from smalti.common.session import session
-from smalti.pipeline.evaluation.bench import EvaluationBench, evenly_spaced, features_of, open_bench, read_images
+from smalti.pipeline.evaluation.bench import (
+    EvaluationBench,
+    codes_of,
+    evenly_spaced,
+    features_of,
+    open_bench,
+    read_images,
+)
 from smalti.pipeline.evaluation.cost import PART, price
 from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare_features, look_up
 from smalti.tokenizer.run_features import labelled
@@ -212,9 +219,11 @@ def look_up_copies(
         train_features: (N, D) of those.
     """
     of_train = read_images(bench.images.splits["train"], train)
-    held_out = read_images(bench.split, evenly_spaced(bench.split, bench.c.neighbours))
-    encode = bench.pipeline.encode_pixels
-    real = RealImages(of_train.images, held_out.images, train_features, encode(*of_train), encode(*held_out))
+    held = evenly_spaced(bench.split, bench.c.neighbours)
+    held_out = read_images(bench.split, held)
+    train_codes = codes_of(bench, bench.images.splits["train"], train, of_train)
+    held_out_codes = codes_of(bench, bench.split, held, held_out)
+    real = RealImages(of_train.images, held_out.images, train_features, train_codes, held_out_codes)
     copied, rows = look_up(drawn, real, bench.eyes.features)
     save_picture(image_grid(rows, columns=min(SHOWN, len(drawn.images))), picture_path(bench, "neighbours"))
     return copied

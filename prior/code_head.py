@@ -99,10 +99,10 @@ def _per_depth(x: Tensor, matrices: Tensor) -> Tensor:
 
 def nll_each(logits: Tensor, codes: Tensor, vocabularies: Sequence[int]) -> Tensor:
     """Return −log p of each code (B, T) in nats, summed over its parts, from logits (B, T, V)."""
-    digits = to_digits(codes, vocabularies).unbind(-1)
-    parts = logits.float().transpose(1, 2).split(list(vocabularies), dim=1)
+    digits = to_digits(codes, vocabularies).flatten(0, 1).unbind(-1)
+    parts = logits.float().flatten(0, 1).split(list(vocabularies), dim=-1)  # (B T, V_g): twice as fast as (B, V_g, T)
     each = [F.cross_entropy(part, digit, reduction="none") for part, digit in zip(parts, digits, strict=True)]
-    return torch.stack(each).sum(0)
+    return torch.stack(each).sum(0).view(codes.shape)
 
 
 def embedding_rows(config: PriorConfig) -> Tensor:

@@ -20,7 +20,8 @@ from smalti.common.parts import in_parts
 from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
 from smalti.pipeline.evaluation import bench as pipeline_bench
-from smalti.pipeline.evaluation.bench import evenly_spaced, open_bench, read_images
+from smalti.pipeline.evaluation.bench import codes_of, evenly_spaced, open_bench, read_images, written_codes
+from smalti.pipeline.evaluation.cost import price
 from smalti.pipeline.evaluation.judge import Drawn, RealImages, look_up
 from smalti.prior.data import CodesRows, plain_views
 from smalti.prior.evaluate import Settings as PriorSettings
@@ -34,6 +35,7 @@ from tests.conftest import QUICK
 
 TokenizerSettings = partial(tokenizer_script.Settings, features=QUICK)
 PipelineSettings = partial(pipeline_bench.Settings, features=QUICK)
+NO_FEATURES = FeaturesConfig(kind="none")
 
 
 @pytest.fixture
@@ -178,7 +180,7 @@ def judged(finished_run, runs, accelerator):
     shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("state", "evaluation"))
     evaluate_tokenizer(TokenizerSettings(run=str(run)), accelerator)
     evaluate_prior(PriorSettings(run=str(run)), accelerator)
-    path = evaluate_pipeline(PipelineSettings(run=str(run), images=200, neighbours=50), accelerator)
+    path = evaluate_pipeline(PipelineSettings(run=str(run), images=200, priced=297, neighbours=50), accelerator)
     return run, figures(path)
 
 
@@ -227,6 +229,29 @@ def test_a_sampler_of_training_images_is_found_out(judged, accelerator):
     found, rows = look_up(copies, real, features)
     assert found == {"memorised_pixels": 1.0, "memorised_features": 1.0, "memorised_codes": 1.0}
     assert torch.equal(rows[:10], rows[10:20])
+
+
+def test_codes_are_read_from_the_disk_where_they_are_of_these_images(judged, accelerator):
+    run, _ = judged
+    bench = open_bench(PipelineSettings(run=str(run), images=0), accelerator)
+    for split in (bench.images.splits["train"], bench.split):
+        positions = evenly_spaced(split, 30)
+        images = read_images(split, positions)
+        encoded = bench.pipeline.encode_pixels(*images)  # in fp32, as the run was encoded
+        found = written_codes(bench, split, positions)
+        assert found is not None and torch.equal(found, encoded)
+        others = bench._replace(data=bench.data._replace(splits={}))
+        assert written_codes(others, split, positions) is None
+        assert torch.equal(codes_of(others, split, positions, images), encoded)
+
+
+def test_as_many_images_are_priced_as_are_drawn(run, accelerator):
+    """Bits of a few images are those of the same images among all, and the protocol says how many they were."""
+    drawn = open_bench(PipelineSettings(run=str(run), images=20, features=NO_FEATURES), accelerator)
+    few, protocol = price(drawn)
+    assert protocol["priced"] == 20 and few["bits_per_dim_error"] > 0
+    every, protocol = price(drawn._replace(c=drawn.c.model_copy(update={"images": None})))
+    assert protocol["priced"] == 297 and abs(few["distortion"] - every["distortion"]) < 5 * few["bits_per_dim_error"]
 
 
 def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):

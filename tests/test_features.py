@@ -121,6 +121,19 @@ def test_images_of_any_size_and_channels_have_128_features(shape):
         model.features(images(2, 2, *size))
 
 
+def test_the_network_is_convolutions_norms_rectifiers_and_pooling_in_this_order():
+    """It rectifies behind the pooling, where there is a quarter as much, which is the same; in fp64, so 1e-12."""
+    model = Classifier(ClassifierConfig(image_size=(9, 12), image_channels=3, classes=2, recipe=QUICK)).double().eval()
+    x = pixels = torch.rand(4, 3, 9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kinds = [layer for layer in model.trunk.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    for number, (convolution, norm) in enumerate(zip(kinds[::2], kinds[1::2], strict=True)):
+        x = norm(convolution(x)).relu()
+        x = nn.functional.max_pool2d(x, 2, ceil_mode=True) if number < 2 else x
+    linear, norm = (layer for layer in model.trunk if isinstance(layer, nn.Linear | nn.BatchNorm1d))
+    expected = norm(linear(x.contiguous().flatten(1))).relu()
+    torch.testing.assert_close(model.trunk(pixels), expected, rtol=0, atol=1e-12)
+
+
 def test_images_that_do_not_show_their_class_teach_nothing(digits):
     """The accuracy on real images is that of their classifier; with shuffled labels it is one in ten."""
     train, held_out = digits

@@ -22,7 +22,7 @@ from smalti.metrics.distances import (
     moments,
     precision_recall,
 )
-from smalti.metrics.neighbours import measure_memorisation, nearest_rows
+from smalti.metrics.neighbours import measure_memorisation, nearest_codes, nearest_rows
 from smalti.metrics.similarity import psnr_each, psnr_of, squared_error_each, ssim_each
 
 
@@ -260,3 +260,24 @@ def test_copies_are_memorised_and_new_images_are_not():
 def test_it_says_of_which_image_a_draw_is_a_copy():
     train, held_out = normal(0, 50, 3), normal(1, 50, 3)
     assert measure_memorisation(train[[7, 3]], train, held_out).nearest.indices.tolist() == [[7], [3]]
+
+
+@pytest.mark.parametrize("places", [3, 1024, 2500])
+def test_distances_of_bytes_are_exact(places):
+    """Pixels are searched by fp32 products, 1024 places at a time; 0 and 255 everywhere are the largest distance."""
+    a = torch.cat([images(0, 5, places), torch.zeros(1, places, dtype=torch.uint8)])
+    b = torch.cat([images(1, 6, places), torch.full((1, places), 255, dtype=torch.uint8), a[:1]])
+    exact = (a.long()[:, None] - b.long()).square().sum(2)
+    assert torch.equal(nearest_rows(a, b, k=8).distances, exact.double().sort(dim=1).values.sqrt())
+
+
+@pytest.mark.parametrize("codes", [4, 2**15 + 3, 2**18, 2**40])
+def test_the_nearest_codes_differ_in_the_fewest_places(codes, monkeypatch):
+    """Codes are compared in the smallest type that holds them, 16, 32 or 64 bits, a block of queries at a time."""
+    monkeypatch.setattr(neighbours, "CACHED", 100)
+    generator = torch.Generator().manual_seed(0)
+    queries, rows = (codes - torch.randint(1, 4, (n, 9), generator=generator) for n in (7, 30))
+    differ = (queries[:, None] != rows[None]).sum(2)
+    found = nearest_codes(queries, rows, k=3)
+    assert torch.equal(found.distances, differ.sort(dim=1).values[:, :3].double())
+    assert torch.equal(differ.gather(1, found.indices).double(), found.distances)

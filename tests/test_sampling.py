@@ -126,6 +126,17 @@ def test_the_cache_gives_the_logits_that_recomputing_the_prefix_gives(any_prior,
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # fp32 rounding
 
 
+@torch.no_grad()
+def test_the_input_of_a_step_is_its_row_of_all_inputs(any_prior):
+    """A walk embeds one code a step. Equal by the bit, since files that walked over all inputs must still expand."""
+    codes, labels, c = random_codes(any_prior, 4), torch.tensor([0, 2, 3, 1]), any_prior.config
+    hint = torch.randn(4, c.layout.places, any_prior.hint_dim)
+    for given in (None, hint):
+        every = any_prior.inputs(labels, codes[:, :-1], None, given)
+        steps = [any_prior.input_of_step(n, labels, codes[:, n - 1], given) for n in range(c.layout.length)]
+        assert torch.equal(torch.stack(steps, dim=1), every)
+
+
 LARGE = ("111m", "343m")  # once each: they take seconds and gigabytes
 
 

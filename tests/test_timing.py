@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.timing import once
+from benchmarks.timing import once, spent
 from smalti.common.folder import read_json, write_json
 
 WORK = "import time\nend = time.process_time() + 0.25\nwhile time.process_time() < end: pass\n"
@@ -33,3 +33,12 @@ def test_what_was_killed_is_not_taken_for_the_whole(tmp_path):
     write_json(tmp_path / "ended.json.part", {"cpu_seconds": None, "wall_seconds": None})
     with pytest.raises(SystemExit, match="what that took is lost"):
         once(python(WORK), tmp_path / "ended.json")
+
+
+def test_the_seconds_of_a_checkouts_command_are_its_own(tmp_path):
+    (tmp_path / "work.py").write_text(WORK)
+    (tmp_path / "fails.py").write_text("raise SystemExit(1)")
+    took = spent(("work.py",), tmp_path, tmp_path)
+    assert 0.2 <= took.cpu < 5 and took.system <= took.cpu and took.bytes > 2**20
+    with pytest.raises(subprocess.CalledProcessError):
+        spent(("fails.py",), tmp_path, tmp_path)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -91,6 +92,11 @@ def evenly_spaced(split: ImageSplit, number: int) -> Tensor:
     return torch.arange(number) * len(split) // number
 
 
+def priced_positions(bench: EvaluationBench) -> Tensor:
+    """Return the positions of the held-out images whose bits are measured."""
+    return evenly_spaced(bench.split, bench.c.priced or bench.c.images or len(bench.split))
+
+
 def features_of(bench: EvaluationBench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:
     """Return the features (n, D) of images of a split."""
     return real_features(features, bench.images, split, positions, features_cache(bench.run), bench.accelerator)
@@ -109,3 +115,28 @@ def read_images(split: ImageSplit, positions: Tensor) -> LabelledImages:
         bar.update(len(some))
     bar.close()
     return LabelledImages(torch.cat([each.images for each in found]), torch.cat([each.labels for each in found]))
+
+
+def codes_of(bench: EvaluationBench, split: ImageSplit, positions: Tensor, images: LabelledImages) -> Tensor:
+    """Return the codes (n, T) of the images at positions of a split: those on the disk, or where these are of other
+    images, encoded now."""
+    written = written_codes(bench, split, positions) if len(images.images) == len(positions) else None
+    return bench.pipeline.encode_pixels(*images) if written is None else written
+
+
+def written_codes(bench: EvaluationBench, split: ImageSplit, positions: Tensor) -> Tensor | None:
+    """Return the codes (n, T) of the plain views at positions of a split, from the disk; None if they are not there."""
+    data, pipeline = bench.data, bench.pipeline
+    layout, there = data.info.layout, data.splits.get(split.name)
+    if there is None or data.info.source.get("fingerprint") != bench.images.fingerprint:
+        return None
+    wanted, rows = split.rows[positions.numpy()], there.rows[:: data.info.views]
+    places = np.searchsorted(rows, wanted).clip(max=len(rows) - 1)
+    if not np.array_equal(rows[places], wanted):
+        return None
+    latents = torch.from_numpy(
+        there.codes[places * data.info.views].astype(np.int64 if layout.discrete else np.float32)
+    )
+    if layout == pipeline.tokenizer.config.layout:
+        return latents
+    return pipeline.from_prior(latents) if layout == pipeline.prior.config.layout else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from smalti.common.evaluation_file import parts_path
 from smalti.common.parts import in_parts
 from smalti.common.seeds import generator
-from smalti.pipeline.evaluation.bench import EvaluationBench
+from smalti.pipeline.evaluation.bench import EvaluationBench, priced_positions
 from smalti.pipeline.evaluation.bits import PRIORS, bits_per_dim, image_nats, likely, stochastic_bounds
 from smalti.pipeline.evaluation.vector_bits import VECTOR_PRIORS, no_vector_bits, vector_nats
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -64,11 +64,11 @@ def labels_of(bench: EvaluationBench, labels: Tensor) -> Tensor:
 
 def price_vectors(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the nats (N,) of each held-out image by draws of its vectors, and how they were drawn."""
-    c, pipeline = bench.c, bench.pipeline
+    c, pipeline, priced = bench.c, bench.pipeline, priced_positions(bench)
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
         parts = []
-        for some in positions.split(c.batch_size):
+        for some in priced[positions].split(c.batch_size):
             batch, noise = bench.split.read(some), generator(c.seed + int(some[0]), pipeline.device)
             with bench.accelerator.autocast():
                 found = vector_nats(pipeline, batch.images, labels_of(bench, batch.labels), c.importance_samples, noise)
@@ -79,7 +79,7 @@ def price_vectors(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, 
 
     drawn = {"importance_samples": c.importance_samples, "seed": c.seed}
     folder = parts_path(bench.run, f"bits-{bench.split.name}")
-    nats = in_parts(folder, bench.plan | drawn, len(bench.split), PART, compute, bench.accelerator, "bits")
+    nats = in_parts(folder, bench.plan | drawn, len(priced), PART, compute, bench.accelerator, "bits")
     assert isinstance(pipeline.prior, Scores)  # `no_bits` has asked
     told = {"learned_rate": "exact" if pipeline.prior.exact else "bound"}
     how = {"kind": "bound", "rates": "by the draws, under every prior", "binarize": bench.binarize} | told
@@ -91,11 +91,11 @@ def price_codes(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, An
     c, pipeline, info = bench.c, bench.pipeline, bench.data.info
     train = plain_views(bench.data.splits["train"], info).codes
     marginal = Marginal(train, info.layout)
-    stochastic = likely(pipeline).stochastic
+    stochastic, priced = likely(pipeline).stochastic, priced_positions(bench)
 
     def compute(positions: Tensor) -> dict[str, Tensor]:
         parts = []
-        for some in positions.split(c.batch_size):
+        for some in priced[positions].split(c.batch_size):
             batch = bench.split.read(some)
             labels = labels_of(bench, batch.labels)
             with bench.accelerator.autocast():
@@ -115,7 +115,7 @@ def price_codes(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, An
     drawn = {"importance_samples": c.importance_samples, "seed": c.seed} if stochastic else {}
     told = {"learned_rate": "exact" if pipeline.prior.exact else "bound"}
     folder = parts_path(bench.run, f"bits-{bench.split.name}")
-    nats = in_parts(folder, bench.plan | drawn, len(bench.split), PART, compute, bench.accelerator, "bits")
+    nats = in_parts(folder, bench.plan | drawn, len(priced), PART, compute, bench.accelerator, "bits")
     return nats, drawn | told
 
 

@@ -18,6 +18,9 @@ class Settings(BaseSettings):
     """which split of the images; test, or where there is none validation, when null"""
     images: int | None = Field(None, ge=0)
     """drawn; as many as the split has, up to 10,000, when null; 0 leaves the samples out"""
+    priced: int | None = Field(None, ge=1)
+    """held-out images whose bits are measured, evenly spaced; as many as `images` when null, all where that is null or
+    0"""
     seed: int = Field(0, ge=0, le=2**62)
     """drawn image i has seed `seed + i`"""
     neighbours: int = Field(1000, ge=0)

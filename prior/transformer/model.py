@@ -30,16 +30,14 @@ class TransformerPrior(CausalTransformer):
     @torch.inference_mode()
     def walk(self, condition: Tensor, choose: Choose, hint: Tensor | None = None) -> Tensor:
         decoder = CachedTransformer(self, len(condition), "fp32")
-        codes, codebooks = condition.new_zeros(len(condition), 0), self.config.layout.codebook_of().tolist()
-        for t in range(self.config.layout.length):
-            x = self.inputs(condition, codes, None, hint)[:, -1].contiguous()
-            place = torch.full_like(condition, t)
+        codes = condition.new_zeros(len(condition), self.config.layout.length)
+        for t, codebook in enumerate(self.config.layout.codebook_of().tolist()):
+            x, place = self.input_of_step(t, condition, codes[:, t - 1], hint), torch.full_like(condition, t)
             hidden = decoder.step(x, decoder.turns(1 + place, place), NumberedStep(t))
             digits: list[Tensor] = []
             for g in range(len(self.vocabularies)):
-                digits.append(choose(decoder.logits(hidden, codebooks[t], digits), t, g))
-            code = to_index(torch.stack(digits, dim=-1), self.vocabularies)
-            codes = torch.cat([codes, code[:, None]], dim=1)
+                digits.append(choose(decoder.logits(hidden, codebook, digits), t, g))
+            codes[:, t] = to_index(torch.stack(digits, dim=-1), self.vocabularies)
         return codes
 
 

@@ -89,6 +89,16 @@ class CausalTransformer(HintedPrior):
             wanted = wanted + self.hint_of_steps(hint, order)
         return x + wanted[..., : n + 1, :]
 
+    def input_of_step(self, n: int, condition: Tensor, code: Tensor, hint: Tensor | None = None) -> Tensor:
+        """Return the input (B, C) of step n in raster order, row n of `inputs`; `code` (B,) is the one before."""
+        wanted: Tensor = self.target_embedding[n]
+        if hint is not None:
+            wanted = wanted + hint[:, n // self.config.layout.depth]
+        if n == 0:
+            return self.class_embedding(condition) + wanted
+        rows = to_digits(code, self.vocabularies) + self.first_rows[n - 1]  # (B, G)
+        return self.code_embedding(rows).sum(1) + wanted
+
     def hint_of_steps(self, hint: Tensor, order: Tensor | None) -> Tensor:
         """Return the hint of the place that each step predicts, (B, T, C), of a hint (B, P, C)."""
         deep = hint.repeat_interleave(self.config.layout.depth, 1)

@@ -4,14 +4,18 @@ Shapes: output (B, P, H, W), images (B, C, H, W) of the 256 levels in [-1, 1].
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from smalti.common.precision import fp32
 from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
 from smalti.tokenizer.criterion.likelihood.levels import LEVELS, pixels_of
+
+Below = Callable[[Tensor], Tensor]  # levels (B, H, W, n) in [1, 255] -> P(a pixel's level is below each), of that shape
 
 
 class Likelihood(nn.Module, ABC):
@@ -48,6 +52,14 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def probabilities(self, output: Tensor, images: Tensor, channel: int) -> Tensor:
         """Return p of each level of a channel, given the channels of `images` before it: (B, H, W, 256)."""
+
+    def below(self, output: Tensor, images: Tensor, channel: int) -> Below:
+        """Return the distribution function of a channel's levels, given the channels of `images` before it.
+
+        A coder asks it for a few levels of each pixel. Kinds whose `probabilities` take long have a formula for it.
+        """
+        table = F.pad(self.probabilities(output, images, channel).cumsum(-1), (1, 0))
+        return lambda levels: table.gather(-1, levels)
 
     def sample(self, output: Tensor, generator: Generator | None = None) -> Tensor:
         """Return a draw from p(x | z), every pixel on its own: (B, C, H, W) of the 256 levels."""

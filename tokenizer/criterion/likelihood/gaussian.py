@@ -1,5 +1,6 @@
 """`gaussian`: N(μ, σ²): the squared error, L2; the VQ-VAE's and the lecture's."""
 
+import torch
 from torch import Tensor
 
 from smalti.tokenizer.criterion.likelihood.config import GaussianConfig
@@ -23,3 +24,6 @@ class Gaussian(Location):
 
     def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
         return log_normal_mass(a, b)
+
+    def mass_below(self, a: Tensor) -> Tensor:
+        return torch.erfc(a * -(0.5**0.5)) / 2

@@ -1,5 +1,6 @@
 """`laplace`: Laplace(μ, b): the absolute error, L1."""
 
+import torch
 from torch import Tensor
 
 from smalti.tokenizer.criterion.likelihood.config import LaplaceConfig
@@ -19,3 +20,7 @@ class Laplace(Location):
 
     def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
         return log_laplace_mass(a, b)
+
+    def mass_below(self, a: Tensor) -> Tensor:
+        tail = (-a.abs()).exp() / 2
+        return torch.where(a < 0, tail, 1 - tail)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from smalti.common.precision import fp32
-from smalti.tokenizer.criterion.likelihood.base import Likelihood
-from smalti.tokenizer.criterion.likelihood.levels import all_levels, edges
+from smalti.tokenizer.criterion.likelihood.base import Below, Likelihood
+from smalti.tokenizer.criterion.likelihood.levels import HALF, all_levels, edges, pixels_of
 
 
 class Location(Likelihood):
@@ -26,6 +26,10 @@ class Location(Likelihood):
     def log_mass(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the log of the mass between a and b, in scales from the location."""
 
+    @abstractmethod
+    def mass_below(self, a: Tensor) -> Tensor:
+        """Return the mass below a, in scales from the location."""
+
     def log_prob(self, output: Tensor, images: Tensor) -> Tensor:
         return self.log_mass(*edges(images, output, self.log_scale.to(output.dtype)[:, None, None])).sum(1)
 
@@ -38,3 +42,8 @@ class Location(Likelihood):
     def probabilities(self, output: Tensor, images: Tensor, channel: int) -> Tensor:
         location = fp32(output)[:, channel, ..., None]
         return self.log_mass(*edges(all_levels(location), location, self.log_scale.to(location.dtype)[channel])).exp()
+
+    def below(self, output: Tensor, images: Tensor, channel: int) -> Below:
+        location = fp32(output)[:, channel, ..., None]
+        inverse = (-self.log_scale.to(location.dtype)[channel]).exp()
+        return lambda levels: self.mass_below((pixels_of(levels, location.dtype) - HALF - location) * inverse)

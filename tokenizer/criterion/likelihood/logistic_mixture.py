@@ -5,9 +5,16 @@ from einops import rearrange
 from torch import Tensor
 
 from smalti.common.precision import fp32
-from smalti.tokenizer.criterion.likelihood.base import Likelihood
+from smalti.tokenizer.criterion.likelihood.base import Below, Likelihood
 from smalti.tokenizer.criterion.likelihood.config import LogisticMixtureConfig
-from smalti.tokenizer.criterion.likelihood.levels import all_levels, edges, levels_of, log_logistic_mass, pixels_of
+from smalti.tokenizer.criterion.likelihood.levels import (
+    HALF,
+    all_levels,
+    edges,
+    levels_of,
+    log_logistic_mass,
+    pixels_of,
+)
 
 
 @LogisticMixtureConfig.register
@@ -74,10 +81,25 @@ class LogisticMixture(Likelihood):
         best = likelihoods.argmax(1)[:, None, None].expand(-1, 1, self.channels, -1, -1)
         return centres.gather(1, best)[:, 0]
 
-    def probabilities(self, output: Tensor, images: Tensor, channel: int) -> Tensor:
+    def _components(self, output: Tensor, images: Tensor, channel: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log π given the channels before, μ and log s of a channel, each (B, M, H, W, 1)."""
         images = images.to(fp32(output).dtype)
-        log_weights = self._log_joint(output, images, channel).log_softmax(1)[..., None]
+        log_weights = self._log_joint(output, images, channel).log_softmax(1)
         _, means, log_scales, alphas = self._parts(output)
-        mean = self._moved(means, alphas, channel, images[:, None, :channel])[..., None]  # (B, M, H, W, 1)
-        mass = log_logistic_mass(*edges(all_levels(mean), mean, log_scales[:, :, channel, ..., None]))
+        mean = self._moved(means, alphas, channel, images[:, None, :channel])
+        return log_weights[..., None], mean[..., None], log_scales[:, :, channel, ..., None]
+
+    def probabilities(self, output: Tensor, images: Tensor, channel: int) -> Tensor:
+        log_weights, mean, log_scale = self._components(output, images, channel)
+        mass = log_logistic_mass(*edges(all_levels(mean), mean, log_scale))
         return (log_weights + mass).exp().sum(1)
+
+    def below(self, output: Tensor, images: Tensor, channel: int) -> Below:
+        log_weights, mean, log_scale = self._components(output, images, channel)
+        weights, inverse = log_weights.exp(), (-log_scale).exp()
+
+        def mass_below(levels: Tensor) -> Tensor:
+            ends = pixels_of(levels, mean.dtype)[:, None] - HALF  # (B, 1, H, W, n)
+            return (weights * ((ends - mean) * inverse).sigmoid()).sum(1)
+
+        return mass_below

@@ -1,0 +1,147 @@
+"""Measure what it costs to measure a run and to pack images into bytes, beside an earlier checkout, in turns.
+
+    python -m benchmarks.evaluating --before ../earlier --data FOLDER_OF_PARQUET --work DIR [--rounds 5] [--images 1000]
+
+The earlier checkout trains both stages of configs/fashion_mnist for a few steps, since what measuring takes does not
+depend on how well they draw, and encodes the images; each checkout has a copy of that run. In each round every command
+runs once in either, on one thread of a CPU:
+
+    evaluate    pipeline/evaluate.py of as many images, without a cache: the classifier is trained, all is computed
+    compress    pipeline/compress.py, which expands again and compares: of 64 and of 576 images, each less the other
+    expand      pipeline/compress.py --expand of those two files, as the same checkout wrote them
+
+Of each the CPU seconds (user and system), of these the system's, the most memory, and the ratio of CPU seconds, earlier
+over this, of each round; the median counts. The figures of both evaluations stand beside each other. Writes
+benchmarks/results/evaluating.json.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.claim import Claim, verdict
+from benchmarks.timing import ROOT, Spent, commit_of, spent
+from smalti.common.folder import read_json
+from smalti.common.record import record
+
+RESULT = ROOT / "benchmarks/results/evaluating.json"
+STEPS = 24  # of either training
+FEW, MORE = 64, 512  # images that are packed, and how many more the second time: whole batches of the coder
+PIXELS = 28 * 28  # bytes of an image
+FIGURES = "run/evaluation/pipeline-test.json"
+CLAIMS = [
+    Claim(
+        text="CPU seconds of an evaluation, times less",
+        relation="at least",
+        threshold=4.0,
+        value=lambda ratios: ratios["evaluate"],
+    ),
+    Claim(
+        text="CPU seconds of compressing, times less",
+        relation="at least",
+        threshold=20.0,
+        value=lambda ratios: ratios["compress"],
+    ),
+    Claim(
+        text="CPU seconds of expanding, times less",
+        relation="at least",
+        threshold=20.0,
+        value=lambda ratios: ratios["expand"],
+    ),
+]
+
+
+def prepare(checkouts: Mapping[str, Path], data: Path, work: Path) -> None:
+    """Train and encode with the earlier checkout, unless that is done, and give each a copy of the run."""
+    run, few = work / "before/run", ("--run", "run", "--steps", str(STEPS))
+    if not (run / "prior/model").exists():
+        shutil.rmtree(work, ignore_errors=True)
+        run.parent.mkdir(parents=True)
+        checkout, configs = checkouts["before"], "configs/fashion_mnist"
+        given = ("--images.source", str(data))
+        spent(("tokenizer/train.py", f"{configs}/tokenizer.yaml", *few, *given), checkout, run.parent)
+        spent(("tokenizer/encode.py", "run"), checkout, run.parent)
+        spent(("prior/train.py", f"{configs}/prior.yaml", *few), checkout, run.parent)
+    for name in checkouts.keys() - {"before"}:
+        shutil.rmtree(work / name, ignore_errors=True)
+        shutil.copytree(run, work / name / "run")
+
+
+def evaluate(images: int, checkout: Path, work: Path) -> Spent:
+    for earlier in (".cache", "run/evaluation"):
+        shutil.rmtree(work / earlier, ignore_errors=True)
+    return spent(("pipeline/evaluate.py", "run", "--images", str(images)), checkout, work)
+
+
+def compress(images: int, checkout: Path, work: Path) -> Spent:
+    (work / f"{images}.tess").unlink(missing_ok=True)
+    packed = ("--images", str(images), "--output", f"{images}.tess")
+    return spent(("pipeline/compress.py", "run", *packed), checkout, work)
+
+
+def expand(images: int, checkout: Path, work: Path) -> Spent:
+    shutil.rmtree(work / "expanded", ignore_errors=True)
+    return spent(("pipeline/compress.py", "run", "--expand", f"{images}.tess", "--output", "expanded"), checkout, work)
+
+
+def measure(checkouts: Mapping[str, Path], work: Path, rounds: int, images: int) -> dict[str, Any]:
+    """Return what each command took in each round and checkout, and the ratios of CPU seconds."""
+    taken: dict[str, dict[str, list[Spent]]] = {
+        what: {name: [] for name in checkouts} for what in ("evaluate", "compress", "expand")
+    }
+    for _ in range(rounds):
+        for name, checkout in checkouts.items():
+            taken["evaluate"][name].append(evaluate(images, checkout, work / name))
+            for packing in (compress, expand):
+                few, many = (packing(number, checkout, work / name) for number in (FEW, FEW + MORE))
+                more = Spent(many.cpu - few.cpu, many.system - few.system, many.bytes)
+                taken[packing.__name__][name].append(more)
+            print(name, {what: each[name][-1] for what, each in taken.items()}, flush=True)
+    return {what: compared(each) for what, each in taken.items()}
+
+
+def compared(taken: Mapping[str, list[Spent]]) -> dict[str, Any]:
+    """Return the seconds and bytes of each round of a command, and how many times less this checkout takes."""
+    pairs = zip(taken["before"], taken["this"], strict=True)
+    ratios = [before.cpu / this.cpu for before, this in pairs]
+    rounds = {name: [each._asdict() for each in several] for name, several in taken.items()}
+    return {"rounds": rounds, "ratios": ratios, "ratio": median(ratios)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True, help="the earlier checkout")
+    parser.add_argument("--data", type=Path, required=True, help="Fashion-MNIST as Parquet")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1000, help="that an evaluation draws")
+    arguments = parser.parse_args()
+    checkouts, work = {"before": arguments.before.resolve(), "this": ROOT}, arguments.work.resolve()
+    written = record("benchmarks.evaluating")
+    prepare(checkouts, arguments.data.resolve(), work)
+    measured = measure(checkouts, work, arguments.rounds, arguments.images)
+    for what in ("compress", "expand"):
+        for several in measured[what]["rounds"].values():
+            for each in several:
+                each["kilobytes_a_second"] = MORE * PIXELS / 1000 / each["cpu"]
+    ratios = {what: each["ratio"] for what, each in measured.items()}
+    claims = [claim.judge([(ratios,)]) for claim in CLAIMS]
+    said = {
+        **written,
+        "before": commit_of(checkouts["before"]),
+        "protocol": __doc__,
+        "images": arguments.images,
+        "measured": measured,
+        "figures": {name: read_json(work / name / FIGURES)["figures"] for name in checkouts},
+        "claims": claims,
+    }
+    RESULT.write_text(json.dumps(said, indent=2) + "\n")
+    print("\n".join(map(verdict, claims)))
+
+
+if __name__ == "__main__":
+    main()
