@@ -40,7 +40,7 @@ from smalti.metrics.feature_extractor import Features, FeaturesConfig
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.pipeline.evaluation.bench import EvaluationBench, Settings, evenly_spaced, features_of, open_bench
 from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare_features
-from smalti.tokenizer.run_features import labelled
+from smalti.tokenizer.labelled import labelled
 
 RESULTS = ROOT / "benchmarks/results"
 DRAWN = 10_000

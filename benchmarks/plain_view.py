@@ -38,8 +38,8 @@ from smalti.metrics.classifier import Classifier, Recipe, load_or_train
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.labelled import labelled
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.run_features import labelled
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/plain_view.json"

@@ -1,0 +1,58 @@
+"""`features`: small heads over the feature maps of a frozen trunk, one a level.
+
+Sauer et al. (2021), https://arxiv.org/abs/2111.01007, without their random projections.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from smalti.tokenizer.criterion.adversarial.base import Discriminator
+from smalti.tokenizer.criterion.adversarial.config import DiscriminatorConfig
+from smalti.tokenizer.criterion.trunk.base import Place, Trunk
+from smalti.tokenizer.criterion.trunk.config import TrunkConfig
+from smalti.tokenizer.network.convolutional import norm
+
+
+class FeatureDiscriminatorConfig(DiscriminatorConfig):
+    """The discriminator of feature maps."""
+
+    kind: Literal["features"] = "features"
+    """small heads over the feature maps of a frozen network"""
+    width: int = Field(64, ge=8, le=2**12, multiple_of=8)
+    """channels of a head"""
+    trunk: TrunkConfig = Field(default_factory=TrunkConfig.default)
+    """the frozen network"""
+
+    @property
+    def reads(self) -> TrunkConfig:
+        return self.trunk
+
+
+@FeatureDiscriminatorConfig.register
+class FeatureDiscriminator(Discriminator):
+    """Heads over a trunk, which is no part of the module: it is neither trained nor saved with it."""
+
+    def __init__(self, config: FeatureDiscriminatorConfig, place: Place, trunk: Trunk | None):
+        super().__init__()
+        assert trunk is not None  # its settings name one
+        self.frozen = (trunk,)  # in a tuple, which hides it from the module
+        self.levels = nn.ModuleList(head(inputs, config.width) for inputs in trunk.widths(place))
+        self.heads = len(self.levels)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        (trunk,) = self.frozen
+        return [head(level).flatten(1) for head, level in zip(self.levels, trunk(pixels), strict=True)]
+
+
+def head(inputs: int, width: int) -> nn.Module:
+    """Return a head over a level of so many channels: one logit at each place."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width, width, 3, padding=1),
+        norm(width),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width, 1, 1),
+    )

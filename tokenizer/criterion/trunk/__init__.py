@@ -1,0 +1,10 @@
+"""The trunks: frozen networks whose feature maps the perceptual distance and the feature discriminator read.
+
+classifier    trained here, on the training images' labels, or to tell their rotations apart where they have none
+torchscript   a network saved as TorchScript, from a file
+torchvision   a network of torchvision, its weights from a file
+"""
+
+from smalti.tokenizer.criterion.trunk import classifier, torchscript, torchvision
+
+__all__ = ["classifier", "torchscript", "torchvision"]  # the kinds there are: each registers itself
