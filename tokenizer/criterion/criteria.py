@@ -143,6 +143,18 @@ class Criteria:
         return trunks if self.adversary is None else trunks | {"adversary": self.adversary.info()}
 
 
+def remark(c: TrainConfig | None) -> str | None:
+    """Return what a reader of a run's bits and distances should know of these criteria, or None without any."""
+    chosen = [] if c is None else [f"{each.name()}" for each in (c.perceptual, c.adversarial) if each.name() != "none"]
+    if not chosen:
+        return None
+    return (
+        f"trained with losses beside the likelihood ({', '.join(chosen)}): bits are those of the best p(x | z) around "
+        "pictures that were made for these losses too, and a distance on a classifier of the run's own labels is on "
+        "features much like those of its trunk: compare on others"
+    )
+
+
 def open_criteria(
     c: TrainConfig,
     tokenizer: TrainedTokenizer,
