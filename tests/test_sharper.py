@@ -336,7 +336,8 @@ def test_two_processes_train_both_models_as_one_does(sharp_run):
     """Losses and gradients are averaged over processes, augmentation belongs to the row: they agree up to rounding."""
     two = sharp_run.parent / "two"
     config = sharp_run / "tokenizer/config.yaml"
-    processes.finish(processes.command_of_two("tokenizer/train.py", config, "--run", two))
+    once = ["--evaluate_every", 6, "--save_every", 6]
+    processes.finish(processes.command_of_two("tokenizer/train.py", config, "--run", two, *once))
     ours, theirs = (read_metrics(run / "tokenizer/metrics.jsonl") for run in (sharp_run, two))
     last = [[line for line in lines if "loss" in line][-1] for lines in (ours, theirs)]
     for name in ("loss", "perceptual_loss", "adversarial_loss", "discriminator_loss", "real_logits", "adaptive_weight"):
