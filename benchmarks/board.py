@@ -42,7 +42,7 @@ from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.pipeline.evaluation.bench import EvaluationBench, evenly_spaced, features_of, open_bench
 from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare_features
 from smalti.pipeline.evaluation.settings import Settings
-from smalti.tokenizer.run_features import labelled
+from smalti.tokenizer.labelled import labelled
 
 RESULTS = ROOT / "benchmarks/results"
 DRAWN = 10_000

@@ -39,8 +39,8 @@ from smalti.metrics.distances import frechet_distance
 from smalti.metrics.features_config import Recipe
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.labelled import labelled
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.run_features import labelled
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/plain_view.json"

@@ -42,8 +42,14 @@ class MicroBatch:
 class SkippedSteps:
     """The number of steps that were skipped, in all and in a row; both are part of the training state."""
 
-    def __init__(self, total: int = 0, in_a_row: int = 0):
+    def __init__(self, total: int = 0, in_a_row: int = 0, *, whose: str = "", remedy: str = "a lower lr"):
+        """
+        Args:
+            whose: the words after "step 7" where the training has several models: " of the discriminator".
+            remedy: the settings to change where steps are skipped again and again.
+        """
         self.total, self.in_a_row = int(total), int(in_a_row)
+        self.whose, self.remedy = whose, remedy
 
     def clip(self, step: int, model: nn.Module, most: float, parts: Sequence[MicroBatch]) -> bool:
         """Clip the gradient to the norm `most`, and return whether the step may be taken.
@@ -67,11 +73,12 @@ class SkippedSteps:
         found = next((blame for part in parts if (blame := part.blame())), None)
         layer = first_not_finite(model.named_parameters())
         found = f"{found or 'every loss is finite'}; the first gradient that is not is {layer or 'of another process'}"
-        print(f"step {step} skipped: {found}", file=sys.stderr)
+        print(f"step {step}{self.whose} skipped: {found}", file=sys.stderr)
         if self.in_a_row >= MOST_IN_A_ROW:
             raise UserError(
-                f"{self.in_a_row} steps in a row were not finite ({found}); what was saved before is whole. Go on from "
-                "it with --change_settings true and a lower lr or precision fp32, or look at those rows"
+                f"{self.in_a_row} steps{self.whose} in a row were not finite ({found}); what was saved before is "
+                f"whole. Go on from it with --change_settings true and {self.remedy} or precision fp32, or look at "
+                "those rows"
             )
         return False
 

@@ -41,6 +41,14 @@ def mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+def uniforms_of_rows(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int) -> Tensor:
+    """Return numbers (count, B) in [0, 1), float64 on the CPU, that belong to seed, epoch and row alone."""
+    state = mixed(np.full(rows.shape, seed % 2**64, dtype=np.uint64))
+    state = mixed(mixed(state ^ epochs.astype(np.uint64)) ^ rows.astype(np.uint64))
+    drawn = np.stack([mixed(state + np.uint64(i)) >> np.uint64(11) for i in range(count)])
+    return torch.from_numpy(drawn.astype(np.float64) * 2.0**-53)
+
+
 def normals_of_rows(rows: np.ndarray, epochs: np.ndarray, count: int) -> Tensor:
     """Return standard normal numbers (B, count), float32 on the CPU, that belong to the row and the epoch alone."""
     state = mixed(mixed(epochs.astype(np.uint64)) ^ rows.astype(np.uint64))

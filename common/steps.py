@@ -65,10 +65,11 @@ class Steps:
         self.shown |= figures
         self.bar.set_postfix(**self.shown, refresh=False)
 
-    def after(self, step: int, skipped: SkippedSteps) -> Iterator[Due]:
+    def after(self, step: int, *skipped: SkippedSteps) -> Iterator[Due]:
         """Yield what is due after a step, in this order.
 
-        Nothing is evaluated or saved while steps are skipped one after the other: the weights may be what is wrong.
+        Nothing is evaluated or saved while steps of a model are skipped one after the other: its weights may be what is
+        wrong.
 
         Raises:
             Interrupted: the training was told to stop, and has saved what is sound.
@@ -77,7 +78,7 @@ class Steps:
         self.bar.update()
         if done % self.c.log_every == 0 or last:
             yield "log"
-        sound = skipped.in_a_row == 0 or last
+        sound = all(each.in_a_row == 0 for each in skipped) or last
         if sound and (done % self.c.evaluate_every == 0 or last):
             yield "evaluate"
         interrupted = self.interrupt.asked(done) and not last

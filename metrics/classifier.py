@@ -130,6 +130,17 @@ class Classifier(nn.Module):
         """Return logits (B, classes) for pixels (B, C, H, W) in [-1, 1]."""
         return self.head(self.trunk(pixels))
 
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
+        """Return the activations (B, C, h, w) of each convolutional level for pixels in [-1, 1], fine first."""
+        found, x = [], pixels
+        for layer in self.trunk:
+            if isinstance(layer, nn.Flatten):
+                break
+            x = layer(x)
+            if isinstance(layer, nn.Sequential):  # a level; between two of them images are halved
+                found.append(x)
+        return found
+
     def prepare(self, images: Tensor) -> Tensor:
         """Return uint8 images as `trunk` wants them. Raises `ValueError` for another size or other channels."""
         expected = (self.config.image_channels, *self.config.image_size)
@@ -213,7 +224,7 @@ def accuracy_on(model: Classifier, source: LabelledSource) -> float | None:
     return known / images_seen if images_seen else None
 
 
-def _config(train_source: LabelledSource, held_out: LabelledSource, recipe: Recipe) -> ClassifierConfig:
+def classifier_config(train_source: LabelledSource, held_out: LabelledSource, recipe: Recipe) -> ClassifierConfig:
     """Return the config for these images. Raises `UserError` if fewer than two labelled images or classes are there."""
     labels = train_source.labels[train_source.labels >= 0]
     there = len(np.unique(labels))
@@ -243,7 +254,7 @@ def load_or_train(
     Raises:
         UserError: fewer than two classes are labelled.
     """
-    config = _config(train_source, held_out, recipe)
+    config = classifier_config(train_source, held_out, recipe)
     path = cache / f"classifier-{_fingerprint(config, fingerprint, train_source, held_out)[:16]}"
     if path.exists():
         try:
@@ -268,7 +279,7 @@ def accuracy_score(
 
     Beside it stands the accuracy of one trained on as many real images: what it could be at best.
     """
-    return accuracy_on(train_classifier(_config(drawn, held_out, recipe), drawn, device), held_out)
+    return accuracy_on(train_classifier(classifier_config(drawn, held_out, recipe), drawn, device), held_out)
 
 
 def _fingerprint(config: ClassifierConfig, images: str, *sources: LabelledSource) -> str:

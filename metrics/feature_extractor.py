@@ -85,7 +85,7 @@ class Features:
         """
         self.network, self.name, self.prepare = network.to(device).eval(), name, prepare
         self.device, self.batch_size = torch.device(device), batch_size
-        self.identity = identity or _identity(name, prepare, network.state_dict())
+        self.identity = identity or identity_of(name, prepare, network.state_dict())
 
     @property
     def frechet_name(self) -> str:
@@ -118,7 +118,7 @@ class FIDFeatures(Features):
         return "fid"
 
 
-def _identity(name: str, prepare: Callable[[Tensor], Tensor], weights: Mapping[str, Any]) -> str:
+def identity_of(name: str, prepare: Callable[..., Any], weights: Mapping[str, Any]) -> str:
     """Return the SHA-256 of everything that the features depend on."""
     content = hashlib.sha256(f"{name} {getattr(prepare, '__qualname__', type(prepare).__qualname__)}".encode())
     for key, tensor in weights.items():
@@ -247,25 +247,33 @@ def _inception(config: FeaturesConfig, device: torch.device | str) -> Features:
     return Features(network, f"inception_{file[:8]}", rgb, device, config.batch_size)
 
 
-def _torchvision(config: FeaturesConfig, device: torch.device | str) -> Features:
+def torchvision_network(name: str, weights: str | None) -> nn.Module:
+    """Return a network of torchvision whose head, the last linear layer, is an identity.
+
+    Args:
+        weights: a local file; None downloads what torchvision has.
+    """
     from torchvision import models
 
-    assert config.name is not None  # its settings ask for it
-    if config.name not in models.list_models(module=models):
-        near = difflib.get_close_matches(config.name, models.list_models(module=models), 1)
-        raise UserError(f"torchvision has no model {config.name!r}{f'; did you mean {near[0]}?' if near else ''}")
-    path = Path(config.weights) if config.weights else _downloaded(models.get_model_weights(config.name).DEFAULT.url)
+    if name not in models.list_models(module=models):
+        near = difflib.get_close_matches(name, models.list_models(module=models), 1)
+        raise UserError(f"torchvision has no model {name!r}{f'; did you mean {near[0]}?' if near else ''}")
+    path = Path(weights) if weights else _downloaded(models.get_model_weights(name).DEFAULT.url)
     with torch.random.fork_rng(devices=[]):
-        network = models.get_model(config.name, weights=None)
-    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        network = models.get_model(name, weights=None)
+    heads = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not heads:
-        raise UserError(
-            f"torchvision's {config.name} ends in no linear layer, so its features are not known; take another"
-        )
+        raise UserError(f"torchvision's {name} ends in no linear layer, so its features are not known; take another")
     network.set_submodule(heads[-1], nn.Identity())
     if hasattr(network, "transform_input"):
         network.transform_input = True  # GoogLeNet's and Inception's weights were made for it
     _fill(network, _without(read_weights(path), heads[-1]), path)
+    return network
+
+
+def _torchvision(config: FeaturesConfig, device: torch.device | str) -> Features:
+    assert config.name is not None  # its settings ask for it
+    network = torchvision_network(config.name, config.weights)
     return Features(network, config.name, imagenet, device, config.batch_size)
 
 
@@ -315,19 +323,24 @@ class _Stranger(nn.Module):
             ) from None
 
 
-def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features:
-    """Return the features of a TorchScript file, which runs its own network and no Python."""
-    assert config.weights is not None  # its settings ask for them
-    path = Path(config.weights)
+def torchscript_network(path: Path, device: torch.device | str) -> nn.Module:
+    """Return the network in a TorchScript file, which runs itself and no Python."""
     if not path.is_file():
         raise UserError(f"there is no TorchScript file {path}")
     try:
         with warnings.catch_warnings():
             for kind in (FutureWarning, DeprecationWarning):  # one day torch stops writing TorchScript; files remain
                 warnings.simplefilter("ignore", kind)
-            network = torch.jit.load(path, map_location=device)
+            return torch.jit.load(path, map_location=device)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} is not a network that torch.jit.save wrote: {_first_line(error)}") from None
+
+
+def _torchscript(config: FeaturesConfig, device: torch.device | str) -> Features:
+    """Return the features of a TorchScript file."""
+    assert config.weights is not None  # its settings ask for them
+    path = Path(config.weights)
+    network = torchscript_network(path, device)
     prepare = rgb_pixels if config.channels == "rgb" else to_pixels
     identity = hashlib.sha256(f"{sha256(path)} {config.channels}".encode()).hexdigest()
     return Features(_Stranger(network, path), config.name or path.stem, prepare, device, config.batch_size, identity)

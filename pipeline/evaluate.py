@@ -68,7 +68,7 @@ from smalti.pipeline.evaluation.bench import (
 )
 from smalti.pipeline.evaluation.cost import PART, price
 from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare_features, look_up
-from smalti.tokenizer.run_features import labelled
+from smalti.tokenizer.labelled import labelled
 
 PICTURES = ("samples", "neighbours")
 MOST_TRAIN = 60_000  # training images, evenly spaced, among which copies are looked for

@@ -26,9 +26,10 @@ from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import chosen_views
+from smalti.tokenizer.labelled import as_read
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
-from smalti.tokenizer.run_features import as_read, real_features
+from smalti.tokenizer.run_features import real_features
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FIRST = {"tokenizer.yaml": TrainConfig, "cluster.yaml": ClusterConfig}

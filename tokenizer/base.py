@@ -6,6 +6,7 @@
     EmbedsCodes            its codes have vectors on the same grid: a prior over vectors can draw them
     DecodesCoarse          the coarse grids of its layout can be decoded without the finer ones
     TrainedTokenizer       what tokenizer/train.py asks of one that it trains
+    DecodesByNetwork       a network's last layer gives what its likelihood reads: perceptual and adversarial losses
 
 Shapes: images (B, C, H, W) in [-1, 1]; latents (B, T) as the layout has them, grid after grid, place after place in
 raster order, the numbers of a place side by side: codes, int64 in [0, K), or vectors, float32. On their grid codes are
@@ -22,6 +23,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor, nn
+from torch.nn import Parameter
 
 from smalti.common import folder
 from smalti.common.condition import Condition, Nothing
@@ -275,6 +277,7 @@ class Terms(NamedTuple):
     watched: dict[str, Tensor]  # () each: logged, and not trained on
     latents: Tensor  # the encoder's output: a step where it is not finite is skipped
     quantized: Quantized | None = None  # where there are codes to keep in use
+    output: Tensor | None = None  # (B, P, H, W) of a `DecodesByNetwork`, which its likelihood reads, with its gradient
 
 
 class TrainedTokenizer(ImageTokenizer):
@@ -297,3 +300,17 @@ class TrainedTokenizer(ImageTokenizer):
     def tables(self) -> tuple[Table, ...]:
         """Return the tables of vectors whose dead codes are revived."""
         return ()
+
+
+@runtime_checkable
+class DecodesByNetwork(Protocol):
+    """A tokenizer whose terms have an `output`, so that losses of the decoded image can be added to them."""
+
+    likelihood: Likelihood
+
+    def last_layer(self) -> Parameter:
+        """Return the weights of the decoder's last layer, at which the gradients of losses are compared."""
+
+    def error_weight(self) -> Tensor | float:
+        """Return the weight of the squared error, or what stands for it, in the loss: what another loss of the image is
+        multiplied by to keep its balance with the likelihood. It has no gradient."""

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from smalti.common.errors import UserError
 from smalti.tokenizer.base import Terms, TrainedTokenizer
@@ -20,7 +21,7 @@ from smalti.tokenizer.bottleneck.base import Quantized, Quantizer, Table
 from smalti.tokenizer.code_autoencoder_config import CodeAutoencoderConfig
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
-from smalti.tokenizer.network.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from smalti.tokenizer.network.convolutional import ConvolutionalDecoder, ConvolutionalEncoder, last_weight
 from smalti.tokenizer.network_tokenizer import NetworkTokenizer
 
 
@@ -29,6 +30,7 @@ class Reconstruction(NamedTuple):
 
     nll: Tensor  # (B,) −log p(images | z_q), nats
     quantized: Quantized
+    output: Tensor  # (B, N, H, W), which the likelihood reads
 
 
 class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
@@ -50,7 +52,7 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
         """Return the quantizer, its weights drawn at random."""
 
     def forward(self, images: Tensor, condition: Tensor | None = None) -> Terms:
-        nll, quantized = self.reconstruct(images)
+        nll, quantized, output = self.reconstruct(images)
         nats = nll.mean() / images[0].numel()  # a dimension
         losses = {
             "reconstruction_loss": self.likelihood.weight() * nats,
@@ -58,7 +60,7 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
             "commitment_loss": quantized.commitment_loss,
             "regularizer": quantized.regularizer,
         }
-        return Terms(losses, {"distortion": nats / math.log(2)}, quantized.z_e, quantized)
+        return Terms(losses, {"distortion": nats / math.log(2)}, quantized.z_e, quantized, output)
 
     def weights(self, c: TrainConfig) -> dict[str, float]:
         return {"commitment_loss": c.commitment_weight}  # beta, on the commitment loss and only there
@@ -68,7 +70,7 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
         z_e = self.latents(images)
         quantized = self.quantizer(z_e.flatten(2))
         output = self.draw(quantized.z_q.unflatten(2, z_e.shape[2:]))
-        return Reconstruction(self.likelihood.nll(output, images), quantized)
+        return Reconstruction(self.likelihood.nll(output, images), quantized, output)
 
     def latents(self, images: Tensor) -> Tensor:
         z_e: Tensor = self.encoder(images)
@@ -89,6 +91,12 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
         return self.quantizer(z_e.flatten(2)).indices
 
     # ------------------------------------------------------------------------------------------------------ in training
+
+    def last_layer(self) -> Parameter:
+        return last_weight(self.decoder)
+
+    def error_weight(self) -> float:
+        return 1.0  # of the likelihood a nat counts as much as makes it the squared error
 
     def anneal(self, progress: float) -> None:
         self.quantizer.anneal(progress)

@@ -11,6 +11,8 @@ from smalti.common.config import Kind, Settings
 from smalti.common.data.config import ImagesConfig, Pixels
 from smalti.common.layout import Layout
 from smalti.tokenizer.codebooks.facts import CodebookFacts
+from smalti.tokenizer.criterion.adversarial.config import AdversarialConfig
+from smalti.tokenizer.criterion.perceptual.config import PerceptualConfig
 
 if TYPE_CHECKING:  # torch takes seconds, and reading settings does without
     from smalti.common.data.images import ImageSet
@@ -119,6 +121,10 @@ class TrainConfig(Settings):
     """largest norm of the gradient"""
     commitment_weight: float = Field(0.25, ge=0)
     """beta in eq. 3 of van den Oord et al. (2017), on the commitment loss and only there"""
+    perceptual: PerceptualConfig = Field(default_factory=PerceptualConfig.default)
+    """a distance that counts beside the likelihood, for sharper pictures"""
+    adversarial: AdversarialConfig = Field(default_factory=AdversarialConfig.default)
+    """a discriminator that is trained beside the tokenizer, for sharper pictures of 64 pixels a side and more"""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """of the averaged weights that are evaluated and saved"""
     revive_below: float = Field(0.05, ge=0, lt=1)

@@ -3,7 +3,6 @@
 Features of real images are cached beside the runs, by the images' fingerprint and the extractor's identity.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +14,11 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet
 from smalti.common.data.split import ImageSplit
 from smalti.common.parts import in_parts
-from smalti.metrics.classifier import Classifier, LabelledSource, load_or_train
+from smalti.metrics.classifier import Classifier, load_or_train
 from smalti.metrics.feature_extractor import Features, load_features
 from smalti.metrics.features_config import FeaturesConfig
 from smalti.tokenizer.base import ImageTokenizer
+from smalti.tokenizer.labelled import as_read, labelled
 
 PART = 1000  # images
 LABELLED = 2  # classes at least
@@ -34,25 +34,6 @@ class Extractors(NamedTuple):
 def features_cache(run: Path) -> Path:
     """Return the folder of the cache, which all runs side by side share."""
     return run.parent / ".cache"
-
-
-def labelled(split: ImageSplit) -> LabelledSource:
-    """Return a split as a classifier reads it."""
-
-    def read(positions: Tensor) -> tuple[Tensor, Tensor]:
-        batch = split.read(positions)
-        return batch.images, batch.labels
-
-    return LabelledSource(split.labels, read)
-
-
-def as_read(images: ImageSet, settings: ImagesConfig) -> str:
-    """Return the identity of images and how they are read, as JSON: the key of their classifier in the cache.
-
-    The classifier sees images unshifted, so `shift`, an augmentation of training, is no part of the key.
-    """
-    how = settings.model_dump(mode="json", exclude={"source", "memory", "shift"})
-    return json.dumps([images.fingerprint, how], sort_keys=True)
 
 
 def open_extractors(

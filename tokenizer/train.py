@@ -71,7 +71,8 @@ from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
 from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
-from smalti.tokenizer.config import ImageTokenizerConfig, TrainedConfig
+from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
+from smalti.tokenizer.criterion.criteria import FIGURES, Criteria, open_criteria
 from smalti.tokenizer.model import build_tokenizer, load_folder
 from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
 
@@ -88,6 +89,8 @@ LEEWAY = Leeway(
         "encode.views",
         "encode.batch_size",
         "encode.shard_size",
+        "perceptual.trunk.path",  # the file's SHA-256 is in the state
+        "adversarial.trunk.path",
     },
     length="steps",
     tunable={
@@ -102,12 +105,26 @@ LEEWAY = Leeway(
         "accumulate",
         "precision",
         "evaluate_every",
+        "perceptual.weight",
+        "adversarial.weight",
+        "adversarial.most",
+        "adversarial.lr",
+        "adversarial.lecam",
+        "adversarial.augment",
     },
 )
 AS_IT_IS = "tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes"
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
-NO_TERMS = {"step", "split", "loss", "lr", "skipped_steps", "distortion", "rate"}  # of what is logged in training
+NO_TERMS = FIGURES | {
+    "step",
+    "split",
+    "loss",
+    "lr",
+    "skipped_steps",
+    "distortion",
+    "rate",
+}  # of what is logged in training
 
 
 def trained_kinds() -> list[str]:
@@ -140,6 +157,7 @@ class TokenizerTraining(NamedTuple):
     optimizer: torch.optim.Optimizer
     means: Means  # of the losses since they were last logged
     skipped: SkippedSteps
+    criteria: Criteria  # perceptual and adversarial losses
     data: str  # fingerprint of the images
 
 
@@ -185,9 +203,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
                     terms: Terms = model(pixels, labels)
                     loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.losses.items()]).sum()
+                    loss, sharper = trained.criteria.add(loss, terms, pixels, batch.rows, step)
                     accelerator.backward(loss / c.accumulate)
                 trained.upkeep.observe(terms.quantized)
-                logged = {"loss": loss, **terms.losses, **terms.watched}
+                logged = {"loss": loss, **terms.losses, **sharper, **terms.watched}
                 parts.append(MicroBatch("the encoder's output", terms.latents, logged, batch.rows))
             if trained.skipped.clip(step + 1, model, c.clip, parts):
                 trained.optimizer.step()
@@ -197,10 +216,11 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             else:
                 trained.upkeep.discard()
             trained.optimizer.zero_grad()
+            trained.criteria.step(step)
 
-            for due in steps.after(step, trained.skipped):
+            for due in steps.after(step, trained.skipped, *trained.criteria.skipped()):
                 if due == "log":
-                    means = trained.means.take()
+                    means = trained.means.take() | trained.criteria.figures(step)
                     metrics.log(step + 1, "train", **means, lr=lr, skipped_steps=trained.skipped.total)
                     steps.show(**({"loss": f"{means['loss']:.4f}"} if means else {}))
                 elif due == "evaluate":
@@ -226,7 +246,7 @@ def tokenizer_schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return the values of a step that depend on the number of steps, by name."""
     values: dict[str, float] = {"lr": learning_rate(c, step)}
     values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.has_codebook else {}
-    return values | c.model.scheduled(step / c.steps)
+    return values | c.model.scheduled(step / c.steps) | c.adversarial.scheduled(step / c.steps)
 
 
 def start(
@@ -242,13 +262,14 @@ def start(
         tokenizer.begin(images.splits["train"], c, accelerator)
     else:
         state.check_same_data(saved, images.fingerprint, "images of fingerprint", run)
+    criteria = open_criteria(c, tokenizer, images, run, accelerator, saved)
     optimizer = make_optimizer(tokenizer, c)
     upkeep = CodebookUpkeep(tokenizer.tables(), revive_below=c.revive_below)
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
     with state.restoring(run):
         skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
     trained = TokenizerTraining(
-        tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, images.fingerprint
+        tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, criteria, images.fingerprint
     )
     if saved is None:
         return trained, 0
@@ -300,12 +321,18 @@ def save(trained: TokenizerTraining, step: int, run: Path, keep: int, accelerato
         "upkeep": trained.upkeep.state_dict(accelerator),
         "optimizer": state.optimizer_tensors(trained.optimizer),
         "means": trained.means.state_dict(),
+        **trained.criteria.tensors(),
     }
     trained.means.check_finite()  # weights that are not must never replace good ones
     if accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # first: a run whose last state is there has its model
         state.save_state(
-            run, step, tensors, {"data": trained.data, "skipped": trained.skipped.state()}, accelerator, keep
+            run,
+            step,
+            tensors,
+            {"data": trained.data, "skipped": trained.skipped.state(), **trained.criteria.info()},
+            accelerator,
+            keep,
         )
     accelerator.wait_for_everyone()
 
@@ -335,6 +362,7 @@ def report_evaluation(
     collapsed = None if evaluation.bounds is None else evaluation.bounds.latent_use.warning()
     if collapsed is not None:
         accelerator.print(f"step {step}: {collapsed}", file=sys.stderr)
+    trained.criteria.evaluated(step, evaluation.psnr_pooled)
     return evaluation.summary()
 
 
@@ -350,6 +378,8 @@ def draw_training_curves(run: Path) -> None:
         "active units": ["active_units"],
         "codebook perplexity": ["perplexity"],
         "codebook usage": ["usage"],
+        "discriminator's logits": ["real_logits", "fake_logits"],
+        "discriminator's accuracy": ["discriminator_accuracy"],
     }
     there = {name for line in lines for name in line}
     panels = {title: names for title, names in panels.items() if there.intersection(names)}

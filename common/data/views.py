@@ -10,18 +10,10 @@ import torch
 from torch import Tensor
 
 from smalti.common.data.config import ImagesConfig
-from smalti.common.seeds import mixed
+from smalti.common.seeds import uniforms_of_rows
 
 ROWS = 20_000  # that codes of a small train set shall have: see `default_views`
 MOST_VIEWS = 8
-
-
-def _uniforms(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int) -> Tensor:
-    """Return numbers (count, B) in [0, 1), a function of seed, epoch and row alone."""
-    state = mixed(np.full(rows.shape, seed % 2**64, dtype=np.uint64))
-    state = mixed(mixed(state ^ epochs.astype(np.uint64)) ^ rows.astype(np.uint64))
-    drawn = np.stack([mixed(state + np.uint64(i)) >> np.uint64(11) for i in range(count)])
-    return torch.from_numpy(drawn.astype(np.float64) * 2.0**-53)
 
 
 def augment(images: Tensor, seed: int, rows: Any, epochs: Any, config: ImagesConfig) -> Tensor:
@@ -35,7 +27,7 @@ def augment(images: Tensor, seed: int, rows: Any, epochs: Any, config: ImagesCon
     B, C, H, W = images.shape
     rows = np.asarray(rows, dtype=np.int64)
     epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), rows.shape)
-    down, right, mirror = _uniforms(seed, epochs, rows, 3)[..., None]  # (B, 1) each
+    down, right, mirror = uniforms_of_rows(seed, epochs, rows, 3)[..., None]  # (B, 1) each
     ways = 2 * config.shift + 1
     y = ((down * ways).long() - config.shift + torch.arange(H)).clamp(0, H - 1)  # (B, H)
     x = ((right * ways).long() - config.shift + torch.arange(W)).clamp(0, W - 1)  # (B, W)

@@ -25,6 +25,7 @@ PANELS = (
         {
             "loss": ("loss", False),
             "reconstruction": ("reconstruction_loss", False),
+            "perceptual": ("perceptual_loss", False),
             "commitment": ("commitment_loss", False),
             "regularizer": ("regularizer", False),
             "KL": ("kl_loss", False),
@@ -33,6 +34,8 @@ PANELS = (
         },
         log=True,
     ),
+    Panel("discriminator's logits", {"images": ("real_logits", None), "reconstructions": ("fake_logits", None)}),
+    Panel("discriminator's accuracy", {"train": ("discriminator_accuracy", None)}, shares=True),
     Panel("mean squared error", {"train": ("objective", None)}),
     Panel("empty codes", {"train": ("empty", None)}),
     Panel("distortion, bits per dimension", {"train": ("distortion", False), "validation": ("distortion", True)}),

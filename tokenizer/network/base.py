@@ -32,6 +32,7 @@ class Network(nn.Module, ABC):
     """An encoder and a decoder."""
 
     config_class: ClassVar[type[NetworkConfig]]
+    decoder: nn.Module
 
     @abstractmethod
     def encode(self, images: Tensor, told: Tensor) -> Tensor:

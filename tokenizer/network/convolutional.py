@@ -71,6 +71,11 @@ class AttentionBlock(nn.Module):
         return x + self.out(rearrange(y, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
+def last_weight(decoder: nn.Module) -> nn.Parameter:
+    """Return the weights of the last layer of a decoder."""
+    return [parameter for parameter in decoder.parameters() if parameter.ndim > 1][-1]
+
+
 def middle(sizes: ConvolutionalSizes) -> nn.Sequential:
     """Return the blocks of the lowest level, the same in encoder and decoder."""
     channels = sizes.channels[-1]

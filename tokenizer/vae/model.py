@@ -18,6 +18,7 @@ import math
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import Parameter
 
 from smalti.common.condition import Condition
 from smalti.common.errors import UserError
@@ -27,7 +28,8 @@ from smalti.tokenizer.criterion.likelihood.levels import LOG_WIDTH
 from smalti.tokenizer.criterion.objective.base import Evidence, build_objective
 from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
 from smalti.tokenizer.network.base import Sizes, build_network
-from smalti.tokenizer.posterior.base import build_posterior
+from smalti.tokenizer.network.convolutional import last_weight
+from smalti.tokenizer.posterior.base import Draw, build_posterior
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.linear import linear_gaussian
@@ -68,13 +70,15 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
     def forward(self, images: Tensor, condition: Tensor | None = None) -> Terms:
         told = self.vector_of(condition, images)
         h = self.network.encode(images, told)
-        evidence = self.evidence(images, h, told, self.config.objective.samples)
+        draw, output = self._drawn(h, told, self.config.objective.samples)
+        evidence = self._scored(images, h, draw, output)
         dimensions = images[0].numel()
         nats = self.objective.terms(evidence, self.progress)
         watched = {"distortion": evidence.nll.mean() / (math.log(2) * dimensions)}
         if self.config.posterior.stochastic:
             watched["rate"] = evidence.rate.sum((1, 2)).mean() / (math.log(2) * dimensions)
-        return Terms({name: term / dimensions for name, term in nats.items()}, watched, h)
+        losses = {name: term / dimensions for name, term in nats.items()}
+        return Terms(losses, watched, h, output=output[: len(images)])  # of the first draw
 
     def vector_of(self, condition: Tensor | None, samples: Tensor) -> Tensor:
         """Return what the network is told (B, E) of samples (B, ...) of classes (B,)."""
@@ -87,14 +91,27 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
         self, images: Tensor, h: Tensor, told: Tensor, samples: int, generator: Generator | None = None
     ) -> Evidence:
         """Return the log-probabilities of images and of `samples` draws from their posteriors, given by h."""
+        return self._scored(images, h, *self._drawn(h, told, samples, generator))
+
+    def _drawn(self, h: Tensor, told: Tensor, samples: int, generator: Generator | None = None) -> tuple[Draw, Tensor]:
+        """Return `samples` draws from posteriors given by h, and their output (S B, outputs, H, W)."""
         draw = self.posterior.draw(h, samples, generator)
+        return draw, self._decoded(draw.z.flatten(0, 1), told.repeat(len(draw.z), 1))
+
+    def _scored(self, images: Tensor, h: Tensor, draw: Draw, output: Tensor) -> Evidence:
+        """Return the log-probabilities of images and of draws, given their output."""
         S, B = draw.z.shape[:2]
-        output = self._decoded(draw.z.flatten(0, 1), told.repeat(S, 1))
         nll = self.likelihood.nll(output, images.repeat(S, 1, 1, 1)).view(S, B)
         return Evidence(nll, draw.z, draw.log_q, self.posterior.kl(h))
 
     def anneal(self, progress: float) -> None:
         self.progress = progress
+
+    def last_layer(self) -> Parameter:
+        return last_weight(self.network.decoder)
+
+    def error_weight(self) -> Tensor | float:
+        return 1 / self.likelihood.weight()  # a nat counts 1 here, and so much more than beside a codebook's losses
 
     @torch.no_grad()
     def bound(

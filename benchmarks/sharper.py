@@ -1,0 +1,264 @@
+"""What each loss of stage one does to the same photo: squared error, perceptual, adversarial, both, in equal time.
+
+    python -m benchmarks.sharper --name emoji --data FOLDER_OF_PARQUET --judge LABELLED_FOLDER --work DIR \
+        --minutes 10 --seeds 0 1 2
+
+Protocol: one small VQ-VAE (64 pixels, 8 x 8 codes of 512, convolutional), AdamW with half a cosine, batches of 32. A
+row differs in `perceptual` and `adversarial` alone, and no setting of a row was searched for. Every row takes as many
+steps as fit its CPU minutes, by its own time for a step: the difference between two short trainings of it. The time of
+the whole command, start and evaluations included, stands beside it. The classifier of a trunk is trained once, in the
+first short training, and shared by all rows and seeds; it is not counted.
+
+Figures are of the test split: PSNR, SSIM, bits per dimension of the pixels, use of the codes, and Fréchet distances of
+reconstructions to the images on two extractors that no loss has seen: `fd_judge`, the last convolutional level of a
+classifier of another dataset's labels (`--judge`), meaned over places; and `fd_wavelets`, which is no network: the
+moduli of oriented derivatives at three scales, meaned over a 2 x 2 grid (as the first order of Bruna and Mallat 2013).
+
+Writes benchmarks/results/sharper.json, where other sets and rows that were not asked for stay, and docs/sharper.png of
+the first set with all rows. The same command goes on where it was interrupted.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.claim import Claim, mean_and_spread, verdict
+from benchmarks.timing import ROOT, once
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import held_out_split, open_images
+from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.data.run_images import open_run_images
+from smalti.common.folder import read_json, write_json
+from smalti.common.plots import image_grid
+from smalti.common.record import record
+from smalti.metrics.classifier import Classifier, Recipe, load_or_train
+from smalti.metrics.distances import frechet_distance
+from smalti.tokenizer.labelled import as_read, labelled
+from smalti.tokenizer.model import load_tokenizer
+
+RESULT = ROOT / "benchmarks/results/sharper.json"
+PICTURE = ROOT / "docs/sharper.png"
+SHORT, LONGER = 20, 60  # steps of the trainings that tell how long a step takes
+SHOWN = 8  # images of the picture
+BATCH = 128
+JUDGED = 32  # pixels a side that the judge's own images are brought to
+SCALES, DIRECTIONS = (1.0, 2.0, 4.0), 4  # of the wavelets, pixels
+
+SHARED: Mapping[str, Any] = {
+    "images.shift": 2,
+    "model.image_size": (64, 64),
+    "model.image_channels": 3,
+    "model.patch": 4,
+    "model.channels": (64, 128),
+    "model.quantizer.kind": "vq",
+    "model.quantizer.codebook_size": 512,
+    "model.quantizer.code_dim": 8,
+    "batch_size": 32,
+    "lr": 2e-3,
+}
+PERCEPTUAL, ADVERSARIAL = "perceptual.kind", "adversarial.kind"
+ROWS: Mapping[str, Mapping[str, Any]] = {
+    "squared error": {},
+    "perceptual": {PERCEPTUAL: "features"},
+    "perceptual, rotations": {PERCEPTUAL: "features", "perceptual.trunk.task": "rotations"},
+    "adversarial, patches": {ADVERSARIAL: "patches"},
+    "adversarial, features": {ADVERSARIAL: "features"},
+    "perceptual + patches": {PERCEPTUAL: "features", ADVERSARIAL: "patches"},
+}
+CLAIMS = (
+    Claim(
+        text="perceptual + patches: Fréchet distance on the judge below that of the squared error",
+        relation="more than",
+        threshold=0.0,
+        value=lambda ours, plain: plain["fd_judge"] - ours["fd_judge"],
+    ),
+    Claim(
+        text="perceptual + patches: Fréchet distance on wavelets below that of the squared error",
+        relation="more than",
+        threshold=0.0,
+        value=lambda ours, plain: plain["fd_wavelets"] - ours["fd_wavelets"],
+    ),
+    Claim(
+        text="perceptual + patches: PSNR at most 1 dB below that of the squared error",
+        relation="at least",
+        threshold=-1.0,
+        value=lambda ours, plain: ours["psnr_pooled"] - plain["psnr_pooled"],
+    ),
+)
+
+
+# -------------------------------------------------------------------------------------------------- the two extractors
+
+
+def open_judge(folder: Path, cache: Path) -> Classifier:
+    """Return a classifier of another dataset's labels, for RGB images."""
+    settings = ImagesConfig(source=str(folder), flip=True)
+    images = open_images(settings, (JUDGED, JUDGED), 3)
+    train, known = labelled(images.splits["train"]), labelled(held_out_split(images.splits))
+    return load_or_train(train, known, as_read(images, settings), cache, Recipe(mirror=True))
+
+
+@torch.no_grad()
+def judge_features(judge: Classifier, images: Tensor) -> Tensor:
+    """Return the last convolutional level (N, D), meaned over places, of uint8 images of any size."""
+    parts = [judge.feature_maps(to_float(some))[-1].mean((2, 3)) for some in images.split(BATCH)]
+    return torch.cat(parts)
+
+
+def wavelet_features(images: Tensor) -> Tensor:
+    """Return the moduli (N, 48) of oriented derivatives of a Gaussian, meaned over a 2 x 2 grid, of uint8 images."""
+    grey = to_float(images).mean(1, keepdim=True)
+    found = []
+    for scale in SCALES:
+        reach = math.ceil(3 * scale)
+        at = torch.arange(-reach, reach + 1.0)
+        bell = torch.exp(-at.square() / (2 * scale**2)) / (scale * math.sqrt(2 * math.pi))
+        slope = -at / scale * bell  # the derivative, times the scale: of equal size for edges at all scales
+        across = torch.outer(bell, slope)
+        along = torch.outer(slope, bell)
+        turns = [math.pi * i / DIRECTIONS for i in range(DIRECTIONS)]
+        kernels = torch.stack([math.cos(turn) * across + math.sin(turn) * along for turn in turns])[:, None]
+        moduli = F.conv2d(F.pad(grey, [reach] * 4, mode="replicate"), kernels).abs()
+        found.append(F.adaptive_avg_pool2d(moduli, 2).flatten(1))
+    return torch.cat(found, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ the rows
+
+
+def command(script: str, ended: Path, *words: object, **settings: Any) -> float:
+    """Run a script with settings, unless `ended` says that it did, and return its CPU seconds."""
+    given = [str(word) for word in words]
+    for name, value in settings.items():
+        given += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return once([sys.executable, script, *given], ended)
+
+
+def train(run: Path, row: str, data: Path, steps: int, seed: int) -> float:
+    """Train a row for so many steps, and return the CPU seconds it took."""
+    few = {"steps": steps, "save_every": steps, "evaluate_every": max(1, steps // 4), "seed": seed}
+    settings = {"run": run, "images.source": data, **SHARED, **few, "warmup": min(100, steps // 10), **ROWS[row]}
+    return command("tokenizer/train.py", run / ".trained.json", **settings)
+
+
+def steps_of(row: str, data: Path, work: Path, minutes: float) -> int:
+    """Return how many steps of a row take so many minutes, by the difference of two short trainings."""
+    took = [train(run_of(work, row, f"{steps}-steps", 0), row, data, steps, 0) for steps in (1, SHORT, LONGER)]
+    return max(LONGER, round(60 * minutes * (LONGER - SHORT) / max(took[2] - took[1], 1e-3)))
+
+
+@torch.no_grad()
+def measure(run: Path, judge: Classifier) -> dict[str, float]:
+    """Return the figures of a trained row on the test split, and keep the reconstructions that are shown."""
+    command("tokenizer/evaluate.py", run / ".evaluated.json", run, **{"features.kind": "none"})
+    told = read_json(run / "evaluation/tokenizer-test.json")["figures"]
+    tokenizer = load_tokenizer(run / "tokenizer/model")
+    split = held_out_split(open_run_images(run / "tokenizer", tokenizer.config).splits)
+    images = torch.cat([split.read(some).images for some in torch.arange(len(split)).split(BATCH)])
+    again = torch.cat([to_uint8(tokenizer.decode(tokenizer.encode(to_float(some)))) for some in images.split(BATCH)])
+    figures = {name: told[name] for name in ("psnr_pooled", "psnr", "ssim", "distortion", "usage", "perplexity")}
+    figures["fd_judge"] = frechet_distance(judge_features(judge, images), judge_features(judge, again))
+    figures["fd_wavelets"] = frechet_distance(wavelet_features(images), wavelet_features(again))
+    return figures
+
+
+def measure_rows(
+    names: Sequence[str], data: Path, judge: Classifier, work: Path, minutes: float, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Train rows for so many minutes, and measure them."""
+    found: dict[str, Any] = {row: {"settings": {k: str(v) for k, v in ROWS[row].items()}} for row in names}
+    for seed in seeds:
+        for row in names:
+            run, steps = run_of(work, row, f"{minutes:g}", seed), steps_of(row, data, work, minutes)
+            took = train(run, row, data, steps, seed)
+            figures = {"training_cpu_seconds": took, "steps": steps, **measure(run, judge)}
+            print(f"{row}, {minutes:g} minutes, seed {seed}: {json.dumps(figures)}", flush=True)
+            found[row].setdefault("per_seed", []).append(figures)
+    return {row: {"summary": mean_and_spread(each["per_seed"]), **each} for row, each in found.items()}
+
+
+def run_of(work: Path, row: str, length: str, seed: int) -> Path:
+    """Return the folder of a row's run. Runs lie side by side, and share the classifier of their trunks."""
+    return work / f"{row.replace(',', '').replace(' ', '-')}-{length}-{seed}"
+
+
+@torch.no_grad()
+def save_reconstructions(runs: Mapping[str, Path], path: Path) -> None:
+    """Save a picture of test images, and a line for each row of what it makes of them."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, Tensor] = {}
+    for row, run in runs.items():
+        tokenizer = load_tokenizer(run / "tokenizer/model")
+        split = held_out_split(open_run_images(run / "tokenizer", tokenizer.config).splits)
+        images = split.read(torch.arange(SHOWN) * len(split) // SHOWN).images
+        lines.setdefault("images", images)
+        lines[row] = to_uint8(tokenizer.decode(tokenizer.encode(to_float(images))))
+    figure = Figure(figsize=(9, 1.05 * len(lines)), layout="constrained")
+    for axes, (row, images) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
+        axes.imshow(image_grid(images, SHOWN, side=128), interpolation="nearest")
+        axes.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=110)
+
+
+def table(rows: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the page's table, a row each."""
+    columns = {"steps": 0, "psnr_pooled": 2, "ssim": 3, "fd_judge": 2, "fd_wavelets": 4, "distortion": 3, "usage": 2}
+    lines = []
+    for row, each in rows.items():
+        told = [spread(each["summary"][name], digits) for name, digits in columns.items()]
+        lines.append(f"| {' | '.join([row, *told])} |")
+    return lines
+
+
+def spread(figure: Mapping[str, float | None], digits: int) -> str:
+    """Return mean and, of several seeds, their standard deviation."""
+    beside = "" if figure["std"] is None else f" ± {figure['std']:.{digits}f}"
+    return f"{figure['mean']:.{digits}f}{beside}"
+
+
+def judged(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the claims, where both rows they compare were measured with the same seeds."""
+    ours, plain = (rows.get(name, {}).get("per_seed", []) for name in ("perceptual + patches", "squared error"))
+    if not ours or len(ours) != len(plain):
+        return []
+    return [claim.judge([*zip(ours, plain, strict=True)]) for claim in CLAIMS]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the set in the result")
+    parser.add_argument("--data", type=Path, required=True, help="its folder of Parquet files")
+    parser.add_argument("--judge", type=Path, required=True, help="the labelled folder that the judge is trained on")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    work, data = args.work.resolve() / args.name, args.data.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    judge = open_judge(args.judge.resolve(), args.work.resolve() / ".judge")
+    found = measure_rows(args.rows, data, judge, work, args.minutes, args.seeds)
+    sets = read_json(RESULT)["sets"] if RESULT.exists() else {}
+    came = record("benchmarks.sharper") | {"seeds": args.seeds, "judge_accuracy": judge.accuracy}
+    here = sets.setdefault(args.name, {}).setdefault(f"{args.minutes:g}", {"rows": {}})
+    here["rows"] |= {row: came | each for row, each in found.items()}
+    here["claims"] = judged(here["rows"])
+    write_json(RESULT, {"protocol": __doc__, "sets": sets})
+    if args.name == next(iter(sets)) and args.rows == [*ROWS]:
+        save_reconstructions({row: run_of(work, row, f"{args.minutes:g}", args.seeds[0]) for row in ROWS}, PICTURE)
+    print(*table(found), *map(verdict, here["claims"]), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,388 @@
+"""Perceptual and adversarial losses of stage one: known answers, and a training with both that resumes bit for bit."""
+
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smalti.common import folder, state
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
+from smalti.common.errors import UserError
+from smalti.common.finite import MOST_IN_A_ROW
+from smalti.common.run_folder import read_metrics
+from smalti.metrics.classifier import Recipe
+from smalti.tokenizer.config import TrainConfig, TrainedConfig
+from smalti.tokenizer.criterion.adversarial.adversary import Adversary
+from smalti.tokenizer.criterion.adversarial.augmentation import DRAWS, augmented
+from smalti.tokenizer.criterion.adversarial.base import build_discriminator
+from smalti.tokenizer.criterion.adversarial.features import FeatureDiscriminatorConfig
+from smalti.tokenizer.criterion.adversarial.health import LONG, Health
+from smalti.tokenizer.criterion.adversarial.loss import accuracy, adaptive_weight, adversarial_loss, hinge_loss, lecam
+from smalti.tokenizer.criterion.adversarial.patches import PatchDiscriminatorConfig
+from smalti.tokenizer.criterion.criteria import Criteria, open_criteria
+from smalti.tokenizer.criterion.perceptual.features import FeatureDistance, FeatureDistanceConfig, feature_distance
+from smalti.tokenizer.criterion.trunk.base import Place
+from smalti.tokenizer.criterion.trunk.classifier import OwnClassifierConfig
+from smalti.tokenizer.criterion.trunk.torchscript import TorchScriptConfig
+from smalti.tokenizer.criterion.trunk.torchvision import TorchvisionConfig
+from smalti.tokenizer.labelled import rotated
+from smalti.tokenizer.model import build_tokenizer
+from smalti.tokenizer.multiscale.config import MultiscaleConfig
+from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
+from smalti.tokenizer.network.mlp import MLPConfig
+from smalti.tokenizer.train import train
+from smalti.tokenizer.vae.config import VAEConfig
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae2.config import VQVAE2Config
+from tests import processes, toy_sequence
+from tests.conftest import tokenizer_training
+from tests.test_training import same_files
+
+TRUNK = OwnClassifierConfig(recipe=Recipe(width=8, least_steps=20, epochs=1))
+PERCEPTUAL = FeatureDistanceConfig(trunk=TRUNK)
+PATCHES = PatchDiscriminatorConfig(width=8, halvings=1, start=0.0, warmup=1 / 6, ramp=1 / 3)
+HEADS = FeatureDiscriminatorConfig(width=8, trunk=TRUNK, start=0.0, warmup=0.0, ramp=0.0)
+IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+ROWS = torch.arange(4)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, accelerator) -> Place:
+    """Return the digits of 8 x 8, and a cache that tests share."""
+    settings = ImagesConfig()
+    cache = tmp_path_factory.mktemp("sharper") / ".cache"
+    return Place(open_images(settings, (8, 8), 1), settings, (8, 8), 1, cache, accelerator)
+
+
+@pytest.fixture(scope="module")
+def trunk(place):
+    return TRUNK.builds.open(TRUNK, place, None)
+
+
+@pytest.fixture(scope="module")
+def sharp_run(place, accelerator):
+    """Return a run of six steps with both losses. Copy it before you change it."""
+    run = place.cache.parent / "sharp"
+    train(tokenizer_training(run, perceptual=PERCEPTUAL, adversarial=PATCHES), accelerator)
+    return run
+
+
+def adversary_of(config, place, trunk, **settings) -> Adversary:
+    c = TrainConfig(steps=6, batch_size=4, adversarial=config, **settings)
+    torch.manual_seed(0)
+    return Adversary(config, build_discriminator(config, place, trunk), c, place.accelerator)
+
+
+def criteria_of(model: TrainedConfig, place, trunk) -> Criteria:
+    """Return both criteria of a tokenizer with random weights, the adversarial one in full from the first step."""
+    torch.manual_seed(0)
+    tokenizer, config = build_tokenizer(model), PATCHES.model_copy(update={"warmup": 0.0, "ramp": 0.0})
+    distance, adversary = FeatureDistance(PERCEPTUAL, trunk), adversary_of(config, place, trunk)
+    adversary.adaptive = torch.tensor(3.0)
+    return Criteria(tokenizer, place.accelerator, distance, adversary, {"perceptual": trunk})
+
+
+# ------------------------------------------------------------------------------------------------------- known answers
+
+
+def test_the_distance_of_an_image_to_itself_is_0_and_grows_with_noise(trunk):
+    distance = FeatureDistance(PERCEPTUAL, trunk)
+    noise = torch.randn(IMAGES.shape, generator=torch.Generator().manual_seed(1))
+    none, little, much = (distance(IMAGES, IMAGES + scale * noise).mean() for scale in (0.0, 0.05, 0.5))
+    assert none == 0 and 0 < little < much < 2
+
+
+def test_the_distance_is_that_of_unit_vectors_over_places_and_levels():
+    """Opposite vectors are 4 apart, orthogonal ones 2, whatever their lengths; levels count alike."""
+    east, north = torch.tensor([9.0, 0.0]).view(1, 2, 1, 1), torch.tensor([0.0, 7.0]).view(1, 2, 1, 1)
+    fine = (east.expand(1, 2, 2, 2), -east.expand(1, 2, 2, 2)), (east, north)
+    found = feature_distance([a for a, _ in fine], [b for _, b in fine])
+    torch.testing.assert_close(found, torch.tensor([3.0]), rtol=1e-4, atol=0)  # FAINT shortens the vectors
+
+
+def test_features_that_are_all_zero_give_a_finite_gradient():
+    """The root of a sum of squares has no derivative at 0: dead ReLUs in a white background made it NaN."""
+    dead = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    feature_distance([torch.ones(1, 3, 2, 2)], [dead]).sum().backward()
+    assert dead.grad.isfinite().all()
+
+
+def test_hinge_losses_are_those_of_the_margins():
+    real, fake = [torch.tensor([[2.0, 0.5]])], [torch.tensor([[-3.0, 0.5]])]
+    assert hinge_loss(real, fake) == 0.25 + 0.75 and adversarial_loss(fake) == 1.25
+    assert accuracy(real, fake) == (1 + 0.5) / 2
+
+
+def test_lecam_pulls_logits_to_the_running_mean_of_the_other_side():
+    real, fake, anchors = [torch.tensor([[1.0, 3.0]])], [torch.tensor([[-2.0]])], torch.tensor([[0.5], [1.0]])
+    assert lecam(real, fake, anchors) == (0 + 4) / 2 + 2.5**2
+
+
+def test_the_adaptive_weight_is_the_ratio_of_the_gradients_lengths_and_is_clipped():
+    assert adaptive_weight(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]), most=100) == 2.5
+    assert adaptive_weight(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]), most=2) == 2
+    assert adaptive_weight(torch.ones(2), torch.zeros(2), most=7) == 7, "no gradient to raise: not infinity"
+
+
+def test_each_augmentation_is_the_same_for_an_image_and_its_reconstruction_and_passes_the_gradient():
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    draws = torch.rand(DRAWS, 2, generator=torch.Generator().manual_seed(1))
+    for which in (["translation"], ["colour"], ["cutout"], ["translation", "colour", "cutout"]):
+        found = augmented(pixels, draws, which)
+        other = augmented(pixels.detach(), draws, which)
+        assert torch.equal(found, other) and not torch.equal(found, pixels)
+        (gradient,) = torch.autograd.grad(found.sum(), pixels)
+        assert gradient.abs().sum() > 0
+    assert torch.equal(augmented(pixels, draws, []), pixels)
+
+
+def test_augmentation_covers_its_whole_range():
+    """Draws at both ends move by an eighth of the side, halve or half again the contrast, and cut a quarter."""
+    image = torch.linspace(-1, 1, 16).view(1, 1, 1, 16).expand(2, 1, 16, 16)
+    ends = torch.tensor([0.0, 1 - 1e-6]).expand(DRAWS, 2)
+    moved = augmented(image, ends, ["translation"])
+    assert torch.equal(moved[0, ..., 2:], image[0, ..., :-2]) and torch.equal(moved[1, ..., :-2], image[1, ..., 2:])
+    low, high = augmented(image, ends, ["colour"])
+    assert low.mean() == pytest.approx(-0.5, abs=1e-5) and high.mean() == pytest.approx(0.5, abs=1e-5)
+    assert (low.std() / image[0].std()).item() == pytest.approx(0.5, abs=1e-4)
+    middle = torch.full((DRAWS, 1), 0.5)
+    assert (augmented(torch.ones(1, 1, 16, 16), middle, ["cutout"]) == 0).float().mean() == pytest.approx(0.25, abs=0.1)
+
+
+@pytest.mark.parametrize("config", [PATCHES, HEADS], ids=["patches", "features"])
+def test_the_logits_of_an_image_do_not_depend_on_the_batch(config, place, trunk):
+    """They would with BatchNorm; fp32 sums in another order may differ."""
+    discriminator = adversary_of(config, place, trunk).discriminator
+    together, alone = discriminator(IMAGES), discriminator(IMAGES[:1])
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[:1], b, rtol=1e-4, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------- one step, and its parts
+
+MODELS = {
+    "vqvae": VQVAEConfig(image_size=(8, 8), channels=(8, 16)),
+    "vqvae2": VQVAE2Config(image_size=(8, 8), channels=(8, 16)),
+    "multiscale": MultiscaleConfig(image_size=(8, 8), channels=(8, 16)),
+    "vae": VAEConfig(image_size=(8, 8), network=ConvolutionalConfig(channels=(8, 8))),
+    "mlp": VAEConfig(image_size=(8, 8), network=MLPConfig(hidden=(8,))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_is_that_of_the_sum_of_all_losses_and_reaches_no_trunk(name, place, trunk):
+    """Each network is passed backwards once; autograd through all of them together gives the same, up to rounding."""
+    criteria = criteria_of(MODELS[name], place, trunk)
+    tokenizer, adversary = criteria.tokenizer, criteria.adversary
+    adversary.config = adversary.config.model_copy(update={"augment": ()})
+    terms = tokenizer(IMAGES)
+    own = torch.stack([*terms.losses.values()]).sum()
+    loss, logged = criteria.add(own, terms, IMAGES, ROWS, 0)
+    last = tokenizer.last_layer()
+    found = torch.autograd.grad(loss, [last, terms.output], retain_graph=True)
+
+    image = tokenizer.likelihood.mean(terms.output)
+    distance = criteria.distance(IMAGES, image).mean()
+    fooled = adversarial_loss(adversary.discriminator(image))
+    rest = own + PERCEPTUAL.weight * tokenizer.error_weight() * distance
+    plain = rest + 3 * PATCHES.weight * fooled
+    expected = torch.autograd.grad(plain, [last, terms.output], retain_graph=True)
+    for a, b in zip(found, expected, strict=True):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-4) and logged["perceptual_loss"] == distance
+    assert all(parameter.grad is None for parameter in trunk.parameters())
+
+    norms = [torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in (rest, fooled)]
+    adversary.step(0)
+    expected_weight = min((norms[0] / norms[1]).item(), PATCHES.most)
+    assert adversary.adaptive.item() == pytest.approx(expected_weight, rel=1e-3), "it holds for the next step"
+
+
+def test_micro_batches_of_one_image_move_the_discriminator_as_the_whole_batch_does(place, trunk):
+    found = []
+    for accumulate in (1, 4):
+        criteria = criteria_of(MODELS["vqvae"], place, trunk)
+        adversary = criteria.adversary
+        adversary.c = adversary.c.model_copy(update={"accumulate": accumulate})
+        for rows in ROWS.chunk(accumulate):
+            terms = criteria.tokenizer(IMAGES[rows])
+            criteria.add(torch.stack([*terms.losses.values()]).sum(), terms, IMAGES[rows], rows, 0)
+        gradients = torch.cat([parameter.grad.flatten() for parameter in adversary.parameters])
+        adversary.step(0)
+        found.append((gradients, adversary.anchors, adversary.adaptive))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=2e-3, atol=1e-6)  # sums of fp32 in another order
+
+
+def test_a_discriminator_that_is_not_finite_is_named_and_moves_nothing(place, trunk, capsys):
+    criteria = criteria_of(MODELS["vqvae"], place, trunk)
+    adversary = criteria.adversary
+    kept = adversary.discriminator.layers[-1].weight.detach().clone()
+    adversary.discriminator.layers[0].bias.data[0] = torch.nan
+    terms = criteria.tokenizer(IMAGES)
+    own = torch.stack([*terms.losses.values()]).sum()
+    loss, _ = criteria.add(own, terms, IMAGES, ROWS, 0)
+    (gradient,) = torch.autograd.grad(loss, criteria.tokenizer.last_layer())
+    assert loss.isfinite() and gradient.isfinite().all() and gradient.abs().sum() > 0, "the tokenizer goes on without"
+    adversary.step(0)
+    assert "step 1 of the discriminator skipped: the discriminator's output is NaN" in capsys.readouterr().err
+    assert torch.equal(adversary.discriminator.layers[-1].weight, kept) and adversary.skipped.total == 1
+    assert adversary.anchors.isfinite().all() and adversary.adaptive == 3
+    with pytest.raises(UserError, match=r"5 steps of the discriminator in a row .* a lower adversarial\.lr"):
+        for step in range(1, MOST_IN_A_ROW):
+            terms = criteria.tokenizer(IMAGES)
+            criteria.add(torch.stack([*terms.losses.values()]).sum(), terms, IMAGES, ROWS, step)
+            adversary.step(step)
+
+
+def test_it_is_trained_alone_before_it_counts_and_enters_by_a_ramp():
+    config = PatchDiscriminatorConfig(start=0.25, warmup=0.25, ramp=0.25)
+    assert [config.trains(progress) for progress in (0.0, 0.24, 0.25, 0.9)] == [False, False, True, True]
+    assert [config.counted(progress) for progress in (0.25, 0.49, 0.5, 0.625, 0.75, 1.0)] == [0, 0, 0, 0.5, 1, 1]
+
+
+def test_the_pair_is_warned_of_by_cause_and_remedy():
+    health, fine = Health(), {"discriminator_accuracy": 0.7, "real_logits": 0.3, "fake_logits": -0.2}
+    strong, dead = fine | {"discriminator_accuracy": 0.99}, fine | {"fake_logits": 0.301}
+    assert not [*health.of_figures(fine, True)] and not [w for _ in range(9) for w in health.of_figures(strong, False)]
+    found = [warning for each in (strong, dead) for _ in range(LONG + 2) for warning in health.of_figures(each, True)]
+    assert [warning.partition(":")[0] for warning in found] == [
+        "the discriminator is too strong",
+        "the discriminator is dead",
+    ]
+    assert all("adversarial.lr" in warning for warning in found)
+    assert not [*health.of_evaluation(20.0, False), *health.of_evaluation(19.1, True)]
+    (worse,) = Health(**health.state()).of_evaluation(18.9, True)
+    assert "18.90 dB of PSNR, and 20.00 before" in worse and "adversarial.weight" in worse
+
+
+# ------------------------------------------------------------------------------------------------------------ the trunk
+
+
+def test_rotations_are_the_labels_where_there_are_none_and_leave_out_what_cannot_be_read(tmp_path):
+    picture = np.zeros((8, 8), np.uint8)
+    picture[0] = 255  # its top
+    for name in ("train/a", "train/b", "validation/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture[4, 4] += 1
+        PIL.Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    (tmp_path / "train/a.png").write_bytes((tmp_path / "train/a.png").read_bytes()[:45])
+    split = open_images(ImagesConfig(source=str(tmp_path), memory=0, corrupt="skip"), (8, 8), 1).splits["train"]
+    source = rotated(split)
+    pixels, labels = source.read(torch.tensor([4, 0, 5, 6, 3, 7]))  # of a.png, 0 and 3
+    assert labels.tolist() == [0, 1, 2, 3] and len(source.labels) == 4 * len(split) == 8
+    tops = (pixels[0, 0, 0], pixels[1, 0, :, 0], pixels[2, 0, -1], pixels[3, 0, :, -1])
+    assert all((top == 255).all() for top in tops)
+
+
+def test_images_of_one_class_have_a_trunk_by_their_rotations(place):
+    one = place._replace(images=place.images._replace(class_names=("digit",)))
+    found = TRUNK.builds.open(TRUNK, one, None)
+    assert "rotations of the training images" in found.title and found.classifier.config.classes == 4
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return 2 * pixels
+
+
+def test_a_torchscript_trunk_sees_rgb_and_small_images_enlarged(tmp_path, place):
+    path = tmp_path / "trunk.pt"
+    torch.jit.save(torch.jit.trace(Doubled(), torch.zeros(1, 3, 8, 8)), path)
+    config = TorchScriptConfig(path=str(path), least_side=16)
+    found = config.builds.open(config, place, None)
+    (level,) = found(IMAGES)
+    assert level.shape == (4, 3, 16, 16) and level.abs().max() > 1 and not found.kept()
+    other = config.model_copy(update={"least_side": 8})
+    assert other.builds.open(other, place, None).identity != found.identity
+
+
+def test_a_torchvision_trunk_gives_the_last_map_of_each_size_and_reads_its_weights_from_a_file(tmp_path, place):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    save_file(models.mobilenet_v3_small().state_dict(), tmp_path / "weights.safetensors")
+    config = TorchvisionConfig(network="mobilenet_v3_small", path=str(tmp_path / "weights.safetensors"))
+    sizes = [level.shape[2] for level in config.builds.open(config, place, None)(IMAGES)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 32 and len(sizes) >= 4
+    with pytest.raises(UserError, match="there is no file of weights"):
+        missing = config.model_copy(update={"path": str(tmp_path / "nowhere.pth")})
+        missing.builds.open(missing, place, None)
+
+
+# -------------------------------------------------------------------------------------------------------- the training
+
+
+def test_a_resumed_training_with_both_losses_is_the_uninterrupted_one_bit_for_bit(sharp_run, accelerator):
+    """It needs no cache: the state has the classifier's weights."""
+    killed = shutil.copytree(sharp_run, sharp_run.parent.parent / "sharper-killed/sharp")
+    folder.remove(killed / "tokenizer/state/step_00000006")
+    folder.remove(killed / "tokenizer/config.yaml")  # names the other folder
+    train(tokenizer_training(killed, perceptual=PERCEPTUAL, adversarial=PATCHES), accelerator)
+    last = "state/step_00000006"
+    names = [path.name for path in (sharp_run / "tokenizer" / last).glob("*.safetensors")]
+    assert {"discriminator.safetensors", "discriminator_optimizer.safetensors", "adversary.safetensors"} <= {*names}
+    files = ("metrics.jsonl", "model/model.safetensors", f"{last}/state.json", *(f"{last}/{name}" for name in names))
+    assert same_files(sharp_run / "tokenizer", killed / "tokenizer", *files)
+    assert not (killed.parent / ".cache").exists()
+
+
+def test_two_processes_train_both_models_as_one_does(sharp_run):
+    """Losses and gradients are averaged over processes, augmentation belongs to the row: they agree up to rounding."""
+    two = sharp_run.parent / "two"
+    config = sharp_run / "tokenizer/config.yaml"
+    once = ["--evaluate_every", 6, "--save_every", 6]
+    processes.finish(processes.command_of_two("tokenizer/train.py", config, "--run", two, *once))
+    ours, theirs = (read_metrics(run / "tokenizer/metrics.jsonl") for run in (sharp_run, two))
+    last = [[line for line in lines if "loss" in line][-1] for lines in (ours, theirs)]
+    for name in ("loss", "perceptual_loss", "adversarial_loss", "discriminator_loss", "real_logits", "adaptive_weight"):
+        assert last[0][name] == pytest.approx(last[1][name], rel=5e-3, abs=1e-4), name
+    for name in ("discriminator", "adversary"):
+        whole, parts = (
+            load_file(run / f"tokenizer/state/step_00000006/{name}.safetensors") for run in (sharp_run, two)
+        )
+        for key in whole:
+            torch.testing.assert_close(whole[key], parts[key], rtol=5e-3, atol=5e-4)
+
+
+def test_a_run_without_them_computes_and_saves_nothing_more(finished_run, accelerator):
+    c = tokenizer_training(finished_run)
+    tokenizer = build_tokenizer(c.model)
+    criteria = open_criteria(c, tokenizer, None, finished_run / "tokenizer", accelerator, None)
+    terms, loss = tokenizer(IMAGES), torch.ones(())
+    assert criteria.add(loss, terms, IMAGES, ROWS, 0) == (loss, {})
+    assert (criteria.tensors(), criteria.info(), criteria.figures(0), criteria.skipped()) == ({}, {}, {}, ())
+    names = {path.name for path in (finished_run / "tokenizer/state/step_00000006").iterdir()}
+    assert names == {f"{name}.safetensors" for name in ("model", "ema", "upkeep", "optimizer", "means")} | {
+        "state.json"
+    }
+
+
+def test_the_model_that_is_saved_knows_nothing_of_them(sharp_run, finished_run):
+    ours, plain = (load_file(run / "tokenizer/model/model.safetensors") for run in (sharp_run, finished_run))
+    assert ours.keys() == plain.keys()
+
+
+def test_another_trunk_than_the_run_began_with_is_refused(tmp_path, place):
+    path = tmp_path / "trunk.pt"
+    torch.jit.save(torch.jit.trace(Doubled(), torch.zeros(1, 3, 8, 8)), path)
+    perceptual = FeatureDistanceConfig(trunk=TorchScriptConfig(path=str(path)))
+    c = tokenizer_training(tmp_path, perceptual=perceptual)
+    saved = state.State(3, {}, {"trunks": {"perceptual": "0" * 64}})
+    with pytest.raises(UserError, match="was trained with a perceptual trunk of SHA-256 000000000000, and the network"):
+        open_criteria(c, build_tokenizer(c.model), place.images, tmp_path, place.accelerator, saved)
+
+
+def test_what_cannot_be_sharpened_is_refused(place, tmp_path):
+    c = tokenizer_training(tmp_path, adversarial=PATCHES.model_copy(update={"halvings": 4}))
+    arguments = (place.images, tmp_path, place.accelerator, None)
+    with pytest.raises(UserError, match=r"adversarial\.halvings 4: images of 8x8 cannot be halved so often"):
+        open_criteria(c, build_tokenizer(c.model), *arguments)
+    blind = toy_sequence.SequenceTokenizer(toy_sequence.SequenceConfig(image_size=(8, 8)))
+    with pytest.raises(UserError, match=r"gives none with a gradient; set perceptual\.kind"):
+        open_criteria(c, blind, *arguments)

@@ -1,0 +1,57 @@
+"""`torchvision`: a network of torchvision, its weights read from a file: VGG and ResNets are tried, any CNN should do.
+
+Of each size of feature map the last one before the next halving is taken; of `vgg16` these are the five of LPIPS (Zhang
+et al. 2018, https://arxiv.org/abs/1801.03924). It is shown RGB, normalised as networks trained on ImageNet expect.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor, nn
+
+from smalti.common.errors import UserError
+from smalti.common.folder import sha256
+from smalti.metrics.feature_extractor import IMAGENET_MEAN, IMAGENET_STD, torchvision_network
+from smalti.tokenizer.criterion.trunk.base import Place, Trunk, enlarged, rgb_of
+from smalti.tokenizer.criterion.trunk.config import TorchvisionConfig, TrunkConfig
+
+# layers whose output is another's seen coarser, and no feature map of its own
+POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Identity)
+
+
+@TorchvisionConfig.register
+class Torchvision(Trunk):
+    """The feature maps of a network of torchvision."""
+
+    def __init__(self, config: TorchvisionConfig, network: nn.Module, identity: str):
+        super().__init__()
+        self.config, self.network, self.identity = config, network, identity
+        self.title = f"torchvision's {config.network} with the weights {config.path}"
+        self._seen: dict[tuple[int, ...], Tensor] = {}  # of a pass, the last feature map of each size
+        for module in network.modules():
+            if not list(module.children()) and not isinstance(module, POOLING):
+                module.register_forward_hook(self._see)
+
+    @classmethod
+    def open(cls, config: TrunkConfig, place: Place, kept: Mapping[str, Tensor] | None) -> Self:
+        assert isinstance(config, TorchvisionConfig)
+        network = torchvision_network(config.network, config.path).to(place.accelerator.device)
+        said = f"{config.network} {sha256(Path(config.path))} {config.least_side}"
+        return cls(config, network, hashlib.sha256(said.encode()).hexdigest()).freeze()
+
+    def _see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and max(output.shape[2:]) > 1:  # 1 x 1: no map, but a gate
+            self._seen[tuple(output.shape[2:])] = output
+
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
+        shown = enlarged(rgb_of(pixels), self.config.least_side)
+        mean, std = (shown.new_tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
+        self._seen.clear()
+        self.network(((shown + 1) / 2 - mean) / std)
+        levels = list(self._seen.values())
+        self._seen.clear()
+        if not levels:
+            raise UserError(f"torchvision's {self.config.network} has no feature maps; take a convolutional network")
+        return levels
