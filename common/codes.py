@@ -19,14 +19,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from smalti.common import markdown
 from smalti.common.condition import Condition, condition_in_format_1
@@ -65,11 +65,32 @@ AGAIN = "encode again with the same command to mend it"
 PLAN = ".plan.json"  # the settings of an encode, beside its shards
 
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class TokenizerIdentity(Settings):
-    """The tokenizer that wrote the codes; two with the same SHA-256 of their weights are the same."""
+    """The tokenizer that wrote the codes: what decides a code, kept apart from what decodes it."""
 
     name: str
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    sha256: Sha256
+    """of the weights that decide its codes, `common/identity.py`; earlier versions wrote that of the whole file here"""
+    files: tuple[Sha256, ...] = ()
+    """SHA-256 of its `model.safetensors`, decoder included, and of those with the same codes that it began from; none
+    where an earlier version wrote the identity"""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the settings; those of an earlier version stay as that version wrote them."""
+        return {name: value for name, value in dump(self).items() if name != "files" or value}
+
+    def same_codes(self, other: "TokenizerIdentity") -> bool:
+        """Return whether both make the same codes of every image, whatever they decode them to."""
+        return not {self.sha256, *self.files}.isdisjoint({other.sha256, *other.files})
+
+    @property
+    def whole(self) -> str:
+        """Return the SHA-256 of the whole file."""
+        return self.files[0] if self.files else self.sha256
 
     def __str__(self) -> str:
         return f"{self.name} (sha256 {self.sha256[:12]})"
@@ -187,7 +208,7 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
     planned = info.model_dump(mode="json")
     if plan.exists():
         before = build(CodesInfo, settings_in(read_json(plan), plan), plan)
-        if before.tokenizer.sha256 != info.tokenizer.sha256:
+        if not before.tokenizer.same_codes(info.tokenizer):
             raise UserError(
                 f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
                 "give another --output, or remove the folder to encode again"
@@ -367,9 +388,9 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         + "\nAs encoding measured it, on 8-bit images, PSNR of their pooled error; usage is a share of 1.\n"
         "\n## Data\n\nThe images, and how they were read:\n\n"
         + markdown.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
-        + f"\n## Tokenizer\n\n{markdown.plain(info.tokenizer.name)}, SHA-256 of its weights "
-        f"`{info.tokenizer.sha256}`. Codes mean something to this tokenizer alone: it is needed to decode these, and "
-        "those that a prior draws.\n"
+        + f"\n## Tokenizer\n\n{markdown.plain(info.tokenizer.name)}, SHA-256 "
+        f"`{info.tokenizer.sha256}`. Codes mean something to tokenizers with its encoder and codebook alone: one is "
+        "needed to decode these, and those that a prior draws.\n"
         "\n## Limits\n\nThe PSNR above says how much of an image its codes keep. Rights in the images, their errors "
         "and their bias are those of the source.\n"
     )
@@ -571,7 +592,7 @@ def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
             "condition": True,
             "source": True,
             "shard_size": True,
-            "tokenizer": {"name"},
+            "tokenizer": {"name", "files"},
             "statistics": True,  # they follow from the rows
         },
     )
