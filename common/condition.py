@@ -106,6 +106,10 @@ class Condition(Kind):
         return lacking + (1 - lacking) * dropout
 
 
+class ClassEmbedding(nn.Embedding):
+    """The vectors of classes (N + 1, D), in the order of their numbers; the last row is none."""
+
+
 class _Numbered(Condition):
     """A condition that is a whole number from 0 to `num_classes`, which stands for none."""
 
@@ -134,8 +138,8 @@ class _Numbered(Condition):
     def nats(self, condition: Tensor) -> Tensor:
         return (condition < self.num_classes).double() * math.log(max(self.num_classes, 1))
 
-    def embedding(self, dim: int) -> nn.Embedding:
-        return nn.Embedding(self.num_classes + 1, dim)  # the last row is none
+    def embedding(self, dim: int) -> "ClassEmbedding":
+        return ClassEmbedding(self.num_classes + 1, dim)
 
 
 class Nothing(_Numbered):
