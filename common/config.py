@@ -518,7 +518,7 @@ def parse(
 
     Args:
         positional: `config`, a YAML file; or the name of a field of `cls`, which then may also be given first by place.
-        default_file: the config read when none is given.
+        default_file: the config read when none is given, and no `start_from`.
         base: settings that stand under the file and the options, as a saved run's.
     """
     p = parser(cls, description, positional, positional_help)
@@ -526,7 +526,8 @@ def parse(
     if rest:
         raise UserError(_unknown_option(rest[0], [key for key, _ in leaves(cls)]))
     given = vars(arguments)
-    path = _config_path(given) or default_file
+    # weights to begin from have sizes of their own, which those of a default file would override
+    path = _config_path(given) or (None if "set:start_from" in given else default_file)
     settings = json.loads(json.dumps(base or {}))
     if path:
         from_file = read_yaml(_of_folder(cls, path))

@@ -153,7 +153,7 @@ def begin_from(origin: Origin[M], model: M, instead: Mapping[str, Tensor] | None
         UserError: a tensor has another shape, or is in one of them alone.
     """
     there, here = origin.model.state_dict() | dict(instead or {}), model.state_dict()
-    differences = _differences(origin.model.config.model_dump(mode="json"), model.config.model_dump(mode="json"))  # type: ignore
+    differences = differences_of(origin.model.config, model.config)  # type: ignore[arg-type]  # of both stages
     for name in [*here, *(name for name in there if name not in here)]:
         shapes = [tuple(state[name].shape) if name in state else "absent" for state in (there, here)]
         if shapes[0] != shapes[1]:
@@ -166,6 +166,11 @@ def begin_from(origin: Origin[M], model: M, instead: Mapping[str, Tensor] | None
     model.load_state_dict(there)
     but = f"; other settings: {'; '.join(differences)}" if differences else ""
     return f"begins from the weights of {origin.name} (sha256 {origin.sha256[:12]}){but}"
+
+
+def differences_of(there: Settings, here: Settings) -> list[str]:
+    """Return which settings of two models differ, a phrase each."""
+    return _differences(there.model_dump(mode="json"), here.model_dump(mode="json"))
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
