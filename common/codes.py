@@ -126,7 +126,7 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
     planned = info.model_dump(mode="json")
     if plan.exists():
         before = build(CodesInfo, settings_in(read_json(plan), plan), plan)
-        if before.tokenizer.sha256 != info.tokenizer.sha256:
+        if not before.tokenizer.same_codes(info.tokenizer):
             raise UserError(
                 f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
                 "give another --output, or remove the folder to encode again"
@@ -306,9 +306,9 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         + "\nAs encoding measured it, on 8-bit images, PSNR of their pooled error; usage is a share of 1.\n"
         "\n## Data\n\nThe images, and how they were read:\n\n"
         + markdown.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
-        + f"\n## Tokenizer\n\n{markdown.plain(info.tokenizer.name)}, SHA-256 of its weights "
-        f"`{info.tokenizer.sha256}`. Codes mean something to this tokenizer alone: it is needed to decode these, and "
-        "those that a prior draws.\n"
+        + f"\n## Tokenizer\n\n{markdown.plain(info.tokenizer.name)}, SHA-256 "
+        f"`{info.tokenizer.sha256}`. Codes mean something to tokenizers with its encoder and codebook alone: one is "
+        "needed to decode these, and those that a prior draws.\n"
         "\n## Limits\n\nThe PSNR above says how much of an image its codes keep. Rights in the images, their errors "
         "and their bias are those of the source.\n"
     )
@@ -510,7 +510,7 @@ def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
             "condition": True,
             "source": True,
             "shard_size": True,
-            "tokenizer": {"name"},
+            "tokenizer": {"name", "files"},
             "statistics": True,  # they follow from the rows
         },
     )

@@ -1,8 +1,8 @@
 """The settings of a codes dataset, `codes.json`: what its rows are, and whose. See `common/codes.py`."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from smalti.common.condition import Condition
 from smalti.common.config import Settings
@@ -16,11 +16,32 @@ MOST_VIEWS = 2**20  # of an image
 MOST_IMAGES = 2**40  # of a shard
 
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class TokenizerIdentity(Settings):
-    """The tokenizer that wrote the codes; two with the same SHA-256 of their weights are the same."""
+    """The tokenizer that wrote the codes: what decides a code, kept apart from what decodes it."""
 
     name: str
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    sha256: Sha256
+    """of the weights that decide its codes, `common/identity.py`; earlier versions wrote that of the whole file here"""
+    files: tuple[Sha256, ...] = ()
+    """SHA-256 of its `model.safetensors`, decoder included, and of those with the same codes that it began from; none
+    where an earlier version wrote the identity"""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the settings; those of an earlier version stay as that version wrote them."""
+        return {name: value for name, value in dump(self).items() if name != "files" or value}
+
+    def same_codes(self, other: "TokenizerIdentity") -> bool:
+        """Return whether both make the same codes of every image, whatever they decode them to."""
+        return not {self.sha256, *self.files}.isdisjoint({other.sha256, *other.files})
+
+    @property
+    def whole(self) -> str:
+        """Return the SHA-256 of the whole file."""
+        return self.files[0] if self.files else self.sha256
 
     def __str__(self) -> str:
         return f"{self.name} (sha256 {self.sha256[:12]})"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # torch takes seconds, and reading settings does without
     import torch
     from torch import Tensor, nn
 
+    from smalti.common.class_embedding import ClassEmbedding
+
 ABSENT = -1  # a row's number in the column of classes where it has none
 
 
@@ -143,10 +145,10 @@ class _Numbered(Condition):
     def nats(self, condition: "Tensor") -> "Tensor":
         return (condition < self.num_classes).double() * math.log(max(self.num_classes, 1))
 
-    def embedding(self, dim: int) -> "nn.Embedding":
-        from torch import nn
+    def embedding(self, dim: int) -> "ClassEmbedding":
+        from smalti.common.class_embedding import ClassEmbedding
 
-        return nn.Embedding(self.num_classes + 1, dim)  # the last row is none
+        return ClassEmbedding(self.num_classes + 1, dim)
 
 
 class Nothing(_Numbered):

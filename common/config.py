@@ -610,7 +610,7 @@ def parse(
 
     Args:
         positional: `config`, a YAML file; or the name of a field of `cls`, which then may also be given first by place.
-        default_file: the config read when none is given.
+        default_file: the config read when none is given, and no `start_from`.
         base: settings that stand under the file and the options, as a saved run's.
     """
     p = parser(cls, description, positional, positional_help)
@@ -618,7 +618,8 @@ def parse(
     if rest:
         raise UserError(_unknown_option(rest[0], [key for key, _ in leaves(cls)]))
     given = vars(arguments)
-    path = _config_path(given) or default_file
+    # weights to begin from have sizes of their own, which those of a default file would override
+    path = _config_path(given) or (None if "set:start_from" in given else default_file)
     settings = json.loads(json.dumps(base or {}))
     if path:
         from_file = read_yaml(_of_folder(cls, path))
@@ -626,8 +627,7 @@ def parse(
         _merge(settings, from_file)
     overrides = _overrides(cls, given, positional)
     for line in _leave_what_another_kind_has_not(cls, settings, overrides):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{path}: {line}", file=sys.stderr)
+        _tell_once(f"{path}: {line}")
     _leave_what_is_chosen_anew(cls, settings, overrides)
     _merge(settings, overrides)
     built = build(cls, settings, f"{path} with the command line" if path and overrides else str(path or "command line"))
@@ -694,6 +694,13 @@ def _with_bare_flags(cls: type[Settings], words: Sequence[str]) -> list[str]:
     followed = zip(words, [*words, "--"][1:], strict=True)
     given = [[word, "true"] if word in flags and next_.lower() not in YES_OR_NO else [word] for word, next_ in followed]
     return [word for several in given for word in several]
+
+
+@cache
+def _tell_once(line: str) -> None:
+    """Print a line on stderr, on the main process; once, though a command reads its settings twice."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def _leave_what_another_kind_has_not(

@@ -22,7 +22,10 @@ class EMA(Generic[M]):
     def update(self, model: nn.Module, step: int) -> None:
         """Update the average after step `step` (from 0); it is short at first, to forget the initial weights."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        trained = [(average, weight) for average, weight in pairs if weight.requires_grad]  # frozen ones stay
+        averages, weights = [average for average, _ in trained], [weight for _, weight in trained]
+        torch._foreach_lerp_(list[Tensor](averages), list[Tensor](weights), 1 - decay)
         for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(value)
 

@@ -33,6 +33,7 @@ from smalti.common.tensors import NAMES, misfit, opened_tensors, read_tensors
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=config.Settings)
 MODEL_FILES = ("config.json", "model.safetensors")
+DECODES_ONLY = "decodes_only"  # in a tokenizer's config.json: the modules that no code depends on
 ANEW = "the command that trained it writes it again; of a copy, copy it again"
 MOST_JSON = 2**28  # bytes: the histogram of a large codebook has 2**26
 FIRST_NAME = "tesserae"  # of the project: what its files were called by, and are still known by
@@ -337,12 +338,12 @@ def kind_of(cls: type) -> str:
 
 
 def settings_in(written: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the settings in a JSON file under their present names, without its kind and format.
+    """Return the settings in a JSON file under their present names, without what else it says.
 
     Raises:
         UserError: what format 1 said of a grid does not go together.
     """
-    settings = {key: value for key, value in written.items() if key not in ("kind", "format")}
+    settings = {key: value for key, value in written.items() if key not in ("kind", "format", DECODES_ONLY)}
     try:
         return condition_of_format_1(of_format_1(settings))
     except ValueError as error:
@@ -378,8 +379,12 @@ def _lacking(given: Any, whole: Any, name: str = "") -> Iterator[str]:
             yield from _lacking(mine, theirs, f"{name}{i}.")
 
 
-def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
-    """Write `config.json` and `model.safetensors` into the folder `path`, replacing older ones; keep other files."""
+def save_model(path: Path, model: nn.Module, settings: config.Settings, **said: Any) -> None:
+    """Write `config.json` and `model.safetensors` into the folder `path`, replacing older ones; keep other files.
+
+    Args:
+        said: what `config.json` says beside the settings.
+    """
     check_ours(path, "config.json", MODEL_FILES)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
@@ -388,9 +393,8 @@ def save_model(path: Path, model: nn.Module, settings: config.Settings) -> None:
                 f"weights are saved in float32, and {name} is {kind}: load the model again, or .float() it first"
             )
     with rewriting(path, MODEL_FILES) as aside:
-        head = {"kind": kind_of(type(model)), "format": FORMAT}
-        said = {**settings.model_dump(mode="json"), **head}
-        ordered = {name: said[name] for name in [*head, *(name for name in said if name not in head)]}
+        head = {"kind": kind_of(type(model)), "format": FORMAT, **said}
+        ordered = head | {name: value for name, value in settings.model_dump(mode="json").items() if name not in head}
         (aside / "config.json").write_text(f"{json.dumps(ordered, indent=2)}\n", encoding="utf-8")
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})

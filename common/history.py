@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.config import Settings, build
 from smalti.common.errors import UserError
 from smalti.common.folder import replacing
@@ -38,6 +39,8 @@ class Change(Settings):
     after: Any
     sha256: str | None = None
     """of the weights, where a run began from given ones"""
+    identity: TokenizerIdentity | None = None
+    """of the tokenizer that they are of"""
     date: str = Field(default_factory=today)
 
 

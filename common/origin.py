@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from smalti.common import state
 from smalti.common.config import Settings, build
@@ -29,6 +29,7 @@ class Origin(NamedTuple, Generic[M]):
     name: str  # as it was given
     model: M
     sha256: str  # of its weights
+    folder: Path  # of the model
 
     @property
     def change(self) -> Change:
@@ -79,7 +80,7 @@ def read_origin(
             f"start_from: {start_from} holds a {kind.removeprefix('smalti.')!r}, and {stage}/train.py trains a "
             f"{trains} alone: {instead.get(kind, GIVE)}"
         )
-    return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]))
+    return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]), folder)
 
 
 def settings_and_origin(
@@ -143,14 +144,16 @@ def _over(theirs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 # ---------------------------------------------------------------------------------------------------------- its weights
 
 
-def begin_from(origin: Origin[M], model: M) -> str:
+def begin_from(origin: Origin[M], model: M, instead: Mapping[str, Tensor] | None = None) -> str:
     """Give a model the weights of another; return a message that names their origin and which settings differ.
 
+    Args:
+        instead: weights that take the place of the other's, by name.
     Raises:
         UserError: a tensor has another shape, or is in one of them alone.
     """
-    there, here = origin.model.state_dict(), model.state_dict()
-    differences = _differences(origin.model.config.model_dump(mode="json"), model.config.model_dump(mode="json"))  # type: ignore
+    there, here = origin.model.state_dict() | dict(instead or {}), model.state_dict()
+    differences = differences_of(origin.model.config, model.config)  # type: ignore[arg-type]  # of both stages
     for name in [*here, *(name for name in there if name not in here)]:
         shapes = [tuple(state[name].shape) if name in state else "absent" for state in (there, here)]
         if shapes[0] != shapes[1]:
@@ -163,6 +166,11 @@ def begin_from(origin: Origin[M], model: M) -> str:
     model.load_state_dict(there)
     but = f"; other settings: {'; '.join(differences)}" if differences else ""
     return f"begins from the weights of {origin.name} (sha256 {origin.sha256[:12]}){but}"
+
+
+def differences_of(there: Settings, here: Settings) -> list[str]:
+    """Return which settings of two models differ, a phrase each."""
+    return _differences(there.model_dump(mode="json"), here.model_dump(mode="json"))
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -189,7 +189,7 @@ class Metrics:
         """
         self.path, self.accelerator = folder / "metrics.jsonl", accelerator
         if accelerator.is_main_process and self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] <= first_step]
+            kept = [line for line in read_metrics(self.path) if first_step and line["step"] <= first_step]
             with replacing(self.path) as aside:
                 aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self.trackers = Trackers(accelerator, folder, project, _flat(settings.model_dump(mode="json")), first_step)

@@ -133,7 +133,7 @@ def request_settings(c: Settings, request: Request, pipeline_folder: Path) -> di
         "batch_size": request.batch_size,
         "labels": list(request.labels),
         "seeds": list(request.seeds),
-        "tokenizer": request.pipeline.identity.sha256,
+        "tokenizer": request.pipeline.identity.whole,
         "prior": folder.sha256(pipeline_folder / "prior/model.safetensors"),
     }
 
@@ -153,7 +153,7 @@ def surest_seeds(
     pipeline.to(accelerator.device)
     plan = _sampling(c) | {
         "batch_size": batch_size,
-        "tokenizer": pipeline.identity.sha256,
+        "tokenizer": pipeline.identity.whole,
         "prior": folder.sha256(pipeline_folder / "prior/model.safetensors"),
     }
     sampler = pipeline.sampler(c.batch_size, **_sampling(c))

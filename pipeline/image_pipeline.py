@@ -40,7 +40,7 @@ from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.interpolation import between
-from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.model import identity_of, load_tokenizer
 
 PARTS = ("tokenizer", "prior")  # of a pipeline folder
 # what an index of format 1 says, and the kind of today
@@ -106,12 +106,12 @@ class ImagePipeline(Pretrained):
         """
         Args:
             sampling: the settings of calls that give no others.
-            identity: of the tokenizer's weights.
+            identity: of the tokenizer's codes and weights.
             chosen: how a search chose `sampling` for these weights; saved beside it.
         Raises:
             UserError: the prior was trained on codes of another tokenizer or shape; the message names both.
         """
-        if prior.config.tokenizer.sha256 != identity.sha256:
+        if not prior.config.tokenizer.same_codes(identity):
             raise UserError(
                 f"the prior was trained on codes of the tokenizer {prior.config.tokenizer}, not of {identity}; "
                 "its codes mean nothing to another tokenizer: encode again and train the prior on those codes"
@@ -144,8 +144,15 @@ class ImagePipeline(Pretrained):
     def from_models(cls, tokenizer: Path, prior: Path, sampling: SamplingConfig, chosen: Chosen | None = None) -> Self:
         """Return the pipeline of the two model folders that training wrote."""
         loaded = load_tokenizer(tokenizer)
-        identity = TokenizerIdentity(name=str(tokenizer), sha256=folder.sha256(tokenizer / "model.safetensors"))
-        return cls(loaded, load_prior(prior), sampling, identity, chosen)
+        identity = identity_of(tokenizer, str(tokenizer))
+        found = cls(loaded, load_prior(prior), sampling, identity, chosen)
+        found._name_by_codes()
+        return found
+
+    def _name_by_codes(self) -> None:
+        """Give the prior the identity of its tokenizer, by the name there: an earlier version named a file."""
+        named = self.identity.model_copy(update={"name": self.prior.config.tokenizer.name})
+        self.prior.config = self.prior.config.model_copy(update={"tokenizer": named})
 
     @classmethod
     def from_run(cls, run: Path, sampling: SamplingConfig) -> Self:

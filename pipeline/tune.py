@@ -297,7 +297,7 @@ def read_held_out(c: Settings, pipeline: ImagePipeline) -> CodesBatch:
             f"{path} must have a validation split to choose on, it has {', '.join(splits)}; tokenizer/encode.py holds "
             "one out of the training images, and test is never chosen on"
         )
-    if info.tokenizer.sha256 != pipeline.identity.sha256:
+    if not info.tokenizer.same_codes(pipeline.identity):
         raise UserError(
             f"{path} was written by the tokenizer {info.tokenizer}, not by the one of this run, {pipeline.identity}: "
             "encode again, or give another --codes"

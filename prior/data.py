@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from smalti.common.codes import Codes, CodesSplit, load_codes
 from smalti.common.codes_info import CodesInfo
 from smalti.common.errors import UserError
-from smalti.common.folder import sha256
+from smalti.common.identity import identity_of
 from smalti.common.progress import on_main
 from smalti.common.seeds import normals_of_rows
 from smalti.prior.config import PriorConfig
@@ -66,12 +66,14 @@ class CodesRows(Dataset):
 
 
 def check_tokenizer_of(run: Path, info: CodesInfo) -> None:
-    """Raise `UserError`, which names both, where a run has another tokenizer than wrote the codes."""
-    weights = run / "tokenizer/model/model.safetensors"
-    if weights.exists() and (found := sha256(weights)) != info.tokenizer.sha256:
+    """Raise `UserError`, which names both, where a run's tokenizer makes other codes than these."""
+    model = run / "tokenizer/model"
+    if not (model / "model.safetensors").exists():
+        return
+    if not (found := identity_of(model, str(model))).same_codes(info.tokenizer):
         raise UserError(
-            f"the codes were written by the tokenizer {info.tokenizer}, not by the one of this run, {weights.parent} "
-            f"(sha256 {found[:12]}): remove their folder and encode again, or give another --run"
+            f"the codes were written by the tokenizer {info.tokenizer}, not by the one of this run, {found}: remove "
+            "their folder and encode again, or give another --run"
         )
 
 

@@ -141,7 +141,7 @@ def load_scoring_prior(model: Path, data: Codes) -> Prior:
     if not isinstance(prior, Scores):
         kind = prior.config.architecture.name()
         raise UserError(f"a prior of kind {kind} does not say how likely latents are: nothing to measure")
-    if prior.config.tokenizer.sha256 != data.info.tokenizer.sha256:
+    if not prior.config.tokenizer.same_codes(data.info.tokenizer):
         raise UserError(
             f"the codes were written by the tokenizer {data.info.tokenizer}, and the prior was trained on those of "
             f"{prior.config.tokenizer}; give its --codes"

@@ -66,6 +66,7 @@ from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows, plain_views, read_codes
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.muon import Muon
+from smalti.prior.other_classes import class_embeddings, describe_classes
 from smalti.prior.results import NONE_YET, Best, held_out_loss, picture_of, report, to_device, what_is_next
 
 # The codes are checked by their fingerprint; recompute and compile change only speed and memory.
@@ -224,7 +225,9 @@ def start(
     prior.prepare(c)
     saved = state.latest(run, accelerator, c.keep_states)
     if saved is None and origin is not None:
-        accelerator.print(begin_from(origin, prior))
+        accelerator.print(begin_from(origin, prior, class_embeddings(prior, origin.model)))
+        for line in describe_classes(prior, origin.model):
+            accelerator.print(line)
     ema = EMA(prior, c.ema_decay)
     if saved is not None:
         state.check_same_data(saved, fingerprint, "codes of fingerprint", run)

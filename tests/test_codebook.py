@@ -108,7 +108,7 @@ def test_the_codes_of_another_tokenizer_are_not_used(tmp_path, accelerator, caps
     found = counted(run, accelerator)
     assert found.source == "images of digits" and list(found.counts) == ["validation"]
     assert "is of another tokenizer" in capsys.readouterr().err
-    assert codes.read_info(run / "codes")[0].tokenizer.sha256 != sha256(weights / "model.safetensors")
+    assert codes.read_info(run / "codes")[0].tokenizer.whole != sha256(weights / "model.safetensors")
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path, accelerator):

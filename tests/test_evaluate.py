@@ -300,7 +300,7 @@ def test_without_samples_no_picture_of_them_is_left(run, accelerator):
 
 def test_codes_of_another_tokenizer_are_refused(run, accelerator):
     written = folder.read_json(run / "codes/codes.json")
-    written["tokenizer"]["sha256"] = "f" * 64
+    written["tokenizer"] = {"name": "another", "sha256": "f" * 64}
     folder.write_json(run / "codes/codes.json", written)
     for evaluate, settings in ((evaluate_prior, PriorSettings), (evaluate_pipeline, PipelineSettings)):
         with pytest.raises(UserError, match="the codes were written by the tokenizer"):

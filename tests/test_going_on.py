@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from smalti.common import config, folder
-from smalti.common.condition import Classes
+from smalti.common.codes_info import TokenizerIdentity
+from smalti.common.condition import condition_of
 from smalti.common.errors import UserError
 from smalti.common.history import Change, read_history, sentences, steps_by_batch, write_history
 from smalti.common.origin import find_model_folder
@@ -32,8 +33,6 @@ from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.train import tokenizer_schedule
 from smalti.tokenizer.train import train as train_tokenizer
-from smalti.tokenizer.vqgan.config import VQGANConfig
-from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import prior_training, tokenizer_training
@@ -311,13 +310,28 @@ def test_weights_of_other_shapes_are_refused_by_the_tensor_and_the_setting(run, 
         )
 
 
-def test_a_prior_of_another_number_of_classes_is_refused(run, accelerator, tmp_path):
+@pytest.mark.parametrize("names", [("9", "cat", "3"), tuple("abcdefghij"), None])
+def test_a_prior_of_other_classes_gives_all_but_the_vectors_of_new_ones(run, names, accelerator, tmp_path, capsys):
+    """A class of the same name keeps its vector, and so does none, which guidance needs; a number of its own does not
+    make a class the same."""
     c = load_prior(run / "prior/model").config
-    build_prior(c.model_copy(update={"condition": Classes(names=("cat", "dog"))})).save_pretrained(tmp_path / "two")
-    with pytest.raises(
-        UserError, match=r"class_embedding\.weight is \(3, 16\) there and \(11, 16\) here \(condition\.names \['cat'"
-    ):
-        train_prior(prior_training(fresh(run, tmp_path), start_from=str(tmp_path / "two")), accelerator)
+    there = build_prior(c.model_copy(update={"condition": condition_of(names)}))
+    there.save_pretrained(tmp_path / "theirs")
+    settings = prior_training(fresh(run, tmp_path), steps=1, lr=1e-12, matrix_lr=None)
+    here = load_prior(train_prior(settings.model_copy(update={"start_from": str(tmp_path / "theirs")}), accelerator))
+    shutil.rmtree(tmp_path / "fresh/prior")
+    anew = load_prior(train_prior(settings, accelerator))
+    names = names or ()
+    for name, weights in there.state_dict().items():
+        found = here.state_dict()[name]
+        if name != "class_embedding.weight":
+            torch.testing.assert_close(found, weights)
+    rows = [names.index(each) if each in names else None for each in map(str, range(10))]
+    for row, theirs in enumerate([*rows, len(names)]):
+        expected = anew.class_embedding.weight[row] if theirs is None else there.class_embedding.weight[theirs]
+        torch.testing.assert_close(here.class_embedding.weight[row], expected)
+    new = [str(number) for number, row in enumerate(rows) if row is None]
+    assert f"{len(new)} of 10 classes begin with a new vector: {', '.join(new[:5])} and" in capsys.readouterr().out
 
 
 def fresh(run, tmp_path):
@@ -328,28 +342,21 @@ def fresh(run, tmp_path):
 
 def test_settings_that_fit_the_weights_and_mean_something_else_are_named(run, accelerator, tmp_path, capsys):
     c = load_prior(run / "prior/model").config
-    names = tuple("abcdefghij")
-    build_prior(c.model_copy(update={"condition": Classes(names=names)})).save_pretrained(tmp_path / "letters")
-    train_prior(prior_training(fresh(run, tmp_path), steps=1, start_from=str(tmp_path / "letters")), accelerator)
-    assert "; other settings: condition.names ['a', 'b'" in capsys.readouterr().out
+    identity = TokenizerIdentity(name="other", sha256="f" * 64)
+    build_prior(c.model_copy(update={"tokenizer": identity})).save_pretrained(tmp_path / "other")
+    train_prior(prior_training(fresh(run, tmp_path), steps=1, start_from=str(tmp_path / "other")), accelerator)
+    assert "; other settings: tokenizer.name other there and digits/tokenizer here" in capsys.readouterr().out
 
 
-VQGAN = VQGANConfig(
-    image_size=(8, 8), first_channels=32, channels=(32, 32), blocks=1, attention_levels=(1,), z_channels=4
-)
 KMEANS = KMeansConfig(image_size=(8, 8), patch=2, codebook_size=8)
 
 
-@pytest.mark.parametrize(("cls", "settings"), [(VQGANTokenizer, VQGAN), (KMeansTokenizer, KMEANS)])
 @pytest.mark.parametrize("place", ["", "tokenizer/model"])
-def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_it(
-    accelerator, tmp_path, cls, settings, place
-):
-    """For an imported VQGAN the message asked for another one, and did not say that this one can encode and carry a
-    prior."""
-    cls(settings).save_pretrained(tmp_path / "theirs/tokenizer/model")
-    trained = "'vqvae' or 'multiscale' or 'vae' or 'vqvae2'"
-    words = rf"holds a '{settings.kind}', and tokenizer/train\.py trains a {trained} alone: use it as it is"
+def test_a_tokenizer_that_is_not_trained_is_refused_with_what_can_be_done_with_it(accelerator, tmp_path, place):
+    """The message asked for another one, and did not say that this one can encode and carry a prior."""
+    KMeansTokenizer(KMEANS).save_pretrained(tmp_path / "theirs/tokenizer/model")
+    trained = "'vqvae' or 'multiscale' or 'vae' or 'vqgan' or 'vqvae2'"
+    words = rf"holds a 'kmeans', and tokenizer/train\.py trains a {trained} alone: use it as it is"
     with pytest.raises(UserError, match=words) as said:
         train_tokenizer(tokenizer_training(tmp_path / "new", start_from=str(tmp_path / "theirs" / place)), accelerator)
     assert said.match(

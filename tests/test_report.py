@@ -237,7 +237,7 @@ def test_a_page_says_what_is_of_another_tokenizer_and_what_makes_it_anew(retrain
 def test_a_prior_of_other_codes_than_the_runs_is_left_out_where_there_is_no_tokenizer(run):
     path = run / "codes/codes.json"
     value = json.loads(path.read_text())
-    value["tokenizer"]["sha256"] = "f" * 64
+    value["tokenizer"] = {"name": "another", "sha256": "f" * 64}
     write_json(path, value)
     shutil.rmtree(run / "tokenizer")
     contents = gather(run)

@@ -20,6 +20,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
+from smalti.common.run_folder import read_metrics
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
@@ -27,12 +28,14 @@ from smalti.pipeline.reporting.run_contents import gather
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.codebook import Settings as Looking
 from smalti.tokenizer.codebook import examine
+from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.convert import convert
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.evaluate import Settings as Evaluation
 from smalti.tokenizer.evaluate import evaluate
 from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.train import train as train_tokenizer
 from smalti.tokenizer.vqgan.config import ConvertConfig, VQGANConfig
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqgan.published import checkpoint_places, from_shapes, from_taming, read_published
@@ -571,6 +574,26 @@ def test_the_same_command_writes_the_same_and_another_is_refused(converting, acc
     assert folder.sha256(convert(converting, accelerator) / "model.safetensors") == before
     with pytest.raises(UserError, match="is a run of other settings: fit_images was 128 and is 3"):
         convert(converting.model_copy(update={"fit_images": 3}), accelerator)
+
+
+def test_a_folder_of_diffusers_is_trained_further_on_images_of_ones_own(tmp_path, pictures, accelerator):
+    """docs/imported.md has these commands."""
+    folder_of_theirs = tmp_path / "vqvae"
+    folder_of_theirs.mkdir()
+    config = {**TWO_LEVELS, "block_out_channels": (32, 32), "latent_channels": 4, "num_vq_embeddings": 16}
+    save_file(tiny("diffusers"), folder_of_theirs / "diffusion_pytorch_model.safetensors")
+    (folder_of_theirs / "config.json").write_text(json.dumps({"_class_name": "VQModel", **config}))
+    run, mine = tmp_path / "theirs", tmp_path / "mine"
+    converting = {"kind": "diffusers", "run": str(run), "images": pictures, "image_size": (8, 8)}
+    convert(ConvertConfig(checkpoint=str(folder_of_theirs), **converting), accelerator)
+    given = {"run": str(mine), "start_from": str(run), "images": pictures, "batch_size": 8, "precision": "fp32"}
+    train_tokenizer(TrainConfig(steps=12, warmup=2, lr=3e-3, evaluate_every=12, **given), accelerator)
+    lines = [line for line in read_metrics(mine / "tokenizer/metrics.jsonl") if "psnr" in line]
+    assert lines[-1]["psnr"] > lines[0]["psnr"] + 0.3
+    assert load_tokenizer(mine / "tokenizer/model").config == load_tokenizer(run / "tokenizer/model").config
+    encode(EncodeSettings(run=str(mine), precision="fp32"), accelerator)
+    figures = folder.read_json(evaluate(Evaluation(run=str(mine)), accelerator))["figures"]
+    assert figures["psnr"] == pytest.approx(lines[-1]["psnr"], abs=1e-3), "of the same split, in fp32 too"
 
 
 def test_an_imported_tokenizer_passes_through_every_command_that_follows(converting, accelerator):

@@ -16,6 +16,7 @@ A tokenizer may be told of the class of an image: `condition`, (B,) int64 as `to
 told of nothing does not look at it, so that a caller who knows it can always pass it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
@@ -42,6 +43,7 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
 
     face, files = "load_tokenizer", folder.MODEL_FILES
     config_class: ClassVar[type[ImageTokenizerConfig]]
+    decodes_only: ClassVar[tuple[str, ...]] = ()  # its modules that no code of an image depends on
     config: ImageTokenizerConfig
 
     @property
@@ -141,7 +143,7 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder."""
-        folder.save_model(Path(path), self, self.config)
+        folder.save_model(Path(path), self, self.config, decodes_only=list(self.decodes_only))
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
@@ -222,6 +224,13 @@ class LikelihoodTokenizer(ImageTokenizer):
         """
         return {}
 
+    def decoder_terms(self, images: Tensor, latents: Tensor, condition: Tensor | None = None) -> "Terms":
+        """Return the terms of a training of the decoder alone: −log p(images | latents) of given latents (B, T)."""
+        output = self._output(latents, condition)
+        nats = self.likelihood.nll(output, images).mean() / images[0].numel()
+        losses = {"reconstruction_loss": self.likelihood.weight() * nats}
+        return Terms(losses, {"distortion": nats / math.log(2)}, latents, output=output)
+
     def _decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
         return self.likelihood.mean(self._output(latents, condition))  # the mean of p(x | z)
 
@@ -275,7 +284,7 @@ class Terms(NamedTuple):
 
     losses: dict[str, Tensor]  # () of each term of the loss, in the order of the paper
     watched: dict[str, Tensor]  # () each: logged, and not trained on
-    latents: Tensor  # the encoder's output: a step where it is not finite is skipped
+    latents: Tensor  # the encoder's output, or codes: a step where it is not finite is skipped
     quantized: Quantized | None = None  # where there are codes to keep in use
     output: Tensor | None = None  # (B, P, H, W) of a `DecodesByNetwork`, which its likelihood reads, with its gradient
 

@@ -1,4 +1,4 @@
-"""A convolutional encoder and decoder around a quantizer, trained by the loss of the VQ-VAE.
+"""An encoder and a decoder around a quantizer, trained by the loss of the VQ-VAE: of any network, and convolutional.
 
     L = −log p(x | z_q) + codebook loss + β · commitment loss + the quantizer's regularizer
 
@@ -10,7 +10,7 @@ output (B, N, H, W), N numbers a pixel, which a likelihood reads as p(images | z
 
 import math
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -34,22 +34,9 @@ class Reconstruction(NamedTuple):
 
 
 class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
-    """An autoencoder of codes, which `tokenizer/train.py` trains."""
+    """An autoencoder of codes with any network, which `tokenizer/train.py` trains."""
 
-    config: CodeAutoencoderConfig
-
-    def __init__(self, config: CodeAutoencoderConfig):
-        super().__init__()
-        self.config = config
-        self.encoder = ConvolutionalEncoder(config, config.image_channels, config.features)
-        self.quantizer = self._new_quantizer()
-        outputs = config.likelihood.outputs(config.image_channels)
-        self.decoder = ConvolutionalDecoder(config, config.vectors, outputs)
-        self.likelihood = build_likelihood(config.likelihood, config.image_channels)
-
-    @abstractmethod
-    def _new_quantizer(self) -> Quantizer:
-        """Return the quantizer, its weights drawn at random."""
+    decodes_only: ClassVar[tuple[str, ...]] = ("decoder", "likelihood")
 
     def forward(self, images: Tensor, condition: Tensor | None = None) -> Terms:
         nll, quantized, output = self.reconstruct(images)
@@ -72,14 +59,6 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
         output = self.draw(quantized.z_q.unflatten(2, z_e.shape[2:]))
         return Reconstruction(self.likelihood.nll(output, images), quantized, output)
 
-    def latents(self, images: Tensor) -> Tensor:
-        z_e: Tensor = self.encoder(images)
-        return z_e
-
-    def draw(self, z_q: Tensor) -> Tensor:
-        dtype = next(self.decoder.parameters()).dtype  # z_q is fp32 also in a model of half precision
-        return self.decoder(z_q.to(dtype))
-
     def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         z_e = self.latents(images)
         bad = ~z_e.flatten(1).isfinite().all(1)
@@ -93,7 +72,7 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
     # ------------------------------------------------------------------------------------------------------ in training
 
     def last_layer(self) -> Parameter:
-        return last_weight(self.decoder)
+        return last_weight(self.get_submodule("decoder"))
 
     def error_weight(self) -> float:
         return 1.0  # of the likelihood a nat counts as much as makes it the squared error
@@ -103,3 +82,30 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
 
     def tables(self) -> tuple[Table, ...]:
         return self.quantizer.tables()
+
+
+class ConvolutionalCodeAutoencoder(CodeAutoencoder):
+    """An autoencoder of codes with the convolutional network of the VQGAN family."""
+
+    config: CodeAutoencoderConfig
+
+    def __init__(self, config: CodeAutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = ConvolutionalEncoder(config, config.image_channels, config.features)
+        self.quantizer = self._new_quantizer()
+        outputs = config.likelihood.outputs(config.image_channels)
+        self.decoder = ConvolutionalDecoder(config, config.vectors, outputs)
+        self.likelihood = build_likelihood(config.likelihood, config.image_channels)
+
+    @abstractmethod
+    def _new_quantizer(self) -> Quantizer:
+        """Return the quantizer, its weights drawn at random."""
+
+    def latents(self, images: Tensor) -> Tensor:
+        z_e: Tensor = self.encoder(images)
+        return z_e
+
+    def draw(self, z_q: Tensor) -> Tensor:
+        dtype = next(self.decoder.parameters()).dtype  # z_q is fp32 also in a model of half precision
+        return self.decoder(z_q.to(dtype))

@@ -58,7 +58,7 @@ from smalti.common.data.pixels import to_float
 from smalti.common.data.run_images import open_run_images, recorded
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
-from smalti.common.folder import sha256, write_json
+from smalti.common.folder import write_json
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import logged
@@ -67,7 +67,7 @@ from smalti.tokenizer.codebooks.health import Counted, advice, code_neighbours, 
 from smalti.tokenizer.codebooks.picture import draw_codebook
 from smalti.tokenizer.codebooks.usage import count
 from smalti.tokenizer.config import EncodeConfig
-from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.model import identity_of, load_tokenizer, trained
 
 BATCH = 256  # images at once, or fewer where encoding takes fewer
 
@@ -135,7 +135,7 @@ def why_not_codes(run: Path, images: ImagesConfig, tokenizer: ImageTokenizer) ->
     if not codes.is_whole(run / "codes"):
         return f"{run / 'codes'} is not there, or not yet whole"
     info, _ = codes.read_info(run / "codes")
-    if info.tokenizer.sha256 != sha256(run / "tokenizer/model/model.safetensors"):
+    if not info.tokenizer.same_codes(identity_of(run / "tokenizer/model", f"{run.name}/tokenizer")):
         return f"{run / 'codes'} is of another tokenizer, {info.tokenizer}"
     if info.layout != tokenizer.config.layout:
         return f"{run / 'codes'} gives its codes another size than the tokenizer does: its codes.json was changed"

@@ -102,6 +102,14 @@ class TrainConfig(Settings):
     start_from: str | None = None
     """weights to begin from instead of random ones: a folder of a model, run or pipeline of ours, or a repository
     owner/name of the Hub; settings of model that are not given are then those there"""
+    train: Literal["all", "decoder"] = "all"
+    """all weights; or, of a start_from, the decoder alone: encoder and codebook stay as they are, so every image keeps
+    its codes, and codes datasets and priors of that tokenizer are valid for the new one too"""
+    replace_codes: float = Field(0.0, ge=0, le=1)
+    """with train decoder: largest share of an image's codes that are replaced at random before they are decoded, so
+    that the decoder bears the wrong ones of a prior; each image has a share between 0 and this"""
+    replace_by: Literal["near", "any"] = "near"
+    """near: one of the 8 codes whose vectors are nearest to the one that is replaced; any: any code"""
     change_settings: bool = False
     """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they
     were in history.jsonl"""
@@ -155,7 +163,20 @@ class TrainConfig(Settings):
                 "model.likelihood.kind bernoulli gives a probability to black and white alone; set images.binarize: "
                 "dynamic (a new draw in each epoch), fixed (one draw) or nearest, or take another likelihood"
             )
+        self._check_train()
         for name in ("commitment_weight", "revive_below") if not self.model.has_codebook else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is of a codebook, and model.kind {self.model.name()} has none; leave it away")
         return self
+
+    def _check_train(self) -> None:
+        if self.train == "all":
+            if self.replace_codes:
+                raise ValueError("replace_codes is of the decoder's training: give train decoder too, or leave it away")
+            return
+        if self.start_from is None:
+            raise ValueError("train decoder needs start_from: the tokenizer whose encoder and codebook stay")
+        if not self.model.builds.decodes_only:
+            raise ValueError(
+                f"train decoder: a tokenizer of kind {self.model.name()} has no part that only decodes; give train all"
+            )

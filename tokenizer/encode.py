@@ -55,7 +55,7 @@ from einops import rearrange
 
 from smalti.common import codes
 from smalti.common.codes import CodesSplit
-from smalti.common.codes_info import CodesInfo, TokenizerIdentity
+from smalti.common.codes_info import CodesInfo
 from smalti.common.commands import as_typed
 from smalti.common.condition import condition_of
 from smalti.common.data.config import ImagesConfig
@@ -65,7 +65,6 @@ from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
 from smalti.common.data.split import ImageSplit
 from smalti.common.data.views import default_views, different_views, image_view
 from smalti.common.errors import UserError
-from smalti.common.folder import sha256
 from smalti.common.latent_statistics import LatentStatistics, latent_statistics
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.layout import Layout
@@ -75,7 +74,7 @@ from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
 from smalti.tokenizer.labels import check_labels
-from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.model import identity_of, load_tokenizer, trained
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 
@@ -98,7 +97,7 @@ def encode(c: Settings, accelerator: Accelerator) -> Path:
         layout=chosen_layout(c, tokenizer),
         views=views,
         condition=condition_of(images.class_names),
-        tokenizer=TokenizerIdentity(name=name, sha256=sha256(run / "model/model.safetensors")),
+        tokenizer=identity_of(trained(run), name),
         source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
         shard_size=c.shard_size,
         moments=tokenizer.has_moments,

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from smalti.common import folder
+from smalti.common import folder, identity
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.commands import quoted
 from smalti.common.errors import UserError
 from smalti.common.hub import locate
@@ -59,6 +60,12 @@ def load_tokenizer(
         local_files_only=local_files_only,
     )
     return load_folder(found)
+
+
+def identity_of(path: Path, name: str) -> TokenizerIdentity:
+    """Return the identity of the tokenizer in a folder, by what its class says of its modules."""
+    declared: tuple[str, ...] = settings_class(folder.inside(path, "config.json")).builds.decodes_only
+    return identity.identity_of(path, name, declared)
 
 
 def trained(run: Path) -> Path:

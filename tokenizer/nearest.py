@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from smalti.tokenizer.codebooks.centre import centre_of
+
 CPU_TILE = (512, 2048)  # codes, vectors: 4 MB of scores, which a core or two keep in their cache
 ACCELERATOR_TILE = (1024, 4096)  # 16 MB
 GROUPS = 4  # parts of a tile's vectors, which threads share
@@ -103,11 +105,6 @@ def search_tiles(
         better = score > best  # not >=: an earlier tile has the lower index
         torch.where(better, score, best, out=best)
         torch.where(better, code + (first + number * len(codes)), indices, out=indices)
-
-
-def centre_of(codebook: Tensor) -> Tensor:
-    """Return the mean of a codebook (K, D) in fp32, (D,); 0 in a dimension where a code is not finite."""
-    return codebook.float().mean(0).nan_to_num(0.0, 0.0, 0.0)
 
 
 def code_table(codebook: Tensor, centre: Tensor, multiple: int) -> Tensor:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smalti.tokenizer.nearest import centre_of
+from smalti.tokenizer.codebooks.centre import centre_of
 
 ROWS, LANES, KEPT = 64, 128, 4
 PROGRAMS = 512  # a few for each processor of a large GPU; below that the codebook is shared out

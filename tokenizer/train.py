@@ -15,7 +15,7 @@ Reads images and writes into RUN/tokenizer:
     tensorboard/, wandb/  of the trackers in --track, which get the metrics and the picture (common/track.py)
 Interrupted (Ctrl-C, SIGTERM), it saves; the same command goes on from the last saved state. With more --steps a
 finished training is lengthened; with --change_settings true it goes on with another --lr and its like; --start_from
-FOLDER begins from given weights.
+FOLDER begins from given weights, all of which are trained, or with --train decoder those that no code depends on.
 """
 
 import sys
@@ -60,7 +60,7 @@ from smalti.common.errors import UserError
 from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.folder import kind_of
 from smalti.common.launch import make_accelerator, run_command
-from smalti.common.origin import Origin, begin_from, settings_and_origin
+from smalti.common.origin import Origin, begin_from, differences_of, settings_and_origin
 from smalti.common.plots import save_curves, save_picture
 from smalti.common.row_order import RowOrder, Share, batches
 from smalti.common.run_folder import Leeway, Means, Metrics, check_run, enter_run, read_metrics
@@ -69,10 +69,12 @@ from smalti.common.session import session
 from smalti.common.shown import shown
 from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
+from smalti.tokenizer.before_and_after import before_and_after, change_of
 from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
 from smalti.tokenizer.criterion.criteria import FIGURES, Criteria, open_criteria
+from smalti.tokenizer.decoder_training import DecoderTraining, freeze_encoder
 from smalti.tokenizer.model import build_tokenizer, load_folder
 from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
 
@@ -99,6 +101,7 @@ LEEWAY = Leeway(
         "weight_decay",
         "clip",
         "commitment_weight",
+        "replace_codes",
         "ema_decay",
         "revive_below",
         "batch_size",
@@ -137,7 +140,7 @@ def instead() -> dict[str, str]:
     untrained = set(ImageTokenizerConfig.members()) - set(TrainedConfig.members())
     return {kind_of(settings.builds): f"use it as it is: {AS_IT_IS}" for settings in untrained} | {
         "": "give a folder that tokenizer/train.py wrote; tokenizer/convert.py makes a tokenizer of somebody else's "
-        "VQGAN, to encode with and to train a prior on its codes",
+        "VQGAN, which can be given too",
     }
 
 
@@ -179,16 +182,20 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         raise UserError(f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it")
 
     trained, first_step = start(c, images, origin, run, accelerator)
-    began_from = None if origin is None else origin.change
+    forward = trained.tokenizer if c.train == "all" else DecoderTraining(trained.tokenizer, c)
+    began_from = None if origin is None else change_of(origin)
     enter_run(run, c, first_step, reopened, accelerator, schedule=tokenizer_schedule, began_from=began_from)
     write_record(images, c.images.source, run, accelerator)
     if first_step > 0 and accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # the same, unless it was damaged or lost
-    model = accelerator.prepare(trained.tokenizer)
+    model = accelerator.prepare(forward)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     figures, weights = dict[str, str](), trained.tokenizer.weights(c)
     reader = batches(splits["train"], RowOrder(len(splits["train"]), c.seed, share, first_step), c.workers)
     with metrics, Steps(c, first_step, accelerator, "tokenizer") as steps:
+        if origin is not None:
+            before = evaluate_split(trained.ema.model, splits["validation"], accelerator)
+            metrics.log(0, "validation", **before.metrics())
         for step in steps:
             state.seed_step(c.seed, step, accelerator.process_index)
             lr = learning_rate(c, step)
@@ -233,6 +240,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     accelerator.print(f"validation: {result}" if result else f"all {c.steps} steps were done before")
     if accelerator.is_main_process:
         draw_training_curves(run)
+        for line in before_and_after(run):
+            accelerator.print(line)
     accelerator.wait_for_everyone()
     return run / "model"
 
@@ -256,6 +265,11 @@ def start(
     saved = state.latest(run, accelerator, c.keep_states)
     state.seed_step(c.seed, 0, 0)  # the same initial weights on every process
     tokenizer = build_tokenizer(c.model).to(accelerator.device)
+    if c.train == "decoder" and origin is not None and (others := differences_of(origin.model.config, c.model)):
+        raise UserError(
+            f"train decoder keeps the codes of {origin.name}, which other settings of model may change: "
+            f"{'; '.join(others[:4])}. Leave them away, or give train all"
+        )
     if saved is None and origin is not None:
         accelerator.print(begin_from(origin, tokenizer))
     elif saved is None:
@@ -263,8 +277,10 @@ def start(
     else:
         state.check_same_data(saved, images.fingerprint, "images of fingerprint", run)
     criteria = open_criteria(c, tokenizer, images, run, accelerator, saved)
+    if c.train == "decoder":
+        freeze_encoder(tokenizer)
     optimizer = make_optimizer(tokenizer, c)
-    upkeep = CodebookUpkeep(tokenizer.tables(), revive_below=c.revive_below)
+    upkeep = CodebookUpkeep(tokenizer.tables() if c.train == "all" else (), revive_below=c.revive_below)
     ema, means = EMA(tokenizer, c.ema_decay), Means(accelerator)
     with state.restoring(run):
         skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
@@ -286,7 +302,7 @@ def start(
 def make_optimizer(tokenizer: TrainedTokenizer, c: TrainConfig) -> torch.optim.Optimizer:
     """Return AdamW; the likelihood's few log scales have far to go and move at `SCALE_PACE` times the learning rate."""
     scales = [p for name, p in tokenizer.named_parameters() if name.startswith("likelihood.")]
-    rest = [p for name, p in tokenizer.named_parameters() if not name.startswith("likelihood.")]
+    rest = [p for name, p in tokenizer.named_parameters() if p.requires_grad and not name.startswith("likelihood.")]
     groups = [{"params": rest, "pace": 1.0, "weight_decay": c.weight_decay}]
     groups += [{"params": scales, "pace": SCALE_PACE, "weight_decay": 0.0}] if scales else []
     return torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)  # a third of the time on a CPU too
@@ -307,7 +323,7 @@ def keep_codebook_alive(trained: TokenizerTraining, step: int, c: TrainConfig, a
     revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
     trained.ema.update(trained.tokenizer, step)
     both = zip(trained.tokenizer.tables(), trained.ema.model.tables(), strict=True)
-    for (table, average), rows in zip(both, revived, strict=True):
+    for (table, average), rows in zip(both, revived, strict=False):  # none are revived of a frozen codebook
         if len(rows):
             forget(trained.optimizer, table.codebook, rows)
             average.codebook[rows] = table.codebook.detach()[rows]
@@ -355,7 +371,7 @@ def report_evaluation(
             save_histogram(
                 evaluation.counts, evaluation.images, trained.tokenizer.config.layout, run / "histogram.json"
             )
-    if evaluation.counts is not None:
+    if evaluation.counts is not None and trained.tokenizer.training:  # of frozen codes nothing can be mended
         book = codebook_of(trained.tokenizer, trained.upkeep.revive_below)
         for low in unused(book, "validation", evaluation.counts):
             accelerator.print(f"step {step}: {low}", file=sys.stderr)
@@ -394,7 +410,8 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator(c.precision, c.track, Path(c.run) / "tokenizer")
     with session(Path(c.run) / "tokenizer", accelerator):
         model = train(c, accelerator)
-    if accelerator.is_main_process:
+    named = any(word.endswith((".yaml", ".yml")) for word in argv)
+    if accelerator.is_main_process and (named or c.start_from is None):
         config.remember_folder(c.run, argv, DEFAULT_CONFIG)
     accelerator.print(f"the tokenizer is in {model}\nnext: {as_typed('tokenizer/encode.py', Path(c.run))}")
 

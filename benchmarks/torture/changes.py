@@ -157,7 +157,7 @@ def a_shard_less(folder: Path) -> None:
 def another_tokenizer(folder: Path) -> None:
     path = folder / "run/codes/codes.json"
     said = json.loads(path.read_text())
-    said["tokenizer"]["sha256"] = "0" * 64
+    said["tokenizer"] = {"name": "another", "sha256": "0" * 64}
     path.write_text(json.dumps(said))
 
 

@@ -54,7 +54,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
     pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
     pipeline.to(accelerator.device)
     data = codes.load_codes(Path(c.codes or run / "codes"))
-    if data.info.tokenizer.sha256 != pipeline.identity.sha256:
+    if not data.info.tokenizer.same_codes(pipeline.identity):
         raise UserError(
             f"the codes were written by the tokenizer {data.info.tokenizer}, not by the one of this run, "
             f"{pipeline.identity}: encode again, or give --codes"
@@ -73,7 +73,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
         eyes = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
     plan = {
         "code": code_version(),
-        "tokenizer": pipeline.identity.sha256,
+        "tokenizer": pipeline.identity.whole,
         "prior": sha256(run / "prior/model/model.safetensors"),
         "images": images.fingerprint,
         "source": settings.source,

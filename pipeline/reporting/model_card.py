@@ -132,8 +132,8 @@ def use(contents: RunContents, what: What, place: str) -> Iterator[str]:
     if what == "prior":
         tokenizer = contents.prior["tokenizer"] if contents.prior else {}
         yield (
-            f"It draws {contents.latents} of the tokenizer {plain(tokenizer.get('name'))} alone, whose weights have "
-            f"the SHA-256 `{tokenizer.get('sha256')}`.\n"
+            f"It draws {contents.latents} of the tokenizer {plain(tokenizer.get('name'))}, SHA-256 "
+            f"`{tokenizer.get('sha256')}`, and of others with its encoder and codebook.\n"
         )
 
 

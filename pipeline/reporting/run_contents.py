@@ -26,7 +26,7 @@ from smalti.common.run_folder import read_metrics
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.prior.base import Prior
 from smalti.tokenizer.config import ImageTokenizerConfig
-from smalti.tokenizer.model import settings_class
+from smalti.tokenizer.model import identity_of, settings_class
 
 # -------------------------------------------------------------------------------------------------------- single values
 
@@ -280,8 +280,8 @@ def of_one_tokenizer(contents: RunContents, about: Literal["tokenizer", "prior"]
     """Return the contents without those of another tokenizer: codes, a prior, or (about a prior) the tokenizer."""
     identities = tokenizer_identities(contents)
     order = ("tokenizer", "codes", "prior") if about == "tokenizer" else ("prior", "tokenizer", "codes")
-    ours = next((identities[name].sha256 for name in order if name in identities), None)
-    others = {name: str(private(str(each))) for name, each in identities.items() if each.sha256 != ours}
+    ours = next((identities[name] for name in order if name in identities), None)
+    others = {name: str(private(str(each))) for name, each in identities.items() if ours and not each.same_codes(ours)}
     left = {stage: each for stage, each in contents.evaluations.items() if stage not in others}
     contents = contents._replace(evaluations=left, others=others)
     if "codes" in others:
@@ -297,8 +297,8 @@ def of_one_tokenizer(contents: RunContents, about: Literal["tokenizer", "prior"]
 def tokenizer_identities(contents: RunContents) -> dict[str, TokenizerIdentity]:
     """Return the tokenizer that each of tokenizer, codes and prior is of, as far as they are there and say it."""
     found = {}
-    if (weights := contents.path / "tokenizer/model/model.safetensors").exists():
-        found["tokenizer"] = TokenizerIdentity(name=f"{contents.name}/tokenizer", sha256=sha256(weights))
+    if (model := contents.path / "tokenizer/model").joinpath("model.safetensors").exists():
+        found["tokenizer"] = identity_of(model, f"{contents.name}/tokenizer")
     if contents.codes is not None:
         found["codes"] = contents.codes[0].tokenizer
     if contents.prior is not None:

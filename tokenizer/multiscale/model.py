@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common.data.split import ImageSplit
-from smalti.tokenizer.code_autoencoder import CodeAutoencoder
+from smalti.tokenizer.code_autoencoder import ConvolutionalCodeAutoencoder
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
 from smalti.tokenizer.multiscale.initialization import initialize_scales
@@ -25,7 +25,7 @@ MOST_SIDE = 32  # pixels of the picture of a code, which of a coarse scale is mu
 
 
 @MultiscaleConfig.register
-class MultiscaleTokenizer(CodeAutoencoder):
+class MultiscaleTokenizer(ConvolutionalCodeAutoencoder):
     """The multi-scale tokenizer, which `tokenizer/train.py` trains."""
 
     config: MultiscaleConfig

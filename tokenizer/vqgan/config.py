@@ -10,18 +10,18 @@ from smalti.common.data.config import ImagesConfig, Pixels
 from smalti.common.layout import MOST_CODES, Layout
 from smalti.tokenizer.bottleneck.config import VQConfig
 from smalti.tokenizer.codebooks.facts import CodebookFacts
-from smalti.tokenizer.config import EncodeConfig, ImageTokenizerConfig
+from smalti.tokenizer.config import EncodeConfig, TrainedConfig
 
 Width = Annotated[int, Field(ge=1, le=2**14)]  # channels of a published network
 Publisher = Literal["llamagen", "taming", "diffusers"]
 
 
 @declared("smalti.tokenizer.vqgan.model")
-class VQGANConfig(ImageTokenizerConfig):
+class VQGANConfig(TrainedConfig):
     """A VQGAN as taming-transformers, LlamaGen and diffusers publish it; see `tokenizer/vqgan/model.py`."""
 
     kind: Literal["vqgan"] = "vqgan"
-    """a network of others, converted"""
+    """a network of others"""
     image_size: tuple[Pixels, Pixels] = (256, 256)
     """height and width of the images, in pixels; the network takes any that divide"""
     image_channels: Literal[1, 3, 4] = 3
@@ -83,6 +83,10 @@ class VQGANConfig(ImageTokenizerConfig):
         return Layout.of(*self.grid, factors=(self.codebook_size,))
 
     @property
+    def has_codebook(self) -> bool:
+        return True
+
+    @property
     def codebook(self) -> CodebookFacts:
         return VQGANFacts("vqgan", self.code_dim, "")
 
@@ -94,7 +98,7 @@ class VQGANFacts(CodebookFacts):
     fitted = False
 
     def wider_use(self, revive_below: float | None) -> Sequence[str]:
-        return ["a tokenizer trained on these images, by tokenizer/train.py"]
+        return ["training it on these images, by tokenizer/train.py --start_from"]
 
     def fewer(self, wanted: float, codebook_size: int) -> str:
         return f"a checkpoint of about {max(2, round(wanted)):,} codes"

@@ -7,19 +7,25 @@ Shapes, for L levels and f = 2^(L - 1):
 Esser et al. (2021), https://arxiv.org/abs/2012.09841, table 7, in the three forms that are passed around:
 taming-transformers' VQModel, LlamaGen's (Sun et al. 2024, https://arxiv.org/abs/2406.06525, sec. 2.1: few dimensions on
 the unit sphere), and diffusers' VQModel. They differ in sizes, in where there is attention, and in whether codes are
-normalised; `tokenizer/vqgan/published.py` knows the names of their tensors. `tokenizer/convert.py` fits the likelihood;
-nothing here trains the network.
+normalised; `tokenizer/vqgan/published.py` knows the names of their tensors. `tokenizer/convert.py` fits the likelihood.
+`tokenizer/train.py --start_from` trains it further, by the losses of `tokenizer/code_autoencoder.py`: taming's and
+LlamaGen's for codebook and encoder, with β on the commitment loss, and −log p(x | z) for LPIPS and discriminator.
 """
 
 import math
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
 
-from smalti.common.errors import UserError
+from smalti.common.data.split import ImageSplit
 from smalti.tokenizer.bottleneck.vq import VectorQuantizer
+from smalti.tokenizer.code_autoencoder import CodeAutoencoder
+from smalti.tokenizer.codebooks.initialization import initialize_codebook
+from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.likelihood.config import GaussianConfig
 from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian
 from smalti.tokenizer.criterion.likelihood.levels import HALF
@@ -148,9 +154,10 @@ class VQGANDecoder(nn.Module):
 
 
 @VQGANConfig.register
-class VQGANTokenizer(GridTokenizer):
+class VQGANTokenizer(CodeAutoencoder, GridTokenizer):
     """A published VQGAN. It comes without a likelihood, and gets a Gaussian around the output, one scale a channel."""
 
+    decodes_only = ("from_code", "decoder", "likelihood")
     config: VQGANConfig
     likelihood: Gaussian
 
@@ -161,8 +168,8 @@ class VQGANTokenizer(GridTokenizer):
         self.quantizer = VectorQuantizer(config.quantizer)
         self.from_code, self.decoder = nn.Conv2d(config.code_dim, config.z_channels, 1), VQGANDecoder(config)
         self.likelihood = Gaussian(GaussianConfig(), config.image_channels)
-        self.requires_grad_(False)
 
+    @torch.no_grad()
     def fit_likelihood(self, squared_error: Tensor) -> None:
         """Set each channel's scale to its maximum likelihood estimate by squared_error (C,), a mean over pixels."""
         log_scale = 0.5 * squared_error.clamp_min(1e-12).log()
@@ -175,12 +182,5 @@ class VQGANTokenizer(GridTokenizer):
     def draw(self, z_q: Tensor) -> Tensor:
         return self.decoder(self.from_code(z_q.to(self.from_code.weight.dtype)))
 
-    def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
-        z_e = self.latents(images)
-        bad = ~z_e.flatten(1).isfinite().all(1)
-        if bad.any():
-            raise UserError(
-                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: "
-                "give precision fp32, or another checkpoint"
-            )
-        return self.quantizer(z_e.flatten(2)).indices
+    def begin(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> None:
+        initialize_codebook(self, split, c, accelerator)

@@ -14,7 +14,7 @@ from torch import Tensor
 from smalti.common.data.split import ImageSplit
 from smalti.tokenizer.bottleneck.base import Quantizer, build_quantizer
 from smalti.tokenizer.bottleneck.gumbel import GumbelQuantizer
-from smalti.tokenizer.code_autoencoder import CodeAutoencoder
+from smalti.tokenizer.code_autoencoder import ConvolutionalCodeAutoencoder
 from smalti.tokenizer.codebooks.initialization import initialize_codebook
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.network_tokenizer import GridTokenizer
@@ -22,7 +22,7 @@ from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 
 @VQVAEConfig.register
-class VQVAE(CodeAutoencoder, GridTokenizer):
+class VQVAE(ConvolutionalCodeAutoencoder, GridTokenizer):
     """The VQ-VAE, which `tokenizer/train.py` trains."""
 
     config: VQVAEConfig

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common.data.split import ImageSplit
-from smalti.tokenizer.code_autoencoder import CodeAutoencoder
+from smalti.tokenizer.code_autoencoder import ConvolutionalCodeAutoencoder
 from smalti.tokenizer.codebooks.initialization import initialize_quantizer
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.network.grid import halved
@@ -28,7 +28,7 @@ PLACES = 2**13  # of the bottom that single codes are drawn amid at once
 
 
 @VQVAE2Config.register
-class VQVAE2(CodeAutoencoder):
+class VQVAE2(ConvolutionalCodeAutoencoder):
     """The VQ-VAE-2, which `tokenizer/train.py` trains.
 
     Codes that are drawn (gumbel) at one level change what the levels below see, so that log q(z | x) is no product over
