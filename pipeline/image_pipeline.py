@@ -357,9 +357,10 @@ class ImagePipeline(Pretrained):
             return self.deal_labels(labels, num_images)
         if num_images is not None:
             raise UserError("give num_images or num_images_per_label, not both")
-        if _whole(each, "num_images_per_label") < 1:
-            raise UserError(f"num_images_per_label must be at least 1, got {each}")
-        return [number for number in self.deal_labels(labels, None) for _ in range(_whole(each, ""))]
+        number = _whole(each, "num_images_per_label")
+        if number < 1:
+            raise UserError(f"num_images_per_label must be at least 1, got {number}")
+        return [label for label in self.deal_labels(labels, None) for _ in range(number)]
 
     def _watched(self, labels: list[int], seeds: list[int], callback: OnStepEnd, sampling: dict[str, Any]) -> Generated:
         """Draw images in passes, and call `callback` after each."""
