@@ -1,6 +1,7 @@
 """The installed package works outside the checkout, has one name, and does not collide with others' code."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -96,6 +97,17 @@ def test_a_digit_is_drawn_by_the_wheel_alone(wheel, tmp_path, monkeypatch):
     command = ["-m", "smalti.pipeline.terminal", "generate", "digits", "--labels", "3", "--num-images", "1"]
     assert "digits-samples/grid.png" in run(*command, cwd=tmp_path, path=wheel)
     assert (tmp_path / "digits-samples/000000.png").exists()
+
+
+def test_the_long_description_reads_without_what_only_a_checkout_has(wheel):
+    """A package index shows pictures and follows links of absolute addresses alone."""
+    (metadata,) = wheel.glob("smalti-*.dist-info/METADATA")
+    head, _, text = metadata.read_text(encoding="utf-8").partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in head
+    assert text.startswith("# Smalti\n\nImages into tiles") and "smalti generate digits" in text
+    assert not re.search(r"!\[|\]\((?!https?://)|\|\s*\|\s*\|\n", text)
+    lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+    assert all(line in text for line in lines)
 
 
 def test_a_command_of_the_wheel_that_is_started_as_a_module_names_commands(wheel, tmp_path):
