@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check docs lock test-lowest test-newest
+.PHONY: demo test check docs pretrained lock test-lowest test-newest
 demo: $(VENV)/.ready
 	$(BIN)/python pipeline/run.py configs/digits
 
@@ -27,6 +27,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 $(VENV)/.ready-to-test: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
+
+pretrained: $(VENV)/.ready  # trains what comes with the package again: minutes
+	$(BIN)/python pipeline/run.py configs/digits_small
+	$(BIN)/python tokenizer/evaluate.py runs/digits_small
+	$(BIN)/python prior/evaluate.py runs/digits_small
+	$(BIN)/python pipeline/evaluate.py runs/digits_small
+	$(BIN)/python pipeline/publish.py runs/digits_small --to pretrained/digits --place smalti/digits --license apache-2.0
 
 lock:  # needs uv; writes versions only, no addresses
 	uv pip compile pyproject.toml --all-extras --universal --no-emit-index-url --no-annotate --no-header -o constraints.txt

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from smalti.common.folder import replacing
-from smalti.pipeline.playground.growth import UNDRAWN
+from smalti.pipeline.growth import UNDRAWN
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 1300, 1070

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 
 from smalti.common import markdown
+from smalti.common.bundled import bundled
 from smalti.common.errors import UserError
 from smalti.common.folder import inside
 
@@ -54,7 +55,7 @@ class Pretrained:
         """Read what `save_pretrained` wrote, from a folder or from the Hub.
 
         Args:
-            path: a folder, or a repository `owner/name`.
+            path: a folder, a pipeline that comes with the package (`smalti/digits`), or a repository `owner/name`.
             subfolder: of either, where it does not lie at the top: `tokenizer` and `prior` of a pipeline's.
             revision: branch, tag or commit of the repository.
             token: for private and gated repositories; the one of `hf auth login` when not given.
@@ -173,13 +174,19 @@ def locate(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the folder itself, or the local copy of these files of the Hub's repository `owner/name`.
+    """Return the folder itself, one that comes with the package, or the local copy of these files of the Hub's
+    repository `owner/name`.
 
     A name whose first part is a folder here is not looked up on the Hub: `runs/nothere` is a run that is not there.
 
     Raises:
-        UserError: neither is there, or the repository has no file of the first name: it is something else.
+        UserError: none of them is there, or the repository has no file of the first name: it is something else.
     """
+    shipped = bundled(path)
+    if shipped is not None and not Path(path).is_dir():
+        if revision is not None:
+            raise UserError(f"{path} comes with the package and has no revisions: leave revision {revision!r} away")
+        return inside(shipped, subfolder)
     if _is_folder(path):
         return inside(Path(path), subfolder)
     from huggingface_hub import snapshot_download

@@ -1,14 +1,17 @@
 """Pictures of a run for people: grids of images, and curves of its metrics."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from smalti.common.errors import UserError
 from smalti.common.folder import replacing
 
 
@@ -22,6 +25,29 @@ def image_grid(images: Tensor, columns: int, *, side: int = 64) -> Image.Image:
     pixels = rearrange(tiles, "(r c) ch h w -> (r h) (c w) ch", r=rows).numpy()[:-gap, :-gap]
     picture = Image.fromarray(pixels[..., 0] if C == 1 else pixels)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def make_grid(images: Any, columns: int | None = None) -> Image.Image:
+    """Return pictures of one size side by side as one, small ones enlarged.
+
+    Args:
+        images: as a pipeline returns them: PIL pictures, an array (B, H, W, C) or a tensor (B, C, H, W) in [0, 1].
+        columns: about square when not given.
+    Raises:
+        UserError: no picture, or pictures of several sizes or modes.
+    """
+    if isinstance(images, Tensor | np.ndarray):
+        given = torch.as_tensor(images)
+        pixels = given if isinstance(images, Tensor) else given.permute(0, 3, 1, 2)
+        pixels = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+    else:
+        kinds = {(image.size, image.mode) for image in images}
+        if len(kinds) != 1:
+            raise UserError(f"a grid is of at least one picture, all of one size and mode, got {sorted(kinds)}")
+        pixels = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(image)) for image in images])).permute(0, 3, 1, 2)
+    if columns is not None and columns < 1:
+        raise UserError(f"columns must be at least 1, got {columns}")
+    return image_grid(pixels, columns or math.ceil(len(pixels) ** 0.5))
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -45,9 +45,10 @@ def progress_bar(accelerator: Accelerator, total: int, what: str, *, initial: in
     return _bar(total, what, unit, initial=initial, disable=not accelerator.is_main_process)
 
 
-def passing_bar(total: int, what: str, *, unit: str = "image") -> tqdm:
-    """Return a bar for a part of the work, shown after `SHORT` seconds."""
-    return _bar(total, what, unit, delay=SHORT, leave=False, disable=not on_main())
+def passing_bar(total: int, what: str, *, unit: str = "image", **options: Any) -> tqdm:
+    """Return a bar for a part of the work, shown after `SHORT` seconds; `options` are tqdm's."""
+    quiet = options.get("disable", False) or not on_main()
+    return _bar(total, what, unit, **{"delay": SHORT, "leave": False, **options, "disable": quiet})
 
 
 def advance(bar: tqdm, number: int) -> None:
@@ -75,4 +76,4 @@ def _bar(total: int, what: str, unit: str, **options: Any) -> tqdm:
         style = {"mininterval": 0.2, "dynamic_ncols": True}
     else:  # ncols 0: no bar; position 0: no moves of a cursor to the line of a bar inside another
         style = {"mininterval": INTERVAL, "maxinterval": INTERVAL, "file": _Lines(), "ncols": 0, "position": 0}
-    return tqdm(total=total, desc=shown(what), unit=f" {unit}", smoothing=0.05, **{**style, **options})
+    return tqdm(total=total, unit=f" {unit}", smoothing=0.05, **{"desc": shown(what), **style, **options})

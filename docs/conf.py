@@ -5,6 +5,7 @@ The pages are plain Markdown and read on their own. Where one names a file of th
 """
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from html import escape
@@ -22,13 +23,14 @@ from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = "benchmarks|common|configs|metrics|pipeline|prior|tests|tokenizer"
+FOLDERS = "benchmarks|common|configs|metrics|pipeline|pretrained|prior|tests|tokenizer"
 NAMED = re.compile(rf"((?:{FOLDERS})/[\w/]+\.(?:py|yaml|sh))(?::(\w+))?")
 
 project = "Smalti"
 extensions = ["myst_parser", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}  # a notebook is read as the page that `notebook_page` makes
 highlight_language = "none"  # of indented blocks, which are commands
 copybutton_prompt_text = "$ "
 html_math_renderer = "mathml"
@@ -55,6 +57,27 @@ class SourceLinks(SphinxPostTransform):
             link = nodes.reference("", "", internal=True, refuri=page + (f"#{found[2]}" if found[2] else ""))
             span.replace_self(link)
             link += span
+
+
+def notebook_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Replace a notebook by its page: its text, its code, and what the code shows."""
+    path = app.env.doc2path(docname)
+    if path.suffix == ".ipynb":
+        source[0] = "\n\n".join(cell_text(cell) for cell in json.loads(source[0])["cells"])
+
+
+def cell_text(cell: dict[str, Any]) -> str:
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return text
+    shown = [f"```python\n{text}\n```"]
+    for output in cell["outputs"]:
+        data = output.get("data", {"text/plain": output.get("text", [])})
+        if "image/png" in data:
+            shown.append(f"![what the cell shows](data:image/png;base64,{data['image/png']})")
+        else:
+            shown.append("```text\n" + "".join(data["text/plain"]).rstrip() + "\n```")
+    return "\n\n".join(shown)
 
 
 def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -86,5 +109,6 @@ def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.add_post_transform(SourceLinks)
+    app.connect("source-read", notebook_page)
     app.connect("html-collect-pages", source_pages)
     return {"parallel_read_safe": False, "parallel_write_safe": False}

@@ -3,10 +3,10 @@
     python -m smalti.pipeline.app runs/digits
 
 Reads RUN/tokenizer/model, RUN/prior/model and, where they exist, RUN/pipeline/generation_config.json and
-RUN/tokenizer/histogram.json, and of vectors the held-out images, which its latent map shows; or a pipeline folder, or
-one on the Hub (owner/name), given as RUN. Writes nothing, except that pictures dropped on the page lie in the temporary
-folder for an hour. Serves this machine alone, unless --host names another address or --share true opens a public link;
-loads nothing from elsewhere. Needs Gradio: pip install gradio.
+RUN/tokenizer/histogram.json, and of vectors the held-out images, which its latent map shows; or a pipeline folder, one
+on the Hub (owner/name), or the one that comes with the package (digits), given as RUN. Writes nothing, except that
+pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host names
+another address or --share true opens a public link; loads nothing from elsewhere. Needs Gradio: pip install gradio.
 """
 
 import os
@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     """Serve a page to play with a trained pipeline."""
 
     run: str = "runs/digits"
-    """folder of the experiment, a pipeline folder, or one on the Hub"""
+    """folder of the experiment, a pipeline folder, one on the Hub, or digits, which comes with the package"""
     host: str = "127.0.0.1"
     """the address to serve at; 0.0.0.0 serves the network this machine is in"""
     port: int | None = Field(None, ge=1, le=65535)
@@ -56,7 +56,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
         __doc__,
         argv,
         positional="run",
-        positional_help="folder of the experiment, a pipeline folder, or one on the Hub",
+        positional_help="folder of the experiment, a pipeline folder, one on the Hub, or digits",
     )
 
 
@@ -66,6 +66,7 @@ if is_command(__name__):  # --help and a wrong setting are answered before torch
 import torch
 from torch import Tensor
 
+from smalti.common.bundled import run_named
 from smalti.common.data.images import held_out_split
 from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
@@ -81,9 +82,9 @@ WAITING = 100  # the most waiting requests
 
 def load_pipeline(run: str) -> ImagePipeline:
     """Return the pipeline of a run's current models, or of a pipeline folder here or on the Hub."""
-    path = Path(run)
+    path = run_named(run)
     if not (path / "tokenizer").is_dir() or (path / "model_index.json").exists():
-        return ImagePipeline.from_pretrained(run)
+        return ImagePipeline.from_pretrained(path)
     kept = path / "pipeline/generation_config.json"
     return ImagePipeline.from_run(path, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
 

@@ -1,11 +1,14 @@
 """Draw images: sample codes from the prior, decode them with the tokenizer.
 
     accelerate launch pipeline/generate.py runs/fashion_mnist --labels sneaker bag --num-images 32 --seed 7
+    smalti generate digits                  # by the pipeline that comes with the package, into digits-samples
+    smalti generate digits --animation true
 
 Reads RUN/pipeline, which it makes from RUN/tokenizer/model and RUN/prior/model if those are newer; RUN may also be a
-pipeline folder. Writes PNG files with metadata.jsonl and grid.png into RUN/samples (or --output); --format npz writes
-the evaluators' samples.npz, --format codes a codes dataset. Several processes share the batches; interrupted, the same
-command goes on with the batches that are missing.
+pipeline folder, or `digits`. Writes PNG files with metadata.jsonl and grid.png into RUN/samples (or --output); --format
+npz writes the evaluators' samples.npz, --format codes a codes dataset; --animation true also writes growth.gif, in
+which the images of the grid are drawn code by code, or pass by pass. Several processes share the batches; interrupted,
+the same command goes on with the batches that are missing.
 """
 
 import sys
@@ -32,9 +35,9 @@ class Settings(SamplingConfig):
     """Draw images from a trained prior. Sampling settings not given are those of generation_config.json."""
 
     run: str = "runs/digits"
-    """folder of the experiment, or a pipeline folder"""
+    """folder of the experiment, or a pipeline folder, or digits, which comes with the package"""
     output: str | None = None
-    """folder for the images; samples/ in the run when null"""
+    """folder for the images; samples/ in the run when null, NAME-samples beside a pipeline folder"""
     overwrite: bool = False
     """replace what another request wrote into the output folder"""
     labels: tuple[int | str, ...] | None = None
@@ -46,6 +49,8 @@ class Settings(SamplingConfig):
     keep_share: float = Field(1.0, ge=0.001, le=1)
     """the share that is kept of the images that are drawn: of each class those of which a classifier, trained on the
     run's labelled images, is surest (Razavi et al. 2019); num_images are kept. A quarter draws four times as many"""
+    animation: bool = False
+    """also write growth.gif: how the images of grid.png are drawn, code by code or pass by pass"""
     format: Literal["png", "npz", "codes"] = "png"
     """png: an imagefolder; npz: the evaluators' layout; codes: a codes dataset"""
     batch_size: int | None = Field(None, ge=1)
@@ -63,11 +68,13 @@ if is_command(__name__):  # --help and a wrong setting are answered before torch
 from accelerate import Accelerator
 
 from smalti.common import folder
+from smalti.common.bundled import run_named
 from smalti.common.commands import as_typed
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
 from smalti.common.progress import advance, progress_bar
 from smalti.common.session import path_beside, session
 from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.growth import check_grows
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
 from smalti.pipeline.output import FORMATS, Output, Request, begin_request, read_request
 from smalti.pipeline.rejection import Candidates, candidates_for, keep_surest, open_classifier
@@ -91,7 +98,7 @@ def assemble_pipeline(c: Settings, given: SamplingConfig | None, accelerator: Ac
     Raises:
         UserError: the prior cannot draw with the settings of the request.
     """
-    run = Path(c.run)
+    run = run_named(c.run)
     if (run / "model_index.json").exists():
         pipeline = ImagePipeline.from_pretrained(run)
         pipeline.check_sampling(**_sampling(c))
@@ -119,15 +126,18 @@ def assemble_pipeline(c: Settings, given: SamplingConfig | None, accelerator: Ac
 
 
 def output_folder(c: Settings) -> Path:
-    """Return the folder of the images: by default inside a run, or beside a pipeline folder."""
-    run = Path(c.run)
-    inside = path_beside(run, "-samples") if (run / "model_index.json").exists() else run / "samples"
-    return Path(c.output or inside)
+    """Return the folder of the images: by default inside a run, beside a pipeline folder, or here for a bundled one."""
+    run = run_named(c.run)
+    if c.output:
+        return Path(c.output)
+    if run != Path(c.run):  # never beside it, inside the package
+        return Path(f"{run.name}-samples")
+    return path_beside(run, "-samples") if (run / "model_index.json").exists() else run / "samples"
 
 
 def request_settings(c: Settings, request: Request, pipeline_folder: Path) -> dict[str, Any]:
     """Return the request as it is kept in JSON beside the images: all that decides them."""
-    not_kept = {"run", "output", "overwrite", *(("keep_share",) if c.keep_share == 1 else ())}
+    not_kept = {"run", "output", "overwrite", "animation", *(("keep_share",) if c.keep_share == 1 else ())}
     return {
         **c.model_dump(mode="json", exclude=not_kept),
         "batch_size": request.batch_size,
@@ -194,6 +204,8 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     path = output_folder(c)
     read_request(path)  # raises if the folder is not ours, before anything is read or written
     pipeline, pipeline_folder, c = assemble_pipeline(c, kept, accelerator)
+    if c.animation:
+        check_grows(pipeline)  # before an hour of drawing
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     if c.keep_share < 1:
@@ -208,12 +220,13 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
         begin_request(path, request_settings(c, request, pipeline_folder), overwrite=c.overwrite)
     accelerator.wait_for_everyone()
     output = FORMATS[c.format](path, request)
-    if output.is_whole():
-        return output.folder
-    draw_missing(c, request, output, accelerator)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        output.finish()
+    if not output.is_whole():
+        draw_missing(c, request, output, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            output.finish()
+    if c.animation and accelerator.is_main_process:
+        output.animate(**_sampling(c))
     accelerator.wait_for_everyone()
     return output.folder
 
@@ -231,7 +244,7 @@ def _saved_sampling(run: Path) -> SamplingConfig | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    run = Path(read_settings(argv).run)
+    run = run_named(read_settings(argv).run)
     found = _saved_sampling(run)
     saved = found.model_dump() if found else {}
     default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None
@@ -245,7 +258,7 @@ def main(argv: Sequence[str]) -> None:
     with session(output_folder(c), accelerator):
         path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)) if files or default else None)
     accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}")
-    if (Path(c.run) / "codes").exists():
+    if (run / "codes").exists():
         accelerator.print(f"next, to measure the run: {as_typed('tokenizer/evaluate.py', Path(c.run))}")
 
 

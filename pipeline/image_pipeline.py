@@ -13,10 +13,10 @@ import math
 import operator
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Self
 
 import PIL.Image
 import torch
@@ -31,10 +31,12 @@ from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained, check_dtype
 from smalti.common.progress import passing_bar
 from smalti.common.seeds import uniforms
+from smalti.pipeline import diffusers_options
+from smalti.pipeline.diffusers_options import OutputType, check_output_type, of_type
 from smalti.pipeline.generation_config import Chosen, GenerationConfig
 from smalti.pipeline.mask import fill_unknown, known_places, read_mask
 from smalti.prior.base import Completes, Prior, Sampler, Scores, Unfolding, Unfolds
-from smalti.prior.config import ArchitectureConfig
+from smalti.prior.config import ArchitectureConfig, PriorConfig
 from smalti.prior.model import load_prior
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes, ImageTokenizer
@@ -61,7 +63,7 @@ class ClassNumber(int):
 class Generated(NamedTuple):
     """The result of a call: B images, and what each was made from."""
 
-    images: list[PIL.Image.Image]
+    images: list[PIL.Image.Image]  # of another `output_type`, an array or a tensor
     labels: list[int] | None  # class numbers; None if no image has a class
     seeds: list[int]
     codes: Tensor  # (B, T) int64, on the CPU
@@ -75,6 +77,19 @@ class LogProb(NamedTuple):
 
     nats: Tensor  # (B,), ln p
     bits: Tensor  # (B,), log2 p
+
+
+class PipelineConfig(NamedTuple):
+    """What a pipeline is made of, as its files say it."""
+
+    tokenizer: ImageTokenizerConfig
+    prior: PriorConfig
+    sampling: SamplingConfig
+
+
+# (the pipeline, the number of the pass, that number again, {"latents": (B, T)}) -> the same dictionary, or None
+OnStepEnd = Callable[["ImagePipeline", int, int, dict[str, Tensor]], Mapping[str, Tensor] | None]
+BAR = ("disable", "leave", "desc")  # of tqdm, what a pipeline's bars take
 
 
 class GeneratedBatch(NamedTuple):
@@ -133,10 +148,31 @@ class ImagePipeline(Pretrained):
         self.identity = identity
         self.sampling = sampling
         self.chosen = chosen
+        self._bar: dict[str, Any] = {}
         self._kept: list[tuple[Any, Sampler]] = []  # the sampler of the last call, and what it was made of
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": []}  # a copy, or another process, makes its own
+
+    def __repr__(self) -> str:
+        changed = {name: value for name, value in self.sampling if value != SamplingConfig.model_fields[name].default}
+        names = self.class_names or ()
+        shown = f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else "none"
+        parts = {
+            "tokenizer": f"{self.tokenizer.config.name()}, {_size(self.tokenizer)}; an image of {_shape(self)} is "
+            f"{self.tokenizer.config.layout}",
+            "prior": f"{self.prior.config.architecture.name()}, {_size(self.prior)}",
+            "classes": shown,
+            "sampling": ", ".join(f"{name} {value}" for name, value in changed.items()) or "as it comes",
+            "device": str(self.device),
+        }
+        return "\n".join(["ImagePipeline(", *(f"  {name}: {value}" for name, value in parts.items()), ")"])
+
+    if not TYPE_CHECKING:  # a type checker would take every attribute for one that is there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            instead = diffusers_options.PARTS_INSTEAD.get(name)
+            raise AttributeError(f"ImagePipeline has no {name}" + (f": {instead}" if instead else ""))
 
     # ---------------------------------------------------------------------------------------------------- on the disk
 
@@ -231,6 +267,30 @@ class ImagePipeline(Pretrained):
         return self.prior.device
 
     @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        """Return the models by the names of their folders."""
+        return {"tokenizer": self.tokenizer, "prior": self.prior}
+
+    @property
+    def config(self) -> PipelineConfig:
+        return PipelineConfig(self.tokenizer.config, self.prior.config, self.sampling)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the names that `labels` may be, in the order of their numbers; None where images have no class."""
+        return self.condition.class_names
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Take options of tqdm for this pipeline's bars, as in `set_progress_bar_config(disable=True)`.
+
+        Raises:
+            UserError: an option that its bars do not take.
+        """
+        if other := options.keys() - set(BAR):
+            raise UserError(f"a pipeline's bars take {', '.join(BAR)}, got {', '.join(sorted(other))}")
+        self._bar = options
+
+    @property
     def condition(self) -> Condition:
         """Return what an image is told of, by its tokenizer, its prior, or both."""
         return self.tokenizer.condition if self.tokenizer.condition.told else self.prior.config.condition
@@ -261,9 +321,12 @@ class ImagePipeline(Pretrained):
         labels: Sequence[int | str] | int | str | None = None,
         *,
         num_images: int | None = None,
+        num_images_per_label: int | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: OnStepEnd | None = None,
         **sampling: Any,
     ) -> Generated:
         """Draw images.
@@ -271,19 +334,66 @@ class ImagePipeline(Pretrained):
         Args:
             labels: class numbers or names, dealt in turn to the images; by default all classes.
             num_images: by default one for each label or class.
+            num_images_per_label: that many of the first label, then of the second, and so on, instead.
             seed: image i has seed `seed + i`; without it and a generator, seeds are drawn at random.
             generator: draws the seeds instead, as in diffusers.
             batch_size: images a forward; it changes images only by rounding. Every batch is computed whole, even for
                 fewer images. By default as many as the call asks for and memory holds, at most 64 (on CUDA 256,
                 whatever is asked for).
+            output_type: of the images: a list of PIL pictures; as in diffusers, `np` is an array (B, H, W, C) and `pt`
+                a tensor (B, C, H, W), float32 in [0, 1].
+            callback_on_step_end: of a prior that draws in passes, called after each with the pipeline, the number of
+                the pass (twice: diffusers gives a timestep there) and `{"latents": (B, T)}`. It looks, and changes
+                nothing. All images are drawn at once.
             sampling: settings of `SamplingConfig` (temperature, top_k, top_p, min_p, guidance, ...) that differ from
-                the pipeline's.
+                the pipeline's. `guidance_scale` is guidance.
         Raises:
-            UserError: unknown labels or settings, or a seed and a generator at once.
+            UserError: unknown labels or settings, two ways of saying one thing, or an option of diffusers that is not
+                offered; the message names what does it instead.
         """
-        numbers = self.deal_labels(labels, num_images)
+        check_output_type(output_type)
+        numbers = self._dealt(labels, num_images, num_images_per_label)
         seeds = self.deal_seeds(len(numbers), seed, generator)
-        return self._drawn(numbers, seeds, batch_size, sampling)
+        if callback_on_step_end is None:
+            drawn = self._drawn(numbers, seeds, batch_size, sampling)
+        elif batch_size is not None:
+            raise UserError("callback_on_step_end sees all images after each pass: leave batch_size out")
+        else:
+            drawn = self._watched(numbers, seeds, callback_on_step_end, sampling)
+        return _of_type(drawn, output_type)
+
+    def _dealt(
+        self, labels: Sequence[int | str] | int | str | None, num_images: int | None, each: int | None
+    ) -> list[int]:
+        """Return a class number for each image: the labels in turn, or `each` images of one after the other."""
+        if each is None:
+            return self.deal_labels(labels, num_images)
+        if num_images is not None:
+            raise UserError("give num_images or num_images_per_label, not both")
+        number = _whole(each, "num_images_per_label")
+        if number < 1:
+            raise UserError(f"num_images_per_label must be at least 1, got {number}")
+        return [label for label in self.deal_labels(labels, None) for _ in range(number)]
+
+    def _watched(self, labels: list[int], seeds: list[int], callback: OnStepEnd, sampling: dict[str, Any]) -> Generated:
+        """Draw images in passes, and call `callback` after each."""
+        if not isinstance(self.prior, Unfolds):
+            raise UserError(
+                f"callback_on_step_end is of priors that draw an image in passes, and a prior of kind "
+                f"{self.prior.config.architecture.name()} draws its latents one after the other: leave it out"
+            )
+        for line in self.untrained(labels):
+            warnings.warn(line, stacklevel=3)
+        latents = None
+        for step, unfolding in enumerate(self.unfold(torch.tensor(labels), seeds, **sampling)):
+            latents = unfolding.latents
+            given = callback(self, step, step, {"latents": latents})
+            if given is not None and given.get("latents", latents) is not latents:
+                raise UserError(
+                    "callback_on_step_end looks at what is drawn and changes nothing: return what it was given"
+                )
+        assert latents is not None  # there is a pass
+        return self._generated(latents, labels, seeds)
 
     def complete(
         self,
@@ -294,6 +404,7 @@ class ImagePipeline(Pretrained):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        output_type: OutputType = "pil",
         **sampling: Any,
     ) -> Generated:
         """Keep a part of each image and draw the rest.
@@ -308,10 +419,11 @@ class ImagePipeline(Pretrained):
             mask: booleans of the tokenizer's image size, (H, W) or (B, H, W): true where a pixel is kept.
             labels: one for all images or one for each; without labels the prior draws without a class, and a tokenizer
                 that is told of it refuses.
-            seed, generator, batch_size, sampling: as in a call.
+            seed, generator, batch_size, output_type, sampling: as in a call.
         Raises:
             UserError: a mask of another shape or type, another number of labels, or what a call refuses.
         """
+        check_output_type(output_type)
         pixels = self._pixels(images)
         numbers = self._labels_of(labels, len(pixels))
         seeds = self.deal_seeds(len(pixels), seed, generator)
@@ -323,7 +435,7 @@ class ImagePipeline(Pretrained):
                 stacklevel=2,
             )
         codes = self.encode_pixels(fill_unknown(pixels, kept), torch.tensor(numbers))
-        return self._drawn(numbers, seeds, batch_size, sampling, codes, known)
+        return _of_type(self._drawn(numbers, seeds, batch_size, sampling, codes, known), output_type)
 
     def vary(
         self,
@@ -334,6 +446,7 @@ class ImagePipeline(Pretrained):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        output_type: OutputType = "pil",
         **sampling: Any,
     ) -> Generated:
         """Draw a share of each image's places again, chosen at random by its seed, given the others; see `complete`.
@@ -342,10 +455,12 @@ class ImagePipeline(Pretrained):
             images: pictures, or codes (B, T), as a call returns them.
         """
         _check_share(share)
+        check_output_type(output_type)
         codes, numbers = self._codes_of(images, labels)
         seeds = self.deal_seeds(len(codes), seed, generator)
         ranks = torch.cat([_ranks(self.prior.config.layout.places, seed) for seed in seeds])
-        return self._drawn(numbers, seeds, batch_size, sampling, codes, ranks >= round(share * ranks.shape[1]))
+        known = ranks >= round(share * ranks.shape[1])
+        return _of_type(self._drawn(numbers, seeds, batch_size, sampling, codes, known), output_type)
 
     def refine(
         self,
@@ -356,6 +471,7 @@ class ImagePipeline(Pretrained):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        output_type: OutputType = "pil",
         **sampling: Any,
     ) -> Generated:
         """Keep the coarse grids of each image and draw the finer ones: of a small picture, a large one.
@@ -364,10 +480,11 @@ class ImagePipeline(Pretrained):
             images: pictures of any size and mode, which are converted to the tokenizer's; or codes (B, T), as a call
                 returns them: a drawn picture, encoded again, may have others.
             from_scale: the first grid that is drawn, counted from 0, the coarsest; those before it are kept.
-            labels, seed, generator, batch_size, sampling: as in `complete`.
+            labels, seed, generator, batch_size, output_type, sampling: as in `complete`.
         Raises:
             UserError: a layout of a single grid, a scale that it does not have, or what `complete` refuses.
         """
+        check_output_type(output_type)
         grids, c = self.prior.config.layout.grids, self.tokenizer.config
         if len(grids) < 2:
             raise UserError(
@@ -383,7 +500,7 @@ class ImagePipeline(Pretrained):
         seeds = self.deal_seeds(len(codes), seed, generator)
         kept = sum(grid.places for grid in grids[:from_scale])
         known = (torch.arange(self.prior.config.layout.places) < kept).expand(len(codes), -1)
-        return self._drawn(numbers, seeds, batch_size, sampling, codes, known)
+        return _of_type(self._drawn(numbers, seeds, batch_size, sampling, codes, known), output_type)
 
     def interpolate(
         self,
@@ -396,6 +513,7 @@ class ImagePipeline(Pretrained):
         label: int | str | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
+        output_type: OutputType = "pil",
         **sampling: Any,
     ) -> Generated:
         """Return `steps` images from one to another; the first and last are the reconstructions of those given.
@@ -405,6 +523,7 @@ class ImagePipeline(Pretrained):
         `complete`. Vectors go from one to the other and nothing is drawn: `straight`, or (the default) over a `sphere`
         as in White (2016), whose points are as far from the origin as draws of N(0, I), where a straight way is nearer.
         """
+        check_output_type(output_type)
         if _whole(steps, "steps") < 2:
             raise UserError(f"steps must be at least 2, got {steps}")
         given = None if label is None and not self.tokenizer.condition.told else self._labels_of(label, steps)
@@ -415,7 +534,7 @@ class ImagePipeline(Pretrained):
                 raise UserError(
                     "an interpolation of vectors draws nothing: leave out share, seed and sampling settings"
                 )
-            return self._decoded(between(ends[:1], ends[1:], progress, "sphere" if way is None else way), given)
+            return _of_type(self._decoded(between(ends[:1], ends[1:], progress, way or "sphere"), given), output_type)
         if way is not None:
             raise UserError("way is of vectors, and this pipeline has codes: leave it out")
         share = 0.5 if share is None else share
@@ -426,7 +545,7 @@ class ImagePipeline(Pretrained):
         known = again >= (share * 4 * progress * (1 - progress) * again.shape[1]).round()
         codes = torch.where(taken.repeat_interleave(layout.depth, 1), ends[1], ends[0])
         numbers = given or self._labels_of(label, steps)
-        return self._drawn(numbers, [seed] * steps, batch_size, sampling, codes, known)
+        return _of_type(self._drawn(numbers, [seed] * steps, batch_size, sampling, codes, known), output_type)
 
     def _decoded(self, latents: Tensor, labels: list[int] | None) -> Generated:
         """Return latents (B, T) that were not drawn, with their images."""
@@ -560,7 +679,8 @@ class ImagePipeline(Pretrained):
 
     def check_sampling(self, **sampling: Any) -> SamplingConfig:
         """Return the pipeline's settings, some replaced. Raises `UserError` for impossible settings."""
-        settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **sampling}, "sampling")
+        given = diffusers_options.ours(sampling, self.prior.takes)
+        settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **given}, "sampling")
         try:
             self.prior.check_sampling(settings)
         except ValueError as error:
@@ -625,7 +745,7 @@ class ImagePipeline(Pretrained):
         for line in self.untrained(labels):
             warnings.warn(line, stacklevel=3)
         try:
-            with self._sampler(batch_size, sampling) as sampler, passing_bar(len(labels), "draw") as bar:
+            with self._sampler(batch_size, sampling) as sampler, passing_bar(len(labels), "draw", **self._bar) as bar:
                 told = self.told_to_prior(torch.tensor(labels))
                 given = None if codes is None else self.to_prior(codes)
                 drawn = self.from_prior(sampler(told, seeds, given, known, progress=bar.update).cpu())
@@ -633,11 +753,15 @@ class ImagePipeline(Pretrained):
             raise UserError(str(error)) from None
         if codes is not None and known is not None:  # a stack of codes is found again nearly, and not always
             drawn = torch.where(known.repeat_interleave(self.tokenizer.config.layout.depth, 1), codes, drawn)
+        return self._generated(drawn, labels, seeds)
+
+    def _generated(self, codes: Tensor, labels: list[int], seeds: list[int]) -> Generated:
+        """Return drawn codes (B, T) with their images."""
         classes = self.condition.num_classes
         numbers: list[int] | None = None
         if any(number < classes for number in labels):
             numbers = [*map(ClassNumber, labels)]
-        return Generated(to_pil(self.decode(drawn, torch.tensor(labels))), numbers, seeds, drawn)
+        return Generated(to_pil(self.decode(codes, torch.tensor(labels))), numbers, seeds, codes)
 
     def _labels_of(self, labels: Sequence[int | str] | int | str | None, images: int) -> list[int]:
         """Return a class number for each image, from no label, one for all, or one for each."""
@@ -701,7 +825,7 @@ class ImagePipeline(Pretrained):
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the codes (B, T) of images (B, C, H, W) uint8; class numbers (B,) where the tokenizer needs them."""
-        found, bar = [], passing_bar(len(pixels), "encode")
+        found, bar = [], passing_bar(len(pixels), "encode", **self._bar)
         for rows in torch.arange(len(pixels)).split(ENCODED):
             told = None if labels is None else labels[rows]
             found.append(self.tokenizer.encode(to_float(pixels[rows].to(self.device)), told).cpu())
@@ -743,22 +867,39 @@ class ImagePipeline(Pretrained):
         self,
         images: Sequence[PIL.Image.Image] | PIL.Image.Image,
         labels: Sequence[int | str] | int | str | None = None,
-    ) -> list[PIL.Image.Image]:
-        """Return images of any size and mode as they are decoded from their codes.
+        *,
+        output_type: OutputType = "pil",
+    ) -> Any:
+        """Return images of any size and mode as they are decoded from their codes, a list or what `output_type` says.
 
         Args:
             labels: one for all images or one for each, where the tokenizer is told of the class.
+            output_type: as in a call.
         """
+        check_output_type(output_type)
         pixels = self._pixels(images)
         given = labels is not None or self.tokenizer.condition.told
         told = torch.tensor(self._labels_of(labels, len(pixels))) if given else None
-        return to_pil(self.decode(self.encode_pixels(pixels, told), told))
+        return of_type(to_pil(self.decode(self.encode_pixels(pixels, told), told)), output_type)
 
 
 def is_of_run(path: Path, run: Path) -> bool:
     """Return whether a pipeline folder holds the present models of a run."""
     pairs = [(path / part / "model.safetensors", run / part / "model/model.safetensors") for part in PARTS]
     return (path / "model_index.json").exists() and all(folder.sha256(a) == folder.sha256(b) for a, b in pairs)
+
+
+def _of_type(drawn: Generated, output_type: OutputType) -> Generated:
+    return drawn._replace(images=of_type(drawn.images, output_type))
+
+
+def _size(model: torch.nn.Module) -> str:
+    return f"{sum(weight.numel() for weight in model.state_dict().values()):,} numbers"
+
+
+def _shape(pipeline: ImagePipeline) -> str:
+    c = pipeline.tokenizer.config
+    return f"{c.image_size[0]} x {c.image_size[1]} x {c.image_channels}"
 
 
 def _check_share(share: float) -> None:

@@ -28,6 +28,7 @@ from smalti.common.plots import image_grid, save_picture
 from smalti.common.raster import open_picture, whole_picture
 from smalti.common.tensors import read_tensors
 from smalti.common.written import is_as_written, noted
+from smalti.pipeline import growth
 from smalti.pipeline.image_pipeline import GeneratedBatch, ImagePipeline
 
 GRID = 100  # images in grid.png at most
@@ -80,12 +81,21 @@ class Output:
     def parts(self) -> list[dict[str, torch.Tensor]]:
         return [read_tensors(self._part(number)) for number in range(self.request.batches)]
 
-    def save_grid(self, images: torch.Tensor) -> None:
-        """Write grid.png, about square; each class has one column, or several if there are few classes."""
-        classes, square = len(dict.fromkeys(self.request.labels)), len(images) ** 0.5
+    def columns(self, images: int) -> int:
+        """Return the columns of a grid, about square; each class has one, or several if there are few classes."""
+        classes, square = len(dict.fromkeys(self.request.labels)), images**0.5
         each = classes if 1 < classes <= 20 else 1  # labels are dealt in turn, so a column has one class
-        columns = each * max(1, round(square / each))
-        save_picture(image_grid(images, columns), self.folder / "grid.png")
+        return each * max(1, round(square / each))
+
+    def save_grid(self, images: torch.Tensor) -> None:
+        """Write grid.png."""
+        save_picture(image_grid(images, self.columns(len(images))), self.folder / "grid.png")
+
+    def animate(self, **sampling: Any) -> None:
+        """Write growth.gif: how the images of grid.png are drawn with these settings, which draws them once more."""
+        labels, seeds = self.request.labels[:GRID], self.request.seeds[:GRID]
+        growing = growth.frames(self.request.pipeline, labels, seeds, **sampling)
+        growth.save_animation(growing, self.columns(len(labels)), self.folder / "growth.gif")
 
     def finish(self) -> None:
         raise NotImplementedError
@@ -223,7 +233,7 @@ def begin_request(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = F
 
 def files_of_request(folder: Path, asked: Mapping[str, Any]) -> list[Path]:
     """Return the existing files that a request wrote, without a card that was edited, which is the user's."""
-    names = ["grid.png", ".parts"]
+    names = ["grid.png", "growth.gif", ".parts"]
     if asked["format"] == "png":
         names += ["metadata.jsonl", *(f"{place:06d}.png" for place in range(len(asked["labels"])))]
     elif asked["format"] == "npz":

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     license: str | None = None
     """for the head of the card, as the Hub names it: apache-2.0, cc-by-4.0, ...; yours to say, and none is said when
     null"""
+    place: str | None = None
+    """what the card tells its readers to load; the repository when null"""
     revision: str | None = None
     """branch to push to, made where there is none; the main one when null"""
     create_pr: bool = False
@@ -134,7 +136,7 @@ def lay_out_model(c: Settings, run: Path, path: Path) -> None:
     contents = gather(run, about="prior" if c.what == "prior" else "tokenizer")
     for name, picture in pictures(contents, c.what).items():
         shutil.copyfile(inside(picture.parent, picture.name), path / name)
-    card = model_card(contents, c.what, place=c.repo or UNSAID, license=c.license)
+    card = model_card(contents, c.what, place=c.place or c.repo or UNSAID, license=c.license)
     (path / README).write_text(card, encoding="utf-8", errors="replace")
 
 
@@ -168,7 +170,7 @@ def lay_out_codes(c: Settings, folder: Path, path: Path) -> None:
         link(inside(folder, shard.name).resolve(), path / shard.name)
     shown = info.model_copy(update={"source": private(info.source)})
     write_json(path / "codes.json", codes.as_written(shown, splits))
-    card = codes.dataset_card(path, shown, splits, place=c.repo or UNSAID, license=c.license)
+    card = codes.dataset_card(path, shown, splits, place=c.place or c.repo or UNSAID, license=c.license)
     (path / README).write_text(card, encoding="utf-8", errors="replace")
 
 

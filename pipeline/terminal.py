@@ -20,6 +20,7 @@ usage: smalti COMMAND [...]      images into tiles, tiles into images
 
 `smalti COMMAND --help` explains all its settings. First steps:
 
+  smalti generate digits                              ten digits by a pipeline that comes with it, in seconds
   smalti run                                          the demo: handwritten digits, minutes on two CPU cores
   smalti configs imagefolder_small --to configs/mine  a config for your own images (imagefolder: with a GPU)
   smalti run configs/mine --images FOLDER --run runs/mine

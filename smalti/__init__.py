@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smalti.common.plots import make_grid
     from smalti.pipeline.image_pipeline import ImagePipeline
     from smalti.prior.model import load_prior
     from smalti.tokenizer.model import load_tokenizer
 
-__all__ = ["ImagePipeline", "load_prior", "load_tokenizer"]
+__all__ = ["ImagePipeline", "load_prior", "load_tokenizer", "make_grid"]
 
 _FACE = {
     "ImagePipeline": "smalti.pipeline.image_pipeline",
     "load_prior": "smalti.prior.model",
     "load_tokenizer": "smalti.tokenizer.model",
+    "make_grid": "smalti.common.plots",
 }
 _checkout = Path(__file__).resolve().parents[1]
 if (_checkout / "pyproject.toml").is_file() and (

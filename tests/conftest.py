@@ -132,10 +132,10 @@ def build_wheel(folder: Path) -> None:
     """Build the wheel from the sdist, and unpack it into `installed`."""
     tree, built = folder / "tree", folder / "built"
     tree.mkdir(parents=True)
-    for name in ("common", "metrics", "tokenizer", "prior", "pipeline", "configs", "smalti"):
+    for name in ("common", "metrics", "tokenizer", "prior", "pipeline", "configs", "pretrained", "smalti"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tree / "configs/imagefolder_small", tree / "configs/mine", dirs_exist_ok=True)  # as the README says
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     # The sdist, and the wheel from it
     command = [

@@ -21,9 +21,10 @@ from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import condition_of
 from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
+from smalti.pipeline import growth
 from smalti.pipeline.app import Settings, check_address, code_counts_of, load_pipeline, name_of, serve
 from smalti.pipeline.image_pipeline import ImagePipeline
-from smalti.pipeline.playground import grid_board, growth, rendering
+from smalti.pipeline.playground import grid_board, rendering
 from smalti.pipeline.playground.codebook_browser import PAGE
 from smalti.pipeline.playground.controller import Canvas, controls, open_controller, read_sampling, smaller
 from smalti.pipeline.playground.view import CONTRAST, difference

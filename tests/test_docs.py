@@ -91,6 +91,19 @@ def test_the_readme_is_short_and_its_pictures_load_fast():
         assert (ROOT / picture).stat().st_size < 200_000, picture
 
 
+def test_the_badges_of_the_readme_say_what_the_package_says():
+    """They are files here: no server is asked."""
+    project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
+    versions = [each.rpartition(" ")[2] for each in project["classifiers"] if " :: Python :: 3." in each]
+    said = {path.stem: re.findall(r"<title>(.*)</title>", text_of(path)) for path in (ROOT / "docs/badges").iterdir()}
+    assert said == {"python": [f"python: {' | '.join(versions)}"], "licence": [f"licence: {project['license']}"]}
+
+
+def test_the_readme_cites_the_version_of_the_package():
+    version = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["version"]
+    assert f"version = {{{version}}}" in text_of(ROOT / "README.md")
+
+
 def test_the_readme_names_the_commands_that_take_steps():
     """`--steps 500` stood there for all commands, and pipeline/run.py and encode.py refuse it."""
     (said,) = (each for each in re.split(r"\.\s", text_of(ROOT / "README.md")) if "`--steps" in each)

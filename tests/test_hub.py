@@ -112,6 +112,7 @@ tell(ImagePipeline.from_pretrained(sys.argv[2]))
 tell(ImagePipeline.from_pretrained("owner/cached", local_files_only=True))
 tell(ImagePipeline.from_pretrained("owner/elsewhere", cache_dir=sys.argv[3], local_files_only=True))
 tell(ImagePipeline.from_pretrained("me/digits"))
+assert len(ImagePipeline.from_pretrained("smalti/digits")(["3"], seed=0).images) == 1
 for load, subfolder in ((load_tokenizer, "tokenizer"), (load_prior, "prior")):
     load("me/digits", subfolder=subfolder)
 """

@@ -1,6 +1,7 @@
 """The installed package works outside the checkout, has one name, and does not collide with others' code."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("common", "configs", "metrics", "pipeline", "prior", "tokenizer")
+ROOMS = ("common", "configs", "metrics", "pipeline", "pretrained", "prior", "tokenizer")
 
 
 def run(*command: str, cwd: Path, path: Path) -> str:
@@ -30,6 +31,7 @@ def test_the_wheel_has_every_module_config_and_the_licence(wheel):
     ours = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     ours += [path for listed in tool["package-data"]["smalti.configs"] for path in (ROOT / "configs").glob(listed)]
+    ours += [path for path in (ROOT / "pretrained/digits").rglob("[!.]*") if path.is_file()]
     missing = [path for path in ours if not (wheel / "smalti" / path.relative_to(ROOT)).exists()]
     assert len(ours) > 100
     assert missing == []
@@ -87,6 +89,25 @@ def test_a_command_of_the_wheel_runs_in_any_folder(wheel, tmp_path):
     told = run(*command, "--steps", "2", "--evaluate-every", "2", "--run", "runs/mine", cwd=tmp_path, path=wheel)
     assert told.endswith("next: smalti encode runs/mine\n")
     assert (tmp_path / "runs/mine/tokenizer/model/model.safetensors").exists()
+
+
+def test_a_digit_is_drawn_by_the_wheel_alone(wheel, tmp_path, monkeypatch):
+    """Where nothing was trained and there is no network: the Hub's address is one that nothing answers at."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    command = ["-m", "smalti.pipeline.terminal", "generate", "digits", "--labels", "3", "--num-images", "1"]
+    assert "digits-samples/grid.png" in run(*command, cwd=tmp_path, path=wheel)
+    assert (tmp_path / "digits-samples/000000.png").exists()
+
+
+def test_the_long_description_reads_without_what_only_a_checkout_has(wheel):
+    """A package index shows pictures and follows links of absolute addresses alone."""
+    (metadata,) = wheel.glob("smalti-*.dist-info/METADATA")
+    head, _, text = metadata.read_text(encoding="utf-8").partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in head
+    assert text.startswith("# Smalti\n\nImages into tiles") and "smalti generate digits" in text
+    assert not re.search(r"!\[|\]\((?!https?://)|\|\s*\|\s*\|\n", text)
+    lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+    assert all(line in text for line in lines)
 
 
 def test_a_command_of_the_wheel_that_is_started_as_a_module_names_commands(wheel, tmp_path):

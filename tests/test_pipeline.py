@@ -3,19 +3,24 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
-from smalti.common import codes, folder
+from smalti.common import codes, folder, progress
 from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
+from smalti.common.plots import make_grid
 from smalti.pipeline.generate import Settings, generate, main
+from smalti.pipeline.growth import UNDRAWN, check_grows, frames
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.masked.config import MaskedConfig
+from smalti.prior.model import build_prior
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.model import TransformerPrior
 
@@ -300,3 +305,154 @@ def test_a_damaged_index_is_named(pipeline, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"kind": "DDPMPipeline"}))
     with pytest.raises(UserError, match=r"model_index\.json must be of kind 'smalti\.imagepipeline', got 'DDPM"):
         ImagePipeline.from_pretrained(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------- as diffusers has it
+
+
+@pytest.fixture(scope="module")
+def masked(pipeline):
+    """Return a pipeline whose prior, of random weights, draws in passes."""
+    torch.manual_seed(0)
+    c = pipeline.prior.config.model_copy(update={"architecture": MaskedConfig(depth=1, dim=16, heads=2)})
+    return ImagePipeline(pipeline.tokenizer, build_prior(c).eval(), SamplingConfig(steps=3), pipeline.identity)
+
+
+def test_a_pipeline_says_what_is_inside(pipeline):
+    shown = repr(pipeline)
+    assert shown.startswith("ImagePipeline(\n") and len(shown.splitlines()) < 10
+    for part in ("vqvae", "8 x 8 x 1", "4 x 4 codes of 16", "transformer", "10: 0, 1, 2", "cpu"):
+        assert part in shown
+    assert pipeline.class_names == tuple("0123456789")
+    assert pipeline.components == {"tokenizer": pipeline.tokenizer, "prior": pipeline.prior}
+    assert pipeline.config == (pipeline.tokenizer.config, pipeline.prior.config, pipeline.sampling)
+
+
+@pytest.mark.filterwarnings("ignore:this prior was trained in raster order")
+def test_images_are_pictures_arrays_or_tensors_of_the_same_pixels(pipeline):
+    pictures, array, tensor = (pipeline([3, 7], seed=1, output_type=each).images for each in ("pil", "np", "pt"))
+    assert array.shape == (2, 8, 8, 1) and array.dtype == np.float32 and tensor.shape == (2, 1, 8, 8)
+    assert np.array_equal((array[..., 0] * 255).round(), pixels(pictures))
+    assert torch.equal(tensor, torch.from_numpy(array).permute(0, 3, 1, 2))
+    upper = np.arange(64).reshape(8, 8) < 32
+    others = [
+        pipeline.complete(pictures, upper, labels=[3, 7], seed=1, output_type="np").images,
+        pipeline.vary(pictures, labels=[3, 7], seed=1, output_type="np").images,
+        pipeline.interpolate(*pictures, 2, label=3, seed=1, output_type="np").images,
+        pipeline.reconstruct(pictures, output_type="np"),
+    ]
+    assert all(each.shape == (2, 8, 8, 1) for each in others)
+
+
+def test_guidance_scale_is_guidance_and_each_label_has_its_images_in_a_row(pipeline):
+    drawn = pipeline(labels=[3, 7], num_images_per_label=2, seed=1, guidance_scale=2.0)
+    assert drawn.labels == [3, 3, 7, 7]
+    assert torch.equal(drawn.codes, pipeline(labels=[3, 3, 7, 7], seed=1, guidance=2.0).codes)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ({"prompt": "a three"}, "prompt is not offered here: .* give labels"),
+        ({"negative_prompt": "a seven"}, "negative_prompt is not offered here: guidance leans away"),
+        ({"latents": torch.zeros(1)}, "latents is not offered here: .* give seed or generator"),
+        ({"num_images_per_prompt": 2}, "give num_images_per_label"),
+        ({"num_inference_steps": 5}, "num_inference_steps is of priors that draw an image in passes"),
+        ({"guidance_scale": 2.0, "guidance": 2.0}, "guidance_scale is guidance under the name"),
+        ({"guidance_scale": 0.0}, "guidance_scale must be at least 1, which is no guidance"),
+        ({"output_type": "latent"}, "the latents are in every result, as .codes"),
+        ({"output_type": "jpg"}, "output_type must be one of pil, np, pt, got 'jpg'"),
+        ({"num_images": 2, "num_images_per_label": 2}, "num_images or num_images_per_label, not both"),
+        ({"num_images_per_label": 0}, "num_images_per_label must be at least 1, got 0"),
+        ({"callback_on_step_end": print}, "of priors that draw an image in passes, and .* transformer"),
+    ],
+)
+def test_what_diffusers_offers_and_this_does_not_is_refused_by_name_with_what_does_it_instead(pipeline, call, message):
+    with pytest.raises(UserError, match=message):
+        pipeline(**call)
+
+
+def test_what_others_pass_on_as_none_asks_for_nothing(pipeline):
+    assert pipeline(["3"], seed=0, negative_prompt=None, num_inference_steps=None).seeds == [0]
+
+
+def test_a_part_of_diffusers_pipelines_is_refused_by_name(pipeline):
+    with pytest.raises(AttributeError, match=r"ImagePipeline has no scheduler: .* steps, solver"):
+        pipeline.scheduler  # noqa: B018 - the access itself raises
+    assert not hasattr(pipeline, "unet") and not hasattr(pipeline, "anything")
+
+
+def test_a_callback_sees_each_pass_and_the_images_are_those_without(masked):
+    seen = []
+
+    def look(pipe, step, timestep, kwargs):
+        assert pipe is masked and timestep == step
+        seen.append(kwargs["latents"])
+        return kwargs
+
+    drawn = masked(num_inference_steps=4, seed=1, callback_on_step_end=look)
+    assert len(seen) == 4 and torch.equal(seen[-1], drawn.codes)
+    assert torch.equal(drawn.codes, masked(steps=4, seed=1).codes)
+
+
+def test_a_callback_that_changes_what_is_drawn_is_refused(masked):
+    with pytest.raises(UserError, match="changes nothing"):
+        masked(seed=1, callback_on_step_end=lambda pipe, step, timestep, kwargs: {"latents": kwargs["latents"] + 1})
+    with pytest.raises(UserError, match="leave batch_size out"):
+        masked(seed=1, batch_size=4, callback_on_step_end=print)
+
+
+def test_a_progress_bar_is_switched_off_for_a_pipeline(pipeline, monkeypatch, capfd):
+    monkeypatch.setattr(progress, "SHORT", 0.0)
+    shown = []
+    try:
+        for disable in (False, True):
+            pipeline.set_progress_bar_config(disable=disable, desc="digits of mine")
+            pipeline(["3"], seed=1)
+            shown.append("digits of mine" in capfd.readouterr().err)
+    finally:
+        pipeline.set_progress_bar_config()
+    assert shown == [True, False]
+    with pytest.raises(UserError, match="bars take disable, leave, desc, got colour"):
+        pipeline.set_progress_bar_config(colour="red")
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_a_grid_is_of_what_a_pipeline_returns(pipeline, output_type):
+    drawn = pipeline(num_images=6, seed=1, output_type=output_type)
+    pictures = pipeline(num_images=6, seed=1).images
+    assert np.array_equal(np.asarray(make_grid(drawn.images, 3)), np.asarray(make_grid(pictures, 3)))
+
+
+def test_pictures_of_several_sizes_are_no_grid():
+    with pytest.raises(UserError, match="all of one size and mode"):
+        make_grid([PIL.Image.new("L", (8, 8)), PIL.Image.new("L", (9, 8))])
+
+
+# ------------------------------------------------------------------------------------------------------ an animation
+
+
+def test_an_animation_grows_code_by_code_to_the_images_that_are_drawn(run, accelerator):
+    """A frame for each of the 16 places, and the finished images at last."""
+    path = generate(Settings(run=str(run), num_images=4, seed=1, animation=True), accelerator)
+    with PIL.Image.open(path / "growth.gif") as growing:
+        assert growing.n_frames == 17
+        first = np.asarray(growing.convert("L"))
+        growing.seek(16)
+        last = np.asarray(growing.convert("L"))
+    assert ((np.abs(first.astype(int) - UNDRAWN) <= 4) | (first > 250)).all()
+    with PIL.Image.open(path / "grid.png") as grid:
+        assert np.abs(last.astype(int) - np.asarray(grid.convert("L"))).max() <= 4  # 255 colours for 256 greys
+    assert generate(Settings(run=str(run), num_images=4, seed=1), accelerator) == path  # it is the same request
+
+
+def test_an_animation_of_passes_shows_each(masked):
+    *early, before, last = frames(masked, [3, 7], [0, 1])
+    assert len(early) + 1 == 3 and torch.equal(before, last)
+    assert (early[0] == UNDRAWN).any() and not (last == UNDRAWN).all()
+
+
+def test_a_prior_that_draws_at_once_has_no_animation(pipeline):
+    c = pipeline.prior.config.model_copy(update={"layout": Layout.of(2, 2, 2, factors=(16,))})
+    with pytest.raises(UserError, match="is not drawn so: leave animation out"):
+        check_grows(SimpleNamespace(prior=build_prior(c)))

@@ -21,8 +21,9 @@ from torch import Tensor
 from smalti.common.data.pixels import from_pil, to_pil
 from smalti.common.errors import UserError
 from smalti.common.raster import open_picture
+from smalti.pipeline import growth
 from smalti.pipeline.image_pipeline import Generated, ImagePipeline
-from smalti.pipeline.playground import grid_board, growth, plane_board, rendering
+from smalti.pipeline.playground import grid_board, plane_board, rendering
 from smalti.pipeline.playground.codebook_browser import PAGE, CodebookBrowser
 from smalti.pipeline.playground.latent_map import LatentMap
 from smalti.pipeline.playground.view import View, view_picture
@@ -85,23 +86,12 @@ class Controller:
         if isinstance(self.pipeline.prior, Unfolds):
             due = time.monotonic()
             for unfolding in self._passes(drawn, sampling or {}):
-                images = self._unfinished(unfolding, self._told(drawn))
+                with self.turn:
+                    images = growth.after_pass(self.pipeline, unfolding, self._told(drawn))
                 time.sleep(max(0.0, due - time.monotonic()))
                 due = time.monotonic() + PACE_OF_PASSES
                 yield to_pil(images)
         yield drawn.images
-
-    def _unfinished(self, unfolding: Unfolding, labels: Tensor) -> Tensor:
-        """Return the images of a pass: what has not settled is grey; of several grids, those that have settled."""
-        layout, settled = self.pipeline.prior.config.layout, unfolding.settled
-        if settled is None or (layout.rectangle is None and not isinstance(self.pipeline.tokenizer, DecodesCoarse)):
-            return self.decode(unfolding.latents, labels)
-        if layout.rectangle is not None:
-            return growth.hidden(self.decode(unfolding.latents, labels), settled, layout.rectangle)
-        whole = [bool(part.all()) for part in settled.split([grid.places for grid in layout.grids], 1)]
-        coarse = [*whole, False].index(False)
-        with self.turn:
-            return self.pipeline.decode_coarse(unfolding.latents, max(1, coarse))
 
     def _passes(self, drawn: Generated, sampling: dict[str, Any]) -> Iterator[Unfolding]:
         """Yield the latents after each pass that draws these images, a turn each."""

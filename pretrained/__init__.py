@@ -1,0 +1,1 @@
+"""Trained pipelines that come with the package: `ImagePipeline.from_pretrained("smalti/digits")`."""
