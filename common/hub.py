@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a second, and what is local does without
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 README = "README.md"
+Kind = Literal["model", "dataset", "space"]  # of a repository
 PATIENCE = 5.0  # seconds for a connection to the Hub, and for its first answer
 
 
@@ -265,7 +266,7 @@ def push(
     folder: Path,
     repo_id: str,
     *,
-    kind: Literal["model", "dataset"] = "model",
+    kind: Kind = "model",
     commit_message: str,
     private: bool | None = None,
     token: str | bool | None = None,
@@ -288,7 +289,8 @@ def push(
     _check_can_push(repo_id, revision, create_pr)
     paths, api = _shown_files(folder), HfApi(token=token)
     with answering(repo_id):
-        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
         if revision is not None:
             api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
         there = set(api.list_repo_files(repo_id, repo_type=kind, revision=revision))
@@ -329,9 +331,10 @@ def _operations(
 
 
 def _shown_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by their paths in it, without hidden files and those of hidden folders."""
+    """Return the files of a folder by their paths in it, without what is hidden and what Python compiled."""
     paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name.as_posix(): path for name, path in paths.items() if not any(p.startswith(".") for p in name.parts)}
+    left = {name for name in paths if any(part.startswith(".") or part == "__pycache__" for part in name.parts)}
+    return {name.as_posix(): path for name, path in paths.items() if name not in left}
 
 
 # ----------------------------------------------------------------------------------------------------------- its errors

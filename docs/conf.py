@@ -25,6 +25,8 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = "benchmarks|common|configs|metrics|pipeline|pretrained|prior|tests|tokenizer"
 NAMED = re.compile(rf"((?:{FOLDERS})/[\w/]+\.(?:py|yaml|sh))(?::(\w+))?")
+WHOLE = 12  # letters of the longest word of code that is never broken
+PARTED = re.compile(r"(?<=\w[/._:=,-])(?=\w{4})")  # behind a sign in a word, but not in front of py or png
 
 project = "Smalti"
 extensions = ["myst_parser", "sphinx_copybutton"]
@@ -80,6 +82,32 @@ def cell_text(cell: dict[str, Any]) -> str:
     return "\n\n".join(shown)
 
 
+class CodeBreaks(SphinxPostTransform):
+    """Long words of code in tables may break behind their signs, and nowhere else, so that they fit a phone."""
+
+    default_priority = 410  # after the links
+    formats = ("html",)
+
+    def run(self, **_: Any) -> None:
+        cells = self.document.findall(nodes.entry)
+        for span in [span for cell in cells for span in cell.findall(nodes.literal)]:
+            parts: list[nodes.Node] = []
+            for part in parts_of(span.astext()):
+                parts += [nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]
+            span.children = []
+            span.extend(parts[1:])
+
+
+def parts_of(text: str) -> list[str]:
+    """Return the parts of a text of code between which a line may break."""
+    parts = [""]
+    for word in re.split(r"(\s+)", text):
+        first, *others = PARTED.split(word) if len(word) > WHOLE else [word]
+        parts[-1] += first
+        parts += others
+    return parts
+
+
 def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """A page for every file that was named."""
     for file in sorted(getattr(app.env, "named_files", ())):
@@ -110,5 +138,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.add_post_transform(SourceLinks)
     app.connect("source-read", notebook_page)
+    app.add_post_transform(CodeBreaks)
     app.connect("html-collect-pages", source_pages)
     return {"parallel_read_safe": False, "parallel_write_safe": False}

@@ -6,7 +6,8 @@ Reads RUN/tokenizer/model, RUN/prior/model and, where they exist, RUN/pipeline/g
 RUN/tokenizer/histogram.json, and of vectors the held-out images, which its latent map shows; or a pipeline folder, one
 on the Hub (owner/name), or the one that comes with the package (digits), given as RUN. Writes nothing, except that
 pictures dropped on the page lie in the temporary folder for an hour. Serves this machine alone, unless --host names
-another address or --share true opens a public link; loads nothing from elsewhere. Needs Gradio: pip install gradio.
+another address or --share true opens a public link; loads nothing from elsewhere. Programs ask it by the names in
+pipeline/playground/endpoints.py. Needs Gradio: pip install gradio.
 """
 
 import os
@@ -169,7 +170,7 @@ def launch(c: Settings, page: Any, names: set[str]) -> tuple[str, str | None]:
             css=STYLE,
             max_file_size=FILE,
             ssr_mode=False,
-            footer_links=[],
+            footer_links=["api"],
             quiet=True,
             prevent_thread_lock=True,
             app_kwargs={"middleware": [Middleware(Guard, names=names)]},

@@ -3,6 +3,7 @@
     python pipeline/publish.py runs/digits                                      # lay out the pipeline, to look at
     python pipeline/publish.py runs/digits --repo me/digits                     # and push it
     python pipeline/publish.py runs/digits --what codes --repo me/digits-codes
+    python pipeline/publish.py runs/digits --what space --repo me/digits-page   # a Space: the page of pipeline/app.py
 
 Reads RUN/pipeline, or the model of one stage, or RUN/codes, and for the card everything else in the run. Writes a
 folder, RUN/hub/WHAT (or --to), and with --repo pushes it as one commit. Log in before with `hf auth login`, or set
@@ -32,8 +33,8 @@ class Settings(BaseSettings):
 
     run: str = "runs/digits"
     """folder of the experiment"""
-    what: Literal["pipeline", "tokenizer", "prior", "codes"] = "pipeline"
-    """what of it"""
+    what: Literal["pipeline", "tokenizer", "prior", "codes", "space"] = "pipeline"
+    """what of it; a space serves the page of pipeline/app.py"""
     to: str | None = None
     """the folder to lay out; hub/WHAT in the run when null"""
     repo: str | None = None
@@ -64,7 +65,7 @@ from smalti.common import codes
 from smalti.common.commands import as_typed, quoted
 from smalti.common.errors import Refused, UserError
 from smalti.common.folder import inside, is_empty, link, remove, rewriting, sha256, write_json
-from smalti.common.hub import README, Pretrained, push
+from smalti.common.hub import README, Kind, Pretrained, push
 from smalti.common.launch import check_alone, make_accelerator, run_command
 from smalti.common.record import private
 from smalti.common.session import session
@@ -72,6 +73,7 @@ from smalti.common.written import NAME, is_as_written, note, noted, tell_kept
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
 from smalti.pipeline.reporting.model_card import UNSAID, model_card, pictures
 from smalti.pipeline.reporting.run_contents import gather
+from smalti.pipeline.space import lay_out_space
 from smalti.prior.model import load_prior
 from smalti.tokenizer.model import load_tokenizer, trained
 
@@ -100,6 +102,8 @@ def lay_out(c: Settings) -> Path:
     with rewriting(path, ours) as aside:
         if c.what == "codes":
             lay_out_codes(c, run / "codes", aside)
+        elif c.what == "space":
+            lay_out_space(pipeline_of(run), run.name, aside, c.license)
         else:
             lay_out_model(c, run, aside)
         new = {file.relative_to(aside).as_posix(): sha256(file) for file in aside.rglob("*") if file.is_file()}
@@ -131,7 +135,7 @@ def edited_in(path: Path, names: Collection[str], before: Mapping[str, list[str]
 
 def lay_out_model(c: Settings, run: Path, path: Path) -> None:
     """Write the files of the model, the pictures and the card."""
-    assert c.what != "codes"
+    assert c.what != "codes" and c.what != "space"
     load_to_publish(c.what, run).save_pretrained(path)
     contents = gather(run, about="prior" if c.what == "prior" else "tokenizer")
     for name, picture in pictures(contents, c.what).items():
@@ -154,6 +158,11 @@ def load_to_publish(what: Literal["pipeline", "tokenizer", "prior"], run: Path) 
                 f"there is no trained prior in {run / 'prior/model'}; prior/train.py with --run {quoted(run)} makes one"
             )
         return load_prior(run / "prior/model")
+    return pipeline_of(run)
+
+
+def pipeline_of(run: Path) -> ImagePipeline:
+    """Load the pipeline of a run's current weights. Raises as `load_to_publish`."""
     ImagePipeline.check_trained(run)
     path = run / "pipeline"
     if not is_of_run(path, run):
@@ -177,11 +186,13 @@ def lay_out_codes(c: Settings, folder: Path, path: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     check_alone()
     c = read_settings(argv)
-    kind: Literal["model", "dataset"] = "dataset" if c.what == "codes" else "model"
+    kind: Kind = "dataset" if c.what == "codes" else "space" if c.what == "space" else "model"
     with session(laid(c), make_accelerator()):
         path = lay_out(c)
         print(f"{path} is laid out; its card is {path / README}")
         if c.repo is None:
+            if c.what == "space":
+                print(f"to start it here: python {quoted(path / 'app.py')}")
             print(f"next: {as_typed('pipeline/publish.py', *argv, '--repo', 'OWNER/NAME')}")
             return
         url = push(

@@ -153,3 +153,41 @@ def build_wheel(folder: Path) -> None:
     with zipfile.ZipFile(found) as archive:
         archive.extractall(folder / "unpacked")
     (folder / "unpacked").rename(folder / "installed")
+
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return a Chromium, without a window."""
+    pytest.importorskip("playwright.sync_api", reason="clicking needs playwright")
+    from playwright.sync_api import Error, sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    manager = sync_playwright()
+    try:
+        playwright = manager.start()
+    except Exception as error:  # its driver needs a system library that is missing
+        if found:
+            raise
+        pytest.skip(f"there is no Chromium here, and playwright does not start: {error}")
+    try:
+        opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
+    except Error as error:
+        playwright.stop()
+        if found:
+            raise
+        pytest.skip(f"there is no Chromium here, nor playwright's own: {str(error).splitlines()[0]}")
+    yield opened
+    opened.close()
+    playwright.stop()

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,17 @@ from smalti.pipeline.app import Settings, check_address, code_counts_of, load_pi
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.playground import grid_board, rendering
 from smalti.pipeline.playground.codebook_browser import PAGE
-from smalti.pipeline.playground.controller import Canvas, controls, open_controller, read_sampling, smaller
+from smalti.pipeline.playground.controller import (
+    Canvas,
+    Controller,
+    controls,
+    open_controller,
+    read_sampling,
+    smaller,
+)
+from smalti.pipeline.playground.endpoints import Endpoints
+from smalti.pipeline.playground.examples import PICTURES, example_picture, examples
+from smalti.pipeline.playground.project import project_link
 from smalti.pipeline.playground.view import CONTRAST, difference
 from smalti.prior.config import PriorConfig
 from smalti.prior.masked.config import MaskedConfig
@@ -39,6 +50,7 @@ from smalti.tokenizer.bottleneck.config import ResidualConfig, VQConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests import processes
+from tests.widths import beyond_the_window
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = '<img src="nowhere:1" onerror="alert(1)">{{#each}}${1+1}'  # a class name that a stranger may choose
@@ -238,6 +250,51 @@ def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
     assert ("guidance" in page._sampling(1.0, 2.0, 0, 0, 1.0, 0.0)) == visible
 
 
+def test_a_dropped_picture_is_priced_as_of_the_class_that_is_chosen(controller, pipeline):
+    dropped = controller.drop(file_of(controller.draw([3], 1, 0, {}).images[0]))
+    for label in (None, 3, 7):
+        look = controller.look(controller.relabel(dropped, label))
+        names = None if label is None else controller.names[label]
+        bits = -pipeline.log_prob(dropped.codes, labels=names).bits.item()
+        given = "without a class" if label is None else f"given the class {label}"
+        assert f"<dd>{round(bits)} bits</dd>" in look and given in look
+
+
+@pytest.mark.parametrize("architecture, bound", [(None, False), (MaskedConfig(depth=1, dim=16, heads=2), True)])
+def test_both_figures_of_bits_are_explained_beside_them(architecture, bound):
+    controller = open_controller(of_random_weights(("a", "b"), VQ, architecture), None)
+    look = controller.look(controller.pick(controller.draw([1], 1, 0, {}), 0))
+    assert "<dd>64 bits</dd>" in look and "each of the 16 codes is one of 16 and costs log2 16 = 4 bits" in look
+    assert "−log2 p(codes), given the class b" in look
+    assert ("<dd>at most " in look) == ("This prior gives a bound" in look) == bound
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("channels, black_and_white", [(1, False), (1, True), (3, False), (4, False)])
+def test_an_example_picture_is_of_the_tokenizers_kind(name, channels, black_and_white):
+    image = example_picture(name, channels, (12, 8), black_and_white)
+    assert image.shape == (1, channels, 12, 8) and image[:, :3].float().std() > 20
+    assert not black_and_white or set(image.unique().tolist()) == {0, 255}
+    assert channels < 4 or (image[:, 3] == 255).all()
+
+
+def test_examples_ask_for_what_the_prior_takes():
+    every, one, cold, hot = examples(("a", "b"), ("temperature",), 0.8)
+    assert (every.number, every.temperature, one.labels) == (4, 0.8, [1]) and cold.temperature < 0.8 < hot.temperature
+    assert examples(None, (), 1.0) == []
+
+
+def test_the_project_is_linked_where_the_package_names_an_address(tmp_path, monkeypatch):
+    """`[project.urls]` of pyproject.toml comes to the installed package as these lines; without any, no link is made
+    up."""
+    (tmp_path / "smalti-0.0.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    head = "Metadata-Version: 2.4\nName: smalti\nVersion: 0.0.0\n"
+    for urls, link in (("", None), ("Project-URL: Source, https://example.org/smalti\n", "https://example.org/smalti")):
+        (tmp_path / "smalti-0.0.0.dist-info/METADATA").write_text(head + urls)
+        assert project_link() == link
+
+
 @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b""])
 def test_a_file_that_is_no_picture_is_refused_in_words(controller, tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
@@ -290,6 +347,74 @@ def test_a_format_that_is_more_than_a_raster_is_not_opened(controller, tmp_path,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="it is no picture of a format that is read; drop a PNG, JPEG or WebP file"):
         controller.drop(str(tmp_path / name))
+
+
+# --------------------------------------------------------------------------------------------------------- for programs
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    from gradio_client import Client  # installed with Gradio
+
+    return Client(address, verbose=False)
+
+
+def test_a_program_draws_by_name_what_the_pipeline_draws(client, pipeline):
+    drawn = client.predict(labels=["3", "7"], number=3, seed=11, temperature=0.8, api_name="/draw")
+    expected = pipeline(["3", "7"], num_images=3, seed=11, temperature=0.8)
+    assert np.array_equal(pixels(map(read_image, drawn["images"])), pixels(expected.images))
+    assert drawn["labels"] == ["3", "7", "3"] and drawn["seeds"] == [11, 12, 13]
+    assert drawn["codes"] == expected.codes.tolist()
+    assert client.predict(codes=drawn["codes"], api_name="/decode")["images"] == drawn["images"]
+
+
+def test_the_lines_of_the_docs_that_ask_the_page_run(address, tmp_path, monkeypatch):
+    page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^    import base64\n(?:    .*\n|\n)+", page, re.M)
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(lines).replace("http://127.0.0.1:7860", address), {})
+    assert PIL.Image.open(tmp_path / "3.png").size == (8, 8)
+
+
+def test_a_program_looks_at_a_picture_and_completes_it(client, pipeline):
+    (image,) = pipeline(["3"], seed=4).images
+    found = client.predict(picture=rendering.data_uri(image), label="3", api_name="/look")
+    codes = pipeline.encode_pixels(from_pil([image], (8, 8), 1))
+    assert found["codes"] == codes.tolist() and found["picture"] == rendering.data_uri(image)
+    assert np.array_equal(np.asarray(read_image(found["reconstruction"])), pipeline.decode(codes)[0, 0])
+    assert found["bits"] == pytest.approx(-pipeline.log_prob(codes, labels="3").bits.item(), rel=1e-5)  # batches of one
+    made = client.predict(picture=found["picture"], covered=LOWER, label="3", seed=5, number=2, api_name="/complete")
+    kept = np.arange(8)[:, None].repeat(8, 1) < 4
+    expected = pipeline.complete([image] * 2, kept, labels="3", seed=5)
+    assert np.array_equal(pixels(map(read_image, made["images"])), pixels(expected.images))
+
+
+@pytest.mark.parametrize(
+    "name, given, told",
+    [
+        ("draw", {"number": 41}, "number must be a whole number from 1 to 40, got 41"),
+        ("draw", {"number": "x"}, "number must be a whole number"),
+        ("draw", {"labels": "37"}, "labels must be a list of names of classes, got '37'"),
+        ("draw", {"labels": ["x"]}, "there is no class 'x'"),
+        ("draw", {"steps": 10**9}, "steps must be at most 1000"),
+        ("draw", {"temperature": "x"}, "temperature should be a valid number"),
+        ("look", {"picture": "/etc/passwd"}, "a picture must be a data URI"),
+        ("look", {"picture": "data:image/png;base64,bm8="}, "the file cannot be read as a picture"),
+        ("decode", {"codes": [[1]]}, "codes must be 1 to 40 lists of 16 numbers, got 1 x 1"),
+        ("decode", {"codes": [["x"]]}, "codes must be lists of numbers"),
+        ("decode", {"codes": [[16] * 16]}, "codes must lie in"),
+        ("complete", {"picture": "DRAWN", "covered": [16]}, "places must be whole numbers from 0 to 15"),
+    ],
+)
+def test_what_a_program_asks_wrongly_is_refused_in_words(controller, name, given, told):
+    if given.get("picture") == "DRAWN":
+        given = {**given, "picture": rendering.data_uri(controller.draw([3], 1, 0, {}).images[0])}
+    with pytest.raises(UserError, match=re.escape(told)):
+        Endpoints(controller).named[name](**given)
+
+
+def test_only_a_page_over_codes_in_a_grid_completes_for_programs(pipeline):
+    assert "complete" not in Endpoints(Controller(pipeline)).named
 
 
 # ------------------------------------------------------------------------------------------------------------ over HTTP
@@ -436,17 +561,12 @@ def test_a_large_code_has_its_place_in_the_grid():
 
 # ---------------------------------------------------------------------------------------------------------- in Chromium
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WAIT = 20_000  # milliseconds; an idle machine needs one second
+
+
+def file_of(image: PIL.Image.Image) -> bytes:
+    """Return the PNG file of a picture."""
+    return base64.b64decode(rendering.data_uri(image).partition(",")[2])
 
 
 def read_image(uri: str) -> PIL.Image.Image:
@@ -470,33 +590,8 @@ def address(run, tmp_path_factory):
     server.wait()
 
 
-@pytest.fixture(scope="module")
-def browser(address):
-    pytest.importorskip("playwright.sync_api", reason="clicking needs playwright")
-    from playwright.sync_api import Error, sync_playwright
-
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    manager = sync_playwright()
-    try:
-        playwright = manager.start()
-    except Exception as error:  # its driver needs a system library that is missing
-        if found:
-            raise
-        pytest.skip(f"there is no Chromium here, and playwright does not start: {error}")
-    try:
-        opened = playwright.chromium.launch(executable_path=found, args=FLAGS)
-    except Error as error:
-        playwright.stop()
-        if found:
-            raise
-        pytest.skip(f"there is no Chromium here, nor playwright's own: {str(error).splitlines()[0]}")
-    yield opened
-    opened.close()
-    playwright.stop()
-
-
 @pytest.fixture
-def page(browser, address):
+def page(address, browser):  # the server first: it is forked
     """Return a new visitor's page, and check at the end that it sent requests to our server only and logged no
     error."""
     opened = browser.new_page(viewport={"width": 1300, "height": 900})
@@ -661,6 +756,45 @@ def test_a_code_is_chosen_and_painted_with(page, pipeline, controller):
     assert np.array_equal(shown(page, "#canvas img")[0], np.asarray(drawn.images[4]))
     changes(page, "#canvas .tes-board img", lambda: page.click("#blank"))
     assert np.array_equal(shown(page, "#canvas img")[0], pipeline.decode(controller.blank().codes)[0, 0].numpy())
+
+
+def saved(page, name: str) -> tuple[str, PIL.Image.Image]:
+    """Press a button that saves, and return the name of the file and the picture in it."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name=name).locator("visible=true").click()
+    return download.value.suggested_filename, PIL.Image.open(download.value.path()).convert("LA")
+
+
+def test_an_image_and_a_grid_of_all_are_saved_as_they_were_drawn(page, pipeline):
+    expected = pixels(pipeline(num_images=20, seed=0).images)
+    name, image = saved(page, "Save the chosen image")
+    assert name == "digits.png" and np.array_equal(np.asarray(image)[..., 0], expected[0])
+    name, grid = saved(page, "Save all as one picture")
+    assert name == "digits_grid.png" and grid.size == (5 * 10 - 2, 4 * 10 - 2)  # two pixels between images of 8 x 8
+    places = np.pad(np.asarray(grid), ((0, 2), (0, 2), (0, 0))).reshape(4, 10, 5, 10, 2)[:, :8, :, :8]
+    assert np.array_equal(places[..., 0].swapaxes(1, 2).reshape(20, 8, 8), expected) and (places[..., 1] == 255).all()
+    changes(page, "#sheet", lambda: page.click("#draw-button"))
+    page.wait_for_function("() => !document.querySelector('#sheet .chosen')")
+    page.get_by_role("button", name="Save the chosen image").click()
+    assert page.get_by_role("button", name="Choose an image first").is_visible()
+
+
+def test_an_example_is_drawn_at_a_click_and_an_example_picture_looked_at(page, pipeline, controller):
+    page.get_by_role("button", name="20 of 9").click()
+    final = rendering.data_uri(pipeline(["9"], num_images=1, seed=0).images[0])
+    page.wait_for_function("src => document.querySelector('#sheet img').src === src", arg=final)
+    tab(page, "Look")
+    changes(page, "#tes-image img", lambda: page.get_by_role("button", name="stripes").click())
+    assert np.array_equal(shown(page, "#tes-image img")[0], controller.example("stripes", None).image[0, 0])
+    assert page.input_value("#look-label input") == "no class"
+
+
+def test_nothing_of_the_page_is_wider_than_the_window(page):
+    """On a phone the page was 57 pixels wider: two sliders side by side take 160 each, and its margins stayed."""
+    for name in ("Draw", "Look", "Complete", "Codebook"):
+        tab(page, name)
+        page.wait_for_timeout(200)  # the tab fades in
+        assert beyond_the_window(page) == [], name
 
 
 def test_what_cannot_be_done_is_told_in_words(page, tmp_path):

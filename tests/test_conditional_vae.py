@@ -12,7 +12,7 @@ from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes, Nothing
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
-from smalti.common.data.pixels import to_float
+from smalti.common.data.pixels import to_float, to_pil, to_uint8
 from smalti.common.errors import UserError
 from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import Settings as PipelineSettings
@@ -20,6 +20,9 @@ from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.playground.controller import open_controller
+from smalti.pipeline.playground.latent_map import LatentMap
+from smalti.pipeline.playground.rendering import data_uri
 from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.fit import fit
 from smalti.prior.model import build_prior
@@ -261,6 +264,35 @@ def test_a_pipeline_of_other_classes_for_tokenizer_and_prior_is_refused():
     over = PriorConfig(layout=layout, condition=THREE, tokenizer=identity, architecture=architecture)
     with pytest.raises(UserError, match="told of 2 classes and the prior of 3, which are not the same"):
         ImagePipeline(tokenizer, build_prior(over), SamplingConfig(), identity)
+
+
+def test_on_the_page_a_picture_is_seen_and_a_place_decoded_as_of_the_chosen_class():
+    """Dropping a picture was refused, and a place of the map was always of the nearest image's class."""
+    tokenizer, identity = vae(latent_dim=2).eval(), TokenizerIdentity(name="test", sha256="0" * 64)
+    for parameter in tokenizer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    over = PriorConfig(
+        layout=tokenizer.config.layout,
+        condition=Nothing(),
+        tokenizer=identity,
+        architecture=StandardNormalConfig(),
+    )
+    pipeline = ImagePipeline(tokenizer, build_prior(over), SamplingConfig(), identity)
+    images, z = to_uint8(IMAGES), tokenizer.encode(IMAGES, LABELS_OF_IMAGES)
+    shown = LatentMap(images, LABELS_OF_IMAGES, THREE.names, torch.zeros(2), torch.eye(2), z, ("right", "up"))
+    controller = open_controller(pipeline, None, shown)
+    held = controller.hold(images[:1], 0)
+    for label, name in enumerate(THREE.names):
+        held, told = controller.relabel(held, label), torch.tensor([label])
+        codes = pipeline.encode_pixels(images[:1], told)
+        assert held.label == label and torch.equal(held.codes, codes)
+        assert data_uri(to_pil(pipeline.decode(codes, told))[0]) in controller.look(held)
+        _, there = controller.at(*z[1].tolist(), label)
+        assert data_uri(to_pil(pipeline.decode(z[1:2], told))[0]) in there and f"as of class {name}" in there
+    _, there = controller.at(*z[1].tolist())
+    assert data_uri(to_pil(pipeline.decode(z[1:2], LABELS_OF_IMAGES[1:2]))[0]) in there
+    with pytest.raises(UserError, match="give the labels"):
+        controller.hold(images[:1], None)
 
 
 def test_a_run_of_it_is_reported_and_published(run, accelerator, tmp_path):

@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import huggingface_hub
 import numpy as np
 import pytest
@@ -32,12 +34,14 @@ from smalti.prior.model import load_prior
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
+from tests import processes
 from tests.format_folder import make, seen
 from tests.hub_server import TOKEN, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = sorted((ROOT / "tests/data").glob("format_*"))
 LABELS = ["3", "7"]
+HOSTS = ("me-page.hf.space", "another.hf.space")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,19 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
+
+
+def start_space(path: Path) -> None:
+    """Run the app.py of a Space as Python does: what stands beside it is imported, and nothing of this checkout."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "smalti"]:
+        del sys.modules[name]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"SPACE_HOST": HOSTS[0], "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    sys.path.insert(0, str(path))
+    sys.argv, sys.dont_write_bytecode = ["app.py"], False
+    runpy.run_path("app.py", run_name="__main__")
 
 
 def digest(images) -> str:
@@ -443,6 +460,32 @@ def test_a_card_of_codes_that_are_not_all_there_is_noticed(copied, tmp_path):
     next(laid.glob("train-*.parquet")).unlink()
     with pytest.raises(Exception, match=r"(?i)split.*train"):
         load_dataset(str(laid), cache_dir=str(tmp_path / "arrow"))
+
+
+def test_a_space_is_pushed_and_starts_with_the_code_in_it_under_its_own_name(copied, hub, tmp_path, pipeline):
+    pytest.importorskip("gradio", reason="a Space has the Gradio that is here")
+    from gradio_client import Client
+
+    path = tmp_path / "space"
+    main([str(copied), "--what", "space", "--to", str(path), "--repo", "me/page", "--license", "cc0-1.0"])
+    there = hub.files("spaces/me/page")
+    assert {"README.md", "app.py", "requirements.txt", "model/digits/model_index.json", "smalti/LICENSE"} < there.keys()
+    head, needed = front(there["README.md"].decode()), there["requirements.txt"].decode()
+    assert head["sdk"] == "gradio" and head["app_file"] == "app.py" and head["license"] == "cc0-1.0"
+    assert re.search(r"^torch>=\S+$", needed, re.M) and re.search(r"^gradio>=\S+$", needed, re.M)
+    assert "pytest" not in needed
+    server = processes.Process(lambda: start_space(path), path)
+    address = server.first_line().removeprefix("the page is at ")
+    assert address.startswith("http://127.0.0.1:"), server.communicate(1)
+    drawn = Client(address, verbose=False).predict(labels=LABELS, number=2, seed=3, api_name="/draw")
+    asked = {name: httpx.get(address, headers={"Host": name}).status_code for name in HOSTS}
+    server.kill()
+    server.wait()
+    assert drawn["codes"] == pipeline(LABELS, num_images=2, seed=3).codes.tolist()
+    assert asked == {"me-page.hf.space": 200, "another.hf.space": 421}
+    assert (path / "smalti/pipeline/__pycache__").is_dir()  # it ran this code, and not that of the tests
+    push(path, "me/page", kind="space", commit_message="again")  # and what it compiled stays here
+    assert hub.files("spaces/me/page").keys() == there.keys()
 
 
 def test_a_pipeline_of_older_weights_is_not_published(copied):

@@ -22,8 +22,9 @@ from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from tests import processes
 from tests.conftest import tokenizer_training
-from tests.test_app import Address, browser, images_of, page, pixels, shown, tab  # noqa: F401 - fixtures
+from tests.test_app import Address, images_of, page, pixels, shown, tab  # noqa: F401 - fixtures
 from tests.test_vae import MLP
+from tests.widths import beyond_the_window
 
 
 @pytest.fixture(scope="module", params=[2, 5])
@@ -141,3 +142,9 @@ def test_a_click_and_an_arrow_key_decode_another_place(page, address):  # noqa: 
     slider = page.locator("#plane-right input[type=range]")
     moved = after(lambda: [slider.press("ArrowRight") for _ in range(5)])
     assert float(moved.removeprefix("at ").split(",")[0]) == pytest.approx(place[0] + 0.05, abs=0.03)
+
+
+def test_nothing_of_the_map_is_wider_than_the_window(page, address):  # noqa: F811 - the fixture
+    tab(page, "Latent map")
+    page.wait_for_timeout(200)  # the tab fades in
+    assert beyond_the_window(page) == []

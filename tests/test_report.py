@@ -23,6 +23,7 @@ from smalti.pipeline.reporting.run_contents import gather, outdated
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
+from tests.widths import beyond_the_window
 
 NASTY = '<script>alert("1")</script>'
 STAGES = ("tokenizer", "prior", "pipeline")
@@ -354,3 +355,11 @@ def test_a_damaged_file_is_named_and_an_older_page_stays(evaluated, file, text, 
         page_of(evaluated)
     assert (evaluated / "report.html").read_text() == f"older. {MADE}"
     assert not list(evaluated.glob(".report.html*"))
+
+
+def test_nothing_of_the_page_is_wider_than_the_window(whole, browser):
+    opened = browser.new_page()
+    opened.goto((whole[0] / "report.html").as_uri())
+    opened.eval_on_selector_all("details", "all => all.forEach(each => each.open = true)")
+    assert beyond_the_window(opened) == []
+    opened.close()

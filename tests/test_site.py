@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.widths import WINDOWS, beyond_the_window
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -87,3 +89,26 @@ def test_the_site_loads_nothing_from_elsewhere(site):
     for path in site.rglob("*.html"):
         for tag in re.findall(r"<(?:script|link|img)[^>]*>", path.read_text(encoding="utf-8")):
             assert not re.search(r'(?:src|href)="(?:https?:)?//', tag), f"{path.name}: {tag}"
+
+
+PAGES = ("index", "commands", "formats", "board", "lecture")
+
+
+def test_nothing_of_a_page_is_wider_than_the_window(site, browser):
+    """At 1,300 pixels the whole site was 28 wider: its text had a width, whatever the window's."""
+    opened = browser.new_page()
+    for name in PAGES:
+        opened.goto((site / f"{name}.html").as_uri())
+        assert beyond_the_window(opened) == [], name
+    opened.close()
+
+
+def test_on_a_phone_code_in_a_table_breaks_behind_its_signs_alone(site, browser):
+    """`amortization` stood as `amortiza` and `tion`, since a column of code got what the others left."""
+    (width, height), *_ = WINDOWS
+    opened = browser.new_page(viewport={"width": width, "height": height})
+    for name in PAGES:
+        opened.goto((site / f"{name}.html").as_uri())
+        broken = "spans => spans.filter(span => span.getClientRects().length > 1).map(span => span.textContent)"
+        assert opened.eval_on_selector_all("td code .pre", broken) == [], name
+    opened.close()

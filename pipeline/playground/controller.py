@@ -25,6 +25,7 @@ from smalti.pipeline import growth
 from smalti.pipeline.image_pipeline import Generated, ImagePipeline
 from smalti.pipeline.playground import grid_board, plane_board, rendering
 from smalti.pipeline.playground.codebook_browser import PAGE, CodebookBrowser
+from smalti.pipeline.playground.examples import example_picture
 from smalti.pipeline.playground.latent_map import LatentMap
 from smalti.pipeline.playground.view import View, view_picture
 from smalti.pipeline.reporting.markup import Html, percent
@@ -132,24 +133,46 @@ class Controller:
         codes = drawn.codes[index : index + 1]
         return Held(self._pixels(drawn.images[index]), codes, drawn.labels[index] if drawn.labels is not None else None)
 
-    def drop(self, path: str) -> Held:
+    def drop(self, file: str | bytes, label: int | None = None) -> Held:
         """Read a picture from a file, one file at a time. Raises `UserError` where it cannot be read as a picture."""
         try:
-            image = self.reader.submit(self._read, Path(path)).result()
+            image = self.reader.submit(self._read, Path(file) if isinstance(file, str) else file).result()
         except Exception as error:  # damaged files raise nearly anything in PIL
-            told = str(error).replace(str(path), "it") or type(error).__name__
+            told = (str(error).replace(file, "it") if isinstance(file, str) else str(error)) or type(error).__name__
             raise UserError(f"the file cannot be read as a picture: {told}; drop a PNG, JPEG or WebP file") from None
+        return self.hold(image, label)
+
+    def hold(self, image: Tensor, label: int | None) -> Held:
+        """Return a picture (1, C, H, W) with its codes, as of a class; a tokenizer that is told of none needs none."""
         with self.turn:
-            return Held(image, self.pipeline.encode_pixels(image), None)
+            return Held(
+                image, self.pipeline.encode_pixels(image, None if label is None else torch.tensor([label])), label
+            )
+
+    def relabel(self, held: Held, label: int | None) -> Held:
+        """Return a picture as of another class, encoded anew where the tokenizer is told of it."""
+        return self.hold(held.image, label) if self.needs_class else held._replace(label=label)
+
+    @property
+    def needs_class(self) -> bool:
+        """Return whether the tokenizer encodes and decodes no picture without its class."""
+        return self.pipeline.tokenizer.condition.told
+
+    def example(self, name: str, label: int | None) -> Held:
+        """Return one of the pictures to try."""
+        tokenizer = self.pipeline.tokenizer
+        c = tokenizer.config
+        return self.hold(example_picture(name, c.image_channels, c.image_size, tokenizer.black_and_white), label)
 
     def look(self, held: Held) -> Html:
         """Return what the tokenizer makes of a picture."""
         with self.turn:
             found: View = view_picture(self.pipeline, held.image, held.label)
-        return rendering.looked_at(found, self.pipeline.tokenizer.config.layout)
+        name = None if held.label is None or self.names is None else self.names[held.label]
+        return rendering.looked_at(found, self.pipeline.tokenizer.config.layout, name)
 
-    def _read(self, path: Path) -> Tensor:
-        with open_picture(path, MOST_PIXELS, FORMATS) as picture:
+    def _read(self, file: Path | bytes) -> Tensor:
+        with open_picture(file, MOST_PIXELS, FORMATS) as picture:
             return self._pixels(smaller(picture, self.pipeline.tokenizer.config.image_size))
 
     def _pixels(self, picture: PIL.Image.Image) -> Tensor:
@@ -205,21 +228,32 @@ class CodeController(Controller):
         self, held: Held, covered: Any, label: int | None, number: int, seed: int | None, sampling: dict[str, Any]
     ) -> tuple[Html, list[str]]:
         """Return completions beside what was kept, and the warnings about them."""
+        made, told = self.completed(held, covered, label, number, seed, sampling)
+        shown = to_pil(growth.hidden(held.image, self._known(covered), self.grid)) + made.images
+        captions = [("what is kept", ""), *((f"seed {each}", "") for each in made.seeds)]
+        return rendering.sheet(shown, captions), told
+
+    def _known(self, covered: Any) -> Tensor:
+        """Return a mask (P,) of the places that are not covered. Raises `UserError` where none is."""
         places = grid_board.read_places(covered, self.places)
         if not places:
             raise UserError("nothing is covered: drag over what is to be drawn anew")
         known = torch.ones(self.places, dtype=torch.bool)
         known[places] = False
-        (h, w), (H, W) = self.grid, held.image.shape[2:]
+        return known
+
+    def completed(
+        self, held: Held, covered: Any, label: int | None, number: int, seed: int | None, sampling: dict[str, Any]
+    ) -> tuple[Generated, list[str]]:
+        """Return completions, and the warnings about them."""
+        known, (h, w), (H, W) = self._known(covered), self.grid, held.image.shape[2:]
         kept = known.view(h, w).repeat_interleave(H // h, 0).repeat_interleave(W // w, 1)
         pictures = to_pil(held.image.expand(number, -1, -1, -1))
         labels = None if label is None else self._named([label] * number)
         with self.turn, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             made = self.pipeline.complete(pictures, kept, labels=labels, seed=seed, **sampling)
-        shown = to_pil(growth.hidden(held.image, known, self.grid)) + made.images
-        captions = [("what is kept", ""), *((f"seed {each}", "") for each in made.seeds)]
-        return rendering.sheet(shown, captions), [str(each.message) for each in told if each.category is UserWarning]
+        return made, [str(each.message) for each in told if each.category is UserWarning]
 
     # -------------------------------------------------------------------------------------------------------- painting
 
@@ -319,15 +353,21 @@ class MapController(Controller):
         right, up = self.map.points[0].tolist()
         return right, up
 
-    def at(self, right: Any, up: Any) -> tuple[dict[str, Any], Html]:
-        """Return the board with a place chosen, and what is there."""
+    def at(self, right: Any, up: Any, label: int | None = None) -> tuple[dict[str, Any], Html]:
+        """Return the board with a place chosen, and what is there.
+
+        Args:
+            label: of what is decoded, where the tokenizer is told of it; the nearest image's when not given.
+        """
         place = self.map.place(right, up)
         near = self.map.nearest(place)
-        decoded = self.decode(self.map.latents(place), self.map.labels[near : near + 1])  # where told, of its class
+        labels = self.map.labels[near : near + 1] if label is None else torch.tensor([label])
+        decoded = self.decode(self.map.latents(place), labels)
         right, up = place.tolist()
-        told = rendering.on_plane(
-            decoded, self.map.images[near : near + 1], f"at {right:.2f}, {up:.2f}", self.map.class_of(near)
-        )
+        where = f"at {right:.2f}, {up:.2f}"
+        if label is not None and self.names is not None:
+            where += f", as of class {self.names[label]}"
+        told = rendering.on_plane(decoded, self.map.images[near : near + 1], where, self.map.class_of(near))
         return plane_board.plane_value(self.points, self.map, (right, up), near), told
 
 

@@ -5,6 +5,7 @@ This is the one file that needs Gradio, an optional dependency.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ except ImportError:
     raise UserError("the page needs Gradio: pip install gradio") from None
 
 from smalti.pipeline.image_pipeline import Generated
-from smalti.pipeline.playground import gradio_style, grid_board, plane_board
+from smalti.pipeline.playground import gradio_style, grid_board, plane_board, saving
 from smalti.pipeline.playground.controller import (
     OFF,
     Canvas,
@@ -28,11 +29,14 @@ from smalti.pipeline.playground.controller import (
     controls,
     read_sampling,
 )
+from smalti.pipeline.playground.endpoints import MOST, Endpoints
+from smalti.pipeline.playground.examples import NUMBER, PICTURES, Example, examples
 from smalti.pipeline.playground.guard import log
-from smalti.pipeline.reporting.markup import join, tag
+from smalti.pipeline.playground.project import project_link
+from smalti.pipeline.playground.saving import save_button, save_buttons
+from smalti.pipeline.reporting.markup import Html, join, tag
 
 FEW_CLASSES = 20  # up to so many classes are all visible
-MOST_IMAGES, IMAGES = 40, 20  # in the Draw tab: the most, and the default
 MOST_COMPLETIONS, COMPLETIONS = 11, 8
 NO_CLASS = -1  # the value of the class control
 KEPT = (600, 3600)  # seconds: every ten minutes, files dropped an hour ago are deleted
@@ -133,9 +137,10 @@ class Page:
             name: the run's name.
         """
         self.controller, self.name = controller, name
+        self.file = re.sub(r"\W+", "_", name).strip("_") or "smalti"  # of what is saved
         self.classes = [(name, number) for number, name in enumerate(controller.names or ())]
         self.guided = controller.pipeline.prior.config.takes_guidance
-        self.first = controller.draw([], IMAGES, 0, {})
+        self.first = controller.draw([], NUMBER, 0, {})
         held = controller.pick(self.first, 0)
         with Blocks(analytics_enabled=False, title=f"{name} – Smalti", delete_cache=KEPT) as self.blocks:
             self._head()
@@ -147,6 +152,8 @@ class Page:
                     self._look_tab(held)
                 self._more_tabs(held)
             self._join()
+            for name, function in Endpoints(controller).named.items():
+                gr.api(with_user_errors(function), api_name=name, concurrency_limit=None)
 
     # ---------------------------------------------------------------------------------------------------------- layout
 
@@ -159,11 +166,26 @@ class Page:
             str(c.layout).replace(" x ", " × "),
             f"{len(self.classes)} classes" if self.classes else "no classes",
         ]
-        gr.HTML(join(tag("h1", "Smalti"), tag("p", " · ".join(facts))), elem_classes="tes-head")
+        link = project_link()
+        title = "Smalti" if link is None else tag("a", "Smalti", href=link)
+        gr.HTML(join(tag("h1", title), tag("p", " · ".join(facts))), elem_classes="tes-head")
 
     @staticmethod
     def _note(text: str) -> None:
         gr.HTML(tag("p", text, class_="tes-note"))
+
+    @staticmethod
+    def _savers(*buttons: Html) -> None:
+        gr.HTML(save_buttons(*buttons), js_on_load=saving.SCRIPT)
+
+    def _class_of_picture(self, held: Held) -> gr.Dropdown:
+        choices = self.classes if self.controller.needs_class else [("no class", NO_CLASS), *self.classes]
+        label = "Class of the picture"
+        info = "encoded and decoded as of this class" if self.controller.needs_class else "which the prior is told"
+        told = self.controller.pipeline.condition.told
+        return gr.Dropdown(
+            choices, value=_shown_label(held), label=label, info=info, visible=told, elem_id="look-label"
+        )
 
     def _drop_zone(self, name: str) -> gr.File:
         return gr.File(
@@ -186,7 +208,7 @@ class Page:
                     if many
                     else gr.CheckboxGroup(self.classes, label=label, info=info, visible=some, elem_id="classes")
                 )
-                self.number = gr.Slider(1, MOST_IMAGES, IMAGES, step=1, label="Images", elem_id="number")
+                self.number = gr.Slider(1, MOST, NUMBER, step=1, label="Images", elem_id="number")
                 with gr.Row():
                     self.temperature = gr.Slider(
                         0.1,
@@ -224,22 +246,34 @@ class Page:
                 self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random", elem_id="seed")
                 self.growing = gr.Checkbox(True, label="Watch them grow", container=False, elem_id="growing")
                 self.draw = gr.Button("Draw", variant="primary", elem_id="draw-button")
+                requests = examples(self.controller.names, takes, set_to["temperature"])
+                with gr.Row(elem_id="examples"):
+                    self.examples = [(gr.Button(each.title, size="sm", min_width=120), each) for each in requests]
             with gr.Column(scale=3, min_width=300):
                 self.sheet = gr.HTML(self.controller.sheet(self.first, 0), js_on_load=PICKED, elem_id="sheet")
                 self._note(
                     "Click an image to take it to the other pages. The same label, seed and settings draw it again."
+                )
+                choose = "Choose an image first"
+                self._savers(
+                    save_button("Save the chosen image", "#sheet .chosen img", f"{self.file}.png", choose),
+                    save_button("Save all as one picture", "#sheet img", f"{self.file}_grid.png"),
                 )
 
     def _look_tab(self, held: Held) -> None:
         with gr.Row():
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_look = self._drop_zone("look")
+                with gr.Row(elem_id="pictures"):
+                    self.pictures = [(gr.Button(name, size="sm", min_width=60), name) for name in PICTURES]
+                self.look_label = self._class_of_picture(held)
                 self._note(
                     "A picture of any shape is cropped and resized to the tokenizer's size. What its codes decode to "
                     "is the best that any prior over them could draw of it."
                 )
             with gr.Column(scale=4, min_width=300):
                 self.looked = gr.HTML(self.controller.look(held), elem_id="looked")
+                self._savers(save_button("Save the reconstruction", "#tes-again img", f"{self.file}_again.png"))
 
     @staticmethod
     def _board(value: dict[str, Any], mode: str, told: str, name: str) -> gr.HTML:
@@ -263,13 +297,15 @@ class Page:
         outputs: Sequence[Any],
         quiet: bool = False,
         last: bool = False,
-    ) -> None:
-        """Bind an event. Only the page calls it; events wait for their turn at the controller, see `Controller`.
+    ) -> Any:
+        """Bind an event, and return it, for another to follow.
+
+        Only the page calls it; events wait for their turn at the controller, see `Controller`.
 
         Args:
             last: of what comes while it is being answered, only the last is answered.
         """
-        listen(
+        return listen(
             with_user_errors(event),
             list(inputs),
             list(outputs),
@@ -297,10 +333,25 @@ class Page:
         held = self.controller.pick(drawn, event.index)
         return self.controller.sheet(drawn, event.index), *self._in_hand(held)
 
-    def on_drop(self, path: str, drawn: Generated) -> tuple[Any, ...]:
+    def on_drop(self, path: str, drawn: Generated, label: int) -> tuple[Any, ...]:
         """Empty the drop zone again, and select the dropped picture instead of a drawn one."""
-        held = self.controller.drop(path)
+        held = self.controller.drop(path, self._needed(label))
         return None, self.controller.sheet(drawn), *self._in_hand(held)
+
+    def on_picture(self, name: str, drawn: Generated, label: int) -> tuple[Any, ...]:
+        """Select one of the pictures to try instead of a drawn one."""
+        held = self.controller.example(name, self._needed(label))
+        return self.controller.sheet(drawn), *self._in_hand(held)
+
+    def on_label(self, held: Held, label: int) -> tuple[Any, ...]:
+        return self._in_hand(self.controller.relabel(held, None if label == NO_CLASS else label))
+
+    def on_example(self, example: Example) -> tuple[Any, ...]:
+        return example.labels, example.number, example.temperature
+
+    def _needed(self, label: int) -> int | None:
+        """Return the class of a new picture: the chosen one if the tokenizer must be told, none otherwise."""
+        return label if self.controller.needs_class else None
 
     def _sampling(
         self, temperature: float, guidance: float, steps: float, top_k: float, top_p: float, min_p: float
@@ -317,18 +368,27 @@ class Page:
         self._on(self.draw.click, self.on_draw, asked, [self.sheet, self.drawn])
         self._on(self.sheet.click, self.on_pick, [self.drawn], [self.sheet, *self._held_by()])
         for zone in self._drop_zones():
-            self._on(zone.upload, self.on_drop, [zone, self.drawn], [zone, self.sheet, *self._held_by()])
+            given = [zone, self.drawn, self.look_label]
+            self._on(zone.upload, self.on_drop, given, [zone, self.sheet, *self._held_by()])
+        self._on(self.look_label.input, self.on_label, [self.held, self.look_label], self._held_by())
+        for button, name in self.pictures:
+            event = functools.partial(self.on_picture, name)
+            self._on(button.click, event, [self.drawn, self.look_label], [self.sheet, *self._held_by()])
+        for button, example in self.examples:
+            event = functools.partial(self.on_example, example)
+            set_to = self._on(button.click, event, [], [self.labels, self.number, self.temperature], quiet=True)
+            self._on(set_to.then, self.on_draw, asked, [self.sheet, self.drawn])
 
     def _drop_zones(self) -> list[gr.File]:
         return [self.drop_look]
 
     def _held_by(self) -> list[Any]:
         """Return the components that show the selected picture, in the order of `_in_hand`."""
-        return [self.held, self.looked]
+        return [self.held, self.looked, self.look_label]
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         """Return the values of those components for a picture."""
-        return held, self.controller.look(held)
+        return held, self.controller.look(held), _shown_label(held)
 
 
 class CodePage(Page):
@@ -369,6 +429,7 @@ class CodePage(Page):
                     held, self.controller.lower_half, held.label, COMPLETIONS, 0, {}
                 )
                 self.completed = gr.HTML(completed, elem_id="completed", elem_classes="tes-completions")
+                self._savers(save_button("Save all as one picture", "#completed img", f"{self.file}_completed.png"))
 
     def _how_it_completes(self) -> str:
         settings = "Temperature, guidance and truncation are those of the first page."
@@ -410,9 +471,10 @@ class CodePage(Page):
                     self.undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
                     self.blank = gr.Button("Blank", size="sm", min_width=80, elem_id="blank")
                     self.again = gr.Button("Start again", size="sm", min_width=80, elem_id="in-hand")
+                self._savers(save_button("Save the image", "#canvas img", f"{self.file}_painted.png"))
                 self._note(
-                    "Choose a code on the left, then click or drag over the image: its places take the code, and the "
-                    "image is decoded anew. What a code looks like depends on its neighbours."
+                    "Choose a code of the codebook, then click or drag over the image: its places take the code, and "
+                    "the image is decoded anew. What a code looks like depends on its neighbours."
                 )
                 self.drop_codebook = self._drop_zone("codebook")
 
@@ -439,7 +501,7 @@ class CodePage(Page):
         return [self.drop_look, self.drop_complete, self.drop_codebook]
 
     def _held_by(self) -> list[Any]:
-        return [self.held, self.looked, self.mask, self.label, self.completed, self.canvas, self.painting]
+        return [*super()._held_by(), self.mask, self.label, self.completed, self.canvas, self.painting]
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         canvas = Canvas(held.codes, ())
@@ -447,7 +509,7 @@ class CodePage(Page):
             self.controller.cover(held, self.controller.lower_half),
             self.controller.canvas_board(canvas),
         )
-        return held, self.controller.look(held), board_to_cover, _shown_label(held), "", canvas, painting
+        return *super()._in_hand(held), board_to_cover, _shown_label(held), "", canvas, painting
 
     def on_uncover(self, held: Held) -> dict[str, Any]:
         return self.controller.cover(held, [])
@@ -528,6 +590,7 @@ class ScalesPage(Page):
                 )
                 refined = self.controller.refine(held, kept, held.label, COMPLETIONS, 0, {}) if kept < most else ""
                 self.refined = gr.HTML(refined, elem_id="refined")
+                self._savers(save_button("Save all as one picture", "#refined img", f"{self.file}_refined.png"))
 
     def _join(self) -> None:
         super()._join()
@@ -539,11 +602,11 @@ class ScalesPage(Page):
         return [self.drop_look, self.drop_scales]
 
     def _held_by(self) -> list[Any]:
-        return [self.held, self.looked, self.coarse, self.kept, self.label, self.refined]
+        return [*super()._held_by(), self.coarse, self.kept, self.label, self.refined]
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
         kept = max(1, len(self.controller.grids) // 2)
-        return held, self.controller.look(held), self.controller.coarse(held, kept), kept, _shown_label(held), ""
+        return *super()._in_hand(held), self.controller.coarse(held, kept), kept, _shown_label(held), ""
 
     def on_kept(self, held: Held, kept: float) -> tuple[str, str]:
         return self.controller.coarse(held, int(kept)), ""  # what was drawn for other grids goes
@@ -588,6 +651,16 @@ class MapPage(Page):
                 gr.HTML(plane_board.legend(shown), padding=False)
             with gr.Column(scale=2, min_width=300):
                 self.there = gr.HTML(told, elem_id="there")
+                self._savers(save_button("Save the image", "#tes-decoded img", f"{self.file}_decoded.png"))
+                choices = [("the nearest image's", NO_CLASS), *self.classes]
+                self.map_label = gr.Dropdown(
+                    choices,
+                    value=NO_CLASS,
+                    label="Class",
+                    info="as of which a place is decoded",
+                    visible=self.controller.needs_class,
+                    elem_id="map-label",
+                )
                 names = (name.capitalize() for name in shown.axes)
                 ends = ((left, most, right, "right"), (bottom, top, up, "up"))
                 self.right, self.up = (
@@ -602,14 +675,18 @@ class MapPage(Page):
 
     def _join(self) -> None:
         super()._join()
-        self._on(self.plane.click, self.on_place, [], [self.plane, self.there, self.right, self.up], True, True)
-        for slider in (self.right, self.up):
-            moved = slider.input
-            self._on(moved, self.controller.at, [self.right, self.up], [self.plane, self.there], True, True)
+        board: list[Any] = [self.plane, self.there]
+        place: list[Any] = [self.right, self.up, self.map_label]
+        self._on(self.plane.click, self.on_place, [self.map_label], [*board, self.right, self.up], True, True)
+        for control in place:
+            self._on(control.input, self.on_slider, place, board, True, True)
 
-    def on_place(self, event: gr.EventData) -> tuple[Any, ...]:
-        board, told = self.controller.at(event.right, event.up)
+    def on_place(self, label: int, event: gr.EventData) -> tuple[Any, ...]:
+        board, told = self.on_slider(event.right, event.up, label)
         return board, told, round(board["right"], 2), round(board["up"], 2)
+
+    def on_slider(self, right: float, up: float, label: int) -> tuple[Any, ...]:
+        return self.controller.at(right, up, None if label == NO_CLASS else label)
 
 
 def make_page(controller: Controller, name: str) -> Page:

@@ -1,18 +1,23 @@
 """The style of the page to play with: quiet, light and dark, wide and narrow, with large images whose pixels show."""
 
-from smalti.pipeline.playground import grid_board, plane_board
+from smalti.pipeline.playground import grid_board, plane_board, saving
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 STYLE = (
     """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding: .4rem 1.5rem 2rem !important; }
-.gradio-container main { padding: 0 !important; }
-footer { display: none !important; }
+.gradio-container {
+  width: 100%; min-width: 0 !important; max-width: 1240px !important; margin: 0 auto !important;
+  padding: .4rem clamp(.8rem, 4vw, 1.5rem) 2rem !important;  /* Gradio drops its own class from the rules for narrow windows */
+}
+.gradio-container .fillable { padding: 1rem 0 !important; }
+footer .divider { display: none !important; }
 .tes-head h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; letter-spacing: -.01em; font-weight: 650; }
+.tes-head a { color: inherit; text-underline-offset: .15em; }
 .tes-head p, .tes-note { color: var(--body-text-color-subdued); margin: .2rem 0 0; }
 .tes-note { font-size: .9rem; line-height: 1.45; max-width: 46rem; }
+.tes-bits { margin-top: 1rem; }
 .tes-side { border: 0 !important; }
 .gradio-container .form { background: none; border: 0; gap: .4rem; }
 
@@ -55,7 +60,6 @@ footer { display: none !important; }
 .tes-drop { border: 1px dashed var(--border-color-primary) !important; border-radius: 6px; }
 .tes-drop .wrap { font-size: .9rem !important; line-height: 1.4 !important; padding-top: 0 !important; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 1rem .8rem 2rem !important; }
   .tes-sheet.few { --side: 9rem; }
   .tes-sheet.some { --side: 5.6rem; }
   .tes-sheet.many { --side: 4.4rem; }
@@ -63,4 +67,5 @@ footer { display: none !important; }
 """
     + grid_board.STYLE
     + plane_board.STYLE
+    + saving.STYLE
 )

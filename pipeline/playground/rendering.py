@@ -5,6 +5,7 @@ Shapes: images (N, C, H, W) uint8; codes (h, w).
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 
 import PIL.Image
@@ -72,9 +73,9 @@ def code_grids(codes: Tensor, layout: Layout) -> list[Tensor]:
     return [each for part, grid in parts for each in part.view(*grid.shape, grid.depth).unbind(-1)]
 
 
-def looked_at(view: View, layout: Layout) -> Html:
+def looked_at(view: View, layout: Layout, class_name: str | None) -> Html:
     """Return the picture, its code grids if it has any, its reconstruction, their difference, and the figures."""
-    C, H, W = view.image.shape[1:]
+    H, W = view.image.shape[2:]
     named = zip(layout.codebook_names, code_grids(view.codes, layout), strict=False)
     grids = [
         figure_tag(code_grid(codes), f"its codes, {name}" if name else "its codes", id=f"tes-codes-{i}")
@@ -91,15 +92,43 @@ def looked_at(view: View, layout: Layout) -> Html:
             id="tes-difference",
         ),
     ]
+    sheet = tag("div", *shown, class_="tes-sheet few tes-still")
+    return join(sheet, tiles(figures_of(view, layout), "tes-tiles"), bits_explained(view, layout, class_name))
+
+
+def figures_of(view: View, layout: Layout) -> list[Figure]:
+    """Return the figures of a picture and of its codes."""
+    C, H, W = view.image.shape[1:]
     told = [Figure("PSNR", f"{view.psnr:.1f} dB", "of the reconstruction; more is nearer")]
     if view.bits is not None:
-        size = str(layout).replace(" x ", " × ")
-        told.append(Figure("codes", f"{number(round(view.bits))} bits", f"{size} as the prior predicts them"))
+        most = "" if view.exact else "at most "
+        told.append(Figure("codes by the prior", f"{most}{number(round(view.bits))} bits", "as it predicts them"))
     if view.evenly is not None:
-        uniform = f"{number(round(view.evenly))} bits"
-        told.append(Figure("without the prior", uniform, "were all codes alike likely"))
+        size = str(layout).replace(" x ", " × ")
+        told.append(Figure("codes alone", f"{number(round(view.evenly))} bits", f"{size}, all alike likely"))
     told.append(Figure("pixels", f"{number(view.raw)} bits", f"{H} × {W} × {C} bytes as they are"))
-    return join(tag("div", *shown, class_="tes-sheet few tes-still"), tiles(told, "tes-tiles"))
+    return told
+
+
+def bits_explained(view: View, layout: Layout, class_name: str | None) -> Html | None:
+    """Return how the bits of the codes are counted with the prior and without; nothing of vectors."""
+    if view.evenly is None:
+        return None
+    alone = (
+        f"Codes alone: each of the {number(layout.length)} codes is one of {number(layout.codebook_size)} and costs "
+        f"log2 {number(layout.codebook_size)} = {math.log2(layout.codebook_size):.4g} bits, whatever the picture."
+    )
+    parts = [tag("p", alone, class_="tes-note")]
+    if view.bits is not None:
+        given = "without a class" if class_name is None else f"given the class {class_name}"
+        bound = "" if view.exact else " This prior gives a bound: the true number is no larger."
+        by_prior = (
+            f"Codes by the prior: −log2 p(codes), {given}. A coder that knows the prior needs so many bits for this "
+            "picture: few where the prior expects it, more than for the codes alone where it is surprised." + bound
+        )
+        parts.append(tag("p", by_prior, class_="tes-note"))
+    parts.append(tag("p", "Neither counts what the codes lose of the pixels, which PSNR says.", class_="tes-note"))
+    return tag("div", *parts, class_="tes-bits")
 
 
 def on_plane(decoded: Tensor, nearest: Tensor, place: str, class_name: str | None) -> Html:

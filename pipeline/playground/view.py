@@ -25,6 +25,7 @@ class View(NamedTuple):
     psnr: float  # dB
     evenly: float | None  # bits of the codes if all were equally likely; None for vectors
     bits: float | None  # bits of the codes under the prior; None if it gives no likelihood
+    exact: bool  # false where they are a bound
     raw: int  # bits of the pixels
 
 
@@ -34,11 +35,12 @@ def view_picture(pipeline: ImagePipeline, image: Tensor, label: int | None) -> V
     codes = pipeline.encode_pixels(image, told)
     again = pipeline.decode(codes, told)
     names = pipeline.condition.class_names
-    layout, bits = pipeline.tokenizer.config.layout, None
+    layout, bits, exact = pipeline.tokenizer.config.layout, None, False
     if pipeline.prior.config.layout.discrete and isinstance(pipeline.prior, Scores):
         bits = -pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits.item()
+        exact = pipeline.prior.exact
     evenly = layout.length * math.log2(layout.codebook_size) if layout.discrete else None
-    return View(image, codes, again, psnr_each(image, again).item(), evenly, bits, 8 * image.numel())
+    return View(image, codes, again, psnr_each(image, again).item(), evenly, bits, exact, 8 * image.numel())
 
 
 def difference(image: Tensor, again: Tensor) -> Tensor:

@@ -89,6 +89,8 @@ footer { margin-top: 3.5rem; font-size: .85rem; color: var(--quiet); }
   h1 { font-size: 1.6rem; }
   .tiles { grid-template-columns: repeat(2, 1fr); gap: 1rem; }
   .tiles dd { font-size: 1.4rem; }
+  th, td { padding-right: .7rem; }
+  .chart.wide svg { min-width: 34rem; }
   .columns span, .rows span { font-size: .68rem; }
   .rows span { max-width: 4.6rem; }
   .named { column-gap: .4rem; }
