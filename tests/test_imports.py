@@ -26,6 +26,7 @@ SCRIPTS = {
         "configs",
         "doctor",
         "evaluate",
+        "export_lm",
         "generate",
         "publish",
         "report",
