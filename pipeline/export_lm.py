@@ -34,6 +34,7 @@ from smalti.common.errors import UserError
 from smalti.common.hub import README
 from smalti.common.launch import check_alone, make_accelerator, run_command
 from smalti.common.session import session
+from smalti.common.written import NAME, is_as_written, noted, tell_kept, write_text
 from smalti.pipeline.image_tokens import MARK, ImageTokens, check_layout, need_transformers
 from smalti.prior.data import check_tokenizer_of
 from smalti.tokenizer.model import load_tokenizer, trained
@@ -87,23 +88,21 @@ def export(c: Settings) -> Path:
     check_tokenizer_of(run, info)
     images = load_tokenizer(trained(run / "tokenizer"))
     tokens = ImageTokens.over(info, images, None if c.base is None else open_base(c.base))
-    ours = [*ImageTokens.files, README, *(f"data/{name}" for name in folder_names(splits))]
-    old = path / "data"
-    ours += [f"data/{each.name}" for each in old.glob("*-00000-of-00001.parquet")] if old.is_dir() else []
-    with folder.rewriting(path, ours) as aside:
+    parquet = {f"data/{name}-00000-of-00001.parquet": name for name in splits}
+    before = [f"data/{each.name}" for each in (path / "data").glob("*-00000-of-00001.parquet")]
+    kept = not is_as_written(path, README, noted(path))  # somebody has edited it
+    card = [] if kept else [README, NAME]
+    with folder.rewriting(path, [*ImageTokens.files, *parquet, *before, *card]) as aside:
         tokens.write(aside)
         (aside / "data").mkdir()
-        for name in splits:
-            split = codes.load_codes(source, [name]).splits[name]
-            write_rows(aside / "data" / f"{name}-00000-of-00001.parquet", tokens, split)
-        card = language_model_card(tokens, {name: each["rows"] for name, each in splits.items()}, path)
-        (aside / README).write_text(card, encoding="utf-8", errors="replace")
+        for file, name in parquet.items():
+            write_rows(aside / file, tokens, codes.load_codes(source, [name]).splits[name])
+        if kept:
+            tell_kept(path / README)
+        else:
+            rows = {name: each["rows"] for name, each in splits.items()}
+            write_text(aside / README, language_model_card(tokens, rows, path))
     return path
-
-
-def folder_names(splits: Sequence[str] | Mapping[str, object]) -> list[str]:
-    """Return the names of the files of these splits."""
-    return [f"{name}-00000-of-00001.parquet" for name in splits]
 
 
 def write_rows(path: Path, tokens: ImageTokens, split: CodesSplit) -> None:

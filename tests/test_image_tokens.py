@@ -1,5 +1,7 @@
 """Codes as tokens of a causal language model: what is drawn is a whole image, and it comes back as it was."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from smalti.common.errors import UserError
 from smalti.common.folder import read_json, sha256
 from smalti.common.layout import Grid, Layout
 from smalti.pipeline.export_lm import Settings, export, token_rows
-from smalti.pipeline.image_tokens import ImageTokens, LegalGrids, TokensConfig
+from smalti.pipeline.image_tokens import ImageTokens, LegalGrids, TokensConfig, need_transformers
 from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
@@ -157,6 +159,24 @@ def test_trainer_trains_on_the_folder_and_its_rows_decode_as_the_run_does(export
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_where_transformers_is_missing_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"pip install 'smalti\[lm\]'"):
+        need_transformers()
+
+
+def test_written_again_the_rows_are_new_and_an_edited_card_stays(finished_run, tmp_path, capsys):
+    c = Settings(run=str(finished_run), output=str(tmp_path / "lm"))
+    path = export(c)
+    (path / "README.md").write_text("mine")
+    (path / "data/train-00000-of-00001.parquet").unlink()
+    export(c)
+    assert (
+        path / "README.md"
+    ).read_text() == "mine" and "README.md is not as this command wrote it" in capsys.readouterr().err
+    assert (path / "data/train-00000-of-00001.parquet").exists()
 
 
 def test_vectors_and_a_strangers_folder_are_refused_before_anything_is_written(tokens, finished_run, tmp_path):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from smalti.common.errors import UserError
+from smalti.tokenizer.base import check_finite
 from smalti.tokenizer.bottleneck.vq import VectorQuantizer
 from smalti.tokenizer.criterion.likelihood.gaussian import Gaussian, GaussianConfig
 from smalti.tokenizer.criterion.likelihood.levels import HALF
@@ -176,10 +176,5 @@ class VQGANTokenizer(GridTokenizer):
 
     def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         z_e = self.latents(images)
-        bad = ~z_e.flatten(1).isfinite().all(1)
-        if bad.any():
-            raise UserError(
-                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: "
-                "give precision fp32, or another checkpoint"
-            )
+        check_finite(z_e, "give precision fp32, or another checkpoint")
         return self.quantizer(z_e.flatten(2)).indices
