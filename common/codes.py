@@ -43,6 +43,7 @@ from smalti.common.folder import (
     remove,
     replacing,
     settings_in,
+    sha256,
     sweep,
     write_json,
 )
@@ -547,6 +548,16 @@ def _rows_in(path: Path) -> int:
     except (pa.ArrowException, OSError) as error:
         pass_on(error)
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
+
+
+def check_tokenizer_of(run: Path, info: CodesInfo) -> None:
+    """Raise `UserError`, which names both, where a run has another tokenizer than wrote the codes."""
+    weights = run / "tokenizer/model/model.safetensors"
+    if weights.exists() and (found := sha256(weights)) != info.tokenizer.sha256:
+        raise UserError(
+            f"the codes were written by the tokenizer {info.tokenizer}, not by the one of this run, {weights.parent} "
+            f"(sha256 {found[:12]}): remove their folder and encode again, or give another --run"
+        )
 
 
 def codes_fingerprint(codes: Codes) -> str:

@@ -36,7 +36,6 @@ from smalti.common.launch import check_alone, make_accelerator, run_command
 from smalti.common.session import session
 from smalti.common.written import NAME, is_as_written, noted, tell_kept, write_text
 from smalti.pipeline.image_tokens import MARK, ImageTokens, check_layout, need_transformers
-from smalti.prior.data import check_tokenizer_of
 from smalti.tokenizer.model import load_tokenizer, trained
 
 if TYPE_CHECKING:  # seconds, and optional
@@ -85,7 +84,7 @@ def export(c: Settings) -> Path:
     source = Path(c.codes or run / "codes")
     info, splits = codes.read_info(source)
     check_layout(info.layout)
-    check_tokenizer_of(run, info)
+    codes.check_tokenizer_of(run, info)
     images = load_tokenizer(trained(run / "tokenizer"))
     tokens = ImageTokens.over(info, images, None if c.base is None else open_base(c.base))
     parquet = {f"data/{name}-00000-of-00001.parquet": name for name in splits}

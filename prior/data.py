@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smalti.common.codes import Codes, CodesInfo, CodesSplit, load_codes
+from smalti.common.codes import Codes, CodesInfo, CodesSplit, check_tokenizer_of, load_codes
 from smalti.common.errors import UserError
-from smalti.common.folder import sha256
 from smalti.common.progress import on_main
 from smalti.common.seeds import normals_of_rows
 from smalti.prior.config import PriorConfig
@@ -62,16 +61,6 @@ class CodesRows(Dataset):
             codes = codes + torch.from_numpy(self.split.scale[rows]) * noise
         column = None if self.split.condition is None else self.split.condition[rows]
         return CodesBatch(codes, self.condition.of_rows(column, len(rows)), key[0])
-
-
-def check_tokenizer_of(run: Path, info: CodesInfo) -> None:
-    """Raise `UserError`, which names both, where a run has another tokenizer than wrote the codes."""
-    weights = run / "tokenizer/model/model.safetensors"
-    if weights.exists() and (found := sha256(weights)) != info.tokenizer.sha256:
-        raise UserError(
-            f"the codes were written by the tokenizer {info.tokenizer}, not by the one of this run, {weights.parent} "
-            f"(sha256 {found[:12]}): remove their folder and encode again, or give another --run"
-        )
 
 
 def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:

@@ -34,7 +34,7 @@ from pydantic import Field
 from torch import Tensor
 
 from smalti.common import codes, config
-from smalti.common.codes import Codes, CodesSplit
+from smalti.common.codes import Codes, CodesSplit, check_tokenizer_of
 from smalti.common.commands import as_typed, quoted
 from smalti.common.config import Settings as BaseSettings
 from smalti.common.errors import UserError
@@ -46,7 +46,7 @@ from smalti.common.record import code_version
 from smalti.common.session import session
 from smalti.prior.base import FlowsBack, Prior, Scores
 from smalti.prior.baselines import Marginal, uniform_nll
-from smalti.prior.data import CodesRows, check_tokenizer_of, plain_views, tell_of_other_codes
+from smalti.prior.data import CodesRows, plain_views, tell_of_other_codes
 from smalti.prior.model import load_prior
 
 PART = 1000  # images
