@@ -46,6 +46,8 @@ COMMANDS = {
     "report": Command("pipeline/report.py", "all of a run on one page", ALONE),
     "app": Command("pipeline/app.py", "a page to play with: draw, look, complete, paint with codes", ALONE),
     "publish": Command("pipeline/publish.py", "a run as a Hub repository, with a card that says what it is", ALONE),
+    "export-lm": Command("pipeline/export_lm.py", "codes as tokens of a language model of transformers", ALONE),
+    "export-onnx": Command("pipeline/export_onnx.py", "encoder, decoder and prior as ONNX graphs", ALONE),
     "compress": Command("pipeline/compress.py", "images -> few bytes, and back", ALONE),
     "configs": Command("pipeline/configs.py", "list the shipped configs, or copy one to change it", ALONE),
     "doctor": Command("pipeline/doctor.py", "versions, devices, memory; whether a config fits this machine", ALONE),

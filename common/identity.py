@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from torch import Tensor
 
-from smalti.common.codes_info import TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.folder import DECODES_ONLY, MODEL_FILES, inside, read_json, sha256
@@ -69,3 +69,15 @@ def _earlier_files(folder: Path, codes: str) -> tuple[str, ...]:
     """Return the files that the model of a run began from, with the same codes."""
     began = next((change.identity for change in read_history(folder.parent) if change.identity is not None), None)
     return began.files if began is not None and began.sha256 == codes else ()
+
+
+def check_tokenizer_of(run: Path, info: CodesInfo) -> None:
+    """Raise `UserError`, which names both, where a run's tokenizer makes other codes than these."""
+    model = run / "tokenizer/model"
+    if not (model / MODEL_FILES[1]).exists():
+        return
+    if not (found := identity_of(model, str(model))).same_codes(info.tokenizer):
+        raise UserError(
+            f"the codes were written by the tokenizer {info.tokenizer}, not by the one of this run, {found}: remove "
+            "their folder and encode again, or give another --run"
+        )

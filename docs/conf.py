@@ -7,6 +7,7 @@ The pages are plain Markdown and read on their own. Where one names a file of th
 import ast
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -134,10 +135,17 @@ def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def copy_live(app: Sphinx, error: Exception | None) -> None:
+    """The page that computes in the browser is no page of Sphinx's: its folder goes along as it is."""
+    if error is None and app.builder.name == "html":
+        shutil.copytree(ROOT / "docs/live", Path(app.outdir) / "live", dirs_exist_ok=True)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.add_post_transform(SourceLinks)
     app.connect("source-read", notebook_page)
     app.add_post_transform(CodeBreaks)
     app.connect("html-collect-pages", source_pages)
+    app.connect("build-finished", copy_live)
     return {"parallel_read_safe": False, "parallel_write_safe": False}

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from smalti.common.codes import Codes, CodesSplit, load_codes
 from smalti.common.codes_info import CodesInfo
 from smalti.common.errors import UserError
-from smalti.common.identity import identity_of
+from smalti.common.identity import check_tokenizer_of
 from smalti.common.progress import on_main
 from smalti.common.seeds import normals_of_rows
 from smalti.prior.config import PriorConfig
@@ -63,18 +63,6 @@ class CodesRows(Dataset):
             codes = codes + torch.from_numpy(self.split.scale[rows]) * noise
         column = None if self.split.condition is None else self.split.condition[rows]
         return CodesBatch(codes, self.condition.of_rows(column, len(rows)), key[0])
-
-
-def check_tokenizer_of(run: Path, info: CodesInfo) -> None:
-    """Raise `UserError`, which names both, where a run's tokenizer makes other codes than these."""
-    model = run / "tokenizer/model"
-    if not (model / "model.safetensors").exists():
-        return
-    if not (found := identity_of(model, str(model))).same_codes(info.tokenizer):
-        raise UserError(
-            f"the codes were written by the tokenizer {info.tokenizer}, not by the one of this run, {found}: remove "
-            "their folder and encode again, or give another --run"
-        )
 
 
 def tell_of_other_codes(now: str | None, config: PriorConfig) -> None:

@@ -71,13 +71,14 @@ from smalti.common.commands import as_typed, quoted
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
 from smalti.common.folder import sha256
+from smalti.common.identity import check_tokenizer_of
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.record import code_version
 from smalti.common.session import session
 from smalti.prior.base import FlowsBack, Prior, Scores
 from smalti.prior.baselines import Marginal, uniform_nll
-from smalti.prior.data import CodesRows, check_tokenizer_of, plain_views, tell_of_other_codes
+from smalti.prior.data import CodesRows, plain_views, tell_of_other_codes
 from smalti.prior.model import load_prior
 
 PART = 1000  # images

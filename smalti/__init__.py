@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smalti.common.plots import make_grid
     from smalti.pipeline.image_pipeline import ImagePipeline
+    from smalti.pipeline.image_tokens import ImageTokens
     from smalti.prior.model import load_prior
     from smalti.tokenizer.model import load_tokenizer
 
-__all__ = ["ImagePipeline", "load_prior", "load_tokenizer", "make_grid"]
+__all__ = ["ImagePipeline", "ImageTokens", "load_prior", "load_tokenizer", "make_grid"]
 
 _FACE = {
     "ImagePipeline": "smalti.pipeline.image_pipeline",
+    "ImageTokens": "smalti.pipeline.image_tokens",
     "load_prior": "smalti.prior.model",
     "load_tokenizer": "smalti.tokenizer.model",
     "make_grid": "smalti.common.plots",

@@ -36,6 +36,8 @@ SCRIPTS = {
         "configs",
         "doctor",
         "evaluate",
+        "export_lm",
+        "export_onnx",
         "generate",
         "publish",
         "report",
@@ -159,7 +161,8 @@ def test_only_its_own_room_and_the_registry_know_a_family():
 
 def test_what_takes_long_to_import_is_imported_where_it_is_used():
     """Each of these takes a third of the time in which a command starts, or more, and few commands need it."""
-    slow = ("torchvision", "torch.distributed.fsdp", "torch.distributed.tensor", "matplotlib", "gradio", "zuko")
+    fsdp = ("torch.distributed.fsdp", "torch.distributed.tensor")
+    slow = ("torchvision", *fsdp, "matplotlib", "gradio", "onnxruntime", "transformers", "zuko")
     for name, path in modules().items():
         if room_of(name) == "benchmarks" or path.name == "gradio_page.py":  # which a command imports when it starts it
             continue

@@ -151,6 +151,22 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
         return folder.load_model(path, cls, cls.config_class)
 
 
+def check_finite(outputs: Tensor, instead: str) -> None:
+    """Raise `UserError`, which says what to do instead, unless an encoder's outputs (B, ...) are all finite.
+
+    The nearest code to NaN is some code: it would be written down as if it meant something. A graph that is exported
+    cannot raise, and does not check.
+    """
+    if torch.compiler.is_exporting():
+        return
+    bad = ~outputs.flatten(1).isfinite().all(1)
+    if bad.any():
+        raise UserError(f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: {instead}")
+
+
+DIVERGED = "its weights have diverged, or precision fp32 is needed; train another --run with a lower lr"
+
+
 class Bound(NamedTuple):
     """The terms of bounds on −log p(x) of images under p(z) = N(0, I), in nats; given the class where it is told."""
 

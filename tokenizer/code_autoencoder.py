@@ -15,8 +15,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 from torch.nn import Parameter
 
-from smalti.common.errors import UserError
-from smalti.tokenizer.base import Terms, TrainedTokenizer
+from smalti.tokenizer.base import DIVERGED, Terms, TrainedTokenizer, check_finite
 from smalti.tokenizer.bottleneck.base import Quantized, Quantizer, Table
 from smalti.tokenizer.code_autoencoder_config import CodeAutoencoderConfig
 from smalti.tokenizer.config import TrainConfig
@@ -61,12 +60,7 @@ class CodeAutoencoder(NetworkTokenizer, TrainedTokenizer):
 
     def _encode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         z_e = self.latents(images)
-        bad = ~z_e.flatten(1).isfinite().all(1)
-        if bad.any():  # the nearest code to NaN is some code: it would be written down as if it meant something
-            raise UserError(
-                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: its weights have "
-                "diverged, or precision fp32 is needed; train another --run with a lower lr"
-            )
+        check_finite(z_e, DIVERGED)
         return self.quantizer(z_e.flatten(2)).indices
 
     # ------------------------------------------------------------------------------------------------------ in training

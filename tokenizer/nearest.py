@@ -42,6 +42,8 @@ def nearest_indices(vectors: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         (N,) int64. Ties go to the lowest index; a vector that is not finite gets some index.
     """
+    if torch.compiler.is_exporting():
+        return nearest_plain(vectors.T[None], codebook)[0]
     if vectors.is_cuda and len(vectors) and kernel_is_trusted(vectors.shape[1], vectors.device):
         from smalti.tokenizer.nearest_triton import nearest_fused  # not every torch comes with triton
 
@@ -51,9 +53,21 @@ def nearest_indices(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def nearest_places(z_e: Tensor, codebook: Tensor) -> Tensor:
     """Return the nearest code of each place, (B, P), of z_e (B, D, P), which is not transposed on a CPU."""
+    if torch.compiler.is_exporting():
+        return nearest_plain(z_e, codebook)
     if z_e.is_cuda:
         return nearest_indices(rearrange(z_e, "b d p -> (b p) d"), codebook).view(len(z_e), -1)
     return nearest_tiled(z_e, codebook)
+
+
+def nearest_plain(columns: Tensor, codebook: Tensor) -> Tensor:
+    """Return the nearest codes (B, n) of columns (B, D, n), by one product, of which a graph can be exported.
+
+    Of codes that score the same the first is taken, as in `nearest_tiled`.
+    """
+    centre = centre_of(codebook)
+    table = codebook.float() - centre
+    return (table @ (columns.float() - centre[:, None]) - table.square().sum(1, keepdim=True) / 2).argmax(1)
 
 
 @contextmanager

@@ -21,8 +21,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import Parameter
 
 from smalti.common.condition import Condition
-from smalti.common.errors import UserError
-from smalti.tokenizer.base import Bound, LikelihoodTokenizer, Terms, TrainedTokenizer
+from smalti.tokenizer.base import DIVERGED, Bound, LikelihoodTokenizer, Terms, TrainedTokenizer, check_finite
 from smalti.tokenizer.criterion.likelihood.base import build_likelihood
 from smalti.tokenizer.criterion.likelihood.levels import LOG_WIDTH
 from smalti.tokenizer.criterion.objective.base import Evidence, build_objective
@@ -177,12 +176,7 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
     def _numbers(self, images: Tensor, told: Tensor) -> Tensor:
         """Return h (B, P, N) of images. Raises `UserError` where it is not finite."""
         h = self.network.encode(images, told)
-        bad = ~h.flatten(1).isfinite().all(1)
-        if bad.any():
-            raise UserError(
-                f"the encoder's output is NaN or Inf for {int(bad.sum())} of {len(bad)} images: its weights have "
-                "diverged, or precision fp32 is needed; train another --run with a lower lr"
-            )
+        check_finite(h, DIVERGED)
         return h
 
     def _output(self, latents: Tensor, condition: Tensor | None) -> Tensor:
