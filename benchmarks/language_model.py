@@ -136,7 +136,10 @@ def nll_of_ours(run: Path, to: Path) -> dict[str, Any]:
         some = split.at(slice(start, start + SCORED))
         there = torch.from_numpy(np.asarray(some.codes).astype(np.int64))
         total -= prior.log_prob(there, torch.from_numpy(some.condition)).double().sum().item()
-    return {"nll": total / split.codes.size, "weights": sum(p.numel() for p in prior.parameters())}
+    return {
+        "nll": total / (len(split.codes) * prior.config.layout.length),
+        "weights": sum(p.numel() for p in prior.parameters()),
+    }
 
 
 @torch.inference_mode()

@@ -9,9 +9,8 @@ codes are, in its metadata under `smalti`.
 """
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +128,6 @@ def run_graph(path: Path, inputs: dict[str, Tensor]) -> Tensor:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     batch = session.get_inputs()[0].shape[0]
-    parts: Sequence[Any] = zip(*(each.split(batch) for each in inputs.values()), strict=True)
+    parts = zip(*(each.split(batch) for each in inputs.values()), strict=True)
     found = [session.run(None, {n: t.numpy() for n, t in zip(inputs, part, strict=True)})[0] for part in parts]
     return torch.cat([torch.from_numpy(each) for each in found])
