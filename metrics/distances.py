@@ -19,6 +19,8 @@ from torch import Tensor
 from smalti.common.progress import passing_bar
 from smalti.metrics.neighbours import BLOCK, distance_blocks, in_double
 
+SLACK = 1e-9  # of a radius in fp64, whose rounding is a thousandth of it
+
 
 class Moments(NamedTuple):
     mean: Tensor  # (D,) float64
@@ -133,8 +135,12 @@ def density_coverage(real: Tensor, drawn: Tensor, k: int = 5) -> DensityCoverage
 
 
 def _radii(features: Tensor, k: int) -> Tensor:
-    """Return the distance (N,) from each of features (N, D) to its k-th neighbour; the nearest of all is itself."""
-    return torch.cat([distances.kthvalue(k + 1).values for _, distances in distance_blocks(features, features)])
+    """Return the distance (N,) from each of features (N, D) to its k-th neighbour; the nearest of all is itself.
+
+    It is longer by `SLACK`: a product may round another way from there to here, and the neighbour lies in the ball.
+    """
+    blocks = distance_blocks(features, features)
+    return torch.cat([distances.kthvalue(k + 1).values for _, distances in blocks]) * (1 + SLACK)
 
 
 def _check(a: Tensor, b: Tensor, fewest: int) -> None:

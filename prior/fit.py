@@ -335,7 +335,8 @@ def read_mixtures(saved: state.State, task: Task) -> dict[int, GaussianMixture]:
     """Return the mixtures of a state. Raises KeyError or ValueError where they do not fit."""
     found, prior = {}, task.prior
     for number in task.groups:
-        tensors = [saved.tensors["mixtures"][f"{number}.{name}"].to(prior.device) for name in TENSORS]
+        # copied: a file's tensors begin anywhere in memory, and on some CPUs products of such round another way
+        tensors = [saved.tensors["mixtures"][f"{number}.{name}"].to(prior.device, copy=True) for name in TENSORS]
         for name, tensor in zip(TENSORS, tensors, strict=True):
             wanted = getattr(prior, name)[number].shape
             if tensor.shape != wanted or tensor.dtype != torch.float64:
