@@ -1,6 +1,6 @@
-"""The weights a training begins from: a folder of ours, or a repository of the Hub.
+"""The weights a training begins from: a folder of ours, what comes with the package, or a repository of the Hub.
 
-start_from: runs/digits/tokenizer/model  |  runs/digits  |  runs/digits/pipeline  |  owner/name
+start_from: runs/digits/tokenizer/model  |  runs/digits  |  runs/digits/pipeline  |  smalti/digits  |  owner/name
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from smalti.common import state
+from smalti.common.bundled import run_named
 from smalti.common.config import Settings, build
 from smalti.common.errors import UserError
 from smalti.common.folder import MODEL_FILES, kind_in, read_json, sha256
@@ -43,15 +44,16 @@ def find_model_folder(start_from: str, stage: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    if not Path(start_from).is_dir():
+    given = run_named(start_from)
+    if not given.is_dir():
         try:
             return locate(start_from, MODEL_FILES)
         except NoSuchFile:  # of a pipeline
             return locate(start_from, MODEL_FILES, subfolder=stage)
     places = (".", "model", f"{stage}/model", stage)
     for place in places:
-        if (Path(start_from) / place / MODEL_FILES[0]).is_file():
-            return Path(start_from) / place
+        if (given / place / MODEL_FILES[0]).is_file():
+            return given / place
     raise UserError(
         f"start_from: {start_from} must hold a {stage}, {MODEL_FILES[0]} beside {MODEL_FILES[1]}, there or in "
         f"{', '.join(f'{place}/' for place in places[1:])}, and holds none"

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from smalti import ImagePipeline, load_prior, load_tokenizer
 from smalti.common import bundled
 from smalti.common.errors import UserError
+from smalti.common.origin import find_model_folder
 from smalti.pipeline.app import load_pipeline
 from smalti.pipeline.generate import Settings, generate, output_folder
 
@@ -36,6 +37,11 @@ def test_it_is_found_by_its_name_whole_and_in_parts(elsewhere, digits):
     parts = load_tokenizer(NAME, subfolder="tokenizer"), load_prior(NAME, subfolder="prior")
     assert [part.config for part in parts] == [digits.tokenizer.config, digits.prior.config]
     assert bundled.names() == [NAME]
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_a_training_begins_from_it_by_its_name(elsewhere, stage):
+    assert find_model_folder(NAME, stage) == bundled.PRETRAINED / "digits" / stage
 
 
 def test_it_is_found_in_a_checkout_too_where_a_folder_has_the_first_part_of_its_name(monkeypatch, digits):
