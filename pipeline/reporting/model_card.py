@@ -234,8 +234,8 @@ def budget(contents: RunContents, what: What) -> Iterator[str]:
     for stage in (row[0] for row in rows):
         if told := list(sentences(contents.history(stage))):
             yield f"The {stage}'s training: {plain(' '.join(told))}\n"
-    if kept := contents.prior_figures().get("best_step") if what != "tokenizer" else None:
-        yield f"The prior keeps the weights of step {_count(kept)}, the best on validation.\n"
+    if kept := finite(contents.prior_figures().get("best_step")) if what != "tokenizer" else None:
+        yield f"The prior keeps the weights of step {int(kept):,}, the best on validation.\n"  # a float in its file
     if any(row[-1] == "–" for row in rows):
         yield "Only `pipeline/run.py` records seconds; these trainings were started otherwise.\n"
     else:
