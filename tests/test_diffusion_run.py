@@ -1,6 +1,7 @@
 """A diffusion prior in a run: trained, resumed, drawn from, measured, over a VAE's vectors and over those of codes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -138,6 +139,7 @@ def test_every_command_runs_on_it(name, request, runs, accelerator, capfd):
     assert (run / "report.html").exists()
     card = model_card(gather(run), "pipeline")
     assert ("images from vectors" in card) is (name == "trained"), "the card names what the latents are"
+    assert re.search(r"The prior keeps the weights of step \d", card), "the step is a float in its file"
 
 
 def test_a_run_of_another_command_is_called_so(run, accelerator):
