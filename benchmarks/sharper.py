@@ -1,4 +1,4 @@
-"""What each loss of stage one does to the same photo: squared error, perceptual, adversarial, both, in equal time.
+"""The losses of stage one on the same photo: squared error, perceptual, adversarial, both, in equal CPU time.
 
     python -m benchmarks.sharper --name emoji --data FOLDER_OF_PARQUET --judge LABELLED_FOLDER --work DIR \
         --minutes 10 --seeds 0 1 2
@@ -39,8 +39,9 @@ from smalti.common.data.run_images import open_run_images
 from smalti.common.folder import read_json, write_json
 from smalti.common.plots import image_grid
 from smalti.common.record import record
-from smalti.metrics.classifier import Classifier, Recipe, load_or_train
+from smalti.metrics.classifier import Classifier, load_or_train
 from smalti.metrics.distances import frechet_distance
+from smalti.metrics.features_config import Recipe
 from smalti.tokenizer.labelled import as_read, labelled
 from smalti.tokenizer.model import load_tokenizer
 

@@ -19,7 +19,7 @@ ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU
 
 
 class Spent(NamedTuple):
-    """What a command took."""
+    """The processor time and the memory of a command."""
 
     cpu: float  # seconds of the processor, user's and system's
     system: float  # of these the system's

@@ -80,7 +80,7 @@ class LogProb(NamedTuple):
 
 
 class PipelineConfig(NamedTuple):
-    """What a pipeline is made of, as its files say it."""
+    """The settings of a pipeline and of its parts, as its files have them."""
 
     tokenizer: ImageTokenizerConfig
     prior: PriorConfig

@@ -25,8 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from smalti.common import folder
-from smalti.common.codes import CodesInfo
-from smalti.common.codes_info import TokenizerIdentity
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.condition import Condition
 from smalti.common.config import Settings
 from smalti.common.data.pixels import to_pil, to_uint8
@@ -47,7 +46,7 @@ MARK = "image_tokens.json"
 
 
 class TokensConfig(Settings):
-    """Which token is which code, `image_tokens.json`."""
+    """The settings in `image_tokens.json`: the token of each code."""
 
     layout: Layout
     """what stands where in an image"""

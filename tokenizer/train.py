@@ -119,15 +119,7 @@ LEEWAY = Leeway(
 AS_IT_IS = "tokenizer/encode.py turns images into codes with it, and prior/train.py trains a prior on those codes"
 REVIVE_UNTIL = 0.8  # of the steps; in the rest the decoder learns what the last codes mean
 SCALE_PACE = 10.0
-NO_TERMS = FIGURES | {
-    "step",
-    "split",
-    "loss",
-    "lr",
-    "skipped_steps",
-    "distortion",
-    "rate",
-}  # of what is logged in training
+NO_TERMS = FIGURES | {"step", "split", "loss", "lr", "skipped_steps", "distortion", "rate"}  # logged in training
 
 
 def trained_kinds() -> list[str]:

@@ -1,4 +1,4 @@
-"""What the page answers programs: the same actions by name, with whole values in and out.
+"""The endpoints of the page for programs: its actions by name, with whole values in and out.
 
     /draw, /look, /decode, and of codes in rows and columns /complete
 

@@ -1,4 +1,4 @@
-"""What a visitor can try at one click: settings to draw with, and pictures for whoever has none at hand.
+"""The examples of the page, at one click: settings to draw with, and pictures for whoever has none at hand.
 
 The pictures are unlike those of any training set, so they show what the codes cannot say and what surprises the prior.
 """

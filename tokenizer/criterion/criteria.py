@@ -29,7 +29,8 @@ from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.adversarial.adversary import Adversary
 from smalti.tokenizer.criterion.adversarial.base import build_discriminator
 from smalti.tokenizer.criterion.adversarial.config import DiscriminatorConfig
-from smalti.tokenizer.criterion.perceptual.features import FeatureDistance, FeatureDistanceConfig
+from smalti.tokenizer.criterion.perceptual.config import FeatureDistanceConfig
+from smalti.tokenizer.criterion.perceptual.features import FeatureDistance
 from smalti.tokenizer.criterion.trunk.base import Place, Trunk
 from smalti.tokenizer.run_features import features_cache
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from smalti.common.precision import fp32
-from smalti.tokenizer.criterion.likelihood.config import LikelihoodConfig
-from smalti.tokenizer.criterion.likelihood.levels import LEVELS, pixels_of
+from smalti.tokenizer.criterion.likelihood.config import LEVELS, LikelihoodConfig
+from smalti.tokenizer.criterion.likelihood.levels import pixels_of
 
 Below = Callable[[Tensor], Tensor]  # levels (B, H, W, n) in [1, 255] -> P(a pixel's level is below each), of that shape
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from smalti.common.precision import fp32
 from smalti.tokenizer.criterion.likelihood.base import Likelihood
-from smalti.tokenizer.criterion.likelihood.config import BernoulliConfig
-from smalti.tokenizer.criterion.likelihood.levels import HALF, LEVELS
+from smalti.tokenizer.criterion.likelihood.config import LEVELS, BernoulliConfig
+from smalti.tokenizer.criterion.likelihood.levels import HALF
 
 
 @BernoulliConfig.register

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from smalti.common.precision import fp32
 from smalti.tokenizer.criterion.likelihood.base import Likelihood
-from smalti.tokenizer.criterion.likelihood.config import CategoricalConfig
-from smalti.tokenizer.criterion.likelihood.levels import LEVELS, all_levels, levels_of, pixels_of
+from smalti.tokenizer.criterion.likelihood.config import LEVELS, CategoricalConfig
+from smalti.tokenizer.criterion.likelihood.levels import all_levels, levels_of, pixels_of
 
 
 @CategoricalConfig.register

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smalti.tokenizer.criterion.likelihood.base import Below
-from smalti.tokenizer.criterion.likelihood.levels import LEVELS
+from smalti.tokenizer.criterion.likelihood.config import LEVELS
 
 RADIX = 4
 FLOOR = 2.0**-50  # of a mass: differences of P below that are rounding
