@@ -10,6 +10,7 @@ batch; the peer of a ratio is the fastest of them. What one image takes from a w
 benchmarks/starting.py.
 
     python -m benchmarks.sampling [--shapes 5m 38m] [--batches 1 16 64] [--repeats 3] [--output JSON]
+    python -m benchmarks.sampling --batches 1 --precisions fp32 --times    # without the exactness
     python -m benchmarks.sampling --device cuda    # bf16 alone; and the shape of LlamaGen-B under guidance, ours alone
 
 Of ours in bf16 also the share of the bandwidth floor: the time to read each weight and the written part of the cache
@@ -144,18 +145,20 @@ PEERS = {
 }
 
 
-def make_peers(shape: Shape, device: str) -> dict[str, nn.Module]:
+def make_peers(shape: Shape, precisions: Sequence[Precision], device: str) -> dict[str, nn.Module]:
     """Return the peers by name and precision; none where there are classes, since they draw without guidance."""
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    wanted = [(name, each) for name in PEERS for each in types if each in PRECISIONS[device] and not shape.classes]
+    wanted = [(name, each) for name in PEERS for each in types if each in precisions and not shape.classes]
     return {f"{name} {each}": PEERS[name][0](shape).eval().to(device, types[each]) for name, each in wanted}
 
 
-def contestants(prior: Prior, peers: dict[str, nn.Module], shape: Shape, batch: int, device: str) -> dict[str, Draw]:
+def contestants(
+    prior: Prior, peers: dict[str, nn.Module], shape: Shape, batch: int, precisions: Sequence[Precision], device: str
+) -> dict[str, Draw]:
     """Return the samplers of a batch by name and precision. Ours in int8 is for single images."""
     labels, prompt = torch.zeros(batch, dtype=torch.int64), torch.full((batch, 1), shape.codebook_size, device=device)
     found: dict[str, Draw] = {}
-    for precision in PRECISIONS[device]:
+    for precision in precisions:
         if precision == "int8" and batch > 1:
             continue
         config = SamplingConfig(precision=precision, guidance=GUIDANCE if shape.classes else 1)
@@ -190,18 +193,21 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, device: str) -> Iterator[Figures]:
+def measure(
+    shape: Shape, batches: Sequence[int], precisions: Sequence[Precision], repeats: int, rate: float, device: str
+) -> Iterator[Figures]:
     """Yield the figures of each batch size."""
-    prior, peers = make_stirred(shape).to(device), make_peers(shape, device)
+    prior, peers = make_stirred(shape).to(device), make_peers(shape, precisions, device)
     models = {"ours": prior, **{name.split()[0]: model for name, model in peers.items()}}
     sizes = {name: parameters(model) for name, model in models.items()}
     for batch in batches:
         gc.collect()  # captured graphs and what they read refer to each other
         rounds = repeats * max(1, MORE_ROUNDS // batch)
-        runs = interleaved(contestants(prior, peers, shape, batch, device), rounds, device)
+        runs = interleaved(contestants(prior, peers, shape, batch, precisions, device), rounds, device)
         best = {name: min(times) for name, times in runs.items()}
         floor = floor_seconds(prior, batch * (1 + bool(shape.classes)), rate)
-        yield {
+        share = {"share_of_floor": floor * shape.length / best["ours bf16"]} if "ours bf16" in best else {}
+        yield share | {
             "shape": shape.preset,
             "batch": batch,
             "parameters": sizes,
@@ -209,7 +215,6 @@ def measure(shape: Shape, batches: Sequence[int], repeats: int, rate: float, dev
             "images_a_second": {name: batch / each for name, each in best.items()},
             "seconds": runs,
             "ratios": ratios(best),
-            "share_of_floor": floor * shape.length / best["ours bf16"],
         }
 
 
@@ -265,16 +270,19 @@ def main() -> None:
     parser.add_argument("--device", choices=RUNS, default="cpu")
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", help="5m and 38m on a CPU, else all")
     parser.add_argument("--batches", type=int, nargs="+", help="1 16 64 on a CPU, else 1 8 16 64 256 512")
+    parser.add_argument("--precisions", choices=PRECISIONS["cpu"], nargs="+", help="all of them, on CUDA bf16 alone")
+    parser.add_argument("--times", action="store_true", help="without the exactness")
     parser.add_argument("--repeats", type=int, default=3, help="rounds, four times as many for single images")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     shapes, batches = args.shapes or RUNS[args.device][0], args.batches or RUNS[args.device][1]
+    precisions = args.precisions or PRECISIONS[args.device]
     rate, points, exact = copy_rate(args.device), [], []
     for shape in (SHAPES[name] for name in shapes):
-        for point in measure(shape, batches, args.repeats, rate, args.device):
+        for point in measure(shape, batches, precisions, args.repeats, rate, args.device):
             points.append(point)
             print(json.dumps(point), flush=True)
-        if not shape.classes:
+        if not shape.classes and not args.times:
             exact.append(exactness(shape, args.device))
             print(json.dumps(exact[-1]), flush=True)
     judged = [found for shape in FASTER for each in FASTER[shape] if (found := judge(shape, each, points))]
