@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from benchmarks.claim import Claim, verdict
+from benchmarks.points import Figures, Point, compare
 from smalti.common.record import record
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.config import VQConfig
@@ -44,28 +45,7 @@ REPEATS, ENOUGH, SLOW = (
     1.0,
     4.0,
 )  # runs; seconds after which no further run; seconds of a warm-up that counts as the run
-TIE = 1e-5  # of |v|² + |e|²: squared distances nearer to each other than this are equal in fp32
 MIB = 2**20
-Figures = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Point:
-    N: int
-    d: int
-    K: int
-
-    def draw(self, device: str) -> tuple[Tensor, Tensor]:
-        """Return vectors (N, d) and codebook (K, d)."""
-        generator = torch.Generator().manual_seed(0)
-        vectors, codebook = (torch.randn(size, self.d, generator=generator).to(device) for size in (self.N, self.K))
-        return vectors, codebook
-
-    def fits(self, device: str) -> bool:
-        """Return whether free memory holds N x K scores four times over, as the peer and `argmin` keep them."""
-        return free_memory(device) > 4 * 4 * self.N * self.K
-
-
 POINTS = [Point(N, d, K) for N, d, K in product((4096, 16384, 65536), (8, 64, 256), (512, 8192, 16384))]
 QUICK_POINTS = [Point(4096, d, K) for d, K in product((8, 64, 256), (512, 8192))]
 LARGE = Point(8192, 8, 262_144)
@@ -92,6 +72,11 @@ def seconds(work: Callable[[], object], device: str) -> float:
     while len(runs) < REPEATS and sum(runs) < ENOUGH:
         runs.append(once())
     return min(runs)
+
+
+def fits(point: Point, device: str) -> bool:
+    """Return whether free memory holds N x K scores four times over, as the peer and `argmin` keep them."""
+    return free_memory(device) > 4 * 4 * point.N * point.K
 
 
 def free_memory(device: str) -> int:
@@ -183,15 +168,6 @@ def other_times(point: Point, device: str) -> Figures:
     return figures | {"peer_training": seconds(lambda: peer_step(peer.train(), tokens.requires_grad_()), device)}
 
 
-def compare(vectors: Tensor, codebook: Tensor, codes: Tensor, others: Tensor) -> Figures:
-    """Return the share of equal codes, and whether the others are as near as fp32 can tell."""
-    differ = (codes != others).nonzero().flatten()
-    v, e, other = (x.double() for x in (vectors[differ], codebook[codes[differ]], codebook[others[differ]]))
-    apart = ((v - e).square().sum(1) - (v - other).square().sum(1)).abs() / (v.square().sum(1) + e.square().sum(1))
-    worst = apart.amax().item() if len(differ) else 0.0
-    return {"codes_equal": 1 - len(differ) / len(vectors), "codes_apart": worst, "codes_are_ties": worst <= TIE}
-
-
 def our_memory(point: Point, device: str) -> Figures:
     vectors, codebook = point.draw(device)
     nearest_indices(vectors[:64], codebook[:64])  # what is loaded at first use is not the search's
@@ -240,7 +216,7 @@ def fresh(part: str, point: Point, device: str) -> Figures:
 
 def measure(point: Point, device: str, peak_tflops: float | None) -> Figures:
     figures = asdict(point) | fresh("our_times", point, device) | fresh("our_memory", point, device)
-    figures["peer_fits"] = point.fits(device)
+    figures["peer_fits"] = fits(point, device)
     if figures["peer_fits"]:
         figures |= fresh("other_times", point, device) | fresh("peer_memory", point, device)
     for ours, other in (("search", "cdist_argmin"), ("forward", "peer_forward"), ("training", "peer_training")):

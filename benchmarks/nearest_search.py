@@ -23,8 +23,8 @@ from sklearn.metrics import pairwise_distances_argmin
 from torch import Tensor
 
 from benchmarks.claim import Claim, verdict
-from benchmarks.nearest import ROOT, Figures, Point, compare
-from benchmarks.timing import interleaved
+from benchmarks.points import Figures, Point, compare
+from benchmarks.timing import ROOT, interleaved
 from smalti.common.record import record
 from smalti.tokenizer.nearest import nearest_indices
 

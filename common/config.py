@@ -335,7 +335,7 @@ def _explain(cls: type[Settings], error: ValidationError, settings: Mapping[str,
         meant = _did_you_mean(_near(given, kinds.split(", ")))
         return f"{source}: {key}.kind must be one of {kinds}, got {given!r}{meant}"
     if first["type"] == "literal_error":
-        values = first["ctx"]["expected"]
+        values = first["ctx"]["expected"].replace("True", "true").replace("False", "false")
         near = _near(first["input"], re.findall("'([^']*)'", values))
         return f"{source}: {key} must be {values}, got {first['input']!r}{_did_you_mean(near)}"
     name = key.rstrip("0123456789").rstrip(".")  # without a place in a tuple
@@ -540,7 +540,8 @@ def _from_text(text: str, annotation: Any) -> Any:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError):  # a date that there is not is a ValueError
         value = text
-    return text if _takes(annotation, str) else value
+    yes_or_no = isinstance(value, bool) and _takes(annotation, bool)  # where a word is another choice
+    return text if _takes(annotation, str) and not yes_or_no else value
 
 
 def _from_words(words: list[str], field: FieldInfo) -> Any:
@@ -557,10 +558,15 @@ def _from_words(words: list[str], field: FieldInfo) -> Any:
     return [_from_text(item, element) for item in items]
 
 
+def _word(value: Any) -> str:
+    """Return a value that a setting may have as one writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _type_name(annotation: Any) -> str:
     for choice in (annotation, *typing.get_args(annotation)):  # null, where it is a value, is shown as the default
         if typing.get_origin(choice) is typing.Literal:
-            return " | ".join(str(value) for value in typing.get_args(choice))
+            return " | ".join(map(_word, typing.get_args(choice)))
     if _takes(annotation, tuple):
         return "several"
     names = [a.__name__ for a in (bool, int, float, str) if _takes(annotation, a)]
@@ -689,10 +695,13 @@ def _check_whose(cls: type[Settings], settings: Mapping[str, Any], path: Path) -
 def _with_bare_flags(cls: type[Settings], words: Sequence[str]) -> list[str]:
     """Return the words, with `true` after each option of a yes or no that nothing of the kind follows."""
     flags = {
-        f"--{key}" for key, field in leaves(cls) if _takes(field.annotation, bool) and not _takes(field.annotation, str)
+        f"--{key}": {*YES_OR_NO, *map(_word, typing.get_args(field.annotation))}
+        for key, field in leaves(cls)
+        if _takes(field.annotation, bool)
     }
     followed = zip(words, [*words, "--"][1:], strict=True)
-    given = [[word, "true"] if word in flags and next_.lower() not in YES_OR_NO else [word] for word, next_ in followed]
+    bare = ((word, word in flags and next_.lower() not in flags[word]) for word, next_ in followed)
+    given = [[word, "true"] if alone else [word] for word, alone in bare]
     return [word for several in given for word in several]
 
 

@@ -222,8 +222,9 @@ class TrainConfig(Settings):
     """auto is bf16 where the hardware computes it; weights, logits and loss are fp32 always"""
     recompute: bool = False
     """recompute the blocks' activations in the backward pass instead of keeping them: less memory, a third more time"""
-    compile: bool = False
-    """torch.compile the training forward: a minute at the start, faster steps on a GPU"""
+    compile: Literal["auto", True, False] = "auto"
+    """torch.compile the forward pass of training, which takes a minute at the start and makes each step faster; auto:
+    where it was measured to pay, a long training of a Transformer by one process on a CPU"""
     seed: int = Field(0, ge=0, le=2**62)
     """of the weights, the order of the rows and every draw"""
     log_every: int = Field(20, ge=1)

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -62,6 +62,7 @@ from smalti.common.steps import Steps
 from smalti.common.tensors import read_tensors
 from smalti.prior.autoregressive import share_shuffled
 from smalti.prior.base import Prior
+from smalti.prior.compilation import forward_of
 from smalti.prior.config import PriorConfig
 from smalti.prior.data import CodesRows, plain_views, read_codes
 from smalti.prior.model import build_prior, load_prior
@@ -69,7 +70,7 @@ from smalti.prior.muon import Muon
 from smalti.prior.other_classes import class_embeddings, describe_classes
 from smalti.prior.results import NONE_YET, Best, held_out_loss, picture_of, report, to_device, what_is_next
 
-# The codes are checked by their fingerprint; recompute and compile change only speed and memory.
+# The codes are checked by their fingerprint; recompute and compile change only speed, memory and what rounding is.
 LEEWAY = Leeway(
     free={
         "run",
@@ -234,7 +235,7 @@ def start(
         with state.restoring(run):
             state.restore(prior, saved.tensors["model"])
             ema.load_state_dict(saved.tensors["ema"])
-    forward = cast(nn.Module, torch.compile(prior)) if c.compile else prior  # compile returns a module for a module
+    forward = forward_of(prior, c, accelerator)
     model, optimizers = sharding.prepare(forward, ema.model, make_optimizers(prior, c), accelerator)
     trained = PriorTraining(prior, model, ema, optimizers, Means(accelerator), SkippedSteps(), fingerprint)
     if saved is None:

@@ -65,6 +65,15 @@ def test_dashes_and_underscores_are_alike():
     assert parse("--batch-size", 3) == parse("--batch_size", 3)
 
 
+@pytest.mark.parametrize(
+    "words, value", [([], "auto"), (["auto"], "auto"), (["true"], True), (["no"], False), (["--steps", 9], True)]
+)
+def test_a_yes_or_no_may_have_a_third_answer(words, value):
+    """`--compile true` was read as the word `true` beside `auto`, and refused."""
+    given = parse("--compile", *words, cls=PriorTraining) if words else parse(cls=PriorTraining)
+    assert given.compile is value or given.compile == value == "auto"
+
+
 def test_several_values_may_stand_apart_or_in_brackets():
     assert parse("--model.channels", 8, 16) == parse("--model.channels", "[8,16]")
 

@@ -1,6 +1,7 @@
 """Training a large prior: weights sharded over processes (FSDP2), recomputed activations, a compiled forward."""
 
 import functools
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from smalti.common.errors import UserError
 from smalti.common.launch import make_accelerator
 from smalti.common.run_folder import read_metrics
 from smalti.prior.code_head import nll_each
+from smalti.prior.compilation import PAYS_FROM, forward_of
+from smalti.prior.config import TrainConfig
 from smalti.prior.diffusion.config import DiffusionConfig
 from smalti.prior.model import load_prior
 from smalti.prior.train import train
@@ -179,3 +182,38 @@ def test_a_compiled_training_leaves_the_same_files_and_goes_on_from_them(
     train(training(tmp_path / "resumed", compile=True), accelerator)
     assert same(tmp_path / "compiled", tmp_path / "plain", rtol=1e-4)  # this compares the names of the weights too
     assert same(tmp_path / "resumed", tmp_path / "compiled", rtol=0)
+
+
+def forward(prior, accelerator, **settings):
+    return forward_of(prior, TrainConfig(**settings), accelerator)
+
+
+def paying_steps(prior) -> int:
+    """Return the number of steps from which compiling pays."""
+    of_a_step = sum(weight.numel() for weight in prior.parameters()) * TrainConfig().batch_size * 9  # codes an image
+    return math.ceil(PAYS_FROM / of_a_step)
+
+
+def test_a_training_is_compiled_where_it_is_long_enough_to_pay(prior, accelerator, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # it builds nothing
+    few, enough = ({"steps": paying_steps(prior) - less} for less in (1, 0))
+    assert forward(prior, accelerator, **few) is prior
+    assert forward(prior, accelerator, **enough, compile=False) is prior
+    assert forward(prior, accelerator, **enough) is not prior
+    assert forward(prior, accelerator, **few, compile=True) is not prior
+    of_several = SimpleNamespace(device=accelerator.device, num_processes=2, print=print)
+    assert forward(prior, of_several, **enough) is prior
+    monkeypatch.setattr(type(prior), "compiles", False)  # a kind that nobody has measured
+    assert forward(prior, accelerator, **enough) is prior
+
+
+def test_without_a_compiler_a_training_is_as_it_is_and_says_why_in_a_line(prior, accelerator, monkeypatch, capsys):
+    def backend(graph, inputs):  # torch fails at the first call of what was compiled
+        raise RuntimeError("No working C++ compiler found in\n torch._inductor.config.cpp.cxx: (None, 'g++')")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    assert forward(prior, accelerator, steps=paying_steps(prior)) is prior
+    said = capsys.readouterr().err
+    assert said.startswith("not compiled") and "No working C++ compiler" in said and said.count("\n") == 1
+    with pytest.raises(UserError, match=r"cannot compile here .*; install a C\+\+ compiler"):
+        forward(prior, accelerator, compile=True)

@@ -18,6 +18,8 @@ from smalti.prior.transformer.network import CausalTransformer
 class TransformerPrior(CausalTransformer):
     """The causal Transformer, with the fast code that computes it one step at a time."""
 
+    compiles = True
+
     def resolved(self, precision: Precision) -> Precision:
         return resolve(precision, self.device)
 
