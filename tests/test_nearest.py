@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smalti.tokenizer.nearest import CPU_TILE, disagreement, nearest_indices, nearest_places
+from smalti.tokenizer.nearest import CPU_TILE, MANY_TILES, disagreement, nearest_indices, nearest_places
 
 CODES, VECTORS = CPU_TILE
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,7 @@ def assert_nearest(found: torch.Tensor, vectors: torch.Tensor, codebook: torch.T
         (30, 7, CODES + 1),  # one code more than a tile
         (VECTORS + 37, 2, 3 * CODES + 5),  # the best code is carried over four tiles
         (4, 300, 2 * CODES),
+        (VECTORS // 8 + 3, 2, MANY_TILES * CODES + 5),  # as many tiles as are searched in two passes
     ],
 )
 def test_the_tiled_search_is_the_plain_search(N, D, K):
@@ -68,7 +69,7 @@ def test_of_equally_near_codes_the_first_is_taken():
     assert nearest_indices(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), codebook).tolist() == [0, 40]
 
 
-@pytest.mark.parametrize("N, D, K", [(1, 65, 513), (9, 3, 700), (300, 768, 700), (5, 1, 40)])
+@pytest.mark.parametrize("N, D, K", [(1, 65, 513), (9, 3, 700), (300, 768, 700), (5, 1, 40), (41, 9, 3000)])
 def test_of_equal_codes_in_several_tiles_the_first_is_taken(N, D, K):
     """Tiles of another size once scored a copy a rounding higher than the original: a product of 2 rows is computed in
     another order than one of 512. Since then all tiles have one size."""

@@ -30,6 +30,7 @@ GROUPS = 4  # parts of a tile's vectors, which threads share
 STEP = 16  # codes; a register's worth
 TABLE_BYTES = 4 * 2**20  # of the codebook's copy that is searched at once
 CHECKED_AT = 30.0  # the mean of the self-check's vectors: at the origin it would not see that nothing is centred
+MANY_TILES = 16  # of codes, from which on a CPU looks for the best code in the best tile alone
 NEAR_TIES = 3  # of the self-check's 777 codes: what TF32 may miss, where a block that is forgotten costs nine or more
 
 
@@ -114,11 +115,36 @@ def search_tiles(
     tiles: Sequence[Tensor], first: int, queries: Tensor, tile: Tensor, best: Tensor, indices: Tensor
 ) -> None:
     """Update `best` and `indices` of queries (groups, D + 1, n) by tiles (C, D + 1) of codes from `first` on."""
+    if best.device.type == "cpu" and len(tiles) >= MANY_TILES:
+        search_many_tiles(tiles, first, queries, tile, best, indices)
+        return
     for number, codes in enumerate(tiles):
         score, code = (each.reshape(best.shape) for each in first_maximum(tile_scores(codes, queries, tile)))
         better = score > best  # not >=: an earlier tile has the lower index
         torch.where(better, score, best, out=best)
         torch.where(better, code + (first + number * len(codes)), indices, out=indices)
+
+
+def search_many_tiles(
+    tiles: Sequence[Tensor], first: int, queries: Tensor, tile: Tensor, best: Tensor, indices: Tensor
+) -> None:
+    """Do the same in two passes: the greatest score of each tile, then the code that has it, in the best tile alone.
+
+    A maximum without its index takes half of the time of one with it (0.1 ns an element) where codes lie side by side,
+    and a product over few dimensions is faster so. The second pass is one tile's, of many.
+    """
+    rows = queries.transpose(1, 2)  # (groups, n, D + 1)
+    groups, n, _ = rows.shape
+    out = tile[: groups * n * len(tiles[0])].view(groups, n, -1)
+    each = [torch.bmm(rows, codes.T.expand(groups, -1, -1), out=out).amax(2) for codes in tiles]
+    score, number = torch.stack(each).flatten(1).max(0)  # of equal ones the first
+    better = score > best.flatten()
+    torch.where(better, score, best.flatten(), out=best.view(-1))
+    rows, found = rows.flatten(0, 1), indices.view(-1)
+    for t, codes in enumerate(tiles):
+        places = (better & (number == t)).nonzero()[:, 0]
+        if len(places):
+            found[places] = (rows[places] @ codes.T).argmax(1) + (first + t * len(codes))
 
 
 def code_table(codebook: Tensor, centre: Tensor, multiple: int) -> Tensor:
