@@ -4,10 +4,10 @@ All have the same depth, width, heads, hidden width, codes and length, random we
 distribution, no image having a class and none an end. Theirs read one more token, which opens the sequence:
 `LlamaForCausalLM.generate` with its own (dynamic) cache; the same Llama with a static cache in a loop whose step is
 compiled, as gpt-fast does it (`llama-compiled`); `AutoregressiveWrapper.generate` with `cache_kv`, rotary positions,
-RMSNorm, SwiGLU and `attn_flash`; each in fp32 and as `model.bfloat16()`. After a warm-up all are timed in
-turn, round after round; of each the fastest round counts, and all are kept. A step is one code of each image of the
-batch; the peer of a ratio is the fastest of them. What one image takes from a warm pipeline is in
-benchmarks/starting.py.
+RMSNorm, SwiGLU and `attn_flash`; each in fp32 and as `model.bfloat16()`. After a warm-up all are timed in turn, round
+after round; of each the fastest round counts, and all are kept. On one thread of a CPU seconds are the processor's. A
+step is one code of each image of the batch; the peer of a ratio is the fastest of them. What one image takes from a
+warm pipeline is in benchmarks/starting.py.
 
     python -m benchmarks.sampling [--shapes 5m 38m] [--batches 1 16 64] [--repeats 3] [--output JSON]
     python -m benchmarks.sampling --batches 1 --precisions fp32 --times    # without the exactness
@@ -23,6 +23,7 @@ first other code all may be others.
 import argparse
 import gc
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
@@ -168,6 +169,11 @@ def contestants(
     return found
 
 
+def clock_of(device: str) -> Callable[[], float]:
+    """Return the clock: on one thread of a CPU the processor's, which others at work on the core do not move."""
+    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
 def copy_rate(device: str) -> float:
     """Return bytes a second, read and written, of the fastest of ten copies of half a GiB."""
     source = torch.ones(2**27, device=device)
@@ -203,7 +209,8 @@ def measure(
     for batch in batches:
         gc.collect()  # captured graphs and what they read refer to each other
         rounds = repeats * max(1, MORE_ROUNDS // batch)
-        runs = interleaved(contestants(prior, peers, shape, batch, precisions, device), rounds, device)
+        drawing = contestants(prior, peers, shape, batch, precisions, device)
+        runs = interleaved(drawing, rounds, device, clock_of(device))
         best = {name: min(times) for name, times in runs.items()}
         floor = floor_seconds(prior, batch * (1 + bool(shape.classes)), rate)
         share = {"share_of_floor": floor * shape.length / best["ours bf16"]} if "ours bf16" in best else {}
