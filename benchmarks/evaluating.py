@@ -8,7 +8,8 @@ depend on how well they draw, and encodes the images; each checkout has a copy o
 runs once in either, on one thread of a CPU:
 
     evaluate    pipeline/evaluate.py of as many images, without a cache: the classifier is trained, all is computed
-    compress    pipeline/compress.py, which expands again and compares: of 64 and of 576 images, each less the other
+    compress    pipeline/compress.py, which expands again and compares: of 64 images and of 576 (64 and `--more`), each
+                less the other
     expand      pipeline/compress.py --expand of those two files, as the same checkout wrote them
 
 Of each the CPU seconds (user and system), of these the system's, the most memory, and the ratio of CPU seconds, earlier
@@ -31,7 +32,7 @@ from smalti.common.record import record
 
 RESULT = ROOT / "benchmarks/results/evaluating.json"
 STEPS = 24  # of either training
-FEW, MORE = 64, 512  # images that are packed, and how many more the second time: whole batches of the coder
+FEW = 64  # images that are packed the first time
 PIXELS = 28 * 28  # bytes of an image
 FIGURES = "run/evaluation/pipeline-test.json"
 CLAIMS = {
@@ -96,11 +97,13 @@ def expand(images: int, checkout: Path, work: Path) -> Spent:
 
 
 def measure(
-    checkouts: Mapping[str, Path], work: Path, rounds: int, images: int, evaluating: Collection[str]
+    checkouts: Mapping[str, Path], work: Path, rounds: int, images: int, more: int, evaluating: Collection[str]
 ) -> dict[str, Any]:
     """Return what each command took in each round and checkout, and the ratios of CPU seconds.
 
     Args:
+        images: that an evaluation draws.
+        more: images that are packed the second time than the first.
         evaluating: the checkouts that evaluate images; all of them pack.
     """
     taken: dict[str, dict[str, list[Spent]]] = {
@@ -112,9 +115,9 @@ def measure(
             if name in evaluating:
                 taken["evaluate"][name].append(evaluate(images, checkout, work / name))
             for packing in (compress, expand):
-                few, many = (packing(number, checkout, work / name) for number in (FEW, FEW + MORE))
-                more = Spent(many.cpu - few.cpu, many.system - few.system, many.bytes)
-                taken[packing.__name__][name].append(more)
+                few, many = (packing(number, checkout, work / name) for number in (FEW, FEW + more))
+                of_more = Spent(many.cpu - few.cpu, many.system - few.system, many.bytes)
+                taken[packing.__name__][name].append(of_more)
             print(name, {what: each[name][-1] for what, each in taken.items() if name in each}, flush=True)
     return {what: compared(each) for what, each in taken.items()}
 
@@ -135,17 +138,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1000, help="that an evaluation draws")
+    parser.add_argument("--more", type=int, default=512, help="images packed the second time: whole batches of 256")
     parser.add_argument("--evaluate", choices=("both", "this"), default="both", help="the checkouts that evaluate")
     arguments = parser.parse_args()
     checkouts, work = {"before": arguments.before.resolve(), "this": ROOT}, arguments.work.resolve()
     written = record("benchmarks.evaluating")
     prepare(checkouts, arguments.data.resolve(), work)
     evaluating = [name for name in checkouts if arguments.evaluate in ("both", name)]
-    measured = measure(checkouts, work, arguments.rounds, arguments.images, evaluating)
+    measured = measure(checkouts, work, arguments.rounds, arguments.images, arguments.more, evaluating)
     for what in ("compress", "expand"):
         for several in measured[what]["rounds"].values():
             for each in several:
-                each["kilobytes_a_second"] = MORE * PIXELS / 1000 / each["cpu"]
+                each["kilobytes_a_second"] = arguments.more * PIXELS / 1000 / each["cpu"]
     ratios = {what: each["ratio"] for what, each in measured.items() if "ratio" in each}
     ratios["evaluate_seconds"] = median(each["cpu"] for each in measured["evaluate"]["rounds"]["this"])
     claims = [claim.judge([(ratios,)]) for name, claim in CLAIMS.items() if name in ratios]
@@ -154,6 +158,7 @@ def main() -> None:
         "before": commit_of(checkouts["before"]),
         "protocol": __doc__,
         "images": arguments.images,
+        "packed": {"few": FEW, "more": arguments.more},
         "measured": measured,
         "figures": {name: read_json(work / name / FIGURES)["figures"] for name in evaluating},
         "claims": claims,
