@@ -175,7 +175,8 @@ def test_a_compiled_training_leaves_the_same_files_and_goes_on_from_them(
 ):
     """It is traced and differentiated ahead of time as for a GPU, then run uncompiled: building its C++ takes 40 s."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    training = functools.partial(prior_training, codes=str(finished_run / "codes"), **ADAMW)
+    settings = {**ADAMW, "model": TransformerConfig(depth=1, dim=16, heads=2, dropout=0.0)}  # a block to trace
+    training = functools.partial(prior_training, codes=str(finished_run / "codes"), **settings)
     train(training(tmp_path / "plain"), accelerator)
     train(training(tmp_path / "compiled", compile=True), accelerator)
     half_of(tmp_path / "compiled", tmp_path / "resumed")
