@@ -23,10 +23,17 @@ def names() -> list[str]:
     return sorted(f"{OWNER}/{path.parent.name}" for path in PRETRAINED.glob("*/model_index.json"))
 
 
-def run_named(run: str) -> Path:
-    """Return the folder of a run by its path, or where nothing lies there, of the bundled pipeline of that name.
+def bundled_name(run: str) -> str | None:
+    """Return `smalti/NAME` where a run's name means a bundled pipeline, None for every other.
 
-    A command takes `digits` for `smalti/digits`.
+    A command takes `digits` for `smalti/digits`, but what lies at that path wins.
     """
-    here = Path(run)
-    return here if here.exists() else bundled(run) or bundled(f"{OWNER}/{run}") or here
+    if Path(run).exists():
+        return None
+    return next((name for name in (run, f"{OWNER}/{run}") if bundled(name) is not None), None)
+
+
+def run_named(run: str) -> Path:
+    """Return the folder of a run by its path, or where nothing lies there, of the bundled pipeline of that name."""
+    name = bundled_name(run)
+    return (bundled(name) if name is not None else None) or Path(run)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
+from smalti.common.bundled import bundled_name
 from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.config import Settings, build
 from smalti.common.errors import UserError
@@ -84,7 +85,9 @@ def sentences(history: Sequence[Change]) -> Iterator[str]:
     """Yield the sentences of a run's history: the weights it began from, and the changes by step."""
     for change in history:
         if change.setting == START:
-            yield f"It began from the weights of {private(str(change.after))}, SHA-256 {change.sha256}."
+            name = str(change.after)
+            where = ", which come with the package" if bundled_name(name) else ""
+            yield f"It began from the weights of {private(name)}{where}, SHA-256 {change.sha256}."
     for step, some in groupby((each for each in history if each.setting != START), key=lambda each: each.step):
         yield f"From step {step} on it was trained with {describe_changes(list(some))}."
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from smalti.common import state
-from smalti.common.bundled import run_named
+from smalti.common.bundled import bundled_name, run_named
 from smalti.common.config import Settings, build
 from smalti.common.errors import UserError
 from smalti.common.folder import MODEL_FILES, kind_in, read_json, sha256
@@ -27,7 +27,7 @@ NOTHING: Mapping[str, str] = {}
 class Origin(NamedTuple, Generic[M]):
     """A model that a training begins from."""
 
-    name: str  # as it was given
+    name: str  # as it was given; of what comes with the package, its full name
     model: M
     sha256: str  # of its weights
     folder: Path  # of the model
@@ -82,7 +82,7 @@ def read_origin(
             f"start_from: {start_from} holds a {kind.removeprefix('smalti.')!r}, and {stage}/train.py trains a "
             f"{trains} alone: {instead.get(kind, GIVE)}"
         )
-    return Origin(start_from, load(folder), sha256(folder / MODEL_FILES[1]), folder)
+    return Origin(bundled_name(start_from) or start_from, load(folder), sha256(folder / MODEL_FILES[1]), folder)
 
 
 def settings_and_origin(

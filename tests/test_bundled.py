@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from smalti import ImagePipeline, load_prior, load_tokenizer
 from smalti.common import bundled
 from smalti.common.errors import UserError
-from smalti.common.origin import find_model_folder
+from smalti.common.origin import find_model_folder, read_origin
 from smalti.pipeline.app import load_pipeline
 from smalti.pipeline.generate import Settings, generate, output_folder
 
@@ -41,7 +41,12 @@ def test_it_is_found_by_its_name_whole_and_in_parts(elsewhere, digits):
 
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
 def test_a_training_begins_from_it_by_its_name(elsewhere, stage):
-    assert find_model_folder(NAME, stage) == bundled.PRETRAINED / "digits" / stage
+    assert find_model_folder(NAME, stage) == find_model_folder("digits", stage) == bundled.PRETRAINED / "digits" / stage
+
+
+def test_a_training_that_begins_from_it_says_so_by_its_full_name(elsewhere, digits):
+    origin = read_origin("digits", [f"smalti.{digits.tokenizer.config.name()}"], load_tokenizer, "tokenizer")
+    assert origin.change.after == NAME
 
 
 def test_it_is_found_in_a_checkout_too_where_a_folder_has_the_first_part_of_its_name(monkeypatch, digits):

@@ -409,6 +409,14 @@ def test_a_card_says_what_a_training_began_from_and_how_it_went_on(run, accelera
     assert f"| {6 * 16 + 3 * 32} |" in card, "the rows seen are those of either batch size"
 
 
+def test_a_card_names_no_base_model_on_the_hub_for_what_comes_with_the_package(run):
+    """A bundled pipeline stood there by its name, as if it lay on the Hub, where `smalti` may be anybody's account."""
+    write_history(run / "tokenizer", 0, [Change(setting="start_from", after="smalti/digits", sha256="f" * 64)])
+    card = model_card(gather(run), "tokenizer")
+    assert "base_model" not in card
+    assert f"It began from the weights of smalti/digits, which come with the package, SHA-256 {'f' * 64}." in card
+
+
 def test_a_damaged_line_of_a_history_is_left_out(tmp_path):
     write_history(tmp_path, 3, [Change(setting="lr", before=1.0, after=2.0)])
     path = tmp_path / "history.jsonl"

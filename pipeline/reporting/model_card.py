@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from smalti.common import markdown
+from smalti.common.bundled import bundled_name
 from smalti.common.folder import inside, read_json
 from smalti.common.history import START, sentences, steps_by_batch
 from smalti.common.hub import source_repository
@@ -81,10 +82,10 @@ def model_card(contents: RunContents, what: What, *, place: str = UNSAID, licens
 
 
 def base_models(contents: RunContents, what: What) -> list[str]:
-    """Return the Hub's repositories whose weights the trainings began from."""
+    """Return the Hub's repositories whose weights the trainings began from. What comes with the package is in none."""
     stages = ("tokenizer", "prior") if what == "pipeline" else (what,)
     given = [change.after for stage in stages for change in contents.history(stage) if change.setting == START]
-    names = (source_repository({"source": each}) for each in given)
+    names = (source_repository({"source": each}) for each in given if bundled_name(str(each)) is None)
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
