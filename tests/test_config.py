@@ -1,22 +1,27 @@
 """Settings from a file and from the command line are read strictly."""
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from smalti.common import config
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.folder import read_json, write_json
+from smalti.common.layout import Layout
 from smalti.pipeline.generate import Settings as Generation
 from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
-from smalti.prior.model import load_prior
+from smalti.prior.model import build_prior, load_prior
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.bottleneck.base import Quantizer
 from smalti.tokenizer.bottleneck.config import BottleneckConfig, EMAVQConfig, FSQConfig, SingleConfig
 from smalti.tokenizer.config import TrainConfig as TokenizerTraining
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import next_command
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 
@@ -92,6 +97,19 @@ def test_hints_name_the_configs_beside_the_one_a_run_was_started_with(tmp_path, 
     config.remember_folder(str(tmp_path), ["configs/emoji/tokenizer.yaml", "--steps", "3"], Path("unused"))
     assert config.config_beside(str(tmp_path), "prior") == "configs/emoji/prior.yaml"
     assert config.config_beside(str(tmp_path / "unknown"), "prior") == "CONFIG"
+
+
+@pytest.mark.parametrize("folder", ["fashion_mnist_scales", "imagenet256_vqvae2", "fashion_mnist"])
+def test_the_command_after_codes_of_one_grid_trains_a_prior_over_one(tmp_path, monkeypatch, folder):
+    """A tokenizer with one scale was followed by its config's prior, which is of several grids and refuses one."""
+    monkeypatch.chdir(CONFIGS.parent)
+    config.remember_folder(str(tmp_path), [f"configs/{folder}/tokenizer.yaml"], Path("unused"))
+    layout = Layout.of(7, 7, factors=(16,))
+    words = shlex.split(next_command(EncodeSettings(run=str(tmp_path)), layout))
+    small = ["--model.depth", 1, "--model.dim", 32, "--model.heads", 2]
+    c = parse(*words[words.index("prior/train.py") + 1 :], *small, cls=PriorTraining)
+    told = {"condition": Classes(names=("a",)), "tokenizer": TokenizerIdentity(name="t", sha256="0" * 64)}
+    assert build_prior(PriorConfig(layout=layout, architecture=c.model, **told)).config.layout == layout
 
 
 def test_a_config_may_be_given_by_name_but_not_twice(tmp_path):

@@ -77,6 +77,7 @@ from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import identity_of, load_tokenizer, trained
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
+OF_ONE_GRID = {"nextscale": "masked", "levels": "transformer"}  # kinds of priors over several grids, and what to take
 
 
 def codes_folder(c: Settings) -> Path:
@@ -312,6 +313,32 @@ def psnr_text(split: Mapping[str, Any]) -> str:
     return f"{pooled}{split['psnr']:.2f} dB mean over images,"
 
 
+def next_command(c: Settings, layout: Layout) -> str:
+    """Return what is to be done with codes or vectors of a layout, as the end of a line that begins with `next`."""
+    if c.vectors:
+        given = ("--run", "ANOTHER_RUN", "--codes", codes_folder(c), "--model.kind", "diffusion")
+        copied = Path(c.run) / "tokenizer"
+        return f", in a run of its own that has a copy of {copied}: {as_typed('prior/train.py', *given)}"
+    output = ["--codes", Path(c.output)] if c.output else []
+    script, beside = "prior/train.py", config.config_beside(c.run, "prior")
+    if not layout.discrete and (beside == "CONFIG" or config.config_beside(c.run, "fit") != "CONFIG"):
+        script, beside = "prior/fit.py", config.config_beside(c.run, "fit")
+    another = another_kind(beside, layout) if layout.discrete else []
+    return f": {as_typed(script, Path(beside), '--run', Path(c.run), *output, *another)}"
+
+
+def another_kind(prior_config: str, layout: Layout) -> list[str]:
+    """Return the option that a prior's config needs where its kind is of several grids, and the codes lie on one."""
+    if prior_config == "CONFIG" or len(layout.grids) > 1:
+        return []
+    try:
+        model = config.read_yaml(Path(prior_config)).get("model")
+    except UserError:  # the next command says what is wrong with it
+        return []
+    instead = OF_ONE_GRID.get(str(model.get("kind"))) if isinstance(model, Mapping) else None
+    return ["--model.kind", instead] if instead else []
+
+
 def main(argv: Sequence[str]) -> None:
     c = read_settings(argv)
     codes.check_begun(codes_folder(c))  # before it is locked, too
@@ -334,16 +361,7 @@ def main(argv: Sequence[str]) -> None:
                 )
             )
         print(f"the {'codes' if info.layout.discrete else 'vectors'} are in {folder}")
-        output = ["--codes", Path(c.output)] if c.output else []
-        if c.vectors:
-            told = as_typed("prior/train.py", "--run", "ANOTHER_RUN", "--codes", folder, "--model.kind", "diffusion")
-            print(f"next, in a run of its own that has a copy of {stage}: {told}")
-            return
-        script, stage_two = ("prior/train.py", "prior") if info.layout.discrete else ("prior/fit.py", "fit")
-        if (beside := config.config_beside(c.run, stage_two)) == "CONFIG" and not info.layout.discrete:
-            trained_beside = config.config_beside(c.run, "prior")
-            script, beside = ("prior/train.py", trained_beside) if trained_beside != "CONFIG" else (script, beside)
-        print(f"next: {as_typed(script, Path(beside), '--run', Path(c.run), *output)}")
+        print(f"next{next_command(c, info.layout)}")
 
 
 if __name__ == "__main__":
