@@ -84,6 +84,13 @@ def controller(run, pipeline):
     return open_controller(pipeline, code_counts_of(run, pipeline))
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Let images grow without a pause between the frames."""
+    for pause in ("PACE", "PACE_OF_PASSES"):
+        monkeypatch.setattr(f"smalti.pipeline.playground.controller.{pause}", 0.0)
+
+
 def of_random_weights(class_names, quantizer, architecture=None) -> ImagePipeline:
     torch.manual_seed(0)
     tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer)).eval()
@@ -140,7 +147,7 @@ def test_the_first_places_of_finished_codes_are_all_the_sampler_knew_when_it_dre
     assert torch.equal(known_first(torch.zeros(1, PLACES, dtype=torch.bool))[0], torch.arange(PLACES))
 
 
-def test_an_image_grows_place_by_place_and_ends_as_it_is(controller):
+def test_an_image_grows_place_by_place_and_ends_as_it_is(controller, at_once):
     drawn = controller.draw([1], 2, 0, {})
     frames = [pixels(images) for images in controller.grow(drawn)]
     grey = [(frame.reshape(2, 4, 2, 4, 2) == growth.UNDRAWN).all((2, 4)).sum(axis=(1, 2)) for frame in frames[:-1]]
@@ -148,7 +155,7 @@ def test_an_image_grows_place_by_place_and_ends_as_it_is(controller):
     assert np.array_equal(frames[-1], pixels(drawn.images))
 
 
-def test_a_prior_that_draws_in_passes_is_watched_at_them():
+def test_a_prior_that_draws_in_passes_is_watched_at_them(at_once):
     controller = open_controller(of_random_weights(("a", "b"), VQ, MaskedConfig(depth=1, dim=16, heads=2)), None)
     sampling = read_sampling(1.0, None, 5, None, 1.0, 0.0)
     drawn = controller.draw([1], 2, 0, sampling)
@@ -193,7 +200,7 @@ def test_a_raster_prior_says_on_the_page_what_it_does_not_heed(controller):
 
 
 def test_painting_changes_one_code_and_can_be_undone(controller):
-    blank = controller.blank()
+    blank = controller.blank(Canvas(torch.zeros(1, PLACES, dtype=torch.int64), ()))
     usual, other = int(controller.codebook.usual[0]), (int(controller.codebook.usual[0]) + 1) % 16
     painted = controller.paint(blank, [5, 6], 0, other)
     assert painted.codes[0].tolist() == [other if place in (5, 6) else usual for place in range(PLACES)]
@@ -219,7 +226,7 @@ def test_a_book_that_nobody_counted_says_so(pipeline):
     assert "nobody counted" in open_controller(pipeline, None).tell(0, 3)
 
 
-def test_two_codes_a_place_are_shown_and_painted_by_depth():
+def test_two_codes_a_place_are_shown_and_painted_by_depth(at_once):
     controller = open_controller(of_random_weights(("a", "b"), RESIDUAL), None)
     held = controller.pick(controller.draw([1], 1, 0, {}), 0)
     assert held.codes.shape == (1, 2 * PLACES)
@@ -229,6 +236,32 @@ def test_two_codes_a_place_are_shown_and_painted_by_depth():
     assert len(list(controller.grow(controller.draw([0], 1, 0, {})))) == PLACES + 1
     assert controller.codes_board(1, True, 0, 3)["chosen"] is not None
     assert images_of(controller.complete(held, LOWER, None, 1, 0, {})[0])
+
+
+class Toned(VQVAE):
+    """A VQ-VAE that is told of the class: of class 0 its images are dark, of class 1 bright."""
+
+    condition = condition_of(("dark", "bright"))
+
+    def _encode(self, images, condition):
+        return super()._encode(images, None)
+
+    def _decode(self, latents, condition):
+        return super()._decode(latents, None) / 4 + condition.view(-1, 1, 1, 1) - 0.5
+
+
+def test_codes_grow_and_are_painted_as_of_the_class_that_the_tokenizer_is_told_of(at_once):
+    """They were decoded without one, which such a tokenizer refuses."""
+    plain = of_random_weights(Toned.condition.class_names, VQ)
+    told = Toned(plain.tokenizer.config).eval()
+    controller = open_controller(ImagePipeline(told, plain.prior, plain.sampling, plain.identity), None)
+    drawn = controller.draw([0, 1], 2, 0, {})
+    for dark, bright in (pixels(images) for images in controller.grow(drawn)):
+        assert ((dark < 128) | (dark == growth.UNDRAWN)).all() and (bright > 128).all()
+    canvas = controller.canvas(controller.pick(drawn, 1))
+    painted = controller.undo(controller.paint(controller.blank(canvas), [5], 0, 3))
+    for each in (canvas, painted):
+        assert (pixels([read_image(controller.canvas_board(each)["src"])]) > 128).all()
 
 
 def test_a_prior_without_classes_draws_without_labels():
@@ -755,7 +788,9 @@ def test_a_code_is_chosen_and_painted_with(page, pipeline, controller):
     changes(page, "#canvas .tes-board img", lambda: page.click("#undo"))
     assert np.array_equal(shown(page, "#canvas img")[0], np.asarray(drawn.images[4]))
     changes(page, "#canvas .tes-board img", lambda: page.click("#blank"))
-    assert np.array_equal(shown(page, "#canvas img")[0], pipeline.decode(controller.blank().codes)[0, 0].numpy())
+    assert np.array_equal(
+        shown(page, "#canvas img")[0], pipeline.decode(controller.codebook.usual.repeat(PLACES)[None])[0, 0].numpy()
+    )
 
 
 def saved(page, name: str) -> tuple[str, PIL.Image.Image]:

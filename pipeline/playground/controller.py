@@ -56,6 +56,7 @@ class Canvas(NamedTuple):
 
     codes: Tensor  # (1, T)
     before: tuple[Tensor, ...]
+    label: int | None = None  # the class that a tokenizer is told of, where it is
 
 
 class Controller:
@@ -202,10 +203,10 @@ class CodeController(Controller):
         if isinstance(self.pipeline.prior, Unfolds):
             yield from super().grow(drawn, sampling)
             return
-        due = time.monotonic()
+        due, told = time.monotonic(), self._told(drawn)
         for counts in growth.in_batches(growth.frames_of(self.places, len(drawn.images)), len(drawn.images), ROWS):
             codes = torch.cat([growth.unfinished(drawn.codes, n, self.codebook.usual) for n in counts])
-            frames = self.decode(codes).split(len(drawn.images))
+            frames = self.decode(codes, told.repeat(len(counts))).split(len(drawn.images))
             for n, images in zip(counts, frames, strict=True):
                 time.sleep(max(0.0, due - time.monotonic()))
                 due = time.monotonic() + PACE
@@ -293,9 +294,13 @@ class CodeController(Controller):
         title = f"Code {code}" + (f" of depth {depth + 1}" if self.depth > 1 else "")
         return rendering.of_one_code(patch, title, about, list(zip(near.codes.tolist(), others, strict=True)))
 
-    def blank(self) -> Canvas:
-        """Return a canvas with the most used code everywhere."""
-        return Canvas(self.codebook.usual.repeat(self.places)[None], ())
+    def canvas(self, held: Held) -> Canvas:
+        """Return a canvas that begins with the picture in hand."""
+        return Canvas(held.codes, (), held.label)
+
+    def blank(self, canvas: Canvas) -> Canvas:
+        """Return a canvas of the same class with the most used code everywhere."""
+        return Canvas(self.codebook.usual.repeat(self.places)[None], (), canvas.label)
 
     def paint(self, canvas: Canvas, places: Any, depth: int, code: int) -> Canvas:
         """Put a code at these places, at one depth."""
@@ -303,14 +308,15 @@ class CodeController(Controller):
         codes[0, torch.tensor(grid_board.read_places(places, self.places), dtype=torch.int64) * self.depth + depth] = (
             code
         )
-        return Canvas(codes, (*canvas.before[-99:], canvas.codes))
+        return canvas._replace(codes=codes, before=(*canvas.before[-99:], canvas.codes))
 
     @staticmethod
     def undo(canvas: Canvas) -> Canvas:
-        return Canvas(canvas.before[-1], canvas.before[:-1]) if canvas.before else canvas
+        return canvas._replace(codes=canvas.before[-1], before=canvas.before[:-1]) if canvas.before else canvas
 
     def canvas_board(self, canvas: Canvas) -> dict[str, Any]:
-        return grid_board.board_value(rendering.data_uri(to_pil(self.decode(canvas.codes))[0]), *self.grid)
+        told = None if canvas.label is None else torch.tensor([canvas.label])
+        return grid_board.board_value(rendering.data_uri(to_pil(self.decode(canvas.codes, told))[0]), *self.grid)
 
 
 class ScalesController(Controller):

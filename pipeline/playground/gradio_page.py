@@ -178,13 +178,16 @@ class Page:
     def _savers(*buttons: Html) -> None:
         gr.HTML(save_buttons(*buttons), js_on_load=saving.SCRIPT)
 
+    def _or_none(self) -> list[tuple[str, int]]:
+        """Return the classes to choose from, and that there is none where the tokenizer need not be told."""
+        return self.classes if self.controller.needs_class else [("no class", NO_CLASS), *self.classes]
+
     def _class_of_picture(self, held: Held) -> gr.Dropdown:
-        choices = self.classes if self.controller.needs_class else [("no class", NO_CLASS), *self.classes]
         label = "Class of the picture"
         info = "encoded and decoded as of this class" if self.controller.needs_class else "which the prior is told"
         told = self.controller.pipeline.condition.told
         return gr.Dropdown(
-            choices, value=_shown_label(held), label=label, info=info, visible=told, elem_id="look-label"
+            self._or_none(), value=_shown_label(held), label=label, info=info, visible=told, elem_id="look-label"
         )
 
     def _drop_zone(self, name: str) -> gr.File:
@@ -406,9 +409,12 @@ class CodePage(Page):
         with gr.Row():
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_complete = self._drop_zone("complete")
-                choices = [("no class", NO_CLASS), *self.classes]
                 self.label = gr.Dropdown(
-                    choices, value=_shown_label(held), label="Class", visible=bool(self.classes), elem_id="label"
+                    self._or_none(),
+                    value=_shown_label(held),
+                    label="Class",
+                    visible=bool(self.classes),
+                    elem_id="label",
                 )
                 with gr.Row():
                     self.completions = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Completions")
@@ -440,7 +446,7 @@ class CodePage(Page):
 
     def _codebook_tab(self, held: Held) -> None:
         codebook, code = self.controller.codebook, int(self.controller.codebook.usual[0])
-        canvas = Canvas(held.codes, ())
+        canvas = self.controller.canvas(held)
         self.code, self.canvas = gr.State(code), gr.State(canvas)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -494,7 +500,7 @@ class CodePage(Page):
         shown, at = [self.canvas, self.painting], [self.canvas, self.depth, self.code]
         self._on(self.painting.click, self.on_paint, at, shown, quiet=True)
         self._on(self.undo.click, self.on_undo, [self.canvas], shown, quiet=True)
-        self._on(self.blank.click, self.on_blank, [], shown, quiet=True)
+        self._on(self.blank.click, self.on_blank, [self.canvas], shown, quiet=True)
         self._on(self.again.click, self.on_in_hand, [self.held], shown, quiet=True)
 
     def _drop_zones(self) -> list[gr.File]:
@@ -504,7 +510,7 @@ class CodePage(Page):
         return [*super()._held_by(), self.mask, self.label, self.completed, self.canvas, self.painting]
 
     def _in_hand(self, held: Held) -> tuple[Any, ...]:
-        canvas = Canvas(held.codes, ())
+        canvas = self.controller.canvas(held)
         board_to_cover, painting = (
             self.controller.cover(held, self.controller.lower_half),
             self.controller.canvas_board(canvas),
@@ -548,11 +554,11 @@ class CodePage(Page):
     def on_undo(self, canvas: Canvas) -> tuple[Any, ...]:
         return self._shown(self.controller.undo(canvas))
 
-    def on_blank(self) -> tuple[Any, ...]:
-        return self._shown(self.controller.blank())
+    def on_blank(self, canvas: Canvas) -> tuple[Any, ...]:
+        return self._shown(self.controller.blank(canvas))
 
     def on_in_hand(self, held: Held) -> tuple[Any, ...]:
-        return self._shown(Canvas(held.codes, ()))
+        return self._shown(self.controller.canvas(held))
 
     def _shown(self, canvas: Canvas) -> tuple[Any, ...]:
         return canvas, self.controller.canvas_board(canvas)
@@ -574,9 +580,12 @@ class ScalesPage(Page):
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_scales = self._drop_zone("scales")
                 self.kept = gr.Slider(1, most, kept, step=1, label="Grids that are kept", elem_id="kept-grids")
-                choices = [("no class", NO_CLASS), *self.classes]
                 self.label = gr.Dropdown(
-                    choices, value=_shown_label(held), label="Class", visible=bool(self.classes), elem_id="scales-label"
+                    self._or_none(),
+                    value=_shown_label(held),
+                    label="Class",
+                    visible=bool(self.classes),
+                    elem_id="scales-label",
                 )
                 with gr.Row():
                     self.number_refined = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Pictures")
