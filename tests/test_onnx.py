@@ -17,10 +17,12 @@ from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.errors import UserError
 from smalti.pipeline import onnx_graphs
 from smalti.pipeline.export_onnx import Settings, export
-from smalti.pipeline.onnx_graphs import Graph, run_graph, write_graph
+from smalti.pipeline.onnx_graphs import Graph, prior_graph, run_graph, write_graph
 from smalti.prior.model import load_prior
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.nearest import nearest_plain, nearest_tiled
+from tests.test_pixelcnn import codes_of
+from tests.test_pixelcnn import make as pixelcnn
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -70,6 +72,16 @@ def test_encoder_decoder_and_prior_give_what_the_models_give(run):
     logits = run_graph(run / "onnx/prior.onnx", given)
     with torch.no_grad():
         assert (logits - prior(given["condition"], codes)).abs().max() < ROUNDING
+
+
+def test_a_step_of_a_pixelcnn_with_two_codes_a_place_gives_the_logits_of_the_model(tmp_path):
+    """The Transformer's step stands in the test above."""
+    prior = pixelcnn(grid=(2, 2), depth=1, factors=(5,), code_depth=2)
+    write_graph(prior_graph(prior, 3), tmp_path / "prior.onnx", "{}")
+    codes, condition = codes_of(prior), torch.arange(3)  # the last class is none
+    logits = run_graph(tmp_path / "prior.onnx", {"condition": condition, "codes": codes})
+    with torch.no_grad():
+        assert (logits - prior(condition, codes)).abs().max() < ROUNDING < logits.std()
 
 
 def test_a_graph_says_what_its_codes_are_and_nothing_of_the_machine(run):
