@@ -283,6 +283,21 @@ def test_guidance_is_offered_where_the_prior_takes_it(share, visible):
     assert ("guidance" in page._sampling(1.0, 2.0, 0, 0, 1.0, 0.0)) == visible
 
 
+def test_what_is_typed_beside_a_slider_counts_as_the_nearest_value_that_it_has():
+    """While 99 or nothing stood there an error came, and the tab Scales showed other grids than the slider said."""
+    gradio = pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
+    from smalti.pipeline.playground.gradio_page import make_page
+
+    page = make_page(open_controller(of_random_weights(("a", "b"), VQ), None), "digits")
+    sliders = [each for each in page.blocks.blocks.values() if isinstance(each, gradio.Slider)]
+    assert len(sliders) > 5
+    for each in sliders:
+        ends = (each.minimum, each.maximum, each.minimum)
+        assert tuple(map(each.preprocess, (-(10**9), 10**9, None))) == ends, each.label
+    assert [page.number.preprocess(typed) for typed in (7, 7.4, 7.5)] == [7, 7, 8]  # a browser puts a half up
+    assert page.temperature.preprocess(0.85) == 0.85
+
+
 def test_a_dropped_picture_is_priced_as_of_the_class_that_is_chosen(controller, pipeline):
     dropped = controller.drop(file_of(controller.draw([3], 1, 0, {}).images[0]))
     for label in (None, 3, 7):

@@ -5,6 +5,7 @@ This is the one file that needs Gradio, an optional dependency.
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -117,11 +118,32 @@ def theme() -> gr.themes.Base:
         block_border_width_dark="0px",
         button_primary_background_fill="#2f6fc4",
         button_primary_background_fill_hover="#265da6",
+        button_primary_background_fill_dark="#2f6fc4",
+        button_primary_background_fill_hover_dark="#265da6",
         button_primary_text_color="#ffffff",
         block_shadow="none",
         block_border_width="0px",
         checkbox_label_padding="4px 9px",
     )
+
+
+def settled(made: gr.Slider, value: float | None) -> float:
+    """Return the value of a slider that is nearest to what its field holds, the least one where it holds nothing.
+
+    A field holds whatever is typed, also in the midst of it. Once it is left, it shows the same value.
+    """
+    held = min(max(made.minimum if value is None else value, made.minimum), made.maximum)
+    return math.floor(held + 0.5) if made.step == 1 else held
+
+
+def slider(*given: Any, **named: Any) -> gr.Slider:
+    """Return a slider whose events take what its field holds as `settled` does, where Gradio refuses it.
+
+    A class of our own would do the same, but Gradio writes a stub beside the file of each component's class.
+    """
+    made = gr.Slider(*given, **named)
+    made.preprocess = functools.partial(settled, made)  # type: ignore[method-assign]
+    return made
 
 
 def _shown_label(held: Held) -> int:
@@ -211,9 +233,9 @@ class Page:
                     if many
                     else gr.CheckboxGroup(self.classes, label=label, info=info, visible=some, elem_id="classes")
                 )
-                self.number = gr.Slider(1, MOST, NUMBER, step=1, label="Images", elem_id="number")
+                self.number = slider(1, MOST, NUMBER, step=1, label="Images", elem_id="number")
                 with gr.Row():
-                    self.temperature = gr.Slider(
+                    self.temperature = slider(
                         0.1,
                         max(2.0, set_to["temperature"]),
                         set_to["temperature"],
@@ -221,7 +243,7 @@ class Page:
                         label="Temperature",
                         visible="temperature" in takes,
                     )
-                    self.guidance = gr.Slider(
+                    self.guidance = slider(
                         0,
                         max(4.0, set_to["guidance"]),
                         set_to["guidance"],
@@ -229,7 +251,7 @@ class Page:
                         label="Guidance",
                         visible=self.guided,
                     )
-                self.steps = gr.Slider(
+                self.steps = slider(
                     0,
                     max(100, set_to["steps"]),
                     set_to["steps"],
@@ -243,9 +265,9 @@ class Page:
                 with gr.Accordion("Truncation", open=cut, visible="top_k" in takes):
                     layout = self.controller.pipeline.tokenizer.config.layout
                     K = layout.codebook_size if layout.discrete else 1
-                    self.top_k = gr.Slider(0, K, set_to["top_k"], step=1, label="Top k", info="0: all codes")
-                    self.top_p = gr.Slider(0.01, 1, set_to["top_p"], step=0.01, label="Top p", info="1: all codes")
-                    self.min_p = gr.Slider(0, 1, set_to["min_p"], step=0.01, label="Min p", info="0: all codes")
+                    self.top_k = slider(0, K, set_to["top_k"], step=1, label="Top k", info="0: all codes")
+                    self.top_p = slider(0.01, 1, set_to["top_p"], step=0.01, label="Top p", info="1: all codes")
+                    self.min_p = slider(0, 1, set_to["min_p"], step=0.01, label="Min p", info="0: all codes")
                 self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random", elem_id="seed")
                 self.growing = gr.Checkbox(True, label="Watch them grow", container=False, elem_id="growing")
                 self.draw = gr.Button("Draw", variant="primary", elem_id="draw-button")
@@ -417,7 +439,7 @@ class CodePage(Page):
                     elem_id="label",
                 )
                 with gr.Row():
-                    self.completions = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Completions")
+                    self.completions = slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Completions")
                     self.complete_seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random")
                 with gr.Row():
                     self.uncover = gr.Button("Uncover", size="sm", min_width=80, elem_id="uncover")
@@ -450,7 +472,7 @@ class CodePage(Page):
         self.code, self.canvas = gr.State(code), gr.State(canvas)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                with gr.Row():
+                with gr.Row(visible=codebook.counted or codebook.depths > 1):
                     self.by_use = gr.Radio(
                         [("the most used first", True), ("by number", False)],
                         value=codebook.counted,
@@ -462,7 +484,7 @@ class CodePage(Page):
                     self.depth = gr.Radio(
                         depths, value=0, show_label=False, visible=codebook.depths > 1, container=False
                     )
-                self.number_of_page = gr.Slider(
+                self.number_of_page = slider(
                     1, max(2, codebook.pages), 1, step=1, label="Page of the codebook", visible=codebook.pages > 1
                 )
                 self.codes = self._board(
@@ -579,7 +601,15 @@ class ScalesPage(Page):
         with gr.Row():
             with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.drop_scales = self._drop_zone("scales")
-                self.kept = gr.Slider(1, most, kept, step=1, label="Grids that are kept", elem_id="kept-grids")
+            with gr.Column(scale=3, min_width=300):  # on a phone the picture stands right below the slider
+                self.kept = slider(1, most, kept, step=1, label="Grids that are kept", elem_id="kept-grids")
+                self.coarse = gr.HTML(self.controller.coarse(held, kept), elem_id="coarse")
+                self._note(
+                    "The slider shows what the picture's coarse grids say alone. The button draws the finer ones anew, "
+                    "given those that are kept. Temperature, guidance and truncation are those of the first page."
+                )
+        with gr.Row():
+            with gr.Column(scale=1, min_width=240, elem_classes="tes-side"):
                 self.label = gr.Dropdown(
                     self._or_none(),
                     value=_shown_label(held),
@@ -588,15 +618,10 @@ class ScalesPage(Page):
                     elem_id="scales-label",
                 )
                 with gr.Row():
-                    self.number_refined = gr.Slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Pictures")
+                    self.number_refined = slider(1, MOST_COMPLETIONS, COMPLETIONS, step=1, label="Pictures")
                     self.refine_seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: at random")
                 self.refine = gr.Button("Draw the finer grids", variant="primary", elem_id="refine-button")
             with gr.Column(scale=3, min_width=300):
-                self.coarse = gr.HTML(self.controller.coarse(held, kept), elem_id="coarse")
-                self._note(
-                    "The slider shows what the picture's coarse grids say alone. The button draws the finer ones anew, "
-                    "given those that are kept. Temperature, guidance and truncation are those of the first page."
-                )
                 refined = self.controller.refine(held, kept, held.label, COMPLETIONS, 0, {}) if kept < most else ""
                 self.refined = gr.HTML(refined, elem_id="refined")
                 self._savers(save_button("Save all as one picture", "#refined img", f"{self.file}_refined.png"))
@@ -673,7 +698,7 @@ class MapPage(Page):
                 names = (name.capitalize() for name in shown.axes)
                 ends = ((left, most, right, "right"), (bottom, top, up, "up"))
                 self.right, self.up = (
-                    gr.Slider(low, high, round(value, 2), step=0.01, label=name, elem_id=f"plane-{id_}")
+                    slider(low, high, round(value, 2), step=0.01, label=name, elem_id=f"plane-{id_}")
                     for name, (low, high, value, id_) in zip(names, ends, strict=True)
                 )
                 self._note(

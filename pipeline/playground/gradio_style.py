@@ -57,7 +57,9 @@ footer .divider { display: none !important; }
 .tes-code .near b { font-weight: 400; }
 .tes-code .near img { width: 2.2rem; height: 2.2rem; margin: 0 auto; border: 1px solid var(--border-color-primary); }
 #growing { padding: 0 var(--block-padding); }
-.tes-drop { border: 1px dashed var(--border-color-primary) !important; border-radius: 6px; }
+.tes-drop { border: 1px dashed var(--body-text-color-subdued) !important; border-radius: 6px; }
+.gradio-container input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 1px #2f6fc4 !important; }
+.gradio-container input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 1px #2f6fc4 !important; }
 .tes-drop .wrap { font-size: .9rem !important; line-height: 1.4 !important; padding-top: 0 !important; }
 @media (max-width: 640px) {
   .tes-sheet.few { --side: 9rem; }

@@ -74,9 +74,12 @@ STYLE = """
 .tes-plane i.chosen { width: 18px; height: 18px; border: 2px solid #1d2126; box-shadow: 0 0 0 2px #fff; }
 .tes-plane i.near { width: 12px; height: 12px; border: 2px solid #1d2126; }
 #there .tes-sheet { grid-template-columns: 1fr 1fr; }
-.tes-classes { display: flex; flex-wrap: wrap; gap: .2rem .8rem; margin: .5rem 0 0; font-size: .82rem; }
+.tes-classes { display: flex; flex-wrap: wrap; gap: .2rem .8rem; margin: 0 !important; font-size: .82rem; }
 .tes-classes span { white-space: nowrap; color: var(--body-text-color); }
-.tes-classes i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .3rem; }
+.tes-classes i {
+  display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .3rem;
+  box-shadow: 0 0 0 1.5px #fffa;  /* a dark colour shows on a dark page */
+}
 """
 
 
