@@ -26,6 +26,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = "benchmarks|common|configs|metrics|pipeline|pretrained|prior|tests|tokenizer"
 NAMED = re.compile(rf"((?:{FOLDERS})/[\w/]+\.(?:py|yaml|sh))(?::(\w+))?")
+LONG = 100  # letters of a cell, from which it has much text
 WHOLE = 12  # letters of the longest word of code that is never broken
 PARTED = re.compile(r"(?<=\w[/._:=,-])(?=\w{4})")  # behind a sign in a word, but not in front of py or png
 
@@ -84,19 +85,24 @@ def cell_text(cell: dict[str, Any]) -> str:
 
 
 class CodeBreaks(SphinxPostTransform):
-    """Long words of code in tables may break behind their signs, and nowhere else, so that they fit a phone."""
+    """Words of code break behind their signs alone, so that they fit a phone and `--option` stays whole.
+
+    A cell of a table with much text is marked: where the table is wider than a phone, it gets a width to read it in.
+    """
 
     default_priority = 410  # after the links
     formats = ("html",)
 
     def run(self, **_: Any) -> None:
-        cells = self.document.findall(nodes.entry)
-        for span in [span for cell in cells for span in cell.findall(nodes.literal)]:
+        for span in list(self.document.findall(nodes.literal)):
             parts: list[nodes.Node] = []
             for part in parts_of(span.astext()):
                 parts += [nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]
             span.children = []
             span.extend(parts[1:])
+        for cell in self.document.findall(nodes.entry):
+            if len(cell.astext()) > LONG:
+                cell["classes"].append("long")
 
 
 def parts_of(text: str) -> list[str]:
