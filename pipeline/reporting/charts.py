@@ -55,6 +55,10 @@ def _legend(axes: "Axes", **place: Any) -> None:
     axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, handlelength=1.6, borderaxespad=0.2, **place)
 
 
+def _legend_above(figure: "Figure") -> None:
+    figure.legend(loc="outside upper left", ncols=4, fontsize=8.5, frameon=False, labelcolor=INK, handlelength=1.2)
+
+
 def _save(figure: "Figure", path: Path) -> Html:
     """Write the PNG, and return the SVG."""
     import matplotlib
@@ -125,7 +129,10 @@ def code_use(counts: np.ndarray, names: Sequence[str], path: Path) -> Html:
     axes.set(yscale="log", xlim=(0, last + 1), ylim=(0.5, max(counts.max(), 1) * 1.6))
     axes.set_xlabel("codes, the most used first", color=INK, fontsize=9)
     axes.set_ylabel("times used", color=INK, fontsize=9)
-    _legend(axes, loc="lower left")
+    if len(counts) == 1:
+        _legend(axes, loc="lower left")
+    else:  # where it covers no line, and is seen before a phone scrolls
+        _legend_above(figure)
     return _save(figure, path)
 
 
@@ -145,7 +152,7 @@ def bits(distortion: float, rates: Mapping[str, float], path: Path) -> Html:
         axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("bits per dimension", color=INK, fontsize=9)
-    figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, frameon=False, labelcolor=INK, handlelength=1.2)
+    _legend_above(figure)
     return _save(figure, path)
 
 

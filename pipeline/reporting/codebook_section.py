@@ -43,8 +43,8 @@ def use_of_codes(contents: RunContents, path: Path) -> Html:
     alt = f"How often each code was used, sorted: from {counts.max():,} times down to {counts.min():,}; {seen}"
     return markup.figure_tag(
         markup.chart(drawn, alt, wide=True),
-        f"How often each code was used on the {of}, the most used first; {seen}. A curve that stays near the dashed "
-        "line uses its codes alike; one that falls early leaves codes idle.",
+        f"How often each code was used on the {of}, the most used first; {seen}. A curve that stays level uses its "
+        "codes alike; one that falls early leaves codes idle.",
     )
 
 

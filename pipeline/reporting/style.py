@@ -92,7 +92,7 @@ footer { margin-top: 3.5rem; font-size: .85rem; color: var(--quiet); }
   th, td { padding-right: .7rem; }
   .chart.wide svg { min-width: 34rem; }
   .columns span, .rows span { font-size: .68rem; }
-  .rows span { max-width: 4.6rem; }
+  .rows span { max-width: 5.6rem; }
   .named { column-gap: .4rem; }
 }
 @media print {
