@@ -1,6 +1,6 @@
 """Take the picture of the page to play with that the README shows: images as they grow.
 
-    python -m benchmarks.app_screenshot RUN docs/app.png
+    python -m benchmarks.app_screenshot smalti/digits docs/app.png
 
 Serves the page of a run, draws with the first seed that was not shown yet, and takes the picture when about two thirds
 of the codes are drawn. Needs Gradio, playwright and a Chromium.
@@ -16,7 +16,7 @@ from smalti.common.folder import replacing
 from smalti.pipeline.growth import UNDRAWN
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH, HEIGHT = 1300, 1070
+WIDTH, HEIGHT = 1300, 1040
 DRAWN = 0.65  # share of the first image that is no longer grey
 WAIT = """
 ([grey, share]) => {
@@ -27,7 +27,10 @@ WAIT = """
   context.drawImage(picture, 0, 0);
   const shades = context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 0);
   window.begun ||= shades.every(shade => shade === grey);
-  return window.begun && shades.filter(shade => shade === grey).length < (1 - share) * shades.length;
+  if (!window.begun || shades.filter(shade => shade === grey).length >= (1 - share) * shades.length) return false;
+  const sheet = document.querySelector('#sheet');
+  sheet.replaceWith(sheet.cloneNode(true));  // what grows on is not shown, however long the picture takes
+  return true;
 }
 """
 
