@@ -74,9 +74,9 @@ def test_encoder_decoder_and_prior_give_what_the_models_give(run):
         assert (logits - prior(given["condition"], codes)).abs().max() < ROUNDING
 
 
-def test_a_step_of_a_pixelcnn_with_two_codes_a_place_gives_the_logits_of_the_model(tmp_path):
+def test_a_step_of_a_pixelcnn_gives_the_logits_of_the_model(tmp_path):
     """The Transformer's step stands in the test above."""
-    prior = pixelcnn(grid=(2, 2), depth=1, factors=(5,), code_depth=2)
+    prior = pixelcnn(grid=(2, 2), depth=1, factors=(5,))
     write_graph(prior_graph(prior, 3), tmp_path / "prior.onnx", "{}")
     codes, condition = codes_of(prior), torch.arange(3)  # the last class is none
     logits = run_graph(tmp_path / "prior.onnx", {"condition": condition, "codes": codes})
