@@ -5,6 +5,7 @@ and two processes find each other by the variables that `accelerate launch` sets
 """
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -76,6 +77,24 @@ class Process:
 def command(script: str, *arguments: object) -> Process:
     """Start a script as `python SCRIPT ARGUMENTS` does."""
     return Process(forks.command(script, *arguments))
+
+
+def installed(folder: Path, module: str, *arguments: object, cwd: Path) -> Process:
+    """Start a module of the package that is installed in a folder, as `python -m MODULE ARGUMENTS` does."""
+
+    def work() -> None:
+        import_from(folder)
+        sys.argv = [module, *map(str, arguments)]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+    return Process(work, cwd)
+
+
+def import_from(folder: Path) -> None:
+    """Let this process import what stands in a folder, and nothing of this checkout."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "smalti"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
 
 
 def command_of_two(script: str, *arguments: object) -> Process:

@@ -81,13 +81,11 @@ def hub(monkeypatch, tmp_path):
 
 def start_space(path: Path) -> None:
     """Run the app.py of a Space as Python does: what stands beside it is imported, and nothing of this checkout."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "smalti"]:
-        del sys.modules[name]
+    processes.import_from(path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ |= {"SPACE_HOST": HOSTS[0], "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
-    sys.path.insert(0, str(path))
     sys.argv, sys.dont_write_bytecode = ["app.py"], False
     runpy.run_path("app.py", run_name="__main__")
 

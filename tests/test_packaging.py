@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("common", "configs", "metrics", "pipeline", "pretrained", "prior", "tokenizer")
 
@@ -85,8 +87,9 @@ def test_code_of_others_stands_beside_the_installed_package_unharmed(wheel, tmp_
 
 def test_a_command_of_the_wheel_runs_in_any_folder(wheel, tmp_path):
     """It runs the first stage of the demo outside a checkout, by its name and with a shipped config."""
-    command = ["-m", "smalti.pipeline.terminal", "train-tokenizer", "configs/digits/tokenizer.yaml"]
-    told = run(*command, "--steps", "2", "--evaluate-every", "2", "--run", "runs/mine", cwd=tmp_path, path=wheel)
+    small = ["--steps", 2, "--evaluate-every", 2, "--model.channels", 8, "--run", "runs/mine"]
+    command = ["train-tokenizer", "configs/digits/tokenizer.yaml", *small]
+    told = processes.finish(processes.installed(wheel, "smalti.pipeline.terminal", *command, cwd=tmp_path))
     assert told.endswith("next: smalti encode runs/mine\n")
     assert (tmp_path / "runs/mine/tokenizer/model/model.safetensors").exists()
 
@@ -112,9 +115,10 @@ def test_the_long_description_reads_without_what_only_a_checkout_has(wheel):
 
 def test_a_command_of_the_wheel_that_is_started_as_a_module_names_commands(wheel, tmp_path):
     """`python -m smalti.pipeline.doctor` said to type the path of a script in site-packages."""
-    told = run("-m", "smalti.pipeline.configs", "digits", "--to", "mine", cwd=tmp_path, path=wheel)
+    arguments = ["smalti.pipeline.configs", "digits", "--to", "mine"]
+    told = processes.finish(processes.installed(wheel, *arguments, cwd=tmp_path))
     assert told.endswith("next: smalti run mine --run runs/mine\n")
-    told = run("-m", "smalti.pipeline.doctor", cwd=tmp_path, path=wheel)
+    told = processes.finish(processes.installed(wheel, "smalti.pipeline.doctor", cwd=tmp_path))
     assert "next: smalti doctor configs/digits" in told
 
 
