@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
         upkeep = CodebookUpkeep(quantizer.tables(), revive_below=0.1)
         torch.manual_seed(1 + accelerator.process_index)
         revived = 0
-        for step in range(200):
+        for step in range(60):
             upkeep.observe(quantizer(torch.randn(4, 4, 16).abs()))  # in one orthant: most codes are never nearest
             revived += sum(map(len, upkeep.step(accelerator, step, revive=True)))
         assert revived > 0, "nothing was revived, so nothing was tested"

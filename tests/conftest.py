@@ -6,11 +6,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
+from matplotlib.figure import Figure
 
 from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
@@ -30,7 +34,32 @@ from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 torch.set_num_threads(1)  # tiny models gain nothing from more
 ROOT = Path(__file__).resolve().parents[1]
+NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 QUICK = FeaturesConfig(classifier=Recipe(width=8, least_steps=100))  # in a second it learns 90% of the digits of 8 x 8
+
+
+DRAWN = Figure.savefig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_figures() -> Iterator[None]:
+    """Let matplotlib write empty PNGs of the right size: to draw curves takes a quarter of a short training."""
+
+    def savefig(figure: Figure, to: Any, *, format: str, dpi: float | None = None, **settings: Any) -> None:
+        if format != "png":
+            return DRAWN(figure, to, format=format, dpi=dpi, **settings)
+        across, up = (figure.get_size_inches() * (dpi or figure.dpi)).astype(int)
+        PIL.Image.new("RGB", (int(across), int(up))).save(to, format="PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
+
+
+@pytest.fixture
+def drawn_figures(monkeypatch) -> None:
+    """Let matplotlib draw, for a test that looks at a figure."""
+    monkeypatch.setattr(Figure, "savefig", DRAWN)
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,7 @@ def test_no_run_and_no_tokenizer_are_told_with_what_to_do(tmp_path, accelerator)
 
 
 @pytest.mark.parametrize("kind", [*QUANTIZERS, "kmeans"])
-def test_every_kind_of_tokenizer_is_drawn_and_told(tmp_path, accelerator, kind):
+def test_every_kind_of_tokenizer_is_drawn_and_told(tmp_path, accelerator, kind, drawn_figures):
     figures = look(random_run(tmp_path, kind), accelerator)
     with PIL.Image.open(tmp_path / "tokenizer/codebook.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 400

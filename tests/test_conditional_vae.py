@@ -14,7 +14,6 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float, to_pil, to_uint8
 from smalti.common.errors import UserError
-from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import Settings as PipelineSettings
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
 from smalti.pipeline.generate import Settings as Generation
@@ -40,9 +39,7 @@ from smalti.tokenizer.network.config import ConvolutionalConfig, MLPConfig
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.model import VAE
-from tests.conftest import QUICK, tokenizer_training
-
-NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
+from tests.conftest import NO_FEATURES, QUICK, tokenizer_training
 
 MLP = MLPConfig(hidden=(16,))
 CONVOLUTIONAL = ConvolutionalConfig(channels=(8, 8))

@@ -12,7 +12,6 @@ from smalti.common import codes, config, folder
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
 from smalti.common.run_folder import read_metrics
-from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline import doctor
 from smalti.pipeline.evaluate import Settings as EvaluateSettings
 from smalti.pipeline.evaluate import evaluate
@@ -40,10 +39,9 @@ from smalti.tokenizer.train import train as train_tokenizer
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
-from tests.conftest import prior_training, tokenizer_training
+from tests.conftest import NO_FEATURES, prior_training, tokenizer_training
 
 TINY = DiffusionConfig(dim=16, depth=1, heads=2)
-NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 FEW = {"steps": 3, "precision": "fp32"}
 
 

@@ -31,11 +31,10 @@ from smalti.tokenizer import evaluate as tokenizer_script
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
-from tests.conftest import QUICK
+from tests.conftest import NO_FEATURES, QUICK
 
 TokenizerSettings = partial(tokenizer_script.Settings, features=QUICK)
 PipelineSettings = partial(pipeline_bench.Settings, features=QUICK)
-NO_FEATURES = FeaturesConfig(kind="none")
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_cells_written_at_the_same_time_are_all_kept(tmp_path):
     assert sorted(map(int, by_seed)) == list(range(8)) and by_seed["3"]["record"]["commit"]
 
 
-def test_the_page_gets_its_tables_and_figure_between_the_marks(tmp_path):
+def test_the_page_gets_its_tables_and_figure_between_the_marks(tmp_path, drawn_figures):
     result, page, figure = tmp_path / "result.json", tmp_path / "page.md", tmp_path / "figure.png"
     cell = {"fd_classifier": 2.0, "bits": 3.5, "bits_kind": "bound", "images_a_second_64": 100.0, "passes": 8}
     for seed in (0, 1):

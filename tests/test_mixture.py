@@ -24,7 +24,7 @@ from smalti.tokenizer.mixture.config import GaussianMixtureConfig
 from smalti.tokenizer.mixture.model import GaussianMixtureTokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
-from tests.conftest import prior_training
+from tests.conftest import NO_FEATURES, prior_training
 
 COVARIANCES = ("spherical", "diagonal", "full", "tied")
 every_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
@@ -131,7 +131,9 @@ def test_it_passes_through_encode_prior_generate_and_evaluate(runs, accelerator)
     train_prior(prior_training(run), accelerator)
     drawn = generate(Generation(run=str(run), num_images=4), accelerator)
     assert len(list(drawn.glob("0*.png"))) == 4
-    figures = json.loads(evaluate(EvaluateSettings(run=str(run)), accelerator).read_text())["figures"]
+    figures = json.loads(evaluate(EvaluateSettings(run=str(run), features=NO_FEATURES), accelerator).read_text())[
+        "figures"
+    ]
     assert figures["nll_of_levels"] > 0 and "nll_of_density" in figures
 
 

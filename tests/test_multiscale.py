@@ -496,7 +496,7 @@ def test_evaluation_says_the_use_of_each_scale(run, accelerator):
     assert figures["uniform_rate"] == pytest.approx(30 * 4 / 64)
 
 
-def test_the_codebook_is_drawn_and_told_scale_by_scale(run, accelerator):
+def test_the_codebook_is_drawn_and_told_scale_by_scale(run, accelerator, drawn_figures):
     figures = examine(CodebookSettings(run=str(run), precision="fp32"), accelerator)
     printed = "\n".join(summary_lines(figures))
     assert "vq of 16 codes, 4 grids" in printed and "grid 1 x 1: used" in printed and "grid 4 x 4: used" in printed

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from smalti.metrics.features_config import FeaturesConfig
 from smalti.tokenizer import mutual_information
 from smalti.tokenizer.evaluate import Settings, evaluate
 from smalti.tokenizer.mutual_information import surgery
@@ -16,10 +15,8 @@ from smalti.tokenizer.posterior.normal import WIDEST
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
-from tests.conftest import tokenizer_training
+from tests.conftest import NO_FEATURES, tokenizer_training
 from tests.test_vae import MLP
-
-NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 
 KINDS = {
     "isotropic": GaussianConfig(covariance="isotropic"),

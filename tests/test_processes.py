@@ -34,7 +34,7 @@ TINY = [
 
 def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(tmp_path):
     """Interrupted at any step, it ends bit for bit where an uninterrupted run ends."""
-    settings = [*TINY, "--steps", 120, "--log_every", 1, "--save_every", 50, "--evaluate_every", 60]
+    settings = [*TINY, "--steps", 60, "--log_every", 1, "--save_every", 25, "--evaluate_every", 30]
 
     def begin(run: str) -> processes.Process:
         return processes.command("tokenizer/train.py", "--run", tmp_path / run, *settings)
@@ -79,7 +79,7 @@ def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
 def test_two_processes_measure_what_one_does(finished_run, tmp_path):
     """Each process computes its parts of the bits and samples; the figures agree to the last digit."""
     ignored, figures = shutil.ignore_patterns("state", "evaluation"), []
-    settings = ["--images", 600, "--neighbours", 20, "--features.classifier.width", 8]
+    settings = ["--images", 200, "--neighbours", 20, "--features.classifier.width", 8]
     settings += ["--features.classifier.least_steps", 100]
     for start_command, name in ((processes.command_of_two, "two"), (processes.command, "one")):
         run = shutil.copytree(finished_run, tmp_path / name, ignore=ignored)
@@ -92,7 +92,7 @@ def test_two_processes_measure_what_one_does(finished_run, tmp_path):
 
 
 def test_codebooks_do_not_drift_apart_between_processes():
-    """Each process has other data and revivals for 200 steps; `codebooks_on_two_processes.py` prints what it
+    """Each process has other data and revivals for 60 steps; `codebooks_on_two_processes.py` prints what it
     compared."""
     out = processes.finish(processes.command_of_two("tests/codebooks_on_two_processes.py"))
     assert out.splitlines() == [f"{kind} equal" for kind in ("vq", "vq_ema", "simvq", "gumbel", "residual")]

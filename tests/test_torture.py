@@ -153,7 +153,7 @@ def test_a_config_of_any_shape_is_read_or_refused(cls, finished_run, tmp_path):
     whole, path = yaml.safe_load((finished_run / stage / "config.yaml").read_text()), tmp_path / "config.yaml"
 
     @settings(
-        max_examples=60,
+        max_examples=25,
         deadline=None,
         database=None,
         derandomize=True,

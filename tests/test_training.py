@@ -14,6 +14,7 @@ from smalti.common import codes, config, folder
 from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
 from smalti.common.finite import MOST_IN_A_ROW, MicroBatch, SkippedSteps
+from smalti.common.plots import save_curves
 from smalti.common.run_folder import read_metrics
 from smalti.pipeline.generate import Settings as Generation
 from smalti.pipeline.generate import generate
@@ -401,3 +402,16 @@ def test_a_missing_stage_is_named_with_the_command_that_makes_it(tmp_path, accel
         encode(EncodeSettings(run=str(tmp_path)), accelerator)
     with pytest.raises(UserError, match=r"no codes dataset .*tokenizer/encode\.py"):
         train_prior(prior_training(tmp_path), accelerator)
+
+
+def test_the_panels_of_curves_show_their_own_metrics(tmp_path, drawn_figures):
+    lines = [{"step": step, "loss": 3.0 / step, "psnr": 10.0 + step} for step in (1, 2, 3)]
+    pictures = []
+    for number, changed in enumerate(({}, {"psnr": 20.0})):
+        path = tmp_path / f"{number}.png"
+        save_curves([{**line, **changed} for line in lines], {"a loss": ["loss"], "PSNR, dB": ["psnr"]}, path)
+        with PIL.Image.open(path) as picture:
+            pictures.append(np.asarray(picture.convert("L")).astype(int))
+    differs = abs(pictures[0] - pictures[1]).max(0) > 0
+    assert pictures[0].shape == (352, 990) and pictures[0].std() > 5
+    assert not differs[:495].any() and differs[495:].any()

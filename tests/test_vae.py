@@ -15,7 +15,6 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
-from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import evaluate as evaluate_both
 from smalti.pipeline.evaluation.settings import Settings as BothSettings
 from smalti.pipeline.generate import Settings as Generation
@@ -42,10 +41,8 @@ from smalti.tokenizer.posterior.config import GaussianConfig, NoneConfig, Poster
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vae.model import VAE
-from tests.conftest import tokenizer_training
+from tests.conftest import NO_FEATURES, tokenizer_training
 from tests.test_training import same_files
-
-NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 
 MLP = MLPConfig(hidden=(16,))
 CONVOLUTIONAL = ConvolutionalConfig(channels=(8, 8))

@@ -10,7 +10,6 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
-from smalti.metrics.features_config import FeaturesConfig
 from smalti.tokenizer.base import DecodesCoarse, DrawsCodes, EmbedsCodes
 from smalti.tokenizer.bottleneck.config import FSQConfig, GumbelConfig, LFQConfig, ResidualConfig, VQConfig
 from smalti.tokenizer.codebook import Settings as Looking
@@ -25,10 +24,9 @@ from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vqvae2.config import VQVAE2Config
 from smalti.tokenizer.vqvae2.model import VQVAE2
-from tests.conftest import tokenizer_training
+from tests.conftest import NO_FEATURES, tokenizer_training
 
 VQ = VQConfig(codebook_size=16, code_dim=4)
-NO_FEATURES = FeaturesConfig(kind="none")
 
 
 def config(**settings) -> VQVAE2Config:
