@@ -235,7 +235,7 @@ def test_a_network_learns_a_correlated_gaussian():
         optimizer.zero_grad()
         prior.loss(latents, none(256), prior).mean().backward()
         optimizer.step()
-    drawn = (prior.sampler(FINE, 500)(none(1500), range(1500)) - 5) / 2
+    drawn = (prior.sampler(FINE, 1000)(none(1000), range(1000)) - 5) / 2
     assert drawn.mean(0).abs().max() < 0.15 and (drawn.T.cov() - COVARIANCE).abs().max() < 0.15
     latents = 5 + 2 * (torch.randn(500, 2, generator=draws) @ factor.T)
     exact = torch.distributions.MultivariateNormal(torch.full((2,), 5.0), 4 * COVARIANCE.float()).log_prob(latents)

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from smalti.common import config, folder, sharding
@@ -39,7 +41,7 @@ ADAMW = {
 MUON = {"model": ADAMW["model"], "label_dropout": 0.0, "recompute": True}
 DIFFUSION = DiffusionConfig(depth=2, dim=32, heads=2)
 # Only its first evaluation is the best: weights gathered for it are sharded again for the next step.
-WORSE = {"lr": 3.0, "warmup": 1, "ema_decay": 0.0, "evaluate_every": 1, "save_every": 6}
+WORSE = {"lr": 3.0, "warmup": 1, "ema_decay": 0.0, "steps": 3, "evaluate_every": 1, "save_every": 3}
 LAST = "state/step_00000006"
 
 
@@ -50,17 +52,18 @@ def config_files(*settings) -> list[Path]:
     return files
 
 
+def environment_of_the_launcher() -> dict[str, str]:
+    """Return the variables that `accelerate launch --config_file configs/imagenet256/fsdp.yaml` sets for sharding."""
+    words = ["--config_file", str(SHARDING), "--num_processes", "2", "prior/train.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    return {name: value for name, value in prepare_multi_gpu_env(arguments).items() if name.startswith("FSDP_")}
+
+
 def train_in_parts(*settings) -> None:
-    """Train with each of the settings in turn, on two processes of `accelerate launch`."""
-    launched = processes.launched(["--config_file", SHARDING], "tests/prior_in_parts.py", *config_files(*settings))
-    assert processes.finish(launched).count("in parts\n") == len(settings)
-
-
-def go_on_in_parts(*settings) -> None:
-    """Do the same in two new processes, whose environment the launcher would fill from its config file like this."""
+    """Train with each of the settings in turn, in two new processes that are sharded as the launcher would."""
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in config.read_yaml(SHARDING)["fsdp_config"].items():
-            environment.setenv(name.upper().replace("_LAYER_CLS", "_CLS"), str(value))
+        for name, value in environment_of_the_launcher().items():
+            environment.setenv(name, value)
         forked = processes.command_of_two("tests/prior_in_parts.py", *config_files(*settings))
         assert processes.finish(forked).count("in parts\n") == len(settings)
 
@@ -113,7 +116,7 @@ def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_st
     half_of(tmp_path / "parts_diffusion", tmp_path / "parts_then_parts_diffusion")
     half_of(tmp_path / "parts", tmp_path / "parts_then_whole")
     half_of(tmp_path / "parts_muon", tmp_path / "parts_then_parts_muon")
-    go_on_in_parts(
+    train_in_parts(
         adamw(tmp_path / "whole_then_parts"),
         muon(tmp_path / "parts_then_parts_muon"),
         diffusion(tmp_path / "parts_then_parts_diffusion"),
@@ -125,7 +128,7 @@ def test_a_prior_in_parts_is_the_whole_one_and_either_goes_on_with_the_others_st
     assert same(tmp_path / "parts_then_parts_muon", tmp_path / "parts_muon", rtol=0)
     assert same(tmp_path / "parts_then_parts_diffusion", tmp_path / "parts_diffusion", rtol=0)
     assert load_prior(tmp_path / "parts_diffusion/prior/model").config.architecture == DIFFUSION
-    assert folder.read_json(tmp_path / "worse/prior/figures.json")["best_step"] < 5
+    assert folder.read_json(tmp_path / "worse/prior/figures.json")["best_step"] < 3
     assert load_prior(tmp_path / "parts/prior/model").config.architecture == ADAMW["model"]
 
 

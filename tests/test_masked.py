@@ -185,20 +185,20 @@ def estimate(prior: MaskedPrior, codes: torch.Tensor, masks: int) -> torch.Tenso
 
 
 def test_the_bound_lies_above_the_exact_nll_and_is_the_mean_over_orders():
-    """Its estimate from 4,000 masks a sample has an error below 0.05 nats."""
+    """Its estimate from 1,000 masks a sample has an error below 0.1 nats."""
     prior, every = toy()
     mean = -torch.stack([chain(prior, every, order) for order in itertools.permutations(range(3))]).mean(0)
     assert (mean >= exact_nll(prior, every) - 1e-6).all() and (mean > exact_nll(prior, every) + 1e-3).any()
-    torch.testing.assert_close(estimate(prior, every, 4000), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(estimate(prior, every, 1000), mean, atol=0.1, rtol=0)
 
 
 def test_the_bound_meets_the_exact_nll_where_all_orders_agree():
     """Without attention a code depends on no other, so that every order gives the same probability; the estimate's
-    error is below 0.05 nats."""
+    error is below 0.07 nats."""
     prior, every = toy()
     for block in prior.blocks:
         torch.nn.init.zeros_(block.attention.out.weight)
-    torch.testing.assert_close(estimate(prior, every, 2000), exact_nll(prior, every), atol=0.05, rtol=0)
+    torch.testing.assert_close(estimate(prior, every, 1000), exact_nll(prior, every), atol=0.07, rtol=0)
 
 
 def test_the_bound_of_one_code_is_its_nll():
