@@ -39,7 +39,7 @@ from tests import processes
 from tests.test_processes import TINY
 
 ROOT = processes.ROOT
-SHORT = [*TINY, "--steps", 40, "--log_every", 1, "--save_every", 5, "--evaluate_every", 20]
+SHORT = [*TINY, "--steps", 20, "--log_every", 1, "--save_every", 5, "--evaluate_every", 10]
 
 
 def until(there, process: processes.Process | subprocess.Popen) -> None:
@@ -49,14 +49,14 @@ def until(there, process: processes.Process | subprocess.Popen) -> None:
 
 
 def test_a_training_killed_again_and_again_leaves_what_an_undisturbed_one_leaves(tmp_path):
-    """SIGKILL comes after its first and its fifth state."""
+    """SIGKILL comes after its first and its third state."""
 
     def begin(name: str) -> processes.Process:
         (tmp_path / name).mkdir(exist_ok=True)
         return processes.Process(command("tokenizer/train.py", "--run", "run", *SHORT), tmp_path / name)
 
     whole = begin("whole")
-    for number, step in enumerate((5, 25)):
+    for number, step in enumerate((5, 15)):
         killed = begin("killed")
         until(lambda step=step: (tmp_path / f"killed/run/tokenizer/state/step_{step:08d}").exists(), killed)
         time.sleep(0.01 * number)
