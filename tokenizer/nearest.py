@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from smalti.tokenizer.codebooks.centre import centre_of
 
@@ -43,7 +44,7 @@ def nearest_indices(vectors: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         (N,) int64. Ties go to the lowest index; a vector that is not finite gets some index.
     """
-    if torch.compiler.is_exporting():
+    if in_one_product(vectors):
         return nearest_plain(vectors.T[None], codebook)[0]
     if vectors.is_cuda and len(vectors) and kernel_is_trusted(vectors.shape[1], vectors.device):
         from smalti.tokenizer.nearest_triton import nearest_fused  # not every torch comes with triton
@@ -54,13 +55,19 @@ def nearest_indices(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def nearest_places(z_e: Tensor, codebook: Tensor) -> Tensor:
     """Return the nearest code of each place, (B, P), of z_e (B, D, P), which is not transposed on a CPU."""
-    if torch.compiler.is_exporting():
+    if in_one_product(z_e):
         return nearest_plain(z_e, codebook)
     if z_e.is_cuda:
         return nearest_indices(rearrange(z_e, "b d p -> (b p) d"), codebook).view(len(z_e), -1)
     return nearest_tiled(z_e, codebook)
 
 
+def in_one_product(vectors: Tensor) -> bool:
+    """Return whether nothing is computed: a graph is exported, or memory is counted on tensors without data."""
+    return torch.compiler.is_exporting() or isinstance(vectors, FakeTensor)
+
+
+@torch.no_grad()
 def nearest_plain(columns: Tensor, codebook: Tensor) -> Tensor:
     """Return the nearest codes (B, n) of columns (B, D, n), by one product, of which a graph can be exported.
 
