@@ -337,7 +337,8 @@ def _explain(cls: type[Settings], error: ValidationError, settings: Mapping[str,
     if first["type"] == "literal_error":
         values = first["ctx"]["expected"].replace("True", "true").replace("False", "false")
         near = _near(first["input"], re.findall("'([^']*)'", values))
-        return f"{source}: {key} must be {values}, got {first['input']!r}{_did_you_mean(near)}"
+        came = _word(first["input"]) if isinstance(first["input"], bool) else repr(first["input"])
+        return f"{source}: {key} must be {values}, got {came}{_did_you_mean(near)}"
     name = key.rstrip("0123456789").rstrip(".")  # without a place in a tuple
     if first["type"] in ("missing", "tuple_type", "too_long") and (number := _values(cls, name)) is not None:
         given = None if isinstance(first["input"], Mapping) else first["input"]  # of what has no such key

@@ -241,6 +241,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def check_not_around(path: Path, mark: str, name: str) -> None:
+    """Raise `UserError` where a folder has not the file `mark`, and its subfolder `name` has."""
+    if not (path / mark).exists() and (path / name / mark).is_file():
+        raise UserError(f"there is no {path / mark}; give {path / name}, which lies in it")
+
+
 def kind_in(value: Mapping[str, Any]) -> str:
     """Return the kind that a JSON file says it is of, under its present name."""
     kind = re.sub(rf"^{FIRST_NAME}\.", "smalti.", str(value.get("kind")))

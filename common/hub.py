@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 
 from smalti.common import markdown
-from smalti.common.bundled import bundled
+from smalti.common.bundled import bundled, bundled_name
 from smalti.common.errors import UserError
 from smalti.common.folder import inside
 
@@ -220,7 +220,9 @@ def _is_folder(path: str | Path) -> bool:
         raise UserError(f"{path} is a file; give the folder that it lies in")
     owner, _, name = str(path).partition("/")
     if not here and (not name or "/" in name or str(path).startswith((".", "/", "~")) or Path(owner).is_dir()):
-        raise UserError(f"there is no folder {path}{_beside(Path(path))}")
+        ours = bundled_name(str(path))
+        hint = f"; did you mean {ours}, which comes with the package?" if ours else _beside(Path(path))
+        raise UserError(f"there is no folder {path}{hint}")
     return here
 
 

@@ -54,10 +54,12 @@ from torch import Tensor
 
 from smalti.common import folder
 from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.errors import Refused
 from smalti.common.launch import check_alone, make_accelerator, run_command
 from smalti.common.session import session
 from smalti.pipeline.onnx_graphs import Graph, need_onnx, prior_graph, run_graph, tokenizer_graphs, write_graph
 from smalti.prior.autoregressive import AutoregressivePrior
+from smalti.prior.base import Prior
 from smalti.prior.model import load_prior
 from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.model import load_tokenizer, trained
@@ -76,14 +78,18 @@ def export(c: Settings) -> Path:
     path, run = output_folder(c), Path(c.run)
     folder.check_ours(path, MARK)
     tokenizer = load_tokenizer(trained(run / "tokenizer"))
+    sha256 = folder.sha256(run / "tokenizer/model/model.safetensors")
+    check_same_tokenizer(c, path, sha256)
     graphs = tokenizer_graphs(tokenizer, c.batch_size)
     prior = load_prior(run / "prior/model") if (run / "prior/model/config.json").exists() else None
+    if prior is None:
+        print(f"{run} has no prior: prior.onnx is left out", file=sys.stderr)
     if isinstance(prior, AutoregressivePrior) and len(prior.vocabularies) == 1:
         graphs["prior.onnx"] = prior_graph(prior, c.batch_size)
     elif prior is not None:
         kind = prior.config.architecture.name()
         print(f"a prior of kind {kind} has no step that is one graph: prior.onnx is left out", file=sys.stderr)
-    said = about(tokenizer, c.batch_size, folder.sha256(run / "tokenizer/model/model.safetensors"))
+    said = about(tokenizer, prior, c.batch_size, sha256)
     with folder.rewriting(path, FILES) as aside:
         for name, graph in graphs.items():
             write_graph(graph, aside / name, json.dumps(said))
@@ -93,8 +99,15 @@ def export(c: Settings) -> Path:
     return path
 
 
-def about(tokenizer: ImageTokenizer, batch_size: int, sha256: str) -> dict[str, Any]:
-    """Return what is said of the codes, in the folder and in each graph."""
+def check_same_tokenizer(c: Settings, path: Path, sha256: str) -> None:
+    """Raise `Refused` where a folder that was named holds the graphs of another tokenizer."""
+    before = folder.read_json(path / MARK) if c.output and (path / MARK).is_file() else {}
+    if before.get("tokenizer_sha256", sha256) != sha256:
+        raise Refused(f"{path} holds the graphs of another tokenizer than {c.run}; give another --output, or remove it")
+
+
+def about(tokenizer: ImageTokenizer, prior: Prior | None, batch_size: int, sha256: str) -> dict[str, Any]:
+    """Return what is said of the codes and of the prior's classes, in the folder and in each graph."""
     c = tokenizer.config
     return {
         "kind": "smalti.onnx",
@@ -104,6 +117,7 @@ def about(tokenizer: ImageTokenizer, batch_size: int, sha256: str) -> dict[str, 
         "image_channels": c.image_channels,
         "black_and_white": tokenizer.black_and_white,
         "condition": tokenizer.condition.model_dump(mode="json"),
+        "prior_condition": None if prior is None else prior.config.condition.model_dump(mode="json"),
         "batch_size": batch_size,
         "tokenizer_sha256": sha256,
     }

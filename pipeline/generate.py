@@ -257,7 +257,8 @@ def main(argv: Sequence[str]) -> None:
     accelerator = make_accelerator()
     with session(output_folder(c), accelerator):
         path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)) if files or default else None)
-    accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}")
+    growing = f" and {path / 'growth.gif'}" if c.animation else ""
+    accelerator.print(f"the images are in {path}; look at {path / 'grid.png'}{growing}")
     if (run / "codes").exists():
         accelerator.print(f"next, to measure the run: {as_typed('tokenizer/evaluate.py', Path(c.run))}")
 

@@ -209,6 +209,7 @@ class ImagePipeline(Pretrained):
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
+        folder.check_not_around(path, "model_index.json", "pipeline")
         index_path = folder.inside(path, "model_index.json")
         index = folder.read_json(index_path)
         folder.check_format(index, "smalti.imagepipeline", index_path)
@@ -249,7 +250,7 @@ class ImagePipeline(Pretrained):
         """Move both models to a device, as in `.to("cuda")`, and return the pipeline.
 
         Raises:
-            UserError: another dtype than float32, which the weights keep; the message says how to compute in another.
+            UserError: another dtype than float32, which the weights keep, or a device that is not there.
         """
         given = {("dtype" if isinstance(each, torch.dtype) else "device"): each for each in device_or_dtype} | named
         check_dtype(given.pop("dtype", None))
@@ -258,8 +259,14 @@ class ImagePipeline(Pretrained):
             raise UserError(f"to takes a device, got {', '.join(map(str, [*device_or_dtype, *named]))}")
         if device is not None:
             self._kept.clear()
-            self.tokenizer.to(device)
-            self.prior.to(device)
+            try:
+                self.tokenizer.to(device)
+                self.prior.to(device)
+            except (RuntimeError, AssertionError) as error:  # torch has one for a wrong name and one for each backend
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                told = " ".join(str(error).split())[:200]
+                raise UserError(f"the pipeline cannot be moved to device {device}: {told}") from None
         return self
 
     @property
@@ -648,7 +655,10 @@ class ImagePipeline(Pretrained):
                 raise UserError(f"seed must be a whole number from 0 to 2**62, got {seed}")
             return [seed + i for i in range(number)]
         if generator is not None and not isinstance(generator, torch.Generator):
-            raise UserError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+            raise UserError(
+                f"generator must be one torch.Generator, got {type(generator).__name__}; the seeds of all images are "
+                "drawn from it. For the same image again give seed, which is that of the first image"
+            )
         device = generator.device if generator is not None else None
         return torch.randint(2**62, (number,), generator=generator, device=device).tolist()
 

@@ -182,6 +182,7 @@ class ImageTokens(Pretrained):
         need_transformers()
         from transformers import AutoTokenizer
 
+        folder.check_not_around(path, MARK, "language_model")
         written = folder.inside(path, MARK)
         folder.check_format(folder.read_json(written), "smalti.imagetokens", written)
         config = folder.read_settings(TokensConfig, folder.read_json(written), written)
@@ -222,9 +223,15 @@ class ImageTokens(Pretrained):
             raise UserError(f"{text!r} has a token of images in it, as {BEGIN}; call the class otherwise")
         return ids
 
-    def prompt(self, texts: Sequence[str]) -> "BatchEncoding":
-        """Return what `generate` goes on from: texts, names of classes or empty ones, each with an image begun."""
-        c = self.config
+    def prompt(self, texts: str | Sequence[str]) -> "BatchEncoding":
+        """Return what `generate` goes on from: texts, names of classes or empty ones, each with an image begun.
+
+        Raises:
+            UserError: there is no text.
+        """
+        c, texts = self.config, [texts] if isinstance(texts, str) else texts
+        if len(texts) == 0:
+            raise UserError("a prompt needs at least one text, of each image one, got none")
         rows = [{"input_ids": [*c.before, *self.text_ids(text), c.begin]} for text in texts]
         return self.text.pad(rows, padding_side="left", return_tensors="pt")
 

@@ -126,7 +126,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     reopened = check_run(run, c, LEEWAY)
     if c.batch_size > len(data.splits["train"].rows):
         raise UserError(
-            f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it"
+            f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it in "
+            "the config of the prior, or with --batch_size"
         )
     fingerprint = codes.codes_fingerprint(data)
     column = data.splits["train"].condition

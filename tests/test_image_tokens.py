@@ -111,6 +111,13 @@ def test_an_image_that_is_not_whole_is_refused_by_name(tokens, change, told):
         tokens.codes(change(tokens.ids(torch.tensor([[1, 2, 3, 4]]))))
 
 
+def test_a_word_is_one_prompt_and_nothing_is_none(tokens):
+    """A string was taken for its letters, an image of each."""
+    assert tokens.prompt("Bag")["input_ids"].tolist() == tokens.prompt(["Bag"])["input_ids"].tolist()
+    with pytest.raises(UserError, match="a prompt needs at least one text"):
+        tokens.prompt([])
+
+
 def test_a_class_that_is_called_as_a_token_is_refused(tokens):
     with pytest.raises(UserError, match="has a token of images in it"):
         tokens.text_ids("boot<|/image|>")

@@ -103,6 +103,22 @@ def test_of_codes_that_score_the_same_the_first_is_found_as_by_the_tiled_search(
     assert torch.equal(found, nearest_tiled(columns, codebook)) and (found % 3 == 0).all()
 
 
+def test_the_classes_of_the_prior_are_named_beside_the_graphs(run):
+    said = json.loads((run / "onnx/onnx.json").read_text())
+    assert said["prior_condition"]["names"] == list("0123456789") and said["condition"]["kind"] == "nothing"
+
+
+def test_the_graphs_of_another_tokenizer_are_not_replaced(run, tmp_path):
+    """They were, and a prior.onnx beside them was removed."""
+    others = shutil.copytree(run / "onnx", tmp_path / "others")
+    said = json.loads((others / "onnx.json").read_text())
+    (others / "onnx.json").write_text(json.dumps(said | {"tokenizer_sha256": "f" * 64}))
+    before = {path.name: path.read_bytes() for path in others.iterdir()}
+    with pytest.raises(UserError, match=r"holds the graphs of another tokenizer than .*; give another --output"):
+        export(Settings(run=str(run), output=str(others)))
+    assert {path.name: path.read_bytes() for path in others.iterdir()} == before
+
+
 def test_what_onnx_cannot_express_is_refused_by_name(tmp_path):
     class Branching(torch.nn.Module):
         def forward(self, x):

@@ -456,3 +456,25 @@ def test_a_prior_that_draws_at_once_has_no_animation(pipeline):
     c = pipeline.prior.config.model_copy(update={"layout": Layout.of(2, 2, 2, factors=(16,))})
     with pytest.raises(UserError, match="is not drawn so: leave animation out"):
         check_grows(SimpleNamespace(prior=build_prior(c)))
+
+
+def test_a_run_is_refused_for_the_pipeline_in_it_by_its_path(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "digits/pipeline")
+    with pytest.raises(UserError, match=r"no .*digits/model_index\.json; give .*digits/pipeline, which lies in it"):
+        ImagePipeline.from_pretrained(tmp_path / "digits")
+
+
+def test_the_short_name_of_what_comes_with_the_package_is_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="did you mean smalti/digits, which comes with the package"):
+        ImagePipeline.from_pretrained("digits")
+
+
+def test_a_device_that_is_not_there_is_named(pipeline):
+    with pytest.raises(UserError, match=r"cannot be moved to device nowhere: .*nowhere"):
+        pipeline.to("nowhere")
+
+
+def test_several_generators_are_refused_with_what_to_give(pipeline):
+    with pytest.raises(UserError, match=r"must be one torch\.Generator, got list; .* give seed"):
+        pipeline(labels=[1, 2], generator=[torch.Generator(), torch.Generator()])

@@ -510,8 +510,8 @@ def test_a_config_of_diffusers_that_is_another_network_is_refused_by_name(tmp_pa
 
 def test_a_project_file_that_is_another_network_is_refused_by_name(checkpoint, tmp_path):
     for change, message in (
-        (("double_z: false", "double_z: true"), "ddconfig.double_z must be False, got True"),
-        (("resolution: 256", "tanh_out: true, resolution: 256"), "ddconfig.tanh_out must be False"),
+        (("double_z: false", "double_z: true"), "ddconfig.double_z must be false, got true"),
+        (("resolution: 256", "tanh_out: true, resolution: 256"), "ddconfig.tanh_out must be false"),
         (("ch: 128", "ch: 32"), r"block\.1\.norm1\.weight must be \(32,\), got none"),
         (("ddconfig:", "other:"), "ddconfig must be given"),
         (("model:", "module:"), "got no model.params"),

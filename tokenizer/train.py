@@ -171,7 +171,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
     if c.batch_size > len(splits["train"]):
-        raise UserError(f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it")
+        raise UserError(
+            f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it in the "
+            "config of the tokenizer, or with --batch_size"
+        )
 
     trained, first_step = start(c, images, origin, run, accelerator)
     forward = trained.tokenizer if c.train == "all" else DecoderTraining(trained.tokenizer, c)
