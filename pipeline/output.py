@@ -7,8 +7,10 @@ the names of all files that it wrote.
 goes on. The process that draws a batch calls `write(batch)`, and the main process calls `finish()` at the end.
 """
 
+import itertools
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,10 +115,11 @@ class PngFolder(Output):
         return [f"{place:06d}.png" for place in range(start, stop)]
 
     def has(self, number: int) -> bool:
+        return all(map(self._is_drawn, self._names(number)))
+
+    def _is_drawn(self, name: str) -> bool:
         c = self.request.pipeline.tokenizer.config
-        return all(
-            _is_picture(self.folder / name, MODES[c.image_channels], c.image_size[::-1]) for name in self._names(number)
-        )
+        return _is_picture(self.folder / name, MODES[c.image_channels], c.image_size[::-1])
 
     def write(self, batch: GeneratedBatch) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +127,8 @@ class PngFolder(Output):
         for name, image in zip(names, to_pil(batch.images), strict=True):
             aside = temporary_path(self.folder / name, "writing")
             image.save(aside, format="PNG")
+            if os.path.lexists(self.folder / name) and not self._is_drawn(name):
+                keep_found(self.folder / name)
             os.replace(aside, self.folder / name)
 
     def finish(self) -> None:
@@ -139,6 +144,14 @@ class PngFolder(Output):
         hint = "remove it, and the same command draws it again"
         shown = [np.atleast_3d(np.asarray(whole_picture(self.folder / name, hint))) for name in names[:GRID]]
         self.save_grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2))
+
+
+def keep_found(path: Path) -> None:
+    """Rename a file that is damaged or somebody else's, so that another can take its name, and say so."""
+    names = itertools.chain([f"{path.name}.found"], (f"{path.name}.found-{n}" for n in itertools.count(2)))
+    kept = next(each for each in map(path.with_name, names) if not os.path.lexists(each))
+    os.rename(path, kept)
+    print(f"{path} is no picture of this request: it is kept as {kept.name}, and drawn", file=sys.stderr)
 
 
 def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:

@@ -264,6 +264,21 @@ def test_the_same_request_goes_on_and_another_is_refused(run, accelerator, forma
     generate(other.model_copy(update={"overwrite": True}), accelerator)
 
 
+def test_what_lies_at_a_pictures_name_is_kept_under_another(run, accelerator, capsys):
+    """A user's own 000002.png was replaced without a word."""
+    c = Settings(run=str(run), num_images=4, batch_size=4)
+    out = generate(c, accelerator)
+    before = (out / "000002.png").read_bytes()
+    for number, text in enumerate(("mine", "mine too")):
+        (out / "000002.png").write_text(text)
+        generate(c, accelerator)
+        assert (out / "000002.png").read_bytes() == before
+        assert (out / ("000002.png.found", "000002.png.found-2")[number]).read_text() == text
+    assert (
+        "000002.png is no picture of this request: it is kept as 000002.png.found, and drawn" in capsys.readouterr().err
+    )
+
+
 def test_one_calls_sampling_is_not_kept_as_the_default_but_a_files_is(run, tmp_path):
     def kept():
         return folder.read_json(run / "pipeline/generation_config.json")
