@@ -42,24 +42,18 @@ CLAIMS = {
         threshold=120.0,
         value=lambda ratios: ratios["evaluate_seconds"],
     ),
-    "evaluate": Claim(
-        text="CPU seconds of an evaluation, times less",
+} | {
+    what: Claim(
+        text=f"CPU seconds of {called}, times less",
         relation="at least",
-        threshold=4.0,
-        value=lambda ratios: ratios["evaluate"],
-    ),
-    "compress": Claim(
-        text="CPU seconds of compressing, times less",
-        relation="at least",
-        threshold=20.0,
-        value=lambda ratios: ratios["compress"],
-    ),
-    "expand": Claim(
-        text="CPU seconds of expanding, times less",
-        relation="at least",
-        threshold=20.0,
-        value=lambda ratios: ratios["expand"],
-    ),
+        threshold=threshold,
+        value=lambda ratios, what=what: ratios[what],
+    )
+    for what, called, threshold in (
+        ("evaluate", "an evaluation", 4.0),
+        ("compress", "compressing", 20.0),
+        ("expand", "expanding", 20.0),
+    )
 }
 
 

@@ -34,6 +34,14 @@ class Share:
                 f"micro-batches = {parts}; {max(1, round(self.batch_size / parts)) * parts} would"
             )
 
+    def check_rows(self, rows: int, what: str, stage: str) -> None:
+        """Raise `UserError` where a step takes more than all `rows`, which the message calls `what`."""
+        if self.batch_size > rows:
+            raise UserError(
+                f"batch_size {self.batch_size} is more than the {rows} {what}; lower it in the config of the {stage}, "
+                "or with --batch_size"
+            )
+
     @property
     def size(self) -> int:
         """Return the rows of one micro-batch on one process."""

@@ -50,7 +50,6 @@ from torch import Tensor, nn
 from smalti.common import codes, sharding, state
 from smalti.common.condition import Nothing
 from smalti.common.ema import EMA
-from smalti.common.errors import UserError
 from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.origin import Origin, begin_from, settings_and_origin
@@ -124,11 +123,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     )
     data = read_codes(c.run, c.codes)
     reopened = check_run(run, c, LEEWAY)
-    if c.batch_size > len(data.splits["train"].rows):
-        raise UserError(
-            f"batch_size {c.batch_size} is more than the {len(data.splits['train'].rows)} rows of codes; lower it in "
-            "the config of the prior, or with --batch_size"
-        )
+    share.check_rows(len(data.splits["train"].rows), "rows of codes", "prior")
     fingerprint = codes.codes_fingerprint(data)
     column = data.splits["train"].condition
     condition = data.info.condition.seen(column) if c.condition == "labels" else Nothing()

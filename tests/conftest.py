@@ -36,9 +36,7 @@ torch.set_num_threads(1)  # tiny models gain nothing from more
 ROOT = Path(__file__).resolve().parents[1]
 NO_FEATURES = FeaturesConfig(kind="none")  # no classifier is trained
 QUICK = FeaturesConfig(classifier=Recipe(width=8, least_steps=100))  # in a second it learns 90% of the digits of 8 x 8
-
-
-DRAWN = Figure.savefig
+DRAWN = Figure.savefig  # matplotlib's own
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -190,7 +190,7 @@ def test_the_vectors_on_the_disk_are_those_of_the_codes(over_codes, finished_run
     ids=lambda q: q.name(),
 )
 def test_the_nearest_codes_of_embedded_codes_are_these_codes(quantizer):
-    """Of a stack of codes, which are found one after another, others may be: then their vectors are nearly the same."""
+    """A stack of codes is found one after another, and may be another stack: then its vectors are nearly the same."""
     torch.manual_seed(0)
     tokenizer = VQVAE(VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer)).eval()
     layout = tokenizer.config.layout

@@ -95,7 +95,7 @@ def test_a_command_of_the_wheel_runs_in_any_folder(wheel, tmp_path):
 
 
 def test_a_digit_is_drawn_by_the_wheel_alone(wheel, tmp_path, monkeypatch):
-    """Where nothing was trained and there is no network: the Hub's address is one that nothing answers at."""
+    """The command needs no training and no network: nothing answers at the address that it has of the Hub."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     command = ["-m", "smalti.pipeline.terminal", "generate", "digits", "--labels", "3", "--num-images", "1"]
     assert "digits-samples/grid.png" in run(*command, cwd=tmp_path, path=wheel)

@@ -170,11 +170,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     splits, c = images.splits, c.model_copy(update={"model": c.model.over(images)})
     reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
-    if c.batch_size > len(splits["train"]):
-        raise UserError(
-            f"batch_size {c.batch_size} is more than the {len(splits['train'])} training images; lower it in the "
-            "config of the tokenizer, or with --batch_size"
-        )
+    share.check_rows(len(splits["train"]), "training images", "tokenizer")
 
     trained, first_step = start(c, images, origin, run, accelerator)
     forward = trained.tokenizer if c.train == "all" else DecoderTraining(trained.tokenizer, c)
