@@ -4,11 +4,14 @@ By it a file that is as it was written, and may be written again, is told from o
 """
 
 import hashlib
+import itertools
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from smalti.common.folder import FORMAT, read_json, replacing, sha256, write_json
+from smalti.common.folder import FORMAT, link, read_json, replacing, rewriting, sha256, write_json
 
 NAME = ".written.json"
 KIND = "smalti.written"
@@ -57,3 +60,44 @@ def tell_kept(path: Path) -> None:
         f"{path} is not as this command wrote it, and is kept; remove it, and the same command writes it",
         file=sys.stderr,
     )
+
+
+@contextmanager
+def replacing_ours(path: Path) -> Iterator[Path]:
+    """Replace a file as `folder.replacing` does; keep one that this command did not write as NAME.found."""
+    with replacing(path) as aside:
+        yield aside
+        if not is_as_written(path.parent, path.name, noted(path.parent)):
+            keep_found(path)
+        note(path.parent, {path.name: sha256(aside)})
+
+
+@contextmanager
+def rewriting_ours(path: Path, ours: Collection[str]) -> Iterator[Path]:
+    """Replace a folder as `folder.rewriting` does; keep what was changed of `ours`, names in it, as NAME.found."""
+    files = noted(path)
+    changed = [name for name in dict.fromkeys(ours) if files and not is_as_written(path, name, files)]
+    with rewriting(path, [*ours, NAME]) as aside:
+        yield aside
+        for name in changed:
+            kept = _free_name(path / name).relative_to(path)
+            (aside / kept).parent.mkdir(parents=True, exist_ok=True)
+            link(path / name, aside / kept)
+            _tell_found(path / name, kept.name)
+        note(aside, {name: sha256(aside / name) for name in ours if (aside / name).is_file()})
+
+
+def keep_found(path: Path) -> None:
+    """Rename a file that is damaged or somebody's own, so that another can take its name, and print that."""
+    kept = _free_name(path)
+    os.rename(path, kept)
+    _tell_found(path, kept.name)
+
+
+def _free_name(path: Path) -> Path:
+    names = itertools.chain([f"{path.name}.found"], (f"{path.name}.found-{n}" for n in itertools.count(2)))
+    return next(each for each in map(path.with_name, names) if not os.path.lexists(each))
+
+
+def _tell_found(path: Path, kept: str) -> None:
+    print(f"{path} is not as this command wrote it: it is kept as {kept}, and written anew", file=sys.stderr)

@@ -60,7 +60,7 @@ from smalti.common.hub import README
 from smalti.common.identity import check_tokenizer_of
 from smalti.common.launch import check_alone, make_accelerator, run_command
 from smalti.common.session import session
-from smalti.common.written import NAME, is_as_written, noted, tell_kept, write_text
+from smalti.common.written import is_as_written, noted, rewriting_ours, tell_kept, write_text
 from smalti.pipeline.image_tokens import MARK, ImageTokens, check_layout, need_transformers
 from smalti.tokenizer.model import load_tokenizer, trained
 
@@ -88,7 +88,7 @@ def open_base(name: str) -> "PreTrainedTokenizerFast":
 
 
 def export(c: Settings) -> Path:
-    """Write the folder in place of an earlier one, and return it. Files that a user added stay."""
+    """Write the folder in place of an earlier one, and return it. Files that a user added or changed are kept."""
     need_transformers()
     path = output_folder(c)
     folder.check_ours(path, MARK)
@@ -102,8 +102,8 @@ def export(c: Settings) -> Path:
     parquet = {f"data/{name}-00000-of-00001.parquet": name for name in splits}
     before = [f"data/{each.name}" for each in (path / "data").glob("*-00000-of-00001.parquet")]
     kept = not is_as_written(path, README, noted(path))  # somebody has edited it
-    card = [] if kept else [README, NAME]
-    with folder.rewriting(path, [*ImageTokens.files, *parquet, *before, *card]) as aside:
+    card = [] if kept else [README]
+    with rewriting_ours(path, [*ImageTokens.files, *parquet, *before, *card]) as aside:
         tokens.write(aside)
         (aside / "data").mkdir()
         for file, name in parquet.items():

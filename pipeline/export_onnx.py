@@ -57,6 +57,7 @@ from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.errors import Refused
 from smalti.common.launch import check_alone, make_accelerator, run_command
 from smalti.common.session import session
+from smalti.common.written import rewriting_ours
 from smalti.pipeline.onnx_graphs import Graph, need_onnx, prior_graph, run_graph, tokenizer_graphs, write_graph
 from smalti.prior.autoregressive import AutoregressivePrior
 from smalti.prior.base import Prior
@@ -73,7 +74,7 @@ def output_folder(c: Settings) -> Path:
 
 
 def export(c: Settings) -> Path:
-    """Write the folder in place of an earlier one, and return it. Files that a user added stay."""
+    """Write the folder in place of an earlier one, and return it. Files that a user added or changed are kept."""
     need_onnx()
     path, run = output_folder(c), Path(c.run)
     folder.check_ours(path, MARK)
@@ -90,7 +91,7 @@ def export(c: Settings) -> Path:
         kind = prior.config.architecture.name()
         print(f"a prior of kind {kind} has no step that is one graph: prior.onnx is left out", file=sys.stderr)
     said = about(tokenizer, prior, c.batch_size, sha256)
-    with folder.rewriting(path, FILES) as aside:
+    with rewriting_ours(path, FILES) as aside:
         for name, graph in graphs.items():
             write_graph(graph, aside / name, json.dumps(said))
         folder.write_json(aside / MARK, said)

@@ -19,8 +19,8 @@ from einops import repeat
 from torch import Tensor
 
 from smalti.common.errors import UserError
-from smalti.common.folder import replacing
 from smalti.common.plots import image_grid
+from smalti.common.written import replacing_ours
 from smalti.pipeline.image_pipeline import ENCODED, ImagePipeline
 from smalti.prior.base import Unfolding, Unfolds
 from smalti.tokenizer.base import DecodesCoarse
@@ -120,7 +120,7 @@ def save_animation(images: Iterator[Tensor], columns: int, path: Path) -> None:
     palette = ends.quantize(255, dither=PIL.Image.Dither.NONE)
     shown = [each.quantize(palette=palette, dither=PIL.Image.Dither.NONE) for each in pictures]
     durations = [PACE] * (len(shown) - 1) + [AT_LAST]
-    with replacing(path) as aside:
+    with replacing_ours(path) as aside:
         shown[0].save(
             aside, format="GIF", save_all=True, append_images=shown[1:], duration=durations, loop=0, optimize=True
         )

@@ -7,33 +7,38 @@ the names of all files that it wrote.
 goes on. The process that draws a batch calls `write(batch)`, and the main process calls `finish()` at the end.
 """
 
+import hashlib
 import itertools
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from smalti.common.codes import PLAN, CodesSplit, finish, is_whole, shard_path, write_plan, write_shard
 from smalti.common.codes_info import CodesInfo
-from smalti.common.data.pixels import MODES, to_pil
+from smalti.common.data.pixels import to_pil
 from smalti.common.errors import Refused
 from smalti.common.folder import is_empty, read_json, remove, replacing, sweep, temporary_path, write_json
 from smalti.common.hub import README
-from smalti.common.plots import image_grid, save_picture
+from smalti.common.plots import image_grid
 from smalti.common.raster import open_picture, whole_picture
 from smalti.common.tensors import read_tensors
-from smalti.common.written import is_as_written, noted
+from smalti.common.written import is_as_written, keep_found, noted, replacing_ours
 from smalti.pipeline import growth
 from smalti.pipeline.image_pipeline import GeneratedBatch, ImagePipeline
 
 GRID = 100  # images in grid.png at most
+REQUEST = ".request.json"
+MARK = "smalti"  # the text chunk of a picture that says whose it is
+NOT_DECIDING = {"labels", "seeds", "seed", "num_images", "batch_size", "format"}  # of the settings in a request
 
 
 class Request:
@@ -91,7 +96,8 @@ class Output:
 
     def save_grid(self, images: torch.Tensor) -> None:
         """Write grid.png."""
-        save_picture(image_grid(images, self.columns(len(images))), self.folder / "grid.png")
+        with replacing_ours(self.folder / "grid.png") as aside:
+            image_grid(images, self.columns(len(images))).save(aside, format="PNG")
 
     def animate(self, **sampling: Any) -> None:
         """Write growth.gif: how the images of grid.png are drawn with these settings, which draws them once more."""
@@ -104,7 +110,14 @@ class Output:
 
 
 class PngFolder(Output):
-    """PNG files and metadata.jsonl, which `load_dataset("imagefolder", data_dir=FOLDER)` reads, and grid.png."""
+    """PNG files and metadata.jsonl, which `load_dataset("imagefolder", data_dir=FOLDER)` reads, and grid.png.
+
+    Each picture says in a text chunk whose it is, so that a damaged, an edited and a user's own picture are told apart.
+    """
+
+    def __init__(self, folder: Path, request: Request):
+        super().__init__(folder, request)
+        self._marks = dict(zip(map(_name, itertools.count()), marks(read_json(folder / REQUEST))))
 
     def is_whole(self) -> bool:
         return False  # finishing again is cheap
@@ -112,21 +125,22 @@ class PngFolder(Output):
     def _names(self, number: int) -> list[str]:
         start = number * self.request.batch_size
         stop = min(start + self.request.batch_size, len(self.request.labels))
-        return [f"{place:06d}.png" for place in range(start, stop)]
+        return [_name(place) for place in range(start, stop)]
 
     def has(self, number: int) -> bool:
         return all(map(self._is_drawn, self._names(number)))
 
     def _is_drawn(self, name: str) -> bool:
-        c = self.request.pipeline.tokenizer.config
-        return _is_picture(self.folder / name, MODES[c.image_channels], c.image_size[::-1])
+        return is_marked(self.folder / name, self._marks[name])
 
     def write(self, batch: GeneratedBatch) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         names = self._names(batch.start // self.request.batch_size)
         for name, image in zip(names, to_pil(batch.images), strict=True):
             aside = temporary_path(self.folder / name, "writing")
-            image.save(aside, format="PNG")
+            said = PngInfo()
+            said.add_text(MARK, f"{self._marks[name]} {_digest(image)}")
+            image.save(aside, format="PNG", pnginfo=said)
             if os.path.lexists(self.folder / name) and not self._is_drawn(name):
                 keep_found(self.folder / name)
             os.replace(aside, self.folder / name)
@@ -139,27 +153,38 @@ class PngFolder(Output):
             if self.request.class_names is not None:
                 line["label"] = self.request.class_names[label]
             lines.append(json.dumps(line) + "\n")
-        with replacing(self.folder / "metadata.jsonl") as aside:
+        with replacing_ours(self.folder / "metadata.jsonl") as aside:
             aside.write_text("".join(lines), encoding="utf-8")
         hint = "remove it, and the same command draws it again"
         shown = [np.atleast_3d(np.asarray(whole_picture(self.folder / name, hint))) for name in names[:GRID]]
         self.save_grid(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2))
 
 
-def keep_found(path: Path) -> None:
-    """Rename a file that is damaged or somebody else's, so that another can take its name, and say so."""
-    names = itertools.chain([f"{path.name}.found"], (f"{path.name}.found-{n}" for n in itertools.count(2)))
-    kept = next(each for each in map(path.with_name, names) if not os.path.lexists(each))
-    os.rename(path, kept)
-    print(f"{path} is no picture of this request: it is kept as {kept.name}, and drawn", file=sys.stderr)
+def _name(place: int) -> str:
+    return f"{place:06d}.png"
 
 
-def _is_picture(path: Path, mode: str, size: tuple[int, int]) -> bool:
-    """Return whether there is a picture of this mode and (width, height) that can be read to its end."""
+def marks(asked: Mapping[str, Any]) -> list[str]:
+    """Return for each image of a request what tells it from others: a digest of all that decides it."""
+    of_all = {name: value for name, value in asked.items() if name not in NOT_DECIDING}
+    each = zip(asked["labels"], asked["seeds"], strict=True)
+    return [_hash(json.dumps([of_all, *one], sort_keys=True).encode()) for one in each]
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _digest(picture: PIL.Image.Image) -> str:
+    return _hash(f"{picture.mode} {picture.size} ".encode() + picture.tobytes())
+
+
+def is_marked(path: Path, mark: str) -> bool:
+    """Return whether there is a picture that was drawn with this mark, whole and as it was drawn."""
     try:
         with open_picture(path) as picture:
             picture.load()
-            return picture.mode == mode and picture.size == size
+            return bool(picture.info.get(MARK) == f"{mark} {_digest(picture)}")
     except Exception:  # damaged files raise nearly anything in PIL
         return False
 
@@ -168,7 +193,8 @@ class NpzFile(Output):
     """samples.npz in the evaluators' layout, arr_0 uint8 (N, H, W, C) and arr_1 labels (N,), and grid.png."""
 
     def is_whole(self) -> bool:
-        return (self.folder / "samples.npz").exists()
+        name = "samples.npz"
+        return (self.folder / name).exists() and is_as_written(self.folder, name, noted(self.folder))
 
     def finish(self) -> None:
         images = torch.cat([part["images"] for part in self.parts()])
@@ -176,7 +202,7 @@ class NpzFile(Output):
         if self.request.class_names is not None:
             arrays["arr_1"] = np.asarray(self.request.labels, np.int64)
         self.save_grid(images[:GRID])
-        with replacing(self.folder / "samples.npz") as aside, open(aside, "wb") as file:
+        with replacing_ours(self.folder / "samples.npz") as aside, open(aside, "wb") as file:
             np.savez_compressed(file, **arrays)
         self.remove_parts()
 
@@ -207,7 +233,6 @@ class CodesFolder(Output):
 
 
 FORMATS = {"png": PngFolder, "npz": NpzFile, "codes": CodesFolder}
-REQUEST = ".request.json"
 
 
 def read_request(folder: Path) -> dict[str, Any] | None:
@@ -219,7 +244,8 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(folder) or (folder.is_dir() and is_empty(folder)):
         return None
     asked = read_json(folder / REQUEST) if (folder / REQUEST).is_file() else {}
-    if asked.get("format") not in FORMATS or not isinstance(asked.get("labels"), list):
+    lists = (asked.get("labels"), asked.get("seeds"))
+    if asked.get("format") not in FORMATS or not all(isinstance(each, list) for each in lists):
         raise Refused(f"{folder} holds something else; give another --output")
     return asked
 
@@ -245,13 +271,16 @@ def begin_request(folder: Path, asked: Mapping[str, Any], *, overwrite: bool = F
 
 
 def files_of_request(folder: Path, asked: Mapping[str, Any]) -> list[Path]:
-    """Return the existing files that a request wrote, without a card that was edited, which is the user's."""
-    names = ["grid.png", "growth.gif", ".parts"]
+    """Return the existing files that a request wrote, without those that were edited since, which are the user's."""
+    noted_ones, names, files = ["grid.png", "growth.gif"], [".parts"], noted(folder)
     if asked["format"] == "png":
-        names += ["metadata.jsonl", *(f"{place:06d}.png" for place in range(len(asked["labels"])))]
+        noted_ones += ["metadata.jsonl"]
+        pictures = ((_name(place), mark) for place, mark in enumerate(marks(asked)))
+        names += [name for name, mark in pictures if is_marked(folder / name, mark)]
     elif asked["format"] == "npz":
-        names += ["samples.npz"]
+        noted_ones += ["samples.npz"]
     else:
-        names += ["codes.json", PLAN, shard_path(folder, "generated", 0, 1).name, README]
-    there = [folder / name for name in names if os.path.lexists(folder / name)]
-    return [path for path in there if path.name != README or is_as_written(folder, README, noted(folder))]
+        noted_ones += [README]
+        names += ["codes.json", PLAN, shard_path(folder, "generated", 0, 1).name]
+    names += [name for name in noted_ones if is_as_written(folder, name, files)]
+    return [folder / name for name in names if os.path.lexists(folder / name)]

@@ -185,6 +185,19 @@ def test_written_again_the_rows_are_new_and_an_edited_card_stays(finished_run, t
     assert (path / "data/train-00000-of-00001.parquet").exists()
 
 
+def test_what_a_user_changed_of_the_folder_is_kept_under_another_name(finished_run, tmp_path, capsys):
+    """A quantised graph or a tokenizer with words of one's own was written over without a word."""
+    path = export(Settings(run=str(finished_run), output=str(tmp_path / "lm")))
+    (path / "tokenizer_config.json").write_text('{"mine": 1}')
+    (path / "data/train-00000-of-00001.parquet").write_text("mine")
+    for _ in range(2):
+        export(Settings(run=str(finished_run), output=str(path)))
+    assert (path / "tokenizer_config.json.found").read_text() == '{"mine": 1}'
+    assert (path / "data/train-00000-of-00001.parquet.found").read_text() == "mine"
+    assert capsys.readouterr().err.count("is not as this command wrote it: it is kept as") == 2
+    ImageTokens.from_pretrained(path)
+
+
 def test_vectors_and_a_strangers_folder_are_refused_before_anything_is_written(tokens, finished_run, tmp_path):
     vectors = Layout.of(2, 2, depth=4)
     with pytest.raises(UserError, match="tokens are codes"):

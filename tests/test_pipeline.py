@@ -264,6 +264,24 @@ def test_the_same_request_goes_on_and_another_is_refused(run, accelerator, forma
     generate(other.model_copy(update={"overwrite": True}), accelerator)
 
 
+def a_picture(path, side):
+    PIL.Image.new("L", (side, side), 7).save(path, format="PNG")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["000002.png", "grid.png", "metadata.jsonl"])
+def test_an_edited_file_and_a_users_own_picture_of_the_same_size_are_kept(run, accelerator, capsys, name, overwrite):
+    """A stranger's picture of the right size was taken for the drawn one."""
+    c = Settings(run=str(run), num_images=4, batch_size=4)
+    out = generate(c, accelerator)
+    side = PIL.Image.open(out / "000002.png").width
+    a_picture(out / name, side)
+    mine = (out / name).read_bytes()
+    generate(c.model_copy(update={"seed": int(overwrite), "overwrite": overwrite}), accelerator)
+    assert (out / f"{name}.found").read_bytes() == mine != (out / name).read_bytes()
+    assert f"{name} is not as this command wrote it: it is kept as {name}.found" in capsys.readouterr().err
+
+
 def test_what_lies_at_a_pictures_name_is_kept_under_another(run, accelerator, capsys):
     """A user's own 000002.png was replaced without a word."""
     c = Settings(run=str(run), num_images=4, batch_size=4)
@@ -275,7 +293,7 @@ def test_what_lies_at_a_pictures_name_is_kept_under_another(run, accelerator, ca
         assert (out / "000002.png").read_bytes() == before
         assert (out / ("000002.png.found", "000002.png.found-2")[number]).read_text() == text
     assert (
-        "000002.png is no picture of this request: it is kept as 000002.png.found, and drawn" in capsys.readouterr().err
+        "000002.png is not as this command wrote it: it is kept as 000002.png.found" in capsys.readouterr().err
     )
 
 
