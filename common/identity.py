@@ -65,6 +65,11 @@ def identity_of(folder: Path, name: str, declared: Collection[str] = ()) -> Toke
         raise UserError(f"{weights} is damaged: {' '.join(str(error).split())}; get or make it again") from None
 
 
+def identity_in_memory(tensors: Mapping[str, Tensor], decodes_only: Collection[str]) -> TokenizerIdentity:
+    """Return the identity of a tokenizer that lies in no folder, by its tensors."""
+    return TokenizerIdentity(name="in memory", sha256=codes_sha256(tensors, decodes_only))
+
+
 def _earlier_files(folder: Path, codes: str) -> tuple[str, ...]:
     """Return the files that the model of a run began from, with the same codes."""
     began = next((change.identity for change in read_history(folder.parent) if change.identity is not None), None)

@@ -50,7 +50,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common.commands import as_typed
-from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
 from smalti.common.folder import mend
 from smalti.common.launch import make_accelerator, run_command
@@ -59,6 +58,7 @@ from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import passing_bar
 from smalti.common.session import session
 from smalti.pipeline.evaluation.bench import (
+    FEWEST,
     EvaluationBench,
     codes_of,
     evenly_spaced,
@@ -73,27 +73,15 @@ from smalti.tokenizer.labelled import labelled
 PICTURES = ("samples", "neighbours")
 MOST_TRAIN = 60_000  # training images, evenly spaced, among which copies are looked for
 MOST_BYTES = 2**30  # of their pixels
-FEWEST = 10  # images on either side from which neighbourhoods say anything
 FEW_HELD_OUT = 100  # below it 1% of the held-out images is less than one, and the limit for copies is unknown
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
     """Compute the figures that are missing, and return their file."""
     bench = open_bench(c, accelerator)
-    number = min(len(bench.split), 10_000) if c.images is None else c.images
-    if c.images is None and number < FEWEST:
-        accelerator.print(
-            f"{number} held-out images are too few to judge samples by: only their bits are measured", file=sys.stderr
-        )
-        number = 0
-    if number and min(number, len(bench.split)) < FEWEST:
-        raise UserError(
-            f"samples are judged by at least {FEWEST} images on either side, got {number} to draw and "
-            f"{len(bench.split)} held out; --images 0 leaves them out"
-        )
     figures, protocol = price(bench)
-    if number:
-        more, drawing = judge_samples(bench, number)
+    if bench.judged:
+        more, drawing = judge_samples(bench, bench.judged)
         figures, protocol = figures | more, protocol | drawing
     elif accelerator.is_main_process:
         for what in PICTURES:  # of an earlier evaluation, whose figures are replaced

@@ -29,6 +29,7 @@ from smalti.common.condition import Condition
 from smalti.common.data.pixels import from_pil, to_float, to_pil, to_uint8
 from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained, check_dtype
+from smalti.common.identity import identity_in_memory
 from smalti.common.progress import passing_bar
 from smalti.common.seeds import uniforms
 from smalti.pipeline import diffusers_options
@@ -114,18 +115,20 @@ class ImagePipeline(Pretrained):
         self,
         tokenizer: ImageTokenizer,
         prior: Prior,
-        sampling: SamplingConfig,
-        identity: TokenizerIdentity,
+        sampling: SamplingConfig | None = None,
+        identity: TokenizerIdentity | None = None,
         chosen: Chosen | None = None,
     ):
         """
         Args:
-            sampling: the settings of calls that give no others.
-            identity: of the tokenizer's codes and weights.
+            sampling: the settings of calls that give no others; by default the standard ones.
+            identity: of the tokenizer's codes and weights; by default computed from these weights.
             chosen: how a search chose `sampling` for these weights; saved beside it.
         Raises:
             UserError: the prior was trained on codes of another tokenizer or shape; the message names both.
         """
+        if identity is None:
+            identity = identity_in_memory(tokenizer.state_dict(), tokenizer.decodes_only)
         if not prior.config.tokenizer.same_codes(identity):
             raise UserError(
                 f"the prior was trained on codes of the tokenizer {prior.config.tokenizer}, not of {identity}; "
@@ -146,7 +149,7 @@ class ImagePipeline(Pretrained):
         self.tokenizer = tokenizer
         self.prior = prior
         self.identity = identity
-        self.sampling = sampling
+        self.sampling = sampling or SamplingConfig()
         self.chosen = chosen
         self._bar: dict[str, Any] = {}
         self._kept: list[tuple[Any, Sampler]] = []  # the sampler of the last call, and what it was made of
@@ -173,6 +176,20 @@ class ImagePipeline(Pretrained):
         def __getattr__(self, name: str) -> NoReturn:
             instead = diffusers_options.PARTS_INSTEAD.get(name)
             raise AttributeError(f"ImagePipeline has no {name}" + (f": {instead}" if instead else ""))
+
+    @classmethod
+    def from_pipe(cls, pipeline: "ImagePipeline", **changed: Any) -> Self:
+        """Return another pipeline over the same models, which it shares, as diffusers' `from_pipe`.
+
+        Args:
+            changed: `tokenizer`, `prior` or `sampling` to take in place of the pipeline's.
+        """
+        same: dict[str, Any] = {**pipeline.components, "sampling": pipeline.sampling}
+        if other := changed.keys() - same.keys():
+            raise UserError(f"from_pipe takes {', '.join(same)}, got {', '.join(sorted(other))}")
+        if "tokenizer" not in changed:
+            same["identity"] = pipeline.identity
+        return cls(**(same | changed))
 
     # ---------------------------------------------------------------------------------------------------- on the disk
 

@@ -8,7 +8,6 @@ goes on. The process that draws a batch calls `write(batch)`, and the main proce
 """
 
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -117,7 +116,7 @@ class PngFolder(Output):
 
     def __init__(self, folder: Path, request: Request):
         super().__init__(folder, request)
-        self._marks = dict(zip(map(_name, itertools.count()), marks(read_json(folder / REQUEST))))
+        self._marks = {_name(place): mark for place, mark in enumerate(marks(read_json(folder / REQUEST)))}
 
     def is_whole(self) -> bool:
         return False  # finishing again is cheap

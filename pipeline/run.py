@@ -2,12 +2,18 @@
 
     python pipeline/run.py configs/digits
     python pipeline/run.py configs/imagefolder --images ~/pictures --run runs/mine --launch "accelerate launch"
+    python pipeline/run.py configs/digits --tokenizer.steps 400 --prior.batch_size 32
+
+A setting of one stage is given with its name before it: --tokenizer.KEY, --encode.KEY, --prior.KEY, --generate.KEY.
 
 Runs the four commands one after the other, each in its own process, and prints them. Writes into RUN, beside their
 files, samples.png, reconstructions.png, curves.png and summary.json. After an interruption the same command goes on:
 each of the four resumes where it was.
 """
 
+import contextlib
+import importlib
+import io
 import os
 import shlex
 import signal
@@ -15,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,7 @@ from smalti.common import config
 from smalti.common.choices import Tracker
 from smalti.common.command_line import answer_at_once, is_command
 from smalti.common.config import Settings
+from smalti.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,10 +60,35 @@ class RunSettings(Settings):
     """what starts each command: `python`, or for several devices `accelerate launch ...`"""
 
 
+STAGES = {"tokenizer": "tokenizer", "encode": "codes", "prior": "prior", "generate": "samples"}  # and their folders
+
+
+def of_stages(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the words of this command, and those of each stage, as that stage reads them."""
+    own: list[str] = []
+    given: dict[str, list[str]] = {name: [] for name in STAGES}
+    into = own
+    for word in argv:
+        stage, dot, key = word.removeprefix("--").partition(".")
+        if word.startswith("--"):
+            into = given[stage] if dot and stage in given else own
+        into.append(f"--{key}" if word.startswith("--") and into is not own else word)
+    return own, given
+
+
 def read_settings(argv: Sequence[str]) -> RunSettings:
-    return config.parse(
-        RunSettings, __doc__, argv, positional="configs", positional_help="folder of an experiment's configs"
-    )
+    for name, words in of_stages(argv)[1].items():
+        if any(word.partition("=")[0] == "--run" for word in words):
+            raise UserError(f"--{name}.run: all stages have one folder; give --run")
+    try:
+        return config.parse(
+            RunSettings, __doc__, of_stages(argv)[0], positional="configs", positional_help="folder of the configs"
+        )
+    except UserError as error:
+        if not str(error).startswith("unknown option"):
+            raise
+        ways = ", ".join(f"--{name}.KEY" for name in STAGES)
+        raise UserError(f"{error}; a setting of one stage is given as {ways}") from None
 
 
 if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
@@ -68,7 +100,7 @@ import torch
 
 from smalti.common import codes, folder
 from smalti.common.commands import WHOLE, as_typed
-from smalti.common.errors import Refused, UserError
+from smalti.common.errors import Refused
 from smalti.common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
 from smalti.common.plots import save_picture
 from smalti.common.raster import whole_picture
@@ -82,7 +114,6 @@ PRINTED = ("psnr_pooled", "psnr", "usage", "perplexity")  # figures of the codes
 BUSY = 0.4  # share of the cores that others use
 AGAIN = "remove it, and run the stage that wrote it again"
 PICTURES = ("samples.png", "reconstructions.png", "curves.png")  # written into the run's folder at the end
-BEGUN = {"tokenizer": "tokenizer", "encode": "codes", "prior": "prior", "generate": "samples"}  # the folder of a stage
 FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokenizer/cluster.py"}
 SECOND_STAGES = {"prior.yaml": "prior/train.py", "fit.yaml": "prior/fit.py"}
 
@@ -113,14 +144,17 @@ def second_config(folder_: Path) -> Path:
     return found[0]
 
 
-def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
-    """Return the command line of each stage, in order."""
+def stages(c: RunSettings, run: str, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the command line of each stage, its own script first, in order.
+
+    Args:
+        given: the settings of each stage that the command line names.
+    """
     folder_ = config.find_config(c.configs)
     first, second = first_config(folder_), second_config(folder_)
     seed = [] if c.seed is None else ["--seed", str(c.seed)]
     images = [] if c.images is None else ["--images.source", c.images]
     track = ["--track", *c.track] if c.track else []
-    launch = [sys.executable] if c.launch == "python" else shlex.split(c.launch)
     scripts = {
         "tokenizer": [FIRST_STAGES[first.name], str(first), "--run", run, *images, *seed, *track],
         "encode": ["tokenizer/encode.py", run],
@@ -134,7 +168,24 @@ def stages(c: RunSettings, run: str) -> dict[str, list[str]]:
             *seed,
         ],
     }
-    return {name: [*launch, str(ROOT / script), *arguments] for name, (script, *arguments) in scripts.items()}
+    return {name: [*words, *given[name]] for name, words in scripts.items()}
+
+
+def command_line(c: RunSettings, words: Sequence[str]) -> list[str]:
+    """Return the command line that starts a stage."""
+    launch = [sys.executable] if c.launch == "python" else shlex.split(c.launch)
+    return [*launch, str(ROOT / words[0]), *words[1:]]
+
+
+def check_stages(of_all: Mapping[str, Sequence[str]]) -> None:
+    """Raise `UserError` for a wrong setting of any stage, before the first of them takes its hours."""
+    for name, (script, *arguments) in of_all.items():
+        module = importlib.import_module(f"smalti.{script.removesuffix('.py').replace('/', '.')}")
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # what it has to say, it says when its turn comes
+                module.read_settings(arguments)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
 
 def generate_options(path: Path, run: Path) -> list[str]:
@@ -218,20 +269,21 @@ def gather_pictures(run: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     check_alone()
-    c = read_settings(argv)
+    c, given = read_settings(argv), of_stages(argv)[1]
     first = first_config(config.find_config(c.configs))
     second_config(first.parent)
     if not (first.parent / "generate.yaml").exists():
         raise UserError(f"there is no generate.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
     check_summary_is_ours(Path(run))
+    check_stages(stages(c, run, given))
     busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * cores()
     if busy and "OMP_NUM_THREADS" not in os.environ:
         print("this machine is busy: with OMP_NUM_THREADS=1 before the command, threads do not wait for taken cores")
     seconds = folder.read_json(Path(run) / ".seconds.json") if (Path(run) / ".seconds.json").exists() else {}
-    for name in stages(c, run):
-        command = stages(c, run)[name]  # the stages before it may have changed it
-        started, before = time.perf_counter(), (Path(run) / BEGUN[name]).exists()
+    for name in STAGES:
+        command = command_line(c, stages(c, run, given)[name])  # the stages before it may have changed it
+        started, before = time.perf_counter(), (Path(run) / STAGES[name]).exists()
         refused = False
         try:
             run_stage(name, command)

@@ -27,6 +27,10 @@ from smalti.prior.data import CodesBatch, CodesRows, plain_views
 from smalti.prior.model import load_prior
 
 EVALUATION_BATCH = 256
+WORSE = (
+    "the prior is worse than independent codes, which know nothing of one another: it wants more steps, or has too few "
+    "images to learn from"
+)
 
 
 class Best(NamedTuple):
@@ -92,7 +96,7 @@ def report(data: Codes, best: Best, run: Path, accelerator: Accelerator) -> None
     """Evaluate the kept weights on every held-out split beside the untrained priors, and draw the curves."""
     kept = load_prior(run / "model").to(accelerator.device)
     layout, figures = data.info.layout, {"best_step": float(best.step)}
-    measure = kept.measure
+    measure, worse = kept.measure, False
     for name, split in data.splits.items():
         if name != "train":
             plain = plain_views(split, data.info)
@@ -103,7 +107,10 @@ def report(data: Codes, best: Best, run: Path, accelerator: Accelerator) -> None
                 K, marginal = layout.codebook_size, marginal_nll(data.splits["train"].codes, plain.codes, layout)
                 figures |= {"uniform_nll": uniform_nll(K), f"{name}_marginal_nll": marginal}
                 line += f"; independent codes {marginal:.3f}, uniform ln {K} = {uniform_nll(K):.3f}"
+                worse = worse or (bool(best.step) and loss > marginal)
             accelerator.print(line)
+    if worse:
+        accelerator.print(WORSE)
     if accelerator.is_main_process:
         write_json(run / "figures.json", figures)
         lines = read_metrics(run / "metrics.jsonl")

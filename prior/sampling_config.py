@@ -1,8 +1,8 @@
 """The settings of drawing from a prior, of all kinds together."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from smalti.common.config import Settings
 
@@ -47,3 +47,12 @@ class SamplingConfig(Settings):
     resampling: int = Field(4, ge=1, le=1000)
     """of a diffusion prior that completes an image: how often each step is taken, so that the two parts agree (RePaint,
     Lugmayr et al. 2022)"""
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _not_zero(cls, value: Any) -> Any:
+        if value in (0, "0", "0.0"):
+            raise ValueError(
+                "at 0 there is no distribution to draw from; for the likeliest code each time give top_k 1"
+            )
+        return value

@@ -281,6 +281,12 @@ def test_sampling_settings_are_checked():
             config.build(SamplingConfig, wrong, "sampling")
 
 
+@pytest.mark.parametrize("zero", [0, 0.0, "0"])
+def test_a_temperature_of_zero_is_told_what_takes_the_likeliest_code(zero):
+    with pytest.raises(UserError, match="for the likeliest code each time give top_k 1"):
+        config.build(SamplingConfig, {"temperature": zero}, "sampling")
+
+
 def test_the_largest_preset_has_the_shapes_it_promises():
     """It is built without memory: 343 million weights of prior over 16 x 16 codes of a 256 x 256 tokenizer."""
     import torch

@@ -30,6 +30,7 @@ from smalti.prior.model import load_prior
 from smalti.tokenizer import evaluate as tokenizer_script
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.run_features import features_cache
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import NO_FEATURES, QUICK
 
@@ -274,11 +275,13 @@ def test_a_stochastic_tokenizer_has_its_bounds(tmp_path, accelerator):
     assert load_tokenizer(run / "tokenizer/model").stochastic and "fd_classifier" not in found
 
 
-def test_too_few_images_to_judge_are_refused_at_once(run, accelerator):
+def test_too_few_images_to_judge_are_refused_before_a_classifier_is_trained(run, accelerator, tmp_path):
+    run = shutil.copytree(run, tmp_path / "alone/digits")
     with pytest.raises(
         UserError, match=r"at least 10 images on either side, got 3 to draw and 297 held out; --images 0"
     ):
         evaluate_pipeline(PipelineSettings(run=str(run), images=3), accelerator)
+    assert not features_cache(run).exists()
 
 
 def test_training_images_are_not_looked_up_among_themselves(run, accelerator):

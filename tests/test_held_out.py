@@ -105,6 +105,16 @@ def test_where_every_class_has_one_image_the_class_that_lost_it_is_named(tmp_pat
     assert f"class c{lost} has no training image: what is drawn of it is untrained" in list(images.remarks())
 
 
+def test_classes_without_a_held_out_image_are_counted_and_one_is_named(tmp_path):
+    """A small set's held-out images were all of one class, and its figures were read as those of all."""
+    files = {f"train/c{i}/{n}.png": FILES[2 * i + n] for i in range(3) for n in range(2)}
+    images = opened(write(tmp_path / "set", files | {"val/c1/a.png": FILES[6]}))
+    (told,) = [remark for remark in images.remarks() if remark.startswith("validation has")]
+    assert told.startswith("validation has 1 images, and none of 2 of the 3 classes, such as c0")
+    whole = files | {f"val/c{i}/a.png": FILES[6 + i] for i in range(3)}
+    assert not [told for told in opened(write(tmp_path / "whole", whole)).remarks() if told.startswith("validation")]
+
+
 def test_a_class_that_only_another_split_has_is_named(tmp_path):
     folder = write(tmp_path / "set", {f"train/a/{i}.png": FILES[i] for i in range(4)} | {"train/b/x.png": b"damaged"})
     images = opened(folder, corrupt="skip")

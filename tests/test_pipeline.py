@@ -292,9 +292,7 @@ def test_what_lies_at_a_pictures_name_is_kept_under_another(run, accelerator, ca
         generate(c, accelerator)
         assert (out / "000002.png").read_bytes() == before
         assert (out / ("000002.png.found", "000002.png.found-2")[number]).read_text() == text
-    assert (
-        "000002.png is not as this command wrote it: it is kept as 000002.png.found" in capsys.readouterr().err
-    )
+    assert "000002.png is not as this command wrote it: it is kept as 000002.png.found" in capsys.readouterr().err
 
 
 def test_one_calls_sampling_is_not_kept_as_the_default_but_a_files_is(run, tmp_path):
@@ -359,6 +357,18 @@ def test_a_pipeline_says_what_is_inside(pipeline):
     assert pipeline.class_names == tuple("0123456789")
     assert pipeline.components == {"tokenizer": pipeline.tokenizer, "prior": pipeline.prior}
     assert pipeline.config == (pipeline.tokenizer.config, pipeline.prior.config, pipeline.sampling)
+
+
+def test_a_pipeline_is_made_of_the_components_of_another(pipeline, prior):
+    for other in (ImagePipeline(**pipeline.components), ImagePipeline.from_pipe(pipeline)):
+        assert other.components == pipeline.components and other.identity.same_codes(pipeline.identity)
+        assert pixels(other([3], seed=1).images).tolist() == pixels(pipeline([3], seed=1).images).tolist()
+    warm = ImagePipeline.from_pipe(pipeline, sampling=SamplingConfig(temperature=2))
+    assert warm.sampling.temperature == 2 and pipeline.sampling.temperature == 1
+    with pytest.raises(UserError, match="the prior was trained on codes of the tokenizer test"):
+        ImagePipeline(pipeline.tokenizer, prior)
+    with pytest.raises(UserError, match="from_pipe takes tokenizer, prior, sampling, got unet"):
+        ImagePipeline.from_pipe(pipeline, unet=None)
 
 
 @pytest.mark.filterwarnings("ignore:this prior was trained in raster order")

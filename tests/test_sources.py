@@ -317,6 +317,15 @@ def test_a_text_that_begins_as_some_picture_does_is_none(tmp_path):
     assert files(source) == {"train": ["0.png"]} and sum(named(source).values()) == 7
 
 
+def test_a_run_inside_the_folder_of_its_images_is_named_and_not_read(tmp_path):
+    """Its curves and samples became a class when training went on."""
+    folder = write(tmp_path / "s", "cat/0.png", "runs/mine/tokenizer/curves.png", "runs/mine/samples/000000.png")
+    (folder / "runs/mine/tokenizer/images.json").write_text("{}")
+    source = opened(folder)
+    assert files(source) == {"train": ["cat/0.png"]}
+    assert named(source) == {"folders of runs, whose pictures are drawn": 1}
+
+
 def test_hidden_files_pipes_and_links_to_nowhere_are_named_and_never_opened(tmp_path):
     """A FIFO among the images blocked the reader for ever, and a link to /dev/zero filled the memory."""
     folder = write(tmp_path / "s", "cat/0.png", ".hidden/x.png", ".hidden/y.png", "cat/._0.png", "cat/.DS_Store")

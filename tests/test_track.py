@@ -17,7 +17,7 @@ from smalti.common import config, folder
 from smalti.common.errors import UserError
 from smalti.common.launch import make_accelerator
 from smalti.common.run_folder import read_metrics
-from smalti.pipeline.run import RunSettings, stages
+from smalti.pipeline.run import RunSettings, of_stages, stages
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.train import train as train_prior
 from smalti.tokenizer.cluster import cluster
@@ -224,7 +224,7 @@ def test_trackers_are_given_like_other_lists_and_reach_both_trainings_of_a_run(t
     assert (c.track, c.track_project) == (("tensorboard", "trackio"), "tiles")
     with pytest.raises(UserError, match=r"track"):
         config.parse(PriorTraining, "", ["--track", "clearml"])
-    commands = stages(RunSettings(track=("tensorboard", "wandb")), str(tmp_path))
+    commands = stages(RunSettings(track=("tensorboard", "wandb")), str(tmp_path), of_stages([])[1])
     for name, command in commands.items():
         assert (command[-3:] == ["--track", "tensorboard", "wandb"]) == (name in ("tokenizer", "prior"))
 

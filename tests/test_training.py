@@ -251,6 +251,15 @@ def two_layers(**gradients: float) -> torch.nn.Module:
 NAN, ONE = torch.tensor(torch.nan), torch.tensor(1.0)
 
 
+def test_a_prior_that_is_worse_than_independent_codes_is_said_to_be(finished_run, tmp_path, accelerator, capsys):
+    """The two figures stood side by side, and nobody said what they mean."""
+    for steps in (2, 60):
+        run = shutil.copytree(finished_run, tmp_path / str(steps), ignore=shutil.ignore_patterns("prior"))
+        train_prior(prior_training(run, steps=steps, evaluate_every=steps, save_every=steps, lr=3e-2), accelerator)
+        said = capsys.readouterr().out
+        assert ("the prior is worse than independent codes" in said) == (steps == 2), said
+
+
 def test_a_step_that_is_not_finite_is_skipped_counted_and_named(capsys):
     """It names the first cause: an output with its rows, or a loss; and the layer where the backward pass first met
     it."""

@@ -86,6 +86,18 @@ class ImageSet(NamedTuple):
                 if rows:
                     yield f"{name}: {len(rows)} {kind}, {len(split)} images remain"
         yield from untrained(self.absent_classes(), self.class_names or ())
+        yield from self._of_unseen_classes()
+
+    def _of_unseen_classes(self) -> Iterator[str]:
+        """Yield a warning of classes that are trained and of which no image is held out for validation."""
+        names, (train, held_out) = self.class_names or (), (self.splits[name] for name in ("train", "validation"))
+        unseen = [names[number] for number in np.setdiff1d(train.labels, held_out.labels) if 0 <= number < len(names)]
+        if unseen:
+            yield (
+                f"validation has {len(held_out)} images, and none of {len(unseen)} of the {len(names)} classes, such "
+                f"as {unseen[0]}: its figures say nothing of those; more images help, or a larger "
+                "--images.validation_share"
+            )
 
     def absent_classes(self) -> tuple[int, ...]:
         """Return the classes that no training image has."""

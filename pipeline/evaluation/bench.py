@@ -30,6 +30,7 @@ from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors, real_features
 
 READ = 500  # images at once
+FEWEST = 10  # images on either side from which neighbourhoods say anything
 
 
 class EvaluationBench(NamedTuple):
@@ -41,6 +42,7 @@ class EvaluationBench(NamedTuple):
     data: Codes
     images: ImageSet
     split: ImageSplit
+    judged: int  # samples to draw and judge
     binarize: str  # how pixels were made black and white
     eyes: Extractors
     plan: dict[str, Any]  # everything that decides the figures
@@ -48,7 +50,11 @@ class EvaluationBench(NamedTuple):
 
 
 def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
-    """Open what a run is measured with. Raises `UserError` where its codes are another tokenizer's."""
+    """Open what a run is measured with.
+
+    Raises:
+        UserError: the codes are another tokenizer's, or samples are asked for and there are too few images.
+    """
     run = Path(c.run)
     kept = run / "pipeline/generation_config.json"
     pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
@@ -68,8 +74,8 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
             file=sys.stderr,
         )
     split = held_out_split(images.splits, c.split)
-    eyes = Extractors(None, None)
-    if c.images != 0:
+    judged, eyes = samples_to_judge(c, split, accelerator), Extractors(None, None)
+    if judged:
         eyes = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
     plan = {
         "code": code_version(),
@@ -83,7 +89,22 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
         "batch_size": c.batch_size,
         "precision": c.precision,
     }
-    return EvaluationBench(c, run, pipeline, data, images, split, settings.binarize, eyes, plan, accelerator)
+    return EvaluationBench(c, run, pipeline, data, images, split, judged, settings.binarize, eyes, plan, accelerator)
+
+
+def samples_to_judge(c: Settings, split: ImageSplit, accelerator: Accelerator) -> int:
+    """Return how many samples are drawn and judged: as asked, or by default as many as are held out, if enough are."""
+    number = min(len(split), 10_000) if c.images is None else c.images
+    if c.images is None and number < FEWEST:
+        line = f"{number} held-out images are too few to judge samples by: only their bits are measured"
+        accelerator.print(line, file=sys.stderr)
+        return 0
+    if number and min(number, len(split)) < FEWEST:
+        raise UserError(
+            f"samples are judged by at least {FEWEST} images on either side, got {number} to draw and {len(split)} "
+            "held out; --images 0 leaves them out"
+        )
+    return number
 
 
 def evenly_spaced(split: ImageSplit, number: int) -> Tensor:

@@ -1,0 +1,67 @@
+"""The whole chain by one command: settings of its stages on its command line, and what is wrong told at once."""
+
+import pytest
+
+from smalti.common.errors import UserError
+from smalti.pipeline.run import ROOT, RunSettings, check_stages, main, of_stages, read_settings, stages
+
+
+def lines(*argv: str) -> dict[str, list[str]]:
+    return stages(RunSettings(), "runs/x", of_stages(argv)[1])
+
+
+def test_a_setting_with_a_stages_name_before_it_reaches_that_stage_alone():
+    words = ["configs/digits", "--tokenizer.model.image-size", "8", "8", "--seed", "1", "--prior.steps=4", "--run", "a"]
+    own, given = of_stages(words)
+    assert own == ["configs/digits", "--seed", "1", "--run", "a"]
+    assert given == {
+        "tokenizer": ["--model.image-size", "8", "8"],
+        "encode": [],
+        "prior": ["--steps=4"],
+        "generate": [],
+    }
+    assert read_settings(words).seed == 1
+    found = lines(*words)
+    assert found["tokenizer"][-3:] == given["tokenizer"] and found["prior"][-1] == "--steps=4"
+
+
+def test_settings_of_every_stage_are_read_by_it():
+    check_stages(
+        lines("--tokenizer.batch_size", "8", "--encode.views", "2", "--prior.lr", "0.1", "--generate.seed", "3")
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--tokenizer.batch_sise", "8"], "tokenizer: unknown option --batch_sise; did you mean --batch_size"),
+        (["--prior.steps", "0"], "prior: .*steps should be greater"),
+        (["--encode.views", "many"], "encode: .*views"),
+        (["--generate.temperature", "0"], "generate: .*give top_k 1"),
+    ],
+)
+def test_a_wrong_setting_of_a_later_stage_is_told_before_the_first_begins(words, told, tmp_path):
+    """A wrong word for the prior was told after the tokenizer had been trained."""
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=told):
+        main([str(ROOT / "configs/digits_small"), "--run", str(run), *words])
+    assert not run.exists()
+
+
+def test_a_wrong_config_of_a_later_stage_is_told_before_the_first_begins(tmp_path):
+    for name in ("tokenizer", "generate"):
+        (tmp_path / f"{name}.yaml").write_text((ROOT / f"configs/digits_small/{name}.yaml").read_text())
+    (tmp_path / "prior.yaml").write_text("stepps: 10\n")
+    with pytest.raises(UserError, match=r"prior: .*stepps"):
+        main([str(tmp_path), "--run", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_of_no_stage_is_told_how_a_stage_is_named():
+    with pytest.raises(UserError, match=r"unknown option --batch_size; .*--tokenizer.KEY, --encode.KEY, --prior.KEY"):
+        read_settings(["--batch_size", "8"])
+
+
+def test_stages_have_one_folder():
+    with pytest.raises(UserError, match=r"--prior.run: all stages have one folder; give --run"):
+        read_settings(["--prior.run", "elsewhere"])
