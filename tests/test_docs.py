@@ -29,6 +29,7 @@ from smalti.common.config import Settings, leaves
 from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.run import FIRST_STAGES, SECOND_STAGES
 from smalti.prior.config import PriorConfig
 from smalti.prior.model import build_prior
 from smalti.prior.nextscale.config import NextScaleConfig
@@ -302,6 +303,14 @@ def test_a_misspelt_command_is_not_understood(command):
         check_command(shlex.split(command), {})
 
 
+SCRIPTS_OF = {
+    "tokenizer": FIRST_STAGES.values(),
+    "encode": ["tokenizer/encode.py"],
+    "prior": SECOND_STAGES.values(),
+    "generate": ["pipeline/generate.py"],
+}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_a_page_names_is_some_commands(page):
     """It checks code spans such as `--steps 500`."""
@@ -317,6 +326,9 @@ def test_every_option_that_a_page_names_is_some_commands(page):
     }
     for script in SCRIPTS:
         known |= {f"--{key}" for key, _ in leaves(settings_of(script))}
+    for stage, scripts in SCRIPTS_OF.items():
+        keys = ["KEY", *(key for script in scripts for key, _ in leaves(settings_of(script)))]
+        known |= {f"--{stage}.{key}" for key in keys}
     for span in re.findall(r"(?<!`)`(--[^`]+)`(?!`)", text_of(page)):
         for option in (word for word in span.split() if re.match(r"--\w", word)):
             here = option.partition("=")[0]
