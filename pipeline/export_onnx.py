@@ -1,8 +1,10 @@
 """Write a run's models as ONNX graphs, which run without Python: in onnxruntime, in browsers, on telephones.
 
     python pipeline/export_onnx.py runs/digits
+    python pipeline/export_onnx.py digits          # the pipeline that comes with the package, into digits-onnx
 
-Reads RUN/tokenizer/model and, where it is there, RUN/prior/model, and writes into RUN/onnx (or --output):
+Reads RUN/tokenizer/model and, where it is there, RUN/prior/model, or both models of a pipeline folder, and writes into
+RUN/onnx (of a pipeline folder, beside it; or --output):
     encoder.onnx    images in [-1, 1] -> codes, or latents
     decoder.onnx    codes, or latents -> images
     prior.onnx      class and codes -> logits of each code given those before it, of a Transformer and a PixelCNN
@@ -14,7 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -33,17 +35,20 @@ class Settings(BaseSettings):
     """Write the models of a run as ONNX graphs."""
 
     run: str = "runs/digits"
-    """folder of the experiment"""
+    """folder of the experiment, or a pipeline folder"""
     output: str | None = None
-    """folder to write; onnx/ in the run when null"""
+    """folder to write; onnx/ in the run when null, or beside a pipeline folder, with -onnx after its name"""
     batch_size: int = Field(1, ge=1, le=4096)
     """B, images that a graph computes at once, neither fewer nor more"""
     checked: int = Field(64, ge=1)
     """images on which the graphs are held against the models"""
 
 
+RUN = "folder of the experiment, or a pipeline folder"
+
+
 def read_settings(argv: Sequence[str]) -> Settings:
-    return config.parse(Settings, __doc__, argv, positional="run", positional_help="folder of the experiment")
+    return config.parse(Settings, __doc__, argv, positional="run", positional_help=RUN)
 
 
 if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
@@ -53,10 +58,11 @@ import torch
 from torch import Tensor
 
 from smalti.common import folder
+from smalti.common.bundled import run_named
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.errors import Refused
 from smalti.common.launch import check_alone, make_accelerator, run_command
-from smalti.common.session import session
+from smalti.common.session import path_beside, session
 from smalti.common.written import rewriting_ours
 from smalti.pipeline.onnx_graphs import Graph, need_onnx, prior_graph, run_graph, tokenizer_graphs, write_graph
 from smalti.prior.autoregressive import AutoregressivePrior
@@ -69,22 +75,41 @@ MARK = "onnx.json"
 FILES = ("encoder.onnx", "decoder.onnx", "prior.onnx", MARK)
 
 
+class ModelFolders(NamedTuple):
+    """The folders of a run's models, and where the graphs go by default."""
+
+    tokenizer: Path
+    prior: Path
+    output: Path
+
+
+def model_folders(run: str) -> ModelFolders:
+    """Return the folders of a run, of a pipeline folder, or of a bundled pipeline by its name."""
+    path = run_named(run)
+    if (path / "model_index.json").exists():
+        beside = path_beside(path, "-onnx") if path == Path(run) else Path(f"{path.name}-onnx")  # not in the package
+        return ModelFolders(path / "tokenizer", path / "prior", beside)
+    return ModelFolders(path / "tokenizer/model", path / "prior/model", path / "onnx")
+
+
 def output_folder(c: Settings) -> Path:
-    return Path(c.output or Path(c.run) / "onnx")
+    return Path(c.output) if c.output else model_folders(c.run).output
 
 
 def export(c: Settings) -> Path:
     """Write the folder in place of an earlier one, and return it. Files that a user added or changed are kept."""
     need_onnx()
-    path, run = output_folder(c), Path(c.run)
+    path, found = output_folder(c), model_folders(c.run)
     folder.check_ours(path, MARK)
-    tokenizer = load_tokenizer(trained(run / "tokenizer"))
-    sha256 = folder.sha256(run / "tokenizer/model/model.safetensors")
+    if found.tokenizer.name == "model":
+        trained(found.tokenizer.parent)  # or says how to make one
+    tokenizer = load_tokenizer(found.tokenizer)
+    sha256 = folder.sha256(found.tokenizer / "model.safetensors")
     check_same_tokenizer(c, path, sha256)
     graphs = tokenizer_graphs(tokenizer, c.batch_size)
-    prior = load_prior(run / "prior/model") if (run / "prior/model/config.json").exists() else None
+    prior = load_prior(found.prior) if (found.prior / "config.json").exists() else None
     if prior is None:
-        print(f"{run} has no prior: prior.onnx is left out", file=sys.stderr)
+        print(f"{c.run} has no prior: prior.onnx is left out", file=sys.stderr)
     if isinstance(prior, AutoregressivePrior) and len(prior.vocabularies) == 1:
         graphs["prior.onnx"] = prior_graph(prior, c.batch_size)
     elif prior is not None:

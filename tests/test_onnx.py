@@ -74,6 +74,13 @@ def test_encoder_decoder_and_prior_give_what_the_models_give(run):
         assert (logits - prior(given["condition"], codes)).abs().max() < ROUNDING
 
 
+def test_a_pipeline_that_comes_with_the_package_is_exported_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(Settings(run="digits", checked=1))
+    assert {path.name for path in Path("digits-onnx").glob("*.onnx")} == {"encoder.onnx", "decoder.onnx", "prior.onnx"}
+    assert json.loads(Path("digits-onnx/onnx.json").read_text())["prior_condition"]["names"] == list("0123456789")
+
+
 def test_a_step_of_a_pixelcnn_gives_the_logits_of_the_model(tmp_path):
     """The Transformer's step stands in the test above."""
     prior = pixelcnn(grid=(2, 2), depth=1, factors=(5,))
