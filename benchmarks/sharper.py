@@ -3,15 +3,15 @@
     python -m benchmarks.sharper --name emoji --data FOLDER_OF_PARQUET --judge LABELLED_FOLDER --work DIR \
         --minutes 10 --seeds 0 1 2
 
-Protocol: one small VQ-VAE (64 pixels, 8 x 8 codes of 512, convolutional), AdamW with half a cosine, batches of 32. A
-row differs in `perceptual` and `adversarial` alone, and no setting of a row was searched for. Every row takes as many
-steps as fit its CPU minutes, by its own time for a step: the difference between two short trainings of it. The time of
-the whole command, start and evaluations included, stands beside it. The classifier of a trunk is trained once, in the
-first short training, and shared by all rows and seeds; it is not counted.
+Protocol: one small VQ-VAE (`--size` pixels a side, 8 x 8 codes of 512, convolutional), AdamW with half a cosine,
+batches of 32. A row differs in `perceptual` and `adversarial` alone, and no setting of a row was searched for. Every
+row takes as many steps as fit its CPU minutes, by its own time for a step: the difference between two short trainings
+of it. The time of the whole command, start and evaluations included, stands beside it. The classifier of a trunk is
+trained once, in the first short training, and shared by all rows and seeds; it is not counted.
 
 Figures are of the test split: PSNR, SSIM, bits per dimension of the pixels, use of the codes, and Fréchet distances of
 reconstructions to the images on two extractors that no loss has seen: `fd_judge`, the last convolutional level of a
-classifier of another dataset's labels (`--judge`), meaned over places; and `fd_wavelets`, which is no network: the
+classifier of other labels than a trunk's (`--judge`), meaned over places; and `fd_wavelets`, which is no network: the
 moduli of oriented derivatives at three scales, meaned over a 2 x 2 grid (as the first order of Bruna and Mallat 2013).
 
 Writes benchmarks/results/sharper.json, where other sets and rows that were not asked for stay, and docs/sharper.png of
@@ -24,7 +24,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,9 +55,7 @@ SCALES, DIRECTIONS = (1.0, 2.0, 4.0), 4  # of the wavelets, pixels
 
 SHARED: Mapping[str, Any] = {
     "images.shift": 2,
-    "model.image_size": (64, 64),
     "model.image_channels": 3,
-    "model.patch": 4,
     "model.channels": (64, 128),
     "model.quantizer.kind": "vq",
     "model.quantizer.codebook_size": 512,
@@ -100,7 +98,7 @@ CLAIMS = (
 
 
 def open_judge(folder: Path, cache: Path) -> Classifier:
-    """Return a classifier of another dataset's labels, for RGB images."""
+    """Return a classifier of a dataset's labels, for RGB images."""
     settings = ImagesConfig(source=str(folder), flip=True)
     images = open_images(settings, (JUDGED, JUDGED), 3)
     train, known = labelled(images.splits["train"]), labelled(held_out_split(images.splits))
@@ -135,6 +133,18 @@ def wavelet_features(images: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ the rows
 
 
+class ImagesOf(NamedTuple):
+    """A set of images, and the pixels a side that they are trained at."""
+
+    data: Path
+    size: int
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that follow from them: 8 x 8 codes whatever the size."""
+        size = self.size
+        return {"images.source": self.data, "model.image_size": (size, size), "model.patch": size // 16}
+
+
 def command(script: str, ended: Path, *words: object, **settings: Any) -> float:
     """Run a script with settings, unless `ended` says that it did, and return its CPU seconds."""
     given = [str(word) for word in words]
@@ -143,16 +153,16 @@ def command(script: str, ended: Path, *words: object, **settings: Any) -> float:
     return once([sys.executable, script, *given], ended)
 
 
-def train(run: Path, row: str, data: Path, steps: int, seed: int) -> float:
+def train(run: Path, row: str, images: ImagesOf, steps: int, seed: int) -> float:
     """Train a row for so many steps, and return the CPU seconds it took."""
     few = {"steps": steps, "save_every": steps, "evaluate_every": max(1, steps // 4), "seed": seed}
-    settings = {"run": run, "images.source": data, **SHARED, **few, "warmup": min(100, steps // 10), **ROWS[row]}
+    settings = {"run": run, **images.settings(), **SHARED, **few, "warmup": min(100, steps // 10), **ROWS[row]}
     return command("tokenizer/train.py", run / ".trained.json", **settings)
 
 
-def steps_of(row: str, data: Path, work: Path, minutes: float) -> int:
+def steps_of(row: str, images: ImagesOf, work: Path, minutes: float) -> int:
     """Return how many steps of a row take so many minutes, by the difference of two short trainings."""
-    took = [train(run_of(work, row, f"{steps}-steps", 0), row, data, steps, 0) for steps in (1, SHORT, LONGER)]
+    took = [train(run_of(work, row, f"{steps}-steps", 0), row, images, steps, 0) for steps in (1, SHORT, LONGER)]
     return max(LONGER, round(60 * minutes * (LONGER - SHORT) / max(took[2] - took[1], 1e-3)))
 
 
@@ -172,14 +182,14 @@ def measure(run: Path, judge: Classifier) -> dict[str, float]:
 
 
 def measure_rows(
-    names: Sequence[str], data: Path, judge: Classifier, work: Path, minutes: float, seeds: Sequence[int]
+    names: Sequence[str], images: ImagesOf, judge: Classifier, work: Path, minutes: float, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """Train rows for so many minutes, and measure them."""
     found: dict[str, Any] = {row: {"settings": {k: str(v) for k, v in ROWS[row].items()}} for row in names}
     for seed in seeds:
         for row in names:
-            run, steps = run_of(work, row, f"{minutes:g}", seed), steps_of(row, data, work, minutes)
-            took = train(run, row, data, steps, seed)
+            run, steps = run_of(work, row, f"{minutes:g}", seed), steps_of(row, images, work, minutes)
+            took = train(run, row, images, steps, seed)
             figures = {"training_cpu_seconds": took, "steps": steps, **measure(run, judge)}
             print(f"{row}, {minutes:g} minutes, seed {seed}: {json.dumps(figures)}", flush=True)
             found[row].setdefault("per_seed", []).append(figures)
@@ -239,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="of the set in the result")
     parser.add_argument("--data", type=Path, required=True, help="its folder of Parquet files")
+    parser.add_argument("--size", type=int, choices=(32, 64, 128), default=64, help="pixels a side")
     parser.add_argument("--judge", type=Path, required=True, help="the labelled folder that the judge is trained on")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
@@ -246,12 +257,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    work, data = args.work.resolve() / args.name, args.data.resolve()
+    work, images = args.work.resolve() / args.name, ImagesOf(args.data.resolve(), args.size)
     work.mkdir(parents=True, exist_ok=True)
     judge = open_judge(args.judge.resolve(), args.work.resolve() / ".judge")
-    found = measure_rows(args.rows, data, judge, work, args.minutes, args.seeds)
+    found = measure_rows(args.rows, images, judge, work, args.minutes, args.seeds)
     sets = read_json(RESULT)["sets"] if RESULT.exists() else {}
-    came = record("benchmarks.sharper") | {"seeds": args.seeds, "judge_accuracy": judge.accuracy}
+    came = record("benchmarks.sharper") | {"seeds": args.seeds, "size": args.size, "judge_accuracy": judge.accuracy}
     here = sets.setdefault(args.name, {}).setdefault(f"{args.minutes:g}", {"rows": {}})
     here["rows"] |= {row: came | each for row, each in found.items()}
     here["claims"] = judged(here["rows"])
