@@ -42,6 +42,8 @@ def make(layout=LAYOUTS["one code"], depth=2, dim=32, spread=0.5, **settings) ->
     prior = build_prior(config).eval()
     assert isinstance(prior, MaskedPrior)
     torch.nn.init.normal_(prior.head.weight, std=spread)
+    for embedding in (prior.class_embedding, prior.code_embedding):
+        torch.nn.init.normal_(embedding.weight, std=0.2)
     for block in prior.blocks:
         torch.nn.init.normal_(block.attention.out.weight, std=0.3)
     return prior

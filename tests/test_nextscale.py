@@ -55,7 +55,9 @@ def make(layout=LAYOUTS["three scales"], condition=None, spread=0.5, depth=2, di
     ).eval()
     assert isinstance(prior, NextScalePrior)
     torch.nn.init.normal_(prior.head.weight, std=spread)
-    torch.nn.init.normal_(prior.place_embedding, std=0.2)
+    for name, parameter in prior.named_parameters():
+        if "embedding" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
     for block in prior.blocks:
         torch.nn.init.normal_(block.attention.out.weight, std=0.3)
     return prior
