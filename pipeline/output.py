@@ -243,8 +243,9 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(folder) or (folder.is_dir() and is_empty(folder)):
         return None
     asked = read_json(folder / REQUEST) if (folder / REQUEST).is_file() else {}
-    lists = (asked.get("labels"), asked.get("seeds"))
-    if asked.get("format") not in FORMATS or not all(isinstance(each, list) for each in lists):
+    labels, seeds = asked.get("labels"), asked.get("seeds")
+    lists = isinstance(labels, list) and isinstance(seeds, list) and len(labels) == len(seeds)
+    if asked.get("format") not in FORMATS or not lists:
         raise Refused(f"{folder} holds something else; give another --output")
     return asked
 
