@@ -26,6 +26,7 @@ from smalti.common import config, folder
 from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.commands import quoted
 from smalti.common.condition import Condition
+from smalti.common.config import build
 from smalti.common.data.pixels import from_pil, to_float, to_pil, to_uint8
 from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained, check_dtype
@@ -115,7 +116,7 @@ class ImagePipeline(Pretrained):
         self,
         tokenizer: ImageTokenizer,
         prior: Prior,
-        sampling: SamplingConfig | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
         identity: TokenizerIdentity | None = None,
         chosen: Chosen | None = None,
     ):
@@ -125,8 +126,12 @@ class ImagePipeline(Pretrained):
             identity: of the tokenizer's codes and weights; by default computed from these weights.
             chosen: how a search chose `sampling` for these weights; saved beside it.
         Raises:
-            UserError: the prior was trained on codes of another tokenizer or shape; the message names both.
+            UserError: the prior was trained on codes of another tokenizer or shape; the message names both; or what is
+                given is no tokenizer, no prior, no sampling settings.
         """
+        for given, kind in ((tokenizer, ImageTokenizer), (prior, Prior)):
+            if not isinstance(given, kind):
+                raise UserError(f"a pipeline is made of an ImageTokenizer and a Prior, got {type(given).__name__}")
         if identity is None:
             identity = identity_in_memory(tokenizer.state_dict(), tokenizer.decodes_only)
         if not prior.config.tokenizer.same_codes(identity):
@@ -149,7 +154,9 @@ class ImagePipeline(Pretrained):
         self.tokenizer = tokenizer
         self.prior = prior
         self.identity = identity
-        self.sampling = sampling or SamplingConfig()
+        if not isinstance(sampling, SamplingConfig):
+            sampling = build(SamplingConfig, sampling or {}, "sampling")
+        self.sampling = sampling
         self.chosen = chosen
         self._bar: dict[str, Any] = {}
         self._kept: list[tuple[Any, Sampler]] = []  # the sampler of the last call, and what it was made of
@@ -184,7 +191,11 @@ class ImagePipeline(Pretrained):
         Args:
             changed: `tokenizer`, `prior` or `sampling` to take in place of the pipeline's.
         """
-        same: dict[str, Any] = {**pipeline.components, "sampling": pipeline.sampling}
+        if not isinstance(pipeline, ImagePipeline):
+            raise UserError(
+                f"from_pipe takes a pipeline, got {type(pipeline).__name__}; from_pretrained reads a folder"
+            )
+        same = pipeline.components
         if other := changed.keys() - same.keys():
             raise UserError(f"from_pipe takes {', '.join(same)}, got {', '.join(sorted(other))}")
         if "tokenizer" not in changed:
@@ -291,9 +302,9 @@ class ImagePipeline(Pretrained):
         return self.prior.device
 
     @property
-    def components(self) -> dict[str, torch.nn.Module]:
-        """Return the models by the names of their folders."""
-        return {"tokenizer": self.tokenizer, "prior": self.prior}
+    def components(self) -> dict[str, Any]:
+        """Return what the pipeline is made of: `ImagePipeline(**pipeline.components)` draws the same."""
+        return {"tokenizer": self.tokenizer, "prior": self.prior, "sampling": self.sampling}
 
     @property
     def config(self) -> PipelineConfig:

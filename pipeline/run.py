@@ -69,9 +69,9 @@ def of_stages(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     given: dict[str, list[str]] = {name: [] for name in STAGES}
     into = own
     for word in argv:
-        stage, dot, key = word.removeprefix("--").partition(".")
+        stage, _, key = word.removeprefix("--").partition(".")
         if word.startswith("--"):
-            into = given[stage] if dot and stage in given else own
+            into = given[stage] if key and stage in given else own
         into.append(f"--{key}" if word.startswith("--") and into is not own else word)
     return own, given
 
@@ -100,11 +100,12 @@ import torch
 
 from smalti.common import codes, folder
 from smalti.common.commands import WHOLE, as_typed
+from smalti.common.ends import USER_ERROR
 from smalti.common.errors import Refused
 from smalti.common.launch import INTERRUPTED, PREEMPTED, check_alone, run_command
-from smalti.common.plots import save_picture
 from smalti.common.raster import whole_picture
 from smalti.common.record import cores
+from smalti.common.written import replacing_ours
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import is_of_run
 from smalti.prior.sampling_config import SamplingConfig
@@ -224,6 +225,8 @@ def run_stage(name: str, command: list[str]) -> None:
     if asked and status in (0, *ENDED_BY_SIGNAL):  # also if the command ended well before it noticed
         print("interrupted: the same command goes on from what was saved", file=sys.stderr)
         sys.exit(PREEMPTED if signal.SIGTERM in asked else INTERRUPTED)
+    if status == USER_ERROR:
+        print(f"a setting of this stage is given to `run` as --{name}.KEY, or changed in its config", file=sys.stderr)
     if status:
         sys.exit(status if status > 0 else 128 - status)
 
@@ -258,13 +261,18 @@ def check_summary_is_ours(run: Path) -> None:
 
 def gather_pictures(run: Path) -> None:
     """Write samples.png, reconstructions.png and curves.png of both stages into the run's folder."""
-    save_picture(whole_picture(run / "samples/grid.png", AGAIN), run / "samples.png")
-    save_picture(whole_picture(run / "tokenizer/reconstructions.png", AGAIN), run / "reconstructions.png")
+    pictures = {
+        "samples.png": whole_picture(run / "samples/grid.png", AGAIN),
+        "reconstructions.png": whole_picture(run / "tokenizer/reconstructions.png", AGAIN),
+    }
     above, below = (whole_picture(run / stage / "curves.png", AGAIN).convert("RGB") for stage in ("tokenizer", "prior"))
     both = PIL.Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
     both.paste(above, (0, 0))
     both.paste(below, (0, above.height))
-    save_picture(both, run / "curves.png")
+    pictures["curves.png"] = both
+    for name in PICTURES:
+        with replacing_ours(run / name) as aside:
+            pictures[name].save(aside, format="PNG")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -297,7 +305,8 @@ def main(argv: Sequence[str]) -> None:
                 folder.write_json(Path(run) / ".seconds.json", seconds)
     gather_pictures(Path(run))
     summary = run_summary(Path(run), seconds)
-    folder.write_json(Path(run) / "summary.json", summary)
+    with replacing_ours(Path(run) / "summary.json") as aside:
+        folder.write_json(aside, summary)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in summary.items()))
     print(f"\nlook at {run}/samples.png, {run}/reconstructions.png and {run}/curves.png")
     more = as_typed("pipeline/generate.py", Path(run), "--seed", 1, "--num-images", 20, "--output", Path(run) / "more")

@@ -53,6 +53,6 @@ class SamplingConfig(Settings):
     def _not_zero(cls, value: Any) -> Any:
         if value in (0, "0", "0.0"):
             raise ValueError(
-                "at 0 there is no distribution to draw from; for the likeliest code each time give top_k 1"
+                "at 0 there is nothing to draw from; leave it out, and give top_k 1 for the likeliest code each time"
             )
         return value

@@ -283,7 +283,7 @@ def test_sampling_settings_are_checked():
 
 @pytest.mark.parametrize("zero", [0, 0.0, "0"])
 def test_a_temperature_of_zero_is_told_what_takes_the_likeliest_code(zero):
-    with pytest.raises(UserError, match="for the likeliest code each time give top_k 1"):
+    with pytest.raises(UserError, match="give top_k 1 for the likeliest code each time"):
         config.build(SamplingConfig, {"temperature": zero}, "sampling")
 
 

@@ -355,20 +355,28 @@ def test_a_pipeline_says_what_is_inside(pipeline):
     for part in ("vqvae", "8 x 8 x 1", "4 x 4 codes of 16", "transformer", "10: 0, 1, 2", "cpu"):
         assert part in shown
     assert pipeline.class_names == tuple("0123456789")
-    assert pipeline.components == {"tokenizer": pipeline.tokenizer, "prior": pipeline.prior}
+    assert [*pipeline.components.values()] == [pipeline.tokenizer, pipeline.prior, pipeline.sampling]
     assert pipeline.config == (pipeline.tokenizer.config, pipeline.prior.config, pipeline.sampling)
 
 
 def test_a_pipeline_is_made_of_the_components_of_another(pipeline, prior):
+    pipeline = ImagePipeline.from_pipe(pipeline, sampling={"temperature": 0.5})
     for other in (ImagePipeline(**pipeline.components), ImagePipeline.from_pipe(pipeline)):
         assert other.components == pipeline.components and other.identity.same_codes(pipeline.identity)
         assert pixels(other([3], seed=1).images).tolist() == pixels(pipeline([3], seed=1).images).tolist()
-    warm = ImagePipeline.from_pipe(pipeline, sampling=SamplingConfig(temperature=2))
-    assert warm.sampling.temperature == 2 and pipeline.sampling.temperature == 1
+    warm = ImagePipeline.from_pipe(pipeline, sampling=pipeline.sampling.model_copy(update={"temperature": 2.0}))
+    assert warm.sampling.temperature == 2 and pipeline.sampling.temperature == 0.5
     with pytest.raises(UserError, match="the prior was trained on codes of the tokenizer test"):
         ImagePipeline(pipeline.tokenizer, prior)
     with pytest.raises(UserError, match="from_pipe takes tokenizer, prior, sampling, got unet"):
         ImagePipeline.from_pipe(pipeline, unet=None)
+    for wrong in ({"tokenizer": pipeline.prior}, {"prior": None}):
+        with pytest.raises(UserError, match=r"made of an ImageTokenizer and a Prior, got (TransformerPrior|NoneType)"):
+            ImagePipeline.from_pipe(pipeline, **wrong)
+    with pytest.raises(UserError, match="from_pipe takes a pipeline, got str"):
+        ImagePipeline.from_pipe("smalti/digits")
+    with pytest.raises(UserError, match=r"sampling: .*temperatur"):
+        ImagePipeline(**pipeline.components | {"sampling": {"temperatur": 1}})
 
 
 @pytest.mark.filterwarnings("ignore:this prior was trained in raster order")

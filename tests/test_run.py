@@ -1,9 +1,22 @@
 """The whole chain by one command: settings of its stages on its command line, and what is wrong told at once."""
 
+import PIL.Image
 import pytest
 
+from smalti.common.data.config import ImagesConfig
 from smalti.common.errors import UserError
-from smalti.pipeline.run import ROOT, RunSettings, check_stages, main, of_stages, read_settings, stages
+from smalti.pipeline.run import (
+    ROOT,
+    RunSettings,
+    check_stages,
+    gather_pictures,
+    main,
+    of_stages,
+    read_settings,
+    stages,
+)
+from smalti.tokenizer.train import train
+from tests.conftest import tokenizer_training
 
 
 def lines(*argv: str) -> dict[str, list[str]]:
@@ -55,6 +68,26 @@ def test_a_wrong_config_of_a_later_stage_is_told_before_the_first_begins(tmp_pat
     with pytest.raises(UserError, match=r"prior: .*stepps"):
         main([str(tmp_path), "--run", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_may_not_be_the_folder_of_its_images(tmp_path, accelerator):
+    """It trained, and its own files were images of another set to every command after it."""
+    for number in range(4):
+        PIL.Image.new("L", (8, 8), 9 * number).save(tmp_path / f"{number}.png")
+    c = tokenizer_training(tmp_path, images=ImagesConfig(source=str(tmp_path)), batch_size=2)
+    with pytest.raises(UserError, match=r"is the folder of the images, .*; give another --run"):
+        train(c, accelerator)
+
+
+def test_a_picture_at_the_name_of_one_that_is_written_at_the_end_is_kept(tmp_path):
+    for name in ("samples/grid.png", "tokenizer/reconstructions.png", "tokenizer/curves.png", "prior/curves.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        PIL.Image.new("L", (8, 8)).save(tmp_path / name)
+    gather_pictures(tmp_path)
+    (tmp_path / "samples.png").write_bytes(b"mine")
+    gather_pictures(tmp_path)
+    assert (tmp_path / "samples.png.found").read_bytes() == b"mine"
+    assert not (tmp_path / "curves.png.found").exists()
 
 
 def test_an_option_of_no_stage_is_told_how_a_stage_is_named():

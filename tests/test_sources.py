@@ -317,13 +317,16 @@ def test_a_text_that_begins_as_some_picture_does_is_none(tmp_path):
     assert files(source) == {"train": ["0.png"]} and sum(named(source).values()) == 7
 
 
-def test_a_run_inside_the_folder_of_its_images_is_named_and_not_read(tmp_path):
-    """Its curves and samples became a class when training went on."""
+def test_a_run_and_drawn_pictures_inside_the_folder_of_images_are_named_and_not_read(tmp_path):
+    """Curves and samples became a class, and the metadata of drawn pictures left out all others."""
     folder = write(tmp_path / "s", "cat/0.png", "runs/mine/tokenizer/curves.png", "runs/mine/samples/000000.png")
     (folder / "runs/mine/tokenizer/images.json").write_text("{}")
+    write(folder / "more", "000000.png", "grid.png")
+    for name in (".request.json", "metadata.jsonl"):
+        (folder / "more" / name).write_text("{}")
     source = opened(folder)
     assert files(source) == {"train": ["cat/0.png"]}
-    assert named(source) == {"folders of runs, whose pictures are drawn": 1}
+    assert named(source) == {"folders of runs or of drawn pictures": 2}
 
 
 def test_hidden_files_pipes_and_links_to_nowhere_are_named_and_never_opened(tmp_path):

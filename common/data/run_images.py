@@ -69,8 +69,11 @@ def where_they_lay(config: ImagesConfig, run: Path) -> ImagesConfig:
     """Return the settings with the folder that the run read as an absolute path, whatever the working directory.
 
     Raises:
-        UserError: it read a folder, which is not there.
+        UserError: it read a folder, which is not there; or the run's folder is that of the images.
     """
+    source = Path(config.source).expanduser()
+    if source.is_dir() and source.resolve() == run.parent.resolve():
+        raise UserError(f"{source} is the folder of the images, and the run would write among them; give another --run")
     before, begun = recorded(run), (run / "state").exists() or (run / "model").exists()
     if not begun or before.place is None or before.source != config.source:
         return config

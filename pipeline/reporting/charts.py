@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from smalti.common.folder import replacing
+from smalti.common.written import replacing_ours
 from smalti.pipeline.reporting.markup import Html
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _save(figure: "Figure", path: Path) -> Html:
     """Write the PNG, and return the SVG."""
     import matplotlib
 
-    with replacing(path) as aside:
+    with replacing_ours(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
     figure.set_layout_engine("none")  # the PNG has laid it out
     text = io.StringIO()

@@ -7,8 +7,9 @@ from smalti.common.data.images import held_out_split
 from smalti.common.data.pixels import to_pil
 from smalti.common.data.run_images import open_vouched_images
 from smalti.common.errors import UserError
-from smalti.common.plots import image_grid, save_picture
+from smalti.common.plots import image_grid
 from smalti.common.record import private
+from smalti.common.written import replacing_ours
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Html, Section
@@ -63,7 +64,8 @@ def completed(contents: RunContents) -> tuple[list[Tensor], str]:
 def completion_figure(contents: RunContents, rows: list[Tensor], split: str) -> Html:
     """Save the rows as a picture beside the page, and return it with its caption."""
     path = contents.path / "report/completion.png"
-    save_picture(image_grid(torch.cat(rows), len(rows[0])), path)
+    with replacing_ours(path) as aside:
+        image_grid(torch.cat(rows), len(rows[0])).save(aside, format="PNG")
     alt = "Held-out images, the upper half of each that is kept, and completions"
     image = markup.png_tag(path, alt, pixels=contents.pixels)
     names = ("originals", "what is kept", *(f"drawn, seed {seed}" for seed in range(DRAWS)))

@@ -78,8 +78,8 @@ SIDE_FILES = {  # lie beside a data set and say something of it: neither read as
 }
 OPENED = {".huggingface.yaml", "dataset_dict.json", "dataset_info.json", "readme.md", "state.json"}  # of the side files
 HIDDEN = "hidden files or folders"
-RUNS = "folders of runs, whose pictures are drawn"
-RUN_MARK = "tokenizer/images.json"  # in a run's folder, of the images that it was trained with
+DRAWN = "folders of runs or of drawn pictures"
+DRAWN_MARKS = ("tokenizer/images.json", ".request.json")  # in the folder of a run, and of what generate drew
 SPECIAL = "pipes, devices, sockets or links that lead nowhere"
 UNNAMEABLE = "files or folders whose names are not UTF-8"
 SUFFIXES_NAMED = 8
@@ -156,8 +156,8 @@ def _left_out(entry: os.DirEntry) -> str | None:
         return ""
     if entry.name.startswith("."):
         return HIDDEN
-    if (Path(entry) / RUN_MARK).is_file():
-        return RUNS
+    if entry.is_dir() and any((Path(entry) / mark).is_file() for mark in DRAWN_MARKS):
+        return DRAWN
     if not (entry.is_dir() or entry.is_file()):
         return SPECIAL
     return None if printable_name(entry.name) == entry.name or "\\" in entry.name else UNNAMEABLE
