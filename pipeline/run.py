@@ -179,14 +179,20 @@ def command_line(c: RunSettings, words: Sequence[str]) -> list[str]:
 
 
 def check_stages(of_all: Mapping[str, Sequence[str]]) -> None:
-    """Raise `UserError` for a wrong setting of any stage, before the first of them takes its hours."""
+    """Raise `UserError` for a wrong setting of any stage, before the first of them takes its hours.
+
+    So is a prior over vectors told where stage one makes codes, and one over codes where it makes vectors.
+    """
+    read: dict[str, Any] = {}
     for name, (script, *arguments) in of_all.items():
         module = importlib.import_module(f"smalti.{script.removesuffix('.py').replace('/', '.')}")
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # what it has to say, it says when its turn comes
-                module.read_settings(arguments)
+                read[name] = module.read_settings(arguments)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
+    if not read["encode"].vectors:
+        read["prior"].model.check_over(read["tokenizer"].model.layout)
 
 
 def generate_options(path: Path, run: Path) -> list[str]:

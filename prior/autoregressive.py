@@ -35,7 +35,6 @@ class AutoregressivePrior(Prior):
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
-        config.check_codes()
         self.vocabularies = config.vocabularies
         self.order = "raster"  # of the places in training: raster, any or annealed
         self.shuffled_share = 0.0  # share of the training rows in random order

@@ -66,6 +66,7 @@ class Prior(nn.Module, Pretrained, ABC):
 
     def __init__(self, config: PriorConfig):
         super().__init__()
+        config.architecture.check_over(config.layout)
         self.config = config
 
     # ---------------------------------------------------------------------------------------------- what a kind decides

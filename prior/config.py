@@ -23,6 +23,22 @@ class ArchitectureConfig(Kind):
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "transformer"
     listed_in: ClassVar[str | None] = "smalti.prior.kinds"
+    over: ClassVar[Literal["codes", "vectors"] | None] = None  # what it is a distribution over; null is either
+
+    def check_over(self, layout: Layout) -> None:
+        """Raise `UserError` unless a sample of this layout is what this kind is a distribution over."""
+        if self.over == "vectors" and layout.discrete:
+            raise UserError(
+                f"model.kind {self.name()} is over vectors, and a sample is {layout}: for codes prior/train.py trains "
+                "--model.kind transformer, masked, nextscale, levels and pixelcnn, and prior/fit.py fits independent "
+                "ones; for vectors encode with --vectors true, which writes those of the codebook, or take a VAE in "
+                "stage one"
+            )
+        if self.over == "codes" and not layout.discrete:
+            raise UserError(
+                f"model.kind {self.name()} is over codes, and a sample is {layout}: over vectors prior/train.py trains "
+                "--model.kind diffusion, and prior/fit.py has --model.kind mixture and standard_normal"
+            )
 
     @property
     def any_order(self) -> bool:
@@ -120,11 +136,7 @@ class PriorConfig(Settings):
         """Return the config of a prior over a codes dataset, with the dataset's condition or the one given."""
         condition = info.condition if condition is None else condition
         statistics = info.statistics if architecture.unit_variance else None
-        if architecture.unit_variance and info.layout.discrete:
-            raise UserError(
-                f"model.kind {architecture.name()} is over vectors, and a sample is {info.layout}: encode with "
-                "--vectors true, which writes the codebook's vectors in place of codes, or take a VAE in stage one"
-            )
+        architecture.check_over(info.layout)
         if architecture.unit_variance and statistics is None:
             raise UserError(
                 "these vectors have no statistics in codes.json, by which they get unit variance: an earlier version "
@@ -140,14 +152,6 @@ class PriorConfig(Settings):
             hidden=hidden if condition.told else None,
             statistics=statistics,
         )
-
-    def check_codes(self) -> None:
-        """Raise `UserError` unless a sample is codes."""
-        if not self.layout.discrete:
-            raise UserError(
-                f"model.kind {self.architecture.name()} predicts codes, and a sample is {self.layout}; over vectors "
-                "prior/train.py trains --model.kind diffusion, and prior/fit.py fits a mixture"
-            )
 
     @property
     def vocabularies(self) -> tuple[int, ...]:

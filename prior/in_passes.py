@@ -23,7 +23,6 @@ class CodesInPasses(Prior):
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
-        config.check_codes()
         self.vocabularies = config.vocabularies
         self.recompute = False  # set in training: blocks compute their activations again in the backward pass
 

@@ -165,7 +165,7 @@ def test_what_it_does_not_have_is_refused_by_name(prior):
     vectors = Layout(grids=(Grid(shape=(2,), depth=2),))
     with pytest.raises(UserError, match=r"is over codes, and a sample is .* prior/fit.py has --model.kind mixture"):
         prior_of(prior.config.architecture, vectors)
-    with pytest.raises(UserError, match=r"is over vectors, and a sample is .* or fit independent ones here"):
+    with pytest.raises(UserError, match=r"is over vectors, and a sample is .* prior/fit.py fits independent ones"):
         prior_of(MixtureConfig())
     with pytest.raises(ValueError, match=r"precision is no setting of a prior of kind"):
         prior.sampler(SamplingConfig(precision="bf16"))

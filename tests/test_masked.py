@@ -408,7 +408,7 @@ def test_vectors_are_refused_with_the_priors_that_take_them():
     config = PriorConfig(
         layout=layout, condition=Classes(names=("a",)), tokenizer=TOKENIZER, architecture=MaskedConfig(dim=32, heads=2)
     )
-    with pytest.raises(UserError, match="predicts codes, and a sample is 4 x 4 vectors of 3"):
+    with pytest.raises(UserError, match="is over codes, and a sample is 4 x 4 vectors of 3"):
         build_prior(config)
 
 

@@ -421,7 +421,7 @@ def test_weights_that_are_not_finite_are_named():
     "layout, message",
     [
         (Layout.of(4, 4, factors=(7,)), "needs several, coarse first; .* one grid: take --model.kind masked"),
-        (Layout.of(4, 4, depth=3), "predicts codes, and a sample is 4 x 4 vectors of 3"),
+        (Layout.of(4, 4, depth=3), "is over codes, and a sample is 4 x 4 vectors of 3"),
     ],
 )
 def test_layouts_that_are_not_codes_on_several_grids_are_refused(layout, message):

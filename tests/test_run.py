@@ -51,6 +51,7 @@ def test_settings_of_every_stage_are_read_by_it():
         (["--prior.steps", "0"], "prior: .*steps should be greater"),
         (["--encode.views", "many"], "encode: .*views"),
         (["--generate.temperature", "0"], "generate: .*give top_k 1"),
+        (["--prior.model.kind", "diffusion"], r"model.kind diffusion is over vectors, and a sample is 4 x 4 codes"),
     ],
 )
 def test_a_wrong_setting_of_a_later_stage_is_told_before_the_first_begins(words, told, tmp_path):

@@ -166,7 +166,7 @@ def test_saved_and_loaded_it_is_the_same(prior, tmp_path):
 
 
 def test_what_it_does_not_have_is_refused_by_name(prior):
-    with pytest.raises(UserError, match=r"is over vectors, and a sample is 3 x 3 codes of 8: for codes train a prior"):
+    with pytest.raises(UserError, match=r"is over vectors, and a sample is 3 x 3 codes of 8: for codes"):
         prior_of(prior.config.architecture, Layout.of(3, 3, factors=(8,)))
     with pytest.raises(ValueError, match=r"top_k is no setting of a prior of kind"):
         prior.sampler(SamplingConfig(top_k=3))

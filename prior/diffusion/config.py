@@ -1,6 +1,6 @@
 """The config of a latent diffusion prior."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ Schedule = Literal["linear", "cosine"]
 class DiffusionConfig(TrainedArchitecture):
     """A diffusion Transformer (Peebles and Xie 2023): the sizes that no other stage decides, and what it predicts."""
 
+    over: ClassVar = "vectors"
     kind: Literal["diffusion"] = "diffusion"
     """diffusion over vectors: noise is taken away from all places at once, in steps"""
     target: Target = "flow"

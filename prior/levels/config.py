@@ -1,6 +1,6 @@
 """The config of a prior for each grid of a hierarchy."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,7 @@ class HintConfig(Settings):
 class LevelsConfig(TrainedArchitecture):
     """A prior for each grid, each given the grids above it (Razavi et al. 2019)."""
 
+    over: ClassVar = "codes"
     kind: Literal["levels"] = "levels"
     """one prior for each grid of a hierarchy, each told of the grids above"""
     top: LevelArchitecture = Field(default_factory=LevelArchitecture.default)

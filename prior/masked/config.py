@@ -1,6 +1,6 @@
 """The config of a masked Transformer."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from smalti.prior.config import TrainedArchitecture
 class MaskedConfig(TrainedArchitecture):
     """A Transformer that predicts hidden codes from all that are not (Chang et al. 2022): its sizes and its masks."""
 
+    over: ClassVar = "codes"
     kind: Literal["masked"] = "masked"
     """attention among all codes; an image is drawn in a few passes"""
     depth: int = Field(6, ge=1, le=512)

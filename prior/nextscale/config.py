@@ -1,6 +1,6 @@
 """The config of a next-scale Transformer."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from smalti.prior.config import TrainedArchitecture
 class NextScaleConfig(TrainedArchitecture):
     """A Transformer that predicts all codes of a grid at once, from those of the coarser grids (Tian et al. 2024)."""
 
+    over: ClassVar = "codes"
     kind: Literal["nextscale"] = "nextscale"
     """of codes on several grids, coarse first: a grid in one pass given those before"""
     depth: int = Field(6, ge=1, le=512)

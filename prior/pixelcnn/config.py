@@ -1,6 +1,6 @@
 """The config of a gated PixelCNN."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from smalti.prior.config import LevelArchitecture
 class PixelCNNConfig(LevelArchitecture):
     """A gated PixelCNN (van den Oord et al. 2016): the sizes that no other stage decides."""
 
+    over: ClassVar = "codes"
     kind: Literal["pixelcnn"] = "pixelcnn"
     """gated convolutions over the rows above and what stands to the left"""
     depth: int = Field(8, ge=1, le=512)

@@ -10,10 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from smalti.common.errors import UserError
 from smalti.common.seeds import normals
 from smalti.prior.base import Prior
-from smalti.prior.config import PriorConfig
 from smalti.prior.sampling_config import SamplingConfig
 
 
@@ -23,15 +21,6 @@ class VectorPrior(Prior):
     takes: ClassVar[frozenset[str]] = frozenset({"temperature"})
     heeds_all: ClassVar[bool] = True
     exact = True
-
-    def __init__(self, config: PriorConfig):
-        super().__init__(config)
-        if config.layout.discrete:
-            raise UserError(
-                f"model.kind {config.architecture.name()} is over vectors, and a sample is {config.layout}: for codes "
-                "train a prior with prior/train.py, --model.kind transformer, masked, nextscale, levels or pixelcnn, "
-                "or fit independent ones here"
-            )
 
     # ---------------------------------------------------------------------------------------------- what a kind decides
 

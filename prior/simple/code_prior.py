@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Choose, Prior, Unfolding
 from smalti.prior.config import PriorConfig
@@ -32,11 +31,6 @@ class CodePrior(Prior):
 
     def __init__(self, config: PriorConfig):
         super().__init__(config)
-        if not config.layout.discrete:
-            raise UserError(
-                f"model.kind {config.architecture.name()} is over codes, and a sample is {config.layout}: over vectors "
-                "prior/fit.py has --model.kind mixture and standard_normal"
-            )
 
     # ---------------------------------------------------------------------------------------------- what a kind decides
 

@@ -1,6 +1,6 @@
 """The configs of the priors that prior/fit.py makes."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from smalti.prior.config import FittedArchitecture
 class StandardNormalConfig(FittedArchitecture):
     """The standard normal N(0, I), which a VAE is trained for. It has nothing to fit, and is told of no class."""
 
+    over: ClassVar = "vectors"
     kind: Literal["standard_normal"] = "standard_normal"
     """every number by itself with mean 0 and deviation 1: what a VAE is trained for"""
 
@@ -25,6 +26,7 @@ class StandardNormalConfig(FittedArchitecture):
 class MixtureConfig(FittedArchitecture):
     """A mixture of Gaussians for each class, and one over all rows for samples without a class."""
 
+    over: ClassVar = "vectors"
     kind: Literal["mixture"] = "mixture"
     """a mixture of Gaussians for each class"""
     components: int = Field(16, ge=1, le=2**16)
@@ -42,6 +44,7 @@ class MixtureConfig(FittedArchitecture):
 class UniformConfig(FittedArchitecture):
     """The uniform distribution over codes. It has nothing to fit, and is told of no class."""
 
+    over: ClassVar = "codes"
     kind: Literal["uniform"] = "uniform"
     """every code by itself, and all K values alike"""
 
@@ -54,6 +57,7 @@ class UniformConfig(FittedArchitecture):
 class IndependentConfig(FittedArchitecture):
     """The frequencies of codes in the rows of each class, and in all rows for samples without a class."""
 
+    over: ClassVar = "codes"
     kind: Literal["independent"] = "independent"
     """every code by itself, as often as in the training rows of its class"""
     by_place: bool = True

@@ -23,6 +23,7 @@ PRESETS: dict[Preset, dict[str, int]] = {
 class TransformerConfig(LevelArchitecture):
     """A causal Transformer: the sizes that no other stage decides."""
 
+    over: ClassVar = "codes"
     kind: Literal["transformer"] = "transformer"
     """attention over all codes before"""
     stands_for: ClassVar[Mapping[str, tuple[str, ...]]] = {"preset": ("depth", "dim", "heads")}
