@@ -44,6 +44,11 @@ def test_settings_of_every_stage_are_read_by_it():
     )
 
 
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "configs").glob("*/generate.yaml")))
+def test_every_shipped_config_is_read_by_all_stages_and_goes_together(name):
+    check_stages(stages(RunSettings(configs=f"configs/{name}"), "runs/x", of_stages([])[1]))
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
