@@ -213,12 +213,13 @@ def save_reconstructions(runs: Mapping[str, Path], path: Path) -> None:
         images = split.read(torch.arange(SHOWN) * len(split) // SHOWN).images
         lines.setdefault("images", images)
         lines[row] = to_uint8(tokenizer.decode(tokenizer.encode(to_float(images))))
-    figure = Figure(figsize=(9, 1.05 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(9, 1.0 * len(lines)))
+    figure.subplots_adjust(left=0.2, right=0.995, top=0.99, bottom=0.01, hspace=0.08)
     for axes, (row, images) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
         axes.imshow(image_grid(images, SHOWN, side=128), interpolation="nearest")
         axes.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=9)
         axes.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 def table(rows: Mapping[str, Any]) -> list[str]:
