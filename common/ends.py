@@ -73,16 +73,16 @@ REFUSED = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
 }
-CACHES = {  # of libraries: the variable that moves each, and where it is without
+CACHES = {  # of libraries: the variable that moves each, and where it is without, if that is in the home
     "HF_DATASETS_CACHE": "~/.cache/huggingface/datasets",
     "HF_HUB_CACHE": "~/.cache/huggingface/hub",
     "HF_HOME": "~/.cache/huggingface",
     "TORCH_HOME": "~/.cache/torch",
-    "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor_",
+    "TORCHINDUCTOR_CACHE_DIR": None,
     "TRITON_CACHE_DIR": "~/.triton",
     "MPLCONFIGDIR": "~/.config/matplotlib",
     "XDG_CACHE_HOME": "~/.cache",
-    "TMPDIR": "/tmp",
+    "TMPDIR": None,
 }
 GONE = (
     "it was removed or renamed while this command worked with it; put it back, and the same command goes on from "
@@ -158,9 +158,8 @@ def cache_variable(path: Path | None) -> str | None:
     if path is None:
         return None
     for variable, default in CACHES.items():
-        place = os.environ.get(variable)
-        inside = path.absolute().is_relative_to(Path(place or default).expanduser().absolute())
-        if inside and (place or variable != "TMPDIR"):
+        place = os.environ.get(variable) or default
+        if place is not None and path.absolute().is_relative_to(Path(place).expanduser().absolute()):
             return variable
     return None
 

@@ -77,13 +77,12 @@ def of_stages(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def read_settings(argv: Sequence[str]) -> RunSettings:
-    for name, words in of_stages(argv)[1].items():
+    own, given = of_stages(argv)
+    for name, words in given.items():
         if any(word.partition("=")[0] == "--run" for word in words):
             raise UserError(f"--{name}.run: all stages have one folder; give --run")
     try:
-        return config.parse(
-            RunSettings, __doc__, of_stages(argv)[0], positional="configs", positional_help="folder of the configs"
-        )
+        return config.parse(RunSettings, __doc__, own, positional="configs", positional_help="folder of the configs")
     except UserError as error:
         if not str(error).startswith("unknown option"):
             raise

@@ -125,7 +125,7 @@ def zipped() -> bytes:
 
 @cache
 def uploads() -> dict[str, bytes]:
-    eps = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n({SECRET}) print (/tmp/torture) (w) file\nshowpage\n"
+    eps = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n({SECRET}) print (torture) (w) file\nshowpage\n"
     return {
         "bomb.png": bomb(8000),
         "larger.png": bomb(14_000),
