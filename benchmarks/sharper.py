@@ -1,7 +1,7 @@
 """The losses of stage one on the same photo: squared error, perceptual, adversarial, both, in equal CPU time.
 
     python -m benchmarks.sharper --name emoji --data FOLDER_OF_PARQUET --judge LABELLED_FOLDER --work DIR \
-        --minutes 10 --seeds 0 1 2
+        --before 4 --minutes 4 --seeds 0 1 2
 
 Protocol: one small VQ-VAE (`--size` pixels a side, 8 x 8 codes of 512, convolutional), AdamW with half a cosine,
 batches of 32. A row differs in `perceptual` and `adversarial` alone, and no setting of a row was searched for. Every
@@ -9,13 +9,16 @@ row takes as many steps as fit its CPU minutes, by its own time for a step: the 
 of it. The time of the whole command, start and evaluations included, stands beside it. The classifier of a trunk is
 trained once, in the first short training, and shared by all rows and seeds; it is not counted.
 
+With `--before`, every row begins from the weights that the row `squared error` had after so many minutes, of the same
+seed, and takes its own minutes from there (`--start_from`); the row `squared error` goes on in the same way.
+
 Figures are of the test split: PSNR, SSIM, bits per dimension of the pixels, use of the codes, and Fréchet distances of
 reconstructions to the images on two extractors that no loss has seen: `fd_judge`, the last convolutional level of a
 classifier of other labels than a trunk's (`--judge`), meaned over places; and `fd_wavelets`, which is no network: the
 moduli of oriented derivatives at three scales, meaned over a 2 x 2 grid (as the first order of Bruna and Mallat 2013).
 
 Writes benchmarks/results/sharper.json, where other sets and rows that were not asked for stay, and docs/sharper.png of
-the first set with all rows. The same command goes on where it was interrupted.
+the first set's rows. The same command goes on where it was interrupted.
 """
 
 import argparse
@@ -64,8 +67,9 @@ SHARED: Mapping[str, Any] = {
     "lr": 2e-3,
 }
 PERCEPTUAL, ADVERSARIAL = "perceptual.kind", "adversarial.kind"
+PLAIN = "squared error"
 ROWS: Mapping[str, Mapping[str, Any]] = {
-    "squared error": {},
+    PLAIN: {},
     "perceptual": {PERCEPTUAL: "features"},
     "perceptual, rotations": {PERCEPTUAL: "features", "perceptual.trunk.task": "rotations"},
     "adversarial, patches": {ADVERSARIAL: "patches"},
@@ -145,6 +149,16 @@ class ImagesOf(NamedTuple):
         return {"images.source": self.data, "model.image_size": (size, size), "model.patch": size // 16}
 
 
+class Minutes(NamedTuple):
+    """The CPU minutes of every row, and those of the squared error that all rows go on from."""
+
+    each: float
+    before: float
+
+    def __str__(self) -> str:
+        return f"{self.before:g}+{self.each:g}" if self.before else f"{self.each:g}"
+
+
 def command(script: str, ended: Path, *words: object, **settings: Any) -> float:
     """Run a script with settings, unless `ended` says that it did, and return its CPU seconds."""
     given = [str(word) for word in words]
@@ -153,10 +167,11 @@ def command(script: str, ended: Path, *words: object, **settings: Any) -> float:
     return once([sys.executable, script, *given], ended)
 
 
-def train(run: Path, row: str, images: ImagesOf, steps: int, seed: int) -> float:
-    """Train a row for so many steps, and return the CPU seconds it took."""
+def train(run: Path, row: str, images: ImagesOf, steps: int, seed: int, begun: Path | None = None) -> float:
+    """Train a row for so many steps, from the weights of the run `begun`, and return the CPU seconds it took."""
     few = {"steps": steps, "save_every": steps, "evaluate_every": max(1, steps // 4), "seed": seed}
     settings = {"run": run, **images.settings(), **SHARED, **few, "warmup": min(100, steps // 10), **ROWS[row]}
+    settings |= {} if begun is None else {"start_from": begun}
     return command("tokenizer/train.py", run / ".trained.json", **settings)
 
 
@@ -182,16 +197,20 @@ def measure(run: Path, judge: Classifier) -> dict[str, float]:
 
 
 def measure_rows(
-    names: Sequence[str], images: ImagesOf, judge: Classifier, work: Path, minutes: float, seeds: Sequence[int]
+    names: Sequence[str], images: ImagesOf, judge: Classifier, work: Path, minutes: Minutes, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """Train rows for so many minutes, and measure them."""
     found: dict[str, Any] = {row: {"settings": {k: str(v) for k, v in ROWS[row].items()}} for row in names}
     for seed in seeds:
+        begun = None
+        if minutes.before:
+            begun = run_of(work, PLAIN, f"{minutes.before:g}", seed)
+            train(begun, PLAIN, images, steps_of(PLAIN, images, work, minutes.before), seed)
         for row in names:
-            run, steps = run_of(work, row, f"{minutes:g}", seed), steps_of(row, images, work, minutes)
-            took = train(run, row, images, steps, seed)
+            run, steps = run_of(work, row, str(minutes), seed), steps_of(row, images, work, minutes.each)
+            took = train(run, row, images, steps, seed, begun)
             figures = {"training_cpu_seconds": took, "steps": steps, **measure(run, judge)}
-            print(f"{row}, {minutes:g} minutes, seed {seed}: {json.dumps(figures)}", flush=True)
+            print(f"{row}, {minutes} minutes, seed {seed}: {json.dumps(figures)}", flush=True)
             found[row].setdefault("per_seed", []).append(figures)
     return {row: {"summary": mean_and_spread(each["per_seed"]), **each} for row, each in found.items()}
 
@@ -240,7 +259,7 @@ def spread(figure: Mapping[str, float | None], digits: int) -> str:
 
 def judged(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the claims, where both rows they compare were measured with the same seeds."""
-    ours, plain = (rows.get(name, {}).get("per_seed", []) for name in ("perceptual + patches", "squared error"))
+    ours, plain = (rows.get(name, {}).get("per_seed", []) for name in ("perceptual + patches", PLAIN))
     if not ours or len(ours) != len(plain):
         return []
     return [claim.judge([*zip(ours, plain, strict=True)]) for claim in CLAIMS]
@@ -255,21 +274,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--before", type=float, default=0.0, help="of the squared error, from whose weights rows go on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     torch.set_num_threads(1)
     work, images = args.work.resolve() / args.name, ImagesOf(args.data.resolve(), args.size)
     work.mkdir(parents=True, exist_ok=True)
     judge = open_judge(args.judge.resolve(), args.work.resolve() / ".judge")
-    found = measure_rows(args.rows, images, judge, work, args.minutes, args.seeds)
+    minutes = Minutes(args.minutes, args.before)
+    found = measure_rows(args.rows, images, judge, work, minutes, args.seeds)
     sets = read_json(RESULT)["sets"] if RESULT.exists() else {}
     came = record("benchmarks.sharper") | {"seeds": args.seeds, "size": args.size, "judge_accuracy": judge.accuracy}
-    here = sets.setdefault(args.name, {}).setdefault(f"{args.minutes:g}", {"rows": {}})
+    here = sets.setdefault(args.name, {}).setdefault(str(minutes), {"rows": {}})
     here["rows"] |= {row: came | each for row, each in found.items()}
     here["claims"] = judged(here["rows"])
     write_json(RESULT, {"protocol": __doc__, "sets": sets})
-    if args.name == next(iter(sets)) and args.rows == [*ROWS]:
-        save_reconstructions({row: run_of(work, row, f"{args.minutes:g}", args.seeds[0]) for row in ROWS}, PICTURE)
+    if args.name == next(iter(sets)) and PLAIN in args.rows and len(args.rows) > 2:
+        save_reconstructions({row: run_of(work, row, str(minutes), args.seeds[0]) for row in args.rows}, PICTURE)
     print(*table(found), *map(verdict, here["claims"]), sep="\n", flush=True)
 
 
