@@ -62,6 +62,7 @@ class LabelledSource(NamedTuple):
     labels: np.ndarray  # (N,) int64, -1 where a position is unlabelled
     # positions (B,) -> (n, C, H, W) uint8, labels (n,); n < B if damaged
     read: Callable[[Tensor], tuple[Tensor, Tensor]]
+    mirrored: tuple[int, ...] | None = None  # the label of an image once it is mirrored, where that is another
 
     @classmethod
     def in_memory(cls, images: Tensor, labels: Tensor) -> "LabelledSource":
@@ -85,8 +86,11 @@ class LabelledSource(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------- the network
 
 
-def _block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+class Level(nn.Sequential):
+    """The convolution of a level, before its ReLU."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
 
 
 def _halving() -> nn.Module:
@@ -106,7 +110,7 @@ class Classifier(nn.Module):
         self.config, width = config, config.recipe.width
         halvings = max(2, math.ceil(math.log2(max(config.image_size) / CELLS)))
         widths = [config.image_channels, *(width * min(2**level, 4) for level in range(halvings + 1))]
-        levels = [_block(*pair) for pair in pairwise(widths)]
+        levels = [Level(*pair) for pair in pairwise(widths)]
         halved = [layer for level in levels[:-1] for layer in (level, _halving())]
         cells = math.prod(math.ceil(side / 2**halvings) for side in config.image_size)
         self.trunk = nn.Sequential(
@@ -131,14 +135,14 @@ class Classifier(nn.Module):
         return self.head(self.trunk(pixels))
 
     def feature_maps(self, pixels: Tensor) -> list[Tensor]:
-        """Return the activations (B, C, h, w) of each convolutional level for pixels in [-1, 1], fine first."""
+        """Return the rectified activations (B, C, h, w) of each level for pixels in [-1, 1], fine first."""
         found, x = [], pixels
         for layer in self.trunk:
             if isinstance(layer, nn.Flatten):
                 break
             x = layer(x)
-            if isinstance(layer, nn.Sequential):  # a level; between two of them images are halved
-                found.append(x)
+            if isinstance(layer, Level):
+                found.append(x.relu())
         return found
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -202,8 +206,11 @@ def train_classifier(
         images, labels = source.read(order[step % an_epoch * batch_size :][:batch_size])
         pixels, labels = to_pixels(images.to(device)), labels.to(device)
         if recipe.mirror:
-            mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5
-            pixels = torch.where(mirrored.to(device), pixels.flip(-1), pixels)
+            mirrored = (torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5).to(device)
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+            if source.mirrored is not None:
+                others = torch.tensor(source.mirrored, device=device)
+                labels = torch.where(mirrored.flatten(), others[labels], labels)
         loss = F.cross_entropy(model(pixels), labels, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -287,4 +294,6 @@ def _fingerprint(config: ClassifierConfig, images: str, *sources: LabelledSource
     content = hashlib.sha256(json.dumps([COMPUTATION, config.model_dump(mode="json"), images], sort_keys=True).encode())
     for source in sources:
         content.update(hashlib.sha256(np.ascontiguousarray(source.labels).data).digest())
+        if config.recipe.mirror and source.mirrored is not None:
+            content.update(str(source.mirrored).encode())
     return content.hexdigest()

@@ -126,12 +126,27 @@ def test_the_network_is_convolutions_norms_rectifiers_and_pooling_in_this_order(
     model = Classifier(ClassifierConfig(image_size=(9, 12), image_channels=3, classes=2, recipe=QUICK)).double().eval()
     x = pixels = torch.rand(4, 3, 9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kinds = [layer for layer in model.trunk.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    levels = []
     for number, (convolution, norm) in enumerate(zip(kinds[::2], kinds[1::2], strict=True)):
         x = norm(convolution(x)).relu()
+        levels.append(x)
         x = nn.functional.max_pool2d(x, 2, ceil_mode=True) if number < 2 else x
     linear, norm = (layer for layer in model.trunk if isinstance(layer, nn.Linear | nn.BatchNorm1d))
     expected = norm(linear(x.contiguous().flatten(1))).relu()
     torch.testing.assert_close(model.trunk(pixels), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.feature_maps(pixels), levels, rtol=0, atol=1e-12)  # one a level, rectified
+
+
+def test_a_mirrored_image_is_taught_with_the_label_that_it_has_then():
+    """The label says which half is bright: with the label it had before it was mirrored, nothing can be learnt."""
+    labels = torch.arange(200) % 2
+    pixels = torch.randint(0, 100, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels[::2, ..., :4] += 100
+    pixels[1::2, ..., 4:] += 100
+    shown, held_out = (LabelledSource.in_memory(some, labels) for some in pixels.split(200))
+    recipe = QUICK.model_copy(update={"mirror": True})
+    assert accuracy_score(shown._replace(mirrored=(1, 0)), held_out, recipe) == 1
+    assert accuracy_score(shown, held_out, recipe) < 0.8
 
 
 def test_images_that_do_not_show_their_class_teach_nothing(digits):

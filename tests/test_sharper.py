@@ -19,7 +19,7 @@ from smalti.tokenizer.config import TrainConfig, TrainedConfig
 from smalti.tokenizer.criterion.adversarial.adversary import Adversary
 from smalti.tokenizer.criterion.adversarial.augmentation import DRAWS, augmented
 from smalti.tokenizer.criterion.adversarial.base import build_discriminator
-from smalti.tokenizer.criterion.adversarial.features import FeatureDiscriminatorConfig
+from smalti.tokenizer.criterion.adversarial.features import FeatureDiscriminatorConfig, coarse
 from smalti.tokenizer.criterion.adversarial.health import LONG, Health
 from smalti.tokenizer.criterion.adversarial.loss import accuracy, adaptive_weight, adversarial_loss, hinge_loss, lecam
 from smalti.tokenizer.criterion.adversarial.patches import PatchDiscriminatorConfig
@@ -261,7 +261,45 @@ def test_the_pair_is_warned_of_by_cause_and_remedy():
     assert "18.90 dB of PSNR, and 20.00 before" in worse and "adversarial.weight" in worse
 
 
+def test_the_running_means_of_logits_begin_as_plain_means(place, trunk):
+    """From 0 they would need hundreds of steps, in which LeCam pulls logits to nothing."""
+    adversary = adversary_of(PATCHES, place, trunk)
+    kept = []
+    for step in (0, 1):
+        adversary.judge(IMAGES, IMAGES / 2, ROWS, step)
+        adversary.weigh(*a_loss())
+        kept.append(adversary._logits.clone())
+        adversary.step(step)
+    torch.testing.assert_close(adversary.anchors, (kept[0] + kept[1]) / 2)
+
+
+def a_loss() -> tuple[torch.Tensor, ...]:
+    """Return a loss, a reconstruction, its gradient and the last layer they are of."""
+    last = torch.nn.Parameter(torch.ones(1))
+    return last.sum(), last * torch.ones(1), torch.ones(1), last
+
+
+def test_heads_read_levels_of_at_most_32_places_a_side(place, trunk):
+    discriminator = adversary_of(HEADS, place, trunk).discriminator
+    level = torch.rand(2, 8, 70, 64, generator=torch.Generator().manual_seed(0))
+    assert coarse(level).shape == (2, 8, 24, 22) and coarse(level[..., :32, :32]).shape == (2, 8, 32, 32)
+    assert [len(logits[0]) for logits in discriminator(IMAGES)] == [64, 16, 4], "8 x 8 and its halves are read whole"
+
+
 # ------------------------------------------------------------------------------------------------------------ the trunk
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 8)], ids=["square", "oblong"])
+def test_a_mirrored_image_has_the_rotation_that_its_mirrored_picture_has(size):
+    """Mirroring after the turn made a left turn of one image what a right turn of its mirror image is."""
+    split = open_images(ImagesConfig(), size, 1).splits["train"]
+    source = rotated(split)
+    turns = len(source.labels) // len(split)
+    turned, labels = source.read(torch.arange(turns))
+    upright = turned[0].flip(-1)
+    for image, label in zip(turned.flip(-1), labels, strict=True):
+        found = torch.rot90(upright, source.mirrored[label] * 4 // turns, (1, 2))
+        assert torch.equal(image, found)
 
 
 def test_rotations_are_the_labels_where_there_are_none_and_leave_out_what_cannot_be_read(tmp_path):
@@ -361,6 +399,16 @@ def test_a_run_without_them_computes_and_saves_nothing_more(finished_run, accele
     assert names == {f"{name}.safetensors" for name in ("model", "ema", "upkeep", "optimizer", "means")} | {
         "state.json"
     }
+
+
+def test_weights_that_a_training_begins_from_are_what_it_is_held_against(sharp_run, tmp_path, accelerator):
+    """With --start_from and a discriminator that counts at once, nothing said that reconstructions got worse."""
+    at_once = PATCHES.model_copy(update={"warmup": 0.0, "ramp": 0.0})
+    run = tmp_path / "begun"
+    train(tokenizer_training(run, start_from=str(sharp_run), adversarial=at_once, steps=1), accelerator)
+    before = read_metrics(run / "tokenizer/metrics.jsonl")[0]["psnr_pooled"]
+    kept = folder.read_json(run / "tokenizer/state/step_00000001/state.json")
+    assert kept["info"]["adversary"]["health"]["before"] == before
 
 
 def test_the_model_that_is_saved_knows_nothing_of_them(sharp_run, finished_run):

@@ -38,7 +38,8 @@ def rotated(split: ImageSplit) -> LabelledSource:
             images[labels == turn] = torch.rot90(batch.images[labels == turn], turn * 4 // turns, (2, 3))
         return images, labels
 
-    return LabelledSource(np.tile(np.arange(turns), len(split)), read)
+    mirrored = tuple(-turn % turns for turn in range(turns))  # left turns become right ones
+    return LabelledSource(np.tile(np.arange(turns), len(split)), read, mirrored)
 
 
 def as_read(images: ImageSet, settings: ImagesConfig) -> str:

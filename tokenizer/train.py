@@ -187,6 +187,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
         if origin is not None:
             before = evaluate_split(trained.ema.model, splits["validation"], accelerator)
             metrics.log(0, "validation", **before.metrics())
+            trained.criteria.begun(before.psnr_pooled)
         for step in steps:
             state.seed_step(c.seed, step, accelerator.process_index)
             lr = learning_rate(c, step)

@@ -121,6 +121,11 @@ class Criteria:
         self._warn(step + 1, self.adversary.health.of_figures(found, self.adversary.counted(step) > 0))
         return found
 
+    def begun(self, psnr: float) -> None:
+        """Note the PSNR of the weights that the training begins from, which it should not fall much below."""
+        if self.adversary is not None:
+            self.adversary.health.before = psnr
+
     def evaluated(self, step: int, psnr: float) -> None:
         """Warn, after so many steps, of reconstructions that get worse since the discriminator counts."""
         if self.adversary is not None:

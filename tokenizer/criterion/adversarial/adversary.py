@@ -1,13 +1,14 @@
 """The training of a discriminator beside the tokenizer's: one step of it with each step of the tokenizer.
 
-A micro-batch passes the discriminator once, images and reconstructions side by side. From these logits come the
-gradient of −E D(x̂) to the reconstructions, for the tokenizer, and the gradient of hinge and LeCam to the weights, for
-the discriminator's own AdamW. Both models thus move by the weights before the step.
+Images and reconstructions of a micro-batch pass the discriminator once each. From these logits come the gradient of
+−E D(x̂) to the reconstructions, for the tokenizer, and the gradient of hinge and LeCam to the weights, for the
+discriminator's own AdamW. Both models thus move by the weights before the step.
 
 The adaptive weight is measured over the whole step, all micro-batches and processes, and so holds for the next one:
 the same on one process and on several. The paper measures it in each process's batch.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from smalti.tokenizer.criterion.adversarial.config import DiscriminatorConfig
 from smalti.tokenizer.criterion.adversarial.health import Health
 from smalti.tokenizer.criterion.adversarial.loss import accuracy, adaptive_weight, adversarial_loss, hinge_loss, lecam
 
-ANCHORED = 0.99  # decay of the running means of logits
+ANCHORED = 0.99  # decay of the running means of logits, which begin as plain means
 SALT = 2**40  # between the seeds of the augmentation here and of the images
 
 
@@ -84,11 +85,12 @@ class Adversary:
         """
         reconstructions = reconstructions.detach().requires_grad_()
         numbers = rows.cpu().numpy()
-        draws = uniforms_of_rows(self.c.seed + SALT, np.full_like(numbers, step), numbers, DRAWS).repeat(1, 2)
+        draws = uniforms_of_rows(self.c.seed + SALT, np.full_like(numbers, step), numbers, DRAWS)
         with self.accelerator.autocast():
-            both = augmented(torch.cat([images, reconstructions]), draws, self.config.augment)
-            logits = [head.float() for head in self.discriminator(both)]
-        real, fake = zip(*(head.chunk(2) for head in logits), strict=True)
+            real, fake = (
+                [head.float() for head in self.discriminator(augmented(each, draws, self.config.augment))]
+                for each in (images, reconstructions)
+            )
         loss = adversarial_loss(fake)
         (gradient,) = torch.autograd.grad(loss, reconstructions, retain_graph=True)
 
@@ -107,7 +109,7 @@ class Adversary:
             "discriminator_accuracy": accuracy(real, fake),
             "adaptive_weight": self.adaptive,
         }
-        values = torch.cat([head.detach().unflatten(0, (2, -1)).mean(2).T for head in logits], 1)  # (B, 2 heads)
+        values = torch.stack([head.detach().mean(1) for head in (*real, *fake)], 1)  # (B, 2 heads)
         self._parts.append(MicroBatch("the discriminator's output", values, figures, rows))
         sound = loss.isfinite() & gradient.isfinite().all()
         return Verdict(torch.where(sound, loss, 0.0).detach(), torch.where(sound, gradient, 0.0))
@@ -135,7 +137,8 @@ class Adversary:
             group["lr"] = warmup_cosine(step, peak=self.config.lr, warmup=0, total=self.c.steps)
         if self.skipped.clip(step + 1, self.discriminator, self.c.clip, self._parts):
             self.optimizer.step()
-            self.anchors.lerp_(self._logits, 1 - ANCHORED)
+            steps = 1 + step - math.ceil(self.config.start * self.c.steps)  # of the discriminator
+            self.anchors.lerp_(self._logits, max(1 - ANCHORED, 1 / max(1, steps)))
             found = adaptive_weight(*self._at_last, self.config.most)
             self.adaptive = torch.where(found.isfinite(), found, self.adaptive)
             for part in self._parts:

@@ -17,7 +17,8 @@ class Health:
         Args:
             strong: lines of the log in a row with a discriminator that is sure.
             dead: likewise with one that sees no difference.
-            before: the last PSNR on validation before the adversarial loss counted, dB.
+            before: the last PSNR on validation before the adversarial loss counted, dB; of a tokenizer that begins from
+                given weights, theirs.
         """
         self.strong, self.dead = int(strong), int(dead)
         self.before = None if before is None else float(before)

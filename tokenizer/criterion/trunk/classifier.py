@@ -29,7 +29,9 @@ class OwnClassifier(Trunk):
     def __init__(self, classifier: Classifier, title: str):
         super().__init__()
         self.classifier, self.title = classifier, title
-        self.identity = identity_of("classifier", Classifier.feature_maps, classifier.state_dict())
+        self.identity = identity_of(
+            "rectified levels of a classifier", Classifier.feature_maps, classifier.state_dict()
+        )
 
     @classmethod
     def open(cls, config: TrunkConfig, place: Place, kept: Mapping[str, Tensor] | None) -> Self:
