@@ -12,7 +12,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class EMA(Generic[M]):
-    """`ema.model` is the averaged model, ready for evaluation and export. Parameters are averaged, buffers copied."""
+    """`ema.model` is the averaged model, ready for evaluation and export.
+
+    Parameters are averaged, and so are the buffers that a module names in `averaged`; other buffers are copied.
+    """
 
     def __init__(self, model: M, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
@@ -24,10 +27,15 @@ class EMA(Generic[M]):
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         trained = [(average, weight) for average, weight in pairs if weight.requires_grad]  # frozen ones stay
+        modules = zip(self.model.modules(), model.modules(), strict=True)
+        named = [(getattr(a, name), getattr(b, name)) for a, b in modules for name in getattr(b, "averaged", ())]
+        trained += named
         averages, weights = [average for average, _ in trained], [weight for _, weight in trained]
         torch._foreach_lerp_(list[Tensor](averages), list[Tensor](weights), 1 - decay)
+        kept = {id(average) for average, _ in named}
         for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
-            average.copy_(value)
+            if id(average) not in kept:
+                average.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.model.state_dict()

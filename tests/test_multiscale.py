@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from smalti.common import codes
 from smalti.common.data.config import ImagesConfig
+from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
 from smalti.metrics.features_config import FeaturesConfig
@@ -193,7 +194,7 @@ def test_the_losses_are_means_over_what_the_scales_so_far_add_up_to(z_e):
 def test_each_loss_moves_one_side_only(name, z_e):
     """The codebook loss moves vectors, where a gradient does, and phi; the commitment loss moves the encoder."""
     quantizer = built(KINDS[name])
-    quantized, weights = quantizer(z_e), list(quantizer.parameters())
+    quantized, weights = quantizer(z_e), [weight for weight in quantizer.parameters() if weight.requires_grad]
     to_codes = torch.autograd.grad(quantized.codebook_loss, weights, retain_graph=True)
     assert all(gradient.any() for gradient in to_codes)
     assert not torch.autograd.grad(quantized.codebook_loss, z_e, retain_graph=True)[0].any()
@@ -204,7 +205,8 @@ def test_each_loss_moves_one_side_only(name, z_e):
 
 def test_the_decoder_moves_no_code_and_no_phi(z_e):
     quantizer = built(PLAIN)
-    moved = torch.autograd.grad(quantizer(z_e).z_q.sum(), list(quantizer.parameters()), allow_unused=True)
+    weights = [weight for weight in quantizer.parameters() if weight.requires_grad]
+    moved = torch.autograd.grad(quantizer(z_e).z_q.sum(), weights, allow_unused=True)
     assert all(gradient is None for gradient in moved)
 
 
@@ -339,15 +341,43 @@ def test_of_a_small_batch_the_mean_is_that_of_some_before_too():
     quantizer = built(PLAIN).train()
     quantizer.center(torch.zeros(1, 3, 24))
     quantizer.prepare(torch.ones(4, 3, 24))
-    torch.testing.assert_close(quantizer.near_mean, torch.full((3,), 4 / 16))
+    torch.testing.assert_close(quantizer.mean, torch.full((3,), 4 / 16))
 
 
-def test_a_batch_that_is_not_finite_leaves_the_means_as_they_are():
-    """Its step is skipped, and NaN would stay in the means for good."""
+def test_a_batch_that_is_not_finite_leaves_the_mean_as_it_is():
+    """Its step is skipped, and NaN would stay in the mean for good."""
     quantizer = built(PLAIN).train()
-    before = quantizer.mean.clone(), quantizer.near_mean.clone()
+    before = quantizer.mean.clone()
     quantizer.prepare(torch.full((2, 3, 24), torch.nan))
-    assert torch.equal(quantizer.mean, before[0]) and torch.equal(quantizer.near_mean, before[1])
+    assert torch.equal(quantizer.mean, before)
+
+
+def test_the_averaged_model_has_the_mean_that_its_averaged_encoder_gives():
+    """Outputs drift with the weights: a mean that is averaged otherwise lies where the averaged encoder's are not."""
+    quantizer = built(PLAIN).train()
+    ema, drifting, steps = EMA(quantizer, 0.99), torch.nn.Parameter(torch.zeros(3)), 300
+    beside = EMA(torch.nn.ParameterList([drifting]), 0.99)
+    for step in range(steps):
+        drifting.data += 0.1
+        quantizer.prepare(drifting[:, None].detach().expand(20, 3, 24))
+        ema.update(quantizer, step)
+        beside.update(torch.nn.ParameterList([drifting]), step)
+    torch.testing.assert_close(ema.model.mean, beside.model[0].detach(), rtol=1e-2, atol=1e-2)
+
+
+def test_a_file_of_before_with_two_means_is_read():
+    quantizer = built(PLAIN)
+    kept = quantizer.state_dict() | {"near_mean": torch.ones(3), "batches": torch.ones(())}
+    quantizer.load_state_dict(kept)
+    assert "near_mean" in kept, "and the given weights stay as they are"
+
+
+def test_a_grid_of_one_place_adds_its_vectors_as_they_are():
+    """Codes are searched near what is left. A trained φ moved them from there, and a tenth of the codes lay idle."""
+    quantizer = MultiscaleQuantizer(PLAIN, GRIDS, shared=False)
+    assert GRIDS[0] == (1, 1) and [phi.weight.requires_grad for phi in quantizer.phis] == [False, True, True, True]
+    e = torch.randn(2, 3, 1)
+    torch.testing.assert_close(quantizer.brought_up(0, e).flatten(2), e.expand(2, 3, 24))
 
 
 def test_in_evaluation_an_image_has_the_same_codes_in_any_batch():

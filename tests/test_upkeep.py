@@ -1,12 +1,27 @@
 """The upkeep of a codebook: moving averages and dead-code restarts, the same on every process."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from smalti.common import folder
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
+from smalti.common.data.pixels import to_float
 from smalti.common.ema import EMA
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
 from smalti.tokenizer.codebooks.upkeep import REVIVE_EVERY, TableUpkeep, forget
+from smalti.tokenizer.config import TrainConfig
+from smalti.tokenizer.model import build_tokenizer
+from smalti.tokenizer.multiscale.config import MultiscaleConfig
+from smalti.tokenizer.train import REVIVE_UNTIL, train
+from smalti.tokenizer.vqvae.config import VQVAEConfig
+from smalti.tokenizer.vqvae2.config import VQVAE2Config
+from tests.conftest import tokenizer_training
+from tests.test_training import same_files
 
 SIZES = {"codebook_size": 8, "code_dim": 4}
 CONFIGS = {
@@ -125,3 +140,49 @@ def test_averaged_weights_start_close_and_buffers_are_copied():
     ema.update(model, step=0)  # the average soon forgets the initial weights: its first decay is 1 / 10
     torch.testing.assert_close(ema.model.weight, torch.full((3,), 1.9))
     assert torch.equal(ema.model.running_mean, model.running_mean)
+
+
+# ------------------------------------------------------------------------------------------------------ the second fit
+
+MODELS = {"vqvae": (VQVAEConfig, 256), "vqvae2": (VQVAE2Config, 64), "multiscale": (MultiscaleConfig, 64)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tables_that_a_batch_gives_too_few_vectors_are_fitted_once_more(name, accelerator):
+    """A batch of 8 gives 8, 32 and 128 vectors to grids of 1, 2 x 2 and 4 x 4 places. Where that is fewer than the
+    codes, nearly all are in use after it, though most lay side by side; other tables stay as they are."""
+    config, K = MODELS[name]
+    torch.manual_seed(0)
+    model = config(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=K, code_dim=4))
+    tokenizer, c = build_tokenizer(model), TrainConfig(batch_size=8)
+    split = open_images(ImagesConfig(), (8, 8), 1).splits["train"]
+    tokenizer.begin(split, c, accelerator)
+    side_by_side = torch.arange(8, K)
+    for table in tokenizer.tables():
+        table.place(side_by_side, table.vectors[side_by_side % 8] + 0.01 * torch.randn(K - 8, 4))
+    before = [table.vectors.clone() for table in tokenizer.tables()]
+    again = tokenizer.refit(split, c, accelerator)
+    codes = tokenizer.encode(to_float(split.read(torch.arange(len(split))).images))
+    parts, grids = model.layout.split(codes), model.layout.grids
+    for part, grid, table, was in zip(parts, grids, tokenizer.tables(), before, strict=True):
+        few = 8 * grid.places < K
+        assert few == any(table is each for each in again) and few != torch.equal(table.vectors, was)
+        assert not few or part.unique().numel() > 0.9 * K
+
+
+def test_training_does_so_once_and_goes_on_from_before_it_bit_for_bit(tmp_path, accelerator):
+    """It is at the fifth of six steps. Averages of use begin afresh for those tables alone."""
+    codes = VQConfig(codebook_size=64, code_dim=4)
+    model = MultiscaleConfig(image_size=(8, 8), channels=(8, 16), quantizer=codes)
+    run, killed = tmp_path / "run", tmp_path / "killed"
+    train(tokenizer_training(run, model=model), accelerator)
+    shutil.copytree(run, killed)
+    folder.remove(killed / "tokenizer/state/step_00000006")
+    folder.remove(killed / "tokenizer/config.yaml")  # names the other folder
+    assert int(REVIVE_UNTIL * 6) == 4
+    train(tokenizer_training(killed, model=model), accelerator)
+    last = "state/step_00000006"
+    names = [f"{last}/{name}.safetensors" for name in ("model", "ema", "upkeep", "optimizer")]
+    assert same_files(run / "tokenizer", killed / "tokenizer", "model/model.safetensors", *names)
+    earlier, later = (load_file(run / f"tokenizer/state/step_0000000{n}/upkeep.safetensors") for n in (3, 6))
+    assert [torch.equal(earlier[f"{i}.sums"], later[f"{i}.sums"]) for i in range(3)] == [False, True, True]

@@ -319,6 +319,11 @@ class TrainedTokenizer(ImageTokenizer):
     def begin(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> None:
         """Initialize from the training images before the first step; all processes take part and end alike."""
 
+    def refit(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> tuple[Table, ...]:
+        """Fit the tables that the steps cannot move to their place once more, and return them; all processes take part
+        and end alike."""
+        return ()
+
     def anneal(self, progress: float) -> None:
         """Set the values that change over training, as a function of the share of steps done."""
 

@@ -53,7 +53,7 @@ from smalti.common.commands import as_typed
 from smalti.common.data.images import ImageSet, open_images, tell_of_images
 from smalti.common.data.pixels import to_float
 from smalti.common.data.run_images import where_they_lay, write_record
-from smalti.common.data.split import ImageBatch
+from smalti.common.data.split import ImageBatch, ImageSplit
 from smalti.common.data.views import augment
 from smalti.common.ema import EMA
 from smalti.common.errors import UserError
@@ -70,6 +70,7 @@ from smalti.common.shown import shown
 from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
 from smalti.tokenizer.before_and_after import before_and_after, change_of
+from smalti.tokenizer.bottleneck.base import Table
 from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
@@ -209,7 +210,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 parts.append(MicroBatch("the encoder's output", terms.latents, logged, batch.rows))
             if trained.skipped.clip(step + 1, model, c.clip, parts):
                 trained.optimizer.step()
-                keep_codebook_alive(trained, step, c, accelerator)
+                keep_codebook_alive(trained, splits["train"], step, c, accelerator)
                 for part in parts:
                     trained.means.add(**part.losses)
             else:
@@ -310,12 +311,24 @@ def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) 
     return to_float(images.to(accelerator.device, non_blocking=True))
 
 
-def keep_codebook_alive(trained: TokenizerTraining, step: int, c: TrainConfig, accelerator: Accelerator) -> None:
-    """Move an EMA codebook, revive dead codes, and average the weights, after the optimizer's step."""
+def keep_codebook_alive(
+    trained: TokenizerTraining, split: ImageSplit, step: int, c: TrainConfig, accelerator: Accelerator
+) -> None:
+    """Move an EMA codebook, revive dead codes, and average the weights, after the optimizer's step.
+
+    When codes are revived for the last time, the tables that a batch gives too few vectors are fitted once more.
+    """
     revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
     trained.ema.update(trained.tokenizer, step)
+    again: tuple[Table, ...] = ()
+    if revived and step == int(REVIVE_UNTIL * c.steps):
+        again = trained.tokenizer.refit(split, c, accelerator)
+        for table in again:
+            trained.upkeep.restart(table)
     both = zip(trained.tokenizer.tables(), trained.ema.model.tables(), strict=True)
     for (table, average), rows in zip(both, revived, strict=False):  # none are revived of a frozen codebook
+        if any(table is each for each in again):
+            rows = torch.arange(len(table.codebook), device=rows.device)
         if len(rows):
             forget(trained.optimizer, table.codebook, rows)
             average.codebook[rows] = table.codebook.detach()[rows]

@@ -1,7 +1,11 @@
-"""The first vectors of a codebook: K-means of the untrained encoder's outputs for real images.
+"""The first vectors of a codebook, K-means of the untrained encoder's outputs for real images; and some of it later.
 
 A codebook far from the encoder's outputs is how collapse begins: few codes are near enough to be chosen, and only the
 chosen ones learn.
+
+A codebook that a batch gives fewer vectors than it has codes never comes to where the outputs are: a code is moved once
+in several steps, and a dead one is put where one of few vectors lies. Such a table is fitted once more, late in
+training, by steps of K-means from where its codes are.
 """
 
 from collections.abc import Callable
@@ -19,14 +23,17 @@ from smalti.common.layout import Grid
 from smalti.common.progress import advance, passing_bar
 from smalti.common.row_order import RowOrder, Share
 from smalti.common.seeds import generator
-from smalti.tokenizer.bottleneck.base import Quantizer
+from smalti.tokenizer.bottleneck.base import Quantizer, Table
+from smalti.tokenizer.bottleneck.vq import VectorQuantizer
 from smalti.tokenizer.config import TrainConfig
+from smalti.tokenizer.kmeans.clustering import moved
 from smalti.tokenizer.network_tokenizer import NetworkTokenizer
 
 VECTORS_A_CODE = 32  # Faiss asks for 39 to 256 points a centroid; 32 do for a start that training refines
 LEAST_VECTORS = 2**12
 MOST_VECTORS = 2**19  # at most, but at least twice the codes: a larger codebook starts from a coarser sample
 BATCH = 256
+AGAIN_VECTORS, AGAIN_ITERATIONS = 12, 3  # a code, and steps of K-means, of a table that is fitted once more
 
 
 def sampled(codebook_size: int) -> int:
@@ -83,12 +90,43 @@ def initialize_quantizer(
     check_enough(codes, len(split), grid, "vectors", otherwise)
     if accelerator.is_main_process:
         images = -(-sampled(codes) // grid.places)
-        z_e = untrained_outputs(latents, split, images, c, accelerator)
+        z_e = outputs_of(latents, split, images, c, accelerator)
         check_finite(z_e)
         draws = generator(c.seed, z_e.device)
         vectors = sample_of(quantizer.prepare(z_e.flatten(2)), sampled(codes), draws)
         quantizer.initialize(vectors, generator(c.seed, z_e.device))
     share_state(quantizer)
+
+
+def is_starved(codebook_size: int, grid: Grid, c: TrainConfig) -> bool:
+    """Return whether the batch of a step gives fewer vectors than there are codes."""
+    return c.batch_size * grid.places < codebook_size
+
+
+@torch.no_grad()
+def refit_quantizer(
+    quantizer: Quantizer,
+    grid: Grid,
+    latents: Callable[[Tensor], Tensor],
+    split: ImageSplit,
+    c: TrainConfig,
+    accelerator: Accelerator,
+) -> tuple[Table, ...]:
+    """Fit the codebook of a quantizer once more, if it is starved, and return it; the same on all processes."""
+    if not isinstance(quantizer, VectorQuantizer) or not is_starved(grid.codebook_size, grid, c):
+        return ()
+    if accelerator.is_main_process:
+        z_e = outputs_of(latents, split, -(-AGAIN_VECTORS * grid.codebook_size // grid.places), c, accelerator)
+        refit_table(quantizer, rearrange(quantizer.prepare(z_e.flatten(2)), "n d p -> (n p) d"))
+    share_state(quantizer)
+    return (quantizer,)
+
+
+@torch.no_grad()
+def refit_table(table: VectorQuantizer, vectors: Tensor) -> None:
+    """Move the codes of a table by steps of K-means of vectors (N, D), from where they are."""
+    found = moved(vectors, table.vectors, iterations=AGAIN_ITERATIONS, spherical=table.config.normalize)
+    table.place(torch.arange(len(found), device=found.device), found)
 
 
 def share_state(quantizer: Quantizer) -> None:
@@ -97,7 +135,7 @@ def share_state(quantizer: Quantizer) -> None:
         tensor.copy_(broadcast(tensor.contiguous()))
 
 
-def untrained_outputs(
+def outputs_of(
     latents: Callable[[Tensor], Tensor], split: ImageSplit, images: int, c: TrainConfig, accelerator: Accelerator
 ) -> Tensor:
     """Return z_e (N, D, h, w) fp32 of images in the order of training, at least `images` where there are so many."""

@@ -110,10 +110,15 @@ class TableUpkeep:
         race = race.masked_fill(~first, -torch.inf)  # two codes at one vector would leave one of them dead
         drawn = offered[race.topk(len(dead)).indices]
         self.table.place(dead, drawn)
-        self.use[dead] = self.grace
-        self.counts[dead] = self.counts.mean()
-        self.sums[dead] = drawn * self.counts[dead][:, None]
+        self.restart(dead)
         return dead
+
+    @torch.no_grad()
+    def restart(self, rows: Tensor) -> None:
+        """Let the averages of codes that were put elsewhere begin afresh."""
+        self.use[rows] = self.grace
+        self.counts[rows] = self.counts.mean()
+        self.sums[rows] = self.table.vectors[rows] * self.counts[rows][:, None]
 
 
 class CodebookUpkeep:
@@ -145,6 +150,12 @@ class CodebookUpkeep:
     def step(self, accelerator: Accelerator, step: int, *, revive: bool) -> list[Tensor]:
         """Update all tables after optimizer step `step`. Returns the revived rows (R,) of each."""
         return [table.step(accelerator, step, revive=revive) for table in self.tables]
+
+    def restart(self, table: Table) -> None:
+        """Let all averages of one of the tables begin afresh, which was fitted once more."""
+        for each in self.tables:
+            if each.table is table:
+                each.restart(torch.arange(len(each.use), device=each.use.device))
 
 
 @torch.no_grad()

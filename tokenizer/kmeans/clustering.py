@@ -37,11 +37,15 @@ def kmeans(vectors: Tensor, k: int, *, iterations: int, generator: Generator, sp
     if not vectors.isfinite().all():
         raise ValueError("vectors must be finite, got NaN or Inf among them")
     vectors = vectors.float()
-    means = plus_plus(vectors, k, generator)
+    return moved(vectors, plus_plus(vectors, k, generator), iterations=iterations, spherical=spherical)
+
+
+def moved(vectors: Tensor, means: Tensor, *, iterations: int, spherical: bool = False) -> Tensor:
+    """Return means (K, D) after `iterations` of EM from where they are."""
     with passing_bar(iterations, "k-means", unit="EM step") as bar:
         for _ in range(iterations):
             indices = e_step(vectors, means)
-            means = m_step(*assigned(vectors, indices, k), means, vectors)
+            means = m_step(*assigned(vectors, indices, len(means)), means, vectors)
             if spherical:
                 means = F.normalize(means, dim=1)
             bar.update()

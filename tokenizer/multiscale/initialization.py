@@ -3,6 +3,8 @@
 A scale that starts from the encoder's outputs themselves, as those of a grid do, lies far from the residuals that it
 will be given, and the coarse ones, which see few vectors a step, never come near.
 
+Late in training the starved scales are fitted once more in the same order, see `codebooks/initialization.py`.
+
 One codebook for all scales starts from what each would be given if all before it were exact, as many vectors of every
 scale. The vectors of kinds without a table are stretched to what is left for a scale.
 """
@@ -14,13 +16,18 @@ from torch import Generator, Tensor
 
 from smalti.common.data.split import ImageSplit
 from smalti.common.seeds import generator
+from smalti.tokenizer.bottleneck.base import Table
+from smalti.tokenizer.bottleneck.vq import VectorQuantizer
 from smalti.tokenizer.codebooks.initialization import (
+    AGAIN_VECTORS,
     check_enough,
     check_finite,
+    is_starved,
+    outputs_of,
+    refit_table,
     sample_of,
     sampled,
     share_state,
-    untrained_outputs,
 )
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.multiscale.quantizer import MultiscaleQuantizer
@@ -53,7 +60,7 @@ def initialize_scales(
     if accelerator.is_main_process:
         images = min(IMAGES_A_CODE * codes, max(codes, MOST_IMAGES))
         images = max(images, -(-sampled(codes) // layout.grids[-1].places))
-        z_e = untrained_outputs(tokenizer.latents, split, images, c, accelerator)
+        z_e = outputs_of(tokenizer.latents, split, images, c, accelerator)
         check_finite(z_e)
         draws = generator(c.seed, z_e.device)
         if not quantizer.tables():
@@ -63,6 +70,34 @@ def initialize_scales(
         else:
             start_each(quantizer, z_e, codes, draws)
     share_state(quantizer)
+
+
+@torch.no_grad()
+def refit_scales(
+    tokenizer: NetworkTokenizer,
+    quantizer: MultiscaleQuantizer,
+    split: ImageSplit,
+    c: TrainConfig,
+    accelerator: Accelerator,
+) -> tuple[Table, ...]:
+    """Fit the codebooks of the starved scales once more, and return them; the same on all processes."""
+    grids, codes = tokenizer.config.layout.grids, tokenizer.config.layout.codebook_size
+    starved = [scale for scale, grid in enumerate(grids) if is_starved(codes, grid, c)]
+    tables = [each for each in quantizer.bottlenecks if isinstance(each, VectorQuantizer)]
+    if quantizer.shared or not tables or not starved:
+        return ()
+    if accelerator.is_main_process:
+        images = min(AGAIN_VECTORS * codes // grids[starved[0]].places, max(codes, MOST_IMAGES))
+        z_e = outputs_of(tokenizer.latents, split, images, c, accelerator)
+        f = quantizer.centred(z_e.flatten(2), z_e.mean((0, 2, 3))).unflatten(2, z_e.shape[2:])
+        f_hat = torch.zeros_like(f)
+        for scale in range(starved[-1] + 1):
+            left = quantizer.left_for(scale, f, f_hat)
+            if scale in starved:
+                refit_table(tables[scale], rearrange(left, "n d p -> (n p) d"))
+            f_hat = f_hat + quantized(quantizer, scale, left)
+    share_state(quantizer)
+    return tuple(tables[scale] for scale in starved)
 
 
 @torch.no_grad()
@@ -108,7 +143,7 @@ def stretch_to_what_is_left(quantizer: MultiscaleQuantizer, z_e: Tensor, draws: 
 def prepared(quantizer: MultiscaleQuantizer, z_e: Tensor) -> Tensor:
     """Return f (N, D, h, w) of z_e (N, D, h, w), whose mean is that from now on."""
     quantizer.center(z_e.flatten(2))
-    return quantizer.prepare(z_e.flatten(2)).unflatten(2, z_e.shape[2:])
+    return quantizer.centred(z_e.flatten(2), quantizer.mean).unflatten(2, z_e.shape[2:])
 
 
 def quantized(quantizer: MultiscaleQuantizer, scale: int, left: Tensor) -> Tensor:

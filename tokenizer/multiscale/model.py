@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common.data.split import ImageSplit
+from smalti.tokenizer.bottleneck.base import Table
 from smalti.tokenizer.code_autoencoder import ConvolutionalCodeAutoencoder
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
-from smalti.tokenizer.multiscale.initialization import initialize_scales
+from smalti.tokenizer.multiscale.initialization import initialize_scales, refit_scales
 from smalti.tokenizer.multiscale.quantizer import MultiscaleQuantizer
 
 PLACES = 2**13  # of f that single codes are drawn amid at once
@@ -36,6 +37,9 @@ class MultiscaleTokenizer(ConvolutionalCodeAutoencoder):
 
     def begin(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> None:
         initialize_scales(self, self.quantizer, split, c, accelerator)
+
+    def refit(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> tuple[Table, ...]:
+        return refit_scales(self, self.quantizer, split, c, accelerator)
 
     def _output(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         return self.draw(self.quantizer.lookup(latents).unflatten(2, self.config.grid))

@@ -2,7 +2,8 @@
 
     f = z_e − its mean over images and places,   f̂_0 = 0
     r_s = f − f̂_{s−1}, averaged over areas down to the grid of scale s;   codes_s = its codes, e_s = their vectors
-    f̂_s = f̂_{s−1} + φ_s(e_s, brought up to the grid of f bilinearly),   φ_s(e) = (e + conv_s(e)) / 2, 3 x 3
+    f̂_s = f̂_{s−1} + φ_s(e_s, brought up to the grid of f bilinearly),   φ_s(e) = (e + conv_s(e)) / 2, 3 x 3;
+    of a grid of one place, where nothing is interpolated, φ_s(e) = e
     z_q = f̂_S, with the gradient dL/df = dL/dz_q
     codebook loss   1/S Σ_s mean (sg[f] − f̂_s)²
     commitment loss 1/S Σ_s mean (f − sg[f̂_s])²
@@ -14,7 +15,7 @@ loss moves the vectors and φ, which begins as the identity.
 The mean is taken away since coarse codes would not survive it: in the first steps the outputs for all images move
 together, by more than the area means of a whole image differ from image to image. Of 16 codes fitted to the digits, 19%
 were in use on a grid of one place six steps later; without the mean of each batch all were. For evaluation it is
-averaged as the weights are, since the averaged encoder lags behind as much.
+averaged with the weights (`common/ema.py`), since the averaged encoder lags behind as much.
 
 The quantizers inside know places and no grid; this layer does. Where the vectors of a kind are fixed (fsq, lfq), those
 of a scale are stretched to what is left for it, which `tokenizer/multiscale/initialization.py` measures. Where a kind
@@ -26,7 +27,7 @@ Shapes, for B samples, D channels, P = h · w places of f and T codes of all S s
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ from smalti.tokenizer.bottleneck.losses import codebook_and_commitment
 
 HALF = 0.5  # of φ is the convolution's, as in VAR
 WINDOW = 16  # images whose mean is taken away in training: the batch's, and where it is smaller some before too
-LEAST_RATE = 0.01  # of the mean for evaluation, at which it follows the averaged weights after their first 900 steps
+OF_BEFORE = ("near_mean", "batches")  # in files of before, which had two means
 
 
 class Phi(nn.Conv2d):
@@ -67,9 +68,8 @@ class AfterScale(NamedTuple):
 class MultiscaleQuantizer(Quantizer):
     """The quantizer of several scales, each with a codebook of its own or all with one."""
 
-    near_mean: Tensor  # (D,) of z_e over the last images, for training
-    mean: Tensor  # (D,) of z_e over many steps, for evaluation
-    batches: Tensor  # () that the means have followed
+    averaged: ClassVar = ("mean",)  # buffers that are averaged with the weights
+    mean: Tensor  # (D,) of z_e over the last images
     stretch: Tensor  # (S,) of each scale's vectors, 1 where they are a table's
 
     def __init__(self, config: SingleConfig, grids: Sequence[tuple[int, int]], *, shared: bool):
@@ -88,10 +88,8 @@ class MultiscaleQuantizer(Quantizer):
         self.bottlenecks = cast(
             Sequence[Quantizer], nn.ModuleList(bottlenecks)
         )  # torch types elements as plain modules
-        self.phis = nn.ModuleList(Phi(config.dim) for _ in grids)
-        self.register_buffer("near_mean", torch.zeros(config.dim))
+        self.phis = nn.ModuleList(Phi(config.dim).requires_grad_(grid != (1, 1)) for grid in self.grids)
         self.register_buffer("mean", torch.zeros(config.dim))
-        self.register_buffer("batches", torch.zeros(()))
         self.register_buffer("stretch", torch.ones(len(grids)))
         self.estimator = ESTIMATORS[config.gradient if isinstance(config, NearestConfig) else "straight_through"]
 
@@ -103,24 +101,29 @@ class MultiscaleQuantizer(Quantizer):
         """Return f of z_e (B, D, P): without its mean, and on the sphere or within bounds where a kind wants it so."""
         if self.training and z_e.numel():
             self.follow(z_e.detach())
-        f = z_e - fp32(self.near_mean if self.training else self.mean)[:, None]
+        return self.centred(z_e, self.mean)
+
+    def centred(self, z_e: Tensor, mean: Tensor) -> Tensor:
+        """Return f of z_e (B, D, P) whose mean is `mean` (D,)."""
+        f = z_e - fp32(mean)[:, None]
         return F.normalize(f, dim=1) if self.on_sphere else self.bottlenecks[0].prepare(f)
 
     @torch.no_grad()
     def follow(self, z_e: Tensor) -> None:
-        """Move the means towards that of a batch z_e (B, D, P); one that is not finite is left out, as its step is."""
+        """Move the mean towards that of a batch z_e (B, D, P); one that is not finite is left out, as its step is."""
         found, finite = z_e.mean((0, 2)).to(self.mean.dtype), z_e.isfinite().all()
-        near = self.near_mean.lerp(found, min(1.0, len(z_e) / WINDOW))
-        mean = self.mean.lerp(found, (9 / (10 + self.batches)).clamp_min(LEAST_RATE))  # as `common/ema.py` averages
-        self.near_mean.copy_(torch.where(finite, near, self.near_mean))
+        mean = self.mean.lerp(found, min(1.0, len(z_e) / WINDOW))
         self.mean.copy_(torch.where(finite, mean, self.mean))
-        self.batches += 1
 
     @torch.no_grad()
     def center(self, z_e: Tensor) -> None:
-        """Set the means to that of z_e (B, D, P)."""
-        self.near_mean.copy_(z_e.mean((0, 2)))
-        self.mean.copy_(self.near_mean)
+        """Set the mean to that of z_e (B, D, P)."""
+        self.mean.copy_(z_e.mean((0, 2)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        for name in OF_BEFORE:
+            state_dict.pop(f"{prefix}{name}", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def left_for(self, scale: int, f: Tensor, f_hat: Tensor) -> Tensor:
         """Return what a scale quantizes, (B, D, h_s · w_s): the area means of what those before left of f."""

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common.data.split import ImageSplit
-from smalti.tokenizer.bottleneck.base import Quantizer, build_quantizer
+from smalti.tokenizer.bottleneck.base import Quantizer, Table, build_quantizer
 from smalti.tokenizer.bottleneck.gumbel import GumbelQuantizer
 from smalti.tokenizer.code_autoencoder import ConvolutionalCodeAutoencoder
-from smalti.tokenizer.codebooks.initialization import initialize_codebook
+from smalti.tokenizer.codebooks.initialization import initialize_codebook, refit_quantizer
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.network_tokenizer import GridTokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
@@ -45,3 +45,7 @@ class VQVAE(ConvolutionalCodeAutoencoder, GridTokenizer):
 
     def begin(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> None:
         initialize_codebook(self, split, c, accelerator)
+
+    def refit(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> tuple[Table, ...]:
+        (grid,) = self.config.layout.grids
+        return refit_quantizer(self.quantizer, grid, self.latents, split, c, accelerator)

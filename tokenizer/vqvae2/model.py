@@ -16,8 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common.data.split import ImageSplit
+from smalti.tokenizer.bottleneck.base import Table
 from smalti.tokenizer.code_autoencoder import ConvolutionalCodeAutoencoder
-from smalti.tokenizer.codebooks.initialization import initialize_quantizer
+from smalti.tokenizer.codebooks.initialization import initialize_quantizer, refit_quantizer
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.network.grid import halved
 from smalti.tokenizer.network_tokenizer import AROUND
@@ -84,6 +85,13 @@ class VQVAE2(ConvolutionalCodeAutoencoder):
         for level, bottleneck in enumerate(self.quantizer.bottlenecks):  # coarse first: a level sees the codes above it
             grid, latents = self.config.layout.grids[level], partial(self.latents_of, level)
             initialize_quantizer(bottleneck, grid, latents, split, c, accelerator, otherwise)
+
+    def refit(self, split: ImageSplit, c: TrainConfig, accelerator: Accelerator) -> tuple[Table, ...]:
+        found: list[Table] = []
+        for level, bottleneck in enumerate(self.quantizer.bottlenecks):
+            grid, latents = self.config.layout.grids[level], partial(self.latents_of, level)
+            found += refit_quantizer(bottleneck, grid, latents, split, c, accelerator)
+        return tuple(found)
 
     def latents_of(self, level: int, images: Tensor) -> Tensor:
         """Return z_e (B, D, h, w) of a level, which depends on the codes of the levels above it."""
