@@ -53,9 +53,9 @@ def train_plain(argv: Sequence[str]) -> None:
     """Run tokenizer/train.py with a start by random vectors and no second fit; give it --revive_below 0."""
     from smalti.tokenizer import train
     from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
-    from smalti.tokenizer.vqvae2.model import VQVAE2Tokenizer
+    from smalti.tokenizer.vqvae2.model import VQVAE2
 
-    for kind in (MultiscaleTokenizer, VQVAE2Tokenizer):
+    for kind in (MultiscaleTokenizer, VQVAE2):
         kind.begin = lambda *_: None  # type: ignore[method-assign]
         kind.refit = lambda *_: ()  # type: ignore[method-assign]
     train.main(argv)
