@@ -214,8 +214,8 @@ class TrainConfig(Settings):
     matrix_lr: float | None = Field(0.02, gt=0)
     """peak learning rate of Muon (Jordan et al. 2024), which moves the matrices inside the blocks and needs half the
     steps; null leaves them to AdamW"""
-    warmup: int = Field(100, ge=0)
-    """steps of linear warm-up; half a cosine down to 0 follows"""
+    warmup: int | None = Field(None, ge=0)
+    """steps of linear warm-up, before half a cosine down to 0; a tenth of all, and at most 100, when null"""
     weight_decay: float = Field(0.05, ge=0)
     """of the matrices inside the blocks"""
     clip: float = Field(1.0, gt=0)

@@ -18,9 +18,9 @@ BLOCK = 16  # codes that are summed together
 def guidance_scales(config: SamplingConfig, length: int) -> Tensor:
     """Return the guidance of each code or pass, (T,).
 
-    power-cosine is 1 + (s − 1) (1 − cos(π rᵖ)) / 2 at the share r of the steps.
+    power-cosine is 1 + (s − 1) (1 − cos(π rᵖ)) / 2 at the share r of the steps. A single pass has all of it.
     """
-    share = torch.linspace(0, 1, length, dtype=torch.float64)
+    share = torch.linspace(0, 1, length, dtype=torch.float64) if length > 1 else torch.ones(1, dtype=torch.float64)
     weight = {
         "constant": torch.ones_like(share),
         "linear": share,

@@ -98,6 +98,8 @@ LEEWAY = Leeway(
     },
 )
 
+MOST_WARMUP = 100  # steps, where the settings do not say
+
 
 class PriorTraining(NamedTuple):
     """The state of training: the weights, their average, the optimizers, and what is counted."""
@@ -194,7 +196,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
 
 def share_of_peak(c: TrainConfig, step: int) -> float:
     """Return the share of their peaks that the learning rates have at a step."""
-    return warmup_cosine(step, peak=1.0, warmup=c.warmup, total=c.steps)
+    warmup = min(MOST_WARMUP, c.steps // 10) if c.warmup is None else c.warmup
+    return warmup_cosine(step, peak=1.0, warmup=warmup, total=c.steps)
 
 
 def prior_schedule(c: TrainConfig, step: int) -> dict[str, float]:

@@ -259,7 +259,7 @@ def test_as_many_codes_stay_hidden_as_in_diffusers(passes):
         noise = torch.Generator().manual_seed(i)
         logits = torch.randn(1, T, mask, generator=noise)
         sample = prior.step(logits, step, sample, generator=noise).prev_sample
-        ours = still_hidden(torch.tensor([T]), i + 1, passes)
+        ours = still_hidden(torch.tensor([T]), i + 1, torch.tensor([passes]))
         if passes <= T:
             assert ours.item() == (sample == mask).sum().item()
         assert ours < hidden or not hidden.any()
@@ -294,7 +294,7 @@ def test_with_no_noise_in_the_choice_those_are_kept_that_it_is_surest_of():
     first, *_ = prior.unfold(settings, torch.tensor([0]), [0])
     labels, codes = torch.tensor([0]), torch.zeros(1, 20, dtype=torch.int64)
     # a temperature of nearly 0 makes every draw sure: ties are kept from the first place on
-    assert first.settled.sum() == 20 - still_hidden(torch.tensor([20]), 1, 4).item()
+    assert first.settled.sum() == 20 - still_hidden(torch.tensor([20]), 1, torch.tensor([4])).item()
     assert torch.equal(first.latents[0], prior(labels, codes, torch.ones(1, 20, dtype=torch.bool)).argmax(2)[0])
 
 
@@ -367,6 +367,18 @@ def test_guidance_of_one_is_none_and_more_leans_towards_the_class():
     nats = [-prior.log_prob(each, own) for each in (plain, led)]
     none = [-prior.log_prob(each, torch.full((200,), 2)) for each in (plain, led)]
     assert (none[1] - nats[1]).mean() > (none[0] - nats[0]).mean()  # the class explains more of what it led to
+
+
+def test_of_few_hidden_codes_the_schedules_reach_their_end():
+    """With 5 codes to draw in 12 passes the fifth was the last: guidance had risen to a third, and noise was left."""
+    prior, known = make(spread=1.0), torch.ones(3, 20, dtype=torch.bool)
+    for row, few in enumerate((5, 5, 9)):  # whatever the others of a batch have to draw
+        known[row, :few] = False
+    settings = {**FP32, "guidance": 3.0, "guidance_schedule": "linear", "order": "confidence"}
+    labels, given = torch.tensor([0, 1, 0]), codes_of(prior, 3)
+    many, exact = (prior.sampler(SamplingConfig(**settings, steps=steps), 3) for steps in (12, 5))
+    found = many(labels, range(3), given, known)
+    assert torch.equal(found[:2], exact(labels, range(3), given, known)[:2])
 
 
 def test_settings_of_other_kinds_are_refused_by_name():

@@ -423,6 +423,8 @@ def test_a_raster_prior_is_not_asked_in_another_order():
 
 def test_guidance_schedules_go_from_none_to_all():
     """RAR's power-cosine is 1 + (s - 1) (1 - cos(pi r^p)) / 2."""
+    for schedule in ("constant", "linear", "power-cosine"):  # a single pass is the last: it had no guidance by two
+        assert guidance_scales(SamplingConfig(guidance=3.0, guidance_schedule=schedule), 1).tolist() == [3.0]
     constant = guidance_scales(SamplingConfig(guidance=3.0), 5)
     linear = guidance_scales(SamplingConfig(guidance=3.0, guidance_schedule="linear"), 5)
     cosine = guidance_scales(SamplingConfig(guidance=3.0, guidance_schedule="power-cosine", guidance_power=2.0), 5)

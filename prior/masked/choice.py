@@ -17,12 +17,14 @@ from smalti.common.layout import Grid, Layout
 BASES = (2, 3, 5, 7)  # of Halton's sequence, one an axis
 
 
-def still_hidden(first: Tensor, done: int, passes: int) -> Tensor:
-    """Return how many of `first` hidden codes (B,) stay hidden after `done` passes, (B,): none after the last.
+def still_hidden(first: Tensor, done: int, passes: Tensor) -> Tensor:
+    """Return how many of `first` hidden codes (B,) stay hidden after `done` of so many passes (B,), (B,): none after
+    the last.
 
     Each pass keeps one code at least, while there are any.
     """
-    share = math.cos(math.pi / 2 * done / passes) if done < passes else 0.0
+    shares = [math.cos(math.pi / 2 * done / n) if done < n else 0.0 for n in passes.tolist()]
+    share = torch.tensor(shares, dtype=torch.float64, device=first.device)
     return torch.minimum((first * share).floor().long(), first - done).clamp_min(0)
 
 

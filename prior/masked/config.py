@@ -24,7 +24,7 @@ class MaskedConfig(TrainedArchitecture):
     dropout: float = Field(0.1, ge=0, lt=1)
     """on embeddings and on what each block adds; small sets need it"""
     schedule: Literal["cosine", "uniform"] = "cosine"
-    """share of the codes that training hides. cosine: mostly many, as drawing in few passes meets them; uniform: every
+    """share of the codes that training hides. cosine: mostly many, as the passes of drawing meet them; uniform: every
     number alike, which trains the bound on the likelihood"""
 
     @model_validator(mode="after")

@@ -6,8 +6,9 @@ the likelihood p(x) = E_σ Π_t p(x_σt | x_σ1, ..., x_σ(t−1)) over all orde
     −log p(x) ≤ E_σ Σ_t −log p(x_σt | x_σ<t) = E_n [T / n · Σ over the hidden −log p(x_t | those that are not)],
 
 n of the T codes hidden at random, n uniform from 1 to T (Uria et al. 2014, https://arxiv.org/abs/1310.1757; Hoogeboom
-et al. 2021, https://arxiv.org/abs/2110.02037, eq. 3). Training with schedule `uniform` makes it small; `cosine` weighs
-the numbers n as drawing in few passes meets them (Chang et al. 2022, eq. 1).
+et al. 2021, https://arxiv.org/abs/2110.02037, eq. 3). Training with schedule `uniform` makes it small; `cosine` shows
+the numbers n as often as the passes of drawing meet them (Chang et al. 2022, eq. 1), but counts each hidden code alike,
+and so says most of states in which nearly all are hidden, of which drawing keeps one or two codes.
 
 Shapes: condition (B, ...), codes (B, T) int64 in [0, K), hidden (B, T) bool, known (B, P) bool over the places.
 """
@@ -138,14 +139,17 @@ class MaskedPrior(MaskedTransformer):
         ranks = self.halton.expand_as(codes)
         if config.order == "random":
             ranks = _uniform(noise, layout.length).to(codes.device)
-        first, passes = hidden.sum(1), min(config.steps or PASSES, layout.length)
-        scales = guidance_scales(config, passes).tolist()
-        for i in range(passes):
+        first = hidden.sum(1)
+        passes = first.clamp(1, config.steps or PASSES)  # a code each at least: of few, schedules end with the last one
+        scales = {n: guidance_scales(config, n) for n in set(passes.tolist())}
+        for i in range(int(passes.max())):
+            scale = torch.stack([scales[n][min(i, n - 1)] for n in passes.tolist()]).to(codes.device)[:, None]
             u = _uniform(noise, layout.length, 1 + len(self.vocabularies)).to(codes.device)
-            drawn, log_p = self._drawn(batch.condition, codes, hidden, u[..., 1:], config, scales[i], precision)
+            drawn, log_p = self._drawn(batch.condition, codes, hidden, u[..., 1:], config, scale, precision)
             if config.order == "confidence":
                 gumbel = -(-u[..., 0].log()).clamp_min(1e-30).log()
-                ranks = log_p + config.choice_temperature * (1 - (i + 1) / passes) * gumbel
+                left = (1 - (i + 1) / passes.double()).clamp_min(0)[:, None].float()
+                ranks = log_p + config.choice_temperature * left * gumbel
             kept = first_ranked(ranks, hidden, hidden.sum(1) - still_hidden(first, i + 1, passes))
             guess = torch.where(hidden, drawn, codes)
             codes, hidden = torch.where(kept, drawn, codes), hidden & ~kept
@@ -160,13 +164,14 @@ class MaskedPrior(MaskedTransformer):
         hidden: Tensor,
         uniform: Tensor,
         config: SamplingConfig,
-        scale: float,
+        scale: Tensor,
         precision: Precision,
     ) -> tuple[Tensor, Tensor]:
         """Return a draw of each hidden code given those that are not, (B, T), and its log-probability, (B, T).
 
         Args:
             uniform: (B, T, G) in (0, 1].
+            scale: (B, 1), of the guidance.
         """
         guided = config.guidance != 1
         if guided:
@@ -180,7 +185,7 @@ class MaskedPrior(MaskedTransformer):
             logits = self.head.part(x, [double(part) for part in digits[..., :g].unbind(-1)])
             if guided:
                 conditional, unconditional = logits.chunk(2)
-                logits = torch.lerp(unconditional, conditional, scale)
+                logits = torch.lerp(unconditional, conditional, scale[..., None])
             wanted = logits[hidden]
             part = draw_categorical(wanted, uniform[..., g][hidden], config)
             if (part >= size).any():  # only NaN gives a code beyond the last
@@ -202,10 +207,11 @@ class MaskedPrior(MaskedTransformer):
         """
         B, T, codebooks = len(condition), self.config.layout.length, self.codebooks.tolist()
         codes, hidden = condition.new_zeros(B, T), torch.ones(B, T, dtype=torch.bool, device=condition.device)
-        passes, matrices = min(T, CODED_PASSES), self.head.matrices()
-        for i in range(passes):
+        first, matrices = hidden.sum(1), self.head.matrices()
+        passes = first.clamp_max(CODED_PASSES)
+        for i in range(min(T, CODED_PASSES)):
             x = self.features(condition, to_digits(codes, self.vocabularies), hidden)
-            number = hidden.sum(1) - still_hidden(torch.full_like(hidden.sum(1), T), i + 1, passes)
+            number = hidden.sum(1) - still_hidden(first, i + 1, passes)
             kept = first_ranked(self.halton.expand(B, T), hidden, number)
             for t in kept[0].nonzero()[:, 0].tolist():
                 digits: list[Tensor] = []
