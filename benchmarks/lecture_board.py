@@ -145,7 +145,7 @@ COLUMNS: Mapping[str, Column] = {
     "pixelcnn": Column(Fill("PixelCNN", TRAIN, {"model.kind": "pixelcnn", **CONVOLUTIONS}, PRIOR), hierarchical=False),
     "transformer": Column(Fill("Transformer", TRAIN, {}, PRIOR)),
     "any_order": Column(Fill("any order", TRAIN, {"order": "any"}, PRIOR)),
-    "masked": Column(Fill("masked", TRAIN, {"model.kind": "masked", **BLOCKS}, PRIOR), passes=(8, 12)),
+    "masked": Column(Fill("masked", TRAIN, {"model.kind": "masked", **BLOCKS}, PRIOR), passes=(12,)),
     "levels": Column(Fill("a prior a grid", TRAIN, {"model.kind": "levels", **LEVELS}, PRIOR), hierarchical=True),
     "nextscale": Column(Fill("next scale", TRAIN, {"model.kind": "nextscale", **BLOCKS}, PRIOR), hierarchical=True),
     "diffusion": Column(
