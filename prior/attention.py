@@ -49,9 +49,17 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(dim // heads), RMSNorm(dim // heads)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, turn: Turn, lengths: Sequence[int] | None = None) -> Tensor:
-        """Return what is added to x; with `lengths` of blocks, each place sees its own block and those before."""
+    def forward(
+        self, x: Tensor, turn: Turn, lengths: Sequence[int] | None = None, of_keys: Turn | None = None
+    ) -> Tensor:
+        """Return what is added to x.
+
+        Args:
+            turn: of queries and keys.
+            lengths: of blocks; with them each place sees its own block and those before.
+            of_keys: the turn of the keys, where it is another.
+        """
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
+        q, k = turn(self.q_norm(q)), (of_keys or turn)(self.k_norm(k))
         found = full_attention(q, k, v) if lengths is None else block_causal_attention(q, k, v, lengths)
         return self.out(rearrange(found, "b h n d -> b n (h d)"))

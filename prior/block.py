@@ -21,6 +21,8 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = RMSNorm(dim), SwiGLU(dim, hidden_width(dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, turn: Turn, lengths: Sequence[int] | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, lengths))
+    def forward(
+        self, x: Tensor, turn: Turn, lengths: Sequence[int] | None = None, of_keys: Turn | None = None
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), turn, lengths, of_keys))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
