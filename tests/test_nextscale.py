@@ -422,7 +422,7 @@ def test_weights_that_are_not_finite_are_named():
     [
         (
             Layout.of(4, 4, factors=(7,)),
-            "needs several, coarse first; .* one grid: take --model.kind masked",
+            "needs several, coarse first; .* one grid: take --model.kind nextset or masked",
         ),
         (Layout.of(4, 4, depth=3), "is over codes, and a sample is 4 x 4 vectors of 3"),
     ],

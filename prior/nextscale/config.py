@@ -37,5 +37,5 @@ class NextScaleConfig(TrainedArchitecture):
         if len(layout.grids) == 1:
             raise UserError(
                 f"model.kind {self.name()} predicts each grid from the coarser ones and needs several, coarse first; a "
-                f"sample is {layout}, one grid: take --model.kind masked, or a tokenizer of several grids"
+                f"sample is {layout}, one grid: take --model.kind nextset or masked, or a tokenizer of several grids"
             )
