@@ -12,6 +12,7 @@ from smalti.common.condition import Classes, Nothing
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_digits
+from smalti.prior.attention import block_causal_attention
 from smalti.prior.base import Completes, Scores, Unfolds, Walks
 from smalti.prior.config import PriorConfig, TrainConfig
 from smalti.prior.groups.drawing import CachedGroups
@@ -162,6 +163,14 @@ def test_no_gradient_flows_from_a_set_to_the_embeddings_of_its_own_and_later_cod
         (gradient,) = torch.autograd.grad(features[:, prior.group_of == s].sum(), embedded, retain_graph=True)
         seen = gradient[0].abs().amax((1, 2)) > 0
         assert torch.equal(seen, (of_codes < s)[: len(seen)])
+
+
+@pytest.mark.parametrize("places", [16, 300], ids=["plain products", "fused"])
+def test_its_attention_is_that_of_a_block_at_a_time(places):
+    """1e-5: sums of fp32 numbers in another order."""
+    prior = make(Layout.of(places, factors=(7,)))
+    qkv = [torch.randn(2, 2, places, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    torch.testing.assert_close(prior.attend(*qkv), block_causal_attention(*qkv, prior.lengths), atol=1e-5, rtol=1e-5)
 
 
 def test_every_place_is_told_of_the_class():

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from smalti.common.mixed_radix import to_digits
+from smalti.prior.attention import block_causal_attention
 from smalti.prior.block import Block
 from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig
@@ -117,6 +118,10 @@ class GroupTransformer(CodesInPasses):
         turn = Turn(self.cos, self.sin)
         return turn, turn
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attention of each slot to its own group and to those before, (B, heads, P, d)."""
+        return block_causal_attention(q, k, v, self.lengths)
+
     # ----------------------------------------------------------------------------------------------- what follows of it
 
     def forward(self, condition: Tensor, codes: Tensor) -> Tensor:
@@ -137,7 +142,7 @@ class GroupTransformer(CodesInPasses):
         queries, keys = self.turns()
         for block in self.blocks:
             again = self.recompute and self.training
-            args = (x, queries, self.lengths, keys)
+            args = (x, queries, self.attend, keys)
             x = checkpoint(block, *args, use_reentrant=False) if again else block(*args)
         return self.norm(x)
 

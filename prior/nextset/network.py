@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smalti.prior.attention import masked_attention
 from smalti.prior.config import PriorConfig
 from smalti.prior.groups.model import GroupPrior
 from smalti.prior.nextset.config import NextSetConfig
@@ -28,6 +29,7 @@ class NextSetTransformer(GroupPrior):
     target: Tensor  # (P,), the place of each slot
     slot_of: Tensor  # (P,), the slot of each place
     own: Tensor  # (P,), the place of the code that each slot reads, or its target where it reads none
+    hidden: Tensor  # (P, P), −∞ where a slot must not see another
 
     def __init__(self, config: PriorConfig):
         a = config.architecture
@@ -44,6 +46,8 @@ class NextSetTransformer(GroupPrior):
         slot_of = sorted(range(places), key=target.__getitem__)
         for name, table in (("target", target), ("slot_of", slot_of), ("own", own)):
             self.register_buffer(name, torch.tensor(table), persistent=False)
+        later = self.group_of > self.group_of[:, None]
+        self.register_buffer("hidden", torch.zeros(places, places).masked_fill(later, -torch.inf), persistent=False)
 
     def places(self) -> Tensor:
         return self.target_embedding[self.target]
@@ -73,3 +77,6 @@ class NextSetTransformer(GroupPrior):
 
     def turns(self) -> tuple[Turn, Turn]:
         return Turn(self.cos[self.target], self.sin[self.target]), Turn(self.cos[self.own], self.sin[self.own])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return masked_attention(q, k, v, self.hidden)
