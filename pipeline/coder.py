@@ -109,7 +109,7 @@ def walking(pipeline: ImagePipeline) -> Walks:
         kind = pipeline.prior.config.architecture.name()
         raise UserError(
             f"a coder needs the distribution of one code after the other, which a prior of kind {kind} does not give; "
-            "train one over codes, --model.kind transformer, masked, nextscale, levels or pixelcnn"
+            "train one over codes, --model.kind transformer, masked, nextset, nextscale, levels or pixelcnn"
         )
     return pipeline.prior
 

@@ -5,7 +5,7 @@ Shapes: x (B, N, C), queries, keys and values (B, heads, N, head_dim); lengths o
 QK-norm: Henry et al. (2020).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from smalti.prior.layers import RMSNorm
 from smalti.prior.rotary import Turn
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values (B, heads, N, d) -> (B, heads, N, d)
 SHORT = 256  # up to this length plain products beat the fused attention on a CPU
 
 
@@ -39,6 +40,18 @@ def block_causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[in
     return torch.cat(found, dim=2)
 
 
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    """Return attention (B, heads, N, d) of q with those k and v for which `hidden` (N, N) is 0 and not −∞.
+
+    For many small blocks it is faster than a block at a time: a third of the time for twelve blocks in 49 places.
+    """
+    if q.device.type != "cpu" or q.shape[2] > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden.to(q.dtype))
+    of_heads = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)
+    scores = torch.baddbmm(hidden.to(q.dtype), *of_heads, alpha=q.shape[3] ** -0.5)
+    return (torch.softmax(scores, dim=-1).to(v.dtype) @ v.flatten(0, 1)).view(q.shape)
+
+
 class Attention(nn.Module):
     """Self-attention with normalized and rotated queries and keys."""
 
@@ -49,9 +62,14 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(dim // heads), RMSNorm(dim // heads)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, turn: Turn, lengths: Sequence[int] | None = None) -> Tensor:
-        """Return what is added to x; with `lengths` of blocks, each place sees its own block and those before."""
+    def forward(self, x: Tensor, turn: Turn, attend: Attend = full_attention, of_keys: Turn | None = None) -> Tensor:
+        """Return what is added to x.
+
+        Args:
+            turn: of queries and keys.
+            attend: the attention of queries to keys and values; by default of every place to every other.
+            of_keys: the turn of the keys, where it is another.
+        """
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
-        found = full_attention(q, k, v) if lengths is None else block_causal_attention(q, k, v, lengths)
-        return self.out(rearrange(found, "b h n d -> b n (h d)"))
+        q, k = turn(self.q_norm(q)), (of_keys or turn)(self.k_norm(k))
+        return self.out(rearrange(attend(q, k, v), "b h n d -> b n (h d)"))

@@ -1,13 +1,11 @@
-"""The block of a Transformer whose places all see each other, or all of a block of them.
+"""The block of a Transformer whose places all see each other, or those that its attention lets them see.
 
-Shapes: x (B, N, C); lengths of blocks of places, as in `prior/attention.py`.
+Shapes: x (B, N, C).
 """
-
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from smalti.prior.attention import Attention
+from smalti.prior.attention import Attend, Attention, full_attention
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 from smalti.prior.rotary import Turn
 
@@ -21,6 +19,6 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = RMSNorm(dim), SwiGLU(dim, hidden_width(dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, turn: Turn, lengths: Sequence[int] | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, lengths))
+    def forward(self, x: Tensor, turn: Turn, attend: Attend = full_attention, of_keys: Turn | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), turn, attend, of_keys))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))

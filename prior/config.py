@@ -30,9 +30,9 @@ class ArchitectureConfig(Kind):
         if self.over == "vectors" and layout.discrete:
             raise UserError(
                 f"model.kind {self.name()} is over vectors, and a sample is {layout}: for codes prior/train.py trains "
-                "--model.kind transformer, masked, nextscale, levels and pixelcnn, and prior/fit.py fits independent "
-                "ones; for vectors encode with --vectors true, which writes those of the codebook, or take a VAE in "
-                "stage one"
+                "--model.kind transformer, masked, nextset, nextscale, levels and pixelcnn, and prior/fit.py fits "
+                "independent ones; for vectors encode with --vectors true, which writes those of the codebook, or take "
+                "a VAE in stage one"
             )
         if self.over == "codes" and not layout.discrete:
             raise UserError(

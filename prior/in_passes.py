@@ -1,4 +1,4 @@
-"""A Transformer over codes that draws all of a batch in passes: what the masked and the next-scale prior share.
+"""A Transformer over codes that draws all of a batch in passes: what the masked prior shares with those of groups.
 
 Shapes: condition (B, ...), codes (B, T) int64 in [0, K).
 """

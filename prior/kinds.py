@@ -5,6 +5,7 @@ from smalti.prior.diffusion.config import DiffusionConfig
 from smalti.prior.levels.config import LevelsConfig
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.nextscale.config import NextScaleConfig
+from smalti.prior.nextset.config import NextSetConfig
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.simple.config import IndependentConfig, MixtureConfig, StandardNormalConfig, UniformConfig
 from smalti.prior.transformer.config import TransformerConfig
@@ -14,6 +15,7 @@ KINDS = (
     MaskedConfig,
     PixelCNNConfig,
     NextScaleConfig,
+    NextSetConfig,
     LevelsConfig,
     DiffusionConfig,
     MixtureConfig,

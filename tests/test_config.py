@@ -11,7 +11,7 @@ from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.condition import Classes
 from smalti.common.errors import UserError
 from smalti.common.folder import read_json, write_json
-from smalti.common.layout import Layout
+from smalti.common.layout import Grid, Layout
 from smalti.pipeline.generate import Settings as Generation
 from smalti.prior.config import FitConfig, PriorConfig
 from smalti.prior.config import TrainConfig as PriorTraining
@@ -99,12 +99,26 @@ def test_hints_name_the_configs_beside_the_one_a_run_was_started_with(tmp_path, 
     assert config.config_beside(str(tmp_path / "unknown"), "prior") == "CONFIG"
 
 
-@pytest.mark.parametrize("folder", ["fashion_mnist_scales", "imagenet256_vqvae2", "fashion_mnist"])
-def test_the_command_after_codes_of_one_grid_trains_a_prior_over_one(tmp_path, monkeypatch, folder):
+ONE_GRID = Layout.of(7, 7, factors=(16,))
+TWO_GRIDS = Layout(grids=tuple(Grid(shape=(n, n), factors=(16,)) for n in (4, 7)))
+
+
+@pytest.mark.parametrize(
+    "folder, layout",
+    [
+        ("fashion_mnist_scales", ONE_GRID),
+        ("imagenet256_vqvae2", ONE_GRID),
+        ("fashion_mnist", ONE_GRID),
+        ("fashion_mnist_sets", ONE_GRID),
+        ("fashion_mnist_sets", TWO_GRIDS),
+    ],
+)
+def test_the_command_after_encoding_trains_a_prior_over_as_many_grids_as_there_are(
+    tmp_path, monkeypatch, folder, layout
+):
     """A tokenizer with one scale was followed by its config's prior, which is of several grids and refuses one."""
     monkeypatch.chdir(CONFIGS.parent)
     config.remember_folder(str(tmp_path), [f"configs/{folder}/tokenizer.yaml"], Path("unused"))
-    layout = Layout.of(7, 7, factors=(16,))
     words = shlex.split(next_command(EncodeSettings(run=str(tmp_path)), layout))
     small = ["--model.depth", 1, "--model.dim", 32, "--model.heads", 2]
     c = parse(*words[words.index("prior/train.py") + 1 :], *small, cls=PriorTraining)

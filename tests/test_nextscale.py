@@ -15,10 +15,10 @@ from smalti.common.layout import Grid, Layout
 from smalti.common.mixed_radix import to_digits
 from smalti.prior.base import Completes, Scores, Unfolds, Walks
 from smalti.prior.config import PriorConfig, TrainConfig
+from smalti.prior.groups.drawing import CachedGroups
 from smalti.prior.interpolation import between, interpolation
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.nextscale.config import NextScaleConfig
-from smalti.prior.nextscale.drawing import CachedScales
 from smalti.prior.nextscale.model import NextScalePrior
 from smalti.prior.sampling_config import SamplingConfig
 
@@ -204,11 +204,11 @@ def test_the_cache_gives_the_features_that_recomputing_all_scales_gives(layout, 
     """1e-4: sums of fp32 numbers in another order; 0.1: bf16 has 8 bits, and features have a deviation of 1."""
     prior = make(layout)
     codes, labels, Q = codes_of(prior), labels_of(3), layout.depth
-    network, told = CachedScales(prior, 3, precision), prior.class_embedding(labels)
+    network, told = CachedGroups(prior, 3, precision), prior.class_embedding(labels)
     read, found = torch.zeros(3, layout.places, 32), []
     with torch.inference_mode():
-        for scale in prior.scales:
-            found.append(network.scale(network.inputs(told, read, scale), scale).view(3, -1, 32))
+        for s, scale in enumerate(prior.groups):
+            found.append(network.features(network.inputs(told, read, s), s).view(3, -1, 32))
             read[:, scale] = prior.embedded(codes[:, scale.start * Q : scale.stop * Q], scale.start)
     torch.testing.assert_close(
         torch.cat(found, 1), prior.features(labels, codes).detach(), atol=tolerance, rtol=tolerance
@@ -420,7 +420,10 @@ def test_weights_that_are_not_finite_are_named():
 @pytest.mark.parametrize(
     "layout, message",
     [
-        (Layout.of(4, 4, factors=(7,)), "needs several, coarse first; .* one grid: take --model.kind masked"),
+        (
+            Layout.of(4, 4, factors=(7,)),
+            "needs several, coarse first; .* one grid: take --model.kind nextset or masked",
+        ),
         (Layout.of(4, 4, depth=3), "is over codes, and a sample is 4 x 4 vectors of 3"),
     ],
 )

@@ -23,6 +23,8 @@ from smalti.prior.evaluate import evaluate as evaluate_prior
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.masked.model import MaskedPrior
 from smalti.prior.model import load_prior
+from smalti.prior.nextset.config import NextSetConfig
+from smalti.prior.nextset.model import NextSetPrior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.model import PixelCNNPrior
 from smalti.prior.sampling_config import SamplingConfig
@@ -32,6 +34,7 @@ from tests.conftest import prior_training
 KINDS = {
     PixelCNNPrior: PixelCNNConfig(depth=2, dim=16, kernel=3),
     MaskedPrior: MaskedConfig(depth=2, dim=16, heads=2),
+    NextSetPrior: NextSetConfig(depth=2, dim=16, heads=2, passes=5),
 }
 
 
@@ -107,7 +110,9 @@ def test_a_mask_that_keeps_no_place_whole_is_warned_of(run):
 
 def test_the_report_and_the_page_show_it(run, kind):
     report([str(run)])
-    assert KINDS[kind].name() in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert KINDS[kind].name() in page
+    assert ("This prior draws set after set" in page) == (kind is NextSetPrior), "of the kept upper halves"
     pytest.importorskip("gradio")
     from smalti.pipeline.playground.controller import open_controller
 

@@ -184,7 +184,8 @@ def test_each_command_takes_its_own_kinds_and_names_the_other_command():
             config.parse(cls, "", ["--model.kind", kind])
     with pytest.raises(
         UserError,
-        match=r"model\.kind must be one of transformer, diffusion, levels, masked, nextscale, pixelcnn, got 'mixtures'",
+        match=r"model\.kind must be one of transformer, diffusion, levels, masked, nextscale, nextset, pixelcnn, got "
+        "'mixtures'",
     ):
         config.parse(PriorTraining, "", ["--model.kind", "mixtures"])
 

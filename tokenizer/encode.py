@@ -77,7 +77,8 @@ from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import identity_of, load_tokenizer, trained
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
-OF_ONE_GRID = {"nextscale": "masked", "levels": "transformer"}  # kinds of priors over several grids, and what to take
+# Kinds of priors over several grids or over one, and what to take where the codes lie otherwise
+OF_ONE_GRID, OF_SEVERAL = {"nextscale": "masked", "levels": "transformer"}, {"nextset": "nextscale"}
 
 
 def codes_folder(c: Settings) -> Path:
@@ -328,14 +329,16 @@ def next_command(c: Settings, layout: Layout) -> str:
 
 
 def another_kind(prior_config: str, layout: Layout) -> list[str]:
-    """Return the option that a prior's config needs where its kind is of several grids, and the codes lie on one."""
-    if prior_config == "CONFIG" or len(layout.grids) > 1:
+    """Return the option that a prior's config needs where its kind is of several grids, and the codes lie on one, or
+    the other way round."""
+    if prior_config == "CONFIG":
         return []
     try:
         model = config.read_yaml(Path(prior_config)).get("model")
     except UserError:  # the next command says what is wrong with it
         return []
-    instead = OF_ONE_GRID.get(str(model.get("kind"))) if isinstance(model, Mapping) else None
+    others = OF_ONE_GRID if len(layout.grids) == 1 else OF_SEVERAL
+    instead = others.get(str(model.get("kind"))) if isinstance(model, Mapping) else None
     return ["--model.kind", instead] if instead else []
 
 

@@ -1,5 +1,7 @@
 """The section on completion: the upper half of a few held-out images is kept, and the run draws the lower half."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,11 @@ from smalti.common.plots import image_grid
 from smalti.common.record import private
 from smalti.common.written import replacing_ours
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.mask import known_places
 from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Html, Section
 from smalti.pipeline.reporting.run_contents import RunContents
+from smalti.prior.base import Completes
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.config import ImageTokenizerConfig
 
@@ -30,8 +34,8 @@ def half_rows(c: ImageTokenizerConfig) -> int:
     return rows // 2 * (c.image_size[0] // rows)
 
 
-def completed(contents: RunContents) -> tuple[list[Tensor], str]:
-    """Return rows of images (n, C, H, W), and the name of their split.
+def completed(contents: RunContents) -> tuple[list[Tensor], str, str]:
+    """Return rows of images (n, C, H, W), the name of their split, and what the prior does not heed.
 
     The rows are the originals, what is kept of them, and `DRAWS` completions of each.
 
@@ -52,16 +56,20 @@ def completed(contents: RunContents) -> tuple[list[Tensor], str]:
     kept[:rows] = True
     names, numbers = pipeline.condition.class_names or (), batch.labels.tolist()
     labels = [names[number] for number in numbers] if all(0 <= number < len(names) for number in numbers) else None
-    drawn = [
-        pipeline.complete(to_pil(originals), kept, labels=labels, seed=seed * len(originals), batch_size=len(originals))
-        for seed in range(DRAWS)
-    ]
+    prior, known = pipeline.prior, known_places(kept[None], c.layout)
+    unheeded = prior.unheeded if isinstance(prior, Completes) and not prior.heeds(known) else ""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is not heeded")  # the caption says it
+        drawn = [
+            pipeline.complete(to_pil(originals), kept, labels=labels, seed=seed * n, batch_size=n)
+            for seed in range(DRAWS)
+        ]
     seen = torch.where(kept, originals, torch.full_like(originals, GREY))
     told = batch.labels if labels else None
-    return [originals, seen, *(pipeline.decode(each.codes, told) for each in drawn)], split.name
+    return [originals, seen, *(pipeline.decode(each.codes, told) for each in drawn)], split.name, unheeded
 
 
-def completion_figure(contents: RunContents, rows: list[Tensor], split: str) -> Html:
+def completion_figure(contents: RunContents, rows: list[Tensor], split: str, unheeded: str) -> Html:
     """Save the rows as a picture beside the page, and return it with its caption."""
     path = contents.path / "report/completion.png"
     with replacing_ours(path) as aside:
@@ -74,6 +82,8 @@ def completion_figure(contents: RunContents, rows: list[Tensor], split: str) -> 
         "is drawn anew, given the class where there is one; no hidden pixel is read. The kept part is shown as its "
         "codes decode."
     )
+    if unheeded:
+        caption += f" This prior {unheeded}."
     return markup.figure_tag(markup.labelled_grid(image, rows=names), caption)
 
 
@@ -89,9 +99,9 @@ def completion_section(contents: RunContents, wanted: bool) -> Section:
         if not (contents.path / stage / "model/config.json").exists():
             return lacking(markup.missing(f"There is no {stage} yet", command))
     try:
-        rows, split = completed(contents)
+        rows, split, unheeded = completed(contents)
     except UserError as error:
         words = str(error).replace(str(contents.path), contents.shown).split()
         reason = " ".join(map(private, words))  # hides the folders of this machine
         return lacking(markup.paragraph(f"No images could be completed: {reason}", class_="missing"))
-    return Section("completion", "Completion", completion_figure(contents, rows, split))
+    return Section("completion", "Completion", completion_figure(contents, rows, split, unheeded))

@@ -5,6 +5,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from smalti.common.config import declared
+from smalti.common.errors import UserError
+from smalti.common.layout import Layout
 from smalti.prior.config import TrainedArchitecture
 
 
@@ -29,3 +31,11 @@ class NextScaleConfig(TrainedArchitecture):
         if self.dim % (4 * self.heads):
             raise ValueError(f"dim {self.dim} must be a multiple of 4 x heads = {4 * self.heads}")
         return self
+
+    def check_over(self, layout: Layout) -> None:
+        super().check_over(layout)
+        if len(layout.grids) == 1:
+            raise UserError(
+                f"model.kind {self.name()} predicts each grid from the coarser ones and needs several, coarse first; a "
+                f"sample is {layout}, one grid: take --model.kind nextset or masked, or a tokenizer of several grids"
+            )
