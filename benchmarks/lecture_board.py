@@ -146,6 +146,7 @@ COLUMNS: Mapping[str, Column] = {
     "transformer": Column(Fill("Transformer", TRAIN, {}, PRIOR)),
     "any_order": Column(Fill("any order", TRAIN, {"order": "any"}, PRIOR)),
     "masked": Column(Fill("masked", TRAIN, {"model.kind": "masked", **BLOCKS}, PRIOR), passes=(12,)),
+    "nextset": Column(Fill("sets of codes", TRAIN, {"model.kind": "nextset", **BLOCKS}, PRIOR), hierarchical=False),
     "levels": Column(Fill("a prior a grid", TRAIN, {"model.kind": "levels", **LEVELS}, PRIOR), hierarchical=True),
     "nextscale": Column(Fill("next scale", TRAIN, {"model.kind": "nextscale", **BLOCKS}, PRIOR), hierarchical=True),
     "diffusion": Column(

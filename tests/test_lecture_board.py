@@ -30,7 +30,7 @@ from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
 
-CODES = ("uniform", "independent", "pixelcnn", "transformer", "any_order", "masked")
+CODES = ("uniform", "independent", "pixelcnn", "transformer", "any_order", "masked", "nextset")
 HIERARCHICAL = ("uniform", "independent", "transformer", "any_order", "masked", "levels", "nextscale")
 VECTORS = ("uniform", "independent", "diffusion")
 
