@@ -133,7 +133,7 @@ def test_the_page_gets_its_tables_and_figure_between_the_marks(tmp_path, drawn_f
     result, page, figure = tmp_path / "result.json", tmp_path / "page.md", tmp_path / "figure.png"
     cell = {"fd_classifier": 2.0, "bits": 3.5, "bits_kind": "bound", "images_a_second_64": 100.0, "passes": 8}
     for seed in (0, 1):
-        for name in ("tokenizer", "masked 8", "uniform"):
+        for name in ("tokenizer", "masked 12", "uniform"):
             of_seed = {**cell, "fd_classifier": 2.0 + seed, "training_cpu_seconds": 60.0}
             put(result, ("MNIST", "1", "vqvae", name, str(seed)), of_seed)
     page.write_text(f"before\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n", encoding="utf-8")
@@ -141,8 +141,8 @@ def test_the_page_gets_its_tables_and_figure_between_the_marks(tmp_path, drawn_f
         write(result, page, figure)
         said = page.read_text(encoding="utf-8")
         assert said.startswith("before\n\n") and said.endswith("\n\nafter\n") and "old" not in said
-    assert "| VQ-VAE | masked x 8 | 2 | 60 | 3.500 | bound | 2.50 ± 0.71 |" in said
-    assert said.index("uniform") < said.index("masked x 8") and figure.stat().st_size > 10_000
+    assert "| VQ-VAE | masked x 12 | 2 | 60 | 3.500 | bound | 2.50 ± 0.71 |" in said
+    assert said.index("uniform") < said.index("masked x 12") and figure.stat().st_size > 10_000
 
 
 def test_the_page_has_both_marks_once():
