@@ -31,15 +31,15 @@ class DiscriminatorConfig(AdversarialConfig):
 
     kind: str  # declared here to stand before the others, where a config is written
     """which of them"""
-    weight: float = Field(0.5, gt=0)
+    weight: float = Field(0.2, gt=0)
     """of its gradient at the decoder's last layer, in lengths of the gradient of all other losses there"""
     most: float = Field(100.0, gt=0)
     """the largest factor by which its gradient is raised to that length"""
     start: float = Field(0.2, ge=0, lt=1)
     """share of the steps after which it begins to be trained"""
-    warmup: float = Field(0.05, ge=0, le=1)
+    warmup: float = Field(0.1, ge=0, le=1)
     """share of the steps in which it is trained alone, before it counts for the tokenizer"""
-    ramp: float = Field(0.1, ge=0, le=1)
+    ramp: float = Field(0.2, ge=0, le=1)
     """share of the steps over which its weight then rises from 0"""
     lr: float = Field(4e-4, gt=0)
     """peak learning rate of its AdamW (betas 0.5 and 0.9); it follows the same half cosine as the tokenizer's"""
@@ -79,8 +79,9 @@ class PatchDiscriminatorConfig(DiscriminatorConfig):
     """PatchGAN, by patches of pixels"""
     width: int = Field(32, ge=8, le=2**12, multiple_of=8)
     """channels of the first layer; each further one has twice as many, up to eight times"""
-    halvings: int = Field(3, ge=1, le=8)
-    """layers that halve the image; a patch has 12 pixels a side with 1, 26 with 2, 54 with 3"""
+    halvings: int = Field(2, ge=1, le=8)
+    """layers that halve the image; a patch has 12 pixels a side with 1, 26 with 2, 54 with 3, for images of 128 and
+    more"""
 
 
 @declared("smalti.tokenizer.criterion.adversarial.features")

@@ -34,7 +34,7 @@ class FeatureDistanceConfig(PerceptualConfig):
 
     kind: Literal["features"] = "features"
     """distance of the feature maps of a frozen network, as LPIPS"""
-    weight: float = Field(0.1, gt=0)
+    weight: float = Field(1.0, gt=0)
     """of the distance, beside the squared error"""
     trunk: TrunkConfig = Field(default_factory=TrunkConfig.default)
     """the frozen network"""
