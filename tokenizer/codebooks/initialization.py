@@ -3,9 +3,9 @@
 A codebook far from the encoder's outputs is how collapse begins: few codes are near enough to be chosen, and only the
 chosen ones learn.
 
-A codebook that a batch gives fewer vectors than it has codes never comes to where the outputs are: a code is moved once
-in several steps, and a dead one is put where one of few vectors lies. Such a table is fitted once more, late in
-training, by steps of K-means from where its codes are.
+A codebook to whose codes a batch gives few vectors each never comes to where the outputs are: a code is moved once in
+several steps, and a dead one is put where one of few vectors lies. Such a table is fitted once more, late in training,
+by steps of K-means from where its codes are.
 """
 
 from collections.abc import Callable
@@ -33,6 +33,7 @@ VECTORS_A_CODE = 32  # Faiss asks for 39 to 256 points a centroid; 32 do for a s
 LEAST_VECTORS = 2**12
 MOST_VECTORS = 2**19  # at most, but at least twice the codes: a larger codebook starts from a coarser sample
 BATCH = 256
+STARVED = 4  # vectors a code that a batch gives at least, where a table needs no second fit
 AGAIN_VECTORS, AGAIN_ITERATIONS = 12, 3  # a code, and steps of K-means, of a table that is fitted once more
 
 
@@ -99,8 +100,8 @@ def initialize_quantizer(
 
 
 def is_starved(codebook_size: int, grid: Grid, c: TrainConfig) -> bool:
-    """Return whether the batch of a step gives fewer vectors than there are codes."""
-    return c.batch_size * grid.places < codebook_size
+    """Return whether the batch of a step gives few vectors a code."""
+    return c.batch_size * grid.places < STARVED * codebook_size
 
 
 @torch.no_grad()
