@@ -25,6 +25,7 @@ from benchmarks.lecture_board import (
 )
 from smalti.common import config
 from smalti.common.folder import read_json, write_json
+from smalti.common.record import record
 from smalti.prior.config import ArchitectureConfig, FitConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.tokenizer.config import TrainConfig
@@ -33,6 +34,7 @@ from smalti.tokenizer.patches.cluster_config import ClusterConfig
 CODES = ("uniform", "independent", "pixelcnn", "transformer", "any_order", "masked", "nextset")
 HIERARCHICAL = ("uniform", "independent", "transformer", "any_order", "masked", "levels", "nextscale")
 VECTORS = ("uniform", "independent", "diffusion")
+CAME = record("tests.test_lecture_board")
 
 
 @pytest.fixture
@@ -124,7 +126,11 @@ def test_bits_are_a_length_where_both_stages_are_exact_and_of_vectors_a_bound_un
 def test_cells_written_at_the_same_time_are_all_kept(tmp_path):
     result = tmp_path / "result.json"
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda seed: put(result, ("MNIST", "1", "vae", "uniform", str(seed)), {"bits": 1.0}), range(8)))
+        list(
+            pool.map(
+                lambda seed: put(result, ("MNIST", "1", "vae", "uniform", str(seed)), {"bits": 1.0}, CAME), range(8)
+            )
+        )
     by_seed = read_json(result)["datasets"]["MNIST"]["1"]["vae"]["uniform"]
     assert sorted(map(int, by_seed)) == list(range(8)) and by_seed["3"]["record"]["commit"]
 
@@ -135,7 +141,7 @@ def test_the_page_gets_its_tables_and_figure_between_the_marks(tmp_path, drawn_f
     for seed in (0, 1):
         for name in ("tokenizer", "masked 12", "uniform"):
             of_seed = {**cell, "fd_classifier": 2.0 + seed, "training_cpu_seconds": 60.0}
-            put(result, ("MNIST", "1", "vqvae", name, str(seed)), of_seed)
+            put(result, ("MNIST", "1", "vqvae", name, str(seed)), of_seed, CAME)
     page.write_text(f"before\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n", encoding="utf-8")
     for _ in range(2):
         write(result, page, figure)
