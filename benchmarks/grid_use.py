@@ -12,6 +12,7 @@ Writes benchmarks/results/grid_use.json after every seed of every row; the same 
 
 import argparse
 import json
+import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,14 +52,14 @@ CLAIM = Claim(
 
 def train_plain(argv: Sequence[str]) -> None:
     """Run tokenizer/train.py with a start by random vectors and no second fit; give it --revive_below 0."""
-    from smalti.tokenizer import train
     from smalti.tokenizer.multiscale.model import MultiscaleTokenizer
     from smalti.tokenizer.vqvae2.model import VQVAE2
 
     for kind in (MultiscaleTokenizer, VQVAE2):
         kind.begin = lambda *_: None  # type: ignore[method-assign]
         kind.refit = lambda *_: ()  # type: ignore[method-assign]
-    train.main(argv)
+    sys.argv = ["tokenizer/train.py", *argv]
+    runpy.run_path(str(ROOT / "tokenizer/train.py"), run_name="__main__")
 
 
 def measure(kind: str, dataset: str, data: Path, run: Path, seed: int, plain: bool) -> dict[str, Any]:
