@@ -13,7 +13,7 @@ from smalti.common.data.pixels import to_float
 from smalti.common.ema import EMA
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
-from smalti.tokenizer.codebooks.initialization import STARVED
+from smalti.tokenizer.codebooks.initialization import STARVED, refit_table
 from smalti.tokenizer.codebooks.upkeep import REVIVE_EVERY, TableUpkeep, forget
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.model import build_tokenizer
@@ -187,3 +187,11 @@ def test_training_does_so_once_and_goes_on_from_before_it_bit_for_bit(tmp_path, 
     assert same_files(run / "tokenizer", killed / "tokenizer", "model/model.safetensors", *names)
     earlier, later = (load_file(run / f"tokenizer/state/step_0000000{n}/upkeep.safetensors") for n in (3, 6))
     assert [torch.equal(earlier[f"{i}.sums"], later[f"{i}.sums"]) for i in range(3)] == [False, True, True]
+
+
+def test_outputs_that_are_not_finite_move_no_code():
+    torch.manual_seed(0)
+    table = build_quantizer(VQConfig(**SIZES))
+    before = table.vectors.clone()
+    refit_table(table, torch.full((20, 4), torch.nan))
+    assert torch.equal(table.vectors, before)

@@ -125,7 +125,9 @@ def refit_quantizer(
 
 @torch.no_grad()
 def refit_table(table: VectorQuantizer, vectors: Tensor) -> None:
-    """Move the codes of a table by steps of K-means of vectors (N, D), from where they are."""
+    """Move the codes of a table by steps of K-means of vectors (N, D), from where they are; not for NaN or Inf."""
+    if not vectors.isfinite().all():
+        return
     found = moved(vectors, table.vectors, iterations=AGAIN_ITERATIONS, spherical=table.config.normalize)
     table.place(torch.arange(len(found), device=found.device), found)
 
