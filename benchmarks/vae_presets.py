@@ -28,7 +28,7 @@ RESULT = ROOT / "benchmarks/results/vae_presets.json"
 
 
 class Row(NamedTuple):
-    """What is measured of a preset."""
+    """How many draws and images a preset is measured by."""
 
     draws: int  # of z for each test image
     drawn: int  # images

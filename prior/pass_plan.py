@@ -1,4 +1,6 @@
-"""Which places of a grid few passes take first, and how many codes each leaves: of the priors that draw in passes.
+"""The plan of priors that draw in few passes: the order of a grid's places, and the share of codes each pass leaves.
+
+P places of a grid, each a number in raster order.
 
 The number that is left follows a cosine (Chang et al. 2022, MaskGIT, https://arxiv.org/abs/2202.04200, sec. 3.3).
 Halton's order spreads the places of a pass evenly over the grid, so that their codes depend little on each other

@@ -450,7 +450,7 @@ def test_recomputing_activations_changes_no_gradient():
 
 @pytest.mark.parametrize("passes", [1, 5])
 def test_every_weight_gets_a_gradient(passes):
-    """Of zeros where one pass draws all and no code is read: processes that share gradients miss one that is none."""
+    """Processes that share gradients wait for each. Where one pass draws all no code is read, and some are zero."""
     prior = make(passes=passes)
     prior.loss(codes_of(prior), labels_of(3), prior).mean().backward()
     assert all(parameter.grad is not None for parameter in prior.parameters())

@@ -113,7 +113,12 @@ def refit_quantizer(
     c: TrainConfig,
     accelerator: Accelerator,
 ) -> tuple[Table, ...]:
-    """Fit the codebook of a quantizer once more, if it is starved, and return it; the same on all processes."""
+    """Fit the codebook of a quantizer once more and return it; nothing where it is not starved, or is not one table of
+    nearest codes (a residual stack, a drawn or fixed code); the same on all processes.
+
+    Args:
+        latents: return z_e (B, D, h, w) of images.
+    """
     if not isinstance(quantizer, VectorQuantizer) or not is_starved(grid.codebook_size, grid, c):
         return ()
     if accelerator.is_main_process:

@@ -80,7 +80,8 @@ def refit_scales(
     c: TrainConfig,
     accelerator: Accelerator,
 ) -> tuple[Table, ...]:
-    """Fit the codebooks of the starved scales once more, and return them; the same on all processes."""
+    """Fit the codebooks of the starved scales once more and return them, none where all scales share one; the same on
+    all processes."""
     grids, codes = tokenizer.config.layout.grids, tokenizer.config.layout.codebook_size
     starved = [scale for scale, grid in enumerate(grids) if is_starved(codes, grid, c)]
     tables = [each for each in quantizer.bottlenecks if isinstance(each, VectorQuantizer)]
