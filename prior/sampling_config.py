@@ -30,8 +30,8 @@ class SamplingConfig(Settings):
     guidance_power: float = Field(2.75, gt=0)
     """of power-cosine: the greater, the later guidance sets in"""
     precision: Precision = "auto"
-    """of the weights: auto is bf16 if the hardware computes it, else fp32; int8, the coarsest, is for single images on
-    a CPU"""
+    """of the weights: auto is bf16 if the hardware computes it and gains by it, else fp32; int8, the coarsest, is for
+    single images on a CPU"""
     steps: int | None = Field(None, ge=1, le=2**16)
     """passes over all of an image, of a prior that draws it whole: null is 12 of a masked prior and 25 of a diffusion
     prior"""

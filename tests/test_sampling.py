@@ -14,7 +14,7 @@ from smalti.common.mixed_radix import to_digits, to_index
 from smalti.prior.base import Prior
 from smalti.prior.config import PriorConfig
 from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
-from smalti.prior.fast.matrix import make_matrix, resolve
+from smalti.prior.fast.matrix import GAINS, make_matrix, resolve
 from smalti.prior.prediction_order import code_order, known_first, raster, shuffled
 from smalti.prior.sample import BATCH, fitting_batch
 from smalti.prior.sampling_config import SamplingConfig
@@ -284,7 +284,7 @@ def test_a_request_is_drawn_in_the_fewest_batches_alike(prior):
 
 
 def test_bf16_keeps_matrices_in_fp32_that_few_rows_multiply_sooner_so():
-    """A step of single images of a small prior took longer in bf16, which `auto` chooses, than in fp32."""
+    """A step of single images of a small prior took longer in bf16 than in fp32."""
     torch.manual_seed(0)
     for outputs, rows, exact in ((1408, 1, True), (1408, 4, True), (1408, 8, False), (2816, 1, False)):
         weight, x = torch.randn(outputs, 256), torch.randn(rows, 256)
@@ -504,7 +504,24 @@ def test_a_prior_whose_weights_are_not_finite_is_refused(prior, value):
 
 def test_int8_is_refused_where_it_has_no_kernel():
     with pytest.raises(ValueError, match="precision int8 is for CPUs, got cuda"):
-        resolve("int8", torch.device("cuda"))
+        resolve("int8", torch.device("cuda"), GAINS)
+
+
+@pytest.mark.parametrize(
+    "device, largest, computes, expected",
+    [
+        ("cpu", GAINS, True, "bf16"),
+        ("cpu", GAINS - 1, True, "fp32"),
+        ("cpu", GAINS, False, "fp32"),
+        ("cuda", 1, True, "bf16"),
+        ("cuda", GAINS, False, "fp32"),
+    ],
+)
+def test_auto_is_bf16_where_the_hardware_computes_it_and_matrices_gain_by_it(
+    monkeypatch, device, largest, computes, expected
+):
+    monkeypatch.setattr("smalti.prior.fast.matrix.computes_bf16", lambda kind: computes)
+    assert resolve("auto", torch.device(device), largest) == expected
 
 
 def test_when_memory_is_full_the_batch_is_halved_and_said_so(monkeypatch):
