@@ -42,6 +42,16 @@ class Share:
                 "or with --batch_size"
             )
 
+    def check_least(self, images: int, why: str) -> None:
+        """Raise `UserError` where a micro-batch has fewer images; `why` is what needs them."""
+        if self.size < images:
+            parts = self.accumulate * self.world
+            raise UserError(
+                f"{why} {images} images or more of a micro-batch, and batch_size {self.batch_size} over {self.world} "
+                f"processes times {self.accumulate} micro-batches leaves {self.size}; take --batch_size "
+                f"{images * parts} or more, or a smaller --accumulate"
+            )
+
     @property
     def size(self) -> int:
         """Return the rows of one micro-batch on one process."""

@@ -107,9 +107,12 @@ def walking(pipeline: ImagePipeline) -> Walks:
     """Return the pipeline's prior. Raises `UserError` unless it gives each code's distribution, one after the other."""
     if not isinstance(pipeline.prior, Walks):
         kind = pipeline.prior.config.architecture.name()
+        of_codes = "train one over codes, --model.kind transformer, masked, nextset, nextscale, levels or pixelcnn"
+        of_vectors = "vectors cannot be coded: take a tokenizer of codes in stage one, as --model.kind vqvae"
+        remedy = of_codes if pipeline.tokenizer.config.layout.discrete else of_vectors
         raise UserError(
             f"a coder needs the distribution of one code after the other, which a prior of kind {kind} does not give; "
-            "train one over codes, --model.kind transformer, masked, nextset, nextscale, levels or pixelcnn"
+            f"{remedy}"
         )
     return pipeline.prior
 

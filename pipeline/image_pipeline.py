@@ -74,11 +74,12 @@ class Generated(NamedTuple):
 class LogProb(NamedTuple):
     """log p(codes | label) of each of B images, or of its unknown codes given the others.
 
-    It is at most 0. With its sign changed it is what an ideal coder needs for the codes.
+    Of codes it is at most 0, and with its sign changed it is what an ideal coder needs for them. Of vectors it is the
+    logarithm of a density, in which no code has a length: there are no bits.
     """
 
     nats: Tensor  # (B,), ln p
-    bits: Tensor  # (B,), log2 p
+    bits: Tensor | None  # (B,), log2 p; None of vectors
 
 
 class PipelineConfig(NamedTuple):
@@ -494,7 +495,13 @@ class ImagePipeline(Pretrained):
         codes, numbers = self._codes_of(images, labels)
         seeds = self.deal_seeds(len(codes), seed, generator)
         ranks = torch.cat([_ranks(self.prior.config.layout.places, seed) for seed in seeds])
-        known = ranks >= round(share * ranks.shape[1])
+        again = round(share * ranks.shape[1])
+        if share > 0 and again == 0:
+            raise UserError(
+                f"a share of {share:g} of the {ranks.shape[1]} place(s) of an image is none: nothing would be drawn "
+                f"again; give more than {0.5 / ranks.shape[1]:g}"
+            )
+        known = ranks >= again
         return _of_type(self._drawn(numbers, seeds, batch_size, sampling, codes, known), output_type)
 
     def refine(
@@ -597,6 +604,9 @@ class ImagePipeline(Pretrained):
     ) -> LogProb:
         """Return log p(codes | label) of each image, the rate term of the ELBO, without the pixels given the codes.
 
+        Of vectors it is the log-density of the one that `encode` gives, the centre of q(z | x), and no rate: see
+        `pipeline/evaluate.py` for that.
+
         Args:
             images: pictures, or codes (B, T).
             labels: one for all images or one for each; without labels the prior scores without a class.
@@ -627,7 +637,7 @@ class ImagePipeline(Pretrained):
         except ValueError as error:
             raise UserError(str(error)) from None
         found = torch.cat(nats) if nats else torch.empty(0)
-        return LogProb(found, found / math.log(2))
+        return LogProb(found, found / math.log(2) if self.prior.config.layout.discrete else None)
 
     def deal_labels(self, labels: Sequence[int | str] | int | str | None, num_images: int | None) -> list[int]:
         """Return a class number for each image, from the given labels, or from all classes, in turn."""
@@ -842,6 +852,8 @@ class ImagePipeline(Pretrained):
         if layout.discrete and not ((images >= 0) & (images < layout.codebook_size)).all():
             most = layout.codebook_size - 1
             raise UserError(f"codes must be from 0 to {most}, got {int(images.min())} to {int(images.max())}")
+        if not layout.discrete and (bad := int((~images.isfinite()).any(1).sum())):
+            raise UserError(f"vectors must be finite; {bad} of {len(images)} have NaN or Inf")
         return images.cpu(), self._labels_of(labels, len(images))
 
     def _pixels(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> Tensor:

@@ -160,6 +160,7 @@ def test_known_codes_cost_nothing(pipeline, pictures):
         (lambda p, x: p.complete(x, UPPER, seed=True), "seed must be a whole number, got True"),
         (lambda p, x: p.complete(x, UPPER, batch_size=1.5), "batch_size must be a whole number, got 1.5"),
         (lambda p, x: p.vary(x, 1.5), r"share must be a number in \[0, 1\], got 1.5"),
+        (lambda p, x: p.vary(x, 0.03), r"a share of 0.03 of the 16 place\(s\) .* is none.*; give more than 0.03125"),
         (lambda p, x: p.log_prob(torch.zeros(2, 16)), "codes must be whole numbers, got torch.float32"),
         (
             lambda p, x: p.log_prob(x, known=torch.ones(2, 16, dtype=torch.bool)),

@@ -133,7 +133,8 @@ def test_a_folder_of_before_says_nothing_of_a_condition_and_is_read(tmp_path):
     ("labels", "told"),
     [
         (None, "is told of the class of every image, .* give the labels"),
-        (torch.tensor([0, 1]), r"labels must be whole numbers \(6,\), one for each image, got .*\(2,\)"),
+        (torch.tensor([0, 1]), r"labels must be a tensor of whole numbers \(6,\), one for each image, got .*\(2,\)"),
+        ([0, 1, 2, 0, 1, 2], r"labels must be a tensor of whole numbers \(6,\), .* got list"),
         (torch.tensor([0, 1, 2, -1, 3, 0]), "2 of 6 images have no class of the 3"),
     ],
 )

@@ -16,6 +16,7 @@ from smalti.tokenizer.criterion.objective.config import (
     WAEConfig,
 )
 from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
+from smalti.tokenizer.criterion.objective.mmd import distance_to_prior
 
 W = torch.tensor([[1.0, 0.4], [-0.3, 0.8], [0.5, 0.5]], dtype=torch.float64)  # of p(x | z) = N(Wz, 0.25 I)
 X = torch.tensor([0.7, -0.2, 1.1], dtype=torch.float64)
@@ -123,3 +124,14 @@ def test_mmd_has_a_gradient_towards_the_prior():
     far = (torch.randn(64, 2) + 3).requires_grad_()
     mmd_squared(far, torch.randn(64, 2)).backward()
     assert (far.grad.mean(0) > 0).all()  # a step down the gradient moves them back
+
+
+def test_mmd_to_the_prior_is_averaged_over_the_draws_and_0_of_one_image():
+    """Draws of a q far from the prior: that of one image has no pair."""
+    torch.manual_seed(0)
+    z = torch.randn(8, 400, 1, 3) + torch.linspace(0, 1, 8).view(8, 1, 1, 1)
+    each = torch.stack([distance_to_prior(draw[None]) for draw in z])
+    assert distance_to_prior(z).item() == pytest.approx(each.mean().item(), abs=0.05)  # 400 draws differ by 0.05 each
+    alone = z[:, :1].requires_grad_()
+    distance_to_prior(alone).backward()
+    assert distance_to_prior(alone) == 0 and not alone.grad.any()

@@ -111,6 +111,29 @@ def test_draws_have_the_center_and_the_deviation(name):
     assert ((squares.mean(0) - deviation.square()).abs() < 5 * squares.std(0) / S**0.5).all()
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_draws_of_a_flow_have_nearly_its_center_and_deviation(name):
+    """Both are of 64 fixed draws: within a tenth of the deviation, in 24 numbers; exact where T shifts and scales."""
+    posterior = built(ALL[name])
+    h = encoder_output(posterior)
+    z = posterior.draw(h, 20000, seeded()).z
+    assert ((z.mean(0) - posterior.center(h)).abs() < 0.1 * z.std(0)).all()
+    torch.testing.assert_close(posterior.deviation(h), z.std(0), atol=0, rtol=0.1)
+    posterior, diagonal = build_posterior(ALL[name], 3), build_posterior(GAUSSIANS["diagonal"], 3)  # T is the identity
+    torch.testing.assert_close(posterior.center(h.float()), h[..., :3].float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(posterior.deviation(h.float()), diagonal.deviation(h[..., :6].float()))
+
+
+def test_the_center_of_a_flow_belongs_to_its_row_alone(monkeypatch):
+    """Whatever is in the batch, and however many points are moved at once."""
+    posterior = built(ALL["flow iaf"])
+    h = encoder_output(posterior)
+    whole = posterior.center(h)
+    torch.testing.assert_close(posterior.center(h[1:, :2]), whole[1:, :2])
+    monkeypatch.setattr("smalti.tokenizer.posterior.flow.TOGETHER", 24)
+    torch.testing.assert_close(posterior.center(h), whole)
+
+
 def test_of_none_every_draw_is_the_encoders_output():
     posterior = built(ALL["none"])
     h = encoder_output(posterior)

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -27,12 +29,15 @@ from smalti.prior.fit import fit
 from smalti.prior.model import load_prior
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.simple.config import MixtureConfig
+from smalti.tokenizer.amortization import Settings as AmortizationSettings
+from smalti.tokenizer.amortization import measure as amortized
 from smalti.tokenizer.config import TrainConfig
-from smalti.tokenizer.criterion.objective.config import ELBOConfig, ReconstructionConfig, WAEConfig
+from smalti.tokenizer.criterion.objective.config import ELBOConfig, ObjectiveConfig, ReconstructionConfig, WAEConfig
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.evaluate import Settings as EvaluateSettings
 from smalti.tokenizer.evaluate import evaluate
+from smalti.tokenizer.latent_use import LatentUse
 from smalti.tokenizer.latents import Settings as LatentSettings
 from smalti.tokenizer.latents import examine
 from smalti.tokenizer.model import load_tokenizer
@@ -295,6 +300,35 @@ def test_a_collapsed_posterior_is_told_with_its_remedies(tmp_path, accelerator, 
     assert "posterior collapse: 0 of 4 numbers of z depend on the image" in said and "kl_warmup" in said
 
 
+@pytest.mark.parametrize("objective", ObjectiveConfig.kinds)
+def test_the_remedies_of_a_collapse_are_settings_that_the_objective_has(objective):
+    chosen = ObjectiveConfig.kinds[objective]
+    posterior = GaussianConfig() if chosen.needs_density else NoneConfig()
+    model = vae(objective=config.build(chosen, {}, objective), posterior=posterior)
+    said = LatentUse(torch.zeros(3)).warning(model)
+    assert ("posterior collapse" in said) == chosen.needs_density  # an autoencoder has no posterior
+    named = re.findall(r"--model\.objective\.(\w+)", said)
+    assert set(named) <= chosen.model_fields.keys() and "--lr" in said
+    assert LatentUse(torch.ones(3)).warning(model) is None
+
+
+def test_free_bits_are_advised_for_a_number_or_for_a_place():
+    use = LatentUse(torch.zeros(3))
+    assert "--model.objective.free_bits 0.1)" in use.warning(vae())
+    assert "--model.objective.free_bits 0.3)" in use.warning(vae(posterior=GaussianConfig(covariance="full")))
+
+
+def test_an_objective_of_pairs_is_refused_micro_batches_of_one_image(tmp_path, accelerator):
+    model = VAEConfig(image_size=(8, 8), network=MLP, objective=WAEConfig())
+    with pytest.raises(UserError, match=r"compares 2 images or more .* leaves 1; take --batch_size 32"):
+        train(tokenizer_training(tmp_path, model=model, accumulate=16), accelerator)
+
+
+def test_more_draws_of_a_point_are_refused():
+    with pytest.raises(ValueError, match="samples 8 of posterior none are all the same; leave samples out"):
+        VAEConfig(posterior=NoneConfig(), objective=WAEConfig(samples=8))
+
+
 @pytest.mark.parametrize("objective", [ReconstructionConfig(), WAEConfig()], ids=["reconstruction", "wae"])
 def test_an_autoencoder_has_points_for_latents_and_no_bound(objective, tmp_path, accelerator, capsys):
     model = VAEConfig(image_size=(8, 8), network=MLP, latent_dim=2, posterior=NoneConfig(), objective=objective)
@@ -341,8 +375,62 @@ def test_settings_of_codes_are_refused_where_vectors_are_interpolated(run, finis
         ImagePipeline.from_run(finished_run, SamplingConfig()).interpolate(*pictures, way="straight")
 
 
-def test_moments_are_of_a_gaussian_posterior():
-    assert (
-        vae(posterior=GaussianConfig(covariance="full")).has_moments
-        and not vae(posterior=config.build(PosteriorConfig.kinds["flow"], {}, "flow")).has_moments
+def test_the_log_density_of_vectors_has_no_bits(run):
+    pipeline = ImagePipeline.from_run(run, SamplingConfig())
+    drawn = pipeline(labels=[1, 2], seed=0)
+    found = pipeline.log_prob(drawn.codes, labels=[1, 2])
+    torch.testing.assert_close(found.nats, pipeline.prior.log_prob(drawn.codes, torch.tensor([1, 2])))
+    assert found.bits is None
+    with pytest.raises(UserError, match="vectors must be finite; 1 of 2 have NaN or Inf"):
+        pipeline.log_prob(drawn.codes * torch.tensor([[1.0], [torch.nan]]))
+    with pytest.raises(UserError, match=r"a share of 0\.3 of the 1 place\(s\) of an image is none"):
+        pipeline.vary(drawn.codes)
+
+
+@pytest.mark.parametrize("kind", PosteriorConfig.kinds)
+def test_every_posterior_with_a_density_has_moments(kind):
+    objective = WAEConfig() if kind == "none" else ELBOConfig()
+    model = vae(posterior=config.build(PosteriorConfig.kinds[kind], {}, kind), objective=objective)
+    assert model.has_moments == (kind != "none") == (model.deviation(IMAGES) is not None)
+
+
+# ------------------------------------------------------------------------------------------------- what cannot be read
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory, accelerator) -> Path:
+    """Return a run whose first held-out image cannot be read, and is read from the disk each time."""
+    root = tmp_path_factory.mktemp("holed")
+    pixels = torch.randint(0, 256, (24, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    for split, number in (("train", 16), ("test", 8)):
+        (root / "images" / split).mkdir(parents=True)
+        for place in range(number):
+            PIL.Image.fromarray(pixels[place]).save(root / f"images/{split}/{place}.png")
+    (root / "images/test/0.png").write_bytes(b"no picture")
+    images = ImagesConfig(source=str(root / "images"), corrupt="skip", memory=0.0)
+    model = VAEConfig(image_size=(8, 8), network=MLP, latent_dim=2)
+    train(tokenizer_training(root / "run", model=model, images=images, steps=1, batch_size=8), accelerator)
+    return root / "run"
+
+
+@pytest.mark.parametrize("batch_size", [1, 128])
+def test_an_image_that_cannot_be_read_is_left_out_of_every_figure(holed, batch_size, accelerator):
+    path = evaluate(
+        EvaluateSettings(run=str(holed), features=NO_FEATURES, batch_size=batch_size, importance_samples=2), accelerator
     )
+    told = folder.read_json(path)
+    assert told["protocol"]["number"] == 7 and told["figures"]["mutual_information_cap"] == pytest.approx(math.log(7))
+    amortization = AmortizationSettings(run=str(holed), images=8, steps=2, draws=4, batch_size=min(batch_size, 8))
+    assert folder.read_json(amortized(amortization, accelerator))["protocol"]["number"] == 7
+
+
+def test_latents_of_a_single_readable_image_are_refused(holed, accelerator):
+    with pytest.raises(UserError, match="at least two images of test are wanted, and 1 could be read"):
+        examine(LatentSettings(run=str(holed), images=2), accelerator)
+
+
+@pytest.mark.parametrize("how", ["fixed", "dynamic"])
+def test_a_batch_of_no_images_is_binarized(how):
+    none = torch.zeros(0, 1, 8, 8, dtype=torch.uint8)
+    rows = torch.zeros(0, dtype=torch.int64)
+    assert binarized(none, rows, rows, how).shape == none.shape

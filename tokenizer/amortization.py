@@ -14,7 +14,8 @@ image:
     gap_standard_error     of the gap on these images, by the draws of z
     gap_standard_error_of_images   of the gap, were other images taken
     importance_weighted    the bound of --draws draws from the own q: below it lies −log p(x)
-    nll_of_density         −log p(x) itself, of the density, where the decoder is linear and Gaussian
+    nll_of_density         −log p(x) itself, of the density, where the decoder is linear and Gaussian; the others are
+                           of the levels, and may lie below it where pixels are pure black or white
     encoder_ms, own_ms     milliseconds an image (of the processor's time, where there is no accelerator): a
                            pass of the encoder, and moving h
     moved                  share of the images that keep a q of their own
@@ -90,6 +91,7 @@ from smalti.common.progress import progress_bar
 from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
+from smalti.tokenizer.evaluate import above_its_bound
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import load_tokenizer, trained
 from smalti.tokenizer.vae.model import VAE
@@ -131,7 +133,7 @@ def own_numbers(
 @torch.no_grad()
 def bounds_of_draws(vae: VAE, images: Tensor, told: Tensor, h: Tensor, draws: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return −ELBO by each draw and log p(x, z) − log q(z | x) of each, (draws, B) both; draws belong to the seed."""
-    noise, at_once = generator(seed, images.device), max(1, TOGETHER // len(images))
+    noise, at_once = generator(seed, images.device), TOGETHER // max(1, len(images)) or 1
     bounds, weights = [], []
     for start in range(0, draws, at_once):
         evidence = vae.evidence(images, h, told, min(at_once, draws - start), noise)
@@ -196,11 +198,15 @@ def measure(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()
     for positions in (torch.arange(number) * len(split) // number).split(c.batch_size):
         batch = split.read(positions)
         pixels = to_float(batch.images.to(accelerator.device))
+        if len(pixels) == 0:  # none of them could be read
+            continue
         found.append(compared(vae, pixels, batch.labels, c, c.seed + 3 * int(positions[0])))
         exact += [nats.cpu() for nats in vae.exact_nll(pixels).values()]
         bar.update(len(positions))
     bar.close()
     figures = figures_of(found) | ({"nll_of_density": torch.cat(exact).mean().item()} if exact else {})
+    if (told := above_its_bound(figures.get("nll_of_density"), figures["importance_weighted"])) is not None:
+        print(told, file=sys.stderr)
     protocol = {
         **c.model_dump(mode="json", exclude={"run", "split"}),
         "number": sum(len(each.own) for each in found),

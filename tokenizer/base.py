@@ -98,9 +98,12 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
                 f"this tokenizer (kind {kind}) is told of the class of every image, to encode and to decode it: give "
                 "the labels, one for each image"
             )
-        if condition.shape != (len(samples),) or condition.is_floating_point():
-            got = f"{condition.dtype} {tuple(condition.shape)}"
-            raise UserError(f"labels must be whole numbers ({len(samples)},), one for each image, got {got}")
+        given: object = condition
+        if not isinstance(given, Tensor) or given.shape != (len(samples),) or given.is_floating_point():
+            got = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+            raise UserError(
+                f"labels must be a tensor of whole numbers ({len(samples)},), one for each image, got {got}"
+            )
         without = int(((condition < 0) | (condition >= classes)).sum())
         if without:
             raise UserError(
@@ -117,7 +120,7 @@ class ImageTokenizer(nn.Module, Pretrained, ABC):
     @torch.no_grad()
     def deviation(self, images: Tensor, condition: Tensor | None = None) -> Tensor | None:
         """Return the standard deviation (B, T) under q(z | x) of each number of the latents, around what `encode`
-        gives; None of codes, and where there is no formula."""
+        gives; None of codes and of an autoencoder."""
         return None
 
     def check(self, latents: Tensor) -> None:

@@ -45,6 +45,11 @@ class ImageTokenizerConfig(Kind):
         """Return whether encoder and decoder are told of the class of an image."""
         return False
 
+    @property
+    def against_collapse(self) -> tuple[str, ...]:
+        """Return what its settings can do where numbers of vectors do not depend on the image."""
+        return ()
+
 
 class TrainedConfig(ImageTokenizerConfig):
     """A tokenizer that tokenizer/train.py trains."""
@@ -60,6 +65,11 @@ class TrainedConfig(ImageTokenizerConfig):
     def has_codebook(self) -> bool:
         """Return whether it has codes, with a commitment loss and the revival of dead ones."""
         return False
+
+    @property
+    def least_images(self) -> int:
+        """Return how many images a micro-batch must have."""
+        return 1
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """Return the values that change with the share of the steps done, by name."""

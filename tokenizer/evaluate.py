@@ -17,7 +17,8 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
     importance_weighted   nats an image: the tighter bound by --importance_samples draws
     active_units          numbers of z whose centre varies over images by more than 0.01
     nll_of_density        nats an image: −log of the density at its pixels, times the width of a level for each, where
-                          the model's own p(x) has a formula: a linear VAE, a mixture of Gaussians. No probability
+                          the model's own p(x) has a formula: a linear VAE, a mixture of Gaussians. No probability, so
+                          bounds, which are of the levels, may lie below it where pixels are pure black or white
     nll_of_levels         nats an image: −log p(x) of its 8-bit levels, of a mixture without correlations
     kl_by_number          nats of each number of z, where the KL is a sum over them
     mutual_information    nats, I(x; z) by the posteriors of all images: at most mutual_information_cap, the log of
@@ -70,7 +71,7 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, le=2**62)
     """of the draws of z"""
     precision: Precision = "fp32"
-    """of encoder and decoder; likelihoods are fp64 always"""
+    """of encoder and decoder; the likelihood of codes is fp64 always, that of draws of z fp32"""
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
@@ -114,6 +115,7 @@ from smalti.tokenizer.run_features import Extractors, features_cache, open_extra
 
 PART = 1000  # images
 MOST_DRAWN = 4000  # vectors whose MMD to the prior is computed, with all pairs of them in memory
+PRIOR_DRAWS = 2**63 - 1  # seed of the draws of N(0, I); no z has it, whose noise must be another
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
@@ -143,6 +145,8 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         len(found["squared_error"]),
     )
     figures |= information_figures(c, tokenizer, split, plan, accelerator)
+    if (told := above_its_bound(figures.get("nll_of_density"), figures.get("negative_elbo"))) is not None:
+        accelerator.print(told, file=sys.stderr)
     protocol = {
         **plan,
         "source": settings.source,
@@ -246,7 +250,8 @@ def information_figures(
         with accelerator.autocast():
             return tokenizer.posteriors(pixels, batch.labels) if isinstance(tokenizer, LikelihoodTokenizer) else None
 
-    first = encoded(torch.zeros(1, dtype=torch.int64))
+    each = (encoded(position) for position in torch.arange(len(split)).split(1))
+    first = next((one for one in each if one is None or len(one.h)), None)  # the first that can be read
     if first is None:
         if c.importance_samples > 1:
             accelerator.print(
@@ -280,12 +285,23 @@ def information_figures(
     return dict(found.figures(len(found.log_q)))
 
 
+def above_its_bound(density: float | None, bound: float | None) -> str | None:
+    """Return what to say where −log p(x) of a density is larger than a bound on −log p(x) of levels; None elsewhere."""
+    if density is None or bound is None or density <= bound:
+        return None
+    return (
+        f"nll_of_density, {density:.1f} nats, lies above the bound, {bound:.1f}: the first is of the density, the "
+        "second of 8-bit levels, and the level of a pure black or white pixel has all that lies beyond it. They "
+        "compare on images without such pixels"
+    )
+
+
 def latent_figures(found: dict[str, Tensor], layout: Layout, samples: int, dimensions: int) -> dict[str, Any]:
     """Return the bounds on −log p(x) over a split, and the use of the numbers of z."""
     rate, bits = found["rate"].double().mean(0), math.log(2) * dimensions
     nats = found["distortion"].double().mean() + rate.sum()
     some = found["drawn"][:MOST_DRAWN]
-    noise = torch.randn(some.shape, generator=generator(0))
+    noise = torch.randn(some.shape, generator=generator(PRIOR_DRAWS))
     tighter = {"importance_weighted": found["importance_weighted"].double().mean().item()} if samples > 1 else {}
     return {
         "rate": rate.sum().item() / bits,

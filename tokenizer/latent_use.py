@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from smalti.tokenizer.base import ImageTokenizer
+
 ACTIVE = 0.01  # variance of a centre over images
 COLLAPSED = 0.1  # share of the numbers; with fewer active ones there is a warning
 
@@ -28,16 +30,18 @@ class LatentUse(NamedTuple):
         """Return the number of active units."""
         return int((self.variance > ACTIVE).sum())
 
-    def warning(self) -> str | None:
-        """Return what to do where the posterior has collapsed, or None where it has not."""
+    def warning(self, tokenizer: ImageTokenizer) -> str | None:
+        """Return what to do where the numbers of z of a tokenizer go unused, or None where they are used."""
         if self.active > COLLAPSED * len(self.variance):
             return None
-        return (
-            f"posterior collapse: {self.active} of {len(self.variance)} numbers of z depend on the image, the others "
-            "follow the prior whatever it shows, so that their KL is 0. Early in training this passes. If it stays, "
-            "let the KL cost less at first (--model.objective.kl_warmup 0.3), leave some of it free "
-            "(--model.objective.free_bits 0.1), or take a lower --model.objective.kl_weight or --lr"
-        )
+        found = f"{self.active} of {len(self.variance)} numbers of z depend on the image, the others"
+        if tokenizer.has_moments:
+            found = f"posterior collapse: {found} follow the prior whatever it shows, so that their KL is 0"
+        else:
+            found = f"{found} are nearly the same for all"
+        *first, last = tokenizer.config.against_collapse or ("",)
+        remedies = f"{', '.join(first)}, or {last}" if first else last
+        return f"{found}. Early in training this passes. If it stays, {remedies}" if remedies else found
 
 
 def latent_use(latents: Tensor) -> LatentUse:

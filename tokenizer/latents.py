@@ -87,7 +87,7 @@ class Encoded(NamedTuple):
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,), -1 where an image has none
     centers: Tensor  # (N, T)
-    deviations: Tensor | None  # (N, T) where q(z | x) has a formula for them
+    deviations: Tensor | None  # (N, T) where there is a q(z | x)
     kl: Tensor | None  # (T,) nats of each number, the mean over images, where the KL is a sum over numbers
 
 
@@ -121,7 +121,7 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
         "active_units": use.active,
         "center_variance": use.variance.tolist(),
         "kl_by_number": None if encoded.kl is None else encoded.kl.tolist(),
-        "advice": [line for line in (use.warning(),) if line is not None],
+        "advice": [line for line in (use.warning(tokenizer),) if line is not None],
     }
     write_json(folder / "latents.json", figures)
     return figures
@@ -142,6 +142,8 @@ def encode_some(tokenizer: ImageTokenizer, split: ImageSplit, most: int, device:
         if isinstance(tokenizer, LikelihoodTokenizer):
             bound = tokenizer.bound(pixels, 1, generator(0, device), batch.labels)
             kl += [] if bound is None else [bound.rate.flatten(1).cpu()]
+    if sum(map(len, images)) < 2:
+        raise UserError(f"at least two images of {split.name} are wanted, and {sum(map(len, images))} could be read")
     each = torch.cat(kl).double().mean(0) if kl else None
     deviations = [deviation for _, deviation in parts if deviation is not None]
     return Encoded(

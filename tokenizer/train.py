@@ -172,6 +172,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     reopened = check_run(run, c, LEEWAY)
     tell_of_images(images, accelerator)
     share.check_rows(len(splits["train"]), "training images", "tokenizer")
+    share.check_least(c.model.least_images, "the objective compares")
 
     trained, first_step = start(c, images, origin, run, accelerator)
     forward = trained.tokenizer if c.train == "all" else DecoderTraining(trained.tokenizer, c)
@@ -380,7 +381,7 @@ def report_evaluation(
         book = codebook_of(trained.tokenizer, trained.upkeep.revive_below)
         for low in unused(book, "validation", evaluation.counts):
             accelerator.print(f"step {step}: {low}", file=sys.stderr)
-    collapsed = None if evaluation.bounds is None else evaluation.bounds.latent_use.warning()
+    collapsed = None if evaluation.bounds is None else evaluation.bounds.latent_use.warning(trained.tokenizer)
     if collapsed is not None:
         accelerator.print(f"step {step}: {collapsed}", file=sys.stderr)
     trained.criteria.evaluated(step, evaluation.psnr_pooled)

@@ -25,6 +25,6 @@ def binarized(images: Tensor, rows: Tensor, epochs: Tensor, how: str) -> Tensor:
         return images
     seen = np.zeros(len(rows), np.uint64) if how == "fixed" else epochs.numpy().astype(np.uint64)
     state = mixed(mixed(seen) ^ rows.numpy().astype(np.uint64))
-    pixels = np.arange(images[0].numel(), dtype=np.uint64)
+    pixels = np.arange(images.shape[1:].numel(), dtype=np.uint64)
     drawn = (mixed(state[:, None] + pixels) >> np.uint64(11)).astype(np.float64) * (255 * 2.0**-53)
     return torch.where(torch.from_numpy(drawn).view(images.shape) < images, 255, 0).to(torch.uint8)

@@ -37,7 +37,8 @@ def view_picture(pipeline: ImagePipeline, image: Tensor, label: int | None) -> V
     names = pipeline.condition.class_names
     layout, bits, exact = pipeline.tokenizer.config.layout, None, False
     if pipeline.prior.config.layout.discrete and isinstance(pipeline.prior, Scores):
-        bits = -pipeline.log_prob(codes, labels=label if label is None or names is None else names[label]).bits.item()
+        found = pipeline.log_prob(codes, labels=label if label is None or names is None else names[label])
+        bits = None if found.bits is None else -found.bits.item()
         exact = pipeline.prior.exact
     evenly = layout.length * math.log2(layout.codebook_size) if layout.discrete else None
     return View(image, codes, again, psnr_each(image, again).item(), evenly, bits, exact, 8 * image.numel())

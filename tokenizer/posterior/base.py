@@ -61,11 +61,11 @@ class Posterior(nn.Module, ABC):
 
     @abstractmethod
     def center(self, h: Tensor) -> Tensor:
-        """Return E_q[z] (B, P, D); of a flow, which has no formula for it, what the mean of its noise becomes."""
+        """Return E_q[z] (B, P, D); of a flow, which has no formula for it, the mean over fixed draws."""
 
-    def deviation(self, h: Tensor) -> Tensor | None:
-        """Return the standard deviation under q of each number (B, P, D), or None where there is no formula."""
-        return None
+    @abstractmethod
+    def deviation(self, h: Tensor) -> Tensor:
+        """Return the standard deviation under q of each number (B, P, D); of a flow that of fixed draws."""
 
 
 def in_fp32(method: Callable[Concatenate[Q, Tensor, A], R]) -> Callable[Concatenate[Q, Tensor, A], R]:

@@ -30,14 +30,14 @@ class PosteriorConfig(Kind):
         return False
 
     @property
+    def kl_by_number(self) -> bool:
+        """Return whether the KL is a sum over the numbers of a vector."""
+        return False
+
+    @property
     def scores_any(self) -> bool:
         """Return whether log q of a z from elsewhere costs about what a draw does, as of another image's."""
         return True
-
-    @property
-    def has_moments(self) -> bool:
-        """Return whether mean and standard deviation under q have formulas."""
-        return False
 
 
 @declared("smalti.tokenizer.posterior.gaussian")
@@ -58,8 +58,8 @@ class GaussianConfig(PosteriorConfig):
         return True
 
     @property
-    def has_moments(self) -> bool:
-        return True
+    def kl_by_number(self) -> bool:
+        return self.covariance != "full"
 
 
 @declared("smalti.tokenizer.posterior.mixture")
@@ -73,10 +73,6 @@ class MixtureConfig(PosteriorConfig):
 
     def outputs(self, dim: int) -> int:
         return self.components * (1 + 2 * dim)
-
-    @property
-    def has_moments(self) -> bool:
-        return True
 
 
 @declared("smalti.tokenizer.posterior.flow")

@@ -13,10 +13,12 @@ The log det belongs to log q: the density of the noise alone, p(z_0) for p(z_K),
 without end. μ and σ stand last, where the paper has them first: the networks and the splines see standard numbers.
 
 Bounds: log σ softly in (−10, 10), each T's slope in (1e-3, 1e3), c in (−1, 1) by tanh. The last layers start at zero:
-T is the identity, and q the diagonal Gaussian N(μ, σ²). There is no KL, mean or deviation in closed form.
+T is the identity, and q the diagonal Gaussian N(μ, σ²). There is no KL, mean or deviation in closed form: mean and
+deviation are those of `POINTS` draws, of the same noise for every image.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +30,8 @@ from smalti.tokenizer.posterior.base import Draw, Posterior, in_fp32, noise_for
 from smalti.tokenizer.posterior.config import FlowConfig
 from smalti.tokenizer.posterior.normal import DiagonalNormal, bounded, standard_log_prob
 
+POINTS = 64  # draws of which mean and deviation are taken
+TOGETHER = 2**18  # vectors that a transform moves at once
 R = TypeVar("R")
 
 
@@ -102,5 +106,38 @@ class FlowPosterior(Posterior):
 
     @in_fp32
     def center(self, h: Tensor) -> Tensor:
-        normal = self.normal(h)
-        return normal.move(self.transform(h, lambda T: T(torch.zeros_like(normal.mean))))
+        mean, _ = self.moments(h)
+        return self.normal(h).move(mean)
+
+    @in_fp32
+    def deviation(self, h: Tensor) -> Tensor:
+        _, variance = self.moments(h)
+        return self.normal(h).deviation() * variance.sqrt()
+
+    def moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance (B, P, D) of T(ε) at the context of h, fp32, over the fixed points ε."""
+        B, P, _ = h.shape
+        points = fixed_points(self.dim)[:, None, None].to(h)
+
+        def summed(T: Any) -> tuple[Tensor, Tensor]:
+            sums = squares = h.new_zeros(B, P, self.dim)
+            for some in points.split(max(1, TOGETHER // max(1, B * P))):
+                y = T(some.expand(-1, B, P, -1))
+                sums, squares = sums + y.sum(0), squares + y.square().sum(0)
+            return sums, squares
+
+        sums, squares = self.transform(h, summed)
+        mean = sums / POINTS
+        return mean, (squares / POINTS - mean.square()).clamp_min(0)
+
+
+@cache
+def fixed_points(dim: int) -> Tensor:
+    """Return `POINTS` draws of N(0, I), (POINTS, D) float64, the same at every call.
+
+    They are pairs of opposite ones, and each number has variance 1, so that a transform that shifts and scales has
+    exactly its mean and deviation.
+    """
+    half = torch.randn(POINTS // 2, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    half = half / half.square().mean(0).sqrt()
+    return torch.cat([half, -half])

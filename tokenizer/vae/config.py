@@ -60,11 +60,25 @@ class VAEConfig(TrainedConfig):
                 f"objective: {self.objective.name()} needs log q(z | x), which posterior none has not; "
                 "take objective reconstruction or wae, or another posterior"
             )
+        if not self.posterior.stochastic and self.objective.samples > 1:
+            raise ValueError(
+                f"objective: samples {self.objective.samples} of posterior none are all the same; leave samples out"
+            )
         return self
 
     @property
     def wants_black_and_white(self) -> bool:
         return self.likelihood.name() == "bernoulli"
+
+    @property
+    def least_images(self) -> int:
+        return self.objective.least_images
+
+    @property
+    def against_collapse(self) -> tuple[str, ...]:
+        free = 0.1 * (1 if self.posterior.kl_by_number else self.latent_dim)
+        of_objective = (line.format(free=f"{free:g}") for line in self.objective.against_collapse)
+        return (*of_objective, "lower --lr")
 
     @property
     def conditional(self) -> bool:

@@ -123,7 +123,7 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
         """Return bounds on −log p(images), computed `DECODED` draws at a time."""
         if not self.config.posterior.stochastic:
             return None
-        told, at_once = self.vector_of(self.told(condition, images), images), max(1, DECODED // len(images))
+        told, at_once = self.vector_of(self.told(condition, images), images), DECODED // max(1, len(images)) or 1
         h = self._numbers(images, told)
         parts = [
             self.evidence(images, h, told, min(at_once, samples - start), generator)
@@ -163,15 +163,14 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
 
     @property
     def has_moments(self) -> bool:
-        return self.config.posterior.stochastic and self.config.posterior.has_moments
+        return self.config.posterior.stochastic
 
     @torch.no_grad()
     def deviation(self, images: Tensor, condition: Tensor | None = None) -> Tensor | None:
         if not self.has_moments:
             return None
         told = self.vector_of(self.told(condition, images), images)
-        found = self.posterior.deviation(self._numbers(images, told))
-        return None if found is None else found.flatten(1)
+        return self.posterior.deviation(self._numbers(images, told)).flatten(1)
 
     def _numbers(self, images: Tensor, told: Tensor) -> Tensor:
         """Return h (B, P, N) of images. Raises `UserError` where it is not finite."""
@@ -180,5 +179,5 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
         return h
 
     def _output(self, latents: Tensor, condition: Tensor | None) -> Tensor:
-        z = latents.view(len(latents), -1, self.config.latent_dim)
+        z = latents.view(len(latents), self.config.layout.places, self.config.latent_dim)
         return self._decoded(z, self.vector_of(condition, latents))

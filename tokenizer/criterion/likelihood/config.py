@@ -50,7 +50,7 @@ class LaplaceConfig(LikelihoodConfig):
 
 @declared("smalti.tokenizer.criterion.likelihood.bernoulli")
 class BernoulliConfig(LikelihoodConfig):
-    """Black or white pixels; needs images.black_and_white: true."""
+    """Black or white pixels; grey ones want images.binarize."""
 
     kind: Literal["bernoulli"] = "bernoulli"
     """black-and-white images"""

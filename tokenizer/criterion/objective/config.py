@@ -13,6 +13,8 @@ class ObjectiveConfig(Kind):
     kinds: ClassVar[dict[str, Any]] = {}
     usual: ClassVar[str] = "elbo"
     needs_density: ClassVar[bool] = True  # whether it needs log q(z | x), which an autoencoder has not
+    least_images: ClassVar[int] = 1  # of a micro-batch
+    against_collapse: ClassVar[tuple[str, ...]] = ()  # what its settings can do where numbers of z go unused
 
     samples: int = Field(1, ge=1, le=2**14)
     """draws of z for each image, over which the objective is averaged; memory and time grow with them"""
@@ -37,6 +39,11 @@ class ELBOConfig(ObjectiveConfig):
 
     kind: Literal["elbo"] = "elbo"
     """the evidence lower bound; with kl_weight β-VAE"""
+    against_collapse: ClassVar = (
+        "let the KL cost less at first (--model.objective.kl_warmup 0.3)",
+        "leave some of it free (--model.objective.free_bits {free})",
+        "take a lower --model.objective.kl_weight",
+    )
     kl_weight: float = Field(1.0, ge=0)
     """β on the KL; only at 1 is the loss a bound on −log p(x)"""
     kl_warmup: float = Field(0.0, ge=0, le=1)
@@ -69,6 +76,8 @@ class WAEConfig(ObjectiveConfig):
     kind: Literal["wae"] = "wae"
     """Wasserstein autoencoder: MMD in place of the KL"""
     needs_density: ClassVar[bool] = False
+    least_images: ClassVar[int] = 2  # it compares pairs
+    against_collapse: ClassVar = ("take a lower --model.objective.mmd_weight",)
     mmd_weight: float = Field(1000.0, ge=0)
     """λ, nats an image that an MMD² of 1 costs"""
 
@@ -79,6 +88,8 @@ class InfoVAEConfig(ObjectiveConfig):
 
     kind: Literal["infovae"] = "infovae"
     """InfoVAE: part of the KL, and MMD"""
+    least_images: ClassVar[int] = 2  # it compares pairs
+    against_collapse: ClassVar = ("take a lower --model.objective.kl_weight",)
     kl_weight: float = Field(0.1, ge=0)
     """1 − α on the KL"""
     mmd_weight: float = Field(1000.0, ge=0)

@@ -45,6 +45,9 @@ class InfoVAE(Objective):
 
 
 def distance_to_prior(z: Tensor) -> Tensor:
-    """Return MMD² between the first draw of each image, z (S, B, P, D) as vectors (B, P · D), and draws of N(0, I)."""
-    vectors = z[0].flatten(1)
-    return mmd_squared(vectors, torch.randn_like(vectors))
+    """Return MMD² between a draw of each image, as vectors (B, P · D), and draws of N(0, I): the mean over the S draws
+    of z (S, B, P, D). It is 0 of a single image, of which there is no pair."""
+    vectors = z.flatten(2)
+    if vectors.shape[1] < 2:
+        return 0.0 * vectors.sum()
+    return torch.stack([mmd_squared(draw, torch.randn_like(draw)) for draw in vectors]).mean()
