@@ -35,11 +35,12 @@ from smalti.common.evaluation_file import read_evaluations
 from smalti.common.folder import read_json, write_json
 from smalti.common.launch import make_accelerator
 from smalti.common.record import record
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.feature_extractor import Features
 from smalti.metrics.features_config import FeaturesConfig
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
-from smalti.pipeline.evaluation.bench import EvaluationBench, evenly_spaced, features_of, open_bench
+from smalti.pipeline.evaluation.bench import EvaluationBench, features_of, open_bench
 from smalti.pipeline.evaluation.judge import Drawn, ask_classifier, compare_features
 from smalti.pipeline.evaluation.settings import Settings
 from smalti.tokenizer.labelled import labelled
@@ -101,7 +102,8 @@ def judge_peer(folder: Path, beside: Path, compared: FeaturesConfig) -> Figures:
     seen = features(images)
     drawn = Drawn(images, torch.empty(len(images), 0), labels, seen)
     train, test = bench.images.splits["train"], bench.split
-    real, same = (features_of(bench, features, split, evenly_spaced(split, len(images))) for split in (test, train))
+    number = len(images)
+    real, same = (features_of(bench, features, split, evenly_spaced(number, len(split))) for split in (test, train))
     figures = compare_features(seen, real, same, features.frechet_name)
     classes = bench.images.class_names or ()
     figures |= ask_classifier(drawn, classifier, labelled(test), classes, bench.accelerator.device)
@@ -110,7 +112,7 @@ def judge_peer(folder: Path, beside: Path, compared: FeaturesConfig) -> Figures:
 
 def judge_reconstructions(bench: EvaluationBench, features: Features, again: Tensor) -> Figures:
     """Return the distances between reconstructions (n, C, H, W) of all test images and their originals."""
-    test, everywhere = bench.split, evenly_spaced(bench.split, len(bench.split))
+    test, everywhere = bench.split, evenly_spaced(len(bench.split), len(bench.split))
     pairs = list(zip(test.read(everywhere).images.split(1000), again.split(1000), strict=True))
     real = features_of(bench, features, test, everywhere)
     errors = torch.cat([squared_error_each(a, b) for a, b in pairs])

@@ -40,9 +40,10 @@ from smalti.common.launch import make_accelerator
 from smalti.common.plots import image_grid
 from smalti.common.record import record
 from smalti.common.run_folder import read_metrics
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.features_config import FeaturesConfig
-from smalti.pipeline.evaluation.bench import evenly_spaced, features_of, open_bench
+from smalti.pipeline.evaluation.bench import features_of, open_bench
 from smalti.pipeline.evaluation.settings import Settings
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.autoregressive import AutoregressivePrior
@@ -241,7 +242,9 @@ def judge(run: Path, codes: Path, contest: Contest, seed: int) -> Figures:
     sampler, seeds = bench.pipeline.sampler(), range(seed * number, (seed + 1) * number)
     parts = zip(labels.split(PART), (seeds[i : i + PART] for i in range(0, number, PART)), strict=True)
     images = torch.cat([bench.pipeline.decode(sampler(some, few).cpu()) for some, few in parts])
-    real, same = (features_of(bench, features, split, evenly_spaced(split, len(test))).cpu() for split in (test, train))
+    real, same = (
+        features_of(bench, features, split, evenly_spaced(len(test), len(split))).cpu() for split in (test, train)
+    )
     return {
         features.frechet_name: frechet_distance(real, features(images).cpu()),
         f"{features.frechet_name}_train": frechet_distance(real, same),

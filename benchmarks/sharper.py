@@ -45,6 +45,7 @@ from smalti.common.data.run_images import open_run_images
 from smalti.common.folder import read_json, write_json
 from smalti.common.plots import image_grid
 from smalti.common.record import record
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.classifier import Classifier, load_or_train
 from smalti.metrics.distances import frechet_distance
 from smalti.metrics.features_config import Recipe
@@ -242,7 +243,7 @@ def save_reconstructions(runs: Mapping[str, Path], path: Path) -> None:
     for row, run in runs.items():
         tokenizer = load_tokenizer(run / "tokenizer/model")
         split = held_out_split(open_run_images(run / "tokenizer", tokenizer.config).splits)
-        images = split.read(torch.arange(SHOWN) * len(split) // SHOWN).images
+        images = split.read(evenly_spaced(SHOWN, len(split))).images
         lines.setdefault("images", images)
         lines[row] = to_uint8(tokenizer.decode(tokenizer.encode(to_float(images))))
     figure = Figure(figsize=(9, 1.0 * len(lines)))

@@ -5,13 +5,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from smalti.common.folder import read_json, write_json
+from smalti.common.record import commit
 
 ROOT = Path(__file__).parents[1]
 Work = Callable[[], object]
@@ -53,11 +54,19 @@ def commit_of(checkout: Path) -> str:
 def once(command: Sequence[str], ended: Path) -> float:
     """Run a command unless it has ended before, and return its CPU seconds, which `ended` then holds.
 
-    The seconds of a command that failed or was interrupted, and that now goes on, are added up in a file beside it.
+    It also holds the command's words and the commit. The seconds of a command that failed or was interrupted, and that
+    now goes on, are added up in a file beside it.
 
     Raises:
-        SystemExit: this process was killed while the command ran, so that nobody knows what it took.
+        SystemExit: this process was killed while the command ran, so that nobody knows what it took; or another command
+            has ended there, as one with other settings, whose figures would be taken for this one's.
     """
+    words = [str(word) for word in command[1:]]  # without the interpreter
+    if ended.exists() and (there := read_json(ended).get("command", words)) != words:
+        raise SystemExit(
+            f"{ended.parent} holds the results of another command: {' '.join(there)}. Remove it, or take another "
+            f"--work, for {' '.join(words)}"
+        )
     if not ended.exists():
         print("+", *command, flush=True)
         part = ended.with_name(f"{ended.name}.part")
@@ -76,8 +85,14 @@ def once(command: Sequence[str], ended: Path) -> float:
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             wall = took["wall_seconds"] + time.perf_counter() - start
             write_json(part, {"cpu_seconds": round(took["cpu_seconds"] + cpu, 1), "wall_seconds": round(wall, 1)})
+        write_json(part, read_json(part) | {"command": words, "commit": commit()})
         os.replace(part, ended)
     return read_json(ended)["cpu_seconds"]
+
+
+def commits_of(ended: Iterable[Path]) -> list[str]:
+    """Return the commits at which commands ran, by the files that `once` wrote; those of earlier versions name none."""
+    return sorted({found for path in ended if (found := read_json(path).get("commit")) is not None})
 
 
 def interleaved(

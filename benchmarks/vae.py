@@ -16,8 +16,9 @@ mixture of 10 Gaussians with full covariance fitted to the training images' late
 
 `--peer` adds Pythae's VAE (benchmarks/vae_peer.py) for as many CPU seconds as the row `diagonal` took.
 
-Writes benchmarks/results/vae.json, in which each row has the commit and the machine it was run on and rows that were
-not asked for stay, and, of all rows, docs/vae_samples.png. The same command goes on where it was interrupted.
+Writes benchmarks/results/vae.json, in which each row has the commit and the machine it was measured on and, as
+`trained_at`, the commits at which it was trained; rows that were not asked for stay. Of all rows it draws
+docs/vae_samples.png. The same command goes on where it was interrupted.
 """
 
 import argparse
@@ -31,15 +32,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.claim import mean_and_spread
-from benchmarks.timing import ROOT, once
+from benchmarks.timing import ROOT, commits_of, once
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.split import ImageSplit
 from smalti.common.folder import read_json, write_json
 from smalti.common.launch import make_accelerator
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.record import record
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.distances import frechet_distance
-from smalti.pipeline.evaluation.bench import evenly_spaced, features_of, open_bench
+from smalti.pipeline.evaluation.bench import features_of, open_bench
 from smalti.pipeline.evaluation.settings import Settings
 from smalti.prior.model import load_prior
 from smalti.prior.sampling_config import SamplingConfig
@@ -151,7 +153,7 @@ def draw(run: Path, seed: int) -> dict[str, float]:
         "normal": torch.randn(DRAWN, tokenizer.config.layout.length, generator=noise),
         "mixture": mixture(torch.zeros(DRAWN, dtype=torch.int64), range(seed * DRAWN, (seed + 1) * DRAWN)),
     }
-    real = features_of(bench, features, bench.split, evenly_spaced(bench.split, DRAWN)).cpu()
+    real = features_of(bench, features, bench.split, evenly_spaced(DRAWN, len(bench.split))).cpu()
     same = features_of(bench, features, bench.images.splits["train"], torch.arange(DRAWN)).cpu()
     found = {"fd_train": frechet_distance(real, same), **tight_bound(tokenizer, bench.split, seed)}
     shown = []
@@ -211,6 +213,9 @@ def measure_rows(names: Sequence[str], data: Path, work: Path, minutes: float, s
             figures = {"training_cpu_seconds": took, "steps": steps, **measure(run, seed)}
             print(f"{row}, {minutes:g} minutes, seed {seed}: {json.dumps(figures)}", flush=True)
             found[row].setdefault("per_seed", []).append(figures)
+    for row in names:
+        ended = [run_of(work, row, minutes, seed) / ".trained.json" for seed in seeds]
+        found[row]["trained_at"] = commits_of(ended)
     return {row: {"summary": mean_and_spread(each["per_seed"]), **each} for row, each in found.items()}
 
 

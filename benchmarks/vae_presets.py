@@ -3,6 +3,9 @@
     python -m benchmarks.vae_presets --work DIR --seeds 0 1 2
         --fashion_mnist_vae FOLDER_OF_PARQUET --cifar10_vae FOLDER_OF_PARQUET --frey_face FOLDER_OF_PARQUET
 
+Figures are named by the evaluation that gives them: `tokenizer_` ones are of all test images and of reconstructions,
+`pipeline_` ones of as many test images as are drawn, and of drawn images.
+
 Protocol: a row is a folder of configs/, as it is shipped: tokenizer/train.py, encode.py, prior/fit.py, and the
 evaluations of the test split. Bounds are by `draws` draws of z an image. 2,000 images are drawn from the fitted
 mixture, with the labels of test, and judged by a classifier of the real images, one for all seeds; Frey's face has no
@@ -52,8 +55,8 @@ def measure(preset: str, data: Path, run: Path, seed: int) -> dict[str, Any]:
         f"{name}_cpu_seconds": once([sys.executable, *command], run / f".{name}-ended.json")
         for name, command in commands.items()
     }
-    found = {each["stage"]: numbers(each["figures"]) for each in read_evaluations(run)}
-    return found["tokenizer"] | found["pipeline"] | seconds
+    of_stages = {each["stage"]: numbers(each["figures"]) for each in read_evaluations(run)}
+    return {f"{stage}_{name}": value for stage, found in of_stages.items() for name, value in found.items()} | seconds
 
 
 def numbers(figures: dict[str, Any]) -> dict[str, float]:

@@ -41,6 +41,11 @@ def mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+def seed_for(seed: int, purpose: int) -> int:
+    """Return the seed of another stream that belongs to a seed, below 2**64: one for each purpose."""
+    return int(mixed(mixed(np.array([seed], dtype=np.uint64)) ^ np.uint64(purpose))[0])
+
+
 def uniforms_of_rows(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int) -> Tensor:
     """Return numbers (count, B) in [0, 1), float64 on the CPU, that belong to seed, epoch and row alone."""
     state = mixed(np.full(rows.shape, seed % 2**64, dtype=np.uint64))

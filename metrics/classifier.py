@@ -282,9 +282,8 @@ def accuracy_score(
 ) -> float | None:
     """Return the classification accuracy score: the accuracy on real held-out images after training on drawn ones.
 
-    Report it beside the accuracy of a classifier trained on as many real images, the best it could be.
-
-    Beside it stands the accuracy of one trained on as many real images: what it could be at best.
+    A classifier trained on as many real images is the best that it could be; one trained on all real images, which
+    `pipeline/evaluate.py` puts beside it, is better still where there are more of them.
     """
     return accuracy_on(train_classifier(classifier_config(drawn, held_out, recipe), drawn, device), held_out)
 

@@ -66,6 +66,7 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.raster import open_picture
 from smalti.common.reading import open_regular_file, read_file
 from smalti.common.session import logged
+from smalti.common.spacing import evenly_spaced
 from smalti.pipeline.coder import FIRST_MAGIC, MAGIC, Compressed, batch_size, compress, expand_in_batches
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.sampling_config import SamplingConfig
@@ -84,7 +85,7 @@ def read_pictures(c: Settings, pipeline: ImagePipeline) -> Pictures:
     t, classes = pipeline.tokenizer.config, pipeline.condition.num_classes
     if c.files is None:
         split = held_out_split(open_vouched_images(Path(c.run) / "tokenizer", t).splits)
-        batch = split.read(torch.arange(min(c.images, len(split))) * len(split) // min(c.images, len(split)))
+        batch = split.read(evenly_spaced(c.images, len(split)))
         labelled = classes > 0 and bool((batch.labels >= 0).all())
         return Pictures(batch.images, batch.labels if labelled else None, f"images of {split.name}")
     return Pictures(torch.cat([read_exact_picture(name, pipeline) for name in c.files]), None, "pictures")

@@ -57,11 +57,11 @@ from smalti.common.parts import in_parts
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import passing_bar
 from smalti.common.session import session
+from smalti.common.spacing import evenly_spaced
 from smalti.pipeline.evaluation.bench import (
     FEWEST,
     EvaluationBench,
     codes_of,
-    evenly_spaced,
     features_of,
     open_bench,
     read_images,
@@ -137,7 +137,8 @@ def judge_samples(bench: EvaluationBench, number: int) -> tuple[dict[str, Any], 
     """Draw images, and return figures of their quality and the protocol."""
     drawn, eyes, is_main = draw_samples(bench, number), bench.eyes, bench.accelerator.is_main_process
     train_split = bench.images.splits["train"]
-    train = evenly_spaced(train_split, min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel())))
+    most = min(MOST_TRAIN, max(FEWEST, MOST_BYTES // drawn.images[0].numel()))
+    train = evenly_spaced(most, len(train_split))
     train_features = None
     figures: dict[str, Any] = {}
     protocol = {
@@ -147,20 +148,22 @@ def judge_samples(bench: EvaluationBench, number: int) -> tuple[dict[str, Any], 
         "labels": "of the held-out split, evenly",
     }
     if eyes.features is not None:
-        real = features_of(bench, eyes.features, bench.split, evenly_spaced(bench.split, number))
+        real = features_of(bench, eyes.features, bench.split, evenly_spaced(number, len(bench.split)))
         train_features = features_of(bench, eyes.features, train_split, train)
         if is_main:
-            same = train_features[torch.arange(min(number, len(train))) * len(train) // min(number, len(train))]
+            same = train_features[evenly_spaced(number, len(train))]
             figures |= distances_to_real(bench, drawn, real, same)
-        protocol["features_name"] = eyes.features.name
+        protocol |= {"features_name": eyes.features.name, "compared": len(real)}
     if is_main:
         if eyes.classifier is not None:
             held, names = labelled(bench.split), bench.pipeline.condition.class_names or ()
             figures |= ask_classifier(drawn, eyes.classifier, held, names, bench.accelerator.device)
         some = number_to_look_up(bench, number)
         if some:
-            figures |= look_up_copies(bench, drawn.first(some), train, train_features)
+            figures |= look_up_copies(bench, drawn.at(evenly_spaced(some, number)), train, train_features)
             protocol |= {"neighbours": some, "neighbours_among": len(train)}
+        else:
+            picture_path(bench, "neighbours").unlink(missing_ok=True)  # of an earlier evaluation
         save_samples(bench, drawn)
     bench.accelerator.wait_for_everyone()
     return figures, protocol
@@ -207,7 +210,7 @@ def look_up_copies(
         train_features: (N, D) of those.
     """
     of_train = read_images(bench.images.splits["train"], train)
-    held = evenly_spaced(bench.split, bench.c.neighbours)
+    held = evenly_spaced(bench.c.neighbours, len(bench.split))
     held_out = read_images(bench.split, held)
     train_codes = codes_of(bench, bench.images.splits["train"], train, of_train)
     held_out_codes = codes_of(bench, bench.split, held, held_out)
@@ -225,7 +228,7 @@ def picture_path(bench: EvaluationBench, what: str) -> Path:
 def save_samples(bench: EvaluationBench, drawn: Drawn) -> None:
     """Save a picture of drawn images: ten rows with a column for each of up to 20 classes, else a square."""
     classes, some = bench.pipeline.condition.num_classes, min(100, len(drawn.images))
-    chosen, across = torch.arange(some), max(1, round(some**0.5))
+    chosen, across = evenly_spaced(some, len(drawn.images)), max(1, round(some**0.5))
     if 1 < classes <= 20:
         columns = [(drawn.labels == label).nonzero()[:10, 0] for label in range(classes)]
         rows = min(map(len, columns))

@@ -32,7 +32,7 @@ from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained, check_dtype
 from smalti.common.identity import identity_in_memory
 from smalti.common.progress import passing_bar
-from smalti.common.seeds import uniforms
+from smalti.common.seeds import seed_for, uniforms
 from smalti.pipeline import diffusers_options
 from smalti.pipeline.diffusers_options import OutputType, check_output_type, of_type
 from smalti.pipeline.generation_config import Chosen, GenerationConfig
@@ -54,6 +54,7 @@ FIRST_PARTS: dict[tuple[str, str], tuple[type[config.Kind], str]] = {
     ("tokenizer.vqgan", "VQGANTokenizer"): (ImageTokenizerConfig, "vqgan"),
     ("prior.model", "Prior"): (ArchitectureConfig, "transformer"),
 }
+AGAIN, COME = 2**32, 2**32 + 1  # purposes of a seed beside drawing: places drawn again, and places of another image
 ENCODED = 64  # images that are encoded, scored or decoded at once
 ALIKE = 4  # images from which a decoder computes each as among 64; one alone takes other kernels, which round otherwise
 
@@ -445,10 +446,11 @@ class ImagePipeline(Pretrained):
     ) -> Generated:
         """Keep a part of each image and draw the rest.
 
-        A place of the grid is kept if all its pixels are; the pixels of other places are not read. The kept part is
-        shown as its codes decode. A prior trained with `order: any` draws the rest given all that is kept, exactly. One
-        of raster order draws each code given only the codes before it. This is exact if the upper rows are kept; for
-        other masks it ignores what is kept further on, and a warning says so.
+        A place of the grid is kept if all its pixels are. Those of other places that the mask keeps are read by the
+        encoder beside them, and are not kept. The kept part is shown as its codes decode. A prior trained with
+        `order: any` draws the rest given all that is kept, exactly. One of raster order draws each code given only the
+        codes before it. This is exact if the upper rows are kept; for other masks it ignores what is kept further on,
+        and a warning says so.
 
         Args:
             images: pictures of any size and mode; they are converted to the tokenizer's.
@@ -494,7 +496,7 @@ class ImagePipeline(Pretrained):
         check_output_type(output_type)
         codes, numbers = self._codes_of(images, labels)
         seeds = self.deal_seeds(len(codes), seed, generator)
-        ranks = torch.cat([_ranks(self.prior.config.layout.places, seed) for seed in seeds])
+        ranks = torch.cat([_ranks(self.prior.config.layout.places, seed, AGAIN) for seed in seeds])
         again = round(share * ranks.shape[1])
         if share > 0 and again == 0:
             raise UserError(
@@ -582,7 +584,7 @@ class ImagePipeline(Pretrained):
         share = 0.5 if share is None else share
         _check_share(share)
         (seed,) = self.deal_seeds(1, seed)
-        come, again = (_ranks(layout.places, each) for each in (seed, seed + 1))
+        come, again = (_ranks(layout.places, seed, purpose) for purpose in (COME, AGAIN))
         taken = come < (progress * come.shape[1]).round()  # (steps, P)
         known = again >= (share * 4 * progress * (1 - progress) * again.shape[1]).round()
         codes = torch.where(taken.repeat_interleave(layout.depth, 1), ends[1], ends[0])
@@ -981,9 +983,13 @@ def _whole(value: Any, name: str) -> int:
         raise UserError(f"{name} must be a whole number, got {value!r}") from None
 
 
-def _ranks(places: int, seed: int) -> Tensor:
-    """Return the random permutation of a seed, (1, P)."""
-    return uniforms(seed, 1, places).argsort(dim=1)
+def _ranks(places: int, seed: int, purpose: int) -> Tensor:
+    """Return the random permutation of a seed for a purpose, (1, P).
+
+    Codes are drawn from the seed's own stream: had ranks the same one, a place that is drawn again because its number
+    is low would draw its code by that low number.
+    """
+    return uniforms(seed_for(seed, purpose), 1, places).argsort(dim=1)
 
 
 def _state(prior: Prior) -> list[tuple[float, ...]]:

@@ -154,8 +154,10 @@ class Prior(nn.Module, Pretrained, ABC):
         for name, field in SamplingConfig.model_fields.items():
             if name not in self.takes and not name.startswith("guidance") and getattr(sampling, name) != field.default:
                 raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it out")
-        if sampling.top_k is not None and sampling.top_k > c.layout.codebook_size:
-            raise ValueError(f"top_k {sampling.top_k} is more than the {c.layout.codebook_size} codes there are")
+        if sampling.top_k is not None and c.layout.discrete and sampling.top_k > (most := max(c.vocabularies)):
+            parts = len(c.vocabularies)
+            of = f"{most} codes there are" if parts == 1 else f"{most} values of each of the {parts} parts of a code"
+            raise ValueError(f"top_k {sampling.top_k} is more than the {of}")
         if sampling.guidance != 1 and not c.condition.told:
             raise ValueError("guidance needs a prior with classes; this one is unconditional, leave guidance at 1")
         if sampling.guidance != 1 and "guidance" not in self.takes:

@@ -217,7 +217,7 @@ class TrainConfig(Settings):
     warmup: int | None = Field(None, ge=0)
     """steps of linear warm-up, before half a cosine down to 0; a tenth of all, and at most 100, when null"""
     weight_decay: float = Field(0.05, ge=0)
-    """of the matrices inside the blocks"""
+    """of the matrices inside the blocks; a PixelCNN has few, its convolutions have no decay"""
     clip: float = Field(1.0, gt=0)
     """largest norm of the gradient"""
     ema_decay: float = Field(0.999, ge=0, lt=1)

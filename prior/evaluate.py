@@ -7,9 +7,9 @@ of the rows; interrupted, the same command goes on. The figures:
 
     nll, nll_error        nats per code: the mean over images, and its standard error; a bound on it of priors that have
                           no more, or an estimate with --likelihood flow, and then `kind` in the protocol says so
-    bits_per_image        the rate: what an ideal coder needs for all codes of an image
+    bits_per_image        the rate: what an ideal coder needs for all codes of an image, given its class
     independent_nll       nats per code of independent codes with their frequencies in train
-    saved                 the share by which nll is lower
+    saved                 the share by which nll is lower, the class that the prior is told of paid for
     uniform_nll           ln K
     train_nll, gap        nll of as many training images, and by how much nll is higher; a large gap means memorising
     by_class, by_place    mean nats per code of each class, and of each place of each grid
@@ -76,6 +76,7 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.record import code_version
 from smalti.common.session import session
+from smalti.common.spacing import evenly_spaced
 from smalti.prior.base import FlowsBack, Prior, Scores
 from smalti.prior.baselines import Marginal, uniform_nll
 from smalti.prior.data import CodesRows, plain_views, tell_of_other_codes
@@ -153,8 +154,7 @@ def load_scoring_prior(model: Path, data: Codes) -> Prior:
 
 def evenly_spaced_rows(split: CodesSplit, number: int) -> CodesSplit:
     """Return `number` rows of a split, evenly spaced, or all if there are fewer."""
-    rows = range(0, len(split.rows), max(1, len(split.rows) // max(1, number)))
-    return split.at(rows[:number])
+    return split.at(evenly_spaced(number, len(split.rows)).numpy())
 
 
 def measure(
@@ -196,12 +196,13 @@ def prior_figures(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit
         marginal = Marginal(plain_views(data.splits["train"], data.info).codes, layout)
         held_out_codes = torch.from_numpy(np.asarray(held_out.codes).astype("int64"))
         independent = marginal.nll(held_out_codes).mean().item() / layout.length
+        label = label_nats(prior, held_out) / layout.length
         figures |= {
             "bits_per_code": nll / math.log(2),
             "bits_per_image": nll * layout.length / math.log(2),
             "independent_nll": independent,
             "uniform_nll": uniform_nll(layout.codebook_size),
-            "saved": 1 - nll / independent if independent else 0.0,
+            "saved": 1 - (nll + label) / independent if independent else 0.0,
         }
     figures |= {"train_nll": train_nll, "gap": nll - train_nll}
     if prior.config.condition.class_names is not None and held_out.condition is not None:
@@ -211,6 +212,14 @@ def prior_figures(nats: Tensor, train: Tensor, data: Codes, held_out: CodesSplit
     places = [grid.tolist() for grid in layout.by_place(nats.double().mean(0))]
     figures["by_place"] = places[0] if len(places) == 1 else places
     return figures
+
+
+def label_nats(prior: Prior, split: CodesSplit) -> float:
+    """Return what the class that the prior is told of costs, in nats an image."""
+    if split.condition is None:
+        return 0.0
+    condition = prior.config.condition
+    return condition.nats(condition.of_column(np.asarray(split.condition))).mean().item()
 
 
 def main(argv: Sequence[str]) -> None:

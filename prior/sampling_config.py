@@ -18,7 +18,8 @@ class SamplingConfig(Settings):
     temperature: float = Field(1.0, ge=1e-6, le=1e6)
     """logits are divided by it: below 1 is safer, above 1 more varied"""
     top_k: int | None = Field(None, ge=1)
-    """draw among the k likeliest codes only"""
+    """draw among the k likeliest codes only; this and the next two are of each part of a code, where codebooks of more
+    than 2^14 codes are predicted in parts"""
     top_p: float | None = Field(None, gt=0, le=1)
     """draw among the fewest codes that hold this share of the probability (Holtzman et al. 2019)"""
     min_p: float | None = Field(None, ge=0, le=1)

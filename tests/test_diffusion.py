@@ -324,6 +324,8 @@ def test_an_image_depends_on_its_label_and_seed_and_not_on_its_batch(solver):
         torch.testing.assert_close(draw(classes(7), seeds, latents, known), around, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(around[1::2], whole[1::2], atol=1e-4, rtol=1e-4)  # these have no known place
     assert len(whole.round(decimals=2).unique(dim=0)) == 7
+    alone = prior.sampler(sampling)(classes(7)[:1], seeds[:1])  # of as many rows as are computed as among many
+    assert torch.equal(alone, prior.sampler(sampling)(classes(7), seeds)[:1])
 
 
 def test_known_places_come_back_exactly_and_none_known_is_as_drawing_whole():

@@ -12,25 +12,29 @@ import torch
 from benchmarks.board import judge_peer
 from benchmarks.images import LabelledImages, write_npz
 from smalti.common import codes, folder
+from smalti.common.codes import CodesSplit
 from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, read_evaluations
 from smalti.common.launch import Interrupted
 from smalti.common.parts import in_parts
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
 from smalti.pipeline.evaluation import bench as pipeline_bench
-from smalti.pipeline.evaluation.bench import codes_of, evenly_spaced, open_bench, read_images, written_codes
+from smalti.pipeline.evaluation.bench import codes_of, open_bench, read_images, written_codes
 from smalti.pipeline.evaluation.cost import price
-from smalti.pipeline.evaluation.judge import Drawn, RealImages, look_up
+from smalti.pipeline.evaluation.judge import Drawn, RealImages, compare_features, look_up
 from smalti.prior.data import CodesRows, plain_views
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
+from smalti.prior.evaluate import evenly_spaced_rows
 from smalti.prior.model import load_prior
 from smalti.tokenizer import evaluate as tokenizer_script
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
+from smalti.tokenizer.evaluate import reconstruction_figures
 from smalti.tokenizer.model import load_tokenizer
-from smalti.tokenizer.run_features import features_cache
+from smalti.tokenizer.run_features import Extractors, features_cache
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import NO_FEATURES, QUICK
 
@@ -205,6 +209,12 @@ def test_samples_are_judged_and_shown(judged):
         assert PIL.Image.open(run / f"evaluation/pipeline-test-{what}.png").size[0] > 100
 
 
+def test_the_picture_of_neighbours_goes_where_none_are_looked_up(judged, runs, accelerator):
+    run = shutil.copytree(judged[0], runs / "alone")
+    path = evaluate_pipeline(PipelineSettings(run=str(run), images=200, priced=297, neighbours=0), accelerator)
+    assert "memorised_pixels" not in figures(path) and not (run / "evaluation/pipeline-test-neighbours.png").exists()
+
+
 def test_the_classifier_is_trained_as_the_settings_say(judged, accelerator):
     run, _ = judged
     found = {}
@@ -235,7 +245,7 @@ def test_codes_are_read_from_the_disk_where_they_are_of_these_images(judged, acc
     run, _ = judged
     bench = open_bench(PipelineSettings(run=str(run), images=0), accelerator)
     for split in (bench.images.splits["train"], bench.split):
-        positions = evenly_spaced(split, 30)
+        positions = evenly_spaced(30, len(split))
         images = read_images(split, positions)
         encoded = bench.pipeline.encode_pixels(*images)  # in fp32, as the run was encoded
         found = written_codes(bench, split, positions)
@@ -340,8 +350,8 @@ def test_a_perfect_peer_gets_the_figures_of_perfection(run, tmp_path, accelerato
         images = test.read(positions).images.permute(0, 2, 3, 1)
         write_npz(tmp_path / name, LabelledImages(images, torch.from_numpy(test.labels[positions])))
 
-    write("samples.npz", evenly_spaced(test, 20))
-    write("reconstructions.npz", evenly_spaced(test, len(test)))
+    write("samples.npz", evenly_spaced(20, len(test)))
+    write("reconstructions.npz", evenly_spaced(len(test), len(test)))
     found = judge_peer(tmp_path, run, QUICK)
     assert found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1, abs=1e-5)
     assert found["reconstruction_fd_classifier"] == pytest.approx(0, abs=1e-2)
@@ -353,3 +363,45 @@ def test_a_perfect_peer_gets_the_figures_of_perfection(run, tmp_path, accelerato
         "classification_accuracy_score",
         "classifier_accuracy",
     } < found.keys()
+
+
+# --------------------------------------------------------------------------------------- sets that are sorted by class
+
+
+@pytest.mark.parametrize(("number", "of"), [(4, 10), (10, 10), (12, 10), (7, 13), (0, 3), (3, 0)])
+def test_evenly_spaced_places_begin_at_0_and_are_as_far_apart_as_they_can_be(number, of):
+    places = evenly_spaced(number, of)
+    assert len(places) == min(number, of) and places.unique().numel() == len(places)
+    gaps = places.diff(append=torch.tensor([of])) if len(places) else torch.zeros(1)
+    assert gaps.max() - gaps.min() <= 1 and (not len(places) or places[0] == 0)
+
+
+def test_neighbourhoods_are_of_all_classes_of_a_sorted_set(monkeypatch):
+    """Two sets of the same ten clusters, one after the other; of the first fifth alone recall would be a fifth."""
+    monkeypatch.setattr("smalti.pipeline.evaluation.judge.NEIGHBOURHOODS", 200)
+    torch.manual_seed(0)
+    real, drawn, train = (torch.randn(n, 4) + 20 * torch.arange(n)[:, None] // (n / 10) for n in (200, 1000, 200))
+    assert compare_features(drawn, real, train, "fd")["recall"] > 0.8
+
+
+def test_training_rows_beside_held_out_ones_are_of_all_of_the_split():
+    n = 19
+    rows = np.arange(n)
+    split = CodesSplit(np.zeros((n, 2), np.int64), None, rows, None)
+    assert evenly_spaced_rows(split, 10).rows.tolist() == [0, 1, 3, 5, 7, 9, 11, 13, 15, 17]
+
+
+def test_images_without_a_label_count_for_no_accuracy(finished_run):
+    tokenizer = load_tokenizer(finished_run / "tokenizer/model")
+    found = {
+        "squared_error": torch.ones(4),
+        "ssim": torch.ones(4),
+        "known": torch.tensor([1, 0, 0, 0], dtype=torch.uint8),
+        "known_again": torch.tensor([1, 1, 0, 0], dtype=torch.uint8),
+        "labelled": torch.tensor([True, True, False, False]),
+    }
+    judge = Extractors(None, torch.nn.Identity())
+    figures = reconstruction_figures(found, tokenizer, judge, 1)
+    assert figures["accuracy_images"] == 0.5 and figures["accuracy_reconstructions"] == 1.0
+    found["labelled"] = torch.zeros(4, dtype=torch.bool)
+    assert "accuracy_images" not in reconstruction_figures(found, tokenizer, judge, 1)

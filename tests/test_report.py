@@ -20,6 +20,7 @@ from smalti.pipeline.reporting.charts import code_use
 from smalti.pipeline.reporting.markup import EMPTY, Html, join, number, tag
 from smalti.pipeline.reporting.page_head import headline, nats, psnr
 from smalti.pipeline.reporting.run_contents import gather, outdated
+from smalti.prior.model import load_prior
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
@@ -261,12 +262,12 @@ def test_images_that_other_weights_drew_are_not_shown(run, accelerator):
 
 def test_drawn_images_that_were_measured_with_other_sampling_settings_are_told(evaluated):
     """After pipeline/tune.py the page would show new settings beside figures of the old ones."""
-    kept = SamplingConfig().model_dump(mode="json")
-    write_json(evaluated / "pipeline/generation_config.json", kept)
-    path = evaluation_path(evaluated, "pipeline", "test")
-    for temperature, remarks in ((kept["temperature"], 0), (0.123, 1)):
+    kept = SamplingConfig()
+    write_json(evaluated / "pipeline/generation_config.json", kept.model_dump(mode="json"))
+    path, prior = evaluation_path(evaluated, "pipeline", "test"), load_prior(evaluated / "prior/model")
+    for sampling, remarks in ((kept, 0), (kept.model_copy(update={"temperature": 0.123}), 1)):
         value = json.loads(path.read_text())
-        value["protocol"]["sampling"] = {**kept, "temperature": temperature}
+        value["protocol"]["sampling"] = prior.heeded(sampling)
         path.write_text(json.dumps(value))
         assert len([each for each in outdated(gather(evaluated)) if "had other sampling settings" in each]) == remarks
 

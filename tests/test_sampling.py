@@ -502,6 +502,19 @@ def test_a_prior_whose_weights_are_not_finite_is_refused(prior, value):
         prior.sampler(SamplingConfig())(torch.tensor([0, 1]), [0, 1])
 
 
+def test_top_k_of_codes_in_parts_is_at_most_the_values_of_a_part():
+    """Of a codebook of 2^18 codes, two parts of at most 1024, a top_k of 2000 masked nothing."""
+    layout, identity = Layout.of(1, 2, factors=(2,) * 18), TokenizerIdentity(name="test", sha256="0" * 64)
+    small = TransformerConfig(depth=1, dim=16, heads=2)
+    prior = TransformerPrior(
+        PriorConfig(layout=layout, condition=Classes(names=("a",)), tokenizer=identity, architecture=small)
+    )
+    most = max(prior.config.vocabularies)
+    with pytest.raises(ValueError, match=f"top_k {most + 1} is more than the {most} values of each of the 2 parts"):
+        prior.sampler(SamplingConfig(top_k=most + 1))
+    prior.sampler(SamplingConfig(top_k=most))
+
+
 def test_int8_is_refused_where_it_has_no_kernel():
     with pytest.raises(ValueError, match="precision int8 is for CPUs, got cuda"):
         resolve("int8", torch.device("cuda"), GAINS)

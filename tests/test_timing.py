@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from benchmarks.timing import once, spent
+from benchmarks.timing import commits_of, once, spent
 from smalti.common.folder import read_json, write_json
+from smalti.common.record import commit
 
 WORK = "import time\nend = time.process_time() + 0.25\nwhile time.process_time() < end: pass\n"
 
@@ -16,8 +17,23 @@ def python(text: str) -> list[str]:
 
 
 def test_a_command_that_ended_is_not_run_again(tmp_path):
-    first = once(python(WORK), tmp_path / "ended.json")
-    assert first >= 0.2 and once(python("raise SystemExit(1)"), tmp_path / "ended.json") == first
+    ended, command = tmp_path / "ended.json", python(f"{WORK}open({str(tmp_path / 'ran')!r}, 'x')")
+    first = once(command, ended)
+    assert first >= 0.2 and once(command, ended) == first  # a second time the file would be there
+
+
+def test_what_another_command_left_is_not_taken_for_this_ones(tmp_path):
+    """A board of 2,000 images reported the figures of 5,000."""
+    once(python("2"), tmp_path / "ended.json")
+    with pytest.raises(SystemExit, match="holds the results of another command: -c 2"):
+        once(python("3"), tmp_path / "ended.json")
+
+
+def test_what_ended_says_at_which_commit(tmp_path):
+    once(python("2"), tmp_path / "ended.json")
+    write_json(tmp_path / "older.json", {"cpu_seconds": 1.0})
+    found = commits_of([tmp_path / "ended.json", tmp_path / "older.json"])
+    assert found == ([] if commit() is None else [commit()])
 
 
 def test_the_seconds_of_a_command_that_failed_and_goes_on_are_added_up(tmp_path):

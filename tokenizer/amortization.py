@@ -90,6 +90,7 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.progress import progress_bar
 from smalti.common.seeds import generator
 from smalti.common.session import session
+from smalti.common.spacing import evenly_spaced
 from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
 from smalti.tokenizer.evaluate import above_its_bound
 from smalti.tokenizer.labels import check_labels
@@ -195,7 +196,7 @@ def measure(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()
     number = min(c.images, len(split))
     found, exact = [], []
     bar = progress_bar(accelerator, number, "a q of each image", unit="image")
-    for positions in (torch.arange(number) * len(split) // number).split(c.batch_size):
+    for positions in evenly_spaced(number, len(split)).split(c.batch_size):
         batch = split.read(positions)
         pixels = to_float(batch.images.to(accelerator.device))
         if len(pixels) == 0:  # none of them could be read

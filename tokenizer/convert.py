@@ -51,6 +51,7 @@ from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import advance, progress_bar
 from smalti.common.run_folder import Leeway, check_run, enter_run
 from smalti.common.session import session
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqgan.published import read_published
@@ -102,7 +103,7 @@ def reconstruct_sample(
 ) -> Reconstructions:
     """Return the reconstructions of images evenly spaced in a split; each process decodes its share."""
     wanted = min(c.fit_images, len(split))
-    positions = (torch.arange(wanted) * len(split) // wanted)[accelerator.process_index :: accelerator.num_processes]
+    positions = evenly_spaced(wanted, len(split))[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2 + tokenizer.config.image_channels, device=accelerator.device)
     shown: list[Tensor] = []
     decoded: list[Tensor] = []

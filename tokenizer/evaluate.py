@@ -99,7 +99,9 @@ from smalti.common.record import code_version
 from smalti.common.run_folder import settings_of
 from smalti.common.seeds import generator
 from smalti.common.session import session
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.distances import frechet_distance
+from smalti.metrics.feature_extractor import identity_of
 from smalti.metrics.mmd import mmd_squared
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
@@ -114,7 +116,7 @@ from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors
 
 PART = 1000  # images
-MOST_DRAWN = 4000  # vectors whose MMD to the prior is computed, with all pairs of them in memory
+MOST_DRAWN = 4000  # vectors, evenly spaced, whose MMD to the prior is computed, with all pairs of them in memory
 PRIOR_DRAWS = 2**63 - 1  # seed of the draws of N(0, I); no z has it, whose noise must be another
 
 
@@ -169,12 +171,14 @@ def evaluation_plan(
     c: Settings, model: Path, images: ImageSet, split: ImageSplit, extractors: Extractors
 ) -> dict[str, Any]:
     """Return what the figures depend on; parts that were measured under another plan are measured again."""
+    judge = extractors.classifier
     return {
         "code": code_version(),
         "tokenizer": sha256(model / "model.safetensors"),
         "images": images.fingerprint,
         "split": split.name,
         "features": extractors.features.identity if extractors.features else None,
+        "classifier": None if judge is None else identity_of("classifier", judge.predict, judge.state_dict()),
         "precision": c.precision,
         "batch_size": c.batch_size,
         "importance_samples": c.importance_samples,
@@ -212,6 +216,7 @@ def measure_batch(
     if extractors.features is not None:
         found |= {"features": extractors.features(images), "features_again": extractors.features(again)}
     if extractors.classifier is not None:
+        found["labelled"] = batch.labels >= 0
         for name, some in (("known", images), ("known_again", again)):
             found[name] = (extractors.classifier.predict(some) == batch.labels).to(torch.uint8)
     return found
@@ -270,7 +275,7 @@ def information_figures(
     @cache
     def all_posteriors() -> tuple[ImagePosteriors, Tensor]:
         """Return the posteriors of the images and a draw of each, (N, T)."""
-        positions = torch.arange(number) * len(split) // number
+        positions = evenly_spaced(number, len(split))
         parts = [part for some in positions.split(c.batch_size) if (part := encoded(some)) is not None]
         posteriors = first._replace(h=torch.cat([part.h for part in parts]))
         return posteriors, posteriors.draw(1, generator(c.seed, accelerator.device))[0][0]
@@ -300,7 +305,7 @@ def latent_figures(found: dict[str, Tensor], layout: Layout, samples: int, dimen
     """Return the bounds on −log p(x) over a split, and the use of the numbers of z."""
     rate, bits = found["rate"].double().mean(0), math.log(2) * dimensions
     nats = found["distortion"].double().mean() + rate.sum()
-    some = found["drawn"][:MOST_DRAWN]
+    some = found["drawn"][evenly_spaced(MOST_DRAWN, len(found["drawn"]))]
     noise = torch.randn(some.shape, generator=generator(PRIOR_DRAWS))
     tighter = {"importance_weighted": found["importance_weighted"].double().mean().item()} if samples > 1 else {}
     return {
@@ -345,9 +350,9 @@ def reconstruction_figures(
             figures["reachable_by_codebook"] = [reachable(row[None]) for row in counts]
     if extractors.features is not None and len(found["features"]) > found["features"].shape[1]:
         figures[extractors.features.frechet_name] = frechet_distance(found["features"], found["features_again"])
-    if extractors.classifier is not None:
-        figures["accuracy_images"] = found["known"].double().mean().item()
-        figures["accuracy_reconstructions"] = found["known_again"].double().mean().item()
+    if extractors.classifier is not None and (labelled := found["labelled"].bool()).any():
+        figures["accuracy_images"] = found["known"][labelled].double().mean().item()
+        figures["accuracy_reconstructions"] = found["known_again"][labelled].double().mean().item()
     return figures
 
 

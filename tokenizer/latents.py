@@ -67,6 +67,7 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.seeds import generator
 from smalti.common.session import logged
+from smalti.common.spacing import evenly_spaced
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.interpolation import WAYS, between
 from smalti.tokenizer.labels import check_labels
@@ -130,9 +131,9 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
 @torch.no_grad()
 def encode_some(tokenizer: ImageTokenizer, split: ImageSplit, most: int, device: torch.device) -> Encoded:
     """Return up to `most` images of a split, evenly spaced, with their latents."""
-    number, parts, kl = min(most, len(split)), [], list[Tensor]()
+    parts, kl = [], list[Tensor]()
     images, labels = [], []
-    for positions in (torch.arange(number) * len(split) // number).split(BATCH):
+    for positions in evenly_spaced(most, len(split)).split(BATCH):
         batch = split.read(positions)
         pixels = to_float(batch.images.to(device))
         deviation = tokenizer.deviation(pixels, batch.labels)

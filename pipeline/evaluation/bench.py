@@ -21,6 +21,7 @@ from smalti.common.errors import UserError
 from smalti.common.folder import sha256
 from smalti.common.progress import passing_bar
 from smalti.common.record import code_version
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.feature_extractor import Features
 from smalti.pipeline.evaluation.settings import Settings
 from smalti.pipeline.generation_config import GenerationConfig
@@ -107,15 +108,9 @@ def samples_to_judge(c: Settings, split: ImageSplit, accelerator: Accelerator) -
     return number
 
 
-def evenly_spaced(split: ImageSplit, number: int) -> Tensor:
-    """Return positions of so many images of a split, or of all, evenly spaced."""
-    number = min(number, len(split))
-    return torch.arange(number) * len(split) // number
-
-
 def priced_positions(bench: EvaluationBench) -> Tensor:
     """Return the positions of the held-out images whose bits are measured."""
-    return evenly_spaced(bench.split, bench.c.priced or bench.c.images or len(bench.split))
+    return evenly_spaced(bench.c.priced or bench.c.images or len(bench.split), len(bench.split))
 
 
 def features_of(bench: EvaluationBench, features: Features, split: ImageSplit, positions: Tensor) -> Tensor:

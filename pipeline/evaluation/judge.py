@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from smalti.common.spacing import evenly_spaced
 from smalti.metrics.classifier import Classifier, LabelledSource, accuracy_score
 from smalti.metrics.distances import density_coverage, frechet_distance, kernel_distance, precision_recall
 from smalti.metrics.feature_extractor import Features
 from smalti.metrics.neighbours import Memorised, measure_memorisation, nearest_codes
 
-NEIGHBOURHOODS = 10_000  # images of each side at most, in precision, recall, density and coverage
+NEIGHBOURHOODS = 10_000  # images of each side at most, evenly spaced, in precision, recall, density and coverage
 SHOWN = 10  # drawn images in the picture of neighbours
 
 
@@ -25,10 +26,10 @@ class Drawn(NamedTuple):
     labels: Tensor  # (M,), the number of classes for an image without a class
     features: Tensor | None  # (M, D)
 
-    def first(self, number: int) -> "Drawn":
-        """Return the first images alone."""
-        features = None if self.features is None else self.features[:number]
-        return Drawn(self.images[:number], self.codes[:number], self.labels[:number], features)
+    def at(self, places: Tensor) -> "Drawn":
+        """Return the images at these places alone."""
+        features = None if self.features is None else self.features[places]
+        return Drawn(self.images[places], self.codes[places], self.labels[places], features)
 
 
 def compare_features(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def compare_features(drawn: Tensor, real: Tensor, train: Tensor, name: str) -> d
     if min(map(len, (drawn, real, train))) > drawn.shape[1]:
         figures[name], figures[f"{name}_train"] = frechet_distance(real, drawn), frechet_distance(real, train)
     figures["kernel_distance"] = kernel_distance(real, drawn)
-    some, few = real[:NEIGHBOURHOODS], drawn[:NEIGHBOURHOODS]
+    some, few = (each[evenly_spaced(NEIGHBOURHOODS, len(each))] for each in (real, drawn))
     return figures | precision_recall(some, few)._asdict() | density_coverage(some, few)._asdict()
 
 
@@ -94,5 +95,6 @@ def look_up(drawn: Drawn, real: RealImages, features: Features | None) -> tuple[
     found["codes"] = (
         measure_memorisation(*by_distance) if vectors else measure_memorisation(*by_distance, search=nearest_codes)
     )
-    rows = [drawn.images[:SHOWN]] + [real.train[each.nearest.indices[:SHOWN, 0]] for each in found.values()]
+    shown = evenly_spaced(SHOWN, len(drawn.images))
+    rows = [drawn.images[shown]] + [real.train[each.nearest.indices[shown, 0]] for each in found.values()]
     return {f"memorised_{name}": each.share for name, each in found.items()}, torch.cat(rows)

@@ -15,6 +15,7 @@ from torch import Tensor
 from smalti.common.data.pixels import to_float
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
+from smalti.common.spacing import evenly_spaced
 from smalti.tokenizer.base import ImageTokenizer
 
 MOST = 1000  # images, evenly spaced
@@ -70,8 +71,7 @@ def latent_map(
     tokenizer: ImageTokenizer, split: ImageSplit, class_names: tuple[str, ...], device: torch.device
 ) -> LatentMap:
     """Return the map of up to `MOST` images of a split, evenly spaced."""
-    number = min(MOST, len(split))
-    parts = [split.read(some) for some in (torch.arange(number) * len(split) // number).split(BATCH)]
+    parts = [split.read(some) for some in evenly_spaced(MOST, len(split)).split(BATCH)]
     centers = torch.cat(
         [tokenizer.encode(to_float(part.images.to(device)), part.labels).float().cpu() for part in parts]
     )

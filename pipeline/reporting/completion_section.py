@@ -11,6 +11,7 @@ from smalti.common.data.run_images import open_vouched_images
 from smalti.common.errors import UserError
 from smalti.common.plots import image_grid
 from smalti.common.record import private
+from smalti.common.spacing import evenly_spaced
 from smalti.common.written import replacing_ours
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.mask import known_places
@@ -49,9 +50,8 @@ def completed(contents: RunContents) -> tuple[list[Tensor], str, str]:
     c = pipeline.tokenizer.config
     images = open_vouched_images(contents.path / "tokenizer", c, memory=0.0)  # decodes only the few images it needs
     split = held_out_split(images.splits, contents.split)
-    n = min(COMPLETED, len(split))
-    batch = split.read(torch.arange(n) * len(split) // n)
-    originals, rows = batch.images, half_rows(c)
+    batch = split.read(evenly_spaced(COMPLETED, len(split)))
+    originals, rows, n = batch.images, half_rows(c), len(batch.images)
     kept = torch.zeros(c.image_size, dtype=torch.bool)
     kept[:rows] = True
     names, numbers = pipeline.condition.class_names or (), batch.labels.tolist()

@@ -53,10 +53,12 @@ MEANINGS = {
     "nll": Meaning("nats per code", "what a held-out code costs under the prior; lower is better"),
     "nll_error": Meaning("its standard error", "over images"),
     "bits_per_code": Meaning("bits per code", "the same in bits; at most log₂ K for a prior that learned nothing"),
-    "bits_per_image": Meaning("bits per image", "what an ideal coder needs for all codes of an image"),
+    "bits_per_image": Meaning("bits per image", "what an ideal coder needs for all codes of an image, given its class"),
     "independent_nll": Meaning("nats, independent codes", "drawn one by one by their frequency in train"),
     "uniform_nll": Meaning("nats, uniform codes", "ln K: no code likelier than another"),
-    "saved": Meaning("saved", "share of the rate under independent codes that the prior does without", True),
+    "saved": Meaning(
+        "saved", "share of the rate under independent codes that the prior does without, its class paid for", True
+    ),
     "rate_saved": Meaning(
         "rate saved", "share of it that the learned prior does without, with the label paid for", True
     ),

@@ -5,7 +5,7 @@ No file is trusted: a damaged one raises a `UserError` that names it, and an abs
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -25,6 +25,7 @@ from smalti.common.record import private
 from smalti.common.run_folder import read_metrics
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.prior.base import Prior
+from smalti.prior.config import ArchitectureConfig
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.model import identity_of, settings_class
 
@@ -323,12 +324,19 @@ def other_sampling(contents: RunContents) -> str | None:
     """Return a remark if drawn images were measured with other sampling settings than are kept now, as after tuning."""
     measured = contents.evaluations.get("pipeline", {}).get("protocol", {}).get("sampling")
     kept = None if contents.sampling is None else contents.sampling.sampling.model_dump(mode="json")
-    if kept is None or not isinstance(measured, Mapping) or measured == kept:
+    if kept is None or not isinstance(measured, Mapping) or measured == as_measured(contents, kept, measured):
         return None
     anew = contents.command("pipeline/evaluate.py")
     return (
         f"The drawn images that were measured had other sampling settings than are kept now; {anew} measures them anew."
     )
+
+
+def as_measured(contents: RunContents, kept: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return the kept sampling settings of these names as `Prior.heeded` writes them, the prior's own for nulls."""
+    kind = (contents.prior or {}).get("architecture", {}).get("kind", ArchitectureConfig.usual)
+    usual = ArchitectureConfig.kinds[kind].builds.usual if kind in ArchitectureConfig.kinds else {}
+    return {name: usual.get(name) if kept.get(name) is None else kept[name] for name in names}
 
 
 def of_another_tokenizer(contents: RunContents) -> Iterator[str]:

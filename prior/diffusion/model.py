@@ -37,6 +37,14 @@ STEPS = 25  # of sampling
 STRATA = 2  # levels at which a held-out row is asked for its loss
 
 
+class DiffusionSampler(PassSampler):
+    """A sampler whose smallest products have a row an image: those of the level and the condition."""
+
+    @property
+    def rows(self) -> int:
+        return 2 if self.config.guidance != 1 else 1
+
+
 @DiffusionConfig.register
 class DiffusionPrior(Prior):
     """A diffusion Transformer over vectors."""
@@ -113,9 +121,9 @@ class DiffusionPrior(Prior):
 
     # ----------------------------------------------------------------------------------------------------- how it draws
 
-    def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> PassSampler:
+    def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> DiffusionSampler:
         self.check_sampling(config)
-        return PassSampler(self, config, batch_size)
+        return DiffusionSampler(self, config, batch_size)
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
         super().check_sampling(sampling)

@@ -13,13 +13,12 @@ places of a grid.
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from smalti.common.errors import UserError
 from smalti.common.layout import Layout
-from smalti.common.seeds import mixed
+from smalti.common.seeds import seed_for
 from smalti.prior.autoregressive import AutoregressivePrior, HintedPrior
 from smalti.prior.base import Choose
 from smalti.prior.config import PriorConfig, TrainConfig
@@ -134,9 +133,7 @@ class LevelsDrawing:
 
 def seed_of(seed: int, grid: int) -> int:
     """Return the seed from which a grid of a sample is drawn; of the top it is the sample's own."""
-    if grid == 0:
-        return seed
-    return int(mixed(mixed(np.array([seed], dtype=np.uint64)) ^ np.uint64(grid))[0])
+    return seed if grid == 0 else seed_for(seed, grid)
 
 
 def _part(config: PriorConfig, grid: int) -> HintedPrior:
