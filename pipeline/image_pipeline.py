@@ -40,6 +40,7 @@ from smalti.pipeline.mask import fill_unknown, known_places, read_mask
 from smalti.prior.base import Completes, Prior, Sampler, Scores, Unfolding, Unfolds
 from smalti.prior.config import ArchitectureConfig, PriorConfig
 from smalti.prior.model import load_prior
+from smalti.prior.sample import ALIKE as ROWS_ALIKE
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
@@ -760,15 +761,22 @@ class ImagePipeline(Pretrained):
     def unfold(self, labels: Tensor, seeds: Sequence[int], **sampling: Any) -> Iterator[Unfolding]:
         """Yield the latents of images after each pass that draws them, on the CPU, of class numbers (B,).
 
+        The last are those that a call returns.
+
         Raises:
             UserError: impossible settings, or a prior that does not draw in passes.
         """
         settings, prior = self.check_sampling(**sampling), self.prior
         if not isinstance(prior, Unfolds):
             raise UserError(f"a prior of kind {prior.config.architecture.name()} draws its latents one after the other")
-        passes = prior.unfold(settings, self.told_to_prior(labels.to(self.device)), seeds)
+        number = len(seeds)
+        padded = torch.arange(max(number, *ROWS_ALIKE.values())).clamp_max(number - 1)
+        passes = prior.unfold(settings, self.told_to_prior(labels[padded].to(self.device)), [seeds[i] for i in padded])
         return (
-            Unfolding(self.from_prior(each.latents.cpu()), None if each.settled is None else each.settled.cpu())
+            Unfolding(
+                self.from_prior(each.latents[:number].cpu()),
+                None if each.settled is None else each.settled[:number].cpu(),
+            )
             for each in passes
         )
 
@@ -876,7 +884,11 @@ class ImagePipeline(Pretrained):
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the codes (B, T) of images (B, C, H, W) uint8; class numbers (B,) where the tokenizer needs them."""
+        """Return the codes (B, T) of images (B, C, H, W) uint8; class numbers (B,) where the tokenizer needs them.
+
+        A few images are computed by other kernels than many, which round otherwise: where two codes are nearly as near,
+        an image alone may be given the other one.
+        """
         found, bar = [], passing_bar(len(pixels), "encode", **self._bar)
         for rows in torch.arange(len(pixels)).split(ENCODED):
             told = None if labels is None else labels[rows]

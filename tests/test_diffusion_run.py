@@ -202,3 +202,10 @@ def test_the_nearest_codes_of_embedded_codes_are_these_codes(quantizer):
         assert torch.equal(found, drawn)
     else:
         assert (tokenizer.embed(found) - vectors).square().mean() < vectors.var() / 2
+
+
+def test_the_last_pass_of_one_image_is_the_image_that_a_call_returns(run):
+    pipeline = ImagePipeline.from_run(run, SamplingConfig(**FEW))
+    drawn = pipeline(num_images=3, seed=0)
+    *_, last = pipeline.unfold(torch.tensor(drawn.labels[:1]), drawn.seeds[:1])
+    assert torch.equal(last.latents, drawn.codes[:1])

@@ -156,7 +156,7 @@ def test_a_choice_that_was_luck_is_not_kept(run, accelerator):
 
     class Lucky(Trials):
         def draw(self, sampling, seed, bar):
-            return 1.0 if sampling == start else {0: 0.5, 64: 2.0}[seed]
+            return 1.0 if sampling == start else {c.seed: 0.5, c.seed + c.images: 2.0}[seed]
 
     pipeline = ImagePipeline.from_run(run, start)
     trials = Lucky(c, pipeline, read_held_out(c, pipeline), Interrupt(accelerator))
