@@ -22,7 +22,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from smalti.common.config import parse
 from smalti.common.data.config import DataFiles, ImagesConfig, SplitNames
 from smalti.common.data.sources import Source, file_of, open_source
-from smalti.common.data.sources.files import IMAGE_SUFFIXES, SIDE_FILES
+from smalti.common.data.sources.files import IMAGE_SUFFIXES, SIDE_FILES, SIDE_FOLDERS
 from smalti.common.data.sources.splits import KEYWORDS, split_files, split_names, split_of
 from smalti.common.errors import UserError
 from smalti.common.raster import FORMATS
@@ -327,6 +327,13 @@ def test_a_run_and_drawn_pictures_inside_the_folder_of_images_are_named_and_not_
     source = opened(folder)
     assert files(source) == {"train": ["cat/0.png"]}
     assert named(source) == {"folders of runs or of drawn pictures": 2}
+
+
+def test_a_class_may_be_called_as_a_file_that_describes_a_data_set(tmp_path):
+    """A class folder `License` was left out without a word."""
+    folder = write(tmp_path / "s", "License/0.png", "ticket/1.png", ".git/2.png", **{"ticket/LICENSE": "words"})
+    source = opened(folder)
+    assert source.class_names == ("License", "ticket") and not source.unread
 
 
 def test_hidden_files_pipes_and_links_to_nowhere_are_named_and_never_opened(tmp_path):
@@ -944,7 +951,7 @@ def lie_there(folder: Path) -> int:
     """Count the files, and each hidden folder as one; files that describe a data set do not count."""
     count = 0
     for entry in os.scandir(folder):
-        if entry.name.lower() not in SIDE_FILES:
+        if entry.name.lower() not in SIDE_FILES | SIDE_FOLDERS:
             count += lie_there(Path(entry)) if entry.is_dir() and not entry.name.startswith(".") else 1
     return count
 
