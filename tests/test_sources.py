@@ -411,6 +411,24 @@ def test_metadata_above_split_folders_labels_each(tmp_path):
     assert sizes(source) == {"train": 2, "test": 1} and labels(source, "test") == {"test/2.png": "1"}
 
 
+def test_a_test_folder_beside_others_under_metadata_is_asked_about_and_never_trained_on_unasked(tmp_path):
+    """A table named all images of images/ and test/, and training saw both without a word."""
+    names = ("images/0.png", "images/1.png", "test/2.png")
+    folder = write(tmp_path / "s", *names, **{"metadata.csv": "file_name,label\n" + ",a\n".join((*names, ""))})
+    with pytest.raises(
+        UserError, match=r"folder test beside images may be a split or not; say .*--images\.split\.train"
+    ):
+        opened(folder)
+    assert sizes(opened(folder, split=SplitNames(train="images", test="test"))) == {"train": 2, "test": 1}
+    assert sizes(opened(folder, data_files=DataFiles(train=("**",)))) == {"train": 3}
+
+
+def test_a_train_folder_beside_others_under_metadata_is_read_with_them_and_that_is_said(tmp_path):
+    names = ("train/0.png", "extra/1.png")
+    source = opened(write(tmp_path / "s", *names, **{"metadata.csv": "\n".join(("file_name", *names))}))
+    assert sizes(source) == {"train": 2} and "the folder train is read as train like the others" in source.notes[0]
+
+
 WRONG_METADATA = {
     "a missing file": (
         {"metadata.csv": "file_name\n0.png\n9.png\n"},
@@ -966,7 +984,7 @@ def test_of_300_random_folders_every_file_is_read_or_named(tmp_path):
             assert any(
                 word in str(error)
                 for word in (
-                    "may be a split or a class",
+                    "may be a split or",
                     "no split train",
                     "of no class",
                     "which it has not",
