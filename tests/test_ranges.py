@@ -36,6 +36,22 @@ def tiff(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def in_strips(values: np.ndarray) -> bytes:
+    """Return values (h, w, 3) as an uncompressed TIFF with 16 bits a channel and two rows a strip; PIL writes none."""
+    h, w, channels = values.shape
+    strips = [values[y : y + 2].astype("<u2").tobytes() for y in range(0, h, 2)]
+    sizes = [len(strip) for strip in strips]
+    *starts, end = np.cumsum([8, *sizes]).tolist()
+    tags = {256: [w], 257: [h], 258: [16] * channels, 262: [2], 273: starts, 277: [channels], 278: [2], 279: sizes}
+    listed, beyond, after = b"", b"", end + 2 + 12 * len(tags) + 4
+    for tag, numbers in tags.items():
+        value = numbers if len(numbers) == 1 else [after + len(beyond)]
+        listed += struct.pack("<HHII", tag, 4, len(numbers), *value)
+        beyond += struct.pack(f"<{len(numbers)}I", *numbers) if len(numbers) > 1 else b""
+    head = b"II" + struct.pack("<HI", 42, end)
+    return head + b"".join(strips) + struct.pack("<H", len(tags)) + listed + bytes(4) + beyond
+
+
 def drawn(most: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     """Return random values (h, w, C) up to `most`, which occurs."""
     values = np.random.default_rng(seed).integers(0, most + 1, (*SIZE, channels)).astype(np.uint16)
@@ -81,6 +97,14 @@ def test_white_is_the_value_that_the_setting_says(bits, channels, tmp_path):
     expected = (values.astype(np.int64) * 255 / white).round() if bits < 16 or channels == 1 else values // 256
     assert np.array_equal(images.splits["train"].read([0]).images[0].permute(1, 2, 0), expected)
     assert not of_range(images)
+
+
+def test_white_is_the_same_in_every_strip_of_a_tiff(tmp_path):
+    """The lower bytes of the first strip alone were read; in the others the upper bytes stood for them."""
+    values = drawn(4095, 3)
+    images = opened(tmp_path / "set", [in_strips(values)] * 3, 3, white=4095)
+    expected = (values.astype(np.int64) * 255 / 4095).round()
+    assert np.array_equal(images.splits["train"].read([0]).images[0].permute(1, 2, 0), expected)
 
 
 def test_integers_of_32_bits_have_the_same_range(tmp_path):

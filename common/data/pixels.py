@@ -54,10 +54,11 @@ def _low_bytes(file: bytes, raw: str) -> PIL.Image.Image:
         raise ValueError(f"images.white is for grey and RGB of 16 bits; {raw} is read over its whole range alone")
     big = raw.endswith("B") or (raw.endswith("N") and sys.byteorder == "big")
     image = open_picture(file)
-    tile = image.tile[0]  # type: ignore[attr-defined]  # every picture from a file has it, until it is decoded
+    tiles = image.tile  # type: ignore[attr-defined]  # every picture from a file has it, until it is decoded
     other = "RGB;16L" if big else "RGB;16B"
-    arguments = (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other
-    image.tile = [tile._replace(args=arguments)]  # type: ignore[attr-defined]
+    image.tile = [  # type: ignore[attr-defined]  # a TIFF has one for each strip
+        tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other) for tile in tiles
+    ]
     return image
 
 
