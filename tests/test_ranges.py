@@ -36,13 +36,25 @@ def tiff(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def in_strips(values: np.ndarray) -> bytes:
-    """Return values (h, w, 3) as an uncompressed TIFF with 16 bits a channel and two rows a strip; PIL writes none."""
+def in_strips(values: np.ndarray, planes: bool = False) -> bytes:
+    """Return values (h, w, C) as an uncompressed TIFF with 16 bits a channel and two rows a strip; PIL writes none."""
     h, w, channels = values.shape
-    strips = [values[y : y + 2].astype("<u2").tobytes() for y in range(0, h, 2)]
+    photometric = 2 if channels == 3 else 1
+    layers = np.moveaxis(values, 2, 0) if planes else [values]
+    strips = [layer[y : y + 2].astype("<u2").tobytes() for layer in layers for y in range(0, h, 2)]
     sizes = [len(strip) for strip in strips]
     *starts, end = np.cumsum([8, *sizes]).tolist()
-    tags = {256: [w], 257: [h], 258: [16] * channels, 262: [2], 273: starts, 277: [channels], 278: [2], 279: sizes}
+    tags = {
+        256: [w],
+        257: [h],
+        258: [16] * channels,
+        262: [photometric],
+        273: starts,
+        277: [channels],
+        278: [2],
+        279: sizes,
+    }
+    tags |= {284: [1 + planes]}
     listed, beyond, after = b"", b"", end + 2 + 12 * len(tags) + 4
     for tag, numbers in tags.items():
         value = numbers if len(numbers) == 1 else [after + len(beyond)]
@@ -128,6 +140,14 @@ REFUSED = {
 def test_values_that_have_no_place_in_the_range_are_refused_and_never_clipped(make, message, tmp_path):
     with pytest.raises(UserError, match=message):
         opened(tmp_path / "set", [make()] * 3, white=4095)
+
+
+@pytest.mark.parametrize("channels, white", [(3, 65_535), (3, 4095), (1, 65_535)])
+def test_planes_of_16_bits_are_refused_with_what_to_do(channels, white, tmp_path):
+    """PIL takes them for planes of 8 bits: the picture was noise."""
+    file = in_strips(drawn(4095, channels), planes=True)
+    with pytest.raises(UserError, match=r"save it with the channels of a pixel side by side \(PlanarConfiguration 1\)"):
+        opened(tmp_path / "set", [file] * 3, channels, white=white)
 
 
 def test_a_turned_picture_of_16_bits_is_turned_whole(tmp_path):

@@ -21,6 +21,7 @@ from smalti.common.raster import open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of a picture, by its channels
 WHITE = 65_535  # of 16 bits a channel
+BITS, PLANES = 258, 284  # tags of a TIFF
 ANIMATED = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}  # not MPO: a phone's JPEG with its preview is no animation
 
 
@@ -46,6 +47,19 @@ def _raw_mode(image: PIL.Image.Image) -> str:
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _refuse_planes(image: PIL.Image.Image, white: int) -> None:
+    """Raise `ValueError` for an undecoded TIFF with a plane for each channel whose 16 bits PIL would read wrongly."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(PLANES) != 2 or max(tags.get(BITS, (1,))) <= 8:
+        return
+    plain = image.tile[0].codec_name == "raw"  # type: ignore[attr-defined]  # taken for planes of 8 bits
+    if plain or (white < WHITE and not image.mode.startswith("I")):  # of compressed ones the upper bytes are right
+        raise ValueError(
+            "a TIFF with 16 bits a channel and a plane for each cannot be read so; save it with the channels of a "
+            "pixel side by side (PlanarConfiguration 1)"
+        )
 
 
 def _low_bytes(file: bytes, raw: str) -> PIL.Image.Image:
@@ -131,6 +145,7 @@ def decoded(file: bytes, shape: Shape, max_pixels: int) -> Decoded:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels are more than images.max_pixels {max_pixels}")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+        _refuse_planes(image, shape.white)
         raw = _raw_mode(image)
         colours = ";16" in raw and not image.mode.startswith("I")
         low = _low_bytes(file, raw) if colours and shape.white < WHITE else None
