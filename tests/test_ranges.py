@@ -36,10 +36,9 @@ def tiff(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def in_strips(values: np.ndarray, planes: bool = False) -> bytes:
+def in_strips(values: np.ndarray, photometric: int = 2, planes: bool = False) -> bytes:
     """Return values (h, w, C) as an uncompressed TIFF with 16 bits a channel and two rows a strip; PIL writes none."""
     h, w, channels = values.shape
-    photometric = 2 if channels == 3 else 1
     layers = np.moveaxis(values, 2, 0) if planes else [values]
     strips = [layer[y : y + 2].astype("<u2").tobytes() for layer in layers for y in range(0, h, 2)]
     sizes = [len(strip) for strip in strips]
@@ -142,10 +141,19 @@ def test_values_that_have_no_place_in_the_range_are_refused_and_never_clipped(ma
         opened(tmp_path / "set", [make()] * 3, white=4095)
 
 
+@pytest.mark.parametrize("white", [65_535, 4095])
+def test_a_grey_tiff_whose_zero_is_white_comes_as_the_one_whose_zero_is_black(white, tmp_path):
+    """PIL inverts such pictures of 8 bits alone; those of 16 came as negatives."""
+    values = drawn(white)
+    for folder, file in {"zero is black": in_strips(values, 1), "zero is white": in_strips(white - values, 0)}.items():
+        read = opened(tmp_path / folder, [file] * 3, white=white).splits["train"].read([0]).images[0, 0]
+        assert np.array_equal(read, (values[..., 0].astype(np.int64) * 255 / white).round())
+
+
 @pytest.mark.parametrize("channels, white", [(3, 65_535), (3, 4095), (1, 65_535)])
 def test_planes_of_16_bits_are_refused_with_what_to_do(channels, white, tmp_path):
     """PIL takes them for planes of 8 bits: the picture was noise."""
-    file = in_strips(drawn(4095, channels), planes=True)
+    file = in_strips(drawn(4095, channels), 2 if channels == 3 else 1, planes=True)
     with pytest.raises(UserError, match=r"save it with the channels of a pixel side by side \(PlanarConfiguration 1\)"):
         opened(tmp_path / "set", [file] * 3, channels, white=white)
 

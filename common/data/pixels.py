@@ -21,7 +21,7 @@ from smalti.common.raster import open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of a picture, by its channels
 WHITE = 65_535  # of 16 bits a channel
-BITS, PLANES = 258, 284  # tags of a TIFF
+BITS, PHOTOMETRIC, PLANES = 258, 262, 284  # tags of a TIFF
 ANIMATED = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}  # not MPO: a phone's JPEG with its preview is no animation
 
 
@@ -60,6 +60,12 @@ def _refuse_planes(image: PIL.Image.Image, white: int) -> None:
             "a TIFF with 16 bits a channel and a plane for each cannot be read so; save it with the channels of a "
             "pixel side by side (PlanarConfiguration 1)"
         )
+
+
+def _white_is_zero(image: PIL.Image.Image) -> bool:
+    """Return whether 0 is white in a grey TIFF of 16 bits; of 8 bits PIL inverts such a one itself."""
+    tags = getattr(image, "tag_v2", {PHOTOMETRIC: 1})
+    return image.mode.startswith("I") and tags.get(PHOTOMETRIC, 0) == 0  # PIL's default too
 
 
 def _low_bytes(file: bytes, raw: str) -> PIL.Image.Image:
@@ -146,10 +152,12 @@ def decoded(file: bytes, shape: Shape, max_pixels: int) -> Decoded:
             raise ValueError(f"{image.width} x {image.height} pixels are more than images.max_pixels {max_pixels}")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         _refuse_planes(image, shape.white)
-        raw = _raw_mode(image)
+        raw, white_is_zero = _raw_mode(image), _white_is_zero(image)
         colours = ";16" in raw and not image.mode.startswith("I")
         low = _low_bytes(file, raw) if colours and shape.white < WHITE else None
         PIL.ImageOps.exif_transpose(image, in_place=True)
+        if white_is_zero:
+            image = PIL.Image.fromarray(shape.white - np.asarray(image, np.int32))
         brightest = _brightest(image, colours)
         if low is not None:
             PIL.ImageOps.exif_transpose(low, in_place=True)
