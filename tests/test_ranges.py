@@ -16,8 +16,8 @@ from smalti.common.errors import UserError
 SIZE, PNG = (4, 5), b"\x89PNG\r\n\x1a\n"
 
 
-def png(values: np.ndarray) -> bytes:
-    """Return values (h, w, C) as a PNG with 16 bits a channel; PIL writes only grey ones."""
+def png(values: np.ndarray, clear: list[int] | None = None) -> bytes:
+    """Return values (h, w, C), of which `clear` is transparent, as a PNG of 16 bits a channel; PIL writes only grey."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -26,7 +26,8 @@ def png(values: np.ndarray) -> bytes:
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", w, h, 16, kind, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    transparent = [] if clear is None else [(b"tRNS", struct.pack(f">{channels}H", *clear))]
+    chunks = [(b"IHDR", header), *transparent, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return PNG + b"".join(chunk(*each) for each in chunks)
 
 
@@ -139,6 +140,25 @@ REFUSED = {
 def test_values_that_have_no_place_in_the_range_are_refused_and_never_clipped(make, message, tmp_path):
     with pytest.raises(UserError, match=message):
         opened(tmp_path / "set", [make()] * 3, white=4095)
+
+
+@pytest.mark.parametrize("white", [65_535, 4095])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_one_colour_of_16_bits_that_is_transparent_is_kept_for_four_channels(channels, white, tmp_path):
+    """Of grey it was dropped; of colours PIL compared its lower bytes with the upper ones of the picture."""
+    values = drawn(white, channels)
+    clear = values[2, 3].tolist()
+    read = opened(tmp_path / "set", [png(values, clear)] * 3, 4, white=white).splits["train"].read([0]).images[0]
+    assert np.array_equal(read[3] == 0, (values == clear).all(-1)) and read[3].max() == 255
+    expected = (values.astype(np.int64) * 255 / white).round()
+    assert np.array_equal(read[:3].permute(1, 2, 0), np.broadcast_to(expected, (*SIZE, 3)))
+
+
+def test_what_is_transparent_in_16_bits_is_laid_on_white_as_in_8(tmp_path):
+    values = np.full((*SIZE, 1), 200 * 257)
+    values[1:3] = 20 * 257
+    read = opened(tmp_path / "set", [png(values, [20 * 257])] * 3).splits["train"].read([0]).images[0, 0]
+    assert (read[1:3] == 255).all() and (read[3:] == 200).all()
 
 
 @pytest.mark.parametrize("white", [65_535, 4095])

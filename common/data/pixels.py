@@ -9,7 +9,7 @@ Shapes: B images, C channels (1, 3 or 4), H x W pixels.
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -82,12 +82,20 @@ def _low_bytes(file: bytes, raw: str) -> PIL.Image.Image:
     return image
 
 
-def _of_eight_bits(values: np.ndarray, white: int) -> PIL.Image.Image:
-    """Return values (h, w) or (h, w, 3) in 0..white as a picture of 8 bits a channel."""
+def _of_eight_bits(values: np.ndarray, white: int, clear: Any = None) -> PIL.Image.Image:
+    """Return values (h, w) or (h, w, 3) in 0..white as a picture of 8 bits a channel.
+
+    Args:
+        clear: the grey or the colour that is transparent, as a PNG names it with 16 bits; none for an opaque picture.
+    """
     values = values.astype(np.int64)
     if values.min() < 0 or values.max() > white:
         raise ValueError(f"pixels must lie in 0..{white} (images.white), got {values.min()}..{values.max()}")
-    return PIL.Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    picture = PIL.Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    if clear is not None:
+        seen = (values.reshape(*values.shape[:2], -1) != clear).any(-1)
+        picture.putalpha(PIL.Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)))
+    return picture
 
 
 def _in_mode(image: PIL.Image.Image, channels: int, white: int = WHITE) -> PIL.Image.Image:
@@ -95,7 +103,7 @@ def _in_mode(image: PIL.Image.Image, channels: int, white: int = WHITE) -> PIL.I
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no agreed range; save them as 8 or 16 bit")
     if image.mode.startswith("I"):  # PIL's own conversion clips 16 bits at 255
-        image = _of_eight_bits(np.asarray(image), white)
+        image = _of_eight_bits(np.asarray(image), white, image.info.get("transparency"))
     if image.has_transparency_data and channels != 4:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
@@ -154,14 +162,16 @@ def decoded(file: bytes, shape: Shape, max_pixels: int) -> Decoded:
         _refuse_planes(image, shape.white)
         raw, white_is_zero = _raw_mode(image), _white_is_zero(image)
         colours = ";16" in raw and not image.mode.startswith("I")
-        low = _low_bytes(file, raw) if colours and shape.white < WHITE else None
+        clear = image.info.get("transparency")  # of 16 bits, which PIL compares with 8
+        low = _low_bytes(file, raw) if colours and (shape.white < WHITE or clear is not None) else None
         PIL.ImageOps.exif_transpose(image, in_place=True)
         if white_is_zero:
             image = PIL.Image.fromarray(shape.white - np.asarray(image, np.int32))
         brightest = _brightest(image, colours)
         if low is not None:
             PIL.ImageOps.exif_transpose(low, in_place=True)
-            image = _of_eight_bits(np.asarray(image).astype(np.int64) * 256 + np.asarray(low), shape.white)
+            values = np.asarray(image).astype(np.int64) * 256 + np.asarray(low)
+            image = _of_eight_bits(values, shape.white, clear)
         return Decoded(_pixels_of(image, shape), frames, brightest)
 
 
