@@ -873,6 +873,15 @@ def test_on_the_hub_a_readme_says_which_files_are_read_and_reaches_no_others(hub
             opened("me/stranger")
 
 
+def test_without_the_hub_the_files_of_each_split_cannot_be_chosen(hub, monkeypatch):
+    """All files that were kept were read, without a word on the patterns."""
+    hub.repositories["datasets/me/vehicles"] = {"main": [VEHICLES]}
+    assert sizes(opened("me/vehicles")) == {"train": 6}
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"data_files of me/vehicles: the Hub is not reached, .* give that FOLDER"):
+        opened("me/vehicles", data_files=DataFiles(train=("cars.parquet",)))
+
+
 # ------------------------------------------------------------------------------------------------------------- fuzz
 
 NAMES = [
