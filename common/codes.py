@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # half a second, and reading does without
 MAPPED = 2**26  # bytes of codes from which a split is mapped from the disk: below, mapping gains nothing
 TOGETHER = 2**16  # rows that are checked at once
 AGAIN = "encode again with the same command to mend it"
+SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.parquet")  # the name of one, of whichever split
 PLAN = ".plan.json"  # the settings of an encode, beside its shards
 Rows = np.ndarray | MappedRows
 
@@ -159,6 +160,11 @@ def write_plan(folder: Path, info: CodesInfo) -> None:
 
 def shard_path(folder: Path, split: str, shard: int, shards: int) -> Path:
     return folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file's path in a folder of codes is one that `shard_path` gives."""
+    return SHARD.fullmatch(name) is not None
 
 
 def write_shard(path: Path, info: CodesInfo, shard: CodesSplit) -> None:

@@ -9,7 +9,7 @@ Only the files that a class reads are downloaded, and the Hub's errors become me
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -275,14 +275,15 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     keep: Sequence[str] = (),
-    replace: Sequence[str] = (),
+    replace: Callable[[str], bool] | None = None,
 ) -> str:
     """Write the files of a folder, but hidden ones, into a repository as one commit, and return its address.
 
+    Files that go from the repository are printed.
+
     Args:
         keep: files that stay as they are where the repository has them.
-        replace: endings of files that go from the repository where the folder has them not: shards of an earlier
-            dataset.
+        replace: whether a file of the repository that the folder has not goes from it: a shard of an earlier dataset.
     Raises:
         UserError: as `Pretrained.push_to_hub`.
     """
@@ -296,14 +297,17 @@ def push(
         if revision is not None:
             api.create_branch(repo_id, repo_type=kind, branch=revision, exist_ok=True)
         there = set(api.list_repo_files(repo_id, repo_type=kind, revision=revision))
+        gone = sorted(filter(replace, there - paths.keys())) if replace else []
         commit = api.create_commit(
             repo_id,
-            _operations(paths, there, keep, replace),
+            _operations(paths, there.intersection(keep), gone),
             commit_message=commit_message,
             repo_type=kind,
             revision=revision,
             create_pr=create_pr,
         )
+    if gone:
+        print(f"removed from {repo_id}, as shards of earlier codes: {', '.join(gone)}")
     return commit.pr_url or commit.commit_url
 
 
@@ -322,14 +326,13 @@ def _check_can_push(repo_id: str, revision: str | None, create_pr: bool) -> None
 
 
 def _operations(
-    paths: Mapping[str, Path], there: set[str], keep: Sequence[str], replace: Sequence[str]
+    paths: Mapping[str, Path], kept: set[str], gone: Sequence[str]
 ) -> list["CommitOperationAdd | CommitOperationDelete"]:
-    """Return the operations of a commit that adds files to those that are there, keeping and replacing as `push`."""
+    """Return the operations of a commit that adds files, but those that are kept as they are, and removes others."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    gone = [CommitOperationDelete(name) for name in sorted(there - paths.keys()) if name.endswith(tuple(replace))]
-    kept = there.intersection(keep)
-    return [*gone, *(CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in kept)]
+    added = [CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in kept]
+    return [*map(CommitOperationDelete, gone), *added]
 
 
 def _shown_files(folder: Path) -> dict[str, Path]:

@@ -203,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
             revision=c.revision,
             create_pr=c.create_pr,
             commit_message=c.message or f"Upload {c.what}",
-            replace=(".parquet",) if c.what == "codes" else (),
+            replace=codes.is_shard if c.what == "codes" else None,
         )
     print(f"pushed: {url}")
 

@@ -67,6 +67,18 @@ def test_copies_of_a_file_stand_on_one_side():
     assert np.array_equal(out[:500], out[500:])
 
 
+@pytest.mark.parametrize("share", [1e-9, 0.3, 0.9])
+def test_copies_stand_on_one_side_of_a_small_set_too_and_its_classes_keep_an_image(share):
+    """Where a class would have been held out whole, or nothing at all, one row changed sides and its copies did not."""
+    rng = np.random.default_rng(0)
+    for start in range(0, 2000, 10):
+        digests, labels = MANY[start + rng.integers(0, 4, 8)], rng.integers(-1, 2, 8)
+        digests[:4], labels[:4] = MANY[start + 4 : start + 8], [0, 1, 0, 1]  # each class has two files
+        out = held_out_rows(digests, labels, share)
+        assert not set(digests[out]) & set(digests[~out]) and 0 < out.sum() < 8
+        assert set(labels[labels >= 0]) == set(labels[~out & (labels >= 0)])
+
+
 @pytest.mark.parametrize("share", [1e-9, 0.05, 0.5])
 @pytest.mark.parametrize("rows", [2, 3, 10])
 def test_there_is_an_image_to_train_on_and_one_to_validate_with(rows, share):

@@ -450,6 +450,16 @@ def test_codes_are_pushed_as_a_dataset_that_datasets_reads_and_name_no_folder_of
     assert codes.load_codes(Path(fetched)).info.tokenizer == ours.info.tokenizer
 
 
+def test_of_the_repository_shards_of_earlier_codes_alone_go_and_they_are_named(copied, hub, capsys):
+    """Every Parquet of a repository went, at any depth and without a word."""
+    theirs = {"data/train-00000-of-00001.parquet": b"", "words.parquet": b"", "train-0-of-1.parquet": b""}
+    hub.repositories["datasets/me/codes"] = {"main": [{**theirs, "old-00000-of-00002.parquet": b""}]}
+    main([str(copied), "--what", "codes", "--repo", "me/codes"])
+    there = hub.files("datasets/me/codes")
+    assert theirs.keys() < there.keys() and "old-00000-of-00002.parquet" not in there
+    assert "removed from me/codes, as shards of earlier codes: old-00000-of-00002.parquet\n" in capsys.readouterr().out
+
+
 def test_a_card_of_codes_that_are_not_all_there_is_noticed(copied, tmp_path):
     """The YAML head gives the number of rows, and `load_dataset` counts them."""
     from datasets import load_dataset

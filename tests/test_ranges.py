@@ -16,8 +16,8 @@ from smalti.common.errors import UserError
 SIZE, PNG = (4, 5), b"\x89PNG\r\n\x1a\n"
 
 
-def png(values: np.ndarray) -> bytes:
-    """Return values (h, w, C) as a PNG with 16 bits a channel; PIL writes only grey ones."""
+def png(values: np.ndarray, clear: list[int] | None = None) -> bytes:
+    """Return values (h, w, C), of which `clear` is transparent, as a PNG of 16 bits a channel; PIL writes only grey."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -26,7 +26,8 @@ def png(values: np.ndarray) -> bytes:
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", w, h, 16, kind, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    transparent = [] if clear is None else [(b"tRNS", struct.pack(f">{channels}H", *clear))]
+    chunks = [(b"IHDR", header), *transparent, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return PNG + b"".join(chunk(*each) for each in chunks)
 
 
@@ -34,6 +35,33 @@ def tiff(values: np.ndarray) -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(values).save(file, "TIFF")
     return file.getvalue()
+
+
+def in_strips(values: np.ndarray, photometric: int = 2, planes: bool = False) -> bytes:
+    """Return values (h, w, C) as an uncompressed TIFF with 16 bits a channel and two rows a strip; PIL writes none."""
+    h, w, channels = values.shape
+    layers = np.moveaxis(values, 2, 0) if planes else [values]
+    strips = [layer[y : y + 2].astype("<u2").tobytes() for layer in layers for y in range(0, h, 2)]
+    sizes = [len(strip) for strip in strips]
+    *starts, end = np.cumsum([8, *sizes]).tolist()
+    tags = {
+        256: [w],
+        257: [h],
+        258: [16] * channels,
+        262: [photometric],
+        273: starts,
+        277: [channels],
+        278: [2],
+        279: sizes,
+    }
+    tags |= {284: [1 + planes]}
+    listed, beyond, after = b"", b"", end + 2 + 12 * len(tags) + 4
+    for tag, numbers in tags.items():
+        value = numbers if len(numbers) == 1 else [after + len(beyond)]
+        listed += struct.pack("<HHII", tag, 4, len(numbers), *value)
+        beyond += struct.pack(f"<{len(numbers)}I", *numbers) if len(numbers) > 1 else b""
+    head = b"II" + struct.pack("<HI", 42, end)
+    return head + b"".join(strips) + struct.pack("<H", len(tags)) + listed + bytes(4) + beyond
 
 
 def drawn(most: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -83,6 +111,14 @@ def test_white_is_the_value_that_the_setting_says(bits, channels, tmp_path):
     assert not of_range(images)
 
 
+def test_white_is_the_same_in_every_strip_of_a_tiff(tmp_path):
+    """The lower bytes of the first strip alone were read; in the others the upper bytes stood for them."""
+    values = drawn(4095, 3)
+    images = opened(tmp_path / "set", [in_strips(values)] * 3, 3, white=4095)
+    expected = (values.astype(np.int64) * 255 / 4095).round()
+    assert np.array_equal(images.splits["train"].read([0]).images[0].permute(1, 2, 0), expected)
+
+
 def test_integers_of_32_bits_have_the_same_range(tmp_path):
     values = drawn(4095)[..., 0].astype(np.int32)
     images = opened(tmp_path / "set", [tiff(values)] * 3)
@@ -104,6 +140,42 @@ REFUSED = {
 def test_values_that_have_no_place_in_the_range_are_refused_and_never_clipped(make, message, tmp_path):
     with pytest.raises(UserError, match=message):
         opened(tmp_path / "set", [make()] * 3, white=4095)
+
+
+@pytest.mark.parametrize("white", [65_535, 4095])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_one_colour_of_16_bits_that_is_transparent_is_kept_for_four_channels(channels, white, tmp_path):
+    """Of grey it was dropped; of colours PIL compared its lower bytes with the upper ones of the picture."""
+    values = drawn(white, channels)
+    clear = values[2, 3].tolist()
+    read = opened(tmp_path / "set", [png(values, clear)] * 3, 4, white=white).splits["train"].read([0]).images[0]
+    assert np.array_equal(read[3] == 0, (values == clear).all(-1)) and read[3].max() == 255
+    expected = (values.astype(np.int64) * 255 / white).round()
+    assert np.array_equal(read[:3].permute(1, 2, 0), np.broadcast_to(expected, (*SIZE, 3)))
+
+
+def test_what_is_transparent_in_16_bits_is_laid_on_white_as_in_8(tmp_path):
+    values = np.full((*SIZE, 1), 200 * 257)
+    values[1:3] = 20 * 257
+    read = opened(tmp_path / "set", [png(values, [20 * 257])] * 3).splits["train"].read([0]).images[0, 0]
+    assert (read[1:3] == 255).all() and (read[3:] == 200).all()
+
+
+@pytest.mark.parametrize("white", [65_535, 4095])
+def test_a_grey_tiff_whose_zero_is_white_comes_as_the_one_whose_zero_is_black(white, tmp_path):
+    """PIL inverts such pictures of 8 bits alone; those of 16 came as negatives."""
+    values = drawn(white)
+    for folder, file in {"zero is black": in_strips(values, 1), "zero is white": in_strips(white - values, 0)}.items():
+        read = opened(tmp_path / folder, [file] * 3, white=white).splits["train"].read([0]).images[0, 0]
+        assert np.array_equal(read, (values[..., 0].astype(np.int64) * 255 / white).round())
+
+
+@pytest.mark.parametrize("channels, white", [(3, 65_535), (3, 4095), (1, 65_535)])
+def test_planes_of_16_bits_are_refused_with_what_to_do(channels, white, tmp_path):
+    """PIL takes them for planes of 8 bits: the picture was noise."""
+    file = in_strips(drawn(4095, channels), 2 if channels == 3 else 1, planes=True)
+    with pytest.raises(UserError, match=r"save it with the channels of a pixel side by side \(PlanarConfiguration 1\)"):
+        opened(tmp_path / "set", [file] * 3, channels, white=white)
 
 
 def test_a_turned_picture_of_16_bits_is_turned_whole(tmp_path):

@@ -22,7 +22,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from smalti.common.config import parse
 from smalti.common.data.config import DataFiles, ImagesConfig, SplitNames
 from smalti.common.data.sources import Source, file_of, open_source
-from smalti.common.data.sources.files import IMAGE_SUFFIXES, SIDE_FILES
+from smalti.common.data.sources.files import IMAGE_SUFFIXES, SIDE_FILES, SIDE_FOLDERS
 from smalti.common.data.sources.splits import KEYWORDS, split_files, split_names, split_of
 from smalti.common.errors import UserError
 from smalti.common.raster import FORMATS
@@ -329,6 +329,13 @@ def test_a_run_and_drawn_pictures_inside_the_folder_of_images_are_named_and_not_
     assert named(source) == {"folders of runs or of drawn pictures": 2}
 
 
+def test_a_class_may_be_called_as_a_file_that_describes_a_data_set(tmp_path):
+    """A class folder `License` was left out without a word."""
+    folder = write(tmp_path / "s", "License/0.png", "ticket/1.png", ".git/2.png", **{"ticket/LICENSE": "words"})
+    source = opened(folder)
+    assert source.class_names == ("License", "ticket") and not source.unread
+
+
 def test_hidden_files_pipes_and_links_to_nowhere_are_named_and_never_opened(tmp_path):
     """A FIFO among the images blocked the reader for ever, and a link to /dev/zero filled the memory."""
     folder = write(tmp_path / "s", "cat/0.png", ".hidden/x.png", ".hidden/y.png", "cat/._0.png", "cat/.DS_Store")
@@ -402,6 +409,24 @@ def test_metadata_above_split_folders_labels_each(tmp_path):
     lines = "".join(json.dumps({"file_name": name, "label": label}) + "\n" for name, label in table.items())
     source = opened(write(tmp_path / "s", "train/0.png", "train/1.png", "test/2.png", **{"metadata.jsonl": lines}))
     assert sizes(source) == {"train": 2, "test": 1} and labels(source, "test") == {"test/2.png": "1"}
+
+
+def test_a_test_folder_beside_others_under_metadata_is_asked_about_and_never_trained_on_unasked(tmp_path):
+    """A table named all images of images/ and test/, and training saw both without a word."""
+    names = ("images/0.png", "images/1.png", "test/2.png")
+    folder = write(tmp_path / "s", *names, **{"metadata.csv": "file_name,label\n" + ",a\n".join((*names, ""))})
+    with pytest.raises(
+        UserError, match=r"folder test beside images may be a split or not; say .*--images\.split\.train"
+    ):
+        opened(folder)
+    assert sizes(opened(folder, split=SplitNames(train="images", test="test"))) == {"train": 2, "test": 1}
+    assert sizes(opened(folder, data_files=DataFiles(train=("**",)))) == {"train": 3}
+
+
+def test_a_train_folder_beside_others_under_metadata_is_read_with_them_and_that_is_said(tmp_path):
+    names = ("train/0.png", "extra/1.png")
+    source = opened(write(tmp_path / "s", *names, **{"metadata.csv": "\n".join(("file_name", *names))}))
+    assert sizes(source) == {"train": 2} and "the folder train is read as train like the others" in source.notes[0]
 
 
 WRONG_METADATA = {
@@ -848,6 +873,15 @@ def test_on_the_hub_a_readme_says_which_files_are_read_and_reaches_no_others(hub
             opened("me/stranger")
 
 
+def test_without_the_hub_the_files_of_each_split_cannot_be_chosen(hub, monkeypatch):
+    """All files that were kept were read, without a word on the patterns."""
+    hub.repositories["datasets/me/vehicles"] = {"main": [VEHICLES]}
+    assert sizes(opened("me/vehicles")) == {"train": 6}
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"data_files of me/vehicles: the Hub is not reached, .* give that FOLDER"):
+        opened("me/vehicles", data_files=DataFiles(train=("cars.parquet",)))
+
+
 # ------------------------------------------------------------------------------------------------------------- fuzz
 
 NAMES = [
@@ -944,7 +978,7 @@ def lie_there(folder: Path) -> int:
     """Count the files, and each hidden folder as one; files that describe a data set do not count."""
     count = 0
     for entry in os.scandir(folder):
-        if entry.name.lower() not in SIDE_FILES:
+        if entry.name.lower() not in SIDE_FILES | SIDE_FOLDERS:
             count += lie_there(Path(entry)) if entry.is_dir() and not entry.name.startswith(".") else 1
     return count
 
@@ -959,7 +993,7 @@ def test_of_300_random_folders_every_file_is_read_or_named(tmp_path):
             assert any(
                 word in str(error)
                 for word in (
-                    "may be a split or a class",
+                    "may be a split or",
                     "no split train",
                     "of no class",
                     "which it has not",

@@ -9,7 +9,7 @@ Shapes: B images, C channels (1, 3 or 4), H x W pixels.
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -21,6 +21,7 @@ from smalti.common.raster import open_picture
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of a picture, by its channels
 WHITE = 65_535  # of 16 bits a channel
+BITS, PHOTOMETRIC, PLANES = 258, 262, 284  # tags of a TIFF
 ANIMATED = {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}  # not MPO: a phone's JPEG with its preview is no animation
 
 
@@ -48,25 +49,53 @@ def _raw_mode(image: PIL.Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
+def _refuse_planes(image: PIL.Image.Image, white: int) -> None:
+    """Raise `ValueError` for an undecoded TIFF with a plane for each channel whose 16 bits PIL would read wrongly."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(PLANES) != 2 or max(tags.get(BITS, (1,))) <= 8:
+        return
+    plain = image.tile[0].codec_name == "raw"  # type: ignore[attr-defined]  # taken for planes of 8 bits
+    if plain or (white < WHITE and not image.mode.startswith("I")):  # of compressed ones the upper bytes are right
+        raise ValueError(
+            "a TIFF with 16 bits a channel and a plane for each cannot be read so; save it with the channels of a "
+            "pixel side by side (PlanarConfiguration 1)"
+        )
+
+
+def _white_is_zero(image: PIL.Image.Image) -> bool:
+    """Return whether 0 is white in a grey TIFF of 16 bits; of 8 bits PIL inverts such a one itself."""
+    tags = getattr(image, "tag_v2", {PHOTOMETRIC: 1})
+    return image.mode.startswith("I") and tags.get(PHOTOMETRIC, 0) == 0  # PIL's default too
+
+
 def _low_bytes(file: bytes, raw: str) -> PIL.Image.Image:
     """Return the lower bytes of a picture of 16 bits a channel, by telling PIL the other byte order."""
     if not raw.startswith("RGB;16"):
         raise ValueError(f"images.white is for grey and RGB of 16 bits; {raw} is read over its whole range alone")
     big = raw.endswith("B") or (raw.endswith("N") and sys.byteorder == "big")
     image = open_picture(file)
-    tile = image.tile[0]  # type: ignore[attr-defined]  # every picture from a file has it, until it is decoded
+    tiles = image.tile  # type: ignore[attr-defined]  # every picture from a file has it, until it is decoded
     other = "RGB;16L" if big else "RGB;16B"
-    arguments = (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other
-    image.tile = [tile._replace(args=arguments)]  # type: ignore[attr-defined]
+    image.tile = [  # type: ignore[attr-defined]  # a TIFF has one for each strip
+        tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other) for tile in tiles
+    ]
     return image
 
 
-def _of_eight_bits(values: np.ndarray, white: int) -> PIL.Image.Image:
-    """Return values (h, w) or (h, w, 3) in 0..white as a picture of 8 bits a channel."""
+def _of_eight_bits(values: np.ndarray, white: int, clear: Any = None) -> PIL.Image.Image:
+    """Return values (h, w) or (h, w, 3) in 0..white as a picture of 8 bits a channel.
+
+    Args:
+        clear: the grey or the colour that is transparent, as a PNG names it with 16 bits; none for an opaque picture.
+    """
     values = values.astype(np.int64)
     if values.min() < 0 or values.max() > white:
         raise ValueError(f"pixels must lie in 0..{white} (images.white), got {values.min()}..{values.max()}")
-    return PIL.Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    picture = PIL.Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    if clear is not None:
+        seen = (values.reshape(*values.shape[:2], -1) != clear).any(-1)
+        picture.putalpha(PIL.Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)))
+    return picture
 
 
 def _in_mode(image: PIL.Image.Image, channels: int, white: int = WHITE) -> PIL.Image.Image:
@@ -74,7 +103,7 @@ def _in_mode(image: PIL.Image.Image, channels: int, white: int = WHITE) -> PIL.I
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no agreed range; save them as 8 or 16 bit")
     if image.mode.startswith("I"):  # PIL's own conversion clips 16 bits at 255
-        image = _of_eight_bits(np.asarray(image), white)
+        image = _of_eight_bits(np.asarray(image), white, image.info.get("transparency"))
     if image.has_transparency_data and channels != 4:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
@@ -130,14 +159,19 @@ def decoded(file: bytes, shape: Shape, max_pixels: int) -> Decoded:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels are more than images.max_pixels {max_pixels}")
         frames = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-        raw = _raw_mode(image)
+        _refuse_planes(image, shape.white)
+        raw, white_is_zero = _raw_mode(image), _white_is_zero(image)
         colours = ";16" in raw and not image.mode.startswith("I")
-        low = _low_bytes(file, raw) if colours and shape.white < WHITE else None
+        clear = image.info.get("transparency")  # of 16 bits, which PIL compares with 8
+        low = _low_bytes(file, raw) if colours and (shape.white < WHITE or clear is not None) else None
         PIL.ImageOps.exif_transpose(image, in_place=True)
+        if white_is_zero:
+            image = PIL.Image.fromarray(shape.white - np.asarray(image, np.int32))
         brightest = _brightest(image, colours)
         if low is not None:
             PIL.ImageOps.exif_transpose(low, in_place=True)
-            image = _of_eight_bits(np.asarray(image).astype(np.int64) * 256 + np.asarray(low), shape.white)
+            values = np.asarray(image).astype(np.int64) * 256 + np.asarray(low)
+            image = _of_eight_bits(values, shape.white, clear)
         return Decoded(_pixels_of(image, shape), frames, brightest)
 
 

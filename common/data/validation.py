@@ -4,7 +4,8 @@ An image is held out if a number in [0, 1) that its file's digest gives is below
 removed, renamed or moved leave all others on their side, and copies of one file stand on one side.
 
 Two exceptions keep either side of use. Of a class whose images would all be held out, one is kept to train on. And
-there is always at least one image to train on, and one to validate with.
+there is always at least one image to train on, and one to validate with. An image moves with all of its copies; where
+the whole set is copies of one file, they are parted as if they were different.
 
 Shapes: N rows of the training split.
 """
@@ -23,12 +24,14 @@ def held_out_rows(digests: np.ndarray, labels: np.ndarray, share: float) -> np.n
     """
     drawn = uniform(digests)
     out = drawn < share
+    files = digests if (digests != digests[0]).any() else np.arange(len(digests))  # rows of one number move together
     if out.all():
-        out[drawn.argmax()] = False
+        out[files == files[drawn.argmax()]] = False
     for label in np.setdiff1d(labels[out], np.append(labels[~out], -1)):
-        out[_last(drawn, labels == label)] = False
+        if out[labels == label].all():  # else a copy went with another class's image
+            out[files == files[_last(drawn, labels == label)]] = False
     if not out.any():
-        out[_first(drawn, _spare(labels))] = True
+        out[files == files[_first(drawn, _spare(files, labels))]] = True
     return out
 
 
@@ -42,8 +45,14 @@ def _first(drawn: np.ndarray, among: np.ndarray) -> int:
     return int(np.where(among, drawn, 2).argmin())
 
 
-def _spare(labels: np.ndarray) -> np.ndarray:
-    """Return which rows have another of their class beside them, (N,) bool; all rows where none has."""
-    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    spare = (counts[inverse] > 1) | (labels < 0)
+def _spare(files: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return which rows' files can be held out and leave every class another file, (N,) bool; all rows where none can.
+
+    Args:
+        files: (N,) equal for copies.
+    """
+    pairs = np.unique(np.stack([labels, np.unique(files, return_inverse=True)[1]]), axis=1)
+    classes, counts = np.unique(pairs[0], return_counts=True)
+    alone = np.isin(labels, classes[(counts == 1) & (classes >= 0)])
+    spare = ~np.isin(files, files[alone])
     return spare if spare.any() else np.ones_like(spare)

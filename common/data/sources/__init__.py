@@ -2,8 +2,9 @@
 
     source (digits | Hub | folder)  ->  open_source  ->  Source: a Part for each split, and what is not read
 
-Every file under a source is read, or stands in `Source.unread` with its kind, or is one of `files.SIDE_FILES` (a
-README, a licence, what an operating system leaves behind), which describe a data set and are no part of it.
+Every file under a source is read, or stands in `Source.unread` with its kind, or is one of `files.SIDE_FILES` or
+`SIDE_FOLDERS` (a README, a licence, what an operating system leaves behind), which describe a data set and are no part
+of it.
 """
 
 from smalti.common.data.sources.columns import file_of

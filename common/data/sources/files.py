@@ -59,9 +59,7 @@ IMAGE_SUFFIXES = {  # of the formats in common/raster.py; a test compares
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # suffix -> the builder of `datasets`
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SIDE_FILES = {  # lie beside a data set and say something of it: neither read as images nor counted
-    ".cache",
     ".ds_store",
-    ".git",
     ".gitattributes",
     ".gitignore",
     ".huggingface.yaml",
@@ -76,6 +74,7 @@ SIDE_FILES = {  # lie beside a data set and say something of it: neither read as
     "state.json",
     "thumbs.db",
 }
+SIDE_FOLDERS = {".cache", ".git"}  # left out likewise; any other folder may be a class, also one called license
 OPENED = {".huggingface.yaml", "dataset_dict.json", "dataset_info.json", "readme.md", "state.json"}  # of the side files
 HIDDEN = "hidden files or folders"
 DRAWN = "folders of runs or of drawn pictures"
@@ -152,7 +151,8 @@ def find_files(root: Path, reach: str = "folder") -> FolderFiles:
 
 def _left_out(entry: os.DirEntry) -> str | None:
     """Return the kind of an entry that is not read; "" for one that is not counted either."""
-    if entry.name.lower() in SIDE_FILES:
+    name = entry.name.lower()
+    if name in SIDE_FOLDERS or (name in SIDE_FILES and not entry.is_dir()):
         return ""
     if entry.name.startswith("."):
         return HIDDEN

@@ -34,7 +34,8 @@ def read_hub(
     """Return the splits of a data set, its files that are not read, and notes on it.
 
     Raises:
-        UserError: there is none of that name and the Hub is not reached, or its README names files that lie elsewhere.
+        UserError: there is none of that name, or the Hub is not reached and patterns are given, or its README names
+            files that lie elsewhere.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -48,7 +49,7 @@ def read_hub(
         _raise_offline()
         info = HfApi().dataset_info(source, timeout=PATIENCE)
     except Exception as error:  # of the network under it, of the Hub, or offline
-        splits, left = rename_splits(_kept(source, subset, error), chosen)
+        splits, left = rename_splits(_kept(source, subset, patterns, error), chosen)
         return splits, left, [NOT_ASKED]
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
     configured = _refuse_files_elsewhere(source, info.sha, files)
@@ -140,13 +141,25 @@ def _raise_offline() -> None:
         raise ConnectionError("HF_HUB_OFFLINE is set")
 
 
-def _kept(source: str, subset: str | None, reason: Exception) -> dict[str, "Dataset"]:
-    """Return what `datasets` keeps of an earlier visit; without one, do not ask it: it would try the Hub again."""
+def _kept(
+    source: str, subset: str | None, patterns: Mapping[str, list[str]], reason: Exception
+) -> dict[str, "Dataset"]:
+    """Return what `datasets` keeps of an earlier visit; without one, do not ask it: it would try the Hub again.
+
+    Raises:
+        UserError: patterns are given. Which files were kept is not known by name, so all would be read.
+    """
     import datasets
 
     cache = Path(os.path.expanduser(datasets.config.HF_DATASETS_CACHE))
     if not (cache / source.replace("/", "___")).is_dir():
         raise ConnectionError(" ".join(str(reason).split()) or type(reason).__name__) from None
+    if patterns:
+        raise UserError(
+            f"data_files of {source}: the Hub is not reached, and without it files cannot be told apart; connect, or "
+            f"run `hf download {source} --repo-type dataset --local-dir FOLDER` where there is a network, and give "
+            "that FOLDER"
+        )
     with _offline():
         return dict(datasets.load_dataset(source, name=subset))
 

@@ -118,14 +118,15 @@ def _are_splits(
     others = {folder for folder, split in tops.items() if split is None}
     if chosen or not splits or not others or (len(splits) > 1 and "train" in splits):
         return chosen or bool(splits)
-    named = sorted(set(tops) - others)
-    below = {part for folder in named for part in _folders_in(folder, inner.values())}
+    named = sorted(set(tops) - others)[0]
+    below = {part for folder in set(tops) - others for part in _folders_in(folder, inner.values())}
+    beside = ", ".join(sorted(others)[:3])
+    if tables and splits != {"train"}:  # the table says the classes, and to train on a test split is the worst
+        raise UserError(f"{title}: the folder {named} beside {beside} may be a split or not; {OR_SAY_SO}")
     if not tables and (below & others or (below and splits == {"train"})):
-        beside = ", ".join(sorted(others)[:3])
-        raise UserError(f"{title}: the folder {named[0]} beside {beside} may be a split or a class; {OR_SAY_SO}")
-    if not tables:
-        beside = sorted(others)[0]
-        notes.append(f"the folder {named[0]} is taken for a class, as {beside} beside it is no split; else {OR_SAY_SO}")
+        raise UserError(f"{title}: the folder {named} beside {beside} may be a split or a class; {OR_SAY_SO}")
+    taken = "read as train like the others" if tables else "taken for a class"
+    notes.append(f"the folder {named} is {taken}, as {sorted(others)[0]} beside it is no split; else {OR_SAY_SO}")
     return False
 
 
