@@ -91,8 +91,8 @@ from smalti.common.progress import progress_bar
 from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.common.spacing import evenly_spaced
+from smalti.tokenizer.criterion.likelihood.levels import above_its_bound
 from smalti.tokenizer.criterion.objective.iwae import importance_weighted_nll
-from smalti.tokenizer.evaluate import above_its_bound
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import load_tokenizer, trained
 from smalti.tokenizer.vae.model import VAE

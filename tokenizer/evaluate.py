@@ -108,6 +108,7 @@ from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, reachable, usage
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.criteria import remark
+from smalti.tokenizer.criterion.likelihood.levels import above_its_bound
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.latent_use import latent_use
 from smalti.tokenizer.model import load_tokenizer, trained
@@ -288,17 +289,6 @@ def information_figures(
     folder = parts_path(Path(c.run), f"information-{split.name}")
     found = Surgery(**in_parts(folder, plan, number, PART, compute, accelerator, "mutual information"))
     return dict(found.figures(len(found.log_q)))
-
-
-def above_its_bound(density: float | None, bound: float | None) -> str | None:
-    """Return what to say where −log p(x) of a density is larger than a bound on −log p(x) of levels; None elsewhere."""
-    if density is None or bound is None or density <= bound:
-        return None
-    return (
-        f"nll_of_density, {density:.1f} nats, lies above the bound, {bound:.1f}: the first is of the density, the "
-        "second of 8-bit levels, and the level of a pure black or white pixel has all that lies beyond it. They "
-        "compare on images without such pixels"
-    )
 
 
 def latent_figures(found: dict[str, Tensor], layout: Layout, samples: int, dimensions: int) -> dict[str, Any]:

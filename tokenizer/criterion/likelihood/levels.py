@@ -65,3 +65,14 @@ def log_laplace_mass(a: Tensor, b: Tensor) -> Tensor:
 def log_logistic_mass(a: Tensor, b: Tensor) -> Tensor:
     """Return log(S(b) − S(a)) of the logistic function S; the difference is S(b) S(−a) (1 − e^(a − b))."""
     return F.logsigmoid(b) + F.logsigmoid(-a) + log1mexp(a - b)
+
+
+def above_its_bound(density: float | None, bound: float | None) -> str | None:
+    """Return what to say where −log p(x) of a density is larger than a bound on −log p(x) of levels; None elsewhere."""
+    if density is None or bound is None or density <= bound:
+        return None
+    return (
+        f"nll_of_density, {density:.1f} nats, lies above the bound, {bound:.1f}: the first is of the density, the "
+        "second of 8-bit levels, and the level of a pure black or white pixel has all that lies beyond it. They "
+        "compare on images without such pixels"
+    )
