@@ -30,6 +30,7 @@ from smalti.common.layout import of_format_1
 from smalti.common.reading import open_regular_file, read_text
 from smalti.common.tensors import NAMES, misfit, opened_tensors, read_tensors
 
+T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=config.Settings)
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -435,6 +436,29 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{weights_path} does not fit its config.json: {reason}; {ANEW}") from None
     return model.eval()
+
+
+def read_steadily(path: Path, read: Callable[[], T]) -> T:
+    """Return what `read` takes from a model folder, read again where a training replaced the folder meanwhile.
+
+    So weights, settings and what they are known by are of one model.
+    """
+    while True:
+        before, found = _files_now(path), read()
+        if _files_now(path) == before:
+            return found
+
+
+def _files_now(path: Path) -> list[tuple[int, ...] | None]:
+    """Return what tells the files of a model from those that replace them, without reading them."""
+    found: list[tuple[int, ...] | None] = []
+    for name in MODEL_FILES:
+        try:
+            at = (path / name).stat()
+            found.append((at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns))
+        except OSError:  # `read` says what is missing
+            found.append(None)
+    return found
 
 
 class _Unfilled(TorchFunctionMode):

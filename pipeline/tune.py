@@ -89,7 +89,7 @@ from tqdm import tqdm
 from smalti.common import codes, folder
 from smalti.common.commands import as_typed
 from smalti.common.errors import UserError
-from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.launch import Interrupt, Interrupted, check_agree, make_accelerator, run_command
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import session
 from smalti.pipeline.frechet import Ruler, cells
@@ -257,6 +257,7 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     folder.check_ours(Path(c.run) / "pipeline", "model_index.json")  # before an hour of drawing
     start = beginning(Path(c.run))
     pipeline = ImagePipeline.from_run(Path(c.run), start)
+    check_agree(f"{pipeline.identity.whole} {pipeline.prior_sha256}", f"a model of {c.run}")
     if not pipeline.prior.config.takes_guidance:  # what was kept may be another prior's
         start = pipeline.sampling = start.model_copy(update={"guidance": 1.0})
     heeded = set(chain(*swept(pipeline)))

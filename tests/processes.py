@@ -99,7 +99,12 @@ def import_from(folder: Path) -> None:
 
 def command_of_two(script: str, *arguments: object) -> Process:
     """Start a script on two processes, and return the one that waits for both."""
-    return Process(_twice(forks.command(script, *arguments)))
+    return two(forks.command(script, *arguments))
+
+
+def two(work: Callable[[], None]) -> Process:
+    """Start some work on two processes, and return the one that waits for both."""
+    return Process(_twice(work))
 
 
 def launched(options: Sequence[object], script: str, *arguments: object) -> subprocess.Popen:

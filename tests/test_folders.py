@@ -16,15 +16,19 @@ import yaml
 from smalti.common import codes, folder, process, written
 from smalti.common.errors import Refused, UserError
 from smalti.common.evaluation_file import write_evaluation
+from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.lock import Lock
 from smalti.common.run_folder import Leeway, check_run, enter_run
 from smalti.common.session import at_work, log_path, path_beside, session
 from smalti.pipeline import compress, configs, generate, publish, report
 from smalti.pipeline import run as chain
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.output import Request
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer import encode
-from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.model import load_identified, load_tokenizer
+from tests import processes
 from tests.conftest import prior_training
 from tests.test_codes import INFO, write
 
@@ -293,6 +297,59 @@ def test_a_card_of_codes_that_was_edited_is_kept_and_named(tmp_path, capsys):
     codes.finish(path, INFO, {"train": {"rows": 4}})
     assert (path / "README.md").read_text() == "my own words"
     assert "codes/README.md is not as this command wrote it, and is kept" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- replaced while they are read
+
+
+def retrained(model: Path, load: Callable[[Path], torch.nn.Module]) -> None:
+    """Save other weights into a model folder, as a training does that goes on."""
+    found = load(model)
+    with torch.no_grad():
+        for weights in found.parameters():
+            weights.mul_(0.5)
+    found.save_pretrained(model)
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(run):
+    """The file was hashed after its weights had been loaded, and may have been another by then."""
+    model, savings = run / "prior/model", [lambda: retrained(run / "prior/model", load_prior), lambda: None]
+
+    def read() -> tuple[dict, str]:
+        weights = load_prior(model).state_dict()
+        savings.pop(0)()
+        return weights, folder.sha256(model / "model.safetensors")
+
+    weights, sha256 = folder.read_steadily(model, read)
+    assert not savings and sha256 == folder.sha256(model / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_prior(model).state_dict().items())
+
+
+def test_codes_are_of_the_tokenizer_that_encoded_them_though_a_training_saves_meanwhile(run, accelerator, monkeypatch):
+    """`encode` hashed the file once more after it had opened its images, minutes after it had loaded the weights."""
+    model, output = run / "tokenizer/model", run / "other"
+    before = load_identified(model, "").identity
+    monkeypatch.setattr(accelerator, "print", lambda *_: retrained(model, load_tokenizer))
+    encode.encode(encode.Settings(run=str(run), output=str(output), precision="fp32"), accelerator)
+    assert not load_identified(model, "").identity.same_codes(before)
+    assert codes.read_info(output)[0].tokenizer.same_codes(before)
+
+
+def test_a_request_says_the_prior_that_draws_it_though_a_training_saves_meanwhile(run):
+    loaded = ImagePipeline.from_run(run, SamplingConfig())
+    before = folder.sha256(run / "prior/model/model.safetensors")
+    retrained(run / "prior/model", load_prior)
+    said = generate.request_settings(generate.Settings(run=str(run)), Request(loaded, [], [], 1))
+    assert said["prior"] == before != folder.sha256(run / "prior/model/model.safetensors")
+
+
+def test_processes_that_read_different_models_are_refused():
+    def disagree(_: object) -> None:
+        check_agree(str(make_accelerator().process_index), "runs/x/tokenizer/model")
+
+    both = processes.two(lambda: run_command(disagree))
+    _, err = both.communicate()
+    assert both.returncode == 2 and "error: runs/x/tokenizer/model was replaced while" in err
 
 
 # --------------------------------------------------------------------------------------------------------- sweeping
