@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -56,14 +56,13 @@ HALF = re.compile(r"\.(.+)\.([0-9a-f]{8}-\d+-\d+)\.(writing|old)")  # a file's n
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write a file or folder at; it replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = temporary_path(path, "writing")
+    aside, old = temporary_path(path, "writing"), temporary_path(path, "old")
     remove(aside)
     try:
         yield aside
         settle(aside, path)
         sync(aside)
         if path.is_dir():  # a folder cannot be replaced in one step: the old one stands aside for a moment
-            old = temporary_path(path, "old")
             remove(old)
             lock.follow(path, aside)
             path.rename(old)
@@ -73,6 +72,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(aside, path)
         sync_entry(path.parent)
     except BaseException:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
         remove(aside)
         raise
 
@@ -145,10 +146,19 @@ def _undo(half: Path) -> None:
     found = HALF.fullmatch(half.name)
     assert found
     successor = half.with_name(found[1])
-    if found[3] == "old" and not os.path.lexists(successor):
-        half.rename(successor)
-    else:
-        remove(half)
+    with suppress(FileNotFoundError):  # another process of this command was faster
+        if found[3] == "old" and _is_vacant(successor):
+            lock.follow(successor, half)
+            half.rename(successor)  # over an empty folder too
+        else:
+            remove(half)
+
+
+def _is_vacant(path: Path) -> bool:
+    """Return whether nothing is at a path, or the empty folder that a command makes to lock it."""
+    if path.is_symlink() or not path.is_dir():
+        return not os.path.lexists(path)
+    return not any(path.iterdir())
 
 
 def remove(path: Path) -> None:

@@ -67,6 +67,7 @@ if is_command(__name__):  # --help and a wrong setting are answered before torch
 
 from accelerate import Accelerator
 
+from smalti.common import folder
 from smalti.common.bundled import run_named
 from smalti.common.commands import as_typed
 from smalti.common.launch import Interrupt, Interrupted, check_agree, make_accelerator, run_command
@@ -243,6 +244,7 @@ def _saved_sampling(run: Path) -> SamplingConfig | None:
 
 def main(argv: Sequence[str]) -> None:
     run = run_named(read_settings(argv).run)
+    folder.mend(run / "pipeline")
     found = _saved_sampling(run)
     saved = found.model_dump() if found else {}
     default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None

@@ -219,6 +219,43 @@ def test_a_model_is_whole_at_every_moment_and_a_kill_loses_nothing_of_the_users(
         type(pipeline.prior).from_pretrained(tmp_path / "model")
 
 
+def test_a_locked_folder_that_a_kill_left_aside_is_there_for_the_next_command(pipeline, tmp_path, accelerator):
+    """The next command's lock made an empty folder in its place, for which the old one was then removed, and the new
+    one with it."""
+    path = tmp_path / "pipeline"
+    pipeline.save_pretrained(path)
+    before = tree(path)
+
+    def save() -> None:
+        with session(path, accelerator):
+            pipeline.save_pretrained(path)
+
+    dying_in_rename(1, save)
+    with session(path, accelerator):
+        assert tree(path) == before
+        (tmp_path / ".pipeline.lock").unlink()
+        assert at_work(path) is not None, "the lock is on the folder that came back"
+    assert os.listdir(tmp_path) == ["pipeline"]
+
+
+def test_the_settings_of_a_pipeline_that_a_kill_left_aside_are_kept(run):
+    ImagePipeline.from_run(run, SamplingConfig(temperature=0.5)).save_pretrained(run / "pipeline")
+    (run / "pipeline").rename(half(run / "pipeline", "old"))
+    generate.main([str(run), "--num-images", "1"])
+    assert ImagePipeline.from_pretrained(run / "pipeline").sampling.temperature == 0.5
+
+
+def test_a_folder_whose_successor_cannot_take_its_place_stays(tmp_path, monkeypatch):
+    """It stood aside, and nobody was told."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    steps = [Path.rename, lambda *paths: os.rename(tmp_path / "not there", paths[1]), Path.rename]
+    monkeypatch.setattr(Path, "rename", lambda *paths: steps.pop(0)(*paths))
+    with pytest.raises(OSError, match="not there"), folder.replacing(tmp_path / "model") as aside:
+        aside.mkdir()
+    assert tree(tmp_path).keys() == {"model", "model/config.json"}
+
+
 def test_a_damaged_config_of_a_runs_own_model_is_written_again(pipeline, tmp_path, accelerator):
     open_run(tmp_path / "prior", prior_training(tmp_path), accelerator)
     for harm in (lambda path: path.write_text("{"), lambda path: path.unlink()):
