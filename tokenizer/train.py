@@ -103,6 +103,7 @@ LEEWAY = Leeway(
         "clip",
         "commitment_weight",
         "replace_codes",
+        "replace_by",
         "ema_decay",
         "revive_below",
         "batch_size",
@@ -248,7 +249,7 @@ def learning_rate(c: TrainConfig, step: int) -> float:
 def tokenizer_schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return the values of a step that depend on the number of steps, by name."""
     values: dict[str, float] = {"lr": learning_rate(c, step)}
-    values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.has_codebook else {}
+    values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.revives else {}
     return values | c.model.scheduled(step / c.steps) | c.adversarial.scheduled(step / c.steps)
 
 
