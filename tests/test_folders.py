@@ -384,7 +384,7 @@ def test_processes_that_read_different_models_are_refused():
     def disagree(_: object) -> None:
         check_agree(str(make_accelerator().process_index), "runs/x/tokenizer/model")
 
-    both = processes.two(lambda: run_command(disagree))
+    both = processes.together(lambda: run_command(disagree))
     _, err = both.communicate()
     assert both.returncode == 2 and "error: runs/x/tokenizer/model was replaced while" in err
 

@@ -61,6 +61,7 @@ from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.folder import write_json
 from smalti.common.launch import check_agree, make_accelerator, run_command
+from smalti.common.parts import share_of
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import logged
 from smalti.tokenizer.base import DrawsCodes, ImageTokenizer
@@ -194,15 +195,14 @@ def count_images(
     """Return the number of images and the counts (R, K) of a split of images; each process encodes its share."""
     layout = tokenizer.config.layout
     counts, read = torch.zeros(layout.codebooks, layout.codebook_size, dtype=torch.int64), 0
-    world = accelerator.num_processes
     bar = progress_bar(accelerator, len(split), f"encode {split.name}", unit="image")
-    for positions in torch.arange(accelerator.process_index, len(split), world).split(batch_size):
+    for positions in share_of(len(split), batch_size, accelerator):
         batch = split.read(positions)
         with accelerator.autocast():
             encoded = tokenizer.encode(to_float(batch.images.to(accelerator.device)), batch.labels)
         counts += count(encoded.cpu(), layout)
         read += len(batch.images)
-        advance(bar, len(positions) * world)
+        advance(bar, len(positions) * accelerator.num_processes)
     bar.close()
     return _summed(read, counts, accelerator)
 
