@@ -118,7 +118,7 @@ def fit(c: FitConfig, accelerator: Accelerator) -> Path:
     if isinstance(c.model, IndependentConfig):
         check_table(model_config)
     prior = build_prior(model_config).to(accelerator.device)
-    rows = CodesRows(data.splits["train"], model_config)
+    rows = CodesRows(data.splits["train"], model_config, c.seed)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
     groups = groups_of(rows, c.model)
     saved = state.latest(run, accelerator)

@@ -139,7 +139,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     )
     for line in condition.untrained():
         accelerator.print(line, file=sys.stderr)
-    rows = CodesRows(data.splits["train"], model_config)
+    rows = CodesRows(data.splits["train"], model_config, c.seed)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
     trained, first_step, best = start(c, model_config, fingerprint, origin, run, accelerator)
