@@ -59,6 +59,7 @@ from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.folder import kind_of
+from smalti.common.history import rows_dealt
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.origin import Origin, begin_from, differences_of, settings_and_origin
 from smalti.common.plots import save_curves, save_picture
@@ -185,7 +186,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     model = accelerator.prepare(forward)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     figures, weights = dict[str, str](), trained.tokenizer.weights(c)
-    reader = batches(splits["train"], RowOrder(len(splits["train"]), c.seed, share, first_step), c.workers)
+    dealt = rows_dealt(run, first_step, c.batch_size)
+    reader = batches(splits["train"], RowOrder(len(splits["train"]), c.seed, share, first_step, dealt), c.workers)
     with metrics, Steps(c, first_step, accelerator, "tokenizer") as steps:
         if origin is not None:
             before = evaluate_split(trained.ema.model, splits["validation"], accelerator)
