@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,6 +30,7 @@ from smalti.common.layout import of_format_1
 from smalti.common.reading import open_regular_file, read_text
 from smalti.common.tensors import NAMES, misfit, opened_tensors, read_tensors
 
+T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S", bound=config.Settings)
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -55,14 +56,13 @@ HALF = re.compile(r"\.(.+)\.([0-9a-f]{8}-\d+-\d+)\.(writing|old)")  # a file's n
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write a file or folder at; it replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = temporary_path(path, "writing")
+    aside, old = temporary_path(path, "writing"), temporary_path(path, "old")
     remove(aside)
     try:
         yield aside
         settle(aside, path)
         sync(aside)
         if path.is_dir():  # a folder cannot be replaced in one step: the old one stands aside for a moment
-            old = temporary_path(path, "old")
             remove(old)
             lock.follow(path, aside)
             path.rename(old)
@@ -72,6 +72,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(aside, path)
         sync_entry(path.parent)
     except BaseException:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
         remove(aside)
         raise
 
@@ -144,10 +146,19 @@ def _undo(half: Path) -> None:
     found = HALF.fullmatch(half.name)
     assert found
     successor = half.with_name(found[1])
-    if found[3] == "old" and not os.path.lexists(successor):
-        half.rename(successor)
-    else:
-        remove(half)
+    with suppress(FileNotFoundError):  # another process of this command was faster
+        if found[3] == "old" and _is_vacant(successor):
+            lock.follow(successor, half)
+            half.rename(successor)  # over an empty folder too
+        else:
+            remove(half)
+
+
+def _is_vacant(path: Path) -> bool:
+    """Return whether nothing is at a path, or the empty folder that a command makes to lock it."""
+    if path.is_symlink() or not path.is_dir():
+        return not os.path.lexists(path)
+    return not any(path.iterdir())
 
 
 def remove(path: Path) -> None:
@@ -435,6 +446,29 @@ def load_model(path: Path, cls: type[M], settings_cls: type[config.Settings]) ->
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{weights_path} does not fit its config.json: {reason}; {ANEW}") from None
     return model.eval()
+
+
+def read_steadily(path: Path, read: Callable[[], T]) -> T:
+    """Return what `read` takes from a model folder, read again where a training replaced the folder meanwhile.
+
+    So weights, settings and what they are known by are of one model.
+    """
+    while True:
+        before, found = _files_now(path), read()
+        if _files_now(path) == before:
+            return found
+
+
+def _files_now(path: Path) -> list[tuple[int, ...] | None]:
+    """Return what tells the files of a model from those that replace them, without reading them."""
+    found: list[tuple[int, ...] | None] = []
+    for name in MODEL_FILES:
+        try:
+            at = (path / name).stat()
+            found.append((at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns))
+        except OSError:  # `read` says what is missing
+            found.append(None)
+    return found
 
 
 class _Unfilled(TorchFunctionMode):

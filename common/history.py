@@ -101,6 +101,11 @@ def steps_by_batch(history: Sequence[Change], steps: int, batch_size: int) -> It
     yield steps - done, batch_size
 
 
+def rows_dealt(folder: Path, steps: int, batch_size: int) -> int:
+    """Return how many rows the first steps of a run took, each step as many as its batch had then."""
+    return sum(taken * size for taken, size in steps_by_batch(read_history(folder), steps, batch_size))
+
+
 def describe_schedule_changes(before: Mapping[str, float], now: Mapping[str, float]) -> str:
     """Return in words which values of a schedule differ from what they would have been at a step."""
     differ = [name for name in now if before[name] != now[name]]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, gather_object
 from tqdm import tqdm
 
 from smalti.common import ends
@@ -165,6 +165,15 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     if several and status:
         os._exit(status)  # the others may stand in a collective operation that this process will never come to
     sys.exit(status)
+
+
+def check_agree(read: str, what: str) -> None:
+    """Raise `UserError` unless all processes have read the same of what a training may replace between their reads."""
+    if len(set(gather_object([read]))) > 1:
+        raise UserError(
+            f"{what} was replaced while the processes of this command read it, and they have read different ones: a "
+            "training saves there. The same command begins again, when that is done or stopped"
+        )
 
 
 def check_alone() -> None:

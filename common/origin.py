@@ -13,7 +13,7 @@ from smalti.common import state
 from smalti.common.bundled import bundled_name, run_named
 from smalti.common.config import Settings, build
 from smalti.common.errors import UserError
-from smalti.common.folder import MODEL_FILES, kind_in, read_json, sha256
+from smalti.common.folder import MODEL_FILES, kind_in, read_json, read_steadily, sha256
 from smalti.common.history import START, Change
 from smalti.common.hub import NoSuchFile, locate
 from smalti.common.run_folder import settings_of
@@ -82,7 +82,8 @@ def read_origin(
             f"start_from: {start_from} holds a {kind.removeprefix('smalti.')!r}, and {stage}/train.py trains a "
             f"{trains} alone: {instead.get(kind, GIVE)}"
         )
-    return Origin(bundled_name(start_from) or start_from, load(folder), sha256(folder / MODEL_FILES[1]), folder)
+    model, weights = read_steadily(folder, lambda: (load(folder), sha256(folder / MODEL_FILES[1])))
+    return Origin(bundled_name(start_from) or start_from, model, weights, folder)
 
 
 def settings_and_origin(

@@ -1,4 +1,4 @@
-"""A long computation over many items, saved part by part: it can be resumed, by any number of processes.
+"""A long computation over many items, shared by processes; saved part by part it can be resumed, by any number of them.
 
 FOLDER/plan.json               what is computed, of what and with what
 FOLDER/000003.safetensors      the tensors of items [3 · size, 4 · size), written by process 3 mod world
@@ -19,6 +19,12 @@ from smalti.common.folder import read_json, remove, replacing, write_json
 from smalti.common.launch import Interrupt, Interrupted
 from smalti.common.progress import progress_bar
 from smalti.common.tensors import read_tensors
+
+
+def share_of(total: int, size: int, accelerator: Accelerator) -> tuple[Tensor, ...]:
+    """Return this process's share of the positions 0 .. total - 1, in batches; none where others have them all."""
+    mine = torch.arange(total)[accelerator.process_index :: accelerator.num_processes]
+    return mine.split(size) if len(mine) else ()
 
 
 def in_parts(

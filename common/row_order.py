@@ -2,7 +2,8 @@
 
 The rows of a set are dealt epoch after epoch, each a fresh permutation, as one endless sequence; step s takes places
 [s G, (s + 1) G) of it, for a global batch of G. A process takes its share of them, in micro-batches when gradients
-accumulate. Nothing is repeated, nothing dropped, and to resume is to start counting at another step.
+accumulate. Nothing is repeated, nothing dropped, and to resume is to start counting at another step. Where the global
+batch changes in a run, the steps after it go on at the place that those before had come to.
 """
 
 import signal
@@ -61,17 +62,22 @@ class Share:
 class RowOrder:
     """An endless iterator over (rows (b,), epochs (b,)) int64, the micro-batches of this process from `first_step`."""
 
-    def __init__(self, rows: int, seed: int, share: Share, first_step: int):
-        self.rows, self.seed, self.share, self.first_step = rows, seed, share, first_step
+    def __init__(self, rows: int, seed: int, share: Share, first_step: int, dealt: int | None = None):
+        """
+        Args:
+            dealt: places that the steps before the first took; by default as if all had the same global batch.
+        """
+        self.rows, self.seed, self.share = rows, seed, share
+        self.dealt = first_step * share.batch_size if dealt is None else dealt
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        share, step = self.share, self.first_step
+        share, first = self.share, self.dealt
         while True:
             for micro in range(share.accumulate):
-                start = step * share.batch_size + (micro * share.world + share.rank) * share.size
+                start = first + (micro * share.world + share.rank) * share.size
                 yield self.at(start, start + share.size)
-            step += 1
+            first += share.batch_size
 
     def at(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return places [start, stop) of the endless sequence."""

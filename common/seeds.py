@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 WORD = 2**32
+OF_NORMALS = 0x6E6F726D616C7321  # between the streams of `normals_of_rows` and all others of rows
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -54,8 +55,12 @@ def uniforms_of_rows(seed: int, epochs: np.ndarray, rows: np.ndarray, count: int
     return torch.from_numpy(drawn.astype(np.float64) * 2.0**-53)
 
 
-def normals_of_rows(rows: np.ndarray, epochs: np.ndarray, count: int) -> Tensor:
-    """Return standard normal numbers (B, count), float32 on the CPU, that belong to the row and the epoch alone."""
-    state = mixed(mixed(epochs.astype(np.uint64)) ^ rows.astype(np.uint64))
+def normals_of_rows(seed: int, rows: np.ndarray, epochs: np.ndarray, count: int) -> Tensor:
+    """Return standard normal numbers (B, count), float32 on the CPU, that belong to seed, row and epoch alone.
+
+    They are independent of the pixels that `binarized` draws of the same row and epoch.
+    """
+    state = mixed(np.full(rows.shape, seed % 2**64 ^ OF_NORMALS, dtype=np.uint64))
+    state = mixed(mixed(state ^ epochs.astype(np.uint64)) ^ rows.astype(np.uint64))
     bits = mixed(state[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
     return torch.special.ndtri(torch.from_numpy((bits.astype(np.float64) + 0.5) * 2.0**-53)).float()

@@ -15,6 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from smalti.common.errors import Refused, UserError
+from smalti.common.folder import mend
 from smalti.common.launch import LOGGED, Interrupted, Terminated
 from smalti.common.lock import Lock, command_line
 from smalti.common.shown import shown, shown_lines
@@ -24,7 +25,8 @@ from smalti.common.shown import shown, shown_lines
 def session(folder: Path, accelerator: Accelerator, *, wait: bool = False) -> Iterator[None]:
     """Lock `folder`, which need not exist yet, for the processes of this job, and log errors of this context.
 
-    It is locked and nothing else: whose it is the command decides, and then sweeps it (`common.folder.sweep`).
+    A folder that a kill left aside comes back to its place. Else it is locked and nothing more: whose it is the command
+    decides, and then sweeps it (`common.folder.sweep`).
 
     Args:
         wait: until another command is done with the folder, instead of being refused.
@@ -36,6 +38,7 @@ def session(folder: Path, accelerator: Accelerator, *, wait: bool = False) -> It
         with logged(folder):
             if lock is not None:
                 lock.take(wait)
+                mend(lock.real)
             accelerator.wait_for_everyone()
             yield
     finally:

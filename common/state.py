@@ -5,8 +5,8 @@
     RUN/state/step_00001000.damaged               one that was found so, set aside
 
 A state is written aside, brought to the disk and renamed when whole; the last few are kept. Each file's SHA-256 is
-checked when it is read. Random numbers need no saving: everything random in training is a function of (seed, step), see
-`common.row_order` and `seed_step`.
+checked when it is read. Random numbers need no saving: which images a step sees is a function of (seed, step), see
+`common.row_order`, and all else that is random of (seed, step, rank), see `seed_step`.
 """
 
 import json
@@ -41,7 +41,11 @@ class State(NamedTuple):
 
 
 class Job(Settings):
-    """The conditions of a run that only change rounding, and may differ where it goes on; kept with each state."""
+    """The conditions of a run that may differ where it goes on; kept with each state.
+
+    All of them change rounding, the device noise too. The number of processes also changes each one's noise, and the
+    micro-batches, which some losses are of: entropies of lfq, MMD of wae and infovae.
+    """
 
     processes: int
     precision: str
@@ -165,11 +169,14 @@ def _head(folder: Path) -> dict[str, Any]:
 
 
 def _tell_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differ = [f"{key} {before.get(key)} then, {value} now" for key, value in now.items() if before.get(key) != value]
+    differ = {
+        key: f"{key} {before.get(key)} then, {value} now" for key, value in now.items() if before.get(key) != value
+    }
+    others = "rounding and noise" if "device" in differ else "rounding"
+    others = "rounding, noise and micro-batches" if "processes" in differ else others
     if differ:
-        print(
-            f"goes on with the same images in the same steps, but other rounding: {'; '.join(differ)}", file=sys.stderr
-        )
+        told = "; ".join(differ.values())
+        print(f"goes on with the same images in the same steps, but other {others}: {told}", file=sys.stderr)
 
 
 @contextmanager

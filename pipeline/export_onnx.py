@@ -69,7 +69,7 @@ from smalti.prior.autoregressive import AutoregressivePrior
 from smalti.prior.base import Prior
 from smalti.prior.model import load_prior
 from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.model import load_identified, trained
 
 MARK = "onnx.json"
 FILES = ("encoder.onnx", "decoder.onnx", "prior.onnx", MARK)
@@ -103,8 +103,8 @@ def export(c: Settings) -> Path:
     folder.check_ours(path, MARK)
     if found.tokenizer.name == "model":
         trained(found.tokenizer.parent)  # or says how to make one
-    tokenizer = load_tokenizer(found.tokenizer)
-    sha256 = folder.sha256(found.tokenizer / "model.safetensors")
+    tokenizer, identity = load_identified(found.tokenizer, "")
+    sha256 = identity.whole
     check_same_tokenizer(c, path, sha256)
     graphs = tokenizer_graphs(tokenizer, c.batch_size)
     prior = load_prior(found.prior) if (found.prior / "config.json").exists() else None

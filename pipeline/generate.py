@@ -70,7 +70,7 @@ from accelerate import Accelerator
 from smalti.common import folder
 from smalti.common.bundled import run_named
 from smalti.common.commands import as_typed
-from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.launch import Interrupt, Interrupted, check_agree, make_accelerator, run_command
 from smalti.common.progress import advance, progress_bar
 from smalti.common.session import path_beside, session
 from smalti.pipeline.generation_config import GenerationConfig
@@ -82,10 +82,9 @@ from smalti.prior.sample import BATCH
 
 
 class Assembled(NamedTuple):
-    """A pipeline, its folder, and the settings of the request."""
+    """A pipeline, and the settings of the request."""
 
     pipeline: ImagePipeline
-    path: Path
     settings: Settings
 
 
@@ -102,7 +101,7 @@ def assemble_pipeline(c: Settings, given: SamplingConfig | None, accelerator: Ac
     if (run / "model_index.json").exists():
         pipeline = ImagePipeline.from_pretrained(run)
         pipeline.check_sampling(**_sampling(c))
-        return Assembled(pipeline, run, c)
+        return Assembled(pipeline, c)
     path, kept = run / "pipeline", given or _saved_sampling(run) or SamplingConfig()
     pipeline = ImagePipeline.from_run(run, kept)
     config_of_prior = pipeline.prior.config
@@ -122,7 +121,7 @@ def assemble_pipeline(c: Settings, given: SamplingConfig | None, accelerator: Ac
         if accelerator.is_main_process and not same:  # `chosen` is dropped with other settings or weights
             pipeline.save_pretrained(path)
         accelerator.wait_for_everyone()
-    return Assembled(pipeline, path, c)
+    return Assembled(pipeline, c)
 
 
 def output_folder(c: Settings) -> Path:
@@ -135,7 +134,7 @@ def output_folder(c: Settings) -> Path:
     return path_beside(run, "-samples") if (run / "model_index.json").exists() else run / "samples"
 
 
-def request_settings(c: Settings, request: Request, pipeline_folder: Path) -> dict[str, Any]:
+def request_settings(c: Settings, request: Request) -> dict[str, Any]:
     """Return the request as it is kept in JSON beside the images: all that decides them."""
     not_kept = {"run", "output", "overwrite", "animation", *(("keep_share",) if c.keep_share == 1 else ())}
     return {
@@ -144,7 +143,7 @@ def request_settings(c: Settings, request: Request, pipeline_folder: Path) -> di
         "labels": list(request.labels),
         "seeds": list(request.seeds),
         "tokenizer": request.pipeline.identity.whole,
-        "prior": folder.sha256(pipeline_folder / "prior/model.safetensors"),
+        "prior": request.pipeline.prior_sha256,
     }
 
 
@@ -152,7 +151,6 @@ def surest_seeds(
     c: Settings,
     labels: Sequence[int],
     pipeline: ImagePipeline,
-    pipeline_folder: Path,
     batch_size: int,
     accelerator: Accelerator,
 ) -> list[int]:
@@ -164,7 +162,7 @@ def surest_seeds(
     plan = _sampling(c) | {
         "batch_size": batch_size,
         "tokenizer": pipeline.identity.whole,
-        "prior": folder.sha256(pipeline_folder / "prior/model.safetensors"),
+        "prior": pipeline.prior_sha256,
     }
     sampler = pipeline.sampler(c.batch_size, **_sampling(c))
     return keep_surest(candidates, labels, classifier, pipeline, sampler, plan, Path(c.run), batch_size, accelerator)
@@ -203,13 +201,14 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
     """
     path = output_folder(c)
     read_request(path)  # raises if the folder is not ours, before anything is read or written
-    pipeline, pipeline_folder, c = assemble_pipeline(c, kept, accelerator)
+    pipeline, c = assemble_pipeline(c, kept, accelerator)
+    check_agree(f"{pipeline.identity.whole} {pipeline.prior_sha256}", f"a model of {c.run}")
     if c.animation:
         check_grows(pipeline)  # before an hour of drawing
     labels = pipeline.deal_labels(c.labels, c.num_images)
     batch_size = c.batch_size or BATCH.get(accelerator.device.type, BATCH["cpu"])
     if c.keep_share < 1:
-        seeds = surest_seeds(c, labels, pipeline, pipeline_folder, batch_size, accelerator)
+        seeds = surest_seeds(c, labels, pipeline, batch_size, accelerator)
     else:
         seeds = pipeline.deal_seeds(len(labels), c.seed)
     request = Request(pipeline, labels, seeds, batch_size)
@@ -217,7 +216,7 @@ def generate(c: Settings, accelerator: Accelerator, kept: SamplingConfig | None 
         accelerator.print(line, file=sys.stderr)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        begin_request(path, request_settings(c, request, pipeline_folder), overwrite=c.overwrite)
+        begin_request(path, request_settings(c, request), overwrite=c.overwrite)
     accelerator.wait_for_everyone()
     output = FORMATS[c.format](path, request)
     if not output.is_whole():
@@ -245,6 +244,7 @@ def _saved_sampling(run: Path) -> SamplingConfig | None:
 
 def main(argv: Sequence[str]) -> None:
     run = run_named(read_settings(argv).run)
+    folder.mend(run / "pipeline")
     found = _saved_sampling(run)
     saved = found.model_dump() if found else {}
     default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None

@@ -45,7 +45,7 @@ from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
 from smalti.tokenizer.interpolation import between
-from smalti.tokenizer.model import identity_of, load_tokenizer
+from smalti.tokenizer.model import load_identified
 
 PARTS = ("tokenizer", "prior")  # of a pipeline folder
 # what an index of format 1 says, and the kind of today
@@ -161,6 +161,7 @@ class ImagePipeline(Pretrained):
             sampling = build(SamplingConfig, sampling or {}, "sampling")
         self.sampling = sampling
         self.chosen = chosen
+        self.prior_sha256: str | None = None  # of the file that the prior was loaded from
         self._bar: dict[str, Any] = {}
         self._kept: list[tuple[Any, Sampler]] = []  # the sampler of the last call, and what it was made of
 
@@ -210,9 +211,11 @@ class ImagePipeline(Pretrained):
     @classmethod
     def from_models(cls, tokenizer: Path, prior: Path, sampling: SamplingConfig, chosen: Chosen | None = None) -> Self:
         """Return the pipeline of the two model folders that training wrote."""
-        loaded = load_tokenizer(tokenizer)
-        identity = identity_of(tokenizer, str(tokenizer))
-        found = cls(loaded, load_prior(prior), sampling, identity, chosen)
+        loaded, identity = load_identified(tokenizer, str(tokenizer))
+        weights = prior / folder.MODEL_FILES[1]
+        loaded_prior, of_file = folder.read_steadily(prior, lambda: (load_prior(prior), folder.sha256(weights)))
+        found = cls(loaded, loaded_prior, sampling, identity, chosen)
+        found.prior_sha256 = of_file
         found._name_by_codes()
         return found
 

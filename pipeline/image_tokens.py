@@ -33,7 +33,7 @@ from smalti.common.errors import UserError
 from smalti.common.hub import Pretrained
 from smalti.common.layout import Layout
 from smalti.tokenizer.base import ImageTokenizer
-from smalti.tokenizer.model import identity_of, load_tokenizer
+from smalti.tokenizer.model import load_identified
 
 if TYPE_CHECKING:  # seconds, and optional
     from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -189,10 +189,11 @@ class ImageTokens(Pretrained):
         for name in cls.files:
             folder.inside(path, name)  # a link to a stranger's file is refused
         images = path / "image_tokenizer"
-        if (images / "model.safetensors").exists() and not identity_of(images, "").same_codes(config.tokenizer):
+        tokenizer, identity = load_identified(images, "")
+        if not identity.same_codes(config.tokenizer):
             raise UserError(f"{images} is not the tokenizer {config.tokenizer}, whose codes these are; {folder.ANEW}")
         text = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        return cls(config, text, load_tokenizer(images))
+        return cls(config, text, tokenizer)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the tokens and the image tokenizer into a folder; other files in it stay."""

@@ -90,7 +90,8 @@ from tqdm import tqdm
 from smalti.common import codes, folder
 from smalti.common.commands import as_typed
 from smalti.common.errors import UserError
-from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.launch import Interrupt, Interrupted, check_agree, make_accelerator, run_command
+from smalti.common.parts import share_of
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import session
 from smalti.pipeline.frechet import Ruler, cells
@@ -146,12 +147,11 @@ class Trials:
     def _held_out_cells(self, held_out: CodesBatch) -> Tensor:
         """Return the cells (N, P) of decoded codes (N, T); each process decodes its share."""
         latents, told = self.pipeline.from_prior(held_out.codes), held_out.condition
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         found = torch.zeros(len(latents), cells(self.pipeline.decode(latents[:1], told[:1])).shape[1])
         bar = passing_bar(len(latents), f"decode {SPLIT}")
-        for rows in torch.arange(rank, len(latents), world).split(ENCODED):
+        for rows in share_of(len(latents), ENCODED, self.accelerator):
             found[rows] = cells(self.pipeline.decode(latents[rows], told[rows]))
-            advance(bar, len(rows) * world)
+            advance(bar, len(rows) * self.accelerator.num_processes)
         bar.close()
         return self._together(found)
 
@@ -258,6 +258,7 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     folder.check_ours(Path(c.run) / "pipeline", "model_index.json")  # before an hour of drawing
     start = beginning(Path(c.run))
     pipeline = ImagePipeline.from_run(Path(c.run), start)
+    check_agree(f"{pipeline.identity.whole} {pipeline.prior_sha256}", f"a model of {c.run}")
     if not pipeline.prior.config.takes_guidance:  # what was kept may be another prior's
         start = pipeline.sampling = start.model_copy(update={"guidance": 1.0})
     heeded = set(chain(*swept(pipeline)))

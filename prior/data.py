@@ -43,11 +43,11 @@ class CodesBatch(NamedTuple):
 class CodesRows(Dataset):
     """One split, in the disk's type, mapped if it is large; its index is (rows, epochs) of `common.row_order`.
 
-    Where rows are moments of q(z | x), a row's vector is drawn from them, as a function of row and epoch alone.
+    Where rows are moments of q(z | x), a row's vector is drawn from them, as a function of seed, row and epoch alone.
     """
 
-    def __init__(self, split: CodesSplit, config: PriorConfig):
-        self.split, self.condition = split, config.condition
+    def __init__(self, split: CodesSplit, config: PriorConfig, seed: int = 0):
+        self.split, self.condition, self.seed = split, config.condition, seed
         if len(split.codes) == 0:
             raise UserError("the codes dataset has a split without rows; encode images into it first")
 
@@ -59,7 +59,7 @@ class CodesRows(Dataset):
         some = self.split.codes[rows]
         codes = torch.from_numpy(some.astype(np.int64 if some.dtype.kind == "u" else np.float32))
         if self.split.scale is not None:  # of q(z | x): each epoch draws another z
-            noise = normals_of_rows(rows, key[1].numpy(), codes.shape[1])
+            noise = normals_of_rows(self.seed, rows, key[1].numpy(), codes.shape[1])
             codes = codes + torch.from_numpy(self.split.scale[rows]) * noise
         column = None if self.split.condition is None else self.split.condition[rows]
         return CodesBatch(codes, self.condition.of_rows(column, len(rows)), key[0])

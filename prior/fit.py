@@ -48,6 +48,7 @@ from smalti.common.condition import Nothing
 from smalti.common.errors import UserError
 from smalti.common.gaussian_mixture import EMPTY, GaussianMixture, Moments, e_step, first_mixture, m_step
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.parts import share_of
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.run_folder import Leeway, Metrics, check_run, enter_run, read_metrics
 from smalti.common.seeds import generator
@@ -117,7 +118,7 @@ def fit(c: FitConfig, accelerator: Accelerator) -> Path:
     if isinstance(c.model, IndependentConfig):
         check_table(model_config)
     prior = build_prior(model_config).to(accelerator.device)
-    rows = CodesRows(data.splits["train"], model_config)
+    rows = CodesRows(data.splits["train"], model_config, c.seed)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
     groups = groups_of(rows, c.model)
     saved = state.latest(run, accelerator)
@@ -387,8 +388,7 @@ def take_counts(
         return
     counts = torch.zeros(table_shape(prior.config), dtype=torch.int64, device=prior.device)
     bar = passing_bar(len(rows), "count codes", unit="row")
-    mine = torch.arange(accelerator.process_index, len(rows), accelerator.num_processes)
-    for few in mine.split(max(1, TOGETHER // prior.config.layout.length)):
+    for few in share_of(len(rows), max(1, TOGETHER // prior.config.layout.length), accelerator):
         batch = rows[few, torch.zeros_like(few)]
         counts += count(batch.codes.to(prior.device), batch.condition.to(prior.device), prior.config)
         advance(bar, len(few) * accelerator.num_processes)

@@ -51,6 +51,7 @@ from smalti.common import codes, sharding, state
 from smalti.common.condition import Nothing
 from smalti.common.ema import EMA
 from smalti.common.finite import MicroBatch, SkippedSteps
+from smalti.common.history import rows_dealt
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.origin import Origin, begin_from, settings_and_origin
 from smalti.common.row_order import RowOrder, Share, batches
@@ -139,7 +140,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     )
     for line in condition.untrained():
         accelerator.print(line, file=sys.stderr)
-    rows = CodesRows(data.splits["train"], model_config)
+    rows = CodesRows(data.splits["train"], model_config, c.seed)
     validation = CodesRows(plain_views(data.splits["validation"], data.info), model_config)
 
     trained, first_step, best = start(c, model_config, fingerprint, origin, run, accelerator)
@@ -147,7 +148,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     enter_run(run, c, first_step, reopened, accelerator, schedule=prior_schedule, began_from=began_from)
     peaks = {"adamw": c.lr, "muon": c.matrix_lr or 0.0}
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
-    reader = batches(rows, RowOrder(len(rows), c.seed, share, first_step))
+    dealt = rows_dealt(run, first_step, c.batch_size)
+    reader = batches(rows, RowOrder(len(rows), c.seed, share, first_step, dealt))
     with metrics, Steps(c, first_step, accelerator, "prior") as steps:
         for step in steps:
             state.seed_step(c.seed, step, accelerator.process_index)

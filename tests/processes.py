@@ -99,7 +99,12 @@ def import_from(folder: Path) -> None:
 
 def command_of_two(script: str, *arguments: object) -> Process:
     """Start a script on two processes, and return the one that waits for both."""
-    return Process(_twice(forks.command(script, *arguments)))
+    return together(forks.command(script, *arguments))
+
+
+def together(work: Callable[[], None], number: int = 2) -> Process:
+    """Start some work on several processes, and return the one that waits for all."""
+    return Process(_on_several(work, number))
 
 
 def launched(options: Sequence[object], script: str, *arguments: object) -> subprocess.Popen:
@@ -127,20 +132,20 @@ def _beginning(work: Callable[[], None]) -> Callable[[], None]:
     return begun
 
 
-def _twice(work: Callable[[], None]) -> Callable[[], None]:
-    """Return the work of two processes, which know each other by the variables that a launcher sets."""
+def _on_several(work: Callable[[], None], number: int) -> Callable[[], None]:
+    """Return the work of several processes, which know each other by the variables that a launcher sets."""
 
-    def both() -> None:
+    def all_of_them() -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         children = []
-        for rank in ("0", "1"):
+        for rank in map(str, range(number)):
             if not (child := os.fork()):
                 os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
                 return work()
             children.append(child)
         sys.exit(max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children))
 
-    return both
+    return all_of_them

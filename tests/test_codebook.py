@@ -22,7 +22,7 @@ from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.kmeans.config import KMeansConfig
 from smalti.tokenizer.kmeans.model import KMeansTokenizer
-from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.model import load_identified, load_tokenizer
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests import processes
@@ -61,9 +61,9 @@ def look(run, accelerator, *splits):
 
 def counted(run, accelerator):
     """Return the counts alone, without advice and picture."""
-    tokenizer = load_tokenizer(run / "tokenizer/model")
+    tokenizer = load_identified(run / "tokenizer/model", "")
     settings = read_yaml(run / "tokenizer/config.yaml")
-    return count_splits(Settings(run=str(run), precision="fp32"), tokenizer, settings, accelerator)
+    return count_splits(Settings(run=str(run), precision="fp32"), *tokenizer, settings, accelerator)
 
 
 # ------------------------------------------------------------------------------------------------------------ counting

@@ -16,15 +16,19 @@ import yaml
 from smalti.common import codes, folder, process, written
 from smalti.common.errors import Refused, UserError
 from smalti.common.evaluation_file import write_evaluation
+from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.lock import Lock
 from smalti.common.run_folder import Leeway, check_run, enter_run
 from smalti.common.session import at_work, log_path, path_beside, session
 from smalti.pipeline import compress, configs, generate, publish, report
 from smalti.pipeline import run as chain
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.output import Request
 from smalti.prior.model import load_prior
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer import encode
-from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.model import load_identified, load_tokenizer
+from tests import processes
 from tests.conftest import prior_training
 from tests.test_codes import INFO, write
 
@@ -215,6 +219,43 @@ def test_a_model_is_whole_at_every_moment_and_a_kill_loses_nothing_of_the_users(
         type(pipeline.prior).from_pretrained(tmp_path / "model")
 
 
+def test_a_locked_folder_that_a_kill_left_aside_is_there_for_the_next_command(pipeline, tmp_path, accelerator):
+    """The next command's lock made an empty folder in its place, for which the old one was then removed, and the new
+    one with it."""
+    path = tmp_path / "pipeline"
+    pipeline.save_pretrained(path)
+    before = tree(path)
+
+    def save() -> None:
+        with session(path, accelerator):
+            pipeline.save_pretrained(path)
+
+    dying_in_rename(1, save)
+    with session(path, accelerator):
+        assert tree(path) == before
+        (tmp_path / ".pipeline.lock").unlink()
+        assert at_work(path) is not None, "the lock is on the folder that came back"
+    assert os.listdir(tmp_path) == ["pipeline"]
+
+
+def test_the_settings_of_a_pipeline_that_a_kill_left_aside_are_kept(run):
+    ImagePipeline.from_run(run, SamplingConfig(temperature=0.5)).save_pretrained(run / "pipeline")
+    (run / "pipeline").rename(half(run / "pipeline", "old"))
+    generate.main([str(run), "--num-images", "1"])
+    assert ImagePipeline.from_pretrained(run / "pipeline").sampling.temperature == 0.5
+
+
+def test_a_folder_whose_successor_cannot_take_its_place_stays(tmp_path, monkeypatch):
+    """It stood aside, and nobody was told."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    steps = [Path.rename, lambda *paths: os.rename(tmp_path / "not there", paths[1]), Path.rename]
+    monkeypatch.setattr(Path, "rename", lambda *paths: steps.pop(0)(*paths))
+    with pytest.raises(OSError, match="not there"), folder.replacing(tmp_path / "model") as aside:
+        aside.mkdir()
+    assert tree(tmp_path).keys() == {"model", "model/config.json"}
+
+
 def test_a_damaged_config_of_a_runs_own_model_is_written_again(pipeline, tmp_path, accelerator):
     open_run(tmp_path / "prior", prior_training(tmp_path), accelerator)
     for harm in (lambda path: path.write_text("{"), lambda path: path.unlink()):
@@ -293,6 +334,59 @@ def test_a_card_of_codes_that_was_edited_is_kept_and_named(tmp_path, capsys):
     codes.finish(path, INFO, {"train": {"rows": 4}})
     assert (path / "README.md").read_text() == "my own words"
     assert "codes/README.md is not as this command wrote it, and is kept" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- replaced while they are read
+
+
+def retrained(model: Path, load: Callable[[Path], torch.nn.Module]) -> None:
+    """Save other weights into a model folder, as a training does that goes on."""
+    found = load(model)
+    with torch.no_grad():
+        for weights in found.parameters():
+            weights.mul_(0.5)
+    found.save_pretrained(model)
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(run):
+    """The file was hashed after its weights had been loaded, and may have been another by then."""
+    model, savings = run / "prior/model", [lambda: retrained(run / "prior/model", load_prior), lambda: None]
+
+    def read() -> tuple[dict, str]:
+        weights = load_prior(model).state_dict()
+        savings.pop(0)()
+        return weights, folder.sha256(model / "model.safetensors")
+
+    weights, sha256 = folder.read_steadily(model, read)
+    assert not savings and sha256 == folder.sha256(model / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_prior(model).state_dict().items())
+
+
+def test_codes_are_of_the_tokenizer_that_encoded_them_though_a_training_saves_meanwhile(run, accelerator, monkeypatch):
+    """`encode` hashed the file once more after it had opened its images, minutes after it had loaded the weights."""
+    model, output = run / "tokenizer/model", run / "other"
+    before = load_identified(model, "").identity
+    monkeypatch.setattr(accelerator, "print", lambda *_: retrained(model, load_tokenizer))
+    encode.encode(encode.Settings(run=str(run), output=str(output), precision="fp32"), accelerator)
+    assert not load_identified(model, "").identity.same_codes(before)
+    assert codes.read_info(output)[0].tokenizer.same_codes(before)
+
+
+def test_a_request_says_the_prior_that_draws_it_though_a_training_saves_meanwhile(run):
+    loaded = ImagePipeline.from_run(run, SamplingConfig())
+    before = folder.sha256(run / "prior/model/model.safetensors")
+    retrained(run / "prior/model", load_prior)
+    said = generate.request_settings(generate.Settings(run=str(run)), Request(loaded, [], [], 1))
+    assert said["prior"] == before != folder.sha256(run / "prior/model/model.safetensors")
+
+
+def test_processes_that_read_different_models_are_refused():
+    def disagree(_: object) -> None:
+        check_agree(str(make_accelerator().process_index), "runs/x/tokenizer/model")
+
+    both = processes.together(lambda: run_command(disagree))
+    _, err = both.communicate()
+    assert both.returncode == 2 and "error: runs/x/tokenizer/model was replaced while" in err
 
 
 # --------------------------------------------------------------------------------------------------------- sweeping

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from smalti.common.errors import UserError
+from smalti.common.history import Change, rows_dealt, write_history
 from smalti.common.row_order import RowOrder, Share, batches
 
 
@@ -27,6 +28,22 @@ def test_a_batch_may_reach_into_the_next_epoch_and_says_so():
 def test_starting_at_a_step_is_going_on_from_it():
     whole = rows_of(RowOrder(10, 3, Share(batch_size=4), 0), 9)
     assert torch.equal(whole[5 * 4 :], rows_of(RowOrder(10, 3, Share(batch_size=4), 5), 4))
+
+
+def test_an_epoch_takes_every_row_once_though_the_batch_size_changes_in_it(tmp_path):
+    """The place in the order was the step times the batch of now: rows before it were taken again, or never."""
+    changes = [Change(step=0, setting="batch_size", before=3, after=2), Change(step=0, setting="lr", before=1, after=2)]
+    write_history(tmp_path, 2, changes)
+    before = rows_of(RowOrder(10, 0, Share(batch_size=3), 0), 2)
+    after = rows_of(RowOrder(10, 0, Share(batch_size=2), 2, rows_dealt(tmp_path, 2, 2)), 2)
+    assert torch.equal(torch.cat([before, after]).sort().values, torch.arange(10))
+
+
+def test_a_run_whose_batch_size_changed_resumes_at_the_place_it_had_come_to(tmp_path):
+    write_history(tmp_path, 2, [Change(step=0, setting="batch_size", before=3, after=2)])
+    whole = rows_of(RowOrder(10, 0, Share(batch_size=2), 2, rows_dealt(tmp_path, 2, 2)), 6)
+    later = rows_of(RowOrder(10, 0, Share(batch_size=2), 5, rows_dealt(tmp_path, 5, 2)), 3)
+    assert torch.equal(whole[3 * 2 :], later)
 
 
 @pytest.mark.parametrize("world, accumulate", [(2, 1), (1, 2), (2, 3)])

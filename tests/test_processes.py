@@ -5,9 +5,21 @@ import shutil
 import signal
 import time
 from importlib.util import find_spec
+from itertools import chain
+from types import SimpleNamespace
 
+import numpy as np
+import PIL.Image
 import pytest
 
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
+from smalti.common.launch import make_accelerator, run_command
+from smalti.common.parts import share_of
+from smalti.tokenizer.model import build_tokenizer
+from smalti.tokenizer.split_evaluation import evaluate_split
+from smalti.tokenizer.vae.config import VAEConfig
+from smalti.tokenizer.vqvae.config import VQVAEConfig
 from tests import processes
 
 TINY = [
@@ -89,6 +101,32 @@ def test_two_processes_measure_what_one_does(finished_run, tmp_path):
             tmp_path / ".cache" / next(p.name for p in (tmp_path / ".cache").iterdir() if "features" in p.name)
         )
     assert figures[0] == figures[1] and "fd_classifier" in figures[0]
+
+
+@pytest.mark.parametrize("total", [1, 5])
+def test_the_shares_of_processes_are_the_whole_though_some_have_none(total):
+    """`torch.arange` refused a share that begins beyond the end."""
+    shares = [
+        [place for batch in share_of(total, 2, SimpleNamespace(process_index=rank, num_processes=3)) for place in batch]
+        for rank in range(3)
+    ]
+    assert sorted(map(int, chain(*shares))) == list(range(total))
+
+
+@pytest.mark.parametrize("config", [VQVAEConfig(image_size=(8, 8)), VAEConfig(image_size=(8, 8))], ids=["vqvae", "vae"])
+def test_a_split_of_fewer_images_than_processes_is_evaluated(config, tmp_path):
+    """The third process raised, and the others waited for it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+
+    def work(_: object) -> None:
+        split = open_images(ImagesConfig(source=str(tmp_path / "set")), (8, 8), 1).splits["train"]
+        accelerator, alone = make_accelerator(), split.of_rows("train", np.arange(2) == split.rows[0])
+        print(evaluate_split(build_tokenizer(config).eval(), alone, accelerator).images)
+
+    for number in range(2):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        PIL.Image.fromarray(pixels + np.uint8(number)).save(tmp_path / f"set/{number}.png")
+    assert processes.finish(processes.together(lambda: run_command(work), 3)).split() == ["1"] * 3
 
 
 def test_codebooks_do_not_drift_apart_between_processes():

@@ -21,6 +21,7 @@ from smalti.tokenizer.bottleneck.config import (
 from smalti.tokenizer.bottleneck.estimators import straight_through
 from smalti.tokenizer.bottleneck.losses import codebook_and_commitment
 from smalti.tokenizer.codebooks.usage import count, entropy_bits, perplexity, reachable, usage
+from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae.model import VQVAE
 
@@ -71,6 +72,40 @@ def test_z_q_is_what_the_indices_look_up(quantizer, z_e):
     quantized = quantizer(z_e)
     # fp32 rounding
     torch.testing.assert_close(quantized.z_q, quantizer.lookup(quantized.indices), atol=1e-5, rtol=1e-5)
+
+
+def test_settings_say_what_a_quantizer_asks_of_the_encoder_and_whether_codes_are_revived(quantizer, z_e):
+    c = quantizer.config
+    assert c.commits == bool(quantizer.train()(z_e).commitment_loss > 0) and c.revives == bool(quantizer.tables())
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "message"),
+    [
+        (
+            IMPLICIT["fsq"],
+            {"commitment_weight": 3},
+            "commitment_weight is of a commitment loss, and model.quantizer.ki",
+        ),
+        (TABLES["gumbel"], {"commitment_weight": 3}, "and model.quantizer.kind gumbel has none; leave it away"),
+        (
+            IMPLICIT["fsq"],
+            {"revive_below": 0.5},
+            "revive_below is of a codebook, and model.quantizer.kind fsq has none",
+        ),
+        (
+            IMPLICIT["lfq"],
+            {"revive_below": 0.5},
+            "revive_below is of a codebook, and model.quantizer.kind lfq has none",
+        ),
+        (STACKED["residual lfq"], {"revive_below": 0.5}, "model.quantizer.each.kind lfq has none"),
+        (TABLES["vq"], {"replace_by": "any"}, "replace_by any says by what replace_codes replaces"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(config, given, message):
+    """Each was taken, and changed nothing."""
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(model=VQVAEConfig(quantizer=config), **given)
 
 
 def test_indices_are_a_grid_of_values_below_K(quantizer, z_e):

@@ -96,13 +96,22 @@ def test_a_run_none_of_whose_states_is_whole_is_refused_and_kept(tmp_path, accel
     assert (tmp_path / "state/step_00000001.damaged/a.safetensors").exists()
 
 
-def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, accelerator, capsys):
+@pytest.mark.parametrize(
+    ("key", "value", "others"),
+    [
+        ("processes", 4, "rounding, noise and micro-batches: processes 4 then, 1 now"),
+        ("device", "tpu", "rounding and noise: device tpu then, cpu now"),
+        ("precision", "bf16", "rounding: precision bf16 then, no now"),
+    ],
+)
+def test_a_run_that_goes_on_elsewhere_says_what_differs(key, value, others, tmp_path, accelerator, capsys):
+    """Of other processes it said that only rounding differs, whatever the loss."""
     write(tmp_path, 1, accelerator)
     path = tmp_path / "state/step_00000001/state.json"
     head = json.loads(path.read_text())
-    path.write_text(json.dumps(head | {"job": head["job"] | {"processes": 4}}))
+    path.write_text(json.dumps(head | {"job": head["job"] | {key: value}}))
     assert state.latest(tmp_path, accelerator).step == 1
-    assert "the same images in the same steps, but other rounding: processes 4 then, 1 now" in capsys.readouterr().err
+    assert f"goes on with the same images in the same steps, but other {others}" in capsys.readouterr().err
 
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path):

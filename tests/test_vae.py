@@ -17,6 +17,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
+from smalti.common.seeds import normals_of_rows
 from smalti.pipeline.evaluate import evaluate as evaluate_both
 from smalti.pipeline.evaluation.settings import Settings as BothSettings
 from smalti.pipeline.generate import Settings as Generation
@@ -232,6 +233,23 @@ def test_rows_of_moments_are_drawn_anew_in_each_epoch_around_the_mean(run):
     noise = (drawn[0] - torch.from_numpy(split.codes)) / torch.from_numpy(split.scale)
     # 2,686 normal numbers: mean and deviation within four standard errors
     assert abs(noise.mean()) < 0.08 and noise.std().item() == pytest.approx(1, abs=0.06)
+
+
+def test_noise_of_a_row_is_not_that_of_its_pixels():
+    """Number k of a row's noise was a function of the same bits as its binarized pixel k: the two rose together."""
+    rows, zeros = torch.arange(4000), torch.zeros(4000, dtype=torch.int64)
+    grey = torch.full((4000, 1, 1, 1), 128, dtype=torch.uint8)
+    white = binarized(grey, rows, zeros, "dynamic").flatten() > 0
+    noise = normals_of_rows(0, rows.numpy(), zeros.numpy(), 1)[:, 0]
+    # of 2,000 numbers each the means are within five standard errors; they were 1.6 apart
+    assert abs(noise[white].mean() - noise[~white].mean()) < 5 * (2 / 2000) ** 0.5
+
+
+def test_trainings_of_other_seeds_draw_other_vectors_of_a_row(run):
+    split, config = codes.load_codes(run / "codes").splits["train"], load_prior(run / "prior/model").config
+    some = torch.arange(3)
+    drawn = [CodesRows(split, config, seed)[some, torch.zeros_like(some)].codes for seed in (0, 1)]
+    assert not torch.equal(*drawn)
 
 
 def test_a_codes_dataset_without_moments_keeps_its_fingerprint(finished_run):

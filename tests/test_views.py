@@ -17,6 +17,7 @@ from smalti.common.data.pixels import MODES
 from smalti.common.data.run_images import open_run_images, run_images
 from smalti.common.data.views import augment, default_views, different_views, image_view
 from smalti.common.errors import UserError
+from smalti.common.session import at_work
 from smalti.metrics.feature_extractor import Features
 from smalti.pipeline.generate import Settings as GenerateSettings
 from smalti.pipeline.generate import generate
@@ -209,3 +210,39 @@ def test_features_are_kept_by_how_images_were_read(accelerator, tmp_path):
         split = images.splits["train"]
         found.append(real_features(network, images, split, torch.arange(len(split)), tmp_path / "cache", accelerator))
     assert not torch.equal(*found)
+
+
+def test_runs_that_are_evaluated_at_once_share_no_folder_of_other_features(accelerator, tmp_path):
+    """Of other sizes, networks or rows they removed each other's parts in one folder, and mixed them."""
+    pictures(tmp_path / "set", 4, (8, 12), 1)
+    for side in (4, 8):
+        for name in ("first", "second"):
+            images = open_images(ImagesConfig(source=str(tmp_path / "set")), (side, side), 1)
+            network = Features(torch.nn.Flatten(), name="pixels", identity=name)
+            split = images.splits["train"]
+            real_features(network, images, split, torch.arange(len(split)), tmp_path / "cache", accelerator)
+    assert len(list((tmp_path / "cache").glob("*/plan.json"))) == 4
+
+
+def test_features_belong_to_the_rows_and_not_to_the_first_and_last_of_them(accelerator, tmp_path):
+    pictures(tmp_path / "set", 9, (8, 8), 1)
+    images, found = open_images(ImagesConfig(source=str(tmp_path / "set")), (8, 8), 1), []
+    network, split = Features(torch.nn.Flatten(), name="pixels"), images.splits["train"]
+    for between in (1, 2):
+        positions = torch.tensor([0, between, 3])
+        found.append(real_features(network, images, split, positions, tmp_path / "cache", accelerator))
+    assert not torch.equal(*found)
+
+
+def test_who_computes_features_locks_their_folder(accelerator, tmp_path):
+    pictures(tmp_path / "set", 2, (8, 8), 1)
+    images, seen = open_images(ImagesConfig(source=str(tmp_path / "set")), (8, 8), 1), []
+
+    class Looking(torch.nn.Flatten):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            seen.extend(at_work(path.parent) for path in (tmp_path / "cache").glob("*/plan.json"))
+            return super().forward(pixels)
+
+    split = images.splits["train"]
+    real_features(Features(Looking(), name="pixels"), images, split, torch.arange(1), tmp_path / "cache", accelerator)
+    assert len(seen) == 1 and seen[0] is not None

@@ -85,7 +85,7 @@ from smalti.common.data.pixels import to_float
 from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, tell, write_evaluation
-from smalti.common.folder import sha256
+from smalti.common.folder import read_steadily, sha256
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.progress import progress_bar
 from smalti.common.seeds import generator
@@ -186,7 +186,8 @@ def measure(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()
     """Measure, write the figures, and return their file. The main process does it alone."""
     run = Path(c.run)
     model = trained(run / "tokenizer")
-    vae = trained_vae(model).to(accelerator.device)
+    vae, identity = read_steadily(model, lambda: (trained_vae(model), sha256(model / "model.safetensors")))
+    vae.to(accelerator.device)
     images = open_run_images(run / "tokenizer", vae.config)
     check_labels(vae.condition, images)
     split = held_out_split(images.splits, c.split)
@@ -211,7 +212,7 @@ def measure(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()
     protocol = {
         **c.model_dump(mode="json", exclude={"run", "split"}),
         "number": sum(len(each.own) for each in found),
-        "tokenizer": sha256(model / "model.safetensors"),
+        "tokenizer": identity,
         "posterior": vae.config.posterior.model_dump(mode="json"),
         "likelihood": vae.likelihood.kind,
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smalti.common.errors import UserError
 from smalti.common.history import START, Change, read_history
 from smalti.common.origin import Origin
 from smalti.common.run_folder import read_metrics
@@ -31,8 +32,18 @@ OTHER = (
 
 
 def change_of(origin: Origin[TrainedTokenizer]) -> Change:
-    """Return the line of a run's history for the tokenizer that it begins from."""
-    return origin.change.model_copy(update={"identity": identity_of(origin.folder, origin.name)})
+    """Return the line of a run's history for the tokenizer that it begins from.
+
+    Raises:
+        UserError: its folder holds another one now.
+    """
+    identity = identity_of(origin.folder, origin.name)
+    if identity.files[0] != origin.sha256:
+        raise UserError(
+            f"{origin.folder} was replaced after it had been read: a training saves there. The same command begins "
+            "again, when that is done or stopped"
+        )
+    return origin.change.model_copy(update={"identity": identity})
 
 
 def figures_before(run: Path) -> dict[str, Any] | None:

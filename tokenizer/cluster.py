@@ -45,6 +45,7 @@ from smalti.common.data.pixels import to_float
 from smalti.common.data.run_images import where_they_lay, write_record
 from smalti.common.data.split import ImageSplit
 from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.parts import share_of
 from smalti.common.plots import save_curves, save_picture
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.row_order import RowOrder, Share
@@ -146,7 +147,7 @@ def expectation(tokenizer: PatchTokenizer, split: ImageSplit, accelerator: Accel
     """Return the sums over all patches that the M step needs: the E step, each process its share."""
     found = tokenizer.e_step(patches_of(tokenizer, split, torch.zeros(0, dtype=torch.int64)))
     bar = passing_bar(len(split), "E step")
-    for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
+    for positions in share_of(len(split), BATCH, accelerator):
         some = tokenizer.e_step(patches_of(tokenizer, split, positions))
         found = tuple(before + more for before, more in zip(found, some, strict=True))
         advance(bar, len(positions) * accelerator.num_processes)
@@ -166,12 +167,13 @@ def report_fit(
     evaluation = evaluate_split(tokenizer, validation, accelerator)
     counts = evaluation.counts
     assert counts is not None  # patches become codes
-    picture = reconstruction_grid(evaluation)
     evaluated = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "psnr" in line]
     if iterations not in evaluated:  # killed after it, it comes here again
         metrics.log(iterations, "validation", **evaluation.metrics())
-        metrics.picture(iterations, "reconstructions", picture)
     if accelerator.is_main_process:
+        picture = reconstruction_grid(evaluation)
+        if iterations not in evaluated:
+            metrics.picture(iterations, "reconstructions", picture)
         save_picture(picture, run / "reconstructions.png")
         save_histogram(counts, evaluation.images, tokenizer.config.layout, run / "histogram.json")
         save_curves(read_metrics(run / "metrics.jsonl"), {tokenizer.objective: ["objective"]}, run / "curves.png")

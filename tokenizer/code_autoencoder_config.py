@@ -47,8 +47,12 @@ class CodeAutoencoderConfig(TrainedConfig):
         return self.likelihood.name() == "bernoulli"
 
     @property
-    def has_codebook(self) -> bool:
-        return True
+    def commits(self) -> bool:
+        return self.quantizer.commits
+
+    @property
+    def revives(self) -> bool:
+        return self.quantizer.revives
 
     @property
     def codebook(self) -> CodebookFacts:

@@ -52,6 +52,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common import codes
+from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.commands import as_typed
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.pixels import to_float
@@ -59,7 +60,8 @@ from smalti.common.data.run_images import open_run_images, recorded
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.folder import write_json
-from smalti.common.launch import make_accelerator, run_command
+from smalti.common.launch import check_agree, make_accelerator, run_command
+from smalti.common.parts import share_of
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import logged
 from smalti.tokenizer.base import DrawsCodes, ImageTokenizer
@@ -67,7 +69,7 @@ from smalti.tokenizer.codebooks.health import Counted, advice, code_neighbours, 
 from smalti.tokenizer.codebooks.picture import draw_codebook
 from smalti.tokenizer.codebooks.usage import count
 from smalti.tokenizer.config import EncodeConfig
-from smalti.tokenizer.model import identity_of, load_tokenizer, trained
+from smalti.tokenizer.model import load_identified, trained
 
 BATCH = 256  # images at once, or fewer where encoding takes fewer
 
@@ -75,11 +77,13 @@ BATCH = 256  # images at once, or fewer where encoding takes fewer
 def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
     """Measure and draw the codebook, and return the contents of `codebook.json`."""
     run = Path(c.run) / "tokenizer"
-    tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
+    tokenizer, identity = load_identified(trained(run), f"{Path(c.run).name}/tokenizer")
+    check_agree(identity.whole, str(run / "model"))
+    tokenizer.to(accelerator.device)
     if not isinstance(tokenizer, DrawsCodes):
         raise UserError(f"a tokenizer of kind {tokenizer.config.name()} has no codebook to draw")
     settings = config.read_yaml(run / "config.yaml")
-    counted = count_splits(c, tokenizer, settings, accelerator)
+    counted = count_splits(c, tokenizer, identity, settings, accelerator)
     counts, layout = counted.counts[counted.most], tokenizer.config.layout
     tables = tokenizer.code_tables()  # none of fsq, lfq
     near = [code_neighbours(table, row) for table, row in zip(tables, counts, strict=False)]
@@ -106,12 +110,16 @@ def examine(c: Settings, accelerator: Accelerator) -> dict[str, Any]:
 
 
 def count_splits(
-    c: Settings, tokenizer: ImageTokenizer, settings: Mapping[str, Any], accelerator: Accelerator
+    c: Settings,
+    tokenizer: ImageTokenizer,
+    identity: TokenizerIdentity,
+    settings: Mapping[str, Any],
+    accelerator: Accelerator,
 ) -> Counted:
     """Return the counts of the splits, from RUN/codes where they can be counted, else by encoding images."""
     run = Path(c.run)
     images = config.build(ImagesConfig, settings["images"], str(run / "tokenizer/config.yaml"))
-    reason = why_not_codes(run, images, tokenizer)
+    reason = why_not_codes(run, images, tokenizer, identity)
     if reason is None:
         _, there = codes.read_info(run / "codes")
         wanted = _wanted(c.splits or ("all",), list(there), run / "codes")
@@ -130,12 +138,14 @@ def count_splits(
     )
 
 
-def why_not_codes(run: Path, images: ImagesConfig, tokenizer: ImageTokenizer) -> str | None:
+def why_not_codes(
+    run: Path, images: ImagesConfig, tokenizer: ImageTokenizer, identity: TokenizerIdentity
+) -> str | None:
     """Return why RUN/codes cannot be counted, or None where it can."""
     if not codes.is_whole(run / "codes"):
         return f"{run / 'codes'} is not there, or not yet whole"
     info, _ = codes.read_info(run / "codes")
-    if not info.tokenizer.same_codes(identity_of(run / "tokenizer/model", f"{run.name}/tokenizer")):
+    if not info.tokenizer.same_codes(identity):
         return f"{run / 'codes'} is of another tokenizer, {info.tokenizer}"
     if info.layout != tokenizer.config.layout:
         return f"{run / 'codes'} gives its codes another size than the tokenizer does: its codes.json was changed"
@@ -185,15 +195,14 @@ def count_images(
     """Return the number of images and the counts (R, K) of a split of images; each process encodes its share."""
     layout = tokenizer.config.layout
     counts, read = torch.zeros(layout.codebooks, layout.codebook_size, dtype=torch.int64), 0
-    world = accelerator.num_processes
     bar = progress_bar(accelerator, len(split), f"encode {split.name}", unit="image")
-    for positions in torch.arange(accelerator.process_index, len(split), world).split(batch_size):
+    for positions in share_of(len(split), batch_size, accelerator):
         batch = split.read(positions)
         with accelerator.autocast():
             encoded = tokenizer.encode(to_float(batch.images.to(accelerator.device)), batch.labels)
         counts += count(encoded.cpu(), layout)
         read += len(batch.images)
-        advance(bar, len(positions) * world)
+        advance(bar, len(positions) * accelerator.num_processes)
     bar.close()
     return _summed(read, counts, accelerator)
 

@@ -62,8 +62,13 @@ class TrainedConfig(ImageTokenizerConfig):
         return False
 
     @property
-    def has_codebook(self) -> bool:
-        """Return whether it has codes, with a commitment loss and the revival of dead ones."""
+    def commits(self) -> bool:
+        """Return whether its encoder is asked to stay near its codes, by a commitment loss."""
+        return False
+
+    @property
+    def revives(self) -> bool:
+        """Return whether it has a codebook whose dead codes are revived."""
         return False
 
     @property
@@ -174,12 +179,19 @@ class TrainConfig(Settings):
                 "dynamic (a new draw in each epoch), fixed (one draw) or nearest, or take another likelihood"
             )
         self._check_train()
-        for name in ("commitment_weight", "revive_below") if not self.model.has_codebook else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is of a codebook, and model.kind {self.model.name()} has none; leave it away")
+        facts = self.model.codebook
+        whose = f"model.kind {self.model.name()}" if facts is None else f"{facts.at}kind {facts.kind}"
+        for name, of, reads in (
+            ("commitment_weight", "a commitment loss", self.model.commits),
+            ("revive_below", "a codebook", self.model.revives),
+        ):
+            if not reads and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of {of}, and {whose} has none; leave it away")
         return self
 
     def _check_train(self) -> None:
+        if self.replace_by != "near" and not self.replace_codes:
+            raise ValueError(f"replace_by {self.replace_by} says by what replace_codes replaces: give it too, above 0")
         if self.train == "all":
             if self.replace_codes:
                 raise ValueError("replace_codes is of the decoder's training: give train decoder too, or leave it away")

@@ -47,6 +47,7 @@ from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import where_they_lay, write_record
 from smalti.common.data.split import ImageSplit
 from smalti.common.launch import make_accelerator, run_command
+from smalti.common.parts import share_of
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import advance, progress_bar
 from smalti.common.run_folder import Leeway, check_run, enter_run
@@ -102,14 +103,13 @@ def reconstruct_sample(
     tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, accelerator: Accelerator
 ) -> Reconstructions:
     """Return the reconstructions of images evenly spaced in a split; each process decodes its share."""
-    wanted = min(c.fit_images, len(split))
-    positions = evenly_spaced(wanted, len(split))[accelerator.process_index :: accelerator.num_processes]
+    chosen = evenly_spaced(c.fit_images, len(split))
     sums = torch.zeros(2 + tokenizer.config.image_channels, device=accelerator.device)
     shown: list[Tensor] = []
     decoded: list[Tensor] = []
-    bar = progress_bar(accelerator, wanted, "reconstruct", unit="image")
-    for some in positions.split(c.batch_size):
-        images = split.read(some).images.to(accelerator.device)
+    bar = progress_bar(accelerator, len(chosen), "reconstruct", unit="image")
+    for some in share_of(len(chosen), c.batch_size, accelerator):
+        images = split.read(chosen[some]).images.to(accelerator.device)
         pixels = to_float(images)
         output = tokenizer.output(tokenizer.encode(pixels))
         again, error = to_uint8(tokenizer.likelihood.mean(output)), (pixels - output).square().mean((2, 3)).sum(0)

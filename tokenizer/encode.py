@@ -66,7 +66,7 @@ from smalti.common.data.split import ImageSplit
 from smalti.common.data.views import default_views, different_views, image_view
 from smalti.common.errors import UserError
 from smalti.common.latent_statistics import LatentStatistics, latent_statistics
-from smalti.common.launch import make_accelerator, run_command
+from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.layout import Layout
 from smalti.common.progress import passing_bar, progress_bar
 from smalti.common.session import at_work, session
@@ -74,7 +74,7 @@ from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
 from smalti.tokenizer.labels import check_labels
-from smalti.tokenizer.model import identity_of, load_tokenizer, trained
+from smalti.tokenizer.model import load_identified, trained
 
 CHECKED = 10_000  # images a split that are decoded back, evenly spaced
 # Kinds of priors over several grids or over one, and what to take where the codes lie otherwise
@@ -88,18 +88,21 @@ def codes_folder(c: Settings) -> Path:
 def encode(c: Settings, accelerator: Accelerator) -> Path:
     """Write the codes dataset, or what is missing of it, and return its folder."""
     run = Path(c.run) / "tokenizer"
-    tokenizer = load_tokenizer(trained(run)).to(accelerator.device)
+    name = f"{Path(c.run).resolve().name}/tokenizer"
+    tokenizer, identity = load_identified(trained(run), name)
+    check_agree(identity.whole, str(run / "model"))
+    tokenizer.to(accelerator.device)
     images_config = run_images(run, c.source)
     images = open_run_images(run, tokenizer.config, c.source, otherwise=ANOTHER)
     check_labels(tokenizer.condition, images)
     tell_of_images(images, accelerator)
-    folder, name = codes_folder(c), f"{Path(c.run).resolve().name}/tokenizer"
+    folder = codes_folder(c)
     views = chosen_views(c, images, images_config, accelerator)
     info = CodesInfo(
         layout=chosen_layout(c, tokenizer),
         views=views,
         condition=condition_of(images.class_names),
-        tokenizer=identity_of(trained(run), name),
+        tokenizer=identity,
         source={**images_config.model_dump(mode="json"), "fingerprint": images.fingerprint},
         shard_size=c.shard_size,
         moments=tokenizer.has_moments,

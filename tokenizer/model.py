@@ -1,6 +1,7 @@
 """The registry of tokenizers, by the kind in a folder's `config.json`."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from smalti.common import folder, identity
 from smalti.common.codes_info import TokenizerIdentity
@@ -66,6 +67,18 @@ def identity_of(path: Path, name: str) -> TokenizerIdentity:
     """Return the identity of the tokenizer in a folder, by what its class says of its modules."""
     declared: tuple[str, ...] = settings_class(folder.inside(path, "config.json")).builds.decodes_only
     return identity.identity_of(path, name, declared)
+
+
+class Identified(NamedTuple):
+    """A tokenizer and its identity, of the same weights."""
+
+    tokenizer: ImageTokenizer
+    identity: TokenizerIdentity
+
+
+def load_identified(path: Path, name: str) -> Identified:
+    """Return the tokenizer in a folder, which a training may replace meanwhile, with its identity."""
+    return folder.read_steadily(path, lambda: Identified(load_tokenizer(path), identity_of(path, name)))
 
 
 def trained(run: Path) -> Path:

@@ -1,8 +1,11 @@
 """The feature extractors that compare the images of a run; one is a classifier trained on their labels.
 
-Features of real images are cached beside the runs, by the images' fingerprint and the extractor's identity.
+Features of real images are cached beside the runs, in a folder for each plan: the images' fingerprint and size, the
+rows, and the extractor's identity. Runs that are evaluated at once wait for each other there.
 """
 
+import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +17,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet
 from smalti.common.data.split import ImageSplit
 from smalti.common.parts import in_parts
+from smalti.common.session import session
 from smalti.metrics.classifier import Classifier, load_or_train
 from smalti.metrics.feature_extractor import Features, load_features
 from smalti.metrics.features_config import FeaturesConfig
@@ -78,12 +82,13 @@ def real_features(
         "split": split.name,
         "read": split.shape._asdict(),
         "features": features.identity,
-        "positions": [int(positions[0]), int(positions[-1]), len(positions)],
+        "rows": hashlib.sha256(split.rows[positions.numpy()].astype("<i8").tobytes()).hexdigest(),
     }
-    name = f"features-{features.name}-{images.fingerprint[:12]}-{split.name}-{len(positions)}"
+    name = f"features-{features.name}-{split.name}-{hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]}"
 
     def compute(places: Tensor) -> dict[str, Tensor]:
         return {"features": features(split.read(positions[places]).images)}
 
-    found = in_parts(cache / name, plan, len(positions), PART, compute, accelerator, f"features of {split.name}")
+    with session(cache / name, accelerator, wait=True):  # another run that is evaluated may compute the same
+        found = in_parts(cache / name, plan, len(positions), PART, compute, accelerator, f"features of {split.name}")
     return found["features"]

@@ -21,6 +21,7 @@ from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.split import ImageSplit
 from smalti.common.folder import write_json
 from smalti.common.layout import Layout
+from smalti.common.parts import share_of
 from smalti.common.plots import image_grid
 from smalti.common.progress import advance, passing_bar
 from smalti.common.seeds import generator
@@ -59,7 +60,7 @@ class SplitEvaluation(NamedTuple):
     distortion: float | None  # −log2 p(x | z) a dimension, where the decoder says p(x | z)
     counts: Tensor | None  # (Q, K) how often each code was used, where there are codes
     bounds: Bounds | None  # where latents are drawn from a posterior over vectors
-    originals: Tensor  # (n, C, H, W) uint8, a few
+    originals: Tensor  # (n, C, H, W) uint8, a few of this process
     reconstructions: Tensor  # (n, C, H, W) uint8
 
     def metrics(self) -> dict[str, float]:
@@ -100,7 +101,7 @@ def evaluate_split(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Ac
     originals: list[Tensor] = []
     noise, bounded = generator(0, device), False
     bar = passing_bar(len(split), f"evaluate on {split.name}")
-    for positions in torch.arange(accelerator.process_index, len(split), accelerator.num_processes).split(BATCH):
+    for positions in share_of(len(split), BATCH, accelerator):
         batch = split.read(positions)
         images = batch.images.to(device)
         with accelerator.autocast():
@@ -116,13 +117,17 @@ def evaluate_split(tokenizer: ImageTokenizer, split: ImageSplit, accelerator: Ac
         advance(bar, len(positions) * accelerator.num_processes)
     bar.close()
     sums = accelerator.reduce(sums).cpu()
+    bounded = (
+        accelerator.reduce(torch.tensor(float(bounded), device=device)).item() > 0
+    )  # one without images cannot say
+    none = torch.zeros(0, tokenizer.config.image_channels, *tokenizer.config.image_size, dtype=torch.uint8)
     return evaluation_of(
         tokenizer,
         sums,
         accelerator.reduce(counts).cpu() if layout.discrete else None,
         centers.reduced(accelerator) if bounded else None,
-        torch.cat(originals)[:SHOWN],
-        torch.cat([each.reconstructions.cpu() for each in shown])[:SHOWN],
+        torch.cat([none, *originals])[:SHOWN],
+        torch.cat([none, *(each.reconstructions.cpu() for each in shown)])[:SHOWN],
     )
 
 

@@ -59,6 +59,7 @@ from smalti.common.ema import EMA
 from smalti.common.errors import UserError
 from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.folder import kind_of
+from smalti.common.history import rows_dealt
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.origin import Origin, begin_from, differences_of, settings_and_origin
 from smalti.common.plots import save_curves, save_picture
@@ -103,6 +104,7 @@ LEEWAY = Leeway(
         "clip",
         "commitment_weight",
         "replace_codes",
+        "replace_by",
         "ema_decay",
         "revive_below",
         "batch_size",
@@ -184,7 +186,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     model = accelerator.prepare(forward)
     metrics = Metrics(run, accelerator, first_step, c, c.track_project)
     figures, weights = dict[str, str](), trained.tokenizer.weights(c)
-    reader = batches(splits["train"], RowOrder(len(splits["train"]), c.seed, share, first_step), c.workers)
+    dealt = rows_dealt(run, first_step, c.batch_size)
+    reader = batches(splits["train"], RowOrder(len(splits["train"]), c.seed, share, first_step, dealt), c.workers)
     with metrics, Steps(c, first_step, accelerator, "tokenizer") as steps:
         if origin is not None:
             before = evaluate_split(trained.ema.model, splits["validation"], accelerator)
@@ -248,7 +251,7 @@ def learning_rate(c: TrainConfig, step: int) -> float:
 def tokenizer_schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return the values of a step that depend on the number of steps, by name."""
     values: dict[str, float] = {"lr": learning_rate(c, step)}
-    values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.has_codebook else {}
+    values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.revives else {}
     return values | c.model.scheduled(step / c.steps) | c.adversarial.scheduled(step / c.steps)
 
 

@@ -56,7 +56,6 @@ class Quantizer(nn.Module, ABC):
     """A map from z_e to codes and back. Distances and losses are fp32 for any input type, under autocast too."""
 
     spacing = 1.0  # how much finer than the one before the next depth of a residual stack is
-    commits = True  # whether the encoder is asked to stay near the codes
 
     def forward(self, z_e: Tensor) -> Quantized:
         with torch.autocast(z_e.device.type, enabled=False):  # distances in bf16 can pick the wrong neighbour

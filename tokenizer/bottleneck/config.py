@@ -45,6 +45,16 @@ class BottleneckConfig(Kind):
         return 1
 
     @property
+    def commits(self) -> bool:
+        """Return whether the encoder is asked to stay near the codes, by a commitment loss."""
+        return True
+
+    @property
+    def revives(self) -> bool:
+        """Return whether there is a table of vectors, whose dead codes are revived."""
+        return False
+
+    @property
     @abstractmethod
     def dim(self) -> int:
         """Return D, which of a table is a setting."""
@@ -81,6 +91,10 @@ class TableConfig(SingleConfig):
     @property
     def dim(self) -> int:
         return self.code_dim
+
+    @property
+    def revives(self) -> bool:
+        return True
 
     def facts(self, at: str) -> TableFacts:
         return TableFacts(self.name(), self.dim, at, self.normalize)
@@ -129,6 +143,10 @@ class GumbelConfig(TableConfig):
     kl_weight: float = Field(5e-4, ge=0)
     """on KL(q || uniform), the rate term of the ELBO under a uniform prior"""
 
+    @property
+    def commits(self) -> bool:
+        return False
+
     def temperature_at(self, progress: float) -> float:
         """Return the temperature when this share of the steps is done."""
         return self.temperature * (self.final_temperature / self.temperature) ** min(1.0, progress / self.annealed)
@@ -165,6 +183,10 @@ class FSQConfig(SingleConfig):
     @property
     def dim(self) -> int:
         return len(self.levels)
+
+    @property
+    def commits(self) -> bool:
+        return False
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -255,6 +277,14 @@ class ResidualConfig(BottleneckConfig):
     @property
     def depth(self) -> int:
         return self.code_depth
+
+    @property
+    def commits(self) -> bool:
+        return self.each.commits
+
+    @property
+    def revives(self) -> bool:
+        return self.each.revives
 
     @property
     def dim(self) -> int:

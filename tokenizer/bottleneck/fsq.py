@@ -23,7 +23,6 @@ class FiniteScalarQuantizer(Quantizer):
 
     levels: Tensor  # (D, 1)
     radius: Tensor
-    commits = False
 
     def __init__(self, config: FSQConfig):
         super().__init__()

@@ -29,7 +29,6 @@ class GumbelQuantizer(TableQuantizer):
     """The Gumbel quantizer; its codebook (K, D) and log s are parameters."""
 
     config: GumbelConfig
-    commits = False
 
     def __init__(self, config: GumbelConfig):
         super().__init__(config)

@@ -45,7 +45,7 @@ class ResidualQuantizer(Quantizer):
             stage = depth.quantize(left / scale)
             z_q = z_q + stage.z_q * scale
             left = z_e - z_q
-            if depth.commits:
+            if self.config.each.commits:
                 commitment_loss = commitment_loss + F.mse_loss(z_e, z_q.detach())
             stages.append(stage)
         return Quantized(

@@ -160,7 +160,7 @@ class MultiscaleQuantizer(Quantizer):
             z_q=self.estimator(z_e, after[-1].f_hat.flatten(2)),
             indices=torch.cat([stage.indices for stage in stages], 1),
             codebook_loss=codebook_loss,
-            commitment_loss=commitment_loss if self.bottlenecks[0].commits else z_e.new_zeros(()),
+            commitment_loss=commitment_loss if self.config.commits else z_e.new_zeros(()),
             regularizer=torch.stack([stage.regularizer for stage in stages]).mean(),
             z_e=z_e,
             stages=(side_by_side(stages),) if self.shared else stages,

@@ -83,7 +83,11 @@ class VQGANConfig(TrainedConfig):
         return Layout.of(*self.grid, factors=(self.codebook_size,))
 
     @property
-    def has_codebook(self) -> bool:
+    def commits(self) -> bool:
+        return True
+
+    @property
+    def revives(self) -> bool:
         return True
 
     @property

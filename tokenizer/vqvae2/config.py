@@ -56,6 +56,14 @@ class VQVAE2Config(CodeAutoencoderConfig):
         return (*[self.above] * (self.levels - 1), self.quantizer)
 
     @property
+    def commits(self) -> bool:
+        return any(each.commits for each in self.quantizers)
+
+    @property
+    def revives(self) -> bool:
+        return any(each.revives for each in self.quantizers)
+
+    @property
     def features(self) -> int:
         return self.channels[-1]
 
