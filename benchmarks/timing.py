@@ -76,6 +76,7 @@ def once(command: Sequence[str], ended: Path) -> float:
                 f"this was killed while it ran {' '.join(map(str, command))}: what that took is lost, and what is left "
                 f"of it would be called the whole. Remove {ended.parent} and start again"
             )
+        ran = {"command": words, "commit": commit()}  # before it runs: a checkout may move meanwhile
         write_json(part, {"cpu_seconds": None, "wall_seconds": None})
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         try:
@@ -85,7 +86,7 @@ def once(command: Sequence[str], ended: Path) -> float:
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             wall = took["wall_seconds"] + time.perf_counter() - start
             write_json(part, {"cpu_seconds": round(took["cpu_seconds"] + cpu, 1), "wall_seconds": round(wall, 1)})
-        write_json(part, read_json(part) | {"command": words, "commit": commit()})
+        write_json(part, read_json(part) | ran)
         os.replace(part, ended)
     return read_json(ended)["cpu_seconds"]
 

@@ -43,6 +43,7 @@ FIRST_KINDS = {  # of format 1: what tokenizers were called when there was one o
     "smalti.kmeanstokenizer": "smalti.kmeans",
     "smalti.vqgantokenizer": "smalti.vqgan",
 }
+STEADY = 5  # times that a model is read until it is not replaced meanwhile
 FORMAT = 2  # of every file of ours; a reader refuses what is newer than itself
 
 
@@ -452,11 +453,15 @@ def read_steadily(path: Path, read: Callable[[], T]) -> T:
     """Return what `read` takes from a model folder, read again where a training replaced the folder meanwhile.
 
     So weights, settings and what they are known by are of one model.
+
+    Raises:
+        UserError: it was another one each of a few times.
     """
-    while True:
+    for _ in range(STEADY):
         before, found = _files_now(path), read()
         if _files_now(path) == before:
             return found
+    raise UserError(f"{path} was replaced each of {STEADY} times that it was read; wait until that is over")
 
 
 def _files_now(path: Path) -> list[tuple[int, ...] | None]:

@@ -307,7 +307,8 @@ def push(
             create_pr=create_pr,
         )
     if gone:
-        print(f"removed from {repo_id}, as shards of earlier codes: {', '.join(gone)}")
+        where = f"the pull request removes from {repo_id}" if create_pr else f"removed from {repo_id}"
+        print(f"{where}, as shards of earlier codes: {', '.join(gone)}")
     return commit.pr_url or commit.commit_url
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,7 +53,7 @@ def in_parts(
     bar = progress_bar(accelerator, total, what, unit="image")
     with Interrupt(accelerator) as interrupt:
         for number, positions in enumerate(parts):
-            path = folder / f"{number:06d}.safetensors"
+            path = _part(folder, number)
             if number % world == rank and not path.exists():
                 tensors = {name: tensor.cpu().contiguous() for name, tensor in compute(positions).items()}
                 with replacing(path) as aside:
@@ -62,8 +63,21 @@ def in_parts(
                 raise Interrupted("what was computed is kept; the same command goes on with the rest")
     bar.close()
     accelerator.wait_for_everyone()
-    found = [_read(folder / f"{number:06d}.safetensors") for number in range(len(parts))]
+    found = [_read(_part(folder, number)) for number in range(len(parts))]
     return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else {})}
+
+
+def are_whole(folder: Path, plan: Mapping[str, Any], total: int, size: int) -> bool:
+    """Return whether a folder has all parts that `in_parts` would compute, by the main process's eyes."""
+    numbers = range(-(-total // size))
+    whole = _is_of(folder, {**plan, "total": total, "size": size}) and all(_part(folder, n).exists() for n in numbers)
+    (said,) = broadcast_object_list([whole])
+    return bool(said)
+
+
+def _part(folder: Path, number: int) -> Path:
+    """Return the file of a part."""
+    return folder / f"{number:06d}.safetensors"
 
 
 def _begin(folder: Path, plan: Mapping[str, Any], accelerator: Accelerator) -> None:

@@ -86,8 +86,8 @@ def load_pipeline(run: str) -> ImagePipeline:
     path = run_named(run)
     if not (path / "tokenizer").is_dir() or (path / "model_index.json").exists():
         return ImagePipeline.from_pretrained(path)
-    kept = path / "pipeline/generation_config.json"
-    return ImagePipeline.from_run(path, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
+    kept = GenerationConfig.of_run(path)
+    return ImagePipeline.from_run(path, kept.sampling if kept else SamplingConfig())
 
 
 def code_counts_of(run: Path, pipeline: ImagePipeline) -> Tensor | None:

@@ -45,6 +45,13 @@ class GenerationConfig(SamplingConfig):
         """Read the file. Raises `UserError` that names the file, and an unknown key."""
         return config.build(cls, folder.read_json(path), path)
 
+    @classmethod
+    def of_run(cls, run: Path) -> "GenerationConfig | None":
+        """Return that of a run's pipeline, None where there is none; a folder that a kill left set aside comes back."""
+        folder.mend(run / "pipeline")
+        path = run / "pipeline/generation_config.json"
+        return cls.read(path) if path.exists() else None
+
     @property
     def sampling(self) -> SamplingConfig:
         return SamplingConfig(**self.model_dump(include=set(SamplingConfig.model_fields)))

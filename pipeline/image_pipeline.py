@@ -40,7 +40,7 @@ from smalti.pipeline.mask import fill_unknown, known_places, read_mask
 from smalti.prior.base import Completes, Prior, Sampler, Scores, Unfolding, Unfolds
 from smalti.prior.config import ArchitectureConfig, PriorConfig
 from smalti.prior.model import load_prior
-from smalti.prior.sample import ALIKE as ROWS_ALIKE
+from smalti.prior.sample import BatchSampler
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.base import DecodesCoarse, EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.config import ImageTokenizerConfig
@@ -772,8 +772,9 @@ class ImagePipeline(Pretrained):
         settings, prior = self.check_sampling(**sampling), self.prior
         if not isinstance(prior, Unfolds):
             raise UserError(f"a prior of kind {prior.config.architecture.name()} draws its latents one after the other")
-        number = len(seeds)
-        padded = torch.arange(max(number, *ROWS_ALIKE.values())).clamp_max(number - 1)
+        number, sampler = len(seeds), prior.sampler(settings)
+        size = sampler.suited(number) if isinstance(sampler, BatchSampler) and sampler.chosen else number
+        padded = torch.arange(max(number, size)).clamp_max(number - 1)
         passes = prior.unfold(settings, self.told_to_prior(labels[padded].to(self.device)), [seeds[i] for i in padded])
         return (
             Unfolding(

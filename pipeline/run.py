@@ -199,8 +199,8 @@ def generate_options(path: Path, run: Path) -> list[str]:
 
     The chosen settings count only while the run's models are those that they were chosen for.
     """
-    kept = run / "pipeline/generation_config.json"
-    if not (kept.exists() and GenerationConfig.read(kept).chosen and is_of_run(run / "pipeline", run)):
+    kept = GenerationConfig.of_run(run)
+    if not (kept and kept.chosen and is_of_run(run / "pipeline", run)):
         return ["--config", str(path)]
     rest = {
         k: v

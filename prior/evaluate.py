@@ -70,9 +70,9 @@ from smalti.common.codes import Codes, CodesSplit
 from smalti.common.commands import as_typed, quoted
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
-from smalti.common.folder import sha256
+from smalti.common.folder import read_steadily, sha256
 from smalti.common.identity import check_tokenizer_of
-from smalti.common.launch import make_accelerator, run_command
+from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.record import code_version
 from smalti.common.session import session
@@ -96,7 +96,10 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         if needed not in data.splits:
             raise UserError(f"the codes have no split {needed!r}; they have {', '.join(data.splits)}")
     check_tokenizer_of(run, data.info)
-    prior = load_scoring_prior(model, data).to(accelerator.device)
+    weights = model / "model.safetensors"
+    prior, of_file = read_steadily(model, lambda: (load_scoring_prior(model, data), sha256(weights)))
+    check_agree(of_file, f"the prior of {run}")
+    prior.to(accelerator.device)
     if c.likelihood == "flow" and not isinstance(prior, FlowsBack):
         raise UserError(
             f"likelihood flow is of diffusion priors, and this one is of kind {prior.config.architecture.name()}: leave"
@@ -106,7 +109,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     seen = evenly_spaced_rows(plain_views(data.splits["train"], data.info), len(held_out.rows))
     plan = {
         "code": code_version(),
-        "prior": sha256(model / "model.safetensors"),
+        "prior": of_file,
         "codes": codes.codes_fingerprint(data),
         "precision": c.precision,
         "batch_size": c.batch_size,

@@ -16,7 +16,7 @@ from torch import Tensor
 from smalti.common.codes import Codes
 from smalti.common.commands import as_typed
 from smalti.common.config import config_beside
-from smalti.common.folder import read_json, write_json
+from smalti.common.folder import mend, read_json, write_json
 from smalti.common.layout import Layout
 from smalti.common.plots import image_grid, save_curves
 from smalti.common.progress import passing_bar
@@ -132,6 +132,7 @@ def what_is_next(model: Path) -> Iterator[str]:
     run = model.parents[1]
     if not (run / "tokenizer/model").exists():  # the codes are another run's
         yield f"to draw from it, copy the folder tokenizer/ of the run of its codes into {run}"
+    mend(run / "pipeline")
     kept = run / "pipeline/generation_config.json"
     tuned = kept.exists() and "chosen" in read_json(kept)  # a config would replace the settings that were chosen
     settings = [] if tuned else ["--config", Path(config_beside(str(run), "generate"))]

@@ -17,7 +17,7 @@ from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, read_evaluations
 from smalti.common.launch import Interrupted
-from smalti.common.parts import in_parts
+from smalti.common.parts import are_whole, in_parts
 from smalti.common.spacing import evenly_spaced
 from smalti.metrics.features_config import FeaturesConfig
 from smalti.pipeline.evaluate import evaluate as evaluate_pipeline
@@ -58,6 +58,14 @@ def figures(path):
 
 def doubled(positions):
     return {"values": 2 * positions}
+
+
+def test_parts_are_whole_when_all_of_this_very_plan_are_there(tmp_path, accelerator):
+    in_parts(tmp_path / "parts", {"of": "this"}, 5, 2, doubled, accelerator, "test")
+    assert are_whole(tmp_path / "parts", {"of": "this"}, 5, 2)
+    assert not are_whole(tmp_path / "parts", {"of": "that"}, 5, 2)
+    (tmp_path / "parts/000002.safetensors").unlink()
+    assert not are_whole(tmp_path / "parts", {"of": "this"}, 5, 2)
 
 
 def test_parts_are_computed_once_and_put_together_in_order(tmp_path, accelerator):
@@ -380,7 +388,7 @@ def test_neighbourhoods_are_of_all_classes_of_a_sorted_set(monkeypatch):
     """Two sets of the same ten clusters, one after the other; of the first fifth alone recall would be a fifth."""
     monkeypatch.setattr("smalti.pipeline.evaluation.judge.NEIGHBOURHOODS", 200)
     torch.manual_seed(0)
-    real, drawn, train = (torch.randn(n, 4) + 20 * torch.arange(n)[:, None] // (n / 10) for n in (200, 1000, 200))
+    real, drawn, train = (torch.randn(n, 4) + 20 * (torch.arange(n)[:, None] // (n // 10)) for n in (200, 1000, 200))
     assert compare_features(drawn, real, train, "fd")["recall"] > 0.8
 
 

@@ -90,9 +90,9 @@ from smalti.common.data.images import ImageSet, held_out_split
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
 from smalti.common.data.split import ImageSplit
+from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
-from smalti.common.folder import sha256
-from smalti.common.launch import make_accelerator, run_command
+from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.layout import Layout
 from smalti.common.parts import in_parts
 from smalti.common.record import code_version
@@ -111,7 +111,7 @@ from smalti.tokenizer.criterion.criteria import remark
 from smalti.tokenizer.criterion.likelihood.levels import above_its_bound
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.latent_use import latent_use
-from smalti.tokenizer.model import load_tokenizer, trained
+from smalti.tokenizer.model import load_identified, trained
 from smalti.tokenizer.mutual_information import INFORMATION, Surgery, paired_images, surgery
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
 from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors
@@ -125,7 +125,9 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     """Compute the figures, or those still missing, and return their file."""
     run = Path(c.run)
     model = trained(run / "tokenizer")
-    tokenizer = load_tokenizer(model).to(accelerator.device)
+    tokenizer, identity = load_identified(model, "")
+    check_agree(identity.whole, f"the tokenizer of {run}")
+    tokenizer.to(accelerator.device)
     settings = run_images(run / "tokenizer", c.source)
     images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
     check_labels(tokenizer.condition, images)
@@ -133,12 +135,15 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     if (told := remark(settings_of(run / "tokenizer", TrainConfig))) is not None:
         accelerator.print(told, file=sys.stderr)
     extractors = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
-    plan = evaluation_plan(c, model, images, split, extractors)
+    plan = evaluation_plan(c, identity.whole, images, split, extractors)
 
     def measure(positions: Tensor) -> dict[str, Tensor]:
-        parts = [
+        each = (
             measure_batch(c, tokenizer, split, some, extractors, accelerator) for some in positions.split(c.batch_size)
-        ]
+        )
+        parts = [part for part in each if part]
+        if not parts:
+            raise UserError(f"none of {len(positions)} images of {split.name} can be read: nothing is measured of them")
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     folder = parts_path(run, f"tokenizer-{split.name}")  # of one source at a time
@@ -169,13 +174,17 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
 
 
 def evaluation_plan(
-    c: Settings, model: Path, images: ImageSet, split: ImageSplit, extractors: Extractors
+    c: Settings, tokenizer: str, images: ImageSet, split: ImageSplit, extractors: Extractors
 ) -> dict[str, Any]:
-    """Return what the figures depend on; parts that were measured under another plan are measured again."""
+    """Return what the figures depend on; parts that were measured under another plan are measured again.
+
+    Args:
+        tokenizer: the SHA-256 of its file.
+    """
     judge = extractors.classifier
     return {
         "code": code_version(),
-        "tokenizer": sha256(model / "model.safetensors"),
+        "tokenizer": tokenizer,
         "images": images.fingerprint,
         "split": split.name,
         "features": extractors.features.identity if extractors.features else None,
@@ -196,8 +205,13 @@ def measure_batch(
     extractors: Extractors,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """Return the figures (b,) of each image, its codes (b, T), and its and its reconstruction's features (b, D)."""
+    """Return the figures (b,) of each image, its codes (b, T), and its and its reconstruction's features (b, D).
+
+    Of a batch of which no image can be read there is nothing.
+    """
     batch = split.read(positions)
+    if len(batch.images) == 0:
+        return {}
     images = batch.images.to(accelerator.device)
     pixels = to_float(images)
     with accelerator.autocast():
@@ -208,7 +222,8 @@ def measure_batch(
     if isinstance(tokenizer, LikelihoodTokenizer):
         found["distortion"] = tokenizer.likelihood.nll(decoded.double(), pixels.double())
         decoded = tokenizer.likelihood.mean(decoded)
-        found |= bound_figures(c, tokenizer, pixels, batch.labels, int(positions[0]), accelerator)
+        if (bound := bound_figures(c, tokenizer, pixels, batch.labels, int(positions[0]), accelerator)) is not None:
+            found |= bound | {"center": latents}
         found |= {f"nll_of_{what}": nats for what, nats in tokenizer.exact_nll(pixels).items()}
     if tokenizer.config.layout.discrete:
         found["codes"] = latents.int()
@@ -225,8 +240,8 @@ def measure_batch(
 
 def bound_figures(
     c: Settings, tokenizer: LikelihoodTokenizer, pixels: Tensor, labels: Tensor, first: int, accelerator: Accelerator
-) -> dict[str, Tensor]:
-    """Return the terms of the bound of each image of a batch by draws of z, and one draw; nothing without a posterior.
+) -> dict[str, Tensor] | None:
+    """Return the terms of the bound of each image of a batch by draws of z, and one draw; None without a posterior.
 
     Args:
         first: the first image's place in the split, which the draws depend on beside the seed.
@@ -234,12 +249,11 @@ def bound_figures(
     with accelerator.autocast():
         bound = tokenizer.bound(pixels, c.importance_samples, generator(c.seed + first, pixels.device), labels)
     if bound is None:
-        return {}
+        return None
     return {
         "distortion": bound.distortion,
         "rate": bound.rate.flatten(1),
         "importance_weighted": bound.importance_weighted,
-        "center": tokenizer.encode(pixels, labels),
         "drawn": bound.drawn,
     }
 

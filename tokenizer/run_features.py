@@ -7,6 +7,7 @@ rows, and the extractor's identity. Runs that are evaluated at once wait for eac
 import hashlib
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet
 from smalti.common.data.split import ImageSplit
-from smalti.common.parts import in_parts
+from smalti.common.parts import are_whole, in_parts
 from smalti.common.session import session
 from smalti.metrics.classifier import Classifier, load_or_train
 from smalti.metrics.feature_extractor import Features, load_features
@@ -89,6 +90,7 @@ def real_features(
     def compute(places: Tensor) -> dict[str, Tensor]:
         return {"features": features(split.read(positions[places]).images)}
 
-    with session(cache / name, accelerator, wait=True):  # another run that is evaluated may compute the same
+    whole = are_whole(cache / name, plan, len(positions), PART)
+    with nullcontext() if whole else session(cache / name, accelerator, wait=True):  # another run may compute the same
         found = in_parts(cache / name, plan, len(positions), PART, compute, accelerator, f"features of {split.name}")
     return found["features"]

@@ -18,7 +18,7 @@ from smalti.common.data.images import ImageSet, held_out_split
 from smalti.common.data.run_images import open_run_images, run_images
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
-from smalti.common.folder import sha256
+from smalti.common.launch import check_agree
 from smalti.common.progress import passing_bar
 from smalti.common.record import code_version
 from smalti.common.spacing import evenly_spaced
@@ -57,8 +57,9 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
         UserError: the codes are another tokenizer's, or samples are asked for and there are too few images.
     """
     run = Path(c.run)
-    kept = run / "pipeline/generation_config.json"
-    pipeline = ImagePipeline.from_run(run, GenerationConfig.read(kept).sampling if kept.exists() else SamplingConfig())
+    kept = GenerationConfig.of_run(run)
+    pipeline = ImagePipeline.from_run(run, kept.sampling if kept else SamplingConfig())
+    check_agree(f"{pipeline.identity.whole} {pipeline.prior_sha256}", f"a model of {run}")
     pipeline.to(accelerator.device)
     data = codes.load_codes(Path(c.codes or run / "codes"))
     if not data.info.tokenizer.same_codes(pipeline.identity):
@@ -81,7 +82,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
     plan = {
         "code": code_version(),
         "tokenizer": pipeline.identity.whole,
-        "prior": sha256(run / "prior/model/model.safetensors"),
+        "prior": pipeline.prior_sha256,
         "images": images.fingerprint,
         "source": settings.source,
         "split": split.name,

@@ -247,7 +247,6 @@ def gather(run: Path, split: str | None = None, *, about: Literal["tokenizer", "
     stages = stages_of(run)
     evaluations = [checked(value, run) for value in read_evaluations(run)]
     tokenizer, prior = run / "tokenizer/model/config.json", run / "prior/model/config.json"
-    kept = run / "pipeline/generation_config.json"
     found = RunContents(
         path=run,
         split=split,
@@ -257,7 +256,7 @@ def gather(run: Path, split: str | None = None, *, about: Literal["tokenizer", "
         codes=codes.read_info(run / "codes") if codes.is_whole(run / "codes") else None,
         model=read_model(tokenizer) if tokenizer.exists() else None,
         prior=read_prior(prior) if prior.exists() else None,
-        sampling=GenerationConfig.read(kept) if kept.exists() else None,
+        sampling=GenerationConfig.of_run(run),
     )
     return of_one_tokenizer(found, about)
 

@@ -21,7 +21,8 @@ class TransformerPrior(CausalTransformer):
     compiles = True
 
     def resolved(self, precision: Precision) -> Precision:
-        return resolve(precision, self.device, max(p.numel() for p in self.blocks.parameters()))
+        parts = (*self.blocks.parameters(), *self.head.parameters())
+        return resolve(precision, self.device, max(part.numel() for part in parts))
 
     def drawing(self, config: SamplingConfig, batch_size: int, precision: Precision) -> TransformerDrawing:
         return TransformerDrawing(self, config, batch_size, precision)

@@ -103,7 +103,7 @@ class GaussianMixtureTokenizer(PatchTokenizer):
     @torch.no_grad()
     def exact_nll(self, images: Tensor) -> dict[str, Tensor]:
         """Return −log p(images), (B,) each: of the density, and of a covariance without correlations of the levels."""
-        patches, numbers = self.patches(images).double(), images[0].numel()
+        patches, numbers = self.patches(images).double(), images.shape[1:].numel()
         density = self.mixture.log_prob(patches).view(len(images), -1).sum(1)
         found = {"density": -density - numbers * LOG_WIDTH}
         if self.config.covariance in ("spherical", "diagonal"):

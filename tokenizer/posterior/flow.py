@@ -31,7 +31,7 @@ from smalti.tokenizer.posterior.config import FlowConfig
 from smalti.tokenizer.posterior.normal import DiagonalNormal, bounded, standard_log_prob
 
 POINTS = 64  # draws of which mean and deviation are taken
-TOGETHER = 2**18  # vectors that a transform moves at once
+TOGETHER = 2**22  # numbers that a transform moves at once
 R = TypeVar("R")
 
 
@@ -120,15 +120,15 @@ class FlowPosterior(Posterior):
         points = fixed_points(self.dim)[:, None, None].to(h)
 
         def summed(T: Any) -> tuple[Tensor, Tensor]:
-            sums = squares = h.new_zeros(B, P, self.dim)
-            for some in points.split(max(1, TOGETHER // max(1, B * P))):
-                y = T(some.expand(-1, B, P, -1))
+            sums = squares = h.new_zeros(B, P, self.dim, dtype=torch.float64)  # squares cancel where y is far from 0
+            for some in points.split(max(1, TOGETHER // max(1, B * P * self.dim))):
+                y = T(some.expand(-1, B, P, -1)).double()
                 sums, squares = sums + y.sum(0), squares + y.square().sum(0)
             return sums, squares
 
         sums, squares = self.transform(h, summed)
         mean = sums / POINTS
-        return mean, (squares / POINTS - mean.square()).clamp_min(0)
+        return mean.to(h), (squares / POINTS - mean.square()).clamp_min(0).to(h)
 
 
 @cache

@@ -151,7 +151,7 @@ class VAE(LikelihoodTokenizer, TrainedTokenizer):
         model = None if self.condition.told else linear_gaussian(self.network, self.likelihood)
         if model is None:
             return {}
-        return {"density": -model.log_prob(images.flatten(1)) - images[0].numel() * LOG_WIDTH}
+        return {"density": -model.log_prob(images.flatten(1)) - images.shape[1:].numel() * LOG_WIDTH}
 
     def _decoded(self, z: Tensor, told: Tensor) -> Tensor:
         """Return the output of vectors (B, P, D)."""
