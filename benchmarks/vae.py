@@ -17,8 +17,9 @@ mixture of 10 Gaussians with full covariance fitted to the training images' late
 `--peer` adds Pythae's VAE (benchmarks/vae_peer.py) for as many CPU seconds as the row `diagonal` took.
 
 Writes benchmarks/results/vae.json, in which each row has the commit and the machine it was measured on and, as
-`trained_at`, the commits at which it was trained; rows that were not asked for stay. Of all rows it draws
-docs/vae_samples.png. The same command goes on where it was interrupted.
+`trained_at`, the commits at which it was trained (rows of before November 30, 2026 have that of the measuring alone);
+rows that were not asked for stay. Of all rows it draws docs/vae_samples.png. The same command goes on where it was
+interrupted.
 """
 
 import argparse

@@ -31,7 +31,7 @@ RESULT = ROOT / "benchmarks/results/vae_presets.json"
 
 
 class Row(NamedTuple):
-    """How many draws and images a preset is measured by."""
+    """The numbers of draws and of images by which a preset is measured."""
 
     draws: int  # of z for each test image
     drawn: int  # images

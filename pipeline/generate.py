@@ -67,7 +67,6 @@ if is_command(__name__):  # --help and a wrong setting are answered before torch
 
 from accelerate import Accelerator
 
-from smalti.common import folder
 from smalti.common.bundled import run_named
 from smalti.common.commands import as_typed
 from smalti.common.launch import Interrupt, Interrupted, check_agree, make_accelerator, run_command
@@ -236,15 +235,13 @@ def _sampling(c: SamplingConfig) -> dict[str, Any]:
 
 def _saved_sampling(run: Path) -> SamplingConfig | None:
     """Return the sampling settings that are kept with the run's pipeline, if it has one."""
-    for path in (run / "generation_config.json", run / "pipeline/generation_config.json"):
-        if path.exists():
-            return GenerationConfig.read(path).sampling
-    return None
+    path = run / "generation_config.json"  # of a pipeline folder
+    found = GenerationConfig.read(path) if path.exists() else GenerationConfig.of_run(run)
+    return None if found is None else found.sampling
 
 
 def main(argv: Sequence[str]) -> None:
     run = run_named(read_settings(argv).run)
-    folder.mend(run / "pipeline")
     found = _saved_sampling(run)
     saved = found.model_dump() if found else {}
     default = DEFAULT_CONFIG if not saved and run == Path(Settings().run) else None
