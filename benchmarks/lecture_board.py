@@ -4,8 +4,8 @@
     python -m benchmarks.lecture_board write        # the tables of docs/lecture_board.md and its figure
 
 Protocol: every row has 7 x 7 places of 28 x 28 grey pixels; rows of codes 9 bits a place, rows of vectors 4 numbers.
-Rows of several grids have the bits of 7 x 7 codes of 512 in all: 4 x 4 over 7 x 7 codes of 111, or grids of 1, 2, 3, 5
-and 7 a side of 32.
+Rows of several grids have the bits of 7 x 7 codes of 512 in all: 4 x 4 over 7 x 7 codes of 111, grids of 1, 2, 3, 5
+and 7 a side of 32, or grids of 1, 3 and 7 of 178.
 Rows with a network share encoder, decoder, batches and learning rate, and no setting was searched for. A row's
 tokenizer is trained once a seed, and all of its columns take its codes. A stage takes as many steps as its minutes
 hold, by two short trials, which say what a step costs and what the command does beside: CPU seconds of one thread. They
@@ -124,6 +124,13 @@ ROWS: Mapping[str, Row] = {
     "vqvae2": Row("VQ-VAE-2", True, CODES, {"model.kind": "vqvae2", "model.quantizer.codebook_size": 111}, True),
     "multiscale": Row(
         "multi-scale", True, CODES, {"model.kind": "multiscale", "model.quantizer.codebook_size": 32}, True
+    ),
+    "multiscale3": Row(
+        "multi-scale, 3 grids",
+        True,
+        CODES,
+        {"model.kind": "multiscale", "model.scales": (1, 3, 7), "model.quantizer.codebook_size": 178},
+        True,
     ),
 }
 
@@ -469,7 +476,7 @@ def write(result: Path, page: Path, figure: Path) -> None:
     )
 
 
-MARKERS = dict(zip(ROWS, "osPXD^vh<>", strict=True))
+MARKERS = dict(zip(ROWS, "osPXD^vh<>p", strict=True))
 
 
 def save_figure(boards: Mapping[str, Figures], path: Path) -> None:
