@@ -37,13 +37,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.claim import Claim, mean_and_spread, verdict
+from benchmarks.lines import save_lines
 from benchmarks.timing import ROOT, once
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import held_out_split, open_images
 from smalti.common.data.pixels import to_float, to_uint8
 from smalti.common.data.run_images import open_run_images
 from smalti.common.folder import read_json, write_json
-from smalti.common.plots import image_grid
 from smalti.common.record import record
 from smalti.common.spacing import evenly_spaced
 from smalti.metrics.classifier import Classifier, load_or_train
@@ -189,7 +189,7 @@ def train(run: Path, row: str, images: ImagesOf, steps: int, seed: int, begun: P
 
 def steps_of(row: str, images: ImagesOf, work: Path, minutes: float, begun: Path | None = None) -> int:
     """Return how many steps of a row take so many minutes, by the difference of two short trainings."""
-    on = "" if begun is None else "-on"
+    on = "" if begun is None else f"-on-{begun.name}"
     runs = {steps: run_of(work, row, f"{steps}-steps{on}", 0) for steps in (1, SHORT, LONGER)}
     took = [train(run, row, images, steps, 0, begun) for steps, run in runs.items()]
     return max(LONGER, round(60 * minutes * (LONGER - SHORT) / max(took[2] - took[1], 1e-3)))
@@ -215,13 +215,15 @@ def measure_rows(
 ) -> dict[str, Any]:
     """Train rows for so many minutes, and measure them."""
     found: dict[str, Any] = {row: {"settings": {k: str(v) for k, v in ROWS[row].items()}} for row in names}
+    of_first: Path | None = None  # what the rows of the first seed go on from, and the trials of every seed
     for seed in seeds:
         begun = None
         if minutes.before:
             begun = run_of(work, PLAIN, f"{minutes.before:g}", seed)
             train(begun, PLAIN, images, steps_of(PLAIN, images, work, minutes.before), seed)
+            of_first = of_first or begun
         for row in names:
-            run, steps = run_of(work, row, str(minutes), seed), steps_of(row, images, work, minutes.each, begun)
+            run, steps = run_of(work, row, str(minutes), seed), steps_of(row, images, work, minutes.each, of_first)
             took = train(run, row, images, steps, seed, begun)
             figures = {"training_cpu_seconds": took, "steps": steps, **measure(run, judge)}
             print(f"{row}, {minutes} minutes, seed {seed}: {json.dumps(figures)}", flush=True)
@@ -237,8 +239,6 @@ def run_of(work: Path, row: str, length: str, seed: int) -> Path:
 @torch.no_grad()
 def save_reconstructions(runs: Mapping[str, Path], path: Path) -> None:
     """Save a picture of test images, and a line for each row of what it makes of them."""
-    from matplotlib.figure import Figure
-
     lines: dict[str, Tensor] = {}
     for row, run in runs.items():
         tokenizer = load_tokenizer(run / "tokenizer/model")
@@ -246,18 +246,21 @@ def save_reconstructions(runs: Mapping[str, Path], path: Path) -> None:
         images = split.read(evenly_spaced(SHOWN, len(split))).images
         lines.setdefault("images", images)
         lines[row] = to_uint8(tokenizer.decode(tokenizer.encode(to_float(images))))
-    figure = Figure(figsize=(9, 1.0 * len(lines)))
-    figure.subplots_adjust(left=0.2, right=0.995, top=0.99, bottom=0.01, hspace=0.08)
-    for axes, (row, images) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
-        axes.imshow(image_grid(images, SHOWN, side=128), interpolation="nearest")
-        axes.set_ylabel(row, rotation=0, ha="right", va="center", fontsize=9)
-        axes.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=90)
+    save_lines(lines, path)
 
 
 def table(rows: Mapping[str, Any]) -> list[str]:
     """Return the lines of the page's table, a row each."""
-    columns = {"steps": 0, "psnr_pooled": 2, "ssim": 3, "fd_judge": 2, "fd_wavelets": 4, "distortion": 3, "usage": 2}
+    columns = {
+        "training_cpu_seconds": 0,
+        "steps": 0,
+        "psnr_pooled": 2,
+        "ssim": 3,
+        "fd_judge": 2,
+        "fd_wavelets": 4,
+        "distortion": 3,
+        "usage": 2,
+    }
     lines = []
     for row, each in rows.items():
         told = [spread(each["summary"][name], digits) for name, digits in columns.items()]
@@ -273,8 +276,9 @@ def spread(figure: Mapping[str, float | None], digits: int) -> str:
 
 def judged(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the claims, where both rows they compare were measured with the same seeds."""
-    ours, plain = (rows.get(name, {}).get("per_seed", []) for name in ("perceptual + patches", PLAIN))
-    if not ours or len(ours) != len(plain):
+    both = [rows.get(name, {}) for name in ("perceptual + patches", PLAIN)]
+    ours, plain = (each.get("per_seed", []) for each in both)
+    if not ours or both[0].get("seeds") != both[1].get("seeds"):
         return []
     return [claim.judge([*zip(ours, plain, strict=True)]) for claim in CLAIMS]
 

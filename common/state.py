@@ -184,6 +184,8 @@ def restoring(run: Path) -> Iterator[None]:
     """Raise `UserError` where a state's tensors do not fit the places they are put back into in this context."""
     try:
         yield
+    except (UserError, torch.OutOfMemoryError):  # they say themselves what is wrong, and it is not the state
+        raise
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -16,7 +16,7 @@ SHOWN = 5  # names in a message
 
 def class_embeddings(here: Prior, there: Prior) -> dict[str, Tensor]:
     """Return the class embeddings of a prior with the vectors of another for the classes that both have, by name;
-    nothing where the classes are the same ones."""
+    nothing where the classes are the same ones, or the vectors have other lengths."""
     if here.config.condition.class_names == there.config.condition.class_names:
         return {}
     names, theirs = here.config.condition.class_names or (), there.config.condition.class_names or ()
@@ -26,8 +26,10 @@ def class_embeddings(here: Prior, there: Prior) -> dict[str, Tensor]:
     weights, found = there.state_dict(), {}
     for name, module in here.named_modules():
         if isinstance(module, ClassEmbedding) and f"{name}.weight" in weights:
-            embedding = module.weight.detach().clone()
-            embedding[rows] = weights[f"{name}.weight"].to(embedding.device)[from_rows]
+            embedding, given = module.weight.detach().clone(), weights[f"{name}.weight"]
+            if given.shape[1:] != embedding.shape[1:]:
+                continue
+            embedding[rows] = given.to(embedding.device)[from_rows]
             found[f"{name}.weight"] = embedding
     return found
 

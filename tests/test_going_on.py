@@ -310,6 +310,18 @@ def test_weights_of_other_shapes_are_refused_by_the_tensor_and_the_setting(run, 
         )
 
 
+def test_a_prior_of_other_classes_and_another_width_is_refused_by_the_tensor_and_both_shapes(
+    run, accelerator, tmp_path
+):
+    c = load_prior(run / "prior/model").config
+    wider = c.architecture.model_copy(update={"dim": 2 * c.architecture.dim})
+    theirs = c.model_copy(update={"condition": condition_of(("9", "cat")), "architecture": wider})
+    build_prior(theirs).save_pretrained(tmp_path / "theirs")
+    settings = prior_training(fresh(run, tmp_path), steps=1, model=c.architecture, start_from=str(tmp_path / "theirs"))
+    with pytest.raises(UserError, match=r"do not fit: \S+ is \(.*32.*\) there and \(.*16.*\) here"):
+        train_prior(settings, accelerator)
+
+
 @pytest.mark.parametrize("names", [("9", "cat", "3"), tuple("abcdefghij"), None])
 def test_a_prior_of_other_classes_gives_all_but_the_vectors_of_new_ones(run, names, accelerator, tmp_path, capsys):
     """A class of the same name keeps its vector, and so does none, which guidance needs; a number of its own does not

@@ -28,7 +28,7 @@ from smalti.tokenizer.criterion.perceptual.features import FeatureDistance, Feat
 from smalti.tokenizer.criterion.trunk.base import Place
 from smalti.tokenizer.criterion.trunk.classifier import OwnClassifierConfig
 from smalti.tokenizer.criterion.trunk.torchscript import TorchScriptConfig
-from smalti.tokenizer.criterion.trunk.torchvision import TorchvisionConfig
+from smalti.tokenizer.criterion.trunk.torchvision import TorchvisionConfig, is_map
 from smalti.tokenizer.labelled import rotated
 from smalti.tokenizer.model import build_tokenizer
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
@@ -36,6 +36,7 @@ from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
 from smalti.tokenizer.network.mlp import MLPConfig
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vae.config import VAEConfig
+from smalti.tokenizer.vqgan.config import VQGANConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae2.config import VQVAE2Config
 from tests import processes, toy_sequence
@@ -169,6 +170,15 @@ MODELS = {
     "vqvae2": VQVAE2Config(image_size=(8, 8), channels=(8, 16)),
     "multiscale": MultiscaleConfig(image_size=(8, 8), channels=(8, 16)),
     "vae": VAEConfig(image_size=(8, 8), network=ConvolutionalConfig(channels=(8, 8))),
+    "vqgan": VQGANConfig(
+        image_size=(8, 8),
+        image_channels=1,
+        first_channels=8,
+        channels=(8, 16),
+        blocks=1,
+        norm_groups=4,
+        attention_levels=(),
+    ),
     "mlp": VAEConfig(image_size=(8, 8), network=MLPConfig(hidden=(8,))),
 }
 
@@ -351,6 +361,41 @@ def test_a_torchvision_trunk_gives_the_last_map_of_each_size_and_reads_its_weigh
     with pytest.raises(UserError, match="there is no file of weights"):
         missing = config.model_copy(update={"path": str(tmp_path / "nowhere.pth")})
         missing.builds.open(missing, place, None)
+
+
+def test_outputs_with_the_channels_last_are_no_feature_maps(tmp_path, place):
+    """ConvNeXt's blocks compute (B, h, w, N) inside; every level is channels first, each half of the one before."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    save_file(models.convnext_tiny().state_dict(), tmp_path / "weights.safetensors")
+    config = TorchvisionConfig(network="convnext_tiny", path=str(tmp_path / "weights.safetensors"))
+    levels = [tuple(level.shape[1:]) for level in config.builds.open(config, place, None)(IMAGES[:1])]
+    assert levels == [(96, 16, 16), (192, 8, 8), (384, 4, 4), (768, 2, 2)]
+
+
+def test_sizes_are_those_of_feature_maps_where_both_sides_are_as_much_smaller():
+    assert not is_map((16, 96), (64, 64)) and not is_map((768, 768), (64, 64)), "rows of channels"
+    assert is_map((17, 17), (64, 64)) and is_map((8, 16), (64, 128)) and is_map((2, 3), (50, 64))
+
+
+@pytest.mark.parametrize("trunk", [{"network": "vgg61", "path": "w.pth"}, {"network": "vgg16", "path": "nowhere.pth"}])
+def test_a_wrong_trunk_of_a_new_run_is_said_as_it_is_and_no_state_is_blamed(trunk, place, tmp_path, accelerator):
+    c = TrainConfig(steps=6, perceptual=FeatureDistanceConfig(trunk=TorchvisionConfig(**trunk)))
+    tokenizer = build_tokenizer(MODELS["vqvae"])
+    with pytest.raises(UserError, match=r"did you mean vgg|no file of weights") as error:
+        open_criteria(c, tokenizer, place.images, tmp_path / "sharp", accelerator, None)
+    assert "state" not in str(error.value) and "remove" not in str(error.value)
+
+
+def test_a_discriminator_that_could_never_count_is_refused():
+    with pytest.raises(ValueError, match="leave no step in which the discriminator counts"):
+        PatchDiscriminatorConfig(start=0.5, warmup=0.5)
+
+
+@pytest.mark.parametrize("width", [136, 264])
+def test_any_width_that_a_discriminator_may_have_can_be_normalised(width, place):
+    assert build_discriminator(PatchDiscriminatorConfig(width=width, halvings=2), place, None)(IMAGES).isfinite().all()
 
 
 # -------------------------------------------------------------------------------------------------------- the training

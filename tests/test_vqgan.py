@@ -38,7 +38,13 @@ from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.train import train as train_tokenizer
 from smalti.tokenizer.vqgan.config import ConvertConfig, VQGANConfig
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
-from smalti.tokenizer.vqgan.published import checkpoint_places, from_shapes, from_taming, read_published
+from smalti.tokenizer.vqgan.published import (
+    checkpoint_places,
+    from_shapes,
+    from_taming,
+    read_checkpoint,
+    read_published,
+)
 from tests.conftest import prior_training
 
 # ------------------------------------------------------------------------------------------------ the published layouts
@@ -463,6 +469,19 @@ def test_a_checkpoint_with_more_than_tensors_in_it_is_not_unpickled_and_the_advi
     safe = read_published(path.with_suffix(".safetensors"), "taming")
     again = read_published(checkpoint(tiny(), "plain.ckpt"), "taming")
     assert all(torch.equal(a, b) for a, b in zip(safe.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_the_advice_for_a_training_checkpoint_takes_the_weights_that_would_be_read(tmp_path, monkeypatch):
+    """LlamaGen's hold `model` and its average `ema` beside the arguments of the program."""
+    average, path = tiny(), tmp_path / "vq.pt"
+    others = {name: torch.zeros_like(tensor) for name, tensor in average.items()}
+    torch.save({"model": others, "ema": average, "args": PurePosixPath("args"), "steps": 3}, path)
+    with pytest.raises(UserError, match="holds more than tensors") as error:
+        read_checkpoint(path, "llamagen")
+    monkeypatch.chdir(path.parent)
+    exec(re.search(r'python -c "(.*)"', str(error.value))[1], {})
+    found = read_checkpoint(path.with_suffix(".safetensors"), "llamagen")
+    assert found.keys() == average.keys() and all(torch.equal(found[name], average[name]) for name in found)
 
 
 def test_files_that_are_cut_packed_or_no_checkpoints_are_refused_unread(checkpoint, tmp_path):

@@ -405,6 +405,7 @@ def draw_training_curves(run: Path) -> None:
         "codebook usage": ["usage"],
         "discriminator's logits": ["real_logits", "fake_logits"],
         "discriminator's accuracy": ["discriminator_accuracy"],
+        "adaptive weight": ["adaptive_weight"],
     }
     there = {name for line in lines for name in line}
     panels = {title: names for title, names in panels.items() if there.intersection(names)}

@@ -12,6 +12,7 @@ Shapes: images and reconstructions (B, C, H, W) in [-1, 1].
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def _open_trunks(wanted: Mapping[str, Any], place: Place, run: Path, saved: Stat
         if same is not None:
             found[name] = found[same]
             continue
-        with restoring(run):
+        with nullcontext() if saved is None else restoring(run):
             found[name] = config.builds.open(config, place, saved and saved.tensors.get(f"trunk_{name}"))
         place.accelerator.print(f"{name} trunk: {found[name].title}, SHA-256 {found[name].identity[:12]}")
     for name, trunk in found.items() if saved is not None else ():

@@ -8,6 +8,7 @@ Esser et al. (2021), https://arxiv.org/abs/2012.09841, table 7. `patch` folds pi
 convolution and unfolds them after the last (space-to-depth, Shi et al. 2016, https://arxiv.org/abs/1609.05158).
 """
 
+import math
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -36,8 +37,8 @@ class ConvolutionalSizes(Protocol):
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Return GroupNorm, with 8 channels a group, or with 32 groups from 256 channels on."""
-    return nn.GroupNorm(channels // 8 if channels < 256 else 32, channels, eps=1e-6)
+    """Return GroupNorm, with 8 channels a group, or from 256 channels on with 32 groups, or fewer that divide."""
+    return nn.GroupNorm(channels // 8 if channels < 256 else math.gcd(32, channels), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):

@@ -305,7 +305,7 @@ def read_checkpoint(path: Path, kind: Publisher) -> dict[str, Tensor]:
             pass_on(error)
             raise UserError(f"{path} is no whole .safetensors: {error}; get it again") from None
     else:
-        found = _read_torch(path)
+        found = _read_torch(path, WRAPPERS[kind])
         wrapper = next((name for name in WRAPPERS[kind] if isinstance(found.get(name), dict)), None)
         found = found if wrapper is None else found[wrapper]
     tensors = {
@@ -319,12 +319,13 @@ def read_checkpoint(path: Path, kind: Publisher) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_torch(path: Path) -> dict[Any, Any]:
+def _read_torch(path: Path, wrappers: tuple[str, ...]) -> dict[Any, Any]:
     """Return the dictionary in a file of torch.save, which may hold plain values and tensors alone."""
     safe = path.with_suffix(".safetensors").name
     snippet = (
         f"import torch, safetensors.torch as s; w = torch.load('{path.name}', map_location='cpu', weights_only=False); "
-        f"w = w.get('state_dict', w.get('model', w)); s.save_file({{k: v.clone() for k, v in w.items()}}, '{safe}')"
+        f"w = next((w[k] for k in {wrappers} if isinstance(w.get(k), dict)), w); "
+        f"s.save_file({{k: v.clone() for k, v in w.items() if isinstance(v, torch.Tensor)}}, '{safe}')"
     )
     advice = f'where you trust whoever made it, and there alone, run python -c "{snippet}" and give {safe}'
     if not zipfile.is_zipfile(path):

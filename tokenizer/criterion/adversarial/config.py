@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from smalti.common.config import Kind, declared
 from smalti.tokenizer.criterion.trunk.config import TrunkConfig
@@ -47,6 +47,15 @@ class DiscriminatorConfig(AdversarialConfig):
     """weight of LeCam regularisation, which keeps a discriminator of few images from growing sure"""
     augment: tuple[Augmentation, ...] = ("translation", "colour", "cutout")
     """what images and reconstructions go through before it sees them, so that it does not learn few images by heart"""
+
+    @model_validator(mode="after")
+    def _counts_before_the_end(self) -> "DiscriminatorConfig":
+        if self.start + self.warmup >= 1:
+            raise ValueError(
+                f"start {self.start:g} and warmup {self.warmup:g} leave no step in which the discriminator counts: "
+                "they are shares of all steps, and their sum must be below 1"
+            )
+        return self
 
     def trains(self, progress: float) -> bool:
         """Return whether it is trained at a share of the steps."""

@@ -19,7 +19,6 @@ from smalti.tokenizer.criterion.trunk.config import OwnClassifierConfig, TrunkCo
 from smalti.tokenizer.labelled import as_read, labelled, rotated
 
 LABELLED = 2  # classes at least
-EACH_TURN = 4  # times an epoch that a rotation classifier sees an image
 
 
 @OwnClassifierConfig.register
@@ -42,8 +41,6 @@ class OwnClassifier(Trunk):
         train, known = source(splits["train"]), source(splits["validation"])
         mirror, seed = config.recipe.mirror or place.settings.flip, config.recipe.seed + 1
         recipe = config.recipe.model_copy(update={"mirror": mirror, "seed": seed})
-        if not by_labels:  # every image is in it four times
-            recipe = recipe.model_copy(update={"epochs": max(1, round(recipe.epochs / EACH_TURN))})
         told = "classes" if by_labels else "rotations"
         if kept is not None:
             classifier = Classifier(classifier_config(train, known, recipe)).to(place.accelerator.device)

@@ -1,11 +1,13 @@
-"""`torchvision`: a network of torchvision, its weights read from a file: VGG and ResNets are tried, any CNN should do.
+"""`torchvision`: a network of torchvision, its weights read from a file: VGG, ResNet, MobileNet and ConvNeXt are tried.
 
-Of each size of feature map the last one before the next halving is taken; of `vgg16` these are the five of LPIPS (Zhang
-et al. 2018, https://arxiv.org/abs/1801.03924). It is shown RGB, normalised as networks trained on ImageNet expect.
+Of each size of feature map (B, N, h, w) the last one before the next halving is taken; of `vgg16` these are the five of
+LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924). Outputs that have the channels last, as inside ConvNeXt,
+are left out, and a network with fewer than two sizes of maps is refused. It is shown RGB, normalised as networks of
+ImageNet expect.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +21,8 @@ from smalti.tokenizer.criterion.trunk.config import TorchvisionConfig, TrunkConf
 
 # layers whose output is another's seen coarser, and no feature map of its own
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Identity)
+LEAST_LEVELS = 2
+AROUND = 2  # places by which padding makes a side longer
 
 
 @TorchvisionConfig.register
@@ -31,7 +35,7 @@ class Torchvision(Trunk):
         self.title = f"torchvision's {config.network} with the weights {config.path}"
         self._seen: dict[tuple[int, ...], Tensor] = {}  # of a pass, the last feature map of each size
         for module in network.modules():
-            if not list(module.children()) and not isinstance(module, POOLING):
+            if not list(module.children()) and not isinstance(module, (*POOLING, nn.Linear)):
                 module.register_forward_hook(self._see)
 
     @classmethod
@@ -50,8 +54,19 @@ class Torchvision(Trunk):
         mean, std = (shown.new_tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
         self._seen.clear()
         self.network(((shown + 1) / 2 - mean) / std)
-        levels = list(self._seen.values())
+        levels = [level for size, level in self._seen.items() if is_map(size, shown.shape[2:])]
         self._seen.clear()
-        if not levels:
-            raise UserError(f"torchvision's {self.config.network} has no feature maps; take a convolutional network")
+        if len(levels) < LEAST_LEVELS:
+            raise UserError(
+                f"torchvision's {self.config.network} has {len(levels)} sizes of feature maps (B, N, h, w) of images "
+                f"of {shown.shape[2]} x {shown.shape[3]}, and at least {LEAST_LEVELS} are wanted; take a convolutional "
+                "network, as vgg16 or resnet18, or larger images by least_side"
+            )
         return levels
+
+
+def is_map(size: Sequence[int], shown: Sequence[int]) -> bool:
+    """Return whether outputs of this size are feature maps of images as they were shown, not rows of channels: both
+    sides are as much smaller, but for what rounding and padding make of it."""
+    (h, w), (H, W) = size, shown
+    return h <= H + AROUND and w <= W + AROUND and abs(h * W - w * H) <= AROUND * max(H, W)
