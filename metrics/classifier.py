@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from smalti.common import folder
 from smalti.common.config import Settings
 from smalti.common.errors import UserError
+from smalti.common.lock import Lock
 from smalti.common.progress import passing_bar
 from smalti.common.seeds import generator
 from smalti.metrics.features_config import Recipe
@@ -263,11 +264,36 @@ def load_or_train(
     """
     config = classifier_config(train_source, held_out, recipe)
     path = cache / f"classifier-{_fingerprint(config, fingerprint, train_source, held_out)[:16]}"
-    if path.exists():
-        try:
-            return folder.load_model(path, Classifier, ClassifierConfig).to(device)
-        except UserError:  # a damaged one is trained anew: it is a cache
-            folder.remove(path)
+    if (there := _kept(path)) is not None:
+        return there.to(device)
+    lock = Lock(path)
+    lock.take(wait=True)  # another run may be training the same one
+    try:
+        there = _kept(path)
+        there = _trained(config, train_source, held_out, path, device) if there is None else there
+    finally:
+        lock.release()
+    return there.to(device)
+
+
+def _kept(path: Path) -> Classifier | None:
+    """Return the classifier in a folder of the cache; None where there is none, or a damaged one."""
+    if not (path / folder.MODEL_FILES[0]).exists():
+        return None
+    try:
+        return folder.load_model(path, Classifier, ClassifierConfig)
+    except UserError:  # it is trained anew: it is a cache
+        return None
+
+
+def _trained(
+    config: ClassifierConfig,
+    train_source: LabelledSource,
+    held_out: LabelledSource,
+    path: Path,
+    device: torch.device | str,
+) -> Classifier:
+    """Train a classifier, and write it into a folder of the cache."""
     start = time.perf_counter()
     model = train_classifier(config, train_source, device)
     seconds = time.perf_counter() - start

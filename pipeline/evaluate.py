@@ -151,7 +151,7 @@ def judge_samples(bench: EvaluationBench, number: int) -> tuple[dict[str, Any], 
         real = features_of(bench, eyes.features, bench.split, evenly_spaced(number, len(bench.split)))
         train_features = features_of(bench, eyes.features, train_split, train)
         if is_main:
-            same = train_features[evenly_spaced(number, len(train))]
+            same = train_features[evenly_spaced(number, len(train_features))]  # damaged images have none
             figures |= distances_to_real(bench, drawn, real, same)
         protocol |= {"features_name": eyes.features.name, "compared": len(real)}
     if is_main:

@@ -154,7 +154,7 @@ def surest_seeds(
     accelerator: Accelerator,
 ) -> list[int]:
     """Return the seed of each image that is kept, of more that are drawn now. Raises as `open_classifier`."""
-    classifier = open_classifier(Path(c.run), pipeline, accelerator)
+    classifier = open_classifier(Path(c.run), pipeline, {*labels}, accelerator)
     of_candidates = pipeline.deal_labels(c.labels, candidates_for(len(labels), c.keep_share))
     candidates = Candidates(of_candidates, pipeline.deal_seeds(len(of_candidates), c.seed))
     pipeline.to(accelerator.device)

@@ -36,7 +36,7 @@ from smalti.common.seeds import seed_for, uniforms
 from smalti.pipeline import diffusers_options
 from smalti.pipeline.diffusers_options import OutputType, check_output_type, of_type
 from smalti.pipeline.generation_config import Chosen, GenerationConfig
-from smalti.pipeline.mask import fill_unknown, known_places, read_mask
+from smalti.pipeline.mask import drawn_over, fill_unknown, known_places, read_mask
 from smalti.prior.base import Completes, Prior, Sampler, Scores, Unfolding, Unfolds
 from smalti.prior.config import ArchitectureConfig, PriorConfig
 from smalti.prior.model import load_prior
@@ -454,7 +454,8 @@ class ImagePipeline(Pretrained):
         encoder beside them, and are not kept. The kept part is shown as its codes decode. A prior trained with
         `order: any` draws the rest given all that is kept, exactly. One of raster order draws each code given only the
         codes before it. This is exact if the upper rows are kept; for other masks it ignores what is kept further on,
-        and a warning says so.
+        and a warning says so. Of several grids, a place of a coarse one is kept if all it lies over is; where one is
+        drawn anew over what is kept, that looks different, and a warning says so too.
 
         Args:
             images: pictures of any size and mode; they are converted to the tokenizer's.
@@ -477,7 +478,18 @@ class ImagePipeline(Pretrained):
                 stacklevel=2,
             )
         codes = self.encode_pixels(fill_unknown(pixels, kept), torch.tensor(numbers))
+        self._tell_of_coarse(known)
         return _of_type(self._drawn(numbers, seeds, batch_size, sampling, codes, known), output_type)
+
+    def _tell_of_coarse(self, known: Tensor) -> None:
+        """Warn where fine places (B, P) are kept under coarse ones that are drawn: their picture is that of both."""
+        layout = self.prior.config.layout
+        if len(layout.grids) > 1 and drawn_over(known, layout):
+            warnings.warn(
+                f"an image is {layout}: some places of a coarse grid are drawn anew over finer ones that are kept, and "
+                "what is kept looks different under them; refine keeps whole grids",
+                stacklevel=3,
+            )
 
     def vary(
         self,
@@ -508,6 +520,7 @@ class ImagePipeline(Pretrained):
                 f"again; give more than {0.5 / ranks.shape[1]:g}"
             )
         known = ranks >= again
+        self._tell_of_coarse(known)
         return _of_type(self._drawn(numbers, seeds, batch_size, sampling, codes, known), output_type)
 
     def refine(
@@ -861,14 +874,17 @@ class ImagePipeline(Pretrained):
         layout = self.tokenizer.config.layout
         if images.ndim != 2 or images.shape[1] != layout.length:
             raise UserError(f"codes must be (B, {layout.length}), the {layout} of an image, got {tuple(images.shape)}")
-        if layout.discrete and images.is_floating_point():
+        if not len(images):
+            raise UserError("there must be at least one image, got none")
+        if layout.discrete and (images.is_floating_point() or images.is_complex() or images.dtype == torch.bool):
             raise UserError(f"codes must be whole numbers, got {images.dtype}")
+        images = images.cpu().long() if layout.discrete else images.cpu()
         if layout.discrete and not ((images >= 0) & (images < layout.codebook_size)).all():
             most = layout.codebook_size - 1
             raise UserError(f"codes must be from 0 to {most}, got {int(images.min())} to {int(images.max())}")
         if not layout.discrete and (bad := int((~images.isfinite()).any(1).sum())):
             raise UserError(f"vectors must be finite; {bad} of {len(images)} have NaN or Inf")
-        return images.cpu(), self._labels_of(labels, len(images))
+        return images, self._labels_of(labels, len(images))
 
     def _pixels(self, images: Sequence[PIL.Image.Image] | PIL.Image.Image) -> Tensor:
         """Return pictures of any size and mode as the tokenizer's images, (B, C, H, W) uint8."""
@@ -908,12 +924,16 @@ class ImagePipeline(Pretrained):
         An image does not depend on its neighbours: batches have one size, and on a CPU at least `ALIKE` images, from
         which on each is computed as among more.
         """
-        found = []
-        for rows in torch.arange(len(codes)).split(ENCODED):
+        return self._in_batches(codes, labels, self.tokenizer.decode)
+
+    def _in_batches(self, codes: Tensor, labels: Tensor | None, decode: Callable[..., Tensor]) -> Tensor:
+        """Return the images of `decode(codes, labels)` as `decode` says."""
+        found = [torch.empty(0, self.tokenizer.config.image_channels, *self.tokenizer.config.image_size).byte()]
+        for rows in torch.arange(len(codes)).split(ENCODED) if len(codes) else ():
             size = max(len(rows), ALIKE) if self.device.type == "cpu" else ENCODED
             padded = torch.cat([rows, rows[-1:].expand(size - len(rows))])
             told = None if labels is None else labels[padded]
-            found.append(to_uint8(self.tokenizer.decode(codes[padded].to(self.device), told))[: len(rows)].cpu())
+            found.append(to_uint8(decode(codes[padded].to(self.device), told))[: len(rows)].cpu())
         return torch.cat(found)
 
     @torch.inference_mode()
@@ -926,10 +946,11 @@ class ImagePipeline(Pretrained):
         layout = self.tokenizer.config.layout
         if not isinstance(self.tokenizer, DecodesCoarse):
             raise UserError(f"an image of this pipeline is {layout}: it has no coarse grids that make a picture alone")
-        if not 1 <= grids <= len(layout.grids):
+        tokenizer = self.tokenizer
+        if not 1 <= _whole(grids, "grids") <= len(layout.grids):
             raise UserError(f"grids must be from 1 to {len(layout.grids)}, those of {layout}, got {grids}")
-        found = (self.tokenizer.decode_coarse(some.to(self.device), grids) for some in codes.split(ENCODED))
-        return torch.cat([to_uint8(each).cpu() for each in found])
+        tokenizer.check(codes)
+        return self._in_batches(codes, None, lambda some, _: tokenizer.decode_coarse(some, grids))
 
     def reconstruct(
         self,

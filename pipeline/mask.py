@@ -39,16 +39,36 @@ def read_mask(mask: Any, images: int, size: tuple[int, int]) -> Tensor:
 def known_places(mask: Tensor, layout: Layout) -> Tensor:
     """Return the known places (B, P) of masks (B, H, W).
 
+    A place of the finest grid is known if all its pixels are kept, one of a coarser grid if all places of the next
+    finer one that it lies over are.
+
     Raises:
         UserError: the places are not those of rows and columns of pixels.
     """
-    known = []
-    for grid in layout.grids:
-        if len(grid.shape) != 2 or any(pixels < side for pixels, side in zip(mask.shape[1:], grid.shape, strict=True)):
+    known, unknown = list[Tensor](), 1 - mask[:, None].float()
+    for grid in reversed(layout.grids):
+        if len(grid.shape) != 2 or any(n < side for n, side in zip(unknown.shape[2:], grid.shape, strict=True)):
             raise UserError(f"parts of images are kept by their places, and no pixels belong to those of {layout}")
-        # a pixel on the border of two places belongs to both
-        known.append(1 - F.adaptive_max_pool2d(1 - mask[:, None].float(), grid.shape).flatten(1))
+        # a pixel on the border of two places belongs to both, and so does a place on that of two coarser ones
+        unknown = F.adaptive_max_pool2d(unknown, grid.shape)
+        known.insert(0, 1 - unknown.flatten(1))
     return torch.cat(known, 1).bool()
+
+
+def drawn_over(known: Tensor, layout: Layout) -> bool:
+    """Return whether a place of known ones (B, P) lies under a place of a coarser grid that is not known.
+
+    The picture of several grids is that of all of them, so that it is kept under a coarse place that is kept as well.
+    """
+    grids = layout.grids
+    parts = known.split([grid.places for grid in grids], 1)
+    each = [part.unflatten(1, grid.shape) for part, grid in zip(parts, grids, strict=True)]
+    for finer, under in enumerate(each):
+        for coarse in each[:finer]:
+            over = F.interpolate((~coarse)[:, None].float(), under.shape[1:], mode="nearest")[:, 0].bool()
+            if (over & under).any():
+                return True
+    return False
 
 
 def fill_unknown(images: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Only the seeds are decided here: a kept image is drawn again, as any other, from
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,9 +60,13 @@ def surest(labels: Sequence[int], wanted: Sequence[int], log_p: Tensor) -> list[
     return [kept[label].pop(0) for label in wanted]
 
 
-def open_classifier(run: Path, pipeline: ImagePipeline, accelerator: Accelerator) -> Classifier:
+def open_classifier(
+    run: Path, pipeline: ImagePipeline, wanted: Collection[int], accelerator: Accelerator
+) -> Classifier:
     """Return the classifier of a run's images, from the cache that evaluation uses or trained now.
 
+    Args:
+        wanted: the classes that it will be asked for.
     Raises:
         UserError: there is none for these classes; the message says why, and what to do.
     """
@@ -78,6 +82,14 @@ def open_classifier(run: Path, pipeline: ImagePipeline, accelerator: Accelerator
         raise UserError(
             f"keep_share asks a classifier of the run's images for the classes that are drawn, "
             f"{pipeline.condition}, and those of the images are {images.class_names or 'none'}: {INSTEAD}"
+        )
+    there = {int(label) for label in images.splits["train"].labels}
+    if unseen := sorted(set(wanted) - there):
+        names = pipeline.condition.class_names or ()
+        told = ", ".join(str(names[label]) if label < len(names) else str(label) for label in unseen)
+        raise UserError(
+            f"keep_share asks a classifier of the training images, which has seen none of the class {told}: leave it "
+            f"out of labels; or {INSTEAD}"
         )
     split, settings = held_out_split(images.splits, None), run_images(run / "tokenizer")
     cache = features_cache(run)

@@ -61,6 +61,7 @@ class Prior(nn.Module, Pretrained, ABC):
     usual: ClassVar[Mapping[str, Any]] = {}  # its own values of settings that are null
     heeds_all: ClassVar[bool] = False  # whether what it completes is drawn given all that is known, in every kind of it
     unheeded: ClassVar[str] = ""  # the other kinds say here in words what is kept and not heeded: "this prior ..."
+    order_in_words: ClassVar[str] = "raster"  # in which it predicts latents, unless any order will do
     compiles: ClassVar[bool] = False  # whether compiling its training on a CPU was measured to pay, if it is long
     measure: ClassVar[str] = "nll"  # of its loss, by name: nll is in nats where the prior scores
 

@@ -123,7 +123,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     if accelerator.is_main_process:
         figures = prior_figures(nats[name], nats["train"], data, held_out, prior)
         assert isinstance(prior, Scores)
-        order = "random, a row's own" if prior.config.any_order or not prior.exact else "raster"
+        order = "random, a row's own" if prior.config.any_order or not prior.exact else prior.order_in_words
         ordered = {"order": order} if data.info.layout.discrete else {}
         usual = "exact" if prior.exact else "bound"
         kind = "estimate by the probability flow" if c.likelihood == "flow" else usual

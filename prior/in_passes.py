@@ -47,11 +47,11 @@ class CodesInPasses(Prior):
             return "bf16" if computes_bf16(self.device.type) else "fp32"
         return precision
 
+    @torch.inference_mode()  # of a generator it is off between the steps, where the caller goes on
     def unfold(self, config: SamplingConfig, condition: Tensor, seeds: Sequence[int]) -> Iterator[Unfolding]:
         self.check_sampling(config)
         layout, B = self.config.layout, len(seeds)
         codes = torch.zeros(B, layout.length, dtype=torch.int64, device=self.device)
         known = torch.zeros(B, layout.places, dtype=torch.bool, device=self.device)
         batch = Batch(condition.to(self.device), list(seeds), codes, known)
-        with torch.inference_mode():
-            yield from self.passes(batch, config, self.resolved(config.precision))
+        yield from self.passes(batch, config, self.resolved(config.precision))

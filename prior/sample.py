@@ -26,7 +26,7 @@ from smalti.prior.sampling_config import Precision, SamplingConfig
 BATCH = {"cpu": 64, "cuda": 256}  # images a batch if memory holds them: larger batches gain little
 # Rows from which the products of MKL and oneDNN on a CPU compute each as they do among 64; one to three take other
 # kernels, which round otherwise, and up to `prior.fast.matrix.FEW` rows small bf16 matrices are kept in fp32.
-ALIKE: dict[Precision, int] = {"fp32": 4, "bf16": 8}
+ALIKE: dict[Precision, int] = {"fp32": 4, "bf16": 8, "int8": 1}  # int8 is for single images, whose time it is
 SPARE = 0.5  # share of the free memory that a batch may take: other programs and uncounted tensors need the rest
 
 
@@ -165,7 +165,8 @@ class BatchSampler(ABC):
             self.release()
             self.batch_size = size
         with torch.inference_mode(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self.around(Batch(condition, list(seeds), latents, known), progress)
+            found = self.around(Batch(condition, list(seeds), latents, known), progress)
+        return found.clone()  # which is no tensor of the inference mode, that nobody could change
 
     @abstractmethod
     def around(self, asked: Batch, progress: Callable[[int], object]) -> Tensor:
@@ -176,7 +177,7 @@ class BatchSampler(ABC):
         if not self.chosen or images == 0:
             return self.most
         batches = -(-images // self.most)
-        least = -(-ALIKE.get(self.precision, 1) // self.rows)
+        least = -(-ALIKE.get(self.precision, max(ALIKE.values())) // self.rows)  # auto: each part has its own
         return min(self.most, max(-(-images // batches), least))
 
     @property
@@ -283,6 +284,8 @@ def fitting_batch(prior: DrawsInBatches, config: SamplingConfig, precision: Prec
     """Return the images of a batch: `BATCH` of the device, halved until drawing fits into half of the free memory."""
     cuda = prior.device.type == "cuda"
     free = torch.cuda.mem_get_info(prior.device)[0] if cuda else psutil.virtual_memory().available
+    if cuda:  # what torch holds and nobody uses is free too
+        free += torch.cuda.memory_reserved(prior.device) - torch.cuda.memory_allocated(prior.device)
     batch = BATCH.get(prior.device.type, BATCH["cpu"])
     while batch > 1 and prior.drawing_bytes(config, batch, precision) > SPARE * free:
         batch //= 2

@@ -4,6 +4,7 @@ name."""
 import hashlib
 import io
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision import models
 
+from smalti.common import folder
 from smalti.common.config import build
 from smalti.common.errors import UserError
+from smalti.common.lock import Lock
 from smalti.metrics import feature_extractor
 from smalti.metrics.classifier import Classifier, ClassifierConfig, LabelledSource, accuracy_score, load_or_train
 from smalti.metrics.feature_extractor import Features, imagenet, load_features, read_weights, rgb
@@ -94,6 +97,25 @@ def test_another_recipe_or_other_images_are_another_classifier(digits, tmp_path)
     load_or_train(train, held_out, "others", tmp_path, short)
     load_or_train(LabelledSource.in_memory(*train.read(train.labelled())), held_out, "digits", tmp_path, short)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_one_classifier_is_trained_for_all_who_ask_at_once(digits, tmp_path):
+    """Others wait for who trains it, and read what he wrote."""
+    short = QUICK.model_copy(update={"least_steps": 5, "epochs": 1})
+    first = load_or_train(*digits, "digits", tmp_path, short)
+    (path,) = tmp_path.glob("classifier-*")
+    folder.remove(path)
+    mine, found = Lock(path), list[Classifier]()
+    mine.take()
+    other = threading.Thread(target=lambda: found.append(load_or_train(*digits, "digits", tmp_path, short)))
+    other.start()
+    other.join(0.5)
+    assert other.is_alive() and not found
+    told = first.config.model_copy(update={"accuracy": 0.125})  # no training would say so
+    folder.save_model(path, first, told)
+    mine.release()
+    other.join(30)
+    assert found[0].config.accuracy == 0.125
 
 
 def test_a_damaged_cache_is_written_again(digits, tmp_path):

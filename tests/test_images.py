@@ -21,11 +21,16 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
+from smalti.common.codes_info import CodesInfo, TokenizerIdentity
+from smalti.common.condition import Classes
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet, open_images
 from smalti.common.data.pixels import to_float, to_pil, to_uint8
 from smalti.common.data.split import ImageBatch
 from smalti.common.errors import UserError
+from smalti.tokenizer.encode import encode_batch
+from smalti.tokenizer.model import build_tokenizer
+from smalti.tokenizer.vqvae.config import VQVAEConfig
 
 SIZE = (6, 5)
 NAMES = ["cat", "dog"]
@@ -232,6 +237,25 @@ def test_damaged_images_read_from_disk_are_left_out_of_the_batch_that_asked_for_
     assert len(train) == 10 and len(batch.images) == 2
     assert (batch.rows.tolist(), batch.epochs.tolist(), batch.labels.tolist()) == ([5, 1], [7, 9], [1, 1])
     assert batch.corrupt[0].row == 3 and str(batch.corrupt[0]).startswith("row 3: ")
+
+
+def test_a_batch_of_damaged_images_alone_has_no_codes_and_does_not_end_the_encoding(tmp_path, accelerator):
+    """Where the last batch of a split has one image, it may be the damaged one."""
+    images = ImagesConfig(source=str(with_row_3(b"x", tmp_path)), corrupt="skip", memory=0.0)
+    config = VQVAEConfig(image_size=(8, 8), image_channels=3, channels=(8, 16))
+    split = open_images(images, (8, 8), 3).splits["train"]
+    info = CodesInfo(
+        layout=config.layout,
+        views=2,
+        condition=Classes(names=tuple(NAMES)),
+        tokenizer=TokenizerIdentity(name="t", sha256="0" * 64),
+        source={},
+        shard_size=1,
+    )
+    tokenizer = build_tokenizer(config)
+    for position, rows in ((3, 0), (4, 2)):
+        found = encode_batch(tokenizer, split, torch.tensor([position]), info, images, accelerator)
+        assert found.codes.shape == (rows, config.layout.length) and len(found.rows) == len(found.condition) == rows
 
 
 @pytest.mark.parametrize("side", [11, 20_000])  # PIL itself refuses the second before it reads a pixel

@@ -26,6 +26,7 @@ from smalti.prior.levels.model import LevelsPrior, seed_of
 from smalti.prior.model import build_prior, load_prior
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.prediction_order import code_order
+from smalti.prior.sample import ALIKE
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train
 from smalti.prior.transformer.config import TransformerConfig
@@ -400,3 +401,9 @@ def test_weights_that_diverged_are_told():
     prior.parts[1].head.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match="became NaN or Inf"):
         prior.sampler(SamplingConfig())(torch.tensor([0]), [0])
+
+
+def test_one_image_of_a_request_is_drawn_in_as_large_a_batch_as_any_grid_needs():
+    """Each grid's prior has its own precision, so that auto says nothing yet of how many rows are computed alike."""
+    sampler = make(KINDS["a Transformer over PixelCNNs"]).sampler(SamplingConfig())
+    assert sampler.suited(1) == max(ALIKE.values())

@@ -104,6 +104,16 @@ def test_the_search_is_in_fp32_whatever_products_are_set_to(precision):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("K", [CODES, MANY_TILES * CODES])
+@pytest.mark.parametrize("search", [nearest_indices, lambda v, e: nearest_places(v.T[None], e)[0]])
+def test_the_search_is_in_fp32_under_autocast_however_many_codes_there_are(K, search):
+    """With many the best tile is searched a second time."""
+    vectors, codebook = draw(300, 8), draw(K, 8, seed=1)
+    expected = search(vectors, codebook)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(search(vectors, codebook), expected)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_vector_that_is_not_finite_has_some_code_and_leaves_the_others_theirs(value):
     vectors, codebook = draw(10, 4), draw(2 * CODES + 3, 4, seed=1)

@@ -304,6 +304,23 @@ def test_one_image_of_a_request_is_drawn_as_among_others():
         assert torch.equal(whole[i : i + 1], sampler(labels_of(8)[i : i + 1], [i]))
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_one_image_in_bf16_is_drawn_as_among_others_where_the_first_set_has_several_places(guidance):
+    """The keys and values are of one type for all batches, however few images they have."""
+    prior = make(Layout.of(8, 8, factors=(7,)), passes=3)
+    assert min(prior.lengths) > 1
+    sampler = prior.sampler(SamplingConfig(precision="bf16", guidance=guidance))
+    whole = sampler(labels_of(12), range(12))
+    for i in range(0, 12, 4):
+        assert torch.equal(whole[i : i + 1], sampler(labels_of(12)[i : i + 1], [i]))
+
+
+def test_between_the_sets_the_caller_computes_as_ever():
+    """The passes are in torch's inference mode, the caller is not."""
+    for _ in make().unfold(SamplingConfig(**FP32), labels_of(2), range(2)):
+        assert not torch.is_inference_mode_enabled()
+
+
 def test_draws_in_bf16_are_codes_too():
     drawn = draw(make(), precision="bf16")
     assert (drawn >= 0).all() and (drawn < 7).all()

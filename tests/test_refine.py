@@ -1,5 +1,7 @@
 """Pictures refined: coarse grids are kept, finer ones are drawn, and the page shows both."""
 
+import warnings
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -113,6 +115,73 @@ def test_coarse_grids_make_a_picture_that_does_not_depend_on_finer_ones(pipeline
     other[:, 5:] = 0
     assert torch.equal(pipeline.decode_coarse(codes, 2), pipeline.decode_coarse(other, 2))
     assert torch.equal(pipeline.decode_coarse(codes, 3), pipeline.decode(codes))
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [(0, "from 1 to 3"), (4, "from 1 to 3"), (1.5, "a whole number, got 1.5"), (True, "a whole number, got True")],
+)
+def test_a_number_of_grids_that_is_none_is_refused(pipeline, grids, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.decode_coarse(torch.zeros(1, 21, dtype=torch.int64), grids)
+
+
+def test_a_coarse_picture_alone_is_that_among_others_and_wrong_codes_are_refused(pipeline):
+    codes = torch.randint(16, (5, 21), generator=torch.Generator().manual_seed(0))
+    whole = pipeline.decode_coarse(codes, 2)
+    assert torch.equal(torch.cat([pipeline.decode_coarse(each[None], 2) for each in codes]), whole)
+    with pytest.raises(ValueError, match="codes must lie in"):
+        pipeline.decode_coarse(codes + 16, 2)
+    assert pipeline.decode_coarse(codes[:0], 2).shape == pipeline.decode(codes[:0]).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_codes_of_any_type_of_whole_numbers_are_taken_as_they_lie_on_the_disk(pipeline, kind):
+    codes = torch.randint(16, (2, 21), generator=torch.Generator().manual_seed(0))
+    for draw in (lambda c: pipeline.refine(c, 1, seed=3), lambda c: pipeline.vary(c, 0.5, seed=3)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert torch.equal(draw(codes.to(kind)).codes, draw(codes).codes)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [(torch.zeros(0, 21).long(), "at least one image, got none"), (torch.ones(1, 21).bool(), "got torch.bool")],
+)
+def test_no_codes_and_booleans_are_refused(pipeline, codes, message):
+    with pytest.raises(UserError, match=message):
+        pipeline.vary(codes)
+
+
+def test_what_is_drawn_can_be_changed_and_learnt_from(pipeline):
+    """It is no tensor of torch's inference mode."""
+    drawn = pipeline(num_images=2, seed=0).codes
+    drawn[0, 0] = 1
+    assert not drawn.is_inference()
+
+
+def test_keeping_fine_places_under_coarse_ones_that_are_drawn_is_told(pipeline, pictures, recwarn):
+    """The picture is the sum over grids: half of it looks different once the code of the whole is drawn anew."""
+    told = "drawn anew over finer ones that are kept"
+    upper = np.arange(8)[:, None].repeat(8, 1) < 4
+    with pytest.warns(UserWarning, match=told):
+        pipeline.complete(pictures, upper)
+    with pytest.warns(UserWarning, match=told):
+        pipeline.vary(pictures, 0.5, seed=0)
+    recwarn.clear()
+    pipeline.complete(pictures, np.ones((8, 8), bool))
+    pipeline.complete(pictures, np.zeros((8, 8), bool))
+    pipeline.refine(pictures, 2)
+    assert not any(told in str(each.message) for each in recwarn)
+
+
+def test_a_coarse_place_is_kept_where_all_finer_ones_that_it_lies_over_are():
+    """Of 28 pixels over 7 and 4 places, the second coarse one lies over rows 2 and 3, which are pixels 8 to 15."""
+    layout = Layout(grids=(Grid(shape=(4, 4), factors=(2,)), Grid(shape=(7, 7), factors=(2,))))
+    for rows, coarse in ((14, 1), (16, 2), (15, 1), (28, 4), (24, 3), (7, 0)):
+        mask = (torch.arange(28) < rows)[:, None].expand(28, 28)[None]
+        kept = known_places(mask, layout)[0, :16].view(4, 4)
+        assert kept.all(1).sum() == kept.any(1).sum() == coarse, rows
 
 
 def test_a_place_that_a_mask_touches_is_not_kept_in_any_grid():

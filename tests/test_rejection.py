@@ -12,6 +12,7 @@ from smalti.common import folder
 from smalti.common.condition import Classes, Nothing
 from smalti.common.errors import UserError
 from smalti.metrics.classifier import Classifier, ClassifierConfig
+from smalti.pipeline import rejection
 from smalti.pipeline.generate import Settings, generate
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.rejection import Candidates, candidates_for, keep_surest, open_classifier, surest
@@ -102,4 +103,14 @@ def test_classes_that_the_classifier_does_not_know_are_refused(run, pipeline, ac
     prior = TransformerPrior(pipeline.prior.config.model_copy(update={"condition": condition}))
     other = ImagePipeline(pipeline.tokenizer, prior, SamplingConfig(), pipeline.identity)
     with pytest.raises(UserError, match=told):
-        open_classifier(run, other, accelerator)
+        open_classifier(run, other, {0}, accelerator)
+
+
+def test_a_class_that_no_training_image_has_is_refused_before_anything_is_drawn(run, accelerator, monkeypatch):
+    """The classifier has no output for it, or one that never learnt."""
+    found = rejection.open_run_images(run / "tokenizer", ImagePipeline.from_run(run, SamplingConfig()).tokenizer.config)
+    train = found.splits["train"]
+    train.labels[train.labels == 9] = 8
+    monkeypatch.setattr(rejection, "open_run_images", lambda *given, **more: found)
+    with pytest.raises(UserError, match="has seen none of the class 9: leave it out of labels"):
+        generate(Settings(run=str(run), labels=("7", "9"), num_images=2, keep_share=0.5), accelerator)

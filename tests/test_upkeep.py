@@ -13,6 +13,7 @@ from smalti.common.data.pixels import to_float
 from smalti.common.ema import EMA
 from smalti.tokenizer.bottleneck.base import build_quantizer
 from smalti.tokenizer.bottleneck.config import EMAVQConfig, GumbelConfig, SimVQConfig, VQConfig
+from smalti.tokenizer.codebooks.health import advice, codebook_of, unused
 from smalti.tokenizer.codebooks.initialization import STARVED, refit_table
 from smalti.tokenizer.codebooks.upkeep import REVIVE_EVERY, TableUpkeep, forget
 from smalti.tokenizer.config import TrainConfig
@@ -143,6 +144,19 @@ def test_averaged_weights_start_close_and_buffers_are_copied():
     assert torch.equal(ema.model.running_mean, model.running_mean)
 
 
+def test_codes_of_one_table_for_all_scales_are_used_where_any_scale_uses_them():
+    """Each of three scales uses a third of 48 codes: none is dead, and no smaller codebook is advised."""
+    quantizer = VQConfig(codebook_size=48, code_dim=4)
+    model = MultiscaleConfig(image_size=(8, 8), channels=(8, 16), quantizer=quantizer, scales=(1, 2, 4))
+    counts = torch.zeros(3, 48, dtype=torch.int64)
+    for scale in range(3):
+        counts[scale, 16 * scale : 16 * scale + 16] = 100
+    for shared, dead in ((True, False), (False, True)):
+        book = codebook_of(build_tokenizer(model.model_copy(update={"shared": shared})))
+        assert bool(unused(book, "validation", counts)) == dead
+        assert any("dead codes" in line for line in advice(book, {"validation": counts})) == dead
+
+
 # ------------------------------------------------------------------------------------------------------ the second fit
 
 MODELS = {"vqvae": (VQVAEConfig, 64), "vqvae2": (VQVAE2Config, 32), "multiscale": (MultiscaleConfig, 32)}
@@ -186,6 +200,23 @@ def test_training_does_so_once_and_goes_on_from_before_it_bit_for_bit(tmp_path, 
     names = [f"{last}/{name}.safetensors" for name in ("model", "ema", "upkeep", "optimizer")]
     assert same_files(run / "tokenizer", killed / "tokenizer", "model/model.safetensors", *names)
     earlier, later = (load_file(run / f"tokenizer/state/step_0000000{n}/upkeep.safetensors") for n in (3, 6))
+    assert [torch.equal(earlier[f"{i}.sums"], later[f"{i}.sums"]) for i in range(3)] == [False, True, True]
+
+
+def test_a_skipped_step_puts_the_second_fit_off_to_the_next_that_is_taken(tmp_path, accelerator, monkeypatch):
+    """The gradient of the fifth of six steps is not finite."""
+    total, seen = torch.nn.utils.get_total_norm, []
+
+    def norm(gradients):
+        seen.append(len(seen))
+        return total(gradients) * (torch.inf if seen[-1] == 4 else 1)
+
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
+    codes = VQConfig(codebook_size=16, code_dim=4)
+    model = MultiscaleConfig(image_size=(8, 8), channels=(8, 16), quantizer=codes)
+    train(tokenizer_training(tmp_path / "run", model=model), accelerator)
+    states = [tmp_path / f"run/tokenizer/state/step_0000000{n}/upkeep.safetensors" for n in (3, 6)]
+    earlier, later = map(load_file, states)
     assert [torch.equal(earlier[f"{i}.sums"], later[f"{i}.sums"]) for i in range(3)] == [False, True, True]
 
 

@@ -151,7 +151,8 @@ def search_many_tiles(
     for t, codes in enumerate(tiles):
         places = (better & (number == t)).nonzero()[:, 0]
         if len(places):
-            found[places] = (rows[places] @ codes.T).argmax(1) + (first + t * len(codes))
+            scores = torch.empty(len(places), len(codes), device=rows.device)  # as out, which autocast leaves alone
+            found[places] = torch.mm(rows[places], codes.T, out=scores).argmax(1) + (first + t * len(codes))
 
 
 def code_table(codebook: Tensor, centre: Tensor, multiple: int) -> Tensor:

@@ -15,6 +15,8 @@ taken instead then scores within 2ε of it too, so its squared distance is great
 lanes such a near tie shares its own once in 128 times.
 """
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -148,12 +150,13 @@ def nearest_fused(vectors: Tensor, codebook: Tensor) -> Tensor:
     candidates = torch.empty(N, shares, KEPT, dtype=torch.int32, device=vectors.device)
     centre = centre_of(codebook)
     v, e = vectors.float() - centre, codebook.float() - centre
-    offsets = torch.linalg.vecdot(e, e) / 2
+    offsets = e.square().sum(1) / 2  # under autocast vecdot would be bf16
     sizes = {"D": D, "DIMS": block_dims(D), "ROWS": ROWS}
     lanes = {"LANES": LANES, "KEPT": KEPT}
     strides = (*v.stride(), *e.stride())
-    search_kernel[(blocks, shares)](
-        v, e, offsets, candidates, N, K, share, *strides, **sizes, **lanes, num_warps=8, num_stages=2
-    )
-    choose_kernel[(blocks,)](v, e, candidates, indices, N, K, shares * KEPT, *strides, **sizes, num_warps=4)
+    with torch.cuda.device(vectors.device) if vectors.is_cuda else nullcontext():  # Triton starts on the current one
+        search_kernel[(blocks, shares)](
+            v, e, offsets, candidates, N, K, share, *strides, **sizes, **lanes, num_warps=8, num_stages=2
+        )
+        choose_kernel[(blocks,)](v, e, candidates, indices, N, K, shares * KEPT, *strides, **sizes, num_warps=4)
     return indices

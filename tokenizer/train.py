@@ -212,9 +212,10 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 trained.upkeep.observe(terms.quantized)
                 logged = {"loss": loss, **terms.losses, **sharper, **terms.watched}
                 parts.append(MicroBatch("the encoder's output", terms.latents, logged, batch.rows))
+            missed = trained.skipped.in_a_row
             if trained.skipped.clip(step + 1, model, c.clip, parts):
                 trained.optimizer.step()
-                keep_codebook_alive(trained, splits["train"], step, c, accelerator)
+                keep_codebook_alive(trained, splits["train"], range(step - missed, step + 1), c, accelerator)
                 for part in parts:
                     trained.means.add(**part.losses)
             else:
@@ -316,16 +317,21 @@ def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) 
 
 
 def keep_codebook_alive(
-    trained: TokenizerTraining, split: ImageSplit, step: int, c: TrainConfig, accelerator: Accelerator
+    trained: TokenizerTraining, split: ImageSplit, steps: range, c: TrainConfig, accelerator: Accelerator
 ) -> None:
     """Move an EMA codebook, revive dead codes, and average the weights, after the optimizer's step.
 
     When codes are revived for the last time, the tables that a batch gives too few vectors are fitted once more.
+
+    Args:
+        steps: the one that was taken, after those before it that were skipped.
     """
+    step = steps[-1]
+    share_averaged(trained.tokenizer, accelerator)
     revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
     trained.ema.update(trained.tokenizer, step)
     again: tuple[Table, ...] = ()
-    if revived and step == int(REVIVE_UNTIL * c.steps):
+    if revived and int(REVIVE_UNTIL * c.steps) in steps:
         again = trained.tokenizer.refit(split, c, accelerator)
         for table in again:
             trained.upkeep.restart(table)
@@ -336,6 +342,16 @@ def keep_codebook_alive(
         if len(rows):
             forget(trained.optimizer, table.codebook, rows)
             average.codebook[rows] = table.codebook.detach()[rows]
+
+
+def share_averaged(tokenizer: TrainedTokenizer, accelerator: Accelerator) -> None:
+    """Set the buffers that are averaged with the weights to their means over processes, which read other images."""
+    if accelerator.num_processes == 1:
+        return
+    for module in tokenizer.modules():
+        for name in getattr(module, "averaged", ()):
+            buffer = getattr(module, name)
+            buffer.copy_(accelerator.reduce(buffer, "mean"))
 
 
 def save(trained: TokenizerTraining, step: int, run: Path, keep: int, accelerator: Accelerator) -> None:

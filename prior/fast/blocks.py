@@ -74,7 +74,7 @@ class CachedBlocks:
         self.rows, self.slots, self.packed_for = rows, slots, packed_for or rows
         self.heads, self.key_heads = heads
         self.dim, self.head_dim = prior.norm.weight.numel(), 2 * prior.cos.shape[1]
-        self.dtype = cache_type(precision, rows, self.device)
+        self.dtype = cache_type(precision, self.packed_for, self.device)
         self.split = (self.heads + self.key_heads, self.key_heads)  # heads that are turned, and values
         self.floor = {width: torch.tensor((width * EPSILON) ** 0.5) for width in (self.dim, self.head_dim)}
         self.after = prior.head.after

@@ -135,6 +135,7 @@ class Codebook(NamedTuple):
     codebook_size: int  # K
     names: tuple[str, ...] = ("",)  # of the codebooks of the layout
     revive_below: float | None = None
+    one_table: bool = False  # for all codebooks: a code is used where any of them uses it
 
     def wider_use(self) -> Sequence[str]:
         """Return the settings that bring more codes into use, without those that are so already."""
@@ -150,7 +151,8 @@ def codebook_of(tokenizer: ImageTokenizer, revive_below: float | None = None) ->
     c = tokenizer.config
     facts = c.codebook or CodebookFacts(c.name(), c.layout.depth, "model.")
     trained = revive_below if isinstance(c, TrainedConfig) else None
-    return Codebook(facts, c.layout.codebook_size, c.layout.codebook_names, trained)
+    one_table = len(c.layout.codebook_names) > 1 and bool(getattr(c, "shared", False))
+    return Codebook(facts, c.layout.codebook_size, c.layout.codebook_names, trained, one_table)
 
 
 def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbours] = ()) -> list[str]:
@@ -164,12 +166,14 @@ def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbou
     """
     split, counts = max(splits.items(), key=lambda item: item[1].sum().item())
     idle = idle_depths(counts)
-    busy = [depth for depth in range(len(counts)) if depth not in idle]
+    told_of_idle = _idle(book, split, counts, idle)
+    book, splits, counts, near = pooled(book, splits, split, near)
+    busy = [depth for depth in range(len(counts)) if book.one_table or depth not in idle]
     dead = _dead(book, split, counts, busy)
     said = [
         *_too_few(book, split, counts, splits),
         *dead,
-        *_idle(book, split, counts, idle),
+        *told_of_idle,
         *([] if dead else _skewed(book, split, counts, busy)),  # the remedies are the same
         *_duplicates(book, near),
         *_unseen(book, splits),
@@ -179,6 +183,23 @@ def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbou
         f"{perplexity(counts):.1f} of {book.codebook_size}"
     )
     return said or [healthy]
+
+
+class Judged(NamedTuple):
+    """What advice on the tables of vectors looks at."""
+
+    book: Codebook
+    splits: Mapping[str, Tensor]  # counts (R, K) of each split
+    counts: Tensor  # those of one
+    near: Sequence[Neighbours]
+
+
+def pooled(book: Codebook, splits: Mapping[str, Tensor], split: str, near: Sequence[Neighbours] = ()) -> Judged:
+    """Return what is judged, as of one codebook where all codebooks have one table."""
+    if not book.one_table:
+        return Judged(book, splits, splits[split], near)
+    together = {name: counts.sum(0, keepdim=True) for name, counts in splits.items()}
+    return Judged(book._replace(names=("",)), together, together[split], near[:1])
 
 
 def idle_depths(counts: Tensor) -> list[int]:
@@ -215,6 +236,7 @@ def _too_few(book: Codebook, split: str, counts: Tensor, splits: Mapping[str, Te
 
 def unused(book: Codebook, split: str, counts: Tensor) -> list[str]:
     """Return the warning about codes that are not used, or an empty list where enough are."""
+    book, _, counts, _ = pooled(book, {split: counts}, split)
     return _dead(book, split, counts, range(len(counts)))
 
 

@@ -51,7 +51,7 @@ class TransformerDrawing:
         self.hint: Tensor | None = None  # (T, R, C) of the place that each step predicts, where there is one
         self.graphs: Graphs | None = None
         if device.type == "cuda":
-            self.graphs = Graphs(self._advance_counted, self.decoder.slots, self.codebook_of_step, device)
+            self.graphs = Graphs(self.decoder.slots, self.codebook_of_step, device)
 
     def draw(
         self,
@@ -72,7 +72,7 @@ class TransformerDrawing:
         if hint is not None and self.hint is None:  # a drawing has a hint always or never
             self.hint = torch.zeros(self.T, *self.x.shape, device=self.device)
         if self.graphs is not None:
-            self.graphs.capture(forced)
+            self.graphs.capture(self._advance_counted, forced)
         if hint is not None and self.hint is not None:
             self.hint.copy_(self.prior.hint_of_steps(hint, self._doubled(steps)).transpose(0, 1))
         self.uniforms.copy_(image_uniforms(seeds, self.T, len(self.sizes))[pad.cpu()].permute(1, 2, 0))

@@ -4,9 +4,13 @@ A step attends to a fixed part of the cache, masked to what is written. A few le
 short ones are cheaper to read, each for the codebooks of its steps. All graphs share one pool of memory.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
+
+Advance = Callable[[torch.Tensor, int, int, bool], None]
+CAPTURES = threading.Lock()  # a process captures one graph at a time
 
 LENGTHS = 8  # of the cache for which graphs are captured
 SHORTEST = 64  # below this length reading the weights takes most of a step
@@ -14,30 +18,30 @@ WARM_UP = 3  # runs before a capture, in which kernels are chosen and workspaces
 
 
 class Graphs:
-    """The captured graphs of a batch, for each length, codebook, and whether codes are forced.
+    """The captured graphs of a batch, for each length, codebook, and whether codes are forced."""
 
-    `advance(n, length, codebook, forced)` does step n (1,), on the device, and keeps its state at fixed addresses.
-    """
-
-    def __init__(
-        self,
-        advance: Callable[[torch.Tensor, int, int, bool], None],
-        slots: int,
-        codebooks: Sequence[int],
-        device: torch.device,
-    ):
+    def __init__(self, slots: int, codebooks: Sequence[int], device: torch.device):
         """
         Args:
             codebooks: of each step.
         """
-        self.advance, self.codebooks = advance, codebooks
+        self.codebooks = codebooks
         self.n = torch.zeros(1, dtype=torch.int64, device=device)
         self.lengths = lengths(slots)
         self.captured: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
-    def capture(self, forced: bool) -> None:
-        """Capture the graphs that are missing. This runs steps: call it before the state of a batch is set."""
+    def capture(self, advance: Advance, forced: bool) -> None:
+        """Capture the graphs that are missing. This runs steps: call it before the state of a batch is set.
+
+        Args:
+            advance: `advance(n, length, codebook, forced)` does step n (1,), on the device, and keeps its state at
+                fixed addresses. It is not kept, as a reference to who draws would keep him and his memory alive.
+        """
+        with CAPTURES:
+            self._capture(advance, forced)
+
+    def _capture(self, advance: Advance, forced: bool) -> None:
         for length, codebook in sorted({(self._length(n), codebook) for n, codebook in enumerate(self.codebooks)}):
             if (length, codebook, forced) in self.captured:
                 continue
@@ -46,11 +50,12 @@ class Graphs:
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
-                    self.advance(self.n, length, codebook, forced)
+                    advance(self.n, length, codebook, forced)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                self.advance(self.n, length, codebook, forced)
+            # torch keeps the stream of its first capture, which may be another device's
+            with torch.cuda.graph(graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
+                advance(self.n, length, codebook, forced)
                 self.n += 1
             self.captured[length, codebook, forced] = graph
 
