@@ -902,7 +902,7 @@ class ImagePipeline(Pretrained):
         except ValueError as error:  # a mode without an agreed range
             raise UserError(f"a picture cannot be read: {error}") from None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_pixels(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the codes (B, T) of images (B, C, H, W) uint8; class numbers (B,) where the tokenizer needs them.
 
@@ -917,7 +917,7 @@ class ImagePipeline(Pretrained):
         bar.close()
         return torch.cat(found)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the images (B, C, H, W) uint8 of codes (B, T), on the CPU; class numbers (B,) as of `encode_pixels`.
 
@@ -936,7 +936,7 @@ class ImagePipeline(Pretrained):
             found.append(to_uint8(decode(codes[padded].to(self.device), told))[: len(rows)].cpu())
         return torch.cat(found)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_coarse(self, codes: Tensor, grids: int) -> Tensor:
         """Return the images (B, C, H, W) uint8 that the first `grids` grids of codes (B, T) make, on the CPU.
 

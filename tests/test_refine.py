@@ -156,8 +156,10 @@ def test_no_codes_and_booleans_are_refused(pipeline, codes, message):
 def test_what_is_drawn_can_be_changed_and_learnt_from(pipeline):
     """It is no tensor of torch's inference mode."""
     drawn = pipeline(num_images=2, seed=0).codes
-    drawn[0, 0] = 1
-    assert not drawn.is_inference()
+    images = pipeline.decode(drawn)
+    for each in (drawn, images, pipeline.encode_pixels(images), pipeline.decode_coarse(drawn, 1)):
+        each[0, 0] = 1
+        assert not each.is_inference()
 
 
 def test_keeping_fine_places_under_coarse_ones_that_are_drawn_is_told(pipeline, pictures, recwarn):
