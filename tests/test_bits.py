@@ -26,6 +26,8 @@ from smalti.pipeline.evaluation.bits import bits_per_dim, image_nats, stochastic
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.baselines import Marginal
 from smalti.prior.config import PriorConfig
+from smalti.prior.masked.config import MaskedConfig
+from smalti.prior.model import build_prior
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.prior.transformer.model import TransformerPrior
@@ -166,6 +168,20 @@ def test_more_draws_make_the_bound_tighter(marginal):
         bounds = stochastic_bounds(pipeline, marginal, images, labels, samples, generator)
         totals.append(bounds.importance["learned"].sum().item())
     assert totals[0] > totals[1] > totals[2] > exact_nats(pipeline, images).sum().item() - 1
+
+
+def test_a_learned_prior_that_gives_a_bound_has_no_importance_weighted_one(marginal):
+    """Its bound is estimated by a few orders: the mean of exp of that would be too large."""
+    given = joined(stochastic())
+    masked = MaskedConfig(depth=1, dim=16, heads=2, dropout=0.0)
+    prior = build_prior(given.prior.config.model_copy(update={"architecture": masked})).eval()
+    pipeline = ImagePipeline(given.tokenizer, prior, SamplingConfig(), IDENTITY)
+    images, labels = torch.randint(256, (3, 1, 4, 4), dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    bounds = stochastic_bounds(pipeline, marginal, images, labels, 2, torch.Generator().manual_seed(0))
+    assert {*bounds.elbo} == {"uniform", "independent", "learned"} and {*bounds.importance} == {
+        "uniform",
+        "independent",
+    }
 
 
 def test_draws_of_a_posterior_that_is_one_code_are_refused(marginal):

@@ -107,7 +107,7 @@ def price_codes(bench: EvaluationBench) -> tuple[dict[str, Tensor], dict[str, An
                         pipeline, marginal, batch.images, labels, c.importance_samples, noise
                     )
                 found |= {f"{prior}_elbo": elbo[prior] for prior in PRIORS}
-                found |= {f"{prior}_importance": importance[prior] for prior in PRIORS}
+                found |= {f"{prior}_importance": importance[prior] for prior in importance}
             parts.append(found)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -4,7 +4,7 @@
     −log p(x) ≤ E −log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)             tighter, by K draws (Burda et al. 2016)
 
 Of a prior that says no more than a bound on −log p(z) the first is a bound still, with that bound in its place. The
-second would be none, for it averages what is not the logarithm: it is not given.
+second is not given: that bound is estimated by a few draws, and the mean of exp of an estimate is too large.
 
 Both are bounds and no lengths: a coder would need bits back. The rate is given for two priors: N(0, I), which the VAE
 was trained for, and the learned one, by which stage two draws: it can save what of the rate q(z) = E_x q(z | x) costs

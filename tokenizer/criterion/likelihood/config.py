@@ -29,7 +29,7 @@ class GaussianConfig(LikelihoodConfig):
     """squared error"""
     sigma: float | None = Field(None, gt=1e-4, le=10)
     """its deviation, pixels being in [-1, 1]; null learns one for each channel, which is sqrt of the mean squared
-    error"""
+    error where no pixel is pure black or white"""
 
     def outputs(self, channels: int) -> int:
         return channels

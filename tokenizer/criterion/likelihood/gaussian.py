@@ -10,10 +10,10 @@ from smalti.tokenizer.criterion.likelihood.location import Location
 
 @GaussianConfig.register
 class Gaussian(Location):
-    """The Gaussian likelihood. A nat counts 2σ², so that the gradient is the squared error's whatever σ is.
+    """The Gaussian likelihood. A nat counts 2σ², the mean over channels, so that the gradient of a grey pixel is that
+    of the squared error at every σ, and the balance with the codebook's losses that of eq. 3 of the VQ-VAE.
 
-    A mean has the same maximum likelihood estimate at every σ, and the balance with the codebook's losses stays that of
-    eq. 3 of the VQ-VAE.
+    The first and the last level hold the whole tail: a pure black or white pixel pulls its mean beyond the edge.
     """
 
     def __init__(self, config: GaussianConfig, channels: int):

@@ -5,7 +5,8 @@
 
 Zhao et al. (2019), https://arxiv.org/abs/1706.02262, eq. 6; Tolstikhin et al. (2018),
 https://arxiv.org/abs/1711.01558. The KL of the ELBO is the mutual information of x and z under q plus
-KL(q(z) || p(z)); these objectives leave the first free and ask for the second alone. Neither is a bound on log p(x).
+KL(q(z) || p(z)). WAE leaves the first free and asks for the second alone; InfoVAE asks for the first at the weight
+1 − α, and leaves it free at α = 1. Neither is a bound on log p(x).
 """
 
 import torch
