@@ -6,7 +6,8 @@
 Protocol: every row has 7 x 7 places of 28 x 28 grey pixels; rows of codes 9 bits a place, rows of vectors 4 numbers.
 Rows of several grids have the bits of 7 x 7 codes of 512 in all: 4 x 4 over 7 x 7 codes of 111, grids of 1, 2, 3, 5
 and 7 a side of 32, or grids of 1, 3 and 7 of 178.
-Rows with a network share encoder, decoder, batches and learning rate, and no setting was searched for. A row's
+Rows with a network share encoder, decoder, batches and learning rate, and no setting was searched for here: those of
+the PixelCNN are the best of five by benchmarks/priors.py, the others' those of the shipped configs. A row's
 tokenizer is trained once a seed, and all of its columns take its codes. A stage takes as many steps as its minutes
 hold, by two short trials, which say what a step costs and what the command does beside: CPU seconds of one thread. They
 begin at `TRIALS` steps, and the longer one is made longer until what its steps cost stands out. The number of steps is
@@ -37,6 +38,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -99,6 +101,7 @@ class Column(NamedTuple):
     passes: tuple[int, ...] = ()  # settings of `steps` that are drawn with, where the prior has it
     draws: int = DRAWS  # of q(z | x) for each test image; a bound by many passes of the network has one
     hierarchical: bool | None = None  # of rows of several grids alone, or of one alone
+    draws_by: Options = MappingProxyType({})  # sampling settings, as the shipped configs have them
 
     def of(self, row: Row) -> Fill | None:
         if self.hierarchical is not None and self.hierarchical != row.hierarchical:
@@ -152,7 +155,9 @@ COLUMNS: Mapping[str, Column] = {
     "pixelcnn": Column(Fill("PixelCNN", TRAIN, {"model.kind": "pixelcnn", **CONVOLUTIONS}, PRIOR), hierarchical=False),
     "transformer": Column(Fill("Transformer", TRAIN, {}, PRIOR)),
     "any_order": Column(Fill("any order", TRAIN, {"order": "any"}, PRIOR)),
-    "masked": Column(Fill("masked", TRAIN, {"model.kind": "masked", **BLOCKS}, PRIOR), passes=(12,)),
+    "masked": Column(
+        Fill("masked", TRAIN, {"model.kind": "masked", **BLOCKS}, PRIOR), passes=(12,), draws_by={"order": "halton"}
+    ),
     "nextset": Column(Fill("sets of codes", TRAIN, {"model.kind": "nextset", **BLOCKS}, PRIOR), hierarchical=False),
     "levels": Column(Fill("a prior a grid", TRAIN, {"model.kind": "levels", **LEVELS}, PRIOR), hierarchical=True),
     "nextscale": Column(Fill("next scale", TRAIN, {"model.kind": "nextscale", **BLOCKS}, PRIOR), hierarchical=True),
@@ -237,7 +242,8 @@ def train(fill: Fill, first: Path, run: Path, steps: int | None, seed: int) -> f
         shutil.copytree(first / "tokenizer", run / "tokenizer", ignore=shutil.ignore_patterns("state"))
     given = {"run": run, "codes": first / "codes", "seed": seed, **fill.settings}
     if steps is not None:
-        given |= {"steps": steps, "save_every": steps, "evaluate_every": -(-steps // LOOKS)}
+        # a trial is too short to be compiled, and what it says of a step is to hold
+        given |= {"steps": steps, "save_every": steps, "evaluate_every": -(-steps // LOOKS), "compile": "false"}
     return command(run / ".prior.json", fill.script, *([fill.config] if fill.config else []), **given)
 
 
@@ -267,7 +273,7 @@ def second_stage(bench: Bench, row: str, column: str, seed: int, first: Path) ->
         name = column if passes is None else f"{column} {passes}"
         file = f".{name.replace(' ', '-')}"
         figures = kept(run / f"{file}.json", partial(measure, bench, column, first, run, passes, seed))
-        figures = figures | kept(run / f"{file}-speed.json", partial(speed, run, passes))
+        figures = figures | kept(run / f"{file}-speed.json", partial(speed, column, run, passes))
         yield name, {"training_cpu_seconds": seconds, "steps": steps, **figures}
 
 
@@ -278,7 +284,8 @@ def measure(bench: Bench, column: str, first: Path, run: Path, passes: int | Non
     """Return the figures of a trained cell, drawn with so many passes."""
     draws = COLUMNS[column].draws
     settings = run / f"draw-{passes}.yaml"
-    settings.write_text(json.dumps({} if passes is None else {"steps": passes}) + "\n", encoding="utf-8")
+    drawn_by = dict(COLUMNS[column].draws_by) if passes is None else {**COLUMNS[column].draws_by, "steps": passes}
+    settings.write_text(json.dumps(drawn_by) + "\n", encoding="utf-8")
     few = {"config": settings, "num_images": 20, "overwrite": "true"}
     command(run / f".generate-{passes}.json", "pipeline/generate.py", run, **few)
     judged = {"codes": first / "codes", "images": bench.drawn, "neighbours": 0, "importance_samples": draws}
@@ -305,9 +312,9 @@ def told(found: Figures) -> Figures:
 
 
 @torch.inference_mode()
-def speed(run: Path, passes: int | None) -> Figures:
+def speed(column: str, run: Path, passes: int | None) -> Figures:
     """Return images a second from a class to pixels, by images at once, and the passes of the network an image."""
-    sampling = SamplingConfig() if passes is None else SamplingConfig(steps=passes)
+    sampling = SamplingConfig(steps=passes, **COLUMNS[column].draws_by)
     pipeline = ImagePipeline.from_run(run, sampling)
     prior, works = pipeline.prior, dict[str, Work]()
     for batch in BATCHES:

@@ -200,7 +200,7 @@ def sync(path: Path) -> None:
             sync(child)
         sync_entry(path)
     elif path.is_file() and os.access(path, os.R_OK):
-        with open(path, "rb") as file:
+        with open(path, "rb" if os.name == "posix" else "r+b") as file:  # Windows brings what can be written alone
             os.fsync(file.fileno())
 
 

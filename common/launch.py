@@ -124,6 +124,13 @@ class Interrupt:
         return self.accelerator.reduce(flag).item() > 0
 
 
+def anyone(flag: bool, accelerator: Accelerator) -> bool:
+    """Return whether the flag of any process is set: what a clock or a disk decides is decided alike on all."""
+    if accelerator.num_processes == 1:
+        return flag
+    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)).item() > 0
+
+
 _told_to_end = False  # whether the last signal of this process was SIGTERM: a signal is the process's, not an object's
 
 

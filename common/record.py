@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,14 @@ def record(program: str, peers: Sequence[str] = (), arguments: Sequence[str] | N
 
 def command_without_paths(program: str, arguments: Sequence[str]) -> str:
     """Return the command line; of an absolute path keep only the last name, as the rest is private."""
-    return " ".join(["python", *([program] if program.endswith(".py") else ["-m", program]), *private(list(arguments))])
+    words = ["python", *([program] if program.endswith(".py") else ["-m", program]), *map(_without_path, arguments)]
+    return shlex.join(words)
+
+
+def _without_path(word: str) -> str:
+    """Return a word of a command line, `/a/b` or `--name=/a/b`, with the last name of its path alone."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{private(value)}"
 
 
 def private(value: Any) -> Any:

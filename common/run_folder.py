@@ -29,6 +29,7 @@ class Leeway(NamedTuple):
     free: Set[str]  # they change nothing that is computed
     length: str | None = None  # how many steps there are: any number above those that are done
     tunable: Set[str] = frozenset()  # they change the steps to come; taken where `change_settings` says so
+    usual: Set[str] = frozenset()  # those of them whose null is a usual value; null of others is off, and stays so
 
 
 class Reopened(NamedTuple, Generic[S]):
@@ -73,7 +74,8 @@ def check_run(folder: Path, settings: S, leeway: Leeway) -> Reopened[S]:
             "remove the folder"
         )
     differ = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)} - leeway.free
-    given = {k for k in differ if before.get(k) is not None and now.get(k) is not None}  # what is off stays off
+    on = {k for k in differ if before.get(k) is not None and now.get(k) is not None}  # what is off stays off
+    given = on | (differ & leeway.usual)
     tuned = given & leeway.tunable
     fixed = differ - tuned - (given & {leeway.length})
     refused = tuned if tuned and not now["change_settings"] else frozenset[str]()
@@ -215,6 +217,11 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics file; skip what is no such line, as a last one that a kill cut short."""
+    return [line for line in read_lines(path) if isinstance(line.get("step"), int)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines, none where there is no file; skip what is no such line."""
     lines: list[dict[str, Any]] = []
     if not path.exists():
         return lines
@@ -227,7 +234,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             found = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and isinstance(found.get("step"), int):
+        if isinstance(found, dict):
             lines.append(found)
     return lines
 

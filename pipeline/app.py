@@ -79,6 +79,7 @@ from smalti.prior.sampling_config import SamplingConfig
 
 FILE = "20mb"  # the largest dropped picture
 WAITING = 100  # the most waiting requests
+VISITORS = 200  # whose pictures are kept; of more, those who have been away longest begin anew
 
 
 def load_pipeline(run: str) -> ImagePipeline:
@@ -172,6 +173,7 @@ def launch(c: Settings, page: Any, names: set[str]) -> tuple[str, str | None]:
             ssr_mode=False,
             footer_links=["api"],
             quiet=True,
+            state_session_capacity=VISITORS,
             prevent_thread_lock=True,
             app_kwargs={"middleware": [Middleware(Guard, names=names)]},
         )

@@ -66,6 +66,7 @@ from smalti.tokenizer.patches.cluster_config import ClusterConfig
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy", "pillow")
 EXTRAS = {"eval": ("torch-fidelity",), "app": ("gradio",), "track": ("tensorboard", "wandb", "trackio")}
+EXTRAS |= {"onnx": ("onnx", "onnxruntime", "onnxscript"), "lm": ("transformers",)}
 ADAMW, MUON, EMA, GRADIENT, WEIGHT = 2, 1, 1, 1, 1  # fp32 numbers a weight
 WORKSPACE = 1.5  # factor on the counted bytes: cifar10's steps took 1.2 to 1.5 on a CPU, both stages, fp32 and bf16
 GIB = 2**30
@@ -168,7 +169,8 @@ def tokenizer_step(c: TokenizerTraining, images: int, bf16: bool) -> tuple[int, 
     with without_storage(bf16):
         model = build_tokenizer(c.model).train()
         pixels = torch.empty(images, c.model.image_channels, *c.model.image_size)
-        saved = saved_for_backward(lambda: sum(model(pixels).losses.values()), model)
+        labels = torch.zeros(images, dtype=torch.int64) if c.model.conditional else None
+        saved = saved_for_backward(lambda: sum(model(pixels, labels).losses.values()), model)
     return 4 * count_parameters(model) * (WEIGHT + GRADIENT + ADAMW + EMA), saved
 
 

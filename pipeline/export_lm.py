@@ -79,7 +79,7 @@ def open_base(name: str) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(name)
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no tokenizer in {name}: {' '.join(str(error).split())[:300]}") from None
     if not found.is_fast:

@@ -110,6 +110,10 @@ def export(c: Settings) -> Path:
     prior = load_prior(found.prior) if (found.prior / "config.json").exists() else None
     if prior is None:
         print(f"{c.run} has no prior: prior.onnx is left out", file=sys.stderr)
+    elif not prior.config.tokenizer.same_codes(identity):
+        told = f"{prior.config.tokenizer}, not of this one: prior.onnx is left out; train it anew on new codes"
+        print(f"the prior of {c.run} is over the codes of the tokenizer {told}", file=sys.stderr)
+        prior = None
     if isinstance(prior, AutoregressivePrior) and len(prior.vocabularies) == 1:
         graphs["prior.onnx"] = prior_graph(prior, c.batch_size)
     elif prior is not None:
@@ -120,8 +124,8 @@ def export(c: Settings) -> Path:
         for name, graph in graphs.items():
             write_graph(graph, aside / name, json.dumps(said))
         folder.write_json(aside / MARK, said)
-    for line in checks(path, tokenizer, graphs, c):
-        print(line)
+        lines = checks(aside, tokenizer, graphs, c)  # before they take the place of earlier ones
+    print(*lines, sep="\n")
     return path
 
 

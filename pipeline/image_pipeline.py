@@ -747,7 +747,10 @@ class ImagePipeline(Pretrained):
     def check_sampling(self, **sampling: Any) -> SamplingConfig:
         """Return the pipeline's settings, some replaced. Raises `UserError` for impossible settings."""
         given = diffusers_options.ours(sampling, self.prior.takes)
-        settings = config.build(SamplingConfig, {**self.sampling.model_dump(), **given}, "sampling")
+        kept = self.sampling.model_dump()
+        if given.get("order", "confidence") != "confidence":  # which alone has the noise: that of before goes with it
+            del kept["choice_temperature"]
+        settings = config.build(SamplingConfig, {**kept, **given}, "sampling")
         try:
             self.prior.check_sampling(settings)
         except ValueError as error:

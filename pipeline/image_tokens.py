@@ -192,7 +192,7 @@ class ImageTokens(Pretrained):
         tokenizer, identity = load_identified(images, "")
         if not identity.same_codes(config.tokenizer):
             raise UserError(f"{images} is not the tokenizer {config.tokenizer}, whose codes these are; {folder.ANEW}")
-        text = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        text = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         return cls(config, text, tokenizer)
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -347,4 +347,4 @@ def need_transformers() -> None:
     try:
         import transformers  # noqa: F401
     except ImportError as error:
-        raise UserError(f"tokens of language models need transformers ({error}): pip install 'smalti[lm]'") from None
+        raise UserError(f"tokens of language models need transformers ({error}): pip install transformers") from None

@@ -87,7 +87,7 @@ def need_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"an export to ONNX needs more packages ({error}): pip install 'smalti[onnx]'") from None
+        raise UserError(f"ONNX needs more packages ({error}): pip install onnx onnxruntime onnxscript") from None
 
 
 @torch.no_grad()

@@ -58,6 +58,13 @@ class Request:
         return self.pipeline.condition.class_names
 
 
+def in_turn(labels: Sequence[int]) -> int:
+    """Return the number of classes that take turns, so that as many columns have one class each; else 1."""
+    classes = [*dict.fromkeys(labels)]
+    turns = all(label == classes[i % len(classes)] for i, label in enumerate(labels))
+    return len(classes) if turns and 1 < len(classes) <= 20 else 1
+
+
 class Output:
     """The output of a request: batches as safetensors in .parts/, from which `finish` makes the files of the format."""
 
@@ -89,9 +96,8 @@ class Output:
 
     def columns(self, images: int) -> int:
         """Return the columns of a grid, about square; each class has one, or several if there are few classes."""
-        classes, square = len(dict.fromkeys(self.request.labels)), images**0.5
-        each = classes if 1 < classes <= 20 else 1  # labels are dealt in turn, so a column has one class
-        return each * max(1, round(square / each))
+        each = in_turn(self.request.labels)
+        return each * max(1, round(images**0.5 / each))
 
     def save_grid(self, images: torch.Tensor) -> None:
         """Write grid.png."""
@@ -215,7 +221,7 @@ class CodesFolder(Output):
     def finish(self) -> None:
         parts, prior, request = self.parts(), self.request.pipeline.prior.config, self.request
         info = CodesInfo(
-            layout=prior.layout,
+            layout=request.pipeline.tokenizer.config.layout,  # a prior over the vectors of codes has another
             views=1,
             condition=request.pipeline.condition,
             tokenizer=prior.tokenizer,

@@ -265,9 +265,9 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     for name in chain(*SWEPT):
         if name not in heeded and getattr(c, name) != Settings.model_fields[name].default:
             accelerator.print(f"{name} is left out: this prior does not heed it", file=sys.stderr)
-    for name in chain(*swept(pipeline)):
-        for value in getattr(c, name):
-            pipeline.sampler(**{name: value})  # refuses impossible ones before an hour of drawing
+    for names in swept(pipeline):
+        for candidate in candidates(c, start, names):
+            pipeline.sampler(**candidate.model_dump())  # refuses impossible ones before an hour of drawing
     held_out = read_held_out(c, pipeline)
     with Interrupt(accelerator) as interrupt:
         trials = Trials(c, pipeline.to(accelerator.device), held_out, interrupt)

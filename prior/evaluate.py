@@ -111,7 +111,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         "code": code_version(),
         "prior": of_file,
         "codes": codes.codes_fingerprint(data),
-        "precision": c.precision,
+        "precision": "fp32" if c.likelihood == "flow" else c.precision,  # whose derivatives are of fp32
         "batch_size": c.batch_size,
     } | ({} if c.likelihood == "usual" else {"likelihood": c.likelihood})
     nats = {

@@ -47,7 +47,7 @@ from smalti.common import codes, state
 from smalti.common.condition import Nothing
 from smalti.common.errors import UserError
 from smalti.common.gaussian_mixture import EMPTY, GaussianMixture, Moments, e_step, first_mixture, m_step
-from smalti.common.launch import Interrupt, Interrupted, make_accelerator, run_command
+from smalti.common.launch import Interrupt, Interrupted, anyone, make_accelerator, run_command
 from smalti.common.parts import share_of
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.run_folder import Leeway, Metrics, check_run, enter_run, read_metrics
@@ -168,7 +168,7 @@ def climb(task: Task, validation: CodesRows, saved: state.State | None, metrics:
 
             last = done == c.iterations or len(fitted.settled) == len(task.groups)
             interrupted = interrupt.asked() and not last
-            if last or interrupted or time.monotonic() > saved_at + SAVE_AFTER:
+            if anyone(last or interrupted or time.monotonic() > saved_at + SAVE_AFTER, accelerator):
                 save(fitted, done, task)
                 saved_at = time.monotonic()
             if interrupted:

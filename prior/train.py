@@ -97,6 +97,7 @@ LEEWAY = Leeway(
         "precision",
         "evaluate_every",
     },
+    usual={"warmup"},
 )
 
 MOST_WARMUP = 100  # steps, where the settings do not say

@@ -119,6 +119,13 @@ def scheduler_of(cls: Callable, prior: DiffusionPrior, **settings):
     )
 
 
+@pytest.mark.parametrize(("schedule", "images"), [("constant", 2), ("linear", 4), ("power-cosine", 4)])
+def test_a_guided_image_is_drawn_in_as_large_a_batch_as_steps_without_guidance_need(schedule, images):
+    """Under a schedule the first steps ask the network once, so that an image has one row there."""
+    sampler = gaussian_prior().sampler(SamplingConfig(guidance=2.0, guidance_schedule=schedule, precision="fp32"))
+    assert sampler.suited(1) == images
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_noise_of_each_level_is_that_of_diffusers(schedule, schedulers):
     theirs = schedulers.DDPMScheduler(beta_schedule=SCHEDULES[schedule]).alphas_cumprod

@@ -171,6 +171,17 @@ def test_what_is_drawn_over_the_vectors_of_codes_is_codes_and_known_codes_stay(o
         pipeline.log_prob(drawn.images)
 
 
+def test_the_codes_that_are_drawn_over_vectors_are_written_as_codes(over_codes, tmp_path, accelerator):
+    out = generate(
+        GenerateSettings(run=str(over_codes), num_images=3, format="codes", seed=1, output=str(tmp_path / "out")),
+        accelerator,
+    )
+    info, splits = codes.load_codes(out)
+    pipeline = ImagePipeline.from_run(over_codes, SamplingConfig())
+    assert info.layout == pipeline.tokenizer.config.layout and info.layout.discrete
+    assert splits["generated"].codes.tolist() == pipeline(num_images=3, seed=1).codes.tolist()
+
+
 def test_the_vectors_on_the_disk_are_those_of_the_codes(over_codes, finished_run):
     vectors = codes.load_codes(over_codes / "codes")
     plain = codes.load_codes(finished_run / "codes").splits["test"].codes[::2]  # it has two views an image

@@ -31,6 +31,7 @@ from smalti.common.errors import UserError
 from smalti.common.launch import FAULT, MACHINE, USER_ERROR, Interrupt, _fail, _unexpected
 from smalti.common.lock import Lock, _lock_folder
 from smalti.common.record import commit, cores, machine_info
+from smalti.common.run_folder import read_lines
 from smalti.common.seeds import generator, uniforms
 from smalti.common.session import log_path, session
 from smalti.common.shown import Outlet, shown
@@ -48,7 +49,6 @@ from smalti.pipeline.publish import Settings as Publication
 from smalti.pipeline.publish import lay_out
 from smalti.pipeline.report import Settings as Report
 from smalti.pipeline.report import write_report
-from smalti.pipeline.reporting.run_contents import read_lines
 from smalti.prior.draw import image_uniforms
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.train import train as train_prior

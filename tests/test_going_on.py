@@ -183,6 +183,15 @@ def test_what_a_run_is_cannot_change_even_with_the_flag(run, stage, accelerator)
     assert contents(run) == before
 
 
+def test_a_warmup_that_was_left_to_the_number_of_steps_may_be_given(run, accelerator):
+    """Its null is a tenth of the steps, and not off."""
+    shutil.rmtree(run / "prior")
+    train_prior(prior_training(run, warmup=None), accelerator)
+    train_prior(prior_training(run, warmup=3, steps=9, change_settings=True), accelerator)
+    changed = {line.setting: line.after for line in read_history(run / "prior")}
+    assert changed == {"steps": 9, "warmup": 3}
+
+
 def test_an_optimizer_cannot_be_added_or_left_out_on_the_way(run, accelerator):
     with pytest.raises(UserError, match=r"other settings: matrix_lr was 0\.02 and is None\. Give the same ones"):
         train_prior(prior_training(run, matrix_lr=None, change_settings=True), accelerator)

@@ -16,6 +16,11 @@ def test_a_command_line_keeps_of_absolute_paths_the_last_name():
     assert record.command_without_paths("benchmarks.board", ["write"]) == "python -m benchmarks.board write"
 
 
+def test_a_path_behind_an_equals_sign_is_kept_private_and_words_stay_whole():
+    shown = record.command_without_paths("a.py", ["--output=/home/alice/secret/out", "--label", "two words"])
+    assert shown == "python a.py --output=.../out --label 'two words'"
+
+
 def test_the_record_names_machine_versions_and_date():
     found = record.record("prior/evaluate.py", arguments=[])
     assert found["versions"].keys() >= {"python", "torch", "datasets"} and found["machine"]["cores"] >= 1

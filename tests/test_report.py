@@ -19,6 +19,7 @@ from smalti.pipeline.report import MADE, Settings, main, write_report
 from smalti.pipeline.reporting.charts import code_use
 from smalti.pipeline.reporting.markup import EMPTY, Html, join, number, tag
 from smalti.pipeline.reporting.page_head import headline, nats, psnr
+from smalti.pipeline.reporting.provenance_sections import elsewhere, stage_commands
 from smalti.pipeline.reporting.run_contents import gather, outdated
 from smalti.prior.model import load_prior
 from smalti.prior.sampling_config import SamplingConfig
@@ -199,6 +200,29 @@ def test_the_commands_repeat_the_run_elsewhere_and_say_nothing_of_the_machine(wh
         "pipeline/evaluate.py",
         "pipeline/report.py",
     ]
+
+
+def test_the_command_that_drew_the_samples_is_repeated_with_its_options(evaluated, tmp_path, accelerator):
+    run = shutil.copytree(evaluated, tmp_path / "run", ignore=shutil.ignore_patterns("samples", "state"))
+    asked = Generation(run=str(run), num_images=6, seed=7, labels=("3", "5"), temperature=0.8)
+    generate(asked, accelerator)
+    contents = gather(run)
+    assert [line["label"] for line in contents.samples()] == ["3", "5"] * 3
+    (drawing,) = [line for line in stage_commands(contents) if "generate.py" in line]
+    assert drawing.endswith('"$again" --num-images 6 --seed 7 --labels 3 5 --temperature 0.8')
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("python tokenizer/evaluate.py runs/report --split test", 'python tokenizer/evaluate.py "$again" --split test'),
+        ("python tokenizer/evaluate.py --split test", 'python tokenizer/evaluate.py --split test "$again"'),
+        ("python a.py .../report --label 'two words'", "python a.py \"$again\" --label 'two words'"),
+        ("python a.py .../report --label it's", "python a.py \"$again\" --label 'it'\"'\"'s'"),
+    ],
+)
+def test_a_recorded_command_is_repeated_on_the_new_run_word_for_word(whole, command, expected):
+    assert elsewhere(gather(whole[0]), command) == expected
 
 
 def test_figures_of_other_weights_are_told(evaluated):

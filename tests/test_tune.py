@@ -15,8 +15,18 @@ from smalti.pipeline.generate import main as generate
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.run import generate_options
-from smalti.pipeline.tune import Settings, Trials, beginning, compare_on_fresh_seeds, read_held_out, tune
-from smalti.prior.model import load_prior
+from smalti.pipeline.tune import (
+    Settings,
+    Trials,
+    beginning,
+    candidates,
+    compare_on_fresh_seeds,
+    read_held_out,
+    swept,
+    tune,
+)
+from smalti.prior.masked.config import MaskedConfig
+from smalti.prior.model import build_prior, load_prior
 from smalti.prior.sampling_config import SamplingConfig
 from smalti.prior.transformer.model import TransformerPrior
 
@@ -257,3 +267,18 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_drawn(run, accele
     with pytest.raises(UserError, match=message):
         tune(settings(run).model_copy(update=given), accelerator)
     assert not (run / "pipeline").exists()
+
+
+@pytest.mark.parametrize("start", [SamplingConfig(order="halton"), SamplingConfig(choice_temperature=12.0)])
+def test_every_candidate_of_a_masked_prior_can_be_drawn_with(run, start):
+    """The order confidence alone has noise, and the shipped configs of masked priors keep another."""
+    given = load_prior(run / "prior/model").config
+    masked = MaskedConfig(depth=1, dim=16, heads=2, dropout=0.0)
+    prior = build_prior(given.model_copy(update={"architecture": masked})).eval()
+    tokenizer = ImagePipeline.from_run(run, SamplingConfig()).tokenizer
+    pipeline = ImagePipeline(tokenizer, prior, start, given.tokenizer)
+    found = [each for names in swept(pipeline) for each in candidates(Settings(), start, names)]
+    assert {each.order for each in found} == {"confidence", "halton"} and len({*found}) > 10
+    for each in found:
+        pipeline.check_sampling(**each.model_dump())
+    assert pipeline.check_sampling(order="random").choice_temperature == SamplingConfig().choice_temperature

@@ -57,7 +57,8 @@ def open_extractors(
     if c.kind == "none":
         return Extractors(None, None)
     classifier = None
-    if images.class_names is not None and len(images.class_names) >= LABELLED:
+    there = set(images.splits["train"].labels.tolist()) - {-1}
+    if images.class_names is not None and len(there) >= LABELLED:
         train, known = labelled(images.splits["train"]), labelled(held_out)
         recipe = c.classifier.model_copy(update={"mirror": c.classifier.mirror or settings.flip})
         with accelerator.main_process_first():

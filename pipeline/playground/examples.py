@@ -26,7 +26,8 @@ def examples(class_names: Sequence[str] | None, takes: Collection[str], temperat
     """Return requests that differ in what a prior can be told: a class, and the temperature where it takes one."""
     found = []
     if class_names:
-        found.append(Example("every class twice", [], min(NUMBER, 2 * len(class_names)), temperature))
+        if 2 * len(class_names) <= NUMBER:
+            found.append(Example("every class twice", [], 2 * len(class_names), temperature))
         found.append(Example(f"{NUMBER} of {class_names[-1]}", [len(class_names) - 1], NUMBER, temperature))
     if "temperature" in takes:
         found.append(Example(f"cold, at {COLD}", [], NUMBER, COLD))

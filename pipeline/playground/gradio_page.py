@@ -4,6 +4,7 @@ This is the one file that needs Gradio, an optional dependency.
 """
 
 import functools
+import html
 import inspect
 import math
 import re
@@ -49,6 +50,9 @@ element.addEventListener('click', event => {
 """
 
 
+AN_HOUR = 3600  # seconds for which the page keeps what a visitor has after the last answer to him
+
+
 def with_user_errors(event: Callable) -> Callable:
     """Wrap an event so that its `UserError` is shown to the visitor."""
     if inspect.isgeneratorfunction(event):
@@ -58,7 +62,7 @@ def with_user_errors(event: Callable) -> Callable:
             try:
                 yield from event(*given)
             except UserError as error:
-                raise gr.Error(str(error), print_exception=False) from None
+                raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
         return stream
 
@@ -67,7 +71,7 @@ def with_user_errors(event: Callable) -> Callable:
         try:
             return event(*given)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
     return answer
 
@@ -166,7 +170,7 @@ class Page:
         held = controller.pick(self.first, 0)
         with Blocks(analytics_enabled=False, title=f"{name} – Smalti", delete_cache=KEPT) as self.blocks:
             self._head()
-            self.drawn, self.held = gr.State(self.first), gr.State(held)
+            self.drawn, self.held = gr.State(self.first, time_to_live=AN_HOUR), gr.State(held, time_to_live=AN_HOUR)
             with gr.Tabs():
                 with gr.Tab("Draw", id="draw"):
                     self._draw_tab()
@@ -322,6 +326,7 @@ class Page:
         outputs: Sequence[Any],
         quiet: bool = False,
         last: bool = False,
+        in_turn: str | None = None,
     ) -> Any:
         """Bind an event, and return it, for another to follow.
 
@@ -329,15 +334,19 @@ class Page:
 
         Args:
             last: of what comes while it is being answered, only the last is answered.
+            in_turn: the name of events that are answered all, one after the other; by default what comes while an
+                event is being answered is dropped.
         """
+        more = {"trigger_mode": "always_last"} if last else {"trigger_mode": "multiple"} if in_turn else {}
         return listen(
             with_user_errors(event),
             list(inputs),
             list(outputs),
             api_visibility="private",
-            concurrency_limit=None,
+            concurrency_limit=1 if in_turn else None,
+            concurrency_id=in_turn,
             show_progress="hidden" if quiet else "minimal",
-            **({"trigger_mode": "always_last"} if last else {}),
+            **more,
         )
 
     def on_draw(
@@ -351,7 +360,7 @@ class Page:
         sampling = self._sampling(*settings)
         drawn = self.controller.draw(labels or [], int(number), seed, sampling)
         for images in self.controller.grow(drawn, sampling) if growing else ():
-            yield self.controller.sheet(drawn._replace(images=images)), gr.skip()
+            yield self.controller.sheet(drawn._replace(images=images)), drawn  # a click takes one of those that grow
         yield self.controller.sheet(drawn), drawn
 
     def on_pick(self, drawn: Generated, event: gr.EventData) -> tuple[Any, ...]:
@@ -469,7 +478,7 @@ class CodePage(Page):
     def _codebook_tab(self, held: Held) -> None:
         codebook, code = self.controller.codebook, int(self.controller.codebook.usual[0])
         canvas = self.controller.canvas(held)
-        self.code, self.canvas = gr.State(code), gr.State(canvas)
+        self.code, self.canvas = gr.State(code, time_to_live=AN_HOUR), gr.State(canvas, time_to_live=AN_HOUR)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 with gr.Row(visible=codebook.counted or codebook.depths > 1):
@@ -518,11 +527,11 @@ class CodePage(Page):
         self._on(self.codes.click, self.on_code, [*where, self.code], [self.code, self.codes, self.told], quiet=True)
         for control in where:
             told_of = control.input  # type: ignore[attr-defined]  # events are put into the class when it is made
-            self._on(told_of, self.on_page, [*where, self.code], [self.codes, self.told], quiet=True)
+            self._on(told_of, self.on_page, [*where, self.code], [self.codes, self.told], quiet=True, last=True)
         shown, at = [self.canvas, self.painting], [self.canvas, self.depth, self.code]
-        self._on(self.painting.click, self.on_paint, at, shown, quiet=True)
-        self._on(self.undo.click, self.on_undo, [self.canvas], shown, quiet=True)
-        self._on(self.blank.click, self.on_blank, [self.canvas], shown, quiet=True)
+        self._on(self.painting.click, self.on_paint, at, shown, quiet=True, in_turn="canvas")
+        self._on(self.undo.click, self.on_undo, [self.canvas], shown, quiet=True, in_turn="canvas")
+        self._on(self.blank.click, self.on_blank, [self.canvas], shown, quiet=True, in_turn="canvas")
         self._on(self.again.click, self.on_in_hand, [self.held], shown, quiet=True)
 
     def _drop_zones(self) -> list[gr.File]:
@@ -559,7 +568,7 @@ class CodePage(Page):
             held, covered.get("covered"), None if label == NO_CLASS else label, int(number), seed, sampling
         )
         for warning in warnings:
-            gr.Warning(warning)
+            gr.Warning(html.escape(warning))
         return made
 
     def on_code(self, depth: int, by_use: bool, page: int, before: int, event: gr.EventData) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+PORTS = {"http": 80, "https": 443}  # that an address may leave out
 MOST_BODY = 21 * 2**20  # bytes of a request: the largest dropped picture and its multipart frame
 
 
@@ -26,12 +27,15 @@ def name_in(netloc: str) -> str:
         return ""
 
 
-def netloc_of(origin: str) -> str:
-    """Return `host:port` of an origin in lower case; nothing of `null`."""
+def is_of(origin: str, netloc: str) -> bool:
+    """Return whether an origin is that of `host:port`, where either may leave the usual port of its scheme out."""
     try:
-        return urlsplit(origin).netloc.lower()
+        asked = urlsplit(origin)
+        usual = PORTS.get(asked.scheme)
+        here = urlsplit(f"//{netloc}")
+        return bool(asked.hostname) and (asked.hostname, asked.port or usual) == (here.hostname, here.port or usual)
     except ValueError:
-        return ""
+        return False
 
 
 def own_names(host: str, names: Iterable[str] = ()) -> set[str]:
@@ -87,8 +91,8 @@ class Guard:
         hosts, origin = headers.getlist("host"), headers.get("origin")
         if len(hosts) != 1 or not self.is_own(hosts[0]):
             return 421, "this page is asked for by another name than its own; its owner gives it more with --names"
-        if origin is not None and netloc_of(origin) != hosts[0].lower():
-            return 403, "this page takes nothing from other sites"
+        if origin is not None and not is_of(origin, hosts[0]):
+            return 403, "this page takes nothing from other sites (a proxy before it must pass the Host header on)"
         if "transfer-encoding" in headers:
             return 411, "a request must say how long it is"
         length = headers.get("content-length", "0")

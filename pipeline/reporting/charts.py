@@ -118,7 +118,7 @@ def code_use(counts: np.ndarray, names: Sequence[str], path: Path) -> Html:
     ranks = np.unique(np.linspace(1, last, min(SHOWN, last)).round().astype(int))
     for depth, row in enumerate(-np.sort(-counts, axis=1)):
         some = ranks[row[ranks - 1] > 0]
-        name = "codes" if len(counts) == 1 else names[depth]
+        name = "codes" if len(counts) == 1 else names[depth].replace("$", r"\$")  # no formula
         colour = COLOURS[depth % len(COLOURS)]
         axes.step(some, row[some - 1], where="mid", color=colour, linewidth=1.6, label=name)
         if len(counts) == 1:

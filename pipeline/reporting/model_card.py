@@ -22,6 +22,7 @@ from smalti.common.markdown import plain
 from smalti.common.record import commit, private, release
 from smalti.common.tensors import opened_tensors
 from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.pipeline.output import GRID, in_turn
 from smalti.pipeline.reporting.markup import number
 from smalti.pipeline.reporting.meanings import figures_with_meanings
 from smalti.pipeline.reporting.page_head import COLOURS, headline, lead, nats, psnr
@@ -109,7 +110,9 @@ def shown_pictures(contents: RunContents, what: What) -> Iterator[str]:
         asked = contents.samples_request()
         usual = SamplingConfig().model_dump(mode="json")
         told = [f"{name} {asked[name]}" for name, value in usual.items() if name in asked and asked[name] != value]
-        columns = "a column for each class, " if 1 < len(set(asked["labels"])) <= 20 else ""
+        classes = in_turn(asked["labels"])
+        alone = round(min(GRID, len(asked["labels"])) ** 0.5 / classes) <= 1  # else a class has several columns
+        columns = "a column for each class, " if classes > 1 and alone else ""
         yield "![samples](samples.png)"
         how = plain(", ".join(told) or "default sampling settings")
         yield f"*The first drawn images, {columns}none picked by hand; {how}.*"

@@ -8,7 +8,7 @@ import PIL.Image
 from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Html, Section, number, percent
 from smalti.pipeline.reporting.meanings import figures_with_meanings
-from smalti.pipeline.reporting.run_contents import RunContents, read_run_picture
+from smalti.pipeline.reporting.run_contents import RunContents, of_other_weights, read_run_picture
 from smalti.prior.sampling_config import SamplingConfig
 
 
@@ -61,6 +61,9 @@ def sampling_line(contents: RunContents) -> Html | None:
 def samples_section(contents: RunContents) -> Section:
     """Return the section of drawn images."""
     drawn, grid = evaluation_picture(contents, "samples"), contents.path / "samples/grid.png"
+    old = any(name == "pipeline" for name, _ in of_other_weights(contents))
+    if old and grid.exists() and contents.samples_request():
+        drawn = None
     if drawn is None and not (grid.exists() and contents.samples_request()):
         what = "What was drawn is not of the run's present weights" if grid.exists() else "Nothing was drawn yet"
         lacking = markup.missing(what, contents.command("pipeline/generate.py"))
@@ -78,7 +81,8 @@ def samples_section(contents: RunContents) -> Section:
     columns = "Each column is a class, named over it. " if names else ""
     alt = f"Drawn images in {across} columns" + (", a column for each class" if names else "")
     image = markup.labelled_grid(markup.png_tag(path, alt, pixels=contents.pixels), columns=names)
-    content = markup.figure_tag(image, f"{columns}Images by the model: {how}, with none picked by hand.")
+    whose = "weights that have changed since" if drawn and old else "the model"
+    content = markup.figure_tag(image, f"{columns}Images by {whose}: {how}, with none picked by hand.")
     return Section("samples", "Samples", markup.join(content, sampling_line(contents)))
 
 
@@ -121,7 +125,8 @@ def memorised_table(contents: RunContents, shares: Mapping[str, float]) -> Html:
     reading = (
         "The threshold is set so that 1% of held-out images, which cannot be memorised, fall under it. A sampler that "
         "copies nothing shows about 1%; a share many times that means that training images are repeated. Few codes, or "
-        "few training images, raise it too."
+        "few training images, raise it too, and so do codes in any case: their distances are whole numbers, of which "
+        "several percent of the held-out images may have the one at the threshold."
     )
     rows = [(kind, percent(share)) for kind, share in shares.items()]
     return markup.join(

@@ -1,6 +1,5 @@
 """The sections on where a run comes from: settings of its stages, protocols of its figures, commands that repeat it."""
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from smalti.common.record import private
 from smalti.pipeline.reporting import markup
 from smalti.pipeline.reporting.markup import Html, Section
 from smalti.pipeline.reporting.run_contents import RunContents
+from smalti.prior.sampling_config import SamplingConfig
 
 # ----------------------------------------------------------------------------------------------- settings and protocols
 
@@ -77,36 +77,47 @@ def settings_section(contents: RunContents) -> Section:
 
 
 def drawing_options(contents: RunContents) -> str:
-    """Return the options that drew the samples: number, seed, labels and sampling settings other than the defaults."""
-    lines, options = contents.samples(), []
-    if lines:
-        labels = list(dict.fromkeys(str(line["label"]) for line in lines if "label" in line))
-        options += ["--num-images", str(len(lines)), "--seed", str(lines[0].get("seed", 0))]
-        options += ["--labels", *labels] if labels and tuple(labels) != contents.classes else []
-    kept = contents.sampling.sampling.model_dump(mode="json", exclude_defaults=True) if contents.sampling else {}
-    options += [word for name, value in kept.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    """Return the options that drew RUN/samples, if the run's present weights drew them, other than the defaults; else
+    the sampling settings that are kept."""
+    asked, options = contents.samples_request(), []
+    kept = contents.sampling.sampling.model_dump(mode="json") if contents.sampling else {}
+    if asked:
+        names = contents.classes
+        labels = [names[label] for label in dict.fromkeys(asked["labels"]) if label < len(names)]
+        options += ["--num-images", str(len(asked["labels"])), "--seed", str(asked.get("seed", 0))]
+        options += ["--labels", *labels] if labels and tuple(labels) != names else []
+        options += ["--keep-share", str(asked["keep_share"])] if "keep_share" in asked else []
+    usual, sampling = SamplingConfig().model_dump(mode="json"), asked or kept
+    told = {name: sampling[name] for name, value in usual.items() if sampling.get(name, value) != value}
+    options += [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return "".join(f" {shlex.quote(option)}" for option in options)
 
 
 def stage_commands(contents: RunContents) -> Iterator[str]:
     """Yield the commands that train, encode and draw."""
     if "tokenizer" in contents.settings:
-        yield f'python {contents.tokenizer_script} "$run/tokenizer/config.yaml" --run "$again"'
-        yield 'python tokenizer/encode.py "$again"' + (f" --views {contents.codes[0].views}" if contents.codes else "")
+        how = "--config " if contents.tokenizer_script.endswith("convert.py") else ""  # whose word is the checkpoint
+        yield f'python {contents.tokenizer_script} {how}"$run/tokenizer/config.yaml" --run "$again"'
+        views = f" --views {contents.codes[0].views}" if contents.codes else ""
+        vectors = contents.codes is not None and not contents.codes[0].layout.discrete and not contents.vectors
+        yield f'python tokenizer/encode.py "$again"{views}{" --vectors true" if vectors else ""}'
     if "prior" in contents.settings:
         yield f'python {contents.prior_script} "$run/prior/config.yaml" --run "$again"'
         yield 'python pipeline/generate.py "$again"' + drawing_options(contents)
 
 
 def elsewhere(contents: RunContents, command: str) -> str:
-    """Return a recorded command with its run replaced."""
+    """Return a recorded command with its run replaced, or put at its end where it was left to the default."""
     begun = contents.settings.get("tokenizer", contents.settings.get("prior", {})).get("run")
     names = {contents.name, Path(begun).name if isinstance(begun, str) else contents.name}
-    words = re.split(r"(\s+)", command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # of an earlier version, which did not quote
+        words = command.split()
     runs = [i for i, word in enumerate(words) if Path(word).name in names and not word.startswith("-")]
-    if runs:
-        words[runs[0]] = '"$again"'
-    return "".join(words)
+    place = runs[0] if runs else len(words)
+    quoted = [*map(shlex.quote, words)]
+    return " ".join([*quoted[:place], '"$again"', *quoted[place + 1 :]])
 
 
 def evaluation_commands(contents: RunContents) -> Iterator[str]:

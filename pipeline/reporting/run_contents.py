@@ -15,14 +15,13 @@ import PIL.Image
 from smalti.common import codes, config
 from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.commands import quoted
-from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import read_evaluations
 from smalti.common.folder import check_format, inside, kind_of, read_json, read_settings, settings_in, sha256
 from smalti.common.history import Change, read_history
 from smalti.common.raster import whole_picture
 from smalti.common.record import private
-from smalti.common.run_folder import read_metrics
+from smalti.common.run_folder import read_lines, read_metrics
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.prior.base import Prior
 from smalti.prior.config import ArchitectureConfig
@@ -58,15 +57,6 @@ def read_prior(path: Path) -> dict[str, Any]:
 def read_run_picture(path: Path) -> PIL.Image.Image:
     """Return a picture of the run, decoded. Raises `UserError` for a damaged file, and for a link out of the folder."""
     return whole_picture(inside(path.parent, path.name), "remove it, or run what wrote it again")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of JSON lines."""
-    try:
-        return [line for line in read_metrics(path) if isinstance(line, dict)]
-    except (OSError, UnicodeDecodeError) as error:
-        pass_on(error)
-        raise UserError(f"{path} must hold JSON lines: {error}; the command that wrote it writes it again") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- the run
@@ -184,9 +174,7 @@ class RunContents(NamedTuple):
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """Return the lines that a stage's training logged."""
-        return [
-            line for line in read_lines(self.path / stage / "metrics.jsonl") if finite(line.get("step")) is not None
-        ]
+        return [line for line in read_metrics(self.path / stage / "metrics.jsonl") if finite(line["step"]) is not None]
 
     def history(self, stage: str) -> list[Change]:
         """Return what a stage's training began from and with which settings it went on."""

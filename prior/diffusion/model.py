@@ -42,7 +42,8 @@ class DiffusionSampler(PassSampler):
 
     @property
     def rows(self) -> int:
-        return 2 if self.config.guidance != 1 else 1
+        c = self.config  # under a schedule the scale may be 1 at some steps, which ask once
+        return 2 if c.guidance != 1 and c.guidance_schedule == "constant" else 1
 
 
 @DiffusionConfig.register
