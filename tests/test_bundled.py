@@ -99,3 +99,14 @@ def test_it_is_small_and_its_card_says_what_it_is(digits):
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     assert index["_class_name"] == "ImagePipeline"
     assert not any(torch.isnan(weight).any() for weight in digits.prior.state_dict().values())
+
+
+def test_its_card_says_nothing_of_it_that_is_not_so():
+    """The drawn images that it measured had the sampling settings that are kept, and the drawing command has them."""
+    folder = bundled.PRETRAINED / "digits"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    kept = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    assert "other sampling settings" not in card
+    assert f"--temperature {kept['temperature']} --guidance {kept['guidance']}" in card
+    for name in ("temperature", "guidance"):
+        assert f"{name}: {kept[name]}" in card[card.index("sampling:") :]
