@@ -21,8 +21,8 @@ asked for. Images a second of one thread's processor time are from a class to pi
 fastest round. Passes are of the prior's network, an image.
 
 `run` writes a cell into benchmarks/results/lecture_board.json as soon as it is measured, and the same command goes on
-with what is missing. Two processes may share a work folder: give each its own --seeds. A night of one core holds
-the default minutes and seeds of a data set, about.
+with what is missing; figures of another machine stand apart, under the words of `--where`. Two processes may share a
+work folder: give each its own --seeds. A night of one core holds the default minutes and seeds of a data set, about.
 """
 
 import argparse
@@ -176,6 +176,12 @@ class Bench(NamedTuple):
     work: Path  # of one data set: its runs lie side by side, and share the classifier
     minutes: float  # of a stage
     drawn: int
+    where: str = ""  # the machine in words, where results of another are to stand beside
+
+    @property
+    def budget(self) -> str:
+        """Return the name of its minutes on the board."""
+        return f"{self.minutes:g}, {self.where}" if self.where else f"{self.minutes:g}"
 
 
 def options(settings: Options) -> list[str]:
@@ -375,7 +381,7 @@ def run_board(
     came = record("benchmarks.lecture_board")  # before the result is another file than the commit's
     for seed, row in product(seeds, rows):
         first, figures = first_stage(bench, row, seed)
-        place = (dataset, f"{bench.minutes:g}", row)
+        place = (dataset, bench.budget, row)
         put(result, (*place, "tokenizer", str(seed)), figures, came)
         for _, column in cells([row], columns):
             for name, each in second_stage(bench, row, column, seed, first):
@@ -466,7 +472,7 @@ def section(dataset: str, minutes: str, found: Figures) -> str:
     records = [each["record"] for row in found.values() for cell in row.values() for each in cell.values()]
     dates, commits = ({each[name] for each in records} for name in ("date", "commit"))
     when = f"Measured {', '.join(sorted(dates))} at {', '.join(sorted(str(each)[:12] for each in commits))}"
-    head = f"### {dataset}, {minutes} CPU minutes a stage\n\n{when}, on {records[-1]['machine']['cpu']}."
+    head = f"### {dataset}, CPU minutes a stage: {minutes}\n\n{when}, on {records[-1]['machine']['cpu']}."
     return f"{head}\n\n{board(found)}\n\n{table(found)}"
 
 
@@ -479,7 +485,7 @@ def write(result: Path, page: Path, figure: Path) -> None:
     text = "\n\n".join([f"{before}{BEGIN}", picture, *sections, f"{END}{rest.split(END)[1]}"])
     page.write_text(text, encoding="utf-8")
     save_figure(
-        {f"{name}, {minutes} min": of for name, each in datasets.items() for minutes, of in each.items()}, figure
+        {f"{name}, minutes: {minutes}": of for name, each in datasets.items() for minutes, of in each.items()}, figure
     )
 
 
@@ -531,6 +537,7 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=[*COLUMNS])
     parser.add_argument("--minutes", type=float, default=4.0, help="CPU minutes of each stage's training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--where", default="", help="the machine in words, to keep results of another beside")
     parser.add_argument("--images", type=int, default=DRAWN, help="drawn images that are judged")
     parser.add_argument("--result", type=Path, default=RESULT, help="another file of results, for a trial")
     args = parser.parse_args()
@@ -540,7 +547,7 @@ def main() -> None:
         parser.error("run needs --dataset, --data and --work")
     else:
         torch.set_num_threads(1)
-        bench = Bench(args.data.resolve(), args.work.resolve() / args.dataset, args.minutes, args.images)
+        bench = Bench(args.data.resolve(), args.work.resolve() / args.dataset, args.minutes, args.images, args.where)
         run_board(bench, args.dataset, args.rows, args.columns, args.seeds, args.result.resolve())
 
 
