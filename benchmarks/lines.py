@@ -17,7 +17,7 @@ def save_lines(lines: Mapping[str, Tensor], path: Path, *, side: int = 128, widt
     figure = Figure(figsize=(width, 0.11 * width * len(lines)))
     figure.subplots_adjust(left=0.2, right=0.995, top=0.99, bottom=0.01, hspace=0.08)
     for axes, (name, images) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
-        axes.imshow(image_grid(images, len(images), side=side), interpolation="nearest")
+        axes.imshow(image_grid(images, len(images), side=side), interpolation="nearest", cmap="grey", vmin=0, vmax=255)
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axes.set(xticks=[], yticks=[])
     with replacing(path) as aside:

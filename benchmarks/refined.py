@@ -43,7 +43,8 @@ def refined(pipeline: ImagePipeline, images: Tensor, labels: Tensor | None) -> d
     grids = len(pipeline.tokenizer.config.layout.grids)
     codes, numbers = pipeline.encode_pixels(images, labels), None if labels is None else labels.tolist()
     lines = {"test images": images}
-    lines |= {f"grids to {n} alone": pipeline.decode_coarse(codes, n) for n in range(1, grids + 1)}
+    names = ["grid 1 alone", *(f"grids 1 to {n}" for n in range(2, grids + 1))]
+    lines |= {name: pipeline.decode_coarse(codes, n + 1) for n, name in enumerate(names)}
     for first in range(grids):
         drawn = pipeline.refine(codes, first, labels=numbers, seed=0)
         lines[f"drawn from grid {first + 1} on"] = pipeline.decode(drawn.codes, labels)
