@@ -50,9 +50,6 @@ element.addEventListener('click', event => {
 """
 
 
-AN_HOUR = 3600  # seconds for which the page keeps what a visitor has after the last answer to him
-
-
 def with_user_errors(event: Callable) -> Callable:
     """Wrap an event so that its `UserError` is shown to the visitor."""
     if inspect.isgeneratorfunction(event):
@@ -170,7 +167,7 @@ class Page:
         held = controller.pick(self.first, 0)
         with Blocks(analytics_enabled=False, title=f"{name} – Smalti", delete_cache=KEPT) as self.blocks:
             self._head()
-            self.drawn, self.held = gr.State(self.first, time_to_live=AN_HOUR), gr.State(held, time_to_live=AN_HOUR)
+            self.drawn, self.held = gr.State(self.first), gr.State(held)
             with gr.Tabs():
                 with gr.Tab("Draw", id="draw"):
                     self._draw_tab()
@@ -478,7 +475,7 @@ class CodePage(Page):
     def _codebook_tab(self, held: Held) -> None:
         codebook, code = self.controller.codebook, int(self.controller.codebook.usual[0])
         canvas = self.controller.canvas(held)
-        self.code, self.canvas = gr.State(code, time_to_live=AN_HOUR), gr.State(canvas, time_to_live=AN_HOUR)
+        self.code, self.canvas = gr.State(code), gr.State(canvas)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 with gr.Row(visible=codebook.counted or codebook.depths > 1):

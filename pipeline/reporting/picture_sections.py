@@ -44,15 +44,17 @@ def sample_names(contents: RunContents, across: int) -> tuple[str, ...]:
     return names if in_turn and 1 < len(names) == across else ()
 
 
-def sampling_line(contents: RunContents) -> Html | None:
-    """Return the sampling settings of the drawn images, in words."""
-    sampling = contents.evaluations.get("pipeline", {}).get("protocol", {}).get("sampling")
+def sampling_line(contents: RunContents, *, evaluated: bool) -> Html | None:
+    """Return the sampling settings of the drawn images, in words: those of the evaluation, or of RUN/samples."""
+    protocol = contents.evaluations.get("pipeline", {}).get("protocol", {})
+    sampling = protocol.get("sampling") if evaluated else contents.samples_request()
     if not isinstance(sampling, Mapping):
         sampling = contents.sampling.sampling.model_dump(mode="json") if contents.sampling else {}
     if not sampling:
         return None
     usual = SamplingConfig().model_dump(mode="json")
-    told = ", ".join(f"{name} {value}" for name, value in sampling.items() if value != usual.get(name))
+    given = {name: value for name, value in sampling.items() if name in usual}  # a request says more than these
+    told = ", ".join(f"{name} {value}" for name, value in given.items() if value != usual[name])
     if not told:
         return markup.paragraph("Sampling settings: the defaults.")
     return markup.paragraph("Sampling settings: ", markup.code_tag(told), "; the others are the defaults.")
@@ -83,7 +85,7 @@ def samples_section(contents: RunContents) -> Section:
     image = markup.labelled_grid(markup.png_tag(path, alt, pixels=contents.pixels), columns=names)
     whose = "weights that have changed since" if drawn and old else "the model"
     content = markup.figure_tag(image, f"{columns}Images by {whose}: {how}, with none picked by hand.")
-    return Section("samples", "Samples", markup.join(content, sampling_line(contents)))
+    return Section("samples", "Samples", markup.join(content, sampling_line(contents, evaluated=drawn is not None)))
 
 
 # ------------------------------------------------------------------------------------------------------ reconstructions

@@ -186,7 +186,7 @@ def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbou
 
 
 class Judged(NamedTuple):
-    """What advice on the tables of vectors looks at."""
+    """The counts and neighbours by which the tables of vectors are judged."""
 
     book: Codebook
     splits: Mapping[str, Tensor]  # counts (R, K) of each split
