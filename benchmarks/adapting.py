@@ -10,10 +10,11 @@ pooled) is of the emoji's test split and of CIFAR-10's, by tokenizer/evaluate.py
 the test split whose codes are those of the tokenizer it began from, all of an image's or none. A row's
 `training_cpu_seconds` are of its command on the emoji, start and evaluations included, on one thread.
 
-`fashion_mnist`: the tokenizer and the prior of configs/fashion_mnist; then the decoder alone, `--tuned` steps at lr
-1e-3, with codes replaced as `TUNED` says, and the same prior's samples again. Fréchet distances are of `--drawn`
-samples to test images on the features of a classifier of the labels. `more of all` takes as many steps with encoder and
-codebook too: its codes are no longer the prior's, so that its figures are of reconstructions alone.
+`fashion_mnist`: the tokenizer and the prior of configs/fashion_mnist, or fewer of their steps by `--fashion_steps`;
+then the decoder alone, `--tuned` steps at lr 1e-3, with codes replaced as `TUNED` says, and the same prior's samples
+again. Fréchet distances are of `--drawn` samples to test images on the features of a classifier of the labels. `more of
+all` takes as many steps with encoder and codebook too: its codes are no longer the prior's, so that its figures are of
+reconstructions alone.
 
 Writes benchmarks/results/adapting.json. The same command goes on where it was interrupted.
 """
@@ -179,9 +180,10 @@ def measure_fashion(args: argparse.Namespace, seed: int) -> dict[str, dict[str, 
     """Return the figures of a prior's samples, decoded by the tokenizer of its codes and by those tuned further."""
     data, given = {"images.source": args.fashion_mnist}, args.work / f"fashion_mnist-{seed}"
     preset = "configs/fashion_mnist"
-    command("tokenizer/train.py", given / ".trained.json", f"{preset}/tokenizer.yaml", run=given, seed=seed, **data)
+    first, second = ({"seed": seed, "steps": steps} for steps in args.fashion_steps)
+    command("tokenizer/train.py", given / ".trained.json", f"{preset}/tokenizer.yaml", run=given, **data, **first)
     command("tokenizer/encode.py", given / ".encoded.json", given, views=1)
-    command("prior/train.py", given / ".prior.json", f"{preset}/prior.yaml", run=given, seed=seed)
+    command("prior/train.py", given / ".prior.json", f"{preset}/prior.yaml", run=given, **second)
     rows = {"before": drawn(given, args.drawn)}
     few = {"steps": args.tuned, "evaluate_every": args.tuned, "save_every": args.tuned, "lr": 1e-3, "batch_size": 64}
     for row, settings in TUNED.items():
@@ -227,25 +229,27 @@ def main() -> None:
     for name in ("cifar10", "emoji", "fashion_mnist"):
         parser.add_argument(f"--{name}", type=lambda path: Path(path).resolve(), required=True)
     parser.add_argument("--work", type=lambda path: Path(path).resolve(), required=True)
+    parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--parts", nargs="+", choices=["vqvae", "diffusers", "fashion_mnist"])
     parser.add_argument("--first", type=int, default=1200, help="steps on CIFAR-10")
     parser.add_argument("--steps", type=int, default=1200, help="steps on the emoji")
+    parser.add_argument("--fashion_steps", type=int, nargs=2, default=[900, 1700], help="of tokenizer and prior")
     parser.add_argument("--tuned", type=int, default=450, help="steps of the decoder on Fashion-MNIST")
     parser.add_argument("--drawn", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = read_json(RESULT) if RESULT.exists() else {"parts": {}}
+    result = read_json(args.result) if args.result.exists() else {"parts": {}}
     for part in args.parts or ("vqvae", "diffusers", "fashion_mnist"):
         found = [measure_fashion(args, seed) if part == "fashion_mnist" else measure_emoji(part, args, seed)
                  for seed in args.seeds]  # fmt: skip
-        budget = {name: getattr(args, name) for name in ("first", "steps", "tuned", "drawn", "seeds")}
+        budget = {name: getattr(args, name) for name in ("first", "steps", "fashion_steps", "tuned", "drawn", "seeds")}
         judged = [] if part == "fashion_mnist" else [
             claim.judge([({part: figures},) for figures in found]) for claim in CLAIMS if f" of {part}:" in claim.text
         ]  # fmt: skip
         print(*map(verdict, judged), sep="\n", flush=True)
         result["parts"][part] = record("benchmarks.adapting") | budget | {"rows": summary(found), "claims": judged}
-        write_json(RESULT, {"protocol": __doc__, **result})
+        write_json(args.result, {"protocol": __doc__, **result})
 
 
 if __name__ == "__main__":

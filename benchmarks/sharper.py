@@ -13,12 +13,15 @@ With `--before`, every row begins from the weights that the row `squared error` 
 seed, and takes its own minutes from there (`--start_from`), at a quarter of the rate and with a discriminator that is
 trained from its first step; the row `squared error` goes on in the same way.
 
-Without labels a trunk learns rotations whatever it is asked, so the row of rotations is left out.
+Without labels a trunk learns rotations whatever it is asked, so the row of rotations is left out. The row
+`perceptual, given trunk` takes its feature maps from the TorchScript file of `--trunk`, and is left out without one.
 
 Figures are of the test split: PSNR, SSIM, bits per dimension of the pixels, use of the codes, and Fréchet distances of
 reconstructions to the images on two extractors that no loss has seen: `fd_judge`, the last convolutional level of a
 classifier of other labels than a trunk's (`--judge`), meaned over places; and `fd_wavelets`, which is no network: the
 moduli of oriented derivatives at three scales, meaned over a 2 x 2 grid (as the first order of Bruna and Mallat 2013).
+With `--trunk`, `fd_trunk` is a third, of its last level, meaned over places; of the row that it trained it says
+nothing.
 
 Writes benchmarks/results/sharper.json, where other sets and rows that were not asked for stay, and docs/sharper.png of
 the first set's rows. The same command goes on where it was interrupted.
@@ -72,11 +75,12 @@ SHARED: Mapping[str, Any] = {
 }
 LATER_LR, LATER_WARMUP = 5e-4, 20  # of rows that begin from weights
 PERCEPTUAL, ADVERSARIAL = "perceptual.kind", "adversarial.kind"
-PLAIN, ROTATIONS = "squared error", "perceptual, rotations"
+PLAIN, ROTATIONS, GIVEN = "squared error", "perceptual, rotations", "perceptual, given trunk"
 ROWS: Mapping[str, Mapping[str, Any]] = {
     PLAIN: {},
     "perceptual": {PERCEPTUAL: "features"},
     ROTATIONS: {PERCEPTUAL: "features", "perceptual.trunk.task": "rotations"},
+    GIVEN: {PERCEPTUAL: "features", "perceptual.trunk.kind": "torchscript"},
     "adversarial, patches": {ADVERSARIAL: "patches"},
     "adversarial, features": {ADVERSARIAL: "features"},
     "perceptual + patches": {PERCEPTUAL: "features", ADVERSARIAL: "patches"},
@@ -139,14 +143,22 @@ def wavelet_features(images: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
+@torch.no_grad()
+def trunk_features(trunk: Path, images: Tensor) -> Tensor:
+    """Return the last level (N, D) of a TorchScript network of RGB, meaned over places, of uint8 images of any size."""
+    network = torch.jit.load(str(trunk)).eval()
+    return torch.cat([network(to_float(some))[-1].mean((2, 3)) for some in images.split(BATCH)])
+
+
 # ------------------------------------------------------------------------------------------------------------ the rows
 
 
 class ImagesOf(NamedTuple):
-    """A set of images, and the pixels a side that they are trained at."""
+    """A set of images, the pixels a side that they are trained at, and the file of a trunk for them, if any."""
 
     data: Path
     size: int
+    trunk: Path | None
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that follow from them: 8 x 8 codes whatever the size."""
@@ -181,6 +193,7 @@ def train(run: Path, row: str, images: ImagesOf, steps: int, seed: int, begun: P
     """Train a row for so many steps, from the weights of the run `begun`, and return the CPU seconds it took."""
     few = {"steps": steps, "save_every": steps, "evaluate_every": max(1, steps // 4), "seed": seed}
     settings = {"run": run, **images.settings(), **SHARED, **few, "warmup": min(100, steps // 10), **ROWS[row]}
+    settings |= {"perceptual.trunk.path": images.trunk} if row == GIVEN else {}
     if begun is not None:
         settings |= {"start_from": begun, "lr": LATER_LR, "warmup": min(LATER_WARMUP, steps // 10)}
         settings |= {"adversarial.start": 0.0} if ADVERSARIAL in settings else {}
@@ -196,7 +209,7 @@ def steps_of(row: str, images: ImagesOf, work: Path, minutes: float, begun: Path
 
 
 @torch.no_grad()
-def measure(run: Path, judge: Classifier) -> dict[str, float]:
+def measure(run: Path, judge: Classifier, trunk: Path | None) -> dict[str, float]:
     """Return the figures of a trained row on the test split, and keep the reconstructions that are shown."""
     command("tokenizer/evaluate.py", run / ".evaluated.json", run, **{"features.kind": "none"})
     told = read_json(run / "evaluation/tokenizer-test.json")["figures"]
@@ -207,6 +220,8 @@ def measure(run: Path, judge: Classifier) -> dict[str, float]:
     figures = {name: told[name] for name in ("psnr_pooled", "psnr", "ssim", "distortion", "usage", "perplexity")}
     figures["fd_judge"] = frechet_distance(judge_features(judge, images), judge_features(judge, again))
     figures["fd_wavelets"] = frechet_distance(wavelet_features(images), wavelet_features(again))
+    if trunk is not None:
+        figures["fd_trunk"] = frechet_distance(trunk_features(trunk, images), trunk_features(trunk, again))
     return figures
 
 
@@ -225,7 +240,7 @@ def measure_rows(
         for row in names:
             run, steps = run_of(work, row, str(minutes), seed), steps_of(row, images, work, minutes.each, of_first)
             took = train(run, row, images, steps, seed, begun)
-            figures = {"training_cpu_seconds": took, "steps": steps, **measure(run, judge)}
+            figures = {"training_cpu_seconds": took, "steps": steps, **measure(run, judge, images.trunk)}
             print(f"{row}, {minutes} minutes, seed {seed}: {json.dumps(figures)}", flush=True)
             found[row].setdefault("per_seed", []).append(figures)
     return {row: {"summary": mean_and_spread(each["per_seed"]), **each} for row, each in found.items()}
@@ -257,13 +272,14 @@ def table(rows: Mapping[str, Any]) -> list[str]:
         "psnr_pooled": 2,
         "ssim": 3,
         "fd_judge": 2,
-        "fd_wavelets": 4,
+        "fd_wavelets": 5,
+        "fd_trunk": 2,
         "distortion": 3,
         "usage": 2,
     }
     lines = []
     for row, each in rows.items():
-        told = [spread(each["summary"][name], digits) for name, digits in columns.items()]
+        told = [spread(each["summary"][name], digits) for name, digits in columns.items() if name in each["summary"]]
         lines.append(f"| {' | '.join([row, *told])} |")
     return lines
 
@@ -289,6 +305,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="its folder of Parquet files")
     parser.add_argument("--size", type=int, choices=(32, 64, 128), default=64, help="pixels a side")
     parser.add_argument("--judge", type=Path, required=True, help="the labelled folder that the judge is trained on")
+    parser.add_argument("--trunk", type=Path, help="a TorchScript network of RGB that gives feature maps, fine first")
+    parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -296,21 +314,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    work, images = args.work.resolve() / args.name, ImagesOf(args.data.resolve(), args.size)
+    trunk = args.trunk and args.trunk.resolve()
+    work, images = args.work.resolve() / args.name, ImagesOf(args.data.resolve(), args.size, trunk)
     work.mkdir(parents=True, exist_ok=True)
     judge = open_judge(args.judge.resolve(), args.work.resolve() / ".judge")
-    if not images.labelled() and ROTATIONS in args.rows:
-        args.rows.remove(ROTATIONS)
+    left_out = {GIVEN} if trunk is None else set()
+    left_out |= set() if images.labelled() else {ROTATIONS}
+    rows = [row for row in args.rows if row not in left_out]
     minutes = Minutes(args.minutes, args.before)
-    found = measure_rows(args.rows, images, judge, work, minutes, args.seeds)
-    sets = read_json(RESULT)["sets"] if RESULT.exists() else {}
+    found = measure_rows(rows, images, judge, work, minutes, args.seeds)
+    sets = read_json(args.result)["sets"] if args.result.exists() else {}
     came = record("benchmarks.sharper") | {"seeds": args.seeds, "size": args.size, "judge_accuracy": judge.accuracy}
     here = sets.setdefault(args.name, {}).setdefault(str(minutes), {"rows": {}})
     here["rows"] |= {row: came | each for row, each in found.items()}
     here["claims"] = judged(here["rows"])
-    write_json(RESULT, {"protocol": __doc__, "sets": sets})
-    if args.name == next(iter(sets)) and PLAIN in args.rows and len(args.rows) > 2:
-        save_reconstructions({row: run_of(work, row, str(minutes), args.seeds[0]) for row in args.rows}, PICTURE)
+    write_json(args.result, {"protocol": __doc__, "sets": sets})
+    if args.name == next(iter(sets)) and PLAIN in rows and len(rows) > 2:
+        save_reconstructions({row: run_of(work, row, str(minutes), args.seeds[0]) for row in rows}, PICTURE)
     print(*table(found), *map(verdict, here["claims"]), sep="\n", flush=True)
 
 
