@@ -107,11 +107,13 @@ from smalti.common.record import cores
 from smalti.common.written import replacing_ours
 from smalti.pipeline.generation_config import GenerationConfig
 from smalti.pipeline.image_pipeline import is_of_run
+from smalti.pipeline.output import REQUEST, read_request
 from smalti.prior.sampling_config import SamplingConfig
 
 ENDED_BY_SIGNAL = (INTERRUPTED, PREEMPTED, -signal.SIGINT, -signal.SIGTERM)
 PRINTED = ("psnr_pooled", "psnr", "usage", "perplexity")  # figures of the codes; older runs have no pooled PSNR
 BUSY = 0.4  # share of the cores that others use
+DRAWN = ".samples.json"  # the request of the images that this command drew last, as it stands beside them
 AGAIN = "remove it, and run the stage that wrote it again"
 PICTURES = ("samples.png", "reconstructions.png", "curves.png")  # written into the run's folder at the end
 FIRST_STAGES = {"tokenizer.yaml": "tokenizer/train.py", "cluster.yaml": "tokenizer/cluster.py"}
@@ -264,6 +266,22 @@ def check_summary_is_ours(run: Path) -> None:
         raise Refused(f"{run / there[0]} is not as this command wrote it; move it away, or give another --run")
 
 
+def check_samples_are_ours(run: Path, given: Sequence[str]) -> None:
+    """Raise `Refused` where another command drew the images in RUN/samples, which this one would replace.
+
+    Args:
+        given: the settings of `generate` that the command line names; with `overwrite` they are followed.
+    """
+    if not (run / DRAWN).is_file() or any(word.partition("=")[0] == "--overwrite" for word in given):
+        return
+    asked = read_request(run / STAGES["generate"])
+    if asked is not None and asked != folder.read_json(run / DRAWN):
+        raise Refused(
+            f"{run / STAGES['generate']} holds images that another command drew since; move the folder away, or give "
+            "--generate.overwrite true to replace them"
+        )
+
+
 def gather_pictures(run: Path) -> None:
     """Write samples.png, reconstructions.png and curves.png of both stages into the run's folder."""
     pictures = {
@@ -289,6 +307,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"there is no generate.yaml in {c.configs}")
     run = c.run or config.read_yaml(first).get("run", "runs/digits")
     check_summary_is_ours(Path(run))
+    check_samples_are_ours(Path(run), given["generate"])
     check_stages(stages(c, run, given))
     busy = not torch.accelerator.is_available() and psutil.getloadavg()[0] > BUSY * cores()
     if busy and "OMP_NUM_THREADS" not in os.environ:
@@ -308,6 +327,9 @@ def main(argv: Sequence[str]) -> None:
                 if name in seconds or not before:  # the time of a stage begun by another command is unknown
                     seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 1)
                 folder.write_json(Path(run) / ".seconds.json", seconds)
+            asked = Path(run) / STAGES["generate"] / REQUEST
+            if name == "generate" and not refused and asked.is_file():
+                folder.write_json(Path(run) / DRAWN, folder.read_json(asked))
     gather_pictures(Path(run))
     summary = run_summary(Path(run), seconds)
     with replacing_ours(Path(run) / "summary.json") as aside:

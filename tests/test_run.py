@@ -4,10 +4,12 @@ import PIL.Image
 import pytest
 
 from smalti.common.data.config import ImagesConfig
-from smalti.common.errors import UserError
+from smalti.common.errors import Refused, UserError
+from smalti.common.folder import write_json
 from smalti.pipeline.run import (
     ROOT,
     RunSettings,
+    check_samples_are_ours,
     check_stages,
     gather_pictures,
     main,
@@ -94,6 +96,17 @@ def test_a_picture_at_the_name_of_one_that_is_written_at_the_end_is_kept(tmp_pat
     gather_pictures(tmp_path)
     assert (tmp_path / "samples.png.found").read_bytes() == b"mine"
     assert not (tmp_path / "curves.png.found").exists()
+
+
+def test_images_that_another_command_drew_into_the_run_are_not_replaced_unasked(tmp_path):
+    asked = {"format": "png", "labels": [0], "seeds": [0]}
+    write_json(tmp_path / "samples/.request.json", asked)
+    write_json(tmp_path / ".samples.json", asked)
+    check_samples_are_ours(tmp_path, [])  # its own
+    write_json(tmp_path / "samples/.request.json", asked | {"seeds": [1]})
+    with pytest.raises(Refused, match=r"samples holds images that another command drew.*--generate.overwrite true"):
+        check_samples_are_ours(tmp_path, ["--num_images", "3"])
+    check_samples_are_ours(tmp_path, ["--overwrite", "true"])
 
 
 def test_an_option_of_no_stage_is_told_how_a_stage_is_named():
