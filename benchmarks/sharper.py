@@ -194,6 +194,8 @@ def train(run: Path, row: str, images: ImagesOf, steps: int, seed: int, begun: P
     few = {"steps": steps, "save_every": steps, "evaluate_every": max(1, steps // 4), "seed": seed}
     settings = {"run": run, **images.settings(), **SHARED, **few, "warmup": min(100, steps // 10), **ROWS[row]}
     settings |= {"perceptual.trunk.path": images.trunk} if row == GIVEN else {}
+    if steps == 1 and ADVERSARIAL in settings:  # no share of one step is left to count otherwise
+        settings |= {"adversarial.start": 0.0, "adversarial.warmup": 0.0, "adversarial.ramp": 0.0}
     if begun is not None:
         settings |= {"start_from": begun, "lr": LATER_LR, "warmup": min(LATER_WARMUP, steps // 10)}
         settings |= {"adversarial.start": 0.0} if ADVERSARIAL in settings else {}

@@ -12,12 +12,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object
 from tqdm import tqdm
 
 from smalti.common import ends
@@ -35,6 +36,7 @@ STOPPED = "interrupted: the same command goes on from what was saved, if anythin
 LOGGED = "The traceback is in "  # begins the note on an error that a session has logged
 LOST_PEER = re.compile("connection (was )?(closed|reset)|by peer|broken pipe|timed? ?out|remote process", re.I)
 MAIN_SPEAKS_FIRST = 3.0  # seconds; a launcher looks every tenth of one whether a process has ended
+ALONE = timedelta(hours=2)  # that others wait for what one process does alone, such as training a classifier
 ASK_EVERY = 10  # steps between the questions whether any process was interrupted
 
 
@@ -59,6 +61,7 @@ def make_accelerator(precision: Precision = "fp32", track: Sequence[str] = (), f
             cpu=found is None,
             mixed_precision="bf16" if bf16 else "no",
             log_with=list(track) or None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=ALONE)],
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard")),
         )
     except (ValueError, RuntimeError) as error:

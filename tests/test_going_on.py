@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from smalti.common import config, folder
 from smalti.common.codes_info import TokenizerIdentity
-from smalti.common.condition import condition_of
+from smalti.common.condition import Classes, condition_of
 from smalti.common.errors import UserError
 from smalti.common.history import Change, read_history, sentences, steps_by_batch, write_history
 from smalti.common.origin import find_model_folder
@@ -20,6 +20,7 @@ from smalti.pipeline.reporting.model_card import model_card
 from smalti.pipeline.reporting.run_contents import gather
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.prior.model import build_prior, load_prior
+from smalti.prior.other_classes import class_embeddings, describe_classes
 from smalti.prior.train import prior_schedule
 from smalti.prior.train import train as train_prior
 from smalti.prior.transformer.config import TransformerConfig
@@ -353,6 +354,19 @@ def test_a_prior_of_other_classes_gives_all_but_the_vectors_of_new_ones(run, nam
         torch.testing.assert_close(here.class_embedding.weight[row], expected)
     new = [str(number) for number, row in enumerate(rows) if row is None]
     assert f"{len(new)} of 10 classes begin with a new vector: {', '.join(new[:5])} and" in capsys.readouterr().out
+
+
+def test_the_vector_of_a_class_that_the_other_prior_never_saw_begins_anew(run):
+    """It has a name there, and no image had it: what its vector holds is nothing."""
+    c = load_prior(run / "prior/model").config
+    here = build_prior(c)
+    names = c.condition.class_names
+    there = build_prior(c.model_copy(update={"condition": Classes(names=names, absent=(3,))}))
+    (weight,) = class_embeddings(here, there).values()
+    own, theirs = (each.class_embedding.weight for each in (here, there))
+    assert torch.equal(weight[3], own[3]) and torch.equal(weight[[0, 9, 10]], theirs[[0, 9, 10]])
+    (said,) = describe_classes(here, there)
+    assert said.startswith(f"1 of 10 classes begin with a new vector: {names[3]};")
 
 
 def fresh(run, tmp_path):

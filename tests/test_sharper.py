@@ -1,5 +1,6 @@
 """Perceptual and adversarial losses of stage one: known answers, and a training with both that resumes bit for bit."""
 
+import copy
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from smalti.common.data.images import open_images
 from smalti.common.errors import UserError
 from smalti.common.finite import MOST_IN_A_ROW
 from smalti.common.run_folder import read_metrics
+from smalti.common.schedule import warmup_cosine
 from smalti.metrics.classifier import Recipe
 from smalti.tokenizer.config import TrainConfig, TrainedConfig
 from smalti.tokenizer.criterion.adversarial.adversary import Adversary
@@ -267,6 +269,7 @@ def test_the_pair_is_warned_of_by_cause_and_remedy():
     ]
     assert all("adversarial.lr" in warning for warning in found)
     assert not [*health.of_evaluation(20.0, False), *health.of_evaluation(19.1, True)]
+    assert not [*(late := Health()).of_evaluation(20.0, True)] and late.before == 20.0  # none before it counted
     (worse,) = Health(**health.state()).of_evaluation(18.9, True)
     assert "18.90 dB of PSNR, and 20.00 before" in worse and "adversarial.weight" in worse
 
@@ -329,7 +332,10 @@ def test_rotations_are_the_labels_where_there_are_none_and_leave_out_what_cannot
 
 
 def test_images_of_one_class_have_a_trunk_by_their_rotations(place):
-    one = place._replace(images=place.images._replace(class_names=("digit",)))
+    """Names of classes that have no image are no classes: a filtered set keeps them."""
+    filtered = copy.copy(place.images.splits["train"])
+    filtered.labels = np.zeros_like(filtered.labels)
+    one = place._replace(images=place.images._replace(splits={**place.images.splits, "train": filtered}))
     found = TRUNK.builds.open(TRUNK, one, None)
     assert "rotations of the training images" in found.title and found.classifier.config.classes == 4
 
@@ -388,6 +394,47 @@ def test_a_wrong_trunk_of_a_new_run_is_said_as_it_is_and_no_state_is_blamed(trun
     assert "state" not in str(error.value) and "remove" not in str(error.value)
 
 
+class Flat(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels * 127).round().detach()
+
+
+class OfEight(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels * torch.ones(3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [(Flat(), "gives no gradient to the images"), (OfEight(), r"does not take images .*least_side")],
+)
+def test_a_trunk_that_could_not_be_trained_by_is_refused_before_the_first_step(network, told, place, tmp_path):
+    path = tmp_path / "trunk.pt"
+    torch.jit.save(torch.jit.script(network), path)
+    larger = place._replace(image_size=(12, 12))
+    with pytest.raises(UserError, match=told):
+        TorchScriptConfig(path=str(path)).builds.open(TorchScriptConfig(path=str(path)), larger, None).check(larger)
+
+
+@pytest.mark.parametrize(
+    "shares", [{"start": 0.5, "warmup": 0.45, "ramp": 0.2}, {"start": 0.9, "warmup": 0.0, "ramp": 0.0}]
+)
+def test_shares_that_leave_no_whole_step_in_which_it_counts_are_refused(shares):
+    """Of ten steps; each share alone leaves some."""
+    config = PatchDiscriminatorConfig(**shares)
+    TrainConfig(steps=1000, adversarial=config)
+    with pytest.raises(ValueError, match="would count in none of 9 steps"):
+        TrainConfig(steps=9, adversarial=config)
+
+
+def test_a_run_that_is_lengthened_is_told_that_the_discriminator_rests():
+    """Its weight is 0 before and after: what changes is that it is trained no longer."""
+    config = PatchDiscriminatorConfig()
+    before, after = config.scheduled(250 / 1000), config.scheduled(250 / 3000)
+    assert before["adversarial.weight"] == after["adversarial.weight"] == after["adversarial.lr"] == 0
+    assert before["adversarial.lr"] == pytest.approx(warmup_cosine(250, peak=config.lr, warmup=0, total=1000))
+
+
 def test_a_discriminator_that_could_never_count_is_refused():
     with pytest.raises(ValueError, match="leave no step in which the discriminator counts"):
         PatchDiscriminatorConfig(start=0.5, warmup=0.5)
@@ -432,6 +479,15 @@ def test_two_processes_train_both_models_as_one_does(sharp_run):
         )
         for key in whole:
             torch.testing.assert_close(whole[key], parts[key], rtol=5e-3, atol=5e-4)
+
+
+def test_an_evaluation_is_of_weights_before_it_counted_until_a_step_was_taken_with_it(place, trunk):
+    """Of six steps it counts from the fourth on, which the evaluation after three has not seen."""
+    config = PATCHES.model_copy(update={"start": 0.5, "warmup": 0.0, "ramp": 0.0})
+    criteria = Criteria(build_tokenizer(MODELS["vqvae"]), place.accelerator, None, adversary_of(config, place, trunk))
+    for step, psnr, before in ((3, 20.0, 20.0), (4, 19.5, 20.0)):
+        criteria.evaluated(step, psnr)
+        assert criteria.adversary.health.before == before
 
 
 def test_a_run_without_them_computes_and_saves_nothing_more(finished_run, accelerator):

@@ -11,7 +11,7 @@ from smalti.common.config import Kind, Settings
 from smalti.common.data.config import ImagesConfig, Pixels
 from smalti.common.layout import Layout
 from smalti.tokenizer.codebooks.facts import CodebookFacts
-from smalti.tokenizer.criterion.adversarial.config import AdversarialConfig
+from smalti.tokenizer.criterion.adversarial.config import AdversarialConfig, DiscriminatorConfig
 from smalti.tokenizer.criterion.perceptual.config import PerceptualConfig
 
 if TYPE_CHECKING:  # torch takes seconds, and reading settings does without
@@ -179,6 +179,12 @@ class TrainConfig(Settings):
                 "dynamic (a new draw in each epoch), fixed (one draw) or nearest, or take another likelihood"
             )
         self._check_train()
+        if isinstance(self.adversarial, DiscriminatorConfig) and not self.adversarial.counted(1 - 1 / self.steps):
+            raise ValueError(
+                f"the discriminator would count in none of {self.steps} steps: of them it waits a share of "
+                f"adversarial.start {self.adversarial.start:g}, and is trained alone for {self.adversarial.warmup:g}; "
+                "lower them, or give more steps"
+            )
         facts = self.model.codebook
         whose = f"model.kind {self.model.name()}" if facts is None else f"{facts.at}kind {facts.kind}"
         for name, of, reads in (
@@ -196,6 +202,9 @@ class TrainConfig(Settings):
             if self.replace_codes:
                 raise ValueError("replace_codes is of the decoder's training: give train decoder too, or leave it away")
             return
+        for name in ("commitment_weight", "revive_below"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of encoder and codebook, which train decoder freezes; leave it away")
         if self.start_from is None:
             raise ValueError("train decoder needs start_from: the tokenizer whose encoder and codebook stay")
         if not self.model.builds.decodes_only:

@@ -345,8 +345,11 @@ def keep_codebook_alive(
 
 
 def share_averaged(tokenizer: TrainedTokenizer, accelerator: Accelerator) -> None:
-    """Set the buffers that are averaged with the weights to their means over processes, which read other images."""
-    if accelerator.num_processes == 1:
+    """Set the buffers that are averaged with the weights to their means over processes, which read other images.
+
+    Those of a tokenizer that only decodes are frozen: a mean of three equal numbers may be another number.
+    """
+    if accelerator.num_processes == 1 or not tokenizer.training:
         return
     for module in tokenizer.modules():
         for name in getattr(module, "averaged", ()):

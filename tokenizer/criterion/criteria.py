@@ -130,7 +130,8 @@ class Criteria:
     def evaluated(self, step: int, psnr: float) -> None:
         """Warn, after so many steps, of reconstructions that get worse since the discriminator counts."""
         if self.adversary is not None:
-            self._warn(step, self.adversary.health.of_evaluation(psnr, self.adversary.counted(step) > 0))
+            counted = self.adversary.counted(step - 1) > 0  # in the last step that was taken
+            self._warn(step, self.adversary.health.of_evaluation(psnr, counted))
 
     def _warn(self, step: int, warnings: Iterator[str]) -> None:
         for warning in warnings:
@@ -210,6 +211,7 @@ def _open_trunks(wanted: Mapping[str, Any], place: Place, run: Path, saved: Stat
             continue
         with nullcontext() if saved is None else restoring(run):
             found[name] = config.builds.open(config, place, saved and saved.tensors.get(f"trunk_{name}"))
+        found[name].check(place)
         place.accelerator.print(f"{name} trunk: {found[name].title}, SHA-256 {found[name].identity[:12]}")
     for name, trunk in found.items() if saved is not None else ():
         assert saved is not None

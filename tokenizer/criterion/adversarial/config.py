@@ -1,5 +1,6 @@
 """The settings of every discriminator and of its training."""
 
+import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -42,7 +43,8 @@ class DiscriminatorConfig(AdversarialConfig):
     ramp: float = Field(0.2, ge=0, le=1)
     """share of the steps over which its weight then rises from 0"""
     lr: float = Field(4e-4, gt=0)
-    """peak learning rate of its AdamW (betas 0.5 and 0.9); it follows the same half cosine as the tokenizer's"""
+    """peak learning rate of its AdamW (betas 0.5 and 0.9); it follows the same half cosine as the tokenizer's, whose
+    clip and weight_decay are its own too"""
     lecam: float = Field(0.05, ge=0)
     """weight of LeCam regularisation, which keeps a discriminator of few images from growing sure"""
     augment: tuple[Augmentation, ...] = ("translation", "colour", "cutout")
@@ -69,7 +71,11 @@ class DiscriminatorConfig(AdversarialConfig):
         return min(1.0, since / self.ramp) if self.ramp else 1.0
 
     def scheduled(self, progress: float) -> dict[str, float]:
-        return {"adversarial.weight": self.weight * self.counted(progress)}
+        lr = self.lr * (1 + math.cos(math.pi * progress)) / 2  # as `Adversary.step` sets it
+        return {
+            "adversarial.weight": self.weight * self.counted(progress),
+            "adversarial.lr": lr if self.trains(progress) else 0.0,
+        }
 
 
 @declared("smalti.tokenizer.criterion.adversarial.none")

@@ -18,7 +18,7 @@ class Health:
             strong: lines of the log in a row with a discriminator that is sure.
             dead: likewise with one that sees no difference.
             before: the last PSNR on validation before the adversarial loss counted, dB; of a tokenizer that begins from
-                given weights, theirs.
+                given weights, theirs; where there was no evaluation before, that of the first one after.
         """
         self.strong, self.dead = int(strong), int(dead)
         self.before = None if before is None else float(before)
@@ -48,11 +48,12 @@ class Health:
 
     def of_evaluation(self, psnr: float, counts: bool) -> Iterator[str]:
         """Yield what an evaluation says about the pair: a PSNR that falls much below that before it counted."""
-        if not counts:
+        if not counts or self.before is None:
             self.before = psnr
-        elif self.before is not None and psnr < self.before - WORSE:
+        elif psnr < self.before - WORSE:
             yield (
                 f"reconstructions get worse: {psnr:.2f} dB of PSNR, and {self.before:.2f} before the adversarial loss "
-                "counted. Some loss is its price; more than 1 dB says that it outweighs the pixels: lower "
-                "adversarial.weight, lengthen adversarial.ramp, or give the perceptual distance more weight"
+                "counted. Some loss is its price, and that of a perceptual distance beside it; more than 1 dB says "
+                "that they outweigh the pixels: lower adversarial.weight or perceptual.weight, or lengthen "
+                "adversarial.ramp"
             )

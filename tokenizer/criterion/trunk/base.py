@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet
+from smalti.common.ends import pass_on
+from smalti.common.errors import UserError
 from smalti.tokenizer.criterion.trunk.config import TrunkConfig
 
 
@@ -46,6 +48,26 @@ class Trunk(nn.Module, ABC):
         Raises:
             UserError: a file is missing or damaged; it says which and what to do.
         """
+
+    def check(self, place: Place) -> None:
+        """Raise `UserError` where images of the training do not pass it, or get no gradient from it."""
+        blank = torch.zeros(1, place.channels, *place.image_size, device=place.accelerator.device, requires_grad=True)
+        try:
+            levels = self(blank)
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, AssertionError) as error:
+            pass_on(error)  # out of memory, for example
+            told = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+            raise UserError(
+                f"{self.title} does not take images {tuple(blank.shape[1:])}: {told}; a larger least_side "
+                "shows them enlarged"
+            ) from None
+        if not all(level.requires_grad for level in levels):
+            raise UserError(
+                f"{self.title} gives no gradient to the images: something in it rounds them, or computes without "
+                "gradients; save it without that"
+            )
 
     @abstractmethod
     def feature_maps(self, pixels: Tensor) -> list[Tensor]:

@@ -35,8 +35,9 @@ class OwnClassifier(Trunk):
     @classmethod
     def open(cls, config: TrunkConfig, place: Place, kept: Mapping[str, Tensor] | None) -> Self:
         assert isinstance(config, OwnClassifierConfig)
-        names, splits = place.images.class_names, place.images.splits
-        by_labels = config.task == "auto" and names is not None and len(names) >= LABELLED
+        splits = place.images.splits
+        there = set(splits["train"].labels.tolist()) - {-1}  # a filtered set may have names without images
+        by_labels = config.task == "auto" and place.images.class_names is not None and len(there) >= LABELLED
         source = labelled if by_labels else rotated
         train, known = source(splits["train"]), source(splits["validation"])
         mirror, seed = config.recipe.mirror or place.settings.flip, config.recipe.seed + 1

@@ -36,13 +36,7 @@ class TorchScript(Trunk):
 
     def feature_maps(self, pixels: Tensor) -> list[Tensor]:
         shown = enlarged(rgb_of(pixels) if self.config.channels == "rgb" else pixels, self.config.least_side)
-        try:
-            found = self.network(shown)
-        except RuntimeError as error:
-            raise UserError(
-                f"{self.config.path} does not take images {tuple(shown.shape[1:])}: "
-                f"{str(error).strip().splitlines()[-1][:200]}"
-            ) from None
+        found = self.network(shown)
         levels = list(found) if isinstance(found, list | tuple) else [found]
         if not levels or not all(isinstance(each, Tensor) and each.ndim == 4 for each in levels):
             raise UserError(f"{self.config.path} must give feature maps (B, N, h, w), one or a list of them")
