@@ -7,7 +7,8 @@ Protocol: every row has 7 x 7 places of 28 x 28 grey pixels; rows of codes 9 bit
 Rows of several grids have the bits of 7 x 7 codes of 512 in all: 4 x 4 over 7 x 7 codes of 111, grids of 1, 2, 3, 5
 and 7 a side of 32, or grids of 1, 3 and 7 of 178.
 Rows with a network share encoder, decoder, batches and learning rate, and no setting was searched for here: those of
-the PixelCNN are the best of five by benchmarks/priors.py, the others' those of the shipped configs. A row's
+the PixelCNN are the best of five by benchmarks/priors.py, the others' those of the shipped configs, but that diffusion
+has the width of the Transformers, 160, where its preset has 128. A row's
 tokenizer is trained once a seed, and all of its columns take its codes. A stage takes as many steps as its minutes
 hold, by two short trials, which say what a step costs and what the command does beside: CPU seconds of one thread. They
 begin at `TRIALS` steps, and the longer one is made longer until what its steps cost stands out. The number of steps is

@@ -72,7 +72,7 @@ from smalti.common.data.images import held_out_split
 from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.launch import Terminated, check_alone, make_accelerator, run_command
-from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.generation_config import GenerationConfig, carried
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.playground.latent_map import LatentMap, latent_map
 from smalti.prior.sampling_config import SamplingConfig
@@ -88,7 +88,9 @@ def load_pipeline(run: str) -> ImagePipeline:
     if not (path / "tokenizer").is_dir() or (path / "model_index.json").exists():
         return ImagePipeline.from_pretrained(path)
     kept = GenerationConfig.of_run(path)
-    return ImagePipeline.from_run(path, kept.sampling if kept else SamplingConfig())
+    pipeline = ImagePipeline.from_run(path, kept.sampling if kept else SamplingConfig())
+    pipeline.sampling, _ = carried(pipeline.sampling, pipeline.sampling, pipeline.prior)
+    return pipeline
 
 
 def code_counts_of(run: Path, pipeline: ImagePipeline) -> Tensor | None:

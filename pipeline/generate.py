@@ -72,7 +72,7 @@ from smalti.common.commands import as_typed
 from smalti.common.launch import Interrupt, Interrupted, check_agree, make_accelerator, run_command
 from smalti.common.progress import advance, progress_bar
 from smalti.common.session import path_beside, session
-from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.generation_config import GenerationConfig, carried
 from smalti.pipeline.growth import check_grows
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
 from smalti.pipeline.output import FORMATS, Output, Request, begin_request, read_request
@@ -99,11 +99,16 @@ def assemble_pipeline(c: Settings, given: SamplingConfig | None, accelerator: Ac
     run = run_named(c.run)
     if (run / "model_index.json").exists():
         pipeline = ImagePipeline.from_pretrained(run)
+        c, _ = carried(c, pipeline.sampling, pipeline.prior)
         pipeline.check_sampling(**_sampling(c))
         return Assembled(pipeline, c)
-    path, kept = run / "pipeline", given or _saved_sampling(run) or SamplingConfig()
+    path, saved = run / "pipeline", _saved_sampling(run) or SamplingConfig()
+    kept = given or saved
     pipeline = ImagePipeline.from_run(run, kept)
     config_of_prior = pipeline.prior.config
+    c, left_out = carried(c, saved, pipeline.prior)
+    for line in filter(None, (left_out, *c.without_effect())):
+        accelerator.print(line, file=sys.stderr)
     # A config file is for sets without labels too.
     if kept.guidance == c.guidance != 1 and not config_of_prior.condition.told:
         line = f"guidance {c.guidance:g} leans towards a class, and the prior was trained without: it is left out"
@@ -111,7 +116,8 @@ def assemble_pipeline(c: Settings, given: SamplingConfig | None, accelerator: Ac
         c = c.model_copy(update={"guidance": 1.0})
     pipeline.check_sampling(**_sampling(c))
     with session(path, accelerator, wait=True):  # another request may hold it
-        kept = given or _saved_sampling(run) or SamplingConfig()  # a search may have chosen others meanwhile
+        saved = _saved_sampling(run) or SamplingConfig()  # a search may have chosen others meanwhile
+        kept, _ = carried(given or saved, saved, pipeline.prior)
         if not config_of_prior.takes_guidance:  # else the guidance of a config would be kept as a default
             kept = kept.model_copy(update={"guidance": 1.0})
         pipeline.sampling = kept

@@ -1,12 +1,35 @@
 """`generation_config.json`: a pipeline's default sampling settings, and how they were chosen."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 
 from smalti.common import config, folder
 from smalti.common.config import Settings
+from smalti.prior.base import Prior
 from smalti.prior.sampling_config import SamplingConfig
+
+C = TypeVar("C", bound=SamplingConfig)
+
+
+def carried(asked: C, kept: SamplingConfig, prior: Prior) -> tuple[C, str | None]:
+    """Return settings without those of `kept` that the prior cannot draw with, and a line on them, if there are any.
+
+    A run may have another prior by now than the one that its `generation_config.json` was written with. What was asked
+    for beside the file's values stays, for the prior to refuse.
+    """
+    fields = SamplingConfig.model_fields
+    names = prior.not_taken(asked)
+    names += ["guidance"] if asked.guidance != 1 and not prior.config.takes_guidance else []
+    names = [name for name in names if getattr(asked, name) == getattr(kept, name)]
+    if not names:
+        return asked, None
+    told = ", ".join(f"{name} {getattr(kept, name)}" for name in names)
+    return (
+        asked.model_copy(update={name: fields[name].default for name in names}),
+        f"{told}: kept in generation_config.json, and nothing that this prior draws by: left out",
+    )
 
 
 class Chosen(Settings):

@@ -95,7 +95,7 @@ from smalti.common.parts import share_of
 from smalti.common.progress import advance, passing_bar, progress_bar
 from smalti.common.session import session
 from smalti.pipeline.frechet import Ruler, cells
-from smalti.pipeline.generation_config import Chosen, GenerationConfig
+from smalti.pipeline.generation_config import Chosen, GenerationConfig, carried
 from smalti.pipeline.image_pipeline import ENCODED, ImagePipeline
 from smalti.prior.data import CodesBatch, CodesRows, plain_views, tell_of_other_codes
 from smalti.prior.sample import BATCH
@@ -259,12 +259,18 @@ def tune(c: Settings, accelerator: Accelerator) -> Tuned:
     start = beginning(Path(c.run))
     pipeline = ImagePipeline.from_run(Path(c.run), start)
     check_agree(f"{pipeline.identity.whole} {pipeline.prior_sha256}", f"a model of {c.run}")
-    if not pipeline.prior.config.takes_guidance:  # what was kept may be another prior's
-        start = pipeline.sampling = start.model_copy(update={"guidance": 1.0})
+    start, left_out = carried(start, start, pipeline.prior)
+    pipeline.sampling = start
+    if left_out is not None:
+        accelerator.print(left_out, file=sys.stderr)
     heeded = set(chain(*swept(pipeline)))
     for name in chain(*SWEPT):
         if name not in heeded and getattr(c, name) != Settings.model_fields[name].default:
             accelerator.print(f"{name} is left out: this prior does not heed it", file=sys.stderr)
+    for name, of, needs in (("choice_temperature", "order", "confidence"), ("guidance_schedule", "guidance", None)):
+        off = needs not in getattr(c, of) if needs else {*c.guidance} == {1.0}
+        if off and name in heeded and getattr(c, name) != Settings.model_fields[name].default:
+            accelerator.print(f"{name} is left out: the values of {of} switch it off", file=sys.stderr)
     for names in swept(pipeline):
         for candidate in candidates(c, start, names):
             pipeline.sampler(**candidate.model_dump())  # refuses impossible ones before an hour of drawing

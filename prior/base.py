@@ -61,7 +61,6 @@ class Prior(nn.Module, Pretrained, ABC):
     usual: ClassVar[Mapping[str, Any]] = {}  # its own values of settings that are null
     heeds_all: ClassVar[bool] = False  # whether what it completes is drawn given all that is known, in every kind of it
     unheeded: ClassVar[str] = ""  # the other kinds say here in words what is kept and not heeded: "this prior ..."
-    order_in_words: ClassVar[str] = "raster"  # in which it predicts latents, unless any order will do
     compiles: ClassVar[bool] = False  # whether compiling its training on a CPU was measured to pay, if it is long
     measure: ClassVar[str] = "nll"  # of its loss, by name: nll is in nats where the prior scores
 
@@ -140,10 +139,22 @@ class Prior(nn.Module, Pretrained, ABC):
                 f"{known.dtype} {tuple(known.shape)}"
             )
 
+    @property
+    def order_in_words(self) -> str:
+        """Return the order in which it predicts latents, unless any order will do."""
+        return "raster"
+
     def heeded(self, sampling: SamplingConfig) -> dict[str, Any]:
         """Return the settings that this prior heeds, by name, its own values in the place of nulls."""
         given = sampling.model_dump(mode="json", include=set(self.takes))
         return {name: self.usual.get(name) if value is None else value for name, value in given.items()}
+
+    def not_taken(self, sampling: SamplingConfig) -> list[str]:
+        """Return the names of the settings that are not their defaults and that drawing does not read, without those
+        of guidance."""
+        fields = SamplingConfig.model_fields.items()
+        changed = [name for name, field in fields if getattr(sampling, name) != field.default]
+        return [name for name in changed if name not in self.takes and not name.startswith("guidance")]
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
         """Raise ValueError for settings that this prior cannot draw with.
@@ -152,9 +163,8 @@ class Prior(nn.Module, Pretrained, ABC):
         learnt to predict without a class.
         """
         c = self.config
-        for name, field in SamplingConfig.model_fields.items():
-            if name not in self.takes and not name.startswith("guidance") and getattr(sampling, name) != field.default:
-                raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it out")
+        for name in self.not_taken(sampling):
+            raise ValueError(f"{name} is no setting of a prior of kind {c.architecture.name()}; leave it out")
         if sampling.top_k is not None and c.layout.discrete and sampling.top_k > (most := max(c.vocabularies)):
             parts = len(c.vocabularies)
             of = f"{most} codes there are" if parts == 1 else f"{most} values of each of the {parts} parts of a code"

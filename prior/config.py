@@ -248,6 +248,9 @@ class TrainConfig(Settings):
     def _goes_with_its_model(self) -> "TrainConfig":
         if self.order != "raster" and not self.model.any_order:
             raise ValueError(self.model.no_order())
+        usual = type(self).model_fields["label_dropout"].default
+        if self.condition == "nothing" and self.label_dropout not in (0, usual):
+            raise ValueError("label_dropout is of classes, and condition nothing has none; leave it away")
         return self
 
 

@@ -118,12 +118,17 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         split_name: measure(prior, split, run, split_name, plan, c.batch_size, accelerator)
         for split_name, split in ((name, held_out), ("train", seen))
     }
+    if c.likelihood == "flow" and c.precision != plan["precision"]:
+        accelerator.print(f"precision {c.precision} is left out: the flow's derivatives are of fp32", file=sys.stderr)
     stage = "prior" if c.likelihood == "usual" else "prior_flow"  # an estimate never replaces a bound
     path = evaluation_path(run, stage, name)
     if accelerator.is_main_process:
         figures = prior_figures(nats[name], nats["train"], data, held_out, prior)
         assert isinstance(prior, Scores)
-        order = "random, a row's own" if prior.config.any_order or not prior.exact else prior.order_in_words
+        if prior.exact:
+            order = "random, a row's own" if prior.config.any_order else prior.order_in_words
+        else:
+            order = "random, by masks that follow from the row's codes"
         ordered = {"order": order} if data.info.layout.discrete else {}
         usual = "exact" if prior.exact else "bound"
         kind = "estimate by the probability flow" if c.likelihood == "flow" else usual

@@ -89,7 +89,8 @@ def unit(prior: Prior) -> str:
     """Return the unit of a prior's loss, in words."""
     nats = "nats" if isinstance(prior, Scores) else "of the loss"
     amount = {"nll": nats, "mse": "squared error"}[prior.measure]
-    return f"{amount} per {'code' if prior.config.layout.discrete else 'number'}"
+    bound = " (a bound)" if isinstance(prior, Scores) and not prior.exact and prior.measure == "nll" else ""
+    return f"{amount} per {'code' if prior.config.layout.discrete else 'number'}{bound}"
 
 
 def report(data: Codes, best: Best, run: Path, accelerator: Accelerator) -> None:
@@ -123,7 +124,9 @@ def report(data: Codes, best: Best, run: Path, accelerator: Accelerator) -> None
         flat = {}
         if layout.discrete:
             flat = {"uniform": figures["uniform_nll"], "independent": figures["validation_marginal_nll"]}
-        save_curves(lines, {f"loss, {unit(kept)}": [measure, f"validation_{measure}"]}, run / "curves.png", flat)
+        hidden = "in training of hidden codes, on validation " if isinstance(kept, Scores) and not kept.exact else ""
+        title = f"loss, {hidden if measure == 'nll' else ''}{unit(kept)}"  # two quantities where one is a bound
+        save_curves(lines, {title: [measure, f"validation_{measure}"]}, run / "curves.png", flat)
     accelerator.wait_for_everyone()
 
 

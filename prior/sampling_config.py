@@ -1,5 +1,6 @@
 """The settings of drawing from a prior, of all kinds together."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -45,9 +46,16 @@ class SamplingConfig(Settings):
     solver: Literal["ddpm", "ddim", "euler", "dpm"] | None = None
     """of a diffusion prior: ddpm draws noise in each step, ddim and dpm (DPM-Solver++, second order) none; euler is of
     flow matching; null is dpm"""
-    resampling: int = Field(4, ge=1, le=1000)
+    resampling: int = Field(10, ge=1, le=1000)
     """of a diffusion prior that completes an image: how often each step is taken, so that the two parts agree (RePaint,
     Lugmayr et al. 2022)"""
+
+    def without_effect(self) -> Iterator[str]:
+        """Yield a line on each setting that another one switches off."""
+        if self.guidance == 1 and self.guidance_schedule != "constant":
+            yield f"guidance_schedule {self.guidance_schedule} does nothing at guidance 1, which is none"
+        elif self.guidance_schedule != "power-cosine" and self.guidance_power != SamplingConfig().guidance_power:
+            yield f"guidance_power is of guidance_schedule power-cosine, and does nothing with {self.guidance_schedule}"
 
     @field_validator("temperature", mode="before")
     @classmethod

@@ -344,14 +344,16 @@ def test_known_places_come_back_exactly_and_none_known_is_as_drawing_whole():
 
 
 def test_around_a_known_number_the_other_has_its_conditional_distribution():
-    """It is approximate (Lugmayr et al. 2022): to a fifth of the deviation, with steps taken six times."""
+    """It is approximate (Lugmayr et al. 2022): by the defaults to a tenth, of which the error of the draws is a third.
+
+    With steps taken four times, which was the default, the mean is off by 0.17 of the pull of 0.64.
+    """
     prior, number = gaussian_prior(), 400
     latents, known = torch.tensor([[1.5, 0.0]]).repeat(number, 1), torch.tensor([[True, False]]).repeat(number, 1)
-    sampling = FINE.model_copy(update={"solver": "ddpm", "steps": 20, "resampling": 6})
-    drawn = prior.sampler(sampling, number)(none(number), range(number), latents, known)[:, 1]
+    drawn = prior.sampler(FINE, number)(none(number), range(number), latents, known)[:, 1]
     slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
     mean, variance = MEAN[1] + slope * (1.5 - MEAN[0]), COVARIANCE[1, 1] - slope * COVARIANCE[0, 1]
-    assert abs(float(drawn.mean() - mean)) < 0.2 and abs(float(drawn.var() - variance)) < 0.2
+    assert abs(float(drawn.mean() - mean)) < 0.1 and abs(float(drawn.var() - variance)) < 0.1
 
 
 class Told(nn.Module):

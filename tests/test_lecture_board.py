@@ -26,7 +26,7 @@ from benchmarks.lecture_board import (
 from smalti.common import config
 from smalti.common.folder import read_json, write_json
 from smalti.common.record import record
-from smalti.prior.config import ArchitectureConfig, FitConfig
+from smalti.prior.config import FitConfig
 from smalti.prior.config import TrainConfig as PriorTraining
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.patches.cluster_config import ClusterConfig
@@ -74,7 +74,7 @@ def test_the_settings_of_a_tokenizer_are_understood_and_make_its_latents(name):
 @pytest.mark.parametrize("name", COLUMNS)
 def test_the_settings_of_a_prior_are_understood(name):
     for fill in (COLUMNS[name].codes, COLUMNS[name].vectors):
-        if fill is None or fill.settings.get("model.kind", "transformer") not in {"mixture", *ArchitectureConfig.kinds}:
+        if fill is None:
             continue
         settings = FitConfig if fill.script == FIT else PriorTraining
         given = [] if fill.config is None else [str(ROOT / fill.config)]

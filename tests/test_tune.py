@@ -12,7 +12,7 @@ from smalti.common.errors import UserError
 from smalti.common.launch import Interrupt, Interrupted
 from smalti.pipeline.frechet import SIDE, Ruler, cells
 from smalti.pipeline.generate import main as generate
-from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.generation_config import GenerationConfig, carried
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.run import generate_options
 from smalti.pipeline.tune import (
@@ -267,6 +267,31 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_drawn(run, accele
     with pytest.raises(UserError, match=message):
         tune(settings(run).model_copy(update=given), accelerator)
     assert not (run / "pipeline").exists()
+
+
+@pytest.mark.parametrize("kind", ["masked", "transformer"])
+def test_settings_that_were_kept_for_another_prior_are_left_out_and_asked_ones_are_refused(run, kind):
+    """The file of a run outlives its prior; nobody can leave out what they did not give."""
+    given = load_prior(run / "prior/model").config
+    masked = MaskedConfig(depth=1, dim=16, heads=2, dropout=0.0)
+    prior = build_prior(given.model_copy(update={"architecture": masked})) if kind == "masked" else build_prior(given)
+    kept = SamplingConfig(steps=8, choice_temperature=10.0, temperature=0.9)
+    asked = kept.model_copy(update={"order": "halton"})  # as the shipped configs of masked priors
+    found, line = carried(asked if kind == "masked" else kept, kept, prior)
+    prior.check_sampling(found)
+    assert found.temperature == 0.9 and found.choice_temperature == 4.5
+    assert found.steps == (8 if kind == "masked" else None)
+    assert "choice_temperature 10.0" in line and "generation_config.json" in line
+    with pytest.raises(ValueError, match="order halton has none" if kind == "masked" else "steps is no setting"):
+        prior.check_sampling(carried(asked.model_copy(update={"choice_temperature": 3.0, "steps": 5}), kept, prior)[0])
+
+
+def test_a_setting_that_another_switches_off_is_told_of():
+    assert not [*SamplingConfig(guidance=2.0, guidance_schedule="linear").without_effect()]
+    (line,) = SamplingConfig(guidance_schedule="linear").without_effect()
+    assert "guidance_schedule linear does nothing at guidance 1" in line
+    (line,) = SamplingConfig(guidance=2.0, guidance_power=3.0).without_effect()
+    assert "guidance_power is of guidance_schedule power-cosine" in line
 
 
 @pytest.mark.parametrize("start", [SamplingConfig(order="halton"), SamplingConfig(choice_temperature=12.0)])

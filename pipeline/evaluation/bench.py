@@ -24,7 +24,7 @@ from smalti.common.record import code_version
 from smalti.common.spacing import evenly_spaced
 from smalti.metrics.feature_extractor import Features
 from smalti.pipeline.evaluation.settings import Settings
-from smalti.pipeline.generation_config import GenerationConfig
+from smalti.pipeline.generation_config import GenerationConfig, carried
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.prior.data import tell_of_other_codes
 from smalti.prior.sampling_config import SamplingConfig
@@ -60,6 +60,10 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
     kept = GenerationConfig.of_run(run)
     pipeline = ImagePipeline.from_run(run, kept.sampling if kept else SamplingConfig())
     check_agree(f"{pipeline.identity.whole} {pipeline.prior_sha256}", f"a model of {run}")
+    pipeline.sampling, left_out = carried(pipeline.sampling, pipeline.sampling, pipeline.prior)
+    if left_out is not None:
+        accelerator.print(left_out, file=sys.stderr)
+    pipeline.check_sampling()  # before an hour of pricing
     pipeline.to(accelerator.device)
     data = codes.load_codes(Path(c.codes or run / "codes"))
     if not data.info.tokenizer.same_codes(pipeline.identity):

@@ -59,7 +59,12 @@ def rate_distortion(contents: RunContents, stage: str, distortion: float) -> Htm
     )
     names = ("prior", "", "distortion", "rate", "sum", f"under {plain.replace('_', ' ')}")
     rows = [
-        (prior.replace("_", " "), PRIORS[prior], *_four(distortion, rate, distortion + rate), percent(1 - rate / most))
+        (
+            prior.replace("_", " ") + (contents.bound(stage) if prior == "learned" else ""),
+            PRIORS[prior],
+            *_four(distortion, rate, distortion + rate),
+            percent(1 - rate / most),
+        )
         for prior, rate in rates.items()
     ]
     chart = markup.chart(drawn, f"Bits per dimension of distortion and rate together: {spoken}", wide=True)

@@ -135,4 +135,5 @@ def figures_with_meanings(contents: RunContents, stage: str) -> Iterator[Figure]
             if contents.vectors:
                 title, text = title.replace("per code", "per number"), text.replace("held-out code", "held-out number")
                 text = text.replace("what codes cost", "what vectors cost").replace("their codes", "their vectors")
+            text += contents.bound(stage) if name == "nll" else ""
             yield Figure(title, percent(value) if share else number(value), text)

@@ -58,7 +58,7 @@ def psnr(contents: RunContents) -> tuple[float, str] | None:
 def nats(contents: RunContents) -> tuple[float, float | None, str] | None:
     """Return nats per code, the share saved under independent codes, and of what."""
     if (value := contents.value("prior", "nll")) is not None:
-        return value, contents.value("prior", "saved"), contents.of("prior", "number")
+        return value, contents.value("prior", "saved"), f"{contents.of('prior', 'number')}{contents.bound('prior')}"
     figures = contents.prior_figures()
     for split in ("test", "validation"):
         value, alone = finite(figures.get(f"{split}_nll")), finite(figures.get(f"{split}_marginal_nll"))
@@ -84,7 +84,11 @@ def headline(contents: RunContents) -> Iterator[Figure]:
     if seen := reconstruction(contents, "usage"):
         yield Figure("codebook in use", percent(seen[0]), seen[1])
     if (value := contents.value("pipeline", "learned_bits_per_dim")) is not None:
-        yield Figure("bits per dimension", f"{value:.3f}", f"learned prior, {contents.of('pipeline', 'priced')}")
+        yield Figure(
+            "bits per dimension",
+            f"{value:.3f}",
+            f"learned prior{contents.bound('pipeline')}, {contents.of('pipeline', 'priced')}",
+        )
     if cost := nats(contents):
         saved = f"{percent(cost[1])} saved under independent codes; " if cost[1] is not None else ""
         yield Figure(f"nats per {contents.unit}", f"{cost[0]:.3f}", f"{saved}{cost[2]}")

@@ -172,6 +172,11 @@ class RunContents(NamedTuple):
         images = evaluation["protocol"].get(count)
         return f"{evaluation['split']} split" + (f", {images:,} images" if isinstance(images, int) else "")
 
+    def bound(self, stage: str) -> str:
+        """Return ", a bound" where the learned prior's nats in a stage's evaluation are one, else nothing."""
+        protocol = self.evaluations.get(stage, {}).get("protocol", {})
+        return ", a bound" if "bound" in (protocol.get("learned_rate"), protocol.get("kind")) else ""
+
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """Return the lines that a stage's training logged."""
         return [line for line in read_metrics(self.path / stage / "metrics.jsonl") if finite(line["step"]) is not None]

@@ -189,6 +189,10 @@ class DiffusionPrior(Prior):
                 x = there if asked is None else torch.where(some[:, None], there, x)  # the others have taken this step
                 x0 = guess.x0 if asked is None else torch.where(some[:, None], guess.x0, x0)
             earlier = Earlier(now, x0)
+            if then.sigma == 0 and not x.isfinite().all():
+                raise UserError(
+                    "the prior's vectors became NaN or Inf: its weights have diverged, or the file is damaged"
+                )
             yield Unfolding(torch.where(kept, batch.latents, self.restored(x if then.sigma == 0 else x0)), None)
 
     def guided(self, x: Tensor, level: float, condition: Tensor, scale: float, precision: Precision) -> Guess:

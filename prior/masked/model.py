@@ -110,14 +110,17 @@ class MaskedPrior(MaskedTransformer):
 
     # --------------------------------------------------------------------------------------------------------- drawing
 
+    def not_taken(self, sampling: SamplingConfig) -> list[str]:
+        noise = sampling.choice_temperature != SamplingConfig().choice_temperature and sampling.order != "confidence"
+        return [*super().not_taken(sampling), *(["choice_temperature"] if noise else [])]
+
     def check_sampling(self, sampling: SamplingConfig) -> None:
-        super().check_sampling(sampling)
-        usual = SamplingConfig().choice_temperature
-        if sampling.order != "confidence" and sampling.choice_temperature != usual:
+        if "choice_temperature" in self.not_taken(sampling):
             raise ValueError(
                 f"choice_temperature {sampling.choice_temperature:g} is noise in the order confidence; order "
                 f"{sampling.order} has none: leave it out"
             )
+        super().check_sampling(sampling)
 
     def sampler(self, config: SamplingConfig, batch_size: int | None = None) -> PassSampler:
         self.check_sampling(config)

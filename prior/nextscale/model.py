@@ -10,8 +10,11 @@ from smalti.prior.nextscale.network import NextScaleTransformer
 class NextScalePrior(NextScaleTransformer):
     """A distribution over the codes of each grid given the class and the coarser grids."""
 
-    order_in_words: ClassVar[str] = "grid after grid, coarse first"
     unheeded: ClassVar[str] = (
         "draws grid after grid, coarse first: what is kept in a finer grid than what is drawn is not heeded in drawing "
         "it"
     )
+
+    @property
+    def order_in_words(self) -> str:
+        return "grid after grid, coarse first"

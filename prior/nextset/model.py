@@ -10,7 +10,12 @@ from smalti.prior.nextset.network import NextSetTransformer
 class NextSetPrior(NextSetTransformer):
     """A distribution over the codes of each set of places given the class and the sets before."""
 
-    order_in_words: ClassVar[str] = "sets of places, each spread over the grid"
     unheeded: ClassVar[str] = (
         "draws set after set of places: what is kept in a later set than what is drawn is not heeded in drawing it"
     )
+
+    @property
+    def order_in_words(self) -> str:
+        a = self.config.architecture
+        assert isinstance(a, NextSetConfig)
+        return f"sets of places, {'each spread over the grid' if a.order == 'halton' else 'from corner to corner'}"
