@@ -42,6 +42,8 @@ class Change(Settings):
     """of the weights, where a run began from given ones"""
     identity: TokenizerIdentity | None = None
     """of the tokenizer that they are of"""
+    losses: tuple[str, ...] | None = None
+    """beside the likelihood, that it was trained with, where its run said so"""
     date: str = Field(default_factory=today)
 
 

@@ -25,7 +25,7 @@ from smalti.tokenizer.criterion.adversarial.features import FeatureDiscriminator
 from smalti.tokenizer.criterion.adversarial.health import LONG, Health
 from smalti.tokenizer.criterion.adversarial.loss import accuracy, adaptive_weight, adversarial_loss, hinge_loss, lecam
 from smalti.tokenizer.criterion.adversarial.patches import PatchDiscriminatorConfig
-from smalti.tokenizer.criterion.criteria import Criteria, open_criteria
+from smalti.tokenizer.criterion.criteria import Criteria, losses_of, open_criteria, remark
 from smalti.tokenizer.criterion.perceptual.features import FeatureDistance, FeatureDistanceConfig, feature_distance
 from smalti.tokenizer.criterion.trunk.base import Place
 from smalti.tokenizer.criterion.trunk.classifier import OwnClassifierConfig
@@ -511,6 +511,17 @@ def test_weights_that_a_training_begins_from_are_what_it_is_held_against(sharp_r
     before = read_metrics(run / "tokenizer/metrics.jsonl")[0]["psnr_pooled"]
     kept = folder.read_json(run / "tokenizer/state/step_00000001/state.json")
     assert kept["info"]["adversary"]["health"]["before"] == before
+
+
+def test_losses_are_remembered_by_what_begins_from_their_weights(sharp_run, finished_run, tmp_path, accelerator):
+    """The remark on bits was lost when the decoder alone was trained further."""
+    train(tokenizer_training(tmp_path / "begun", start_from=str(sharp_run), steps=1), accelerator)
+    train(tokenizer_training(tmp_path / "again", start_from=str(tmp_path / "begun"), steps=1), accelerator)
+    assert losses_of(tmp_path / "again/tokenizer") == ("perceptual features", "adversarial patches")
+    assert "losses beside the likelihood (perceptual features, adversarial patches)" in remark(
+        tmp_path / "again/tokenizer"
+    )
+    assert remark(finished_run / "tokenizer") is None
 
 
 def test_the_model_that_is_saved_knows_nothing_of_them(sharp_run, finished_run):

@@ -13,6 +13,7 @@ from smalti.common.history import START, Change, read_history
 from smalti.common.origin import Origin
 from smalti.common.run_folder import read_metrics
 from smalti.tokenizer.base import TrainedTokenizer
+from smalti.tokenizer.criterion.criteria import losses_of
 from smalti.tokenizer.model import identity_of
 
 WORDS = {  # of the figures of an evaluation
@@ -43,7 +44,8 @@ def change_of(origin: Origin[TrainedTokenizer]) -> Change:
             f"{origin.folder} was replaced after it had been read: a training saves there. The same command begins "
             "again, when that is done or stopped"
         )
-    return origin.change.model_copy(update={"identity": identity})
+    losses = losses_of(origin.folder.parent) if origin.folder.name == "model" else ()  # of a run of ours
+    return origin.change.model_copy(update={"identity": identity, "losses": losses or None})
 
 
 def figures_before(run: Path) -> dict[str, Any] | None:

@@ -96,7 +96,6 @@ from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.layout import Layout
 from smalti.common.parts import in_parts
 from smalti.common.record import code_version
-from smalti.common.run_folder import settings_of
 from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.common.spacing import evenly_spaced
@@ -106,7 +105,6 @@ from smalti.metrics.mmd import mmd_squared
 from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, reachable, usage
-from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.criterion.criteria import remark
 from smalti.tokenizer.criterion.likelihood.levels import above_its_bound
 from smalti.tokenizer.labels import check_labels
@@ -132,7 +130,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
     check_labels(tokenizer.condition, images)
     split = held_out_split(images.splits, c.split)
-    if (told := remark(settings_of(run / "tokenizer", TrainConfig))) is not None:
+    if (told := remark(run / "tokenizer")) is not None:
         accelerator.print(told, file=sys.stderr)
     extractors = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
     plan = evaluation_plan(c, identity.whole, images, split, extractors)

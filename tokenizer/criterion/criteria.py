@@ -23,6 +23,8 @@ from torch import Tensor
 from smalti.common.data.images import ImageSet
 from smalti.common.errors import UserError
 from smalti.common.finite import SkippedSteps
+from smalti.common.history import START, read_history
+from smalti.common.run_folder import settings_of
 from smalti.common.seeds import generator
 from smalti.common.state import State, restoring
 from smalti.tokenizer.base import DecodesByNetwork, Terms, TrainedTokenizer
@@ -151,10 +153,18 @@ class Criteria:
         return trunks if self.adversary is None else trunks | {"adversary": self.adversary.info()}
 
 
-def remark(c: TrainConfig | None) -> str | None:
+def losses_of(run: Path) -> tuple[str, ...]:
+    """Return the criteria that a run's weights were trained with, in its stage's folder, and those it began from."""
+    c = settings_of(run, TrainConfig)
+    criteria = {} if c is None else {"perceptual": c.perceptual, "adversarial": c.adversarial}
+    own = [f"{name} {each.name()}" for name, each in criteria.items() if each.name() != "none"]
+    before = [name for change in read_history(run) if change.setting == START for name in change.losses or ()]
+    return tuple(dict.fromkeys([*before, *own]))
+
+
+def remark(run: Path) -> str | None:
     """Return what a reader of a run's bits and distances should know of these criteria, or None without any."""
-    chosen = [] if c is None else [f"{each.name()}" for each in (c.perceptual, c.adversarial) if each.name() != "none"]
-    if not chosen:
+    if not (chosen := losses_of(run)):
         return None
     return (
         f"trained with losses beside the likelihood ({', '.join(chosen)}): bits are those of the best p(x | z) around "
