@@ -25,6 +25,12 @@ class Claim:
         return judged | {"value": worst, "per_seed": values, "holds": holds}
 
 
+def short(commit: str | None) -> str:
+    """Return twelve digits of a commit, and whether the checkout had changes of its own."""
+    number, dash, dirty = (commit or "none").partition("-")
+    return f"{number[:12]}{dash}{dirty}"
+
+
 def verdict(judged: dict[str, Any]) -> str:
     """Return a line about a judged claim to print."""
     word = "holds" if judged["holds"] else "FAILS"

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.claim import mean_and_spread
+from benchmarks.claim import mean_and_spread, short
 from benchmarks.timing import ROOT, Work, interleaved, once
 from smalti.common.data.pixels import to_uint8
 from smalti.common.folder import read_json, replacing, write_json
@@ -472,7 +472,7 @@ def section(dataset: str, minutes: str, found: Figures) -> str:
     """Return what the page says of a data set in one budget."""
     records = [each["record"] for row in found.values() for cell in row.values() for each in cell.values()]
     dates, commits = ({each[name] for each in records} for name in ("date", "commit"))
-    when = f"Measured {', '.join(sorted(dates))} at {', '.join(sorted(str(each)[:12] for each in commits))}"
+    when = f"Measured {', '.join(sorted(dates))} at {', '.join(sorted(short(each) for each in commits))}"
     head = f"### {dataset}, CPU minutes a stage: {minutes}\n\n{when}, on {records[-1]['machine']['cpu']}."
     return f"{head}\n\n{board(found)}\n\n{table(found)}"
 
