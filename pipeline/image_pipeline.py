@@ -35,7 +35,7 @@ from smalti.common.progress import passing_bar
 from smalti.common.seeds import seed_for, uniforms
 from smalti.pipeline import diffusers_options
 from smalti.pipeline.diffusers_options import OutputType, check_output_type, of_type
-from smalti.pipeline.generation_config import Chosen, GenerationConfig
+from smalti.pipeline.generation_config import Chosen, GenerationConfig, carried
 from smalti.pipeline.mask import drawn_over, fill_unknown, known_places, read_mask
 from smalti.prior.base import Completes, Prior, Sampler, Scores, Unfolding, Unfolds
 from smalti.prior.config import ArchitectureConfig, PriorConfig
@@ -259,7 +259,10 @@ class ImagePipeline(Pretrained):
                 )
         settings = GenerationConfig.read(folder.inside(path, "generation_config.json"))
         tokenizer, prior = (folder.inside(path, part) for part in PARTS)
-        return cls.from_models(tokenizer, prior, settings.sampling, settings.chosen)
+        pipeline = cls.from_models(tokenizer, prior, settings.sampling, settings.chosen)
+        kept = settings.sampling  # old files have the settings of all kinds of priors
+        pipeline.sampling, _ = carried(kept, kept, pipeline.prior)
+        return pipeline
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write both models, `model_index.json` and `generation_config.json` into a folder; other files in it stay."""
@@ -276,7 +279,8 @@ class ImagePipeline(Pretrained):
             }
             folder.write_json(aside / "model_index.json", index)
             chosen = {} if self.chosen is None else {"chosen": self.chosen.model_dump(mode="json")}
-            folder.write_json(aside / "generation_config.json", self.sampling.model_dump(mode="json") | chosen)
+            kept = self.sampling.model_dump(mode="json", include=set(self.prior.takes))
+            folder.write_json(aside / "generation_config.json", kept | chosen)
 
     # ------------------------------------------------------------------------------------------------------ the device
 
