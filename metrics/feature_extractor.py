@@ -11,7 +11,8 @@ import difflib
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -56,12 +57,12 @@ def rgb_pixels(images: Tensor) -> Tensor:
     return to_pixels(rgb(images))
 
 
-def imagenet(images: Tensor) -> Tensor:
-    """Return images as RGB of 224 x 224, bicubic, normalised as networks trained on ImageNet expect."""
+def imagenet(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """Return images as RGB of 224 x 224, bicubic, normalised as most networks trained on ImageNet expect."""
     size = (IMAGENET_SIDE, IMAGENET_SIDE)
     pixels = F.interpolate(rgb(images) / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
-    mean, std = (pixels.new_tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels - mean) / std
+    centre, scale = (pixels.new_tensor(value).view(3, 1, 1) for value in (mean, std))
+    return (pixels - centre) / scale
 
 
 class Features:
@@ -277,31 +278,53 @@ def _torchvision(config: FeaturesConfig, device: torch.device | str) -> Features
     return Features(network, config.name, imagenet, device, config.batch_size)
 
 
-def _timm(config: FeaturesConfig, device: torch.device | str) -> Features:
+def timm_network(name: str, weights: str | None) -> nn.Module:
+    """Return a network of timm without its head, its weights from a file, or by default those that timm publishes.
+
+    Raises:
+        UserError: timm is missing, has no such network or reaches no weights, or the file does not fit.
+    """
     try:
         import timm
     except ImportError:
-        raise UserError("features of kind timm need it; pip install timm") from None
-    assert config.name is not None  # its settings ask for it
-    if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name, timm.list_models(), 1)
-        raise UserError(f"timm has no model {config.name!r}{f'; did you mean {near[0]}?' if near else ''}")
+        raise UserError("networks of timm need it; pip install timm") from None
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 1)
+        raise UserError(f"timm has no model {name!r}{f'; did you mean {near[0]}?' if near else ''}")
     try:
         with torch.random.fork_rng(devices=[]):
-            network = timm.create_model(config.name, pretrained=config.weights is None, num_classes=0)
+            network: nn.Module = timm.create_model(name, pretrained=weights is None, num_classes=0)
     except (OSError, RuntimeError) as error:
         pass_on(error)
         raise UserError(
-            f"timm has or reaches no weights of {config.name} ({_first_line(error)}); "
+            f"timm has or reaches no weights of {name} ({_first_line(error)}); "
             "fetch its model.safetensors elsewhere and give its path as weights"
         ) from None
-    if config.weights:
-        heads = network.pretrained_cfg.get("classifier") or ()
-        weights = read_weights(Path(config.weights))
+    if weights:
+        heads = timm_facts(network).get("classifier") or ()
+        found = read_weights(Path(weights))
         for head in (heads,) if isinstance(heads, str) else heads:
-            weights = _without(weights, head)
-        _fill(network, weights, Path(config.weights))
-    return Features(network, config.name, imagenet, device, config.batch_size)
+            found = _without(found, head)
+        _fill(network, found, Path(weights))
+    return network
+
+
+def timm_facts(network: nn.Module) -> Mapping[str, Any]:
+    """Return what timm says of a network's weights: `mean` and `std` of the pixels that they expect, `classifier`."""
+    facts: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]  # of every network of timm
+    return facts
+
+
+def _timm(config: FeaturesConfig, device: torch.device | str) -> Features:
+    assert config.name is not None  # its settings ask for it
+    network = timm_network(config.name, config.weights)
+    facts = timm_facts(network)
+    if (facts["mean"], facts["std"]) == (IMAGENET_MEAN, IMAGENET_STD):
+        return Features(network, config.name, imagenet, device, config.batch_size)
+    prepare = partial(imagenet, mean=facts["mean"], std=facts["std"])
+    said = f"{config.name} normalised by {facts['mean']} and {facts['std']}"
+    identity = identity_of(said, imagenet, network.state_dict())
+    return Features(network, config.name, prepare, device, config.batch_size, identity)
 
 
 class _Stranger(nn.Module):

@@ -376,7 +376,7 @@ def test_a_download_that_was_cut_short_is_not_used(offline, tmp_path):
             "torch_fidelity.feature_extractor_inceptionv3",
             r"need torch-fidelity; pip install torch-fidelity",
         ),
-        ("timm", "timm", "need it; pip install timm"),
+        ("timm", "timm", "networks of timm need it; pip install timm"),
     ],
 )
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch, kind, module, message):

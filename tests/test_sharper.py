@@ -27,10 +27,11 @@ from smalti.tokenizer.criterion.adversarial.loss import accuracy, adaptive_weigh
 from smalti.tokenizer.criterion.adversarial.patches import PatchDiscriminatorConfig
 from smalti.tokenizer.criterion.criteria import Criteria, losses_of, open_criteria, remark
 from smalti.tokenizer.criterion.perceptual.features import FeatureDistance, FeatureDistanceConfig, feature_distance
-from smalti.tokenizer.criterion.trunk.base import Place
+from smalti.tokenizer.criterion.trunk.base import Place, enlarged, rgb_of
 from smalti.tokenizer.criterion.trunk.classifier import OwnClassifierConfig
+from smalti.tokenizer.criterion.trunk.config import TimmConfig, TorchvisionConfig
+from smalti.tokenizer.criterion.trunk.named_network import is_map
 from smalti.tokenizer.criterion.trunk.torchscript import TorchScriptConfig
-from smalti.tokenizer.criterion.trunk.torchvision import TorchvisionConfig, is_map
 from smalti.tokenizer.labelled import rotated
 from smalti.tokenizer.model import build_tokenizer
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
@@ -367,6 +368,25 @@ def test_a_torchvision_trunk_gives_the_last_map_of_each_size_and_reads_its_weigh
     with pytest.raises(UserError, match="there is no file of weights"):
         missing = config.model_copy(update={"path": str(tmp_path / "nowhere.pth")})
         missing.builds.open(missing, place, None)
+
+
+@pytest.mark.parametrize(("network", "mean", "levels"), [("resnet10t", 0.485, 5), ("tf_efficientnet_lite0", 0.5, 5)])
+def test_a_timm_trunk_is_shown_pixels_as_its_weights_expect(network, mean, levels, tmp_path, place):
+    """Its maps are those after the last norm of each size, whatever activation timm folds into the norm."""
+    import timm
+
+    torch.manual_seed(0)
+    theirs = timm.create_model(network).eval()
+    save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
+    config = TimmConfig(network=network, path=str(tmp_path / "weights.safetensors"))
+    trunk = config.builds.open(config, place, None)
+    trunk.check(place)
+    found = trunk(IMAGES)
+    assert len(found) == levels and found[0].shape[2] == 32
+    assert trunk.mean[0] == mean
+    shown = (enlarged(rgb_of(IMAGES), 64) + 1) / 2
+    normed = (shown - torch.tensor(trunk.mean).view(3, 1, 1)) / torch.tensor(trunk.std).view(3, 1, 1)
+    torch.testing.assert_close(found[-1], theirs.forward_features(normed), rtol=1e-4, atol=1e-4)
 
 
 def test_outputs_with_the_channels_last_are_no_feature_maps(tmp_path, place):

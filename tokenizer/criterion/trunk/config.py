@@ -35,22 +35,37 @@ class TorchScriptConfig(TrunkConfig):
     kind: Literal["torchscript"] = "torchscript"
     """a network from a TorchScript file, which gives feature maps"""
     path: str
-    """the file that torch.jit.save wrote, or of torchvision's weights: a state dict, .safetensors or .pth"""
+    """the file that torch.jit.save wrote"""
     channels: Literal["rgb", "data"] = "rgb"
     """what it is shown: RGB whatever the images are, or the channels of the data"""
     least_side: int = Field(1, ge=1, le=2**12)
     """pixels; images whose shorter side has fewer are enlarged to it before the trunk sees them"""
 
 
+class NamedNetworkConfig(TrunkConfig):
+    """A network of a library."""
+
+    kind: str  # declared here to stand before the others, where a config is written
+    """which library's"""
+    network: str
+    """which network, `vgg16` for example"""
+    path: str
+    """the file of its weights: a state dict, .safetensors or .pth"""
+    least_side: int = Field(64, ge=1, le=2**12)
+    """pixels; images whose shorter side has fewer are enlarged to it before the trunk sees them"""
+
+
 @declared("smalti.tokenizer.criterion.trunk.torchvision")
-class TorchvisionConfig(TrunkConfig):
+class TorchvisionConfig(NamedNetworkConfig):
     """A network of torchvision."""
 
     kind: Literal["torchvision"] = "torchvision"
     """a network of torchvision by name, its weights from a file"""
-    network: str
-    """which network, `vgg16` for example"""
-    path: str
-    """the file that torch.jit.save wrote, or of torchvision's weights: a state dict, .safetensors or .pth"""
-    least_side: int = Field(64, ge=1, le=2**12)
-    """pixels; images whose shorter side has fewer are enlarged to it before the trunk sees them"""
+
+
+@declared("smalti.tokenizer.criterion.trunk.timm")
+class TimmConfig(NamedNetworkConfig):
+    """A network of timm."""
+
+    kind: Literal["timm"] = "timm"
+    """a network of timm by name, its weights from a file"""
