@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+from pydantic_core import CoreSchema, PydanticKnownError, PydanticUndefined, core_schema
 
 from smalti.common.commands import READ_BY, typed
 from smalti.common.ends import pass_on
@@ -325,7 +325,10 @@ def _explain(cls: type[Settings], error: ValidationError, settings: Mapping[str,
     if first["type"] == "extra_forbidden":
         known = [name for name, _ in leaves(cls)]
         if any(name == key or name.startswith(f"{key}.") for name in known):
-            return f"{source}: {key} is a setting of another kind than {_kind_at(cls, settings, path[:-1])}"
+            other = f"{source}: {key} is a setting of another kind than {_kind_at(cls, settings, path[:-1])}"
+            table = ".".join(path[:-1])
+            having = sorted(_kinds_with(cls, path)) if len(path) > 1 else []
+            return f"{other}; {table}.kind {' or '.join(having)} has it" if having else other
         last = key.rpartition(".")[2]
         near = difflib.get_close_matches(key, known, 1) or [k for k in known if k.rpartition(".")[2] == last][:1]
         hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(cls.model_fields)}"
@@ -392,6 +395,14 @@ def _kind_at(cls: type[Settings], settings: Mapping[str, Any], path: list[str]) 
     return members[0].name() if members and issubclass(members[0], Kind) else ".".join(path)
 
 
+def _kinds_with(cls: type[Settings], path: list[str]) -> set[str]:
+    """Return the kinds of the table around a setting that have it."""
+    members: list[type[Settings]] = [cls]
+    for part in path[:-1]:
+        members = [n for m in members if part in m.model_fields for n in _nested(m.model_fields[part].annotation)]
+    return {m.name() for m in _kinds(members) if path[-1] in m.model_fields}
+
+
 def _nested(annotation: Any) -> list[type[Settings]]:
     """Return the settings classes a field may hold: none for a plain value, several for a table with a `kind`."""
     if isinstance(annotation, type) and issubclass(annotation, Kind):
@@ -453,15 +464,25 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
             yield prefix + name, field
         # Once for each kind: tables lie in tables, and looking through them for each setting takes seconds.
         of_member = {member: dict(leaves(member, f"{prefix}{name}.")) for member in nested}
+        if not field.is_required():
+            usual = field.get_default(call_default_factory=True)
+            if type(usual) in of_member:  # its own values, where they are not those of its class
+                of_member[type(usual)] = _defaulting(of_member[type(usual)], usual, f"{prefix}{name}.")
         found: dict[str, FieldInfo] = {}
         for settings in of_member.values():
             found |= {key: leaf for key, leaf in settings.items() if key not in found}
         if len(nested) > 1:  # the kinds there are to choose from, and which of them have a setting
             for key, leaf in found.items():
-                having = [m.name() for m in _kinds(nested) if key in of_member[m]]
+                having = [m for m in _kinds(nested) if key in of_member[m]]
                 if len(having) < len(nested):
                     found[key] = copy.copy(leaf)
-                    found[key].description = f"({', '.join(having)}) {leaf.description}"
+                    found[key].description = f"({', '.join(m.name() for m in having)}) {leaf.description}"
+                by_kind = {m.name(): _default_of(of_member[m][key]) for m in having}
+                if key != f"{prefix}{name}.kind" and len({*by_kind.values()}) > 1:
+                    found[key] = copy.copy(found[key])
+                    shown = ", ".join(f"{kind} {default}" for kind, default in by_kind.items())
+                    found[key].description = f"{found[key].description} (default: {shown})"
+                    found[key].default, found[key].default_factory = PydanticUndefined, None
             chosen = copy.copy(found[f"{prefix}{name}.kind"])
             names = tuple(m.name() for m in _kinds(nested))
             chosen.annotation = Literal[names]  # type: ignore[assignment]  # pydantic reads what no checker can: made here
@@ -470,6 +491,24 @@ def leaves(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldIn
             )
             found[f"{prefix}{name}.kind"] = chosen
         yield from found.items()
+
+
+def _defaulting(below: Mapping[str, FieldInfo], usual: Settings, prefix: str) -> dict[str, FieldInfo]:
+    """Return the settings of a table with the defaults that they have in `usual`."""
+    found = dict(below)
+    for key, leaf in below.items():
+        value: Any = usual
+        for part in key.removeprefix(prefix).split("."):
+            value = getattr(value, part, PydanticUndefined)
+        if value is not PydanticUndefined and value != leaf.get_default(call_default_factory=True):
+            found[key] = copy.copy(leaf)
+            found[key].default, found[key].default_factory = value, None
+    return found
+
+
+def _default_of(field: FieldInfo) -> str:
+    """Return a setting's default as `--help` shows it; "none" where it must be given."""
+    return "none" if field.is_required() else _show(field.get_default(call_default_factory=True))
 
 
 # ------------------------------------------------------------------------------------------------- the command line

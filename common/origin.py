@@ -125,23 +125,23 @@ def _with_model(c: S, theirs: Settings) -> S:
         UserError: the two do not go together.
     """
     model: Settings = c.model  # type: ignore[attr-defined]  # of both trainings
-    settings = c.model_dump(mode="json") | {"model": _over(theirs.model_dump(mode="json"), _given(model))}
+    settings = c.model_dump(mode="json") | {"model": laid_over(theirs.model_dump(mode="json"), given_of(model))}
     return build(type(c), settings, "start_from with the settings given")
 
 
-def _given(settings: Settings) -> dict[str, Any]:
+def given_of(settings: Settings) -> dict[str, Any]:
     """Return the settings that were given, without defaults."""
     values = {name: getattr(settings, name) for name in settings.model_fields_set}
     dumped = settings.model_dump(mode="json")
-    return {name: _given(value) if isinstance(value, Settings) else dumped[name] for name, value in values.items()}
+    return {name: given_of(value) if isinstance(value, Settings) else dumped[name] for name, value in values.items()}
 
 
-def _over(theirs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(theirs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return `theirs` overridden by what is given; another kind keeps nothing of theirs."""
     if "kind" in given and given["kind"] != theirs.get("kind"):
         return dict(given)
     both = [k for k, v in given.items() if isinstance(v, Mapping) and isinstance(theirs.get(k), Mapping)]
-    return {**theirs, **given, **{k: _over(theirs[k], given[k]) for k in both}}
+    return {**theirs, **given, **{k: laid_over(theirs[k], given[k]) for k in both}}
 
 
 # ---------------------------------------------------------------------------------------------------------- its weights

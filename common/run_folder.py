@@ -83,6 +83,11 @@ def check_run(folder: Path, settings: S, leeway: Leeway) -> Reopened[S]:
         _refuse(folder, before, now, fixed, refused)
     if leeway.length in differ:
         _check_length(folder, leeway.length, before, now)
+    elif tuned and leeway.length is not None and (state.last_step(folder) or 0) >= before[leeway.length]:
+        raise UserError(
+            f"all {before[leeway.length]} {leeway.length} of {folder} are done, and {', '.join(sorted(tuned))} would "
+            f"change nothing: give more {leeway.length} too, or leave the change away"
+        )
     ordered = sorted(differ, key=lambda k: (k != leeway.length, k))
     return Reopened(found, tuple(Change(setting=k, before=before[k], after=now[k]) for k in ordered))
 

@@ -17,6 +17,7 @@ from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
 from smalti.common.history import read_history
 from smalti.common.identity import codes_sha256, only_decodes
+from smalti.common.origin import read_origin
 from smalti.common.run_folder import read_metrics
 from smalti.pipeline.evaluation.bench import Settings as PipelineSettings
 from smalti.pipeline.evaluation.bench import open_bench
@@ -36,7 +37,8 @@ from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.model import build_tokenizer, identity_of, load_tokenizer
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
-from smalti.tokenizer.train import share_averaged, train
+from smalti.tokenizer.origin_images import with_images
+from smalti.tokenizer.train import load_trained, share_averaged, train, trained_kinds
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vqgan.config import VQGANConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
@@ -145,6 +147,34 @@ def test_frozen_buffers_are_not_averaged_over_processes():
     tokenizer.quantizer.mean.copy_(torch.linspace(0.1, 1.1, before.numel()).view_as(before))
     share_averaged(tokenizer, OfThree())
     torch.testing.assert_close(tokenizer.quantizer.mean, torch.linspace(0.1, 1.1, before.numel()).view_as(before))
+
+
+def test_images_and_their_split_are_those_of_the_run_that_it_begins_from(accelerator, tmp_path, capsys):
+    """Without a config the defaults counted: images that were held out for codes and prior became training images."""
+    first = training(tmp_path / "first", given_weights(tmp_path / "given", FAMILIES["vq"]), train="all", steps=1)
+    images = ImagesConfig(validation_share=0.2, shift=1)
+    train(first.model_copy(update={"images": images, "start_from": None, "model": FAMILIES["vq"]}), accelerator)
+    for _ in range(2):  # and where it goes on
+        train(training(tmp_path / "second", tmp_path / "first", steps=1), accelerator)
+    kept = config.read_yaml(tmp_path / "second/tokenizer/config.yaml")["images"]
+    assert (kept["validation_share"], kept["shift"]) == (0.2, 1)
+    splits = [folder.read_json(tmp_path / run / "tokenizer/images.json")["splits"] for run in ("first", "second")]
+    assert splits[0] == splits[1] and ", split as in " in capsys.readouterr().out
+    origin = read_origin(str(tmp_path / "first"), trained_kinds(), load_trained, "tokenizer")
+    given = training(tmp_path / "third", tmp_path / "first", images=ImagesConfig(validation_share=0.3))
+    begun = with_images(given, {"validation_share": 0.3}, tmp_path / "third/tokenizer", origin).settings.images
+    assert (begun.validation_share, begun.shift) == (0.3, 1), "what is given stands"
+    other = given.model_copy(update={"images": ImagesConfig(source="elsewhere")})
+    told = with_images(other, {"source": "elsewhere"}, tmp_path / "third/tokenizer", origin)
+    assert told.settings == other, "other images have their own"
+
+
+def test_no_codebook_is_fitted_anew_from_given_weights(accelerator, tmp_path):
+    """Of batches that give a code too few vectors all codes were, at four fifths of the steps."""
+    there = given_weights(tmp_path / "given", FAMILIES["vq"])
+    c = training(tmp_path / "new", there, train="all", batch_size=1, lr=1e-12, revive_below=0.0, steps=5)
+    before, after = load_tokenizer(there), load_tokenizer(train(c, accelerator))
+    torch.testing.assert_close(before.quantizer.codebook, after.quantizer.codebook)
 
 
 def test_settings_of_what_is_frozen_are_refused():

@@ -419,6 +419,21 @@ class Flat(torch.nn.Module):
         return (pixels * 127).round().detach()
 
 
+class Dead(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.relu(pixels - 2)
+
+
+class Summed(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.sum(0, keepdim=True)
+
+
+class Damaged(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels * float("nan")
+
+
 class OfEight(torch.nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels * torch.ones(3, 8, 8)
@@ -426,7 +441,13 @@ class OfEight(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("network", "told"),
-    [(Flat(), "gives no gradient to the images"), (OfEight(), r"does not take images .*least_side")],
+    [
+        (Flat(), "gives no gradient to the images"),
+        (Dead(), "gives no gradient to the images"),
+        (Damaged(), "gives NaN or Inf"),
+        (Summed(), r"feature map \(B, N, h, w\) for each of 2 images, got \(1, 3, 12, 12\)"),
+        (OfEight(), r"does not take images .*least_side"),
+    ],
 )
 def test_a_trunk_that_could_not_be_trained_by_is_refused_before_the_first_step(network, told, place, tmp_path):
     path = tmp_path / "trunk.pt"

@@ -25,7 +25,7 @@ if __package__ in (None, ""):
 
 from smalti.common import config
 from smalti.common.command_line import answer_at_once, is_command
-from smalti.tokenizer.vqgan.config import ConvertConfig
+from smalti.tokenizer.vqgan.config import ConvertConfig, VQGANConfig
 
 
 def read_settings(argv: Sequence[str]) -> ConvertConfig:
@@ -59,6 +59,7 @@ from smalti.tokenizer.vqgan.published import read_published
 
 LEEWAY = Leeway(free={"run", "encode.views", "encode.batch_size", "encode.shard_size", "batch_size"})
 SHOWN = 12  # images of the picture
+MEMORY, ALIVE = 2**32, 16  # bytes of a batch; tensors of the first level's size that are alive at once, about
 
 
 class Reconstructions(NamedTuple):
@@ -83,6 +84,9 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
     tell_of_images(images, accelerator)
     enter_run(run, c, 0, reopened, accelerator)
     write_record(images, c.images.source, run, accelerator)
+    H, W = model.image_size
+    said = "" if c.image_size else ", since no --image_size was given"
+    accelerator.print(f"images of {H}x{W} pixels become {model.layout}{said}")
     found = reconstruct_sample(tokenizer.to(accelerator.device), images.splits["train"], c, accelerator)
     tokenizer.fit_likelihood(found.squared_error)
     if accelerator.is_main_process:
@@ -91,11 +95,14 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
         tokenizer.save_pretrained(run / "model")
     accelerator.wait_for_everyone()
     numbers = sum(tensor.numel() for tensor in tokenizer.state_dict().values())
-    accelerator.print(
-        f"{c.kind}: {numbers:,} numbers; {model.image_size[0]}x{model.image_size[1]} images become "
-        f"{model.layout}; {found.number} train images: {found.psnr:.2f} dB pooled"
-    )
+    accelerator.print(f"{c.kind}: {numbers:,} numbers; {found.number} train images: {found.psnr:.2f} dB pooled")
     return run / "model"
+
+
+def images_at_once(config: VQGANConfig) -> int:
+    """Return how many images fit into `MEMORY` with what is alive of them at the finest level of the networks."""
+    H, W = config.image_size
+    return max(1, MEMORY // (4 * ALIVE * config.first_channels * H * W))
 
 
 @torch.no_grad()
@@ -108,7 +115,7 @@ def reconstruct_sample(
     shown: list[Tensor] = []
     decoded: list[Tensor] = []
     bar = progress_bar(accelerator, len(chosen), "reconstruct", unit="image")
-    for some in share_of(len(chosen), c.batch_size, accelerator):
+    for some in share_of(len(chosen), min(c.batch_size, images_at_once(tokenizer.config)), accelerator):
         images = split.read(chosen[some]).images.to(accelerator.device)
         pixels = to_float(images)
         output = tokenizer.output(tokenizer.encode(pixels))

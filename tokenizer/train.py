@@ -61,7 +61,7 @@ from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.folder import kind_of
 from smalti.common.history import rows_dealt
 from smalti.common.launch import make_accelerator, run_command
-from smalti.common.origin import Origin, begin_from, differences_of, settings_and_origin
+from smalti.common.origin import Origin, begin_from, differences_of, given_of, settings_and_origin
 from smalti.common.plots import save_curves, save_picture
 from smalti.common.row_order import RowOrder, Share, batches
 from smalti.common.run_folder import Leeway, Means, Metrics, check_run, enter_run, read_metrics
@@ -78,6 +78,7 @@ from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedCo
 from smalti.tokenizer.criterion.criteria import FIGURES, Criteria, open_criteria
 from smalti.tokenizer.decoder_training import DecoderTraining, freeze_encoder
 from smalti.tokenizer.model import build_tokenizer, load_folder
+from smalti.tokenizer.origin_images import with_images
 from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
 
 LEEWAY = Leeway(
@@ -162,7 +163,11 @@ class TokenizerTraining(NamedTuple):
 def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     """Train the tokenizer from its beginning or its last state, and return the folder of the model."""
     run = Path(c.run) / "tokenizer"
+    of_images = given_of(c.images)
     c, origin = settings_and_origin(c, run, trained_kinds(), load_trained, lambda model: model.config, instead())
+    c, told = with_images(c, of_images, run, origin)
+    if told is not None:
+        accelerator.print(told)
     share = Share(
         batch_size=c.batch_size,
         accumulate=c.accumulate,
@@ -176,6 +181,8 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
     share.check_rows(len(splits["train"]), "training images", "tokenizer")
     share.check_least(c.model.least_images, "the objective compares")
 
+    if c.warmup >= c.steps:
+        accelerator.print(f"warmup {c.warmup} is as long as the training: lr {c.lr:g} is not reached", file=sys.stderr)
     trained, first_step = start(c, images, origin, run, accelerator)
     forward = trained.tokenizer if c.train == "all" else DecoderTraining(trained.tokenizer, c)
     began_from = None if origin is None else change_of(origin)
@@ -331,7 +338,8 @@ def keep_codebook_alive(
     revived = trained.upkeep.step(accelerator, step, revive=step < REVIVE_UNTIL * c.steps)
     trained.ema.update(trained.tokenizer, step)
     again: tuple[Table, ...] = ()
-    if revived and int(REVIVE_UNTIL * c.steps) in steps:
+    fits = c.start_from is None and c.revive_below > 0  # given vectors are moved where a code is dead, and not all anew
+    if fits and revived and int(REVIVE_UNTIL * c.steps) in steps:
         again = trained.tokenizer.refit(split, c, accelerator)
         for table in again:
             trained.upkeep.restart(table)
@@ -442,7 +450,10 @@ def main(argv: Sequence[str]) -> None:
     named = any(word.endswith((".yaml", ".yml")) for word in argv)
     if accelerator.is_main_process and (named or c.start_from is None):
         config.remember_folder(c.run, argv, DEFAULT_CONFIG)
-    accelerator.print(f"the tokenizer is in {model}\nnext: {as_typed('tokenizer/encode.py', Path(c.run))}")
+    next_one = as_typed("tokenizer/encode.py", Path(c.run))
+    if c.train == "decoder":  # codes and priors of the tokenizer it began from are valid
+        next_one = f"copy codes/ and prior/ of that run into {c.run}, or {next_one}"
+    accelerator.print(f"the tokenizer is in {model}\nnext: {next_one}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ class VQGANAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        q, k, v = (rearrange(layer(y), "b c h w -> b 1 (h w) c") for layer in (self.query, self.key, self.value))
+        # of contiguous rows: of views the CPU computes all (hw)² scores at once
+        q, k, v = (
+            rearrange(layer(y), "b c h w -> b 1 (h w) c").contiguous() for layer in (self.query, self.key, self.value)
+        )
         y = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(rearrange(y, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 

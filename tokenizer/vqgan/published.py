@@ -297,7 +297,8 @@ def read_checkpoint(path: Path, kind: Publisher) -> dict[str, Tensor]:
             tensors.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        wanted = "a folder, and a file is wanted: .safetensors, .pt, .ckpt or .bin"
+        raise UserError(f"the checkpoint {path} is {wanted if path.is_dir() else 'not there'}")
     if path.suffix == ".safetensors":
         try:
             found: Any = read_tensors(path)

@@ -17,6 +17,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet
 from smalti.common.ends import pass_on
 from smalti.common.errors import UserError
+from smalti.common.seeds import generator
 from smalti.tokenizer.criterion.trunk.config import TrunkConfig
 
 
@@ -36,6 +37,7 @@ class Trunk(nn.Module, ABC):
 
     config_class: ClassVar[type[TrunkConfig]]
     title: str  # what it is, in words
+    remedy: str = "a larger least_side shows them enlarged"  # where it does not take the images
     identity: str  # SHA-256 of what its features depend on
 
     @classmethod
@@ -50,23 +52,31 @@ class Trunk(nn.Module, ABC):
         """
 
     def check(self, place: Place) -> None:
-        """Raise `UserError` where images of the training do not pass it, or get no gradient from it."""
-        blank = torch.zeros(1, place.channels, *place.image_size, device=place.accelerator.device, requires_grad=True)
+        """Raise `UserError` where images of the training do not pass it one by one, or get no gradient from it."""
+        noise = torch.rand(2, place.channels, *place.image_size, generator=generator(0)) * 2 - 1
+        pixels = noise.to(place.accelerator.device).requires_grad_()
         try:
-            levels = self(blank)
+            levels = self(pixels)
         except UserError:
             raise
         except (RuntimeError, ValueError, AssertionError) as error:
             pass_on(error)  # out of memory, for example
             told = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
             raise UserError(
-                f"{self.title} does not take images {tuple(blank.shape[1:])}: {told}; a larger least_side "
-                "shows them enlarged"
+                f"{self.title} does not take images {tuple(pixels.shape[1:])}: {told}; {self.remedy}"
             ) from None
-        if not all(level.requires_grad for level in levels):
+        if any(len(level) != len(pixels) for level in levels):
             raise UserError(
-                f"{self.title} gives no gradient to the images: something in it rounds them, or computes without "
-                "gradients; save it without that"
+                f"{self.title} must give a feature map (B, N, h, w) for each of {len(pixels)} images, got "
+                f"{', '.join(str(tuple(level.shape)) for level in levels)}"
+            )
+        if not all(level.isfinite().all() for level in levels):
+            raise UserError(f"{self.title} gives NaN or Inf for noise in [-1, 1]: its weights are damaged")
+        moving = [level.square().sum() for level in levels if level.requires_grad]
+        if not moving or not torch.autograd.grad(torch.stack(moving).sum(), pixels)[0].count_nonzero():
+            raise UserError(
+                f"{self.title} gives no gradient to the images: something in it rounds them, computes without "
+                "gradients, or gives the same for every image"
             )
 
     @abstractmethod

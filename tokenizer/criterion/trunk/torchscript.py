@@ -25,6 +25,8 @@ class TorchScript(Trunk):
         super().__init__()
         self.config, self.network, self.identity = config, network, identity
         self.title = f"the network of {config.path}"
+        other = "data" if config.channels == "rgb" else "rgb"
+        self.remedy = f"it is shown {config.channels}: channels {other} shows it the other, least_side larger images"
 
     @classmethod
     def open(cls, config: TrunkConfig, place: Place, kept: Mapping[str, Tensor] | None) -> Self:
