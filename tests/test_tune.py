@@ -27,9 +27,10 @@ from smalti.pipeline.tune import (
 )
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.model import build_prior, load_prior
-from smalti.prior.sampling_config import SamplingConfig
+from smalti.prior.sampling_config import CODE_SETTINGS, SamplingConfig
 from smalti.prior.transformer.model import TransformerPrior
 
+DRAWN_BY = {*CODE_SETTINGS, "precision"}  # the settings that a Transformer draws by
 ONE_EACH = {"guidance": (1.0, 2.0), "temperature": (0.5, 1.0), "top_p": (), "min_p": ()}
 
 
@@ -197,7 +198,7 @@ def test_a_protocol_stands_only_beside_the_settings_it_chose(run, accelerator, t
     assert "chosen" in kept(run)
     (tmp_path / "g.yaml").write_text("temperature: 0.7\nnum_images: 1\n")
     generate([str(run), "--config", str(tmp_path / "g.yaml"), "--output", str(tmp_path / "b")])
-    assert kept(run) == {**tuned.sampling.model_dump(), "temperature": 0.7}
+    assert kept(run) == {**tuned.sampling.model_dump(include=DRAWN_BY), "temperature": 0.7}
     assert beginning(run).temperature == 0.7
 
 
@@ -205,7 +206,7 @@ def test_a_protocol_goes_with_the_weights_it_was_found_with(run, accelerator):
     tuned = tune(settings(run), accelerator)
     TransformerPrior(load_prior(run / "prior/model").config).save_pretrained(run / "prior/model")
     generate([str(run), "--num-images", "1"])
-    assert kept(run) == tuned.sampling.model_dump()
+    assert kept(run) == tuned.sampling.model_dump(include=DRAWN_BY)
 
 
 def test_a_pipeline_keeps_its_protocol_wherever_it_is_saved(run, accelerator, tmp_path):
