@@ -99,7 +99,7 @@ def assemble_pipeline(c: Settings, given: SamplingConfig | None, accelerator: Ac
     run = run_named(c.run)
     if (run / "model_index.json").exists():
         pipeline = ImagePipeline.from_pretrained(run)
-        c, _ = carried(c, pipeline.sampling, pipeline.prior)
+        c, _ = carried(c, _saved_sampling(run) or SamplingConfig(), pipeline.prior)
         pipeline.check_sampling(**_sampling(c))
         return Assembled(pipeline, c)
     path, saved = run / "pipeline", _saved_sampling(run) or SamplingConfig()
