@@ -170,7 +170,7 @@ def test_images_and_their_split_are_those_of_the_run_that_it_begins_from(acceler
 
 
 def test_no_codebook_is_fitted_anew_from_given_weights(accelerator, tmp_path):
-    """Of batches that give a code too few vectors all codes were, at four fifths of the steps."""
+    """With batches that have too few vectors for the codes, every code was moved at four fifths of the steps."""
     there = given_weights(tmp_path / "given", FAMILIES["vq"])
     c = training(tmp_path / "new", there, train="all", batch_size=1, lr=1e-12, revive_below=0.0, steps=5)
     before, after = load_tokenizer(there), load_tokenizer(train(c, accelerator))

@@ -461,7 +461,7 @@ def test_a_trunk_that_could_not_be_trained_by_is_refused_before_the_first_step(n
     "shares", [{"start": 0.5, "warmup": 0.45, "ramp": 0.2}, {"start": 0.9, "warmup": 0.0, "ramp": 0.0}]
 )
 def test_shares_that_leave_no_whole_step_in_which_it_counts_are_refused(shares):
-    """Of ten steps; each share alone leaves some."""
+    """The shares sum to less than 1, and the last of nine steps still lies before the first in which it counts."""
     config = PatchDiscriminatorConfig(**shares)
     TrainConfig(steps=1000, adversarial=config)
     with pytest.raises(ValueError, match="would count in none of 9 steps"):
@@ -523,7 +523,7 @@ def test_two_processes_train_both_models_as_one_does(sharp_run):
 
 
 def test_an_evaluation_is_of_weights_before_it_counted_until_a_step_was_taken_with_it(place, trunk):
-    """Of six steps it counts from the fourth on, which the evaluation after three has not seen."""
+    """The discriminator counts from the fourth of six steps on, which the evaluation after three has not seen."""
     config = PATCHES.model_copy(update={"start": 0.5, "warmup": 0.0, "ramp": 0.0})
     criteria = Criteria(build_tokenizer(MODELS["vqvae"]), place.accelerator, None, adversary_of(config, place, trunk))
     for step, psnr, before in ((3, 20.0, 20.0), (4, 19.5, 20.0)):

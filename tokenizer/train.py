@@ -19,7 +19,7 @@ FOLDER begins from given weights, all of which are trained, or with --train deco
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +46,7 @@ if is_command(__name__):  # --help and a wrong setting are answered before torch
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from smalti.common import state
 from smalti.common.commands import as_typed
@@ -207,18 +207,7 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
                 group["lr"] = lr * group["pace"]
             trained.tokenizer.anneal(step / c.steps)
 
-            parts = []
-            for micro in range(c.accumulate):
-                batch = next(reader)
-                pixels, labels = prepare_images(batch, c, accelerator), batch.labels.to(accelerator.device)
-                with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-                    terms: Terms = model(pixels, labels)
-                    loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.losses.items()]).sum()
-                    loss, sharper = trained.criteria.add(loss, terms, pixels, batch.rows, step)
-                    accelerator.backward(loss / c.accumulate)
-                trained.upkeep.observe(terms.quantized)
-                logged = {"loss": loss, **terms.losses, **sharper, **terms.watched}
-                parts.append(MicroBatch("the encoder's output", terms.latents, logged, batch.rows))
+            parts = add_gradients(trained, model, reader, weights, step, c, accelerator)
             missed = trained.skipped.in_a_row
             if trained.skipped.clip(step + 1, model, c.clip, parts):
                 trained.optimizer.step()
@@ -249,6 +238,36 @@ def train(c: TrainConfig, accelerator: Accelerator) -> Path:
             accelerator.print(line)
     accelerator.wait_for_everyone()
     return run / "model"
+
+
+def add_gradients(
+    trained: TokenizerTraining,
+    model: nn.Module,
+    reader: Iterator[ImageBatch],
+    weights: Mapping[str, float],
+    step: int,
+    c: TrainConfig,
+    accelerator: Accelerator,
+) -> list[MicroBatch]:
+    """Add the gradients of a step's micro-batches, and return what each of them gave.
+
+    Args:
+        model: the tokenizer as Accelerate prepared it.
+        weights: of the terms of the loss, by name; 1 where there is none.
+    """
+    parts = []
+    for micro in range(c.accumulate):
+        batch = next(reader)
+        pixels, labels = prepare_images(batch, c, accelerator), batch.labels.to(accelerator.device)
+        with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
+            terms: Terms = model(pixels, labels)
+            loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.losses.items()]).sum()
+            loss, sharper = trained.criteria.add(loss, terms, pixels, batch.rows, step)
+            accelerator.backward(loss / c.accumulate)
+        trained.upkeep.observe(terms.quantized)
+        logged = {"loss": loss, **terms.losses, **sharper, **terms.watched}
+        parts.append(MicroBatch("the encoder's output", terms.latents, logged, batch.rows))
+    return parts
 
 
 def learning_rate(c: TrainConfig, step: int) -> float:
