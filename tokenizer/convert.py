@@ -25,7 +25,7 @@ if __package__ in (None, ""):
 
 from smalti.common import config
 from smalti.common.command_line import answer_at_once, is_command
-from smalti.tokenizer.vqgan.config import ConvertConfig, VQGANConfig
+from smalti.tokenizer.vqgan.config import ConvertConfig
 
 
 def read_settings(argv: Sequence[str]) -> ConvertConfig:
@@ -59,7 +59,6 @@ from smalti.tokenizer.vqgan.published import read_published
 
 LEEWAY = Leeway(free={"run", "encode.views", "encode.batch_size", "encode.shard_size", "batch_size"})
 SHOWN = 12  # images of the picture
-MEMORY, ALIVE = 2**32, 16  # bytes of a batch; tensors of the first level's size that are alive at once, about
 
 
 class Reconstructions(NamedTuple):
@@ -99,12 +98,6 @@ def convert(c: ConvertConfig, accelerator: Accelerator) -> Path:
     return run / "model"
 
 
-def images_at_once(config: VQGANConfig) -> int:
-    """Return how many images fit into `MEMORY` with what is alive of them at the finest level of the networks."""
-    H, W = config.image_size
-    return max(1, MEMORY // (4 * ALIVE * config.first_channels * H * W))
-
-
 @torch.no_grad()
 def reconstruct_sample(
     tokenizer: VQGANTokenizer, split: ImageSplit, c: ConvertConfig, accelerator: Accelerator
@@ -115,7 +108,7 @@ def reconstruct_sample(
     shown: list[Tensor] = []
     decoded: list[Tensor] = []
     bar = progress_bar(accelerator, len(chosen), "reconstruct", unit="image")
-    for some in share_of(len(chosen), min(c.batch_size, images_at_once(tokenizer.config)), accelerator):
+    for some in share_of(len(chosen), c.batch_size, accelerator):
         images = split.read(chosen[some]).images.to(accelerator.device)
         pixels = to_float(images)
         output = tokenizer.output(tokenizer.encode(pixels))

@@ -129,4 +129,4 @@ class ConvertConfig(Settings):
     fit_images: int = Field(128, ge=1)
     """training images, evenly spaced, by whose reconstructions the scale of the likelihood is fitted"""
     batch_size: int = Field(16, ge=1, le=2**24)
-    """images a process reconstructs at once, fewer where memory asks for it"""
+    """images a process reconstructs at once"""

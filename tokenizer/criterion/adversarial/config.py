@@ -44,7 +44,7 @@ class DiscriminatorConfig(AdversarialConfig):
     """share of the steps over which its weight then rises from 0"""
     lr: float = Field(4e-4, gt=0)
     """peak learning rate of its AdamW (betas 0.5 and 0.9); it follows the same half cosine as the tokenizer's, whose
-    clip and weight_decay are its own too"""
+    clip and weight_decay it shares"""
     lecam: float = Field(0.05, ge=0)
     """weight of LeCam regularisation, which keeps a discriminator of few images from growing sure"""
     augment: tuple[Augmentation, ...] = ("translation", "colour", "cutout")
