@@ -10,6 +10,11 @@ pooled) is of the emoji's test split and of CIFAR-10's, by tokenizer/evaluate.py
 the test split whose codes are those of the tokenizer it began from, all of an image's or none. A row's
 `training_cpu_seconds` are of its command on the emoji, start and evaluations included, on one thread.
 
+A prior (that of configs/cifar10_small, 300 steps) is trained on the emoji's codes, which are the unadapted tokenizer's
+and the adapted decoder's alike, and its 2,000 images are drawn by each decoder: `fd_samples_judge` and
+`fd_samples_wavelets` are their distances to the test images, `fd_judge` and `fd_wavelets` those of reconstructions, on
+the extractors of benchmarks/sharper.py. The judge is a classifier of CIFAR-10's labels, which no loss here has seen.
+
 `fashion_mnist`: the tokenizer and the prior of configs/fashion_mnist, or fewer of their steps by `--fashion_steps`;
 then the decoder alone, `--tuned` steps at lr 1e-3, with codes replaced as `TUNED` says, and the same prior's samples
 again. Fréchet distances are of `--drawn` samples to test images on the features of a classifier of the labels. `more of
@@ -29,13 +34,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from benchmarks.claim import Claim, mean_and_spread, verdict
+from benchmarks.sharper import judge_features, open_judge, wavelet_features
 from benchmarks.timing import ROOT, once
-from smalti.common.data.pixels import to_float
+from smalti.common.data.pixels import from_pil, to_float, to_uint8
 from smalti.common.data.run_images import open_run_images
 from smalti.common.folder import read_json, write_json
 from smalti.common.record import record
+from smalti.metrics.classifier import Classifier
+from smalti.metrics.distances import frechet_distance
+from smalti.pipeline.image_pipeline import ImagePipeline
+from smalti.prior.sampling_config import SamplingConfig
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.vqgan.model import VQGANTokenizer
 from smalti.tokenizer.vqgan.published import checkpoint_places
@@ -53,6 +64,7 @@ VQGAN: Mapping[str, Any] = {
     "model.code_dim": 8,
     "model.normalize": False,
 }
+PRIOR, DRAWN = 300, 2000  # steps of the prior of the emoji's codes, and its images
 TUNED: Mapping[str, Mapping[str, Any]] = {
     "decoder": {"replace_codes": 0},
     "decoder, 0.2 near": {"replace_codes": 0.2, "replace_by": "near"},
@@ -70,6 +82,18 @@ CLAIMS = [
     )
     for source in ("vqvae", "diffusers")
     for row in ("all", "decoder")
+] + [
+    Claim(
+        text=f"decoder of {source}: FD of the old prior's samples on the {extractor} below the unadapted decoder's",
+        relation="more than",
+        threshold=0.0,
+        value=lambda figures, source=source, extractor=extractor: (
+            figures[source]["unadapted"][f"fd_samples_{extractor}"]
+            - figures[source]["decoder"][f"fd_samples_{extractor}"]
+        ),
+    )
+    for source in ("vqvae", "diffusers")
+    for extractor in ("judge", "wavelets")
 ]
 
 
@@ -130,6 +154,7 @@ def write_as_diffusers(model: Path, folder: Path) -> None:
 def measure_emoji(source: str, args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """Return the figures of a tokenizer before and after it was trained on the emoji."""
     given = first_run(source, args.cifar10, args.work, args.first, seed)
+    judge = open_judge(args.cifar10, args.work / ".judge")
     rows = {"unadapted": {"psnr_emoji": psnr(given, args.emoji), "psnr_cifar10": psnr(given, None)}}
     train = {"images.source": args.emoji, "images.flip": "false", "seed": seed, "steps": args.steps, "batch_size": 64}
     few = {"evaluate_every": args.steps, "save_every": args.steps, "lr": 1e-3}
@@ -139,6 +164,14 @@ def measure_emoji(source: str, args: argparse.Namespace, seed: int) -> dict[str,
         took = command("tokenizer/train.py", run / ".trained.json", **settings)
         same = same_codes(given, run)
         rows[row] = figures_of(run, args.cifar10) | {"training_cpu_seconds": took, "codes_equal": same}
+        rows[row] |= distances(again(run / "tokenizer/model", images_of(run)), images_of(run), judge)
+    emoji = images_of(run)
+    rows["unadapted"] |= distances(again(given / "tokenizer/model", emoji), emoji, judge)
+    command("tokenizer/encode.py", run / ".encoded.json", run)
+    command("prior/train.py", run / ".prior.json", "configs/cifar10_small/prior.yaml", run=run, steps=PRIOR, seed=seed)
+    for row, tokenizer in (("unadapted", given), ("decoder", run)):
+        drawn = samples(tokenizer / "tokenizer/model", run / "prior/model")
+        rows[row] |= {f"{name[:2]}_samples{name[2:]}": fd for name, fd in distances(drawn, emoji, judge).items()}
     if source == "vqvae":
         run, config = args.work / f"scratch-{seed}", "configs/cifar10_small/tokenizer.yaml"
         took = command("tokenizer/train.py", run / ".trained.json", config, run=run, **train, **few)
@@ -160,6 +193,36 @@ def psnr(run: Path, other: Path | None) -> float:
     command("tokenizer/evaluate.py", run / f".evaluated-{name}.json", run, **none, **more)
     figures: dict[str, float] = read_json(run / f"evaluation/tokenizer-{name}.json")["figures"]
     return figures["psnr_pooled"]
+
+
+def images_of(run: Path) -> Tensor:
+    """Return the images (N, C, H, W) uint8 of a run's test split."""
+    split = open_run_images(run / "tokenizer", load_tokenizer(run / "tokenizer/model").config).splits["test"]
+    return split.read(torch.arange(len(split))).images
+
+
+@torch.no_grad()
+def again(model: Path, images: Tensor) -> Tensor:
+    """Return what a tokenizer makes of images, uint8 as they are."""
+    tokenizer = load_tokenizer(model)
+    parts = images.split(64)
+    return torch.cat([to_uint8(tokenizer.decode(tokenizer.encode(to_float(some)))) for some in parts])
+
+
+def samples(tokenizer: Path, prior: Path) -> Tensor:
+    """Return images (N, C, H, W) uint8 of a prior, drawn by a decoder of its codes: the same codes for each decoder."""
+    pipeline = ImagePipeline.from_models(tokenizer, prior, SamplingConfig())
+    c = pipeline.tokenizer.config
+    return from_pil(pipeline(num_images=DRAWN, seed=0).images, c.image_size, c.image_channels)
+
+
+@torch.no_grad()
+def distances(images: Tensor, real: Tensor, judge: Classifier) -> dict[str, float]:
+    """Return the Fréchet distances of images to real ones on two unlike extractors."""
+    return {
+        "fd_judge": frechet_distance(judge_features(judge, real), judge_features(judge, images)),
+        "fd_wavelets": frechet_distance(wavelet_features(real), wavelet_features(images)),
+    }
 
 
 def same_codes(before: Path, run: Path) -> float:
