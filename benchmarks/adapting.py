@@ -13,7 +13,7 @@ the test split whose codes are those of the tokenizer it began from, all of an i
 A prior (that of configs/cifar10_small, 300 steps) is trained on the emoji's codes, which are the unadapted tokenizer's
 and the adapted decoder's alike, and its 2,000 images are drawn by each decoder: `fd_samples_judge` and
 `fd_samples_wavelets` are their distances to the test images, `fd_judge` and `fd_wavelets` those of reconstructions, on
-the extractors of benchmarks/sharper.py. The judge is a classifier of CIFAR-10's labels, which no loss here has seen.
+the extractors of benchmarks/extractors.py. The judge is a classifier of CIFAR-10's labels, which no loss here has seen.
 
 `fashion_mnist`: the tokenizer and the prior of configs/fashion_mnist, or fewer of their steps by `--fashion_steps`;
 then the decoder alone, `--tuned` steps at lr 1e-3, with codes replaced as `TUNED` says, and the same prior's samples
@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.claim import Claim, mean_and_spread, verdict
-from benchmarks.sharper import judge_features, open_judge, wavelet_features
+from benchmarks.extractors import judge_features, open_judge, wavelet_features
 from benchmarks.timing import ROOT, once
 from smalti.common.data.pixels import from_pil, to_float, to_uint8
 from smalti.common.data.run_images import open_run_images

@@ -29,17 +29,16 @@ picture of test images and what each row makes of them. The same command goes on
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.claim import Claim, mean_and_spread, verdict
+from benchmarks.extractors import BATCH, judge_features, open_judge, trunk_features, wavelet_features
 from benchmarks.lines import save_lines
 from benchmarks.timing import ROOT, once
 from smalti.common.data.config import ImagesConfig
@@ -49,18 +48,13 @@ from smalti.common.data.run_images import open_run_images
 from smalti.common.folder import read_json, write_json
 from smalti.common.record import record
 from smalti.common.spacing import evenly_spaced
-from smalti.metrics.classifier import Classifier, load_or_train
+from smalti.metrics.classifier import Classifier
 from smalti.metrics.distances import frechet_distance
-from smalti.metrics.features_config import Recipe
-from smalti.tokenizer.labelled import as_read, labelled
 from smalti.tokenizer.model import load_tokenizer
 
 RESULT = ROOT / "benchmarks/results/sharper.json"
 SHORT, LONGER = 20, 120  # steps of the trainings that tell how long a step takes
 SHOWN = 8  # images of the picture
-BATCH = 128
-JUDGED = 32  # pixels a side that the judge's own images are brought to
-SCALES, DIRECTIONS = (1.0, 2.0, 4.0), 4  # of the wavelets, pixels
 
 SHARED: Mapping[str, Any] = {
     "images.shift": 2,
@@ -115,49 +109,6 @@ def claims_of(row: str) -> tuple[Claim, ...]:
 
 
 CLAIMS = {row: claims_of(row) for row in (BOTH, LIGHTER)}
-
-
-# -------------------------------------------------------------------------------------------------- the two extractors
-
-
-def open_judge(folder: Path, cache: Path) -> Classifier:
-    """Return a classifier of a dataset's labels, for RGB images."""
-    settings = ImagesConfig(source=str(folder), flip=True)
-    images = open_images(settings, (JUDGED, JUDGED), 3)
-    train, known = labelled(images.splits["train"]), labelled(held_out_split(images.splits))
-    return load_or_train(train, known, as_read(images, settings), cache, Recipe(mirror=True))
-
-
-@torch.no_grad()
-def judge_features(judge: Classifier, images: Tensor) -> Tensor:
-    """Return the last convolutional level (N, D), meaned over places, of uint8 images of any size."""
-    parts = [judge.feature_maps(to_float(some))[-1].mean((2, 3)) for some in images.split(BATCH)]
-    return torch.cat(parts)
-
-
-def wavelet_features(images: Tensor) -> Tensor:
-    """Return the moduli (N, 48) of oriented derivatives of a Gaussian, meaned over a 2 x 2 grid, of uint8 images."""
-    grey = to_float(images).mean(1, keepdim=True)
-    found = []
-    for scale in SCALES:
-        reach = math.ceil(3 * scale)
-        at = torch.arange(-reach, reach + 1.0)
-        bell = torch.exp(-at.square() / (2 * scale**2)) / (scale * math.sqrt(2 * math.pi))
-        slope = -at / scale * bell  # the derivative, times the scale: of equal size for edges at all scales
-        across = torch.outer(bell, slope)
-        along = torch.outer(slope, bell)
-        turns = [math.pi * i / DIRECTIONS for i in range(DIRECTIONS)]
-        kernels = torch.stack([math.cos(turn) * across + math.sin(turn) * along for turn in turns])[:, None]
-        moduli = F.conv2d(F.pad(grey, [reach] * 4, mode="replicate"), kernels).abs()
-        found.append(F.adaptive_avg_pool2d(moduli, 2).flatten(1))
-    return torch.cat(found, 1)
-
-
-@torch.no_grad()
-def trunk_features(trunk: Path, images: Tensor) -> Tensor:
-    """Return the last level (N, D) of a TorchScript network of RGB, meaned over places, of uint8 images of any size."""
-    network = torch.jit.load(str(trunk)).eval()
-    return torch.cat([network(to_float(some))[-1].mean((2, 3)) for some in images.split(BATCH)])
 
 
 # ------------------------------------------------------------------------------------------------------------ the rows

@@ -41,6 +41,7 @@ COMMANDS = {
     "generate": Command("pipeline/generate.py", "a prior -> images"),
     "tune": Command("pipeline/tune.py", "choose temperature, top-k, guidance by what they draw"),
     "evaluate-tokenizer": Command("tokenizer/evaluate.py", "reconstructions: PSNR, SSIM, bits, use of the codebook"),
+    "compare": Command("tokenizer/compare.py", "a tokenizer beside the one it began from, on new and old images"),
     "evaluate-prior": Command("prior/evaluate.py", "nats per code, beside independent and uniform codes"),
     "evaluate": Command("pipeline/evaluate.py", "bits per dimension, Fréchet distance, precision, copies"),
     "report": Command("pipeline/report.py", "all of a run on one page", ALONE),

@@ -38,9 +38,11 @@ class Origin(NamedTuple, Generic[M]):
         return Change(setting=START, after=self.name, sha256=self.sha256)
 
 
-def find_model_folder(start_from: str, stage: str) -> Path:
+def find_model_folder(start_from: str, stage: str, setting: str = START) -> Path:
     """Return the model folder of a stage: the folder itself, or one in a run, a run's stage or a pipeline.
 
+    Args:
+        setting: that names it, for the message.
     Raises:
         UserError: there is none.
     """
@@ -55,7 +57,7 @@ def find_model_folder(start_from: str, stage: str) -> Path:
         if (given / place / MODEL_FILES[0]).is_file():
             return given / place
     raise UserError(
-        f"start_from: {start_from} must hold a {stage}, {MODEL_FILES[0]} beside {MODEL_FILES[1]}, there or in "
+        f"{setting}: {start_from} must hold a {stage}, {MODEL_FILES[0]} beside {MODEL_FILES[1]}, there or in "
         f"{', '.join(f'{place}/' for place in places[1:])}, and holds none"
     )
 

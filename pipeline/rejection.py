@@ -93,7 +93,7 @@ def open_classifier(
         )
     split, settings = held_out_split(images.splits, None), run_images(run / "tokenizer")
     cache = features_cache(run)
-    eyes = open_extractors(FeaturesConfig(), images, settings, split, pipeline.tokenizer, cache, accelerator)
+    eyes = open_extractors(FeaturesConfig(), images, settings, split, cache, accelerator)
     if eyes.classifier is None:
         raise UserError(f"keep_share needs images of at least 2 classes to train a classifier on: {INSTEAD}")
     return eyes.classifier

@@ -32,8 +32,8 @@ from smalti.prior.evaluate import evenly_spaced_rows
 from smalti.prior.model import load_prior
 from smalti.tokenizer import evaluate as tokenizer_script
 from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
-from smalti.tokenizer.evaluate import reconstruction_figures
 from smalti.tokenizer.model import load_tokenizer
+from smalti.tokenizer.reconstruction import reconstruction_figures
 from smalti.tokenizer.run_features import Extractors, features_cache
 from smalti.tokenizer.vqvae.model import VQVAE
 from tests.conftest import NO_FEATURES, QUICK

@@ -28,7 +28,17 @@ MAY_IMPORT = {
     "benchmarks": {"common", "metrics", "tokenizer", "prior", "pipeline"},
 }
 SCRIPTS = {
-    "tokenizer": {"amortization", "train", "cluster", "codebook", "convert", "encode", "evaluate", "latents"},
+    "tokenizer": {
+        "amortization",
+        "train",
+        "cluster",
+        "codebook",
+        "compare",
+        "convert",
+        "encode",
+        "evaluate",
+        "latents",
+    },
     "prior": {"train", "fit", "evaluate"},
     "pipeline": {
         "app",

@@ -30,7 +30,6 @@ tokenizer-SPLIT-of-NAME. Each process takes its share of the images; interrupted
     accuracy_...          of a classifier of the run's labels, on the images and on their reconstructions
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -86,37 +85,25 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common.commands import as_typed
-from smalti.common.data.images import ImageSet, held_out_split
-from smalti.common.data.pixels import to_float, to_uint8
+from smalti.common.data.images import held_out_split
+from smalti.common.data.pixels import to_float
 from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
 from smalti.common.data.split import ImageSplit
-from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, parts_path, tell, write_evaluation
 from smalti.common.launch import check_agree, make_accelerator, run_command
-from smalti.common.layout import Layout
 from smalti.common.parts import in_parts
-from smalti.common.record import code_version
 from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.common.spacing import evenly_spaced
-from smalti.metrics.distances import frechet_distance
-from smalti.metrics.feature_extractor import identity_of
-from smalti.metrics.mmd import mmd_squared
-from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
-from smalti.tokenizer.codebooks.usage import count, perplexity, reachable, usage
 from smalti.tokenizer.criterion.criteria import remark
 from smalti.tokenizer.criterion.likelihood.levels import above_its_bound
 from smalti.tokenizer.labels import check_labels
-from smalti.tokenizer.latent_use import latent_use
 from smalti.tokenizer.model import load_identified, trained
 from smalti.tokenizer.mutual_information import INFORMATION, Surgery, paired_images, surgery
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
-from smalti.tokenizer.run_features import Extractors, features_cache, open_extractors
-
-PART = 1000  # images
-MOST_DRAWN = 4000  # vectors, evenly spaced, whose MMD to the prior is computed, with all pairs of them in memory
-PRIOR_DRAWS = 2**63 - 1  # seed of the draws of N(0, I); no z has it, whose noise must be another
+from smalti.tokenizer.reconstruction import PART, Measuring, measure_split, plan_of, reconstruction_figures
+from smalti.tokenizer.run_features import features_cache, open_extractors
 
 
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
@@ -132,24 +119,13 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     split = held_out_split(images.splits, c.split)
     if (told := remark(run / "tokenizer")) is not None:
         accelerator.print(told, file=sys.stderr)
-    extractors = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
-    plan = evaluation_plan(c, identity.whole, images, split, extractors)
-
-    def measure(positions: Tensor) -> dict[str, Tensor]:
-        each = (
-            measure_batch(c, tokenizer, split, some, extractors, accelerator) for some in positions.split(c.batch_size)
-        )
-        parts = [part for part in each if part]
-        if not parts:
-            raise UserError(f"none of {len(positions)} images of {split.name} can be read: nothing is measured of them")
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
+    extractors = open_extractors(c.features, images, settings, split, features_cache(run), accelerator)
+    how = Measuring(c.batch_size, c.precision, c.importance_samples, c.seed)
+    plan = plan_of(how, identity.whole, images, split, extractors)
     folder = parts_path(run, f"tokenizer-{split.name}")  # of one source at a time
-    found = in_parts(folder, plan, len(split), PART, measure, accelerator, f"evaluate {split.name}")
-    figures, number = (
-        reconstruction_figures(found, tokenizer, extractors, c.importance_samples),
-        len(found["squared_error"]),
-    )
+    found = measure_split(how, tokenizer, split, extractors, folder, plan, accelerator, f"evaluate {split.name}")
+    number = len(found["squared_error"])
+    figures = reconstruction_figures(found, tokenizer, extractors, c.importance_samples)
     figures |= information_figures(c, tokenizer, split, plan, accelerator)
     if (told := above_its_bound(figures.get("nll_of_density"), figures.get("negative_elbo"))) is not None:
         accelerator.print(told, file=sys.stderr)
@@ -169,91 +145,6 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         write_evaluation(run, "tokenizer", name, figures=figures, protocol=protocol, arguments=arguments)
     accelerator.wait_for_everyone()
     return path
-
-
-def evaluation_plan(
-    c: Settings, tokenizer: str, images: ImageSet, split: ImageSplit, extractors: Extractors
-) -> dict[str, Any]:
-    """Return what the figures depend on; parts that were measured under another plan are measured again.
-
-    Args:
-        tokenizer: the SHA-256 of its file.
-    """
-    judge = extractors.classifier
-    return {
-        "code": code_version(),
-        "tokenizer": tokenizer,
-        "images": images.fingerprint,
-        "split": split.name,
-        "features": extractors.features.identity if extractors.features else None,
-        "classifier": None if judge is None else identity_of("classifier", judge.predict, judge.state_dict()),
-        "precision": c.precision,
-        "batch_size": c.batch_size,
-        "importance_samples": c.importance_samples,
-        "seed": c.seed,
-    }
-
-
-@torch.inference_mode()
-def measure_batch(
-    c: Settings,
-    tokenizer: ImageTokenizer,
-    split: ImageSplit,
-    positions: Tensor,
-    extractors: Extractors,
-    accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """Return the figures (b,) of each image, its codes (b, T), and its and its reconstruction's features (b, D).
-
-    Of a batch of which no image can be read there is nothing.
-    """
-    batch = split.read(positions)
-    if len(batch.images) == 0:
-        return {}
-    images = batch.images.to(accelerator.device)
-    pixels = to_float(images)
-    with accelerator.autocast():
-        latents = tokenizer.encode(pixels, batch.labels)
-        decoder = tokenizer.output if isinstance(tokenizer, LikelihoodTokenizer) else tokenizer.decode
-        decoded = decoder(latents, batch.labels)
-    found: dict[str, Tensor] = {}
-    if isinstance(tokenizer, LikelihoodTokenizer):
-        found["distortion"] = tokenizer.likelihood.nll(decoded.double(), pixels.double())
-        decoded = tokenizer.likelihood.mean(decoded)
-        if (bound := bound_figures(c, tokenizer, pixels, batch.labels, int(positions[0]), accelerator)) is not None:
-            found |= bound | {"center": latents}
-        found |= {f"nll_of_{what}": nats for what, nats in tokenizer.exact_nll(pixels).items()}
-    if tokenizer.config.layout.discrete:
-        found["codes"] = latents.int()
-    again = to_uint8(decoded)
-    found |= {"squared_error": squared_error_each(images, again), "ssim": ssim_each(images, again)}
-    if extractors.features is not None:
-        found |= {"features": extractors.features(images), "features_again": extractors.features(again)}
-    if extractors.classifier is not None:
-        found["labelled"] = batch.labels >= 0
-        for name, some in (("known", images), ("known_again", again)):
-            found[name] = (extractors.classifier.predict(some) == batch.labels).to(torch.uint8)
-    return found
-
-
-def bound_figures(
-    c: Settings, tokenizer: LikelihoodTokenizer, pixels: Tensor, labels: Tensor, first: int, accelerator: Accelerator
-) -> dict[str, Tensor] | None:
-    """Return the terms of the bound of each image of a batch by draws of z, and one draw; None without a posterior.
-
-    Args:
-        first: the first image's place in the split, which the draws depend on beside the seed.
-    """
-    with accelerator.autocast():
-        bound = tokenizer.bound(pixels, c.importance_samples, generator(c.seed + first, pixels.device), labels)
-    if bound is None:
-        return None
-    return {
-        "distortion": bound.distortion,
-        "rate": bound.rate.flatten(1),
-        "importance_weighted": bound.importance_weighted,
-        "drawn": bound.drawn,
-    }
 
 
 def information_figures(
@@ -301,61 +192,6 @@ def information_figures(
     folder = parts_path(Path(c.run), f"information-{split.name}")
     found = Surgery(**in_parts(folder, plan, number, PART, compute, accelerator, "mutual information"))
     return dict(found.figures(len(found.log_q)))
-
-
-def latent_figures(found: dict[str, Tensor], layout: Layout, samples: int, dimensions: int) -> dict[str, Any]:
-    """Return the bounds on −log p(x) over a split, and the use of the numbers of z."""
-    rate, bits = found["rate"].double().mean(0), math.log(2) * dimensions
-    nats = found["distortion"].double().mean() + rate.sum()
-    some = found["drawn"][evenly_spaced(MOST_DRAWN, len(found["drawn"]))]
-    noise = torch.randn(some.shape, generator=generator(PRIOR_DRAWS))
-    tighter = {"importance_weighted": found["importance_weighted"].double().mean().item()} if samples > 1 else {}
-    return {
-        "rate": rate.sum().item() / bits,
-        "bits_per_dim": nats.item() / bits,
-        "rate_nats": rate.sum().item(),
-        "distortion_nats": (nats - rate.sum()).item(),
-        "negative_elbo": nats.item(),
-        **tighter,
-        "active_units": latent_use(found["center"]).active,
-        **({"kl_by_number": rate.tolist()} if len(rate) == layout.length else {}),
-        **({"mmd_to_prior": mmd_squared(some, noise).item()} if len(some) > 1 else {}),
-    }
-
-
-def reconstruction_figures(
-    found: dict[str, Tensor], tokenizer: ImageTokenizer, extractors: Extractors, samples: int
-) -> dict[str, Any]:
-    """Return the figures of the whole split; `samples` draws made the bounds, if there are any."""
-    c = tokenizer.config
-    dimensions = c.image_channels * math.prod(c.image_size)
-    figures: dict[str, Any] = {
-        "psnr_pooled": psnr_of(found["squared_error"].double().mean()).item(),
-        "psnr": psnr_of(found["squared_error"].double()).mean().item(),
-        "ssim": found["ssim"].double().mean().item(),
-    }
-    if "distortion" in found:
-        figures["distortion"] = found["distortion"].mean().item() / (math.log(2) * dimensions)
-    figures |= {name: nats.mean().item() for name, nats in found.items() if name.startswith("nll_of_")}
-    if "rate" in found:
-        figures |= latent_figures(found, c.layout, samples, dimensions)
-    if "codes" in found:
-        figures["uniform_rate"] = c.layout.length * math.log2(c.layout.codebook_size) / dimensions
-        counts = count(found["codes"], c.layout)
-        of_codes = {"usage": usage(counts), "perplexity": perplexity(counts)}
-        both = (
-            {"uniform_bits_per_dim": figures["uniform_rate"] + figures["distortion"]} if "distortion" in found else {}
-        )
-        figures |= both | of_codes
-        if c.layout.codebooks > 1:
-            figures["usage_by_codebook"] = [usage(row) for row in counts]
-            figures["reachable_by_codebook"] = [reachable(row[None]) for row in counts]
-    if extractors.features is not None and len(found["features"]) > found["features"].shape[1]:
-        figures[extractors.features.frechet_name] = frechet_distance(found["features"], found["features_again"])
-    if extractors.classifier is not None and (labelled := found["labelled"].bool()).any():
-        figures["accuracy_images"] = found["known"][labelled].double().mean().item()
-        figures["accuracy_reconstructions"] = found["known_again"][labelled].double().mean().item()
-    return figures
 
 
 def main(argv: Sequence[str]) -> None:

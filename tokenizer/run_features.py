@@ -22,7 +22,6 @@ from smalti.common.session import session
 from smalti.metrics.classifier import Classifier, load_or_train
 from smalti.metrics.feature_extractor import Features, load_features
 from smalti.metrics.features_config import FeaturesConfig
-from smalti.tokenizer.base import ImageTokenizer
 from smalti.tokenizer.labelled import as_read, labelled
 
 PART = 1000  # images
@@ -46,7 +45,6 @@ def open_extractors(
     images: ImageSet,
     settings: ImagesConfig,
     held_out: ImageSplit,
-    tokenizer: ImageTokenizer,
     cache: Path,
     accelerator: Accelerator,
 ) -> Extractors:

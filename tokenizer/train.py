@@ -472,7 +472,8 @@ def main(argv: Sequence[str]) -> None:
     next_one = as_typed("tokenizer/encode.py", Path(c.run))
     if c.train == "decoder":  # codes and priors of the tokenizer it began from are valid
         next_one = f"copy codes/ and prior/ of that run into {c.run}, or {next_one}"
-    accelerator.print(f"the tokenizer is in {model}\nnext: {next_one}")
+    compared = f"\nwhat it gained and lost: {as_typed('tokenizer/compare.py', Path(c.run))}" if c.start_from else ""
+    accelerator.print(f"the tokenizer is in {model}{compared}\nnext: {next_one}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
     split = held_out_split(images.splits, c.split)
     judged, eyes = samples_to_judge(c, split, accelerator), Extractors(None, None)
     if judged:
-        eyes = open_extractors(c.features, images, settings, split, tokenizer, features_cache(run), accelerator)
+        eyes = open_extractors(c.features, images, settings, split, features_cache(run), accelerator)
     plan = {
         "code": code_version(),
         "tokenizer": pipeline.identity.whole,

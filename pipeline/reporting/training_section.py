@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from smalti.common.history import sentences
 from smalti.pipeline.reporting import charts, markup
 from smalti.pipeline.reporting.charts import Curve
-from smalti.pipeline.reporting.markup import Html, Section, number
+from smalti.pipeline.reporting.markup import Html, Section, number, percent
+from smalti.pipeline.reporting.meanings import meaning
 from smalti.pipeline.reporting.run_contents import RunContents, finite
 
 
@@ -111,6 +112,27 @@ def history(contents: RunContents, stage: str) -> Html:
     return markup.join(*(markup.tag("p", told) for told in sentences(contents.history(stage))))
 
 
+DOMAINS = {"new": "On the images of this run", "old": "On the images of the tokenizer that it is compared with"}
+
+
+def comparisons(contents: RunContents) -> Iterator[Html]:
+    """Yield a table for each set of images of tokenizer/compare.py: the figures before the training and after it."""
+    evaluation = contents.evaluations.get("compare", {"figures": {}, "protocol": {}})
+    for domain, about in DOMAINS.items():
+        figures, told = (evaluation[part].get(domain) or {} for part in ("figures", "protocol"))
+        before, after = (figures.get(when) or {} for when in ("before", "after"))
+        rows = [
+            (title, *(percent(one[name]) if share else number(one[name]) for one in (before, after)), text)
+            for name, (title, text, share) in ((name, meaning(name)) for name in after)
+            if finite(before.get(name)) is not None and finite(after[name]) is not None
+        ]
+        same = finite(figures.get("codes_equal"))
+        equal = "" if same is None else f"; {percent(same)} of them have the same codes before and after"
+        caption = f"{about}: {told.get('split', '')} split, {number(told.get('number', 0))} images{equal}"
+        if rows:
+            yield markup.table_tag(("figure", "before", "after", "meaning"), rows, words=(0, 3), caption=caption)
+
+
 def prior_part(contents: RunContents) -> Html:
     """Return the prior's curves, which are named where the prior is of another tokenizer than the run has now."""
     lines = contents.metrics("prior")
@@ -130,6 +152,7 @@ def training_section(contents: RunContents) -> Section:
         if tokenizer
         else markup.missing("Not trained yet", contents.tokenizer_command),
         history(contents, "tokenizer"),
+        *comparisons(contents),
         markup.tag("h3", "Prior"),
         prior_part(contents),
         history(contents, "prior"),
