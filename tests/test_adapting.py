@@ -13,7 +13,7 @@ from smalti.common import codes, config, folder
 from smalti.common.codes_info import TokenizerIdentity
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
-from smalti.common.data.pixels import to_float
+from smalti.common.data.pixels import to_float, to_pil
 from smalti.common.errors import UserError
 from smalti.common.history import read_history
 from smalti.common.identity import codes_sha256, only_decodes
@@ -77,6 +77,13 @@ def given_weights(path: Path, model: TrainedConfig) -> Path:
     torch.manual_seed(0)
     build_tokenizer(model).save_pretrained(path)
     return path
+
+
+def write_images(images: torch.Tensor, folder: Path) -> None:
+    """Write grey images (N, 1, H, W) uint8 as PNG files."""
+    folder.mkdir()
+    for number, picture in enumerate(to_pil(images)):
+        picture.save(folder / f"{number}.png")
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +174,21 @@ def test_images_and_their_split_are_those_of_the_run_that_it_begins_from(acceler
     other = given.model_copy(update={"images": ImagesConfig(source="elsewhere")})
     told = with_images(other, {"source": "elsewhere"}, tmp_path / "third/tokenizer", origin)
     assert told.settings == other, "other images have their own"
+
+
+def test_another_spelling_of_the_same_folder_is_the_same_images(accelerator, tmp_path, monkeypatch):
+    """Its split was dropped in silence: what was held out at first was trained on."""
+    monkeypatch.chdir(tmp_path)
+    write_images(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), Path("pictures"))
+    given = given_weights(tmp_path / "given", FAMILIES["vq"])
+    images = ImagesConfig(source="pictures", validation_share=0.5)
+    train(training(tmp_path / "first", given, steps=1, images=images), accelerator)
+    origin = read_origin(str(tmp_path / "first"), trained_kinds(), load_trained, "tokenizer")
+    for spelled, share in ((str(tmp_path / "pictures"), 0.5), ("./pictures/", 0.5), (str(tmp_path), None)):
+        c = training(tmp_path / "second", tmp_path / "first", images=ImagesConfig(source=spelled))
+        found = with_images(c, {"source": spelled}, tmp_path / "second/tokenizer", origin).settings.images
+        assert found.source == spelled, "as it is given"
+        assert (found.validation_share == share) or (share is None and found == c.images)
 
 
 def test_no_codebook_is_fitted_anew_from_given_weights(accelerator, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smalti.common.config import build, read_yaml
+from smalti.common.data.run_images import recorded
 from smalti.common.origin import Origin, laid_over
 from smalti.tokenizer.base import TrainedTokenizer
 from smalti.tokenizer.config import TrainConfig
@@ -35,8 +36,16 @@ def with_images(c: TrainConfig, given: Mapping[str, Any], run: Path, origin: Ori
     if not isinstance(known, dict):
         unsaid = origin is not None and "source" not in given
         return Told(c, f"images: {c.images.source}, as {c.start_from} does not say which it had" if unsaid else None)
-    if given.get("source", known.get("source")) != known.get("source"):
+    if not _same_source(given.get("source"), known.get("source"), stage):
         return Told(c)
     both = c.model_dump(mode="json") | {"images": laid_over(known, given)}
     found = build(TrainConfig, both, "start_from with the settings given")
     return Told(found, f"images: {found.images.source}, split as in {c.start_from}" if origin is not None else None)
+
+
+def _same_source(given: str | None, known: str | None, stage: Path) -> bool:
+    """Return whether a source that is given, if one is, is that of a run: by its name, or the folder it lay in."""
+    if given in (None, known):
+        return True
+    place = recorded(stage).place
+    return place is not None and Path(str(given)).expanduser().resolve() == place.resolve()
