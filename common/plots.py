@@ -14,6 +14,8 @@ from torch import Tensor
 from smalti.common.errors import UserError
 from smalti.common.folder import replacing
 
+ACROSS = 4  # panels of curves in a row
+
 
 def image_grid(images: Tensor, columns: int, *, side: int = 64) -> Image.Image:
     """Return images (N, C, H, W) uint8 as one picture, row by row; enlarge small ones to about `side`, pixels kept."""
@@ -61,17 +63,20 @@ def save_curves(
     path: Path,
     levels: Mapping[str, float] | None = None,
 ) -> None:
-    """Save one panel a title, each with the named metrics over the step, and `levels` as dashed lines."""
+    """Save one panel a title, `ACROSS` in a row, each of the named metrics over the step; `levels` are dashed lines."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
 
-    width = 4.5 * len(panels)
-    figure = Figure(figsize=(width, 3.2))
+    columns, rows = min(ACROSS, len(panels)), -(-len(panels) // ACROSS)
+    width, height = 4.5 * columns, 3.2 * rows
+    figure = Figure(figsize=(width, height))
     # To lay it out by the sizes of its texts would take as long as to draw it.
-    figure.subplots_adjust(left=0.7 / width, right=1 - 0.15 / width, bottom=0.15, top=0.9, wspace=0.22)
-    for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+    sides = {"left": 0.7 / width, "right": 1 - 0.15 / width, "bottom": 0.48 / height, "top": 1 - 0.32 / height}
+    figure.subplots_adjust(**sides, wspace=0.22, hspace=0.34)
+    for place, (title, names) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
         for name in names:
             points = [(line["step"], line[name]) for line in metrics if name in line]
             if points:

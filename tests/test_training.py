@@ -424,3 +424,6 @@ def test_the_panels_of_curves_show_their_own_metrics(tmp_path, drawn_figures):
     differs = abs(pictures[0] - pictures[1]).max(0) > 0
     assert pictures[0].shape == (352, 990) and pictures[0].std() > 5
     assert not differs[:495].any() and differs[495:].any()
+    save_curves(lines, {f"panel {number}": ["loss"] for number in range(6)}, tmp_path / "six.png")
+    with PIL.Image.open(tmp_path / "six.png") as picture:
+        assert picture.size == (4 * 495, 2 * 352), "six are no strip: four in a row"
