@@ -40,6 +40,8 @@ class Change(Settings):
     after: Any
     sha256: str | None = None
     """of the weights, where a run began from given ones"""
+    place: str | None = None
+    """the folder that they were given as, absolute; none of the Hub and of what comes with the package"""
     identity: TokenizerIdentity | None = None
     """of the tokenizer that they are of"""
     losses: tuple[str, ...] | None = None

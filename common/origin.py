@@ -35,14 +35,15 @@ class Origin(NamedTuple, Generic[M]):
     @property
     def change(self) -> Change:
         """Return the line of a run's history for these weights."""
-        return Change(setting=START, after=self.name, sha256=self.sha256)
+        place = str(Path(self.name).resolve()) if Path(self.name).is_dir() else None
+        return Change(setting=START, after=self.name, sha256=self.sha256, place=place)
 
 
 def find_model_folder(start_from: str, stage: str, setting: str = START) -> Path:
     """Return the model folder of a stage: the folder itself, or one in a run, a run's stage or a pipeline.
 
     Args:
-        setting: that names it, for the message.
+        setting: the one that names it, for the message.
     Raises:
         UserError: there is none.
     """

@@ -4,13 +4,14 @@
     accelerate launch -q tokenizer/compare.py runs/mine --source path/to/old/images --features.kind inception
 
 Reads RUN/tokenizer, the weights that RUN/tokenizer/history.jsonl says it began from (or those of --before), and the
-images of both: the run's, and those of the run that the other is of, or of --source. Writes
-RUN/evaluation/compare-SPLIT.json and changes no other run. Each process takes its share of the images; interrupted,
-the same command goes on. Figures are of whole held-out splits, and by the names of tokenizer/evaluate.py:
+images of both: the run's, and those of the run that the other was trained in, or of --source. Writes
+RUN/evaluation/compare-SPLIT.json (with --source compare-SPLIT-of-NAME, with --before ...-to-NAME) and changes no other
+run. Each process takes its share of the images; interrupted, the same command goes on. Figures are of whole held-out
+splits, and by the names of tokenizer/evaluate.py:
 
     new, old       the images of the run, and those of the other tokenizer where they are others
     before, after  psnr_pooled, ssim, distortion, rate, usage, perplexity, fd_NAME, accuracy_... of both tokenizers
-    codes_equal    share of the images all of whose codes are the same in both
+    codes_equal    share of the images all of whose codes are the same in both, where both have the same grids of codes
 """
 
 import sys
@@ -42,7 +43,7 @@ class Settings(BaseSettings):
     """the tokenizer it is compared with: a run, a model folder, a pipeline or a Hub repository; null is the one that
     its training began from"""
     source: str | None = None
-    """the images of the other tokenizer, a Hub id or a folder; null are those of the run that it is of"""
+    """the images of the other tokenizer, a Hub id or a folder; null are those of the run that it was trained in"""
     split: str | None = None
     """which split of the images; test, or where there is none validation, when null"""
     features: FeaturesConfig = FeaturesConfig()
@@ -62,10 +63,11 @@ if is_command(__name__):  # --help and a wrong setting are answered before torch
 
 from accelerate import Accelerator
 
-from smalti.common.commands import as_typed
+from smalti.common.config import read_yaml
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import ImageSet, held_out_split
-from smalti.common.data.run_images import ANOTHER, open_run_images, run_images
+from smalti.common.data.run_images import open_run_images, run_images
+from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, parts_path, write_evaluation
 from smalti.common.folder import read_json
@@ -73,9 +75,17 @@ from smalti.common.history import START, read_history
 from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.origin import find_model_folder
 from smalti.common.session import session
+from smalti.tokenizer.criterion.criteria import remark
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import Identified, load_identified, trained
-from smalti.tokenizer.reconstruction import Measuring, measure_split, plan_of, reconstruction_figures
+from smalti.tokenizer.reconstruction import (
+    Measuring,
+    measure_split,
+    not_measured,
+    plan_of,
+    reconstruction_figures,
+    without_distance,
+)
 from smalti.tokenizer.run_features import features_cache, open_extractors
 
 TABLE = {  # the figures that are printed, in the words of the table; the file has all
@@ -89,126 +99,184 @@ TABLE = {  # the figures that are printed, in the words of the table; the file h
 }
 
 
+class Compared(NamedTuple):
+    """A tokenizer that is compared."""
+
+    name: str  # as the user would call it
+    folder: Path  # of its model
+    tokenizer: Identified
+
+    @property
+    def stage(self) -> Path | None:
+        """The stage of the run that it was trained in; None where it lies alone, or somebody else trained it."""
+        config = self.folder.parent / "config.yaml"
+        said = read_yaml(config) if self.folder.name == "model" and config.is_file() else {}
+        return self.folder.parent if isinstance(said.get("images"), dict) and "checkpoint" not in said else None
+
+
 class Domain(NamedTuple):
     """Images that both tokenizers are measured on."""
 
     settings: ImagesConfig
     images: ImageSet
+    split: ImageSplit
 
 
 def compare(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
     """Measure both tokenizers on the images of both, or what is still missing of it, and return the file."""
     run = Path(c.run)
-    after = load_identified(trained(run / "tokenizer"), "")
-    folder = folder_before(c.before, run)
-    before = load_identified(folder, "")
-    check_pair(before, after, folder, run)
-    figures, protocol, split = dict[str, Any](), dict[str, Any](), "test"
-    for name, domain in domains(c, run, folder, after, before, accelerator):
-        figures[name], protocol[name] = measured(c, name, domain, {"before": before, "after": after}, accelerator)
-        if name == "new":
-            split = protocol[name]["split"]
-    path = evaluation_path(run, "compare", split)
+    after = Compared(str(run), trained(run / "tokenizer"), load_identified(trained(run / "tokenizer"), ""))
+    both = {"before": tokenizer_before(c.before, run), "after": after}
+    check_pair(*both.values())
+    for one in both.values():
+        if one.stage is not None and (told := remark(one.stage)) is not None:
+            accelerator.print(f"{one.name}: {told}", file=sys.stderr)
+    found = {
+        name: measured(c, name, domain, both, accelerator)
+        for name, domain in domains(c, run, both, accelerator).items()
+    }
+    split = found["new"].protocol["split"]
+    name = split if c.source is None else f"{split}-of-{Path(c.source).name}"
+    name = name if c.before is None else f"{name}-to-{Path(c.before).name}"
     if accelerator.is_main_process:
-        protocol |= {"before": before.identity.whole, "tokenizer": after.identity.whole}
-        script = "tokenizer/compare.py"
-        write_evaluation(run, "compare", split, figures=figures, protocol=protocol, arguments=arguments, script=script)
+        protocol: dict[str, Any] = {domain: each.protocol for domain, each in found.items()}
+        protocol |= {when: one.tokenizer.identity.whole for when, one in both.items()}
+        protocol |= {"tokenizer": protocol.pop("after"), "before_name": both["before"].name}
+        protocol |= {"number": protocol["new"]["number"]}
+        figures, script = {domain: each.figures for domain, each in found.items()}, "tokenizer/compare.py"
+        write_evaluation(run, "compare", name, figures=figures, protocol=protocol, arguments=arguments, script=script)
     accelerator.wait_for_everyone()
-    return path
+    return evaluation_path(run, "compare", name)
 
 
 # -------------------------------------------------------------------------------------------------- the two tokenizers
 
 
-def folder_before(given: str | None, run: Path) -> Path:
-    """Return the model folder of the tokenizer to compare with.
+def tokenizer_before(given: str | None, run: Path) -> Compared:
+    """Return the tokenizer to compare with: the one that is named, or the one that the run began from.
 
     Raises:
         UserError: none is named and the run began from none; or it is not there, or was replaced since.
     """
     if given is not None:
-        return find_model_folder(given, "tokenizer", setting="before")
+        folder = find_model_folder(given, "tokenizer", setting="before")
+        return Compared(given, folder, load_identified(folder, ""))
     began = next((change for change in read_history(run / "tokenizer") if change.setting == START), None)
     if began is None:
         raise UserError(f"the tokenizer of {run} began from no given weights: give the other one as --before")
+    name, place = str(began.after), began.place
+    if place is not None and not Path(place).is_dir():
+        raise UserError(f"{run} began from {place}, which is not there: bring it back, or give it as --before")
     try:
-        folder = find_model_folder(str(began.after), "tokenizer", setting=f"{run} began from")
+        folder = find_model_folder(place or name, "tokenizer")
     except UserError as error:
         raise UserError(f"{error}. Give the tokenizer to compare with as --before") from None
-    if began.identity is not None and load_identified(folder, "").identity.whole != began.identity.whole:
+    found = Compared(name, folder, load_identified(folder, ""))
+    if found.tokenizer.identity.whole != began.sha256:
         raise UserError(
-            f"{began.after} is not what {run} began from any more (SHA-256 {str(began.sha256)[:12]}): it was trained "
-            "on or replaced. Give a copy of the weights of then, or another tokenizer, as --before"
+            f"{name} is not what {run} began from any more (SHA-256 {str(began.sha256)[:12]}): it was trained on or "
+            "replaced. Give a copy of the weights of then, or another tokenizer, as --before"
         )
-    return folder
+    return found
 
 
-def check_pair(before: Identified, after: Identified, folder: Path, run: Path) -> None:
+def check_pair(before: Compared, after: Compared) -> None:
     """Raise `UserError` unless the two take the same images, and all processes read the same two."""
-    for name, one in ((str(folder), before), (str(run), after)):
-        check_agree(one.identity.whole, f"the tokenizer of {name}")
-    shapes = [(*each.tokenizer.config.image_size, each.tokenizer.config.image_channels) for each in (before, after)]
+    for one in (before, after):
+        check_agree(one.tokenizer.identity.whole, f"the tokenizer of {one.name}")
+    configs = [one.tokenizer.tokenizer.config for one in (before, after)]
+    shapes = [(*c.image_size, c.image_channels) for c in configs]
     if shapes[0] != shapes[1]:
         raise UserError(
-            f"the two tokenizers take other images, {shapes[0]} (height, width, channels) in {folder} and {shapes[1]} "
-            f"in {run}: their figures would not compare"
+            f"the two tokenizers take other images, {shapes[0]} (height, width, channels) in {before.name} and "
+            f"{shapes[1]} in {after.name}: their figures would not compare"
         )
 
 
 # ------------------------------------------------------------------------------------------------------------- images
 
 
-def domains(
-    c: Settings, run: Path, folder: Path, after: Identified, before: Identified, accelerator: Accelerator
-) -> Iterator[tuple[str, Domain]]:
-    """Yield the images of the run, and those of the other tokenizer where they are known and others; say why not.
+def domains(c: Settings, run: Path, both: Mapping[str, Compared], accelerator: Accelerator) -> dict[str, Domain]:
+    """Return the images of the run, and those of the other tokenizer where they are known and others; say why not.
 
-    Args:
-        folder: the other's model.
+    Raises:
+        UserError: the run's images, or those of `source`, cannot be read or do not fit both tokenizers.
     """
-    stage = run / "tokenizer"
-    own = open_run_images(stage, after.tokenizer.config, otherwise=ANOTHER)
-    yield "new", Domain(run_images(stage), own)
-    theirs = folder.parent
-    if c.source is not None:
-        old = Domain(run_images(stage, c.source), open_run_images(stage, after.tokenizer.config, c.source))
-    elif folder.name == "model" and (theirs / "config.yaml").is_file():
-        old = Domain(run_images(theirs), open_run_images(theirs, before.tokenizer.config, otherwise=ANOTHER))
-    else:
-        line = f"{folder} does not say which images it was trained on, so what they lost is not measured: give --source"
+    own = opened(c, run / "tokenizer", None, both)
+    if c.source is None and both["before"].stage is None:
+        line = "does not say which images it was trained on, so what they lost is not measured: give --source"
+        accelerator.print(f"{both['before'].name} {line}", file=sys.stderr)
+        return {"new": own}
+    try:
+        old = opened(c, both["before"].stage or run / "tokenizer", c.source, both)
+    except UserError as error:
+        if c.source is not None:
+            raise
+        line = f"what the images of {both['before'].name} lost is not measured: {error}. --source names them"
         accelerator.print(line, file=sys.stderr)
-        return
-    if old.images.fingerprint == own.fingerprint:
-        accelerator.print(f"both were trained on the images of {old.settings.source}", file=sys.stderr)
-    else:
-        yield "old", old
+        return {"new": own}
+    if same_images(own, old):
+        accelerator.print(f"the images of {old.settings.source} are those of {run}: measured once", file=sys.stderr)
+        return {"new": own}
+    return {"new": own, "old": old}
+
+
+def opened(c: Settings, stage: Path, source: str | None, both: Mapping[str, Compared]) -> Domain:
+    """Return the images of a run's stage, or another source read as those are.
+
+    Raises:
+        UserError: they are not there, have no such split, or are none that both tokenizers take.
+    """
+    images = open_run_images(stage, both["after"].tokenizer.tokenizer.config, source)
+    domain = Domain(run_images(stage, source), images, held_out_split(images.splits, c.split))
+    for one in both.values():
+        tokenizer = one.tokenizer.tokenizer
+        check_labels(tokenizer.condition, images)
+        if tokenizer.black_and_white and domain.settings.binarize == "none":
+            raise UserError(f"{one.name} is of black and white images, and those of {domain.settings.source} are grey")
+    return domain
+
+
+def same_images(a: Domain, b: Domain) -> bool:
+    """Return whether two domains are the same images, read alike."""
+    rows = [each.split.rows.tolist() for each in (a, b)]
+    alike = a.split.shape == b.split.shape and rows[0] == rows[1]
+    return alike and a.images.fingerprint == b.images.fingerprint
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
+class Measured(NamedTuple):
+    """The figures of both tokenizers on the images of a domain, and how they were measured."""
+
+    figures: dict[str, Any]
+    protocol: dict[str, Any]
+
+
 def measured(
-    c: Settings, name: str, domain: Domain, both: Mapping[str, Identified], accelerator: Accelerator
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the figures of both tokenizers on the images of a domain, and how they were measured."""
-    run, images = Path(c.run), domain.images
-    split, how = held_out_split(images.splits, c.split), Measuring(c.batch_size, c.precision)
-    extractors = open_extractors(c.features, images, domain.settings, split, features_cache(run), accelerator)
+    c: Settings, name: str, domain: Domain, both: Mapping[str, Compared], accelerator: Accelerator
+) -> Measured:
+    """Measure both tokenizers on the images of a domain."""
+    run, (settings, images, split) = Path(c.run), domain
+    how, cache = Measuring(c.batch_size, c.precision), features_cache(run)
+    extractors = open_extractors(c.features, images, settings, split, cache, accelerator)
     found, figures, protocol = {}, dict[str, Any](), dict[str, Any]()
-    for when, (tokenizer, identity) in both.items():
+    for when, one in both.items():
+        tokenizer, identity = one.tokenizer
         tokenizer.to(accelerator.device)
-        check_labels(tokenizer.condition, images)
         plan = plan_of(how, identity.whole, images, split, extractors)
-        place, what = parts_path(run, f"compare-{name}-{when}"), f"{name} images, {when}"
-        found[when] = measure_split(how, tokenizer, split, extractors, place, plan, accelerator, what)
+        folder = parts_path(run, f"compare-{name}-{when}-{split.name}")
+        found[when] = measure_split(how, tokenizer, split, extractors, folder, plan, accelerator, f"{name}, {when}")
         figures[when] = reconstruction_figures(found[when], tokenizer, extractors, how.importance_samples)
         number = len(found[when]["squared_error"])
-        protocol = {**plan, "source": domain.settings.source, "number": number, "skipped": len(split) - number}
-    if all("codes" in each for each in found.values()):
-        codes = [found[when]["codes"] for when in both]
-        same = codes[0].shape == codes[1].shape and (codes[0] == codes[1]).all(1).double().mean().item()
-        figures["codes_equal"] = float(same)
-    return figures, {key: value for key, value in protocol.items() if key != "tokenizer"}
+        protocol = plan | {"source": settings.source, "number": number, "skipped": not_measured(split, number)}
+    if (told := without_distance(found["after"], extractors)) is not None:
+        accelerator.print(f"{name} images: {told}", file=sys.stderr)
+    layouts = [one.tokenizer.tokenizer.config.layout for one in both.values()]
+    if layouts[0] == layouts[1] and layouts[0].discrete:
+        figures["codes_equal"] = (found["before"]["codes"] == found["after"]["codes"]).all(1).double().mean().item()
+    return Measured(figures, {key: value for key, value in protocol.items() if key != "tokenizer"})
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -235,8 +303,7 @@ def main(argv: Sequence[str]) -> None:
     with session(Path(c.run) / "evaluation/compare", accelerator):
         path = compare(c, accelerator, argv)
     if accelerator.is_main_process:
-        told = "\n".join(lines(path))
-        print(f"{told}\nthe figures are in {path}\nnext: {as_typed('tokenizer/encode.py', Path(c.run))}")
+        print(*lines(path), f"the figures are in {path}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,15 @@ from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import load_identified, trained
 from smalti.tokenizer.mutual_information import INFORMATION, Surgery, paired_images, surgery
 from smalti.tokenizer.posterior.of_images import ImagePosteriors
-from smalti.tokenizer.reconstruction import PART, Measuring, measure_split, plan_of, reconstruction_figures
+from smalti.tokenizer.reconstruction import (
+    PART,
+    Measuring,
+    measure_split,
+    not_measured,
+    plan_of,
+    reconstruction_figures,
+    without_distance,
+)
 from smalti.tokenizer.run_features import features_cache, open_extractors
 
 
@@ -126,6 +134,8 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     found = measure_split(how, tokenizer, split, extractors, folder, plan, accelerator, f"evaluate {split.name}")
     number = len(found["squared_error"])
     figures = reconstruction_figures(found, tokenizer, extractors, c.importance_samples)
+    if (told := without_distance(found, extractors)) is not None:
+        accelerator.print(told, file=sys.stderr)
     figures |= information_figures(c, tokenizer, split, plan, accelerator)
     if (told := above_its_bound(figures.get("nll_of_density"), figures.get("negative_elbo"))) is not None:
         accelerator.print(told, file=sys.stderr)
@@ -133,7 +143,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
         **plan,
         "source": settings.source,
         "number": number,
-        "skipped": len(split.corrupt) + len(split) - number,
+        "skipped": not_measured(split, number),
         "features_name": extractors.features.name if extractors.features else None,
         "likelihood": tokenizer.likelihood.kind if isinstance(tokenizer, LikelihoodTokenizer) else None,
         "binarize": settings.binarize,

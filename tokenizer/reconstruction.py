@@ -30,7 +30,7 @@ from smalti.metrics.similarity import psnr_of, squared_error_each, ssim_each
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, reachable, usage
 from smalti.tokenizer.latent_use import latent_use
-from smalti.tokenizer.run_features import Extractors
+from smalti.tokenizer.run_features import Extractors, rows_sha256
 
 PART = 1000  # images
 MOST_DRAWN = 4000  # vectors, evenly spaced, whose MMD to the prior is computed, with all pairs of them in memory
@@ -60,6 +60,8 @@ def plan_of(
         "tokenizer": tokenizer,
         "images": images.fingerprint,
         "split": split.name,
+        "read": split.shape._asdict(),
+        "rows": rows_sha256(split.rows),
         "features": extractors.features.identity if extractors.features else None,
         "classifier": None if judge is None else identity_of("classifier", judge.predict, judge.state_dict()),
         "precision": how.precision,
@@ -67,6 +69,11 @@ def plan_of(
         "importance_samples": how.importance_samples,
         "seed": how.seed,
     }
+
+
+def not_measured(split: ImageSplit, number: int) -> int:
+    """Return how many images of a split are not among those that were measured, damaged ones included."""
+    return len(split.corrupt) + len(split) - number
 
 
 def measure_split(
@@ -211,9 +218,20 @@ def reconstruction_figures(
         if c.layout.codebooks > 1:
             figures["usage_by_codebook"] = [usage(row) for row in counts]
             figures["reachable_by_codebook"] = [reachable(row[None]) for row in counts]
-    if extractors.features is not None and len(found["features"]) > found["features"].shape[1]:
+    if extractors.features is not None and without_distance(found, extractors) is None:
         figures[extractors.features.frechet_name] = frechet_distance(found["features"], found["features_again"])
     if extractors.classifier is not None and (labelled := found["labelled"].bool()).any():
         figures["accuracy_images"] = found["known"][labelled].double().mean().item()
         figures["accuracy_reconstructions"] = found["known_again"][labelled].double().mean().item()
     return figures
+
+
+def without_distance(found: Mapping[str, Tensor], extractors: Extractors) -> str | None:
+    """Return why there is no Fréchet distance of a split: its covariance needs more images than features."""
+    if extractors.features is None or len(found["features"]) > found["features"].shape[1]:
+        return None
+    number, features = found["features"].shape
+    return (
+        f"no Fréchet distance on {extractors.features.name}: it takes more images than features, and there are "
+        f"{number:,} images and {features:,} features"
+    )

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -82,7 +83,7 @@ def real_features(
         "split": split.name,
         "read": split.shape._asdict(),
         "features": features.identity,
-        "rows": hashlib.sha256(split.rows[positions.numpy()].astype("<i8").tobytes()).hexdigest(),
+        "rows": rows_sha256(split.rows[positions.numpy()]),
     }
     name = f"features-{features.name}-{split.name}-{hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]}"
 
@@ -93,3 +94,8 @@ def real_features(
     with nullcontext() if whole else session(cache / name, accelerator, wait=True):  # another run may compute the same
         found = in_parts(cache / name, plan, len(positions), PART, compute, accelerator, f"features of {split.name}")
     return found["features"]
+
+
+def rows_sha256(rows: np.ndarray) -> str:
+    """Return a hash of the rows of a source that a split has, or of some of them."""
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()

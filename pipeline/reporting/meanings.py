@@ -127,13 +127,20 @@ def meaning(name: str) -> Meaning:
     return Meaning(name, "")
 
 
+def meaning_in(contents: RunContents, name: str) -> Meaning:
+    """Return the meaning of a figure in a run, whose latents may be vectors."""
+    found = meaning(name)
+    if not contents.vectors:
+        return found
+    text = found.text.replace("held-out code", "held-out number").replace("what codes cost", "what vectors cost")
+    text = text.replace("their codes", "their vectors")
+    return found._replace(title=found.title.replace("per code", "per number"), text=text)
+
+
 def figures_with_meanings(contents: RunContents, stage: str) -> Iterator[Figure]:
     """Yield all plain numbers of a stage's evaluation."""
     for name, value in contents.evaluations[stage]["figures"].items():
         if finite(value) is not None:
-            title, text, share = meaning(name)
-            if contents.vectors:
-                title, text = title.replace("per code", "per number"), text.replace("held-out code", "held-out number")
-                text = text.replace("what codes cost", "what vectors cost").replace("their codes", "their vectors")
+            title, text, share = meaning_in(contents, name)
             text += contents.bound(stage) if name == "nll" else ""
             yield Figure(title, percent(value) if share else number(value), text)

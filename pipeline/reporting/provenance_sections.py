@@ -125,8 +125,9 @@ def evaluation_commands(contents: RunContents) -> Iterator[str]:
     for stage in ("tokenizer", "prior", "pipeline") if "prior" in contents.settings else ("tokenizer",):
         given = contents.evaluations.get(stage, {}).get("command")
         yield elsewhere(contents, given) if isinstance(given, str) else f'python {stage}/evaluate.py "$again"'
-    if isinstance(given := contents.evaluations.get("amortization", {}).get("command"), str):
-        yield elsewhere(contents, given)
+    for stage in ("amortization", "compare"):
+        if isinstance(given := contents.evaluations.get(stage, {}).get("command"), str):
+            yield elsewhere(contents, given)
 
 
 def commands_section(contents: RunContents) -> Section:

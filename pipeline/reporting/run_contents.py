@@ -152,7 +152,7 @@ class RunContents(NamedTuple):
 
     def command(self, script: str) -> str:
         """Return the command line of a script on this run, with the split for an evaluation."""
-        if self.split is None or not script.endswith("evaluate.py"):
+        if self.split is None or not script.endswith(("evaluate.py", "compare.py", "amortization.py")):
             return f"python {script} {self.shown}"
         return f"python {script} {self.shown} --split {shlex.quote(self.split)}"
 
@@ -300,6 +300,11 @@ def tokenizer_identities(contents: RunContents) -> dict[str, TokenizerIdentity]:
     return found
 
 
+def measured_by(stage: str) -> str:
+    """Return the script that writes the evaluation of a stage."""
+    return f"tokenizer/{stage}.py" if stage in ("amortization", "compare") else f"{stage}/evaluate.py"
+
+
 def of_other_weights(contents: RunContents) -> list[tuple[str, str]]:
     """Return pairs of an evaluated stage and the stage whose weights have changed since."""
     files = {stage: contents.path / stage / "model/model.safetensors" for stage in ("tokenizer", "prior")}
@@ -353,5 +358,5 @@ def outdated(contents: RunContents) -> Iterator[str]:
     for name, stage in of_other_weights(contents):
         yield (
             f"The {name}'s figures on the {contents.evaluations[name]['split']} split were measured with another "
-            f"{stage} than the run has now; {contents.command(f'{name}/evaluate.py')} measures them anew."
+            f"{stage} than the run has now; {contents.command(measured_by(name))} measures them anew."
         )
