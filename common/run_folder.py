@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from smalti.common import state
+from smalti.common.commands import quoted
 from smalti.common.config import Settings, build, read_yaml, write_yaml
 from smalti.common.errors import Refused, UserError
 from smalti.common.folder import is_empty, is_stage, replacing, sweep
@@ -105,9 +106,11 @@ def _refuse(
             "from here, the same ones to go on with those, or another --run for a new one"
         )
     never = f" ({', '.join(k for k in telling[:4] if k in fixed)} cannot change in a run)" if tuned else ""
+    begun = "start_from" in now and (folder / "model").exists()
+    weights = f" (with --start_from {quoted(folder)} it begins from these weights)" if begun else ""
     raise UserError(
         f"{folder} is a run of other settings: {shown}{never}. Give the same ones to go on with it, another --run for "
-        "a new one, or remove the folder"
+        f"a new one{weights}, or remove the folder"
     )
 
 

@@ -62,6 +62,7 @@ FAMILIES = {
     "vqvae2": VQVAE2Config(**SIZES, quantizer=VQConfig(**TABLE)),
     "multiscale": MultiscaleConfig(**SIZES, quantizer=VQConfig(**TABLE)),
     "vqgan": VQGAN,
+    "vqgan, on the sphere": VQGAN.model_copy(update={"normalize": True}),  # LlamaGen's
 }
 
 
@@ -117,7 +118,7 @@ def test_gradients_reach_what_only_decodes_and_no_code_depends_on_it(family, dig
     assert torch.equal(tokenizer.encode(digits), codes_before)
 
 
-@pytest.mark.parametrize("family", ["vq_ema", "multiscale", "vqgan"])
+@pytest.mark.parametrize("family", ["vq_ema", "multiscale", "vqgan", "vqgan, on the sphere"])
 def test_codes_of_every_image_stay_when_the_decoder_alone_is_trained(family, accelerator, tmp_path, digits):
     """An EMA codebook follows encoder outputs, dead codes are revived, and averages are taken of frozen weights too."""
     there = given_weights(tmp_path / "given", FAMILIES[family])
@@ -275,6 +276,29 @@ def test_the_share_of_codes_that_are_replaced_is_the_one_asked_for():
     after = CodeReplacement(layout, None)(before, torch.full((len(before), 1), 0.3))
     assert (after != before).float().mean().item() == pytest.approx(0.3 * 15 / 16, abs=0.015)
     assert torch.equal(CodeReplacement(layout, None)(before, torch.zeros(len(before), 1)), before)
+
+
+@pytest.mark.parametrize("by", ["near", "any"])
+def test_the_decoder_is_trained_on_replaced_codes_another_share_for_each_image(by, digits):
+    """Up to half of them: a quarter in the mean, of 16 codes each none to all of a half."""
+    torch.manual_seed(0)
+    tokenizer, seen = build_tokenizer(FAMILIES["vq"]), []
+    decoded = tokenizer.decoder_terms
+    tokenizer.decoder_terms = lambda images, codes, condition: seen.append(codes) or decoded(images, codes, condition)
+    freeze_encoder(tokenizer)
+    training = DecoderTraining(
+        tokenizer, TrainConfig(start_from="x", train="decoder", replace_codes=0.5, replace_by=by)
+    )
+    training(digits)
+    (codes,), before = seen, tokenizer.encode(digits)
+    others = codes != before
+    of_any = 15 / 16 if by == "any" else 1.0  # any may be the code itself
+    assert others.double().mean().item() == pytest.approx(0.25 * of_any, abs=0.05)  # 81 images of 16 codes
+    shares = others.double().mean(1)
+    assert shares.min() < 0.1 and shares.max() > 0.4, "one share for all would be within 0.25 ± 0.11"
+    near = nearest_codes(tokenizer)[0]
+    among = (near[before] == codes[..., None]).any(2)[others]
+    assert among.all() if by == "near" else not among.all()
 
 
 # -------------------------------------------------------------------------------------------------------- the identity

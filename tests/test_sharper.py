@@ -16,9 +16,10 @@ from smalti.common.errors import UserError
 from smalti.common.finite import MOST_IN_A_ROW
 from smalti.common.run_folder import read_metrics
 from smalti.common.schedule import warmup_cosine
+from smalti.common.seeds import uniforms_of_rows
 from smalti.metrics.classifier import Recipe
 from smalti.tokenizer.config import TrainConfig, TrainedConfig
-from smalti.tokenizer.criterion.adversarial.adversary import Adversary
+from smalti.tokenizer.criterion.adversarial.adversary import SALT, Adversary
 from smalti.tokenizer.criterion.adversarial.augmentation import DRAWS, augmented
 from smalti.tokenizer.criterion.adversarial.base import build_discriminator
 from smalti.tokenizer.criterion.adversarial.features import FeatureDiscriminatorConfig, coarse
@@ -33,7 +34,7 @@ from smalti.tokenizer.criterion.trunk.config import TimmConfig, TorchvisionConfi
 from smalti.tokenizer.criterion.trunk.named_network import is_map
 from smalti.tokenizer.criterion.trunk.torchscript import TorchScriptConfig
 from smalti.tokenizer.labelled import rotated
-from smalti.tokenizer.model import build_tokenizer
+from smalti.tokenizer.model import build_tokenizer, load_tokenizer
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
 from smalti.tokenizer.network.convolutional_vectors import ConvolutionalConfig
 from smalti.tokenizer.network.mlp import MLPConfig
@@ -232,6 +233,62 @@ def test_micro_batches_of_one_image_move_the_discriminator_as_the_whole_batch_do
         torch.testing.assert_close(whole, parts, rtol=2e-3, atol=1e-6)  # sums of fp32 in another order
 
 
+@pytest.mark.parametrize("config", [PATCHES, HEADS], ids=["patches", "features"])
+def test_the_discriminators_gradient_is_that_of_hinge_and_lecam_of_augmented_images(config, place, trunk):
+    """The augmentation of an image and of its reconstruction are the same; anchors are of all heads."""
+    adversary = adversary_of(config.model_copy(update={"lecam": 0.3}), place, trunk)
+    adversary.anchors = torch.tensor([[0.4], [-0.7]]).expand_as(adversary.anchors).clone()
+    adversary.judge(IMAGES, IMAGES / 2, ROWS, 2)
+    found = [parameter.grad for parameter in adversary.parameters]
+
+    draws = uniforms_of_rows(adversary.c.seed + SALT, np.full(4, 2), ROWS.numpy(), DRAWS)
+    real, fake = (adversary.discriminator(augmented(each, draws, config.augment)) for each in (IMAGES, IMAGES / 2))
+    whole = hinge_loss(real, fake) + 0.3 * lecam(real, fake, adversary.anchors)
+    expected = torch.autograd.grad(whole, adversary.parameters)
+    assert config.augment and max(each.abs().max() for each in expected) > 0
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)  # the same sums in fp32
+
+
+@pytest.mark.parametrize("config", [PATCHES, HEADS], ids=["patches", "features"])
+def test_it_learns_to_tell_images_from_reconstructions_and_is_then_called_too_strong(config, place, trunk, capsys):
+    config = config.model_copy(update={"lr": 4e-3, "warmup": 0.0, "ramp": 0.0, "augment": ()})
+    c = TrainConfig(steps=100, batch_size=4, adversarial=config)
+    torch.manual_seed(0)
+    adversary = Adversary(config, build_discriminator(config, place, trunk), c, place.accelerator)
+    criteria = Criteria(build_tokenizer(MODELS["vqvae"]), place.accelerator, None, adversary)
+    told = []
+    for step in range(100):
+        adversary.judge(IMAGES, IMAGES.roll(1, 3) / 4, ROWS, step)
+        adversary.weigh(*a_loss())
+        adversary.step(step)
+        told.append(criteria.figures(step)["discriminator_accuracy"])
+    assert told[0] < 0.75 and told[-1] > 0.95
+    assert "the discriminator is too strong" in capsys.readouterr().err
+
+
+def test_a_criterion_counts_by_its_start_warm_up_and_ramp(place, trunk):
+    """Of eight steps two are without it, two train the discriminator alone, and then its weight rises by a fourth."""
+    config = PATCHES.model_copy(update={"start": 0.25, "warmup": 0.25, "ramp": 0.5})
+    adversary = adversary_of(config, place, trunk)
+    adversary.c = adversary.c.model_copy(update={"steps": 8})
+    adversary.adaptive = torch.tensor(3.0)
+    torch.manual_seed(0)
+    criteria = Criteria(build_tokenizer(MODELS["vqvae"]), place.accelerator, None, adversary)
+    found = []
+    for step in range(8):
+        terms = criteria.tokenizer(IMAGES)
+        own = torch.stack([*terms.losses.values()]).sum()
+        loss, _ = criteria.add(own, terms, IMAGES, ROWS, step)
+        trains = adversary.parameters[0].grad is not None and adversary.parameters[0].grad.abs().sum() > 0
+        value = adversary._parts[-1].losses["adversarial_loss"] if adversary._parts else torch.tensor(1.0)
+        found.append((bool(trains), ((loss - own) / (3 * config.weight * value)).item()))
+        adversary._forget()
+    assert [trains for trains, _ in found] == [False, False, *[True] * 6]
+    shares = [share for _, share in found]
+    assert shares == pytest.approx([0, 0, 0, 0, 0, 0.25, 0.5, 0.75], abs=1e-3)  # a difference of losses in fp32
+
+
 def test_a_discriminator_that_is_not_finite_is_named_and_moves_nothing(place, trunk, capsys):
     criteria = criteria_of(MODELS["vqvae"], place, trunk)
     adversary = criteria.adversary
@@ -330,6 +387,12 @@ def test_rotations_are_the_labels_where_there_are_none_and_leave_out_what_cannot
     assert labels.tolist() == [0, 1, 2, 3] and len(source.labels) == 4 * len(split) == 8
     tops = (pixels[0, 0, 0], pixels[1, 0, :, 0], pixels[2, 0, -1], pixels[3, 0, :, -1])
     assert all((top == 255).all() for top in tops)
+
+
+def test_labels_are_the_task_where_there_are_some_and_rotations_where_they_are_asked_for(place, trunk):
+    assert "of the classes of" in trunk.title and trunk.classifier.config.classes == 10
+    rotations = TRUNK.model_copy(update={"task": "rotations"})
+    assert "of the rotations of" in rotations.builds.open(rotations, place, None).title
 
 
 def test_images_of_one_class_have_a_trunk_by_their_rotations(place):
@@ -520,6 +583,62 @@ def test_two_processes_train_both_models_as_one_does(sharp_run):
         )
         for key in whole:
             torch.testing.assert_close(whole[key], parts[key], rtol=5e-3, atol=5e-4)
+
+
+@pytest.mark.parametrize("config", [PATCHES, HEADS], ids=["patches", "features"])
+def test_batches_of_one_image_train_a_discriminator_of_either_kind(config, place, accelerator, tmp_path):
+    at_once = config.model_copy(update={"warmup": 0.0, "ramp": 0.0})
+    run = place.cache.parent / f"one-{config.kind}"
+    train(tokenizer_training(run, adversarial=at_once, batch_size=1, steps=3, log_every=1), accelerator)
+    lines = [line for line in read_metrics(run / "tokenizer/metrics.jsonl") if "adversarial_loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["skipped_steps"] == line["discriminator_skipped_steps"] == 0 for line in lines)
+    assert (run / "tokenizer/state/step_00000003/discriminator.safetensors").exists()
+
+
+def test_a_resumed_training_with_a_discriminator_over_features_is_the_uninterrupted_one(place, accelerator):
+    whole, killed = place.cache.parent / "heads", place.cache.parent / "heads-killed"
+    train(tokenizer_training(whole, adversarial=HEADS), accelerator)
+    shutil.copytree(whole, killed)
+    folder.remove(killed / "tokenizer/state/step_00000006")
+    folder.remove(killed / "tokenizer/config.yaml")  # names the other folder
+    train(tokenizer_training(killed, adversarial=HEADS), accelerator)
+    last = "state/step_00000006"
+    files = [f"{last}/{path.name}" for path in (whole / "tokenizer" / last).glob("*.safetensors")]
+    assert f"{last}/trunk_adversarial.safetensors" in files and f"{last}/discriminator.safetensors" in files
+    assert same_files(whole / "tokenizer", killed / "tokenizer", "metrics.jsonl", "model/model.safetensors", *files)
+
+
+def test_a_discriminator_that_breaks_stops_the_training_with_what_was_sound(accelerator, tmp_path):
+    """By a rate that no weights survive; nothing is saved while its steps are skipped, and the tokenizer stays well."""
+    broken = PATCHES.model_copy(update={"warmup": 0.0, "ramp": 0.0, "lr": 1e37})
+    with pytest.raises(UserError, match=r"5 steps of the discriminator in a row .* a lower adversarial\.lr"):
+        train(tokenizer_training(tmp_path / "run", adversarial=broken, steps=20, save_every=1), accelerator)
+    states = sorted(path.name for path in (tmp_path / "run/tokenizer/state").iterdir() if path.is_dir())
+    assert states and states[-1] < "step_00000006"
+    weights = load_file(tmp_path / "run/tokenizer/state" / states[-1] / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
+
+
+def test_losses_cannot_come_into_a_run_and_the_way_to_them_is_named(finished_run, accelerator, tmp_path):
+    """A discriminator in the middle of a training begins from nothing, in another run of the same weights."""
+    run = shutil.copytree(finished_run, tmp_path / "digits")
+    at_once = PATCHES.model_copy(update={"warmup": 0.0, "ramp": 0.0})
+    c = tokenizer_training(finished_run, adversarial=at_once, steps=12)
+    with pytest.raises(UserError, match=r"adversarial.kind .* another --run .*with --start_from .*digits/tokenizer"):
+        train(c, accelerator)
+    train(tokenizer_training(tmp_path / "on", start_from=str(run), adversarial=at_once, steps=1), accelerator)
+    optimizer = load_file(tmp_path / "on/tokenizer/state/step_00000001/discriminator_optimizer.safetensors")
+    assert {tensor.item() for name, tensor in optimizer.items() if name.endswith("step")} == {1.0}
+
+
+def test_the_decoder_alone_is_trained_with_both_losses_and_every_code_stays(finished_run, accelerator, place):
+    run, at_once = place.cache.parent / "decoder", PATCHES.model_copy(update={"warmup": 0.0, "ramp": 0.0})
+    given = {"start_from": str(finished_run), "train": "decoder", "perceptual": PERCEPTUAL, "adversarial": at_once}
+    train(tokenizer_training(run, **given), accelerator)
+    before, after = (load_tokenizer(each / "tokenizer/model") for each in (finished_run, run))
+    assert torch.equal(before.encode(IMAGES), after.encode(IMAGES))
+    assert not torch.equal(before.decode(before.encode(IMAGES)), after.decode(before.encode(IMAGES)))
 
 
 def test_an_evaluation_is_of_weights_before_it_counted_until_a_step_was_taken_with_it(place, trunk):

@@ -1,9 +1,12 @@
 """Imported tokenizers: published checkpoints loaded into our VQGAN compute what their own code computes, and no other
 file is read."""
 
+import importlib
 import json
 import pickle
 import re
+import shlex
+import shutil
 import zipfile
 from itertools import product
 from pathlib import Path, PurePosixPath
@@ -45,7 +48,7 @@ from smalti.tokenizer.vqgan.published import (
     read_checkpoint,
     read_published,
 )
-from tests.conftest import prior_training
+from tests.conftest import ROOT, prior_training
 
 # ------------------------------------------------------------------------------------------------ the published layouts
 
@@ -595,16 +598,19 @@ def test_the_same_command_writes_the_same_and_another_is_refused(converting, acc
         convert(converting.model_copy(update={"fit_images": 3}), accelerator)
 
 
-def test_a_folder_of_diffusers_is_trained_further_on_images_of_ones_own(tmp_path, pictures, accelerator):
-    """docs/imported.md has these commands."""
-    folder_of_theirs = tmp_path / "vqvae"
-    folder_of_theirs.mkdir()
+def folder_of_diffusers(path: Path) -> Path:
+    """Write a tiny VQModel as diffusers would, and return its folder."""
+    path.mkdir(parents=True)
     config = {**TWO_LEVELS, "block_out_channels": (32, 32), "latent_channels": 4, "num_vq_embeddings": 16}
-    save_file(tiny("diffusers"), folder_of_theirs / "diffusion_pytorch_model.safetensors")
-    (folder_of_theirs / "config.json").write_text(json.dumps({"_class_name": "VQModel", **config}))
+    save_file(tiny("diffusers"), path / "diffusion_pytorch_model.safetensors")
+    (path / "config.json").write_text(json.dumps({"_class_name": "VQModel", **config}))
+    return path
+
+
+def test_a_folder_of_diffusers_is_trained_further_on_images_of_ones_own(tmp_path, pictures, accelerator):
     run, mine = tmp_path / "theirs", tmp_path / "mine"
     converting = {"kind": "diffusers", "run": str(run), "images": pictures, "image_size": (8, 8)}
-    convert(ConvertConfig(checkpoint=str(folder_of_theirs), **converting), accelerator)
+    convert(ConvertConfig(checkpoint=str(folder_of_diffusers(tmp_path / "vqvae")), **converting), accelerator)
     given = {"run": str(mine), "start_from": str(run), "images": pictures, "batch_size": 8, "precision": "fp32"}
     train_tokenizer(TrainConfig(steps=12, warmup=2, lr=3e-3, evaluate_every=12, **given), accelerator)
     lines = [line for line in read_metrics(mine / "tokenizer/metrics.jsonl") if "psnr" in line]
@@ -613,6 +619,31 @@ def test_a_folder_of_diffusers_is_trained_further_on_images_of_ones_own(tmp_path
     encode(EncodeSettings(run=str(mine), precision="fp32"), accelerator)
     figures = folder.read_json(evaluate(Evaluation(run=str(mine)), accelerator))["figures"]
     assert figures["psnr"] == pytest.approx(lines[-1]["psnr"], abs=1e-3), "of the same split, in fp32 too"
+
+
+def test_the_commands_of_the_page_on_a_published_tokenizer_work_as_they_are_written(
+    tmp_path, pictures, monkeypatch, capsys
+):
+    """But for the sizes, which are a test's, and one precision, as this process has one accelerator."""
+    page = (ROOT / "docs/imported.md").read_text(encoding="utf-8")
+    section = page.partition("## A published tokenizer on your images")[2]
+    written = re.findall(r"^    python (tokenizer/\w+\.py) (.*)$", section, re.M)[:3]
+    assert [script for script, _ in written] == [f"tokenizer/{each}.py" for each in ("convert", "train", "compare")]
+    monkeypatch.chdir(tmp_path)
+    folder_of_diffusers(tmp_path / "path/to/vqvae")
+    shutil.copytree(pictures.source, tmp_path / "path/to/images")
+    sizes = {
+        "64 64": "8 8",
+        "--steps 2000": "--steps 12 --warmup 2",
+        "--batch_size 16": "--batch_size 8 --precision fp32",
+    }
+    for script, words in written:
+        for usual, small in sizes.items():
+            words = words.replace(usual, small)
+        importlib.import_module(f"smalti.{script.removesuffix('.py').replace('/', '.')}").main(shlex.split(words))
+    told = capsys.readouterr().out
+    assert re.search(r"validation images, before -> after: PSNR .* dB pooled -> .* dB pooled", told)
+    assert re.search(r"new images: path/to/images, validation, .*\n +before +after\n  PSNR", told)
 
 
 def test_an_imported_tokenizer_passes_through_every_command_that_follows(converting, accelerator):
