@@ -68,6 +68,7 @@ from smalti.pipeline.evaluation.bench import (
 )
 from smalti.pipeline.evaluation.cost import PART, price
 from smalti.pipeline.evaluation.judge import SHOWN, Drawn, RealImages, ask_classifier, compare_features, look_up
+from smalti.tokenizer.criterion.criteria import remark_on_losses
 from smalti.tokenizer.labelled import labelled
 
 PICTURES = ("samples", "neighbours")
@@ -79,6 +80,8 @@ FEW_HELD_OUT = 100  # below it 1% of the held-out images is less than one, and t
 def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
     """Compute the figures that are missing, and return their file."""
     bench = open_bench(c, accelerator)
+    if (told := remark_on_losses(bench.run / "tokenizer")) is not None:
+        accelerator.print(told, file=sys.stderr)
     figures, protocol = price(bench)
     if bench.judged:
         more, drawing = judge_samples(bench, bench.judged)

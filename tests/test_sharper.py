@@ -18,6 +18,9 @@ from smalti.common.run_folder import read_metrics
 from smalti.common.schedule import warmup_cosine
 from smalti.common.seeds import uniforms_of_rows
 from smalti.metrics.classifier import Recipe
+from smalti.pipeline.reporting.bits_section import bits_section
+from smalti.pipeline.reporting.model_card import measured
+from smalti.pipeline.reporting.run_contents import gather
 from smalti.tokenizer.config import TrainConfig, TrainedConfig
 from smalti.tokenizer.criterion.adversarial.adversary import SALT, Adversary
 from smalti.tokenizer.criterion.adversarial.augmentation import DRAWS, augmented
@@ -26,13 +29,15 @@ from smalti.tokenizer.criterion.adversarial.features import FeatureDiscriminator
 from smalti.tokenizer.criterion.adversarial.health import LONG, Health
 from smalti.tokenizer.criterion.adversarial.loss import accuracy, adaptive_weight, adversarial_loss, hinge_loss, lecam
 from smalti.tokenizer.criterion.adversarial.patches import PatchDiscriminatorConfig
-from smalti.tokenizer.criterion.criteria import Criteria, losses_of, open_criteria, remark
+from smalti.tokenizer.criterion.criteria import Criteria, losses_of, open_criteria, remark_on_losses
 from smalti.tokenizer.criterion.perceptual.features import FeatureDistance, FeatureDistanceConfig, feature_distance
 from smalti.tokenizer.criterion.trunk.base import Place, enlarged, rgb_of
 from smalti.tokenizer.criterion.trunk.classifier import OwnClassifierConfig
 from smalti.tokenizer.criterion.trunk.config import TimmConfig, TorchvisionConfig
 from smalti.tokenizer.criterion.trunk.named_network import is_map
 from smalti.tokenizer.criterion.trunk.torchscript import TorchScriptConfig
+from smalti.tokenizer.evaluate import Settings as EvaluateSettings
+from smalti.tokenizer.evaluate import evaluate
 from smalti.tokenizer.labelled import rotated
 from smalti.tokenizer.model import build_tokenizer, load_tokenizer
 from smalti.tokenizer.multiscale.config import MultiscaleConfig
@@ -44,7 +49,7 @@ from smalti.tokenizer.vqgan.config import VQGANConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
 from smalti.tokenizer.vqvae2.config import VQVAE2Config
 from tests import processes, toy_sequence
-from tests.conftest import tokenizer_training
+from tests.conftest import NO_FEATURES, tokenizer_training
 from tests.test_training import same_files
 
 TRUNK = OwnClassifierConfig(recipe=Recipe(width=8, least_steps=20, epochs=1))
@@ -678,10 +683,19 @@ def test_losses_are_remembered_by_what_begins_from_their_weights(sharp_run, fini
     train(tokenizer_training(tmp_path / "begun", start_from=str(sharp_run), steps=1), accelerator)
     train(tokenizer_training(tmp_path / "again", start_from=str(tmp_path / "begun"), steps=1), accelerator)
     assert losses_of(tmp_path / "again/tokenizer") == ("perceptual features", "adversarial patches")
-    assert "losses beside the likelihood (perceptual features, adversarial patches)" in remark(
+    assert "losses beside the likelihood (perceptual features, adversarial patches)" in remark_on_losses(
         tmp_path / "again/tokenizer"
     )
-    assert remark(finished_run / "tokenizer") is None
+    assert remark_on_losses(finished_run / "tokenizer") is None
+
+
+def test_bits_of_a_sharpened_tokenizer_are_remarked_on_wherever_they_stand(sharp_run, accelerator, tmp_path, capsys):
+    run = shutil.copytree(sharp_run, tmp_path / "sharp")
+    evaluate(EvaluateSettings(run=str(run), features=NO_FEATURES), accelerator)
+    said = "trained with losses beside the likelihood (perceptual features, adversarial patches): bits are"
+    assert said in capsys.readouterr().err
+    contents = gather(run)
+    assert said in str(bits_section(contents).body) and said in "".join(measured(contents, "tokenizer"))
 
 
 def test_the_model_that_is_saved_knows_nothing_of_them(sharp_run, finished_run):

@@ -33,6 +33,7 @@ from smalti.tokenizer.codebook import Settings as Looking
 from smalti.tokenizer.codebook import examine
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.convert import convert
+from smalti.tokenizer.criterion.criteria import remark_on_losses
 from smalti.tokenizer.encode import Settings as EncodeSettings
 from smalti.tokenizer.encode import encode
 from smalti.tokenizer.evaluate import Settings as Evaluation
@@ -617,6 +618,8 @@ def test_a_folder_of_diffusers_is_trained_further_on_images_of_ones_own(tmp_path
     assert lines[-1]["psnr"] > lines[0]["psnr"] + 0.3
     assert load_tokenizer(mine / "tokenizer/model").config == load_tokenizer(run / "tokenizer/model").config
     encode(EncodeSettings(run=str(mine), precision="fp32"), accelerator)
+    for each in (run, mine):
+        assert "(those it was published with): bits are" in remark_on_losses(each / "tokenizer")
     figures = folder.read_json(evaluate(Evaluation(run=str(mine)), accelerator))["figures"]
     assert figures["psnr"] == pytest.approx(lines[-1]["psnr"], abs=1e-3), "of the same split, in fp32 too"
 

@@ -75,7 +75,7 @@ from smalti.common.history import START, read_history
 from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.origin import find_model_folder
 from smalti.common.session import session
-from smalti.tokenizer.criterion.criteria import remark
+from smalti.tokenizer.criterion.criteria import remark_on_losses
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import Identified, load_identified, trained
 from smalti.tokenizer.reconstruction import (
@@ -129,7 +129,7 @@ def compare(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()
     both = {"before": tokenizer_before(c.before, run), "after": after}
     check_pair(*both.values())
     for one in both.values():
-        if one.stage is not None and (told := remark(one.stage)) is not None:
+        if one.stage is not None and (told := remark_on_losses(one.stage)) is not None:
             accelerator.print(f"{one.name}: {told}", file=sys.stderr)
     found = {
         name: measured(c, name, domain, both, accelerator)

@@ -96,7 +96,7 @@ from smalti.common.seeds import generator
 from smalti.common.session import session
 from smalti.common.spacing import evenly_spaced
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
-from smalti.tokenizer.criterion.criteria import remark
+from smalti.tokenizer.criterion.criteria import remark_on_losses
 from smalti.tokenizer.criterion.likelihood.levels import above_its_bound
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import load_identified, trained
@@ -125,7 +125,7 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
     check_labels(tokenizer.condition, images)
     split = held_out_split(images.splits, c.split)
-    if (told := remark(run / "tokenizer")) is not None:
+    if (told := remark_on_losses(run / "tokenizer")) is not None:
         accelerator.print(told, file=sys.stderr)
     extractors = open_extractors(c.features, images, settings, split, features_cache(run), accelerator)
     how = Measuring(c.batch_size, c.precision, c.importance_samples, c.seed)

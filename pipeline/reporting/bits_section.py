@@ -113,6 +113,7 @@ def bits_section(contents: RunContents) -> Section:
     measured = [(stage, value) for stage, value in distortions.items() if value is not None]
     if measured and (distortions["pipeline"] is not None or not contents.vectors):
         parts.append(rate_distortion(contents, *measured[0]))
+        parts.append(None if (told := contents.losses()) is None else markup.paragraph(told))
     why = contents.evaluations.get("pipeline", {}).get("protocol", {}).get("no_bits")
     if isinstance(why, str):
         parts.append(markup.paragraph(f"An image has no cost in bits here: {why}."))

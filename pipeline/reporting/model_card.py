@@ -299,6 +299,8 @@ def measured(contents: RunContents, stage: str) -> Iterator[str]:
         yield f"An image has no cost in bits here: {plain(why)}.\n"
     if stage == "pipeline" and (remark := other_sampling(contents)):
         yield f"{plain(remark)}\n"
+    if stage != "prior" and (told := contents.losses()) is not None:
+        yield f"{plain(told)}\n"
     yield markdown.collapsible("The whole protocol", markdown.fenced(_yaml(protocol), "yaml"))
 
 

@@ -26,6 +26,7 @@ from smalti.pipeline.generation_config import GenerationConfig
 from smalti.prior.base import Prior
 from smalti.prior.config import ArchitectureConfig
 from smalti.tokenizer.config import ImageTokenizerConfig
+from smalti.tokenizer.criterion.criteria import remark_on_losses
 from smalti.tokenizer.model import identity_of, settings_class
 
 # -------------------------------------------------------------------------------------------------------- single values
@@ -184,6 +185,11 @@ class RunContents(NamedTuple):
     def history(self, stage: str) -> list[Change]:
         """Return what a stage's training began from and with which settings it went on."""
         return read_history(self.path / stage)
+
+    def losses(self) -> str | None:
+        """Return a remark on bits and distances where the tokenizer was trained with losses beside its likelihood."""
+        told = None if self.settings.get("tokenizer") is None else remark_on_losses(self.path / "tokenizer")
+        return None if told is None else f"The tokenizer was {told}."
 
     def prior_figures(self) -> dict[str, Any]:
         """Return the figures that the prior's training measured at its end; none of a prior of another tokenizer."""

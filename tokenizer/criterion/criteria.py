@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from smalti.common.config import read_yaml
 from smalti.common.data.images import ImageSet
 from smalti.common.errors import UserError
 from smalti.common.finite import SkippedSteps
@@ -46,6 +47,8 @@ FIGURES = {  # of the discriminator, which are no terms of the loss
     "adaptive_weight",
     "discriminator_skipped_steps",
 }
+
+PUBLISHED = "those it was published with"  # of a converted tokenizer
 
 
 class WithGradient(torch.autograd.Function):
@@ -158,18 +161,25 @@ def losses_of(run: Path) -> tuple[str, ...]:
     c = settings_of(run, TrainConfig)
     criteria = {} if c is None else {"perceptual": c.perceptual, "adversarial": c.adversarial}
     own = [f"{name} {each.name()}" for name, each in criteria.items() if each.name() != "none"]
+    path = run / "config.yaml"
+    converted = [PUBLISHED] if c is None and path.is_file() and "checkpoint" in read_yaml(path) else []
     before = [name for change in read_history(run) if change.setting == START for name in change.losses or ()]
-    return tuple(dict.fromkeys([*before, *own]))
+    return tuple(dict.fromkeys([*before, *converted, *own]))
 
 
-def remark(run: Path) -> str | None:
+def remark_on_losses(run: Path) -> str | None:
     """Return what a reader of a run's bits and distances should know of these criteria, or None without any."""
     if not (chosen := losses_of(run)):
         return None
-    return (
+    bits = (
         f"trained with losses beside the likelihood ({', '.join(chosen)}): bits are those of the best p(x | z) around "
-        "pictures that were made for these losses too, and a distance on a classifier of the run's own labels is on "
-        "features much like those of its trunk: compare on others"
+        "pictures that were made for these losses too"
+    )
+    if set(chosen) == {PUBLISHED}:
+        return bits
+    return (
+        f"{bits}, and a distance on a classifier of the run's own labels is on features much like those of its trunk: "
+        "compare on others"
     )
 
 
