@@ -117,14 +117,27 @@ def test_where_every_class_has_one_image_the_class_that_lost_it_is_named(tmp_pat
     assert f"class c{lost} has no training image: what is drawn of it is untrained" in list(images.remarks())
 
 
+def a_file(number: int) -> bytes:
+    """Return one of many pictures of 8 x 8."""
+    return file_of(pixels(number, (8, 8))[..., 0])
+
+
 def test_classes_without_a_held_out_image_are_counted_and_one_is_named(tmp_path):
     """A small set's held-out images were all of one class, and its figures were read as those of all."""
     files = {f"train/c{i}/{n}.png": FILES[2 * i + n] for i in range(3) for n in range(2)}
     images = opened(write(tmp_path / "set", files | {"val/c1/a.png": FILES[6]}))
     (told,) = [remark for remark in images.remarks() if remark.startswith("validation has")]
     assert told.startswith("validation has 1 images, and none of 2 of the 3 classes, such as c0")
-    whole = files | {f"val/c{i}/a.png": FILES[6 + i] for i in range(3)}
+    whole = files | {f"val/c{i}/{n}.png": a_file(6 + 4 * i + n) for i in range(3) for n in range(4)}
     assert not [told for told in opened(write(tmp_path / "whole", whole)).remarks() if told.startswith("validation")]
+
+
+def test_a_validation_split_of_few_images_is_told_of(tmp_path):
+    """One image of forty chose the best weights, and nothing said so."""
+    images = opened(write(tmp_path / "set", {f"{number}.png": a_file(number) for number in range(20)}))
+    held_out = len(images.splits["validation"])
+    (told,) = [remark for remark in images.remarks() if remark.startswith("validation has")]
+    assert held_out < 10 and told.startswith(f"validation has {held_out} of 20 images: its figures say little")
 
 
 def test_a_class_that_only_another_split_has_is_named(tmp_path):

@@ -27,6 +27,7 @@ from smalti.common.shown import shown
 
 KIND = "smalti.images"
 GLANCED = 16  # images of a split on disk whose range is looked at
+FEW = 10  # images held out, of which figures say little
 NAMED = 8  # rows of one kind that are named; the others are counted
 
 
@@ -86,10 +87,11 @@ class ImageSet(NamedTuple):
                 if rows:
                     yield f"{name}: {len(rows)} {kind}, {len(split)} images remain"
         yield from untrained(self.absent_classes(), self.class_names or ())
-        yield from self._of_unseen_classes()
+        yield from self._of_validation()
 
-    def _of_unseen_classes(self) -> Iterator[str]:
-        """Yield a warning of classes that are trained and of which no image is held out for validation."""
+    def _of_validation(self) -> Iterator[str]:
+        """Yield a warning of classes that are trained and of which no image is held out for validation, or of few
+        images there."""
         names, (train, held_out) = self.class_names or (), (self.splits[name] for name in ("train", "validation"))
         unseen = [names[number] for number in np.setdiff1d(train.labels, held_out.labels) if 0 <= number < len(names)]
         if unseen:
@@ -97,6 +99,11 @@ class ImageSet(NamedTuple):
                 f"validation has {len(held_out)} images, and none of {len(unseen)} of the {len(names)} classes, such "
                 f"as {unseen[0]}: its figures say nothing of those; more images help, or a larger "
                 "--images.validation_share"
+            )
+        elif len(held_out) < FEW:
+            yield (
+                f"validation has {len(held_out)} of {len(train) + len(held_out)} images: its figures say little, and "
+                "the best weights are chosen by them; more images help, or a larger --images.validation_share"
             )
 
     def absent_classes(self) -> tuple[int, ...]:
