@@ -125,8 +125,8 @@ class Domain(NamedTuple):
 def compare(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()) -> Path:
     """Measure both tokenizers on the images of both, or what is still missing of it, and return the file."""
     run = Path(c.run)
-    after = Compared(str(run), trained(run / "tokenizer"), load_identified(trained(run / "tokenizer"), ""))
-    both = {"before": tokenizer_before(c.before, run), "after": after}
+    model = trained(run / "tokenizer")
+    both = {"before": tokenizer_before(c.before, run), "after": Compared(str(run), model, load_identified(model, ""))}
     check_pair(*both.values())
     for one in both.values():
         if one.stage is not None and (told := remark_on_losses(one.stage)) is not None:
