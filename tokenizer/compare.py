@@ -129,7 +129,8 @@ def compare(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()
     both = {"before": tokenizer_before(c.before, run), "after": Compared(str(run), model, load_identified(model, ""))}
     check_pair(*both.values())
     for one in both.values():
-        if one.stage is not None and (told := remark_on_losses(one.stage)) is not None:
+        told = remark_on_losses(one.folder.parent) if one.folder.name == "model" else None
+        if told is not None:
             accelerator.print(f"{one.name}: {told}", file=sys.stderr)
     found = {
         name: measured(c, name, domain, both, accelerator)
