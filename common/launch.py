@@ -228,6 +228,7 @@ def _fail(message: str, status: int) -> int:
     if rank and status in (INTERRUPTED, PREEMPTED):
         return status
     if rank:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the launcher ends this process now: all is said
         time.sleep(MAIN_SPEAKS_FIRST)
     print(shown(typed(f"[process {rank}] {message}" if rank else message)), file=sys.stderr, flush=True)
     return status

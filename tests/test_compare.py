@@ -13,9 +13,11 @@ from smalti.common import folder
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.errors import UserError
-from smalti.pipeline.reporting.markup import join, number
+from smalti.pipeline.reporting.comparisons import comparisons
+from smalti.pipeline.reporting.markup import number
+from smalti.pipeline.reporting.model_card import measured
 from smalti.pipeline.reporting.run_contents import gather, outdated
-from smalti.pipeline.reporting.training_section import comparisons, training_section
+from smalti.pipeline.reporting.training_section import training_section
 from smalti.tokenizer.compare import Settings, compare, lines
 from smalti.tokenizer.criterion.likelihood.bernoulli import BernoulliConfig
 from smalti.tokenizer.evaluate import Settings as EvaluateSettings
@@ -99,7 +101,7 @@ def test_what_is_printed_and_on_the_report_are_the_figures_of_the_file(run, ther
         cells = [f'<td class="number">{number(each)}</td>' for each in psnr]
         assert f"<td>PSNR, dB</td>{cells[0]}{cells[1]}" in page
     assert "images with the same codes: 100.0%" in printed
-    assert "Beside the weights it began from (before), on the images of this run, validation split" in page
+    assert "Beside the weights it began from (before), on the images of this run (.../" in page
 
 
 def test_a_comparison_with_another_tokenizer_is_a_file_of_its_own_and_named_on_the_report(
@@ -108,13 +110,35 @@ def test_a_comparison_with_another_tokenizer_is_a_file_of_its_own_and_named_on_t
     other = shutil.copytree(there / "tokenizer/model", tmp_path / "third")
     paths = [compare(Settings(run=str(run), before=before, features=NO_FEATURES), accelerator)
              for before in (None, str(other))]  # fmt: skip
-    assert [path.name for path in paths] == ["compare-validation.json", "compare-validation-to-third.json"]
+    names = ["compare-validation.json", f"compare-validation-to-{tmp_path.name}-third.json"]
+    assert [path.name for path in paths] == names
     copied = shutil.copytree(run, tmp_path / "copied")
     (copied / "evaluation" / paths[0].name).unlink()
     written = folder.read_json(copied / "evaluation" / paths[1].name)
     written["protocol"]["before"] = "0" * 64
     folder.write_json(copied / "evaluation" / paths[1].name, written)
     assert "which it did not begin from (before), on" in str(training_section(gather(copied)).body)
+    with pytest.raises(UserError, match="are one tokenizer: give another --before"):
+        compare(Settings(run=str(run), before=str(run), features=NO_FEATURES), accelerator)
+
+
+def test_the_report_and_the_card_show_every_comparison(run, accelerator, wide, tmp_path, capsys):
+    """With a plain one beside it, that with the old images was left out of the report, and the card had none."""
+    copied = shutil.copytree(run, tmp_path / "copied", ignore=shutil.ignore_patterns("evaluation"))
+    for source in (None, str(wide)):
+        compare(Settings(run=str(copied), source=source, features=NO_FEATURES), accelerator)
+    assert re.search(r"of the 24 images of .*wide\d* the \d+ of validation are measured", capsys.readouterr().err)
+    evaluate(EvaluateSettings(run=str(copied), features=NO_FEATURES), accelerator)
+    contents = gather(copied)
+    tables = list(comparisons(contents))
+    assert [table.caption.partition(", ")[0] for table in tables] == ["Beside the weights it began from (before)"] * 4
+    assert sum(wide.name in table.caption for table in tables) == 1
+    page, card = str(training_section(contents).body), "".join(measured(contents, "tokenizer"))
+    for table in tables:
+        psnr = next(row for row in table.rows if row[0] == "PSNR, dB")
+        assert f'<td class="number">{psnr[1]}</td><td class="number">{psnr[2]}</td>' in page
+        assert f"| {psnr[1]} | {psnr[2]} |" in card
+    assert "Its decoder alone was trained" in page
 
 
 def test_a_report_says_that_a_comparison_is_missing_damaged_or_of_weights_of_before(run, accelerator, tmp_path):
@@ -128,7 +152,7 @@ def test_a_report_says_that_a_comparison_is_missing_damaged_or_of_weights_of_bef
     folder.write_json(
         path, folder.read_json(path) | {"figures": {"new": 3, "old": {"before": [], "after": {"ssim": 1}}}}
     )
-    assert "PSNR, dB" not in str(join(*comparisons(gather(copied))))
+    assert [*comparisons(gather(copied))] == []
 
 
 def test_old_images_are_read_as_the_other_tokenizer_read_them(runs, pictures, wide, accelerator):
@@ -202,7 +226,7 @@ def test_old_images_that_are_gone_are_said_and_the_new_ones_measured(runs, pictu
 
 
 def test_another_tokenizer_than_the_training_began_from_is_refused(run, there, tmp_path, accelerator):
-    with pytest.raises(UserError, match="began from no given weights: give the other one as --before"):
+    with pytest.raises(UserError, match="names no weights that its training began from: give the other"):
         compared(there, accelerator)
     first = shutil.copytree(there, tmp_path / "first")
     train(tokenizer_training(tmp_path / "second", start_from=str(first), steps=1), accelerator)
@@ -255,5 +279,5 @@ def test_tokenizers_of_other_images_are_refused(run, tmp_path, accelerator):
         compared(run, accelerator, before=str(tmp_path / "larger"))
 
 
-def test_a_report_without_a_comparison_has_no_table_of_one(finished_run):
-    assert not str(join(*comparisons(gather(finished_run))))
+def test_a_report_of_a_run_that_began_from_nothing_asks_for_no_comparison(finished_run):
+    assert "compare.py" not in str(training_section(gather(finished_run)).body)

@@ -13,6 +13,9 @@ from benchmarks.board import judge_peer
 from benchmarks.images import LabelledImages, write_npz
 from smalti.common import codes, folder
 from smalti.common.codes import CodesSplit
+from smalti.common.data.config import ImagesConfig
+from smalti.common.data.images import open_images
+from smalti.common.data.pixels import to_pil
 from smalti.common.data.run_images import open_run_images
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import evaluation_path, read_evaluations
@@ -25,6 +28,9 @@ from smalti.pipeline.evaluation import bench as pipeline_bench
 from smalti.pipeline.evaluation.bench import codes_of, open_bench, read_images, written_codes
 from smalti.pipeline.evaluation.cost import price
 from smalti.pipeline.evaluation.judge import Drawn, RealImages, compare_features, look_up
+from smalti.pipeline.reporting.model_card import data as data_of
+from smalti.pipeline.reporting.provenance_sections import stage_commands
+from smalti.pipeline.reporting.run_contents import gather, outdated
 from smalti.prior.data import CodesRows, plain_views
 from smalti.prior.evaluate import Settings as PriorSettings
 from smalti.prior.evaluate import evaluate as evaluate_prior
@@ -35,8 +41,9 @@ from smalti.tokenizer.evaluate import evaluate as evaluate_tokenizer
 from smalti.tokenizer.model import load_tokenizer
 from smalti.tokenizer.reconstruction import reconstruction_figures
 from smalti.tokenizer.run_features import Extractors, features_cache
+from smalti.tokenizer.train import train as train_tokenizer
 from smalti.tokenizer.vqvae.model import VQVAE
-from tests.conftest import NO_FEATURES, QUICK
+from tests.conftest import NO_FEATURES, QUICK, tokenizer_training
 
 TokenizerSettings = partial(tokenizer_script.Settings, features=QUICK)
 PipelineSettings = partial(pipeline_bench.Settings, features=QUICK)
@@ -206,6 +213,33 @@ def test_the_three_evaluations_agree(judged):
     assert found["independent_rate"] == pytest.approx(of["prior"]["independent_nll"] * 16 / math.log(2) / 64, rel=1e-9)
     for prior in ("uniform", "independent", "learned"):
         assert found[f"{prior}_bits_per_dim"] == pytest.approx(found["distortion"] + found[f"{prior}_rate"], rel=1e-12)
+
+
+def test_images_of_other_classes_than_the_priors_count_by_name(finished_run, accelerator, tmp_path, capsys):
+    """With a decoder of other images and a copied prior their numbers were taken for its classes."""
+    data = tmp_path / "pictures"
+    split = open_images(ImagesConfig(), (8, 8), 1).splits["train"]
+    for position in range(120):
+        place = data / ("train", "test")[position % 2] / ("even", "3")[position // 2 % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        to_pil(split.read(torch.tensor([position])).images)[0].save(place / f"{position}.png")
+    run = tmp_path / "tuned"
+    given = {"start_from": str(finished_run), "train": "decoder", "images": ImagesConfig(source=str(data))}
+    train_tokenizer(tokenizer_training(run, steps=1, **given), accelerator)
+    for stage in ("codes", "prior"):
+        shutil.copytree(finished_run / stage, run / stage)
+    bench = open_bench(PipelineSettings(run=str(run), images=50), accelerator)
+    assert "the run's images have the classes 3, even, and the prior draws 0, 1, 2, 3" in capsys.readouterr().err
+    assert set(bench.split.labels.tolist()) == {3, -1} and len(bench.split.labels) == 60
+    assert (bench.split.read(torch.arange(60)).labels.numpy() == bench.split.labels).all()
+    found = figures(evaluate_pipeline(PipelineSettings(run=str(run), images=50, neighbours=0), accelerator))
+    assert "precision" in found and not found.keys() & {"class_agreement", "classification_accuracy_score"}
+    contents = gather(run)
+    (told,) = [line for line in outdated(contents) if "was trained last on the images of" in line]
+    assert ".../pictures" in told and contents.copied and not gather(finished_run).copied
+    assert any("copied from the run that wrote them" in line for line in stage_commands(contents))
+    card = "".join(data_of(contents))
+    assert "| train | 1,419 |" in card and "was trained last on other images" in card
 
 
 def test_samples_are_judged_and_shown(judged):

@@ -217,6 +217,8 @@ def test_the_command_that_drew_the_samples_is_repeated_with_its_options(evaluate
     [
         ("python tokenizer/evaluate.py runs/report --split test", 'python tokenizer/evaluate.py "$again" --split test'),
         ("python tokenizer/evaluate.py --split test", 'python tokenizer/evaluate.py --split test "$again"'),
+        ("python a.py .../was-renamed --images 5", 'python a.py "$again" --images 5'),
+        ("python a.py --source x/report --run runs/report", 'python a.py --source x/report --run "$again"'),
         ("python a.py .../report --label 'two words'", "python a.py \"$again\" --label 'two words'"),
         ("python a.py .../report --label it's", "python a.py \"$again\" --label 'it'\"'\"'s'"),
     ],

@@ -65,7 +65,7 @@ from accelerate import Accelerator
 
 from smalti.common.config import read_yaml
 from smalti.common.data.config import ImagesConfig
-from smalti.common.data.images import ImageSet, held_out_split
+from smalti.common.data.images import ImageSet, held_out_split, open_images
 from smalti.common.data.run_images import open_run_images, run_images
 from smalti.common.data.split import ImageSplit
 from smalti.common.errors import UserError
@@ -93,6 +93,7 @@ TABLE = {  # the figures that are printed, in the words of the table; the file h
     "ssim": "SSIM",
     "distortion": "distortion, bits/dim",
     "rate": "rate, bits/dim",
+    "uniform_rate": "rate of uniform codes, bits/dim",
     "usage": "share of codes used",
     "perplexity": "perplexity",
     "accuracy_reconstructions": "accuracy, reconstructions",
@@ -138,7 +139,7 @@ def compare(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = ()
     }
     split = found["new"].protocol["split"]
     name = split if c.source is None else f"{split}-of-{Path(c.source).name}"
-    name = name if c.before is None else f"{name}-to-{Path(c.before).name}"
+    name = name if c.before is None else f"{name}-to-{'-'.join(Path(c.before).parts[-2:]).strip('/')}"
     if accelerator.is_main_process:
         protocol: dict[str, Any] = {domain: each.protocol for domain, each in found.items()}
         protocol |= {when: one.tokenizer.identity.whole for when, one in both.items()}
@@ -163,13 +164,16 @@ def tokenizer_before(given: str | None, run: Path) -> Compared:
         folder = find_model_folder(given, "tokenizer", setting="before")
         return Compared(given, folder, load_identified(folder, ""))
     began = next((change for change in read_history(run / "tokenizer") if change.setting == START), None)
-    if began is None:
-        raise UserError(f"the tokenizer of {run} began from no given weights: give the other one as --before")
-    name, place = str(began.after), began.place
+    if began is None or not isinstance(began.after, str):
+        raise UserError(
+            f"{run}/tokenizer/history.jsonl names no weights that its training began from: give the other tokenizer as "
+            "--before"
+        )
+    name, place = began.after, began.place
     if place is not None and not Path(place).is_dir():
         raise UserError(f"{run} began from {place}, which is not there: bring it back, or give it as --before")
     try:
-        folder = find_model_folder(place or name, "tokenizer")
+        folder = find_model_folder(place or name, "tokenizer", setting=f"what {run} began from")
     except UserError as error:
         raise UserError(f"{error}. Give the tokenizer to compare with as --before") from None
     found = Compared(name, folder, load_identified(folder, ""))
@@ -182,9 +186,11 @@ def tokenizer_before(given: str | None, run: Path) -> Compared:
 
 
 def check_pair(before: Compared, after: Compared) -> None:
-    """Raise `UserError` unless the two take the same images, and all processes read the same two."""
+    """Raise `UserError` unless they are two and take the same images, and all processes read the same two."""
     for one in (before, after):
         check_agree(one.tokenizer.identity.whole, f"the tokenizer of {one.name}")
+    if before.tokenizer.identity.whole == after.tokenizer.identity.whole:
+        raise UserError(f"{before.name} and {after.name} are one tokenizer: give another --before")
     configs = [one.tokenizer.tokenizer.config for one in (before, after)]
     shapes = [(*c.image_size, c.image_channels) for c in configs]
     if shapes[0] != shapes[1]:
@@ -216,9 +222,15 @@ def domains(c: Settings, run: Path, both: Mapping[str, Compared], accelerator: A
         line = f"what the images of {both['before'].name} lost is not measured: {error}. --source names them"
         accelerator.print(line, file=sys.stderr)
         return {"new": own}
-    if same_images(own, old):
-        accelerator.print(f"the images of {old.settings.source} are those of {run}: measured once", file=sys.stderr)
+    if own.images.fingerprint == old.images.fingerprint:
+        line = f"the images of {old.settings.source} are those of {run}: measured once"
+        otherwise = "" if read_alike(own, old) else ", as that run reads and splits them; the other does otherwise"
+        accelerator.print(f"{line}{otherwise}", file=sys.stderr)
         return {"new": own}
+    if c.source is not None and old.split.name == "validation" and len(old.images.splits) == 2:
+        whole = sum(map(len, old.images.splits.values()))
+        line = f"of the {whole:,} images of {c.source} the {len(old.split):,} of validation are measured"
+        accelerator.print(f"{line}: those in a folder named test would all be", file=sys.stderr)
     return {"new": own, "old": old}
 
 
@@ -228,8 +240,13 @@ def opened(c: Settings, stage: Path, source: str | None, both: Mapping[str, Comp
     Raises:
         UserError: they are not there, have no such split, or are none that both tokenizers take.
     """
-    images = open_run_images(stage, both["after"].tokenizer.tokenizer.config, source)
-    domain = Domain(run_images(stage, source), images, held_out_split(images.splits, c.split))
+    config, settings = both["after"].tokenizer.tokenizer.config, run_images(stage, source)
+    if source is None:
+        images = open_run_images(stage, config)
+    else:  # nothing was trained on it here: what is damaged is left out and counted
+        settings = settings.model_copy(update={"corrupt": "skip"})
+        images = open_images(settings, config.image_size, config.image_channels)
+    domain = Domain(settings, images, held_out_split(images.splits, c.split))
     for one in both.values():
         tokenizer = one.tokenizer.tokenizer
         check_labels(tokenizer.condition, images)
@@ -238,11 +255,10 @@ def opened(c: Settings, stage: Path, source: str | None, both: Mapping[str, Comp
     return domain
 
 
-def same_images(a: Domain, b: Domain) -> bool:
-    """Return whether two domains are the same images, read alike."""
+def read_alike(a: Domain, b: Domain) -> bool:
+    """Return whether two domains of the same images read and split them alike."""
     rows = [each.split.rows.tolist() for each in (a, b)]
-    alike = a.split.shape == b.split.shape and rows[0] == rows[1]
-    return alike and a.images.fingerprint == b.images.fingerprint
+    return a.split.shape == b.split.shape and rows[0] == rows[1]
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -285,7 +301,8 @@ def lines(path: Path) -> Iterator[str]:
     found = read_json(path)
     for name, figures in found["figures"].items():
         told = found["protocol"][name]
-        yield f"{name} images: {told['source']}, {told['split']}, {told['number']:,} images"
+        left_out = f", {told['skipped']:,} left out" if told["skipped"] else ""
+        yield f"{name} images: {told['source']}, {told['split']}, {told['number']:,} images{left_out}"
         before, after = figures["before"], figures["after"]
         distances = [key for key in after if key.startswith("fd_") or key == "fid"]
         rows = TABLE | {key: f"Fréchet distance, {key.removeprefix('fd_')}" for key in distances}

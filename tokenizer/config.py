@@ -209,5 +209,6 @@ class TrainConfig(Settings):
             raise ValueError("train decoder needs start_from: the tokenizer whose encoder and codebook stay")
         if not self.model.builds.decodes_only:
             raise ValueError(
-                f"train decoder: a tokenizer of kind {self.model.name()} has no part that only decodes; give train all"
+                f"train decoder: the decoder of a tokenizer of kind {self.model.name()} is not trained by itself; "
+                "those of vqvae, vqvae2, multiscale and vqgan are. Give train all"
             )

@@ -40,7 +40,9 @@ def with_images(c: TrainConfig, given: Mapping[str, Any], run: Path, origin: Ori
         return Told(c)
     both = c.model_dump(mode="json") | {"images": laid_over(known, given)}
     found = build(TrainConfig, both, "start_from with the settings given")
-    return Told(found, f"images: {found.images.source}, split as in {c.start_from}" if origin is not None else None)
+    others = sorted(set(given) - {"source"})
+    how = f"read as in {c.start_from} but for {', '.join(others)}" if others else f"split as in {c.start_from}"
+    return Told(found, f"images: {found.images.source}, {how}" if origin is not None else None)
 
 
 def _same_source(given: str | None, known: str | None, stage: Path) -> bool:

@@ -278,7 +278,8 @@ def learning_rate(c: TrainConfig, step: int) -> float:
 def tokenizer_schedule(c: TrainConfig, step: int) -> dict[str, float]:
     """Return the values of a step that depend on the number of steps, by name."""
     values: dict[str, float] = {"lr": learning_rate(c, step)}
-    values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if c.model.revives else {}
+    revives = c.model.revives and c.train == "all"
+    values |= {"steps in which codes are revived": int(REVIVE_UNTIL * c.steps)} if revives else {}
     return values | c.model.scheduled(step / c.steps) | c.adversarial.scheduled(step / c.steps)
 
 

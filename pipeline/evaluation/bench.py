@@ -3,6 +3,7 @@
 images (n, C, H, W) uint8    features (n, D)    positions (n,) of a split
 """
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,16 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
     judged, eyes = samples_to_judge(c, split, accelerator), Extractors(None, None)
     if judged:
         eyes = open_extractors(c.features, images, settings, split, features_cache(run), accelerator)
+    names, theirs = pipeline.condition.class_names, images.class_names
+    if names is not None and theirs not in (None, names) and not tokenizer.condition.told:
+        accelerator.print(
+            f"the run's images have the classes {', '.join(theirs[:4])}{', ...' if theirs[4:] else ''}, and the prior "
+            f"draws {', '.join(names[:4])}{', ...' if names[4:] else ''}: images of other names count as of no class, "
+            "and what a classifier says of classes is left out",
+            file=sys.stderr,
+        )
+        images, eyes = of_classes(images, names), Extractors(eyes.features, None)
+        split = held_out_split(images.splits, c.split)
     plan = {
         "code": code_version(),
         "tokenizer": pipeline.identity.whole,
@@ -96,6 +107,16 @@ def open_bench(c: Settings, accelerator: Accelerator) -> EvaluationBench:
         "precision": c.precision,
     }
     return EvaluationBench(c, run, pipeline, data, images, split, judged, settings.binarize, eyes, plan, accelerator)
+
+
+def of_classes(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
+    """Return images with the numbers of these classes as labels, by their names; -1 for those of other names."""
+    places = {name: number for number, name in enumerate(names)}
+    number = np.array([*(places.get(name, -1) for name in images.class_names or ()), -1])  # last: unlabelled
+    splits = {name: copy.copy(split) for name, split in images.splits.items()}
+    for split in splits.values():
+        split.labels = number[split.labels]
+    return images._replace(splits=splits, class_names=names)
 
 
 def samples_to_judge(c: Settings, split: ImageSplit, accelerator: Accelerator) -> int:

@@ -54,8 +54,9 @@ def completed(contents: RunContents) -> tuple[list[Tensor], str, str]:
     originals, rows, n = batch.images, half_rows(c), len(batch.images)
     kept = torch.zeros(c.image_size, dtype=torch.bool)
     kept[:rows] = True
-    names, numbers = pipeline.condition.class_names or (), batch.labels.tolist()
-    labels = [names[number] for number in numbers] if all(0 <= number < len(names) for number in numbers) else None
+    names = images.class_names or ()
+    own = [names[number] if number >= 0 else "" for number in batch.labels.tolist()]
+    labels = own if set(own) <= set(pipeline.condition.class_names or ()) else None
     prior, known = pipeline.prior, known_places(kept[None], c.layout)
     unheeded = prior.unheeded if isinstance(prior, Completes) and not prior.heeds(known) else ""
     with warnings.catch_warnings():

@@ -23,11 +23,12 @@ from smalti.common.record import commit, private, release
 from smalti.common.tensors import opened_tensors
 from smalti.pipeline.image_pipeline import ImagePipeline
 from smalti.pipeline.output import GRID, in_turn
+from smalti.pipeline.reporting.comparisons import comparisons
 from smalti.pipeline.reporting.markup import number
 from smalti.pipeline.reporting.meanings import figures_with_meanings
 from smalti.pipeline.reporting.page_head import COLOURS, headline, lead, nats, psnr
 from smalti.pipeline.reporting.provenance_sections import evaluation_commands, stage_commands
-from smalti.pipeline.reporting.run_contents import RunContents, finite, of_other_weights, other_sampling
+from smalti.pipeline.reporting.run_contents import RunContents, decoder_alone, finite, of_other_weights, other_sampling
 from smalti.prior.base import Prior
 from smalti.prior.config import ArchitectureConfig
 from smalti.prior.sampling_config import SamplingConfig
@@ -190,7 +191,8 @@ def _source(contents: RunContents) -> Mapping[str, Any]:
 def data(contents: RunContents) -> Iterator[str]:
     """Yield the section on data: the source, and the number of images in each split."""
     path = contents.path / "tokenizer/images.json"
-    counts = read_json(path).get("splits", {}) if path.exists() and "tokenizer" not in contents.others else {}
+    ours = path.exists() and "tokenizer" not in contents.others and not contents.copied
+    counts = read_json(path).get("splits", {}) if ours else {}
     coded = contents.codes[1] if contents.codes else {}
     rows = []
     for name in coded or counts:
@@ -205,6 +207,9 @@ def data(contents: RunContents) -> Iterator[str]:
     if _source(contents):
         yield "The source, its fingerprint, and how images were read:\n"
         yield markdown.fenced(_yaml(_source(contents)), "yaml")
+    if contents.copied:
+        yield "The tokenizer was trained last on other images than its codes are of, and its figures are of these:\n"
+        yield markdown.fenced(_yaml(contents.settings["tokenizer"].get("images", {})), "yaml")
     if contents.classes:
         yield markdown.collapsible(f"{len(contents.classes):,} classes", ", ".join(map(plain, contents.classes)) + "\n")
 
@@ -236,7 +241,7 @@ def budget(contents: RunContents, what: What) -> Iterator[str]:
     names = ("stage", "weights", "steps of batch", "rows seen", "precision", "seconds")
     yield markdown.markdown_table(names, rows)
     for stage in (row[0] for row in rows):
-        if told := list(sentences(contents.history(stage))):
+        if told := [*sentences(contents.history(stage)), *decoder_alone(contents, stage)]:
             yield f"The {stage}'s training: {plain(' '.join(told))}\n"
     if kept := finite(contents.prior_figures().get("best_step")) if what != "tokenizer" else None:
         yield f"The prior keeps the weights of step {int(kept):,}, the best on validation.\n"  # a float in its file
@@ -301,6 +306,10 @@ def measured(contents: RunContents, stage: str) -> Iterator[str]:
         yield f"{plain(remark)}\n"
     if stage != "prior" and (told := contents.losses()) is not None:
         yield f"{plain(told)}\n"
+    if stage == "tokenizer":
+        for each in comparisons(contents):
+            yield f"{plain(each.caption)}.\n"
+            yield markdown.markdown_table(each.head, [tuple(map(plain, row)) for row in each.rows])
     yield markdown.collapsible("The whole protocol", markdown.fenced(_yaml(protocol), "yaml"))
 
 

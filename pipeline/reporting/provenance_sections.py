@@ -98,6 +98,9 @@ def stage_commands(contents: RunContents) -> Iterator[str]:
     if "tokenizer" in contents.settings:
         how = "--config " if contents.tokenizer_script.endswith("convert.py") else ""  # whose word is the checkpoint
         yield f'python {contents.tokenizer_script} {how}"$run/tokenizer/config.yaml" --run "$again"'
+        if contents.copied:
+            yield "# codes and prior are of other images, and were copied from the run that wrote them: copy them again"
+            return
         views = f" --views {contents.codes[0].views}" if contents.codes else ""
         vectors = contents.codes is not None and not contents.codes[0].layout.discrete and not contents.vectors
         yield f'python tokenizer/encode.py "$again"{views}{" --vectors true" if vectors else ""}'
@@ -114,8 +117,11 @@ def elsewhere(contents: RunContents, command: str) -> str:
         words = shlex.split(command)
     except ValueError:  # of an earlier version, which did not quote
         words = command.split()
+    script = next((i for i, word in enumerate(words) if word.endswith(".py")), 0)
+    named = [i + 1 for i, word in enumerate(words[:-1]) if word == "--run"]
+    first = [i for i in (script + 1,) if i < len(words) and not words[i].startswith("-")]
     runs = [i for i, word in enumerate(words) if Path(word).name in names and not word.startswith("-")]
-    place = runs[0] if runs else len(words)
+    place = next(iter(named or first or runs), len(words))
     quoted = [*map(shlex.quote, words)]
     return " ".join([*quoted[:place], '"$again"', *quoted[place + 1 :]])
 

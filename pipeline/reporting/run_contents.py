@@ -15,6 +15,7 @@ import PIL.Image
 from smalti.common import codes, config
 from smalti.common.codes_info import CodesInfo, TokenizerIdentity
 from smalti.common.commands import quoted
+from smalti.common.data.run_images import recorded
 from smalti.common.errors import UserError
 from smalti.common.evaluation_file import read_evaluations
 from smalti.common.folder import check_format, inside, kind_of, read_json, read_settings, settings_in, sha256
@@ -178,6 +179,13 @@ class RunContents(NamedTuple):
         protocol = self.evaluations.get(stage, {}).get("protocol", {})
         return ", a bound" if "bound" in (protocol.get("learned_rate"), protocol.get("kind")) else ""
 
+    def of_present_weights(self, stage: str) -> list[dict[str, Any]]:
+        """Return all evaluations of a stage that are of the weights that the tokenizer has now."""
+        path = self.path / "tokenizer/model/model.safetensors"
+        now = sha256(path) if path.exists() else None
+        found = [each for each in self.all_evaluations if each["stage"] == stage]
+        return [each for each in found if each["protocol"].get("tokenizer") == now]
+
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """Return the lines that a stage's training logged."""
         return [line for line in read_metrics(self.path / stage / "metrics.jsonl") if finite(line["step"]) is not None]
@@ -185,6 +193,14 @@ class RunContents(NamedTuple):
     def history(self, stage: str) -> list[Change]:
         """Return what a stage's training began from and with which settings it went on."""
         return read_history(self.path / stage)
+
+    @property
+    def copied(self) -> bool:
+        """Whether the codes are of other images than the tokenizer was trained on last, as those of the run it began
+        from that were copied."""
+        known = recorded(self.path / "tokenizer").fingerprint if "tokenizer" in self.settings else None
+        of_codes = self.codes[0].source.get("fingerprint") if self.codes else None
+        return known is not None and of_codes is not None and known != of_codes
 
     def losses(self) -> str | None:
         """Return a remark on bits and distances where the tokenizer was trained with losses beside its likelihood."""
@@ -306,6 +322,12 @@ def tokenizer_identities(contents: RunContents) -> dict[str, TokenizerIdentity]:
     return found
 
 
+def decoder_alone(contents: RunContents, stage: str) -> tuple[str, ...]:
+    """Return a sentence that says so where a stage's training moved the tokenizer's decoder alone."""
+    alone = stage == "tokenizer" and contents.settings.get(stage, {}).get("train") == "decoder"
+    return ("Its decoder alone was trained: codes are those of the weights it began from.",) if alone else ()
+
+
 def measured_by(stage: str) -> str:
     """Return the script that writes the evaluation of a stage."""
     return f"tokenizer/{stage}.py" if stage in ("amortization", "compare") else f"{stage}/evaluate.py"
@@ -359,6 +381,13 @@ def outdated(contents: RunContents) -> Iterator[str]:
     """Yield a remark for what is of another tokenizer, and for each evaluation of other weights or sampling settings
     than the run has now."""
     yield from of_another_tokenizer(contents)
+    if contents.copied:
+        last = contents.settings["tokenizer"].get("images")
+        source = last.get("source") if isinstance(last, Mapping) else None
+        yield (
+            f"The tokenizer was trained last on the images of {private(source)}, of which its figures are: the codes, "
+            "and a prior over them, are of other images, those that this page begins with."
+        )
     if remark := other_sampling(contents):
         yield remark
     for name, stage in of_other_weights(contents):

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from smalti.common.history import START, sentences
-from smalti.common.record import private
+from smalti.common.history import sentences
 from smalti.pipeline.reporting import charts, markup
 from smalti.pipeline.reporting.charts import Curve
-from smalti.pipeline.reporting.markup import Html, Section, number, percent
-from smalti.pipeline.reporting.meanings import meaning_in
-from smalti.pipeline.reporting.run_contents import RunContents, finite
+from smalti.pipeline.reporting.comparisons import began_from_weights, comparisons
+from smalti.pipeline.reporting.markup import Html, Section, number
+from smalti.pipeline.reporting.run_contents import RunContents, decoder_alone, finite
 
 
 class Panel(NamedTuple):
@@ -110,45 +109,18 @@ def prior_curves(contents: RunContents, lines: Sequence[Mapping[str, Any]]) -> H
 
 def history(contents: RunContents, stage: str) -> Html:
     """Return what the training began from and the settings that changed when it went on, a paragraph each."""
-    return markup.join(*(markup.tag("p", told) for told in sentences(contents.history(stage))))
+    told = (*sentences(contents.history(stage)), *decoder_alone(contents, stage))
+    return markup.join(*(markup.tag("p", each) for each in told))
 
 
-def compared_with(contents: RunContents, protocol: Mapping[str, Any]) -> str:
-    """Return the words for the tokenizer that a comparison is with."""
-    began = [change for change in contents.history("tokenizer") if change.setting == START]
-    if any(change.sha256 == protocol.get("before") for change in began):
-        return "the weights it began from"
-    return f"{private(str(protocol.get('before_name')))}, which it did not begin from"
-
-
-def comparisons(contents: RunContents) -> Iterator[Html]:
-    """Yield a table for each set of images of tokenizer/compare.py: the figures of the other tokenizer and of this."""
-    evaluation = contents.evaluations.get("compare")
-    if evaluation is None:
-        if any(change.setting == START for change in contents.history("tokenizer")):
-            lacking = "What the training gained and lost beside the weights it began from was not measured"
-            yield markup.missing(lacking, contents.command("tokenizer/compare.py"))
-        return
-    other = compared_with(contents, evaluation["protocol"])
-    for domain, about in {"new": "of this run", "old": "of the other tokenizer"}.items():
-        figures, told = (mapping(mapping(evaluation[part]).get(domain)) for part in ("figures", "protocol"))
-        before, after = (mapping(figures.get(when)) for when in ("before", "after"))
-        rows = [
-            (title, *(percent(one[name]) if share else number(one[name]) for one in (before, after)), text)
-            for name, (title, text, share) in ((name, meaning_in(contents, name)) for name in after)
-            if finite(before.get(name)) is not None and finite(after[name]) is not None
-        ]
-        same = finite(figures.get("codes_equal"))
-        equal = "" if same is None else f"; {percent(same)} of them have the same codes in both"
-        images = f"the images {about}, {told.get('split', '')} split, {number(told.get('number', 0))} images{equal}"
-        if rows:
-            caption = f"Beside {other} (before), on {images}"
-            yield markup.table_tag(("figure", "before", "after", "meaning"), rows, words=(0, 3), caption=caption)
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """Return a value of a file, which nobody vouches for, if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
+def compared(contents: RunContents) -> Iterator[Html]:
+    """Yield the comparisons with other tokenizers, or the command that makes the one that is missing."""
+    tables = list(comparisons(contents))
+    for each in tables:
+        yield markup.table_tag(each.head, each.rows, words=(0, 3), caption=each.caption)
+    if not tables and began_from_weights(contents):
+        lacking = "What the training gained and lost beside the weights it began from was not measured"
+        yield markup.missing(lacking, contents.command("tokenizer/compare.py"))
 
 
 def prior_part(contents: RunContents) -> Html:
@@ -170,7 +142,7 @@ def training_section(contents: RunContents) -> Section:
         if tokenizer
         else markup.missing("Not trained yet", contents.tokenizer_command),
         history(contents, "tokenizer"),
-        *comparisons(contents),
+        *compared(contents),
         markup.tag("h3", "Prior"),
         prior_part(contents),
         history(contents, "prior"),

@@ -175,12 +175,9 @@ def remark_on_losses(run: Path) -> str | None:
         f"trained with losses beside the likelihood ({', '.join(chosen)}): bits are those of the best p(x | z) around "
         "pictures that were made for these losses too"
     )
-    if set(chosen) == {PUBLISHED}:
+    if not any(name.endswith("features") for name in chosen):
         return bits
-    return (
-        f"{bits}, and a distance on a classifier of the run's own labels is on features much like those of its trunk: "
-        "compare on others"
-    )
+    return f"{bits}; a distance on features like those of its trunk is made small by them, so compare on others"
 
 
 def open_criteria(
