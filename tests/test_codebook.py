@@ -224,6 +224,11 @@ def test_dead_codes_are_told_with_the_settings_that_are_not_yet_so():
         "Remedies, the first first: model.quantizer.normalize true; model.quantizer.code_dim 8; revive_below 0.1; "
         "model.quantizer.kind vq_ema or simvq; model.quantizer.codebook_size 32"
     )
+    (said,) = advice(BOOK._replace(begun=True), {"validation": counts})
+    assert said.endswith(
+        "Remedies, the first first: revive_below 0.1; a tokenizer without start_from, whose kind and number of codes "
+        "may be others"
+    )
     better = BOOK._replace(facts=SimVQConfig(code_dim=8).facts("model.quantizer."), revive_below=0.0)
     (said,) = advice(better, {"validation": counts})
     assert (

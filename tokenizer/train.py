@@ -70,7 +70,7 @@ from smalti.common.session import session
 from smalti.common.shown import shown
 from smalti.common.steps import Steps
 from smalti.tokenizer.base import Terms, TrainedTokenizer
-from smalti.tokenizer.before_and_after import before_and_after, change_of
+from smalti.tokenizer.before_and_after import before_and_after, change_of, figures_before
 from smalti.tokenizer.bottleneck.base import Table
 from smalti.tokenizer.codebooks.health import codebook_of, unused
 from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
@@ -428,7 +428,8 @@ def report_evaluation(
                 evaluation.counts, evaluation.images, trained.tokenizer.config.layout, run / "histogram.json"
             )
     if evaluation.counts is not None and trained.tokenizer.training:  # of frozen codes nothing can be mended
-        book = codebook_of(trained.tokenizer, trained.upkeep.revive_below)
+        begun = figures_before(run) is not None
+        book = codebook_of(trained.tokenizer, trained.upkeep.revive_below, begun=begun)
         for low in unused(book, "validation", evaluation.counts):
             accelerator.print(f"step {step}: {low}", file=sys.stderr)
     collapsed = None if evaluation.bounds is None else evaluation.bounds.latent_use.warning(trained.tokenizer)

@@ -27,6 +27,7 @@ NEAR = 0.1  # of the median distance to the nearest code: of codes strewn at ran
 DUPLICATES = 0.05  # share of codes with another so near; with fewer, telling pairs apart costs under 0.04 bits a place
 PAIRS = 12  # nearest pairs that are reported
 COMPARED = 16_384  # codes whose distances are computed, the most used ones of more: K²/2 of them in seconds
+ANEW = "a tokenizer without start_from, whose kind and number of codes may be others"
 TILE = 256  # rows of the distances that are in memory at once
 
 
@@ -136,23 +137,29 @@ class Codebook(NamedTuple):
     names: tuple[str, ...] = ("",)  # of the codebooks of the layout
     revive_below: float | None = None
     one_table: bool = False  # for all codebooks: a code is used where any of them uses it
+    begun: bool = False  # from given weights, whose kind and sizes cannot be others
 
     def wider_use(self) -> Sequence[str]:
         """Return the settings that bring more codes into use, without those that are so already."""
-        return self.facts.wider_use(self.revive_below)
+        found = self.facts.wider_use(self.revive_below)
+        return [each for each in found if not each.startswith("model.")] if self.begun else found
 
     def fewer(self, wanted: float) -> str:
         """Return how to get about `wanted` codes, which are fewer than there are."""
         return self.facts.fewer(wanted, self.codebook_size)
 
 
-def codebook_of(tokenizer: ImageTokenizer, revive_below: float | None = None) -> Codebook:
-    """Return the sizes and settings of a tokenizer, and of its training, that advice depends on."""
+def codebook_of(tokenizer: ImageTokenizer, revive_below: float | None = None, *, begun: bool = False) -> Codebook:
+    """Return the sizes and settings of a tokenizer, and of its training, that advice depends on.
+
+    Args:
+        begun: from given weights.
+    """
     c = tokenizer.config
     facts = c.codebook or CodebookFacts(c.name(), c.layout.depth, "model.")
     trained = revive_below if isinstance(c, TrainedConfig) else None
     one_table = len(c.layout.codebook_names) > 1 and bool(getattr(c, "shared", False))
-    return Codebook(facts, c.layout.codebook_size, c.layout.codebook_names, trained, one_table)
+    return Codebook(facts, c.layout.codebook_size, c.layout.codebook_names, trained, one_table, begun)
 
 
 def advice(book: Codebook, splits: Mapping[str, Tensor], near: Sequence[Neighbours] = ()) -> list[str]:
@@ -250,7 +257,7 @@ def _dead(book: Codebook, split: str, counts: Tensor, depths: Sequence[int]) -> 
     return [
         f"dead codes: {dead:,} of {len(low) * book.codebook_size:,}{_depths(book, low)} are never used on {split} "
         f"({expected:,.0f} would be expected of as many places drawn evenly): {book.facts.cause}. "
-        + _remedies(*book.wider_use(), book.fewer(used))
+        + _remedies(*book.wider_use(), ANEW if book.begun else book.fewer(used))
     ]
 
 
