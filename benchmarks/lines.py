@@ -1,5 +1,6 @@
 """Lines of pictures with their names at the left, as one figure of the docs."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from smalti.common.folder import replacing
 from smalti.common.plots import image_grid
 
 DPI = 90
+WRAPPED = 24  # characters of a name, of which longer ones take two lines
 
 
 def save_lines(lines: Mapping[str, Tensor], path: Path, *, side: int = 128, width: float = 9.0) -> None:
@@ -18,7 +20,7 @@ def save_lines(lines: Mapping[str, Tensor], path: Path, *, side: int = 128, widt
     figure.subplots_adjust(left=0.2, right=0.995, top=0.99, bottom=0.01, hspace=0.08)
     for axes, (name, images) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
         axes.imshow(image_grid(images, len(images), side=side), interpolation="nearest", cmap="grey", vmin=0, vmax=255)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set_ylabel("\n".join(textwrap.wrap(name, WRAPPED)), rotation=0, ha="right", va="center", fontsize=9)
         axes.set(xticks=[], yticks=[])
     with replacing(path) as aside:
         figure.savefig(aside, format="png", dpi=DPI)

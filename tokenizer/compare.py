@@ -10,7 +10,7 @@ run. Each process takes its share of the images; interrupted, the same command g
 splits, and by the names of tokenizer/evaluate.py:
 
     new, old       the images of the run, and those of the other tokenizer where they are others
-    before, after  psnr_pooled, ssim, distortion, rate, usage, perplexity, fd_NAME, accuracy_... of both tokenizers
+    before, after  psnr_pooled, ssim, distortion, uniform_rate or rate, usage, perplexity, fd_NAME, accuracy_... of both
     codes_equal    share of the images all of whose codes are the same in both, where both have the same grids of codes
 """
 
