@@ -237,7 +237,8 @@ def test_images_of_other_classes_than_the_priors_count_by_name(finished_run, acc
     contents = gather(run)
     (told,) = [line for line in outdated(contents) if "was trained last on the images of" in line]
     assert ".../pictures" in told and contents.copied and not gather(finished_run).copied
-    assert any("copied from the run that wrote them" in line for line in stage_commands(contents))
+    _, copying, drawing = stage_commands(contents)
+    assert copying.startswith('cp -r "$run/codes" "$run/prior" "$again/"') and "generate.py" in drawing
     card = "".join(data_of(contents))
     assert "| train | 1,419 |" in card and "was trained last on other images" in card
 

@@ -98,14 +98,16 @@ def stage_commands(contents: RunContents) -> Iterator[str]:
     if "tokenizer" in contents.settings:
         how = "--config " if contents.tokenizer_script.endswith("convert.py") else ""  # whose word is the checkpoint
         yield f'python {contents.tokenizer_script} {how}"$run/tokenizer/config.yaml" --run "$again"'
-        if contents.copied:
-            yield "# codes and prior are of other images, and were copied from the run that wrote them: copy them again"
-            return
+    if contents.copied:
+        both = '"$run/codes" "$run/prior"' if "prior" in contents.settings else '"$run/codes"'
+        yield f'cp -r {both} "$again/"  # of other images: they were copied from the run that wrote them'
+    elif "tokenizer" in contents.settings:
         views = f" --views {contents.codes[0].views}" if contents.codes else ""
         vectors = contents.codes is not None and not contents.codes[0].layout.discrete and not contents.vectors
         yield f'python tokenizer/encode.py "$again"{views}{" --vectors true" if vectors else ""}'
     if "prior" in contents.settings:
-        yield f'python {contents.prior_script} "$run/prior/config.yaml" --run "$again"'
+        if not contents.copied:
+            yield f'python {contents.prior_script} "$run/prior/config.yaml" --run "$again"'
         yield 'python pipeline/generate.py "$again"' + drawing_options(contents)
 
 
