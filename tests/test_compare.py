@@ -279,5 +279,5 @@ def test_tokenizers_of_other_images_are_refused(run, tmp_path, accelerator):
         compared(run, accelerator, before=str(tmp_path / "larger"))
 
 
-def test_a_report_of_a_run_that_began_from_nothing_asks_for_no_comparison(finished_run):
-    assert "compare.py" not in str(training_section(gather(finished_run)).body)
+def test_a_report_of_a_run_that_began_from_nothing_asks_for_no_comparison(there):
+    assert "compare.py" not in str(training_section(gather(there)).body)
