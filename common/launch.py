@@ -1,4 +1,4 @@
-"""How a command starts and stops: the Accelerator, signals that the loop asks about, errors in one line.
+"""The start and the end of a command: the Accelerator, signals that the loop asks about, errors in one line.
 
 Every script is `accelerate launch SCRIPT` or `python SCRIPT`, on one process or several.
 """

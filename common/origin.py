@@ -43,7 +43,7 @@ def find_model_folder(start_from: str, stage: str, setting: str = START) -> Path
     """Return the model folder of a stage: the folder itself, or one in a run, a run's stage or a pipeline.
 
     Args:
-        setting: the one that names it, for the message.
+        setting: what names it, for the message.
     Raises:
         UserError: there is none.
     """

@@ -128,7 +128,10 @@ def test_the_report_and_the_card_show_every_comparison(run, accelerator, wide, t
     for source in (None, str(wide)):
         compare(Settings(run=str(copied), source=source, features=NO_FEATURES), accelerator)
     assert re.search(r"of the 24 images of .*wide\d* the \d+ of validation are measured", capsys.readouterr().err)
+    evaluate(EvaluateSettings(run=str(copied), source=str(wide), features=NO_FEATURES), accelerator)
+    assert re.search(r"of the 24 images of .*wide\d* the \d+ of validation are measured", capsys.readouterr().err)
     evaluate(EvaluateSettings(run=str(copied), features=NO_FEATURES), accelerator)
+    assert "of validation are measured" not in capsys.readouterr().err
     contents = gather(copied)
     tables = list(comparisons(contents))
     assert [table.caption.partition(", ")[0] for table in tables] == ["Beside the weights it began from (before)"] * 4

@@ -82,6 +82,7 @@ from smalti.tokenizer.reconstruction import (
     Measuring,
     measure_split,
     not_measured,
+    part_of_source,
     plan_of,
     reconstruction_figures,
     without_distance,
@@ -109,7 +110,7 @@ class Compared(NamedTuple):
 
     @property
     def stage(self) -> Path | None:
-        """The stage of the run that it was trained in; None where it lies alone, or somebody else trained it."""
+        """Return the stage of the run that it was trained in; None where it lies alone, or somebody else trained it."""
         config = self.folder.parent / "config.yaml"
         said = read_yaml(config) if self.folder.name == "model" and config.is_file() else {}
         return self.folder.parent if isinstance(said.get("images"), dict) and "checkpoint" not in said else None
@@ -227,10 +228,8 @@ def domains(c: Settings, run: Path, both: Mapping[str, Compared], accelerator: A
         otherwise = "" if read_alike(own, old) else ", as that run reads and splits them; the other does otherwise"
         accelerator.print(f"{line}{otherwise}", file=sys.stderr)
         return {"new": own}
-    if c.source is not None and old.split.name == "validation" and len(old.images.splits) == 2:
-        whole = sum(map(len, old.images.splits.values()))
-        line = f"of the {whole:,} images of {c.source} the {len(old.split):,} of validation are measured"
-        accelerator.print(f"{line}: those in a folder named test would all be", file=sys.stderr)
+    if c.source is not None and (told := part_of_source(c.source, old.images, old.split)) is not None:
+        accelerator.print(told, file=sys.stderr)
     return {"new": own, "old": old}
 
 

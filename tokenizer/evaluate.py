@@ -107,6 +107,7 @@ from smalti.tokenizer.reconstruction import (
     Measuring,
     measure_split,
     not_measured,
+    part_of_source,
     plan_of,
     reconstruction_figures,
     without_distance,
@@ -125,6 +126,8 @@ def evaluate(c: Settings, accelerator: Accelerator, arguments: Sequence[str] = (
     images = open_run_images(run / "tokenizer", tokenizer.config, c.source, otherwise=ANOTHER)
     check_labels(tokenizer.condition, images)
     split = held_out_split(images.splits, c.split)
+    if c.source is not None and (told := part_of_source(c.source, images, split)) is not None:
+        accelerator.print(told, file=sys.stderr)
     if (told := remark_on_losses(run / "tokenizer")) is not None:
         accelerator.print(told, file=sys.stderr)
     extractors = open_extractors(c.features, images, settings, split, features_cache(run), accelerator)

@@ -38,7 +38,7 @@ PRIOR_DRAWS = 2**63 - 1  # seed of the draws of N(0, I); no z has it, whose nois
 
 
 class Measuring(NamedTuple):
-    """How reconstructions are measured."""
+    """The settings by which reconstructions are measured."""
 
     batch_size: int  # images a process encodes at once
     precision: str  # of encoder and decoder
@@ -74,6 +74,17 @@ def plan_of(
 def not_measured(split: ImageSplit, number: int) -> int:
     """Return how many images of a split are not among those that were measured, damaged ones included."""
     return len(split.corrupt) + len(split) - number
+
+
+def part_of_source(source: str, images: ImageSet, split: ImageSplit) -> str | None:
+    """Return a line that says so where a source without splits is measured by the images that are held out of it."""
+    if split.name != "validation" or len(images.splits) > 2:
+        return None
+    whole = sum(map(len, images.splits.values()))
+    return (
+        f"of the {whole:,} images of {source} the {len(split):,} of validation are measured: those in a folder named "
+        "test would all be"
+    )
 
 
 def measure_split(

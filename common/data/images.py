@@ -103,7 +103,7 @@ class ImageSet(NamedTuple):
         elif len(held_out) < FEW:
             yield (
                 f"validation has {len(held_out)} of {len(train) + len(held_out)} images: its figures say little, and "
-                "the best weights are chosen by them; more images help, or a larger --images.validation_share"
+                "a prior's best weights are chosen by them; more images help, or a larger --images.validation_share"
             )
 
     def absent_classes(self) -> tuple[int, ...]:

@@ -196,8 +196,8 @@ class RunContents(NamedTuple):
 
     @property
     def copied(self) -> bool:
-        """Whether the codes are of other images than the tokenizer was trained on last, as those of the run it began
-        from that were copied."""
+        """Return whether the codes are of other images than the tokenizer was trained on last, as copied ones are of
+        the run that it began from."""
         known = recorded(self.path / "tokenizer").fingerprint if "tokenizer" in self.settings else None
         of_codes = self.codes[0].source.get("fingerprint") if self.codes else None
         return known is not None and of_codes is not None and known != of_codes
