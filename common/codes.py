@@ -234,7 +234,8 @@ def dataset_card(
     """
     origin, total = source_repository(info.source), sum(split["rows"] for split in splits.values())
     head = markdown.yaml_head(
-        pretty_name="Image codes" + (f" of {origin}" if origin else ""),
+        pretty_name=("Image codes" if info.redrawn is None else "Redrawn image codes")
+        + (f" of {origin}" if origin else ""),
         license=license,
         task_categories=["unconditional-image-generation"],
         tags=[markdown.LIBRARY, "image-codes", "vq-vae"],
@@ -277,6 +278,24 @@ FIGURES = {  # of a split, as encoding measures them
 }
 
 
+DRAWN = (
+    " **They are not the images' own codes**: a prior drew each of them, given the image's own codes before it in the "
+    "order in which it predicts them."
+)
+
+
+def _use(info: CodesInfo) -> str:
+    """Return what to do with the codes, as the card says it."""
+    if info.redrawn is not None:
+        return "\nTo train the decoder of their tokenizer on them:\n\n" + markdown.fenced(
+            "python tokenizer/train.py --start_from RUN --train decoder --replace_codes 1 --replace_by drawn "
+            "--drawn_codes CODES --run ANOTHER_RUN"
+        )
+    return "\nTo train a prior of Smalti on them, with the files in a folder CODES:\n\n" + markdown.fenced(
+        "python prior/train.py CONFIG --codes CODES --run RUN"
+    )
+
+
 def _column_rows(info: CodesInfo) -> list[tuple[str, str]]:
     """Return each column and its meaning, as rows of the card's table."""
     values = f"integers in [0, {info.layout.codebook_size})" if info.layout.discrete else "numbers"
@@ -300,11 +319,11 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
     """Return the body of the card, below its head."""
     rows = [_split_row(name, split) for name, split in splits.items()]
     return (
-        f"# Image codes\n\nAn image is {info.layout}, in raster order; {info.views} view(s) an image, each a row.\n\n"
+        f"# Image codes\n\nAn image is {info.layout}, in raster order; {info.views} view(s) an image, each a row."
+        f"{'' if info.redrawn is None else DRAWN}\n\n"
         "## Use\n\n"
         + markdown.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
-        + "\nTo train a prior of Smalti on them, with the files in a folder CODES:\n\n"
-        + markdown.fenced("python prior/train.py CONFIG --codes CODES --run RUN")
+        + _use(info)
         + "\n## Columns\n\n"
         + markdown.markdown_table(("column", "holds"), _column_rows(info))
         + "\n## Splits\n\n"
@@ -357,7 +376,8 @@ def read_info(folder: Path) -> tuple[CodesInfo, dict[str, dict[str, Any]]]:
         raise UserError(f"there is no codes dataset {folder}; tokenizer/encode.py writes one")
     if not is_whole(folder):
         if (folder / PLAN).exists():
-            raise UserError(f"{folder} was begun and not finished: run tokenizer/encode.py again")
+            by = "prior/redraw.py" if read_json(folder / PLAN).get("redrawn") else "tokenizer/encode.py"
+            raise UserError(f"{folder} was begun and not finished: run {by} again")
         raise UserError(f"{folder} has no codes.json: it is not a codes dataset that tokenizer/encode.py wrote")
     path = inside(folder, "codes.json")
     written = read_json(path)
@@ -387,8 +407,27 @@ def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
     """Return the named splits, or all, checked against `codes.json`.
 
     Raises:
-        UserError: a split, a shard or rows are missing, or codes and labels lie outside what the JSON says.
+        UserError: a split, a shard or rows are missing, codes and labels lie outside what the JSON says, or the codes
+            are a prior's draws.
     """
+    info, _ = read_info(folder)
+    if info.redrawn is not None:
+        raise UserError(
+            f"{folder} holds what a prior drew in place of the images' codes, for tokenizer/train.py --drawn_codes; "
+            "give a folder that tokenizer/encode.py wrote"
+        )
+    return _load(folder, splits)
+
+
+def load_redrawn(folder: Path) -> Codes:
+    """Return the codes that a prior drew in place of those of the training images. Raises as `load_codes`."""
+    info, _ = read_info(folder)
+    if info.redrawn is None:
+        raise UserError(f"{folder} holds the images' own codes; prior/redraw.py draws others in their place")
+    return _load(folder, ["train"])
+
+
+def _load(folder: Path, splits: Sequence[str] | None) -> Codes:
     info, there = read_info(folder)
     wanted = list(there) if splits is None else splits
     if missing := [split for split in wanted if split not in there]:
@@ -520,7 +559,7 @@ def _fingerprint(info: CodesInfo, digests: Mapping[str, str | None]) -> str:
             "statistics": True,  # they follow from the rows
         },
     )
-    said = {name: value for name, value in said.items() if name != "moments" or value}  # new in format 2
+    said = {name: value for name, value in said.items() if name not in ("moments", "redrawn") or value}  # new since
     said |= in_format_1(info.layout) | condition_in_format_1(info.condition)  # a fingerprint outlives the format
     told = [said, info.source.get("fingerprint"), digests]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -47,10 +47,22 @@ class TokenizerIdentity(Settings):
         return f"{self.name} (sha256 {self.sha256[:12]})"
 
 
+class Redrawn(Settings):
+    """The draws that stand in a codes dataset where the images' own codes were: see `prior/redraw.py`."""
+
+    prior: Sha256
+    """of the weights that drew"""
+    codes: Sha256
+    """the fingerprint of the codes that were drawn anew"""
+    sampling: dict[str, Any]
+    """temperature and the other settings of a draw"""
+    seed: int = Field(ge=0)
+
+
 class CodesInfo(Settings):
     """The settings in `codes.json`."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"moments", "statistics"})
+    later: ClassVar[frozenset[str]] = frozenset({"moments", "statistics", "redrawn"})
 
     layout: Layout
     """what stands where in a row"""
@@ -65,6 +77,8 @@ class CodesInfo(Settings):
     """a row has the mean and the standard deviation of q(z | x), not one vector: columns `latents` and `scale`"""
     statistics: LatentStatistics | None = None
     """mean and deviation of the vectors' channels over the training rows; null of codes, and where not measured"""
+    redrawn: Redrawn | None = None
+    """what a prior drew in place of each code; null where the codes are the images' own"""
 
     @model_validator(mode="after")
     def _of_the_layout(self) -> "CodesInfo":

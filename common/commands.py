@@ -38,6 +38,7 @@ COMMANDS = {
     "encode": Command("tokenizer/encode.py", "images -> codes, or vectors"),
     "train-prior": Command("prior/train.py", "stage two: codes -> a prior"),
     "fit-prior": Command("prior/fit.py", "stage two without a network: a mixture of Gaussians over vectors, by EM"),
+    "redraw": Command("prior/redraw.py", "the images' codes as a prior draws them, to train a decoder on"),
     "generate": Command("pipeline/generate.py", "a prior -> images"),
     "tune": Command("pipeline/tune.py", "choose temperature, top-k, guidance by what they draw"),
     "evaluate-tokenizer": Command("tokenizer/evaluate.py", "reconstructions: PSNR, SSIM, bits, use of the codebook"),

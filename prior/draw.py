@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.seeds import uniforms
-from smalti.prior.sampling_config import SamplingConfig
+from smalti.prior.sampling_config import CodeSampling, SamplingConfig
 
+DIVERGED = "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"
 BLOCK = 16  # codes that are summed together
 
 
@@ -34,7 +35,7 @@ def image_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
     return torch.stack([1 - uniforms(seed, *shape) for seed in seeds])
 
 
-def draw_categorical(logits: Tensor, u: Tensor, config: SamplingConfig) -> Tensor:
+def draw_categorical(logits: Tensor, u: Tensor, config: CodeSampling) -> Tensor:
     """Return one code a row, (B,), by inverting the cumulative distribution of logits (B, K) at u (B,) in (0, 1].
 
     A row with NaN gives K.

@@ -13,8 +13,8 @@ CODE_SETTINGS = frozenset(  # of whatever draws a code from logits
 )
 
 
-class SamplingConfig(Settings):
-    """The settings of drawing from the prior's distribution. A prior says which of them it heeds."""
+class CodeSampling(Settings):
+    """The settings of drawing one code from its distribution."""
 
     temperature: float = Field(1.0, ge=1e-6, le=1e6)
     """logits are divided by it: below 1 is safer, above 1 more varied"""
@@ -27,6 +27,20 @@ class SamplingConfig(Settings):
     """draw among the codes at least this share as likely as the likeliest (Nguyen et al. 2024)"""
     guidance: float = Field(1.0, ge=0, le=1e4)
     """classifier-free guidance (Ho and Salimans 2022): 1 is none, above 1 leans towards the class"""
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _not_zero(cls, value: Any) -> Any:
+        if value in (0, "0", "0.0"):
+            raise ValueError(
+                "at 0 there is nothing to draw from; leave it out, and give top_k 1 for the likeliest code each time"
+            )
+        return value
+
+
+class SamplingConfig(CodeSampling):
+    """The settings of drawing from the prior's distribution. A prior says which of them it heeds."""
+
     guidance_schedule: Literal["constant", "linear", "power-cosine"] = "constant"
     """how guidance rises from 1 to its value at the last code or pass: at once, linearly, or late and steeply (RAR)"""
     guidance_power: float = Field(2.75, gt=0)
@@ -56,12 +70,3 @@ class SamplingConfig(Settings):
             yield f"guidance_schedule {self.guidance_schedule} does nothing at guidance 1, which is none"
         elif self.guidance_schedule != "power-cosine" and self.guidance_power != SamplingConfig().guidance_power:
             yield f"guidance_power is of guidance_schedule power-cosine, and does nothing with {self.guidance_schedule}"
-
-    @field_validator("temperature", mode="before")
-    @classmethod
-    def _not_zero(cls, value: Any) -> Any:
-        if value in (0, "0", "0.0"):
-            raise ValueError(
-                "at 0 there is nothing to draw from; leave it out, and give top_k 1 for the likeliest code each time"
-            )
-        return value

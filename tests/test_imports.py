@@ -39,7 +39,7 @@ SCRIPTS = {
         "evaluate",
         "latents",
     },
-    "prior": {"train", "fit", "evaluate"},
+    "prior": {"train", "fit", "evaluate", "redraw"},
     "pipeline": {
         "app",
         "compress",

@@ -123,8 +123,12 @@ class TrainConfig(Settings):
     replace_codes: float = Field(0.0, ge=0, le=1)
     """with train decoder: largest share of an image's codes that are replaced at random before they are decoded, so
     that the decoder bears the wrong ones of a prior; each image has a share between 0 and this"""
-    replace_by: Literal["near", "any"] = "near"
-    """near: one of the 8 codes whose vectors are nearest to the one that is replaced; any: any code"""
+    replace_by: Literal["near", "any", "drawn"] = "near"
+    """near: one of the 8 codes whose vectors are nearest to the one that is replaced; any: any code; drawn: what a
+    prior drew in its place, given the image's own codes before it"""
+    drawn_codes: str | None = None
+    """with replace_by drawn: the folder that prior/redraw.py wrote; images are shown in its views, and not shifted or
+    mirrored otherwise"""
     change_settings: bool = False
     """where the run goes on: take lr and other settings of the steps to come as they are given now, and keep what they
     were in history.jsonl"""
@@ -198,6 +202,10 @@ class TrainConfig(Settings):
     def _check_train(self) -> None:
         if self.replace_by != "near" and not self.replace_codes:
             raise ValueError(f"replace_by {self.replace_by} says by what replace_codes replaces: give it too, above 0")
+        if self.replace_by == "drawn" and self.drawn_codes is None:
+            raise ValueError("replace_by drawn needs drawn_codes: the folder of draws that prior/redraw.py writes")
+        if self.replace_by != "drawn" and self.drawn_codes is not None:
+            raise ValueError(f"drawn_codes is of replace_by drawn, and it is {self.replace_by}: give that, or leave it")
         if self.train == "all":
             if self.replace_codes:
                 raise ValueError("replace_codes is of the decoder's training: give train decoder too, or leave it away")

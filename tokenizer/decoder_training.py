@@ -46,12 +46,16 @@ class DecoderTraining(nn.Module):
         self.most = c.replace_codes
         self.replacement = code_replacement(self.tokenizer, c) if c.replace_codes else None
 
-    def forward(self, images: Tensor, condition: Tensor | None = None) -> Terms:
-        """Return the terms of images (B, C, H, W), whose codes do not depend on what is trained."""
+    def forward(self, images: Tensor, condition: Tensor | None = None, drawn: Tensor | None = None) -> Terms:
+        """Return the terms of images (B, C, H, W), whose codes do not depend on what is trained.
+
+        Args:
+            drawn: (B, T), what a prior drew in the place of each code.
+        """
         codes = self.tokenizer.encode(images, condition)
         if self.replacement is not None:
             share = torch.rand(len(codes), 1, device=codes.device) * self.most
-            codes = self.replacement(codes, share)
+            codes = self.replacement(codes, share, drawn)
         return self.tokenizer.decoder_terms(images, codes, condition)
 
 
@@ -71,17 +75,19 @@ class CodeReplacement(nn.Module):
     def __init__(self, layout: Layout, near: Tensor | None):
         """
         Args:
-            near: neighbours of each code; None to replace it by any.
+            near: neighbours of each code; None to replace it by any, or by what is given.
         """
         super().__init__()
         self.codebook_size = layout.codebook_size
         self.register_buffer("near", near, persistent=False)
         self.register_buffer("codebook", layout.codebook_of(), persistent=False)
 
-    def forward(self, codes: Tensor, share: Tensor) -> Tensor:
-        """Return codes (B, T) of which each is replaced with the probability share (B, 1)."""
+    def forward(self, codes: Tensor, share: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """Return codes (B, T) of which each is replaced with the probability share (B, 1), by those `drawn` if any."""
         replaced = torch.rand(codes.shape, device=codes.device) < share
-        if self.near is None:
+        if drawn is not None:
+            others = drawn
+        elif self.near is None:
             others = torch.randint(self.codebook_size, codes.shape, device=codes.device)
         else:
             which = torch.randint(self.near.shape[2], codes.shape, device=codes.device)

@@ -60,6 +60,7 @@ from smalti.common.errors import UserError
 from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.folder import kind_of
 from smalti.common.history import rows_dealt
+from smalti.common.identity import identity_in_memory, identity_of
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.origin import Origin, begin_from, differences_of, given_of, settings_and_origin
 from smalti.common.plots import save_curves, save_picture
@@ -77,6 +78,7 @@ from smalti.tokenizer.codebooks.upkeep import CodebookUpkeep, forget
 from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedConfig
 from smalti.tokenizer.criterion.criteria import FIGURES, Criteria, open_criteria
 from smalti.tokenizer.decoder_training import DecoderTraining, freeze_encoder
+from smalti.tokenizer.drawn_codes import DrawnCodes
 from smalti.tokenizer.model import build_tokenizer, load_folder
 from smalti.tokenizer.origin_images import with_images
 from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
@@ -94,6 +96,7 @@ LEEWAY = Leeway(
         "encode.views",
         "encode.batch_size",
         "encode.shard_size",
+        "drawn_codes",  # their fingerprint is in the state
         "perceptual.trunk.path",  # the file's SHA-256 is in the state
         "adversarial.trunk.path",
     },
@@ -157,6 +160,7 @@ class TokenizerTraining(NamedTuple):
     means: Means  # of the losses since they were last logged
     skipped: SkippedSteps
     criteria: Criteria  # perceptual and adversarial losses
+    drawn: DrawnCodes | None  # what a prior drew in place of the images' codes, for the decoder alone
     data: str  # fingerprint of the images
 
 
@@ -258,9 +262,10 @@ def add_gradients(
     parts = []
     for micro in range(c.accumulate):
         batch = next(reader)
-        pixels, labels = prepare_images(batch, c, accelerator), batch.labels.to(accelerator.device)
+        pixels, drawn = prepare_images(batch, trained.drawn, c, accelerator)
+        labels = batch.labels.to(accelerator.device)
         with accelerator.no_sync(model) if micro + 1 < c.accumulate else nullcontext():
-            terms: Terms = model(pixels, labels)
+            terms: Terms = model(pixels, labels) if drawn is None else model(pixels, labels, drawn)
             loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.losses.items()]).sum()
             loss, sharper = trained.criteria.add(loss, terms, pixels, batch.rows, step)
             accelerator.backward(loss / c.accumulate)
@@ -302,6 +307,7 @@ def start(
     else:
         state.check_same_data(saved, images.fingerprint, "images of fingerprint", run)
     criteria = open_criteria(c, tokenizer, images, run, accelerator, saved)
+    drawn = None if c.drawn_codes is None else open_drawn_codes(c, images, tokenizer, origin, saved, run)
     if c.train == "decoder":
         freeze_encoder(tokenizer)
     optimizer = make_optimizer(tokenizer, c)
@@ -310,7 +316,7 @@ def start(
     with state.restoring(run):
         skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
     trained = TokenizerTraining(
-        tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, criteria, images.fingerprint
+        tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, criteria, drawn, images.fingerprint
     )
     if saved is None:
         return trained, 0
@@ -324,6 +330,33 @@ def start(
     return trained, saved.step
 
 
+def open_drawn_codes(
+    c: TrainConfig,
+    images: ImageSet,
+    tokenizer: TrainedTokenizer,
+    origin: Origin[TrainedTokenizer] | None,
+    saved: state.State | None,
+    run: Path,
+) -> DrawnCodes:
+    """Return the draws that a training of the decoder begins with, or goes on with.
+
+    Raises:
+        UserError: they are not of the tokenizer it began from, or not those it went on with so far.
+    """
+    drawn = DrawnCodes(Path(str(c.drawn_codes)), images, c.images, c.seed)
+    if saved is None:
+        assert origin is not None  # a decoder is trained from given weights alone
+        drawn.check_tokenizer(identity_of(origin.folder, origin.name))
+    elif (before := saved.info.get("drawn")) is None:  # it replaced codes otherwise, until now
+        drawn.check_tokenizer(identity_in_memory(saved.tensors["model"], tokenizer.decodes_only))
+    elif before != drawn.fingerprint:
+        raise UserError(
+            f"{run} was trained on draws of fingerprint {str(before)[:12]}, and those of {c.drawn_codes} are "
+            f"{drawn.fingerprint[:12]}: give the same ones, or another --run"
+        )
+    return drawn
+
+
 def make_optimizer(tokenizer: TrainedTokenizer, c: TrainConfig) -> torch.optim.Optimizer:
     """Return AdamW; the likelihood's few log scales have far to go and move at `SCALE_PACE` times the learning rate."""
     scales = [p for name, p in tokenizer.named_parameters() if name.startswith("likelihood.")]
@@ -333,14 +366,23 @@ def make_optimizer(tokenizer: TrainedTokenizer, c: TrainConfig) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)  # a third of the time on a CPU too
 
 
-def prepare_images(batch: ImageBatch, c: TrainConfig, accelerator: Accelerator) -> Tensor:
-    """Return a micro-batch, shifted and mirrored at random: (b, C, H, W) in [-1, 1] on the device."""
+def prepare_images(
+    batch: ImageBatch, drawn: DrawnCodes | None, c: TrainConfig, accelerator: Accelerator
+) -> tuple[Tensor, Tensor | None]:
+    """Return a micro-batch (b, C, H, W) in [-1, 1] on the device, and what a prior drew in place of its codes, (b, T).
+
+    Images are shifted and mirrored at random; with draws, as in a view whose codes were drawn anew.
+    """
     for corrupt in batch.corrupt:
         print(f"left out of this step: {shown(corrupt)}", file=sys.stderr)
     if len(batch.images) == 0:
         raise UserError(f"no image of a batch of {len(batch.corrupt)} could be read; {batch.corrupt[0]}")
-    images = augment(batch.images, c.seed, batch.rows, batch.epochs, c.images)
-    return to_float(images.to(accelerator.device, non_blocking=True))
+    if drawn is None:
+        images, codes = augment(batch.images, c.seed, batch.rows, batch.epochs, c.images), None
+    else:
+        images, codes = drawn.views_of(batch)
+        codes = codes.to(accelerator.device, non_blocking=True)
+    return to_float(images.to(accelerator.device, non_blocking=True)), codes
 
 
 def keep_codebook_alive(
@@ -396,13 +438,14 @@ def save(trained: TokenizerTraining, step: int, run: Path, keep: int, accelerato
         **trained.criteria.tensors(),
     }
     trained.means.check_finite()  # weights that are not must never replace good ones
+    drawn = {} if trained.drawn is None else {"drawn": trained.drawn.fingerprint}
     if accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # first: a run whose last state is there has its model
         state.save_state(
             run,
             step,
             tensors,
-            {"data": trained.data, "skipped": trained.skipped.state(), **trained.criteria.info()},
+            {"data": trained.data, "skipped": trained.skipped.state(), **drawn, **trained.criteria.info()},
             accelerator,
             keep,
         )

@@ -46,6 +46,15 @@ def image_view(images: Tensor, seed: int, rows: Any, index: int, config: ImagesC
     return augment(images, seed, rows, index, config)
 
 
+def image_views(images: Tensor, seed: int, rows: np.ndarray, which: np.ndarray, config: ImagesConfig) -> Tensor:
+    """Return one view of each image (B, C, H, W): that of the index (B,) which it is given."""
+    found = images.clone()
+    for index in np.unique(which):
+        some = np.flatnonzero(which == index)
+        found[some] = image_view(images[some], seed, rows[some], int(index), config)
+    return found
+
+
 def different_views(config: ImagesConfig) -> int:
     """Return how many views of an image differ."""
     return (1 + config.flip) * (2 * config.shift + 1) ** 2

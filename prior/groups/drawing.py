@@ -13,7 +13,7 @@ from torch import Tensor
 from smalti.common.errors import UserError
 from smalti.common.mixed_radix import to_index
 from smalti.prior.base import Unfolding
-from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.draw import DIVERGED, draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.fast.blocks import CachedBlocks
 from smalti.prior.groups.transformer import GroupTransformer
 from smalti.prior.sample import Batch
@@ -101,9 +101,7 @@ class GroupDrawing:
                     logits = torch.lerp(unconditional, conditional, self.guidance[group])
                 part = draw_categorical(logits, uniforms[:, depth::Q, g].flatten(), self.config)
                 if (part >= size).any():  # only NaN gives a code beyond the last
-                    raise UserError(
-                        "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"
-                    )
+                    raise UserError(DIVERGED)
                 digits.append(part)
             found.append(digits[0] if len(digits) == 1 else to_index(torch.stack(digits, -1), self.prior.vocabularies))
         return torch.stack(found, -1).view(len(uniforms), -1)

@@ -28,7 +28,7 @@ from smalti.common.seeds import generator, uniforms
 from smalti.prior.base import Choose, Unfolding
 from smalti.prior.code_head import nll_each
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import draw_categorical, guidance_scales
+from smalti.prior.draw import DIVERGED, draw_categorical, guidance_scales
 from smalti.prior.masked.choice import first_ranked, halton_ranks, still_hidden
 from smalti.prior.masked.config import MaskedConfig
 from smalti.prior.masked.network import MaskedTransformer
@@ -192,9 +192,7 @@ class MaskedPrior(MaskedTransformer):
             wanted = logits[hidden]
             part = draw_categorical(wanted, uniform[..., g][hidden], config)
             if (part >= size).any():  # only NaN gives a code beyond the last
-                raise UserError(
-                    "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"
-                )
+                raise UserError(DIVERGED)
             wanted = wanted / config.temperature
             log_p[hidden] += wanted.gather(1, part[:, None])[:, 0] - wanted.logsumexp(1)
             digits[..., g][hidden] = part

@@ -19,7 +19,7 @@ from smalti.prior.autoregressive import HintedPrior
 from smalti.prior.base import Choose
 from smalti.prior.code_head import CodeHead, embedding_rows
 from smalti.prior.config import PriorConfig
-from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.draw import DIVERGED, draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.layers import RMSNorm, SwiGLU, hidden_width
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.pixelcnn.network import RowByRow, Stacks
@@ -219,9 +219,7 @@ class PixelCNNDrawing:
                 logits = torch.lerp(unconditional, conditional, self.scales[t])
             drawn = draw_categorical(logits, u, self.config)
             if (drawn >= logits.shape[1]).any():  # only NaN gives a code beyond the last
-                raise UserError(
-                    "the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged"
-                )
+                raise UserError(DIVERGED)
             parts.append(drawn)
         return to_index(torch.stack(parts, dim=-1), self.prior.vocabularies)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.common.errors import UserError
-from smalti.prior.draw import draw_categorical, guidance_scales, image_uniforms
+from smalti.prior.draw import DIVERGED, draw_categorical, guidance_scales, image_uniforms
 from smalti.prior.prediction_order import code_order
 from smalti.prior.sampling_config import Precision, SamplingConfig
 from smalti.prior.transformer.fast.cached import CachedTransformer, CountedStep, NumberedStep, Step
@@ -91,7 +91,7 @@ class TransformerDrawing:
             for n in range(start, self.T):
                 self._advance(NumberedStep(n), self.codebook_of_step[n], forced)
         if (self.highest >= self.sizes[:, None]).any():  # only NaN gives a code beyond the last
-            raise UserError("the prior's logits became NaN or Inf: its weights have diverged, or the file is damaged")
+            raise UserError(DIVERGED)
         return torch.empty_like(steps).scatter_(1, steps, self.codes.T)[:b]
 
     def _begin(self, condition: Tensor, steps: Tensor, start: int, hint: Tensor | None) -> None:
