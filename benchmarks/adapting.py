@@ -15,10 +15,12 @@ and the adapted decoder's alike, and its 2,000 images are drawn by each decoder:
 `fd_samples_wavelets` are their distances to the test images, `fd_judge` and `fd_wavelets` those of reconstructions, on
 the extractors of benchmarks/extractors.py. The judge is a classifier of CIFAR-10's labels, which no loss here has seen.
 
-`fashion_mnist`: the tokenizer and the prior of configs/fashion_mnist, or fewer of their steps by `--fashion_steps`;
-then the decoder alone, `--tuned` steps at lr 1e-3, with codes replaced as `TUNED` says, and the same prior's samples
-again. Fréchet distances are of `--drawn` samples to test images on the features of a classifier of the labels. `more of
-all` takes as many steps with encoder and codebook too: its codes are no longer the prior's, so that its figures are of
+`fashion_mnist` and `drawn_codes`: the tokenizer and the prior of configs/fashion_mnist, or fewer of their steps by
+`--fashion_steps`; then the decoder alone, `--tuned` steps at lr 1e-3, with codes replaced as `TUNED` says, and the same
+prior's samples again. `drawn_codes` replaces them by what that prior draws in the place of each, given the true ones
+before it (prior/redraw.py, at the settings that the samples are drawn with); the images of these rows are not shifted.
+Fréchet distances are of `--drawn` samples to test images on the features of a classifier of the labels. `more of all`
+takes as many steps with encoder and codebook too: its codes are no longer the prior's, so that its figures are of
 reconstructions alone.
 
 Writes benchmarks/results/adapting.json. The same command goes on where it was interrupted.
@@ -65,36 +67,59 @@ VQGAN: Mapping[str, Any] = {
     "model.normalize": False,
 }
 PRIOR, DRAWN = 300, 2000  # steps of the prior of the emoji's codes, and its images
-TUNED: Mapping[str, Mapping[str, Any]] = {
-    "decoder": {"replace_codes": 0},
-    "decoder, 0.2 near": {"replace_codes": 0.2, "replace_by": "near"},
-    "decoder, 0.5 near": {"replace_codes": 0.5, "replace_by": "near"},
-    "decoder, 0.2 any": {"replace_codes": 0.2, "replace_by": "any"},
+TUNED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "fashion_mnist": {
+        "decoder": {"replace_codes": 0},
+        "decoder, 0.2 near": {"replace_codes": 0.2, "replace_by": "near"},
+        "decoder, 0.5 near": {"replace_codes": 0.5, "replace_by": "near"},
+        "decoder, 0.2 any": {"replace_codes": 0.2, "replace_by": "any"},
+    },
+    "drawn_codes": {
+        "decoder": {"replace_codes": 0},
+        "decoder, 1 drawn": {"replace_codes": 1.0, "replace_by": "drawn"},
+        "decoder, 0.5 drawn": {"replace_codes": 0.5, "replace_by": "drawn"},
+    },
 }
-CLAIMS = [
-    Claim(
-        text=f"{row} of {source}: PSNR on emoji test above the unadapted one's, dB",
-        relation="at least",
-        threshold=2.0,
-        value=lambda figures, source=source, row=row: (
-            figures[source][row]["psnr_emoji"] - figures[source]["unadapted"]["psnr_emoji"]
-        ),
-    )
-    for source in ("vqvae", "diffusers")
-    for row in ("all", "decoder")
-] + [
-    Claim(
-        text=f"decoder of {source}: FD of the old prior's samples on the {extractor} below the unadapted decoder's",
-        relation="more than",
-        threshold=0.0,
-        value=lambda figures, source=source, extractor=extractor: (
-            figures[source]["unadapted"][f"fd_samples_{extractor}"]
-            - figures[source]["decoder"][f"fd_samples_{extractor}"]
-        ),
-    )
-    for source in ("vqvae", "diffusers")
-    for extractor in ("judge", "wavelets")
-]
+PARTS = ["vqvae", "diffusers", *TUNED]
+CLAIMS = (
+    [
+        Claim(
+            text=f"{row} of {source}: PSNR on emoji test above the unadapted one's, dB",
+            relation="at least",
+            threshold=2.0,
+            value=lambda figures, source=source, row=row: (
+                figures[source][row]["psnr_emoji"] - figures[source]["unadapted"]["psnr_emoji"]
+            ),
+        )
+        for source in ("vqvae", "diffusers")
+        for row in ("all", "decoder")
+    ]
+    + [
+        Claim(
+            text=f"decoder of {source}: FD of the old prior's samples on the {extractor} below the unadapted decoder's",
+            relation="more than",
+            threshold=0.0,
+            value=lambda figures, source=source, extractor=extractor: (
+                figures[source]["unadapted"][f"fd_samples_{extractor}"]
+                - figures[source]["decoder"][f"fd_samples_{extractor}"]
+            ),
+        )
+        for source in ("vqvae", "diffusers")
+        for extractor in ("judge", "wavelets")
+    ]
+    + [
+        Claim(
+            text=f"{row} of drawn_codes: FD of the old prior's samples below that of {than}",
+            relation="more than",
+            threshold=0.0,
+            value=lambda figures, row=row, than=than: (
+                figures["drawn_codes"][than]["fd_samples"] - figures["drawn_codes"][row]["fd_samples"]
+            ),
+        )
+        for row in ("decoder, 0.5 drawn", "decoder, 1 drawn")
+        for than in ("before", "decoder")
+    ]
+)
 
 
 def command(script: str, ended: Path, *words: object, **settings: Any) -> float:
@@ -239,7 +264,7 @@ def same_codes(before: Path, run: Path) -> float:
 # ----------------------------------------------------------------------------------------------------- Fashion-MNIST
 
 
-def measure_fashion(args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+def measure_fashion(part: str, args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """Return the figures of a prior's samples, decoded by the tokenizer of its codes and by those tuned further."""
     data, given = {"images.source": args.fashion_mnist}, args.work / f"fashion_mnist-{seed}"
     preset = "configs/fashion_mnist"
@@ -249,19 +274,23 @@ def measure_fashion(args: argparse.Namespace, seed: int) -> dict[str, dict[str, 
     command("prior/train.py", given / ".prior.json", f"{preset}/prior.yaml", run=given, **second)
     rows = {"before": drawn(given, args.drawn)}
     few = {"steps": args.tuned, "evaluate_every": args.tuned, "save_every": args.tuned, "lr": 1e-3, "batch_size": 64}
-    for row, settings in TUNED.items():
+    drawing = command("prior/redraw.py", given / ".redrawn.json", given) if part == "drawn_codes" else 0.0
+    for row, settings in TUNED[part].items():
         run = args.work / f"fashion_mnist-{row.replace(', ', '-').replace(' ', '-')}-{seed}"
         tuned = {"start_from": given, "train": "decoder", "seed": seed, **data, **few, **settings}
+        tuned |= {"drawn_codes": given / "redrawn"} if settings.get("replace_by") == "drawn" else {}
         took = command("tokenizer/train.py", run / ".trained.json", run=run, **tuned)
         for stage in ("codes", "prior"):
             if not (run / stage).exists():
                 shutil.copytree(given / stage, run / stage)
         rows[row] = drawn(run, args.drawn) | {"training_cpu_seconds": took}
-    run = args.work / f"fashion_mnist-more-{seed}"
-    took = command("tokenizer/train.py", run / ".trained.json", run=run, start_from=given, seed=seed, **data, **few)
-    rows["more of all"] = reconstructed(run) | {"training_cpu_seconds": took}
+        rows[row] |= {"drawing_cpu_seconds": drawing} if settings.get("replace_by") == "drawn" else {}
+    if part == "fashion_mnist":
+        run = args.work / f"fashion_mnist-more-{seed}"
+        took = command("tokenizer/train.py", run / ".trained.json", run=run, start_from=given, seed=seed, **data, **few)
+        rows["more of all"] = reconstructed(run) | {"training_cpu_seconds": took}
     for row, figures in rows.items():
-        print(f"fashion_mnist, {row}, seed {seed}: {json.dumps(figures)}", flush=True)
+        print(f"{part}, {row}, seed {seed}: {json.dumps(figures)}", flush=True)
     return rows
 
 
@@ -293,7 +322,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=lambda path: Path(path).resolve(), required=True)
     parser.add_argument("--work", type=lambda path: Path(path).resolve(), required=True)
     parser.add_argument("--result", type=Path, default=RESULT)
-    parser.add_argument("--parts", nargs="+", choices=["vqvae", "diffusers", "fashion_mnist"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--first", type=int, default=1200, help="steps on CIFAR-10")
     parser.add_argument("--steps", type=int, default=1200, help="steps on the emoji")
     parser.add_argument("--fashion_steps", type=int, nargs=2, default=[900, 1700], help="of tokenizer and prior")
@@ -303,13 +332,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     result = read_json(args.result) if args.result.exists() else {"parts": {}}
-    for part in args.parts or ("vqvae", "diffusers", "fashion_mnist"):
-        found = [measure_fashion(args, seed) if part == "fashion_mnist" else measure_emoji(part, args, seed)
-                 for seed in args.seeds]  # fmt: skip
+    for part in args.parts:
+        measured = measure_fashion if part in TUNED else measure_emoji
+        found = [measured(part, args, seed) for seed in args.seeds]
         budget = {name: getattr(args, name) for name in ("first", "steps", "fashion_steps", "tuned", "drawn", "seeds")}
-        judged = [] if part == "fashion_mnist" else [
-            claim.judge([({part: figures},) for figures in found]) for claim in CLAIMS if f" of {part}:" in claim.text
-        ]  # fmt: skip
+        claims = [claim for claim in CLAIMS if f" of {part}:" in claim.text]
+        judged = [claim.judge([({part: figures},) for figures in found]) for claim in claims]
         print(*map(verdict, judged), sep="\n", flush=True)
         result["parts"][part] = record("benchmarks.adapting") | budget | {"rows": summary(found), "claims": judged}
         write_json(args.result, {"protocol": __doc__, **result})
