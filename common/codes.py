@@ -1,4 +1,4 @@
-"""The codes dataset: what the tokenizer writes and the prior reads.
+"""The codes dataset: what the tokenizer writes and the prior reads, or what a prior draws in the place of each code.
 
 A folder that `datasets.load_dataset(FOLDER)` reads as it is:
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:  # half a second, and reading does without
 
 MAPPED = 2**26  # bytes of codes from which a split is mapped from the disk: below, mapping gains nothing
 TOGETHER = 2**16  # rows that are checked at once
-AGAIN = "encode again with the same command to mend it"
+AGAIN = "give the command that wrote it again to mend it"
 SHARD = re.compile(r"[^/]+-\d{5}-of-\d{5}\.parquet")  # the name of one, of whichever split
 PLAN = ".plan.json"  # the settings of an encode, beside its shards
 Rows = np.ndarray | MappedRows
@@ -124,7 +124,7 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
     """
     check_begun(folder)
     plan = folder / PLAN
-    planned = info.model_dump(mode="json")
+    planned = _planned(info)
     if plan.exists():
         before = build(CodesInfo, settings_in(read_json(plan), plan), plan)
         if not before.tokenizer.same_codes(info.tokenizer):
@@ -132,7 +132,8 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
                 f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
                 "give another --output, or remove the folder to encode again"
             )
-        differ = [key for key, value in before.model_dump(mode="json").items() if value != planned[key]]
+        were = _planned(before)
+        differ = [key for key in were | planned if were.get(key) != planned.get(key)]
         if differ and differ != ["tokenizer"]:
             raise UserError(
                 f"{folder} holds codes of other settings: {', '.join(differ)} differ; "
@@ -140,10 +141,17 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
             )
 
 
+def _planned(info: CodesInfo) -> dict[str, Any]:
+    """Return the settings of a plan by their names, those of draws one by one."""
+    said = info.model_dump(mode="json")
+    drawn = said.pop("redrawn") or {}
+    return said | {f"redrawn.{name}": value for name, value in drawn.items()}
+
+
 def check_begun(folder: Path) -> None:
-    """Raise `Refused` where a folder holds something that no encode of ours began."""
+    """Raise `Refused` where a folder holds something that no command of ours began."""
     if os.path.lexists(folder) and not (folder / PLAN).is_file() and not (folder.is_dir() and is_empty(folder)):
-        raise Refused(f"{folder} holds something that no encode of ours began; give another --output")
+        raise Refused(f"{folder} holds something that no command of ours began; give another --output")
 
 
 def begin_codes(folder: Path, info: CodesInfo) -> None:
@@ -234,8 +242,7 @@ def dataset_card(
     """
     origin, total = source_repository(info.source), sum(split["rows"] for split in splits.values())
     head = markdown.yaml_head(
-        pretty_name=("Image codes" if info.redrawn is None else "Redrawn image codes")
-        + (f" of {origin}" if origin else ""),
+        pretty_name=_title(info) + (f" of {origin}" if origin else ""),
         license=license,
         task_categories=["unconditional-image-generation"],
         tags=[markdown.LIBRARY, "image-codes", "vq-vae"],
@@ -247,6 +254,10 @@ def dataset_card(
         dataset_info=_dataset_info(folder, info, splits),
     )
     return head + _card(info, splits, place)
+
+
+def _title(info: CodesInfo) -> str:
+    return "Image codes" if info.redrawn is None else "Image codes, redrawn"
 
 
 def _dataset_info(folder: Path, info: CodesInfo, splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -276,6 +287,7 @@ FIGURES = {  # of a split, as encoding measures them
     "usage": "codebook in use",
     "perplexity": "perplexity",
 }
+FIGURES_OF_DRAWS = {"as_they_were": "share of codes drawn as they were"}
 
 
 DRAWN = (
@@ -309,17 +321,25 @@ def _column_rows(info: CodesInfo) -> list[tuple[str, str]]:
     return [*rows, ("`row`", "of the image in its split of the source")]
 
 
-def _split_row(name: str, split: Mapping[str, Any]) -> tuple[str, ...]:
+def _split_row(name: str, split: Mapping[str, Any], told: Mapping[str, str]) -> tuple[str, ...]:
     """Return the sizes and figures of a split, as a row of the card's table."""
-    figures = (f"{split[key]:.4g}" if isinstance(split.get(key), float) else "–" for key in FIGURES)
+    figures = (f"{split[key]:.4g}" if isinstance(split.get(key), float) else "–" for key in told)
     return f"`{name}`", f"{split['rows']:,}", f"{split.get('images', split['rows']):,}", *figures
 
 
 def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) -> str:
     """Return the body of the card, below its head."""
-    rows = [_split_row(name, split) for name, split in splits.items()]
+    told = FIGURES if info.redrawn is None else FIGURES_OF_DRAWS
+    rows = [_split_row(name, split, told) for name, split in splits.items()]
+    measured = "As encoding measured it, on 8-bit images, PSNR of their pooled error; usage is a share of 1."
+    limits = "The PSNR above says how much of an image its codes keep. "
+    if info.redrawn is not None:
+        drawn = info.redrawn
+        given = ", ".join(f"{name} {value}" for name, value in drawn.sampling.items() if value is not None)
+        measured = f"Drawn by the prior of SHA-256 `{drawn.prior}`, seed {drawn.seed}, {given}."
+        limits = "The draws err as that prior errs, and not as others do. "
     return (
-        f"# Image codes\n\nAn image is {info.layout}, in raster order; {info.views} view(s) an image, each a row."
+        f"# {_title(info)}\n\nAn image is {info.layout}, in raster order; {info.views} view(s) an image, each a row."
         f"{'' if info.redrawn is None else DRAWN}\n\n"
         "## Use\n\n"
         + markdown.fenced(f'from datasets import load_dataset\n\ncodes = load_dataset("{place}")', "python")
@@ -327,15 +347,13 @@ def _card(info: CodesInfo, splits: Mapping[str, Mapping[str, Any]], place: str) 
         + "\n## Columns\n\n"
         + markdown.markdown_table(("column", "holds"), _column_rows(info))
         + "\n## Splits\n\n"
-        + markdown.markdown_table(("split", "rows", "images", *FIGURES.values()), rows)
-        + "\nAs encoding measured it, on 8-bit images, PSNR of their pooled error; usage is a share of 1.\n"
-        "\n## Data\n\nThe images, and how they were read:\n\n"
+        + markdown.markdown_table(("split", "rows", "images", *told.values()), rows)
+        + f"\n{measured}\n\n## Data\n\nThe images, and how they were read:\n\n"
         + markdown.fenced(yaml.safe_dump(private(info.source), sort_keys=False, allow_unicode=True), "yaml")
         + f"\n## Tokenizer\n\n{markdown.plain(info.tokenizer.name)}, SHA-256 "
         f"`{info.tokenizer.sha256}`. Codes mean something to tokenizers with its encoder and codebook alone: one is "
         "needed to decode these, and those that a prior draws.\n"
-        "\n## Limits\n\nThe PSNR above says how much of an image its codes keep. Rights in the images, their errors "
-        "and their bias are those of the source.\n"
+        f"\n## Limits\n\n{limits}Rights in the images, their errors and their bias are those of the source.\n"
     )
 
 
@@ -410,25 +428,26 @@ def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
         UserError: a split, a shard or rows are missing, codes and labels lie outside what the JSON says, or the codes
             are a prior's draws.
     """
-    info, _ = read_info(folder)
+    info, there = read_info(folder)
     if info.redrawn is not None:
         raise UserError(
             f"{folder} holds what a prior drew in place of the images' codes, for tokenizer/train.py --drawn_codes; "
             "give a folder that tokenizer/encode.py wrote"
         )
-    return _load(folder, splits)
+    return _load(folder, splits, info, there)
 
 
 def load_redrawn(folder: Path) -> Codes:
     """Return the codes that a prior drew in place of those of the training images. Raises as `load_codes`."""
-    info, _ = read_info(folder)
+    if not folder.is_dir():
+        raise UserError(f"there are no draws {folder}; prior/redraw.py writes them")
+    info, there = read_info(folder)
     if info.redrawn is None:
         raise UserError(f"{folder} holds the images' own codes; prior/redraw.py draws others in their place")
-    return _load(folder, ["train"])
+    return _load(folder, ["train"], info, there)
 
 
-def _load(folder: Path, splits: Sequence[str] | None) -> Codes:
-    info, there = read_info(folder)
+def _load(folder: Path, splits: Sequence[str] | None, info: CodesInfo, there: Mapping[str, Mapping[str, Any]]) -> Codes:
     wanted = list(there) if splits is None else splits
     if missing := [split for split in wanted if split not in there]:
         raise UserError(f"{folder} has no split {missing[0]!r}; it has {', '.join(there)}")
@@ -441,7 +460,7 @@ def _load(folder: Path, splits: Sequence[str] | None) -> Codes:
         _check_images(name, found[name], info)
         if "sha256" in there[name] and there[name]["sha256"] != found[name].digest():  # earlier versions wrote none
             raise UserError(
-                f"split {name} of {folder} holds other codes than were written; remove the folder and encode again"
+                f"split {name} of {folder} holds other codes than were written; remove the folder, and {AGAIN}"
             )
     _check_layout(folder, info)
     return Codes(info, found)

@@ -9,8 +9,8 @@ no image; these are of one, and wrong where the prior errs.
 
 A code is drawn from p(code | class, the image's own codes before it), in the order in which the prior gives one code
 after another; of a masked prior, given those of earlier passes. Where a code is predicted in parts, each part is drawn
-given the true ones before it. A draw is a function of (weights, codes, row, seed): processes and batches change none.
-Each process writes whole shards; interrupted, the same command goes on at the first shard that is not whole.
+given the true ones before it. A draw is a function of (weights, codes, row, seed), up to the rounding of another batch
+size. Each process writes whole shards; interrupted, the same command goes on at the first shard that is not whole.
 """
 
 import sys
@@ -41,8 +41,8 @@ class Settings(CodeSampling):
     """another folder for the draws"""
     seed: int = Field(0, ge=0, le=2**62)
     """of the draws"""
-    batch_size: int = Field(256, ge=1, le=2**20)
-    """rows at once"""
+    batch_size: int | None = Field(None, ge=1, le=2**20)
+    """rows at once; null is as many as memory holds, at most 64 on a CPU and 256 on a GPU"""
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
@@ -52,7 +52,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
 if is_command(__name__):  # --help and a wrong setting are answered before torch is imported
     answer_at_once(read_settings)
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,11 +70,12 @@ from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.common.progress import progress_bar
 from smalti.common.seeds import uniforms_of_rows
-from smalti.common.session import session
+from smalti.common.session import at_work, session
 from smalti.prior.base import Prior, Walks
 from smalti.prior.data import CodesRows, tell_of_other_codes
 from smalti.prior.draw import DIVERGED, draw_categorical
 from smalti.prior.model import load_prior
+from smalti.prior.sample import DrawsInBatches, fitting_batch
 from smalti.prior.sampling_config import SamplingConfig
 
 SPLIT = "train"  # a decoder is trained on no other
@@ -84,9 +85,16 @@ def output_folder(c: Settings) -> Path:
     return Path(c.output or Path(c.run) / "redrawn")
 
 
+def sampling_of(c: Settings) -> SamplingConfig:
+    """Return the settings of a draw as a prior takes them."""
+    return SamplingConfig(**c.model_dump(include=set(CodeSampling.model_fields)))
+
+
 def redraw(c: Settings, accelerator: Accelerator) -> Path:
     """Write the draws, or what is missing of them, and return their folder."""
     run, folder = Path(c.run), output_folder(c)
+    if folder.resolve() == (run / "codes").resolve():
+        raise UserError(f"{folder} is where the images' own codes of {run} lie; give another --output")
     data = codes.load_codes(Path(c.codes or f"{c.run}/codes"))
     if SPLIT not in data.splits:
         raise UserError(f"the codes have no split {SPLIT!r}; they have {', '.join(data.splits)}")
@@ -96,7 +104,7 @@ def redraw(c: Settings, accelerator: Accelerator) -> Path:
     check_tokenizer_of(run, data.info)
     prior, of_file = read_steadily(model, lambda: (load_prior(model), sha256(model / "model.safetensors")))
     check_agree(of_file, f"the prior of {run}")
-    check_prior(prior, data, c)
+    check_prior(prior, data, sampling_of(c))
     tell_of_other_codes(fingerprint := codes.codes_fingerprint(data), prior.config)
     sampling = c.model_dump(mode="json", include=set(CodeSampling.model_fields))
     told = Redrawn(prior=of_file, codes=fingerprint, sampling=sampling, seed=c.seed)
@@ -119,7 +127,7 @@ def redraw(c: Settings, accelerator: Accelerator) -> Path:
     return folder
 
 
-def check_prior(prior: Prior, data: Codes, sampling: CodeSampling) -> None:
+def check_prior(prior: Prior, data: Codes, sampling: SamplingConfig) -> None:
     """Raise `UserError` unless a prior can draw these codes one by one with these settings."""
     theirs, layout = prior.config, data.info.layout
     if not isinstance(prior, Walks):
@@ -140,14 +148,16 @@ def check_prior(prior: Prior, data: Codes, sampling: CodeSampling) -> None:
             f"the codes have the classes {_named(here)}, and the prior was trained on {_named(there)}; give its --codes"
         )
     try:
-        prior.check_sampling(SamplingConfig(**sampling.model_dump(include=set(CodeSampling.model_fields))))
+        prior.check_sampling(sampling)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
 def _named(names: Sequence[str] | None) -> str:
-    few = list(names or ())[:3]
-    return f"{', '.join(few)}{', ...' if len(names or ()) > len(few) else ''} ({len(names or ())})"
+    """Return the first of some names, and how many there are."""
+    if names is None:
+        return "of nothing"
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})"
 
 
 def redraw_split(
@@ -155,27 +165,40 @@ def redraw_split(
 ) -> None:
     """Write this process's shards of the draws: shard k belongs to rank k mod world."""
     split, rows = data.splits[SPLIT], CodesRows(data.splits[SPLIT], prior.config)
+    size = c.batch_size or fitting_batch(cast(DrawsInBatches, prior), sampling_of(c), "fp32")
     parts = torch.arange(len(rows)).split(info.shard_size * info.views)
     bar = progress_bar(accelerator, len(rows), "draw anew", unit="row")
     for shard, positions in enumerate(parts):
         path = codes.shard_path(folder, SPLIT, shard, len(parts))
         if shard % accelerator.num_processes == accelerator.process_index and not path.exists():
-            drawn = [redrawn(prior, rows, few, c, accelerator.device) for few in positions.split(c.batch_size)]
+            drawn = []
+            for few in positions.split(size):
+                drawn.append(redrawn(prior, rows, few, size, c, accelerator.device))
+                bar.update(len(few) if accelerator.num_processes == 1 else 0)
             numbers = torch.cat(drawn).numpy().astype(info.dtype)
             codes.write_shard(path, info, split.at(positions.numpy())._replace(codes=numbers))
-        bar.update(len(positions))
+        elif accelerator.num_processes == 1:
+            bar.update(len(positions))
+        if accelerator.num_processes > 1:
+            bar.update(len(positions))
     bar.close()
 
 
 @torch.inference_mode()
-def redrawn(prior: Prior, rows: CodesRows, positions: Tensor, c: Settings, device: torch.device) -> Tensor:
-    """Return what the prior draws in the place of each code of some rows, (b, T) on the CPU."""
+def redrawn(prior: Prior, rows: CodesRows, positions: Tensor, size: int, c: Settings, device: torch.device) -> Tensor:
+    """Return what the prior draws in the place of each code of some rows, (n, T) on the CPU.
+
+    Args:
+        size: rows to compute with, the last one repeated: products of few rows round otherwise than those of many.
+    """
     assert isinstance(prior, Walks)  # `check_prior` has asked
-    batch = rows[positions, positions]
+    number = len(positions)
+    positions = positions[torch.arange(size).clamp_max(number - 1)]
+    batch = rows[positions, torch.zeros_like(positions)]
     condition, (b, T), sizes = batch.condition.to(device), batch.codes.shape, prior.vocabularies
     true = to_digits(batch.codes, sizes).to(device)  # (b, T, G)
-    none = np.zeros(b, np.int64)
-    drawn_by = uniforms_of_rows(c.seed, none, positions.numpy(), T * len(sizes)).T  # (b, T G) in [0, 1)
+    epochs = np.zeros(b, np.int64)
+    drawn_by = uniforms_of_rows(c.seed, epochs, positions.numpy(), T * len(sizes)).T  # (b, T G) in [0, 1)
     uniforms = (1 - drawn_by).float().view(b, T, len(sizes)).to(device)
     guided = c.guidance != 1
     if guided:
@@ -192,7 +215,7 @@ def redrawn(prior: Prior, rows: CodesRows, positions: Tensor, c: Settings, devic
     prior.walk(condition, choose)
     if (drawn >= torch.tensor(sizes, device=device)).any():  # only NaN gives a code beyond the last
         raise UserError(DIVERGED)
-    return to_index(drawn, sizes).cpu()
+    return to_index(drawn[:number], sizes).cpu()
 
 
 def figures_of(folder: Path, data: Codes, info: CodesInfo) -> dict[str, Any]:
@@ -216,6 +239,9 @@ def main(argv: Sequence[str]) -> None:
     folder = output_folder(c)
     codes.check_begun(folder)  # before it is locked, too
     accelerator = make_accelerator("fp32")
+    stage = Path(c.run) / "prior"
+    if accelerator.is_main_process and (busy := at_work(stage)) is not None:
+        print(f"{stage} is being trained by {busy}: these draws are of its weights as last saved", file=sys.stderr)
     with session(folder, accelerator):
         redraw(c, accelerator)
     if accelerator.is_main_process:

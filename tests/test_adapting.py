@@ -258,7 +258,7 @@ def test_a_code_is_replaced_by_one_of_the_nearest_of_its_own_codebook(family, di
     layout, before = tokenizer.config.layout, tokenizer.encode(digits)
     near = nearest_codes(tokenizer)
     assert near.shape == (layout.codebooks, layout.codebook_size, 8)
-    after = CodeReplacement(layout, near)(before, torch.ones(len(before), 1))
+    after = CodeReplacement(layout, "near", near)(before, torch.ones(len(before), 1))
     assert (after != before).all(), "a code is none of its own neighbours"
     for column, depth in enumerate(layout.codebook_of().tolist()):
         vectors = tokenizer.code_vectors(depth, torch.arange(layout.codebook_size))
@@ -273,9 +273,9 @@ def test_the_share_of_codes_that_are_replaced_is_the_one_asked_for():
     layout = FAMILIES["vq"].layout
     before = torch.zeros(20_000 // layout.length, layout.length, dtype=torch.int64)
     torch.manual_seed(0)
-    after = CodeReplacement(layout, None)(before, torch.full((len(before), 1), 0.3))
+    after = CodeReplacement(layout, "any")(before, torch.full((len(before), 1), 0.3))
     assert (after != before).float().mean().item() == pytest.approx(0.3 * 15 / 16, abs=0.015)
-    assert torch.equal(CodeReplacement(layout, None)(before, torch.zeros(len(before), 1)), before)
+    assert torch.equal(CodeReplacement(layout, "any")(before, torch.zeros(len(before), 1)), before)
 
 
 @pytest.mark.parametrize("by", ["near", "any"])

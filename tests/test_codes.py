@@ -107,7 +107,7 @@ def test_a_shape_that_is_not_the_shards_is_refused(tmp_path):
     path = tmp_path / "codes/codes.json"
     deep = INFO.layout.model_copy(update={"grids": Layout.of(2, 3, depth=2, factors=(300,)).grids})
     path.write_text(json.dumps({**json.loads(path.read_text()), "layout": deep.model_dump()}))
-    with pytest.raises(UserError, match=r"a row must have 12 codes, as codes\.json says, got 6; encode again"):
+    with pytest.raises(UserError, match=r"a row must have 12 codes, as codes\.json says, got 6; give the command"):
         codes.load_codes(tmp_path / "codes")
 
 
@@ -226,5 +226,5 @@ def test_a_split_without_a_shard_is_refused(tmp_path):
     """codes.json says that a split has no rows, and no file contradicts it; reading it raised an IndexError."""
     write(tmp_path / "codes")
     codes.finish(tmp_path / "codes", INFO, {"train": {"rows": 7}, "test": {"rows": 0}})
-    with pytest.raises(UserError, match="split test of no rows has no shards; encode again"):
+    with pytest.raises(UserError, match="split test of no rows has no shards; give the command that wrote it again"):
         codes.load_codes(tmp_path / "codes")

@@ -83,9 +83,14 @@ def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
     processes.finish(processes.command_of_two(*drawing))
     processes.finish(processes.command(*encoding, "--output", run / "c1"))
     processes.finish(processes.command(*drawing, "--output", run / "s1"))
-    for pair in (("codes", "c1", "*.parquet"), ("samples", "s1", "*.png")):
+    processes.finish(processes.command_of_two("prior/redraw.py", run))
+    processes.finish(processes.command("prior/redraw.py", run, "--output", run / "r1"))
+    for pair in (("codes", "c1", "*.parquet"), ("samples", "s1", "*.png"), ("redrawn", "r1", "*.parquet")):
         files = {path.name: path.read_bytes() for path in (run / pair[0]).glob(pair[2])}
         assert len(files) > 5 and files == {path.name: path.read_bytes() for path in (run / pair[1]).glob(pair[2])}
+    on_draws = ["--start_from", run, "--train", "decoder", "--replace_codes", 1, "--replace_by", "drawn", *short]
+    tuning = ["tokenizer/train.py", *on_draws, "--drawn_codes", run / "redrawn", "--run", tmp_path / "tuned"]
+    assert "codes are replaced by draws of the prior" in processes.finish(processes.command_of_two(*tuning))
 
 
 def test_two_processes_measure_what_one_does(finished_run, tmp_path):

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor
@@ -14,27 +15,31 @@ from torch import Tensor
 from smalti.common import codes, folder
 from smalti.common.codes import CodesSplit
 from smalti.common.codes_info import Redrawn, TokenizerIdentity
-from smalti.common.condition import Classes
+from smalti.common.condition import Classes, Nothing
 from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.data.pixels import to_float
 from smalti.common.errors import UserError
 from smalti.common.layout import Grid, Layout
+from smalti.common.mapped import MappedRows
 from smalti.prior.config import ArchitectureConfig, PriorConfig
 from smalti.prior.data import CodesRows, read_codes
 from smalti.prior.levels.config import LevelsConfig
 from smalti.prior.masked.config import MaskedConfig
-from smalti.prior.model import build_prior
+from smalti.prior.model import build_prior, load_prior
 from smalti.prior.nextscale.config import NextScaleConfig
 from smalti.prior.nextset.config import NextSetConfig
 from smalti.prior.pixelcnn.config import PixelCNNConfig
 from smalti.prior.redraw import Settings, check_prior, redraw, redrawn
-from smalti.prior.simple.config import IndependentConfig, StandardNormalConfig
+from smalti.prior.sampling_config import SamplingConfig
+from smalti.prior.simple.config import IndependentConfig, StandardNormalConfig, UniformConfig
 from smalti.prior.transformer.config import TransformerConfig
 from smalti.tokenizer.bottleneck.vq import VQConfig
 from smalti.tokenizer.config import TrainConfig
 from smalti.tokenizer.decoder_training import CodeReplacement, DecoderTraining, freeze_encoder
 from smalti.tokenizer.drawn_codes import DrawnCodes
+from smalti.tokenizer.encode import Settings as EncodeSettings
+from smalti.tokenizer.encode import encode
 from smalti.tokenizer.model import build_tokenizer, identity_of, load_tokenizer
 from smalti.tokenizer.train import train
 from smalti.tokenizer.vqvae.config import VQVAEConfig
@@ -43,6 +48,7 @@ CPU = torch.device("cpu")
 ONE, LARGE = Layout.of(3, 3, depth=2, factors=(8,)), Layout.of(3, 3, factors=(2,) * 15)
 GRIDS = Layout(grids=(Grid(shape=(2, 2), factors=(8,)), Grid(shape=(3, 3), factors=(8,))))
 SMALL = {"depth": 1, "dim": 16}
+TOKENIZER = VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))
 KINDS = {
     "transformer": (TransformerConfig(**SMALL, heads=2), ONE),
     "transformer, a code in parts": (TransformerConfig(**SMALL, heads=2), LARGE),
@@ -81,12 +87,14 @@ def rows_of(prior, number: int) -> CodesRows:
     return CodesRows(CodesSplit(found, np.arange(number) % 4 - 1, np.arange(number)), prior.config)
 
 
-def draw(prior, rows: CodesRows, some: list[int], **settings) -> Tensor:
-    return redrawn(prior, rows, torch.tensor(some), Settings(**settings), CPU)
+def draw(prior, rows: CodesRows, some: list[int], size: int = 16, **settings) -> Tensor:
+    """Return the draws (B, T) of some rows, computed `size` rows at once."""
+    parts = torch.tensor(some).split(size)
+    return torch.cat([redrawn(prior, rows, few, size, Settings(**settings), CPU) for few in parts])
 
 
 def logits_given_the_truth(prior, rows: CodesRows, condition: Tensor) -> Tensor:
-    """Return the likeliest code at each place given the true ones before it, (B, T), by the forward of training."""
+    """Return the logits (B, T, V) of each code given the true ones before it, by the forward of training."""
     batch = rows[torch.arange(len(rows)), torch.arange(len(rows))]
     with torch.no_grad():
         return prior(condition, batch.codes)
@@ -109,7 +117,11 @@ def test_with_no_choice_left_each_code_is_the_likeliest_given_the_true_ones_befo
 
     assert torch.equal(prior.walk(batch.condition, choose), batch.codes)
     parts = [sum(likeliest[t, g] * int(worth[g]) for g in range(len(sizes))) for t in range(prior.config.layout.length)]
-    assert torch.equal(draw(prior, rows, [*range(12)], top_k=1), torch.stack(parts, 1))
+    likeliest_each = torch.stack(parts, 1)
+    assert torch.equal(draw(prior, rows, [*range(12)], top_k=1), likeliest_each)
+    if kind in ("transformer", "pixelcnn", "levels"):
+        logits = logits_given_the_truth(prior, rows, batch.condition)
+        assert torch.equal(likeliest_each, logits.argmax(-1)), "the walk was not given the truth"
 
 
 def test_draws_have_the_probabilities_of_the_forward_of_training():
@@ -117,15 +129,16 @@ def test_draws_have_the_probabilities_of_the_forward_of_training():
     prior = prior_of(TransformerConfig(depth=1, dim=16, heads=2), Layout.of(2, 2, factors=(4,)))
     one, number = np.array([[3, 0, 2, 1]], np.uint8), 4000
     rows = CodesRows(CodesSplit(one.repeat(number, 0), np.zeros(number, np.int64), np.arange(number)), prior.config)
-    found = draw(prior, rows, [*range(number)])
+    found = draw(prior, rows, [*range(number)], size=500)
     with torch.no_grad():
         p = prior(torch.tensor([0]), torch.from_numpy(one.astype(np.int64)))[0].softmax(-1)
     seen = torch.nn.functional.one_hot(found, 4).double().mean(0)
     assert ((seen - p).abs() <= 5 * (p * (1 - p) / number).sqrt()).all()
 
 
-def test_guidance_leans_towards_the_class_as_in_drawing():
-    prior = prior_of(*KINDS["transformer"])
+@pytest.mark.parametrize("kind", ["transformer", "pixelcnn"])
+def test_guidance_leans_towards_the_class_as_in_drawing(kind):
+    prior = prior_of(*KINDS[kind])
     rows = rows_of(prior, 12)
     batch = rows[torch.arange(12), torch.arange(12)]
     told = logits_given_the_truth(prior, rows, batch.condition)
@@ -135,12 +148,23 @@ def test_guidance_leans_towards_the_class_as_in_drawing():
     assert torch.equal(draw(prior, rows, [*range(12)], top_k=1, guidance=3.0), guided)
 
 
-def test_a_draw_depends_on_its_row_and_seed_and_not_on_its_batch():
-    prior = prior_of(*KINDS["transformer"])
+@pytest.mark.parametrize("kind", ["transformer", "pixelcnn", "masked"])
+def test_a_draw_depends_on_its_row_and_seed_and_not_on_its_batch(kind):
+    """A batch of few rows is filled up: a product of one row rounds otherwise than one of many."""
+    prior = prior_of(*KINDS[kind])
     rows = rows_of(prior, 12)
     whole = draw(prior, rows, [*range(12)])
     assert torch.equal(draw(prior, rows, [4, 5, 6, 7]), whole[4:8])
+    assert torch.equal(draw(prior, rows, [11]), whole[11:])
     assert not torch.equal(draw(prior, rows, [*range(12)], seed=1), whole)
+
+
+def test_a_prior_whose_weights_are_not_finite_draws_nothing():
+    prior = prior_of(*KINDS["transformer"])
+    with torch.no_grad():
+        prior.head.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="logits became NaN or Inf"):
+        draw(prior, rows_of(prior, 4), [0, 1])
 
 
 def test_what_cannot_be_drawn_is_refused_with_what_to_do(finished_run):
@@ -148,13 +172,13 @@ def test_what_cannot_be_drawn_is_refused_with_what_to_do(finished_run):
     with pytest.raises(UserError, match=r"the codes have the classes 0, 1, 2, .* was trained on a, b, c"):
         prior = prior_of(TransformerConfig(**SMALL, heads=2), data.info.layout)
         prior.config = prior.config.model_copy(update={"tokenizer": data.info.tokenizer})
-        check_prior(prior, data, Settings())
+        check_prior(prior, data, SamplingConfig())
     with pytest.raises(UserError, match="the prior was trained on those of test"):
-        check_prior(prior_of(*KINDS["transformer"]), data, Settings())
+        check_prior(prior_of(*KINDS["transformer"]), data, SamplingConfig())
     with pytest.raises(
         UserError, match="kind standard_normal does not give the distribution of one code after the other"
     ):
-        check_prior(prior_of(StandardNormalConfig(), Layout.of(2, 2, depth=4)), data, Settings())
+        check_prior(prior_of(StandardNormalConfig(), Layout.of(2, 2, depth=4)), data, SamplingConfig())
     with pytest.raises(UserError, match="top_k 99 is more than the 16 codes there are"):
         redraw(Settings(run=str(finished_run), top_k=99, output="nowhere"), None)
 
@@ -199,7 +223,7 @@ def test_an_interrupted_drawing_ends_in_the_same_files(drawn_run, accelerator, t
     redraw(Settings(run=str(run), batch_size=100), accelerator)
     for path in shards:
         assert path.read_bytes() == (drawn_run / "redrawn" / path.name).read_bytes()
-    with pytest.raises(UserError, match="other settings: redrawn differ"):
+    with pytest.raises(UserError, match=r"other settings: redrawn\.seed differ"):
         redraw(Settings(run=str(run), seed=1), accelerator)
 
 
@@ -209,6 +233,24 @@ def test_draws_and_codes_are_not_taken_for_one_another(drawn_run):
         read_codes(str(drawn_run), str(drawn_run / "redrawn"))
     with pytest.raises(UserError, match=r"holds the images' own codes; prior/redraw\.py draws others"):
         codes.load_redrawn(drawn_run / "codes")
+    with pytest.raises(UserError, match=r"there are no draws .*none; prior/redraw\.py writes them"):
+        codes.load_redrawn(drawn_run / "none")
+    with pytest.raises(UserError, match=r"is where the images' own codes of .* lie"):
+        redraw(Settings(run=str(drawn_run), output=str(drawn_run / "codes")), None)
+
+
+def test_a_large_set_of_draws_is_mapped_from_the_disk(drawn_run, accelerator, monkeypatch):
+    images, how = images_of_run()
+    batch = images.splits["train"].read(torch.arange(0, 1000, 9))
+    inside = DrawnCodes(drawn_run / "redrawn", images, how, seed=0).views_of(batch)
+    monkeypatch.setattr(codes, "MAPPED", 1)
+    mapped = DrawnCodes(drawn_run / "redrawn", images, how, seed=0)
+    assert isinstance(mapped.split.codes, MappedRows)
+    for there, here in zip(inside, mapped.views_of(batch), strict=True):
+        assert torch.equal(there, here)
+    redraw(Settings(run=str(drawn_run), output=str(drawn_run / "from-the-disk")), accelerator)
+    files = [sorted((drawn_run / name).glob("*.parquet")) for name in ("redrawn", "from-the-disk")]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
 # ------------------------------------------------------------------------------------------ in the decoder's training
@@ -220,6 +262,21 @@ def training(run, there, **settings) -> TrainConfig:
     drawn = {"replace_codes": 1.0, "replace_by": "drawn", "drawn_codes": str(there / "redrawn")}
     usual = {"run": str(run), "start_from": str(there), "train": "decoder", "precision": "fp32"}
     return TrainConfig(**(few | usual | drawn | settings))
+
+
+def finished_folder(path):
+    """Write a tokenizer with random weights, and return its folder."""
+    torch.manual_seed(0)
+    build_tokenizer(TOKENIZER).save_pretrained(path / "given")
+    return path / "given"
+
+
+def write_images(path, broken: int) -> None:
+    """Write 40 grey PNG files, of which one is broken."""
+    path.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)):
+        PIL.Image.fromarray(pixels).save(path / f"{number:02d}.png")
+    (path / f"{broken:02d}.png").write_bytes(b"no picture")
 
 
 def images_of_run(**settings) -> tuple:
@@ -251,16 +308,14 @@ def test_replaced_codes_are_the_draws(drawn_run):
     torch.manual_seed(0)
     before, drawn = torch.zeros(500, 16, dtype=torch.int64), torch.full((500, 16), 7)
     layout = load_tokenizer(drawn_run / "tokenizer/model").config.layout
-    after = CodeReplacement(layout, None)(before, torch.full((500, 1), 0.3), drawn)
+    after = CodeReplacement(layout, "drawn")(before, torch.full((500, 1), 0.3), drawn)
     assert set(after.unique().tolist()) == {0, 7}
     assert (after == 7).float().mean().item() == pytest.approx(0.3, abs=0.03)  # five standard errors of 8,000
 
 
 def test_the_decoder_reads_the_draws_in_training():
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(
-        VQVAEConfig(image_size=(8, 8), channels=(8, 16), quantizer=VQConfig(codebook_size=16, code_dim=4))
-    )
+    tokenizer = build_tokenizer(TOKENIZER)
     seen, decoded = [], tokenizer.decoder_terms
     tokenizer.decoder_terms = lambda images, codes, condition: seen.append(codes) or decoded(images, codes, condition)
     freeze_encoder(tokenizer)
@@ -296,9 +351,88 @@ def test_a_decoder_trained_on_draws_keeps_its_codes_and_ends_the_same_when_it_wa
         train(others, accelerator)
 
 
-def test_draws_of_other_images_or_views_or_another_tokenizer_are_refused(drawn_run, accelerator, tmp_path):
-    with pytest.raises(UserError, match=r"views by images\.shift 1 and images\.flip False, and here they are 2"):
-        train(training(tmp_path / "a", drawn_run, images=ImagesConfig(shift=2)), accelerator)
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"resize": "stretch"}, r"images\.resize crop there and stretch here"),
+        ({"binarize": "nearest"}, r"images\.binarize none there and nearest here"),
+        ({"white": 4095}, r"images\.white 65535 there and 4095 here"),
+        (
+            {"validation_share": 0.02},
+            r"has no codes of \d+ of the 1,462 training images, such as row \d+: other",
+        ),
+    ],
+)
+def test_draws_of_images_that_were_read_or_held_out_otherwise_are_refused(
+    given, said, drawn_run, accelerator, tmp_path
+):
+    """Their fingerprint is the same: it is of the files."""
+    with pytest.raises(UserError, match=said):
+        train(training(tmp_path / "new", drawn_run, images=ImagesConfig(**given)), accelerator)
+    assert not (tmp_path / "new/tokenizer/config.yaml").exists()
+
+
+def test_views_are_those_of_the_draws_whatever_the_settings_here(drawn_run):
+    """A model folder does not say how its images were shifted."""
+    (images, how), (others, plain) = images_of_run(), (open_images(ImagesConfig(), (8, 8), 1), ImagesConfig())
+    batch = images.splits["train"].read(torch.arange(60))
+    there = DrawnCodes(drawn_run / "redrawn", images, how, seed=0).views_of(batch)
+    here = DrawnCodes(drawn_run / "redrawn", others, plain, seed=0).views_of(batch)
+    assert all(map(torch.equal, there, here))
+
+
+def test_an_image_that_cannot_be_read_needs_no_draws(accelerator, tmp_path):
+    """It is in the split of a source that is read from the disk, and was left out of the codes."""
+    tokenizer = finished_folder(tmp_path)
+    write_images(tmp_path / "images", broken=5)
+    images = {"source": str(tmp_path / "images"), "memory": 0, "corrupt": "skip", "flip": True, "shift": 1}
+    run = tmp_path / "run"
+    c = {"images": ImagesConfig(**images), "start_from": str(tokenizer), "batch_size": 4, "steps": 1, "warmup": 0}
+    train(TrainConfig(run=str(run), precision="fp32", **c), accelerator)
+    encode(EncodeSettings(run=str(run), views=4, precision="fp32"), accelerator)
+    data = codes.load_codes(run / "codes")
+    prior = build_prior(PriorConfig.over(data.info, UniformConfig(), condition=Nothing()))
+    prior.save_pretrained(run / "prior/model")
+    redraw(Settings(run=str(run)), accelerator)
+    c |= {"start_from": str(run), "train": "decoder", "replace_codes": 1.0, "replace_by": "drawn"}
+    train(TrainConfig(run=str(tmp_path / "new"), drawn_codes=str(run / "redrawn"), **c), accelerator)
+    opened = open_images(ImagesConfig(**images), (8, 8), 1)
+    drawn = DrawnCodes(run / "redrawn", opened, ImagesConfig(**images), seed=0)
+    split, trained = opened.splits["train"], load_tokenizer(run / "tokenizer/model")
+    assert 5 in split.rows and 5 not in drawn.rows
+    batch = split.read(torch.arange(len(split)))
+    views, anew = drawn.views_of(batch)
+    own = data.splits["train"]
+    for row, code, draws in zip(
+        batch.rows.tolist(), trained.encode(to_float(views)).numpy(), anew.numpy(), strict=True
+    ):
+        of_image = np.flatnonzero(own.rows == row)
+        assert ((own.codes[of_image] == code).all(1) & (drawn.split.codes[of_image] == draws).all(1)).any()
+
+
+def test_it_is_said_what_replaces_codes_and_when_the_prior_is_another_by_now(drawn_run, accelerator, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(drawn_run, run)
+    train(training(tmp_path / "a", run), accelerator)
+    told = capsys.readouterr()
+    assert "seed 0, temperature 1.0, guidance 1.0; images are shown in 2 views of an image" in told.out
+    assert "of another prior" not in told.err
+    prior = load_prior(run / "prior/model")
+    with torch.no_grad():
+        next(prior.parameters()).add_(1)
+    prior.save_pretrained(run / "prior/model")
+    train(training(tmp_path / "b", run), accelerator)
+    assert "are of another prior than" in capsys.readouterr().err
+
+
+def test_draws_can_replace_codes_from_some_step_on(drawn_run, accelerator, tmp_path):
+    train(training(tmp_path / "new", drawn_run, replace_by="near", drawn_codes=None), accelerator)
+    later = {"replace_by": "drawn", "drawn_codes": str(drawn_run / "redrawn"), "steps": 6, "change_settings": True}
+    train(training(tmp_path / "new", drawn_run, **later), accelerator)
+    assert '"replace_by"' in (tmp_path / "new/tokenizer/history.jsonl").read_text()
+
+
+def test_draws_of_other_images_or_another_tokenizer_are_refused(drawn_run, accelerator, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(drawn_run, other)
     model = other / "tokenizer/model"
@@ -315,7 +449,7 @@ def test_draws_of_other_images_or_views_or_another_tokenizer_are_refused(drawn_r
     (path / "codes.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match="holds codes of other images than these"):
         train(training(tmp_path / "d", drawn_run, drawn_codes=str(path)), accelerator)
-    assert not any((tmp_path / run / "tokenizer/model").exists() for run in "abd")
+    assert not any((tmp_path / run / "tokenizer/model").exists() for run in "bd")
 
 
 @pytest.mark.parametrize(

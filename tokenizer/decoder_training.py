@@ -7,9 +7,9 @@
 A prior's codes are not those of any image: some are wrong, and a decoder that was trained on right codes alone may make
 more of a wrong one than a blemish. DeTok (Yang et al. 2025), https://arxiv.org/abs/2507.15856, trains tokenizers to
 decode latents that noise has made worse; here it is codes, and the decoder alone. A wrong code of a prior is seldom any
-code: it is one that could stand there too, so `near` replaces a code by one of the few whose vectors are nearest. Free
-draws of a prior are of no image, and so have no target. Draws of each code given the true ones before it would have
-one, and would need the prior in stage one.
+code: it is one that could stand there too, so `near` replaces a code by one of the few whose vectors are nearest, and
+`drawn` by what a prior drew in its place, given the image's own codes before it (prior/redraw.py). Free draws of a
+prior are of no image, and so have no target.
 
 Shapes: codes (B, T); neighbours (R, K, M), of each of R codebooks the M codes nearest to each of K.
 """
@@ -72,18 +72,25 @@ class CodeReplacement(nn.Module):
     near: Tensor | None
     codebook: Tensor  # (T,) of each number of a sample
 
-    def __init__(self, layout: Layout, near: Tensor | None):
+    def __init__(self, layout: Layout, by: str, near: Tensor | None = None):
         """
         Args:
-            near: neighbours of each code; None to replace it by any, or by what is given.
+            by: near, any or drawn, as `TrainConfig.replace_by`.
+            near: neighbours of each code, for near.
         """
         super().__init__()
-        self.codebook_size = layout.codebook_size
+        assert (near is not None) == (by == "near")
+        self.codebook_size, self.by = layout.codebook_size, by
         self.register_buffer("near", near, persistent=False)
         self.register_buffer("codebook", layout.codebook_of(), persistent=False)
 
     def forward(self, codes: Tensor, share: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """Return codes (B, T) of which each is replaced with the probability share (B, 1), by those `drawn` if any."""
+        """Return codes (B, T) of which each is replaced with the probability share (B, 1).
+
+        Args:
+            drawn: (B, T), by what they are replaced, for drawn.
+        """
+        assert (drawn is not None) == (self.by == "drawn")
         replaced = torch.rand(codes.shape, device=codes.device) < share
         if drawn is not None:
             others = drawn
@@ -99,7 +106,8 @@ def code_replacement(tokenizer: LikelihoodTokenizer, c: TrainConfig) -> CodeRepl
     """Return what replaces a tokenizer's codes in a training of its decoder. Raises as `DecoderTraining`."""
     if not tokenizer.config.layout.discrete:
         raise UserError(f"replace_codes is of codes, and a tokenizer of kind {c.model.name()} has none")
-    return CodeReplacement(tokenizer.config.layout, nearest_codes(tokenizer) if c.replace_by == "near" else None)
+    near = nearest_codes(tokenizer) if c.replace_by == "near" else None
+    return CodeReplacement(tokenizer.config.layout, c.replace_by, near)
 
 
 @torch.no_grad()

@@ -60,7 +60,6 @@ from smalti.common.errors import UserError
 from smalti.common.finite import MicroBatch, SkippedSteps
 from smalti.common.folder import kind_of
 from smalti.common.history import rows_dealt
-from smalti.common.identity import identity_in_memory, identity_of
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.origin import Origin, begin_from, differences_of, given_of, settings_and_origin
 from smalti.common.plots import save_curves, save_picture
@@ -79,7 +78,7 @@ from smalti.tokenizer.config import ImageTokenizerConfig, TrainConfig, TrainedCo
 from smalti.tokenizer.criterion.criteria import FIGURES, Criteria, open_criteria
 from smalti.tokenizer.decoder_training import DecoderTraining, freeze_encoder
 from smalti.tokenizer.drawn_codes import DrawnCodes
-from smalti.tokenizer.model import build_tokenizer, load_folder
+from smalti.tokenizer.model import build_tokenizer, identity_of, load_folder
 from smalti.tokenizer.origin_images import with_images
 from smalti.tokenizer.split_evaluation import SplitEvaluation, evaluate_split, reconstruction_grid, save_histogram
 
@@ -96,7 +95,7 @@ LEEWAY = Leeway(
         "encode.views",
         "encode.batch_size",
         "encode.shard_size",
-        "drawn_codes",  # their fingerprint is in the state
+        "drawn_codes",  # their fingerprint is in the state, as long as codes are replaced by draws
         "perceptual.trunk.path",  # the file's SHA-256 is in the state
         "adversarial.trunk.path",
     },
@@ -307,7 +306,7 @@ def start(
     else:
         state.check_same_data(saved, images.fingerprint, "images of fingerprint", run)
     criteria = open_criteria(c, tokenizer, images, run, accelerator, saved)
-    drawn = None if c.drawn_codes is None else open_drawn_codes(c, images, tokenizer, origin, saved, run)
+    drawn = None if c.drawn_codes is None else open_drawn_codes(c, images, origin, saved, run, accelerator)
     if c.train == "decoder":
         freeze_encoder(tokenizer)
     optimizer = make_optimizer(tokenizer, c)
@@ -333,27 +332,29 @@ def start(
 def open_drawn_codes(
     c: TrainConfig,
     images: ImageSet,
-    tokenizer: TrainedTokenizer,
     origin: Origin[TrainedTokenizer] | None,
     saved: state.State | None,
     run: Path,
+    accelerator: Accelerator,
 ) -> DrawnCodes:
-    """Return the draws that a training of the decoder begins with, or goes on with.
+    """Return the draws that a training of the decoder begins with, or goes on with, and print what they are.
 
     Raises:
         UserError: they are not of the tokenizer it began from, or not those it went on with so far.
     """
     drawn = DrawnCodes(Path(str(c.drawn_codes)), images, c.images, c.seed)
-    if saved is None:
-        assert origin is not None  # a decoder is trained from given weights alone
-        drawn.check_tokenizer(identity_of(origin.folder, origin.name))
-    elif (before := saved.info.get("drawn")) is None:  # it replaced codes otherwise, until now
-        drawn.check_tokenizer(identity_in_memory(saved.tensors["model"], tokenizer.decodes_only))
+    before = None if saved is None else saved.info.get("drawn")
+    if before is None:  # it begins, or replaced codes otherwise until now
+        model = run / "model" if origin is None else origin.folder
+        drawn.check_tokenizer(identity_of(model, str(model) if origin is None else origin.name))
     elif before != drawn.fingerprint:
         raise UserError(
             f"{run} was trained on draws of fingerprint {str(before)[:12]}, and those of {c.drawn_codes} are "
             f"{drawn.fingerprint[:12]}: give the same ones, or another --run"
         )
+    accelerator.print(f"codes are replaced by {drawn}")
+    if origin is not None and (line := drawn.of_another_prior(origin.folder.parents[1] / "prior/model")):
+        accelerator.print(line, file=sys.stderr)
     return drawn
 
 

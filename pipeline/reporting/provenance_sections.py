@@ -97,6 +97,8 @@ def stage_commands(contents: RunContents) -> Iterator[str]:
     """Yield the commands that train, encode and draw."""
     if "tokenizer" in contents.settings:
         how = "--config " if contents.tokenizer_script.endswith("convert.py") else ""  # whose word is the checkpoint
+        if contents.settings["tokenizer"].get("drawn_codes"):
+            yield "# drawn_codes of the config: prior/redraw.py writes them, of the run that start_from names"
         yield f'python {contents.tokenizer_script} {how}"$run/tokenizer/config.yaml" --run "$again"'
     if contents.copied:
         both = '"$run/codes" "$run/prior"' if "prior" in contents.settings else '"$run/codes"'
