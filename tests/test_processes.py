@@ -16,7 +16,7 @@ from smalti.common.data.config import ImagesConfig
 from smalti.common.data.images import open_images
 from smalti.common.launch import make_accelerator, run_command
 from smalti.common.parts import share_of
-from smalti.tokenizer.model import build_tokenizer
+from smalti.tokenizer.model import build_tokenizer, identity_of
 from smalti.tokenizer.split_evaluation import evaluate_split
 from smalti.tokenizer.vae.config import VAEConfig
 from smalti.tokenizer.vqvae.config import VQVAEConfig
@@ -91,6 +91,8 @@ def test_two_processes_train_encode_and_draw_as_one_does(tmp_path):
     on_draws = ["--start_from", run, "--train", "decoder", "--replace_codes", 1, "--replace_by", "drawn", *short]
     tuning = ["tokenizer/train.py", *on_draws, "--drawn_codes", run / "redrawn", "--run", tmp_path / "tuned"]
     assert "codes are replaced by draws of the prior" in processes.finish(processes.command_of_two(*tuning))
+    identities = [identity_of(each / "tokenizer/model", "") for each in (run, tmp_path / "tuned")]
+    assert identities[0].sha256 == identities[1].sha256 and identities[0].whole != identities[1].whole
 
 
 def test_two_processes_measure_what_one_does(finished_run, tmp_path):

@@ -425,6 +425,13 @@ def test_it_is_said_what_replaces_codes_and_when_the_prior_is_another_by_now(dra
     assert "are of another prior than" in capsys.readouterr().err
 
 
+def test_weights_in_a_folder_of_one_word_are_begun_from(drawn_run, accelerator, tmp_path, monkeypatch):
+    """There is no folder two above it in its relative path."""
+    shutil.copytree(drawn_run / "tokenizer/model", tmp_path / "given")
+    monkeypatch.chdir(tmp_path)
+    train(training(tmp_path / "new", drawn_run, start_from="given", steps=1, warmup=0), accelerator)
+
+
 def test_draws_can_replace_codes_from_some_step_on(drawn_run, accelerator, tmp_path):
     train(training(tmp_path / "new", drawn_run, replace_by="near", drawn_codes=None), accelerator)
     later = {"replace_by": "drawn", "drawn_codes": str(drawn_run / "redrawn"), "steps": 6, "change_settings": True}

@@ -414,6 +414,11 @@ class Doubled(torch.nn.Module):
         return 2 * pixels
 
 
+class Halved(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels / 2
+
+
 def test_a_torchscript_trunk_sees_rgb_and_small_images_enlarged(tmp_path, place):
     path = tmp_path / "trunk.pt"
     torch.jit.save(torch.jit.trace(Doubled(), torch.zeros(1, 3, 8, 8)), path)
@@ -588,6 +593,9 @@ def test_two_processes_train_both_models_as_one_does(sharp_run):
         )
         for key in whole:
             torch.testing.assert_close(whole[key], parts[key], rtol=5e-3, atol=5e-4)
+    one, both = (load_file(run / "tokenizer/model/model.safetensors") for run in (sharp_run, two))
+    for key in one:
+        torch.testing.assert_close(one[key], both[key], rtol=5e-3, atol=5e-4)
 
 
 @pytest.mark.parametrize("config", [PATCHES, HEADS], ids=["patches", "features"])
@@ -599,6 +607,50 @@ def test_batches_of_one_image_train_a_discriminator_of_either_kind(config, place
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["skipped_steps"] == line["discriminator_skipped_steps"] == 0 for line in lines)
     assert (run / "tokenizer/state/step_00000003/discriminator.safetensors").exists()
+
+
+def test_a_training_on_images_of_one_class_says_that_its_trunk_learns_rotations(accelerator, tmp_path, capsys):
+    (tmp_path / "set/only").mkdir(parents=True)
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)):
+        PIL.Image.fromarray(pixels).save(tmp_path / f"set/only/{number}.png")
+    images, run = ImagesConfig(source=str(tmp_path / "set")), tmp_path / "run"
+    both = {"perceptual": PERCEPTUAL, "adversarial": HEADS}
+    train(tokenizer_training(run, images=images, **both), accelerator)
+    assert "rotations of the training images" in capsys.readouterr().out
+    state_of = run / "tokenizer/state/step_00000006"
+    assert (state_of / "trunk_perceptual.safetensors").exists() and (state_of / "discriminator.safetensors").exists()
+
+
+def test_a_trunk_in_a_file_may_move_and_may_not_change(accelerator, tmp_path):
+    """A killed training goes on with the same network wherever it lies, to the same weights."""
+    path, moved = tmp_path / "trunk.pt", tmp_path / "moved.pt"
+    torch.jit.save(torch.jit.trace(Doubled(), torch.zeros(1, 3, 8, 8)), path)
+    by = lambda file: FeatureDistanceConfig(trunk=TorchScriptConfig(path=str(file)))  # noqa: E731
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(tokenizer_training(whole, perceptual=by(path)), accelerator)
+    shutil.copytree(whole, killed)
+    folder.remove(killed / "tokenizer/state/step_00000006")
+    folder.remove(killed / "tokenizer/config.yaml")  # names the other folder
+    path.rename(moved)
+    train(tokenizer_training(killed, perceptual=by(moved)), accelerator)
+    assert same_files(whole / "tokenizer", killed / "tokenizer", "metrics.jsonl", "model/model.safetensors")
+    torch.jit.save(torch.jit.trace(Halved(), torch.zeros(1, 3, 8, 8)), path)
+    with pytest.raises(UserError, match="trunk"):
+        train(tokenizer_training(killed, perceptual=by(path), steps=9), accelerator)
+
+
+def test_criteria_warn_of_a_dead_discriminator_and_of_worse_reconstructions(place, trunk, capsys):
+    """And name the step; what was measured before it counts is what a fall is held against."""
+    criteria = criteria_of(MODELS["vqvae"], place, trunk)
+    figures = {"discriminator_accuracy": 0.5, "real_logits": 0.1, "fake_logits": 0.1}
+    criteria.adversary.figures = lambda step: figures
+    for step in range(LONG + 2):
+        criteria.figures(step)
+    criteria.begun(25.0)
+    criteria.evaluated(5, 23.5)
+    told = capsys.readouterr().err
+    assert "the discriminator is dead" in told
+    assert "step 5: reconstructions get worse" in told and "23.50 dB of PSNR, and 25.00 before" in told
 
 
 def test_a_resumed_training_with_a_discriminator_over_features_is_the_uninterrupted_one(place, accelerator):

@@ -353,7 +353,7 @@ def open_drawn_codes(
             f"{drawn.fingerprint[:12]}: give the same ones, or another --run"
         )
     accelerator.print(f"codes are replaced by {drawn}")
-    if origin is not None and (line := drawn.of_another_prior(origin.folder.parents[1] / "prior/model")):
+    if origin is not None and (line := drawn.of_another_prior(origin.folder.resolve().parents[1] / "prior/model")):
         accelerator.print(line, file=sys.stderr)
     return drawn
 
