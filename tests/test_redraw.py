@@ -415,7 +415,7 @@ def test_it_is_said_what_replaces_codes_and_when_the_prior_is_another_by_now(dra
     shutil.copytree(drawn_run, run)
     train(training(tmp_path / "a", run), accelerator)
     told = capsys.readouterr()
-    assert "seed 0, temperature 1.0, guidance 1.0; images are shown in 2 views of an image" in told.out
+    assert "seed 0, temperature 1.0, guidance 1.0; each image is shown in one of its 2 views" in told.out
     assert "of another prior" not in told.err
     prior = load_prior(run / "prior/model")
     with torch.no_grad():

@@ -83,11 +83,9 @@ class DrawnCodes:
         drawn = self.info.redrawn
         assert drawn is not None  # `load_redrawn` has asked
         given = ", ".join(f"{name} {value}" for name, value in drawn.sampling.items() if value is not None)
-        views = f"{self.info.views} views of an image (images.shift {self.how.shift}, images.flip {self.how.flip})"
-        return (
-            f"draws of the prior {drawn.prior[:12]}, seed {drawn.seed}, {given}; images are shown in "
-            f"{'the plain view' if self.info.views == 1 else views}"
-        )
+        views = f"in one of its {self.info.views} views (images.shift {self.how.shift}, images.flip {self.how.flip})"
+        shown = "as it is" if self.info.views == 1 else views
+        return f"draws of the prior {drawn.prior[:12]}, seed {drawn.seed}, {given}; each image is shown {shown}"
 
     def check_tokenizer(self, tokenizer: TokenizerIdentity) -> None:
         """Raise `UserError` unless they are codes of this tokenizer."""
