@@ -6,6 +6,7 @@ RUN/tokenizer.log      every end that was not a good one, with the whole traceba
 
 import os
 import platform
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,13 @@ def at_work(folder: Path) -> str | None:
     """Return the process that writes into a folder now, in words; None where there is none."""
     holder = Lock(folder).at_work()
     return None if holder is None else f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+
+
+def tell_of_training(what: str, accelerator: Accelerator, *stages: Path) -> None:
+    """Print a warning of each stage that another command is training: `what` is of its weights as last saved."""
+    for stage in stages:
+        if accelerator.is_main_process and (busy := at_work(stage)) is not None:
+            print(f"{stage} is being trained by {busy}: {what} are of its weights as last saved", file=sys.stderr)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ from smalti.common.launch import make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.plots import image_grid, save_picture
 from smalti.common.progress import passing_bar
-from smalti.common.session import session
+from smalti.common.session import session, tell_of_training
 from smalti.common.spacing import evenly_spaced
 from smalti.pipeline.evaluation.bench import (
     FEWEST,
@@ -243,6 +243,7 @@ def save_samples(bench: EvaluationBench, drawn: Drawn) -> None:
 def main(argv: Sequence[str]) -> None:
     c = read_settings(argv)
     accelerator = make_accelerator(c.precision)
+    tell_of_training("the figures", accelerator, Path(c.run) / "tokenizer", Path(c.run) / "prior")
     with session(Path(c.run) / "evaluation/pipeline", accelerator):
         path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:

@@ -71,7 +71,7 @@ from smalti.common.bundled import run_named
 from smalti.common.commands import as_typed
 from smalti.common.launch import Interrupt, Interrupted, check_agree, make_accelerator, run_command
 from smalti.common.progress import advance, progress_bar
-from smalti.common.session import path_beside, session
+from smalti.common.session import path_beside, session, tell_of_training
 from smalti.pipeline.generation_config import GenerationConfig, carried
 from smalti.pipeline.growth import check_grows
 from smalti.pipeline.image_pipeline import ImagePipeline, is_of_run
@@ -258,6 +258,7 @@ def main(argv: Sequence[str]) -> None:
     from_file = read_settings(files, base=saved, default_file=default)
     read_request(output_folder(c))  # before the folder is locked, too
     accelerator = make_accelerator()
+    tell_of_training("the images", accelerator, run / "tokenizer", run / "prior")
     with session(output_folder(c), accelerator):
         path = generate(c, accelerator, SamplingConfig(**_sampling(from_file)) if files or default else None)
     growing = f" and {path / 'growth.gif'}" if c.animation else ""

@@ -75,7 +75,7 @@ from smalti.common.identity import check_tokenizer_of
 from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.record import code_version
-from smalti.common.session import session
+from smalti.common.session import session, tell_of_training
 from smalti.common.spacing import evenly_spaced
 from smalti.prior.base import FlowsBack, Prior, Scores
 from smalti.prior.baselines import Marginal, uniform_nll
@@ -233,6 +233,7 @@ def label_nats(prior: Prior, split: CodesSplit) -> float:
 def main(argv: Sequence[str]) -> None:
     c = read_settings(argv)
     accelerator = make_accelerator(c.precision)
+    tell_of_training("the figures", accelerator, Path(c.run) / "prior")
     with session(Path(c.run) / "evaluation/prior", accelerator):
         path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:

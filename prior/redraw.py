@@ -70,7 +70,7 @@ from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.mixed_radix import to_digits, to_index
 from smalti.common.progress import progress_bar
 from smalti.common.seeds import uniforms_of_rows
-from smalti.common.session import at_work, session
+from smalti.common.session import session, tell_of_training
 from smalti.prior.base import Prior, Walks
 from smalti.prior.data import CodesRows, tell_of_other_codes
 from smalti.prior.draw import DIVERGED, draw_categorical
@@ -239,9 +239,7 @@ def main(argv: Sequence[str]) -> None:
     folder = output_folder(c)
     codes.check_begun(folder)  # before it is locked, too
     accelerator = make_accelerator("fp32")
-    stage = Path(c.run) / "prior"
-    if accelerator.is_main_process and (busy := at_work(stage)) is not None:
-        print(f"{stage} is being trained by {busy}: these draws are of its weights as last saved", file=sys.stderr)
+    tell_of_training("these draws", accelerator, Path(c.run) / "prior")
     with session(folder, accelerator):
         redraw(c, accelerator)
     if accelerator.is_main_process:

@@ -13,7 +13,7 @@ import pytest
 
 from smalti.common.errors import Refused, UserError
 from smalti.common.lock import Lock
-from smalti.common.session import at_work, log_path, session
+from smalti.common.session import at_work, log_path, session, tell_of_training
 from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,6 +163,14 @@ def test_a_reader_can_ask_whether_a_folder_is_being_written(holder, tmp_path):
     holder.kill()
     holder.wait()
     assert at_work(tmp_path / "run") is None and at_work(tmp_path / "other") is None
+
+
+def test_what_is_measured_of_weights_in_training_is_told(holder, tmp_path, accelerator, capsys):
+    """compare and the evaluations said nothing, and their figures were of a model that nobody has any more."""
+    tell_of_training("the figures", accelerator, tmp_path / "run", tmp_path / "other")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'run'} is being trained by process {holder.pid}")
+    assert line.endswith("the figures are of its weights as last saved")
 
 
 def test_a_full_disk_is_one_line_and_status_1():

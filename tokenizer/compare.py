@@ -74,7 +74,7 @@ from smalti.common.folder import read_json
 from smalti.common.history import START, read_history
 from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.origin import find_model_folder
-from smalti.common.session import session
+from smalti.common.session import session, tell_of_training
 from smalti.tokenizer.criterion.criteria import remark_on_losses
 from smalti.tokenizer.labels import check_labels
 from smalti.tokenizer.model import Identified, load_identified, trained
@@ -317,6 +317,7 @@ def lines(path: Path) -> Iterator[str]:
 def main(argv: Sequence[str]) -> None:
     c = read_settings(argv)
     accelerator = make_accelerator(c.precision)
+    tell_of_training("the figures", accelerator, Path(c.run) / "tokenizer")
     with session(Path(c.run) / "evaluation/compare", accelerator):
         path = compare(c, accelerator, argv)
     if accelerator.is_main_process:

@@ -69,7 +69,7 @@ from smalti.common.latent_statistics import LatentStatistics, latent_statistics
 from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.layout import Layout
 from smalti.common.progress import passing_bar, progress_bar
-from smalti.common.session import at_work, session
+from smalti.common.session import session, tell_of_training
 from smalti.metrics.similarity import psnr_of, squared_error_each
 from smalti.tokenizer.base import EmbedsCodes, ImageTokenizer
 from smalti.tokenizer.codebooks.usage import count, perplexity, usage
@@ -352,9 +352,7 @@ def main(argv: Sequence[str]) -> None:
     c = read_settings(argv)
     codes.check_begun(codes_folder(c))  # before it is locked, too
     accelerator = make_accelerator(c.precision)
-    stage = Path(c.run) / "tokenizer"
-    if accelerator.is_main_process and (busy := at_work(stage)) is not None:
-        print(f"{stage} is being trained by {busy}: these codes are of its weights as last saved", file=sys.stderr)
+    tell_of_training("these codes", accelerator, Path(c.run) / "tokenizer")
     with session(codes_folder(c), accelerator):
         folder = encode(c, accelerator)
     if accelerator.is_main_process:

@@ -93,7 +93,7 @@ from smalti.common.evaluation_file import evaluation_path, parts_path, tell, wri
 from smalti.common.launch import check_agree, make_accelerator, run_command
 from smalti.common.parts import in_parts
 from smalti.common.seeds import generator
-from smalti.common.session import session
+from smalti.common.session import session, tell_of_training
 from smalti.common.spacing import evenly_spaced
 from smalti.tokenizer.base import ImageTokenizer, LikelihoodTokenizer
 from smalti.tokenizer.criterion.criteria import remark_on_losses
@@ -210,6 +210,7 @@ def information_figures(
 def main(argv: Sequence[str]) -> None:
     c = read_settings(argv)
     accelerator = make_accelerator(c.precision)
+    tell_of_training("the figures", accelerator, Path(c.run) / "tokenizer")
     with session(Path(c.run) / "evaluation/tokenizer", accelerator):
         path = evaluate(c, accelerator, argv)
     if accelerator.is_main_process:
