@@ -132,6 +132,9 @@ def check_plan(folder: Path, info: CodesInfo) -> None:
                 f"{folder} holds codes of the tokenizer {before.tokenizer}, not of {info.tokenizer}; "
                 "give another --output, or remove the folder to encode again"
             )
+        if (before.redrawn is None) != (info.redrawn is None):
+            held = "the images' own codes" if before.redrawn is None else "what a prior drew in place of codes"
+            raise UserError(f"{folder} holds {held}; give another --output")
         were = _planned(before)
         differ = [key for key in were | planned if were.get(key) != planned.get(key)]
         if differ and differ != ["tokenizer"]:
@@ -149,7 +152,9 @@ def _planned(info: CodesInfo) -> dict[str, Any]:
 
 
 def check_begun(folder: Path) -> None:
-    """Raise `Refused` where a folder holds something that no command of ours began."""
+    """Raise `Refused` where a folder holds something that no command of ours began, or lies in a codes dataset."""
+    if around := next((parent for parent in folder.resolve().parents if is_whole(parent)), None):
+        raise Refused(f"{folder} lies in {around}, a codes dataset; give another --output")
     if os.path.lexists(folder) and not (folder / PLAN).is_file() and not (folder.is_dir() and is_empty(folder)):
         raise Refused(f"{folder} holds something that no command of ours began; give another --output")
 
@@ -439,11 +444,14 @@ def load_codes(folder: Path, splits: Sequence[str] | None = None) -> Codes:
 
 def load_redrawn(folder: Path) -> Codes:
     """Return the codes that a prior drew in place of those of the training images. Raises as `load_codes`."""
-    if not folder.is_dir():
-        raise UserError(f"there are no draws {folder}; prior/redraw.py writes them")
+    if not is_whole(folder) and not (folder / PLAN).is_file():
+        beside = f", and {folder / 'redrawn'} does" if is_whole(folder / "redrawn") else ""
+        raise UserError(f"{folder} holds no draws{beside}: give the folder that prior/redraw.py wrote, as RUN/redrawn")
     info, there = read_info(folder)
     if info.redrawn is None:
-        raise UserError(f"{folder} holds the images' own codes; prior/redraw.py draws others in their place")
+        raise UserError(
+            f"{folder} holds the images' own codes: give the folder that prior/redraw.py wrote, as RUN/redrawn"
+        )
     return _load(folder, ["train"], info, there)
 
 

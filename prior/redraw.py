@@ -72,7 +72,7 @@ from smalti.common.progress import progress_bar
 from smalti.common.seeds import uniforms_of_rows
 from smalti.common.session import session, tell_of_training
 from smalti.prior.base import Prior, Walks
-from smalti.prior.data import CodesRows, tell_of_other_codes
+from smalti.prior.data import CodesRows
 from smalti.prior.draw import DIVERGED, draw_categorical
 from smalti.prior.model import load_prior
 from smalti.prior.sample import DrawsInBatches, fitting_batch
@@ -105,7 +105,13 @@ def redraw(c: Settings, accelerator: Accelerator) -> Path:
     prior, of_file = read_steadily(model, lambda: (load_prior(model), sha256(model / "model.safetensors")))
     check_agree(of_file, f"the prior of {run}")
     check_prior(prior, data, sampling_of(c))
-    tell_of_other_codes(fingerprint := codes.codes_fingerprint(data), prior.config)
+    fingerprint = codes.codes_fingerprint(data)
+    if prior.config.codes not in (None, fingerprint):
+        accelerator.print(
+            "these are not the rows of codes that the prior was trained on (other images, or other views of them): it "
+            "may err more here than there",
+            file=sys.stderr,
+        )
     sampling = c.model_dump(mode="json", include=set(CodeSampling.model_fields))
     told = Redrawn(prior=of_file, codes=fingerprint, sampling=sampling, seed=c.seed)
     info = data.info.model_copy(update={"redrawn": told})
@@ -245,10 +251,12 @@ def main(argv: Sequence[str]) -> None:
     if accelerator.is_main_process:
         info, splits = codes.read_info(folder)
         told = splits[SPLIT]
-        print(f"{told['rows']} rows of {info.layout}: {told['as_they_were']:.1%} of the codes were drawn as they were")
+        given = ", ".join(f"{name} {getattr(c, name):g}" for name in CodeSampling.model_fields if getattr(c, name))
+        same = f"{told['as_they_were']:.1%} of the codes were drawn as they were"
+        print(f"{told['rows']} rows of {info.layout}, {given}: {same}")
         print(f"the draws are in {folder}")
-        given = ("--train", "decoder", "--replace_codes", 1, "--replace_by", "drawn", "--drawn_codes", folder)
-        print(f"next: {as_typed('tokenizer/train.py', '--start_from', Path(c.run), *given, '--run', 'ANOTHER_RUN')}")
+        words = ("--train", "decoder", "--replace_codes", 1, "--replace_by", "drawn", "--drawn_codes", folder)
+        print(f"next: {as_typed('tokenizer/train.py', '--start_from', Path(c.run), *words, '--run', 'ANOTHER_RUN')}")
 
 
 if __name__ == "__main__":

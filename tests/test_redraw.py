@@ -231,10 +231,16 @@ def test_draws_and_codes_are_not_taken_for_one_another(drawn_run):
     """A prior of a prior's draws would have looked like any other."""
     with pytest.raises(UserError, match="holds what a prior drew in place of the images' codes"):
         read_codes(str(drawn_run), str(drawn_run / "redrawn"))
-    with pytest.raises(UserError, match=r"holds the images' own codes; prior/redraw\.py draws others"):
+    with pytest.raises(UserError, match=r"holds the images' own codes: give the folder that prior/redraw\.py wrote"):
         codes.load_redrawn(drawn_run / "codes")
-    with pytest.raises(UserError, match=r"there are no draws .*none; prior/redraw\.py writes them"):
+    with pytest.raises(UserError, match=r"none holds no draws: give the folder that prior/redraw\.py wrote"):
         codes.load_redrawn(drawn_run / "none")
+    with pytest.raises(UserError, match=r"digits holds no draws, and .*redrawn does"):
+        codes.load_redrawn(drawn_run)
+    with pytest.raises(UserError, match="holds the images' own codes; give another --output"):
+        codes.check_plan(drawn_run / "codes", codes.load_redrawn(drawn_run / "redrawn").info)
+    with pytest.raises(UserError, match=r"lies in .*codes, a codes dataset; give another --output"):
+        codes.check_begun(drawn_run / "codes/inner/deeper")
     with pytest.raises(UserError, match=r"is where the images' own codes of .* lie"):
         redraw(Settings(run=str(drawn_run), output=str(drawn_run / "codes")), None)
 
@@ -372,13 +378,16 @@ def test_draws_of_images_that_were_read_or_held_out_otherwise_are_refused(
     assert not (tmp_path / "new/tokenizer/config.yaml").exists()
 
 
-def test_views_are_those_of_the_draws_whatever_the_settings_here(drawn_run):
+def test_views_are_those_of_the_draws_whatever_the_settings_here_and_it_is_said(drawn_run):
     """A model folder does not say how its images were shifted."""
     (images, how), (others, plain) = images_of_run(), (open_images(ImagesConfig(), (8, 8), 1), ImagesConfig())
     batch = images.splits["train"].read(torch.arange(60))
     there = DrawnCodes(drawn_run / "redrawn", images, how, seed=0).views_of(batch)
     here = DrawnCodes(drawn_run / "redrawn", others, plain, seed=0).views_of(batch)
     assert all(map(torch.equal, there, here))
+    drawn = DrawnCodes(drawn_run / "redrawn", others, plain, seed=0)
+    assert drawn.unused(how) is None
+    assert "images.shift 0 and images.flip False are not used: the draws are of views by" in drawn.unused(plain)
 
 
 def test_an_image_that_cannot_be_read_needs_no_draws(accelerator, tmp_path):
@@ -437,6 +446,12 @@ def test_draws_can_replace_codes_from_some_step_on(drawn_run, accelerator, tmp_p
     later = {"replace_by": "drawn", "drawn_codes": str(drawn_run / "redrawn"), "steps": 6, "change_settings": True}
     train(training(tmp_path / "new", drawn_run, **later), accelerator)
     assert '"replace_by"' in (tmp_path / "new/tokenizer/history.jsonl").read_text()
+    redraw(Settings(run=str(drawn_run), output=str(tmp_path / "others"), seed=1), accelerator)
+    near = {"replace_by": "near", "drawn_codes": None, "steps": 8, "change_settings": True}
+    train(training(tmp_path / "new", drawn_run, **near), accelerator)
+    again = later | {"drawn_codes": str(tmp_path / "others"), "steps": 10}
+    with pytest.raises(UserError, match=r"was trained on draws of fingerprint"):
+        train(training(tmp_path / "new", drawn_run, **again), accelerator)
 
 
 def test_draws_of_other_images_or_another_tokenizer_are_refused(drawn_run, accelerator, tmp_path):

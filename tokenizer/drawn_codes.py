@@ -94,6 +94,16 @@ class DrawnCodes:
                 f"{self.folder} holds codes of the tokenizer {self.info.tokenizer}, not of {tokenizer}: {AGAIN}"
             )
 
+    def unused(self, how: ImagesConfig) -> str | None:
+        """Return a line on the shifts and mirrors of a training, where they are others than those of the views."""
+        here, there = (how.shift, how.flip), (self.how.shift, self.how.flip)
+        if here == there:
+            return None
+        return (
+            f"images.shift {here[0]} and images.flip {here[1]} are not used: the draws are of views by images.shift "
+            f"{there[0]} and images.flip {there[1]}"
+        )
+
     def of_another_prior(self, model: Path) -> str | None:
         """Return a warning where a run has another prior by now than the one that drew, in its model folder."""
         weights, drawn = model / "model.safetensors", self.info.redrawn

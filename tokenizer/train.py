@@ -95,7 +95,7 @@ LEEWAY = Leeway(
         "encode.views",
         "encode.batch_size",
         "encode.shard_size",
-        "drawn_codes",  # their fingerprint is in the state, as long as codes are replaced by draws
+        "drawn_codes",  # their fingerprint is in the state
         "perceptual.trunk.path",  # the file's SHA-256 is in the state
         "adversarial.trunk.path",
     },
@@ -160,6 +160,7 @@ class TokenizerTraining(NamedTuple):
     skipped: SkippedSteps
     criteria: Criteria  # perceptual and adversarial losses
     drawn: DrawnCodes | None  # what a prior drew in place of the images' codes, for the decoder alone
+    draws: str | None  # the fingerprint of those, or of those that it was trained on before
     data: str  # fingerprint of the images
 
 
@@ -315,7 +316,16 @@ def start(
     with state.restoring(run):
         skipped = SkippedSteps(**saved.info["skipped"]) if saved else SkippedSteps()
     trained = TokenizerTraining(
-        tokenizer, ema, upkeep, accelerator.prepare(optimizer), means, skipped, criteria, drawn, images.fingerprint
+        tokenizer,
+        ema,
+        upkeep,
+        accelerator.prepare(optimizer),
+        means,
+        skipped,
+        criteria,
+        drawn,
+        drawn.fingerprint if drawn is not None else saved.info.get("drawn") if saved is not None else None,
+        images.fingerprint,
     )
     if saved is None:
         return trained, 0
@@ -353,7 +363,9 @@ def open_drawn_codes(
             f"{drawn.fingerprint[:12]}: give the same ones, or another --run"
         )
     accelerator.print(f"codes are replaced by {drawn}")
-    if origin is not None and (line := drawn.of_another_prior(origin.folder.resolve().parents[1] / "prior/model")):
+    if line := drawn.unused(c.images):
+        accelerator.print(line, file=sys.stderr)
+    if origin is not None and (line := drawn.of_another_prior(origin.folder.resolve().parent.parent / "prior/model")):
         accelerator.print(line, file=sys.stderr)
     return drawn
 
@@ -439,7 +451,7 @@ def save(trained: TokenizerTraining, step: int, run: Path, keep: int, accelerato
         **trained.criteria.tensors(),
     }
     trained.means.check_finite()  # weights that are not must never replace good ones
-    drawn = {} if trained.drawn is None else {"drawn": trained.drawn.fingerprint}
+    drawn = {} if trained.draws is None else {"drawn": trained.draws}
     if accelerator.is_main_process:
         trained.ema.model.save_pretrained(run / "model")  # first: a run whose last state is there has its model
         state.save_state(
