@@ -8,9 +8,12 @@ shows them to a decoder, as they are decoded, beside the images that they should
 no image; these are of one, and wrong where the prior errs.
 
 A code is drawn from p(code | class, the image's own codes before it), in the order in which the prior gives one code
-after another; of a masked prior, given those of earlier passes. Where a code is predicted in parts, each part is drawn
-given the true ones before it. A draw is a function of (weights, codes, row, seed), up to the rounding of another batch
-size. Each process writes whole shards; interrupted, the same command goes on at the first shard that is not whole.
+after another: of a masked prior given those of earlier passes, of nextset and nextscale those of earlier sets or grids.
+Where a code is predicted in parts, each part is drawn given the true ones before it. A draw is a function of (weights,
+codes, row, seed), up to the rounding of another batch size. Each process writes whole shards; interrupted, the same
+command goes on at the first shard that is not whole.
+
+Shapes: b rows of T codes (b, T), each of G parts (b, T, G); logits (b, V_g) of part g.
 """
 
 import sys

@@ -252,7 +252,7 @@ def test_no_default_config_is_read_where_weights_are_given():
 
 @pytest.mark.parametrize("family", ["residual", "vqvae2", "multiscale", "fsq"])
 def test_a_code_is_replaced_by_one_of_the_nearest_of_its_own_codebook(family, digits):
-    """Where two are at one distance either is."""
+    """Either of two codes may be it where both are at one distance."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(FAMILIES[family]).eval()
     layout, before = tokenizer.config.layout, tokenizer.encode(digits)
@@ -269,7 +269,7 @@ def test_a_code_is_replaced_by_one_of_the_nearest_of_its_own_codebook(family, di
 
 
 def test_the_share_of_codes_that_are_replaced_is_the_one_asked_for():
-    """Of 20,000 codes replaced by any of 16 each with 0.3, 28.1% change: the standard deviation is 0.3%."""
+    """A code in 16 is replaced by itself, so that 28.1% of 20,000 change: the standard deviation is 0.3%."""
     layout = FAMILIES["vq"].layout
     before = torch.zeros(20_000 // layout.length, layout.length, dtype=torch.int64)
     torch.manual_seed(0)

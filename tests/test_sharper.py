@@ -273,7 +273,7 @@ def test_it_learns_to_tell_images_from_reconstructions_and_is_then_called_too_st
 
 
 def test_a_criterion_counts_by_its_start_warm_up_and_ramp(place, trunk):
-    """Of eight steps two are without it, two train the discriminator alone, and then its weight rises by a fourth."""
+    """Two steps of eight are without it, two train the discriminator alone, and then its weight rises by a fourth."""
     config = PATCHES.model_copy(update={"start": 0.25, "warmup": 0.25, "ramp": 0.5})
     adversary = adversary_of(config, place, trunk)
     adversary.c = adversary.c.model_copy(update={"steps": 8})
